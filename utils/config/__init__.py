@@ -1,0 +1,22 @@
+"""Reading and checking `config.yaml`. Imports no torch.
+
+`load` gives a frozen `Config` whose attributes are the YAML names; `schema.py` says what each means.
+"""
+
+from __future__ import annotations
+
+from utils.config.lengths import differences, resolve_lengths, to_dict
+from utils.config.loader import config_file, load
+from utils.config.paths import check_files, class_names_file
+from utils.config.schema import Config
+
+__all__ = [
+    "Config",
+    "check_files",
+    "class_names_file",
+    "config_file",
+    "differences",
+    "load",
+    "resolve_lengths",
+    "to_dict",
+]

@@ -1,0 +1,96 @@
+"""A loaded config as plain values: epochs to iterations, dict form, and what differs between two of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from utils.config.schema import Config, is_free, leaves
+from utils.faults import UserError
+
+
+def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
+    """Turn lengths given in epochs into iterations; needs the list and the number of ranks, so `load` cannot do it.
+
+    An epoch is `videos / global_batch` iterations, which need not be whole: positions run on through the epochs without
+    a dropped last batch. The run's length is rounded up, all others to the nearest iteration.
+
+    Args:
+        videos: N, lines of the training list.
+        global_batch: clips per iteration over all shards.
+
+    Returns:
+        A new config; what was given in iterations is unchanged.
+
+    Raises:
+        UserError: the resolved lengths contradict each other.
+    """
+    per_epoch = videos / global_batch
+    plain = cfg.lr_scheduler
+    changes: dict[str, Any] = {}
+    if plain.max_epoch is not None:
+        changes["max_iter"] = math.ceil(plain.max_epoch * per_epoch)
+    if plain.warmup_epochs is not None:
+        changes["warmup_steps"] = round(plain.warmup_epochs * per_epoch)
+    if plain.lr_epochs is not None:
+        changes["lr_steps"] = tuple(max(1, round(epoch * per_epoch)) for epoch in plain.lr_epochs)
+    resolved = plain.model_copy(update=changes)
+    val_freq = cfg.val_freq
+    if cfg.val_freq_epochs is not None:
+        val_freq = max(1, round(cfg.val_freq_epochs * per_epoch))
+    _check(resolved.max_iter or 0, resolved.warmup_steps or 0, resolved.lr_steps or (), videos, global_batch)
+    return cfg.model_copy(update={"lr_scheduler": resolved, "val_freq": val_freq})
+
+
+def _check(max_iter: int, warmup_steps: int, lr_steps: tuple[int, ...], videos: int, global_batch: int) -> None:
+    size = f"with {videos} videos and a global batch of {global_batch}"
+    if warmup_steps >= max_iter:
+        raise UserError(
+            f"common.lr_scheduler: {size} the warm-up takes {warmup_steps} of {max_iter} iterations; shorten it"
+        )
+    if any(a >= b for a, b in zip((0, *lr_steps), (*lr_steps, max_iter), strict=True)):
+        raise UserError(
+            f"common.lr_scheduler: {size} the steps come to {list(lr_steps)} of {max_iter} iterations; "
+            "they must increase and end before the run does"
+        )
+
+
+def to_dict(cfg: Config) -> dict[str, Any]:
+    """The config as nested dicts of plain JSON values, in the order of the schema."""
+    return cfg.model_dump(mode="json")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any, bool]]:
+    """What changed between two `to_dict` forms.
+
+    A key that one of them lacks (written by another version) counts as holding its default.
+
+    Returns:
+        (dotted key, old value, new value, free) in the order of the schema; free: the change does not alter the meaning
+        of the run, so a resume may make it.
+    """
+    flat_old, flat_new = _flat(old), _flat(new)
+    keys = [key for key, _ in leaves() if key != "model.kwargs"]
+    keys += sorted((flat_old.keys() | flat_new.keys()) - set(keys))
+    defaults = _defaults()
+    found = []
+    for key in keys:
+        before, after = (flat.get(key, defaults.get(key)) for flat in (flat_old, flat_new))
+        if before != after:
+            found.append((key, before, after, is_free(key)))
+    return found
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _defaults() -> dict[str, Any]:
+    plain = {key: info.get_default() for key, info in leaves() if not info.is_required()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}

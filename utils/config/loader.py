@@ -1,0 +1,336 @@
+"""`config.yaml` and `--set` -> `Config`, or one error that lists every problem with its line.
+
+The passes: YAML to plain values with lines (`yaml_lines.py`) -> overrides -> each key against the schema -> `model.*`
+against the code (`model_options.py`) -> rules between keys (`rules.py`). A later pass leaves out what an earlier one
+found wrong, and goes on with the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from utils.config import model_options, paths, rules, yaml_lines
+from utils.config.schema import PAIRS, BatchNorm, Config, leaves, sections
+from utils.faults import UserError, did_you_mean
+
+FILE = "config.yaml"
+ROOT_KEY = "common"
+_KWARGS = ("model", "kwargs")
+
+Keys = tuple[Any, ...]  # ("model", "type"): without the root key
+
+
+def load(exp_or_file: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """Read and check an experiment's config. Imports nothing heavy, touches no file but this one and our own code.
+
+    Args:
+        exp_or_file: experiment folder (its `config.yaml` is read) or a YAML file.
+        overrides: `key=value` texts, `common.` may be left out, values as in YAML. One of a pair like max_iter and
+            max_epoch takes the place of the other.
+
+    Returns:
+        The config; list files and roots are absolute (relative ones are looked for in the repository, then beside the
+        config), "off" is None, lengths in epochs are not yet resolved (`resolve_lengths`).
+
+    Raises:
+        UserError: all problems, one per line, `file:line: common.x.y: what is wrong`.
+    """
+    file = config_file(exp_or_file)
+    try:
+        document = yaml_lines.read(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    draft = _Draft(file)
+    draft.take(document)
+    for override in overrides:
+        draft.override(override)
+    config = None if draft.unusable else draft.check()
+    if draft.problems or config is None:
+        raise UserError(draft.report())
+    return config
+
+
+def config_file(exp_or_file: Path | str) -> Path:
+    """The config file of an experiment folder, or the file itself.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(exp_or_file)
+    file = path / FILE if path.is_dir() else path
+    if not file.is_file():
+        what = f"holds no {FILE}" if path.is_dir() else "there is no such experiment folder"
+        raise UserError(f"{path}: {what}; `python main.py new {path} --from EXPERIMENT` makes one")
+    return file
+
+
+@dataclass
+class _Draft:
+    """What is known of a config while it is being read: raw values, where each is from, and the problems so far."""
+
+    file: Path
+    raw: dict[str, Any] = field(default_factory=dict)
+    where: dict[Keys, str] = field(default_factory=dict)  # path -> "file:line" or "--set"
+    order: dict[Keys, int] = field(default_factory=dict)  # path -> line, to sort problems
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    in_error: set[str] = field(default_factory=set)
+    unusable: bool = False
+
+    def problem(self, keys: Keys, text: str) -> None:
+        """Note a problem at the line of the longest part of `keys` that stands in the file."""
+        place = keys
+        while place and place not in self.where:
+            place = place[:-1]
+        where = self.where.get(place, f"{self.file}:1")
+        self.problems.append((self.order.get(place, 0), f"{where}: {_dotted((ROOT_KEY, *keys))}: {text}"))
+        self.in_error.add(_dotted(keys))
+
+    def report(self) -> str:
+        lines = [text for _, text in sorted(self.problems, key=lambda problem: problem[0])]
+        return lines[0] if len(lines) == 1 else "\n".join([f"the config has {len(lines)} problems", *lines])
+
+    def take(self, document: yaml_lines.Document) -> None:
+        """Take the values under the root key."""
+        for keys, line, text in document.problems:
+            name = f"{_dotted(keys)}: " if keys else ""
+            self.problems.append((line, f"{self.file}:{line}: {name}{text}"))
+            self.in_error.add(_dotted(keys[1:]))
+        top = document.value
+        if document.problems and top is None:
+            self.unusable = True
+            return
+        if not isinstance(top, dict) or not isinstance(top.get(ROOT_KEY), dict):
+            line = document.lines.get((ROOT_KEY,), 1)
+            self.problems.append(
+                (line, f"{self.file}:{line}: {ROOT_KEY}: missing; all keys stand in a section called {ROOT_KEY}")
+            )
+            self.unusable = True
+            return
+        for name in [name for name in top if name != ROOT_KEY]:
+            line = document.lines[(name,)]
+            text = f"unknown key; all keys stand in the section {ROOT_KEY}{did_you_mean(str(name), [ROOT_KEY])}"
+            self.problems.append((line, f"{self.file}:{line}: {name}: {text}"))
+        self.raw = top[ROOT_KEY]
+        for keys, line in document.lines.items():
+            if keys[:1] == (ROOT_KEY,):
+                self.where[keys[1:]] = f"{self.file}:{line}"
+                self.order[keys[1:]] = line
+
+    def override(self, text: str) -> None:
+        """Apply one `key=value`."""
+        name, equals, value_text = text.partition("=")
+        keys = tuple(name.strip().removeprefix(f"{ROOT_KEY}.").split("."))
+        document = yaml_lines.parse(value_text)
+        if not equals or not all(keys):
+            self.problems.append((-1, f"--set {text}: write it as key=value, for example batch_size=16"))
+        elif document.problems or isinstance(document.value, dict):
+            why = document.problems[0][2] if document.problems else "the value must be one value or a list"
+            self.problems.append((-1, f"--set {text}: {why}"))
+        else:
+            self._put(keys, document.value)
+
+    def _put(self, keys: Keys, value: Any) -> None:
+        place = self.raw
+        for depth, name in enumerate(keys[:-1], start=1):
+            if not isinstance(place.get(name), dict):
+                place[name] = {}
+                self.where[keys[:depth]] = "--set"
+            place = place[name]
+        place[keys[-1]] = value
+        self.where[keys] = "--set"
+        self.order[keys] = -1
+        for first, second, _ in PAIRS if value is not None else ():
+            if _dotted(keys) in (first, second):
+                other = tuple((second if _dotted(keys) == first else first).split("."))
+                _remove(self.raw, other)
+                self.where.pop(other, None)
+
+    def check(self) -> Config | None:
+        """All checks on the values; the config if the schema could make one."""
+        for name in sections():
+            if name and self.raw.get(name, ...) is None:
+                self.raw[name] = {}  # `augmentation:` with nothing under it
+        config = self._against_schema(Config, self.raw, ())
+        values = self._values(config)
+        kwargs = self._model_options(values)
+        for key, text in rules.broken_rules(values, self.in_error):
+            self.problem(tuple(key.split(".")), text)
+        if config is None or self.problems:
+            return None
+        return self._finish(config, kwargs)
+
+    def _against_schema(self, kind: type[BaseModel], raw: Any, prefix: Keys) -> Any:
+        try:
+            return kind.model_validate(raw)
+        except ValidationError as errors:
+            for error in errors.errors(include_url=False):
+                keys = _known_part(prefix + tuple(error["loc"]), prefix)
+                if _dotted(keys) not in self.in_error:  # one problem per key: the first says enough
+                    self.problem(keys, _in_words(dict(error), keys))
+        return None
+
+    def _values(self, config: Config | None) -> dict[str, Any]:
+        """Dotted key -> value; from the raw values where some are wrong, so that the rest can still be compared."""
+        values: dict[str, Any] = {}
+        for key, info in leaves():
+            value: Any = config if config is not None else self.raw
+            for name in key.split("."):
+                if isinstance(value, BaseModel):
+                    value = getattr(value, name)
+                else:
+                    value = value.get(name, ...) if isinstance(value, Mapping) else ...
+            values[key] = info.get_default(call_default_factory=True, validated_data={}) if value is ... else value
+        return values
+
+    def _model_options(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Check model.type, model.backbone and model.kwargs; returns the kwargs with the batch-norm keys filled in."""
+        method, backbone = values["model.type"], values["model.backbone"]
+        for key, name, known in (
+            ("type", method, model_options.methods()),
+            ("backbone", backbone, model_options.backbones()),
+        ):
+            if isinstance(name, str) and name not in known:
+                text = f"there is no {'method' if key == 'type' else key} called {name}{did_you_mean(name, known)}"
+                self.problem(("model", key), f"{text}; there are {', '.join(known)}")
+        raw = values["model.kwargs"]
+        if not isinstance(raw, dict):
+            return {}
+        batch_norm = {name: value for name, value in raw.items() if name in BatchNorm.model_fields}
+        checked = self._against_schema(BatchNorm, batch_norm, _KWARGS)
+        known = model_options.options(str(method), str(backbone))
+        for name, value in raw.items():
+            if name in batch_norm:
+                continue
+            if name in known:
+                wrong = model_options.mismatch(value, known[name].annotation)
+            else:
+                near = did_you_mean(str(name), [*known, *BatchNorm.model_fields])
+                unknown = {"model.type", "model.backbone"} & self.in_error
+                who = "any method or backbone" if unknown else f"{method} on {backbone}"
+                wrong = f"not an option of {who}{near}"
+            if wrong:
+                self.problem((*_KWARGS, name), wrong)
+        for option in known.values() if not {"model.type", "model.backbone"} & self.in_error else ():
+            if option.default is None and option.name not in raw:
+                self.problem((*_KWARGS, option.name), f"missing: {option.where} gives it no default")
+        return {**raw, **(checked.model_dump() if checked else {})}
+
+    def _finish(self, config: Config, kwargs: dict[str, Any]) -> Config:
+        """Fill in what follows from other values, and where each value is from."""
+        origins = {_dotted(keys): where for keys, where in self.where.items()}
+        scheduler = config.lr_scheduler
+        changes: dict[str, Any] = {}
+        if scheduler.warmup_steps is None and scheduler.warmup_epochs is None:
+            changes["warmup_steps"] = 0
+        if scheduler.warmup_lr is None:
+            changes["warmup_lr"] = scheduler.base_lr
+            origins["lr_scheduler.warmup_lr"] = "computed: base_lr, there is no warm-up"
+        model: dict[str, Any] = {"kwargs": kwargs}
+        if isinstance(config.model.pretrained, str):
+            model["pretrained"] = str(paths.resolve(config.model.pretrained, self.file.parent))
+        root_keys: dict[str, Any] = {
+            "model": config.model.model_copy(update=model),
+            "lr_scheduler": scheduler.model_copy(update=changes),
+        }
+        for key in paths.PATH_KEYS:
+            root_keys[key] = str(paths.resolve(getattr(config, key), self.file.parent))
+        if config.data.class_names is not None:
+            names = str(paths.resolve(config.data.class_names, self.file.parent))
+            root_keys["data"] = config.data.model_copy(update={"class_names": names})
+        result = config.model_copy(update=root_keys)
+        result._origins.update(origins)
+        return result
+
+
+def _remove(raw: dict[str, Any], keys: Keys) -> None:
+    for name in keys[:-1]:
+        raw = raw.get(name) if isinstance(raw, dict) else {}  # type: ignore[assignment]
+    if isinstance(raw, dict):
+        raw.pop(keys[-1], None)
+
+
+def _dotted(keys: Iterable[Any]) -> str:
+    return ".".join(map(str, keys))
+
+
+def _known_part(keys: Keys, prefix: Keys) -> Keys:
+    """The part of an error's location that names a key: pydantic adds list positions and names of types."""
+    if prefix:
+        return keys[: len(prefix) + 1]
+    named = [name for name in sections() if name]
+    return keys[:2] if keys[0] in named else keys[:1]
+
+
+def _in_words(error: Mapping[str, Any], keys: Keys) -> str:
+    """One pydantic error as a sentence for the user."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    shown = model_options.shown(value)
+    position = error["loc"][-1] if isinstance(error["loc"][-1], int) else None
+    each = "" if position is None else f"number {position + 1} "
+    if kind == "missing":
+        return f"missing: {_meaning(keys)}"
+    if kind == "extra_forbidden":
+        return f"unknown key{_nearest(keys)}"
+    if kind == "literal_error":
+        choices = [choice.strip("'") for choice in context["expected"].replace(" or ", ", ").split(", ")]
+        near = did_you_mean(str(value), choices) or _other_case(value, choices)
+        return f"must be {'one of ' if len(choices) > 1 else ''}{', '.join(choices)}, not {shown}{near}"
+    if kind == "value_error":
+        return f"{context['error']}" + ("" if "must be true" not in str(context["error"]) else f", not {shown}")
+    if kind in ("too_short", "too_long"):
+        wanted = context.get("min_length", context.get("max_length"))
+        return f"must hold {wanted} numbers, not {context['actual_length']}"
+    limits = {"greater_than": ("greater than", "gt"), "greater_than_equal": ("at least", "ge")}
+    limits |= {"less_than": ("less than", "lt"), "less_than_equal": ("at most", "le")}
+    if kind in limits:
+        word, name = limits[kind]
+        return f"{each}must be {word} {context[name]:g}, not {shown}"
+    return f"{each}must be {_KINDS.get(kind, error['msg'])}, not {shown}"
+
+
+_KINDS = {
+    "int_type": "an integer",
+    "int_from_float": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "string_too_short": "a text that is not empty",
+    "tuple_type": "a list",
+    "dict_type": "a section with keys of its own",
+    "model_type": "a section with keys of its own",
+    "finite_number": "a finite number",
+}
+
+
+def _meaning(keys: Keys) -> str:
+    for key, info in leaves():
+        if key == _dotted(keys):
+            return info.description or ""
+    held = [name for name, info in sections()[str(keys[0])].model_fields.items() if info.is_required()]
+    return f"the section with {', '.join(held)}"
+
+
+def _nearest(keys: Keys) -> str:
+    """Where an unknown key may have been meant: the same word in another section, else a similar word in this one."""
+    *_, word = map(str, keys)
+    known = [key for key, _ in leaves()]
+    same = [key for key in known if key.rpartition(".")[2] == word]
+    if same:
+        return f" (did you mean {ROOT_KEY}.{same[0]}?)"
+    siblings = sections().get(str(keys[0]) if len(keys) > 1 else "", Config).model_fields
+    near = did_you_mean(word, siblings)
+    if near:
+        return near
+    names = {key.rpartition(".")[2]: key for key in known}
+    found = did_you_mean(word, names)
+    return f" (did you mean {ROOT_KEY}.{names[found[15:-2]]}?)" if found else ""
+
+
+def _other_case(value: Any, choices: Sequence[str]) -> str:
+    same = [choice for choice in choices if choice.lower() == str(value).lower()]
+    return f" (did you mean {same[0]}?)" if same else ""

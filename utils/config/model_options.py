@@ -1,0 +1,164 @@
+"""What `model.type`, `model.backbone` and `model.kwargs` may be, read from the source of methods/ and networks/.
+
+What is special: the files are parsed, never imported, so a config is checked without torch; and a new method is one new
+file: its `build(*, ...)` says which options it takes, by name, type and default.
+
+- a method is a file `methods/NAME.py` that defines `build`; names that start with `_` are not methods
+- a backbone is a public function of a file in networks/ whose parameters are all keyword-only, `num_class` among them
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+GIVEN_BY_US = {"type", "backbone", "num_class", "num_segments", "dropout", "pretrained"}  # have their own config keys
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword-only parameter."""
+
+    name: str
+    annotation: str  # as written: "int", "float | None", "Literal['a', 'b']"; "" if absent
+    default: str | None  # as written; None: must be given
+    where: str  # the file that defines it, relative to the root
+
+
+@dataclass(frozen=True)
+class Builder:
+    """A `build` of a method, or a function that makes a backbone."""
+
+    name: str
+    where: str
+    options: tuple[Option, ...]
+    takes_more: bool  # has **kwargs: passes the rest on to the backbone
+
+
+@functools.cache
+def methods(root: Path = ROOT) -> Mapping[str, Builder]:
+    """The legal values of model.type."""
+    found = {}
+    for file in sorted((root / "methods").glob("*.py")):
+        if not file.name.startswith("_"):
+            for function in _functions(file):
+                if function.name == "build":
+                    found[file.stem] = _builder(function, file.stem, file, root)
+    return found
+
+
+@functools.cache
+def backbones(root: Path = ROOT) -> Mapping[str, Builder]:
+    """The legal values of model.backbone."""
+    found = {}
+    for file in sorted((root / "networks").glob("*.py")):
+        if not file.name.startswith("_"):
+            for function in _functions(file):
+                names = {argument.arg for argument in function.args.kwonlyargs}
+                positional = function.args.args or function.args.posonlyargs or function.args.vararg
+                if "num_class" in names and not positional and not function.name.startswith("_"):
+                    found[function.name] = _builder(function, function.name, file, root)
+    return found
+
+
+def options(method: str, backbone: str, root: Path = ROOT) -> dict[str, Option]:
+    """What model.kwargs may hold for this method on this backbone; an unknown name stands for all of its kind."""
+    known_methods, known_backbones = methods(root), backbones(root)
+    builders = [known_methods[method]] if method in known_methods else list(known_methods.values())
+    networks = [known_backbones[backbone]] if backbone in known_backbones else list(known_backbones.values())
+    if any(builder.takes_more for builder in builders):
+        builders = [*networks, *builders]
+    found = {option.name: option for builder in builders for option in builder.options}
+    return {name: option for name, option in found.items() if name not in GIVEN_BY_US}
+
+
+def mismatch(value: Any, annotation: str) -> str | None:
+    """What is wrong with a plain value for a parameter annotated so; None if it fits or the annotation is not simple.
+
+    Knows bool, int, float, str, None, unions, Literal, tuple/list/Sequence of these; an int fits a float.
+    """
+    try:
+        tree = ast.parse(annotation, mode="eval").body if annotation else None
+    except SyntaxError:
+        tree = None
+    if tree is None or _fits(value, tree):
+        return None
+    return f"must be {_in_words(tree)}, not {shown(value)}"
+
+
+def shown(value: Any) -> str:
+    """A value as YAML would write it, shortened."""
+    text = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else None
+    if text is None:
+        text = "null" if value is None else "a section" if isinstance(value, dict) else repr(value)
+    if isinstance(value, tuple):
+        text = "[" + ", ".join(shown(item) for item in value) + "]"
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _functions(file: Path) -> list[ast.FunctionDef]:
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return []  # importing the file will say what is wrong with it
+    return [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+
+
+def _builder(function: ast.FunctionDef, name: str, file: Path, root: Path) -> Builder:
+    where = str(file.relative_to(root))
+    arguments = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    found = tuple(
+        Option(
+            name=argument.arg,
+            annotation=ast.unparse(argument.annotation) if argument.annotation else "",
+            default=None if default is None else ast.unparse(default),
+            where=where,
+        )
+        for argument, default in arguments
+    )
+    return Builder(name=name, where=where, options=found, takes_more=function.args.kwarg is not None)
+
+
+_KINDS = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
+_WORDS = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "a text", "None": "null"}
+
+
+def _fits(value: Any, annotation: ast.expr) -> bool:
+    match annotation:
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _fits(value, left) or _fits(value, right)
+        case ast.Constant(value=None):
+            return value is None
+        case ast.Name(id="bool"):
+            return isinstance(value, bool)
+        case ast.Name(id=("int" | "float" | "str") as name):
+            return isinstance(value, _KINDS[name]) and not isinstance(value, bool)
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            return any(value == choice and type(value) is type(choice) for choice in _literal(choices))
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=[item, ast.Constant(value=second)])):
+            return isinstance(value, tuple) and second is ... and all(_fits(part, item) for part in value)
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=items)):
+            return isinstance(value, tuple) and len(value) == len(items) and all(map(_fits, value, items))
+        case ast.Subscript(value=ast.Name(id=("list" | "Sequence")), slice=item):
+            return isinstance(value, tuple) and all(_fits(part, item) for part in value)
+    return True
+
+
+def _literal(choices: ast.expr) -> list[Any]:
+    value = ast.literal_eval(choices)
+    return list(value) if isinstance(choices, ast.Tuple) else [value]
+
+
+def _in_words(annotation: ast.expr) -> str:
+    match annotation:
+        case ast.BinOp(left=left, right=right):
+            return f"{_in_words(left)} or {_in_words(right)}"
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=choices):
+            return "one of " + ", ".join(shown(choice) for choice in _literal(choices))
+    text = ast.unparse(annotation)
+    return _WORDS.get(text, f"a value of type {text}")

@@ -1,0 +1,64 @@
+"""Files that a config names: where relative paths lead, and whether the files are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils.config.schema import Config
+from utils.faults import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+PATH_KEYS = ("train_root", "train_source", "val_root", "val_source")
+CLASS_FILE = "classInd.txt"
+
+
+def resolve(path: str, folder: Path) -> Path:
+    """Absolute paths stay; relative ones lead into the repository if they exist there, else beside the config.
+
+    Where neither exists the repository's is returned, which is the one the message then names.
+    """
+    written = Path(path).expanduser()
+    if written.is_absolute():
+        return written
+    beside = folder.resolve() / written
+    return beside if beside.exists() and not (ROOT / written).exists() else ROOT / written
+
+
+def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
+    """See that every file and folder that the config names exists. Not part of `load`: a config is read on any machine.
+
+    Args:
+        cfg: the config.
+        splits: whose list and root are needed; an evaluation needs no training list.
+
+    Raises:
+        UserError: all that are missing, one per line, `file:line: common.x: ...`.
+    """
+    problems = []
+    for key in (f"{split}_source" for split in splits):
+        if not Path(getattr(cfg, key)).is_file():
+            problems.append(f"{_where(cfg, key)}there is no list file {getattr(cfg, key)}")
+    for key in (f"{split}_root" for split in splits):
+        if not Path(getattr(cfg, key)).is_dir():
+            problems.append(f"{_where(cfg, key)}there is no folder {getattr(cfg, key)}")
+    others = [("data.class_names", cfg.data.class_names)]
+    others += [("model.pretrained", cfg.model.pretrained)] if "train" in splits else []
+    for key, path in others:
+        if isinstance(path, str) and not Path(path).exists():
+            problems.append(f"{_where(cfg, key)}there is no {path}")
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+def class_names_file(cfg: Config) -> Path | None:
+    """`data.class_names`, else classInd.txt beside the training list, else None: classes then go by their number."""
+    if cfg.data.class_names is not None:
+        return Path(cfg.data.class_names)
+    beside = Path(cfg.train_source).parent / CLASS_FILE
+    return beside if beside.is_file() else None
+
+
+def _where(cfg: Config, key: str) -> str:
+    origin = cfg.origin(key)
+    return f"{origin}: common.{key}: " if origin != "default" else f"common.{key}: "

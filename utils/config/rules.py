@@ -1,0 +1,145 @@
+"""Rules between keys: what each key alone cannot get wrong.
+
+Every rule is a function of a look-up and gives (key, text) for what it finds. The look-up raises `Unknown` for a key
+that is itself in error, which drops that rule, so that all problems of a file can be reported at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from utils.config.schema import PAIRS
+
+Problem = tuple[str, str]  # dotted key, text
+LookUp = Callable[[str], Any]
+
+
+class Unknown(Exception):
+    """The value of this key is missing or wrong."""
+
+
+def broken_rules(values: Mapping[str, Any], in_error: set[str]) -> list[Problem]:
+    """Apply all rules.
+
+    Args:
+        values: dotted key -> value, defaults filled in, off is None.
+        in_error: dotted keys (or sections) whose value cannot be used.
+
+    Returns:
+        (key, text) of every broken rule.
+    """
+
+    def look_up(key: str) -> Any:
+        if key not in values or any(key == bad or key.startswith(f"{bad}.") for bad in in_error):
+            raise Unknown
+        return values[key]
+
+    found: list[Problem] = []
+    for rule in _RULES:
+        try:
+            found.extend(rule(look_up))
+        except Unknown:
+            continue
+    return found
+
+
+def _pair(first: str, second: str, required: bool) -> Callable[[LookUp], Iterator[Problem]]:
+    def rule(value: LookUp) -> Iterator[Problem]:
+        given = [key for key in (first, second) if value(key) is not None]
+        names = f"{_short(first)} or {_short(second)}"
+        if len(given) == 2:
+            yield second, f"give either {names}, not both"
+        if required and not given:
+            yield first, f"missing: give {names}"
+
+    return rule
+
+
+def _crop_fits(value: LookUp) -> Iterator[Problem]:
+    if value("augmentation.input_size") > value("augmentation.test_resize"):
+        size, short = value("augmentation.input_size"), value("augmentation.test_resize")
+        yield "augmentation.input_size", f"a crop of {size} pixels does not fit a short side (test_resize) of {short}"
+
+
+def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
+    if value("augmentation.mix_up") and value("batch_size") % 2:
+        yield "batch_size", f"mix_up mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}"
+
+
+def _policy(value: LookUp) -> Iterator[Problem]:
+    if value("policy") and value("no_wd"):
+        yield "policy", "has no effect beside no_wd: true, which makes other parameter groups; set one of them to false"
+
+
+def _nesterov(value: LookUp) -> Iterator[Problem]:
+    if value("nesterov") and value("momentum") == 0:
+        yield "nesterov", "needs a momentum greater than 0"
+
+
+def _warm_up_ends(value: LookUp) -> Iterator[Problem]:
+    for unit in (("warmup_steps", "max_iter"), ("warmup_epochs", "max_epoch")):
+        short, long = (value(f"lr_scheduler.{key}") for key in unit)
+        if short is not None and long is not None and short >= long:
+            yield f"lr_scheduler.{unit[0]}", f"must be less than {unit[1]} ({short:g} is not less than {long:g})"
+
+
+def _peak(value: LookUp) -> Iterator[Problem]:
+    warm_up = value("lr_scheduler.warmup_steps") or value("lr_scheduler.warmup_epochs")
+    base, peak = value("lr_scheduler.base_lr"), value("lr_scheduler.warmup_lr")
+    if warm_up and peak is None:
+        yield "lr_scheduler.warmup_lr", "missing: the peak learning rate, at which the warm-up ends"
+    if not warm_up and peak is not None and peak != base:
+        yield (
+            "lr_scheduler.warmup_lr",
+            f"has no effect without a warm-up: the peak would be base_lr, {base:g}; remove it",
+        )
+    top = peak if warm_up and peak is not None else base
+    if value("lr_scheduler.min_lr") > top:
+        yield "lr_scheduler.min_lr", f"must not be greater than the peak learning rate, {top:g}"
+
+
+def _steps(value: LookUp) -> Iterator[Problem]:
+    mults = value("lr_scheduler.lr_mults")
+    where = {"lr_steps": value("lr_scheduler.lr_steps"), "lr_epochs": value("lr_scheduler.lr_epochs")}
+    if value("lr_scheduler.type") == "COSINE":
+        for name, given in {**where, "lr_mults": mults}.items():
+            if given is not None:
+                yield f"lr_scheduler.{name}", "has no effect with type: COSINE; remove it, or set type: STEP"
+        return
+    given = next((steps for steps in where.values() if steps is not None), None)
+    if given is None:
+        yield "lr_scheduler.lr_steps", "missing: type: STEP needs lr_steps (or lr_epochs) and lr_mults"
+    elif mults is None:
+        yield "lr_scheduler.lr_mults", "missing: type: STEP needs a factor for each of its steps"
+    elif len(given) != len(mults):
+        name = next(name for name, steps in where.items() if steps is not None)
+        yield "lr_scheduler.lr_mults", f"{len(mults)} factors for {len(given)} {name}; there must be one for each"
+
+
+def _steps_end(value: LookUp) -> Iterator[Problem]:
+    for steps, end in (("lr_steps", "max_iter"), ("lr_epochs", "max_epoch")):
+        given, last = value(f"lr_scheduler.{steps}"), value(f"lr_scheduler.{end}")
+        if given and last is not None and given[-1] >= last:
+            yield (
+                f"lr_scheduler.{steps}",
+                f"the last one, {given[-1]:g}, is not before the end of the run ({end} {last:g})",
+            )
+
+
+_RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
+    *itertools.starmap(_pair, PAIRS),
+    _crop_fits,
+    _mixed_pairs,
+    _policy,
+    _nesterov,
+    _warm_up_ends,
+    _peak,
+    _steps,
+    _steps_end,
+)
+
+
+def _short(key: str) -> str:
+    return key.rpartition(".")[2]

@@ -1,0 +1,149 @@
+"""`python main.py config EXP`: the resolved config as YAML, and where each value comes from.
+
+`--docs` and `--schema` write the two files that are generated from the schema.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.config.lengths import to_dict
+from utils.config.loader import load
+from utils.config.paths import ROOT
+from utils.config.schema import BatchNorm, Config, is_free, leaves
+from utils.faults import UserError
+
+DOCS = Path("docs/config.md")
+SCHEMA = Path("exps/config.schema.json")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a config, or write the generated files."""
+    parser = argparse.ArgumentParser(prog="main.py config", description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("exp", nargs="?", type=Path, help="experiment folder, or a YAML file")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value")
+    parser.add_argument("--docs", action="store_true", help=f"write {DOCS}")
+    parser.add_argument("--schema", action="store_true", help=f"write {SCHEMA}, for completion in editors")
+    args = parser.parse_args(argv)
+    if not (args.exp or args.docs or args.schema):
+        raise UserError("name an experiment folder, as in `python main.py config exps/demo_exps/tsm_resnet18/motion8`")
+    for wanted, file, text in ((args.docs, DOCS, markdown), (args.schema, SCHEMA, json_schema)):
+        if wanted:
+            (ROOT / file).parent.mkdir(exist_ok=True)
+            (ROOT / file).write_text(text(), encoding="utf-8")
+            print(f"wrote {file}")
+    if args.exp:
+        print(as_yaml(load(args.exp, args.set)))
+    return 0
+
+
+def as_yaml(cfg: Config) -> str:
+    """The config as a YAML file that gives the same config again; a comment behind each value says where it is from."""
+    return "\n".join(["common:", *_lines(cfg, to_dict(cfg), "")])
+
+
+def _origin(cfg: Config, key: str) -> str:
+    """Where a value is from, without the folder: all lines of one config name the same."""
+    return cfg.origin(key).rpartition("/")[2]
+
+
+def _lines(cfg: Config, tree: dict[str, Any], prefix: str) -> Iterator[str]:
+    indent = "    " * (prefix.count(".") + 1)
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and value:
+            yield f"{indent}{name}:"
+            yield from _lines(cfg, value, f"{key}.")
+        else:
+            yield f"{f'{indent}{name}: {json.dumps(value)}':<60}  # {_origin(cfg, key)}"
+
+
+def json_schema() -> str:
+    """JSON schema of the whole file; `model.kwargs` is open, the code of methods/ and networks/ decides on it."""
+    inner = Config.model_json_schema()
+    definitions = inner.pop("$defs")
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Zoetrope experiment",
+        "type": "object",
+        "properties": {"common": inner},
+        "required": ["common"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+    return json.dumps(_without_own_words(schema), indent=1) + "\n"
+
+
+def _without_own_words(node: Any) -> Any:
+    """Drop what only we understand (`free`) and what says nothing new (pydantic's titles of keys)."""
+    if isinstance(node, dict):
+        kept = {name: _without_own_words(value) for name, value in node.items() if name != "free"}
+        if isinstance(kept.get("title"), str) and "description" in kept:
+            del kept["title"]
+        return kept
+    return [_without_own_words(item) for item in node] if isinstance(node, list) else node
+
+
+def markdown() -> str:
+    """The reference page of all keys."""
+    text = [
+        "# config.yaml, key by key",
+        "",
+        "Written by `python main.py config --docs` from `utils/config/schema.py`; do not edit by hand.",
+        "",
+        "All keys stand under `common:`. A key without a default is required. `resume` says whether it may change when",
+        "a run is continued: *yes* does not alter what the run means, *no* is refused (start anew with `--fresh`).",
+        "`--set common.key=value` overrides a key for one run; of two keys that say one thing, like `max_iter` and",
+        "`max_epoch`, the one that is set takes the place of the other. Relative paths are looked for in the",
+        "repository first, then beside the config.",
+        "`python main.py config EXP` prints a config with all defaults and where each value comes from.",
+        "",
+        *_table(leaves()),
+        "",
+        "## model.kwargs",
+        "",
+        "The options of the method (parameters of `build` in `methods/<type>.py`) and of the backbone (parameters of",
+        "its builder in `networks/`), by their names there, and these:",
+        "",
+        *_table((f"model.kwargs.{name}", info) for name, info in leaves(BatchNorm)),
+        "",
+    ]
+    return "\n".join(text)
+
+
+def _table(fields: typing.Iterable[tuple[str, Any]]) -> Iterator[str]:
+    yield "| key | type | default | resume | meaning |"
+    yield "|---|---|---|---|---|"
+    for key, info in fields:
+        default = "required" if info.is_required() else f"`{_value(info.get_default(call_default_factory=True))}`"
+        meaning = (info.description or "").replace("|", "\\|")
+        yield f"| `{key}` | {_type(info.annotation)} | {default} | {'yes' if is_free(key) else 'no'} | {meaning} |"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "null"
+    return json.dumps(list(value) if isinstance(value, tuple) else value)
+
+
+_WORDS = {bool: "true, false", int: "integer", float: "number", str: "text"}
+
+
+def _type(kind: Any) -> str:
+    """A type in words: `number`, `list of integers`, `one of A, B`."""
+    origin = typing.get_origin(kind)
+    if origin is typing.Annotated:
+        return _type(typing.get_args(kind)[0])
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_type(part) for part in typing.get_args(kind) if part is not type(None))
+    if origin is typing.Literal:
+        return ", ".join(map(str, typing.get_args(kind)))
+    if origin is tuple:
+        return f"list of {_type(typing.get_args(kind)[0])}s"
+    return _WORDS.get(kind, "section")
