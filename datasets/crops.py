@@ -1,0 +1,229 @@
+"""Boxes and sizes in whole pixels: where each tool crops and how it rounds.
+
+A box is (x1, y1, x2, y2) with the end excluded, on a frame of `w` x `h` pixels. Random boxes take uniforms in [0, 1), a
+fixed number each, so that the same draws give the same box everywhere. Roundings differ from tool to tool: follow the
+function's name, not a common formula.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from utils.faults import UserError
+
+Box = tuple[int, int, int, int]
+Size = tuple[int, int]
+
+RANDOM_RESIZED_TRIES = 10
+RANDOM_RESIZED_UNIFORMS = 2 * RANDOM_RESIZED_TRIES + 2
+
+
+def _at(x: int, y: int, crop_w: int, crop_h: int) -> Box:
+    return (x, y, x + crop_w, y + crop_h)
+
+
+def _check(w: int, h: int, crop: int) -> None:
+    if crop > min(w, h):
+        raise UserError(f"a crop of {crop} pixels does not fit into a frame of {w}x{h}; crop less or scale it up")
+
+
+# ---------------------------------------------------------------------------------------------------------------- sizes
+
+
+def mma_rescale(w: int, h: int, short: int) -> Size:
+    """(w, h) with the short side at `short`, the long one rounded half up (MMAction2 Resize, scale=(-1, short))."""
+    factor = short / min(w, h)
+    return int(w * factor + 0.5), int(h * factor + 0.5)
+
+
+def psf_short_side(w: int, h: int, short: int) -> Size:
+    """(w, h) with the short side at `short`, the long one rounded down (PySlowFast, random_short_side_scale_jitter)."""
+    if w < h:
+        return short, math.floor(h / w * short)
+    return math.floor(w / h * short), short
+
+
+def tsm_group_scale(w: int, h: int, short: int) -> Size:
+    """(w, h) with the short side at `short`, the long one rounded down (TSN and TSM repositories, GroupScale)."""
+    if w < h:
+        return short, int(short * h / w)
+    return int(short * w / h), short
+
+
+# --------------------------------------------------------------------------------------------------------- fixed places
+
+
+def mma_center(w: int, h: int, crop: int) -> Box:
+    """Centre, margins rounded down (MMAction2 CenterCrop; PaddleVideo CenterCrop without do_round)."""
+    _check(w, h, crop)
+    return _at((w - crop) // 2, (h - crop) // 2, crop, crop)
+
+
+def paddle_center(w: int, h: int, crop: int) -> Box:
+    """Centre, margins rounded half to even (PaddleVideo CenterCrop with do_round; torchvision CenterCrop)."""
+    _check(w, h, crop)
+    return _at(round((w - crop) / 2), round((h - crop) / 2), crop, crop)
+
+
+def five_places(w: int, h: int, crop: int) -> list[Box]:
+    """Left top, right top, left bottom, right bottom, centre, in quarters of the margin rounded down.
+
+    The places of MMAction2's and PaddleVideo's TenCrop and of GroupOverSample in the TSN and TSM repositories.
+    """
+    _check(w, h, crop)
+    return [_at(x, y, crop, crop) for x, y in _offsets(w, h, crop, crop, thirteen=False)]
+
+
+def mma_three(w: int, h: int, crop: int) -> list[Box]:
+    """MMAction2 ThreeCrop: left, right, middle (portrait: top, bottom, middle), in halves of the margin rounded down.
+
+    Raises:
+        UserError: neither side equals `crop`, which that transform demands.
+    """
+    _check(w, h, crop)
+    if crop not in (w, h):
+        raise UserError(f"three crops of MMAction2 need one side of {crop} pixels, but the frame is {w}x{h}")
+    x, y = (w - crop) // 2, (h - crop) // 2
+    return [_at(0, 0, crop, crop), _at(2 * x, 2 * y, crop, crop), _at(x, y, crop, crop)]
+
+
+def psf_uniform(w: int, h: int, crop: int) -> list[Box]:
+    """PySlowFast uniform_crop 0, 1, 2: left, centre, right (portrait: top, centre, bottom), centres rounded up."""
+    _check(w, h, crop)
+    x, y = -(-(w - crop) // 2), -(-(h - crop) // 2)
+    if h > w:
+        return [_at(x, at, crop, crop) for at in (0, y, h - crop)]
+    return [_at(at, y, crop, crop) for at in (0, x, w - crop)]
+
+
+def tsm_fullres(w: int, h: int, crop: int) -> list[Box]:
+    """GroupFullResSample of the TSM repository: left, right, centre, also on portrait frames."""
+    _check(w, h, crop)
+    x, y = (w - crop) // 4, (h - crop) // 4
+    return [_at(at, 2 * y, crop, crop) for at in (0, 4 * x, 2 * x)]
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def _offsets(w: int, h: int, crop_w: int, crop_h: int, *, thirteen: bool) -> list[tuple[int, int]]:
+    """The 5 or 13 (x, y) of fixed crops, in quarters of the margins rounded down."""
+    x, y = (w - crop_w) // 4, (h - crop_h) // 4
+    places = [(0, 0), (4, 0), (0, 4), (4, 4), (2, 2)]
+    if thirteen:
+        places += [(0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3)]
+    return [(i * x, j * y) for i, j in places]
+
+
+def _pick(u: float, count: int) -> int:
+    """An integer in 0..count-1."""
+    return min(int(u * count), count - 1)
+
+
+def multi_scale_sizes(w: int, h: int, input_size: int, scales: Sequence[float], max_distort: int) -> list[Size]:
+    """(w, h) of every crop that `multi_scale` chooses from, with its multiplicity."""
+    base = min(w, h)
+    # A size within 3 pixels of the network's input becomes it, and is not resampled; unless the frame is too small.
+    near = [int(base * s) for s in scales]
+    sizes = [input_size if abs(s - input_size) < 3 and input_size <= base else s for s in near]
+    pairs = range(len(sizes))
+    return [(sizes[j], sizes[i]) for i in pairs for j in pairs if abs(i - j) <= max_distort]
+
+
+def multi_scale(
+    w: int,
+    h: int,
+    u: Sequence[float],
+    *,
+    input_size: int,
+    scales: Sequence[float] = (1, 0.875, 0.75, 0.66),
+    max_distort: int = 1,
+    more_fix_crop: bool = True,
+    fix_crop: bool = True,
+) -> Box:
+    """Corner cropping with scale jitter (TSN, Wang et al., ECCV 2016, section 3.2; MMAction2 MultiScaleCrop).
+
+    Args:
+        w: width of the frame.
+        h: height of the frame.
+        u: 3 uniforms: size, place (or x), y.
+        input_size: side of the network's input.
+        scales: of the short side.
+        max_distort: how many steps of `scales` width and height may differ by.
+        more_fix_crop: 13 fixed places, else 5.
+        fix_crop: fixed places, else any.
+    """
+    sizes = multi_scale_sizes(w, h, input_size, scales, max_distort)
+    crop_w, crop_h = sizes[_pick(u[0], len(sizes))]
+    if fix_crop:
+        places = _offsets(w, h, crop_w, crop_h, thirteen=more_fix_crop)
+        x, y = places[_pick(u[1], len(places))]
+    else:
+        x, y = _pick(u[1], w - crop_w + 1), _pick(u[2], h - crop_h + 1)
+    return _at(x, y, crop_w, crop_h)
+
+
+def random_resized(
+    w: int,
+    h: int,
+    u: Sequence[float],
+    *,
+    area: tuple[float, float] = (0.08, 1.0),
+    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Inception-style crop (Szegedy et al., CVPR 2015, section 6; MMAction2 RandomResizedCrop).
+
+    Area uniform, aspect (w / h) log-uniform, 10 tries, then the central square of the short side.
+
+    Args:
+        w: width of the frame.
+        h: height of the frame.
+        u: `RANDOM_RESIZED_UNIFORMS` uniforms: 10 areas, 10 aspects, x, y.
+        area: least and largest share of the frame.
+        aspect: least and largest width / height.
+    """
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for i in range(RANDOM_RESIZED_TRIES):
+        pixels = (area[0] + u[i] * (area[1] - area[0])) * w * h
+        ratio = math.exp(low + u[RANDOM_RESIZED_TRIES + i] * (high - low))
+        crop_w, crop_h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+        if 0 < crop_w <= w and 0 < crop_h <= h:
+            return _at(_pick(u[-2], w - crop_w + 1), _pick(u[-1], h - crop_h + 1), crop_w, crop_h)
+    side = min(w, h)
+    return _at((w - side) // 2, (h - side) // 2, side, side)
+
+
+def random_crop(w: int, h: int, u: Sequence[float], crop: int) -> Box:
+    """A square anywhere; `crop` is cut to the short side of a smaller frame, so that every video can be used.
+
+    Args:
+        w: width of the frame.
+        h: height of the frame.
+        u: 2 uniforms: x, y.
+        crop: side in pixels.
+    """
+    crop = min(crop, w, h)
+    return _at(_pick(u[0], w - crop + 1), _pick(u[1], h - crop + 1), crop, crop)
+
+
+def short_side_jitter(w: int, h: int, u: Sequence[float], *, crop: int, sides: tuple[int, int] = (256, 320)) -> Box:
+    """PySlowFast's training crop: short side scaled to U(sides), then a random square, as one box on the source frame.
+
+    One resize does both steps; the box is the square mapped back and rounded to whole pixels.
+
+    Args:
+        w: width of the frame.
+        h: height of the frame.
+        u: 3 uniforms: short side, x, y.
+        crop: side of the square after scaling; at most `sides[0]`.
+        sides: least and largest short side in pixels.
+    """
+    short = round(sides[0] + u[0] * (sides[1] - sides[0]))
+    scaled_w, scaled_h = psf_short_side(w, h, short)
+    x, y, right, bottom = random_crop(scaled_w, scaled_h, u[1:], crop)
+    x, y = round(x * w / scaled_w), round(y * h / scaled_h)
+    right, bottom = round(right * w / scaled_w), round(bottom * h / scaled_h)
+    # Upscaling a very small frame may round both edges to the same pixel.
+    x, y = min(x, w - 1), min(y, h - 1)
+    return (x, y, max(right, x + 1), max(bottom, y + 1))

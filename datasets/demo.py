@@ -1,0 +1,212 @@
+"""`python main.py demo-data`: writes motion8, a small video data set for the demo, as H.264 files and lists.
+
+What is special:
+
+- Each file depends on (seed, its number) only: any number of processes writes the same files.
+- All frames are intra-coded at a fixed quantiser, so a frame is coded alike wherever it stands in a clip. With long
+  groups of pictures the codec's residue alone tells the direction of play.
+- A video appears under its name when it is complete, so a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets import motion8
+from utils.faults import UserError
+
+SETTINGS = "settings.json"
+FORMAT = 1  # raise it when the same seed starts to give other pictures
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write the demo data set, or what is missing of it."""
+    args = _parser().parse_args(argv)
+    if args.train < 8 or args.val < 8 or args.seed < 0 or args.workers < 1:
+        raise UserError(
+            "demo-data: --train and --val must be at least 8 (one clip a class), --seed 0 or more, --workers 1 or more"
+        )
+    settings = {"data_set": "motion8", "format": FORMAT, "seed": args.seed, "train": args.train, "val": args.val}
+    out = Path(args.out)
+    try:
+        open_folder(out, settings)
+        made = write_videos(out, settings, workers=args.workers)
+        write_lists(out, settings)
+    except OSError as error:
+        where = error.filename or out
+        raise UserError(
+            f"demo-data: cannot write {where}: {error.strerror}; choose another folder with --out"
+        ) from error
+    total = args.train + args.val
+    print(f"{out}: {total} videos ({made} made now, {total - made} were there), lists in {out / 'lists'}")
+    return 0
+
+
+def open_folder(out: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or take up one that the same settings began.
+
+    Raises:
+        UserError: the folder holds something else; nothing in it is touched.
+    """
+    file = out / SETTINGS
+    if file.exists():
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            found = None
+        if found != settings:
+            raise UserError(f"demo-data: {file} is of other settings ({found}); delete {out} or choose another --out")
+    elif out.is_dir() and any(out.iterdir()):
+        raise UserError(f"demo-data: {out} is not empty and was not made by demo-data; choose another --out")
+    for part in ("videos", "lists"):
+        (out / part).mkdir(parents=True, exist_ok=True)
+    for stale in (out / "videos").glob("*.tmp"):
+        stale.unlink()
+    _replace(file, (json.dumps(settings, indent=1) + "\n").encode())
+
+
+def all_labels(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Motion and shape labels (N,) of all clips, first those of training."""
+    train = motion8.labels(settings["train"], seed=settings["seed"], split=0)
+    val = motion8.labels(settings["val"], seed=settings["seed"], split=1)
+    return np.concatenate([train[0], val[0]]), np.concatenate([train[1], val[1]])
+
+
+def write_videos(out: Path, settings: dict[str, Any], *, workers: int) -> int:
+    """Write the videos that are not there yet, with a progress line; returns how many that were."""
+    motion, shape = all_labels(settings)
+    jobs = [
+        (str(out / name_of(i)), settings["seed"], i, int(motion[i]), int(shape[i]))
+        for i in range(len(motion))
+        if not (out / name_of(i)).exists()
+    ]
+    progress = _Progress("videos", len(jobs))
+    if workers == 1 or len(jobs) < 32:
+        for job in jobs:
+            _write_video(job)
+            progress.advance()
+        return len(jobs)
+    # Spawned, not forked: the caller may hold threads.
+    spawn = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_leave_interrupts_to_the_parent)
+    try:
+        for _ in pool.map(_write_video, jobs, chunksize=8):
+            progress.advance()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return len(jobs)
+
+
+def write_lists(out: Path, settings: dict[str, Any]) -> None:
+    """Write train and val lists (`path frames label`), for the motions and for the shapes, and the class names."""
+    train = settings["train"]
+    for suffix, names, label in zip(
+        ("", "_shape"), (motion8.MOTIONS, motion8.SHAPES), all_labels(settings), strict=True
+    ):
+        lines = [f"{name_of(i)} {motion8.FRAMES} {label[i]}\n" for i in range(len(label))]
+        _replace(out / "lists" / f"train{suffix}.txt", "".join(lines[:train]).encode())
+        _replace(out / "lists" / f"val{suffix}.txt", "".join(lines[train:]).encode())
+        classes = "".join(f"{k} {name}\n" for k, name in enumerate(names))
+        _replace(out / "lists" / f"classInd{suffix}.txt", classes.encode())
+
+
+def name_of(index: int) -> str:
+    """The path of a clip below the data set's folder."""
+    return f"videos/{index:05d}.mp4"
+
+
+def encode(frames: np.ndarray) -> bytes:
+    """Encode a clip as an all-intra H.264 mp4 file.
+
+    Args:
+        frames: uint8 (T, H, W, 3) RGB.
+
+    Raises:
+        UserError: this PyAV has no H.264 encoder.
+    """
+    import av
+
+    buffer = io.BytesIO()
+    options = {"preset": "ultrafast", "qp": "14", "g": "1", "bf": "0", "threads": "1"}
+    with av.open(buffer, "w", format="mp4") as container:
+        try:
+            stream = container.add_stream("libx264", rate=16, options=options)
+        except (av.FFmpegError, ValueError) as error:
+            raise UserError(
+                "demo-data: PyAV was built without libx264; install the wheel: pip install --force-reinstall av"
+            ) from error
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+def _write_video(job: tuple[str, int, int, int, int]) -> None:
+    path, seed, index, motion, shape = job
+    frames = motion8.clip(seed, index, motion8.MOTIONS[motion], motion8.SHAPES[shape])
+    _replace(Path(path), encode(frames))
+
+
+def _replace(path: Path, content: bytes) -> None:
+    # A reader, and the next run, sees the whole file or none.
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _leave_interrupts_to_the_parent() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Progress:
+    """One line `videos 320/1440  22%  ETA 9 s`: rewritten in place on a terminal, a few lines in a file."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.begin = time.monotonic()
+        self.shown = self.begin
+
+    def advance(self) -> None:
+        self.done += 1
+        now = time.monotonic()
+        in_place = sys.stdout.isatty()
+        if self.done < self.total and now - self.shown < (0.2 if in_place else 5.0):
+            return
+        self.shown = now
+        left = (now - self.begin) / self.done * (self.total - self.done)
+        line = f"{self.what} {self.done}/{self.total} {100 * self.done // self.total:3d}%  ETA {left:.0f} s "
+        end = "\n" if self.done == self.total or not in_place else ""
+        print(("\r" if in_place else "") + line, end=end, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python main.py demo-data",
+        description="Write motion8: short videos of moving shapes, in 8 motion classes that need the order of frames.",
+    )
+    add = functools.partial(parser.add_argument, metavar="N", type=int)
+    parser.add_argument("--out", default="data/motion8", metavar="DIR", help="folder to write (data/motion8)")
+    add("--train", default=1200, help="training clips (1200)")
+    add("--val", default=240, help="validation clips (240)")
+    add("--seed", default=0, help="another seed, another data set (0)")
+    add("--workers", default=min(os.cpu_count() or 1, 16), help="processes (one a core)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,138 @@
+"""Evaluation video by video: each once at any number of ranks, its distinct frames at test scale and the views."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+
+import torch
+
+from datasets.bad_media import BadEvent, Ledger, printable
+from datasets.plan import EvalSpec, VideoPlan
+from datasets.pool import Answer
+from datasets.reading import Loader, Reading
+from datasets.records import Records
+from datasets.workers import Setup, video_plan
+from utils import transforms
+
+
+@dataclasses.dataclass
+class VideoItem:
+    """One video of an evaluation, or padding (sample = -1) that keeps all ranks at the same number of rounds.
+
+    Attributes:
+        sample: index of the record, -1 for padding.
+        label: its label, -1 for padding.
+        frames: (F, H, W, 3) uint8 distinct frames at test scale; None for padding and failures. On the CPU a view of
+            shared memory: valid until the next item is asked for.
+        plan: which frames and boxes make the views; None where frames is None.
+        failure: why the video could not be read, else None.
+    """
+
+    sample: int
+    label: int
+    frames: torch.Tensor | None
+    plan: VideoPlan | None
+    failure: str | None
+
+
+class EvalLoader(Loader):
+    """Iterating gives VideoItems: rank r takes videos r, r+W, ...; every rank gives the same number of items.
+
+    Args:
+        records: the list.
+        spec: clips and crops of each video.
+        reading: how media are read; a video that cannot be read comes as an item with a failure.
+        rank, world: this rank and the number of ranks.
+        device: where frames go.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        spec: EvalSpec,
+        reading: Reading,
+        *,
+        rank: int = 0,
+        world: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.spec = spec
+        self.rounds = -(-len(records) // world)
+        self.ledger = Ledger(len(records), 1.0, "error" if reading.on_bad == "error" else "skip")
+        self._mine = list(range(rank, len(records), world))
+        self._round = 0
+        self._asked = 0
+        self._where: dict[int, int] = {}  # request id -> round
+        self._ready: dict[int, Answer] = {}
+        self._slot_of: dict[int, int] = {}
+        self._free = list(range(max(1, reading.prefetch) + 1))
+        self._held: int | None = None
+        setup = Setup(reader=reading.reader.to_json(), train="", eval=spec.to_json(), seed=0)
+        super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=0, device=device)
+        self._begin()
+
+    def __len__(self) -> int:
+        return self.rounds
+
+    def __iter__(self) -> Iterator[VideoItem]:
+        return self
+
+    def __next__(self) -> VideoItem:
+        """The next video; ends the validity of the frames before on the CPU."""
+        if self._held is not None:
+            self._free.append(self._held)
+            self._held = None
+        self._ask_ahead()
+        if self._round >= self.rounds:
+            raise StopIteration
+        index = self._round
+        self._round += 1
+        if index >= len(self._mine):
+            return VideoItem(-1, -1, None, None, None)
+        began = time.perf_counter()
+        while index not in self._ready:
+            for answer in self._answers():
+                self._ready[self._where.pop(answer["id"])] = answer
+        self.seconds_waiting += time.perf_counter() - began
+        self._held = self._slot_of.pop(index)
+        return self._item(self._mine[index], self._ready.pop(index))
+
+    def _ask_ahead(self) -> None:
+        while self._free and self._asked < len(self._mine):
+            slot = self._free.pop()
+            sample = self._mine[self._asked]
+            request = self._submit(slot=slot, offset=0, kind="eval", epoch=0, position=-1, sample=sample)
+            self._where[request] = self._asked
+            self._slot_of[self._asked] = slot
+            self._asked += 1
+
+    def _item(self, sample: int, answer: Answer) -> VideoItem:
+        label = int(self.records.labels[sample])
+        if not answer["ok"]:
+            path, late = printable(answer["path"] or self.records.path(sample)), bool(answer.get("timeout"))
+            self.ledger.add(BadEvent(-1, sample, path, answer["reason"], "counts as wrong", True, late))
+            return VideoItem(sample, label, None, None, f"{path}: {answer['reason']}")
+        plan = video_plan(answer)
+        assert self._held is not None
+        frames = torch.from_numpy(self._slots[self._held].view(0, (len(plan.frames), *plan.size, 3)))
+        return VideoItem(sample, label, self._to_device(frames), plan, None)
+
+
+def rounds(loader: EvalLoader, clips: int) -> Iterator[list[tuple[VideoItem, torch.Tensor | None]]]:
+    """Videos with their views (V, T, h, w, C) uint8, so many at a time that `clips` views go through at once.
+
+    The number of rounds is the same on every rank, whatever could be read.
+    """
+    size = max(1, clips // loader.spec.views)
+    held: list[tuple[VideoItem, torch.Tensor | None]] = []
+    for number, item in enumerate(loader, start=1):
+        if item.sample >= 0:  # the frames are valid until the next item only: views are cut now
+            plan, views = item.plan, None
+            if item.frames is not None and plan is not None:
+                views = transforms.cut_views(item.frames, plan.clip_rows, plan.boxes, plan.flips)
+            held.append((item, views))
+        if number % size == 0 or number == len(loader):
+            yield held
+            held = []

@@ -1,0 +1,344 @@
+"""From the text of a list to columns: every layout of list file, told apart over the whole file.
+
+Layouts, in fields from the right (numbers are whole):
+
+    path label                     MMAction2 videos, PySlowFast csv
+    path num_frames label          TSN, TSM, PaddleVideo and MMAction2 frames, seed 004
+    path offset num_frames label   MMAction2 rawframes with_offset
+    JSON                           MMAction2: dicts with a path, `label`, `total_frames`; a list or its `data_list`
+
+Fields are separated by tabs, commas or blanks: the first of these that gives most lines a label at their end. A csv may
+start with a header whose last column is called `label`. Paths may contain the separator. A list has one layout:
+
+* `offset` where more than half of its lines have exactly four fields of which the last three are numbers. Paths with
+  one blank and a number at the end, such as `clip 12`, look the same in a list with num_frames: separate by tabs then.
+* `num_frames` where more than half of its lines end in two numbers; else `path label`.
+* Where no path of the list contains the separator, a line with too many numbers is an error, not a path with blanks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from utils.faults import UserError
+
+_BLOCK = 1 << 20  # bytes read at a time
+_SHOWN = 5  # bad lines named in one message
+_LAYOUTS = {1: "path label", 2: "path num_frames label", 3: "path offset num_frames label"}
+_LABEL_WORDS = {b"label", b"labels", b"class", b"class_id", b"class_index", b"class_idx", b"label_id", b"target"}
+_PATH_KEYS = ("filename", "frame_dir", "video_dir", "img_dir", "path")
+
+
+@dataclass
+class Columns:
+    """Records as they come out of a list, one row each.
+
+    Attributes:
+        paths: all paths, one after the other, without separators.
+        ends: where each path ends in `paths`, after a leading 0.
+        labels: class numbers, not yet checked against num_class.
+        frames: number of frames, empty where the list has none.
+        starts: first frame, empty where the list has none.
+        keys: hash of each record, to count duplicates.
+    """
+
+    paths: bytearray = field(default_factory=bytearray)
+    ends: array[int] = field(default_factory=lambda: array("q", [0]))
+    labels: array[int] = field(default_factory=lambda: array("i"))
+    frames: array[int] = field(default_factory=lambda: array("i"))
+    starts: array[int] = field(default_factory=lambda: array("i"))
+    keys: array[int] = field(default_factory=lambda: array("q"))
+
+    def add(self, paths: list[bytes], numbers: Sequence[Sequence[int]]) -> None:
+        """Append rows; `numbers` are columns: (starts, frames, labels), (frames, labels) or (labels,)."""
+        self.labels.extend(numbers[-1])
+        if len(numbers) > 1:
+            self.frames.extend(numbers[-2])
+        if len(numbers) > 2:
+            self.starts.extend(numbers[-3])
+            self.keys.extend(map(hash, zip(paths, numbers[-3], strict=True)))
+        else:
+            self.keys.extend(map(hash, paths))
+        ends = np.cumsum(np.fromiter(map(len, paths), np.int64, len(paths))) + self.ends[-1]
+        self.ends.frombytes(ends.tobytes())
+        self.paths += b"".join(paths)
+
+    def duplicates(self) -> int:
+        """Records that repeat an earlier one; may be asked once."""
+        # Equal 64-bit hashes of different paths do not happen in lists of this size. Sorting in place saves memory.
+        keys = np.frombuffer(self.keys, np.int64)
+        keys.sort()
+        return int(np.count_nonzero(keys[1:] == keys[:-1]))
+
+
+def read_list(list_file: str, root: str) -> Columns:
+    """Read a list of samples.
+
+    Args:
+        list_file: its path.
+        root: folder below which all paths must stay, absolute.
+
+    Raises:
+        UserError: missing, empty or unreadable list; lines that do not fit the layout of the others; a path outside
+            `root`. The message names file, line and what was expected.
+    """
+    try:
+        if _is_json(list_file):
+            return _read_json(list_file, root)
+        return _read_text(list_file, root)
+    except FileNotFoundError:
+        raise UserError(f"{list_file}: there is no such list file; check train_source and val_source") from None
+    except OSError as error:
+        raise UserError(f"{list_file}: the list cannot be read: {error.strerror}") from error
+
+
+def place_of(list_file: str, record: int) -> str:
+    """Where a record stands, for messages: `file:line`, or `file: entry n` of a JSON list."""
+    if _is_json(list_file):
+        return f"{list_file}: entry {record + 1}"
+    separator = _survey_all(list_file)[0]
+    for seen, (number, _) in enumerate(_records(list_file, separator)):
+        if seen == record:
+            return f"{list_file}:{number}"
+    raise IndexError(record)
+
+
+# ----------------------------------------------------------------------------------------------------------------- text
+
+
+def _blocks(list_file: str) -> Iterator[tuple[int, list[bytes]]]:
+    """Lines in blocks, each with the number of its first line; blank lines are in, a byte order mark is not."""
+    number, rest = 1, b""
+    with open(list_file, "rb") as f:
+        while block := f.read(_BLOCK):
+            if number == 1 and not rest:
+                block = block.removeprefix(b"\xef\xbb\xbf")
+            if b"\0" in block:
+                raise UserError(f"{list_file}: this is not a text file in UTF-8; expected lines of `{_LAYOUTS[2]}`")
+            lines = (rest + block).split(b"\n")
+            rest = lines.pop()
+            yield number, lines
+            number += len(lines)
+    if rest:
+        yield number, [rest]
+
+
+def _records(list_file: str, separator: bytes | None) -> Iterator[tuple[int, bytes]]:
+    """(line number, line) of every record: neither blank nor header."""
+    first = True
+    for number, lines in _blocks(list_file):
+        for i, line in enumerate(lines):
+            if line and not line.isspace():
+                if not (first and _is_header(line, separator)):
+                    yield number + i, line
+                first = False
+
+
+def _is_header(line: bytes, separator: bytes | None) -> bool:
+    fields = line.strip().split(separator)
+    return len(fields) > 1 and fields[-1].strip(b' "\t').lower() in _LABEL_WORDS
+
+
+def _is_number(text: bytes) -> bool:
+    if text.isdigit():
+        return True
+    text = text.strip()
+    return text.isdigit() or (text[:1] == b"-" and text[1:].isdigit())
+
+
+def _shape(line: bytes, separator: bytes | None) -> tuple[int, int]:
+    """Fields (5 for more) and how many of the last three are numbers, leaving at least one field for the path."""
+    parts = line.rsplit(separator, 4)
+    numbers = 0
+    for part in parts[:0:-1]:
+        if numbers == 3 or not _is_number(part):
+            break
+        numbers += 1
+    return len(parts), numbers
+
+
+def _survey(list_file: str, separator: bytes | None) -> Counter[tuple[int, int]]:
+    """How many lines have which shape."""
+    shapes: Counter[tuple[int, int]] = Counter()
+    for _, lines in _blocks(list_file):
+        # The common shapes without a call per line; the rest by the slow way.
+        for line in lines:
+            parts = line.rsplit(separator, 4)
+            count = len(parts)
+            if count == 3 and parts[2].isdigit() and parts[1].isdigit():
+                shapes[3, 2] += 1
+            elif count == 2 and parts[1].isdigit():
+                shapes[2, 1] += 1
+            elif line and not line.isspace():
+                shapes[_shape(line, separator)] += 1
+    for _, lines in _blocks(list_file):
+        for line in lines:
+            if line and not line.isspace():
+                if _is_header(line, separator):
+                    shapes[_shape(line, separator)] -= 1
+                return +shapes
+    return shapes
+
+
+def _survey_all(list_file: str) -> tuple[bytes | None, Counter[tuple[int, int]]]:
+    """The separator and the shapes under it."""
+    found: set[bytes] = set()
+    with open(list_file, "rb") as f:
+        while block := f.read(_BLOCK):
+            found |= {separator for separator in (b"\t", b",") if separator in block}
+    best: tuple[bytes | None, Counter[tuple[int, int]]] | None = None
+    most = -1
+    for separator in [*sorted(found), None]:  # tab, comma, blanks
+        shapes = _survey(list_file, separator)
+        labelled = sum(count for (_, numbers), count in shapes.items() if numbers)
+        if labelled > most:
+            best, most = (separator, shapes), labelled
+    assert best is not None
+    return best
+
+
+def _numbers_per_line(shapes: Counter[tuple[int, int]]) -> int:
+    """1, 2 or 3: the layout of the whole list."""
+    total = shapes.total()
+    if shapes[4, 3] * 2 > total:
+        return 3
+    if sum(count for (_, numbers), count in shapes.items() if numbers >= 2) * 2 > total:
+        return 2
+    return 1
+
+
+def _fits(shape: tuple[int, int], layout: int, blanks_in_paths: bool) -> bool:
+    fields, numbers = shape
+    if numbers < layout or (layout == 3 and fields != 4):
+        return False
+    return blanks_in_paths or numbers == layout or fields != numbers + 1
+
+
+def _read_text(list_file: str, root: str) -> Columns:
+    separator, shapes = _survey_all(list_file)
+    if not shapes:
+        raise UserError(f"{list_file}: the list is empty; expected lines of `{_LAYOUTS[2]}`")
+    layout = _numbers_per_line(shapes)
+    blanks = any(fields > numbers + 1 for fields, numbers in shapes if numbers >= layout)
+    bad = sum(count for shape, count in shapes.items() if not _fits(shape, layout, blanks))
+    if bad:
+        _refuse(list_file, separator, layout, blanks, bad)
+    columns = Columns()
+    first = True
+    for number, lines in _blocks(list_file):
+        rows = [line.rsplit(separator, layout) for line in lines if line and not line.isspace()]
+        if first and rows:
+            header = _is_header(next(line for line in lines if line and not line.isspace()), separator)
+            rows = rows[1:] if header else rows
+            first = False
+        if not rows:
+            continue
+        paths = [_unquoted(row[0]) if separator else row[0].strip() for row in rows]
+        try:
+            columns.add(paths, [[int(row[k]) for row in rows] for k in range(1, layout + 1)])
+        except (OverflowError, ValueError):
+            raise UserError(f"{list_file}: a number in lines {number}..{number + len(lines)} exceeds 32 bits") from None
+        _check_paths(list_file, paths, root, len(columns.labels) - len(paths))
+    for name, column in (("num_frames", columns.frames), ("offset", columns.starts)):
+        if column and min(column) < 0:
+            record = next(i for i, value in enumerate(column) if value < 0)
+            raise UserError(f"{place_of(list_file, record)}: {name} is {column[record]}; it cannot be negative")
+    return columns
+
+
+def _unquoted(text: bytes) -> bytes:
+    """A csv field without its quotes."""
+    text = text.strip()
+    if len(text) > 1 and text[:1] == text[-1:] == b'"':
+        return text[1:-1].replace(b'""', b'"')
+    return text
+
+
+def _refuse(list_file: str, separator: bytes | None, layout: int, blanks: bool, bad: int) -> None:
+    """Name the first bad lines."""
+    said = []
+    for number, line in _records(list_file, separator):
+        if not _fits(_shape(line, separator), layout, blanks):
+            text = line.strip().decode("utf-8", "replace")
+            said.append(f"{list_file}:{number}: expected `{_LAYOUTS[layout]}`, found {text[:80]!r}")
+            if len(said) == _SHOWN:
+                break
+    if bad > len(said):
+        said.append(f"{list_file}: {bad - len(said)} more lines do not fit")
+    said[-1] += "; a list has one layout: mend these lines, or separate all fields by tabs"
+    raise UserError("\n".join(said))
+
+
+def _check_paths(list_file: str, paths: list[bytes], root: str, before: int) -> None:
+    """Refuse empty paths and paths that leave the root; `before` records came earlier."""
+    joined = b"\n" + b"\n".join(paths) + b"\n"
+    if b".." not in joined and b"\n/" not in joined and b"\n\n" not in joined:
+        return  # nothing that could leave the root: the usual case, at the speed of a search
+    base = os.fsencode(root).rstrip(b"/") + b"/"
+    for i, path in enumerate(paths):
+        if path and ((path.startswith(base) or path[:1] != b"/") and b".." not in path):
+            continue
+        full = os.path.normpath(os.path.join(base, path))
+        if not path or not (full + b"/").startswith(base):
+            where = place_of(list_file, before + i)
+            if not path:
+                raise UserError(f"{where}: the path is empty")
+            raise UserError(f"{where}: {os.fsdecode(path)!r} leads out of the root {root}; give a path below it")
+
+
+# ----------------------------------------------------------------------------------------------------------------- JSON
+
+
+def _is_json(list_file: str) -> bool:
+    """Whether it is named so, or starts like a list of dicts."""
+    with open(list_file, "rb") as f:
+        start = f.read(64).removeprefix(b"\xef\xbb\xbf").split()
+    opening = b"".join(start)[:2]
+    return list_file.endswith(".json") or opening in (b"[{", b'{"')
+
+
+def _read_json(list_file: str, root: str) -> Columns:
+    with open(list_file, encoding="utf-8-sig", errors="surrogateescape") as f:
+        try:
+            entries = json.load(f)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{list_file}:{error.lineno}: not valid JSON: {error.msg}") from None
+    if isinstance(entries, dict):
+        entries = entries.get("data_list")
+    if not isinstance(entries, list):
+        raise UserError(f"{list_file}: expected a list of dicts, or a dict with `data_list`")
+    if not entries:
+        raise UserError(f"{list_file}: the list is empty")
+    rows = [_entry(f"{list_file}: entry {i}", entry) for i, entry in enumerate(entries, 1)]
+    paths = [os.fsencode(row[0]) for row in rows]
+    columns = Columns()
+    starts, frames, labels = [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows]
+    columns.add(paths, [starts, frames, labels])
+    _check_paths(list_file, paths, root, 0)
+    return columns
+
+
+def _entry(where: str, entry: Any) -> tuple[str, int, int, int]:
+    """(path, offset, frames, label) of one dict of a JSON list."""
+    if not isinstance(entry, dict):
+        raise UserError(f"{where}: expected a dict with a path and `label`")
+    path = next((entry[key] for key in _PATH_KEYS if key in entry), None)
+    if not isinstance(path, str):
+        raise UserError(f"{where}: no path; expected one of the keys {', '.join(_PATH_KEYS)}")
+    label = entry.get("label")
+    if isinstance(label, list) and len(label) == 1:
+        label = label[0]
+    values = [entry.get("offset", 0), entry.get("total_frames", -1), label]
+    for key, value in zip(("offset", "total_frames", "label"), values, strict=True):
+        low = 0 if key == "offset" else -1  # total_frames -1 says unknown; labels are checked with the others
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**31:
+            raise UserError(f"{where}: `{key}` must be one whole number, found {value!r}")
+    return path, values[0], values[1], values[2]

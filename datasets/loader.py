@@ -1,0 +1,111 @@
+"""The door to the data: `build` makes the loader of a loaded configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Any, Literal, overload
+
+import torch
+
+from datasets.bad_media import BadEvent, Ledger
+from datasets.eval_loader import EvalLoader, VideoItem
+from datasets.plan import EvalSpec, eval_spec, train_spec
+from datasets.readers import ReaderSpec
+from datasets.reading import Reading
+from datasets.records import Records
+from datasets.train_loader import Batch, Shards, TrainLoader
+
+__all__ = ["BadEvent", "Batch", "EvalLoader", "Ledger", "Reading", "TrainLoader", "VideoItem", "build", "reading"]
+
+
+def reading(cfg: Any) -> Reading:
+    """How a configuration wants media to be read."""
+    data = cfg.data
+    return Reading(
+        reader=ReaderSpec(
+            kind=data.reader,
+            template=None if data.template in (None, "auto") else data.template,
+            frame_base=None if data.frame_base in (None, "auto") else data.frame_base,
+        ),
+        workers=cfg.workers,
+        prefetch=data.prefetch,
+        deadline=data.deadline_seconds,
+        on_bad=data.on_bad,
+        bad_budget=data.bad_budget,
+    )
+
+
+@overload
+def build(
+    cfg: Any,
+    split: Literal["train"],
+    world: Any,
+    shards: Shards,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    records: Records | None = None,
+    replay: Collection[tuple[int, int]] = (),
+) -> TrainLoader: ...
+
+
+@overload
+def build(
+    cfg: Any,
+    split: Literal["val"],
+    world: Any,
+    *,
+    records: Records | None = None,
+    spec: EvalSpec | None = None,
+) -> EvalLoader: ...
+
+
+def build(
+    cfg: Any,
+    split: str,
+    world: Any,
+    shards: Shards | None = None,
+    *,
+    start: int = 0,
+    stop: int | None = None,
+    records: Records | None = None,
+    replay: Collection[tuple[int, int]] = (),
+    spec: EvalSpec | None = None,
+) -> TrainLoader | EvalLoader:
+    """Make the loader of a configuration. It holds processes: close it, or use it in a `with` statement.
+
+    Args:
+        cfg: a loaded configuration.
+        split: "train" or "val".
+        world: rank, size and device of this process.
+        shards: train: which positions this rank has (utils.shards.ShardPlan).
+        start: train: first step.
+        stop: train: number of steps of the run; None takes lr_scheduler.max_iter, which may be None = without end.
+        records: the list, if it is loaded already.
+        replay: train: see `TrainLoader`.
+        spec: val: views; None = those of the configuration.
+    """
+    device: torch.device = world.device
+    if records is None:
+        source, root = (cfg.train_source, cfg.train_root) if split == "train" else (cfg.val_source, cfg.val_root)
+        records = Records.load(source, root, num_class=cfg.model.num_class)
+    if split == "train":
+        if shards is None:
+            raise ValueError("the training loader needs the shards of this rank")
+        stop = cfg.lr_scheduler.max_iter if stop is None else stop
+        return TrainLoader(
+            records,
+            train_spec(cfg),
+            dataclasses.replace(reading(cfg), prefetch=-(-cfg.data.prefetch // len(shards.micro_batches))),
+            seed=cfg.seed,
+            shards=shards,
+            start=start,
+            stop=stop,
+            device=device,
+            replay=replay,
+        )
+    if split != "val":
+        raise ValueError(f"split is train or val, not {split!r}")
+    views = eval_spec(cfg) if spec is None else spec
+    return EvalLoader(records, views, reading(cfg), rank=world.rank, world=world.size, device=device)

@@ -1,0 +1,292 @@
+"""The parent's side of the reader processes: submit requests, collect answers, replace workers that hang or die.
+
+All workers take requests from one shared queue, so a slow video never holds up requests behind it. A worker whose
+request is older than the deadline is killed and replaced, and the request fails. A worker that dies by itself is
+replaced; its request is tried once more, then it fails. `Inline` does the same work in this process (`workers: 0`),
+without a deadline.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from datasets.slots import Slot
+from datasets.workers import MESSAGE_BYTES, Desk, Setup
+
+if TYPE_CHECKING:
+    from datasets.records import Records
+
+Request = dict[str, Any]
+Answer = dict[str, Any]
+
+_ROOT = Path(__file__).resolve().parents[1]
+#: A job's signals are the trainer's business; a worker that died of one would look like a broken video.
+_JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
+_LOOK_SECONDS = 0.25
+_STALL_SECONDS = 2.0
+_START_SECONDS = 120.0
+_START_FAILURES = 3
+
+
+class Service(Protocol):
+    """Something that reads clips: a pool of processes, or this process."""
+
+    def submit(self, request: Request) -> None:
+        """Queue one request; its "id" is a positive integer that was not used before."""
+        ...
+
+    def answers(self) -> list[Answer]:
+        """Wait until there is an answer to a submitted request, and give all that are there."""
+        ...
+
+    def close(self) -> None:
+        """Stop at once."""
+        ...
+
+
+class Inline:
+    """Answers requests in this process, one at a time and in order."""
+
+    def __init__(self, setup: Setup, records: Records, slots: list[Slot]) -> None:
+        self._desk = Desk(setup, records, slots)
+        self._waiting: collections.deque[Request] = collections.deque()
+
+    def submit(self, request: Request) -> None:
+        """See `Service`."""
+        self._waiting.append(request)
+
+    def answers(self) -> list[Answer]:
+        """See `Service`."""
+        return [self._desk.answer(self._waiting.popleft())] if self._waiting else []
+
+    def close(self) -> None:
+        """See `Service`."""
+        self._waiting.clear()
+        self._desk.close()
+
+
+class _Worker:
+    """One process: its socket for answers and its row of the control block."""
+
+    def __init__(self, row: int, process: subprocess.Popen[bytes], answers: socket.socket, control: np.ndarray) -> None:
+        self.row = row
+        self.process = process
+        self.answers = answers
+        self.control = control
+        self.ready = False
+        self.born = time.monotonic()
+
+    def busy_with(self) -> tuple[int, float]:
+        """(id of the current request or 0, seconds that it has taken)."""
+        while True:
+            current = int(self.control[0])
+            seconds = (time.monotonic_ns() - int(self.control[1])) / 1e9
+            if current == int(self.control[0]):
+                return current, seconds
+
+    def end(self) -> None:
+        """Kill, reap, and close the socket."""
+        self.process.kill()
+        self.process.wait()
+        self.answers.close()
+
+
+class Pool:
+    """A fixed number of reader processes.
+
+    Must be made by a thread that outlives it: a worker dies with the thread that started it.
+
+    Args:
+        setup: what workers need to know; descriptors, folder and parent are filled in here.
+        records: shared with the workers, not copied.
+        slots: shared memory that requests refer to by index.
+        workers: number of processes.
+        deadline: seconds that one request may take.
+    """
+
+    def __init__(self, setup: Setup, records: Records, slots: list[Slot], workers: int, deadline: float) -> None:
+        self.deadline = deadline
+        self.restarts = 0
+        self._pending: dict[int, Request] = {}  # submitted, not answered
+        self._unsent: collections.deque[int] = collections.deque()
+        self._crashed: set[int] = set()  # requests that took a worker with them once
+        self._start_failures = 0
+        self._quiet_since = time.monotonic()
+        self._control = Slot.create("zoetrope-control", workers * 16)
+        self._records = records  # they own the descriptor that workers inherit
+        self._records_fd = records.share()
+        self._slots = slots
+        values = {**json.loads(setup.to_json()), "control_fd": self._control.fd, "records_fd": self._records_fd}
+        values |= {"slot_fds": [slot.fd for slot in slots], "folder": os.getcwd(), "parent": os.getpid()}
+        self._setup = json.dumps(values)
+        self._queue, self._queue_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._queue.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._workers: list[_Worker] = []
+        try:
+            for row in range(workers):
+                self._workers.append(self._start(row))
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.process.pid for worker in self._workers]
+
+    def submit(self, request: Request) -> None:
+        """See `Service`."""
+        self._pending[request["id"]] = request
+        self._unsent.append(request["id"])
+        self._send()
+
+    def answers(self) -> list[Answer]:
+        """See `Service`."""
+        done: list[Answer] = []
+        self._quiet_since = time.monotonic()
+        while self._pending and not done:
+            self._send()
+            for key, _ in self._selector.select(_LOOK_SECONDS):
+                if isinstance(key.data, _Worker):
+                    done += self._receive(key.data)
+            for worker in list(self._workers):
+                done += self._look_at(worker)
+            if not done:
+                done += self._rescue()
+        return done
+
+    def close(self) -> None:
+        """See `Service`. Workers hold nothing that needs an orderly end."""
+        for worker in self._workers:
+            worker.process.kill()
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+        self._selector.close()
+        self._queue.close()
+        self._queue_end.close()
+        self._control.close()
+
+    def _start(self, row: int) -> _Worker:
+        control = self._control.view(row * 16, (2,), np.int64)
+        control[:] = 0
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        fds = (self._control.fd, self._records_fd, *(slot.fd for slot in self._slots))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # inherited, so it holds from the first moment
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-X", "faulthandler", "-m", "datasets.workers", self._setup, str(row)],
+                    stdin=self._queue_end.fileno(),
+                    stdout=theirs.fileno(),
+                    pass_fds=fds,
+                    cwd=_ROOT,
+                    env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        worker = _Worker(row, process, ours, control)
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+        return worker
+
+    def _replace(self, worker: _Worker) -> list[Answer]:
+        """End a worker, take the answers that it had sent before, start another one."""
+        worker.process.kill()
+        worker.process.wait()
+        last = self._receive(worker)
+        self._selector.unregister(worker.answers)
+        worker.end()
+        self.restarts += 1
+        self._workers[worker.row] = self._start(worker.row)
+        return last
+
+    def _send(self) -> None:
+        while self._unsent:
+            request = self._pending.get(self._unsent[0])
+            if request is not None:
+                try:
+                    self._queue.send(json.dumps(request).encode() + b"\n")
+                except BlockingIOError:
+                    return  # the queue is full; workers have plenty to do
+            self._unsent.popleft()
+
+    def _receive(self, worker: _Worker) -> list[Answer]:
+        """All answers that lie ready; ids that nobody waits for are left out."""
+        done: list[Answer] = []
+        while True:
+            try:
+                message = worker.answers.recv(MESSAGE_BYTES, socket.MSG_DONTWAIT)
+            except (BlockingIOError, ConnectionResetError):
+                return done
+            if not message:
+                return done
+            answer = json.loads(message)
+            if "ready" in answer:
+                worker.ready = True
+                self._start_failures = 0
+            elif self._pending.pop(answer["id"], None) is not None:
+                done.append(answer)
+
+    def _look_at(self, worker: _Worker) -> list[Answer]:
+        """Deal with a worker that is late or dead."""
+        code = worker.process.poll()
+        if code is not None:
+            return self._bury(worker, code)
+        current, seconds = worker.busy_with()
+        if current and seconds > self.deadline:
+            done = self._replace(worker)
+            if current in self._pending:
+                done.append(self._fail(current, f"took longer than {self.deadline:g} s", timeout=True))
+            return done
+        if not worker.ready and time.monotonic() - worker.born > _START_SECONDS:
+            raise RuntimeError(f"reader process {worker.process.pid} did not start within {_START_SECONDS:g} s")
+        return []
+
+    def _bury(self, worker: _Worker, code: int) -> list[Answer]:
+        """A worker ended by itself: its request gets a second chance, another crash is the file's fault."""
+        if not worker.ready and not int(worker.control[0]):
+            self._start_failures += 1
+            if self._start_failures >= _START_FAILURES:
+                raise RuntimeError(f"reader processes do not start (exit code {code}); the cause stands above")
+        current, _ = worker.busy_with()
+        done = self._replace(worker)
+        if current in self._pending:
+            if current in self._crashed:
+                done.append(self._fail(current, f"reading it ended the reader process twice (exit code {code})"))
+            else:
+                self._crashed.add(current)
+                self._unsent.appendleft(current)
+        return done
+
+    def _fail(self, request_id: int, reason: str, *, timeout: bool = False) -> Answer:
+        self._pending.pop(request_id)
+        return {"id": request_id, "ok": False, "path": None, "reason": reason, "timeout": timeout}
+
+    def _rescue(self) -> list[Answer]:
+        """Requests wait, yet all workers idle: a worker died between taking a request and noting its id.
+
+        All workers are replaced before those requests are sent again, so that none of them can still write.
+        """
+        now = time.monotonic()
+        if self._unsent or any(not worker.ready or worker.busy_with()[0] for worker in self._workers):
+            self._quiet_since = now
+        elif now - self._quiet_since > _STALL_SECONDS:
+            done = [answer for worker in list(self._workers) for answer in self._replace(worker)]
+            self._unsent.extend(sorted(self._pending))
+            self._quiet_since = now
+            return done
+        return []

@@ -1,0 +1,121 @@
+"""How media are read, and what the training and the evaluation loader share: slots, workers, answers."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from datasets.pool import Answer, Inline, Pool, Service
+from datasets.readers import ReaderSpec
+from datasets.records import Records
+from datasets.slots import Slot
+from datasets.workers import Setup
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How media are read; the same for training and evaluation.
+
+    Attributes:
+        reader: which reader.
+        workers: reader processes; 0 = inline.
+        prefetch: steps (training) or videos (evaluation) that are read ahead.
+        deadline: seconds one sample may take (not enforced inline).
+        on_bad: "error", "skip" or "substitute"; an evaluation never substitutes.
+        bad_budget: largest share of unreadable videos.
+    """
+
+    reader: ReaderSpec
+    workers: int = 0
+    prefetch: int = 2
+    deadline: float = 30.0
+    on_bad: str = "substitute"
+    bad_budget: float = 0.001
+
+
+class Loader:
+    """Shared by both loaders: slots, the service that reads, and the answers that came early."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        records: Records,
+        reading: Reading,
+        *,
+        slots: int,
+        slot_bytes: int,
+        device: torch.device | str,
+    ) -> None:
+        self.records = records
+        self.reading = reading
+        self.device = torch.device(device)
+        #: Time that the consumer spent waiting for data, in seconds.
+        self.seconds_waiting = 0.0
+        self._slots = [Slot.create("zoetrope-clips", slot_bytes) for _ in range(slots)]
+        self._ids = 0
+        self._closed = False
+        try:
+            self._service: Service = (
+                Pool(setup, records, self._slots, reading.workers, reading.deadline)
+                if reading.workers
+                else Inline(setup, records, self._slots)
+            )
+        except BaseException:
+            self._close_slots()
+            raise
+
+    def close(self) -> None:
+        """Stop the reader processes and give the memory back; tensors that were handed out stay valid."""
+        if not self._closed:
+            self._closed = True
+            self._service.close()
+            self._close_slots()
+
+    def _begin(self) -> None:
+        """Fill the slots; what was started is stopped if that fails."""
+        try:
+            self._ask_ahead()
+        except BaseException:
+            self.close()
+            raise
+
+    def _ask_ahead(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _close_slots(self) -> None:
+        for slot in self._slots:
+            slot.close()
+
+    def _submit(self, **fields: Any) -> int:
+        self._ids += 1
+        self._service.submit({"id": self._ids, **fields})
+        return self._ids
+
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cpu":
+            return tensor
+        # The pinned copy is one that torch keeps until the transfer has finished, so the slot is free at once.
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
+    def _answers(self) -> list[Answer]:
+        answers = self._service.answers()
+        if not answers:
+            raise RuntimeError("the loader waits for a clip that nobody reads")
+        for answer in answers:
+            if "user" in answer:
+                raise UserError(answer["user"])
+            if "bug" in answer:
+                raise RuntimeError(f"reading failed in a way that is not the file's fault:\n{answer['bug']}")
+        return answers

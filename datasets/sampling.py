@@ -1,0 +1,190 @@
+"""Which frames make a clip: the presets that a configuration names, over the rules of `sampling_rules`.
+
+A clip has T = num_segments * clip_len frames. Where a tool validates on a random clip (`tsm_dense`, `pysf`), one test
+clip is the middle one of those it could draw, so that a validation gives the same numbers each time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from datasets import sampling_rules as rules
+from datasets.sampling_rules import Floats, Ints
+from utils.faults import UserError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """A preset and its numbers.
+
+    Args:
+        preset: one of `PRESETS`.
+        num_segments: S, segments of the video, each of which gives `clip_len` frames.
+        clip_len: L, frames per segment.
+        frame_interval: tau, distance in frames of two neighbours in a segment.
+
+    Raises:
+        UserError: unknown preset, a number below 1, or one that the preset does not use.
+    """
+
+    preset: str
+    num_segments: int
+    clip_len: int = 1
+    frame_interval: int = 1
+
+    def __post_init__(self) -> None:
+        if self.preset not in _PRESETS:
+            raise UserError(f"data.sampling: unknown preset {self.preset!r}; there are {', '.join(PRESETS)}")
+        used = _PRESETS[self.preset]
+        for name in ("num_segments", "clip_len", "frame_interval"):
+            value = getattr(self, name)
+            if value < 1:
+                raise UserError(f"{name}: {value} frames make no clip; give a number of at least 1")
+            if value > 1 and name not in used.numbers:
+                raise UserError(f"{name}: {value} has no meaning with sampling preset {self.preset!r}; leave it at 1")
+
+    @property
+    def frames_per_clip(self) -> int:
+        """T, frames of one clip."""
+        return self.num_segments * self.clip_len
+
+
+def uniforms_needed(s: Sampling) -> int:
+    """How many uniforms `train_frames` takes: the same for every video."""
+    return s.num_segments if _PRESETS[s.preset].per_segment else 1
+
+
+def train_frames(s: Sampling, num_frames: int, fps: float, u: Floats) -> Ints:
+    """Frames of one training clip.
+
+    Args:
+        s: the preset.
+        num_frames: n >= 1, frames of the video.
+        fps: its frame rate (used by `pysf`; 0 where unknown).
+        u: `uniforms_needed(s)` numbers in [0, 1).
+
+    Returns:
+        (T,) 0-based ordinals, all in 0..n-1.
+
+    Raises:
+        ValueError: no frames.
+    """
+    _check_frames(num_frames)
+    return _PRESETS[s.preset].train(s, num_frames, fps, u).reshape(-1)
+
+
+def test_frames(s: Sampling, num_frames: int, fps: float, num_clips: int = 1) -> Ints:  # noqa: PT028
+    """Frames of the test clips: (num_clips, T) 0-based ordinals, all in 0..n-1.
+
+    Raises:
+        UserError: the preset does not define that many clips.
+        ValueError: no frames.
+    """
+    check_clips(s, num_clips)
+    _check_frames(num_frames)
+    return _PRESETS[s.preset].test(s, num_frames, fps, num_clips).reshape(num_clips, s.frames_per_clip)
+
+
+test_frames.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test's
+
+
+def check_clips(s: Sampling, num_clips: int) -> None:
+    """Refuse a number of test clips that the preset does not define (UserError)."""
+    most = _PRESETS[s.preset].most_clips(s)
+    if num_clips < 1 or (most is not None and num_clips > most):
+        raise UserError(
+            f"num_clips: {num_clips} test clips are not defined for sampling preset {s.preset!r} with "
+            f"{s.num_segments} segments; " + ("give at least 1" if num_clips < 1 else f"give at most {most}")
+        )
+
+
+def _check_frames(num_frames: int) -> None:
+    if num_frames < 1:
+        raise ValueError(f"a video of {num_frames} frames gives no clip")
+
+
+def _mm_test(rule: Callable[..., Ints], s: Sampling, n: int, clips: int) -> Ints:
+    """One segment: clips are MMAction2's num_clips. More: they are segments, and the second clip is twice_sample's."""
+    if s.num_segments == 1:
+        return rule(n, clips, s.clip_len, s.frame_interval)
+    return rule(n, s.num_segments, s.clip_len, s.frame_interval, twice=clips == 2)
+
+
+def _mm_train(s: Sampling, n: int, fps: float, u: Floats) -> Ints:
+    return rules.mm_train(n, s.num_segments, s.clip_len, s.frame_interval, u)
+
+
+def _dense_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
+    if clips == 1:
+        return rules.tsm_dense_train(n, s.num_segments, 0.5)
+    return rules.tsm_dense_test(n, s.num_segments, clips)
+
+
+def _pysf_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
+    if clips == 1:
+        return rules.pysf_train(n, s.frames_per_clip, s.frame_interval, fps, 0.5)
+    return rules.pysf_test(n, s.frames_per_clip, s.frame_interval, fps, views=clips)
+
+
+def _at_most(clips: int | None) -> Callable[[Sampling], int | None]:
+    return lambda s: clips
+
+
+def _mm_clips(s: Sampling) -> int | None:
+    return None if s.num_segments == 1 else 2
+
+
+@dataclass(frozen=True)
+class _Preset:
+    """A train rule, a test rule, the fields of Sampling it uses, and how it draws."""
+
+    train: Callable[[Sampling, int, float, Floats], Ints]
+    test: Callable[[Sampling, int, float, int], Ints]
+    most_clips: Callable[[Sampling], int | None]  # None: as many as are asked for
+    numbers: tuple[str, ...] = ("num_segments",)
+    per_segment: bool = True  # one uniform per segment, else one per clip
+
+
+_ALL = ("num_segments", "clip_len", "frame_interval")
+
+_PRESETS: dict[str, _Preset] = {
+    "tsn": _Preset(
+        lambda s, n, fps, u: rules.tsn_train(n, s.num_segments, u, s.clip_len),
+        lambda s, n, fps, clips: rules.tsm_test(n, s.num_segments, s.clip_len, twice=clips == 2),
+        _at_most(2),
+        ("num_segments", "clip_len"),
+    ),
+    "tsm_dense": _Preset(
+        lambda s, n, fps, u: rules.tsm_dense_train(n, s.num_segments, float(u[0])),
+        _dense_test,
+        _at_most(None),
+        per_segment=False,
+    ),
+    "mm0": _Preset(_mm_train, lambda s, n, fps, clips: _mm_test(rules.mm0_test, s, n, clips), _mm_clips, _ALL),
+    "mm1": _Preset(_mm_train, lambda s, n, fps, clips: _mm_test(rules.mm1_test, s, n, clips), _mm_clips, _ALL),
+    "pysf": _Preset(
+        lambda s, n, fps, u: rules.pysf_train(n, s.frames_per_clip, s.frame_interval, fps, float(u[0])),
+        _pysf_test,
+        _at_most(None),
+        _ALL,
+        per_segment=False,
+    ),
+    "pp": _Preset(
+        lambda s, n, fps, u: rules.pp_tsn_train(n, s.num_segments, u),
+        lambda s, n, fps, clips: rules.pp_tsn_valid(n, s.num_segments),
+        _at_most(1),
+    ),
+    "pp_tsm": _Preset(
+        lambda s, n, fps, u: rules.pp_tsm_train(n, s.num_segments, u) % n,
+        lambda s, n, fps, clips: rules.pp_tsm_valid(n, s.num_segments) % n,
+        _at_most(1),
+    ),
+    "seed004": _Preset(
+        lambda s, n, fps, u: rules.seed004_train(n, s.num_segments, u),
+        lambda s, n, fps, clips: rules.seed004_val(n, s.num_segments),
+        _at_most(1),
+    ),
+}
+
+PRESETS = tuple(_PRESETS)

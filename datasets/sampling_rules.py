@@ -1,0 +1,287 @@
+"""How each tool picks frames: one function per tool and phase, on plain numbers.
+
+Common to all: `n` frames in the video (at least 1), `segments` S, `length` L frames per segment, `interval` tau between
+them. Ordinals are 0-based; readers add the base of the file names. Functions for training take uniforms in [0, 1), one
+per random number; an integer in lo..hi becomes lo + floor(u * (hi - lo + 1)). Results are int64 and may point past the
+end only where the docstring says so.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+_DENSE_RANGE = 64  # frames that a dense clip spans (TSM, section 5.1: "64 consecutive frames")
+
+
+def _pick(u: Floats, low: Ints | int, high: int) -> Ints:
+    """Integers in low..high, both ends included; where `high` is the span when `low` is an array of starts."""
+    return np.minimum((u * (high + 1)).astype(np.int64), high) + low
+
+
+def _runs(starts: Ints, length: int, last: int) -> Ints:
+    """`length` consecutive frames from each start, held at the last frame: (S,) -> (S * length,)."""
+    if length == 1:
+        return np.clip(starts, 0, last)
+    return np.clip(starts[:, None] + np.arange(length), 0, last).reshape(-1)
+
+
+# ------------------------------------------------------------------------------------------------- TSN and TSM authors
+
+
+def tsn_train(n: int, segments: int, u: Floats, length: int = 1) -> Ints:
+    """TSN (Wang et al., ECCV 2016, section 3.1), training: one random frame in each of S equal segments.
+
+    A video with fewer frames than segments gives frame 0; in between, S sorted draws from the whole video.
+    Source: tsn-pytorch and temporal-shift-module, `_sample_indices`.
+    """
+    room = n - length + 1
+    span = room // segments
+    if span > 0:
+        starts = _pick(u, np.arange(segments) * span, span - 1)
+    elif n > segments:
+        starts = np.sort(_pick(u, 0, max(room - 1, 0)))
+    else:
+        starts = np.zeros(segments, np.int64)
+    return _runs(starts, length, n - 1)
+
+
+def tsn_val(n: int, segments: int, length: int = 1) -> Ints:
+    """TSN and TSM repositories, `_get_val_indices`: segment centres; frame 0 unless n > S + L - 1."""
+    if n <= segments + length - 1:
+        return np.zeros(segments * length, np.int64)
+    return tsm_test(n, segments, length)
+
+
+def tsm_test(n: int, segments: int, length: int = 1, *, twice: bool = False) -> Ints:
+    """TSN and TSM repositories, `_get_test_indices`: segment centres without a guard for short videos.
+
+    `twice` (twice_sample) appends a second clip that takes the start of each segment.
+    """
+    tick = (n - length + 1) / segments
+    steps = np.arange(segments)
+    starts = (tick / 2.0 + tick * steps).astype(np.int64)
+    if twice:
+        starts = np.concatenate([starts, (tick * steps).astype(np.int64)])
+    return _runs(starts, length, n - 1)
+
+
+def tsm_dense_train(n: int, segments: int, u: float) -> Ints:
+    """TSM repository, dense sampling: a random window of 64 frames, S of them at stride 64 // S, modulo n."""
+    positions = max(1, 1 + n - _DENSE_RANGE)
+    # The published draw is randint(0, positions - 1), whose upper end is excluded: the last window is never drawn.
+    start = 0 if positions == 1 else min(int(u * (positions - 1)), positions - 2)
+    return (start + np.arange(segments) * (_DENSE_RANGE // segments)) % n
+
+
+def tsm_dense_test(n: int, segments: int, positions: int = 10) -> Ints:
+    """Dense test of the TSM repository and of MMAction2's DenseSampleFrames: (positions, S), starts evenly spaced."""
+    starts = np.linspace(0, max(0, n - _DENSE_RANGE), positions, dtype=np.int64)
+    return (starts[:, None] + np.arange(segments) * (_DENSE_RANGE // segments)) % n
+
+
+# ------------------------------------------------------------------------------------------------------------ MMAction2
+
+
+def _mm_frames(starts: NDArray, steps: Ints, n: int, out_of_bound: str) -> Ints:
+    """(clips, L) frames from clip starts; past the end they wrap (loop) or repeat the clip's last frame in range."""
+    frames = (starts[:, None] + steps).astype(np.int64)
+    if out_of_bound == "loop":
+        return frames % n
+    inside = frames < n
+    last = np.max(frames * inside, axis=1, keepdims=True)
+    return np.where(inside, frames, last)
+
+
+def mm_train(
+    n: int,
+    segments: int,
+    length: int,
+    interval: int,
+    u: Floats,
+    *,
+    keep_tail: bool = False,
+    out_of_bound: str = "loop",
+) -> Ints:
+    """MMAction2 SampleFrames, training (0.x and 1.x alike): (S, L).
+
+    `keep_tail` (keep_tail_frames) uses segments of fractional length, so that the last frames take part.
+    """
+    span = length * interval
+    room = n - span + 1
+    each = room // segments
+    steps = np.arange(segments)
+    if keep_tail:
+        if n > span - 1:
+            starts = (steps * (room / segments) + u * (room / segments)).astype(np.int64)
+        else:
+            starts = np.zeros(segments, np.int64)
+    elif each > 0:
+        starts = _pick(u, steps * each, each - 1)
+    elif n > max(segments, span):
+        starts = np.sort(_pick(u, 0, n - span))
+    elif each == 0:
+        starts = np.around(steps * (room / segments)).astype(np.int64)
+    else:
+        starts = np.zeros(segments, np.int64)
+    return _mm_frames(starts, np.arange(length) * interval, n, out_of_bound)
+
+
+def mm0_test(
+    n: int, clips: int, length: int, interval: int, *, twice: bool = False, out_of_bound: str = "loop"
+) -> Ints:
+    """MMAction2 0.x SampleFrames, test: (clips, L), or (2 * clips, L) with `twice`; clips in segment centres."""
+    span = length * interval
+    base = np.arange(clips) * ((n - span + 1) / clips)
+    starts = (base + (n - span + 1) / clips / 2.0).astype(np.int64)
+    if twice:
+        starts = np.concatenate([starts, base.astype(np.int64)])
+    if n <= span - 1:
+        starts = np.zeros_like(starts)
+    return _mm_frames(starts, np.arange(length) * interval, n, out_of_bound)
+
+
+def mm1_test(
+    n: int,
+    clips: int,
+    length: int,
+    interval: int,
+    *,
+    twice: bool = False,
+    out_of_bound: str = "loop",
+    target_fps: float | None = None,
+    fps: float = 0.0,
+) -> Ints:
+    """MMAction2 1.x SampleFrames, test: (clips, L), or (2 * clips, L) with `twice`.
+
+    Single frames stand in segment centres; longer clips are spread from the first to the last possible start.
+    `target_fps` stretches a clip by fps / target_fps and spaces starts as PySlowFast does. With L > 1 `twice` keeps the
+    spacing, as published, so that later clips run past the end and wrap around.
+    """
+    steps = np.arange(length) * interval
+    if target_fps is not None:
+        span = length * interval * (fps / target_fps if fps else 1.0)  # in frames of the video, not rounded
+        steps = np.linspace(0, span - 1, length).astype(np.int64)
+    else:
+        span = (length - 1) * interval + 1
+    total = 2 * clips if twice else clips
+    if length == 1:
+        base = np.arange(clips) * (n / clips)
+        starts = base + n / clips / 2.0
+        if twice:
+            starts = np.concatenate([starts, base])
+    elif total == 1:
+        starts = np.array([max(n - span, 0) // 2])
+    else:
+        between = max(n - span, 0) / max(clips - 1, 1)
+        starts = np.arange(total) * (between if target_fps is None else math.floor(between))
+        starts = np.round(starts)
+    return _mm_frames(starts.astype(np.int64), steps, n, out_of_bound)
+
+
+def mm_uniform_test(n: int, length: int, clips: int) -> Ints:
+    """MMAction2 UniformSample, test: (clips, L); L equal segments, each clip a little later within them."""
+    segment = (n - 1) / length
+    starts = np.round(segment * np.arange(length)).astype(np.int64)
+    shifts = (segment / (clips + 1) * np.arange(1, clips + 1)).astype(np.int64)
+    return starts + shifts[:, None]
+
+
+# ----------------------------------------------------------------------------------------------------------- PySlowFast
+
+
+def _pysf_clip(start: float, size: float, count: int, n: int) -> Ints:
+    """`count` frames spread over `size` frames from `start`: the numbers of torch.linspace in float32, truncated."""
+    # torch works in float32 with fused multiply-add, from both ends to the middle; float64 lands on other integers
+    # in 1.4 % of the clips. A product of two float32 is exact in float64, so one rounding at the end is the same.
+    first, last = float(np.float32(start)), float(np.float32(start + size - 1))
+    if count == 1:
+        return np.clip(np.array([int(first)]), 0, n - 1)
+    step = float(np.float32(np.float32(last) - np.float32(first)) / np.float32(count - 1))
+    i = np.arange(count)
+    points = np.where(i < count // 2, first + step * i, last - step * (count - 1 - i)).astype(np.float32)
+    return np.clip(points, 0, n - 1).astype(np.int64)
+
+
+def _pysf_size(count: int, rate: int, fps: float, target_fps: float) -> float:
+    return max(1.0, rate * count / target_fps * (fps or target_fps))
+
+
+def pysf_train(n: int, count: int, rate: int, fps: float, u: float, *, target_fps: float = 30.0) -> Ints:
+    """PySlowFast, training and validation (SlowFast, Feichtenhofer et al., ICCV 2019): (count,) from a random start.
+
+    The clip covers rate * count / target_fps seconds; an unknown frame rate (0) counts as `target_fps`.
+    """
+    size = _pysf_size(count, rate, fps, target_fps)
+    return _pysf_clip(u * max(n - size, 0.0), size, count, n)
+
+
+def pysf_test(
+    n: int, count: int, rate: int, fps: float, *, views: int, target_fps: float = 30.0, use_offset: bool = False
+) -> Ints:
+    """PySlowFast, test: (views, count).
+
+    Without `use_offset` (DATA.USE_OFFSET_SAMPLING) view k starts at delta * k / views and never reaches the end.
+    """
+    size = _pysf_size(count, rate, fps, target_fps)
+    delta = max(n - size, 0.0)
+    if not use_offset:
+        starts = [delta * k / views for k in range(views)]
+    elif views == 1:
+        starts = [math.floor(delta / 2)]
+    else:
+        starts = [k * math.floor(delta / (views - 1)) for k in range(views)]
+    return np.stack([_pysf_clip(start, size, count, n) for start in starts])
+
+
+# ---------------------------------------------------------------------------------------------------------- PaddleVideo
+
+
+def pp_tsn_train(n: int, segments: int, u: Floats) -> Ints:
+    """PaddleVideo Sampler with select_left (PP-TSN), training: as `tsn_train` with one frame per segment."""
+    return tsn_train(n, segments, u)
+
+
+def pp_tsn_valid(n: int, segments: int) -> Ints:
+    """PaddleVideo Sampler with select_left (PP-TSN), validation: segment centres; frame 0 unless n > S."""
+    if n <= segments:
+        return np.zeros(segments, np.int64)
+    return (n / segments / 2.0 + n / segments * np.arange(segments)).astype(np.int64)
+
+
+def pp_tsm_train(n: int, segments: int, u: Floats) -> Ints:
+    """PaddleVideo Sampler without select_left (PP-TSM), training. With n < S frame i is i, past the end: take mod n."""
+    span = n // segments
+    return _pick(u, np.arange(segments) * span, span - 1) if span else np.arange(segments)
+
+
+def pp_tsm_valid(n: int, segments: int) -> Ints:
+    """PaddleVideo Sampler without select_left (PP-TSM), validation. With n < S frame i is i: take mod n."""
+    span = n // segments
+    return np.arange(segments) * span + (span - 1) // 2 if span else np.arange(segments)
+
+
+def pp_linspace(n: int, segments: int) -> Ints:
+    """PaddleVideo Sampler with linspace_sample, both phases: S frames from the first to the last."""
+    return np.linspace(0, n - 1, segments).astype(np.int64)
+
+
+# ------------------------------------------------------------------------------------------------------------- Seed 004
+
+
+def seed004_train(n: int, segments: int, u: Floats) -> Ints:
+    """pytorch-video-recognition (the code behind seed 004), training: `tsn_train` with one frame per segment."""
+    return tsn_train(n, segments, u)
+
+
+def seed004_val(n: int, segments: int) -> Ints:
+    """pytorch-video-recognition, validation: centres of S ticks of (n - S + 1) / S frames; frame 0 unless n > S."""
+    if n <= segments:
+        return np.zeros(segments, np.int64)
+    tick = (n - segments + 1) / segments
+    return (tick / 2.0 + tick * np.arange(segments)).astype(np.int64)

@@ -1,0 +1,255 @@
+"""Training clips by global position: plans -> reader processes -> micro-batches on the device.
+
+Which clips come out depends on the seed and the positions only: not on the number of workers, ranks or prefetched
+steps, and not on what was read before.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Collection, Iterator
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from datasets.bad_media import MAX_SUBSTITUTES, BadEvent, Ledger, Substitutes, printable
+from datasets.order import epoch_of, sample_at
+from datasets.plan import TrainSpec
+from datasets.pool import Answer
+from datasets.reading import Loader, Reading
+from datasets.records import Records
+from datasets.workers import Setup
+from utils.faults import UserError
+
+#: Jitter row of a clip that is not there: factors 1, 1, 1, hue shift 0, operations in their order.
+_NO_JITTER = (1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 2.0, 3.0)
+
+
+@dataclasses.dataclass
+class Batch:
+    """One micro-batch. B clips, T frames, F = 1 (clip-consistent) or T.
+
+    Attributes:
+        clips: (B, T, H, W, 3) uint8 RGB. On the CPU a view of shared memory: valid until the next step is asked for.
+        labels: (B,) int64.
+        weights: (B,) float32, 0 for a clip that could not be read (its pixels are 0).
+        samples: records shown (a substitute's own index).
+        flip: (B,) bool. jitter: (B, F, 8) float64 or None. erase: (B, F, 4) int64 or None; rows as in plan.Plan.
+        shards: shards that make up the batch, in order.
+        positions: global position of each clip.
+    """
+
+    clips: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    samples: list[int]
+    flip: torch.Tensor
+    jitter: torch.Tensor | None
+    erase: torch.Tensor | None
+    shards: tuple[int, ...]
+    positions: list[int]
+
+
+class Shards(Protocol):
+    """What the loader needs of utils.shards.ShardPlan."""
+
+    @property
+    def batch_size(self) -> int:
+        """Clips per shard."""
+        ...
+
+    @property
+    def micro_batches(self) -> tuple[tuple[int, ...], ...]:
+        """Shards of each micro-batch of this rank."""
+        ...
+
+    def positions(self, step: int, shard: int) -> range:
+        """Global positions of one shard at one step."""
+        ...
+
+
+@dataclasses.dataclass
+class _Row:
+    """One clip that is being read."""
+
+    position: int
+    sample: int  # of the order; a substitute is asked for under another number
+    asked: int
+    place: int
+    tries: int = 0
+    answer: Answer | None = None
+
+
+@dataclasses.dataclass
+class _Step:
+    """One global step: the clips of this rank, in the order of the micro-batches."""
+
+    step: int
+    slot: int
+    rows: list[_Row]
+    open: int
+
+
+class TrainLoader(Loader):
+    """Iterating gives (step, [Batch, ...]): this rank's micro-batches of each global step from `start` on.
+
+    Args:
+        records: the list.
+        spec: what is drawn for each clip.
+        reading: how media are read.
+        seed: of the run.
+        shards: which positions this rank has.
+        start: first step.
+        stop: number of steps of the run; None = without end.
+        device: where batches go; a CUDA device gets them by pinned, asynchronous copies.
+        replay: (position, sample) pairs that were given up as late before a resume; they fail again, unread.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        spec: TrainSpec,
+        reading: Reading,
+        *,
+        seed: int,
+        shards: Shards,
+        start: int = 0,
+        stop: int | None = None,
+        device: torch.device | str = "cpu",
+        replay: Collection[tuple[int, int]] = (),
+    ) -> None:
+        if not len(records):
+            raise UserError("the training list has no videos")
+        self.spec = spec
+        self.seed = seed
+        self.shards = shards
+        self.ledger = Ledger(len(records), reading.bad_budget, reading.on_bad)
+        self._replay = set(replay)
+        self._substitutes = Substitutes(records.labels)
+        self._next, self._stop = start, stop
+        self._steps: collections.deque[_Step] = collections.deque()
+        self._where: dict[int, tuple[_Step, _Row]] = {}  # request id -> clip
+        self._free = list(range(reading.prefetch + 1))
+        self._held: int | None = None  # slot whose clips the consumer has
+        self._clip = (spec.sampling.frames_per_clip, spec.input_size, spec.input_size, 3)
+        self._clip_bytes = int(np.prod(self._clip))
+        clips = sum(len(shard_list) for shard_list in shards.micro_batches) * shards.batch_size
+        setup = Setup(reader=reading.reader.to_json(), train=spec.to_json(), eval="", seed=seed)
+        size = clips * self._clip_bytes
+        super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=size, device=device)
+        self._begin()
+
+    def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
+        return self
+
+    def __next__(self) -> tuple[int, list[Batch]]:
+        """The next step; ends the validity of the clips of the step before on the CPU."""
+        if self._held is not None:
+            self._free.append(self._held)
+            self._held = None
+        self._ask_ahead()
+        if not self._steps:
+            raise StopIteration
+        step = self._steps.popleft()
+        began = time.perf_counter()
+        while step.open:
+            for answer in self._answers():
+                self._take(answer)
+        self.seconds_waiting += time.perf_counter() - began
+        self._held = step.slot
+        return step.step, self._batches(step)
+
+    def _ask_ahead(self) -> None:
+        while self._free and (self._stop is None or self._next < self._stop):
+            rows: list[_Row] = []
+            for micro_batch in self.shards.micro_batches:
+                for shard in micro_batch:
+                    for position in self.shards.positions(self._next, shard):
+                        sample = sample_at(position, self.seed, len(self.records))
+                        rows.append(_Row(position, sample, sample, len(rows)))
+            step = _Step(self._next, self._free.pop(), rows, len(rows))
+            self._steps.append(step)
+            self._next += 1
+            for row in rows:
+                self._ask(step, row)
+
+    def _ask(self, step: _Step, row: _Row) -> None:
+        if (row.position, row.asked) in self._replay:
+            reason = "was given up as late before the resume"
+            self._failed(step, row, {"ok": False, "path": None, "reason": reason, "timeout": True})
+            return
+        request = self._submit(
+            slot=step.slot,
+            offset=row.place * self._clip_bytes,
+            kind="train",
+            epoch=epoch_of(row.position, len(self.records)),
+            position=row.position,
+            sample=row.asked,
+        )
+        self._where[request] = (step, row)
+
+    def _take(self, answer: Answer) -> None:
+        step, row = self._where.pop(answer["id"])
+        if answer["ok"]:
+            row.answer = answer
+            step.open -= 1
+        else:
+            self._failed(step, row, answer)
+
+    def _failed(self, step: _Step, row: _Row, answer: Answer) -> None:
+        """A clip could not be read: ask for its substitute, or leave its place empty."""
+        path = printable(answer["path"] or self.records.path(row.asked))
+        following = None
+        if self.reading.on_bad == "substitute" and row.tries < MAX_SUBSTITUTES:
+            following = self._substitutes.after(row.asked)
+            following = None if following == row.sample else following  # all of the label were tried
+        action = "skipped (weight 0)" if following is None else f"sample {following} stands in"
+        new, late = row.asked not in self.ledger.samples, bool(answer.get("timeout"))
+        self.ledger.add(BadEvent(row.position, row.asked, path, answer["reason"], action, new, late))
+        if following is None:
+            step.open -= 1
+        else:
+            row.asked, row.tries = following, row.tries + 1
+            self._ask(step, row)
+
+    def _batches(self, step: _Step) -> list[Batch]:
+        batches, first = [], 0
+        for micro_batch in self.shards.micro_batches:
+            last = first + len(micro_batch) * self.shards.batch_size
+            batches.append(self._batch(step, step.rows[first:last], micro_batch))
+            first = last
+        return batches
+
+    def _batch(self, step: _Step, rows: list[_Row], shards: tuple[int, ...]) -> Batch:
+        clips = self._slots[step.slot].view(rows[0].place * self._clip_bytes, (len(rows), *self._clip))
+        for index, row in enumerate(rows):
+            if row.answer is None:
+                clips[index] = 0  # a reader may have written a part before it failed
+        answers = [row.answer for row in rows]
+        # Whether a run draws jitter and erasing, and for how many rows, is a matter of the spec alone.
+        frames = self._clip[0]
+        jitter_rows = 0 if self.spec.jitter is None else frames if self.spec.jitter_per_frame else 1
+        erase_rows = 0 if self.spec.erasing is None else frames if self.spec.erasing_per_frame else 1
+        samples = [row.asked if row.answer else row.sample for row in rows]
+        return Batch(
+            clips=self._to_device(torch.from_numpy(clips)),
+            labels=self._to_device(torch.tensor([int(self.records.labels[row.sample]) for row in rows])),
+            weights=self._to_device(torch.tensor([float(row.answer is not None) for row in rows])),
+            samples=samples,
+            flip=self._to_device(torch.tensor([bool(answer and answer["flip"]) for answer in answers])),
+            jitter=self._stack(answers, "jitter", jitter_rows, _NO_JITTER, torch.float64),
+            erase=self._stack(answers, "erase", erase_rows, (0, 0, 0, 0), torch.int64),
+            shards=shards,
+            positions=[row.position for row in rows],
+        )
+
+    def _stack(
+        self, answers: list[Answer | None], name: str, rows: int, neutral: tuple[float, ...], dtype: torch.dtype
+    ) -> torch.Tensor | None:
+        if not rows:
+            return None
+        values = [answer[name] if answer and answer[name] is not None else [neutral] * rows for answer in answers]
+        return self._to_device(torch.tensor(values, dtype=dtype))

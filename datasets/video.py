@@ -1,0 +1,264 @@
+"""Reader `video`: frames of a video file by ordinal, decoded with PyAV on one thread.
+
+Ordinal i is the i-th frame that the decoder puts out in presentation order; edit lists hide frames, rotation is
+applied. How frames are found depends on the grade of the file's index (video_index.py):
+
+- TIMED: jump to the last key frame at or before a wanted frame where that saves decoding, decode on from there, take
+  frames by pts. Frames that nothing refers to and nobody wants are not decoded. If a wanted stamp does not come out,
+  the file is decoded from the start and counted; if that yields another number of frames than the index, MediaError.
+- COUNTED, SCANNED: decode from the start and count.
+
+A frame that does not decode is a MediaError that says how many frames did; a decoding error never shifts the ordinals
+of other frames. A truncated file has the frames whose packets are there. After a change of resolution inside a file
+frames are scaled to the size of the first one (resize.place). What a read returns depends on the file and the ordinals
+only, never on earlier reads.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datasets.resize import Box, place
+from datasets.video_index import Grade, Index, build_index, open_container, packets, video_stream
+from utils.faults import MediaError
+
+if TYPE_CHECKING:
+    import av
+
+    from datasets.plan import Facts
+    from datasets.readers import ReaderSpec
+    from datasets.records import Records
+
+_OPEN_INDEXES = 8
+#: Packets or bytes between two places of a file from which on a seek is cheaper than reading through.
+_SEEK_PACKETS = 250
+_SEEK_BYTES = 1 << 20
+#: Decoders that may leave out unreferenced frames without changing any other frame or its stamp (tested).
+_SKIPS_UNREFERENCED = {"h264", "hevc", "mpeg4", "mpeg2video"}
+
+
+class VideoReader:
+    """Frames of video files; keeps the indexes of the last few files, and nothing open between reads."""
+
+    def __init__(self, spec: ReaderSpec, records: Records) -> None:
+        self.spec = spec
+        self.records = records
+        self._indexes: collections.OrderedDict[str, Index] = collections.OrderedDict()
+
+    def close(self) -> None:
+        """Forget the indexes."""
+        self._indexes.clear()
+
+    def probe(self, i: int) -> Facts:
+        """Facts of record i; see `Reader.probe`. A start or a length in the list selects a part of the file."""
+        facts = self._index(i).facts
+        start = int(self.records.starts[i])
+        if start == 0:
+            return facts
+        frames = facts.frames - start
+        if frames < 1:
+            raise MediaError(self.records.path(i), f"the list starts at frame {start}, there are {facts.frames}")
+        return type(facts)(frames=frames, height=facts.height, width=facts.width, fps=facts.fps)
+
+    def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
+        """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`."""
+        if out.shape != (len(frames), *size, 3):
+            raise ValueError(f"out has shape {out.shape}, expected {(len(frames), *size, 3)}")
+        shown, index = self.records.path(i), self._index(i)
+        ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
+        facts = index.facts
+        if ordinals.min() < 0 or ordinals.max() >= facts.frames:
+            raise MediaError(shown, f"frame {ordinals.max()} was asked for, there are {facts.frames}")
+        rows: dict[int, list[int]] = {}
+        for row, ordinal in enumerate(ordinals.tolist()):
+            rows.setdefault(ordinal, []).append(row)
+        pending = set(rows)
+        for ordinal, frame in self._decode(i, index, sorted(rows)):
+            if ordinal not in pending:
+                continue
+            pending.discard(ordinal)
+            first, *others = rows[ordinal]
+            place(_to_rgb(frame, index.rotation, shown), box, (facts.height, facts.width), out[first])
+            for row in others:
+                out[row] = out[first]
+        if pending:
+            raise MediaError(shown, f"frame {min(pending)} of {facts.frames} does not decode")
+
+    def _index(self, i: int) -> Index:
+        path = self.records.full_path(i)
+        if path not in self._indexes:
+            self._indexes[path] = build_index(path, self.records.path(i))
+            if len(self._indexes) > _OPEN_INDEXES:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(path)
+        return self._indexes[path]
+
+    def _decode(self, i: int, index: Index, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Give (ordinal, frame) for the wanted ordinals; each comes at least once unless it does not decode."""
+        path, shown = self.records.full_path(i), self.records.path(i)
+        left = wanted
+        if index.grade is Grade.TIMED:
+            with _Demuxer(path, shown, index) as demuxer:
+                found = set()
+                for ordinal, frame in demuxer.read(wanted):
+                    found.add(ordinal)
+                    yield ordinal, frame
+            left = [ordinal for ordinal in wanted if ordinal not in found]
+        if left:
+            # A wanted stamp did not come out: only counting from the start tells which frame is which. To the end,
+            # since a different number of frames means that the ordinals above were not what they seemed.
+            whole = index.grade is Grade.TIMED
+            yield from _count(path, shown, left, index.facts.frames, whole=whole)
+
+
+def _to_rgb(frame: av.VideoFrame, quarter_turns: int, shown: str) -> np.ndarray:
+    """Upright (H, W, 3) uint8 RGB of a decoded frame, converted by swscale from any pixel format."""
+    from av.error import FFmpegError
+
+    try:
+        image = frame.to_ndarray(format="rgb24")
+    except (FFmpegError, ValueError) as error:
+        raise MediaError(shown, f"its pixel format {frame.format.name} cannot be converted ({error})") from error
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+def _count(
+    path: str, shown: str, wanted: list[int], expected: int, *, whole: bool
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode from the start and give the wanted ordinals by counting; `whole`: check the total first."""
+    from av.error import FFmpegError
+
+    if whole:
+        total = sum(1 for _ in _decode_all(path, shown))
+        if total != expected:
+            raise MediaError(shown, f"only {total} of its {expected} frames decode")
+    ahead, decoded = set(wanted), 0
+    try:
+        for ordinal, frame in enumerate(_decode_all(path, shown, stop=False)):
+            decoded = ordinal + 1
+            if ordinal in ahead:
+                ahead.discard(ordinal)
+                yield ordinal, frame
+                if not ahead:
+                    return
+    except FFmpegError as error:
+        raise MediaError(shown, f"only {decoded} of its {expected} frames decode ({error.strerror})") from error
+    raise MediaError(shown, f"only {decoded} of its {expected} frames decode")
+
+
+def _decode_all(path: str, shown: str, *, stop: bool = True) -> Iterator[av.VideoFrame]:
+    """All frames of a file up to its end or, with `stop`, its first decoding error."""
+    from av.error import FFmpegError
+
+    with open_container(path, shown) as container:
+        frames = container.decode(video_stream(container, shown))
+        try:
+            yield from frames
+        except FFmpegError:
+            if not stop:
+                raise
+
+
+class _Demuxer:
+    """One open file of grade TIMED, and the packet that comes next."""
+
+    def __init__(self, path: str, shown: str, index: Index) -> None:
+        self.path, self.shown, self.index = path, shown, index
+        self.container = open_container(path, shown)
+        self._rewind()
+
+    def __enter__(self) -> _Demuxer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.container.close()
+
+    def _rewind(self) -> None:
+        self.stream = video_stream(self.container, self.shown)
+        self.packets = packets(self.container, self.stream)
+        self.next = 0
+
+    def read(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Give (ordinal, frame) for sorted ordinals, in the order in which they are decoded."""
+        index = self.index
+        ordinal_of = {int(index.pts[index.positions[ordinal]]): ordinal for ordinal in wanted}
+        for start, stop in self._runs(wanted):
+            for frame in self._run(start, stop, ordinal_of):
+                if frame.pts in ordinal_of:
+                    yield ordinal_of[frame.pts], frame
+
+    def _runs(self, wanted: list[int]) -> list[tuple[int, int]]:
+        """Ranges of packets to decode, each from a key frame: a new one starts where it skips packets."""
+        index = self.index
+        keys = np.flatnonzero(index.keys)
+        runs: list[tuple[int, int]] = []
+        for position in index.positions[wanted].tolist():
+            before = keys[: np.searchsorted(keys, position, side="right")]
+            # A picture that is shown before its key frame (open GOP) needs the key frame before that one.
+            before = before[index.pts[before] <= index.pts[position]]
+            start = int(before[-1]) if len(before) else 0
+            if runs and start < runs[-1][1]:
+                runs[-1] = (runs[-1][0], max(runs[-1][1], position + 1))
+            else:
+                runs.append((start, position + 1))
+        return runs
+
+    def _run(self, start: int, stop: int, ordinal_of: dict[int, int]) -> Iterator[av.VideoFrame]:
+        """Decode packets start..stop-1 with a fresh decoder state and drain it."""
+        from av.error import FFmpegError
+
+        self._go_to(start)
+        decoder, index = self.stream.codec_context, self.index
+        may_skip = index.codec in _SKIPS_UNREFERENCED
+        try:
+            while self.next < stop:
+                packet = next(self.packets, None)
+                if packet is None or (packet.pts, packet.size) != (index.pts[self.next], index.sizes[self.next]):
+                    return  # the file is no longer what was indexed
+                self.next += 1
+                if may_skip:
+                    decoder.skip_frame = "DEFAULT" if packet.pts in ordinal_of else "NONREF"
+                yield from decoder.decode(packet)
+            yield from decoder.decode(None)
+        except FFmpegError:
+            return  # what is missing is found out, and named, by counting
+        finally:
+            decoder.flush_buffers()
+
+    def _go_to(self, position: int) -> None:
+        """Make `position` the next packet: by a seek where that saves much reading, else by reading on."""
+        index = self.index
+        gap = position - self.next
+        if gap < 0 or gap > _SEEK_PACKETS or index.sizes[self.next : position].sum() > _SEEK_BYTES:
+            self._seek(position)
+        while self.next < position and next(self.packets, None) is not None:
+            self.next += 1
+
+    def _seek(self, position: int) -> None:
+        """Seek to a key frame or before it; where the first packet then is not found in the index, reopen."""
+        from av.error import FFmpegError
+
+        index = self.index
+        try:
+            self.container.seek(int(index.dts[position]), stream=self.stream, backward=True)
+            self.packets = packets(self.container, self.stream)
+            first = next(self.packets, None)
+        except FFmpegError:
+            first = None
+        landed = np.flatnonzero(index.pts == first.pts) if first is not None and first.pts is not None else []
+        if first is not None and len(landed) == 1 and landed[0] <= position and index.sizes[landed[0]] == first.size:
+            self.next = int(landed[0])
+            self.packets = _chain(first, self.packets)
+        else:
+            self.container.close()
+            self.container = open_container(self.path, self.shown)
+            self._rewind()
+
+
+def _chain(first: av.Packet, rest: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    yield first
+    yield from rest

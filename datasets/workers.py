@@ -1,0 +1,173 @@
+"""Reader processes: `python -m datasets.workers` serves requests until its input ends. Torch-free.
+
+A worker takes one request at a time from the queue that all workers share (its standard input, a SEQPACKET socket: one
+message per JSON line), draws, probes, resolves and reads into a shared slot, and sends one JSON line back. Before the
+work it writes the request's id and the time into its row of the control block, so that the parent can see a late one.
+It dies with its parent (PR_SET_PDEATHSIG), and leaves when the queue is closed.
+
+Request: {"id", "slot", "offset", "kind": "train" | "eval", "epoch", "position", "sample"}.
+Answer:  {"id", "ok": true, <fields of the plan>} | {"id", "ok": false, "path", "reason"} | {"id", "ok": false, "bug"}.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from typing import Any
+
+import numpy as np
+
+from datasets.plan import EvalSpec, Plan, TrainSpec, VideoPlan, draw, resolve, resolve_eval
+from datasets.readers import ReaderSpec, open_reader
+from datasets.records import Records
+from datasets.slots import Slot
+from utils.faults import MediaError, UserError
+
+MESSAGE_BYTES = 1 << 18
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """All that a worker needs to know, as one JSON line in its arguments.
+
+    Attributes:
+        reader, train, eval: specs as JSON; an empty string where there is none.
+        seed: of the run.
+        records_fd, control_fd, slot_fds: inherited descriptors (unused by the inline desk).
+        folder: working directory of the parent, which relative paths are relative to.
+        parent: process id of the parent.
+    """
+
+    reader: str
+    train: str
+    eval: str
+    seed: int
+    records_fd: int = -1
+    control_fd: int = -1
+    slot_fds: tuple[int, ...] = ()
+    folder: str = "."
+    parent: int = 0
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self))
+
+
+class Desk:
+    """Answers requests: the work itself, the same inside a worker and inline."""
+
+    def __init__(self, setup: Setup, records: Records, slots: list[Slot]) -> None:
+        self.seed = setup.seed
+        self.train = TrainSpec.from_json(setup.train) if setup.train else None
+        self.eval = EvalSpec.from_json(setup.eval) if setup.eval else None
+        self.records = records
+        self.slots = slots
+        self.reader = open_reader(ReaderSpec.from_json(setup.reader), records)
+
+    def close(self) -> None:
+        """Close the reader."""
+        self.reader.close()
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do one request; bad media is an answer, not an exception."""
+        try:
+            fields = self._train(request) if request["kind"] == "train" else self._eval(request)
+        except MediaError as error:
+            return {"id": request["id"], "ok": False, "path": error.path, "reason": error.reason}
+        except UserError as error:
+            return {"id": request["id"], "ok": False, "user": str(error)}
+        except Exception:  # noqa: BLE001  the parent raises it with this traceback
+            return {"id": request["id"], "ok": False, "bug": traceback.format_exc()}
+        return {"id": request["id"], "ok": True, **fields}
+
+    def _train(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.train is not None
+        sample = request["sample"]
+        draws = draw(self.seed, request["epoch"], request["position"], self.train)
+        plan = resolve(draws, self.reader.probe(sample), self.train, sample)
+        out = self.slots[request["slot"]].view(request["offset"], (len(plan.frames), *plan.size, 3))
+        self.reader.read(sample, plan.frames, plan.box, plan.size, out)
+        return plan_to_dict(plan)
+
+    def _eval(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self.eval is not None
+        sample, slot = request["sample"], self.slots[request["slot"]]
+        plan = resolve_eval(self.reader.probe(sample), self.eval, sample)
+        shape = (len(plan.frames), *plan.size, 3)
+        slot.grow(int(np.prod(shape)))
+        self.reader.read(sample, plan.frames, None, plan.size, slot.view(0, shape))
+        return plan_to_dict(plan)
+
+
+def plan_to_dict(plan: Plan | VideoPlan) -> dict[str, Any]:
+    """A plan as plain values; floats survive JSON exactly."""
+    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()}
+
+
+def video_plan(answer: dict[str, Any]) -> VideoPlan:
+    """The inverse of `plan_to_dict` for the plan of a video."""
+    return VideoPlan(
+        sample=answer["sample"],
+        frames=np.array(answer["frames"], np.int64),
+        size=(answer["size"][0], answer["size"][1]),
+        clip_rows=np.array(answer["clip_rows"], np.int64),
+        boxes=np.array(answer["boxes"], np.int64),
+        flips=np.array(answer["flips"], bool),
+    )
+
+
+def _die_with(parent: int) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        sys.exit(0)
+
+
+def _serve(desk: Desk, queue: socket.socket, out: socket.socket, control: np.ndarray) -> None:
+    out.send(b'{"ready": true}\n')
+    while True:
+        message = queue.recv(MESSAGE_BYTES)
+        if not message:  # the parent closed the queue or is gone
+            return
+        request = json.loads(message)
+        control[1] = time.monotonic_ns()
+        control[0] = request["id"]
+        answer = desk.answer(request)
+        control[0] = 0
+        out.send(json.dumps(answer).encode() + b"\n")
+
+
+def main(setup_json: str, row: str) -> None:
+    """Run one worker; `row` is its line in the control block."""
+    values = json.loads(setup_json)
+    setup = Setup(**{**values, "slot_fds": tuple(values["slot_fds"])})
+    _die_with(setup.parent)
+    import cv2
+
+    cv2.setNumThreads(0)  # one worker is one core
+    queue = socket.socket(fileno=os.dup(0))
+    out = socket.socket(fileno=os.dup(1))
+    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    os.chdir(setup.folder)
+    control = Slot(setup.control_fd).view(int(row) * 16, (2,), np.int64)
+    desk = Desk(setup, Records.from_fd(setup.records_fd), [Slot(fd) for fd in setup.slot_fds])
+    try:
+        _serve(desk, queue, out, control)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the parent is gone
+    finally:
+        desk.close()
+        queue.close()
+        out.close()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

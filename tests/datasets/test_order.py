@@ -1,0 +1,92 @@
+"""Order and streams: permutations, purity, and blocks that never meet."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets.order import PLAN, epoch_of, order, sample_at, uniforms, words
+
+ORDER_0_0_10 = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+ORDER_1_5_10 = [8, 3, 5, 6, 1, 2, 7, 0, 4, 9]
+UNIFORMS_1_2_3_4 = [0.8231355163718505, 0.9360175269087738]
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 10_000), n=st.integers(1, 300))
+def test_each_epoch_is_a_permutation(seed: int, epoch: int, n: int) -> None:
+    assert sorted(order(seed, epoch, n).tolist()) == list(range(n))
+
+
+def test_positions_run_through_epochs() -> None:
+    n = 23
+    got = [sample_at(p, 7, n) for p in range(5 * n)]
+    for epoch in range(5):
+        assert got[epoch * n : (epoch + 1) * n] == order(7, epoch, n).tolist()
+    assert [epoch_of(p, n) for p in (0, 22, 23, 46)] == [0, 0, 1, 2]
+    assert len({tuple(got[i : i + n]) for i in range(0, 5 * n, n)}) == 5
+
+
+def test_known_values() -> None:
+    """A change here changes what every stored run trains on after a resume: it must not happen."""
+    assert order(0, 0, 10).tolist() == ORDER_0_0_10
+    assert order(1, 5, 10).tolist() == ORDER_1_5_10
+    assert uniforms(1, 2, 3, 4, 2).tolist() == UNIFORMS_1_2_3_4
+
+
+def test_words_are_those_of_a_fresh_generator() -> None:
+    words(9, 9, 3, domain=PLAN)  # leaves something behind, which must not matter
+    fresh = np.random.Philox(key=[5, 6], counter=[0, 2, 11, PLAN])
+    assert words(5, 6, 9, domain=PLAN, position=11, purpose=2).tolist() == fresh.random_raw(9).tolist()
+    doubles = np.random.Generator(np.random.Philox(key=[5, 6], counter=[0, 2, 11, PLAN])).random(9)
+    assert uniforms(5, 6, 11, 2, 9).tolist() == doubles.tolist()
+
+
+def test_seed_of_64_bits_and_negative_seed() -> None:
+    assert words(2**64 - 1, 0, 1, domain=PLAN) == words(-1, 0, 1, domain=PLAN)
+    assert words(2**63, 0, 1, domain=PLAN) != words(0, 0, 1, domain=PLAN)
+
+
+def test_blocks_do_not_meet() -> None:
+    blocks = [
+        words(seed, epoch, 500, domain=domain, position=position, purpose=purpose)
+        for seed in (0, 1)
+        for epoch in (0, 1)
+        for domain in (0, 1)
+        for position in (0, 1, 2)
+        for purpose in (0, 1, 5)
+    ]
+    every = np.concatenate(blocks)
+    assert len(np.unique(every)) == len(every)
+
+
+def test_threads_do_not_disturb_each_other() -> None:
+    expected = [uniforms(1, 0, p, 1, 8).tolist() for p in range(300)]
+    wrong: list[int] = []
+
+    def work() -> None:
+        wrong.extend(p for p in range(300) if uniforms(1, 0, p, 1, 8).tolist() != expected[p])
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_order_is_read_only_and_cached() -> None:
+    assert order(3, 3, 50) is order(3, 3, 50)
+    with pytest.raises(ValueError, match="read-only"):
+        order(3, 3, 50)[0] = 1
+
+
+def test_order_has_no_visible_pattern() -> None:
+    """Mean displacement of a random permutation is n / 3, its correlation with the identity about 0."""
+    got = order(0, 0, 20_000)
+    assert np.abs(got - np.arange(20_000)).mean() == pytest.approx(20_000 / 3, rel=0.02)
+    assert abs(np.corrcoef(got, np.arange(20_000))[0, 1]) < 0.03

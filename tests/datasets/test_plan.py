@@ -1,0 +1,302 @@
+"""Plans: purity, independence of the augmentations, distributions, views, round trips."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datasets.plan import (
+    EVAL_CROPS,
+    TRAIN_CROPS,
+    EvalSpec,
+    Facts,
+    Plan,
+    TrainSpec,
+    draw,
+    eval_spec,
+    resolve,
+    resolve_eval,
+    train_spec,
+)
+from datasets.sampling import Sampling
+from utils.faults import MediaError, UserError
+
+TSN8 = Sampling("tsn", 8)
+FACTS = Facts(frames=250, height=256, width=340, fps=30.0)
+FULL = TrainSpec(TSN8, jitter=(0.2, 0.2, 0.2, 0.1), erasing=(0.5, 0.02, 0.4, 0.3))
+
+
+def plan(position: int, spec: TrainSpec = FULL, facts: Facts = FACTS, seed: int = 1, epoch: int = 0) -> Plan:
+    return resolve(draw(seed, epoch, position, spec), facts, spec, 17)
+
+
+def as_values(p: Plan) -> dict[str, Any]:
+    return {
+        name: value.tolist() if isinstance(value, np.ndarray) else value
+        for name, value in ((f.name, getattr(p, f.name)) for f in dataclasses.fields(p))
+    }
+
+
+def test_a_plan_is_a_function_of_its_integers() -> None:
+    first = [as_values(plan(p)) for p in range(20)]
+    assert first == [as_values(plan(p)) for p in range(20)]
+    assert [as_values(plan(p)) for p in reversed(range(20))] == first[::-1]
+    assert first[3] != first[4]
+    assert as_values(plan(3, seed=2)) != first[3]
+    assert as_values(plan(3, epoch=1)) != first[3]
+    assert first[0]["sample"] == 17
+    assert first[0]["size"] == (224, 224)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"jitter": None},
+        {"erasing": None},
+        {"flip": False},
+        {"crop": "random_resized"},
+        {"sampling": Sampling("mm1", 1, 8, 8)},
+        {"jitter_per_frame": True},
+        {"erasing_per_frame": True},
+    ],
+    ids=str,
+)
+def test_one_augmentation_does_not_change_the_others(change: dict[str, Any]) -> None:
+    touched = {"jitter": "jitter", "erasing": "erase", "flip": "flip", "crop": "box", "sampling": "frames"}
+    own = touched[next(iter(change)).removesuffix("_per_frame")]
+    spec = dataclasses.replace(FULL, **change)
+    for position in range(30):
+        a, b = as_values(plan(position)), as_values(plan(position, spec))
+        assert {k: v for k, v in a.items() if k != own} == {k: v for k, v in b.items() if k != own}
+
+
+def test_per_frame_keeps_the_first_row() -> None:
+    spec = dataclasses.replace(FULL, jitter_per_frame=True, erasing_per_frame=True)
+    for position in range(20):
+        clip, frame = plan(position), plan(position, spec)
+        assert clip.jitter is not None
+        assert clip.erase is not None
+        assert frame.jitter is not None
+        assert frame.erase is not None
+        assert clip.jitter.shape == (1, 8)
+        assert clip.erase.shape == (1, 4)
+        assert frame.jitter.shape == (8, 8)
+        assert frame.erase.shape == (8, 4)
+        assert frame.jitter[0].tolist() == clip.jitter[0].tolist()
+        assert frame.erase[0].tolist() == clip.erase[0].tolist()
+        assert len({tuple(row) for row in frame.jitter.tolist()}) == 8
+
+
+def test_draws_do_not_depend_on_the_video() -> None:
+    """The same position with another length, size or rate keeps flip, jitter and erasing."""
+    for position in range(20):
+        a, b = as_values(plan(position)), as_values(plan(position, facts=Facts(3, 1080, 1920, 25.0)))
+        assert (a["flip"], a["jitter"], a["erase"]) == (b["flip"], b["jitter"], b["erase"])
+
+
+def test_flip_is_one_half_and_can_be_off() -> None:
+    flips = [plan(p).flip for p in range(2000)]
+    assert statistics.mean(flips) == pytest.approx(0.5, abs=0.04)
+    assert not any(plan(p, dataclasses.replace(FULL, flip=False)).flip for p in range(50))
+    assert all(type(f) is bool for f in flips[:5])
+
+
+def test_jitter_has_the_ranges_of_torchvision() -> None:
+    spec = dataclasses.replace(FULL, jitter=(0.2, 0.5, 1.5, 0.1))
+    rows = np.concatenate([j for p in range(3000) if (j := plan(p, spec).jitter) is not None])
+    assert rows.shape == (3000, 8)
+    for column, (low, high) in enumerate([(0.8, 1.2), (0.5, 1.5), (0.0, 2.5), (-0.1, 0.1)]):
+        values = rows[:, column]
+        assert low <= values.min() < low + 0.01 * (high - low)
+        assert high - 0.01 * (high - low) < values.max() <= high
+        assert values.mean() == pytest.approx((low + high) / 2, abs=0.03 * (high - low))
+    orders, counts = np.unique(rows[:, 4:], axis=0, return_counts=True)
+    assert len(orders) == 24
+    assert counts.min() > 80  # 125 each are expected
+    assert np.sort(orders, axis=1).tolist() == [[0, 1, 2, 3]] * 24
+
+
+def test_no_strength_is_the_identity() -> None:
+    jitter = plan(0, dataclasses.replace(FULL, jitter=(0.0, 0.0, 0.0, 0.0))).jitter
+    assert jitter is not None
+    assert jitter[0, :4].tolist() == [1, 1, 1, 0]
+
+
+def test_erasing_boxes() -> None:
+    rows = np.concatenate([e for p in range(4000) if (e := plan(p).erase) is not None])
+    hit = rows[rows[:, 2] > 0]
+    assert len(hit) / len(rows) == pytest.approx(0.5, abs=0.03)
+    assert not rows[rows[:, 2] == 0].any()
+    y, x, h, w = hit.T
+    assert (y >= 0).all()
+    assert (x >= 0).all()
+    assert ((y + h) <= 224).all()
+    assert ((x + w) <= 224).all()
+    share, aspect = h * w / 224**2, h / w
+    assert share.min() > 0.018
+    assert share.max() < 0.405
+    assert aspect.min() > 0.28
+    assert aspect.max() < 3.55  # rounding of small boxes
+    assert (y == 0).any()
+    assert ((y + h) == 224).any()
+
+
+def test_erasing_that_never_fits_erases_nothing() -> None:
+    erase = plan(0, dataclasses.replace(FULL, erasing=(1.0, 1.0, 1.0, 1.0))).erase
+    assert erase is not None
+    assert erase.tolist() == [[0, 0, 0, 0]]  # a box as large as the clip is refused, 100 times
+
+
+@settings(deadline=None)
+@given(
+    crop=st.sampled_from(sorted(TRAIN_CROPS)),
+    preset=st.sampled_from([TSN8, Sampling("tsm_dense", 8), Sampling("mm1", 1, 32, 2), Sampling("pysf", 1, 8, 8)]),
+    frames=st.integers(1, 400),
+    w=st.integers(16, 700),
+    h=st.integers(16, 700),
+    position=st.integers(0, 2**40),
+)
+def test_any_video_gives_a_valid_plan(crop: str, preset: Sampling, frames: int, w: int, h: int, position: int) -> None:
+    spec = TrainSpec(preset, 112, crop, jitter=(0.4, 0.4, 0.4, 0.1), erasing=(1.0, 0.02, 0.4, 0.3))
+    p = plan(position, spec, Facts(frames, h, w, 25.0), epoch=position // 1000)
+    assert p.frames.shape == (preset.frames_per_clip,)
+    assert p.frames.min() >= 0
+    assert p.frames.max() < frames
+    x1, y1, x2, y2 = p.box
+    assert 0 <= x1 < x2 <= w
+    assert 0 <= y1 < y2 <= h
+
+
+def test_resolving_is_fast() -> None:
+    """Target: 150 microseconds for TSN-8 with everything on; the bound here leaves room for a busy machine."""
+    draws = [draw(0, 0, p, FULL) for p in range(200)]
+    times = []
+    for d in draws:
+        start = time.perf_counter()
+        resolve(d, FACTS, FULL, 0)
+        times.append(time.perf_counter() - start)
+    assert statistics.median(times) < 300e-6
+
+
+def test_nothing_to_read_is_bad_media() -> None:
+    with pytest.raises(MediaError, match="sample 17: nothing to read: 0 frames"):
+        plan(0, facts=Facts(0, 256, 340, 30.0))
+    with pytest.raises(MediaError):
+        resolve_eval(Facts(10, 0, 0, 30.0), EvalSpec(TSN8), 0)
+
+
+def test_centre_views() -> None:
+    v = resolve_eval(FACTS, EvalSpec(TSN8), 5)
+    assert v.sample == 5
+    assert v.size == (256, 340)
+    assert v.frames.tolist() == [15, 46, 78, 109, 140, 171, 203, 234]
+    assert v.clip_rows.tolist() == [list(range(8))]
+    assert v.boxes.tolist() == [[58, 16, 282, 240]]
+    assert v.flips.tolist() == [False]
+
+
+def test_ten_crops_of_two_clips_read_each_frame_once() -> None:
+    v = resolve_eval(Facts(9, 480, 640, 30.0), EvalSpec(TSN8, 2, "ten"), 0)
+    assert v.size == (256, 341)
+    assert v.frames.tolist() == sorted(set(v.frames.tolist()))
+    assert len(v.frames) <= 9
+    assert v.clip_rows.shape == (20, 8)
+    assert v.boxes.shape == (20, 4)
+    assert v.flips.tolist() == [False, True] * 10
+    clips = v.frames[v.clip_rows]
+    assert clips[:10].tolist() == [[0, 1, 2, 3, 5, 6, 7, 8]] * 10
+    assert clips[10:].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]] * 10
+    assert v.boxes[:10].tolist() == v.boxes[10:].tolist()
+    assert v.boxes[0].tolist() == v.boxes[1].tolist() == [0, 0, 224, 224]
+    assert v.boxes[9].tolist() == [58, 16, 282, 240]
+
+
+def test_thirty_views() -> None:
+    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
+    v = resolve_eval(Facts(300, 720, 1280, 30.0), spec, 0)
+    assert v.clip_rows.shape == (30, 8)
+    assert v.boxes[:3].tolist() == [[0, 0, 256, 256], [100, 0, 356, 256], [199, 0, 455, 256]]
+    portrait = resolve_eval(Facts(300, 1280, 720, 30.0), spec, 0)
+    assert portrait.boxes[:3, 1].tolist() == [0, 100, 199]
+
+
+@settings(deadline=None)
+@given(
+    frames=st.integers(1, 300),
+    w=st.integers(16, 900),
+    h=st.integers(16, 900),
+    views=st.sampled_from(sorted(EVAL_CROPS)),
+)
+def test_views_stay_inside(frames: int, w: int, h: int, views: str) -> None:
+    v = resolve_eval(Facts(frames, h, w, 30.0), EvalSpec(TSN8, 1, views, 128, 112), 0)
+    height, width = v.size
+    assert v.clip_rows.max() < len(v.frames)
+    assert v.frames.max() < frames
+    assert (v.boxes[:, :2] >= 0).all()
+    assert (v.boxes[:, 2] <= width).all()
+    assert (v.boxes[:, 3] <= height).all()
+    assert ((v.boxes[:, 2:] - v.boxes[:, :2]) == 112).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: EvalSpec(TSN8, 1, "centre", 200, 224), "crop of 224 pixels does not fit .* 200"),
+        (lambda: EvalSpec(TSN8, 1, "nine"), "unknown views 'nine'"),
+        (lambda: EvalSpec(TSN8, 3), "at most 2"),
+        (lambda: TrainSpec(TSN8, crop="middle"), "unknown crop 'middle'"),
+    ],
+)
+def test_refusals(make: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_specs_travel_as_json() -> None:
+    for spec in (FULL, TrainSpec(Sampling("pysf", 1, 8, 8), crop="random_resized", jitter_per_frame=True)):
+        assert TrainSpec.from_json(spec.to_json()) == spec
+    for view in (EvalSpec(TSN8), EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)):
+        assert EvalSpec.from_json(view.to_json()) == view
+    back = TrainSpec.from_json(FULL.to_json())
+    assert as_values(plan(4, back)) == as_values(plan(4))
+
+
+def config(**augmentation: Any) -> SimpleNamespace:
+    values = {
+        "input_size": 224,
+        "test_resize": 256,
+        "crop": "multi_scale",
+        "scales": [1.0, 0.875, 0.75, 0.66],
+        "max_distort": 1,
+        "more_fix_crop": True,
+        "area": [0.08, 1.0],
+        "aspect": [0.75, 1.3333333333333333],
+        "colorjitter": [0.2, 0.2, 0.2, 0.1],
+        "colorjitter_per_frame": False,
+        "random_erasing": None,
+        "random_erasing_per_frame": False,
+    } | augmentation
+    return SimpleNamespace(
+        augmentation=SimpleNamespace(**values),
+        data=SimpleNamespace(sampling="seed004", clip_len=1, frame_interval=1, flip=True),
+        model=SimpleNamespace(num_segments=3),
+        val_dense=False,
+    )
+
+
+def test_specs_of_a_config() -> None:
+    cfg = config()
+    assert train_spec(cfg) == TrainSpec(Sampling("seed004", 3), jitter=(0.2, 0.2, 0.2, 0.1))
+    assert eval_spec(cfg) == EvalSpec(Sampling("seed004", 3), 1, "centre", 256, 224)
+    assert eval_spec(cfg, "ten").crops == "ten"
+    cfg.val_dense = True
+    assert eval_spec(cfg).crops == "ten"
+    assert len(resolve_eval(FACTS, eval_spec(cfg), 0).boxes) == 10

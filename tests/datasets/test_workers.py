@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from datasets.plan import EvalSpec, TrainSpec
+from datasets.pool import Answer, Inline, Pool, Service
+from datasets.readers import ReaderSpec
+from datasets.records import Records
+from datasets.sampling import Sampling
+from datasets.slots import Slot
+from datasets.workers import Setup, video_plan
+from tests.datasets.videos import number_in, records_of, write_video
+
+SPEC = TrainSpec(Sampling("tsn", 4), input_size=32, jitter=(0.2, 0.2, 0.2, 0.1), erasing=(0.5, 0.02, 0.4, 0.3))
+CLIP = (4, 32, 32, 3)
+BYTES = int(np.prod(CLIP))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("videos")
+    for i in range(4):
+        write_video(folder / f"v{i}.mp4", "libx264", 20 + i, options={"g": "8"})
+    return folder
+
+
+def setup_of(spec: TrainSpec = SPEC, views: EvalSpec | None = None) -> Setup:
+    reader = ReaderSpec("video").to_json()
+    return Setup(reader=reader, train=spec.to_json(), eval=views.to_json() if views else "", seed=7)
+
+
+def request(number: int, sample: int, *, position: int | None = None, offset: int = 0, slot: int = 0) -> dict:
+    at = number if position is None else position
+    return dict(id=number, slot=slot, offset=offset, kind="train", epoch=0, position=at, sample=sample)  # noqa: C408
+
+
+def collect(service: Service, count: int) -> dict[int, Answer]:
+    answers: dict[int, Answer] = {}
+    while len(answers) < count:
+        answers |= {answer["id"]: answer for answer in service.answers()}
+    return answers
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "did not happen in time"
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def records(videos: Path, tmp_path: Path) -> Records:
+    return records_of(tmp_path, [f"v{i}.mp4 {i % 2}" for i in range(4)], root=videos)
+
+
+def test_pool_and_inline_give_the_same_clips_and_plans(records: Records) -> None:
+    slots = [[Slot.create("test", 12 * BYTES)] for _ in range(2)]
+    services = [Pool(setup_of(), records, slots[0], 2, 30), Inline(setup_of(), records, slots[1])]
+    try:
+        results = []
+        for service in services:
+            for number in range(1, 13):
+                service.submit(request(number, number % 4, offset=(number - 1) * BYTES))
+            results.append(collect(service, 12))
+        # JSON turns tuples into lists and keeps every bit of a float.
+        assert results[0] == json.loads(json.dumps(results[1]), object_hook=_integer_keys)
+        clips = [slot[0].view(0, (12, *CLIP)) for slot in slots]
+        assert clips[0].any()
+        assert np.array_equal(*clips)
+    finally:
+        for service in services:
+            service.close()
+        for slot in slots:
+            slot[0].close()
+
+
+def _integer_keys(values: dict) -> dict:
+    return {int(key) if key.isdigit() else key: value for key, value in values.items()}
+
+
+def test_evaluation_grows_the_slot_on_both_sides(records: Records) -> None:
+    slot = Slot.create("test", 0)
+    views = EvalSpec(Sampling("tsn", 4), num_clips=1, crops="centre", scale=48, crop_size=32)
+    pool = Pool(setup_of(views=views), records, [slot], 1, 30)
+    try:
+        pool.submit(dict(id=1, slot=0, offset=0, kind="eval", epoch=0, position=-1, sample=3))  # noqa: C408
+        plan = video_plan(collect(pool, 1)[1])
+        frames = slot.view(0, (len(plan.frames), *plan.size, 3))
+        assert plan.size == (48, 48)
+        assert [number_in(image) for image in frames] == plan.frames.tolist()
+    finally:
+        pool.close()
+        slot.close()
+
+
+def test_workers_have_no_torch_and_ignore_job_signals(records: Records) -> None:
+    code = "import sys, datasets.workers, datasets.video, datasets.frames; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    slot = Slot.create("test", BYTES)
+    pool = Pool(setup_of(), records, [slot], 2, 30)
+    try:
+        pids = pool.pids
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            for pid in pids:
+                os.kill(pid, number)
+        pool.submit(request(1, 0))
+        assert collect(pool, 1)[1]["ok"]
+        assert pool.pids == pids
+        assert pool.restarts == 0
+        for pid in pids:
+            assert "libtorch" not in Path(f"/proc/{pid}/maps").read_text()
+    finally:
+        pool.close()
+        slot.close()
+
+
+def stop_in_a_request(pool: Pool, number: int) -> int:
+    """Freeze the worker that has taken a request, as a hanging decoder would; gives its pid."""
+    stopped = []
+
+    def caught() -> bool:
+        for worker in pool._workers:
+            if worker.busy_with()[0] == number:
+                os.kill(worker.process.pid, signal.SIGSTOP)
+                if worker.busy_with()[0] == number:
+                    stopped.append(worker.process.pid)
+                    return True
+                os.kill(worker.process.pid, signal.SIGCONT)
+        return False
+
+    end = time.monotonic() + 20
+    while not caught():
+        assert time.monotonic() < end
+    return stopped[0]
+
+
+@pytest.fixture
+def slow_records(tmp_path: Path) -> Records:
+    """One long video that takes a while to read, and a short one."""
+    write_video(tmp_path / "long.ts", "mpeg2video", 1500)
+    write_video(tmp_path / "short.mp4", "libx264", 10)
+    return records_of(tmp_path, ["long.ts 0", "short.mp4 1"])
+
+
+def test_late_worker_is_killed_and_the_others_requests_go_on(slow_records: Records) -> None:
+    slot = Slot.create("test", 4 * BYTES)
+    pool = Pool(setup_of(), slow_records, [slot], 1, 1.0)
+    try:
+        pool.submit(request(1, 0))
+        for number in (2, 3):
+            pool.submit(request(number, 1, offset=number * BYTES))
+        pid = stop_in_a_request(pool, 1)
+        answers = collect(pool, 3)
+        assert answers[1]["reason"] == "took longer than 1 s"
+        assert answers[1]["timeout"]
+        assert answers[2]["ok"]
+        assert answers[3]["ok"]
+        assert pool.restarts == 1
+        assert not alive(pid)
+    finally:
+        pool.close()
+        slot.close()
+
+
+@pytest.mark.parametrize("crashes", [1, 2])
+def test_a_worker_that_dies_gets_its_request_tried_once_more(slow_records: Records, crashes: int) -> None:
+    slot = Slot.create("test", BYTES)
+    pool = Pool(setup_of(), slow_records, [slot], 1, 60)
+    try:
+        pool.submit(request(1, 0))
+        for _ in range(crashes):
+            os.kill(stop_in_a_request(pool, 1), signal.SIGKILL)
+            wait_for(lambda: pool._workers[0].process.poll() is not None)
+            if crashes == 2 and pool.restarts == 0:
+                assert pool._look_at(pool._workers[0]) == []
+                pool._send()
+        answer = collect(pool, 1)[1]
+        assert answer["ok"] == (crashes == 1)
+        if crashes == 2:
+            assert "ended the reader process twice" in answer["reason"]
+    finally:
+        pool.close()
+        slot.close()
+
+
+def test_closing_is_prompt_and_leaves_nothing(records: Records) -> None:
+    records.share()
+    gc.collect()
+    before = set(os.listdir("/proc/self/fd"))
+    slot = Slot.create("test", 64 * BYTES)
+    pool = Pool(setup_of(), records, [slot], 2, 30)
+    for number in range(1, 60):
+        pool.submit(request(number, number % 4, offset=number * BYTES))
+    collect(pool, 3)
+    pids, began = pool.pids, time.monotonic()
+    pool.close()
+    slot.close()
+    assert time.monotonic() - began < 1
+    assert not any(alive(pid) for pid in pids)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_orphans_after_the_parent_was_killed(videos: Path, tmp_path: Path) -> None:
+    (tmp_path / "l.txt").write_text("v0.mp4 0\n")
+    code = f"""
+import sys, time
+from datasets.pool import Pool
+from datasets.records import Records
+from datasets.slots import Slot
+from datasets.workers import Setup
+records = Records.load({str(tmp_path / "l.txt")!r}, {str(videos)!r}, num_class=None)
+setup = Setup(reader={ReaderSpec("video").to_json()!r}, train={SPEC.to_json()!r}, eval="", seed=0)
+pool = Pool(setup, records, [Slot.create("test", {BYTES})], 2, 30)
+pool.submit(dict(id=1, slot=0, offset=0, kind="train", epoch=0, position=0, sample=0))
+pool.answers()
+print(*pool.pids, flush=True)
+time.sleep(60)
+"""
+    root = Path(__file__).parents[2]
+    with subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(alive(pid) for pid in pids)
+        parent.kill()
+    wait_for(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_relative_paths_mean_the_parents_folder(videos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (videos / "l.txt").write_text("v0.mp4 0\n")
+    (tmp_path / "datasets").mkdir()
+    (tmp_path / "datasets" / "__init__.py").write_text("raise ImportError('the wrong datasets')")
+    monkeypatch.chdir(tmp_path)
+    slot = Slot.create("test", BYTES)
+    records = Records.load("../" + os.path.relpath(videos / "l.txt", tmp_path.parent), videos, num_class=None)
+    pool = Pool(setup_of(), records, [slot], 1, 30)
+    try:
+        pool.submit(request(1, 0))
+        assert collect(pool, 1)[1]["ok"]
+    finally:
+        pool.close()
+        slot.close()
