@@ -1,0 +1,150 @@
+"""The backbone of a method: built by name, and filled with the weights that `model.pretrained` names."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from methods import fetch
+from networks import BACKBONES
+from utils import checkpoint
+from utils.faults import UserError, did_you_mean
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# Classifiers of the published image networks (1000 classes).
+_IMAGE_CLASSIFIERS = ("fc.", "classifier.")
+_LISTED = 8
+
+
+def function(name: str) -> Callable[..., nn.Module]:
+    """The function of `networks` that builds a backbone.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in BACKBONES:
+        there_are = f"{did_you_mean(name, BACKBONES)}; there are {', '.join(BACKBONES)}"
+        raise UserError(f"model.backbone: no backbone called {name!r}{there_are}")
+    return BACKBONES[name]
+
+
+def make(name: str, options: Mapping[str, Any]) -> nn.Module:
+    """A backbone without classifier: (N, 3, H, W) -> (N, feature_dim)."""
+    return function(name)(**options)
+
+
+def feature_dim(backbone: nn.Module) -> int:
+    """Channels of a backbone's output."""
+    return int(backbone.feature_dim)  # pyright: ignore[reportArgumentType]
+
+
+def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
+    """Fill `model.backbone`, and what else fits, with earlier weights; leave a line about it in
+    `model.pretrained_note`.
+
+    Args:
+        model: has `backbone` and `classifier`.
+        pretrained: False: nothing. True: the published ImageNet weights in `pretrained/`. Else a path (relative to the
+            working folder, else to the repository) of a state dict with torchvision's names, a checkpoint of ours,
+            or an experiment folder (its best checkpoint, else its latest).
+        backbone: name of the backbone, for `pretrained=True`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UserError: no such file, not a weights file, or keys that do not match; the model is then not changed.
+    """
+    note = ""
+    if pretrained:
+        path = _published(backbone) if pretrained is True else _named(str(pretrained))
+        note = _fill(model, _read(path), path)
+    model.pretrained_note = note  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def _published(backbone: str) -> Path:
+    """Path of the ImageNet weights of a backbone."""
+    if backbone not in fetch.FILES:
+        raise UserError(f"model.pretrained: no published weights are known for {backbone}; name a file instead of true")
+    path = fetch.FOLDER / fetch.FILES[backbone]
+    if not path.is_file():
+        raise UserError(
+            f"model.pretrained: {path} is missing; put the file there or run `python main.py fetch {backbone}`, "
+            "or set model.pretrained: false"
+        )
+    return path
+
+
+def _named(text: str) -> Path:
+    """The weights file that a user's path means."""
+    path = Path(text).expanduser()
+    if not path.is_absolute() and not path.exists():
+        path = fetch.ROOT / path
+    if not path.exists():
+        raise UserError(f"model.pretrained: {text}: no such file or folder")
+    if not path.is_dir():
+        return path
+    for name in (checkpoint.BEST, checkpoint.LATEST):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}")
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """A state dict, of the file itself or of the checkpoint's `model`; DDP's `module.` is taken off the names."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"model.pretrained: {path} is damaged or holds more than tensors and plain values; it was not loaded"
+        ) from error
+    except Exception as error:  # damaged bytes make torch raise almost anything
+        raise UserError(f"model.pretrained: {path} is not a whole weights file ({type(error).__name__})") from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(
+            f"model.pretrained: {path} holds no state dict (a dict of tensors, or one under the key 'model')"
+        )
+    if content and all(key.startswith("module.") for key in content):
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    return dict(content)
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
+    """Put the tensors into the model, all that must fit or none; returns the line for the log."""
+    own = model.state_dict()
+    if any(key.startswith("backbone.") for key in state):  # a model of ours: its classifier fits or is left out
+        num_class = len((state if "classifier.weight" in state else own)["classifier.weight"])
+        foreign = num_class != len(own["classifier.weight"])
+        left_out = f"; its classifier of {num_class} classes is left out" if foreign else ""
+        new = {key: value for key, value in state.items() if not (foreign and key.startswith("classifier."))}
+        needed = {key for key in own if not (foreign and key.startswith("classifier."))}
+    else:
+        new = {f"backbone.{key}": value for key, value in state.items() if not key.startswith(_IMAGE_CLASSIFIERS)}
+        left_out = "; its classifier is left out" if len(new) < len(state) else ""
+        needed = {key for key in own if key.startswith("backbone.")}
+    # Files from before 2018 do not count batches; the count changes nothing.
+    needed = {key for key in needed if not key.endswith("num_batches_tracked")}
+    faults = [
+        _listed("missing in the file", [key for key in own if key in needed and key not in new]),
+        _listed("not in the model", [key for key in new if key not in own]),
+        _listed("another shape", [key for key in own if key in new and new[key].shape != own[key].shape]),
+    ]
+    if any(faults):
+        raise UserError(f"model.pretrained: {path} does not fit: {'; '.join(fault for fault in faults if fault)}")
+    model.load_state_dict(new, strict=False)
+    return f"weights from {path}: {len(new)} tensors{left_out}"
+
+
+def _listed(what: str, keys: list[str]) -> str:
+    """`what: a, b, c, ... 12 in all`, or nothing."""
+    more = f", ... {len(keys)} in all" if len(keys) > _LISTED else ""
+    return f"{what}: {', '.join(keys[:_LISTED])}{more}" if keys else ""

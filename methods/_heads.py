@@ -1,0 +1,42 @@
+"""From frame features to class scores: what the 2D methods share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from utils.draws import Dropout
+
+CONSENSUS = ("logits", "features")
+
+
+def new_classifier(feature_dim: int, num_class: int, std: float) -> nn.Linear:
+    """A linear layer with weights N(0, std) and bias 0."""
+    classifier = nn.Linear(feature_dim, num_class)
+    nn.init.normal_(classifier.weight, std=std)
+    nn.init.zeros_(classifier.bias)
+    return classifier
+
+
+def new_dropout(p: float) -> nn.Module:
+    """Dropout whose mask does not depend on the rank; no layer at all for p = 0."""
+    return Dropout(p) if p > 0 else nn.Identity()
+
+
+def segmental_consensus(features: Tensor, dropout: nn.Module, classifier: nn.Linear, consensus: str) -> Tensor:
+    """Average over the frames of a clip (Wang et al. 2016, arXiv:1608.00859, section 3.1, average consensus).
+
+    The two orders are equal in evaluation, since the classifier is linear. In training "logits" drops other features in
+    each frame (TSN and TSM repositories), "features" one set for the clip (MMAction2, PaddleVideo).
+
+    Args:
+        features: (B, T, D).
+        consensus: "logits": dropout and classifier on each frame, then the mean; "features": the mean first.
+
+    Returns:
+        (B, K), float32 at least: an average of bf16 scores would lose digits that the loss needs.
+    """
+    wide = torch.promote_types(features.dtype, torch.float32)
+    if consensus == "features":
+        return classifier(dropout(features.mean(1, dtype=wide).to(features.dtype)))  # (B, T, D) -> (B, D) -> (B, K)
+    return classifier(dropout(features)).mean(1, dtype=wide)  # (B, T, D) -> (B, T, K) -> (B, K)

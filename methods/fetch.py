@@ -1,0 +1,206 @@
+"""`python main.py fetch NAME`: download published ImageNet weights into `pretrained/`. Not a method; imports no torch.
+
+* A broken download goes on where it stopped (HTTP Range); the file gets its name only when it is whole and verified.
+* Published names carry the first digits of the file's sha256 (resnet50-19c8e357.pth): that is what is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import http.client
+import os
+import re
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
+
+from utils.faults import UserError, did_you_mean
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "pretrained"
+SOURCE = "https://download.pytorch.org/models/"
+FILES = {  # pretrained/README.md says which of these names are confirmed
+    "resnet18": "resnet18-5c106cde.pth",
+    "resnet34": "resnet34-333f7ec4.pth",
+    "resnet50": "resnet50-19c8e357.pth",
+    "resnet101": "resnet101-5d3b4d8f.pth",
+    "resnet152": "resnet152-b121ed2d.pth",
+    "mobilenetv2": "mobilenet_v2-b0353104.pth",
+}
+
+_BLOCK = 1 << 20
+_ATTEMPTS = 4
+_TIMEOUT = 30.0  # seconds without a byte
+_PAUSE = 0.5  # seconds before the next attempt, times its number
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Command line of the verb.
+
+    Raises:
+        UserError: unknown name, refused address, a server that does not answer, or a file that is not what its name
+            says.
+    """
+    parser = argparse.ArgumentParser(prog="main.py fetch", description="Download pretrained weights into pretrained/.")
+    parser.add_argument("name", metavar="NAME", help=f"a backbone ({', '.join(FILES)}) or, with --url, any file name")
+    parser.add_argument(
+        "--url", help="where to take the file from, https only; default: where torchvision publishes it"
+    )
+    parser.add_argument(
+        "--to", type=Path, default=FOLDER, metavar="DIR", help="folder to put it in (default: pretrained/)"
+    )
+    args = parser.parse_args(argv)
+    name = FILES[args.name] if args.name in FILES else str(args.name)
+    if name not in FILES.values():
+        if not args.url:
+            known = f"there are {', '.join(FILES)}"
+            raise UserError(f"fetch: no known weights called {args.name!r}{did_you_mean(args.name, FILES)}; {known}")
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise UserError(f"fetch: {name!r} is not a plain file name")
+    print(f"fetch: {download(args.url or SOURCE + name, args.to / name)}")
+    return 0
+
+
+def download(url: str, target: Path) -> str:
+    """Download `url` to `target` unless it is there already; one line that says what was done.
+
+    Args:
+        url: https, or http on this machine.
+        target: final path. What has arrived so far stands in `<target>.part`, which a later call continues.
+
+    Raises:
+        UserError: see `main`. A file with the wrong sha256 is removed.
+    """
+    _check_address(url)
+    wanted = _hash_in(target.name)
+    if target.exists():
+        if wanted and not _sha256(target).startswith(wanted):
+            raise UserError(
+                f"fetch: {target} is there, but its sha256 does not begin with {wanted}; remove it and fetch again"
+            )
+        return f"{target} is there already"
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _receive_with_retries(url, part)
+        digest = _sha256(part)
+        if wanted and not digest.startswith(wanted):
+            part.unlink()
+            raise UserError(
+                f"fetch: what {url} sent has sha256 {digest[:16]}..., the name {target.name} asks for {wanted}...; "
+                "nothing was installed"
+            )
+        os.replace(part, target)
+    except OSError as error:
+        raise UserError(f"fetch: cannot write {target}: {error.strerror or error}") from error
+    checked = f"begins with {wanted} as the name says" if wanted else "not checked: the name carries no hash"
+    return f"{target} ({target.stat().st_size / 2**20:.1f} MiB, sha256 {digest}, {checked})"
+
+
+def _check_address(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK):
+        return
+    raise UserError(f"fetch: {url}: only https addresses are used (http on this machine only)")
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect may not lead away from https."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # noqa: ANN001, ANN201, D102 (signature of the library)
+        _check_address(newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _receive_with_retries(url: str, part: Path) -> None:
+    """Fill `part`, from where it ends; after a broken connection go on, at most _ATTEMPTS times without progress."""
+    attempt = 0
+    while True:
+        before = _size(part)
+        try:
+            _receive(url, part)
+            return
+        except urllib.error.HTTPError as error:
+            if error.code == 416:  # a left-over at least as long as the file: start anew
+                part.unlink(missing_ok=True)
+            elif error.code < 500:
+                raise UserError(f"fetch: {url}: the server answers {error.code} {error.reason}; see --url") from error
+            reason = f"the server answers {error.code}"
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
+            reason = str(getattr(error, "reason", error))
+        attempt = 1 if _size(part) > before else attempt + 1
+        reached = f"{_size(part) / 2**20:.1f} MiB"
+        if attempt >= _ATTEMPTS:
+            raise UserError(f"fetch: {url}: {reason}; run the same command again to go on from {reached}")
+        print(f"fetch: {reason}; going on from {reached}", file=sys.stderr)
+        time.sleep(_PAUSE * attempt)
+
+
+def _receive(url: str, part: Path) -> None:
+    """One request; raises ConnectionError if the connection ends before the file does."""
+    have = _size(part)
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    opener = urllib.request.build_opener(_SafeRedirects)
+    with opener.open(request, timeout=_TIMEOUT) as answer:
+        if have and answer.status != 206:  # the server sends all of it again
+            have = 0
+        length = answer.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with part.open("ab" if have else "wb") as file:
+            got = _copy(answer, file, have, total)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and got < total:
+        raise ConnectionError(f"the connection ended after {got} of {total} bytes")
+
+
+def _copy(source: http.client.HTTPResponse, file: BinaryIO, done: int, total: int | None) -> int:
+    """Copy to the end with a progress line; returns the size of the file so far."""
+    start, begun, shown = done, time.monotonic(), 0.0
+    tty = sys.stderr.isatty()
+    while block := _read_block(source):
+        file.write(block)
+        done += len(block)
+        now = time.monotonic()
+        if now - shown >= (0.2 if tty else 5.0) or done == total:
+            shown = now
+            rate = (done - start) / 2**20 / max(now - begun, 1e-3)
+            of = f" of {total / 2**20:.1f} MiB ({100 * done / total:.0f} %)" if total else " MiB"
+            line = f"fetch: {done / 2**20:.1f}{of}, {rate:.1f} MiB/s"
+            print(f"\r{line}" if tty else line, end="" if tty else "\n", file=sys.stderr, flush=True)
+    if tty:
+        print(file=sys.stderr)
+    return done
+
+
+def _read_block(source: http.client.HTTPResponse) -> bytes:
+    """The next bytes; an OSError of the network becomes a ConnectionError, so that those of the disk stay apart."""
+    try:
+        return source.read1(_BLOCK)
+    except OSError as error:
+        raise ConnectionError(str(error)) from error
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _hash_in(name: str) -> str:
+    """The hexadecimal digits before the ending, 8 or more of them: `resnet50-19c8e357.pth` -> `19c8e357`."""
+    match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
+    return match.group(1) if match else ""
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,32 @@
+"""Backbones: images in, features or class scores out. They import torch and nothing of ours.
+
+* State-dict names are torchvision's, so its published weights fit without a map; torchvision itself is not needed.
+* With `num_class=None` there is no classifier and the output is the pooled feature, (N, feature_dim).
+* `resnet3d` has the networks over space and time; the methods that use them take the 2D name of the same layout.
+* Every residual block of a 2D network has a slot `branch_input` (an `nn.Identity`, so it adds no state-dict key): a
+  module put there sees the input of the block's first convolution and not that of the shortcut. Methods place temporal
+  operators in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from networks.mobilenet import mobilenetv2
+from networks.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from networks.resnet_vd import resnet18_vd, resnet34_vd, resnet50_vd, resnet101_vd
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+    "resnet18_vd": resnet18_vd,
+    "resnet34_vd": resnet34_vd,
+    "resnet50_vd": resnet50_vd,
+    "resnet101_vd": resnet101_vd,
+    "mobilenetv2": mobilenetv2,
+}

@@ -1,0 +1,206 @@
+"""`python main.py fetch` against a real HTTP server on this machine: resume, cut connections, wrong content."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from methods import fetch
+from utils.faults import UserError
+
+CONTENT = bytes(range(256)) * 12_000  # 3 MB
+NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT at any path, with ranges."""
+
+    cut_after: list[int]  # bytes after which the next answers end early
+    fail_with: list[int]  # status codes of the next answers
+    ranges: bool
+    asked: list[str]  # the Range header of each request
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range", "")
+        self.server.asked.append(wanted)
+        if self.server.fail_with:
+            self.send_error(self.server.fail_with.pop(0))
+            return
+        if self.path.startswith("/elsewhere"):
+            self.send_response(302)
+            self.send_header("Location", "http://example.invalid/x")
+            self.end_headers()
+            return
+        match = re.fullmatch(r"bytes=(\d+)-", wanted) if self.server.ranges else None
+        start = int(match.group(1)) if match else 0
+        if match and start >= len(CONTENT):
+            self.send_error(416)
+            return
+        self.send_response(206 if match else 200)
+        if match:
+            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        end = start + self.server.cut_after.pop(0) if self.server.cut_after else None
+        self.wfile.write(CONTENT[start:end])
+        self.close_connection = True
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fetch, "_PAUSE", 0.0)
+    served = Server(("127.0.0.1", 0), Handler)
+    served.cut_after, served.fail_with, served.ranges, served.asked = [], [], True, []
+    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield served
+    served.shutdown()
+    thread.join()
+    served.server_close()
+
+
+def address(server: Server, path: str = NAME) -> str:
+    return f"http://127.0.0.1:{server.server_port}/{path}"
+
+
+def run(server: Server, folder: Path, name: str = NAME) -> int:
+    return fetch.main([name, "--url", address(server, name), "--to", str(folder)])
+
+
+def test_download_with_progress(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(server, tmp_path / "new" / "folder") == 0
+    assert (tmp_path / "new" / "folder" / NAME).read_bytes() == CONTENT
+    out, err = capsys.readouterr()
+    assert hashlib.sha256(CONTENT).hexdigest() in out
+    assert "as the name says" in out
+    assert "2.9 of 2.9 MiB (100 %)" in err
+    assert [file.name for file in (tmp_path / "new" / "folder").iterdir()] == [NAME]
+    assert run(server, tmp_path / "new" / "folder") == 0
+    assert "is there already" in capsys.readouterr().out
+    assert server.asked == [""]
+
+
+def test_goes_on_where_the_connection_broke(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    server.cut_after = [1_000_000, 500_000]
+    assert run(server, tmp_path) == 0
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+    assert server.asked == ["", "bytes=1000000-", "bytes=1500000-"]
+    assert "the connection ended" in capsys.readouterr().err
+
+
+def test_goes_on_in_a_later_call(server: Server, tmp_path: Path) -> None:
+    server.cut_after = [700_000]
+    server.fail_with = []
+    (tmp_path / f"{NAME}.part").write_bytes(CONTENT[:1234])
+    assert run(server, tmp_path) == 0
+    assert server.asked == ["bytes=1234-", "bytes=701234-"]
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+def test_server_without_ranges_sends_all_again(server: Server, tmp_path: Path) -> None:
+    server.ranges = False
+    (tmp_path / f"{NAME}.part").write_bytes(b"x" * 5000)
+    assert run(server, tmp_path) == 0
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+def test_left_over_that_is_too_long_is_dropped(server: Server, tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(b"x" * (len(CONTENT) + 10))
+    assert run(server, tmp_path) == 0
+    assert (tmp_path / NAME).read_bytes() == CONTENT
+
+
+def test_wrong_content_is_not_installed(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="asks for 00000000.*nothing was installed"):
+        run(server, tmp_path, "net-00000000.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_left_over_is_not_installed(server: Server, tmp_path: Path) -> None:
+    (tmp_path / f"{NAME}.part").write_bytes(b"x" * 5000)
+    with pytest.raises(UserError, match="nothing was installed"):
+        run(server, tmp_path)
+    assert run(server, tmp_path) == 0  # the damaged part is gone: the next call starts anew
+
+
+def test_a_wrong_file_in_place_is_not_overwritten(server: Server, tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"mine")
+    with pytest.raises(UserError, match="remove it"):
+        run(server, tmp_path)
+    assert (tmp_path / NAME).read_bytes() == b"mine"
+
+
+def test_server_errors(server: Server, tmp_path: Path) -> None:
+    server.fail_with = [503, 500]
+    assert run(server, tmp_path) == 0
+    server.fail_with = [404]
+    with pytest.raises(UserError, match="answers 404"):
+        run(server, tmp_path, "other.pth")
+    server.fail_with = [503] * 9
+    with pytest.raises(UserError, match="answers 503; run the same command again"):
+        run(server, tmp_path, "other.pth")
+    assert len(server.fail_with) == 5
+
+
+def test_name_without_hash_says_that_it_was_not_checked(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(server, tmp_path, "plain.pth") == 0
+    assert "not checked" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("url", ["http://example.org/a.pth", "ftp://127.0.0.1/a", "file:///etc/passwd", "a.pth"])
+def test_only_https_or_this_machine(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError, match="only https"):
+        fetch.main(["a.pth", "--url", url, "--to", str(tmp_path)])
+
+
+def test_a_redirect_may_not_leave_https(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="example.invalid.*only https"):
+        run(server, tmp_path, "elsewhere.pth")
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UserError, match=r"'resnet5'.*did you mean resnet50\?|did you mean resnet"):
+        fetch.main(["resnet5"])
+    with pytest.raises(UserError, match="not a plain file name"):
+        fetch.main(["../x.pth", "--url", "https://example.org/x.pth"])
+
+
+def test_unwritable_folder(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"):
+        run(server, tmp_path / "file")
+
+
+def test_wrong_content_is_exit_code_2_and_no_torch_is_imported(server: Server, tmp_path: Path, repo_root: Path) -> None:
+    """As a user runs it."""
+    arguments = ["fetch", "net-00000000.pth", "--url", address(server), "--to", str(tmp_path)]
+    probe = (
+        "import sys; from main import main; code = main(sys.argv[1:]); sys.exit(9 if 'torch' in sys.modules else code)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repo_root)}
+    done = subprocess.run(
+        [sys.executable, "-c", probe, *arguments], capture_output=True, text=True, cwd=repo_root, env=environment
+    )
+    assert done.returncode == 2, done.stderr
+    assert "nothing was installed" in done.stderr
+    assert not list(tmp_path.iterdir())
