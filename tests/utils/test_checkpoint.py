@@ -1,0 +1,365 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from utils import checkpoint, dist
+from utils.checkpoint import BEST, LATEST, PREVIOUS
+from utils.faults import UserError
+
+
+def state(step: int, size: int = 1000) -> dict:
+    weight = torch.full((size,), float(step))
+    return {"step": step, "model": {"w": weight}, "config": {"a": [1, "x", None]}, "best_prec1": 1.5}
+
+
+def run_python(code: str, repo_root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_round_trip_and_rotation(tmp_path: Path) -> None:
+    assert checkpoint.find(tmp_path) is None
+    for step in (10, 20, 30):
+        checkpoint.save(tmp_path, LATEST, state(step))
+    checkpoint.save(tmp_path, BEST, state(20))
+    assert names(tmp_path) == {LATEST, PREVIOUS, BEST}
+    assert checkpoint.load(tmp_path / PREVIOUS)["step"] == 20
+    found = checkpoint.find(tmp_path)
+    assert found is not None
+    assert (found.path.name, found.state["step"]) == (LATEST, 30)
+    assert found.messages == [f"going on from {LATEST}, step 30"]
+    assert torch.equal(found.state["model"]["w"], state(30)["model"]["w"])
+    assert found.state["config"] == state(30)["config"]
+
+
+def test_refuses_what_could_not_be_read_back(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, LATEST, state(1))
+    with pytest.raises(TypeError, match="plain Python types"):
+        checkpoint.save(tmp_path, LATEST, {"step": 2, "metric": np.float64(1.0), "path": Path("x")})
+    assert names(tmp_path) == {LATEST}
+    assert checkpoint.load(tmp_path / LATEST)["step"] == 1
+
+
+def damaged_files(good: bytes) -> dict[str, bytes]:
+    cuts = [1, 3, 30, 63, 64, 65, len(good) // 2, len(good) - 200, len(good) - 22, len(good) - 1]
+    flips = [len(good) // 4, len(good) // 2, good.index(b"data.pkl") + 60]
+    files = {f"cut at {cut}": good[:cut] for cut in cuts}
+    for place in flips:
+        files[f"bit at {place}"] = good[:place] + bytes([good[place] ^ 16]) + good[place + 1 :]
+    files |= {"empty": b"", "text": b"not a checkpoint\n" * 50, "zeros": bytes(len(good))}
+    return files
+
+
+def test_damaged_latest_falls_back_and_says_so(tmp_path: Path) -> None:
+    for step in (10, 20):
+        checkpoint.save(tmp_path, LATEST, state(step))
+    checkpoint.save(tmp_path, BEST, state(10))
+    for what, data in damaged_files((tmp_path / LATEST).read_bytes()).items():
+        (tmp_path / LATEST).write_bytes(data)
+        with pytest.raises(checkpoint.CorruptCheckpoint, match="not a whole checkpoint"):
+            checkpoint.load(tmp_path / LATEST)
+        found = checkpoint.find(tmp_path)
+        assert found is not None, what
+        assert (found.path.name, found.state["step"]) == (PREVIOUS, 10), what
+        assert any(LATEST in message and "passed over" in message for message in found.messages), what
+
+
+def test_newer_best_wins_over_previous(tmp_path: Path) -> None:
+    for step in (10, 20):
+        checkpoint.save(tmp_path, LATEST, state(step))
+    checkpoint.save(tmp_path, BEST, state(20))
+    (tmp_path / LATEST).write_bytes(b"")
+    found = checkpoint.find(tmp_path)
+    assert found is not None
+    assert (found.path.name, found.state["step"]) == (BEST, 20)
+    assert any(PREVIOUS in message and "older (step 10)" in message for message in found.messages)
+
+
+@pytest.mark.parametrize("what", ["folder", "loop", "fifo", "dangling", "missing", "no step"])
+def test_odd_latest(tmp_path: Path, what: str) -> None:
+    for step in (10, 20):
+        checkpoint.save(tmp_path, LATEST, state(step))
+    latest = tmp_path / LATEST
+    latest.unlink()
+    if what == "folder":
+        latest.mkdir()
+    elif what == "loop":
+        latest.symlink_to(latest)
+    elif what == "fifo":
+        os.mkfifo(latest)
+    elif what == "dangling":
+        latest.symlink_to(tmp_path / "nowhere")
+    elif what == "no step":
+        torch.save({"model": {}}, latest)
+    found = checkpoint.find(tmp_path)
+    assert found is not None
+    assert (found.path.name, found.state["step"]) == (PREVIOUS, 10)
+    assert LATEST in found.messages[0]
+
+
+def test_nothing_readable_is_an_error_not_a_new_run(tmp_path: Path) -> None:
+    (tmp_path / LATEST).write_bytes(b"x")
+    (tmp_path / PREVIOUS).mkdir()
+    with pytest.raises(UserError, match=r"no checkpoint can be read.*ckpt\.pth\.tar.*ckpt_prev.*--fresh"):
+        checkpoint.find(tmp_path)
+    with pytest.raises(UserError, match="no such checkpoint"):
+        checkpoint.load(tmp_path / BEST)
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple:
+            return (os.mkdir, (str(tmp_path / "exploded"),))
+
+    torch.save({"step": 1, "x": Bomb()}, tmp_path / LATEST)
+    with pytest.raises(checkpoint.CorruptCheckpoint, match="never run"):
+        checkpoint.load(tmp_path / LATEST)
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_cut_latest_does_not_push_out_the_good_previous(tmp_path: Path) -> None:
+    for step in (10, 20):
+        checkpoint.save(tmp_path, LATEST, state(step))
+    (tmp_path / LATEST).write_bytes((tmp_path / LATEST).read_bytes()[:500])
+    checkpoint.save(tmp_path, LATEST, state(30))
+    assert checkpoint.load(tmp_path / LATEST)["step"] == 30
+    assert checkpoint.load(tmp_path / PREVIOUS)["step"] == 10
+
+
+def test_size_limit_leaves_the_old_one(tmp_path: Path, repo_root: Path) -> None:
+    checkpoint.save(tmp_path, LATEST, state(1))
+    done = run_python(
+        f"""
+        import resource, signal, torch
+        from pathlib import Path
+        from utils import checkpoint
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        try:
+            checkpoint.save(Path({str(tmp_path)!r}), checkpoint.LATEST, {{"step": 2, "w": torch.zeros(1_000_000)}})
+        except checkpoint.CheckpointError as error:
+            print(error)
+        """,
+        repo_root,
+    )
+    assert "needs 3.8 MiB" in done.stdout, done.stderr
+    assert "ulimit -f" in done.stdout
+    assert names(tmp_path) == {LATEST}
+    assert checkpoint.load(tmp_path / LATEST)["step"] == 1
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 1 MiB; skipped where mounting is not allowed."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    try:
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+        )
+    except OSError:
+        pytest.skip("there is no mount command here")
+    if made.returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_leaves_the_old_one(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint.save(small_disk, LATEST, state(1))
+    big = {"step": 2, "w": torch.zeros(500_000)}
+    with pytest.raises(checkpoint.CheckpointError, match=r"needs 1\.9 MiB .*\d\.\d MiB are free.*as it was.*Make room"):
+        checkpoint.save(small_disk, LATEST, big)
+    # Somebody else's file may fill the disk after the look at the free space: torch then raises a RuntimeError.
+    monkeypatch.setattr("utils.checkpoint_file._require_space", lambda *_: None)
+    with pytest.raises(checkpoint.CheckpointError, match=r"no space left for the checkpoint, which needs 1\.9 MiB"):
+        checkpoint.save(small_disk, LATEST, big)
+    assert names(small_disk) == {LATEST}
+    assert checkpoint.load(small_disk / LATEST)["step"] == 1
+
+
+KILLS = """
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+from utils import checkpoint
+folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+random.seed(seed)
+checkpoint.save(folder, checkpoint.LATEST, {"step": 0, "w": torch.zeros(200_000)})
+last, steps, leftovers = 0, set(), 0
+for _ in range(kills):
+    child = os.fork()
+    if child == 0:
+        step = last
+        while True:
+            step += 1
+            checkpoint.save(folder, checkpoint.LATEST, {"step": step, "w": torch.full((200_000,), float(step))})
+            if step % 3 == 0:
+                checkpoint.save(folder, checkpoint.BEST, {"step": step, "w": torch.full((200_000,), float(step))})
+    time.sleep(random.uniform(0.002, 0.06))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    leftovers += any(".tmp-" in path.name for path in folder.iterdir())
+    found = checkpoint.find(folder)
+    assert found is not None and found.path.name == checkpoint.LATEST, found
+    assert found.state["step"] >= last and bool((found.state["w"] == found.state["step"]).all())
+    last = found.state["step"]
+    for name in (checkpoint.PREVIOUS, checkpoint.BEST):
+        if (folder / name).exists():
+            checkpoint.load(folder / name)
+checkpoint.save(folder, checkpoint.LATEST, {"step": last + 1})
+print(last, leftovers, sorted(path.name for path in folder.iterdir() if ".tmp-" in path.name))
+"""
+
+
+def test_kill_9_at_random_moments(tmp_path: Path, repo_root: Path) -> None:
+    seed = int.from_bytes(os.urandom(4), "little")
+    script = tmp_path / "kills.py"
+    script.write_text(KILLS)
+    folder = tmp_path / "exp"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, str(script), str(folder), "40", str(seed)],
+        env={**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"seed {seed}: {done.stdout}{done.stderr}"
+    last, leftovers, left = done.stdout.split(maxsplit=2)
+    assert int(last) > 0, "no save was ever completed: the kills came too early to test anything"
+    assert int(leftovers) > 0, "no kill ever came inside a save"
+    assert left.strip() == "[]", f"temporary files of dead processes were not swept: {left}"
+
+
+@pytest.mark.parametrize(
+    ("point", "latest", "previous"),
+    [("tmp", 2, 1), ("linked", 2, 1), ("replace", 3, 1), ("done", 3, 2)],
+)
+def test_kill_9_at_named_points(tmp_path: Path, repo_root: Path, point: str, latest: int, previous: int) -> None:
+    done = run_python(
+        f"""
+        from pathlib import Path
+        from utils import checkpoint
+        for step in (1, 2, 3):
+            checkpoint.save(Path({str(tmp_path)!r}), checkpoint.LATEST, {{"step": step}})
+        """,
+        repo_root,
+        ZOETROPE_FAILPOINT=f"checkpoint.{point}:0:3",
+    )
+    assert done.returncode == -9, done.stderr
+    assert checkpoint.load(tmp_path / LATEST)["step"] == latest
+    assert checkpoint.load(tmp_path / PREVIOUS)["step"] == previous
+    checkpoint.save(tmp_path, LATEST, state(4))
+    assert names(tmp_path) == {LATEST, PREVIOUS}
+    assert checkpoint.load(tmp_path / PREVIOUS)["step"] == latest
+
+
+def test_unwritable_folder_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / LATEST).mkdir()  # as good as any other reason why the rename fails, and it works for root too
+    with pytest.raises(checkpoint.CheckpointError, match="could not be written"):
+        checkpoint.save(tmp_path, LATEST, state(1))
+    assert names(tmp_path) == {LATEST}
+
+
+def net(classes: int = 4, width: int = 3) -> nn.Module:
+    return nn.Sequential(nn.Linear(5, width), nn.BatchNorm1d(width), nn.Linear(width, classes))
+
+
+def test_load_model() -> None:
+    source, target = net(), net()
+    checkpoint.load_model(target, source.state_dict(), "f.pth")
+    assert all(
+        torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values(), strict=True)
+    )
+    with pytest.raises(UserError, match=r"f\.pth: trained with num_class: 7, this model has num_class: 4 \(2\.weight"):
+        checkpoint.load_model(target, net(classes=7).state_dict(), "f.pth")
+    other = {f"layer{i}.weight": torch.zeros(1) for i in range(20)}
+    with pytest.raises(UserError, match=r"missing in the file: 0\.weight.*9 in all; not in the model: .*20 in all"):
+        checkpoint.load_model(target, other, "f.pth")
+    with pytest.raises(UserError, match=r"0\.weight \(6, 5\) in the file, \(3, 5\) here"):
+        checkpoint.load_model(target, net(width=6).state_dict(), "f.pth")
+
+
+def test_check_resume() -> None:
+    free = ("common.workers", 2, 4, True)
+    lines = checkpoint.check_resume({"step": 5}, [free])
+    assert lines == ["config: common.workers: 2 -> 4 (allowed on resume)"]
+    with pytest.raises(UserError) as refused:
+        checkpoint.check_resume({"step": 5}, [free, ("common.seed", 1, 2, False), ("common.momentum", 0.9, 0.8, False)])
+    text = str(refused.value)
+    assert "common.seed: 1 -> 2" in text
+    assert "common.momentum: 0.9 -> 0.8" in text
+    assert "workers" not in text
+    assert "--fresh" in text
+
+
+def test_find_in_a_world_of_one(tmp_path: Path) -> None:
+    world = dist.World()
+    assert checkpoint.find_on_all_ranks(tmp_path, world) is None
+    checkpoint.save(tmp_path, LATEST, state(3))
+    found = checkpoint.find_on_all_ranks(tmp_path, world)
+    assert found is not None
+    assert found.state["step"] == 3
+
+
+def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
+    for step in (3, 4):
+        checkpoint.save(tmp_path, LATEST, state(step))
+    (tmp_path / LATEST).write_bytes(b"torn")
+    script = tmp_path / "ranks.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys
+            from pathlib import Path
+            from utils import checkpoint, dist
+            from utils.faults import AgreedError, UserError
+            folder, world = Path(sys.argv[1]), dist.join()
+            found = checkpoint.find_on_all_ranks(folder, world)
+            print(world.rank, found.path.name, found.state["step"], len(found.messages))
+            world.barrier()
+            if world.is_main:
+                (folder / checkpoint.PREVIOUS).unlink()
+            world.barrier()
+            try:
+                checkpoint.find_on_all_ranks(folder, world)
+            except UserError as error:
+                print(world.rank, type(error) is AgreedError)
+            dist.leave()
+            """
+        )
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--standalone"]
+    done = subprocess.run(
+        [*command, str(script), str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(repo_root), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = sorted(line for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 "))
+    expected = [f"0 {PREVIOUS} 3 2", "0 False", f"1 {PREVIOUS} 3 0", "1 True"]
+    assert lines == sorted(expected), done.stderr
+
+
+def test_file_hash_and_versions(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert checkpoint.file_hash(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    checkpoint.save(tmp_path, LATEST, {"step": 1, "versions": checkpoint.versions()})
+    assert checkpoint.load(tmp_path / LATEST)["versions"]["torch"] == str(torch.__version__)

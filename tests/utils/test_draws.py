@@ -1,0 +1,133 @@
+"""Device-side random numbers: functions of (seed, step, shard, layer) and of nothing else."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from utils import draws
+from utils.draws import Dropout
+from utils.shards import ShardPlan
+
+
+def model(p: float = 0.5) -> nn.Module:
+    return draws.prepare(nn.Sequential(Dropout(p), nn.Identity(), Dropout(p)))
+
+
+def masks(world: int, group: int, rows_per_clip: int = 1, step: int = 3, seed: int = 9) -> list[torch.Tensor]:
+    """The output for ones of every shard of V = 4 shards of 2 clips, run on `world` ranks."""
+    found = {}
+    for rank in range(world):
+        net = model()
+        for mine in ShardPlan(4, 2, world, rank, group).micro_batches:
+            with draws.using(seed, step, mine, 2):
+                out = net[0](torch.ones(len(mine) * 2 * rows_per_clip, 50))
+            found |= dict(zip(mine, out.chunk(len(mine)), strict=True))
+    return [found[shard] for shard in range(4)]
+
+
+@pytest.mark.parametrize("rows_per_clip", [1, 3])
+def test_same_masks_on_one_two_and_four_ranks(rows_per_clip: int) -> None:
+    alone = masks(1, 4, rows_per_clip)
+    assert not torch.equal(alone[0], alone[1])
+    for world, group in ((1, 1), (1, 2), (2, 1), (2, 2), (2, 4), (4, 1), (4, 4)):
+        for a, b in zip(alone, masks(world, group, rows_per_clip), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_masks_depend_on_seed_step_and_layer() -> None:
+    net, x = model(), torch.ones(2, 100)
+    with draws.using(1, 5, (0,), 2):
+        first, again, other_layer = net[0](x), net[0](x), net[2](x)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other_layer)
+    for seed, step in ((1, 6), (2, 5), (1 + 2**40, 5), (-1, 5)):
+        with draws.using(seed, step, (0,), 2):
+            assert not torch.equal(net[0](x), first)
+
+
+def test_values_rate_and_gradient() -> None:
+    x = torch.ones(4, 10000, dtype=torch.float64, requires_grad=True)
+    with draws.using(0, 0, (0, 1), 2):
+        out = model(0.8)[0](x)
+    assert set(out.unique().tolist()) == {0.0, 1 / (1 - 0.8)}
+    assert abs(float((out == 0).double().mean()) - 0.8) < 0.01
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, out.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_precision_does_not_change_the_mask(dtype: torch.dtype) -> None:
+    net = model()
+    with draws.using(0, 0, (3,), 2):
+        a, b = net[0](torch.ones(2, 64)), net[0](torch.ones(2, 64, dtype=dtype))
+    assert b.dtype == dtype
+    assert torch.equal(a, b.float())
+
+
+def test_torch_generator_is_neither_used_nor_moved() -> None:
+    net, x = model(), torch.ones(2, 8)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with draws.using(0, 0, (0,), 2):
+        a = net[0](x)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    with draws.using(0, 0, (0,), 2):
+        assert torch.equal(net[0](x), a)
+
+
+def test_evaluation_extremes_and_outside_of_a_context() -> None:
+    x = torch.rand(4, 6)
+    with draws.using(0, 0, (0, 1), 2):
+        assert torch.equal(model().eval()(x), x)
+        assert torch.equal(model(0.0)(x), x)
+        assert torch.equal(model(1.0)(x), torch.zeros(4, 6))
+    torch.manual_seed(0)
+    a = model()[0](x)
+    torch.manual_seed(0)
+    assert torch.equal(a, nn.functional.dropout(x, 0.5))
+
+
+def test_mistakes_are_named() -> None:
+    with pytest.raises(ValueError, match="probability"):
+        Dropout(1.5)
+    with draws.using(0, 0, (0, 1), 2):
+        with pytest.raises(RuntimeError, match="prepare"):
+            Dropout()(torch.ones(4, 2))
+        with pytest.raises(ValueError, match="6 rows"):
+            model()(torch.ones(6, 2))
+
+
+def test_contexts_nest_and_end_after_an_error() -> None:
+    net, x = model(), torch.ones(2, 64)
+    with draws.using(0, 0, (0,), 2):
+        outer = net[0](x)
+        with pytest.raises(KeyError), draws.using(0, 1, (0,), 2):
+            raise KeyError
+        assert torch.equal(net[0](x), outer)
+    assert draws._current.get() is None
+
+
+def test_keys_come_from_names_and_survive_a_copy() -> None:
+    net = model()
+    assert net[0].key != net[2].key
+    assert net[0].key == model()[0].key
+    with draws.using(0, 0, (0,), 2):
+        net(torch.ones(2, 2))
+        assert torch.equal(copy.deepcopy(net)(torch.ones(2, 9)), net(torch.ones(2, 9)))
+
+
+def test_beta_is_a_function_of_seed_and_step_with_the_right_moments() -> None:
+    assert draws.beta(3, 7, 0.2) == draws.beta(3, 7, 0.2)
+    values = torch.tensor([draws.beta(3, step, 0.2) for step in range(4000)], dtype=torch.float64)
+    assert len(values.unique()) > 3900
+    assert values.min() >= 0.0
+    assert values.max() <= 1.0
+    assert abs(float(values.mean()) - 0.5) < 0.02
+    assert abs(float(values.var()) - 1 / (4 * (2 * 0.2 + 1))) < 0.01  # Var Beta(a, a) = 1 / (4 (2a + 1))
+    assert draws.beta(4, 7, 0.2) != draws.beta(3, 7, 0.2)

@@ -1,0 +1,1 @@
+"""What training and evaluation share; one file per noun, a closed list (docs/decisions.md)."""

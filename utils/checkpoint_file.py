@@ -1,0 +1,258 @@
+"""One checkpoint file: a kill or a full disk never harms the one before it; read with every byte checked.
+
+The file is torch's zip format with tensors and plain Python types, readable with ``torch.load(weights_only=True)`` and
+nothing more. Which file a run goes on from is decided in utils/checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pickle
+import shutil
+import socket
+import stat
+import time
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from utils.faults import UserError, fail_point
+
+LATEST = "ckpt.pth.tar"
+PREVIOUS = "ckpt_prev.pth.tar"
+BEST = "ckpt_best.pth.tar"
+
+_STALE_SECONDS = 3600.0
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class CheckpointError(UserError):
+    """A checkpoint could not be written; what was there before is untouched."""
+
+
+class CorruptCheckpoint(UserError):  # noqa: N818 (the name of the state of the file, not of an act)
+    """A file that is not a whole checkpoint.
+
+    Args:
+        path: the file.
+        reason: what is wrong with it, in a few words.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: not a whole checkpoint ({reason})")
+        self.path = path
+        self.reason = reason
+
+
+def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
+    """Write `state` to `folder`/`name` so that a kill at any moment leaves a good checkpoint in the folder.
+
+    Temporary file in the same folder, flush, fsync, read back and verify, rename, fsync of the folder. For `LATEST` the
+    file that had the name becomes `PREVIOUS`: it gets a second name by a hard link first, so there is no moment without
+    a latest, and it replaces the older one only after the new one is in place.
+
+    Args:
+        folder: an existing folder.
+        name: LATEST or BEST.
+        state: tensors and plain Python types only, of any nesting.
+
+    Raises:
+        CheckpointError: no space or no permission; the temporary file is gone and the old checkpoint is as it was.
+        TypeError: `state` holds a type that ``weights_only=True`` would refuse to read.
+    """
+    _sweep(folder)
+    target, previous = folder / name, folder / PREVIOUS
+    tmp, spare = _tmp_path(target), _tmp_path(previous)
+    try:
+        _require_space(folder, name, state)
+        _write(tmp, state)
+        _verify_written(tmp)
+        rotate = name == LATEST and zipfile.is_zipfile(target)  # a cut-off file must not push out a good previous one
+        if rotate:
+            _second_name(target, spare)
+        fail_point("checkpoint.linked")
+        os.replace(tmp, target)
+        fail_point("checkpoint.replace")
+        if rotate:
+            os.replace(spare, previous)
+        fail_point("checkpoint.done")
+        _sync_folder(folder)
+    except (OSError, RuntimeError) as error:
+        cause = _os_error(error)
+        if cause is None:
+            raise
+        raise CheckpointError(_failed_text(folder, name, state, cause)) from error
+    finally:
+        for path in (tmp, spare):  # renaming one of two names of the same file leaves both: remove what is left
+            with contextlib.suppress(OSError):
+                path.unlink()
+    return target
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one checkpoint, every byte of it checked; tensors on the CPU.
+
+    Raises:
+        UserError: there is no such file.
+        CorruptCheckpoint: it is damaged, not a checkpoint, or would need code to be run for reading.
+    """
+    try:
+        _verify_bytes(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
+    except CorruptCheckpoint:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CorruptCheckpoint(path, "it holds more than tensors and plain values, which is never run") from error
+    except Exception as error:  # damaged bytes make zipfile and torch raise almost anything
+        raise CorruptCheckpoint(path, _short(error)) from error
+    if not isinstance(state, dict):
+        raise CorruptCheckpoint(path, f"it holds a {type(state).__name__}, not a dict")
+    return state
+
+
+def _write(tmp: Path, state: dict[str, Any]) -> None:
+    with open(tmp, "wb") as file:
+        torch.save(state, file)
+        fail_point("checkpoint.tmp")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _verify_written(tmp: Path) -> None:
+    try:
+        _verify_bytes(tmp)
+        torch.load(tmp, map_location="cpu", weights_only=True, mmap=True)  # mmap: the CRC pass has read every byte
+    except CorruptCheckpoint as error:
+        raise OSError(errno.EIO, f"what was written reads back differently ({error.reason})") from error
+    except pickle.UnpicklingError as error:
+        raise TypeError(f"a checkpoint may hold tensors and plain Python types only: {_short(error)}") from error
+
+
+def _verify_bytes(path: Path) -> None:
+    """CRC of every member of the zip file that torch.save writes; a FIFO or a folder is refused before it is opened."""
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise CorruptCheckpoint(path, "not a regular file")
+        if status.st_size == 0:
+            raise CorruptCheckpoint(path, "the file is empty")
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise CorruptCheckpoint(path, "a link to nowhere") from None
+        raise
+    except CorruptCheckpoint:
+        raise
+    except Exception as error:  # damaged bytes make zipfile raise almost anything
+        raise CorruptCheckpoint(path, _short(error)) from error
+    if damaged is not None:
+        raise CorruptCheckpoint(path, f"wrong checksum in {damaged}")
+
+
+def _tmp_path(target: Path) -> Path:
+    stem = target.name.removesuffix(".pth.tar")
+    return target.with_name(f"{stem}.tmp-{socket.gethostname()}-{os.getpid()}.pth.tar")
+
+
+def _sweep(folder: Path) -> None:
+    """Remove temporary files that a killed process left: on this host by its pid, else by their age."""
+    for path in folder.glob("ckpt*.tmp-*.pth.tar"):
+        host, _, pid = path.name.removesuffix(".pth.tar").split(".tmp-", 1)[1].rpartition("-")
+        with contextlib.suppress(OSError):
+            old = time.time() - path.stat().st_mtime > _STALE_SECONDS
+            if old or (host == socket.gethostname() and not (pid.isdigit() and _runs(int(pid)))):
+                path.unlink()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def _second_name(source: Path, link: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        link.unlink()
+    try:
+        os.link(source, link)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        shutil.copyfile(source, link)  # a file system without hard links
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _require_space(folder: Path, name: str, state: dict[str, Any]) -> None:
+    usage = shutil.disk_usage(folder)
+    if usage.total and usage.free < _bytes_of(state, set()):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _bytes_of(value: object, seen: set[int]) -> int:
+    """Bytes of all tensors, each storage once."""
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen:
+            return 0
+        seen.add(storage.data_ptr())
+        return storage.nbytes()
+    if isinstance(value, Mapping):
+        return sum(_bytes_of(item, seen) for item in value.values())
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return sum(_bytes_of(item, seen) for item in value)
+    return 0
+
+
+def _os_error(error: BaseException) -> OSError | None:
+    """The file system's error behind `error`: torch raises RuntimeError ("unexpected pos ...") over the real one."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError):
+            return link
+        link = link.__cause__ or link.__context__
+    if isinstance(error, RuntimeError) and ("unexpected pos" in str(error) or "PytorchStreamWriter" in str(error)):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
+
+
+def _failed_text(folder: Path, name: str, state: dict[str, Any], cause: OSError) -> str:
+    exists = os.path.lexists(folder / name)
+    kept = "the checkpoint saved before it is as it was" if exists else "none was saved before it"
+    if cause.errno not in _NO_SPACE:
+        return f"{folder / name}: the checkpoint could not be written ({cause.strerror or cause}); {kept}"
+    need, free = _bytes_of(state, set()) / 2**20, shutil.disk_usage(folder).free / 2**20
+    room = f"{free:.1f} MiB are free"
+    if cause.errno == errno.EFBIG:
+        room = "a limit on the size of files, ulimit -f, is in force"
+    return (
+        f"{folder / name}: no space left for the checkpoint, which needs {need:.1f} MiB ({room}); {kept}. "
+        "Make room and start the run again: it goes on from there"
+    )
+
+
+def _short(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:200]

@@ -1,0 +1,324 @@
+"""Which rank this process is, and the few collectives we use."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.nn.parallel import DistributedDataParallel
+
+from utils.faults import AgreedError, LostRank, UserError
+
+JOIN_SECONDS = 300.0  # how long the ranks wait for each other at the start; $ZOETROPE_JOIN_SECONDS overrides
+COLLECTIVE_SECONDS = 1800.0  # after this long a frozen peer counts as lost; $ZOETROPE_COLLECTIVE_SECONDS overrides
+
+# What gloo says when a peer has died or stays silent: in plain RuntimeErrors, where NCCL has an exception class.
+_LOST_SIGNS = (
+    "gloo/transport",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "Socket Timeout",
+)
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of this run as one of them sees it; made by `join`.
+
+    Attributes:
+        rank: 0 .. size - 1.
+        size: number of ranks.
+        local_rank: number of this rank on its machine.
+        device: where this rank computes.
+        backend: "nccl", "gloo" or None (a single process: every collective below is a no-op).
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    device: torch.device = torch.device("cpu")
+    backend: str | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that writes files and logs."""
+        return self.rank == 0
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum a contiguous tensor over all ranks, in place; the same bits on every rank. Raises LostRank."""
+        if self.size > 1:
+            with contact(self):
+                dist.all_reduce(tensor)
+        return tensor
+
+    def sum_async(self, tensor: torch.Tensor) -> Pending:
+        """Start `sum_` and return at once; leave the tensor alone until `wait()` of the handle."""
+        if self.size == 1:
+            return Pending(self, tensor, None)
+        with contact(self):
+            return Pending(self, tensor, dist.all_reduce(tensor, async_op=True))
+
+    def broadcast_(self, tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
+        """Copy rank `src`'s contiguous tensor over everybody's, in place. Raises LostRank."""
+        if self.size > 1:
+            with contact(self):
+                dist.broadcast(tensor, src)
+        return tensor
+
+    def any(self, wish: bool) -> bool:
+        """Does any rank wish it? The same answer on every rank. Raises LostRank."""
+        return wish if self.size == 1 else bool(self.sum_(torch.tensor([int(wish)], device=self.device)).item())
+
+    def on_main(self, action: Callable[[], object]) -> None:
+        """Run `action` on rank 0 while the others wait.
+
+        Raises:
+            UserError: what the action raised, on rank 0; on the others an AgreedError, which nobody prints.
+        """
+        failure: UserError | None = None
+        if self.is_main:
+            try:
+                action()
+            except UserError as error:
+                failure = error
+        failed = self.any(failure is not None)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise AgreedError("rank 0 could not go on")
+
+    def barrier(self) -> None:
+        """Return when every rank has come here. Raises LostRank."""
+        if self.size > 1:
+            with contact(self):
+                dist.barrier(device_ids=[self.device.index] if self.backend == "nccl" else None)
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A sum over the ranks that is under way."""
+
+    world: World
+    tensor: torch.Tensor
+    work: dist.Work | None
+
+    def wait(self) -> torch.Tensor:
+        """The summed tensor (on CUDA: ready for work queued on the current stream). Raises LostRank."""
+        if self.work is not None:
+            with contact(self.world):
+                self.work.wait()
+        return self.tensor
+
+
+@contextlib.contextmanager
+def contact(world: World) -> Iterator[None]:
+    """Turn the errors that a dead peer causes into LostRank. Wrap the training loop in it: DDP raises gloo's own."""
+    try:
+        yield
+    except LostRank:
+        raise
+    except RuntimeError as error:
+        if world.size == 1 or not _is_lost(error):
+            raise
+        reason = str(error).strip().splitlines()[0][:200]
+        raise LostRank(
+            f"rank {world.rank} lost contact with another rank ({reason}): see which failed first"
+        ) from error
+
+
+def _is_lost(error: RuntimeError) -> bool:
+    if isinstance(error, (dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)):
+        return True
+    return any(sign in str(error) for sign in _LOST_SIGNS)
+
+
+@dataclass(frozen=True)
+class _Place:
+    source: str
+    rank: int
+    size: int
+    local_rank: int
+
+
+def join(expected: int | None = None, *, seconds: float | None = None, device: str | None = None) -> World:
+    """Find the other ranks and meet them: torchrun's variables, else SLURM's, else a world of one.
+
+    torchrun goes first, so that it wins inside a SLURM allocation. Either all ranks join or everyone gets an error:
+    never a smaller world.
+
+    Args:
+        expected: the number of ranks that was asked for; None: $ZOETROPE_RANKS, and if that is absent no check.
+        seconds: how long to wait for the others; None: $ZOETROPE_JOIN_SECONDS, else 5 minutes.
+        device: "cpu" or "cuda"; None: CUDA where there is any.
+
+    Raises:
+        UserError: another number of ranks than asked for, ranks missing, or no GPU for this rank.
+    """
+    place = _place(os.environ)
+    if expected is None and os.environ.get("ZOETROPE_RANKS"):
+        expected = _integer(os.environ, "ZOETROPE_RANKS")
+    if expected is not None and expected != place.size:
+        raise UserError(
+            f"{expected} ranks were asked for but {place.source} started {place.size}: "
+            f"start {expected} processes (train.sh does), or ask for {place.size} with ZOETROPE_RANKS={place.size}"
+        )
+    where = _device(place, device)
+    if place.size == 1:
+        return World(0, 1, place.local_rank, where, None)
+    if seconds is None:
+        seconds = _seconds("ZOETROPE_JOIN_SECONDS", JOIN_SECONDS)
+    backend = "nccl" if where.type == "cuda" else "gloo"
+    store = _meet(place, seconds)
+    world = World(place.rank, place.size, place.local_rank, where, backend)
+    with contact(world):
+        dist.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.size, timeout=collective_timeout()
+        )
+    return world
+
+
+def data_parallel(model: torch.nn.Module, world: World) -> DistributedDataParallel:
+    """Wrap a model so that gradients are averaged over the ranks; buffers are kept equal by utils/sync_bn.py."""
+    # torch 2.13 renamed the switch and warns about the old name; 2.11 knows only the old one.
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
+    devices = [world.device] if world.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **switch)
+
+
+def leave() -> None:
+    """Take the process group down; quiet if there is none, and after a failure too."""
+    if dist.is_initialized():
+        with contextlib.suppress(RuntimeError):  # a peer is gone already: nothing left to say good-bye to
+            dist.destroy_process_group()
+
+
+def collective_timeout() -> timedelta:
+    """How long a collective may wait for a frozen peer (every process group of ours gets it)."""
+    return timedelta(seconds=_seconds("ZOETROPE_COLLECTIVE_SECONDS", COLLECTIVE_SECONDS))
+
+
+def _place(env: Mapping[str, str]) -> _Place:
+    """Rank, size and local rank from the environment, in the order torchrun, SLURM step, single."""
+    if all(env.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
+        source, names = "torchrun", ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    elif env.get("SLURM_PROCID") and env.get("SLURM_STEP_ID"):
+        source, names = "SLURM", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+    else:
+        return _Place("this command", 0, 1, 0)
+    rank, size = _integer(env, names[0]), _integer(env, names[1])
+    local_rank = _integer(env, names[2]) if env.get(names[2]) else rank
+    if not 0 <= rank < size:
+        raise UserError(f"{names[0]}={rank} is not a rank of {names[1]}={size}: start with train.sh or torchrun")
+    return _Place(source, rank, size, local_rank)
+
+
+def _device(place: _Place, wanted: str | None) -> torch.device:
+    count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+    if count == 0:
+        if wanted == "cuda":
+            raise UserError(f"rank {place.rank}: no CUDA GPU on this machine: ask for the CPU or check nvidia-smi")
+        return torch.device("cpu")
+    # SLURM can bind one GPU to each task, which then is number 0 for every one of them.
+    index = 0 if place.source == "SLURM" and count == 1 else place.local_rank
+    if index >= count:
+        raise UserError(
+            f"rank {place.rank} is number {place.local_rank} on its machine, which shows {count} GPUs: "
+            f'start one rank per GPU (or use none: CUDA_VISIBLE_DEVICES="")'
+        )
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def _address(place: _Place, env: Mapping[str, str]) -> tuple[str, int]:
+    """Host and port of rank 0: exported by the batch script (containers lack scontrol), else the step's first host."""
+    if env.get("MASTER_ADDR"):
+        host = env["MASTER_ADDR"]
+    else:
+        nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
+        advice = "export MASTER_ADDR (the first host of the job) in the batch script"
+        try:
+            reply = subprocess.run(
+                ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=60, check=True
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            raise UserError(f"SLURM_STEP_NODELIST={nodes!r} could not be expanded ({error}): {advice}") from error
+        hosts = reply.stdout.split()
+        if not hosts:
+            raise UserError(f"SLURM_STEP_NODELIST={nodes!r} names no host: {advice}")
+        host = hosts[0]
+    if env.get("MASTER_PORT"):
+        return host, _integer(env, "MASTER_PORT")
+    if place.source == "SLURM" and env.get("SLURM_JOB_ID"):
+        return host, 20000 + _integer(env, "SLURM_JOB_ID") % 20000  # two jobs on one node do not clash
+    raise UserError("MASTER_PORT is not set: start the ranks with train.sh or torchrun")
+
+
+def _meet(place: _Place, seconds: float) -> Store:
+    """A store that all ranks have reached, or a UserError on every rank that says who is missing."""
+    host, port = _address(place, os.environ)
+    deadline = time.monotonic() + seconds
+    # torchrun's agent already holds the store, for several attempts if it restarts the ranks.
+    agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    where = f"rank {place.rank} of {place.size}"
+    try:
+        server = TCPStore(
+            host, port, None, place.rank == 0 and not agent, timedelta(seconds=seconds), wait_for_workers=False
+        )
+        store = PrefixStore(f"zoetrope/{attempt}", server)
+        size = store.compare_set("size", "", str(place.size)).decode()
+        arrived = store.add(f"rank{place.rank}", 1)
+    except (RuntimeError, ValueError) as error:
+        if "EADDRINUSE" in str(error) or "already in use" in str(error):
+            raise UserError(f"{where}: port {port} is taken on {host}: set MASTER_PORT to a free one") from error
+        raise UserError(f"{where} could not reach rank 0 at {host}:{port} within {seconds:g} s: see its log") from error
+    if size != str(place.size):
+        raise UserError(f"{where}: others at {host}:{port} count {size} ranks: do two jobs share MASTER_PORT?")
+    if arrived != 1:
+        raise UserError(f"two processes say they are {where} at {host}:{port}: do two jobs share MASTER_PORT?")
+    keys = [f"rank{rank}" for rank in range(place.size)]
+    try:
+        store.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
+    except RuntimeError as error:
+        raise UserError(f"{where}: {_absent(store, keys)} within {seconds:g} s: see the logs of the others") from error
+    return store
+
+
+def _absent(store: Store, keys: list[str]) -> str:
+    """How many joined and who is missing, as far as can be told: rank 0 may have taken the store down already."""
+    try:
+        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+    except RuntimeError:
+        return f"not all of {len(keys)} ranks joined"
+    names = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
+    return f"only {len(keys) - len(missing)} of {len(keys)} ranks joined, missing: {names}"
+
+
+def _integer(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except (KeyError, ValueError):
+        raise UserError(f"the environment variable {name}={env.get(name)!r} must be a whole number") from None
+
+
+def _seconds(name: str, default: float) -> float:
+    try:
+        seconds = float(os.environ.get(name) or default)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e7:
+        raise UserError(f"the environment variable {name}={os.environ[name]!r} must be a number of seconds above 0")
+    return seconds

@@ -1,0 +1,126 @@
+"""Random numbers on the training device as functions of (seed, step, shard): the same on any number of ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+_MASK = (1 << 64) - 1
+_BETA = 0x6D69787570  # keeps the draws for mixup apart from any other of the same seed and step
+
+
+@dataclass(frozen=True)
+class _Shards:
+    seed: int
+    step: int
+    shards: tuple[int, ...]
+    rows_per_shard: int
+
+
+_current: ContextVar[_Shards | None] = ContextVar("zoetrope_shards", default=None)
+
+
+@contextlib.contextmanager
+def using(seed: int, step: int, shards: tuple[int, ...], rows_per_shard: int) -> Iterator[None]:
+    """Within it, `Dropout` draws for these shards of global batch `step`: wrap the forward pass of one micro-batch.
+
+    Args:
+        seed: the run's seed.
+        step: number of the global batch.
+        shards: shards whose clips stand one after the other in the micro-batch.
+        rows_per_shard: clips per shard (`batch_size`).
+    """
+    token = _current.set(_Shards(seed, step, tuple(shards), rows_per_shard))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al., JMLR 2014) whose mask depends on (seed, step, shard, layer), not on the rank.
+
+    The first axis of the input holds the micro-batch's clips, or k rows of each clip next to each other (B*T frames).
+    Inside `using` each shard's rows get a mask from a generator of their own; outside it is `F.dropout`, in eval mode
+    the identity. `prepare(model)` must have given the layer its key. A layer that is used twice in one forward pass
+    would draw the same mask twice: use two layers.
+
+    Args:
+        p: probability of a zero; the rest is scaled by 1 / (1 - p).
+    """
+
+    def __init__(self, p: float = 0.5) -> None:
+        super().__init__()
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"dropout probability must be in [0, 1], not {p}")
+        self.p = p
+        self.key: int | None = None
+        self._generator: torch.Generator | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Zero elements of x at random and scale the others; same shape and dtype."""
+        if not self.training or self.p == 0.0:
+            return x
+        shards = _current.get()
+        if shards is None:
+            return F.dropout(x, self.p, training=True)
+        if self.p == 1.0:
+            return x * 0.0
+        return x * self._mask(x, shards).to(x.dtype).div_(1.0 - self.p)
+
+    def _mask(self, x: torch.Tensor, draw: _Shards) -> torch.Tensor:
+        if self.key is None:
+            raise RuntimeError("a Dropout without a key: call utils.draws.prepare(model) once the model is built")
+        rows, rest = divmod(x.shape[0], len(draw.shards))
+        if rest or rows % draw.rows_per_shard:
+            raise ValueError(
+                f"dropout: {x.shape[0]} rows do not make {len(draw.shards)} shards of {draw.rows_per_shard} clips"
+            )
+        if self._generator is None or self._generator.device != x.device:
+            self._generator = torch.Generator(x.device)
+        # float32 whatever the input, so that the precision of a run does not change its masks.
+        mask = torch.empty((len(draw.shards), rows, *x.shape[1:]), dtype=torch.float32, device=x.device)
+        for piece, shard in zip(mask, draw.shards, strict=True):
+            self._generator.manual_seed(_mix(draw.seed, draw.step, shard, self.key))
+            piece.bernoulli_(1.0 - self.p, generator=self._generator)
+        return mask.view(x.shape)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_generator": None}  # generators cannot be copied; it is made anew when needed
+
+    def extra_repr(self) -> str:
+        """What print(model) shows."""
+        return f"p={self.p}"
+
+
+def prepare(model: nn.Module) -> nn.Module:
+    """Give each `Dropout` of the model its key, from its name in the model (call it before DDP adds a prefix)."""
+    for name, module in model.named_modules():
+        if isinstance(module, Dropout):
+            module.key = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+    return model
+
+
+def beta(seed: int, step: int, alpha: float) -> float:
+    """Draw Beta(alpha, alpha) once for the whole global batch `step`: mixup's lambda (Zhang et al., ICLR 2018)."""
+    key = (_mix(seed, _BETA) << 64) | (step & _MASK)
+    return float(np.random.Generator(np.random.Philox(key=key)).beta(alpha, alpha))
+
+
+def _mix(*numbers: int) -> int:
+    """64 well-mixed bits of several integers (the finaliser of splitmix64: Steele et al., OOPSLA 2014, section 3)."""
+    state = 0
+    for number in numbers:
+        state = (state + (number & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return state

@@ -1,0 +1,304 @@
+"""What a run says: log.txt, the curves (TensorBoard and events/scalars.jsonl), the meters behind the progress line.
+
+Steps count finished iterations. A run that goes on from step s says so in the curves, and what an earlier process had
+written for steps after s is dropped when they are read: one run, one curve.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import shlex
+import socket
+import sys
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
+
+from utils.faults import fail_point
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+SCALARS = "scalars.jsonl"
+
+_METERS = (
+    ("Time", "time", 3),
+    ("Data", "data", 3),
+    ("Loss", "loss", 4),
+    ("Prec@1", "prec1", 3),
+    ("Prec@5", "prec5", 3),
+)
+_NUMBER = r"([-+.\w]+)"
+_TRAINING = re.compile(
+    r"\] Iter: \[(\d+)/(\d+)\] "
+    + " ".join(rf"{title} {_NUMBER} \({_NUMBER}\)" for title, _, _ in _METERS)
+    + rf" LR {_NUMBER}"
+)
+
+
+class Meter:
+    """The last value of a quantity and its average over a window.
+
+    Args:
+        window: how many values the average covers.
+        values: what `state` returned, to go on from.
+    """
+
+    def __init__(self, window: int, values: Iterable[float] = ()) -> None:
+        self._values: deque[SupportsFloat] = deque(values, maxlen=window)
+
+    def add(self, value: SupportsFloat) -> None:
+        """Add a value; a detached tensor is read from its device only when somebody asks for the number."""
+        self._values.append(value)
+
+    @property
+    def value(self) -> float:
+        """The last value; nan if there is none."""
+        return self.state()[-1] if self._values else math.nan
+
+    @property
+    def average(self) -> float:
+        """Mean of the values in the window; nan if there are none."""
+        values = self.state()
+        return math.fsum(values) / len(values) if values else math.nan
+
+    def state(self) -> list[float]:
+        """The values in the window, oldest first: plain floats for a checkpoint."""
+        values = [float(value) for value in self._values]
+        self._values = deque(values, maxlen=self._values.maxlen)  # none of them is read from a device twice
+        return values
+
+
+class RunLog:
+    """log.txt, TensorBoard events and scalars.jsonl of one run; on ranks other than the main one it does nothing.
+
+    Args:
+        folder: where ``log.txt`` and ``events/`` stand.
+        is_main: False on ranks that must not write.
+        resume_step: finished iterations at the start of this process; None for a log without curves (an evaluation).
+        name: the text file's name.
+        echo: print the lines too.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        is_main: bool = True,
+        resume_step: int | None = 0,
+        *,
+        name: str = "log.txt",
+        echo: bool = True,
+    ) -> None:
+        self.folder, self.is_main, self._resume_step, self._echo = Path(folder), is_main, resume_step, echo
+        self._writer: SummaryWriter | None = None
+        self._text: TextIO | None = None
+        self._scalars: TextIO | None = None
+        if not is_main:
+            return
+        self._text = _open_for_append(self.folder / name)
+        if resume_step is not None:
+            self._scalars = _open_for_append(self.folder / "events" / SCALARS)
+            if self._scalars.tell() > 0:
+                self._scalars.write(json.dumps({"resume": resume_step}) + "\n")
+                self._scalars.flush()
+
+    def line(self, text: str) -> None:
+        """Write one record, ``[UTC time] text``; a text of several lines becomes several records."""
+        if self._text is None:
+            return
+        for part in text.splitlines() or [""]:
+            record = f"[{utc_stamp()}] {part}\n"
+            if os.environ.get("ZOETROPE_FAILPOINT"):
+                self._text.write(record[: len(record) // 2])
+                self._text.flush()
+                fail_point("log.line")
+                record = record[len(record) // 2 :]
+            self._text.write(record)
+            self._text.flush()
+            if self._echo:
+                print(part, flush=True)
+
+    def event(self, text: str) -> None:
+        """A line that any rank may write: what happened to its own data."""
+        if self.is_main:
+            self.line(text)
+            return
+        with open(self.folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(f"[{utc_stamp()}] {text}\n")  # one write in append mode: lines of several ranks do not mix
+
+    def journal(self, name: str, row: Mapping[str, Any]) -> None:
+        """Append one JSON record to a file of the folder; any rank may."""
+        with _open_for_append(self.folder / name) as file:
+            file.write(json.dumps(row) + "\n")
+
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
+        """Write points of curves: TensorBoard tags and their values after `step` finished iterations."""
+        if self._scalars is None:
+            return
+        numbers = {tag: float(value) for tag, value in values.items()}
+        # JSON has no nan: a number that is not finite is written as a text, which float() reads.
+        safe = {tag: number if math.isfinite(number) else str(number) for tag, number in numbers.items()}
+        self._scalars.write(json.dumps({"step": step, **safe}, allow_nan=False) + "\n")
+        self._scalars.flush()
+        if self._writer is None:
+            self._writer = _summary_writer(self.folder / "events", self._resume_step or 0)
+        for tag, number in numbers.items():
+            self._writer.add_scalar(tag, number, step)
+
+    def start(self, exp: Path, cfg: Any, overrides: Sequence[str], shards: Any, *, revision: str) -> None:
+        """The header of a process's part of the log: what runs, where, with which config."""
+        if self._text is None:
+            return
+        import torch
+
+        from utils import config
+
+        self.line(f"experiment {Path(exp).resolve()}, code {revision}, process {os.getpid()} on {socket.gethostname()}")
+        self.line(
+            f"ranks {shards.world}, shards {shards.total}, global batch {shards.global_batch}, "
+            f"python {platform.python_version()}, torch {torch.__version__}"
+        )
+        self.line(f"command: {shlex.join(sys.argv)}; overrides: {shlex.join(overrides) or 'none'}")
+        self._text.write(f"[{utc_stamp()}] config: {json.dumps(config.to_dict(cfg))}\n")  # too long for the terminal
+        self._text.flush()
+
+    def training(self, step: int, last: int, meters: Mapping[str, Meter], *, lr: float, clips: int) -> None:
+        """The progress line and its scalars. `meters` has time, data, loss, prec1, prec5; `clips` per iteration."""
+        if not self.is_main:
+            return
+        self.line(format_line(step, last, meters, lr=lr, clips=clips))
+        average = {name: meters[name].average for name in ("loss", "prec1", "prec5")}
+        tags = {"loss_train": average["loss"], "acc1_train": average["prec1"], "acc5_train": average["prec5"], "lr": lr}
+        self.scalars(step, tags)
+
+    def validation(self, step: int, result: Mapping[str, float]) -> None:
+        """The validation line and its scalars. `result` has top1, top5 (per cent), loss, num_videos, perhaps failed."""
+        if not self.is_main:
+            return
+        self.line(format_validation(result))
+        if result.get("failed"):
+            self.line(
+                f"{result['failed']:.0f} of {result['num_videos']:.0f} videos could not be read and count as wrong"
+            )
+        self.scalars(step, {"loss_val": result["loss"], "acc1_val": result["top1"], "acc5_val": result["top5"]})
+
+    def flush(self) -> None:
+        """Hand TensorBoard's buffer to the file system (the other files never hold anything back)."""
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in (self._writer, self._scalars, self._text):
+            if file is not None:
+                file.close()
+        self._writer = self._scalars = self._text = None
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def format_line(step: int, last: int, meters: Mapping[str, Meter], *, lr: float, clips: int) -> str:
+    """The progress line of seed 004, ``Iter: [k/max] Time v (avg) ... LR x``, then `` ETA h:mm:ss clips/s n``."""
+    parts = [f"{title} {meters[key].value:.{n}f} ({meters[key].average:.{n}f})" for title, key, n in _METERS]
+    seconds = meters["time"].average
+    left = round((last - step) * seconds) if math.isfinite(seconds) else 0
+    eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+    rate = clips / seconds if seconds > 0 else math.nan
+    return f"Iter: [{step}/{last}] {' '.join(parts)} LR {lr:.6f} ETA {eta} clips/s {rate:.1f}"
+
+
+def format_validation(result: Mapping[str, float]) -> str:
+    """The validation line; tabs as seed 004's code prints them."""
+    return (
+        f" * Prec@1 {result['top1']:.3f}\tPrec@5 {result['top5']:.3f}\tLoss {result['loss']:.4f}\t"
+        f"total_num = {result['num_videos']:.0f}"
+    )
+
+
+def parse_log(path: Path) -> list[dict[str, float]]:
+    """The training lines of a log.txt, one per step; steps done again after a restart count once, as done last.
+
+    Returns:
+        For each line step, last, lr, and of time, data, loss, prec1, prec5 the value and the average (``loss_avg``).
+    """
+    lines: list[dict[str, float]] = []
+    for text in path.read_text("utf-8", errors="replace").splitlines():
+        match = _TRAINING.search(text)
+        if not match:
+            continue
+        step, last, *numbers, lr = match.groups()
+        line = {"step": int(step), "last": int(last), "lr": float(lr)}
+        for index, (_, key, _) in enumerate(_METERS):
+            line[key], line[f"{key}_avg"] = float(numbers[2 * index]), float(numbers[2 * index + 1])
+        while lines and lines[-1]["step"] >= line["step"]:
+            lines.pop()
+        lines.append(line)
+    return lines
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """The records of a `journal`; a last line torn by a kill is passed over."""
+    rows = []
+    for text in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(text))
+        except ValueError:
+            continue
+    return rows
+
+
+def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """The curves of an ``events/scalars.jsonl``: tag -> [(step, value)], each step once, in the order of the steps.
+
+    A marker ``{"resume": s}`` drops earlier records of steps after s: they were done again. A torn line (the process
+    was killed while it wrote) is passed over.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    for text in path.read_text("utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(text)
+            if "resume" in record:
+                for curve in curves.values():
+                    for step in [step for step in curve if step > record["resume"]]:
+                        del curve[step]
+                continue
+            step = int(record.pop("step"))
+            numbers = {tag: float(value) for tag, value in record.items()}
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        for tag, number in numbers.items():
+            curves.setdefault(tag, {})[step] = number
+    return {tag: sorted(curve.items()) for tag, curve in curves.items()}
+
+
+def utc_stamp() -> str:
+    """Now, as ``2026-01-31T23:59:59+00:00``."""
+    return datetime.now(timezone.utc).isoformat("T", "seconds")
+
+
+def _open_for_append(path: Path) -> TextIO:
+    """Open a file of lines; the end of a last line that a killed process tore is put there first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        if file.tell() > 0:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    return open(path, "a", encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _summary_writer(folder: Path, resume_step: int) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
+    # Steps after the one we go on from were written by a process that did not live to save them.
+    return SummaryWriter(str(folder), purge_step=resume_step + 1, flush_secs=10)

@@ -1,0 +1,69 @@
+"""Cross entropy with label smoothing, mixup and clip weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from utils import mixup
+
+
+def classification_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    label_smooth: float = 0.0,
+    weights: Tensor | None = None,
+    partner: Tensor | None = None,
+    lam: float = 1.0,
+) -> Tensor:
+    """``sum_i w_i l_i / B``, the mean over the clips; a clip of weight 0 keeps its place in the mean.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) int64.
+        label_smooth, partner, lam: see `per_clip_loss`.
+        weights: (B,); None for all ones.
+
+    Returns:
+        A scalar, float32 or float64.
+    """
+    losses = per_clip_loss(logits, labels, label_smooth=label_smooth, partner=partner, lam=lam)
+    if weights is not None:
+        # Chosen, not multiplied: 0 * nan is nan, and a clip of weight 0 may hold anything.
+        losses = torch.where(weights == 0, 0, losses * weights.to(losses.dtype))
+    return losses.mean()
+
+
+def per_clip_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    label_smooth: float = 0.0,
+    partner: Tensor | None = None,
+    lam: float = 1.0,
+) -> Tensor:
+    """Cross entropy of each clip with the target ``eps / K + (1 - eps) * onehot`` (Szegedy et al. 2016, section 7).
+
+    Args:
+        logits: (B, K); K is the number of classes whatever the data (seed 004's code had 1000 there).
+        labels: (B,) int64.
+        label_smooth: eps.
+        partner: (B,) labels of the clips mixed in; None with lam < 1: the neighbours' (utils/mixup.py).
+        lam: weight of a clip's own label; 1: no mixup.
+
+    Returns:
+        (B,), computed in float32, in float64 if the logits are.
+    """
+    log_probability = torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), dim=1)
+    expected = _at(log_probability, labels)
+    if lam != 1.0:
+        other = mixup.partner(labels) if partner is None else partner
+        expected = lam * expected + (1 - lam) * _at(log_probability, other)
+    if label_smooth:
+        expected = (1 - label_smooth) * expected + label_smooth * log_probability.mean(1)
+    return -expected
+
+
+def _at(log_probability: Tensor, labels: Tensor) -> Tensor:
+    return log_probability.gather(1, labels.unsqueeze(1)).squeeze(1)

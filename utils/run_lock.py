@@ -1,0 +1,225 @@
+"""A lock file that one live process holds, and that a dead one cannot hold. Needs no torch; no trust in flock on NFS.
+
+The lock appears under its name complete, by a hard link, which only one process can make. A lock whose holder is dead
+is replaced by the process that holds the *claim* to it: a lock of the same kind whose name carries the dead lock's
+token, so that the right to replace one particular holder is given once. Renaming the dead lock away instead would let a
+slow process move the lock of a quick one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+import subprocess
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from utils.faults import UserError, fail_point
+
+HEARTBEAT_SECONDS = 30.0
+DEAD_SECONDS = 300.0  # a heartbeat older than this counts as dead where nothing better can be known
+_LIVE_STATES = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "CONFIGURING", "RESIZING"}
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who wrote a lock: enough to find out later whether that process still lives."""
+
+    token: str
+    host: str = "?"
+    machine: str = ""  # boot and pid namespace: a pid means the same process only where this is equal
+    pid: int = 0
+    ticks: int = 0  # the process's start in clock ticks since boot
+    since: str = "?"
+    job: str = ""
+    restarts: str = ""  # how often SLURM had requeued the job
+
+
+class Held:
+    """A lock that this process holds."""
+
+    def __init__(self, path: Path, holder: Holder) -> None:
+        self.path, self.holder, self.lost = path, holder, False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start_heartbeat(self, seconds: float | None = None) -> None:
+        """Touch the lock every `seconds` from a daemon thread until `release`."""
+        wait = HEARTBEAT_SECONDS if seconds is None else seconds
+        self._thread = threading.Thread(target=self._beat, args=(wait,), name="lock heartbeat", daemon=True)
+        self._thread.start()
+
+    def _beat(self, seconds: float) -> None:
+        while not self._stop.wait(seconds):
+            with contextlib.suppress(OSError):  # a hiccup of the file system; the next beat tries again
+                self.lost = _token_of(self.path) != self.holder.token
+                if not self.lost:
+                    os.utime(self.path)
+
+    def release(self) -> None:
+        """Stop the heartbeat and remove the lock, if it is still ours."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        with contextlib.suppress(OSError):
+            if _token_of(self.path) == self.holder.token:
+                self.path.unlink()
+
+
+def take(path: Path) -> Held:
+    """Take the lock `path`; of any number of processes that try at once exactly one succeeds.
+
+    Raises:
+        UserError: a live process holds it.
+        OSError: the folder cannot be written.
+    """
+    _sweep(path)
+    me = _this_process()
+    _acquire(path, path, me)
+    return Held(path, me)
+
+
+def _acquire(path: Path, lock: Path, me: Holder) -> None:
+    while True:
+        with _record(path, me) as (record, now):
+            if _create(record, path):
+                return
+            try:
+                holder, touched = _read(path), path.stat().st_mtime
+            except FileNotFoundError:  # given back meanwhile
+                continue
+            if _is_alive(holder, now - touched, me):
+                raise UserError(_in_use(lock, holder, now - touched))
+            claim = lock.with_name(f"{lock.name}.claim-{holder.token}")
+            _acquire(claim, lock, me)
+            fail_point("run_dir.claimed")
+            try:
+                # Before our claim began another holder of it may have replaced the lock, and then let go of the claim.
+                if _token_of(path) == holder.token:
+                    os.replace(record, path)
+                    return
+            finally:
+                claim.unlink()
+
+
+@contextlib.contextmanager
+def _record(path: Path, me: Holder) -> Iterator[tuple[Path, float]]:
+    """A file of our own with our record, and the time of the file server's clock."""
+    record = path.with_name(f"{path.name[:64]}.{uuid.uuid4().hex}.tmp")
+    record.write_text(json.dumps(asdict(me)) + "\n")
+    try:
+        yield record, record.stat().st_mtime
+    finally:
+        record.unlink(missing_ok=True)
+
+
+def _create(record: Path, path: Path) -> bool:
+    """Give the record the name `path` unless that exists."""
+    try:
+        os.link(record, path)
+    except FileExistsError:
+        return False
+    except (
+        OSError
+    ):  # a file system without hard links: created empty first, which readers take for a young unknown holder
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            return False
+        with open(descriptor, "wb") as file:
+            file.write(record.read_bytes())
+    return True
+
+
+def _read(path: Path) -> Holder:
+    """The record of a lock; one that cannot be understood gets a token from its bytes and is judged by its age."""
+    data = path.read_bytes()
+    try:
+        holder = Holder(**json.loads(data))
+        if re.fullmatch("[0-9a-f]{32}", holder.token):
+            return holder
+    except (ValueError, TypeError):
+        pass
+    return Holder(hashlib.sha256(data + str(path.stat().st_ino).encode()).hexdigest()[:32])
+
+
+def _token_of(path: Path) -> str | None:
+    try:
+        return _read(path).token
+    except FileNotFoundError:
+        return None
+
+
+def _is_alive(holder: Holder, silent_seconds: float, me: Holder) -> bool:
+    """By the process table on the same machine, else by squeue, else by the heartbeat."""
+    if holder.pid and holder.machine and holder.machine == me.machine:
+        return _start_ticks(holder.pid) == holder.ticks
+    if holder.job and holder.job == me.job and holder.restarts != me.restarts:
+        return False  # an earlier start of this very job, requeued since
+    by_scheduler = _job_lives(holder.job)
+    return silent_seconds < DEAD_SECONDS if by_scheduler is None else by_scheduler
+
+
+def _job_lives(job: str) -> bool | None:
+    """What SLURM says about a job; None if it cannot be asked."""
+    if not re.fullmatch("[0-9]+(_[0-9]+)?", job):
+        return None
+    try:
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--jobs", job, "--format", "%T"],
+            capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    if answer.returncode != 0:
+        return False if "Invalid job id" in answer.stderr else None
+    return any(state in _LIVE_STATES for state in answer.stdout.split())
+
+
+def _in_use(lock: Path, holder: Holder, silent_seconds: float) -> str:
+    job = f", job {holder.job}" if holder.job else ""
+    return (
+        f"{lock.parent.parent}: in use by process {holder.pid or '?'} on {holder.host}{job} since {holder.since} "
+        f"(last sign of life {max(silent_seconds, 0):.0f} s ago); wait for it or stop it. "
+        f"If you are sure that it is dead, remove {lock}"
+    )
+
+
+def _this_process() -> Holder:
+    since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
+    job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
+    pid = os.getpid()
+    return Holder(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _start_ticks(pid), since, job, restarts)
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _start_ticks(pid: int) -> int:
+    """Field 22 of /proc/PID/stat; -1 if there is no such process, or only its unreaped rest."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return -1
+    return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes killed long ago left beside the lock."""
+    for left in [*path.parent.glob(f"{path.name}.claim-*"), *path.parent.glob(f"{path.name}.*.tmp")]:
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                left.unlink()

@@ -1,0 +1,324 @@
+"""Batch normalisation whose statistics span a group of shards, and its running statistics, which advance once per step.
+
+Build order: model on its device -> `convert` -> `Statistics` -> `dist.data_parallel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules._functions import SyncBatchNorm as _NativeSyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from utils.dist import World, collective_timeout
+from utils.faults import UserError
+from utils.shards import ShardPlan
+
+
+class _Ranks:
+    """The ranks that share one BN group; a copy of a model keeps them (process groups themselves cannot be copied)."""
+
+    def __init__(self, process_group: dist.ProcessGroup, size: int) -> None:
+        self.process_group = process_group
+        self.size = size
+
+    def __deepcopy__(self, memo: dict[int, object]) -> _Ranks:
+        return self
+
+
+class GroupBatchNorm(_BatchNorm):
+    """Batch normalisation (Ioffe & Szegedy, ICML 2015) over a BN group.
+
+    Parameters and buffers have the names and meaning of nn.BatchNorm1d/2d/3d; the input is (B, C), (B, C, T),
+    (B, C, H, W) or (B, C, T, H, W). In training the batch statistics are those of the group's whole batch, forward and
+    backward, and the running statistics are left alone: `Statistics` advances them from the batch mean and unbiased
+    variance that the forward pass leaves in `batch_mean` and `batch_var`. In eval mode the running statistics are used.
+    A layer that is used twice in one forward pass leaves those of its last use.
+
+    Weight and bias gradients are those of this rank's rows; DDP sums them.
+    """
+
+    ranks: _Ranks | None = None  # None: the whole group is on this rank
+    sync_stats: bool = True
+    ran: bool = False  # in training mode since the last Statistics.after_step
+    batch_mean: torch.Tensor | None = None  # (C,) not buffers: they are scratch, never saved or broadcast
+    batch_var: torch.Tensor | None = None
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Normalise; same shape, dtype and memory format."""
+        if not self.training:
+            return super().forward(input)
+        self._check_input_dim(input)
+        self.ran = True
+        mean, var = self._scratch()
+        if self.ranks is None:
+            # With momentum 1 the "running" statistics become exactly this batch's mean and unbiased variance.
+            return F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
+        group, size = self.ranks.process_group, self.ranks.size
+        if input.is_cuda:
+            return _NativeSyncBatchNorm.apply(input, self.weight, self.bias, mean, var, self.eps, 1.0, group, size)
+        return _CpuGroupNorm.apply(input, self.weight, self.bias, mean, var, self.eps, group)
+
+    def _scratch(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        if self.batch_mean is None and self.running_mean is not None:  # no Statistics has been built (yet)
+            self.batch_mean, self.batch_var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
+        return self.batch_mean, self.batch_var
+
+    def _check_input_dim(self, input: torch.Tensor) -> None:
+        if not 2 <= input.dim() <= 5 or input.shape[1] != self.num_features:
+            raise ValueError(f"expected (B, {self.num_features}, ...) with 2 to 5 axes, got {tuple(input.shape)}")
+
+
+class _CpuGroupNorm(torch.autograd.Function):
+    """Batch norm over the rows of all ranks of a process group, where torch has no kernel of its own (CPU).
+
+    The variance is computed in two passes: E[x^2] - E[x]^2 would lose all digits of inputs with a large mean.
+    Arithmetic in float32 or wider whatever autocast made of the input; the sums of the ranks meet in float64.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, batch_mean, batch_var, eps, group):  # noqa: ANN001, ANN205
+        wide = torch.promote_types(x.dtype, torch.float32)
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        rows = x.to(wide)
+
+        local = torch.cat([rows.sum(axes).double(), torch.tensor([rows.numel() / rows.shape[1]], dtype=torch.float64)])
+        dist.all_reduce(local, group=group)
+        count = local[-1].item()
+        if count < 2:
+            raise ValueError("batch norm in training needs more than 1 value per channel in a BN group")
+        mean = (local[:-1] / count).to(wide)
+
+        centred = rows - _wide(mean, x)
+        squares = centred.square().sum(axes).double()
+        dist.all_reduce(squares, group=group)
+        inv_std = (squares / count + eps).rsqrt().to(wide)
+        if batch_mean is not None:
+            batch_mean.copy_(mean)
+            batch_var.copy_(squares / (count - 1))
+
+        ctx.save_for_backward(x, weight, mean, inv_std)
+        ctx.count, ctx.group = count, group
+        scale = inv_std if weight is None else inv_std * weight
+        out = centred.mul_(_wide(scale, x))
+        if bias is not None:
+            out = out.add_(_wide(bias, x))
+        return out.to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # noqa: ANN001, ANN205
+        x, weight, mean, inv_std = ctx.saved_tensors
+        axes = [axis for axis in range(x.dim()) if axis != 1]
+        grad = grad.to(mean.dtype)
+        normed = (x.to(mean.dtype) - _wide(mean, x)).mul_(_wide(inv_std, x))
+        sum_grad, sum_grad_normed = grad.sum(axes), (grad * normed).sum(axes)
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            sums = torch.stack([sum_grad, sum_grad_normed]).double()
+            dist.all_reduce(sums, group=ctx.group)
+            mean_grad, mean_grad_normed = (sums / ctx.count).to(mean.dtype)
+            scale = inv_std if weight is None else inv_std * weight
+            grad_x = grad - normed.mul_(_wide(mean_grad_normed, x)) - _wide(mean_grad, x)
+            grad_x = grad_x.mul_(_wide(scale, x)).to(x.dtype)
+        # Of this rank's rows; DDP sums them. Autograd casts them to the dtype of the parameters.
+        grad_weight = sum_grad_normed if ctx.needs_input_grad[1] else None
+        grad_bias = sum_grad if ctx.needs_input_grad[2] else None
+        return grad_x, grad_weight, grad_bias, None, None, None, None
+
+
+def _wide(per_channel: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """(C,) -> (1, C, 1, ...) with as many axes as x."""
+    return per_channel.view(1, -1, *[1] * (x.dim() - 2))
+
+
+def convert(model: nn.Module, shards: ShardPlan, *, sync_stats: bool) -> nn.Module:
+    """Replace every BatchNorm1d/2d/3d (and SyncBatchNorm) by a GroupBatchNorm over `shards.group_size` shards.
+
+    The model is changed in place (a model that is itself one batch norm: the returned module is new). Parameters and
+    buffers stay the same tensors under the same names. Every rank must call it: it makes process groups.
+
+    Args:
+        model: on any device.
+        shards: gives the BN groups and the ranks that share one.
+        sync_stats: `bn_sync_stats`: True: one set of running statistics, from all groups; False: one per group.
+
+    Raises:
+        UserError: a layer with momentum None (cumulative averages).
+    """
+    ranks = _group_ranks(shards)
+    made: dict[nn.Module, GroupBatchNorm] = {}  # a layer that stands in two places stays one layer
+    for parent in list(model.modules()):
+        for name, child in parent._modules.items():  # named_children() leaves out the second place
+            if isinstance(child, _BatchNorm):
+                if child not in made:
+                    made[child] = _as_group_norm(child, ranks, sync_stats)
+                parent._modules[name] = made[child]
+    return _as_group_norm(model, ranks, sync_stats) if isinstance(model, _BatchNorm) else model
+
+
+def _as_group_norm(layer: _BatchNorm, ranks: _Ranks | None, sync_stats: bool) -> GroupBatchNorm:
+    if layer.momentum is None:
+        raise UserError("batch norm with momentum None (cumulative averages) is not supported: give it one, e.g. 0.1")
+    new = GroupBatchNorm(
+        layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats, device="meta"
+    )
+    new.weight, new.bias = layer.weight, layer.bias
+    new.running_mean, new.running_var = layer.running_mean, layer.running_var
+    new.num_batches_tracked = layer.num_batches_tracked
+    new.ranks, new.sync_stats = ranks, sync_stats
+    return new.train(layer.training)
+
+
+def _group_ranks(shards: ShardPlan) -> _Ranks | None:
+    """The ranks this one shares its BN groups with; the same in each of its micro-batches. Collective."""
+    span = min(shards.group_size, shards.world)  # a group that spans more shards than ranks is on all ranks
+    if span == 1:
+        return None
+    if span == shards.world:
+        assert dist.group.WORLD is not None, "join() the other ranks first"
+        return _Ranks(dist.group.WORLD, span)
+    mine = None
+    for first in range(0, shards.world, span):  # every rank makes every group, in the same order
+        group = dist.new_group(list(range(first, first + span)), timeout=collective_timeout())
+        if first <= shards.rank < first + span:
+            mine = group
+    assert isinstance(mine, dist.ProcessGroup)
+    return _Ranks(mine, span)
+
+
+class Statistics:
+    """The running statistics of all GroupBatchNorm layers as one flat vector (means of all layers, then variances).
+
+    The layers' running buffers become views of it: a load_state_dict reaches it, moving the model to another device or
+    dtype afterwards does not (RuntimeError at the next step). All ranks must call its methods at the same points.
+
+    With `bn_sync_stats` a step moves the running statistics towards the mean of the batch statistics of all groups, on
+    all ranks alike. Without it each group of the global batch has running statistics of its own, and the model's
+    buffers hold those of group 0 as of the last `for_evaluation`. Layers that were in eval mode during the step
+    (partial BN) do not move.
+    """
+
+    def __init__(self, model: nn.Module, shards: ShardPlan, world: World) -> None:
+        self.layers = [m for m in model.modules() if isinstance(m, GroupBatchNorm) and m.track_running_stats]
+        self.shards, self.world = shards, world
+        self.sync_stats = all(layer.sync_stats for layer in self.layers)
+        self.total = 2 * sum(layer.num_features for layer in self.layers)
+        first = next(iter(self.layers), None)
+        like = torch.zeros(0) if first is None or first.running_mean is None else first.running_mean
+        self.running = like.new_zeros(self.total)
+        self._batch = like.new_zeros(self.total)
+        self._tracked = torch.zeros(len(self.layers), dtype=torch.int64, device=like.device)
+        self._attach()
+        self._factors: dict[tuple[bool, ...], tuple[torch.Tensor, torch.Tensor]] = {}
+        self._groups = [shards.group_of(mine[0]) for mine in shards.micro_batches]
+        sets = 1 if self.sync_stats else len(self._groups)
+        self._sums = like.new_zeros(sets, self.total)  # batch statistics of this step
+        self._own = None if self.sync_stats else self.running.repeat(sets, 1)  # running ones of this rank's groups
+
+    def _slices(self) -> Iterator[tuple[GroupBatchNorm, slice, slice]]:
+        start, half = 0, self.total // 2
+        for layer in self.layers:
+            stop = start + layer.num_features
+            yield layer, slice(start, stop), slice(half + start, half + stop)
+            start = stop
+
+    def _attach(self) -> None:
+        for index, (layer, mean, var) in enumerate(self._slices()):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            if layer.running_mean.dtype != self.running.dtype or layer.running_mean.device != self.running.device:
+                raise RuntimeError("batch-norm layers of several dtypes or devices: move the model before Statistics")
+            self.running[mean].copy_(layer.running_mean)
+            self.running[var].copy_(layer.running_var)
+            layer.running_mean, layer.running_var = self.running[mean], self.running[var]
+            layer.batch_mean, layer.batch_var = self._batch[mean], self._batch[var]
+            if layer.num_batches_tracked is not None:
+                self._tracked[index] = layer.num_batches_tracked
+            layer.num_batches_tracked = self._tracked[index]
+
+    def after_micro_batch(self, index: int) -> None:
+        """Take over the batch statistics that the forward pass of this rank's micro-batch `index` left."""
+        self._sums[0 if self.sync_stats else index] += self._batch
+        self._batch.zero_()
+
+    def after_step(self) -> None:
+        """Advance the running statistics by the micro-batches since the last call. Collective if `bn_sync_stats`."""
+        if not self.layers:
+            return
+        self._check_views()
+        ran = tuple(layer.ran for layer in self.layers)
+        if ran not in self._factors:
+            self._factors[ran] = self._step_factors(ran)
+        momentum, counted = self._factors[ran]
+        if self._own is None:
+            # Each rank of a group holds the group's statistics, so every group counts equally often in the sum.
+            batch = self.world.sum_(self._sums).div_(self.world.size * len(self._groups))
+            self.running.lerp_(batch[0], momentum)
+        else:
+            self._own.lerp_(self._sums, momentum.expand_as(self._own))
+        self._tracked += counted
+        self._sums.zero_()
+        for layer in self.layers:
+            layer.ran = False
+
+    def _step_factors(self, ran: tuple[bool, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each element's momentum, 0 where the layer was in eval mode, and the steps to count (layers,)."""
+        momentum = torch.zeros_like(self.running)
+        for (layer, mean, var), active in zip(self._slices(), ran, strict=True):
+            momentum[mean] = momentum[var] = float(layer.momentum or 0.0) if active else 0.0
+        return momentum, torch.tensor(ran, dtype=torch.int64, device=self.running.device)
+
+    def _check_views(self) -> None:
+        last = self.layers[-1].running_mean  # .to() and .double() move all layers or none
+        if last is None or last.untyped_storage().data_ptr() != self.running.untyped_storage().data_ptr():
+            raise RuntimeError(
+                "the model was moved to another device or dtype after Statistics was built: build it later"
+            )
+
+    def for_evaluation(self) -> None:
+        """Put group 0's statistics into the model's buffers on all ranks, to evaluate or save with them. Collective."""
+        if self._own is not None:
+            self.running.copy_(self._gather(1)[0])
+
+    def group_state(self) -> torch.Tensor | None:
+        """All groups' running statistics (num_groups, total) on every rank, None if `bn_sync_stats`. Collective."""
+        return None if self._own is None else self._gather(self.shards.num_groups)
+
+    def _gather(self, groups: int) -> torch.Tensor:
+        """The first `groups` rows, each written by the one rank that runs the group's first shard."""
+        assert self._own is not None
+        rows = self.running.new_zeros(groups, self.total)
+        for own, mine, group in zip(self._own, self.shards.micro_batches, self._groups, strict=True):
+            if group < groups and mine[0] == group * self.shards.group_size:
+                rows[group] = own
+        return self.world.sum_(rows)
+
+    def load_group_state(self, state: torch.Tensor | None) -> None:
+        """Take up a checkpoint's `group_state()`, of any number of ranks; None: start all groups from the buffers.
+
+        Call it after the model's load_state_dict.
+
+        Raises:
+            UserError: the state is of another model, number of groups or `bn_sync_stats`.
+        """
+        if self._own is None:
+            if state is not None:
+                raise UserError(
+                    "the checkpoint was written with bn_sync_stats off and this run has it on: set it alike"
+                )
+            return
+        if state is None:
+            self._own.copy_(self.running.expand_as(self._own))
+            return
+        wanted = (self.shards.num_groups, self.total)
+        if tuple(state.shape) != wanted:
+            raise UserError(
+                f"the checkpoint's batch-norm statistics are {tuple(state.shape)} (groups, values) and this run needs "
+                f"{wanted}: model, bn_group_size or the shards of the global batch differ"
+            )
+        self._own.copy_(state.to(self._own.device)[self._groups])
