@@ -1,0 +1,1 @@
+"""Offline analysis: what main.py wrote, read back and explained. Runs on a CPU."""

@@ -1,0 +1,81 @@
+"""`python main.py new PATH --from EXP`: a new folder, anywhere, with another's config and working scripts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import config
+from utils.faults import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+STARTER = Path("launch/exp.sh")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the folder and say what to do next."""
+    parser = argparse.ArgumentParser(
+        prog="main.py new", description="Make a new experiment folder from an existing one."
+    )
+    parser.add_argument("path", type=Path, help="the new folder; may stand anywhere")
+    parser.add_argument(
+        "--from", dest="source", type=Path, required=True, metavar="EXP", help="experiment to start from"
+    )
+    args = parser.parse_args(argv)
+    made = make(args.path, args.source)
+    print(f"made {made}: edit config.yaml, then run {shlex.quote(str(made / 'train.sh'))} local 2")
+    return 0
+
+
+def make(path: Path, source: Path) -> Path:
+    """Write `config.yaml`, `train.sh` and `eval.sh` into a new or empty folder.
+
+    Args:
+        path: the folder to make.
+        source: experiment folder or YAML file; its config must be valid.
+
+    Returns:
+        The folder, absolute.
+
+    Raises:
+        UserError: the source is not valid, the folder holds something, or it cannot be written.
+    """
+    before = config.load(source)
+    file = config.config_file(source).resolve()
+    folder = Path(os.path.abspath(path))
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is not an empty folder; name another one")
+        folder.mkdir(parents=True, exist_ok=True)
+        text = f"# Made from {file}\n{file.read_text(encoding='utf-8-sig')}"
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+        for verb in ("train", "eval"):
+            script_file = folder / f"{verb}.sh"
+            script_file.write_text(script(verb, folder), encoding="utf-8")
+            script_file.chmod(0o755)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    after = config.load(folder)
+    for key in ("train_source", "train_root", "val_source", "val_root"):
+        if getattr(before, key) != getattr(after, key):
+            print(f"note: {key} was beside the old config; write its full path, {getattr(before, key)}")
+    return folder
+
+
+def script(verb: str, folder: Path) -> str:
+    """The two lines of `train.sh` or `eval.sh`.
+
+    Inside the repository the path to `launch/exp.sh` is relative, so that a clone can stand anywhere; a folder
+    elsewhere gets the absolute path of this repository.
+    """
+    here = '"$(dirname -- "$(readlink -f -- "$0")")"'
+    inside = folder.resolve().is_relative_to(ROOT)
+    if inside:
+        up = Path(os.path.relpath(ROOT, folder.resolve())) / STARTER
+        starter = f"{here}/{shlex.quote(str(up))}"
+    else:
+        starter = shlex.quote(str(ROOT / STARTER))
+    return f'#!/bin/sh\nexec {starter} {verb} {here} "$@"\n'

@@ -1,0 +1,389 @@
+"""The front door: `python main.py VERB ...`, and the training loop itself.
+
+In reading order: the table of verbs, `train()` (one run of one experiment folder), `train_step()`, `validate()`, and
+below them `Run` with the set-up and the checkpoint. Nothing heavy is imported before a verb needs it, so that help and
+config errors come at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import importlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import faults, signals
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from datasets.eval_loader import EvalLoader
+    from datasets.train_loader import Batch, TrainLoader
+    from utils.config import Config
+    from utils.dist import World
+    from utils.run import Run
+    from utils.shards import ShardPlan
+
+# verb: (module whose main(argv) does it, one line of help)
+VERBS = {
+    "train": ("main", "train an experiment folder, or continue it (what train.sh runs)"),
+    "eval": ("anal_tools.evaluate", "evaluate a checkpoint, write results/ (what eval.sh runs)"),
+    "analyze": ("anal_tools.analyze", "what the model gets wrong: error pairs, worst videos, confusion matrix"),
+    "config": ("utils.config.verb", "print the resolved config and where each value comes from"),
+    "new": ("launch.new", "make a new experiment folder from an existing one"),
+    "fetch": ("methods.fetch", "download pretrained weights into pretrained/"),
+    "demo-data": ("datasets.demo", "make the small motion data set of the demo"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Call the verb; a `UserError` becomes one text on stderr and exit code 2."""
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        width = max(len(verb) for verb in VERBS)
+        print("usage: python main.py VERB ...   (VERB --help shows its options)\n")
+        print("\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()))
+        return 0
+    try:
+        faults.check_repository(Path(__file__).parent)
+        code = call_verb(argv[0], list(argv[1:]))
+    except UserError as error:
+        if faults.rank_from_environment() == 0:
+            print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except faults.LostRank as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    return faults.leave_exit_code(code)
+
+
+def call_verb(verb: str, argv: list[str]) -> int:
+    """Import the module of a verb and run it. One that evaluates is handed `validate`: nobody imports main."""
+    if verb not in VERBS:
+        raise UserError(
+            f"no verb called {verb!r}{faults.did_you_mean(verb, VERBS)}; `python main.py --help` lists them"
+        )
+    if verb == "train":
+        parser = argparse.ArgumentParser(prog="main.py train", description=VERBS["train"][1])
+        parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
+        parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for this run")
+        parser.add_argument("--fresh", action="store_true", help="move an earlier run to old/ and start anew")
+        args = parser.parse_args(argv)
+        return train(args.exp, overrides=args.set, fresh=args.fresh)
+    module = importlib.import_module(VERBS[verb][0])
+    if getattr(module, "NEEDS_VALIDATE", False):
+        return module.main(argv, validate=validate)
+    return module.main(argv)
+
+
+def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> int:
+    """Train one experiment to its last iteration, from wherever its folder says it stands. Every rank calls this.
+
+    Args:
+        exp: experiment folder with `config.yaml`; receives checkpoints, `events/`, `log.txt`.
+        overrides: `key=value` texts that replace config values for this run.
+        fresh: move the files of an earlier run to `old/<time>/` first.
+
+    Returns:
+        0 when the last iteration is done, 75 when a signal stopped the run after its state was saved.
+    """
+    with start(Path(exp), overrides=overrides, fresh=fresh) as run:
+        from utils import checkpoint, lr_schedule, optim
+        from utils.log import Meter
+
+        cfg, log, last = run.cfg, run.log, run.cfg.lr_scheduler.max_iter
+        if run.validated_step == last:
+            log.line(f"nothing to do: this run finished at iteration {last}; train with --fresh to start it anew")
+            return 0
+        loader = train_loader(run)
+        stop = run.stack.enter_context(signals.StopFlag())
+        meters = {name: Meter(cfg.print_freq, run.window.get(name, ())) for name in ("loss", "prec1", "prec5")}
+        meters |= {name: Meter(cfg.print_freq) for name in ("time", "data")}
+        score = functools.partial(validate_run, run)
+        saved_at, waited, clock = time.monotonic(), 0.0, time.monotonic()
+
+        # Owed: the process that saved this step was killed before its validation ended.
+        if run.owes_validation() and run.validate(score, stop):
+            return run.stopped(stop)
+        for step, micro_batches in loader:
+            lr = lr_schedule.lr_at(step, **run.schedule())
+            optim.set_lr(run.optimizer, lr)
+            save_is_due = run.world.is_main and time.monotonic() - saved_at > 60 * cfg.save_minutes
+            numbers = train_step(run, step, micro_batches, stop=stop.received, save=save_is_due)
+            run.step = step + 1
+
+            now = time.monotonic()
+            meters["time"].add(now - clock)
+            meters["data"].add(loader.seconds_waiting - waited)
+            waited = loader.seconds_waiting
+            for name in ("loss", "prec1", "prec5"):
+                meters[name].add(numbers[name])
+            clock = now
+            run.window = {name: meter.state() for name, meter in meters.items()}
+            for event in loader.ledger.take_events():
+                run.note_bad(event)
+            if run.step % cfg.print_freq == 0:
+                log.training(run.step, last, meters, lr=lr, clips=run.shards.global_batch)
+            validates = run.step % cfg.val_freq == 0 or run.step == last
+            if validates or numbers["save"] or numbers["stop"]:
+                run.save(checkpoint.LATEST)
+                saved_at = time.monotonic()
+            if numbers["stop"] or (validates and run.validate(score, stop)):
+                return run.stopped(stop)
+            if validates:
+                clock = time.monotonic()
+        run.log_bad_samples()
+        run.save(checkpoint.LATEST)  # once more, now that the last validation is part of the state
+        log.line(f"finished: {last} iterations, best Prec@1 {run.best_prec1:.3f}, {run.folder.path(checkpoint.LATEST)}")
+    return 0
+
+
+def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, save: bool) -> dict[str, float]:
+    """One optimiser step on one global batch: augment -> forward -> loss -> backward -> step.
+
+    The six numbers of the step are summed over the ranks while the backward pass runs, so reading them costs nothing
+    on a GPU; they carry the agreement to stop or to save, and a non-finite loss ends all ranks before the step.
+
+    Args:
+        micro_batches: this rank's share of the global batch, each (B, T, H, W, C) uint8 on the device.
+        stop, save: what this rank asks for; any rank's wish counts for all.
+
+    Returns:
+        loss, prec1, prec5 (per cent) of the global batch, and stop, save (0 or more ranks asking).
+    """
+    import torch
+
+    from datasets import order
+    from utils import draws, loss, metrics, mixup, optim, transforms
+    from utils.run import autocast
+
+    cfg, world, shards = run.cfg, run.world, run.shards
+    lam = draws.beta(cfg.seed, step, cfg.augmentation.mix_up) if cfg.augmentation.mix_up else 1.0
+    totals = torch.zeros(len(NUMBERS), dtype=torch.float64, device=world.device)
+    losses, pending = {}, None
+    run.model.train()
+    run.optimizer.zero_grad(set_to_none=True)
+    for index, batch in enumerate(micro_batches):
+        is_last = index == len(micro_batches) - 1
+        no_sync = contextlib.nullcontext() if is_last or world.size == 1 else run.model.no_sync()
+        with no_sync, draws.using(cfg.seed, step, batch.shards, shards.batch_size):
+            clips = transforms.augment(batch.clips, **run.augmentation(batch))  # (B, T, H, W, C) -> (B, C, T, H, W)
+            if lam != 1.0:
+                clips = mixup.mix(clips, lam)
+            with autocast(cfg.precision, world.device):
+                logits = run.model(clips)  # (B, K)
+            value = loss.classification_loss(
+                logits, batch.labels, label_smooth=cfg.label_smooth, weights=batch.weights, lam=lam
+            )
+            losses[batch.shards] = value.detach()
+            share = len(batch.shards) / shards.total  # of the global batch; DDP averages over ranks, we mean the sum
+            with torch.no_grad():
+                right = metrics.mixed_accuracy(logits, batch.labels, lam, ks=(1, 5))  # per cent
+                totals[:3] += share * torch.stack([value.double(), *right.double()])
+            if is_last:
+                totals[3:] = torch.tensor([0.0, stop, save])
+                totals[3] = ~torch.isfinite(totals[0])
+                pending = world.sum_async(totals)
+            run.scaler.scale(value * (share * world.size)).backward()
+        run.statistics.after_micro_batch(index)
+    assert pending is not None, "a rank has at least one micro-batch"
+    numbers = dict(zip(NUMBERS, pending.wait().tolist(), strict=True))
+    if numbers["non_finite"]:
+        raise run.non_finite(step, {shards: value.item() for shards, value in losses.items()}, order.sample_at)
+    optim.apply(run.optimizer, run.scaler, max_norm=cfg.clip_grad)
+    run.statistics.after_step()
+    return numbers
+
+
+NUMBERS = ("loss", "prec1", "prec5", "non_finite", "stop", "save")
+
+
+def validate(
+    net: torch.nn.Module,
+    loader: EvalLoader,
+    *,
+    world: World,
+    num_class: int,
+    normalise: Callable[[torch.Tensor], torch.Tensor],
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    clips_per_forward: int = 32,
+    keep: Callable[[Any, torch.Tensor | None], None] | None = None,
+    stop: signals.StopFlag | None = None,
+) -> dict[str, float] | None:
+    """Score every video of `loader` exactly once over all ranks.
+
+    A video's score is the mean over its views of the softmax. One that cannot be read counts as wrong. All ranks do
+    the same number of rounds, so that they can agree to stop in each.
+
+    Args:
+        normalise: uint8 (N, T, H, W, C) -> float (N, C, T, H, W).
+        clips_per_forward: views that go through the network at once.
+        keep: called with (item, logits (V, K) float32 on the CPU, None for a failed video).
+
+    Returns:
+        num_videos, failed, top1, top5, mean_class_accuracy (per cent), loss; None when stopped by a signal.
+    """
+    import torch
+
+    from datasets.eval_loader import rounds
+    from utils import metrics
+
+    net.eval()
+    tally = metrics.Tally(num_class, device=world.device)
+    with torch.inference_mode():
+        for items in rounds(loader, clips_per_forward):  # empty on a rank that has run out of videos
+            clips = [views for _, views in items if views is not None]
+            logits = forward_in_chunks(net, clips, normalise, autocast, clips_per_forward)
+            for item, views in items:
+                own = next(logits) if views is not None else None  # (V, K)
+                tally.add(item.label, own)
+                if keep is not None:
+                    keep(item, own)
+            if stop is not None and world.any(stop.received):
+                return None
+        world.sum_(tally.counts)
+    return tally.metrics()
+
+
+def forward_in_chunks(
+    net: torch.nn.Module,
+    videos: list[torch.Tensor],
+    normalise: Callable[[torch.Tensor], torch.Tensor],
+    autocast: Callable[[], contextlib.AbstractContextManager],
+    size: int,
+) -> Iterator[torch.Tensor]:
+    """Logits (V, K) of each video, computed `size` views at a time across video borders."""
+    import torch
+
+    if not videos:
+        return iter(())
+    parts = []
+    for chunk in torch.cat(videos).split(size):  # (N, T, h, w, C)
+        with autocast():
+            parts.append(net(normalise(chunk)).float())
+    return iter(torch.cat(parts).split([len(video) for video in videos]))
+
+
+@contextlib.contextmanager
+def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
+    """Set a run up: config -> ranks -> folder and lock -> lists -> model -> checkpoint; undone on leaving."""
+    from datasets.class_names import read_class_names
+    from datasets.records import Records
+    from utils import checkpoint, config, dist, log, run_dir
+    from utils.run import Run
+    from utils.shards import ShardPlan
+
+    cfg = config.load(exp, overrides)
+    config.check_files(cfg)
+    with contextlib.ExitStack() as stack:
+        world = dist.join()
+        stack.callback(dist.leave)
+        folder = run_dir.RunDir(exp)
+        world.on_main(folder.lock)
+        stack.callback(folder.close)
+        if fresh:
+            world.on_main(folder.move_to_old)
+        found = checkpoint.find_on_all_ranks(exp, world)
+        state = found.state if found else None
+
+        lists = [
+            Records.load(Path(source), root, num_class=cfg.model.num_class)
+            for source, root in ((cfg.train_source, cfg.train_root), (cfg.val_source, cfg.val_root))
+        ]
+        class_names = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
+        shards = ShardPlan(
+            total=state["shards"] if state else cfg.shards or world.size,
+            batch_size=cfg.batch_size,
+            world=world.size,
+            rank=world.rank,
+            group_size=cfg.model.kwargs["bn_group_size"],
+        )
+        cfg = config.resolve_lengths(cfg, len(lists[0]), shards.global_batch)
+        step = state["step"] if state else 0
+        run_log = stack.enter_context(log.RunLog(exp, world.is_main, step))
+        run_log.start(exp, cfg, overrides, shards, revision=run_dir.revision())
+        if found:
+            hashes = {"train": lists[0].list_hash, "val": lists[1].list_hash}
+            differences = config.differences(found.state["config"], config.to_dict(cfg))
+            for line in [*found.messages, *checkpoint.check_resume(found.state, differences, hashes)]:
+                run_log.line(line)
+        parts = build_model(cfg, world, shards, state)
+        run = Run(cfg, world, shards, folder, run_log, *lists, class_names, *parts, stack=stack, step=step)
+        if not state:
+            run_log.line(getattr(run.net, "pretrained_note", "") or "initial weights: random")
+        else:
+            run.validated_step, run.best_prec1 = state["validated_step"], state["best_prec1"]
+            run.window = state["window"]
+        with dist.contact(world):  # a lost rank shows as an error of DDP's or gloo's own: say what it means
+            yield run
+
+
+def train_loader(run: Run) -> TrainLoader:
+    """Start the reader processes; they give the batches from `run.step` on."""
+    from datasets import loader
+
+    training = loader.build(
+        run.cfg, "train", run.world, run.shards, start=run.step, records=run.train_records, replay=run.late_samples()
+    )
+    run.stack.callback(training.close)
+    return training
+
+
+def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
+    """`validate` with the config's own views on the validation list, as training does every `val_freq`."""
+    from datasets import loader
+    from utils import transforms
+    from utils.run import autocast, dtype_of
+
+    wanted = run.cfg.augmentation
+    with loader.build(run.cfg, "val", run.world, records=run.val_records) as videos:
+        return validate(
+            run.net,
+            videos,
+            world=run.world,
+            num_class=run.cfg.model.num_class,
+            normalise=functools.partial(
+                transforms.normalise, mean=wanted.mean, std=wanted.std, dtype=dtype_of(run.cfg.precision)
+            ),
+            autocast=lambda: autocast(run.cfg.precision, run.world.device),
+            clips_per_forward=run.cfg.batch_size,
+            stop=stop,
+        )
+
+
+def build_model(cfg: Config, world: World, shards: ShardPlan, state: dict[str, Any] | None) -> tuple:
+    """(net, model, optimiser, scaler, BN statistics) of the config, filled from a checkpoint's state if any."""
+    import torch
+
+    import methods
+    from utils import checkpoint, dist, optim, sync_bn
+    from utils.run import model_arguments, place
+
+    torch.manual_seed(cfg.seed)  # the initial weights are the same on every rank
+    if cfg.deterministic:
+        torch.use_deterministic_algorithms(True)
+    net = methods.build(**model_arguments(cfg, pretrained=False if state else cfg.model.pretrained))
+    net = place(net, world.device, cfg.precision)
+    net = sync_bn.convert(net, shards, sync_stats=cfg.model.kwargs["bn_sync_stats"])
+    statistics = sync_bn.Statistics(net, shards, world)
+    policy = {name: getattr(cfg, name) for name in ("momentum", "weight_decay", "nesterov", "no_wd", "policy")}
+    optimizer = optim.build(net, lr=cfg.lr_scheduler.base_lr, **policy)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.precision == "fp16")
+    if state:
+        checkpoint.load_model(net, state["model"], "the checkpoint")
+        statistics.load_group_state(state["group_statistics"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+    model = torch.compile(net) if cfg.compile else net
+    if world.size > 1:
+        model = dist.data_parallel(model, world)
+    return net, model, optimizer, scaler, statistics
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,36 @@
+"""What all tests share: where the real data is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The folder that holds main.py."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real videos, lists and golden tables beside the checkout; tests that need them skip where they are absent."""
+    folder = ROOT.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the shared test data (../shared/data) is not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small data set of the demo's kind, made by its own verb: 48 training and 23 validation videos, 64x64."""
+    from datasets import demo
+
+    folder = tmp_path_factory.mktemp("motion")
+    assert demo.main(["--out", str(folder), "--train", "48", "--val", "24", "--workers", "2"]) == 0
+    val = folder / "lists" / "val.txt"
+    val.write_text("".join(val.read_text().splitlines(keepends=True)[:23]))
+    return folder

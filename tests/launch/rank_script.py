@@ -1,0 +1,44 @@
+"""Stands in for main.py in the launcher's tests: `rank_script.py FOLDER MODE`, no torch, the same exit protocol.
+
+MODE: a number = leave with it at once; wait = until a signal, then save for SECONDS and leave with 75.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+folder, mode = Path(sys.argv[1]), sys.argv[2]
+rank = int(os.environ.get("RANK", "0"))
+seen: list[int] = []
+
+
+def leave(code: int) -> None:
+    """As main.py leaves: the code goes to the launcher's file, and torchrun need not know of it."""
+    path = os.environ.get("ZOETROPE_EXIT_FILE")
+    if path:
+        Path(f"{path}.{rank}").write_text(f"{code}\n")
+        code = 0 if code in (2, 75) else code
+    sys.exit(code)
+
+
+kept = ("RANK", "WORLD_SIZE", "ZOETROPE_RANKS", "OMP_NUM_THREADS", "PYTHONPATH", "CUDA_VISIBLE_DEVICES")
+about = {"argv": sys.argv[1:], **{name: os.environ.get(name) for name in kept}}
+if mode == "wait":
+    signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+(folder / f"started.{rank}").write_text(json.dumps(about))
+if mode == "early":
+    time.sleep(60)
+if mode == "wait":
+    while not seen:
+        time.sleep(0.02)
+    time.sleep(float(sys.argv[3]))
+    (folder / f"saved.{rank}").write_text(signal.Signals(seen[0]).name)
+    leave(75)
+codes = [int(code) for code in mode.split(",")]
+leave(codes[rank % len(codes)])

@@ -1,0 +1,230 @@
+"""The training loop end to end on real videos: files, resume, stop, ranks, and what bad input leads to."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from tests.experiment import fingerprint, make
+from tests.ranks import ROOT
+
+RANKED = "import sys, main; sys.exit(main.main(sys.argv[1:]))"
+
+
+def losses(exp: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in (exp / "events" / "scalars.jsonl").read_text().splitlines()]
+    return {record["step"]: record["loss_train"] for record in records if "loss_train" in record}
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> Path:
+    """A run that nothing disturbed."""
+    exp = make(tmp_path_factory.mktemp("runs") / "calm", motion_videos)
+    assert main.train(exp) == 0
+    return exp
+
+
+def test_a_run_leaves_what_the_readme_promises(calm: Path) -> None:
+    names = {path.name for path in calm.iterdir()}
+    assert names == {
+        "config.yaml",
+        "ckpt.pth.tar",
+        "ckpt_best.pth.tar",
+        "ckpt_prev.pth.tar",
+        "events",
+        "jobs",
+        "log.txt",
+    }
+    text = (calm / "log.txt").read_text()
+    assert "Iter: [6/6]" in text
+    assert "total_num = 23" in text
+    assert not list((calm / "jobs").iterdir()), "the lock is given back"
+    state = torch.load(calm / "ckpt.pth.tar", weights_only=True)
+    assert (state["step"], state["validated_step"], state["shards"], state["global_batch"]) == (6, 6, 1, 4)
+    assert state["classes"][0] == "left"
+    assert sorted(losses(calm)) == [2, 4, 6]
+
+
+def test_a_finished_run_started_again_says_so_and_changes_nothing(calm: Path, capsys: pytest.CaptureFixture) -> None:
+    before = fingerprint(calm)
+    assert main.train(calm) == 0
+    assert "finished at iteration 6" in capsys.readouterr().out
+    assert fingerprint(calm) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2])
+def test_a_signal_stops_after_the_step_and_the_same_command_continues(
+    number: signal.Signals, calm: Path, tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exp = make(tmp_path / "stopped", motion_videos, workers=1)
+    step_of_old = main.train_step
+
+    def step_and_signal(run, step, batches, **wishes):
+        if step == 3:
+            os.kill(os.getpid(), number)
+        return step_of_old(run, step, batches, **wishes)
+
+    monkeypatch.setattr(main, "train_step", step_and_signal)
+    assert main.train(exp) == 75
+    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "handlers are given back"
+    saved = torch.load(exp / "ckpt.pth.tar", weights_only=True)["step"]
+    assert saved in (4, 5), "the flag is seen at the next step boundary"
+    monkeypatch.undo()
+    assert main.train(exp) == 0
+    assert fingerprint(exp) == fingerprint(calm)
+
+
+@pytest.mark.parametrize(
+    "point", ["checkpoint.tmp:0:2", "checkpoint.replace:0:1", "checkpoint.done:0:2", "log.line:0:9"]
+)
+def test_killed_and_started_again_ends_with_the_same_bits(
+    point: str, calm: Path, tmp_path: Path, motion_videos: Path
+) -> None:
+    exp = make(tmp_path / "killed", motion_videos)
+    command = [sys.executable, "-c", RANKED, "train", str(exp)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "ZOETROPE_FAILPOINT": point}
+    killed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert main.train(exp) == 0
+    assert fingerprint(exp) == fingerprint(calm)
+
+
+def test_bn_statistics_of_each_group_survive_a_restart(tmp_path: Path, motion_videos: Path) -> None:
+    ends = []
+    for name, stops in (("whole", []), ("parts", [3])):
+        exp = make(tmp_path / name, motion_videos, sync_stats=False)
+        for step in stops:
+            assert main.train(exp, overrides=["common.lr_scheduler.max_iter=6", "common.save_minutes=1e-9"]) == 0
+            assert step
+        main.train(exp)
+        ends.append(fingerprint(exp))
+    assert ends[0] == ends[1]
+
+
+def test_one_and_two_ranks_train_alike(tmp_path: Path, motion_videos: Path) -> None:
+    extra = ["common.precision=fp64", "common.shards=2"]
+    found = {}
+    for ranks in (1, 2):
+        exp = make(tmp_path / f"on{ranks}", motion_videos, group=2, steps=4, val_freq=4, print_freq=1, method="tsm")
+        words = [sys.executable, "-m", "launch", "train", str(exp), "local", str(ranks)]
+        for override in extra:
+            words += ["--set", override]
+        done = subprocess.run(
+            words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+        found[ranks] = losses(exp)
+    assert sorted(found[1]) == [1, 2, 3, 4]
+    for step, value in found[1].items():
+        assert found[2][step] == pytest.approx(value, abs=1e-9)
+
+
+def test_a_loss_that_is_not_a_number_stops_before_the_step_and_names_videos(
+    tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    exp = make(tmp_path / "nan", motion_videos, val_freq=1)
+    words = [
+        "common.lr_scheduler.base_lr=1e12",
+        "common.lr_scheduler.warmup_lr=1e30",
+        "common.lr_scheduler.max_iter=40",
+    ]
+    code = main.main(["train", str(exp), *[word for item in words for word in ("--set", item)]])
+    told = capsys.readouterr().err
+    assert code == 2
+    assert "is not finite" in told
+    assert "videos/" in told
+    state = torch.load(exp / "ckpt.pth.tar", weights_only=True)
+    assert state["step"] >= 1
+
+
+def test_fresh_moves_the_old_run_away(tmp_path: Path, motion_videos: Path) -> None:
+    exp = make(tmp_path / "twice", motion_videos, steps=3)
+    assert main.train(exp) == 0
+    first = fingerprint(exp)
+    assert main.train(exp, fresh=True) == 0
+    (old,) = (exp / "old").iterdir()
+    assert (old / "ckpt.pth.tar").exists()
+    assert fingerprint(exp) == first
+
+
+BAD_INPUT = {
+    "wrong key": (lambda exp: edit(exp, "label_smooth:", "label_smoth:"), "config.yaml:23: common.label_smoth"),
+    "missing list": (lambda exp: edit(exp, "lists/train.txt", "lists/absent.txt"), "there is no list file"),
+    "empty list": (lambda exp: own_list(exp, ""), "mine.txt"),
+    "label out of range": (lambda exp: own_list(exp, "videos/00000.mp4 16 8\n"), "mine.txt:1"),
+    "bad line": (lambda exp: own_list(exp, "videos/00000.mp4 16 1\nvideos/00001.mp4 many\n"), "mine.txt:2"),
+    "corrupt checkpoint": (
+        lambda exp: (exp / "ckpt.pth.tar").write_bytes(b"not a checkpoint"),
+        "no checkpoint can be read",
+    ),
+    "folder that is not writable": (lambda exp: (exp / "jobs").write_text("a file"), "cannot be written"),
+    "no such experiment": (lambda exp: (exp / "config.yaml").unlink(), "config.yaml"),
+    "undecodable video": (lambda exp: broken_video(exp), "broken.mp4"),
+    "unknown backbone": (lambda exp: edit(exp, "resnet18", "resnet81"), "did you mean resnet18"),
+}
+
+
+def edit(exp: Path, old: str, new: str) -> None:
+    path = exp / "config.yaml"
+    path.write_text(path.read_text().replace(old, new))
+
+
+def own_list(exp: Path, text: str) -> None:
+    (exp / "mine.txt").write_text(text)
+    lines = (exp / "config.yaml").read_text().splitlines()
+    lines = [f"    train_source: {exp}/mine.txt" if "train_source" in line else line for line in lines]
+    (exp / "config.yaml").write_text("\n".join(lines) + "\n")
+
+
+def broken_video(exp: Path) -> None:
+    (exp / "broken.mp4").write_bytes(b"\0" * 1000)
+    own_list(exp, "broken.mp4 16 1\n" * 8)
+    edit(exp, "sampling: tsn", "sampling: tsn, on_bad: error")
+    lines = (exp / "config.yaml").read_text().splitlines()
+    lines = [f"    train_root: {exp}" if "train_root" in line else line for line in lines]
+    (exp / "config.yaml").write_text("\n".join(lines) + "\n")
+
+
+@pytest.mark.parametrize("case", BAD_INPUT)
+def test_bad_input_is_one_clear_text_and_exit_code_2(
+    case: str, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    exp = make(tmp_path / "bad", motion_videos)
+    damage, expected = BAD_INPUT[case]
+    damage(exp)
+    assert main.main(["train", str(exp)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert expected in told
+    assert "Traceback" not in told
+
+
+def test_a_checkpoint_of_another_model_is_refused_with_its_keys(
+    calm: Path, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    exp = make(tmp_path / "other", motion_videos)
+    edit(exp, "resnet18", "resnet34")
+    assert main.main(["eval", str(exp), "--checkpoint", str(calm / "ckpt.pth.tar")]) == 2
+    told = capsys.readouterr().err
+    assert "weights of another model" in told
+    assert "layer1.2" in told
+
+
+def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
+    code = "import sys, main; main.main(['--help']); sys.exit(any(m in sys.modules for m in ('torch', 'numpy', 'pydantic')))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(verb in done.stdout for verb in main.VERBS)
+
+
+def test_an_unknown_verb_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture) -> None:
+    assert main.main(["trian"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
