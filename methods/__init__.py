@@ -3,8 +3,10 @@
 What every method file keeps (tests/methods/test_contract.py finds new files by itself):
 
 * `build(*, backbone, num_class, num_segments, dropout, pretrained, <its options, with defaults>,
-  **backbone_options)`, whose docstring names the paper; it returns an `nn.Module` and knows no config.
-* Input (B, C, T, H, W) float of any memory format, output logits (B, K). B clips, T frames, K classes.
+  **backbone_options where it passes options on)`, whose docstring names the paper; it returns an `nn.Module` and knows
+  no config. `backbone` is a 2D name; methods on 3D networks take the network of the same layout.
+* Input (B, C, T, H, W) float of any memory format, output logits (B, K). B clips, T frames, K classes. In training a
+  method with an auxiliary head answers with an `Output` (`methods/_output.py`).
 * Attributes: `backbone`, `classifier` (the last `nn.Linear`), `frames_per_clip` (T).
 """
 

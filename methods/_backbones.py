@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from methods import fetch
 from networks import BACKBONES
+from networks.resnet3d import inflate
 from utils import checkpoint
 from utils.faults import UserError, did_you_mean
 
@@ -19,6 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # Classifiers of the published image networks (1000 classes).
 _IMAGE_CLASSIFIERS = ("fc.", "classifier.")
+_OUR_CLASSIFIERS = ("classifier.", "aux_head.fc.")
 _LISTED = 8
 
 
@@ -52,7 +54,8 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
         model: has `backbone` and `classifier`.
         pretrained: False: nothing. True: the published ImageNet weights in `pretrained/`. Else a path (relative to the
             working folder, else to the repository) of a state dict with torchvision's names, a checkpoint of ours,
-            or an experiment folder (its best checkpoint, else its latest).
+            an experiment folder (its best checkpoint, else its latest), or a file of another project
+            (`methods.interop`). Weights of a 2D network are inflated for a 3D one.
         backbone: name of the backbone, for `pretrained=True`.
 
     Returns:
@@ -61,12 +64,26 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
     Raises:
         UserError: no such file, not a weights file, or keys that do not match; the model is then not changed.
     """
+    from methods import interop  # it imports the methods, which import this
+
     note = ""
     if pretrained:
         path = _published(backbone) if pretrained is True else _named(str(pretrained))
-        note = _fill(model, _read(path), path)
+        family = interop.family_of(path)
+        note = _from_elsewhere(model, path, family) if family else _fill(model, _read(path), path)
     model.pretrained_note = note  # pyright: ignore[reportArgumentType]
     return model
+
+
+def _from_elsewhere(model: nn.Module, path: Path, family: str) -> str:
+    """Weights with another project's names; returns the line for the log."""
+    from methods import interop
+
+    try:
+        report = interop.load_weights(model, path, family=family, classifier=None)
+    except UserError as error:
+        raise UserError(f"model.pretrained: {error}") from error
+    return f"weights from {path}: {report}"
 
 
 def _published(backbone: str) -> Path:
@@ -125,12 +142,13 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
         num_class = len((state if "classifier.weight" in state else own)["classifier.weight"])
         foreign = num_class != len(own["classifier.weight"])
         left_out = f"; its classifier of {num_class} classes is left out" if foreign else ""
-        new = {key: value for key, value in state.items() if not (foreign and key.startswith("classifier."))}
-        needed = {key for key in own if not (foreign and key.startswith("classifier."))}
+        new = {key: value for key, value in state.items() if not (foreign and key.startswith(_OUR_CLASSIFIERS))}
+        needed = {key for key in own if not (foreign and key.startswith(_OUR_CLASSIFIERS))}
     else:
         new = {f"backbone.{key}": value for key, value in state.items() if not key.startswith(_IMAGE_CLASSIFIERS)}
+        new = inflate(new, {key: tensor.shape for key, tensor in own.items()})
         left_out = "; its classifier is left out" if len(new) < len(state) else ""
-        needed = {key for key in own if key.startswith("backbone.")}
+        needed = {key for key in own if key.startswith("backbone.") and "_non_local." not in key}  # images have none
     # Files from before 2018 do not count batches; the count changes nothing.
     needed = {key for key in needed if not key.endswith("num_batches_tracked")}
     faults = [

@@ -220,8 +220,6 @@ def build(
         temporal_pool=temporal_pool,
     )
     if non_local is not None:
-        if not isinstance(network, ResNet):
-            raise ValueError(f"non_local is an option of TSM on a ResNet, not on {backbone}")
         length = (num_segments + 1) // 2 if temporal_pool else num_segments
         add_non_local(network, first=0, make=lambda channels: FramesNonLocal(channels, non_local, length))
     model = TSM(

@@ -1,8 +1,8 @@
 """ResNet-18/34/50/101 over space and time: (B, C, T, H, W) in, a feature map of the same T out.
 
 * A 2D ResNet (layout v1.5) whose convolutions get a temporal extent: no stride in time, and a temporal kernel per stage
-  (Feichtenhofer et al. 2019, arXiv:1812.03982, table 1). In a bottleneck the first 1x1 carries it, (k, 1, 1); in a basic
-  block the first 3x3, (k, 3, 3). A ResNet-50 with kernels (1, 1, 1, 3, 3) for stem and stages is SlowOnly's network.
+  (Feichtenhofer et al. 2019, arXiv:1812.03982, table 1). In a bottleneck the first 1x1 carries it, (k, 1, 1); in a
+  basic block the first 3x3, (k, 3, 3). ResNet-50 with kernels (1, 1, 1, 3, 3) for stem and stages is that of SlowOnly.
 * State-dict names are those of the 2D ResNet, so `inflate` takes 2D weights over key by key.
 * Stages are `layer1` ... `layer4` (res2 ... res5 of the papers), plain `nn.Sequential`s of blocks.
 """

@@ -13,6 +13,8 @@ State-dict names are timm's (`resnet50d`). Slots `branch_input` and `before_laye
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
 from networks.resnet import BasicBlock, Bottleneck, ResNet
@@ -74,21 +76,21 @@ def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     return conv
 
 
-def resnet18_vd(*, num_class: int | None = None, activation: str = "relu") -> ResNetVd:
+def resnet18_vd(*, num_class: int | None = None, activation: Literal["relu", "leaky_relu"] = "relu") -> ResNetVd:
     """ResNet-18-vd: 11,400,944 parameters with 400 classes."""
     return ResNetVd(BasicBlock, (2, 2, 2, 2), num_class, activation)
 
 
-def resnet34_vd(*, num_class: int | None = None, activation: str = "relu") -> ResNetVd:
+def resnet34_vd(*, num_class: int | None = None, activation: Literal["relu", "leaky_relu"] = "relu") -> ResNetVd:
     """ResNet-34-vd: 21,509,104 parameters with 400 classes."""
     return ResNetVd(BasicBlock, (3, 4, 6, 3), num_class, activation)
 
 
-def resnet50_vd(*, num_class: int | None = None, activation: str = "relu") -> ResNetVd:
+def resnet50_vd(*, num_class: int | None = None, activation: Literal["relu", "leaky_relu"] = "relu") -> ResNetVd:
     """ResNet-50-vd: 24,346,864 parameters with 400 classes, 4.35 GMAC at 224x224."""
     return ResNetVd(Bottleneck, (3, 4, 6, 3), num_class, activation)
 
 
-def resnet101_vd(*, num_class: int | None = None, activation: str = "relu") -> ResNetVd:
+def resnet101_vd(*, num_class: int | None = None, activation: Literal["relu", "leaky_relu"] = "relu") -> ResNetVd:
     """ResNet-101-vd: 43,338,992 parameters with 400 classes, 8.07 GMAC at 224x224."""
     return ResNetVd(Bottleneck, (3, 4, 23, 3), num_class, activation)

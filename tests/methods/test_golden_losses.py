@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import methods
+from methods._output import Output
 from utils import optim
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -21,6 +22,13 @@ CASES = {
     "tsm-resnet18": {"type": "tsm", "backbone": "resnet18"},
     "tsn-mobilenetv2": {"type": "tsn", "backbone": "mobilenetv2"},
     "tsm-mobilenetv2": {"type": "tsm", "backbone": "mobilenetv2"},
+    "tsm-resnet18-non-local": {"type": "tsm", "backbone": "resnet18", "non_local": "embedded_gaussian"},
+    "slowonly-resnet18": {"type": "slowonly", "backbone": "resnet18"},
+    "slowfast-resnet18": {"type": "slowfast", "backbone": "resnet18", "alpha": 2},
+    "tpn-slowonly-resnet18": {"type": "tpn", "backbone": "resnet18"},
+    "tpn-tsm-resnet18": {"type": "tpn", "backbone": "resnet18", "base": "tsm"},
+    "pptsn-resnet18": {"type": "pptsn", "backbone": "resnet18"},
+    "pptsm-resnet18": {"type": "pptsm", "backbone": "resnet18"},
 }
 
 
@@ -33,7 +41,12 @@ def five_losses(case: str) -> list[float]:
     losses = []
     for _ in range(5):
         clips = torch.randn(3, 3, 4, 48, 48, generator=generator).double()
-        loss = nn.functional.cross_entropy(model(clips), torch.tensor([0, 3, 5]))
+        out, labels = model(clips), torch.tensor([0, 3, 5])
+        if isinstance(out, Output):
+            loss = nn.functional.cross_entropy(out.logits, labels)
+            loss = loss + out.aux_weight * nn.functional.cross_entropy(out.aux, labels)
+        else:
+            loss = nn.functional.cross_entropy(out, labels)
         sgd.zero_grad(set_to_none=True)
         loss.backward()
         sgd.step()

@@ -1,0 +1,177 @@
+"""Weights that others have published, into our models: `load_weights(model, "file.pyth")`.
+
+One file per family of names. The model must have been built with the options that the weights were trained with; what
+tensors cannot tell (the frames of the Slow pathway, the direction of the shift) is checked against the family's rule.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor, nn
+
+from methods.interop._files import read
+from methods.interop._names import Converted
+from methods.slowfast import SlowFast
+from methods.tpn import TPN
+from methods.tsm import TemporalShift
+from networks.resnet3d import inflate
+from utils.faults import UserError, did_you_mean
+
+FAMILIES = ("mmaction", "pyslowfast", "pytorchvideo", "tsn_tsm", "tpn_original", "paddle", "torchvision_timm")
+_LISTED = 6
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `load_weights` did, tensor by tensor.
+
+    Attributes:
+        family: whose names the file has.
+        loaded: our names of the tensors that were filled.
+        reshaped: of these, the ones that were changed on the way: our name: how.
+        missing: our names that the file does not fill; counts of batches do not count.
+        unexpected: names that the model has no place for.
+        skipped: their names that were left out on purpose.
+    """
+
+    family: str
+    loaded: list[str] = field(default_factory=list)
+    reshaped: dict[str, str] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        parts = [f"{len(self.loaded)} tensors from {self.family}"]
+        for name in ("reshaped", "missing", "unexpected", "skipped"):
+            if getattr(self, name):
+                parts.append(_listed(name, getattr(self, name)))
+        return "; ".join(parts)
+
+
+def load_weights(
+    model: nn.Module, path: str | Path, *, family: str = "auto", strict: bool = True, classifier: bool | None = True
+) -> Report:
+    """Fill a model with published weights.
+
+    Args:
+        model: of `methods.build`; changed only if everything fits (or strict is false).
+        path: a `.pth`, `.pth.tar`, `.pyth`, `.pdparams` or Caffe2 `.pkl` file. It is read without running code.
+        family: one of `FAMILIES`, or "auto" to tell by the names.
+        strict: every parameter must be filled and every tensor of the file used, and the model's options be the
+            family's; else only what fits is loaded, and the report says so.
+        classifier: False leaves the classifiers alone, for fine-tuning on other classes; None does so where the number
+            of classes differs.
+
+    Raises:
+        UserError: the file cannot be read, no family knows its names, or (strict) something does not fit.
+    """
+    path = Path(path)
+    state = read(path)
+    name, module = _family(state, family, path)
+    result: Converted = module.to_ours(state, model)
+    problems = _wrong_options(model, module.NEEDS)
+    own = model.state_dict()
+    if classifier is None:
+        classifier = "classifier.weight" in result.state and len(result.state["classifier.weight"]) == len(
+            own["classifier.weight"]
+        )
+    result.state = _fitted(model, result, slow_first=module.SLOW_FIRST, classifier=bool(classifier))
+    good = {key: value for key, value in result.state.items() if key in own and own[key].shape == value.shape}
+    shapes = [
+        f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}"
+        for key, value in result.state.items()
+        if key in own and key not in good
+    ]
+    optional = () if classifier else ("classifier.", "aux_head.fc.")
+    report = Report(
+        family=name,
+        loaded=list(good),
+        reshaped={key: how for key, how in result.changed.items() if key in good},
+        missing=[
+            key
+            for key in own
+            if key not in good and not key.endswith("num_batches_tracked") and not key.startswith(optional)
+        ],
+        unexpected=[*result.unknown, *(key for key in result.state if key not in own), *shapes],
+        skipped=result.skipped,
+    )
+    if strict and (report.missing or report.unexpected or problems):
+        listed = [_listed(kind, getattr(report, kind)) for kind in ("missing", "unexpected") if getattr(report, kind)]
+        raise UserError(f"{path} ({name}) does not fit the model: {'; '.join([*problems, *listed])}")
+    model.load_state_dict(good, strict=False)
+    return report
+
+
+def family_of(path: str | Path) -> str | None:
+    """The family whose names a weights file has; None for one of ours, torchvision's or timm's, and what is no such
+    file.
+    """
+    path = Path(path)
+    try:
+        name, _ = _family(read(path), "auto", path)
+    except UserError:
+        return None
+    return None if name == "torchvision_timm" else name
+
+
+def _family(state: Mapping[str, Tensor], family: str, path: Path) -> tuple[str, ModuleType]:
+    if family != "auto" and family not in FAMILIES:
+        raise UserError(f"no family called {family!r}{did_you_mean(family, FAMILIES)}; there are {', '.join(FAMILIES)}")
+    for name in FAMILIES if family == "auto" else (family,):
+        module = importlib.import_module(f"{__name__}.{name}")
+        if family != "auto" or module.recognises(state):
+            return name, module
+    raise UserError(f"{path}: no family knows these names: {', '.join(list(state)[:_LISTED])}, ...")
+
+
+def _wrong_options(model: nn.Module, needs: Mapping[str, str]) -> list[str]:
+    """Options of the model that change the result but no tensor, where they are not the family's."""
+    directions = {module.direction for module in model.modules() if isinstance(module, TemporalShift)}
+    have: dict[str, set[str]] = {"shift_direction": directions}
+    if isinstance(model, SlowFast):
+        have["slow_index"] = {model.slow_index}
+    if isinstance(model, TPN):
+        have["flow"] = {model.neck.flow}
+        if directions:
+            have["shift_shortcut"] = {str(model.shift_shortcut).lower()}
+    return [
+        f"the weights need {option}: {value}, the model has {found}"
+        for option, value in needs.items()
+        for found in sorted(have.get(option, set()))
+        if found != value
+    ]
+
+
+def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, classifier: bool) -> dict[str, Tensor]:
+    """The state with what this model needs changed; notes go to `result.changed` and `result.skipped`."""
+    own = model.state_dict()
+    state = dict(result.state)
+    for name in list(state):
+        unwanted = not classifier and name.startswith(("classifier.", "aux_head.fc."))
+        if unwanted or (name.startswith("aux_head.") and isinstance(model, TPN) and model.aux_head is None):
+            result.skipped.append(name)
+            del state[name]
+        elif name.endswith("_non_local.out.bias"):  # our block leaves it to the BN behind it, which subtracts a mean
+            mean = name.replace("out.bias", "bn.running_mean")
+            state[mean] = state[mean] - state.pop(name)
+            result.changed[mean] = "bias of the convolution before it subtracted"
+    inflated = inflate(state, {name: tensor.shape for name, tensor in own.items()})
+    result.changed.update({name: "inflated" for name in state if inflated[name] is not state[name]})
+    columns = inflated.get("classifier.weight")
+    if isinstance(model, SlowFast) and columns is not None and slow_first not in (None, model.slow_first):
+        fast = model.backbone.fast.feature_dim
+        first = fast if model.slow_first else columns.shape[1] - fast  # columns that go to the end
+        inflated["classifier.weight"] = columns.roll(-first, 1)
+        result.changed["classifier.weight"] = "columns of the two pathways exchanged"
+    return inflated
+
+
+def _listed(what: str, names: list[str] | dict[str, str]) -> str:
+    more = f", ... {len(names)} in all" if len(names) > _LISTED else ""
+    return f"{what}: {', '.join(list(names)[:_LISTED])}{more}"

@@ -1,0 +1,56 @@
+"""A published weights file, whatever it is wrapped in -> {name: tensor}. Nothing in it is run."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from methods.interop import _unpickle
+from utils.faults import UserError
+
+_PICKLES = (".pdparams", ".pkl")
+_WRAPPERS = ("state_dict", "model_state", "model", "blobs")
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a weights file; `module.` of DataParallel is taken off the names.
+
+    Raises:
+        UserError: no such file, damaged, or it holds no tensors.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    content = _unpickle.load(path) if path.suffix in _PICKLES else _torch_load(path)
+    for key in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+            break
+    found = {} if not isinstance(content, Mapping) else {name: _tensor(value) for name, value in content.items()}
+    state = {str(name): value for name, value in found.items() if value is not None}
+    if not state:
+        raise UserError(f"{path} holds no named tensors")
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
+
+
+def _torch_load(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} is damaged or holds more than tensors and plain values; it was not loaded") from error
+    except Exception as error:  # damaged bytes make torch raise almost anything
+        raise UserError(f"{path} is not a whole weights file ({type(error).__name__})") from error
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """A tensor; None for what is not numbers (Paddle's table of names, strings)."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    return value if isinstance(value, Tensor) else None

@@ -1,0 +1,28 @@
+"""ImageNet networks: torchvision's ResNet and MobileNetV2, timm's `resnet*d`. Names are ours but for the classifier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from methods.interop._names import Converted, convert, has
+
+SLOW_FIRST = None
+NEEDS: dict[str, str] = {}
+
+RULES = (
+    (r"fc\.(.*)", r"classifier.\1"),
+    (r"classifier\.1\.(.*)", r"classifier.\1"),
+    (r"((?:conv1|bn1|layer[1-4]|features)\..*)", r"backbone.\1"),
+)
+
+
+def recognises(names: Mapping[str, Tensor]) -> bool:
+    """Whether the names are this family's."""
+    return has(names, r"(layer1\.0\.conv1\.weight|features\.0\.0\.weight)$")
+
+
+def to_ours(state: Mapping[str, Tensor], model: nn.Module) -> Converted:
+    """Their state dict under our names."""
+    return convert(state, RULES)

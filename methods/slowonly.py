@@ -1,0 +1,81 @@
+"""SlowOnly: the Slow pathway of SlowFast on its own (Feichtenhofer et al. 2019, arXiv:1812.03982, sections 3.1 and 4).
+
+* Few frames, far apart (T x tau: 4x16, 8x8), through a 3D ResNet that never strides in time. Its convolutions have a
+  temporal extent in res4 and res5 only: early features move too far between frames that stand half a second apart.
+* Starts from 2D weights by inflation; in `pretrained: true` those of ImageNet.
+* It accepts any number of frames at evaluation.
+* Choose it as the plain 3D model: more accurate than TSM for about the same cost per frame, with real 3D convolutions.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from methods import _backbones
+from methods._heads import new_classifier, new_dropout
+from networks.resnet3d import ResNet3d
+
+
+class SlowOnly(nn.Module):
+    """A 3D backbone, average over time and space, dropout and a linear classifier.
+
+    Args:
+        backbone: (B, 3, T, H, W) -> (B, feature_dim, T, H', W').
+        num_class: K.
+        num_segments: T.
+        dropout: probability before the classifier.
+        fc_std: standard deviation of the classifier's initial weights.
+
+    Attributes:
+        frames_per_clip: T.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, *, num_class: int, num_segments: int, dropout: float, fc_std: float
+    ) -> None:
+        super().__init__()
+        if num_segments < 1:
+            raise ValueError(f"num_segments is {num_segments}; it must be at least 1")
+        self.backbone = backbone
+        self.dropout = new_dropout(dropout)
+        self.classifier = new_classifier(_backbones.feature_dim(backbone), num_class, fc_std)
+        self.frames_per_clip = num_segments
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Class scores of B clips.
+
+        Args:
+            clips: (B, C, T, H, W), float, normalised.
+
+        Returns:
+            Logits (B, K).
+        """
+        features = self.backbone(clips).mean((2, 3, 4))  # (B, D, T, H', W') -> (B, D)
+        return self.classifier(self.dropout(features))  # (B, D) -> (B, K)
+
+
+def build(
+    *,
+    backbone: str,
+    num_class: int,
+    num_segments: int,
+    dropout: float = 0.5,
+    pretrained: bool | str = False,
+    fc_std: float = 0.01,
+    zero_init_residual: bool = True,
+) -> SlowOnly:
+    """SlowOnly (Feichtenhofer et al. 2019, arXiv:1812.03982); ResNet-50: 32,454,096 parameters with 400 classes, 8
+    frames 41.9 GMAC at 224.
+
+    Args:
+        backbone: resnet18, resnet34, resnet50 or resnet101: the 2D network that is inflated.
+        num_class: K.
+        num_segments: T (4 or 8 in the paper).
+        dropout: probability before the classifier.
+        pretrained: see `methods.build`; 2D weights are inflated.
+        fc_std: standard deviation of the classifier's initial weights.
+        zero_init_residual: residual blocks start as identities; for training from scratch.
+    """
+    network = ResNet3d(backbone, zero_init_residual=zero_init_residual)
+    model = SlowOnly(network, num_class=num_class, num_segments=num_segments, dropout=dropout, fc_std=fc_std)
+    return _backbones.load(model, pretrained, backbone)
