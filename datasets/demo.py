@@ -145,7 +145,7 @@ def encode(frames: np.ndarray) -> bytes:
     with av.open(buffer, "w", format="mp4") as container:
         try:
             stream = container.add_stream("libx264", rate=16, options=options)
-        except (av.FFmpegError, ValueError) as error:
+        except ValueError as error:  # PyAV's UnknownCodecError is one
             raise UserError(
                 "demo-data: PyAV was built without libx264; install the wheel: pip install --force-reinstall av"
             ) from error

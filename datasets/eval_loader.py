@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 
@@ -46,6 +46,7 @@ class EvalLoader(Loader):
         reading: how media are read; a video that cannot be read comes as an item with a failure.
         rank, world: this rank and the number of ranks.
         device: where frames go.
+        skip: samples that are not wanted; the same on every rank.
     """
 
     def __init__(
@@ -57,11 +58,13 @@ class EvalLoader(Loader):
         rank: int = 0,
         world: int = 1,
         device: torch.device | str = "cpu",
+        skip: Collection[int] = (),
     ) -> None:
         self.spec = spec
-        self.rounds = -(-len(records) // world)
+        wanted = [sample for sample in range(len(records)) if sample not in skip]
+        self.rounds = -(-len(wanted) // world)
         self.ledger = Ledger(len(records), 1.0, "error" if reading.on_bad == "error" else "skip")
-        self._mine = list(range(rank, len(records), world))
+        self._mine = wanted[rank::world]
         self._round = 0
         self._asked = 0
         self._where: dict[int, int] = {}  # request id -> round
@@ -107,6 +110,10 @@ class EvalLoader(Loader):
             self._where[request] = self._asked
             self._slot_of[self._asked] = slot
             self._asked += 1
+
+    def _sample_of(self, request: int) -> int | None:
+        number = self._where.get(request)
+        return None if number is None else self._mine[number]
 
     def _item(self, sample: int, answer: Answer) -> VideoItem:
         label = int(self.records.labels[sample])

@@ -58,6 +58,7 @@ def build(
     *,
     records: Records | None = None,
     spec: EvalSpec | None = None,
+    skip: Collection[int] = (),
 ) -> EvalLoader: ...
 
 
@@ -72,6 +73,7 @@ def build(
     records: Records | None = None,
     replay: Collection[tuple[int, int]] = (),
     spec: EvalSpec | None = None,
+    skip: Collection[int] = (),
 ) -> TrainLoader | EvalLoader:
     """Make the loader of a configuration. It holds processes: close it, or use it in a `with` statement.
 
@@ -85,6 +87,7 @@ def build(
         records: the list, if it is loaded already.
         replay: train: see `TrainLoader`.
         spec: val: views; None = those of the configuration.
+        skip: val: samples that are not wanted, because they were scored before; the same on every rank.
     """
     device: torch.device = world.device
     if records is None:
@@ -108,4 +111,4 @@ def build(
     if split != "val":
         raise ValueError(f"split is train or val, not {split!r}")
     views = eval_spec(cfg) if spec is None else spec
-    return EvalLoader(records, views, reading(cfg), rank=world.rank, world=world.size, device=device)
+    return EvalLoader(records, views, reading(cfg), rank=world.rank, world=world.size, device=device, skip=skip)

@@ -24,7 +24,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "b
 # Paths are drawn to the right, downwards, clockwise and growing; these are the same paths played backwards.
 BACKWARDS = ("left", "up", "counter-clockwise", "shrink")
 
-_MARGIN = 9.0  # pixels between a shape's centre and the border, so that most of it stays in a centre crop of 56
+_MARGIN = 12.0  # pixels between a shape's centre and the border, so that most of it stays in a centre crop of 56
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ def draw_path(rng: np.random.Generator, motion: str) -> Path:
     if motion in ("up", "down"):
         return Path(_standing(rng), _line(rng), radius)
     if motion in ("clockwise", "counter-clockwise"):
-        orbit = _between(rng, 13.0, 18.0)
+        orbit = _between(rng, 12.0, 16.0)
         start = _between(rng, 0.0, 2 * np.pi)
         angle = start + np.linspace(0.0, _between(rng, 1.5 * np.pi, 2.2 * np.pi), FRAMES)
         room = (_MARGIN + orbit, SIZE - _MARGIN - orbit)
         x, y = _between(rng, *room), _between(rng, *room)
         # y points down in a picture, so a growing angle turns clockwise.
         return Path(x + orbit * np.cos(angle), y + orbit * np.sin(angle), radius)
-    middle, change = _between(rng, 9.5, 11.5), _between(rng, 5.0, 7.0)
+    middle, change = _between(rng, 9.5, 11.5), _between(rng, 4.5, 6.5)
     return Path(_standing(rng), _standing(rng), np.linspace(middle - change, middle + change, FRAMES))
 
 
@@ -85,12 +85,12 @@ def render(rng: np.random.Generator, path: Path, shape: str) -> np.ndarray:
     pixel = np.arange(SIZE) + 0.5
     x = (pixel[None, None, :] - path.x[:, None, None]) / path.radius[:, None, None]  # (T, 1, W), in radii
     y = (pixel[None, :, None] - path.y[:, None, None]) / path.radius[:, None, None]  # (T, H, 1)
-    tilt = _between(rng, -0.15, 0.15)  # radians
+    tilt = _between(rng, -0.08, 0.08)  # radians
     x, y = x * np.cos(tilt) - y * np.sin(tilt), x * np.sin(tilt) + y * np.cos(tilt)  # (T, H, W)
     cover = np.clip(0.5 - distance(shape, x, y) * path.radius[:, None, None], 0.0, 1.0)[..., None]  # (T, H, W, 1)
     colour = _saturated(rng)
     stripes = _stripes(rng, x, y)[..., None]
-    paint = np.clip(colour * (1.0 + 0.3 * stripes), 0.0, 1.0)  # (T, H, W, 3)
+    paint = np.clip(colour * (1.0 - 0.1 * (1.0 + stripes)), 0.0, 1.0)  # (T, H, W, 3)
     picture = (1.0 - cover) * _background(rng)[None] + cover * paint
     return np.rint(picture * 255.0).astype(np.uint8)
 
@@ -109,27 +109,27 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """
     ax, ay = np.abs(x), np.abs(y)
     if shape == "circle":
-        return np.hypot(x, y) - 0.9
+        return np.hypot(x, y) - 1.0
     if shape == "ring":
-        return np.abs(np.hypot(x, y) - 0.72) - 0.25
+        return np.abs(np.hypot(x, y) - 0.85) - 0.22
     if shape == "square":
-        return np.maximum(ax, ay) - 0.8
+        return np.maximum(ax, ay) - 0.9
     if shape == "diamond":
-        return (ax + ay - 1.1) / np.sqrt(2.0)
+        return (ax + ay - 1.25) / np.sqrt(2.0)
     if shape == "bar":
-        return np.maximum(ax - 1.05, ay - 0.32)
+        return np.maximum(ax - 1.25, ay - 0.36)
     if shape == "cross":
-        return np.minimum(np.maximum(ax - 1.0, ay - 0.3), np.maximum(ax - 0.3, ay - 1.0))
+        return np.minimum(np.maximum(ax - 1.15, ay - 0.3), np.maximum(ax - 0.3, ay - 1.15))
     if shape == "triangle":
-        return np.maximum(y - 0.65, ax * np.sqrt(0.75) - y * 0.5 - 0.5)
+        return np.maximum(y - 0.75, ax * np.sqrt(0.75) - y * 0.5 - 0.58)
     if shape == "star":
-        # Fold the plane into one tenth of the star: an edge from the tip (1, 0) to the notch at 36 degrees.
+        # Fold the plane into one tenth of the star: an edge from the tip at 0 to the notch at 36 degrees.
         tenth = np.pi / 5
         angle = np.abs((np.arctan2(x, -y) + tenth) % (2 * tenth) - tenth)
         along, across = np.hypot(x, y) * np.cos(angle), np.hypot(x, y) * np.sin(angle)
-        notch = 0.42 * np.array([np.cos(tenth), np.sin(tenth)])
-        normal = np.array([notch[1], 1.0 - notch[0]]) / np.hypot(notch[1], 1.0 - notch[0])
-        return (along - 1.0) * normal[0] + across * normal[1]
+        tip, notch = 1.25, (0.5 * np.cos(tenth), 0.5 * np.sin(tenth))
+        normal = np.array([notch[1], tip - notch[0]]) / np.hypot(notch[1], tip - notch[0])
+        return (along - tip) * normal[0] + across * normal[1]
     raise ValueError(f"unknown shape {shape!r}")
 
 
@@ -140,7 +140,7 @@ def _between(rng: np.random.Generator, low: float, high: float) -> float:
 
 def _line(rng: np.random.Generator) -> np.ndarray:
     """A coordinate (T,) that grows at a steady, random speed and stays in the picture."""
-    span = _between(rng, 30.0, 42.0)
+    span = _between(rng, 26.0, 38.0)
     start = _between(rng, _MARGIN, SIZE - _MARGIN - span)
     return start + np.linspace(0.0, span, FRAMES)
 
@@ -152,10 +152,13 @@ def _standing(rng: np.random.Generator) -> np.ndarray:
 
 
 def _saturated(rng: np.random.Generator) -> np.ndarray:
-    """A bright saturated colour (3,) in 0..1 of random hue."""
-    hue, saturation, value = rng.random(), _between(rng, 0.8, 1.0), _between(rng, 0.75, 0.95)
-    ramp = np.clip(np.abs((hue * 6.0 + np.array([0.0, 4.0, 2.0])) % 6.0 - 3.0) - 1.0, 0.0, 1.0)
-    return value * (1.0 - saturation + saturation * ramp)
+    """A saturated colour (3,) in 0..1 of random hue, always brighter than the background."""
+    hue, bright = rng.random(), _between(rng, 0.55, 0.65)
+    colour = np.clip(np.abs((hue * 6.0 + np.array([0.0, 4.0, 2.0])) % 6.0 - 3.0) - 1.0, 0.0, 1.0)
+    # White is added to dark hues such as blue, until the luma (ITU-R BT.601) is the one drawn.
+    luma = float(colour @ np.array([0.299, 0.587, 0.114]))
+    white = max(0.0, (bright - luma) / (1.0 - luma))
+    return colour * (1.0 - white) + white
 
 
 def _stripes(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -176,4 +179,4 @@ def _background(rng: np.random.Generator) -> np.ndarray:
     texture = 0.12 * grey + 0.02 * grid
     rows = texture[low] * (1.0 - part)[:, None, None] + texture[low + 1] * part[:, None, None]
     smooth = rows[:, low] * (1.0 - part)[None, :, None] + rows[:, low + 1] * part[None, :, None]
-    return _between(rng, 0.35, 0.6) + smooth
+    return _between(rng, 0.25, 0.4) + smooth

@@ -51,6 +51,10 @@ class Service(Protocol):
         """Wait until there is an answer to a submitted request, and give all that are there."""
         ...
 
+    def busy(self) -> list[int]:
+        """Ids of the requests that are being read now; any thread may ask."""
+        ...
+
     def close(self) -> None:
         """Stop at once."""
         ...
@@ -62,6 +66,7 @@ class Inline:
     def __init__(self, setup: Setup, records: Records, slots: list[Slot]) -> None:
         self._desk = Desk(setup, records, slots)
         self._waiting: collections.deque[Request] = collections.deque()
+        self._current: int | None = None
 
     def submit(self, request: Request) -> None:
         """See `Service`."""
@@ -69,7 +74,17 @@ class Inline:
 
     def answers(self) -> list[Answer]:
         """See `Service`."""
-        return [self._desk.answer(self._waiting.popleft())] if self._waiting else []
+        if not self._waiting:
+            return []
+        request = self._waiting.popleft()
+        self._current = request["id"]
+        answer = self._desk.answer(request)
+        self._current = None
+        return [answer]
+
+    def busy(self) -> list[int]:
+        """See `Service`."""
+        return [] if self._current is None else [self._current]
 
     def close(self) -> None:
         """See `Service`."""
@@ -167,6 +182,10 @@ class Pool:
             if not done:
                 done += self._rescue()
         return done
+
+    def busy(self) -> list[int]:
+        """See `Service`."""
+        return [current for current, _ in (worker.busy_with() for worker in list(self._workers)) if current]
 
     def close(self) -> None:
         """See `Service`. Workers hold nothing that needs an orderly end."""

@@ -77,6 +77,15 @@ class Loader:
             self._service.close()
             self._close_slots()
 
+    def being_read(self) -> list[str]:
+        """Samples that are being read at this moment, for the watchdog; any thread may ask."""
+        samples = [sample for sample in map(self._sample_of, self._service.busy()) if sample is not None]
+        return [f"sample {sample}: {self.records.path(sample)}" for sample in samples]
+
+    def _sample_of(self, request: int) -> int | None:
+        """The record that a request is about; None if it was answered meanwhile."""
+        raise NotImplementedError
+
     def _begin(self) -> None:
         """Fill the slots; what was started is stopped if that fails."""
         try:

@@ -191,6 +191,10 @@ class TrainLoader(Loader):
         )
         self._where[request] = (step, row)
 
+    def _sample_of(self, request: int) -> int | None:
+        entry = self._where.get(request)
+        return None if entry is None else entry[1].asked
+
     def _take(self, answer: Answer) -> None:
         step, row = self._where.pop(answer["id"])
         if answer["ok"]:

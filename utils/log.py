@@ -159,6 +159,8 @@ class RunLog:
 
         from utils import config
 
+        if self._resume_step is not None:  # importing TensorBoard takes seconds: now, not in the first logged step
+            self._writer = _summary_writer(self.folder / "events", self._resume_step)
         self.line(f"experiment {Path(exp).resolve()}, code {revision}, process {os.getpid()} on {socket.gethostname()}")
         self.line(
             f"ranks {shards.world}, shards {shards.total}, global batch {shards.global_batch}, "

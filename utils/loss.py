@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from utils import mixup
+
+
+def training_loss(answer: Any, labels: Tensor, **targets: Any) -> tuple[Tensor, Tensor]:
+    """The loss of whatever a model answers in training: logits, or an object with `logits`, `aux` and `aux_weight`.
+
+    Args:
+        answer: (B, K), or methods._output.Output: loss(logits) + aux_weight * loss(aux), as in TPN (Yang et al. 2020).
+        labels: (B,) int64.
+        targets: keyword arguments of `classification_loss`.
+
+    Returns:
+        (scalar loss, logits (B, K)).
+    """
+    if isinstance(answer, Tensor):
+        return classification_loss(answer, labels, **targets), answer
+    main = classification_loss(answer.logits, labels, **targets)
+    return main + answer.aux_weight * classification_loss(answer.aux, labels, **targets), answer.logits
 
 
 def classification_loss(

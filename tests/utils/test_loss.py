@@ -56,3 +56,16 @@ def test_gradient() -> None:
     assert torch.autograd.gradcheck(
         lambda x: classification_loss(x, labels, label_smooth=0.1, weights=weights, lam=0.4), (logits,)
     )
+
+
+def test_an_auxiliary_head_adds_its_weighted_loss() -> None:
+    from types import SimpleNamespace
+
+    logits, aux, labels = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
+    both = SimpleNamespace(logits=logits, aux=aux, aux_weight=0.5)
+    value, shown = loss.training_loss(both, labels, label_smooth=0.1)
+    expected = loss.classification_loss(logits, labels, label_smooth=0.1)
+    expected = expected + 0.5 * loss.classification_loss(aux, labels, label_smooth=0.1)
+    assert torch.equal(value, expected)
+    assert shown is logits
+    assert torch.equal(loss.training_loss(logits, labels)[0], loss.classification_loss(logits, labels))
