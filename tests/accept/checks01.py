@@ -183,6 +183,13 @@ def start_training(exp: Path, ranks: int, *overrides: str, env: dict[str, str] |
     return subprocess.Popen(argv, cwd=ROOT, env=environment(env), stdout=output, stderr=output, start_new_session=True)
 
 
+def started_times(exp: Path) -> int:
+    """How often a process of this run came as far as its first step."""
+    log = exp / "log.txt"
+    text = log.read_text() if log.exists() else ""
+    return text.count("initial weights:") + text.count("going on from")
+
+
 FAILPOINTS = ("checkpoint.tmp", "checkpoint.linked", "checkpoint.replace")
 
 
@@ -201,16 +208,19 @@ def kill_and_compare(work: Path, kills: int, ranks: int = 2, seed: int | None = 
         env = {"ZOETROPE_FAILPOINT": f"{point}:0:{chance.randint(1, 2)}"} if point else None
         process = start_training(rough, ranks, *settings, env=env)
         if point is None:
-            before = len(logged_losses(rough)) if (rough / "log.txt").exists() else 0
-            time.sleep(chance.uniform(1.0, 0.4 * seconds))
+            starts = started_times(rough)
+            if chance.random() < 0.3:
+                time.sleep(chance.uniform(0.5, 8.0))  # anywhere in the start: imports, meeting, lock, checkpoint
+            else:
+                while started_times(rough) == starts and process.poll() is None:
+                    time.sleep(0.05)
+                time.sleep(chance.uniform(0.0, 5.0))  # anywhere in training, validating and saving
             alive = ranks_of(rough)
             if alive and process.poll() is None:
                 victim = chance.choice(alive)
                 os.kill(victim, signal.SIGKILL)
-                trained = (rough / "log.txt").exists() and len(logged_losses(rough)) > before
-                events.append(
-                    f"{'in training' if trained else 'at start'}: process {alive.index(victim)} of {len(alive)}"
-                )
+                when = "in training" if started_times(rough) > starts else "at start"
+                events.append(f"{when}: process {alive.index(victim)} of {len(alive)}")
             elif process.poll() == 0:
                 raise RuntimeError(f"the run ended after {len(events)} kills: give it more steps")
         else:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from utils.loss import classification_loss, per_clip_loss
+from utils.loss import classification_loss, per_clip_loss, training_loss
 
 
 @pytest.mark.parametrize("smooth", [0.0, 0.1, 0.7])
@@ -63,9 +63,9 @@ def test_an_auxiliary_head_adds_its_weighted_loss() -> None:
 
     logits, aux, labels = torch.randn(4, 5), torch.randn(4, 5), torch.tensor([0, 1, 2, 3])
     both = SimpleNamespace(logits=logits, aux=aux, aux_weight=0.5)
-    value, shown = loss.training_loss(both, labels, label_smooth=0.1)
-    expected = loss.classification_loss(logits, labels, label_smooth=0.1)
-    expected = expected + 0.5 * loss.classification_loss(aux, labels, label_smooth=0.1)
+    value, shown = training_loss(both, labels, label_smooth=0.1)
+    expected = classification_loss(logits, labels, label_smooth=0.1)
+    expected = expected + 0.5 * classification_loss(aux, labels, label_smooth=0.1)
     assert torch.equal(value, expected)
     assert shown is logits
-    assert torch.equal(loss.training_loss(logits, labels)[0], loss.classification_loss(logits, labels))
+    assert torch.equal(training_loss(logits, labels)[0], classification_loss(logits, labels))
