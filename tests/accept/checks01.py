@@ -210,7 +210,9 @@ def kill_and_compare(work: Path, kills: int, ranks: int = 2, seed: int | None = 
         if point is None:
             starts = started_times(rough)
             if chance.random() < 0.3:
-                time.sleep(chance.uniform(0.5, 8.0))  # anywhere in the start: imports, meeting, lock, checkpoint
+                while not ranks_of(rough) and process.poll() is None:
+                    time.sleep(0.05)
+                time.sleep(chance.uniform(0.0, 8.0))  # anywhere in the start: imports, meeting, lock, checkpoint
             else:
                 while started_times(rough) == starts and process.poll() is None:
                     time.sleep(0.05)

@@ -78,6 +78,22 @@ def train(exp: Path, ranks: int, *overrides: str, check: bool = True) -> tuple[f
     return time.monotonic() - started, done
 
 
+def train_cpu(exp: Path, ranks: int, *overrides: str) -> float:
+    """`train.sh local N`; returns the CPU minutes that it took, reader processes included."""
+    argv = [sys.executable, "-m", "launch", "train", str(exp), "local", str(ranks)]
+    argv += [word for override in overrides for word in ("--set", override)]
+    log = exp.parent / f"{exp.name}.out"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            argv, cwd=ROOT, env=environment({"OMP_NUM_THREADS": "1"}), stdout=output, stderr=output
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"training {exp} left with {process.returncode}: {log.read_text()[-1500:]}")
+    return (usage.ru_utime + usage.ru_stime) / 60
+
+
 def evaluate(exp: Path, ranks: int, *arguments: str) -> dict:
     """`eval.sh local N`; returns the summary of the results."""
     command("-m", "launch", "eval", exp, "local", str(ranks), *arguments)

@@ -1,0 +1,56 @@
+# The commands of this repository; `make` alone lists them. Everything is installed into .venv, nothing else changes.
+
+PYTHON ?= python3
+ISSUE ?= 01
+ROWS ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+DEMO := exps/demo_exps/tsm_resnet18/motion8
+DEMO_RANKS ?= 2
+# System packages that tests need (Debian names); installed through apt where that is allowed.
+SYSTEM_PACKAGES :=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint accept clean
+
+help:
+	@echo "make demo              make a small video data set, train TSM on it, evaluate it (minutes, no download of data)"
+	@echo "make test              install what the tests need and run them all, linters first"
+	@echo "make lint              ruff and pyright only"
+	@echo "make accept ISSUE=01   print each figure of an issue's table as one JSON line (ROWS=a,b for some of them)"
+	@echo "make clean             delete caches; data, runs and .venv stay"
+	@echo
+	@echo "python main.py --help  lists the verbs.   PYTHON=python3.12 make demo  takes another Python (>= 3.10)"
+
+# The stamp is newer than pyproject.toml when everything that it asks for is installed.
+$(VENV)/installed: pyproject.toml | $(PY)
+	@bash .ci/install $(VENV) ""
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml .ci/install | $(PY)
+	@bash .ci/install $(VENV) dev $(SYSTEM_PACKAGES)
+	@touch $@ $(VENV)/installed
+
+$(PY):
+	@bash .ci/make_venv "$(PYTHON)" $(VENV)
+
+demo: $(VENV)/installed
+	@$(PY) main.py demo-data
+	@$(DEMO)/train.sh local $(DEMO_RANKS)
+	@$(PY) -m anal_tools.demo_summary $(DEMO) --is-finished || $(DEMO)/eval.sh local $(DEMO_RANKS)
+	@$(PY) -m anal_tools.demo_summary $(DEMO)
+
+test: lint
+	@$(PY) -m pytest
+
+lint: $(VENV)/installed-dev
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m pyright
+
+accept: $(VENV)/installed-dev
+	@$(PY) tests/accept/issue$(ISSUE).py $(if $(ROWS),--rows $(ROWS))
+
+clean:
+	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	@rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -1,0 +1,57 @@
+"""The acceptance table of issue 02, cluster. `make accept ISSUE=02 [ROWS=a,b]` prints one JSON line a row."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+
+import checks02  # noqa: E402
+from rows import run_rows, workspace  # noqa: E402
+
+
+@checks02.skipped
+def clone() -> dict:
+    """2 nodes x 2 tasks from a clean clone, and local 4."""
+    return checks02.from_a_clone(workspace())
+
+
+@checks02.skipped
+def events() -> dict:
+    """A run with at least 5 events of every kind, and the undisturbed run."""
+    return checks02.disturbed(workspace())
+
+
+@checks02.skipped
+def evaluation() -> dict:
+    """An evaluation on 4 ranks that is preempted once, and local 1."""
+    return checks02.preempted_evaluation(workspace())
+
+
+@checks02.skipped
+def shape() -> dict:
+    """A request of 32."""
+    return checks02.shape_of_32(workspace())
+
+
+@checks02.skipped
+def hostile() -> dict:
+    """Names with spaces, quotes, newlines and shell in them."""
+    return checks02.hostile(workspace())
+
+
+ROWS = {
+    "clone": ("train.sh VI_SP_VA_1080TI 4, 2 nodes x 2, from a clean clone", "sha256 as local 4", clone),
+    "events": (
+        "preempted (both signal styles), time limit, node killed, rank killed -9, requeued by hand",
+        "sha256 of weights, BN, momentum, loss log as undisturbed; restarts counted; each <= 90 s",
+        events,
+    ),
+    "eval": ("eval.sh VI_SP_VA_1080TI 4, preempted once", "each once, local 1 within 1e-5", evaluation),
+    "shape": ("32-task request", "4 nodes x 8 tasks, GPUs, requeue on, signal set", shape),
+    "hostile": ("hostile partition, account, class name, path", "refused or quoted; no canary", hostile),
+}
+
+if __name__ == "__main__":
+    sys.exit(run_rows(ROWS, "02"))

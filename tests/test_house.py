@@ -1,0 +1,294 @@
+"""House rules that a reader of the code relies on; they look at whatever files there are."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("methods", "networks", "datasets", "utils", "anal_tools", "launch")
+FILE_LINES, TEST_FILE_LINES, FUNCTION_LINES, LOOP_LINES = 400, 600, 60, 130
+
+# Which rooms a room may import. `main` may import all of them and nobody imports it.
+ALLOWED = {
+    "networks": set(),
+    "utils": set(),
+    "methods": {"networks", "utils"},
+    "datasets": {"utils"},
+    "anal_tools": {"utils", "datasets", "methods"},
+    "launch": {"utils"},
+    "main": set(ROOMS) - {"launch"},
+}
+EXCEPTIONS = {
+    ("launch/job.py", "main"),  # inside the job, lazily
+    ("utils/faults.py", "datasets"),  # only to see whose package of that name was found
+}
+# Heavy or optional: imported inside the function that needs it.
+LAZY = {
+    "av", "nvidia", "pymemcache", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript", "torchvision", "timm",
+    "matplotlib", "sklearn",
+}  # fmt: skip
+# Read on login nodes, in worker processes or by quick verbs: importing them must not import torch.
+TORCH_FREE = (
+    "launch/*.py", "utils/config/*.py", "utils/faults.py", "utils/lr_schedule.py", "utils/run_dir.py",
+    "methods/fetch.py",
+    "datasets/records.py", "datasets/order.py", "datasets/sampling.py", "datasets/crops.py", "datasets/plan.py",
+    "datasets/readers.py", "datasets/frames.py", "datasets/frame_source.py", "datasets/video.py", "datasets/workers.py",
+    "datasets/demo.py", "datasets/motion8.py", "docs/pictures/*.py",
+)  # fmt: skip
+DISTRIBUTED = {"utils/dist.py", "utils/sync_bn.py", "main.py"}
+
+
+@functools.cache
+def tracked() -> tuple[str, ...]:
+    """Paths of the repository's files, without what git ignores and what is deleted."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return tuple(sorted(name for name in done.stdout.splitlines() if (ROOT / name).is_file()))
+
+
+@functools.cache
+def tree(name: str) -> ast.Module:
+    return ast.parse((ROOT / name).read_text(encoding="utf-8"), name)
+
+
+def python_files(*, tests: bool = False) -> list[str]:
+    return [n for n in tracked() if n.endswith(".py") and (tests or not n.startswith("tests/"))]
+
+
+def matching(patterns: tuple[str, ...]) -> list[str]:
+    return [name for name in python_files() if any(Path(name).match(pattern) for pattern in patterns)]
+
+
+def room_of(name: str) -> str | None:
+    first = Path(name).parts[0]
+    return "main" if first == "main.py" else first if first in ROOMS else None
+
+
+def imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
+    """Dotted names that the import statements among `nodes` load, with their lines."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import; write the room's name"
+            yield node.module or "", node.lineno
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def at_import(nodes: list[ast.stmt]) -> Iterator[ast.AST]:
+    """The statements that run when the module is imported: not those of functions, nor `if TYPE_CHECKING`."""
+    for node in nodes:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from at_import(node.orelse)
+            continue
+        yield node
+        for field in ("body", "orelse", "finalbody"):
+            yield from at_import(getattr(node, field, []))
+        for handler in getattr(node, "handlers", []):
+            yield from at_import(handler.body)
+
+
+def not_for_types(node: ast.AST) -> Iterator[ast.AST]:
+    """Like ast.walk, without what only the type checker reads."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)):
+            yield from not_for_types(child)
+
+
+def functions(name: str) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    for node in ast.walk(tree(name)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def test_the_tree_is_seen() -> None:
+    assert "main.py" in tracked()
+    assert {room_of(name) for name in python_files()} >= {"main", *ROOMS}
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "main"])
+def test_import_direction(room: str) -> None:
+    wrong = []
+    for name in (n for n in python_files() if room_of(n) == room):
+        for module, line in imports(not_for_types(tree(name))):
+            other = module.split(".")[0]
+            if other in (*ROOMS, "main") and other not in {room, *ALLOWED[room]} and (name, module) not in EXCEPTIONS:
+                wrong.append(f"{name}:{line} imports {module}")
+    assert wrong == []
+
+
+def test_optional_libraries_are_imported_where_they_are_used() -> None:
+    wrong = [
+        f"{name}:{line} imports {module}"
+        for name in python_files()
+        if room_of(name)
+        for module, line in imports(at_import(tree(name).body))
+        if module.split(".")[0] in LAZY
+    ]
+    assert wrong == []
+
+
+def loaded_with(name: str, seen: frozenset[str] = frozenset()) -> Iterator[tuple[str, str]]:
+    """(file, top-level library) for everything that importing a file of ours imports, through our own files."""
+    for module, _ in imports(at_import(tree(name).body)):
+        parts = module.split(".")
+        if parts[0] not in ROOMS:
+            yield name, parts[0]
+            continue
+        for depth in range(1, len(parts) + 1):
+            place = "/".join(parts[:depth])
+            for file in (f"{place}/__init__.py", f"{place}.py"):
+                if file in tracked() and file not in seen:
+                    yield from loaded_with(file, seen | {name, file})
+
+
+@pytest.mark.parametrize("name", matching(TORCH_FREE))
+def test_no_torch_on_the_login_node_and_in_workers(name: str) -> None:
+    assert sorted(file for file, library in loaded_with(name) if library == "torch") == []
+
+
+def test_torch_distributed_stays_in_its_files() -> None:
+    names = set()
+    for name in python_files():
+        text = (ROOT / name).read_text(encoding="utf-8")
+        if room_of(name) and re.search(r"torch\.distributed(?!\.run\b)|from torch import .*\bdistributed\b", text):
+            code = ast.unparse(tree(name))  # comments are gone
+            used = any(module.startswith("torch.distributed") for module, _ in imports(ast.walk(tree(name))))
+            names |= {name} if used or re.search(r"(?<!['\"])torch\.distributed\.\w+\(", code) else set()
+    assert names - DISTRIBUTED == set()
+
+
+def test_files_and_functions_stay_short() -> None:
+    wrong = []
+    for name in python_files(tests=True):
+        is_test = name.startswith("tests/")
+        lines = (ROOT / name).read_text(encoding="utf-8").count("\n")
+        if lines > (TEST_FILE_LINES if is_test else FILE_LINES):
+            wrong.append(f"{name}: {lines} lines")
+        for node in functions(name) if not is_test else ():
+            size = (node.end_lineno or 0) - node.lineno + 1
+            if size > (LOOP_LINES if (name, node.name) == ("main.py", "train") else FUNCTION_LINES):
+                wrong.append(f"{name}:{node.lineno} {node.name}: {size} lines")
+    assert wrong == []
+
+
+def _forbidden(call: ast.Call) -> str | None:
+    words = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    function = ast.unparse(call.func)
+    if words.get("shell") == "True":
+        return "shell=True"
+    if function in ("os.system", "os.popen", "eval", "exec", "yaml.load", "yaml.unsafe_load", "yaml.full_load"):
+        return function
+    if re.fullmatch(r"(pickle|cPickle|dill|cloudpickle|joblib)\.loads?", function):
+        return function
+    if function == "torch.load" and words.get("weights_only") != "True":
+        return "torch.load without weights_only=True"
+    if words.get("allow_pickle") == "True":
+        return "allow_pickle=True"
+    return None
+
+
+def test_no_call_that_runs_foreign_text() -> None:
+    wrong = [
+        f"{name}:{node.lineno} {_forbidden(node)}"
+        for name in python_files(tests=True)
+        for node in ast.walk(tree(name))
+        if isinstance(node, ast.Call) and _forbidden(node)
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("subprocess.run(x, shell=True)", "shell=True"),
+        ("torch.load(f)", "torch.load without weights_only=True"),
+        ("torch.load(f, weights_only=True)", None),
+        ("pickle.loads(x)", "pickle.loads"),
+        ("yaml.safe_load(x)", None),
+        ("net.eval()", None),
+    ],
+)
+def test_the_search_for_forbidden_calls_finds_them(text: str, verdict: str | None) -> None:
+    call = ast.parse(text, mode="eval").body
+    assert isinstance(call, ast.Call)
+    assert _forbidden(call) == verdict
+
+
+def test_every_package_folder_is_a_package() -> None:
+    # A folder without __init__.py loses to any installed package of the same name.
+    folders = {str(Path(name).parent) for name in python_files() if room_of(name) not in (None, "main")}
+    assert sorted(folder for folder in folders if f"{folder}/__init__.py" not in tracked()) == []
+
+
+def public_functions(nodes: list[ast.stmt]) -> Iterator[ast.FunctionDef]:
+    """Functions, and methods of classes, that can be called from outside; not those inside functions."""
+    for node in nodes:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            yield from public_functions(node.body)
+        elif isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+            yield from () if "overload" in map(ast.unparse, node.decorator_list) else (node,)
+
+
+def test_public_functions_say_what_they_do() -> None:
+    wrong = [
+        f"{name}:{node.lineno} {node.name}"
+        for name in python_files()
+        for node in public_functions(tree(name).body)
+        if not ast.get_docstring(node) and (node.end_lineno or 0) - node.lineno + 1 > 8
+    ]
+    assert wrong == []
+    assert [name for name in python_files() if tree(name).body and not ast.get_docstring(tree(name))] == []
+
+
+@pytest.mark.parametrize("name", [n for n in tracked() if n.endswith(".md")])
+def test_links_lead_somewhere(name: str) -> None:
+    text = re.sub(r"```.*?```", "", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    broken = []
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if not re.match(r"https?://|#|mailto:", target):
+            place = (ROOT / name).parent / target.split("#")[0]
+            broken += [] if place.exists() else [target]
+    assert broken == []
+
+
+def test_readme_stays_short() -> None:
+    assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 250
+
+
+def test_help_is_cheap() -> None:
+    code = (
+        "import sys, main\n"
+        "assert main.main(['--help']) == 0\n"
+        "heavy = {'torch', 'numpy', 'yaml', 'pydantic', 'av', 'cv2'} & set(sys.modules)\n"
+        "sys.exit(f'help imports {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) <= 24
+
+
+def test_no_path_of_one_machine_is_committed() -> None:
+    # Seed 004's own example names a cluster's /mnt/lustre; that file is kept as its authors wrote it.
+    pattern = re.compile(r"(?<![\w.~])/(?:home|root|Users|work|scratch)/\w")
+    wrong = []
+    for name in tracked():
+        data = (ROOT / name).read_bytes()
+        if b"\0" in data[:4096]:
+            continue
+        lines = data.decode("utf-8", errors="replace").splitlines()
+        wrong += [f"{name}:{i}: {line.strip()[:80]}" for i, line in enumerate(lines, 1) if pattern.search(line)]
+    assert wrong == []
