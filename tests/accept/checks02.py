@@ -103,22 +103,21 @@ class Rough:
         self.job = self.cluster.submit("train", self.exp, 2)
         self.wait_until_it_trains(0)
 
-    def wait_until_it_trains(self, starts: int) -> float:
-        """Until a new start has logged an iteration; how long that took."""
-        began = time.monotonic()
+    def wait_until_it_trains(self, starts: int) -> None:
+        """Until a new start has logged an iteration."""
         until(lambda: self.starts() > starts, 240, lambda: self.cluster.output(self.exp))
         lines = (self.exp / "log.txt").read_text().count("Iter: [")
         log = self.exp / "log.txt"
         until(lambda: log.read_text().count("Iter: [") > lines, 240, lambda: self.cluster.output(self.exp))
-        return time.monotonic() - began
 
     def event(self, name: str) -> None:
         """Let something happen, and wait until the run trains again."""
         time.sleep(self.chance.uniform(0.5, 4.0))
         starts, at = self.starts(), self.iteration()
+        began = time.monotonic()
         getattr(self, name)()
-        seconds = self.wait_until_it_trains(starts)
-        self.events.append({"event": name, "at": at, "seconds": round(seconds, 1)})
+        self.wait_until_it_trains(starts)
+        self.events.append({"event": name, "at": at, "seconds": round(time.monotonic() - began, 1)})
 
     def preempted(self) -> None:
         """A job of the urgent partition needs all nodes."""

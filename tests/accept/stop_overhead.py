@@ -1,0 +1,81 @@
+"""What the agreement to stop costs in a step of 100 ms on 2 ranks: the same steps with and without it, paired.
+
+`python tests/accept/stop_overhead.py` prints one JSON line. Each step is a sleep of 100 ms in place of the forward
+and backward pass (gloo's own threads run meanwhile, as the GPU would), an all-reduce of gradients, and the sum of
+the step's numbers; the side `with` carries the two wishes in it and looks at the answer, the side `without` sums the four numbers
+of a loop that cannot be stopped, the side `nothing` sums none. Sides take turns step by step in one process, so that all
+see the same machine.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+STEPS, STEP_SECONDS, GRADIENTS = 100, 0.100, 1_000_000
+SIDES = ("with", "without", "nothing")
+
+
+def measure(world, *, steps: int = STEPS, seconds: float = STEP_SECONDS) -> dict[str, list[float]]:  # noqa: ANN001
+    """Wall seconds and CPU seconds of each step of both sides, on this rank."""
+    import torch
+
+    from main import NUMBERS
+    from utils.signals import StopFlag
+
+    gradients = torch.zeros(GRADIENTS)
+    found = {name: [] for side in SIDES for name in (side, f"cpu {side}")}
+    with StopFlag() as stop:
+        for index in range(3 * steps):
+            side = SIDES[(index + index // 3) % 3]  # in the order a b c b c a c a b
+            world.barrier()
+            began, cpu = time.perf_counter(), time.process_time()
+            totals = torch.zeros(len(NUMBERS) if side == "with" else len(NUMBERS) - 2, dtype=torch.float64)
+            if side == "with":
+                totals[3:] = torch.tensor([0.0, stop.received, False])
+            pending = None if side == "nothing" else world.sum_async(totals)
+            time.sleep(seconds)
+            world.sum_(gradients)
+            values = pending.wait().tolist() if pending else []
+            if side == "with":
+                numbers = dict(zip(NUMBERS, values, strict=True))
+                assert numbers["stop"] + numbers["save"] == 0
+            found[side].append(time.perf_counter() - began)
+            found[f"cpu {side}"].append(time.process_time() - cpu)
+    return found
+
+
+def summary(found: dict[str, list[float]]) -> dict[str, float]:
+    """Overhead in per cent of the step: the median difference of neighbouring steps, wall and CPU."""
+    step = statistics.median(found["without"])
+
+    def more(side: str, than: str) -> float:
+        return statistics.median(a - b for a, b in zip(found[side], found[than], strict=True))
+
+    wall, cpu = more("with", "without"), more("cpu with", "cpu without")
+    return {
+        "step_ms": round(1000 * step, 3),
+        "overhead_us": round(1e6 * wall, 1),
+        "overhead_percent": round(100 * wall / step, 4),
+        "cpu_percent": round(100 * cpu / step, 4),
+        "against_no_sum_at_all_percent": round(100 * more("with", "nothing") / step, 4),
+        "pairs": len(found["with"]),
+    }
+
+
+def main() -> dict[str, float]:
+    """Run both ranks; the worse of them counts."""
+    from tests.ranks import run_ranks
+
+    both = [summary(found) for found in run_ranks(__file__, "measure", 2, timeout=280)]
+    return max(both, key=lambda one: one["overhead_percent"])
+
+
+if __name__ == "__main__":
+    print(json.dumps(main()))
