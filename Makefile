@@ -41,7 +41,7 @@ demo: $(VENV)/installed
 	@$(PY) -m anal_tools.demo_summary $(DEMO)
 
 test: lint
-	@$(PY) -m pytest
+	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=15
 
 lint: $(VENV)/installed-dev
 	@$(PY) -m ruff check .

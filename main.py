@@ -13,7 +13,7 @@ import functools
 import importlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
         from utils import checkpoint, lr_schedule, optim
         from utils.log import Meter
 
-        cfg, log, last = run.cfg, run.log, run.cfg.lr_scheduler.max_iter
+        cfg, log, last = run.cfg, run.log, run.last
         if run.validated_step == last:
             log.line(f"nothing to do: this run finished at iteration {last}; train with --fresh to start it anew")
             return 0
@@ -110,7 +110,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
         # Owed: the process that saved this step was killed before its validation ended.
         if run.owes_validation() and run.validate(score, stop):
             return run.stopped(stop)
-        for step, micro_batches in loader:
+        for step, micro_batches in run.watch.steps(loader, run.names):
             lr = lr_schedule.lr_at(step, **run.schedule())
             optim.set_lr(run.optimizer, lr)
             save_is_due = run.world.is_main and time.monotonic() - saved_at > 60 * cfg.save_minutes
@@ -129,7 +129,8 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
                 run.note_bad(event)
             if run.step % cfg.print_freq == 0:
                 log.training(run.step, last, meters, lr=lr, clips=run.shards.global_batch)
-            validates = run.step % cfg.val_freq == 0 or run.step == last
+                run.pace.report(data=meters["data"].average, step=meters["time"].average)
+            validates = run.is_at_validation()
             if validates or numbers["save"] or numbers["stop"]:
                 run.save(checkpoint.LATEST)
                 saved_at = time.monotonic()
@@ -176,10 +177,9 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
             if lam != 1.0:
                 clips = mixup.mix(clips, lam)
             with autocast(cfg.precision, world.device):
-                logits = run.model(clips)  # (B, K)
-            value = loss.classification_loss(
-                logits, batch.labels, label_smooth=cfg.label_smooth, weights=batch.weights, lam=lam
-            )
+                answer = run.pace.forward(run.model, clips)  # (B, K), or an object with logits and aux of that shape
+            targets = {"label_smooth": cfg.label_smooth, "weights": batch.weights, "lam": lam}
+            value, logits = loss.training_loss(answer, batch.labels, **targets)
             losses[batch.shards] = value.detach()
             share = len(batch.shards) / shards.total  # of the global batch; DDP averages over ranks, we mean the sum
             with torch.no_grad():
@@ -192,9 +192,10 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
             run.scaler.scale(value * (share * world.size)).backward()
         run.statistics.after_micro_batch(index)
     assert pending is not None, "a rank has at least one micro-batch"
-    numbers = dict(zip(NUMBERS, pending.wait().tolist(), strict=True))
+    numbers: dict[str, float] = dict(zip(NUMBERS, pending.wait().tolist(), strict=True))
     if numbers["non_finite"]:
         raise run.non_finite(step, {shards: value.item() for shards, value in losses.items()}, order.sample_at)
+    run.watch.phase("optimiser step", step)
     optim.apply(run.optimizer, run.scaler, max_norm=cfg.clip_grad)
     run.statistics.after_step()
     return numbers
@@ -214,6 +215,7 @@ def validate(
     clips_per_forward: int = 32,
     keep: Callable[[Any, torch.Tensor | None], None] | None = None,
     stop: signals.StopFlag | None = None,
+    earlier: Iterable[tuple[int, torch.Tensor | None]] = (),
 ) -> dict[str, float] | None:
     """Score every video of `loader` exactly once over all ranks.
 
@@ -224,6 +226,7 @@ def validate(
         normalise: uint8 (N, T, H, W, C) -> float (N, C, T, H, W).
         clips_per_forward: views that go through the network at once.
         keep: called with (item, logits (V, K) float32 on the CPU, None for a failed video).
+        earlier: (label, logits (V, K)) of videos that were scored before and count too; each on one rank only.
 
     Returns:
         num_videos, failed, top1, top5, mean_class_accuracy (per cent), loss; None when stopped by a signal.
@@ -235,6 +238,8 @@ def validate(
 
     net.eval()
     tally = metrics.Tally(num_class, device=world.device)
+    for label, logits in earlier:
+        tally.add(label, logits)
     with torch.inference_mode():
         for items in rounds(loader, clips_per_forward):  # empty on a rank that has run out of videos
             clips = [views for _, views in items if views is not None]
@@ -313,7 +318,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
             for line in [*found.messages, *checkpoint.check_resume(found.state, differences, hashes)]:
                 run_log.line(line)
         parts = build_model(cfg, world, shards, state)
-        run = Run(cfg, world, shards, folder, run_log, *lists, class_names, *parts, stack=stack, step=step)
+        run = Run(cfg, world, shards, folder, run_log, lists[0], lists[1], class_names, **parts, stack=stack, step=step)
         if not state:
             run_log.line(getattr(run.net, "pretrained_note", "") or "initial weights: random")
         else:
@@ -331,6 +336,7 @@ def train_loader(run: Run) -> TrainLoader:
         run.cfg, "train", run.world, run.shards, start=run.step, records=run.train_records, replay=run.late_samples()
     )
     run.stack.callback(training.close)
+    run.watch_over(training)
     return training
 
 
@@ -341,7 +347,10 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
     from utils.run import autocast, dtype_of
 
     wanted = run.cfg.augmentation
-    with loader.build(run.cfg, "val", run.world, records=run.val_records) as videos:
+    with (
+        loader.build(run.cfg, "val", run.world, records=run.val_records) as videos,
+        run.watch.during("validation", None, videos.being_read),
+    ):
         return validate(
             run.net,
             videos,
@@ -352,12 +361,13 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
             ),
             autocast=lambda: autocast(run.cfg.precision, run.world.device),
             clips_per_forward=run.cfg.batch_size,
+            keep=run.watch.passing(),
             stop=stop,
         )
 
 
-def build_model(cfg: Config, world: World, shards: ShardPlan, state: dict[str, Any] | None) -> tuple:
-    """(net, model, optimiser, scaler, BN statistics) of the config, filled from a checkpoint's state if any."""
+def build_model(cfg: Config, world: World, shards: ShardPlan, state: dict[str, Any] | None) -> dict[str, Any]:
+    """The parts of a `Run` that hold tensors, built from the config and filled from a checkpoint's state if any."""
     import torch
 
     import methods
@@ -379,10 +389,10 @@ def build_model(cfg: Config, world: World, shards: ShardPlan, state: dict[str, A
         statistics.load_group_state(state["group_statistics"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
-    model = torch.compile(net) if cfg.compile else net
+    model: Any = torch.compile(net) if cfg.compile else net
     if world.size > 1:
         model = dist.data_parallel(model, world)
-    return net, model, optimizer, scaler, statistics
+    return {"net": net, "model": model, "optimizer": optimizer, "scaler": scaler, "statistics": statistics}
 
 
 if __name__ == "__main__":

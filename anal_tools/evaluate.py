@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,9 @@ def evaluate(
     """
     from anal_tools import results
     from datasets import loader
-    from datasets.class_names import read_class_names
     from datasets.records import Records
-    from utils import checkpoint, config, dist, run_dir, signals, transforms
-    from utils.run import STOPPED, autocast, dtype_of
+    from utils import checkpoint, config, dist, run_dir, signals
+    from utils.run import STOPPED, autocast
 
     cfg = config.load(exp, overrides)
     config.check_files(cfg)
@@ -61,46 +61,104 @@ def evaluate(
         records = Records.load(Path(cfg.val_source), cfg.val_root, num_class=cfg.model.num_class)
         state = checkpoint.load(weights)
         net = build_for_evaluation(cfg, state, weights, world)
-        videos = loader.build(cfg, "val", world, records=records)
+        folder = exp / "results" / name
+        lock = stack.enter_context(contextlib.closing(run_dir.RunDir(exp, f"eval-{name}")))
+        world.on_main(lock.lock)
+        weights_hash = checkpoint.file_hash(weights) if world.is_main else ""
+        earlier = Earlier(world, folder, len(records), identity(cfg, records, weights_hash))
+        videos = loader.build(cfg, "val", world, records=records, skip=earlier.done)
         stack.callback(videos.close)
         stop = stack.enter_context(signals.StopFlag())
-        folder = exp / "results" / name
-        lock = run_dir.RunDir(exp, f"eval-{name}")
-        world.on_main(lock.lock)
-        stack.callback(lock.close)
-        world.on_main(lambda: results.clear_parts(folder))
-        writer = results.PartWriter(folder, world.rank)
-        colour = {"mean": cfg.augmentation.mean, "std": cfg.augmentation.std}
+        writer = results.PartWriter(folder, world.rank, start=earlier.starts)
         metrics = validate(
             net,
             videos,
             world=world,
             num_class=cfg.model.num_class,
-            normalise=lambda clips: transforms.normalise(clips, **colour, dtype=dtype_of(cfg.precision)),
+            normalise=normaliser(cfg),
             autocast=lambda: autocast(cfg.precision, world.device),
             clips_per_forward=cfg.batch_size,
             keep=writer.keep,
             stop=stop,
+            earlier=earlier.logits(records.labels),
         )
+        writer.flush()
         if metrics is None:
             return STOPPED
-        writer.flush()
         world.barrier()
-        summary = {
-            "protocol": protocol(videos.spec),
-            "list": str(cfg.val_source),
-            "list_hash": records.list_hash,
-            "weights": str(weights),
-            "weights_hash": checkpoint.file_hash(weights) if world.is_main else "",
-            "step": state.get("step"),
-            "metrics": metrics,
-            "class_names": read_class_names(config.class_names_file(cfg), cfg.model.num_class),
-            "seconds": round(time.monotonic() - started, 3),
-            "ranks": world.size,
-        }
+        summary = about(cfg, videos.spec, records, weights, state.get("step"))
+        summary |= {"weights_hash": weights_hash, "metrics": metrics, "ranks": world.size}
+        summary["seconds"] = round(time.monotonic() - started, 3)
         ids = [records.path(i) for i in range(len(records))]
         world.on_main(lambda: report(folder, ids, records.labels, summary))
     return 0
+
+
+def normaliser(cfg: Any) -> Callable[[Any], Any]:
+    """What turns uint8 clips (N, T, H, W, C) into the network's input, with the config's colours."""
+    from utils import transforms
+    from utils.run import dtype_of
+
+    colour = {"mean": cfg.augmentation.mean, "std": cfg.augmentation.std}
+    return functools.partial(transforms.normalise, **colour, dtype=dtype_of(cfg.precision))
+
+
+def about(cfg: Any, spec: Any, records: Any, weights: Path, step: int | None) -> dict[str, Any]:
+    """What was evaluated, on what and how."""
+    from datasets.class_names import read_class_names
+    from utils import config
+
+    return {
+        "protocol": protocol(spec),
+        "list": str(cfg.val_source),
+        "list_hash": records.list_hash,
+        "weights": str(weights),
+        "step": step,
+        "class_names": read_class_names(config.class_names_file(cfg), cfg.model.num_class),
+    }
+
+
+def identity(cfg: Any, records: Any, weights_hash: str) -> dict[str, Any]:
+    """What makes an evaluation the same as one that was stopped or killed: weights, list, views, precision, colours."""
+    from datasets.plan import eval_spec
+
+    what = {"weights": weights_hash, "list": records.list_hash, "precision": cfg.precision}
+    return what | {"views": eval_spec(cfg).to_json(), "colour": [cfg.augmentation.mean, cfg.augmentation.std]}
+
+
+class Earlier:
+    """What an evaluation that was stopped or killed has left. Every rank makes one: rank 0 looks and tells the others.
+
+    Attributes:
+        starts: how often this evaluation was started before.
+        done: samples that need not be scored again.
+    """
+
+    def __init__(self, world: Any, folder: Path, videos: int, key: dict[str, Any]) -> None:
+        import torch
+
+        from anal_tools import results
+
+        self.world, self.parts = world, []
+        message = torch.zeros(videos + 1, dtype=torch.int64)
+        if world.is_main:
+            message[0], self.parts = results.earlier_parts(folder, key, videos)
+            for part in self.parts:
+                message[1 + torch.from_numpy(part["samples"])] = 1
+        message = world.broadcast_(message.to(world.device)).cpu()
+        self.starts, self.done = int(message[0]), set(message[1:].nonzero().flatten().tolist())
+        if world.is_main and self.done:
+            print(f"going on: {len(self.done)} of {videos} videos were scored before", flush=True)
+
+    def logits(self, labels: Any) -> Iterator[tuple[int, Any]]:
+        """(label, logits (V, K) or None) of each video that is done; on rank 0 only, so that each counts once."""
+        import torch
+
+        for part in self.parts:
+            good = iter(part["logits"])
+            for sample, why in zip(part["samples"], part["failed"], strict=True):
+                scores = None if why else torch.from_numpy(next(good)).to(self.world.device)
+                yield int(labels[sample]), scores
 
 
 def protocol(spec: Any) -> dict[str, Any]:

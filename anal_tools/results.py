@@ -10,13 +10,16 @@
 * `views.json`: for each view its clip, crop box and flip on the first video
 
 and `results/<name>.json` the protocol, the hashes of list and weights, the counts and the metrics. While the evaluation
-runs, each rank appends part files; rank 0 merges them and only then writes the JSON: its presence means complete.
+runs, each rank appends part files (an evaluation that was stopped or killed goes on from them); rank 0 merges them and
+only then writes the JSON: its presence means complete.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import time
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +28,8 @@ from typing import Any
 import numpy as np
 
 from utils.faults import UserError
+
+PART_SECONDS = 60.0  # a killed evaluation has lost at most this much work
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,11 @@ class Results:
 class PartWriter:
     """One rank's share of the results, appended to part files while the evaluation runs."""
 
-    def __init__(self, folder: Path, rank: int, *, videos_per_part: int = 512) -> None:
+    def __init__(self, folder: Path, rank: int, *, start: int = 0, videos_per_part: int = 512) -> None:
+        """`start`: how often this evaluation was started before, so that no earlier part is overwritten."""
         self.folder, self.rank, self.size = folder, rank, videos_per_part
         self.rows: list[dict[str, np.ndarray]] = []
-        self.number = 0
+        self.start, self.number, self.flushed = start, 0, time.monotonic()
 
     def keep(self, item: Any, logits: Any | None) -> None:
         """Remember one video; `item` is a VideoItem, `logits` (V, K) on any device or None for one that failed."""
@@ -85,11 +91,12 @@ class PartWriter:
             row["logits"] = logits.float().cpu().numpy()
             row["frames"] = item.plan.frames[item.plan.clip_rows].astype(np.int32)  # (V, T)
         self.rows.append(row)
-        if len(self.rows) >= self.size:
+        if len(self.rows) >= self.size or time.monotonic() - self.flushed > PART_SECONDS:
             self.flush()
 
     def flush(self) -> None:
         """Write the remembered rows as one part file; a torn file never gets its final name."""
+        self.flushed = time.monotonic()
         if not self.rows:
             return
         good = [row for row in self.rows if "logits" in row]
@@ -99,7 +106,7 @@ class PartWriter:
             "logits": np.stack([row["logits"] for row in good]) if good else np.zeros((0, 0, 0), np.float32),
             "frames": np.stack([row["frames"] for row in good]) if good else np.zeros((0, 0, 0), np.int32),
         }
-        final = self.folder / f"part-{self.rank:04d}-{self.number:06d}.npz"
+        final = self.folder / f"part-{self.start:04d}-{self.rank:04d}-{self.number:06d}.npz"
         temporary = final.with_suffix(".tmp")
         with temporary.open("wb") as file:
             np.savez(file, **arrays)
@@ -107,12 +114,50 @@ class PartWriter:
         self.rows, self.number = [], self.number + 1
 
 
-def clear_parts(folder: Path) -> None:
-    """Remove what an earlier, unfinished evaluation of this name left."""
+def earlier_parts(folder: Path, key: dict[str, Any], videos: int) -> tuple[int, list[dict[str, np.ndarray]]]:
+    """What an unfinished evaluation of this name left, if it was the same evaluation; else the folder is emptied.
+
+    Args:
+        key: what makes it the same: hashes of weights and list, protocol, precision.
+        videos: length of the list.
+
+    Returns:
+        How often it was started before, and its complete part files as arrays; no video is in two of them.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     folder.with_suffix(".json").unlink(missing_ok=True)
-    for path in [*folder.glob("part-*.npz"), *folder.glob("part-*.tmp")]:
-        path.unlink()
+    note, text = folder / "parts.json", json.dumps(key, sort_keys=True)
+    try:
+        before = json.loads(note.read_text("utf-8"))
+        same, start = before["key"] == text, int(before["starts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        same, start = False, 0
+    seen, parts = np.zeros(videos, bool), []
+    for path in [*folder.glob("part-*.tmp"), *sorted(folder.glob("part-*.npz"))]:
+        part = _read_part(path, seen) if same and path.suffix == ".npz" else None
+        if part is None:
+            path.unlink()
+        else:
+            seen[part["samples"]] = True
+            parts.append(part)
+    start = start + 1 if same else 0
+    temporary = note.with_suffix(".json.tmp")
+    temporary.write_text(json.dumps({"key": text, "starts": start}) + "\n", "utf-8")
+    os.replace(temporary, note)
+    return start, parts
+
+
+def _read_part(path: Path, seen: np.ndarray) -> dict[str, np.ndarray] | None:
+    """The arrays of a part file; None if it is damaged or names a video that is not new."""
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            part = {name: file[name] for name in ("samples", "failed", "logits")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    samples = part["samples"]
+    fits = len(samples) == len(part["failed"]) and len(part["logits"]) == int((part["failed"] == "").sum())
+    whole = fits and bool(((samples >= 0) & (samples < len(seen))).all()) and len(np.unique(samples)) == len(samples)
+    return part if whole and not seen[samples].any() else None
 
 
 def merge(folder: Path, ids: Sequence[str], labels: np.ndarray, summary: dict[str, Any]) -> dict[str, str]:
@@ -134,7 +179,7 @@ def merge(folder: Path, ids: Sequence[str], labels: np.ndarray, summary: dict[st
         good = part["failed"] == ""
         logits[part["samples"][good]] = part["logits"]
         frames[part["samples"][good]] = part["frames"]
-        failed |= {ids[i]: str(why) for i, why in zip(part["samples"][~good], part["failed"][~good], strict=True)}
+        failed |= {ids[int(i)]: str(why) for i, why in zip(part["samples"][~good], part["failed"][~good], strict=True)}
     (folder / "ids.txt").write_text("".join(json.dumps(name) + "\n" for name in ids), "utf-8")
     for name, array in (
         ("labels", np.asarray(labels, dtype=np.int32)),
@@ -147,8 +192,8 @@ def merge(folder: Path, ids: Sequence[str], labels: np.ndarray, summary: dict[st
     temporary = folder.with_suffix(".json.tmp")
     temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="surrogateescape")
     os.replace(temporary, folder.with_suffix(".json"))
-    for path in folder.glob("part-*.npz"):
-        path.unlink()
+    for path in [*folder.glob("part-*.npz"), folder / "parts.json"]:
+        path.unlink(missing_ok=True)
     return failed
 
 

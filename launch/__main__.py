@@ -1,4 +1,4 @@
-"""`python -m launch train|eval EXP PARTITION N`: check the experiment, then start its ranks.
+"""`python -m launch train|eval EXP PARTITION N`: check the experiment, then start its ranks; and verbs for jobs.
 
 What is wrong with the config or its list files is said here, before anything is started.
 """
@@ -10,17 +10,29 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from launch import local
-from utils import config
-from utils.faults import UserError, did_you_mean
+from launch import collect, jobs, local, slurm, snapshot, sweep, verbs
+from launch.cluster import minutes
+from utils import config, run_dir
+from utils.faults import UserError
+from utils.log import utc_stamp
 
-VERBS = ("train", "eval")
+STARTS = ("train", "eval")
+VERBS = {**verbs.VERBS, "sweep": sweep.main, "collect": collect.main}
+FIELDS = ("exclude", "constraint", "qos", "account", "nodelist", "dependency")
+SWITCHES = {
+    "dry_run": "print the script, a task's command and the resolved config; submit nothing",
+    "follow": "print the log until the job has ended",
+    "force": "submit although a job of this experiment waits or runs",
+}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Start one verb; a `UserError` becomes one text on stderr and exit code 2."""
+    """Do one verb; a `UserError` becomes one text on stderr and exit code 2."""
     try:
+        if argv and argv[0] in VERBS:
+            return VERBS[argv[0]](argv[1:])
         return launch(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -29,38 +41,78 @@ def main(argv: Sequence[str]) -> int:
 
 def launch(argv: Sequence[str]) -> int:
     """Check the request and hand it to the launcher of its partition; returns the ranks' exit code."""
-    parser = argparse.ArgumentParser(
-        prog="launch",
-        description="Start training or evaluation of an experiment folder.",
-        epilog="All other options go to the verb as they are: see `python main.py train --help` and `eval --help`.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("verb", choices=VERBS)
-    parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
-    parser.add_argument("partition", metavar="PARTITION", help="where to run: local = this machine")
-    parser.add_argument("ranks", metavar="N", type=int, help="processes, one per GPU; 0 = one process without a GPU")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
-    args, rest = parser.parse_known_args(argv)
+    args, rest = _parser().parse_known_args(argv)
     if args.ranks < 0:
         raise UserError(f"N must be 0 or more, not {args.ranks}")
-    if args.partition != "local":
-        raise UserError(_elsewhere(args.partition, args.verb, args.exp, args.ranks))
+    sets = [word for override in args.set for word in ("--set", override)]
+    exp = os.path.abspath(args.exp)
+    words = [args.verb, exp, *sets, *(word for word in rest if word != "--")]
+    flags = {name: getattr(args, name) for name in (*FIELDS, "time")}
+    if args.partition == "local":
+        given = [name for name in (*flags, *SWITCHES) if getattr(args, name)]
+        if given:
+            raise UserError(f"--{given[0].replace('_', '-')} is for a partition of SLURM; `local` is this machine")
+        _load(args, rest)
+        return local.run(words, args.ranks)
+    wanted = slurm.request(args.verb, args.exp, args.partition, args.ranks, words, flags, ask=not args.dry_run)
+    cfg = _load(args, rest)
+    if args.dry_run:
+        from utils.config.verb import as_yaml
+
+        print(f"{slurm.dry_run(wanted)}\n\n# the resolved config\n{as_yaml(cfg)}")
+        return 0
+    return _submit(wanted, force=args.force, follow=args.follow)
+
+
+def _submit(wanted: slurm.Request, *, force: bool, follow: bool) -> int:
+    """Submit one job and note it in the experiment's list."""
+    exp = Path(wanted.exp)
+    live = {} if force else jobs.live(exp, wanted.verb) if wanted.verb == "train" else {}
+    for job, state in live.items():
+        raise UserError(
+            f"{exp}: job {job} of this experiment is {state}; two would write the same checkpoint. "
+            f"`python -m launch cancel {exp}` ends it, --force submits all the same"
+        )
+    code = snapshot.take(exp / "jobs" / "code")
+    job = slurm.submit(wanted, str(code))
+    row: dict[str, Any] = {"job": job, "verb": wanted.verb, "partition": wanted.partition, "ranks": wanted.ranks}
+    row |= {"nodes": wanted.nodes, "time": utc_stamp(), "revision": run_dir.revision(code), "code": str(code)}
+    jobs.record(exp, row | {"words": list(wanted.words)})
+    shape = f"{wanted.nodes} node(s) x {wanted.tasks} rank(s)"
+    print(f"submitted job {job} to {wanted.partition}: {shape}; its log: {verbs.output(exp, job)}")
+    if follow:
+        return verbs.follow(exp, job)
+    print(f"python -m launch status|log|cancel|requeue {exp}")
+    return 0
+
+
+def _load(args: argparse.Namespace, rest: Sequence[str]) -> config.Config:
     cfg = config.load(args.exp, args.set)
     own_list = any(word.split("=")[0] == "--list" for word in rest)  # eval on another list than the config's
     config.check_files(cfg, ("train", "val") if args.verb == "train" else () if own_list else ("val",))
-    sets = [word for override in args.set for word in ("--set", override)]
-    exp = os.path.abspath(args.exp)
-    return local.run([args.verb, exp, *sets, *(word for word in rest if word != "--")], args.ranks)
+    return cfg
 
 
-def _elsewhere(partition: str, verb: str, exp: Path, ranks: int) -> str:
-    near = did_you_mean(partition, ["local"])
-    return (
-        f"no partition called {partition}{near}: this version starts runs on this machine only (PARTITION = local). "
-        "Inside a SLURM job main.py joins the ranks that srun starts: "
-        f"srun -p {partition} -n {max(ranks, 1)} --ntasks-per-node=GPUS_PER_NODE --gres=gpu:GPUS_PER_NODE "
-        f"--kill-on-bad-exit=1 python {local.ROOT / 'main.py'} {verb} {exp}"
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch",
+        description="Start training or evaluation of an experiment folder.",
+        epilog="All other options go to the verb as they are: see `python main.py train --help` and `eval --help`. "
+        f"Further verbs: {', '.join(VERBS)} (each with --help).",
+        allow_abbrev=False,
     )
+    parser.add_argument("verb", choices=STARTS)
+    parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
+    parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of SLURM")
+    parser.add_argument("ranks", metavar="N", type=int, help="processes, one per GPU; local 0 = one without a GPU")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+    group = parser.add_argument_group("on a partition of SLURM")
+    group.add_argument("--time", type=minutes, help="time limit, such as 90 (minutes), 12:00:00 or 3-00:00")
+    for name in FIELDS:
+        group.add_argument(f"--{name}", help=f"sbatch's --{name}")
+    for name, text in SWITCHES.items():
+        group.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
+    return parser
 
 
 if __name__ == "__main__":

@@ -147,7 +147,7 @@ class _Agent:
             return 2
         others = [code for code in codes.values() if code not in (0, 75)]
         if others:
-            return others[0]
+            return max(others, key=lambda code: code != 1)  # 1 is also what is left when another rank is lost
         if len(codes) < self.ranks:  # a rank was killed, or never came so far
             return 128 + self.signal if self.signal else (self.process.returncode or 1)
         return 75 if 75 in codes.values() else 0

@@ -72,3 +72,17 @@ def _gpus_present() -> int:
         pass
     folder = Path("/proc/driver/nvidia/gpus")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
+
+
+def start_ticks(pid: int) -> int:
+    """When a process started, in clock ticks since boot; -1 if there is none, or only its unreaped rest."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return -1
+    return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+def is_running(pid: object, ticks: object) -> bool:
+    """True if the process that had this id at this start still runs on this machine."""
+    return isinstance(pid, int) and isinstance(ticks, int) and ticks >= 0 and start_ticks(pid) == ticks

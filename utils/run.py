@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils import checkpoint, config, log, run_dir
+from utils import checkpoint, config, log, pace, run_dir, watchdog
 from utils.faults import AgreedError
 from utils.signals import StopFlag
 
 if TYPE_CHECKING:
     from datasets.bad_media import BadEvent
     from datasets.records import Records
-    from datasets.train_loader import Batch
+    from datasets.train_loader import Batch, TrainLoader
     from utils.config import Config
     from utils.dist import World
     from utils.log import RunLog
@@ -85,7 +85,7 @@ class Run:
     val_records: Records
     class_names: list[str]
     net: torch.nn.Module  # the model itself
-    model: torch.nn.Module  # the same as training calls it: compiled and wrapped for DDP where asked
+    model: Any  # the same as training calls it: compiled and wrapped for DDP where asked
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     statistics: Statistics
@@ -94,6 +94,23 @@ class Run:
     validated_step: int = -1  # the last step whose validation was completed
     best_prec1: float = -1.0  # per cent; -1: never validated
     window: dict[str, list[float]] = field(default_factory=dict)  # last print_freq values of the logged meters
+
+    def __post_init__(self) -> None:
+        limit = 60 * self.cfg.watchdog_minutes
+        self.watch = watchdog.Watchdog(
+            self.folder.exp, seconds=limit, rank=self.world.rank, ranks=self.world.size, say=self.log.event
+        )
+        self.pace = pace.Pace(self.world, self.shards, self.log.line, self.watch.who)
+
+    def watch_over(self, loader: TrainLoader) -> None:
+        """Wake the watchdog, until the run ends."""
+        self.watch.phase("start", self.step, loader.being_read)
+        self.stack.enter_context(self.watch)
+
+    def names(self, micro_batches: list[Batch]) -> list[str]:
+        """The clips of this rank's share of a global batch, for the watchdog."""
+        samples = [sample for batch in micro_batches for sample in batch.samples]
+        return [f"sample {sample}: {self.train_records.path(sample)}" for sample in samples]
 
     def schedule(self) -> dict[str, Any]:
         """Keyword arguments of `lr_schedule.lr_at`."""
@@ -107,10 +124,20 @@ class Run:
         drawn = {"flip": batch.flip, "jitter": batch.jitter, "erase": batch.erase}
         return drawn | {"mean": wanted.mean, "std": wanted.std, "dtype": dtype_of(self.cfg.precision)}
 
+    @property
+    def last(self) -> int:
+        """The last iteration of the run."""
+        assert self.cfg.lr_scheduler.max_iter is not None, "lengths were resolved at the start"
+        return self.cfg.lr_scheduler.max_iter
+
+    def is_at_validation(self) -> bool:
+        """True when the run validates after the iteration that is finished now."""
+        assert self.cfg.val_freq is not None, "lengths were resolved at the start"
+        return self.step % self.cfg.val_freq == 0 or self.step == self.last
+
     def owes_validation(self) -> bool:
         """True when this step was saved, but the process ended before its validation did."""
-        at_validation = self.step % self.cfg.val_freq == 0 or self.step == self.cfg.lr_scheduler.max_iter
-        return self.step > 0 and at_validation and self.validated_step < self.step
+        return self.step > 0 and self.is_at_validation() and self.validated_step < self.step
 
     def validate(self, score: Callable[[StopFlag], dict[str, float] | None], stop: StopFlag) -> bool:
         """Validate with `score`, log the numbers, keep the checkpoint if it is the best so far.
@@ -131,6 +158,10 @@ class Run:
 
     def save(self, name: str) -> None:
         """Write a checkpoint. Every rank must call this: group statistics are gathered, then rank 0 writes."""
+        with self.watch.during(f"writing {name}"):
+            self._save(name)
+
+    def _save(self, name: str) -> None:
         self.statistics.for_evaluation()
         state = {
             "model": self.net.state_dict(),

@@ -14,6 +14,8 @@ from utils.faults import UserError, fail_point
 # process killed in between leaves either the old run or none. jobs/ stays: it holds our own lock and scheduler output.
 _OF_A_RUN = ("report", "results", "events", "log.txt", "ckpt_best.pth.tar", "ckpt_prev.pth.tar", "ckpt.pth.tar")
 
+REVISION_FILE = "REVISION"  # in the copy of the code that a job runs from; launch/snapshot.py writes it
+
 
 class RunDir:
     """One experiment folder.
@@ -105,6 +107,8 @@ def revision(root: Path | None = None) -> str:
         root: the folder that holds main.py; default: ours.
     """
     root = (root or Path(__file__).parents[1]).resolve()
+    if (root / REVISION_FILE).is_file():
+        return (root / REVISION_FILE).read_text(encoding="utf-8").strip()
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
 
     def git(*arguments: str) -> list[str]:

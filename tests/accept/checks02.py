@@ -212,8 +212,8 @@ def preempted_evaluation(work: Path) -> dict:
     data = demo_videos(work / "eval-data", 64, 24)
     lists = [(data / "lists" / name).read_text() for name in ("val.txt", "train.txt")]
     (data / "lists/all.txt").write_text("".join(lists))
-    exp = small_experiment(work / "evaluation", data, steps=4, val_freq=4)
-    train(exp, 0, "common.lr_scheduler.warmup_steps=1")
+    exp = small_experiment(work / "evaluation", data, steps=6, val_freq=6)
+    train(exp, 0)
     words = ["--list", str(data / "lists/all.txt"), "--set", "common.val_dense=True"]
     words += ["--set", "common.augmentation.input_size=96", "--set", "common.augmentation.test_resize=112"]
     alone = evaluate(exp, 1, *words, "--name", "alone")

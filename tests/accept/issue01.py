@@ -34,6 +34,7 @@ def demo() -> dict:
     ):
         files = (data, data / f"lists/train{lists}.txt", data, data / f"lists/val{lists}.txt")
         sets = [f"{key}={value}" for key, value in zip(places, files, strict=True)]
+        sets.append(f"common.data.class_names={data}/lists/classInd{lists}.txt")
         for seed in seeds:
             exp = copy_experiment(source, work / f"{kind}-{seed}")
             started = time.monotonic()

@@ -43,7 +43,9 @@ def exp(tmp_path: Path) -> Path:
 
 
 def run(argv: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """A command on a machine that has no SLURM, or one that does not answer."""
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    plain["SLURM_CONF"] = "/dev/null"
     return subprocess.run(argv, cwd=cwd, env=plain | env, capture_output=True, text=True, timeout=60)
 
 
@@ -77,6 +79,7 @@ def test_words_that_reach_main(exp: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_refusals_start_nothing(
     exp: Path, words: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
+    monkeypatch.setenv("SLURM_CONF", "/dev/null")
     monkeypatch.setattr(local, "run", lambda *_: pytest.fail("started"))
     assert launcher.main([word.replace("{exp}", str(exp)) for word in words]) == 2
     errors = capsys.readouterr().err
@@ -101,7 +104,8 @@ def test_shipped_scripts_are_what_new_writes(script: Path) -> None:
     done = run([str(script), "nowhere", "1"], Path("/"))
     assert done.returncode == 2
     assert "no partition called nowhere" in done.stderr
-    assert str(script.parent) in done.stderr
+    done = run([str(script), "nowhere", "1", "--dry-run"], Path("/"))
+    assert str(script.parent) in done.stdout + done.stderr
 
 
 def test_the_command_that_seed_004_types() -> None:
@@ -111,7 +115,9 @@ def test_the_command_that_seed_004_types() -> None:
     )
     done = run([typed, "VI_SP_VA_1080TI", "32"], ROOT)
     assert done.returncode == 2
-    assert "srun -p VI_SP_VA_1080TI -n 32" in done.stderr
+    assert "no partition called VI_SP_VA_1080TI" in done.stderr
+    done = run([typed, "VI_SP_VA_1080TI", "32", "--dry-run"], ROOT)
+    assert "there is no list file" in done.stderr
 
 
 def test_new_folder_anywhere_works_from_anywhere(exp: Path, tmp_path: Path) -> None:

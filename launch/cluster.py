@@ -1,0 +1,264 @@
+"""What SLURM may be asked for: `cluster.yaml` and the flags, every field against an allow-list.
+
+What is special: a text that passes here stands in an sbatch script. So a field holds the characters that SLURM's own
+syntax needs and no other: no space, no quote, no newline, no `;`, `$`, `` ` ``. The lines of `setup` are the site's
+own shell and are taken as they stand.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from utils.config import yaml_lines
+from utils.faults import UserError, did_you_mean
+
+SHIPPED = Path(__file__).with_name("cluster.yaml")
+MOST_MINUTES = 366 * 24 * 60
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,127}")
+_PATTERNS = {
+    "partition": (_NAME, "letters, digits and _ . + @ -"),
+    "account": (_NAME, "letters, digits and _ . + @ -"),
+    "qos": (_NAME, "letters, digits and _ . + @ -"),
+    "reservation": (_NAME, "letters, digits and _ . + @ -"),
+    "wckey": (_NAME, "letters, digits and _ . + @ -"),
+    "gpu_type": (_NAME, "letters, digits and _ . + @ -"),
+    "mem": (re.compile(r"[1-9][0-9]{0,9}[KMGT]?"), "memory of a whole node, such as 240G"),
+    "nodelist": (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]{0,4095}"), "host names, such as n1,n[4-7]"),
+    "exclude": (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]{0,4095}"), "host names, such as n1,n[4-7]"),
+    "constraint": (re.compile(r"[A-Za-z0-9_(\[][A-Za-z0-9_.:=&|*,()\[\]-]{0,511}"), "features, such as volta&ib"),
+    "dependency": (
+        re.compile(
+            r"(?:singleton|(?:after|afterany|afterok|afternotok|afterburstbuffer|aftercorr)(?::[0-9]+(?:_[0-9]+)?(?:\+[0-9]+)?)+)"
+            r"(?:[,?](?:singleton|(?:after|afterany|afterok|afternotok|afterburstbuffer|aftercorr)(?::[0-9]+(?:_[0-9]+)?(?:\+[0-9]+)?)+))*"
+        ),
+        "such as afterok:1234 or singleton",
+    ),
+}
+_INTEGERS = {
+    "gpus_per_node": (1, 64),
+    "cpus_per_gpu": (1, 512),
+    "time": (1, MOST_MINUTES),
+    "signal_seconds": (10, 3600),
+    "max_restarts": (0, 100_000),
+    "max_stalled": (1, 1000),
+}
+_CHOICES = {"gpu_request": ("gpus-per-node", "gres", "none")}
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """One partition's settings: `defaults`, changed by `partitions.NAME`, changed by the flags.
+
+    Attributes:
+        gpus_per_node: GPUs, and so ranks, of one node.
+        cpus_per_gpu: CPU cores of each rank.
+        mem: memory of a whole node; a request for a part of a node gets that part of it. None: not asked for.
+        time: time limit in minutes.
+        signal_seconds: how long before it the run is told to save.
+        max_restarts: after so many restarts of one job it gives up.
+        max_stalled: after so many restarts in a row without progress it gives up.
+        gpu_request: how GPUs are asked for: `--gpus-per-node`, `--gres=gpu:N`, or not at all (CPU clusters).
+        gpu_type: such as a100.
+        account, qos, constraint, exclude, nodelist, reservation, dependency, wckey: sbatch's options of that name.
+        exclusive: whole nodes, nobody else on them.
+        setup: shell lines before the ranks start.
+        environment: variables of the ranks.
+    """
+
+    gpus_per_node: int = 8
+    cpus_per_gpu: int = 8
+    mem: str | None = None
+    time: int = 2880
+    signal_seconds: int = 120
+    max_restarts: int = 200
+    max_stalled: int = 5
+    gpu_request: str = "gpus-per-node"
+    gpu_type: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    nodelist: str | None = None
+    reservation: str | None = None
+    dependency: str | None = None
+    wckey: str | None = None
+    exclusive: bool = False
+    setup: tuple[str, ...] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """A cluster file: its path, and for each partition the values that it sets."""
+
+    file: Path
+    defaults: Mapping[str, Any]
+    partitions: Mapping[str, Mapping[str, Any]]
+
+    def settings(self, partition: str, flags: Mapping[str, Any]) -> Settings:
+        """The settings of one request; flags that are None do not count.
+
+        Raises:
+            UserError: a flag's value is not allowed, or the time limit leaves no room for the signal before it.
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        for name, value in given.items():
+            wrong = check(name, value)
+            if wrong:
+                raise UserError(f"--{name.replace('_', '-')}: {wrong}")
+        merged = {**self.defaults, **self.partitions.get(partition, {})}
+        environment = {**self.defaults.get("environment", {}), **merged.get("environment", {})}
+        settings = Settings(**{**merged, **given, "environment": environment})
+        if settings.time * 60 < 2 * settings.signal_seconds:
+            least = -(-2 * settings.signal_seconds // 60)
+            raise UserError(
+                f"a time limit of {settings.time} min is too short for a signal {settings.signal_seconds} s before its "
+                f"end: ask for --time {least} or more, or set signal_seconds in {self.file}"
+            )
+        return settings
+
+
+def load(file: Path | None = None) -> Cluster:
+    """Read the cluster file: `file`, else $ZOETROPE_CLUSTER, else the user's, else the shipped one.
+
+    Raises:
+        UserError: all that is wrong in it, one per line, `file:line: partitions.X.time: ...`.
+    """
+    file = file or _find()
+    try:
+        document = yaml_lines.read(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+    problems = [(line, _dotted(path), text) for path, line, text in document.problems]
+
+    def problem(path: tuple, text: str) -> None:
+        line = next((document.lines[path[:n]] for n in range(len(path), -1, -1) if path[:n] in document.lines), 1)
+        problems.append((line, _dotted(path), text))
+
+    top = _mapping(document.value, (), ("defaults", "partitions"), problem)
+    defaults = _section(top.get("defaults"), ("defaults",), problem)
+    partitions = {}
+    for name, values in _mapping(top.get("partitions"), ("partitions",), None, problem).items():
+        path = ("partitions", name)
+        wrong = check("partition", name)
+        if wrong:
+            problem(path, wrong)
+        partitions[name] = _section(values, path, problem)
+    if problems:
+        raise UserError(
+            "\n".join(f"{file}:{line}: {key}{': ' if key else ''}{text}" for line, key, text in sorted(problems))
+        )
+    return Cluster(file, defaults, partitions)
+
+
+def check(name: str, value: Any) -> str | None:
+    """What is wrong with the value of one field; None if it may stand in a script."""
+    if name in _PATTERNS:
+        pattern, what = _PATTERNS[name]
+        fits = isinstance(value, str) and pattern.fullmatch(value) is not None
+        return None if fits else f"{value!r} is not allowed here ({what})"
+    if name in _INTEGERS:
+        low, high = _INTEGERS[name]
+        fits = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        return None if fits else f"{value!r} is not a whole number from {low} to {high}"
+    if name in _CHOICES:
+        return None if value in _CHOICES[name] else f"{value!r} is none of {', '.join(_CHOICES[name])}"
+    if name == "exclusive":
+        return None if isinstance(value, bool) else f"{value!r} is neither true nor false"
+    if name == "setup":
+        fits = isinstance(value, tuple) and all(isinstance(line, str) and line.isprintable() for line in value)
+        return None if fits else "must be a list of shell lines, each on one line"
+    return _check_environment(value)
+
+
+def minutes(text: str) -> int:
+    """A time as SLURM writes it (MIN, MIN:SEC, H:MIN:SEC, D-H, D-H:MIN, D-H:MIN:SEC) in minutes, rounded up.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    match = _TIME.fullmatch(text)
+    if not match:
+        raise UserError(f"--time: {text!r} is not a time; write minutes, HOURS:MIN:SEC or DAYS-HOURS[:MIN[:SEC]]")
+    days, *rest = match.groups()
+    numbers = [int(part) for part in rest if part is not None]
+    if days is not None:
+        hours, mins, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, mins, seconds = numbers
+    else:
+        hours, (mins, seconds) = 0, (*numbers, 0)[:2]
+    total = int(days or 0) * 1440 + hours * 60 + mins + (seconds + 59) // 60
+    wrong = check("time", total)
+    if wrong:
+        raise UserError(f"--time: {text!r} is {wrong}")
+    return total
+
+
+def _find() -> Path:
+    named = os.environ.get("ZOETROPE_CLUSTER")
+    if named:
+        return Path(named)
+    folder = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    own = Path(folder).expanduser() / "zoetrope" / "cluster.yaml"
+    return own if own.is_file() else SHIPPED
+
+
+def _dotted(path: tuple) -> str:
+    return ".".join(str(part) if str(part).isprintable() else repr(part) for part in path)
+
+
+def _mapping(value: Any, path: tuple, known: tuple[str, ...] | None, problem: Callable[[tuple, str], None]) -> dict:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        problem(path, "must be a table of `key: value` lines")
+        return {}
+    found = {}
+    for name, inner in value.items():
+        if known is not None and name not in known:
+            problem((*path, name), f"there is no such key{did_you_mean(str(name), known)}")
+        else:
+            found[name] = inner
+    return found
+
+
+def _section(value: Any, path: tuple, problem: Callable[[tuple, str], None]) -> dict[str, Any]:
+    """The valid values of `defaults` or of one partition; `key: null` is the same as no line."""
+    section = {key: inner for key, inner in _mapping(value, path, FIELDS, problem).items() if inner is not None}
+    for key in list(section):
+        if key == "mem" and isinstance(section[key], int):  # megabytes, as SLURM reads a plain number
+            section[key] = str(section[key])
+        wrong = check(key, section[key])
+        if wrong:
+            problem((*path, key), wrong)
+            del section[key]
+        elif key == "environment":
+            section[key] = {name: _text(inner) for name, inner in section[key].items()}
+    return section
+
+
+def _check_environment(value: Any) -> str | None:
+    if not isinstance(value, Mapping):
+        return "must be a table of variables"
+    for name, inner in value.items():
+        if not isinstance(name, str) or not _VARIABLE.fullmatch(name):
+            return f"{name!r} cannot be the name of a variable"
+        if not isinstance(inner, (str, int, float)) or not _text(inner).isprintable():
+            return f"{name}: {inner!r} is not a text on one line"
+    return None
+
+
+def _text(value: Any) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)

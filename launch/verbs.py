@@ -1,0 +1,174 @@
+"""`python -m launch status|log|cancel|requeue EXP` and `launch list`: looking after jobs that were submitted."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from launch import jobs, progress
+from utils.faults import UserError
+
+NEXT_LOOK = 5.0  # seconds between two questions to SLURM while a job is followed
+
+
+def status(argv: Sequence[str]) -> int:
+    """The jobs of one experiment and how far it has come."""
+    parser = _parser("status", "show the jobs of an experiment, and its last iteration and top-1")
+    parser.add_argument("-n", type=int, default=5, help="how many jobs, newest last")
+    args = parser.parse_args(argv)
+    exp, rows = _jobs_of(args.exp)
+    states = jobs.states(row["job"] for row in rows)
+    for row in rows[-args.n :]:
+        state = states.get(row["job"]) or jobs.outcome(row["job"])
+        code = f"code {row.get('revision', '?')}"
+        where = f"{row.get('partition')} {row.get('ranks')}"
+        print(f"{row['job']:>9}  {row.get('verb', '?'):5}  {state:24}  {where}  {code}  {row.get('time')}")
+    print(_reached(progress.read(exp)))
+    return 0
+
+
+def log(argv: Sequence[str]) -> int:
+    """The output of the newest job."""
+    parser = _parser("log", "print the end of the newest job's output")
+    parser.add_argument("-n", type=int, default=40, help="lines of each file")
+    parser.add_argument("--job", help="another job than the newest")
+    parser.add_argument("--rank", type=int, default=0, help="another rank than 0")
+    parser.add_argument("--follow", "-f", action="store_true", help="go on until the job has ended")
+    args = parser.parse_args(argv)
+    exp, rows = _jobs_of(args.exp)
+    row = next((row for row in reversed(rows) if args.job in (None, row["job"])), None)
+    if row is None:
+        raise UserError(f"{exp}: job {args.job} is not one of its jobs; `launch status {exp}` lists them")
+    out, errors = (output(exp, row["job"], args.rank, end) for end in ("out", "err"))
+    for file in (errors, out):
+        if file.is_file() and file.stat().st_size:
+            print(f"==> {file}")
+            print("\n".join(file.read_text(encoding="utf-8", errors="replace").splitlines()[-args.n :]))
+    if not out.is_file():
+        print(f"job {row['job']} has not written anything yet: {out}")
+    return follow(exp, row["job"], at_end=True, rank=args.rank) if args.follow else 0
+
+
+def cancel(argv: Sequence[str]) -> int:
+    """End what runs or waits; a run that is training saves first."""
+    args = _parser("cancel", "end the experiment's jobs; a run that is training saves first").parse_args(argv)
+    exp, _ = _jobs_of(args.exp)
+    live = jobs.live(exp)
+    for job in live:
+        done = jobs.run("scancel", job)
+        if done.returncode:
+            raise UserError(f"scancel {job}: {done.stderr.strip()}")
+        print(f"cancelled {job} ({live[job]})")
+    if not live:
+        print("no job of this experiment waits or runs")
+    return 0
+
+
+def requeue(argv: Sequence[str]) -> int:
+    """Start the newest job again, as SLURM does after a preemption."""
+    parser = _parser("requeue", "start the newest job again, with the code that it was submitted with")
+    parser.add_argument("--job", help="another job than the newest")
+    args = parser.parse_args(argv)
+    exp, rows = _jobs_of(args.exp)
+    job = args.job or rows[-1]["job"]
+    if job not in {row["job"] for row in rows}:
+        raise UserError(f"{exp}: job {job} is not one of its jobs; `launch status {exp}` lists them")
+    others = [other for other in jobs.live(exp, "train") if other != job]
+    if others and any(row["job"] == job and row.get("verb") == "train" for row in rows):
+        raise UserError(f"{exp}: job {others[0]} trains here; cancel it first")
+    done = jobs.run("scontrol", "requeue", job)
+    if done.returncode:
+        raise UserError(
+            f"job {job} cannot be started again ({done.stderr.strip()}); train.sh or eval.sh continues the run"
+        )
+    print(f"job {job} will start again")
+    return 0
+
+
+def list_(argv: Sequence[str]) -> int:
+    """All experiments with jobs: newest job, last iteration, top-1."""
+    parser = argparse.ArgumentParser(prog="launch list", description="all experiments with live or past jobs")
+    parser.add_argument("folder", nargs="*", type=Path, help="look here only (default: exps/ and what you submitted)")
+    args = parser.parse_args(argv)
+    found = [(exp, jobs.submitted(exp)) for exp in jobs.experiments(args.folder)]
+    found = [(exp, rows) for exp, rows in found if rows]
+    try:
+        states = jobs.states(row["job"] for _, rows in found for row in rows)
+    except UserError as error:  # on a machine without SLURM the rest is still worth reading
+        print(f"note: {error}", file=sys.stderr)
+        states = {}
+    for exp, rows in found:
+        alive = [row["job"] for row in rows if row["job"] in states]
+        job = alive[-1] if alive else rows[-1]["job"]
+        print(f"{job:>9}  {states.get(job, 'ended'):24}  {progress.read(exp)}  {exp}")
+    if not found:
+        print("no experiment with jobs")
+    return 0
+
+
+VERBS: dict[str, Callable[[Sequence[str]], int]] = {
+    "status": status,
+    "log": log,
+    "cancel": cancel,
+    "requeue": requeue,
+    "list": list_,
+}
+
+
+def output(exp: Path, job: str, rank: int = 0, end: str = "out") -> Path:
+    """Where a rank's output of a job stands; restarts append to it."""
+    return exp / "jobs" / "slurm" / f"{job}_{rank}_log.{end}"
+
+
+def follow(exp: Path, job: str, *, at_end: bool = False, rank: int = 0) -> int:
+    """Print a rank's output as it grows, until the job has left the queue; Ctrl-C stops looking, not the job.
+
+    Returns:
+        The job's exit code; 130 after Ctrl-C.
+    """
+    file = output(exp, job, rank)
+    where = file.stat().st_size if at_end and file.is_file() else 0
+    look = 0.0
+    try:
+        while True:
+            ended = time.monotonic() > look and job not in jobs.states([job])
+            look = time.monotonic() + NEXT_LOOK if time.monotonic() > look else look
+            if file.is_file():
+                with file.open("rb") as stream:
+                    stream.seek(where)
+                    sys.stdout.write(stream.read().decode("utf-8", errors="replace"))
+                    where = stream.tell()
+                sys.stdout.flush()
+            if ended:
+                break
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        print(f"\njob {job} goes on; `python -m launch log {exp} --follow` looks again", file=sys.stderr)
+        return 130
+    known = jobs.details(job)
+    state = known.get("JobState", "COMPLETED")
+    print(f"job {job}: {state}")
+    code, _, number = known.get("ExitCode", "0:0").partition(":")
+    return int(code) or (128 + int(number or 0) if number not in ("", "0") else int(state != "COMPLETED"))
+
+
+def _parser(verb: str, text: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f"launch {verb}", description=text)
+    parser.add_argument("exp", type=Path, help="experiment folder")
+    return parser
+
+
+def _jobs_of(exp: Path) -> tuple[Path, list[dict[str, Any]]]:
+    rows = jobs.submitted(exp)
+    if not rows:
+        raise UserError(f"{exp}: no job was submitted from here (no {jobs.FILE})")
+    return exp, rows
+
+
+def _reached(reached: progress.Progress) -> str:
+    step = "no iteration yet" if reached.step is None else f"iteration {reached.step} of {reached.last or '?'}"
+    return step + ("" if reached.top1 is None else f", best Prec@1 so far {reached.top1:.2f}")

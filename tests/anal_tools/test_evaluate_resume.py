@@ -1,0 +1,110 @@
+"""An evaluation that was stopped or killed goes on where it was, and only if it is the same evaluation."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import main
+from anal_tools import results
+from tests.experiment import make
+
+KEY = {"weights": "w", "list": "l"}
+
+
+@pytest.fixture(scope="module")
+def exp(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> Path:
+    """A trained experiment and its undisturbed evaluation, named calm."""
+    folder = make(tmp_path_factory.mktemp("evaluated") / "exp", motion_videos, steps=3)
+    assert main.train(folder) == 0
+    assert main.main(["eval", str(folder), "--name", "calm"]) == 0
+    return folder
+
+
+def stopping(keep, after: int):
+    """`PartWriter.keep` that sends this process a signal after so many videos."""
+
+    def keep_and_signal(self, item, logits):
+        keep(self, item, logits)
+        keep_and_signal.seen += 1
+        if keep_and_signal.seen == after:
+            os.kill(os.getpid(), signal.SIGUSR2)
+
+    keep_and_signal.seen = 0
+    return keep_and_signal
+
+
+def test_stopped_by_a_signal_it_goes_on(exp: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    kept = stopping(results.PartWriter.keep, 6)
+    monkeypatch.setattr(results.PartWriter, "keep", kept)
+    assert main.main(["eval", str(exp), "--name", "rough"]) == 75
+    assert not (exp / "results/rough.json").exists()
+    before = kept.seen
+    assert 6 <= before < 23
+    assert main.main(["eval", str(exp), "--name", "rough"]) == 0
+    assert kept.seen == 23, "each video is scored once"
+    assert f"going on: {before} of 23 videos were scored before" in capsys.readouterr().out
+    calm, rough = (results.Results.load(exp, name) for name in ("calm", "rough"))
+    assert rough.summary["metrics"] == calm.summary["metrics"]
+    assert rough.ids == calm.ids
+    assert np.array_equal(rough.logits, calm.logits)
+    assert [path.name for path in (exp / "results/rough").glob("part*")] == []
+
+
+def test_other_weights_start_anew(exp: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(results.PartWriter, "keep", stopping(results.PartWriter.keep, 6))
+    assert main.main(["eval", str(exp), "--name", "other"]) == 75
+    monkeypatch.undo()
+    assert main.main(["eval", str(exp), "--name", "other", "--checkpoint", str(exp / "ckpt_prev.pth.tar")]) == 0
+    assert "going on" not in capsys.readouterr().out
+
+
+def part(folder: Path, name: str, samples: list[int], failed: int = 0) -> None:
+    why = np.array([""] * (len(samples) - failed) + ["torn"] * failed)
+    logits = np.zeros((len(samples) - failed, 1, 3), np.float32)
+    frames = np.zeros((len(samples) - failed, 1, 2), np.int32)
+    np.savez(folder / name, samples=np.array(samples), failed=why, logits=logits, frames=frames)
+
+
+def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "best"
+    assert results.earlier_parts(folder, KEY, 9) == (0, [])
+    part(folder, "part-0000-0000-000000.npz", [0, 2, 4], failed=1)
+    part(folder, "part-0000-0001-000000.npz", [1, 3])
+    part(folder, "part-0000-0001-000001.npz", [5, 4])  # 4 is there already
+    part(folder, "part-0000-0001-000002.npz", [9])  # the list has 0..8
+    part(folder, "part-0000-0001-000003.npz", [6, 6])
+    whole = (folder / "part-0000-0000-000000.npz").read_bytes()
+    (folder / "part-0000-0002-000000.npz").write_bytes(whole[: len(whole) // 2])
+    (folder / "part-0000-0003-000000.npz").write_bytes(b"")
+    (folder / "part-0000-0004-000000.tmp").write_bytes(whole)
+    (folder.with_suffix(".json")).write_text("{}")
+    start, parts = results.earlier_parts(folder, KEY, 9)
+    assert start == 1
+    assert [list(found["samples"]) for found in parts] == [[0, 2, 4], [1, 3]]
+    assert sorted(path.name for path in folder.glob("part-*")) == [
+        "part-0000-0000-000000.npz",
+        "part-0000-0001-000000.npz",
+    ]
+    assert not folder.with_suffix(".json").exists()
+    assert results.earlier_parts(folder, KEY, 9)[0] == 2
+    assert results.earlier_parts(folder, {**KEY, "weights": "v"}, 9) == (0, [])
+    assert list(folder.glob("part-*")) == []
+    part(folder, "part-0000-0000-000000.npz", [0])
+    (folder / "parts.json").write_text(json.dumps({"key": 3}))
+    assert results.earlier_parts(folder, KEY, 9) == (0, [])
+
+
+def test_a_slow_evaluation_writes_parts_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Item:
+        sample, failure = 3, "x"
+
+    monkeypatch.setattr(results, "PART_SECONDS", -1.0)
+    writer = results.PartWriter(tmp_path, 2, start=4)
+    writer.keep(Item(), None)
+    assert [path.name for path in tmp_path.iterdir()] == ["part-0004-0002-000000.npz"]

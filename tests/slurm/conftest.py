@@ -1,0 +1,20 @@
+"""A SLURM on this machine for the tests: several nodes with pretend GPUs. Without one they skip and say why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.slurm.cluster import LocalSlurm, NoSlurm
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
+    """The running cluster; it is left running if it was there before."""
+    try:
+        made = LocalSlurm(tmp_path_factory.mktemp("slurm"), gpus_per_node=1)
+    except NoSlurm as reason:
+        pytest.skip(f"no SLURM here: {reason}")
+    yield made
+    made.close()

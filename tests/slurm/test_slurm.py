@@ -1,0 +1,70 @@
+"""The launcher on a real SLURM: a short choice; the long runs are the rows of tests/accept/issue02.py."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.experiment import make
+from tests.slurm.cluster import PARTITION, LocalSlurm, until
+from utils.log import parse_log
+
+pytestmark = pytest.mark.slurm
+
+
+def test_a_request_of_32_has_the_shape_that_was_asked_for(
+    slurm: LocalSlurm, tmp_path: Path, motion_videos: Path
+) -> None:
+    exp = make(tmp_path / "shape", motion_videos)
+    blocker = slurm.run(
+        "sbatch", "--parsable", "-p", PARTITION, "-o", "/dev/null", "--wrap", "sleep 300"
+    ).stdout.strip()
+    eight = tmp_path / "eight.yaml"
+    eight.write_text("defaults: {gpus_per_node: 8, cpus_per_gpu: 2, time: 60}\n")
+    env, slurm.env = slurm.env, {**slurm.env, "ZOETROPE_CLUSTER": str(eight)}
+    try:
+        job = slurm.submit("train", exp, 32, "--dependency", f"afterok:{blocker}")
+        shown = slurm.job(job)
+        second = slurm.launch("train", exp, PARTITION, "32", check=False)
+        assert slurm.launch("cancel", exp).stdout.startswith(f"cancelled {job}")
+    finally:
+        slurm.env = env
+        slurm.run("scancel", blocker)
+    assert (shown["NumNodes"].split("-")[0], shown["NumTasks"], shown["CPUs/Task"], shown["Requeue"]) == (
+        "4",
+        "32",
+        "2",
+        "1",
+    )
+    assert shown["NtasksPerN:B:S:C"].startswith("8:")
+    assert shown["TresPerNode"].endswith("gpu:8")
+    assert shown["TimeLimit"] == "01:00:00"
+    assert "#SBATCH --signal=USR2@120" in (exp / f"jobs/slurm/{job}_submission.sh").read_text()
+    assert second.returncode == 2
+    assert f"job {job} of this experiment is PENDING (Dependency)" in second.stderr
+
+
+def test_stopped_requeued_and_cancelled(slurm: LocalSlurm, tmp_path: Path, motion_videos: Path) -> None:
+    """Two nodes, a folder with a hostile name; the run is signalled, goes on by itself, and ends like a calm one."""
+    settings = {"steps": 8, "val_freq": 8, "print_freq": 1}
+    exp = make(tmp_path / 'it\'s $(touch canary); "x" é', motion_videos, **settings)
+    job = slurm.submit("train", exp, 2)
+    log = exp / "log.txt"
+    until(lambda: log.exists() and "Iter: [2/8]" in log.read_text(), 120, lambda: slurm.output(exp))
+    slurm.run("scancel", "--signal=USR2", job)
+    assert slurm.wait_for_end(job, exp)["JobState"] == "COMPLETED", slurm.output(exp)
+    text = log.read_text()
+    assert "stopped by SIGUSR2 at iteration" in text
+    assert f"restart 1 of job {job} on node" in text
+    assert list(tmp_path.rglob("canary")) == []
+    steps = [line["step"] for line in parse_log(log)]
+    assert steps == list(range(1, 9)), "no iteration was done twice or left out"
+
+    slurm.run("scontrol", "requeue", job)  # a finished run that is requeued has nothing to do
+    until(lambda: "nothing to do" in log.read_text(), 90, lambda: slurm.output(exp))
+    listed = slurm.launch("status", exp).stdout
+    assert job in listed
+    assert "iteration 8 of 8" in listed
+    assert json.loads((exp / "jobs/jobs.jsonl").read_text())["job"] == job

@@ -1,0 +1,129 @@
+"""Which rank is slow, and whether reading or computing takes the time: said in the log when it stands out.
+
+All ranks take the same time for a step, whoever is slow. So each measures what is its own: the wait for its reader and
+its forward pass; both meet in one small sum each time a progress line is due.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from utils.dist import World
+    from utils.shards import ShardPlan
+
+SHARE_OF_DATA = 0.25  # of a step: above it the wait for clips is worth a line
+STANDS_OUT = (1.3, 0.1)  # a rank is slow above 1.3 x the median of all ranks and 0.1 step above it
+
+
+class Pace:
+    """Measures the forward pass of a rank, and compares the ranks.
+
+    Args:
+        world: the ranks.
+        shards: which of them share BN groups, whose forward passes wait for one another.
+        say: writes a line to the log.
+        name: a rank in words, with its host where it is known.
+    """
+
+    def __init__(self, world: World, shards: ShardPlan, say: Callable[[str], None], name: Callable[[int], str]) -> None:
+        self.world, self.shards, self.say, self.name = world, shards, say, name
+        self._seconds, self._passes = 0.0, 0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._windows = 0
+        self._said: list[str] = []
+
+    def forward(self, model: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
+        """`model(clips)`, timed; on a GPU by events, which cost no waiting."""
+        if clips.is_cuda:
+            first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            first.record()
+            logits = model(clips)
+            last.record()
+            self._events.append((first, last))
+            self._passes += 1
+            return logits
+        began = time.perf_counter()
+        logits = model(clips)
+        self._seconds += time.perf_counter() - began
+        self._passes += 1
+        return logits
+
+    def report(self, *, data: float, step: float) -> None:
+        """Compare the ranks over the steps since the last call and say what stands out, once. Collective.
+
+        Args:
+            data: this rank's average wait for clips, seconds a step.
+            step: average duration of a step, seconds.
+        """
+        self._seconds += sum(first.elapsed_time(last) for first, last in self._events) / 1000
+        rows = torch.zeros(self.world.size, 2, dtype=torch.float64, device=self.world.device)
+        steps = max(1, self._passes // len(self.shards.micro_batches))
+        rows[self.world.rank] = torch.tensor([data, self._seconds / steps], dtype=torch.float64)
+        self._seconds, self._passes = 0.0, 0
+        self._events.clear()
+        self._windows += 1
+        table = self.world.sum_(rows).tolist()
+        if not self.world.is_main or self._windows == 1:  # the first window holds the start of the readers
+            return
+        span = min(self.shards.group_size, self.shards.world)
+        found = standing_out([row[0] for row in table], [row[1] for row in table], step, span)
+        kinds = [kind for kind, _, _ in found]
+        if found and kinds != self._said:
+            for _, rank, text in found:
+                self.say(text if rank is None else f"{self.name(rank)} is the slowest: {text}")
+        self._said = kinds
+
+
+def standing_out(
+    data: Sequence[float], forward: Sequence[float], step: float, span: int = 1
+) -> list[tuple[str, int | None, str]]:
+    """(what kind, the rank or None for all, a sentence) for each thing that is worth a line.
+
+    Args:
+        data: each rank's wait for clips, seconds a step.
+        forward: each rank's forward pass, seconds a step.
+        step: duration of a step, seconds.
+        span: neighbouring ranks that share BN groups: one's forward pass waits for the others', so they count as one.
+    """
+    found: list[tuple[str, int | None, str]] = []
+    waiting, computing = statistics.fmean(data), statistics.fmean(forward)
+    if waiting > SHARE_OF_DATA * step:
+        text = (
+            f"reading holds training up: {waiting:.3f} s of the {step:.3f} s of a step are waiting for clips, "
+            f"{computing:.3f} s the forward pass (mean of the ranks); raise workers, or read smaller files"
+        )
+        found.append(("data", None, text))
+    slowest = _slowest(data, step)
+    if slowest is not None:
+        rank, others = slowest
+        text = f"it waits {data[rank]:.3f} s a step for clips, the others {others:.3f} s, of {step:.3f} s"
+        found.append((f"data of {rank}", rank, text))
+        return found  # the others' forward passes wait for this rank where they share a BN group
+    groups = [statistics.fmean(forward[first : first + span]) for first in range(0, len(forward), span)]
+    slowest = _slowest(groups, step)
+    if slowest is not None:
+        group, others = slowest
+        where = "" if span == 1 else f" (with the {span - 1} other ranks of its BN group)"
+        text = (
+            f"its forward pass takes {groups[group]:.3f} s a step{where}, "
+            f"that of the others {others:.3f} s, of {step:.3f} s"
+        )
+        found.append((f"forward of {group}", group * span, text))
+    return found
+
+
+def _slowest(seconds: Sequence[float], step: float) -> tuple[int, float] | None:
+    """The index of the largest value if it stands out, and the median of the others."""
+    if len(seconds) < 2:
+        return None
+    largest = max(range(len(seconds)), key=seconds.__getitem__)
+    others = statistics.median([value for index, value in enumerate(seconds) if index != largest])
+    factor, share = STANDS_OUT
+    stands_out = seconds[largest] > factor * others and seconds[largest] - others > share * step
+    return (largest, others) if stands_out else None

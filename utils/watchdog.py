@@ -1,0 +1,330 @@
+"""Says where a run hangs, and ends it: a thread in each rank that knows what the rank is doing.
+
+A rank whose phase takes longer than `watchdog_minutes` leaves `jobs/hang-<time>-rank<r>.txt` (host, phase, iteration,
+samples, the stacks of all threads), one line in log.txt and on stderr, and exit code 70, so that the scheduler acts.
+When one rank is frozen, the *others* hang in a collective. So every rank leaves a sign of life in
+`jobs/heartbeat-<kind>-<rank>`, and the rank that complains names those that are silent or behind. Files, because they
+work across nodes, and when it is rank 0, who would hold the rendezvous store, that is frozen. Needs no torch.
+
+A process that was suspended as a whole (SIGSTOP and SIGCONT, a gang scheduler) is not charged for that time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from utils import faults
+
+EXIT_HUNG = 70  # exit code of a rank that its watchdog ended; started again, it goes on from the last checkpoint
+_RECORD_BYTES = 2048  # of a heartbeat: always as long, so that it is never half there
+_NAMED = 8  # samples and ranks named in one sentence
+_REPORT_SECONDS = 30.0  # a file system that hangs must not keep the process alive
+
+Item = TypeVar("Item")
+
+
+class Steps(Protocol):
+    """What the watchdog needs of a loader: it is iterated, and says what it is reading."""
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        """(step, micro-batches)."""
+        ...
+
+    def being_read(self) -> list[str]:
+        """Samples that are being read at this moment."""
+        ...
+
+
+class _Now(NamedTuple):
+    """What this rank does; replaced as a whole, so that the threads need no lock."""
+
+    phase: str
+    step: int | None
+    since: float  # on the watchdog's clock
+    count: int  # of phases so far: the same work on every rank, so a lower count is behind
+    samples: Callable[[], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Sign:
+    """A rank's last sign of life, as another rank reads it.
+
+    Attributes:
+        rank, host, pid: who.
+        phase, step: what it was doing; step is None outside of training.
+        count: phases begun since the start.
+        seconds: how long it had been in the phase.
+        samples: read or trained on in that phase, if it lasts.
+        silent: seconds since the sign.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    phase: str
+    step: int | None
+    count: int
+    seconds: float
+    samples: tuple[str, ...]
+    silent: float = 0.0
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} on {self.host} (process {self.pid})"
+
+    @property
+    def doing(self) -> str:
+        """The phase in words."""
+        return describe(self.phase, self.step)
+
+
+def describe(phase: str, step: int | None) -> str:
+    """`data of iteration 7`; `step` counts finished iterations."""
+    return phase if step is None else f"{phase} of iteration {step + 1}"
+
+
+class Watchdog:
+    """Watches this rank from a thread while used in a `with` statement; before and after, it only takes notes.
+
+    Args:
+        folder: the experiment folder, on a file system that all ranks see.
+        seconds: how long one phase may take.
+        rank, ranks: who we are, and how many there are.
+        say: writes one line where the user reads it (log.txt).
+        kind: what runs; two kinds may run in one folder at a time.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        seconds: float,
+        rank: int = 0,
+        ranks: int = 1,
+        say: Callable[[str], None] = lambda text: None,
+        kind: str = "train",
+    ) -> None:
+        self.folder, self.seconds, self.rank, self.ranks, self.say = Path(folder) / "jobs", seconds, rank, ranks, say
+        self.kind = kind
+        self.beat_seconds = min(20.0, max(0.1, seconds / 6))
+        self._stopped = 0.0  # seconds that the whole process was suspended
+        self._now = _Now("start", None, self._clock(), 0, tuple)
+        self._end = threading.Event()
+        self._hangs = False
+        self._heartbeat = self.folder / f"heartbeat-{kind}-{rank}"
+
+    def __enter__(self) -> Watchdog:
+        """Start the threads."""
+        self.folder.mkdir(exist_ok=True)
+        if self.rank == 0:
+            self._sweep()
+        for target in (self._watch, self._beat):
+            threading.Thread(target=target, name=f"watchdog {target.__name__}", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._hangs:  # one of the others ended meanwhile; this rank still leaves as what it is
+            time.sleep(2 * _REPORT_SECONDS)
+        self._end.set()
+        with contextlib.suppress(OSError):
+            self._heartbeat.unlink(missing_ok=True)
+
+    # ---------------------------------------------------------------- what the rank says
+
+    def phase(self, name: str, step: int | None = None, samples: Callable[[], Sequence[str]] = tuple) -> None:
+        """A new phase begins; `samples` is asked for names only if it lasts."""
+        self._now = _Now(name, step, self._clock(), self._now.count + 1, samples)
+
+    def progress(self) -> None:
+        """The phase has done a part of its work: its time starts anew."""
+        self._now = self._now._replace(since=self._clock())
+
+    @contextlib.contextmanager
+    def during(
+        self, name: str, step: int | None = None, samples: Callable[[], Sequence[str]] = tuple
+    ) -> Iterator[None]:
+        """A phase inside another one, which goes on afterwards."""
+        before = self._now
+        self.phase(name, step, samples)
+        yield
+        self.phase(before.phase, before.step, before.samples)
+
+    def steps(
+        self, loader: Steps, names: Callable[[Any], Sequence[str]] = lambda batches: ()
+    ) -> Iterator[tuple[int, Any]]:
+        """The steps of a training loader; waiting for it is the phase `data`, the rest `forward/backward`.
+
+        Args:
+            loader: gives (step, micro-batches).
+            names: samples in the micro-batches.
+        """
+        step, items = self._now.step, iter(loader)
+        while True:
+            self.phase("data", step, loader.being_read)
+            try:
+                step, batches = next(items)
+            except StopIteration:
+                return
+            self.phase("forward/backward", step, lambda batches=batches: names(batches))
+            yield step, batches
+            step += 1
+
+    def passing(self, keep: Callable[[Any, Any], None] | None = None) -> Callable[[Any, Any], None]:
+        """`keep` of `main.validate`: every video that is scored is progress."""
+
+        def kept(item: Any, logits: Any) -> None:
+            self.progress()
+            if keep is not None:
+                keep(item, logits)
+
+        return kept
+
+    # ---------------------------------------------------------------- the threads
+
+    def _clock(self) -> float:
+        return time.monotonic() - self._stopped
+
+    def _watch(self) -> None:
+        """Touches no file while all is well: it must not hang where the rank hangs."""
+        wait = min(1.0, self.seconds / 10)
+        before = time.monotonic()
+        while not self._end.wait(wait):
+            gap = time.monotonic() - before
+            before += gap
+            if gap > 5 * wait + 2:  # the process was suspended, not hanging
+                self._stopped += gap
+            now = self._now
+            if self._clock() - now.since > self.seconds - wait:  # said before the time is over, not after
+                self._end_process(now, self._clock() - now.since)
+
+    def _beat(self) -> None:
+        while True:
+            with contextlib.suppress(OSError):  # a hiccup of the file system; the next beat tries again
+                self._write()
+            if self._end.wait(self.beat_seconds):
+                with contextlib.suppress(OSError):
+                    self._heartbeat.unlink(missing_ok=True)
+                return
+
+    def _write(self) -> None:
+        """One record in place: opening a file makes NFS look for its newest bytes, a new name may be cached away."""
+        now = self._now
+        seconds = self._clock() - now.since
+        samples = self._names(now)[:_NAMED] if seconds > 2 * self.beat_seconds else []
+        record = {"host": socket.gethostname(), "pid": os.getpid(), "phase": now.phase, "step": now.step}
+        record |= {"count": now.count, "seconds": round(seconds, 1), "samples": samples}
+        while len(text := json.dumps(record)) > _RECORD_BYTES and record["samples"]:
+            record["samples"] = record["samples"][:-1]
+        handle = os.open(self._heartbeat, os.O_WRONLY | os.O_CREAT, 0o644)
+        try:
+            os.pwrite(handle, text.encode("ascii").ljust(_RECORD_BYTES), 0)
+        finally:
+            os.close(handle)
+
+    def _sweep(self) -> None:
+        """Remove the signs of ranks that this run has not (an earlier one was killed)."""
+        for path in self.folder.glob(f"heartbeat-{self.kind}-*"):
+            number = path.name.rpartition("-")[2]
+            if number.isdigit() and int(number) >= self.ranks:
+                path.unlink(missing_ok=True)
+
+    @staticmethod
+    def _names(now: _Now) -> list[str]:
+        try:
+            return list(now.samples())
+        except Exception as error:  # noqa: BLE001  the loader's own tables, read while it may be changing them
+            return [f"(samples cannot be told: {type(error).__name__})"]
+
+    # ---------------------------------------------------------------- when it hangs
+
+    def who(self, rank: int) -> str:
+        """A rank in words, with its host where its heartbeat tells it."""
+        sign = self._sign(rank, 0.0)
+        return f"rank {rank}" if sign is None else str(sign)
+
+    def signs(self) -> dict[int, Sign | None]:
+        """The last sign of life of every other rank; None where there is none."""
+        with contextlib.suppress(OSError):
+            self._write()
+        try:
+            mine = self._heartbeat.stat().st_mtime  # the file server's clock, which all records share
+        except OSError:
+            mine = time.time()
+        found: dict[int, Sign | None] = {}
+        for rank in range(self.ranks):
+            if rank != self.rank:
+                found[rank] = self._sign(rank, mine)
+        return found
+
+    def _sign(self, rank: int, now: float) -> Sign | None:
+        try:
+            with open(self.folder / f"heartbeat-{self.kind}-{rank}", encoding="ascii") as file:
+                record = json.load(file)
+                silent = now - os.fstat(file.fileno()).st_mtime
+            record["samples"] = tuple(record["samples"])
+            return Sign(rank=rank, silent=silent, **record)
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def suspects(self, now_count: int) -> list[str]:
+        """Who the others wait for, a sentence each: silent ranks first, else those behind this one."""
+        silent, behind = [], []
+        for rank, sign in self.signs().items():
+            if sign is None:
+                silent.append(f"rank {rank} has left no sign of life")
+            elif sign.silent > 3 * self.beat_seconds + 1:
+                silent.append(f"{sign} is silent since {sign.silent:.0f} s, it was in {sign.doing}")
+            elif sign.count < now_count:
+                names = f": {', '.join(sign.samples)}" if sign.samples else ""
+                behind.append(f"{sign} is still in {sign.doing}, since {sign.seconds + sign.silent:.0f} s{names}")
+        return silent or behind
+
+    def _end_process(self, now: _Now, seconds: float) -> None:
+        self._hangs = True
+        reporter = threading.Thread(target=self._report, args=(now, seconds), daemon=True)
+        reporter.start()
+        reporter.join(_REPORT_SECONDS)
+        # The other ranks hang too: let them leave their stacks before losing us ends them.
+        time.sleep(min(5.0, self.seconds / 4))
+        with contextlib.suppress(OSError):
+            self._heartbeat.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            faults.leave_exit_code(EXIT_HUNG)
+        os._exit(EXIT_HUNG)
+
+    def _report(self, now: _Now, seconds: float) -> None:
+        stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
+        name = f"hang-{stamp}-rank{self.rank}.txt"
+        samples = self._names(now)
+        shown = ", ".join(samples[:_NAMED]) + (", ..." if len(samples) > _NAMED else "")
+        who = f"rank {self.rank} on {socket.gethostname()}"
+        what = f"{who} hangs: {describe(now.phase, now.step)} has taken {seconds:.0f} s"
+        suspects = self.suspects(now.count)
+        reason = "; ".join(suspects[:_NAMED])
+        about = f" ({shown})" if shown and not suspects else ""
+        line = f"{what}{about}. {'Waiting for: ' + reason + '. ' if reason else ''}Stacks: jobs/{name}"
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError), open(self.folder / name, "w", encoding="utf-8") as file:
+            rows = {"time": stamp, "host": socket.gethostname(), "process": os.getpid(), "rank": self.rank}
+            rows |= {"phase": now.phase, "iteration": None if now.step is None else now.step + 1}
+            rows |= {"seconds in this phase": round(seconds, 1), "limit": self.seconds}
+            file.writelines(f"{key}: {value}\n" for key, value in rows.items())
+            file.writelines(f"waiting for: {text}\n" for text in suspects)
+            file.writelines(f"sample: {text}\n" for text in samples)
+            file.write("\nstacks of all threads, the newest call first:\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)
+        with contextlib.suppress(OSError):
+            self.say(line)
