@@ -177,9 +177,7 @@ def test_above_the_budget_the_run_stops_and_names_the_worst(with_broken: Records
 def test_a_journalled_time_out_fails_again_without_being_read(records: Records) -> None:
     reading = dataclasses.replace(READING, on_bad="substitute", bad_budget=0.5)
     first = sample_at(0, 5, VIDEOS)
-    with TrainLoader(
-        records, SPEC, reading, seed=5, shards=shards(), stop=1, replay=[(0, first)]
-    ) as loader:
+    with TrainLoader(records, SPEC, reading, seed=5, shards=shards(), stop=1, replay=[(0, first)]) as loader:
         _, batches = next(loader)
         assert batches[0].samples[0] != first
         assert batches[0].samples[0] % 2 == first % 2

@@ -1,0 +1,209 @@
+"""What a sweep consists of: experiments x values = cells, their names, and the folder of each.
+
+A cell's name follows from its experiment and its values alone: a sweep that is asked for again, or made larger, finds
+the cells that it has.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch import new
+from utils import config
+from utils.config.verb import as_yaml
+from utils.faults import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+SWEEPS = ROOT / "sweeps"
+FILE = "sweep.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
+_BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment with one choice of values.
+
+    Attributes:
+        name: letters, digits and - _ . = +
+        source: the experiment that it was made from.
+        values: dotted key (without `common.`) -> value as the user typed it.
+    """
+
+    name: str
+    source: Path
+    values: tuple[tuple[str, str], ...]
+
+    @property
+    def overrides(self) -> list[str]:
+        """`key=value` for `config.load`."""
+        return [f"{key}={value}" for key, value in self.values]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep as it was asked for; `<folder>/sweep.json` holds it.
+
+    Attributes:
+        folder: `sweeps/NAME`, or beside another folder that was named.
+        verb: train: each cell is an experiment folder below `cells/`; eval: each is a result of its experiment.
+        exps: experiment folders, absolute.
+        grid: `key=a,b` texts.
+        options: further words for main.py.
+    """
+
+    folder: Path
+    verb: str
+    exps: tuple[Path, ...]
+    grid: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """NAME."""
+        return self.folder.name
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order of the command line; the last key varies fastest.
+
+        Raises:
+            UserError: a grid text that cannot be read.
+        """
+        columns = [parse(text) for text in self.grid]
+        keys = [key for key, _ in columns]
+        if len(set(keys)) < len(keys):
+            raise UserError(f"--grid: {next(key for key in keys if keys.count(key) > 1)} is given twice")
+        return [
+            Cell(_cell_name(exp, list(zip(keys, values, strict=True))), exp, tuple(zip(keys, values, strict=True)))
+            for exp in self.exps
+            for values in itertools.product(*(values for _, values in columns))
+        ]
+
+    def exp_of(self, cell: Cell) -> Path:
+        """The experiment folder that a cell's job works in."""
+        return self.folder / "cells" / cell.name if self.verb == "train" else cell.source
+
+    def result_of(self, cell: Cell) -> Path:
+        """The summary that an evaluated cell leaves."""
+        return cell.source / "results" / f"{self.name}.{cell.name}.json"
+
+    def words(self, cell: Cell) -> list[str]:
+        """What main.py is called with for a cell."""
+        if self.verb == "train":
+            return ["train", str(self.exp_of(cell)), *self.options]
+        sets = [word for override in cell.overrides for word in ("--set", override)]
+        return ["eval", str(cell.source), *sets, "--name", self.result_of(cell).stem, *self.options]
+
+    def write(self) -> None:
+        """Write `sweep.json`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        about = {"verb": self.verb, "exps": [str(exp) for exp in self.exps], "grid": self.grid, "options": self.options}
+        temporary = self.folder / f"{FILE}.tmp"
+        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, self.folder / FILE)
+
+
+def folder_of(name: str, into: Path = SWEEPS) -> Path:
+    """Where the sweep of this name stands.
+
+    Raises:
+        UserError: the name is not allowed.
+    """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"NAME: {name!r} is not allowed here (up to 64 letters, digits, _ . -, the first no sign)")
+    return Path(os.path.abspath(into)) / name
+
+
+def read(folder: Path) -> Sweep:
+    """The sweep in a folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    try:
+        about = json.loads((folder / FILE).read_text(encoding="utf-8"))
+        exps = tuple(Path(exp) for exp in about["exps"])
+        return Sweep(folder, about["verb"], exps, tuple(about["grid"]), tuple(about["options"]))
+    except FileNotFoundError:
+        raise UserError(f"{folder}: there is no such sweep; start it with --exp and --grid") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / FILE}: cannot be read ({error})") from error
+
+
+def parse(text: str) -> tuple[str, list[str]]:
+    """`common.lr_scheduler.base_lr=0.01,0.1` -> ("lr_scheduler.base_lr", ["0.01", "0.1"]); [a, b] is one value.
+
+    Raises:
+        UserError: it is not of that form.
+    """
+    key, equals, rest = text.partition("=")
+    key = key.strip().removeprefix("common.")
+    if not equals or not _KEY.fullmatch(key):
+        raise UserError(
+            f"--grid {text}: write it as key=value,value (PARTITION and N go before --grid, or behind another option)"
+        )
+    values, depth, quote = [""], 0, ""
+    for sign in rest:
+        quote = "" if sign == quote else sign if not quote and sign in "'\"" else quote
+        depth += 0 if quote else _BRACKETS.get(sign, 0)
+        if sign == "," and not depth and not quote:
+            values.append("")
+        else:
+            values[-1] += sign
+    values = [value.strip() for value in values]
+    if "" in values or len(set(values)) < len(values):
+        raise UserError(f"--grid {text}: a value is {'empty' if '' in values else 'given twice'}")
+    return key, values
+
+
+def make(sweep: Sweep, cell: Cell) -> Path:
+    """Write the experiment folder of a training cell, the values and where they are from written into its config.
+
+    Raises:
+        UserError: the folder has been trained in and its experiment was changed since.
+    """
+    folder = sweep.exp_of(cell)
+    cfg = config.load(cell.source, cell.overrides)
+    body = as_yaml(cfg).replace("  # --set", f"  # sweep {sweep.name}")
+    origin = config.config_file(cell.source)
+    head = [f"# Cell of the sweep {sweep.name}, made from {_printable(origin)} with"]
+    head += [f"#   common.{_printable(text)}" for text in cell.overrides] or ["#   no changes"]
+    text = "\n".join(
+        [*head, f"# The words behind # say where each value is from ({origin.name}: that file).", body, ""]
+    )
+    file = folder / "config.yaml"
+    if file.is_file() and (folder / "log.txt").exists() and config.to_dict(config.load(folder)) != config.to_dict(cfg):
+        raise UserError(
+            f"{folder}: was trained before {origin} was changed; take another NAME, or move the folder away"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    if config.to_dict(config.load(folder)) != config.to_dict(cfg):
+        raise RuntimeError(f"{file} does not give the config that it was written from")
+    for verb in ("train", "eval"):
+        script = folder / f"{verb}.sh"
+        script.write_text(new.script(verb, folder), encoding="utf-8")
+        script.chmod(0o755)
+    return folder
+
+
+def _cell_name(exp: Path, values: Sequence[tuple[str, str]]) -> str:
+    """Readable, and made unique by a few digits of a hash over all of it."""
+    place = str(exp.relative_to(ROOT)) if exp.is_relative_to(ROOT) else str(exp)
+    digest = hashlib.sha256(json.dumps([place, values]).encode()).hexdigest()[:6]
+    words = ["-".join(exp.parts[-2:]), *(f"{key.rpartition('.')[2]}={value}" for key, value in values)]
+    plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words)).strip("._-/")
+    return f"{plain[:80]}-{digest}"
+
+
+def _printable(text: Any) -> str:
+    return "".join(sign if sign.isprintable() else " " for sign in str(text))

@@ -1,0 +1,285 @@
+"""`python -m launch sweep NAME --exp EXP ... --grid KEY=A,B ... --verb train|eval --parallel 4 PARTITION N`.
+
+One cell = one experiment folder (train) or one result (eval). The same command again runs what is missing: finished
+cells are skipped, live ones left alone, failed ones tried again; --retry tries the failed ones only. On SLURM the cells
+of one command are one job array, on `local` they run one after the other, or --parallel at a time.
+
+What happens to cells stands in `attempts.jsonl` of the sweep: a row when one starts and when it ends. It is written by
+the process that runs the cell, so a killed one leaves a start without an end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+from launch import grid, jobs, processes, progress
+from launch.grid import Cell, Sweep
+from utils import config
+from utils.faults import UserError
+from utils.log import utc_stamp
+
+ATTEMPTS = "attempts.jsonl"
+STOPPED = 75  # exit code of a cell, and of a sweep, that a signal stopped: started again, it goes on
+_NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stopped"
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What has become of a cell: new, done, live, failed or stopped; and the reason in words."""
+
+    kind: str
+    why: str = ""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Make the cells and run what is missing. Returns 0 when all are done or submitted, 1 when one failed."""
+    args, options = _parser().parse_known_args(argv)
+    folder = grid.folder_of(args.name, args.into)
+    sweep = _wanted(args, tuple(word for word in options if word != "--"), folder)
+    cells = sweep.cells()
+    for cell in cells:  # everything is checked before anything is made
+        cfg = config.load(cell.source, cell.overrides)
+        config.check_files(cfg, ("train", "val") if sweep.verb == "train" else ("val",))
+    found = states(sweep, cells)
+    chosen = [
+        cell for cell in cells if found[cell.name].kind in ((_FAILED,) if args.retry else (_NEW, _FAILED, _STOPPED))
+    ]
+    print(_summary(sweep, cells, found, chosen))
+    if args.dry_run or not chosen:
+        return 0
+    sweep.write()
+    if sweep.verb == "train":
+        for cell in chosen:
+            grid.make(sweep, cell)
+    if args.partition == "local":
+        return _Local(sweep, args.ranks, args.parallel or 1).run(chosen)
+    from launch import sweep_job
+
+    return sweep_job.submit(sweep, chosen, args.partition, args.ranks, args.parallel or 4, vars(args))
+
+
+def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
+    """What has become of each cell."""
+    rows = progress.read_rows(sweep.folder / ATTEMPTS)
+    last = {row["cell"]: row for row in rows if isinstance(row.get("cell"), str)}
+    asked = {row["job"] for row in last.values() if row.get("job")}
+    alive = jobs.states(asked) if asked else {}
+    found = {}
+    for cell in cells:
+        row = last.get(cell.name, {})
+        job = row.get("job")
+        if is_finished(sweep, cell):
+            found[cell.name] = State(_DONE)
+        elif not row:
+            found[cell.name] = State(_NEW)
+        elif row["event"] == "end":
+            kind = _STOPPED if row["code"] == STOPPED else _FAILED
+            found[cell.name] = State(kind, reason(sweep, cell, job, row["code"]))
+        elif job and (state := _queue_state(job, alive)):
+            found[cell.name] = State(_LIVE, f"job {job} {state}")
+        elif not job and processes.is_running(row.get("pid"), row.get("ticks")):
+            found[cell.name] = State(_LIVE, f"process {row['pid']}")
+        else:
+            found[cell.name] = State(_FAILED, reason(sweep, cell, job, None))
+    return found
+
+
+def _queue_state(job: str, alive: Mapping[str, str]) -> str | None:
+    """The state of a job or array task; waiting tasks stand in the queue as one line, such as 12_[3-5,7%2]."""
+    if job in alive:
+        return alive[job]
+    array, _, task = job.partition("_")
+    for key, state in alive.items() if task else ():
+        if key.startswith(f"{array}_["):
+            listed = re.split(r"[%\]]", key.partition("[")[2])[0]
+            for first, last in re.findall(r"(\d+)(?:-(\d+))?", listed):
+                if int(first) <= int(task) <= int(last or first):
+                    return state
+    return None
+
+
+def is_finished(sweep: Sweep, cell: Cell) -> bool:
+    """True if the cell's training came to its last iteration, or its evaluation wrote its summary."""
+    if sweep.verb == "eval":
+        return sweep.result_of(cell).is_file()
+    try:
+        text = (sweep.exp_of(cell) / "log.txt").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    end = max(text.rfind("] finished: "), text.rfind("] nothing to do: this run finished"))
+    return end > text.rfind("] Iter: [")
+
+
+def reason(sweep: Sweep, cell: Cell, job: str | None, code: int | None) -> str:
+    """Why a cell ended, in one line: its last `error:` line, else its last line."""
+    ended = "it ended without saying so (killed?)" if code is None else f"exit code {code}"
+    try:
+        lines = output(sweep, cell, job).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ended
+    said = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in said if line.startswith("error: ")]
+    return f"{ended}: {(errors or said)[-1][:300]}" if said else ended
+
+
+def output(sweep: Sweep, cell: Cell, job: str | None) -> Path:
+    """Where the errors of a cell's last attempt stand."""
+    if job:
+        return sweep.folder / "jobs" / "slurm" / f"{job}_0_log.err"
+    return sweep.folder / "output" / f"{cell.name}.txt"
+
+
+def note(folder: Path, cell: str, event: str, **more: Any) -> None:
+    """One row for `attempts.jsonl`."""
+    progress.append_row(folder / ATTEMPTS, {"cell": cell, "event": event, "time": utc_stamp(), **more})
+
+
+class _Local:
+    """Runs cells on this machine, at most `parallel` at a time."""
+
+    def __init__(self, sweep: Sweep, ranks: int, parallel: int) -> None:
+        gpus = processes.gpu_count(os.environ)
+        if gpus and ranks * parallel > gpus:
+            raise UserError(
+                f"--parallel {parallel} cells of {ranks} ranks need {ranks * parallel} GPUs, there are {gpus} here"
+            )
+        self.sweep, self.ranks, self.gpus = sweep, ranks, gpus
+        self.free = list(range(parallel))
+        self.share = max(1, len(os.sched_getaffinity(0)) // (parallel * max(ranks, 1)))
+        self.running: dict[subprocess.Popen[bytes], tuple[Cell, int, TextIO]] = {}
+        self.signals: list[int] = []
+
+    def run(self, cells: Sequence[Cell]) -> int:
+        """Returns 0, 1 when a cell failed, 75 when a signal stopped the sweep."""
+        before = {number: signal.signal(number, self._notice) for number in (signal.SIGINT, signal.SIGTERM)}
+        waiting, failed = list(cells), []
+        try:
+            while self.running or (waiting and not self.signals):
+                while waiting and self.free and not self.signals:
+                    self._start(waiting.pop(0))
+                failed += self._collect()
+                time.sleep(0.1)
+        finally:
+            for process in self.running:  # only after an error of ours
+                process.terminate()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.signals:
+            print("stopped; the same command goes on where it was")
+            return STOPPED
+        for cell, why in failed:
+            print(f"failed: {cell.name}: {why}")
+        print(
+            f"{len(cells) - len(failed)} of {len(cells)} cells done; `launch collect {self.sweep.name}` makes the table"
+        )
+        return 1 if failed else 0
+
+    def _start(self, cell: Cell) -> None:
+        slot = self.free.pop(0)
+        file = output(self.sweep, cell, None)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        verb, exp, *rest = self.sweep.words(cell)
+        argv = [sys.executable, "-m", "launch", verb, exp, "local", str(self.ranks), *rest]
+        env = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(grid.ROOT), os.environ.get("PYTHONPATH")])),
+        }
+        env.setdefault("OMP_NUM_THREADS", str(self.share))
+        if self.gpus and self.ranks:
+            visible = (
+                os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else []
+            )
+            names = visible or [str(number) for number in range(self.gpus)]
+            env["CUDA_VISIBLE_DEVICES"] = ",".join(names[slot * self.ranks : (slot + 1) * self.ranks])
+        stream = file.open("w", encoding="utf-8")
+        # A session of its own: the terminal's Ctrl-C reaches this process, which passes it on once.
+        process = subprocess.Popen(
+            argv, cwd=grid.ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
+        )
+        note(self.sweep.folder, cell.name, "start", pid=process.pid, ticks=processes.start_ticks(process.pid))
+        self.running[process] = (cell, slot, stream)
+        print(f"started {cell.name}", flush=True)
+
+    def _collect(self) -> list[tuple[Cell, str]]:
+        failed = []
+        for process in [process for process in self.running if process.poll() is not None]:
+            cell, slot, stream = self.running.pop(process)
+            stream.close()
+            self.free.append(slot)
+            code = process.returncode
+            note(self.sweep.folder, cell.name, "end", code=code)
+            if code not in (0, STOPPED):
+                failed.append((cell, reason(self.sweep, cell, None, code)))
+            print(f"ended   {cell.name}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
+        return failed
+
+    def _notice(self, number: int, frame: FrameType | None) -> None:
+        """First signal: the cells save and leave, no other starts. Second: they are killed."""
+        self.signals.append(number)
+        for process in self.running:
+            if process.poll() is None:
+                processes.send([process.pid], signal.SIGTERM if len(self.signals) == 1 else signal.SIGKILL)
+
+
+def _wanted(args: argparse.Namespace, options: tuple[str, ...], folder: Path) -> Sweep:
+    """The sweep of the command line; without --exp the one that stands in the folder."""
+    if args.ranks < 0 or (args.parallel is not None and args.parallel < 1):
+        raise UserError("N must be 0 or more, and --parallel 1 or more")
+    if not args.exp:
+        return grid.read(folder)
+    exps = tuple(dict.fromkeys(Path(os.path.abspath(exp)) for exp in args.exp))
+    sweep = Sweep(folder, args.verb, exps, tuple(text for texts in args.grid for text in texts), options)
+    if (folder / grid.FILE).is_file() and grid.read(folder).verb != sweep.verb:
+        raise UserError(f"{folder}: this sweep runs {grid.read(folder).verb}; take another NAME")
+    return sweep
+
+
+def _summary(sweep: Sweep, cells: Sequence[Cell], found: dict[str, State], chosen: Sequence[Cell]) -> str:
+    kinds = [found[cell.name].kind for cell in cells]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    lines = [f"sweep {sweep.name}: {len(cells)} cells ({counts}), {len(chosen)} to run, in {sweep.folder}"]
+    told = [cell for cell in cells if found[cell.name].kind in (_FAILED, _LIVE)]
+    lines += [f"  {found[cell.name].kind}: {cell.name}: {found[cell.name].why}" for cell in told]
+    lines += [f"  runs: {cell.name}" for cell in chosen]
+    return "\n".join(lines)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch sweep",
+        description="Run experiments with every choice of values; again: only what is missing.",
+        epilog="Other options go to the verb as they are. Without --exp the sweep goes on as it was asked for.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="NAME", help="of the sweep; its folder is sweeps/NAME")
+    parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of SLURM")
+    parser.add_argument(
+        "ranks", metavar="N", type=int, help="ranks of each cell, one per GPU; local 0 = one without a GPU"
+    )
+    parser.add_argument("--exp", nargs="+", default=[], metavar="EXP", help="experiment folders")
+    parser.add_argument(
+        "--grid", nargs="+", action="append", default=[], metavar="KEY=A,B", help="values of a key; [a, b] is one value"
+    )
+    parser.add_argument("--verb", choices=("train", "eval"), default="train")
+    parser.add_argument("--parallel", type=int, help="cells at a time (default: 4 on SLURM, 1 on local)")
+    parser.add_argument("--retry", action="store_true", help="run the failed cells only")
+    parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
+    parser.add_argument("--dry-run", action="store_true", help="list the cells and what has become of them")
+    from launch.cluster import minutes
+
+    group = parser.add_argument_group("on a partition of SLURM")
+    group.add_argument("--time", type=minutes, help="time limit of a cell, such as 90 (minutes) or 12:00:00")
+    for name in ("exclude", "constraint", "qos", "account", "nodelist", "dependency"):
+        group.add_argument(f"--{name}", help=f"sbatch's --{name}")
+    return parser
