@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.faults import UserError
+from utils.watchdog import Watchdog
 
 NEEDS_VALIDATE = True
 
@@ -78,7 +79,7 @@ def evaluate(
             normalise=normaliser(cfg),
             autocast=lambda: autocast(cfg.precision, world.device),
             clips_per_forward=cfg.batch_size,
-            keep=writer.keep,
+            keep=stack.enter_context(watched(exp, cfg, world, name, videos)).passing(writer.keep),
             stop=stop,
             earlier=earlier.logits(records.labels),
         )
@@ -92,6 +93,14 @@ def evaluate(
         ids = [records.path(i) for i in range(len(records))]
         world.on_main(lambda: report(folder, ids, records.labels, summary))
     return 0
+
+
+def watched(exp: Path, cfg: Any, world: Any, name: str, videos: Any) -> Watchdog:
+    """The watchdog of an evaluation: every video is progress."""
+    limit = 60 * cfg.watchdog_minutes
+    watch = Watchdog(exp, seconds=limit, rank=world.rank, ranks=world.size, kind=f"eval-{name}")
+    watch.phase("evaluation", None, videos.being_read)
+    return watch
 
 
 def normaliser(cfg: Any) -> Callable[[Any], Any]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import glob
 import json
 import os
 import socket
@@ -234,7 +235,7 @@ class Watchdog:
 
     def _sweep(self) -> None:
         """Remove the signs of ranks that this run has not (an earlier one was killed)."""
-        for path in self.folder.glob(f"heartbeat-{self.kind}-*"):
+        for path in self.folder.glob(f"heartbeat-{glob.escape(self.kind)}-*"):
             number = path.name.rpartition("-")[2]
             if number.isdigit() and int(number) >= self.ranks:
                 path.unlink(missing_ok=True)
