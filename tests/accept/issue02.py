@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 import checks02  # noqa: E402
+import checks02b  # noqa: E402
 from rows import run_rows, workspace  # noqa: E402
 
 
@@ -41,7 +42,27 @@ def hostile() -> dict:
     return checks02.hostile(workspace())
 
 
+def elastic() -> dict:
+    """4 -> 2 -> 4 ranks in one run against a fixed world."""
+    return checks02b.elastic_ranks(workspace())
+
+
+def hang() -> dict:
+    """A frozen rank, and a decode that does not end."""
+    return checks02b.hangs(workspace())
+
+
+@checks02.skipped
+def sweep() -> dict:
+    """Six cells as a real job array; one fails, the last is requeued, the retry runs one."""
+    return checks02b.sweep_on_slurm(workspace())
+
+
 ROWS = {
+    "elastic": (*checks02b.ROWS["elastic"], elastic),
+    "hang": (*checks02b.ROWS["hang"], hang),
+    "sweep": (*checks02b.ROWS["sweep"], sweep),
+    "stop_overhead": (*checks02b.ROWS["stop_overhead"], checks02b.stop_overhead),
     "clone": ("train.sh VI_SP_VA_1080TI 4, 2 nodes x 2, from a clean clone", "sha256 as local 4", clone),
     "events": (
         "preempted (both signal styles), time limit, node killed, rank killed -9, requeued by hand",
