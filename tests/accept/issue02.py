@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -55,7 +56,9 @@ def hang() -> dict:
 @checks02.skipped
 def sweep() -> dict:
     """Six cells as a real job array; one fails, the last is requeued, the retry runs one."""
-    return checks02b.sweep_on_slurm(workspace())
+    work = workspace()
+    os.environ.update(checks02.slurm(work).env)  # the sweep runs in this SLURM
+    return checks02b.sweep_on_slurm(work)
 
 
 ROWS = {
