@@ -26,6 +26,8 @@ SWEEPS = ROOT / "sweeps"
 FILE = "sweep.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
+_OPTION = "eval."  # a key of the grid that starts so is an option of `main.py eval`, not of the config
+_EVAL_OPTIONS = ("checkpoint", "protocol", "views", "scale", "crop_size", "average")
 _BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
 
 
@@ -46,7 +48,13 @@ class Cell:
     @property
     def overrides(self) -> list[str]:
         """`key=value` for `config.load`."""
-        return [f"{key}={value}" for key, value in self.values]
+        return [f"{key}={value}" for key, value in self.values if not key.startswith(_OPTION)]
+
+    @property
+    def options(self) -> list[str]:
+        """Words for `main.py eval`, from the keys `eval.views` and the like."""
+        own = [(key.removeprefix(_OPTION), value) for key, value in self.values if key.startswith(_OPTION)]
+        return [word for name, value in own for word in (f"--{name.replace('_', '-')}", value)]
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,12 @@ class Sweep:
         keys = [key for key, _ in columns]
         if len(set(keys)) < len(keys):
             raise UserError(f"--grid: {next(key for key in keys if keys.count(key) > 1)} is given twice")
+        for name in (key.removeprefix(_OPTION) for key in keys if key.startswith(_OPTION)):
+            if self.verb != "eval" or name not in _EVAL_OPTIONS:
+                raise UserError(
+                    f"--grid: {_OPTION}{name} is an option of --verb eval, which has "
+                    f"{', '.join(_OPTION + option for option in _EVAL_OPTIONS)}"
+                )
         return [
             Cell(_cell_name(exp, list(zip(keys, values, strict=True))), exp, tuple(zip(keys, values, strict=True)))
             for exp in self.exps
@@ -101,7 +115,7 @@ class Sweep:
         if self.verb == "train":
             return ["train", str(self.exp_of(cell)), *self.options]
         sets = [word for override in cell.overrides for word in ("--set", override)]
-        return ["eval", str(cell.source), *sets, "--name", self.result_of(cell).stem, *self.options]
+        return ["eval", str(cell.source), *sets, *cell.options, "--name", self.result_of(cell).stem, *self.options]
 
     def write(self) -> None:
         """Write `sweep.json`."""

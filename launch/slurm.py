@@ -6,6 +6,7 @@ copy of the code, and starts one task per GPU with srun. A task unpickles a `lau
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -14,7 +15,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,11 +214,33 @@ def submit(wanted: Request, code: str) -> str:
     Raises:
         UserError: sbatch refused it, or is not here.
     """
+    with _refusals_named(wanted):
+        return executor(wanted, code).submit(task(wanted)).job_id
+
+
+def submit_array(wanted: Request, code: str, runs: Sequence[Callable[[], None]], parallel: int) -> list[str]:
+    """Submit one job array with a task for each of `runs`, at most `parallel` at a time.
+
+    Returns:
+        Their ids, ARRAY_TASK (of a single one: the job's own).
+
+    Raises:
+        UserError: sbatch refused it, or is not here.
+    """
+    with _refusals_named(wanted):
+        made = executor(wanted, code)
+        made.update_parameters(array_parallelism=parallel)
+        return [one.job_id for one in made.submit_array(runs)]
+
+
+@contextlib.contextmanager
+def _refusals_named(wanted: Request) -> Iterator[None]:
+    """Around a submission: a clean environment before it, and one clear sentence if it fails."""
     from submitit.core import utils as submitit_utils
 
     clean_environment()
     try:
-        return executor(wanted, code).submit(task(wanted)).job_id
+        yield
     except FileNotFoundError as error:
         raise UserError(f"{error.filename or error}: not found; is SLURM installed on this machine?") from error
     except OSError as error:

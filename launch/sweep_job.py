@@ -11,7 +11,6 @@ from launch import job as slurm_job
 from launch import jobs, progress, slurm, snapshot, sweep
 from launch.grid import Cell, Sweep
 from utils import faults, run_dir
-from utils.faults import UserError
 from utils.log import utc_stamp
 
 FLAGS = ("time", "exclude", "constraint", "qos", "account", "nodelist", "dependency")
@@ -76,7 +75,7 @@ def submit(
         exp = str(wanted.exp_of(cell))
         run = slurm_job.Run(exp, wanted.words(cell), max_restarts=restarts, max_stalled=stalled)
         runs.append(CellRun(str(wanted.folder), cell.name, run))
-    ids = _submit_array(request, str(code), runs, parallel)
+    ids = slurm.submit_array(request, str(code), runs, parallel)
     for cell, job in zip(cells, ids, strict=True):
         sweep.note(wanted.folder, cell.name, "submit", job=job)
         row = {"job": job, "verb": wanted.verb, "partition": partition, "ranks": ranks, "nodes": request.nodes}
@@ -88,25 +87,3 @@ def submit(
     )
     print(f"  {wanted.folder / 'jobs' / slurm.OUTPUT}; `launch collect {wanted.name}` makes the table")
     return 0
-
-
-def _submit_array(request: slurm.Request, code: str, runs: Sequence[CellRun], parallel: int) -> list[str]:
-    """The jobs' ids, ARRAY_TASK (of a single cell: the job's own).
-
-    Raises:
-        UserError: sbatch refused it, or is not here.
-    """
-    from submitit.core import utils as submitit_utils
-
-    for name in list(os.environ):
-        if name in slurm._OVERRULE or name in slurm._FOREIGN or (name.startswith("SLURM_") and name not in slurm._KEPT):
-            del os.environ[name]
-    made = slurm.executor(request, code)
-    made.update_parameters(array_parallelism=parallel)
-    try:
-        return [job.job_id for job in made.submit_array(runs)]
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename or error}: not found; is SLURM installed on this machine?") from error
-    except (submitit_utils.FailedJobError, submitit_utils.FailedSubmissionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if "sbatch:" in line]
-        raise UserError(f"SLURM refused the array: {'; '.join(lines) or str(error).strip()[-500:]}") from error

@@ -195,6 +195,19 @@ def test_an_evaluation_cell_is_a_result_of_its_experiment(exp: Path, tmp_path: P
     assert collect._row(wanted, first)["failed_videos"] == 1
 
 
+def test_views_of_an_evaluation_are_swept(exp: Path, tmp_path: Path) -> None:
+    wanted = Sweep(tmp_path / "s", "eval", (exp,), ("eval.views=centre,10x3", "eval.crop_size=32", "val_dense=false"))
+    first, second = wanted.cells()
+    assert first.overrides == ["val_dense=false"]
+    words = ["--set", "val_dense=false", "--views", "centre", "--crop-size", "32", "--name"]
+    assert wanted.words(first)[2:-1] == words
+    assert first.name != second.name
+    for verb, key in (("eval", "eval.view"), ("train", "eval.views")):
+        with pytest.raises(UserError, match=rf"{key} is an option of --verb eval, which has eval.checkpoint"):
+            Sweep(tmp_path / "s", verb, (exp,), (f"{key}=centre",)).cells()
+
+
+
 def test_errors_before_anything_is_made(exp: Path, tmp_path: Path, stand_in: Path) -> None:
     for words, says in (
         (("--exp", exp, "--grid", "seed=1,two"), "seed"),
