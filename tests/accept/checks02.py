@@ -168,7 +168,7 @@ def disturbed(work: Path, seed: int | None = None) -> dict:
     chance = random.Random(seed)
     cluster = slurm(work, gpus_per_node=1)
     data = demo_videos(work / "rough-data", 64, 24)
-    settings = {"steps": 90, "val_freq": 45, "print_freq": 1}
+    settings = {"steps": 240, "val_freq": 60, "print_freq": 1}
     extra = "    save_minutes: 0.02\n"
     calm = small_experiment(work / "calm-slurm", data, extra, **settings)
     train(calm, 2)
