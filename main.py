@@ -25,17 +25,25 @@ if TYPE_CHECKING:
 
     from datasets.eval_loader import EvalLoader
     from datasets.train_loader import Batch, TrainLoader
-    from utils.config import Config
     from utils.dist import World
     from utils.run import Run
-    from utils.shards import ShardPlan
 
 # verb: (module whose main(argv) does it, one line of help)
 VERBS = {
     "train": ("main", "train an experiment folder, or continue it (what train.sh runs)"),
     "eval": ("anal_tools.evaluate", "evaluate a checkpoint, write results/ (what eval.sh runs)"),
     "analyze": ("anal_tools.analyze", "what the model gets wrong: error pairs, worst videos, confusion matrix"),
+    "get_reference_results": ("anal_tools.get_reference_results", "write results/reference_result.txt, evaluate if needed"),
+    "compare": ("anal_tools.compare", "is one experiment better: test of the videos, classes, config differences"),
+    "report": ("anal_tools.report.build", "EXP/report/index.html: errors with pictures and clips, matrix, curves"),
+    "score": ("anal_tools.score", "score kept views again: fewer views, another average, several models together"),
+    "dense-sweep": ("anal_tools.dense_sweep", "accuracy against the number of views, from one evaluation"),
+    "benchmark": ("anal_tools.benchmark", "how fast this experiment is here: step, eval or data"),
+    "predict": ("anal_tools.predict", "what is seen in videos: top-5, infer.json, subtitles, an annotated video"),
+    "convert": ("anal_tools.convert", "weights that others have published as a checkpoint of ours"),
+    "export": ("anal_tools.export", "the trained model as ONNX or torch.export file, checked on clips"),
     "config": ("utils.config.verb", "print the resolved config and where each value comes from"),
+    "list": ("anal_tools.experiments", "all experiments: model, data, cost, and the accuracy others published"),
     "new": ("launch.new", "make a new experiment folder from an existing one"),
     "fetch": ("methods.fetch", "download pretrained weights into pretrained/"),
     "demo-data": ("datasets.demo", "make the small motion data set of the demo"),
@@ -140,7 +148,8 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
                 clock = time.monotonic()
         run.log_bad_samples()
         run.save(checkpoint.LATEST)  # once more, now that the last validation is part of the state
-        log.line(f"finished: {last} iterations, best Prec@1 {run.best_prec1:.3f}, {run.folder.path(checkpoint.LATEST)}")
+        best = f"best {run.criterion} {run.best_prec1:.3f}"
+        log.line(f"finished: {last} iterations, {best}, {run.folder.path(checkpoint.LATEST)}")
     return 0
 
 
@@ -160,7 +169,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
     import torch
 
     from datasets import order
-    from utils import draws, loss, metrics, mixup, optim, transforms
+    from utils import draws, metrics, mixup, optim, transforms
     from utils.run import autocast
 
     cfg, world, shards = run.cfg, run.world, run.shards
@@ -178,8 +187,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
                 clips = mixup.mix(clips, lam)
             with autocast(cfg.precision, world.device):
                 answer = run.pace.forward(run.model, clips)  # (B, K), or an object with logits and aux of that shape
-            targets = {"label_smooth": cfg.label_smooth, "weights": batch.weights, "lam": lam}
-            value, logits = loss.training_loss(answer, batch.labels, **targets)
+            value, logits = run.loss(answer, clips, batch, lam)
             losses[batch.shards] = value.detach()
             share = len(batch.shards) / shards.total  # of the global batch; DDP averages over ranks, we mean the sum
             with torch.no_grad():
@@ -194,10 +202,11 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
     assert pending is not None, "a rank has at least one micro-batch"
     numbers: dict[str, float] = dict(zip(NUMBERS, pending.wait().tolist(), strict=True))
     if numbers["non_finite"]:
-        raise run.non_finite(step, {shards: value.item() for shards, value in losses.items()}, order.sample_at)
+        sample_at = order.of(cfg.data.order, cfg.seed, run.train_records)
+        raise run.non_finite(step, {shards: value.item() for shards, value in losses.items()}, sample_at)
     run.watch.phase("optimiser step", step)
     optim.apply(run.optimizer, run.scaler, max_norm=cfg.clip_grad)
-    run.statistics.after_step()
+    run.after_step(step)
     return numbers
 
 
@@ -212,41 +221,50 @@ def validate(
     num_class: int,
     normalise: Callable[[torch.Tensor], torch.Tensor],
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
-    clips_per_forward: int = 32,
+    clips_per_forward: int | None = 32,
+    average: str = "prob",
     keep: Callable[[Any, torch.Tensor | None], None] | None = None,
     stop: signals.StopFlag | None = None,
     earlier: Iterable[tuple[int, torch.Tensor | None]] = (),
 ) -> dict[str, float] | None:
-    """Score every video of `loader` exactly once over all ranks.
+    """Score every video of `loader` exactly once over all ranks. The one place that scores.
 
-    A video's score is the mean over its views of the softmax. One that cannot be read counts as wrong. All ranks do
-    the same number of rounds, so that they can agree to stop in each.
+    One that cannot be read counts as wrong. All ranks do the same number of rounds, so that they can agree to stop in
+    each. When memory runs out, fewer views go through the network at once and the evaluation goes on.
 
     Args:
+        net: clips (N, C, T, H, W) -> logits (N, K); it is put into evaluation mode.
         normalise: uint8 (N, T, H, W, C) -> float (N, C, T, H, W).
-        clips_per_forward: views that go through the network at once.
-        keep: called with (item, logits (V, K) float32 on the CPU, None for a failed video).
-        earlier: (label, logits (V, K)) of videos that were scored before and count too; each on one rank only.
+        clips_per_forward: views that go through the network at once; None to find it by measuring.
+        average: how the views of a video are joined, one of `metrics.AVERAGES`.
+        keep: called with (item, logits (V, K) float32, None for a failed video).
+        earlier: (sample, logits (V, K)) of videos that were scored before and count too; each on one rank only.
 
     Returns:
-        num_videos, failed, top1, top5, mean_class_accuracy (per cent), loss; None when stopped by a signal.
+        What `metrics.Tally.metrics` says, for a list with several labels per video `ranking.Gathered.metrics`; None
+        when stopped by a signal.
     """
     import torch
 
     from datasets.eval_loader import rounds
-    from utils import metrics
+    from utils import chunks, ranking
+
+    def forward(clips: torch.Tensor) -> torch.Tensor:
+        with autocast():
+            return net(normalise(clips)).float()
 
     net.eval()
-    tally = metrics.Tally(num_class, device=world.device)
-    for label, logits in earlier:
-        tally.add(label, logits)
+    tally = ranking.tally_of(loader.records, num_class, device=world.device, average=average)
+    for sample, logits in earlier:
+        tally.add(sample, logits)
+    runner = chunks.Chunks(forward, world.device, size=clips_per_forward)
     with torch.inference_mode():
-        for items in rounds(loader, clips_per_forward):  # empty on a rank that has run out of videos
-            clips = [views for _, views in items if views is not None]
-            logits = forward_in_chunks(net, clips, normalise, autocast, clips_per_forward)
-            for item, views in items:
-                own = next(logits) if views is not None else None  # (V, K)
-                tally.add(item.label, own)
+        for items in rounds(loader, runner.group):  # empty on a rank that has run out of videos
+            cuts = [(cut, loader.spec.views) for _, cut in items if cut is not None]
+            scores = iter(runner.run(*chunks.joined(cuts)).split(loader.spec.views) if cuts else ())
+            for item, cut in items:
+                own = next(scores) if cut is not None else None  # (V, K)
+                tally.add(item.sample, own)
                 if keep is not None:
                     keep(item, own)
             if stop is not None and world.any(stop.received):
@@ -255,31 +273,13 @@ def validate(
     return tally.metrics()
 
 
-def forward_in_chunks(
-    net: torch.nn.Module,
-    videos: list[torch.Tensor],
-    normalise: Callable[[torch.Tensor], torch.Tensor],
-    autocast: Callable[[], contextlib.AbstractContextManager],
-    size: int,
-) -> Iterator[torch.Tensor]:
-    """Logits (V, K) of each video, computed `size` views at a time across video borders."""
-    import torch
-
-    if not videos:
-        return iter(())
-    parts = []
-    for chunk in torch.cat(videos).split(size):  # (N, T, h, w, C)
-        with autocast():
-            parts.append(net(normalise(chunk)).float())
-    return iter(torch.cat(parts).split([len(video) for video in videos]))
-
-
 @contextlib.contextmanager
 def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
     """Set a run up: config -> ranks -> folder and lock -> lists -> model -> checkpoint; undone on leaving."""
+    import methods
+    from datasets import loader
     from datasets.class_names import read_class_names
-    from datasets.records import Records
-    from utils import checkpoint, config, dist, log, run_dir
+    from utils import checkpoint, config, dist, log, parts, run_dir
     from utils.run import Run
     from utils.shards import ShardPlan
 
@@ -296,10 +296,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
         found = checkpoint.find_on_all_ranks(exp, world)
         state = found.state if found else None
 
-        lists = [
-            Records.load(Path(source), root, num_class=cfg.model.num_class)
-            for source, root in ((cfg.train_source, cfg.train_root), (cfg.val_source, cfg.val_root))
-        ]
+        lists = [loader.records_of(cfg, split) for split in ("train", "val")]
         class_names = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
         shards = ShardPlan(
             total=state["shards"] if state else cfg.shards or world.size,
@@ -317,13 +314,9 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
             differences = config.differences(found.state["config"], config.to_dict(cfg))
             for line in [*found.messages, *checkpoint.check_resume(found.state, differences, hashes)]:
                 run_log.line(line)
-        parts = build_model(cfg, world, shards, state)
-        run = Run(cfg, world, shards, folder, run_log, lists[0], lists[1], class_names, **parts, stack=stack, step=step)
-        if not state:
-            run_log.line(getattr(run.net, "pretrained_note", "") or "initial weights: random")
-        else:
-            run.validated_step, run.best_prec1 = state["validated_step"], state["best_prec1"]
-            run.window = state["window"]
+        made = parts.build(cfg, world, shards, state, methods.build, run_log.line)
+        run = Run(cfg, world, shards, folder, run_log, lists[0], lists[1], class_names, **made, stack=stack, step=step)
+        run.begin(state)
         with dist.contact(world):  # a lost rank shows as an error of DDP's or gloo's own: say what it means
             yield run
 
@@ -347,12 +340,15 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
     from utils.run import autocast, dtype_of
 
     wanted = run.cfg.augmentation
-    with (
-        loader.build(run.cfg, "val", run.world, records=run.val_records) as videos,
-        run.watch.during("validation", None, videos.being_read),
-    ):
+    batches = functools.partial(loader.build, run.cfg, "train", run.world, run.shards, records=run.train_records)
+    with contextlib.ExitStack() as stack:
+        net = stack.enter_context(run.evaluated(functools.partial(batches, replay=run.late_samples()), stop))
+        if net is None:
+            return None
+        videos = stack.enter_context(loader.build(run.cfg, "val", run.world, records=run.val_records))
+        stack.enter_context(run.watch.during("validation", None, videos.being_read))
         return validate(
-            run.net,
+            net,
             videos,
             world=run.world,
             num_class=run.cfg.model.num_class,
@@ -364,35 +360,6 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
             keep=run.watch.passing(),
             stop=stop,
         )
-
-
-def build_model(cfg: Config, world: World, shards: ShardPlan, state: dict[str, Any] | None) -> dict[str, Any]:
-    """The parts of a `Run` that hold tensors, built from the config and filled from a checkpoint's state if any."""
-    import torch
-
-    import methods
-    from utils import checkpoint, dist, optim, sync_bn
-    from utils.run import model_arguments, place
-
-    torch.manual_seed(cfg.seed)  # the initial weights are the same on every rank
-    if cfg.deterministic:
-        torch.use_deterministic_algorithms(True)
-    net = methods.build(**model_arguments(cfg, pretrained=False if state else cfg.model.pretrained))
-    net = place(net, world.device, cfg.precision)
-    net = sync_bn.convert(net, shards, sync_stats=cfg.model.kwargs["bn_sync_stats"])
-    statistics = sync_bn.Statistics(net, shards, world)
-    policy = {name: getattr(cfg, name) for name in ("momentum", "weight_decay", "nesterov", "no_wd", "policy")}
-    optimizer = optim.build(net, lr=cfg.lr_scheduler.base_lr, **policy)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.precision == "fp16")
-    if state:
-        checkpoint.load_model(net, state["model"], "the checkpoint")
-        statistics.load_group_state(state["group_statistics"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
-    model: Any = torch.compile(net) if cfg.compile else net
-    if world.size > 1:
-        model = dist.data_parallel(model, world)
-    return {"net": net, "model": model, "optimizer": optimizer, "scaler": scaler, "statistics": statistics}
 
 
 if __name__ == "__main__":

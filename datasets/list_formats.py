@@ -6,6 +6,8 @@ Layouts, in fields from the right (numbers are whole):
     path num_frames label          TSN, TSM, PaddleVideo and MMAction2 frames, seed 004
     path offset num_frames label   MMAction2 rawframes with_offset
     JSON                           MMAction2: dicts with a path, `label`, `total_frames`; a list or its `data_list`
+    path label label ...           MMAction2 videos, multi_class         } only where they are asked for
+    path num_frames label ...      MMAction2 rawframes, multi_class      } (several_labels.py)
 
 Fields are separated by tabs, commas or blanks: the first of these that gives most lines a label at their end. A csv may
 start with a header whose last column is called `label`. Paths may contain the separator. A list has one layout:
@@ -48,6 +50,8 @@ class Columns:
         frames: number of frames, empty where the list has none.
         starts: first frame, empty where the list has none.
         keys: hash of each record, to count duplicates.
+        all_labels, label_ends: every label of every video, and where each video's end, after a leading 0; empty where
+            each video has one label.
     """
 
     paths: bytearray = field(default_factory=bytearray)
@@ -56,6 +60,8 @@ class Columns:
     frames: array[int] = field(default_factory=lambda: array("i"))
     starts: array[int] = field(default_factory=lambda: array("i"))
     keys: array[int] = field(default_factory=lambda: array("q"))
+    all_labels: array[int] = field(default_factory=lambda: array("i"))
+    label_ends: array[int] = field(default_factory=lambda: array("q"))
 
     def add(self, paths: list[bytes], numbers: Sequence[Sequence[int]]) -> None:
         """Append rows; `numbers` are columns: (starts, frames, labels), (frames, labels) or (labels,)."""
@@ -70,6 +76,14 @@ class Columns:
         ends = np.cumsum(np.fromiter(map(len, paths), np.int64, len(paths))) + self.ends[-1]
         self.ends.frombytes(ends.tobytes())
         self.paths += b"".join(paths)
+
+    def add_labels(self, labels: Sequence[Sequence[int]]) -> None:
+        """Append all labels of each of the rows that were added last."""
+        if not self.label_ends:
+            self.label_ends.append(0)
+        for own in labels:
+            self.all_labels.extend(own)
+            self.label_ends.append(len(self.all_labels))
 
     def duplicates(self) -> int:
         """Records that repeat an earlier one; may be asked once."""
@@ -91,7 +105,7 @@ def read_list(list_file: str, root: str) -> Columns:
             `root`. The message names file, line and what was expected.
     """
     try:
-        if _is_json(list_file):
+        if is_json(list_file):
             return _read_json(list_file, root)
         return _read_text(list_file, root)
     except FileNotFoundError:
@@ -102,7 +116,7 @@ def read_list(list_file: str, root: str) -> Columns:
 
 def place_of(list_file: str, record: int) -> str:
     """Where a record stands, for messages: `file:line`, or `file: entry n` of a JSON list."""
-    if _is_json(list_file):
+    if is_json(list_file):
         return f"{list_file}: entry {record + 1}"
     separator = _survey_all(list_file)[0]
     for seen, (number, _) in enumerate(_records(list_file, separator)):
@@ -114,7 +128,7 @@ def place_of(list_file: str, record: int) -> str:
 # ----------------------------------------------------------------------------------------------------------------- text
 
 
-def _blocks(list_file: str) -> Iterator[tuple[int, list[bytes]]]:
+def blocks(list_file: str) -> Iterator[tuple[int, list[bytes]]]:
     """Lines in blocks, each with the number of its first line; blank lines are in, a byte order mark is not."""
     number, rest = 1, b""
     with open(list_file, "rb") as f:
@@ -134,20 +148,22 @@ def _blocks(list_file: str) -> Iterator[tuple[int, list[bytes]]]:
 def _records(list_file: str, separator: bytes | None) -> Iterator[tuple[int, bytes]]:
     """(line number, line) of every record: neither blank nor header."""
     first = True
-    for number, lines in _blocks(list_file):
+    for number, lines in blocks(list_file):
         for i, line in enumerate(lines):
             if line and not line.isspace():
-                if not (first and _is_header(line, separator)):
+                if not (first and is_header(line, separator)):
                     yield number + i, line
                 first = False
 
 
-def _is_header(line: bytes, separator: bytes | None) -> bool:
+def is_header(line: bytes, separator: bytes | None) -> bool:
+    """Whether the last field is a word for `label`."""
     fields = line.strip().split(separator)
     return len(fields) > 1 and fields[-1].strip(b' "\t').lower() in _LABEL_WORDS
 
 
-def _is_number(text: bytes) -> bool:
+def is_number(text: bytes) -> bool:
+    """Whether a field is a whole number, perhaps negative."""
     if text.isdigit():
         return True
     text = text.strip()
@@ -159,7 +175,7 @@ def _shape(line: bytes, separator: bytes | None) -> tuple[int, int]:
     parts = line.rsplit(separator, 4)
     numbers = 0
     for part in parts[:0:-1]:
-        if numbers == 3 or not _is_number(part):
+        if numbers == 3 or not is_number(part):
             break
         numbers += 1
     return len(parts), numbers
@@ -168,7 +184,7 @@ def _shape(line: bytes, separator: bytes | None) -> tuple[int, int]:
 def _survey(list_file: str, separator: bytes | None) -> Counter[tuple[int, int]]:
     """How many lines have which shape."""
     shapes: Counter[tuple[int, int]] = Counter()
-    for _, lines in _blocks(list_file):
+    for _, lines in blocks(list_file):
         # The common shapes without a call per line; the rest by the slow way.
         for line in lines:
             parts = line.rsplit(separator, 4)
@@ -179,10 +195,10 @@ def _survey(list_file: str, separator: bytes | None) -> Counter[tuple[int, int]]
                 shapes[2, 1] += 1
             elif line and not line.isspace():
                 shapes[_shape(line, separator)] += 1
-    for _, lines in _blocks(list_file):
+    for _, lines in blocks(list_file):
         for line in lines:
             if line and not line.isspace():
-                if _is_header(line, separator):
+                if is_header(line, separator):
                     shapes[_shape(line, separator)] -= 1
                 return +shapes
     return shapes
@@ -233,20 +249,20 @@ def _read_text(list_file: str, root: str) -> Columns:
         _refuse(list_file, separator, layout, blanks, bad)
     columns = Columns()
     first = True
-    for number, lines in _blocks(list_file):
+    for number, lines in blocks(list_file):
         rows = [line.rsplit(separator, layout) for line in lines if line and not line.isspace()]
         if first and rows:
-            header = _is_header(next(line for line in lines if line and not line.isspace()), separator)
+            header = is_header(next(line for line in lines if line and not line.isspace()), separator)
             rows = rows[1:] if header else rows
             first = False
         if not rows:
             continue
-        paths = [_unquoted(row[0]) if separator else row[0].strip() for row in rows]
+        paths = [unquoted(row[0]) if separator else row[0].strip() for row in rows]
         try:
             columns.add(paths, [[int(row[k]) for row in rows] for k in range(1, layout + 1)])
         except (OverflowError, ValueError):
             raise UserError(f"{list_file}: a number in lines {number}..{number + len(lines)} exceeds 32 bits") from None
-        _check_paths(list_file, paths, root, len(columns.labels) - len(paths))
+        check_paths(list_file, paths, root, len(columns.labels) - len(paths))
     for name, column in (("num_frames", columns.frames), ("offset", columns.starts)):
         if column and min(column) < 0:
             record = next(i for i, value in enumerate(column) if value < 0)
@@ -254,7 +270,7 @@ def _read_text(list_file: str, root: str) -> Columns:
     return columns
 
 
-def _unquoted(text: bytes) -> bytes:
+def unquoted(text: bytes) -> bytes:
     """A csv field without its quotes."""
     text = text.strip()
     if len(text) > 1 and text[:1] == text[-1:] == b'"':
@@ -277,7 +293,7 @@ def _refuse(list_file: str, separator: bytes | None, layout: int, blanks: bool, 
     raise UserError("\n".join(said))
 
 
-def _check_paths(list_file: str, paths: list[bytes], root: str, before: int) -> None:
+def check_paths(list_file: str, paths: list[bytes], root: str, before: int) -> None:
     """Refuse empty paths and paths that leave the root; `before` records came earlier."""
     joined = b"\n" + b"\n".join(paths) + b"\n"
     if b".." not in joined and b"\n/" not in joined and b"\n\n" not in joined:
@@ -297,7 +313,7 @@ def _check_paths(list_file: str, paths: list[bytes], root: str, before: int) -> 
 # ----------------------------------------------------------------------------------------------------------------- JSON
 
 
-def _is_json(list_file: str) -> bool:
+def is_json(list_file: str) -> bool:
     """Whether it is named so, or starts like a list of dicts."""
     with open(list_file, "rb") as f:
         start = f.read(64).removeprefix(b"\xef\xbb\xbf").split()
@@ -321,24 +337,25 @@ def _read_json(list_file: str, root: str) -> Columns:
     paths = [os.fsencode(row[0]) for row in rows]
     columns = Columns()
     starts, frames, labels = [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows]
-    columns.add(paths, [starts, frames, labels])
-    _check_paths(list_file, paths, root, 0)
+    columns.add(paths, [starts, frames, [own[0] for own in labels]])
+    if any(len(own) > 1 for own in labels):
+        columns.add_labels(labels)
+    check_paths(list_file, paths, root, 0)
     return columns
 
 
-def _entry(where: str, entry: Any) -> tuple[str, int, int, int]:
-    """(path, offset, frames, label) of one dict of a JSON list."""
+def _entry(where: str, entry: Any) -> tuple[str, int, int, list[int]]:
+    """(path, offset, frames, labels) of one dict of a JSON list."""
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected a dict with a path and `label`")
     path = next((entry[key] for key in _PATH_KEYS if key in entry), None)
     if not isinstance(path, str):
         raise UserError(f"{where}: no path; expected one of the keys {', '.join(_PATH_KEYS)}")
     label = entry.get("label")
-    if isinstance(label, list) and len(label) == 1:
-        label = label[0]
-    values = [entry.get("offset", 0), entry.get("total_frames", -1), label]
-    for key, value in zip(("offset", "total_frames", "label"), values, strict=True):
+    labels: list[Any] = label if isinstance(label, list) and label else [label]
+    values = [entry.get("offset", 0), entry.get("total_frames", -1), *labels]
+    for key, value in zip(("offset", "total_frames", *["label"] * len(labels)), values, strict=True):
         low = 0 if key == "offset" else -1  # total_frames -1 says unknown; labels are checked with the others
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**31:
             raise UserError(f"{where}: `{key}` must be one whole number, found {value!r}")
-    return path, values[0], values[1], values[2]
+    return path, values[0], values[1], labels

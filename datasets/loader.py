@@ -10,13 +10,26 @@ import torch
 
 from datasets.bad_media import BadEvent, Ledger
 from datasets.eval_loader import EvalLoader, VideoItem
-from datasets.plan import EvalSpec, eval_spec, train_spec
+from datasets.plan import train_spec
 from datasets.readers import ReaderSpec
 from datasets.reading import Reading
 from datasets.records import Records
 from datasets.train_loader import Batch, Shards, TrainLoader
+from datasets.views import EvalSpec, eval_spec
+from utils.faults import UserError
 
-__all__ = ["BadEvent", "Batch", "EvalLoader", "Ledger", "Reading", "TrainLoader", "VideoItem", "build", "reading"]
+__all__ = [
+    "BadEvent",
+    "Batch",
+    "EvalLoader",
+    "Ledger",
+    "Reading",
+    "TrainLoader",
+    "VideoItem",
+    "build",
+    "reading",
+    "records_of",
+]
 
 
 def reading(cfg: Any) -> Reading:
@@ -34,6 +47,19 @@ def reading(cfg: Any) -> Reading:
         on_bad=data.on_bad,
         bad_budget=data.bad_budget,
     )
+
+
+def records_of(cfg: Any, split: str) -> Records:
+    """The "train" or "val" list of a configuration.
+
+    Raises:
+        UserError: what is wrong with the list; several labels per video where the loss takes one.
+    """
+    source, root = (cfg.train_source, cfg.train_root) if split == "train" else (cfg.val_source, cfg.val_root)
+    records = Records.load(source, root, num_class=cfg.model.num_class, layout=cfg.data.list_layout)
+    if records.several and cfg.loss == "ce":
+        raise UserError(f"{source}: its videos have several labels, which needs loss: bce")
+    return records
 
 
 @overload
@@ -91,8 +117,7 @@ def build(
     """
     device: torch.device = world.device
     if records is None:
-        source, root = (cfg.train_source, cfg.train_root) if split == "train" else (cfg.val_source, cfg.val_root)
-        records = Records.load(source, root, num_class=cfg.model.num_class)
+        records = records_of(cfg, split)
     if split == "train":
         if shards is None:
             raise ValueError("the training loader needs the shards of this rank")
@@ -107,6 +132,7 @@ def build(
             stop=stop,
             device=device,
             replay=replay,
+            order=cfg.data.order,
         )
     if split != "val":
         raise ValueError(f"split is train or val, not {split!r}")

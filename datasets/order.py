@@ -1,23 +1,27 @@
 """Order and random numbers as functions: what a position reads, and the uniforms it draws.
 
-Positions run through epochs without end: position p is sample `order(seed, p // n)[p % n]` of n videos. All numbers
-come from Philox (Salmon et al., SC 2011), a generator without state: 64-bit words are a function of a key (seed, epoch)
-and a counter. The counter's upper words say what a number is for, so that no two uses share one:
+Positions run through epochs without end: position p is sample `order(seed, p // n)[p % n]` of n videos (shuffled), or
+the video that `ClassBalanced` gives. All numbers come from Philox (Salmon et al., SC 2011), a generator without state:
+64-bit words are a function of a key (seed, epoch) and a counter. The counter's upper words say what a number is for, so
+that no two uses share one:
 
     [running, purpose, position, domain]      domain 0: the order of an epoch; domain 1: the draws of a clip
+    domain 0: purpose 0 the videos of an epoch; 1 the classes of a round; 2 the videos of the class `position`
 """
 
 from __future__ import annotations
 
 import functools
 import threading
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 _MASK = (1 << 64) - 1
 ORDER, PLAN = 0, 1  # domains
+_CLASSES, _MEMBERS = 1, 2  # purposes within ORDER
 
 
 class _Local(threading.local):
@@ -61,7 +65,11 @@ def order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 
     It sorts random words instead of calling a shuffle, whose result NumPy may change between versions.
     """
-    permutation = np.argsort(words(seed, epoch, n, domain=ORDER), kind="stable")
+    return _permutation(words(seed, epoch, n, domain=ORDER))
+
+
+def _permutation(random_words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    permutation = np.argsort(random_words, kind="stable")
     permutation.flags.writeable = False
     return permutation
 
@@ -74,3 +82,63 @@ def epoch_of(position: int, n: int) -> int:
 def sample_at(position: int, seed: int, n: int) -> int:
     """Index of the video at a global position, 0..n-1."""
     return int(order(seed, position // n, n)[position % n])
+
+
+class Labelled(Protocol):
+    """What an order needs to know of a list."""
+
+    def __len__(self) -> int:
+        """Videos."""
+        ...
+
+    def members(self) -> Iterable[NDArray[np.int64]]:
+        """The videos of each class that has any."""
+        ...
+
+
+def of(kind: str, seed: int, records: Labelled) -> Callable[[int], int]:
+    """The function position -> index of the video, for `data.order`.
+
+    Args:
+        kind: "shuffled" or "class_balanced".
+        seed: of the run.
+        records: the training list.
+    """
+    if kind == "class_balanced":
+        return ClassBalanced(seed, records.members())
+    if kind != "shuffled":
+        raise ValueError(f"data.order is {kind!r}; it must be shuffled or class_balanced")
+    return functools.partial(sample_at, seed=seed, n=len(records))
+
+
+class ClassBalanced:
+    """Every class once in each round of C positions, in a new order each time; the videos of a class take turns.
+
+    Round r holds positions r*C .. r*C + C - 1. In it class c shows the video r % n_c of its r // n_c -th permutation,
+    so no video is shown again before all others of its class were. An epoch is still as many positions as the list has
+    videos. A video with several labels belongs to several classes.
+
+    Args:
+        seed: of the run.
+        members: the videos of each of the C classes that have any.
+    """
+
+    def __init__(self, seed: int, members: Iterable[NDArray[np.int64]]) -> None:
+        self._seed = seed
+        self._members = list(members)
+        self._round: tuple[int, NDArray[np.int64]] | None = None
+        self._turns: dict[int, tuple[int, NDArray[np.int64]]] = {}  # class -> (which permutation, it): at most n in all
+
+    def __call__(self, position: int) -> int:
+        """Index of the video at a global position; what was asked before makes no difference."""
+        number, place = divmod(position, len(self._members))
+        if self._round is None or self._round[0] != number:
+            drawn = words(self._seed, number, len(self._members), domain=ORDER, purpose=_CLASSES)
+            self._round = number, _permutation(drawn)
+        label = int(self._round[1][place])
+        videos = self._members[label]
+        lap, turn = divmod(number, len(videos))
+        if label not in self._turns or self._turns[label][0] != lap:
+            drawn = words(self._seed, lap, len(videos), domain=ORDER, purpose=_MEMBERS, position=label)
+            self._turns[label] = lap, _permutation(drawn)
+        return int(videos[self._turns[label][1][turn]])

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets import several_labels
 from datasets.class_names import read_class_names
 from datasets.list_formats import place_of, read_list
 from utils.faults import UserError
@@ -31,13 +32,14 @@ class Records:
     """The samples of one list, in its order. Make them with `load` or `from_fd`.
 
     Attributes:
-        labels: (N,) int32 class numbers.
+        labels: (N,) int32 class numbers; where a video has several labels, its first.
         frames: (N,) int32 number of frames, -1 where the list does not say.
         starts: (N,) int32 first frame (the `offset` column), 0 where the list does not say.
         list_hash: sha256 of the list file, hexadecimal.
         list_file: its path.
         root: folder of the paths, absolute.
         duplicates: records that repeat an earlier one (same path and start); they are allowed.
+        several: whether the list may have several labels per video.
     """
 
     def __init__(self, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
@@ -47,6 +49,7 @@ class Records:
         self.list_file: str = info["list_file"]
         self.root: str = info["root"]
         self.duplicates: int = info["duplicates"]
+        self._num_class: int = info["num_class"]
         self._use(columns)
 
     def _use(self, columns: dict[str, NDArray[Any]]) -> None:
@@ -55,21 +58,32 @@ class Records:
         self.labels: NDArray[np.int32] = columns["labels"]
         self.frames: NDArray[np.int32] = columns["frames"]
         self.starts: NDArray[np.int32] = columns["starts"]
+        self._all_labels: NDArray[np.int32] | None = columns.get("all_labels")
+        self._label_ends: NDArray[np.int64] | None = columns.get("label_ends")
+        self.several = self._label_ends is not None
 
     @classmethod
-    def load(cls, list_file: str | os.PathLike[str], root: str | os.PathLike[str], *, num_class: int | None) -> Records:
-        """Read a list file in any layout of `list_formats`.
+    def load(
+        cls,
+        list_file: str | os.PathLike[str],
+        root: str | os.PathLike[str],
+        *,
+        num_class: int | None,
+        layout: str = "auto",
+    ) -> Records:
+        """Read a list file in any layout of `list_formats`, or one of `several_labels`.
 
         Args:
             list_file: its path.
             root: folder that the paths in it start from; they may not lead out of it.
             num_class: labels must be in 0..num_class-1; None accepts any label from 0 on.
+            layout: `data.list_layout`: "auto", or a layout with several labels per video.
 
         Raises:
             UserError: whatever is wrong with the list, with file, line and what was expected.
         """
         file, base = os.fspath(list_file), os.path.abspath(os.fspath(root))
-        raw = read_list(file, base)
+        raw = read_list(file, base) if layout == "auto" else several_labels.read(file, base, layout)
         count, duplicates = len(raw.labels), raw.duplicates()
         columns: dict[str, NDArray[Any]] = {
             "paths": np.frombuffer(raw.paths, np.uint8),
@@ -78,8 +92,13 @@ class Records:
             "frames": np.frombuffer(raw.frames, np.int32) if raw.frames else np.full(count, -1, np.int32),
             "starts": np.frombuffer(raw.starts, np.int32) if raw.starts else np.zeros(count, np.int32),
         }
-        _check_labels(file, columns["labels"], num_class)
-        return cls(columns, {"list_hash": _sha256(file), "list_file": file, "root": base, "duplicates": duplicates})
+        if raw.label_ends:
+            columns["all_labels"] = np.frombuffer(raw.all_labels, np.int32)
+            columns["label_ends"] = np.frombuffer(raw.label_ends, np.int64)
+        _check_labels(file, columns, num_class)
+        highest = int(columns.get("all_labels", columns["labels"]).max())
+        info = {"list_hash": _sha256(file), "list_file": file, "root": base, "duplicates": duplicates}
+        return cls(columns, info | {"num_class": highest + 1 if num_class is None else num_class})
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,6 +110,37 @@ class Records:
     def full_path(self, i: int) -> str:
         """Path of record i below the root."""
         return os.path.join(self.root, self.path(i))
+
+    def labels_of(self, i: int) -> NDArray[np.int32]:
+        """All labels of record i, (1 or more,)."""
+        if self._all_labels is None or self._label_ends is None:
+            return self.labels[i : i + 1]
+        return self._all_labels[self._label_ends[i] : self._label_ends[i + 1]]
+
+    def multi_hot(self, i: int) -> NDArray[np.float32]:
+        """(K,) 1 at the labels of record i."""
+        row = np.zeros(self._num_class, np.float32)
+        row[self.labels_of(i)] = 1
+        return row
+
+    @property
+    def targets(self) -> NDArray[np.bool_] | None:
+        """(N, K) which classes each video shows, made anew; None where each has one label."""
+        if self._all_labels is None or self._label_ends is None:
+            return None
+        table = np.zeros((len(self), self._num_class), bool)
+        table[np.repeat(np.arange(len(self)), np.diff(self._label_ends)), self._all_labels] = True
+        return table
+
+    def members(self) -> list[NDArray[np.int64]]:
+        """The records of each class that has any, by class number; one with several labels is in several."""
+        owners = np.arange(len(self), dtype=np.int64)
+        labels = self.labels
+        if self._all_labels is not None and self._label_ends is not None:
+            owners, labels = np.repeat(owners, np.diff(self._label_ends)), self._all_labels
+        order = np.argsort(labels, kind="stable")
+        borders = np.flatnonzero(np.diff(labels[order])) + 1
+        return [np.unique(part) for part in np.split(owners[order], borders)]
 
     def share(self) -> int:
         """Put all columns into anonymous shared memory and use them from there.
@@ -114,13 +164,16 @@ class Records:
         return cls(*_map(fd))
 
     def _columns(self) -> dict[str, NDArray[Any]]:
-        return {
+        columns: dict[str, NDArray[Any]] = {
             "paths": self._paths,
             "ends": self._ends,
             "labels": self.labels,
             "frames": self.frames,
             "starts": self.starts,
         }
+        if self._all_labels is not None and self._label_ends is not None:
+            columns |= {"all_labels": self._all_labels, "label_ends": self._label_ends}
+        return columns
 
 
 def _write(fd: int, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
@@ -158,13 +211,15 @@ def _sha256(file: str) -> str:
     return digest.hexdigest()
 
 
-def _check_labels(file: str, labels: NDArray[np.int32], num_class: int | None) -> None:
+def _check_labels(file: str, columns: dict[str, NDArray[Any]], num_class: int | None) -> None:
+    labels: NDArray[np.int32] = columns.get("all_labels", columns["labels"])
     low, high = int(labels.min()), int(labels.max())
     if low >= 0 and (num_class is None or high < num_class):
         return
     top = np.iinfo(np.int32).max if num_class is None else num_class - 1
     first = int(np.flatnonzero((labels < 0) | (labels > top))[0])
-    said = f"{place_of(file, first)}: label {labels[first]} is outside 0..{top}"
+    record = int(np.searchsorted(columns["label_ends"], first, "right")) - 1 if "label_ends" in columns else first
+    said = f"{place_of(file, record)}: label {labels[first]} is outside 0..{top}"
     if num_class is not None and low == 1 and high == num_class:
         said += f"; the labels of this list run from 1 to {high}: subtract 1 from each"
     elif high > top:

@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from datasets import order as orders
 from datasets.bad_media import MAX_SUBSTITUTES, BadEvent, Ledger, Substitutes, printable
-from datasets.order import epoch_of, sample_at
 from datasets.plan import TrainSpec
 from datasets.pool import Answer
 from datasets.reading import Loader, Reading
@@ -34,7 +34,7 @@ class Batch:
 
     Attributes:
         clips: (B, T, H, W, 3) uint8 RGB. On the CPU a view of shared memory: valid until the next step is asked for.
-        labels: (B,) int64.
+        labels: (B,) int64; where videos have several labels (B, K) float32, 1 at each.
         weights: (B,) float32, 0 for a clip that could not be read (its pixels are 0).
         samples: records shown (a substitute's own index).
         flip: (B,) bool. jitter: (B, F, 8) float64 or None. erase: (B, F, 4) int64 or None; rows as in plan.Plan.
@@ -106,6 +106,7 @@ class TrainLoader(Loader):
         stop: number of steps of the run; None = without end.
         device: where batches go; a CUDA device gets them by pinned, asynchronous copies.
         replay: (position, sample) pairs that were given up as late before a resume; they fail again, unread.
+        order: "shuffled" or "class_balanced".
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class TrainLoader(Loader):
         stop: int | None = None,
         device: torch.device | str = "cpu",
         replay: Collection[tuple[int, int]] = (),
+        order: str = "shuffled",
     ) -> None:
         if not len(records):
             raise UserError("the training list has no videos")
@@ -128,6 +130,7 @@ class TrainLoader(Loader):
         self.shards = shards
         self.ledger = Ledger(len(records), reading.bad_budget, reading.on_bad)
         self._replay = set(replay)
+        self._sample_at = orders.of(order, seed, records)
         self._substitutes = Substitutes(records.labels)
         self._next, self._stop = start, stop
         self._steps: collections.deque[_Step] = collections.deque()
@@ -168,7 +171,7 @@ class TrainLoader(Loader):
             for micro_batch in self.shards.micro_batches:
                 for shard in micro_batch:
                     for position in self.shards.positions(self._next, shard):
-                        sample = sample_at(position, self.seed, len(self.records))
+                        sample = self._sample_at(position)
                         rows.append(_Row(position, sample, sample, len(rows)))
             step = _Step(self._next, self._free.pop(), rows, len(rows))
             self._steps.append(step)
@@ -185,7 +188,7 @@ class TrainLoader(Loader):
             slot=step.slot,
             offset=row.place * self._clip_bytes,
             kind="train",
-            epoch=epoch_of(row.position, len(self.records)),
+            epoch=orders.epoch_of(row.position, len(self.records)),
             position=row.position,
             sample=row.asked,
         )
@@ -240,7 +243,7 @@ class TrainLoader(Loader):
         samples = [row.asked if row.answer else row.sample for row in rows]
         return Batch(
             clips=self._to_device(torch.from_numpy(clips)),
-            labels=self._to_device(torch.tensor([int(self.records.labels[row.sample]) for row in rows])),
+            labels=self._to_device(self._labels(samples)),
             weights=self._to_device(torch.tensor([float(row.answer is not None) for row in rows])),
             samples=samples,
             flip=self._to_device(torch.tensor([bool(answer and answer["flip"]) for answer in answers])),
@@ -249,6 +252,12 @@ class TrainLoader(Loader):
             shards=shards,
             positions=[row.position for row in rows],
         )
+
+    def _labels(self, samples: list[int]) -> torch.Tensor:
+        """(B,) int64, or (B, K) float32 of a list with several labels per video (a substitute shows its own)."""
+        if self.records.several:
+            return torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))
+        return torch.tensor([int(self.records.labels[sample]) for sample in samples])
 
     def _stack(
         self, answers: list[Answer | None], name: str, rows: int, neutral: tuple[float, ...], dtype: torch.dtype

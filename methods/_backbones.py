@@ -125,7 +125,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # damaged bytes make torch raise almost anything
         raise UserError(f"model.pretrained: {path} is not a whole weights file ({type(error).__name__})") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
+        content = checkpoint.evaluated_weights(content)[0]
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(
             f"model.pretrained: {path} holds no state dict (a dict of tensors, or one under the key 'model')"

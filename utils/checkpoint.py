@@ -31,6 +31,7 @@ __all__ = [
     "CorruptCheckpoint",
     "Found",
     "check_resume",
+    "evaluated_weights",
     "file_hash",
     "find",
     "find_on_all_ranks",
@@ -153,6 +154,30 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
         _listed("another shape", shapes),
     ]
     raise UserError(f"{path}: weights of another model; " + "; ".join(part for part in parts if part))
+
+
+def evaluated_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+    """The tensors with which a run validated, and which evaluation therefore takes.
+
+    Args:
+        state: a checkpoint.
+
+    Returns:
+        The ``model`` entry, or with `ema` the average of the weights; with the recomputed batch-norm statistics where
+        precise batch norm made some at this very step. And a sentence for the log that says which.
+    """
+    averaged, statistics = state.get("ema"), state.get("precise_bn")
+    said = "moving average of the weights" if averaged else "weights of the last iteration"
+    config = state.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    if averaged and config.get("ema"):
+        said += f" (decay {config['ema']:g})"
+    wanted = (config.get("precise_bn") or {}).get("batches")
+    if statistics:
+        said += f", batch-norm statistics averaged over {wanted} batches"
+    elif wanted:
+        said += ", running batch-norm statistics (this step was not one of precise_bn)"
+    return {**(averaged or state["model"]), **(statistics or {})}, said
 
 
 def check_resume(

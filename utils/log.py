@@ -188,7 +188,10 @@ class RunLog:
             self.line(
                 f"{result['failed']:.0f} of {result['num_videos']:.0f} videos could not be read and count as wrong"
             )
-        self.scalars(step, {"loss_val": result["loss"], "acc1_val": result["top1"], "acc5_val": result["top5"]})
+        tags = {"loss_val": result["loss"], "acc1_val": result["top1"], "acc5_val": result["top5"]}
+        if "mean_average_precision" in result:
+            tags["map_val"] = result["mean_average_precision"]
+        self.scalars(step, tags)
 
     def flush(self) -> None:
         """Hand TensorBoard's buffer to the file system (the other files never hold anything back)."""
@@ -220,10 +223,12 @@ def format_line(step: int, last: int, meters: Mapping[str, Meter], *, lr: float,
 
 
 def format_validation(result: Mapping[str, float]) -> str:
-    """The validation line; tabs as seed 004's code prints them."""
+    """The validation line; tabs as seed 004's code prints them. A list with several labels per video adds its mAP."""
+    several = result.get("mean_average_precision")
     return (
         f" * Prec@1 {result['top1']:.3f}\tPrec@5 {result['top5']:.3f}\tLoss {result['loss']:.4f}\t"
-        f"total_num = {result['num_videos']:.0f}"
+        + ("" if several is None else f"mAP {several:.3f}\t")
+        + f"total_num = {result['num_videos']:.0f}"
     )
 
 

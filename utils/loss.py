@@ -1,4 +1,4 @@
-"""Cross entropy with label smoothing, mixup and clip weights."""
+"""Cross entropy, of softmax or sigmoid, with label smoothing, mixup and clip weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from utils import mixup
 
@@ -15,7 +16,7 @@ def training_loss(answer: Any, labels: Tensor, **targets: Any) -> tuple[Tensor, 
 
     Args:
         answer: (B, K), or methods._output.Output: loss(logits) + aux_weight * loss(aux), as in TPN (Yang et al. 2020).
-        labels: (B,) int64.
+        labels: (B,) int64, or (B, K) with several labels per clip.
         targets: keyword arguments of `classification_loss`.
 
     Returns:
@@ -35,19 +36,26 @@ def classification_loss(
     weights: Tensor | None = None,
     partner: Tensor | None = None,
     lam: float = 1.0,
+    kind: str = "ce",
 ) -> Tensor:
     """``sum_i w_i l_i / B``, the mean over the clips; a clip of weight 0 keeps its place in the mean.
 
     Args:
         logits: (B, K).
-        labels: (B,) int64.
-        label_smooth, partner, lam: see `per_clip_loss`.
+        labels: (B,) int64; with "bce" also (B, K).
+        label_smooth, partner, lam: see `per_clip_loss` and `per_clip_bce`.
         weights: (B,); None for all ones.
+        kind: "ce" or "bce".
 
     Returns:
         A scalar, float32 or float64.
     """
-    losses = per_clip_loss(logits, labels, label_smooth=label_smooth, partner=partner, lam=lam)
+    per_clip = {"ce": per_clip_loss, "bce": per_clip_bce}[kind]
+    return weighted_mean(per_clip(logits, labels, label_smooth=label_smooth, partner=partner, lam=lam), weights)
+
+
+def weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
+    """``sum_i w_i l_i / B`` of losses (B,)."""
     if weights is not None:
         # Chosen, not multiplied: 0 * nan is nan, and a clip of weight 0 may hold anything.
         losses = torch.where(weights == 0, 0, losses * weights.to(losses.dtype))
@@ -82,6 +90,45 @@ def per_clip_loss(
     if label_smooth:
         expected = (1 - label_smooth) * expected + label_smooth * log_probability.mean(1)
     return -expected
+
+
+def per_clip_bce(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    label_smooth: float = 0.0,
+    partner: Tensor | None = None,
+    lam: float = 1.0,
+) -> Tensor:
+    """Binary cross entropy of the sigmoid of each class, mean over the classes (MMAction2's BCELossWithLogits).
+
+    The target y is 1 at each of a clip's labels; mixup makes it ``lam y + (1 - lam) y'`` with the partner's y', and
+    label smoothing then ``(1 - eps) y + eps / K``, whatever the number of labels.
+
+    Args:
+        logits: (B, K).
+        labels: (B,) int64, or (B, K) of 0 and 1.
+        label_smooth: eps.
+        partner: labels of the clips mixed in; None with lam < 1: the neighbours' (utils/mixup.py).
+        lam: weight of a clip's own labels; 1: no mixup.
+
+    Returns:
+        (B,), computed in float32, in float64 if the logits are.
+    """
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    target = _multi_hot(labels, wide)
+    if lam != 1.0:
+        other = mixup.partner(labels) if partner is None else partner
+        target = lam * target + (1 - lam) * _multi_hot(other, wide)
+    if label_smooth:
+        target = (1 - label_smooth) * target + label_smooth / wide.shape[1]
+    return functional.binary_cross_entropy_with_logits(wide, target, reduction="none").mean(1)  # (B, K) -> (B,)
+
+
+def _multi_hot(labels: Tensor, like: Tensor) -> Tensor:
+    if labels.dim() == 2:
+        return labels.to(like.dtype)
+    return torch.zeros_like(like).scatter_(1, labels.unsqueeze(1), 1.0)
 
 
 def _at(log_probability: Tensor, labels: Tensor) -> Tensor:

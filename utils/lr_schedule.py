@@ -1,10 +1,12 @@
-"""The learning rate as a function of the iteration: linear warm-up, then cosine or steps. Imports nothing heavy."""
+"""The learning rate as a function of the iteration: warm-up, then cosine or steps. Imports nothing heavy."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+WARMUPS = ("to_peak", "to_schedule", "factor_linear", "factor_constant", "factor_exp")
 
 
 def lr_at(
@@ -18,14 +20,26 @@ def lr_at(
     min_lr: float = 0.0,
     lr_steps: Sequence[int] | None = None,
     lr_mults: Sequence[float] | None = None,
+    warmup_type: str = "to_peak",
+    epoch_iters: float | None = None,
+    begin: int | None = None,
 ) -> float:
     """Learning rate of iteration `step`, to be set before its optimiser step.
 
-    * Warm-up: a line from base_lr at iteration 0 to `warmup_lr` at iteration warmup_steps. So `warmup_lr` is the
-      PEAK and base_lr the start; without warm-up the peak is base_lr.
-    * COSINE: min_lr + (peak - min_lr) * (1 + cos(pi * progress)) / 2, progress 0 at the end of the warm-up and 1 at
+    base_lr is the rate of iteration 0 and `warmup_lr` the PEAK, with which the schedule begins; without warm-up the
+    peak is base_lr. The schedule S(k):
+
+    * COSINE: min_lr + (peak - min_lr) * (1 + cos(pi * progress)) / 2, progress 0 where the schedule begins and 1 at
       max_iter (Loshchilov and Hutter 2017, arXiv:1608.03983, eq. 5, without restarts).
     * STEP: the peak times the product of the lr_mults whose lr_steps have been reached.
+
+    The warm-up, k < W = warmup_steps, with r = base_lr / peak:
+
+    * to_peak (seed 004, MMAction2 1.x): a line from base_lr to the peak; the cosine begins at W. All others let it
+      begin at 0:
+    * to_schedule (PySlowFast, PaddleVideo): a line from base_lr to S(W).
+    * factor_linear, factor_constant, factor_exp (MMAction2 0.x, by its runner): S(k) times
+      1 - (1 - k/W) (1 - r), times r, times r ** (1 - k/W).
 
     Args:
         step: iteration, from 0.
@@ -33,16 +47,80 @@ def lr_at(
         base_lr, warmup_lr, min_lr: learning rates of the whole global batch.
         max_iter, warmup_steps, lr_steps: iterations; lr_steps ascending.
         lr_mults: one factor for each of lr_steps.
+        warmup_type: one of WARMUPS.
+        epoch_iters: iterations per epoch, not necessarily whole: S moves only where an epoch begins, rounded to the
+            nearest iteration as all lengths in epochs are. None: it moves in every iteration.
+        begin: iteration with which the cosine begins, where it is another one (`begin` of MMAction2's schedulers).
 
     Raises:
-        ValueError: an unknown type.
+        ValueError: an unknown type or warmup_type.
     """
+    if warmup_type not in WARMUPS:
+        raise ValueError(f"lr_scheduler.warmup_type is {warmup_type!r}; it must be one of {', '.join(WARMUPS)}")
     peak = base_lr if warmup_steps <= 0 or warmup_lr is None else warmup_lr
-    if step < warmup_steps:
-        return base_lr + step / warmup_steps * (peak - base_lr)
-    if type == "COSINE":
-        progress = min((step - warmup_steps) / max(max_iter - warmup_steps, 1), 1.0)
+    if begin is None:
+        begin = warmup_steps if warmup_type == "to_peak" else 0
+    schedule = _schedule(type, peak, begin, max_iter, min_lr, lr_steps or (), lr_mults or ())
+    moved = step if epoch_iters is None else _epoch_begin(step, epoch_iters)
+    if step >= warmup_steps:
+        return schedule(moved)
+    share = step / warmup_steps
+    if warmup_type in ("to_peak", "to_schedule"):
+        end = peak if warmup_type == "to_peak" else schedule(warmup_steps)
+        return base_lr + share * (end - base_lr)
+    ratio = base_lr / peak
+    if warmup_type == "factor_linear":
+        return schedule(moved) * (1 - (1 - share) * (1 - ratio))
+    return schedule(moved) * (ratio if warmup_type == "factor_constant" else ratio ** (1 - share))
+
+
+def _schedule(
+    type: str,
+    peak: float,
+    begin: int,
+    max_iter: int,
+    min_lr: float,
+    lr_steps: Sequence[int],
+    lr_mults: Sequence[float],
+) -> Callable[[int], float]:
+    """S: the rate at an iteration, as if there were no warm-up."""
+
+    def cosine(step: int) -> float:
+        progress = min(max(step - begin, 0) / max(max_iter - begin, 1), 1.0)
         return min_lr + (peak - min_lr) * (1 + math.cos(math.pi * progress)) / 2
-    if type == "STEP":
-        return peak * math.prod((lr_mults or ())[: bisect_right(lr_steps or (), step)])
-    raise ValueError(f"lr_scheduler.type is {type!r}; it must be COSINE or STEP")
+
+    def steps(step: int) -> float:
+        return peak * math.prod(lr_mults[: bisect_right(lr_steps, step)])
+
+    if type not in ("COSINE", "STEP"):
+        raise ValueError(f"lr_scheduler.type is {type!r}; it must be COSINE or STEP")
+    return cosine if type == "COSINE" else steps
+
+
+def _epoch_begin(step: int, epoch_iters: float) -> int:
+    """The iteration with which the epoch of `step` began; epoch e begins at round(e * epoch_iters)."""
+    epoch = int((step + 0.5) / epoch_iters)
+    while round((epoch + 1) * epoch_iters) <= step:
+        epoch += 1
+    while round(epoch * epoch_iters) > step:
+        epoch -= 1
+    return round(epoch * epoch_iters)
+
+
+def scaling_remark(
+    global_batch: int, reference_batch: int | None, *, base_lr: float, warmup_lr: float | None, min_lr: float
+) -> str | None:
+    """What the linear scaling rule would make of the learning rates; None where the batch is the recipe's.
+
+    The rule: k times the batch, k times the rate (Goyal et al. 2017, arXiv:1706.02677, section 2.1). It is a remark for
+    the log: no learning rate is ever changed by us.
+    """
+    if reference_batch is None or global_batch == reference_batch:
+        return None
+    rates = {"base_lr": base_lr, "warmup_lr": warmup_lr, "min_lr": min_lr}
+    factor = global_batch / reference_batch
+    scaled = [f"{name} {rate:g} -> {rate * factor:g}" for name, rate in rates.items() if rate]
+    return (
+        f"the global batch is {global_batch}, the recipe's learning rates are for {reference_batch}: the linear "
+        f"scaling rule would make {', '.join(scaled)}. Nothing was changed; set the rates if you want them so"
+    )

@@ -27,9 +27,9 @@ def mix(clips: Tensor, lam: float) -> Tensor:
 
 
 def partner(labels: Tensor) -> Tensor:
-    """The neighbours' labels: (B,) -> (B,) with 2j and 2j + 1 exchanged."""
+    """The neighbours' labels: (B, ...) -> (B, ...) with rows 2j and 2j + 1 exchanged."""
     _require_pairs(labels)
-    return labels.view(-1, 2).flip(1).view(-1)
+    return labels.view(-1, 2, *labels.shape[1:]).flip(1).view(labels.shape)
 
 
 def _require_pairs(rows: Tensor) -> None:

@@ -25,27 +25,28 @@ POLICY = {
     "classifier bias": (10.0, 0.0),
 }
 NO_WD = {"weight": (1.0, 1.0), "bias and bn": (1.0, 0.0)}
+NO_WD_BN = {"weight and bias": (1.0, 1.0), "bn": (1.0, 0.0)}  # PySlowFast
 PLAIN = {"all": (1.0, 1.0)}
 
 
 def build(
-    model: nn.Module,
-    *,
+    *models: nn.Module,
     lr: float,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     nesterov: bool = False,
-    no_wd: bool = False,
+    no_wd: bool | str = False,
     policy: bool = False,
     fc_lr5: bool | None = None,
 ) -> SGD:
-    """SGD over the parameters of `model` that require a gradient.
+    """SGD over the parameters of one or more models that require a gradient.
 
     Args:
-        model: the model itself, on its final device, not wrapped by DDP.
+        models: the models themselves, on their final device, not wrapped by DDP.
         lr: learning rate before multipliers.
         momentum, weight_decay, nesterov: as torch.optim.SGD.
-        no_wd: no weight decay for the biases of convolutions and linear layers and for BN's weight and bias.
+        no_wd: no weight decay for the biases of convolutions and linear layers and for BN's weight and bias; "bn": for
+            BN's only.
         policy: the groups of `POLICY`; has no effect beside no_wd.
         fc_lr5: with policy, give the classifier groups of its own; None asks the model's attribute `fc_lr5`, which is
             true for TSM and false for TSN. Without it the classifier belongs to "weight" and "bias".
@@ -56,15 +57,9 @@ def build(
     Raises:
         ValueError: nothing to train.
     """
-    if no_wd:
-        table, kinds = NO_WD, _no_wd_kinds(model)
-    elif policy:
-        own_fc = bool(getattr(model, "fc_lr5", False)) if fc_lr5 is None else fc_lr5
-        table, kinds = POLICY, _policy_kinds(model, own_fc)
-    else:
-        table, kinds = PLAIN, ((parameter, "all") for parameter in model.parameters())
+    table = NO_WD_BN if no_wd == "bn" else NO_WD if no_wd else POLICY if policy else PLAIN
     members: dict[str, list[nn.Parameter]] = {name: [] for name in table}
-    for parameter, kind in kinds:
+    for parameter, kind in (pair for model in models for pair in _kinds(model, table, fc_lr5)):
         if parameter.requires_grad:
             members[kind].append(parameter)
     groups = [
@@ -116,10 +111,22 @@ def apply(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float
     scaler.update()
 
 
-def _no_wd_kinds(model: nn.Module) -> Iterator[tuple[nn.Parameter, str]]:
+def _kinds(
+    model: nn.Module, table: dict[str, tuple[float, float]], fc_lr5: bool | None
+) -> Iterator[tuple[nn.Parameter, str]]:
+    """Every parameter of a model with its group in the table."""
+    if table is POLICY:
+        yield from _policy_kinds(model, bool(getattr(model, "fc_lr5", False)) if fc_lr5 is None else fc_lr5)
+        return
     for module, name, parameter in _own_parameters(model):
-        exempt = isinstance(module, _BatchNorm) or (isinstance(module, _ConvNd | nn.Linear) and name == "bias")
-        yield parameter, "bias and bn" if exempt else "weight"
+        is_bn = isinstance(module, _BatchNorm)
+        if table is NO_WD_BN:
+            yield parameter, "bn" if is_bn else "weight and bias"
+        elif table is NO_WD:
+            exempt = is_bn or (isinstance(module, _ConvNd | nn.Linear) and name == "bias")
+            yield parameter, "bias and bn" if exempt else "weight"
+        else:
+            yield parameter, "all"
 
 
 def _policy_kinds(model: nn.Module, own_fc: bool) -> Iterator[tuple[nn.Parameter, str]]:

@@ -6,15 +6,20 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
-from collections.abc import Callable
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils import checkpoint, config, log, pace, run_dir, watchdog
+from utils import checkpoint, config, log, lr_schedule, pace, precise_bn, run_dir, transforms, watchdog
 from utils.faults import AgreedError
+from utils.loss import training_loss
 from utils.signals import StopFlag
 
 if TYPE_CHECKING:
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
     from datasets.train_loader import Batch, TrainLoader
     from utils.config import Config
     from utils.dist import World
+    from utils.distill import Mutual, Teacher
+    from utils.ema import Ema
     from utils.log import RunLog
     from utils.run_dir import RunDir
     from utils.shards import ShardPlan
@@ -68,6 +75,30 @@ def model_arguments(cfg: Config, *, pretrained: bool | str) -> dict[str, Any]:
     }
 
 
+def compiled(
+    net: torch.nn.Module, wanted: bool | str, device: torch.device, say: Callable[[str], object]
+) -> torch.nn.Module:
+    """`torch.compile` of a model as `compile` asks for it; the model itself, and a sentence why, where it cannot be.
+
+    Args:
+        net: on its device.
+        wanted: false, true, or the name of a mode of torch.compile.
+        device: where it runs: a CPU needs a C++ compiler, a GPU needs triton.
+        say: where the sentence goes.
+    """
+    if not wanted:
+        return net
+    if device.type == "cpu":
+        compiler = os.environ.get("CXX", "g++")
+        missing = None if shutil.which(compiler) else f"there is no C++ compiler ({compiler}; set $CXX)"
+    else:
+        missing = None if importlib.util.find_spec("triton") else "the package triton is not installed"
+    if missing:
+        say(f"compile: the model is not compiled, {missing}")
+        return net
+    return torch.compile(net, mode=wanted if isinstance(wanted, str) else None)  # type: ignore[return-value]
+
+
 @dataclass
 class Run:
     """One training run: what was built from the config, and the few values that change while it trains.
@@ -89,10 +120,12 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     statistics: Statistics
+    ema: Ema | None
+    distill: Teacher | Mutual | None
     stack: contextlib.ExitStack  # undone when the run ends, however it ends
     step: int = 0  # finished iterations
     validated_step: int = -1  # the last step whose validation was completed
-    best_prec1: float = -1.0  # per cent; -1: never validated
+    best_prec1: float = -1.0  # per cent, of what `criterion` names; -1: never validated
     window: dict[str, list[float]] = field(default_factory=dict)  # last print_freq values of the logged meters
 
     def __post_init__(self) -> None:
@@ -101,6 +134,30 @@ class Run:
             self.folder.exp, seconds=limit, rank=self.world.rank, ranks=self.world.size, say=self.log.event
         )
         self.pace = pace.Pace(self.world, self.shards, self.log.line, self.watch.who)
+
+        self.precise: tuple[int, dict[str, torch.Tensor]] | None = None  # (step, BN statistics of its validation)
+
+    def begin(self, state: dict[str, Any] | None) -> None:
+        """Take up the plain values of a checkpoint, and say in the log what is special about this run."""
+        if state:
+            self.validated_step, self.best_prec1 = state["validated_step"], state["best_prec1"]
+            self.window = state["window"]
+        else:
+            self.log.line(getattr(self.net, "pretrained_note", "") or "initial weights: random")
+        if self.distill:
+            second = f"{self.cfg.distill.kind}: {self.cfg.distill.teacher}"
+            self.log.line(f"distillation, {second}, weight {self.distill.weight:g}")
+        if self.ema:
+            self.log.line(f"validation uses a moving average of the weights, decay {self.ema.decay:g}")
+        rates = {name: getattr(self.cfg.lr_scheduler, name) for name in ("base_lr", "warmup_lr", "min_lr")}
+        remark = lr_schedule.scaling_remark(self.shards.global_batch, self.cfg.reference_batch, **rates)
+        if remark and not state:
+            self.log.line(remark)
+
+    @property
+    def criterion(self) -> str:
+        """By what the best checkpoint is chosen."""
+        return "mAP" if self.val_records.several else "Prec@1"
 
     def watch_over(self, loader: TrainLoader) -> None:
         """Wake the watchdog, until the run ends."""
@@ -116,13 +173,29 @@ class Run:
         """Keyword arguments of `lr_schedule.lr_at`."""
         plain = self.cfg.lr_scheduler
         names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "max_iter", "lr_steps", "lr_mults")
-        return {name: getattr(plain, name) for name in names}
+        epoch_iters = len(self.train_records) / self.shards.global_batch if plain.step_by == "epoch" else None
+        found = {name: getattr(plain, name) for name in (*names, "warmup_type")}
+        return found | {"epoch_iters": epoch_iters}
 
     def augmentation(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of `transforms.augment` for one batch: what its plans drew, and the colour statistics."""
         wanted = self.cfg.augmentation
         drawn = {"flip": batch.flip, "jitter": batch.jitter, "erase": batch.erase}
         return drawn | {"mean": wanted.mean, "std": wanted.std, "dtype": dtype_of(self.cfg.precision)}
+
+    def loss(self, answer: Any, clips: torch.Tensor, batch: Batch, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, logits (B, K)) of what `model` answered to the clips, which were mixed with weight `lam`."""
+        targets = {"kind": self.cfg.loss, "label_smooth": self.cfg.label_smooth, "weights": batch.weights, "lam": lam}
+        if self.distill is None:
+            return training_loss(answer, batch.labels, **targets)
+        return self.distill.loss(answer, clips, batch.labels, **targets)
+
+    def after_step(self, step: int) -> None:
+        """What follows the optimiser step: running statistics and the average of the weights. Collective."""
+        self.statistics.after_step()
+        if self.ema:
+            self.statistics.for_evaluation()  # group 0's, where groups have their own
+            self.ema.update(self.net, step)
 
     @property
     def last(self) -> int:
@@ -151,10 +224,56 @@ class Run:
             return True
         self.validated_step = self.step
         self.log.validation(self.step, result)
-        if result["top1"] > self.best_prec1:
-            self.best_prec1 = result["top1"]
+        reached = result.get("mean_average_precision", result["top1"])
+        if reached > self.best_prec1:
+            self.best_prec1 = reached
             self.save(checkpoint.BEST)
         return False
+
+    @contextlib.contextmanager
+    def evaluated(self, batches: Callable[..., TrainLoader], stop: StopFlag) -> Iterator[torch.nn.Module | None]:
+        """The network to validate with, as it is to be while it is used: averaged weights, precise batch norm.
+
+        Args:
+            batches: `datasets.build` of the training clips; takes first and last step.
+
+        Returns:
+            The network; None when a signal stopped the precise batch norm.
+        """
+        net = self.ema.net if self.ema else self.net
+        wanted, every = self.cfg.precise_bn.batches, self.cfg.precise_bn.every_iters or 1
+        if not wanted or (self.step % every and self.step != self.last):
+            yield net
+            return
+        began = time.monotonic()
+        with (
+            batches(start=self.step, stop=self.step + wanted) as loader,
+            self.watch.during("precise batch norm", None, loader.being_read),
+        ):
+            values = precise_bn.averages(net, self._forwards(loader, stop), self.world)
+        if values is None:
+            yield None
+            return
+        self.precise = self.step, values
+        self.log.line(f"batch-norm statistics averaged over {wanted} batches ({time.monotonic() - began:.1f} s)")
+        with precise_bn.applied(net, values):
+            yield net
+
+    def _forwards(self, loader: TrainLoader, stop: StopFlag) -> Iterator[Callable[[torch.nn.Module], object] | None]:
+        """A function for each micro-batch that puts it through a network, augmented but not mixed; None: stop."""
+        for _, micro_batches in loader:
+            if self.world.any(stop.received):
+                yield None
+                return
+            for batch in micro_batches:
+                clips = transforms.augment(batch.clips, **self.augmentation(batch))  # (B, C, T, H, W)
+
+                def forward(net: torch.nn.Module, clips: torch.Tensor = clips) -> object:
+                    with autocast(self.cfg.precision, self.world.device):
+                        return net(clips)
+
+                yield forward
+            self.watch.progress()
 
     def save(self, name: str) -> None:
         """Write a checkpoint. Every rank must call this: group statistics are gathered, then rank 0 writes."""
@@ -178,6 +297,12 @@ class Run:
             "code": run_dir.revision(),
             "versions": checkpoint.versions(),
         }
+        if self.ema:
+            state["ema"] = self.ema.net.state_dict()
+        if self.precise and self.precise[0] == self.step:
+            state["precise_bn"] = self.precise[1]
+        if self.distill:
+            state |= self.distill.state()
         self.world.on_main(lambda: checkpoint.save(self.folder.exp, name, state))
         self.log.flush()
 
@@ -209,20 +334,20 @@ class Run:
         return STOPPED
 
     def non_finite(
-        self, step: int, losses: dict[tuple[int, ...], float], sample_at: Callable[[int, int, int], int]
+        self, step: int, losses: dict[tuple[int, ...], float], sample_at: Callable[[int], int]
     ) -> AgreedError:
         """The error that every rank raises together; it names the videos of the shards whose loss is not a number.
 
         Args:
             losses: mean loss of each of this rank's micro-batches, by its shards.
-            sample_at: datasets.order.sample_at.
+            sample_at: position -> sample, of datasets.order.
         """
         bad = torch.zeros(self.shards.total, dtype=torch.float64, device=self.world.device)
         for shards, value in losses.items():
             bad[list(shards)] = float(not math.isfinite(value))
         self.world.sum_(bad)
         positions = [p for shard in bad.nonzero().flatten().tolist() for p in self.shards.positions(step, shard)]
-        samples = [sample_at(position, self.cfg.seed, len(self.train_records)) for position in positions]
+        samples = [sample_at(position) for position in positions]
         names = ", ".join(self.train_records.path(sample) for sample in samples[:16])
         return AgreedError(
             f"the loss of iteration {step + 1} is not finite; all ranks stopped before the optimiser step and the last "

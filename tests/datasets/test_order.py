@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.order import PLAN, epoch_of, order, sample_at, uniforms, words
+from datasets.order import PLAN, epoch_of, of, order, sample_at, uniforms, words
 
 ORDER_0_0_10 = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 ORDER_1_5_10 = [8, 3, 5, 6, 1, 2, 7, 0, 4, 9]
@@ -90,3 +90,54 @@ def test_order_has_no_visible_pattern() -> None:
     got = order(0, 0, 20_000)
     assert np.abs(got - np.arange(20_000)).mean() == pytest.approx(20_000 / 3, rel=0.02)
     assert abs(np.corrcoef(got, np.arange(20_000))[0, 1]) < 0.03
+
+
+class Listed:
+    """A list of videos with these labels, as `order.of` sees it."""
+
+    def __init__(self, labels: list[int]) -> None:
+        self.labels = np.array(labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def members(self) -> list[np.ndarray]:
+        return [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
+
+
+UNEVEN = Listed([0] * 7 + [3] * 2 + [5])
+BALANCED_0 = [2, 7, 9, 9, 8, 5, 7, 6, 9, 1, 9, 8]
+
+
+def test_shuffled_is_the_order_of_old() -> None:
+    at = of("shuffled", 7, UNEVEN)
+    assert [at(p) for p in range(25)] == [sample_at(p, 7, len(UNEVEN)) for p in range(25)]
+    with pytest.raises(ValueError, match="must be shuffled or class_balanced"):
+        of("sorted", 7, UNEVEN)
+
+
+def test_class_balanced_shows_each_class_once_a_round() -> None:
+    at = of("class_balanced", 1, UNEVEN)
+    got = np.array([at(p) for p in range(3 * 700)])
+    labels = UNEVEN.labels[got].reshape(-1, 3)
+    assert (np.sort(labels, 1) == [0, 3, 5]).all()
+    assert len(np.unique(labels, axis=0)) == 6, "the classes of a round come in any order"
+    counts = np.bincount(got, minlength=10)
+    assert counts.tolist() == [100] * 7 + [350] * 2 + [700], "within a class all videos equally often"
+    first = got[UNEVEN.labels[got] == 0].reshape(-1, 7)
+    assert (np.sort(first, 1) == np.arange(7)).all(), "none again before all others"
+    assert len(np.unique(first, axis=0)) > 50, "in an order of its own each time"
+
+
+def test_class_balanced_is_a_function_of_the_position() -> None:
+    forwards, backwards = of("class_balanced", 4, UNEVEN), of("class_balanced", 4, UNEVEN)
+    positions = list(range(300))
+    assert [backwards(p) for p in reversed(positions)][::-1] == [forwards(p) for p in positions]
+    other = of("class_balanced", 5, UNEVEN)
+    assert [other(p) for p in positions] != [forwards(p) for p in positions]
+
+
+def test_known_values_of_class_balanced() -> None:
+    """Like `test_known_values`: a change here changes what stored runs train on."""
+    at = of("class_balanced", 0, UNEVEN)
+    assert [at(p) for p in range(12)] == BALANCED_0

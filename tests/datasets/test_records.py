@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -353,3 +354,80 @@ def test_class_ind_of_ucf101_and_weizmann(shared_data: Path) -> None:
     assert read_class_names(lists / "weizmann4" / "classInd.txt", 4)[:2] == ["bend", "jack"]
     ucf = next((lists / "official" / "ucf101_splits").glob("*lassInd*"))
     assert read_class_names(ucf, 101)[0] == "ApplyEyeMakeup"
+
+
+# ------------------------------------------------------------------------------------------- several labels per video
+
+
+def load_several(file: Path, layout: str, num_class: int | None = 10) -> Records:
+    return Records.load(file, "/data", num_class=num_class, layout=layout)
+
+
+@pytest.mark.parametrize(
+    ("layout", "text", "expected"),
+    [
+        ("path_frames_labels", "a/b 61 0 3 9\nc 5 1\n", [("a/b", 61, [0, 3, 9]), ("c", 5, [1])]),
+        ("path_labels", "a.mp4 0 3\n\nc.mp4 1\r\n", [("a.mp4", -1, [0, 3]), ("c.mp4", -1, [1])]),
+        ("path_labels", "my clip.mp4\t2\t1\nother\t7\n", [("my clip.mp4", -1, [2, 1]), ("other", -1, [7])]),
+        ("path_frames_labels", 'path,n,labels\n"a, b",5,0,3\nc,9,1,\n', [("a, b", 5, [0, 3]), ("c", 9, [1])]),
+        ("path_frames_labels", "path num_frames label\nmy d 9 4 4\n", [("my d", 9, [4, 4])]),
+        ("path_frames_labels", "take 2\t9\t4\t5\n", [("take 2", 9, [4, 5])]),
+    ],
+)
+def test_several_labels(tmp_path: Path, layout: str, text: str, expected: list) -> None:
+    records = load_several(write(tmp_path, text), layout)
+    found = [(records.path(i), int(records.frames[i]), records.labels_of(i).tolist()) for i in range(len(records))]
+    assert found == expected
+    assert records.several
+    assert records.labels.tolist() == [labels[0] for _, _, labels in expected]
+    targets = records.targets
+    assert targets is not None
+    assert targets.shape == (len(expected), 10)
+    for i, (_, _, labels) in enumerate(expected):
+        assert np.flatnonzero(targets[i]).tolist() == sorted(set(labels))
+        assert records.multi_hot(i).tolist() == targets[i].astype(float).tolist()
+
+
+def test_several_labels_of_a_json_list(tmp_path: Path) -> None:
+    entries = [{"frame_dir": "a", "total_frames": 5, "label": [3, 1]}, {"frame_dir": "b", "label": 2}]
+    file = write(tmp_path, json.dumps(entries), "list.json")
+    for layout in ("auto", "path_labels"):
+        records = load_several(file, layout)
+        assert [records.labels_of(i).tolist() for i in range(2)] == [[3, 1], [2]]
+    single = write(tmp_path, json.dumps(entries[1:]), "single.json")
+    assert load(single).targets is None
+    assert load_several(single, "path_labels").several
+
+
+def test_several_labels_are_shared_with_workers(tmp_path: Path) -> None:
+    records = load_several(write(tmp_path, "a 61 0 3 9\nc 5 1\n"), "path_frames_labels")
+    mapped = Records.from_fd(records.share())
+    assert mapped.several
+    assert mapped.labels_of(0).tolist() == [0, 3, 9]
+    assert mapped.multi_hot(1).tolist() == records.multi_hot(1).tolist()
+
+
+def test_members_of_each_class(tmp_path: Path) -> None:
+    single = load(write(tmp_path, "a 5 2\nb 5 0\nc 5 2\n"))
+    assert [part.tolist() for part in single.members()] == [[1], [0, 2]]
+    several = load_several(write(tmp_path, "a 5 2 0\nb 5 0\nc 5 2 2\n"), "path_frames_labels")
+    assert [part.tolist() for part in several.members()] == [[0, 1], [0, 2]]
+
+
+@pytest.mark.parametrize(
+    ("layout", "text", "expected"),
+    [
+        ("path_frames_labels", "a 5 1\nb 5\nc 5 2\n", "list.txt:2: expected `path num_frames label [label ...]`"),
+        ("path_labels", "a b one\n", "list.txt:1: expected `path label [label ...]`, found 'a b one'"),
+        ("path_labels", "a 1\n" + "b\n" * 7, "2 more lines do not fit"),
+        ("path_labels", "a 1\nb 2 10\n", "list.txt:2: label 10 is outside 0..9"),
+        ("path_labels", "\n\n", "the list is empty"),
+        ("path_frames_labels", "a -5 1\n", "list.txt:1: num_frames is -5"),
+        ("path_labels", "../a 1\n", "leads out of the root"),
+        ("path_labels", "a 99999999999\n", "exceeds 32 bits"),
+    ],
+)
+def test_what_is_wrong_with_a_list_of_several_labels(tmp_path: Path, layout: str, text: str, expected: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_several(write(tmp_path, text), layout)
+    assert expected in str(caught.value)

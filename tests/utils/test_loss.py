@@ -69,3 +69,34 @@ def test_an_auxiliary_head_adds_its_weighted_loss() -> None:
     assert torch.equal(value, expected)
     assert shown is logits
     assert torch.equal(training_loss(logits, labels)[0], classification_loss(logits, labels))
+
+
+@pytest.mark.parametrize(("smooth", "lam"), [(0.0, 1.0), (0.1, 1.0), (0.0, 0.7), (0.1, 0.7)])
+def test_bce_equals_its_closed_form(smooth: float, lam: float) -> None:
+    """y = (1 - eps) (lam y + (1 - lam) y') + eps / K, and the mean over classes of -y log s - (1 - y) log(1 - s)."""
+    logits = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.5, 3.0]], dtype=torch.float64)
+    labels, weights = torch.tensor([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]), [1.0, 0.5]
+    total = 0.0
+    for i in range(2):
+        for k in range(3):
+            y = (1 - smooth) * (lam * labels[i, k].item() + (1 - lam) * labels[1 - i, k].item()) + smooth / 3
+            s = 1 / (1 + math.exp(-logits[i, k].item()))
+            total += weights[i] * -(y * math.log(s) + (1 - y) * math.log(1 - s)) / 3
+    options = {"label_smooth": smooth, "lam": lam, "weights": torch.tensor(weights), "kind": "bce"}
+    assert classification_loss(logits, labels, **options).item() == pytest.approx(total / 2, abs=1e-12)
+    assert training_loss(logits, labels, **options)[0].item() == pytest.approx(total / 2, abs=1e-12)
+
+
+def test_bce_takes_one_label_per_clip_too() -> None:
+    logits, labels = torch.randn(4, 5), torch.tensor([0, 3, 2, 4])
+    one_hot = functional.one_hot(labels, 5).float()
+    for options in ({}, {"label_smooth": 0.1, "lam": 0.3}):
+        values = [classification_loss(logits, target, kind="bce", **options) for target in (labels, one_hot)]
+        assert torch.equal(values[0], values[1])
+    expected = functional.binary_cross_entropy_with_logits(logits, one_hot)
+    torch.testing.assert_close(classification_loss(logits, labels, kind="bce"), expected)
+
+
+def test_bce_is_computed_in_float32() -> None:
+    loss = classification_loss(torch.randn(2, 3).bfloat16(), torch.tensor([0, 1]), kind="bce")
+    assert loss.dtype == torch.float32

@@ -29,7 +29,7 @@ def test_golden_meter_of_pyslowfast(shared_data: Path) -> None:
     for row in rows:
         clips, labels = np.array(row["clip_preds"]), np.array(row["labels"])
         views = clips.reshape(len(labels), -1, clips.shape[1])
-        merged = metrics.merge_views(views, "score" if row["ensemble"] == "sum" else "max")
+        merged = metrics.merge_views(views, "logit" if row["ensemble"] == "sum" else "max")
         scale = views.shape[1] if row["ensemble"] == "sum" else 1
         np.testing.assert_allclose(scale * merged, row["video_preds"], rtol=1e-6)
         assert round(100 * metrics.top_k_accuracy(merged, labels, 1), 2) == row["top1"]
@@ -77,9 +77,9 @@ def test_tally_equals_the_metrics_on_arrays_and_adds_up_over_ranks() -> None:
     labels = torch.randint(0, 5, (23,), generator=generator).tolist()  # class 5 never occurs
     tallies = {}
     for ranks in (1, 2, 3):
-        parts = [metrics.Tally(6) for _ in range(ranks)]
-        for i, label in enumerate(labels):
-            parts[i % ranks].add(label, None if i == 4 else logits[i])
+        parts = [metrics.Tally(labels, 6) for _ in range(ranks)]
+        for i in range(len(labels)):
+            parts[i % ranks].add(i, None if i == 4 else logits[i])
         for other in parts[1:]:
             parts[0].counts += other.counts
         tallies[ranks] = parts[0].metrics()
@@ -97,7 +97,7 @@ def test_tally_equals_the_metrics_on_arrays_and_adds_up_over_ranks() -> None:
 
 
 def test_empty_tally() -> None:
-    empty = metrics.Tally(3).metrics()
+    empty = metrics.Tally([], 3).metrics()
     assert (empty["num_videos"], empty["top1"], empty["mean_class_accuracy"]) == (0, 0.0, 0.0)
     assert np.isnan(empty["loss"])
 
@@ -118,5 +118,91 @@ def test_merge_views_by_probability() -> None:
     merged = metrics.merge_views(logits)
     np.testing.assert_allclose(merged, torch.from_numpy(logits).softmax(2).mean(1).numpy(), atol=1e-12)
     np.testing.assert_allclose(merged.sum(1), 1)
-    with pytest.raises(ValueError, match="none of prob, score, max"):
+    with pytest.raises(ValueError, match="none of prob, sum, logit, max"):
         metrics.merge_views(logits, "median")
+
+
+def test_every_average_of_views() -> None:
+    logits = np.random.default_rng(1).normal(size=(6, 4, 5)) * 3
+    soft = torch.from_numpy(logits).softmax(2)
+    np.testing.assert_allclose(metrics.merge_views(logits, "sum"), soft.sum(1).numpy(), atol=1e-12)
+    np.testing.assert_allclose(metrics.video_scores(logits, "sum"), soft.mean(1).numpy(), atol=1e-12)
+    mean = torch.from_numpy(logits).mean(1)
+    np.testing.assert_allclose(metrics.merge_views(logits, "logit"), mean.numpy(), atol=1e-12)
+    np.testing.assert_allclose(metrics.video_scores(logits, "logit"), mean.softmax(1).numpy(), atol=1e-12)
+    several = metrics.video_scores(logits, "prob", multi_label=True)
+    np.testing.assert_allclose(several, torch.from_numpy(logits).sigmoid().mean(1).numpy(), atol=1e-12)
+    assert metrics.probabilities(np.array([[-1e4, 1e4]]), multi_label=True).tolist() == [[0.0, 1.0]]
+    assert np.isnan(metrics.video_scores(np.full((1, 2, 3), np.nan))).all()
+    with pytest.raises(ValueError, match="none of prob, logit, sum"):
+        metrics.video_scores(logits, "max")
+    for average in metrics.AVERAGES:
+        labels = [0, 1, 2, 3, 4, 0]
+        tally = metrics.Tally(labels, 5, average=average)
+        for i in range(6):
+            tally.add(i, torch.from_numpy(logits[i]))
+        scores = metrics.video_scores(logits, average)
+        found = tally.metrics()
+        assert found["top1"] == pytest.approx(100 * metrics.top_k_accuracy(scores, np.array(labels), 1))
+        assert found["loss"] == pytest.approx(-np.log(scores[np.arange(6), labels]).mean(), abs=1e-6)
+
+
+def test_clip_accounting() -> None:
+    """clip-1: the first view alone; clip: every view on its own; a video that could not be read is wrong in both."""
+    logits = torch.tensor([[[2.0, 1], [1, 2]], [[2, 1], [2, 1]], [[1, 2], [1, 2]]])  # views right: 1 of 2, 2, 0
+    tally = metrics.Tally([0, 0, 0, 0], 2)
+    for i in range(3):
+        tally.add(i, logits[i])
+    tally.add(3, None)
+    found = tally.metrics()
+    assert found["clip1"] == pytest.approx(100 * 2 / 4)
+    assert found["clip"] == pytest.approx(100 * (0.5 + 1) / 4)
+
+
+def test_per_class_numbers_against_scikit_learn() -> None:
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, top_k_accuracy_score
+
+    generator = np.random.default_rng(2)
+    scores = generator.normal(size=(400, 7))
+    labels = generator.integers(0, 7, 400)
+    labels[labels == 6] = 5  # class 6 has no video
+    predicted = metrics.predictions(scores)
+    classes = np.arange(7)
+    precision, recall = metrics.precision_and_recall(predicted, labels, 7)
+    known = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=np.nan)
+    np.testing.assert_allclose(precision, known[0], atol=1e-9)
+    np.testing.assert_allclose(recall, known[1], atol=1e-9)
+    assert np.isnan(recall[6])
+    np.testing.assert_array_equal(metrics.confusion_matrix(predicted, labels, 7), confusion_matrix(labels, predicted))
+    for k in (1, 3, 5):
+        expected = top_k_accuracy_score(labels, scores, k=k, labels=classes)
+        assert metrics.top_k_accuracy(scores, labels, k) == pytest.approx(expected, abs=1e-9)
+
+
+def test_calibration_error_is_its_formula() -> None:
+    generator = np.random.default_rng(3)
+    scores = metrics.probabilities(generator.normal(size=(500, 6)) * 2)
+    labels = generator.integers(0, 6, 500)
+    scores[17] = np.nan
+    guess, top = scores.argmax(1), scores.max(1)
+    total = 0.0
+    for edge in range(15):
+        inside = (top > edge / 15) & (top <= (edge + 1) / 15)
+        if inside.any():
+            total += inside.sum() * abs((guess == labels)[inside].mean() - top[inside].mean())
+    assert metrics.calibration_error(scores, labels) == pytest.approx(total / 499, abs=1e-9)
+    assert metrics.calibration_error(np.eye(3), np.arange(3)) == 0
+    assert metrics.calibration_error(np.eye(3), np.array([1, 2, 0])) == 1
+    assert np.isnan(metrics.calibration_error(np.full((2, 3), np.nan), np.zeros(2, int)))
+
+
+def test_several_labels_of_a_clip_hit_if_any_of_them_does() -> None:
+    logits = torch.tensor([[3.0, 1.0, 2.0, 0.0], [3.0, 3.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
+    targets = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    found = metrics.hit_at_k(logits, targets, (1, 2, 3, 9))
+    # The second clip's label 0 ties with class 1, which ranks first. The third clip has no label.
+    assert found.tolist() == [[False] * 3, [True, True, False], [True, True, False], [True, True, False]]
+    one_hot = torch.nn.functional.one_hot(torch.tensor([2, 0, 3]), 4).float()
+    assert torch.equal(metrics.hit_at_k(logits, one_hot), metrics.correct_at_k(logits, torch.tensor([2, 0, 3])))
+    # Mixed up at 1: own labels miss twice, the partner's are first in both.
+    assert metrics.mixed_accuracy(logits[:2], targets[:2], 0.75, ks=(1,)).item() == pytest.approx(25)

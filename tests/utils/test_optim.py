@@ -158,3 +158,46 @@ def test_resume_goes_on_exactly_and_keeps_the_memory_format() -> None:
 def test_nothing_to_train() -> None:
     with pytest.raises(ValueError, match="no parameter"):
         optim.build(Small().requires_grad_(False), **COMMON)
+
+
+def test_no_wd_on_batch_norm_only() -> None:
+    """PySlowFast: BN.WEIGHT_DECAY 0; biases keep their decay."""
+    assert groups(Small(), no_wd="bn") == {
+        "weight and bias": (
+            1.0,
+            1e-2,
+            {"conv.weight", "conv.bias", "deep.weight", "deep.bias", "classifier.weight", "classifier.bias"},
+        ),
+        "bn": (1.0, 0.0, {"bn.weight", "bn.bias"}),
+    }
+
+
+def test_two_models_share_the_groups() -> None:
+    """Mutual learning: the first convolution and the classifier of each are what they are."""
+    first, second = Small(), Small()
+    sgd = optim.build(first, second, **COMMON, policy=True)
+    sizes = {group["name"]: len(group["params"]) for group in sgd.param_groups}
+    assert (sizes["first conv weight"], sizes["classifier bias"], sizes["bn"]) == (2, 2, 4)
+
+
+@pytest.mark.parametrize("method", ["tsm", "tsn", "pptsm", "pptsn"])
+def test_policy_multiplies_the_rate_of_the_schedule_on_the_published_networks(method: str) -> None:
+    """RGB: first convolution x1, biases x2 and BN x1 without decay; classifier x5, x10 where the recipe says."""
+    from utils.lr_schedule import lr_at
+
+    backbone = "resnet18" if method.startswith("ts") else "resnet50_vd"
+    with torch.device("meta"):
+        model = methods.build(type=method, backbone=backbone, num_class=5, num_segments=4)
+    sgd = optim.build(model, **COMMON, policy=True)
+    lr = lr_at(50, type="STEP", base_lr=0.02, max_iter=100, lr_steps=[20, 40], lr_mults=[0.1, 0.1])
+    optim.set_lr(sgd, lr)
+    found = {g["name"]: (g["lr"] / lr, g["weight_decay"] / COMMON["weight_decay"]) for g in sgd.param_groups}
+    assert found["first conv weight"] == pytest.approx((1, 1))
+    assert found["bn"] == pytest.approx((1, 0))
+    assert lr == pytest.approx(0.0002)
+    if method == "tsn":
+        assert found["bias"] == pytest.approx((2, 0))
+        assert "classifier weight" not in found
+    else:
+        assert found["classifier weight"] == pytest.approx((5, 1))
+        assert found["classifier bias"] == pytest.approx((10, 0))

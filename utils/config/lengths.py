@@ -38,8 +38,11 @@ def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
     val_freq = cfg.val_freq
     if cfg.val_freq_epochs is not None:
         val_freq = max(1, round(cfg.val_freq_epochs * per_epoch))
+    precise = cfg.precise_bn
+    if precise.every_epochs is not None:
+        precise = precise.model_copy(update={"every_iters": max(1, round(precise.every_epochs * per_epoch))})
     _check(resolved.max_iter or 0, resolved.warmup_steps or 0, resolved.lr_steps or (), videos, global_batch)
-    return cfg.model_copy(update={"lr_scheduler": resolved, "val_freq": val_freq})
+    return cfg.model_copy(update={"lr_scheduler": resolved, "val_freq": val_freq, "precise_bn": precise})
 
 
 def _check(max_iter: int, warmup_steps: int, lr_steps: tuple[int, ...], videos: int, global_batch: int) -> None:
@@ -58,6 +61,22 @@ def _check(max_iter: int, warmup_steps: int, lr_steps: tuple[int, ...], videos: 
 def to_dict(cfg: Config) -> dict[str, Any]:
     """The config as nested dicts of plain JSON values, in the order of the schema."""
     return cfg.model_dump(mode="json")
+
+
+def from_dict(tree: dict[str, Any]) -> Config:
+    """The config that `to_dict` wrote, for instance into a checkpoint.
+
+    Raises:
+        ValueError: it has other keys or values than this version knows.
+    """
+    return Config.model_validate(_with_tuples(tree))
+
+
+def _with_tuples(value: Any) -> Any:
+    """JSON has lists where a config has tuples."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(inner) for name, inner in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any, bool]]:

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from utils.config import model_options, paths, rules, yaml_lines
-from utils.config.schema import PAIRS, BatchNorm, Config, leaves, sections
+from utils.config.schema import DISTILL_WEIGHT, PAIRS, BatchNorm, Config, leaves, sections
 from utils.faults import UserError, did_you_mean
 
 FILE = "config.yaml"
@@ -239,6 +239,10 @@ class _Draft:
         }
         for key in paths.PATH_KEYS:
             root_keys[key] = str(paths.resolve(getattr(config, key), self.file.parent))
+        if config.distill.teacher is not None:
+            found = str(paths.resolve(config.distill.teacher, self.file.parent))
+            weight = config.distill.weight or DISTILL_WEIGHT[config.distill.kind]
+            root_keys["distill"] = config.distill.model_copy(update={"teacher": found, "weight": weight})
         if config.data.class_names is not None:
             names = str(paths.resolve(config.data.class_names, self.file.parent))
             root_keys["data"] = config.data.model_copy(update={"class_names": names})

@@ -43,7 +43,8 @@ def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
         if not Path(getattr(cfg, key)).is_dir():
             problems.append(f"{_where(cfg, key)}there is no folder {getattr(cfg, key)}")
     others = [("data.class_names", cfg.data.class_names)]
-    others += [("model.pretrained", cfg.model.pretrained)] if "train" in splits else []
+    if "train" in splits:
+        others += [("model.pretrained", cfg.model.pretrained), ("distill.teacher", cfg.distill.teacher)]
     for key, path in others:
         if isinstance(path, str) and not Path(path).exists():
             problems.append(f"{_where(cfg, key)}there is no {path}")

@@ -70,7 +70,7 @@ def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
 
 def _policy(value: LookUp) -> Iterator[Problem]:
     if value("policy") and value("no_wd"):
-        yield "policy", "has no effect beside no_wd: true, which makes other parameter groups; set one of them to false"
+        yield "policy", "has no effect beside no_wd, which makes other parameter groups; set one of them to false"
 
 
 def _nesterov(value: LookUp) -> Iterator[Problem]:
@@ -95,6 +95,8 @@ def _peak(value: LookUp) -> Iterator[Problem]:
             "lr_scheduler.warmup_lr",
             f"has no effect without a warm-up: the peak would be base_lr, {base:g}; remove it",
         )
+    if not warm_up and value("lr_scheduler.warmup_type") != "to_peak":
+        yield "lr_scheduler.warmup_type", "has no effect without a warm-up; remove it, or give warmup_steps"
     top = peak if warm_up and peak is not None else base
     if value("lr_scheduler.min_lr") > top:
         yield "lr_scheduler.min_lr", f"must not be greater than the peak learning rate, {top:g}"
@@ -128,6 +130,31 @@ def _steps_end(value: LookUp) -> Iterator[Problem]:
             )
 
 
+def _several_labels(value: LookUp) -> Iterator[Problem]:
+    if value("data.list_layout") != "auto" and value("loss") == "ce":
+        yield "data.list_layout", "several labels a video need loss: bce; set it, or data.list_layout: auto"
+
+
+def _precise_bn(value: LookUp) -> Iterator[Problem]:
+    for name in ("every_iters", "every_epochs"):
+        if value(f"precise_bn.{name}") is not None and not value("precise_bn.batches"):
+            yield f"precise_bn.{name}", "has no effect without precise_bn.batches (200 is usual); set it or remove this"
+
+
+def _distill(value: LookUp) -> Iterator[Problem]:
+    kind, weight = value("distill.kind"), value("distill.weight")
+    if value("distill.teacher") is None:
+        if kind == "dml" or weight is not None:
+            yield "distill.teacher", "missing: the experiment folder or weights file of the second network"
+        return
+    if value("loss") == "bce":
+        yield "distill.teacher", "distillation compares softmax outputs, so it needs loss: ce"
+    if kind == "dml" and value("distill.temperature") != 4.0:
+        yield "distill.temperature", "has no effect with kind: dml; remove it"
+    if kind == "kd" and weight is not None and weight > 1:
+        yield "distill.weight", f"kd: the teacher's share of the loss, at most 1, not {weight:g}"
+
+
 _RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
     *itertools.starmap(_pair, PAIRS),
     _crop_fits,
@@ -138,6 +165,9 @@ _RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
     _peak,
     _steps,
     _steps_end,
+    _several_labels,
+    _precise_bn,
+    _distill,
 )
 
 

@@ -7,120 +7,43 @@ What is special:
   `python main.py config --docs --schema`.
 - A key marked `free` may change on resume: the run then still trains on the same samples with the same mathematics.
 - Rules between keys stand in `rules.py`; `model.kwargs` is checked against the code of methods/ and networks/
-  (`model_options.py`). Here is only what one key alone can get wrong.
+  (`model_options.py`). Here is only what one key alone can get wrong; `kinds.py` holds the types.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateAttr
 from pydantic.fields import FieldInfo
 
-
-def key(meaning: str, *, default: Any = ..., free: bool = False, **limits: Any) -> Any:
-    """One config key: required unless it has a default; `free` keys may change on resume."""
-    return Field(default, description=meaning, json_schema_extra={"free": free}, **limits)
-
-
-def section(meaning: str, *, default: Any = ...) -> Any:
-    """A group of keys; `default` is its class where every key has a default."""
-    if default is ...:
-        return Field(description=meaning)
-    return Field(default_factory=default, description=meaning)
-
-
-def _off_is_none(value: Any) -> Any:
-    return None if value is False or (value == 0 and isinstance(value, (int, float))) else value
-
-
-def _off_is_zero(value: Any) -> Any:
-    return 0.0 if value is False or value is None else value
-
-
-def _switch_or_text(value: Any) -> Any:
-    if not isinstance(value, bool) and not (isinstance(value, str) and value):
-        raise ValueError("must be true, false or a path")
-    return value
-
-
-def _auto_or_base(value: Any) -> Any:
-    if isinstance(value, bool) or value not in ("auto", 0, 1):
-        raise ValueError("must be auto, 0 or 1")
-    return value
-
-
-def _frame_template(value: str) -> str:
-    if value != "auto" and not re.fullmatch(r"[^{}]*\{(:0?\d+d?)?\}[^{}]*", value):
-        raise ValueError("must be auto or a file name with one frame number, like {:06d}.jpg or img_{:05d}.jpg")
-    return value
-
-
-def _range(low: float, high: float) -> AfterValidator:
-    """Each number of a sequence lies in [low, high]."""
-
-    def check(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        wrong = [value for value in values or () if not low <= value <= high]
-        if wrong:
-            raise ValueError(f"each number must lie between {low:g} and {high:g}, {wrong[0]:g} does not")
-        return values
-
-    return AfterValidator(check)
-
-
-def _ascending(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    if values and values[0] > values[1]:
-        raise ValueError(f"the first number is the lower end of the range: [{values[1]:g}, {values[0]:g}]")
-    return values
-
-
-def _jitter(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    if values and (min(values) < 0 or values[3] > 0.5):
-        raise ValueError("strengths must not be negative, and the hue (the fourth) must be at most 0.5")
-    return values
-
-
-def _erasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    if values:
-        probability, small, large, aspect = values
-        if not (0 <= probability <= 1 and 0 < small <= large <= 1 and 0 < aspect <= 1):
-            raise ValueError("[p, sl, sh, r1] needs 0 <= p <= 1, 0 < sl <= sh <= 1 and 0 < r1 <= 1")
-    return values
-
-
-def _positive(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    if values and min(values) <= 0:
-        raise ValueError(f"each number must be greater than 0, {min(values):g} is not")
-    return values
-
-
-def _increasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    if values and any(a >= b for a, b in zip(values, values[1:], strict=False)):
-        raise ValueError("must increase from one number to the next")
-    return values
-
-
-Switchable = Literal[False] | None
-Numbers = tuple[float, ...]
-Two = Annotated[Numbers, Field(min_length=2, max_length=2)]
-Three = Annotated[Numbers, Field(min_length=3, max_length=3)]
-Four = Annotated[Numbers, Field(min_length=4, max_length=4)]
-OffOrFour = Annotated[Four | None, BeforeValidator(_off_is_none, json_schema_input_type=Four | Switchable)]
-OffOrPositive = Annotated[
-    Annotated[float, Field(gt=0)] | None,
-    BeforeValidator(_off_is_none, json_schema_input_type=Annotated[float, Field(ge=0)] | Switchable),
-]
-Steps = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Length = Annotated[float, Field(gt=0)]
-
-
-class Strict(BaseModel):
-    """No unknown keys, no silent conversion (`"3"` and `true` are not numbers), no change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+from utils.config.kinds import (
+    Count,
+    Length,
+    Numbers,
+    OffOrDecay,
+    OffOrFour,
+    OffOrPositive,
+    Steps,
+    Strict,
+    Switchable,
+    Three,
+    Two,
+    ascending,
+    auto_or_base,
+    erasing,
+    frame_template,
+    increasing,
+    jitter,
+    key,
+    off_is_zero,
+    positive,
+    section,
+    switch_or_bn,
+    switch_or_text,
+    within,
+)
 
 
 class Model(Strict):
@@ -133,7 +56,7 @@ class Model(Strict):
     dropout: float = key(
         "probability of dropping a feature before the last layer; 0 = no dropout", default=0.5, ge=0, lt=1
     )
-    pretrained: Annotated[bool | str, BeforeValidator(_switch_or_text, json_schema_input_type=bool | str)] = key(
+    pretrained: Annotated[bool | str, BeforeValidator(switch_or_text, json_schema_input_type=bool | str)] = key(
         "starting weights: true = ImageNet file in pretrained/, false = random, or a weights file or experiment folder",
         default=False,
     )
@@ -161,31 +84,31 @@ class Augmentation(Strict):
 
     input_size: int = key("height and width of a training clip and of an evaluation crop, pixels", default=224, ge=8)
     test_resize: int = key("short side of a video before the evaluation crop, pixels", default=256, ge=8)
-    crop: Literal["multi_scale", "random_resized", "random", "centre"] = key(
+    crop: Literal["multi_scale", "random_resized", "random", "short_side_jitter", "centre"] = key(
         "how the training crop is drawn", default="multi_scale"
     )
-    scales: Annotated[Numbers, Field(min_length=1), _range(0.01, 1)] = key(
+    scales: Annotated[Numbers, Field(min_length=1), within(0.01, 1)] = key(
         "multi_scale: crop sides as shares of the short side", default=(1.0, 0.875, 0.75, 0.66)
     )
     max_distort: int = key("multi_scale: how many entries of scales width and height may lie apart", default=1, ge=0)
     more_fix_crop: bool = key("multi_scale: 13 crop positions instead of 5", default=True)
-    area: Annotated[Two, _range(1e-4, 1), AfterValidator(_ascending)] = key(
+    area: Annotated[Two, within(1e-4, 1), AfterValidator(ascending)] = key(
         "random_resized: range of the crop's share of the frame's area", default=(0.08, 1.0)
     )
-    aspect: Annotated[Two, _range(0.01, 100), AfterValidator(_ascending)] = key(
+    aspect: Annotated[Two, within(0.01, 100), AfterValidator(ascending)] = key(
         "random_resized: range of width / height", default=(0.75, 1.3333333333)
     )
-    colorjitter: Annotated[OffOrFour, AfterValidator(_jitter)] = key(
+    colorjitter: Annotated[OffOrFour, AfterValidator(jitter)] = key(
         "[brightness, contrast, saturation, hue] strengths, or false", default=None
     )
     colorjitter_per_frame: bool = key("draw the colour jitter for each frame, not once per clip", default=False)
-    random_erasing: Annotated[OffOrFour, AfterValidator(_erasing)] = key(
+    random_erasing: Annotated[OffOrFour, AfterValidator(erasing)] = key(
         "[p, sl, sh, r1]: probability, least and largest share of the area, least aspect; or false", default=None
     )
     random_erasing_per_frame: bool = key("draw the erased box for each frame, not once per clip", default=False)
     mix_up: OffOrPositive = key("alpha of the Beta distribution that mixes neighbouring clips, or false", default=None)
-    mean: Annotated[Three, _range(0, 1)] = key("RGB mean subtracted from pixels in 0..1", default=(0.485, 0.456, 0.406))
-    std: Annotated[Three, AfterValidator(_positive)] = key(
+    mean: Annotated[Three, within(0, 1)] = key("RGB mean subtracted from pixels in 0..1", default=(0.485, 0.456, 0.406))
+    std: Annotated[Three, AfterValidator(positive)] = key(
         "RGB standard deviation divided by", default=(0.229, 0.224, 0.225)
     )
 
@@ -197,21 +120,30 @@ class LrScheduler(Strict):
     base_lr: float = key(
         "learning rate at iteration 0, where the warm-up starts (the peak if there is no warm-up)", gt=0
     )
-    warmup_steps: Steps | None = key("iterations of linear warm-up from base_lr to warmup_lr; 0 = none", default=None)
+    warmup_steps: Steps | None = key("iterations of warm-up; 0 = none", default=None)
     warmup_epochs: Annotated[float, Field(ge=0)] | None = key(
         "warm-up in epochs, instead of warmup_steps", default=None
     )
-    warmup_lr: Length | None = key("peak learning rate, reached at the end of the warm-up", default=None)
+    warmup_lr: Length | None = key("peak learning rate, with which the cosine or the steps begin", default=None)
+    warmup_type: Literal["to_peak", "to_schedule", "factor_linear", "factor_constant", "factor_exp"] = key(
+        "form of the warm-up: a line to warmup_lr, a line to the schedule's own value there (PySlowFast, PaddleVideo), "
+        "or the schedule times a factor that starts at base_lr / warmup_lr (mmaction2 0.x)",
+        default="to_peak",
+    )
+    step_by: Literal["iteration", "epoch"] = key(
+        "when the cosine or the steps move; epoch: only where an epoch begins (the warm-up moves in every iteration)",
+        default="iteration",
+    )
     min_lr: float = key("COSINE: learning rate at max_iter", default=0.0, ge=0)
     max_iter: Count | None = key("length of the run in iterations (global batches)", default=None)
     max_epoch: Length | None = key("length of the run in epochs, instead of max_iter", default=None)
-    lr_steps: Annotated[tuple[Count, ...], AfterValidator(_increasing)] | None = key(
+    lr_steps: Annotated[tuple[Count, ...], AfterValidator(increasing)] | None = key(
         "STEP: iterations at which the rate changes", default=None
     )
-    lr_epochs: Annotated[tuple[Length, ...], AfterValidator(_increasing)] | None = key(
+    lr_epochs: Annotated[tuple[Length, ...], AfterValidator(increasing)] | None = key(
         "STEP: the same in epochs, instead of lr_steps", default=None
     )
-    lr_mults: Annotated[Numbers, AfterValidator(_positive)] | None = key(
+    lr_mults: Annotated[Numbers, AfterValidator(positive)] | None = key(
         "STEP: factor at each of lr_steps, on the rate of the moment", default=None
     )
 
@@ -222,17 +154,26 @@ class Data(Strict):
     reader: Literal["frames", "video"] = key(
         "frames = folders of JPEG files, video = video files", default="frames", free=True
     )
-    template: Annotated[str, AfterValidator(_frame_template)] = key(
+    template: Annotated[str, AfterValidator(frame_template)] = key(
         "file name of a frame; auto = found by looking", default="auto"
     )
-    frame_base: Annotated[int | str, BeforeValidator(_auto_or_base, json_schema_input_type=Literal["auto", 0, 1])] = (
-        key("number of the first frame file, 0 or 1; auto = found by looking", default="auto")
+    frame_base: Annotated[int | str, BeforeValidator(auto_or_base, json_schema_input_type=Literal["auto", 0, 1])] = key(
+        "number of the first frame file, 0 or 1; auto = found by looking", default="auto"
     )
     class_names: str | None = key(
         "file with the class names; default: classInd.txt beside the training list", default=None, free=True
     )
-    sampling: Literal["tsn", "tsm_dense", "mm0", "mm1", "pysf", "pp", "seed004"] = key(
+    sampling: Literal["tsn", "tsm_dense", "mm0", "mm1", "pysf", "pp", "pp_tsm", "seed004"] = key(
         "whose rule picks the frames of a clip (docs/decisions.md lists them)", default="seed004"
+    )
+    list_layout: Literal["auto", "path_labels", "path_frames_labels"] = key(
+        "what stands in a line of a list; auto = found by looking, one label per line; the others take several labels, "
+        "after the path or after the number of frames",
+        default="auto",
+    )
+    order: Literal["shuffled", "class_balanced"] = key(
+        "order of the training videos; class_balanced = each class equally often, whatever its number of videos",
+        default="shuffled",
     )
     clip_len: int = key("frames taken from each segment", default=1, ge=1)
     frame_interval: int = key("distance of these frames, in frames of the video", default=1, ge=1)
@@ -249,6 +190,56 @@ class Data(Strict):
     prefetch: int = key("micro-batches read ahead per rank", default=2, ge=1, free=True)
 
 
+class Published(Strict):
+    """common.published: what others have reported for the recipe. Shown by `python main.py list`; no run reads it."""
+
+    top1: Annotated[float, Field(ge=0, le=100)] | None = key(
+        "top-1 accuracy that others published for this recipe, per cent", default=None, free=True
+    )
+    top5: Annotated[float, Field(ge=0, le=100)] | None = key("their top-5 accuracy", default=None, free=True)
+    protocol: str | None = key("views of each video and list of videos behind their accuracy", default=None, free=True)
+    source: str | None = key("where they published it: project and file, or paper and table", default=None, free=True)
+    gpus: Count | None = key("GPUs that they trained on", default=None, free=True)
+
+
+class PreciseBn(Strict):
+    """common.precise_bn."""
+
+    batches: int = key(
+        "global batches of training clips over which batch-norm statistics are averaged before a validation; 0 = off",
+        default=0,
+        ge=0,
+        free=True,
+    )
+    every_iters: Count | None = key(
+        "only at validations that fall on a multiple of so many iterations, and at the last one",
+        default=None,
+        free=True,
+    )
+    every_epochs: Length | None = key("the same in epochs, instead of every_iters", default=None, free=True)
+
+
+class Distill(Strict):
+    """common.distill."""
+
+    teacher: str | None = key(
+        "experiment folder, checkpoint or weights file of the second network; none = no distillation",
+        default=None,
+        min_length=1,
+    )
+    kind: Literal["kd", "dml"] = key(
+        "kd = learn from a frozen teacher (Hinton 2015); dml = both learn from each other (Zhang 2018)", default="kd"
+    )
+    temperature: Length = key("kd: divides the logits of both networks before the softmax", default=4.0)
+    weight: Length | None = key(
+        "share of the teacher in the loss for kd (default 0.5), factor of the mutual term for dml (default 1)",
+        default=None,
+    )
+
+
+DISTILL_WEIGHT = {"kd": 0.5, "dml": 1.0}  # kd: ours; dml: PaddleVideo's
+
+
 class Config(Strict):
     """common: one experiment."""
 
@@ -261,14 +252,30 @@ class Config(Strict):
         "shards of a global batch; default: the number of ranks at the first start", default=None
     )
     lr_scheduler: LrScheduler = section("learning rate and length of the run")
+    reference_batch: Count | None = key(
+        "global batch for which the recipe's learning rates were chosen; another one is remarked on at the start",
+        default=None,
+        free=True,
+    )
+    loss: Literal["ce", "bce"] = key(
+        "ce = softmax and cross entropy, one label; bce = sigmoid and binary cross entropy, any number of labels",
+        default="ce",
+    )
     label_smooth: Annotated[
-        float, Field(ge=0, lt=1), BeforeValidator(_off_is_zero, json_schema_input_type=float | Switchable)
+        float, Field(ge=0, lt=1), BeforeValidator(off_is_zero, json_schema_input_type=float | Switchable)
     ] = key("share of the target spread over all num_class classes; 0 or false = off", default=0.0)
-    no_wd: bool = key("no weight decay on biases and batch-norm parameters", default=False)
+    no_wd: Annotated[bool | str, BeforeValidator(switch_or_bn, json_schema_input_type=bool | Literal["bn"])] = key(
+        "no weight decay on biases and batch-norm parameters; bn = on batch-norm parameters only", default=False
+    )
     policy: bool = key("TSN's parameter groups with their own learning-rate and decay multipliers", default=False)
     momentum: float = key("momentum of SGD", default=0.9, ge=0, lt=1)
     weight_decay: float = key("weight decay of SGD", default=1e-4, ge=0)
     nesterov: bool = key("Nesterov's form of the momentum", default=False)
+    ema: OffOrDecay = key(
+        "decay of a moving average of the weights, with which validation and evaluation run; or false", default=None
+    )
+    precise_bn: PreciseBn = section("batch-norm statistics recomputed for validation", default=PreciseBn)
+    distill: Distill = section("a second network to learn from", default=Distill)
     val_freq: Count | None = key("iterations between validations; each also saves", default=None, free=True)
     val_freq_epochs: Length | None = key("the same in epochs, instead of val_freq", default=None, free=True)
     print_freq: int = key(
@@ -285,7 +292,9 @@ class Config(Strict):
     clip_grad: OffOrPositive = key(
         "largest norm of the gradient, larger ones are scaled down; false = off", default=None
     )
-    compile: bool = key("torch.compile the model", default=False, free=True)
+    compile: bool | Literal["reduce-overhead", "max-autotune"] = key(
+        "torch.compile the model; reduce-overhead = with CUDA graphs, for many small kernels", default=False, free=True
+    )
     seed: int = key(
         "start of all random numbers: order, augmentation, initial weights, dropout", default=0, ge=0, lt=2**63
     )
@@ -294,6 +303,8 @@ class Config(Strict):
     watchdog_minutes: float = key(
         "minutes without progress until the run says where it hangs and stops", default=10.0, gt=0, free=True
     )
+
+    published: Published = section("what others have reported for this recipe", default=Published)
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
@@ -308,6 +319,7 @@ PAIRS = (
     ("val_freq", "val_freq_epochs", True),
     ("lr_scheduler.warmup_steps", "lr_scheduler.warmup_epochs", False),
     ("lr_scheduler.lr_steps", "lr_scheduler.lr_epochs", False),
+    ("precise_bn.every_iters", "precise_bn.every_epochs", False),
 )
 
 

@@ -1,0 +1,100 @@
+"""Text lists with several labels per video, as MMAction2's multi_class lists have them.
+
+    path label label ...                `data.list_layout: path_labels`
+    path num_frames label label ...     `data.list_layout: path_frames_labels`
+
+They look like other layouts (a label could be a number of frames), so they are read only where the config asks for
+them. Fields are separated by tabs, else by commas, else by blanks: the first of these that the list contains. All
+numbers at the end of a line belong to it, so paths that end in a blank and a number need tabs or commas.
+"""
+
+from __future__ import annotations
+
+from datasets.list_formats import Columns, blocks, check_paths, is_header, is_json, is_number, read_list, unquoted
+from utils.faults import UserError
+
+LAYOUTS = {"path_labels": "path label [label ...]", "path_frames_labels": "path num_frames label [label ...]"}
+_SHOWN = 5  # bad lines named in one message
+
+
+def read(list_file: str, root: str, layout: str) -> Columns:
+    """Read a list of samples in a layout that allows several labels.
+
+    Args:
+        list_file: its path; a JSON list says itself which labels are meant and is read as ever.
+        root: folder below which all paths must stay, absolute.
+        layout: a key of `LAYOUTS`.
+
+    Raises:
+        UserError: missing or empty list; lines that do not fit the layout; a path outside `root`.
+    """
+    try:
+        if is_json(list_file):
+            columns = read_list(list_file, root)
+            if not columns.label_ends:
+                columns.add_labels([[label] for label in columns.labels])
+            return columns
+        return _read_text(list_file, root, layout)
+    except FileNotFoundError:
+        raise UserError(f"{list_file}: there is no such list file; check train_source and val_source") from None
+    except OSError as error:
+        raise UserError(f"{list_file}: the list cannot be read: {error.strerror}") from error
+
+
+def _separator(list_file: str) -> bytes | None:
+    found = {mark for _, lines in blocks(list_file) for mark in (b"\t", b",") for line in lines if mark in line}
+    return b"\t" if b"\t" in found else b"," if found else None
+
+
+def _fields(line: bytes, separator: bytes | None) -> tuple[bytes, list[int]]:
+    """The path of a line and the numbers behind it; empty fields at the end (of a spreadsheet) do not count."""
+    text = line.strip() if separator is None else line.strip().rstrip(separator + b" ")
+    parts = text.split(separator)
+    count = 0
+    while count < len(parts) - 1 and is_number(parts[-1 - count]):
+        count += 1
+    path = text.rsplit(separator, count)[0] if count else text
+    return unquoted(path) if separator else path, [int(part) for part in parts[len(parts) - count :]]
+
+
+def _read_text(list_file: str, root: str, layout: str) -> Columns:
+    separator, first = _separator(list_file), 2 if layout == "path_frames_labels" else 1
+    columns, said, bad, is_first = Columns(), [], 0, True
+    for start, lines in blocks(list_file):
+        paths: list[bytes] = []
+        numbers: list[list[int]] = []
+        for number, line in enumerate(lines, start):
+            if not line or line.isspace() or (is_first and is_header(line, separator)):
+                is_first = is_first and (not line or line.isspace())
+                continue
+            is_first = False
+            path, row = _fields(line, separator)
+            if len(row) < first:
+                bad += 1
+                if len(said) < _SHOWN:
+                    text = line.strip().decode("utf-8", "replace")[:80]
+                    said.append(f"{list_file}:{number}: expected `{LAYOUTS[layout]}`, found {text!r}")
+                continue
+            paths.append(path)
+            numbers.append(row)
+            if first == 2 and numbers[-1][0] < 0:
+                raise UserError(f"{list_file}:{number}: num_frames is {numbers[-1][0]}; it cannot be negative")
+        if paths and not bad:
+            _add(columns, paths, numbers, first, list_file)
+            check_paths(list_file, paths, root, len(columns.labels) - len(paths))
+    if bad:
+        more = [f"{list_file}: {bad - len(said)} more lines do not fit"] if bad > len(said) else []
+        raise UserError("\n".join([*said, *more]))
+    if not columns.labels:
+        raise UserError(f"{list_file}: the list is empty; expected lines of `{LAYOUTS[layout]}`")
+    return columns
+
+
+def _add(columns: Columns, paths: list[bytes], numbers: list[list[int]], first: int, list_file: str) -> None:
+    labels = [row[first - 1 :] for row in numbers]
+    frames = [[row[0] for row in numbers]] if first == 2 else []
+    try:
+        columns.add(paths, [*frames, [own[0] for own in labels]])
+        columns.add_labels(labels)
+    except OverflowError:
+        raise UserError(f"{list_file}: a number exceeds 32 bits") from None

@@ -1,0 +1,206 @@
+"""Learning from a second network: from a frozen teacher (KD), or two networks from each other (DML).
+
+* KD (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2): ``(1 - w) hard + w T^2 KL(p_t || p_s)``, with p the
+  softmax of logits / T; T^2 keeps the gradient's size when T changes.
+* DML (Zhang et al. 2018, arXiv:1706.00384) as PaddleVideo trains PP-TSMv2: ``hard_s + hard_p + w (KL(p_p || p_s) +
+  KL(p_s || p_p)) / 2``, no temperature, and the gradient of the mutual term goes into both networks.
+
+`hard` is the loss that the network would have alone: label smoothing, mixup and auxiliary heads included. Which
+defaults are whose: docs/training.md.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from utils import checkpoint, config
+from utils.faults import UserError
+from utils.loss import training_loss, weighted_mean
+
+if TYPE_CHECKING:
+    from utils.config import Config
+
+Colour = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of RGB, on 0..1
+
+
+def kd_per_clip(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """``T^2 KL(softmax(teacher / T) || softmax(student / T))`` of logits (B, K) -> (B,), in float32 or wider."""
+    return temperature**2 * _kl(_log_softmax(teacher, temperature), _log_softmax(student, temperature))
+
+
+def mutual_per_clip(one: Tensor, other: Tensor) -> Tensor:
+    """``(KL(p_one || p_other) + KL(p_other || p_one)) / 2`` of logits (B, K) -> (B,), in float32 or wider."""
+    first, second = _log_softmax(one), _log_softmax(other)
+    return (_kl(first, second) + _kl(second, first)) / 2
+
+
+def _log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return torch.log_softmax(wide / temperature, dim=1)
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - log_q)).sum(1)  # log-softmax is finite, so that p = 0 gives 0
+
+
+class Teacher:
+    """A frozen network in evaluation mode that sees the clips the student sees (mixed and augmented alike).
+
+    Args:
+        net: on its device.
+        temperature: T.
+        weight: w, its share of the loss.
+        recolour: (B, C, T, H, W) normalised for the student -> normalised as the teacher was trained.
+        autocast: the mixed-precision region of the run.
+        weights_hash: sha256 of its weights file; a resume with another file is refused.
+    """
+
+    peer: nn.Module | None = None
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        temperature: float,
+        weight: float,
+        recolour: Callable[[Tensor], Tensor] | None = None,
+        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        weights_hash: str = "",
+    ) -> None:
+        self.net = net.requires_grad_(False).eval()
+        self.temperature, self.weight = temperature, weight
+        self.recolour, self.autocast, self.weights_hash = recolour, autocast, weights_hash
+
+    def loss(self, answer: Any, clips: Tensor, labels: Tensor, **targets: Any) -> tuple[Tensor, Tensor]:
+        """(loss, the student's logits); arguments as `utils.loss.training_loss`, and the clips the student saw."""
+        hard, logits = training_loss(answer, labels, **targets)
+        with torch.no_grad(), self.autocast():
+            wanted = self.net(clips if self.recolour is None else self.recolour(clips))  # (B, K)
+        soft = weighted_mean(kd_per_clip(logits, wanted, self.temperature), targets.get("weights"))
+        return (1 - self.weight) * hard + self.weight * soft, logits
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"distill": {"kind": "kd", "weights_hash": self.weights_hash}}
+
+
+class Pair(nn.Module):
+    """Student and peer as one module, so that DDP, the optimiser and the BN statistics cover both.
+
+    Args:
+        student: the network that the experiment is about.
+        peer: the second one; it sees the same clips.
+    """
+
+    def __init__(self, student: nn.Module, peer: nn.Module) -> None:
+        super().__init__()
+        self.student, self.peer = student, peer
+
+    def forward(self, clips: Tensor) -> tuple[Any, Any]:
+        """(B, C, T, H, W) -> what each of the two answers."""
+        return self.student(clips), self.peer(clips)
+
+
+class Mutual:
+    """Two networks that train together; only the student is validated.
+
+    Args:
+        peer: the second network.
+        weight: w, factor of the mutual term.
+        arguments: those of `methods.build` with which the peer was built, kept in the checkpoint.
+    """
+
+    def __init__(self, peer: nn.Module, *, weight: float, arguments: dict[str, Any]) -> None:
+        self.peer, self.weight, self.arguments = peer, weight, arguments
+
+    def loss(self, answers: tuple[Any, Any], clips: Tensor, labels: Tensor, **targets: Any) -> tuple[Tensor, Tensor]:
+        """(loss of both, the student's logits); `answers` are those of `Pair`."""
+        hard, logits = training_loss(answers[0], labels, **targets)
+        hard_peer, peer_logits = training_loss(answers[1], labels, **targets)
+        mutual = weighted_mean(mutual_per_clip(logits, peer_logits), targets.get("weights"))
+        return hard + hard_peer + self.weight * mutual, logits
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: `model` is the student, `peer` the second network."""
+        return {"peer": self.peer.state_dict(), "distill": {"kind": "dml", "model": self.arguments}}
+
+
+@dataclass(frozen=True)
+class Source:
+    """What `distill.teacher` names.
+
+    Attributes:
+        cfg: config that says how the network is built and its clips are normalised.
+        file: where its weights are; None if that is not known by name (`pretrained: true`).
+        state: the checkpoint of ours in that file; None: `cfg.model.pretrained` fills the network.
+    """
+
+    cfg: Config
+    file: Path | None
+    state: dict[str, Any] | None
+
+
+def find(teacher: Path, student: Config) -> Source:
+    """Look at what `distill.teacher` names: an experiment folder, a checkpoint of ours, or another weights file.
+
+    A folder's config says what the network is; its best checkpoint fills it, else its latest, else its
+    `model.pretrained`. A checkpoint brings its config along. Any other file must fit the student's own architecture.
+
+    Raises:
+        UserError: no such file, or a network with other classes.
+    """
+    if teacher.is_dir():
+        cfg = config.load(teacher)
+        found = [teacher / name for name in (checkpoint.BEST, checkpoint.LATEST) if (teacher / name).is_file()]
+        other = Path(cfg.model.pretrained) if isinstance(cfg.model.pretrained, str) else None
+        source = Source(cfg, found[0], checkpoint.load(found[0])) if found else Source(cfg, other, None)
+    elif teacher.is_file():
+        source = _of_file(teacher, student)
+    else:
+        raise UserError(f"common.distill.teacher: there is no {teacher}; name an experiment folder or a weights file")
+    classes = source.cfg.model.num_class, student.model.num_class
+    if classes[0] != classes[1]:
+        raise UserError(f"common.distill.teacher: {teacher} has {classes[0]} classes, this experiment {classes[1]}")
+    return source
+
+
+def _of_file(file: Path, student: Config) -> Source:
+    try:
+        state = checkpoint.load(file)
+    except checkpoint.CorruptCheckpoint:  # not torch's own format, or another project's: methods.build looks at it
+        state = {}
+    if not {"model", "config"} <= state.keys():
+        model = student.model.model_copy(update={"pretrained": str(file)})
+        return Source(student.model_copy(update={"model": model}), file, None)
+    try:
+        return Source(config.from_dict(state["config"]), file, state)
+    except ValueError as error:
+        raise UserError(
+            f"common.distill.teacher: the config in {file} is of another version; name its experiment folder"
+        ) from error
+
+
+def recolour(theirs: Colour, ours: Colour, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """What turns a clip normalised with our mean and deviation into one with theirs; None where they are the same.
+
+    It is one factor and one shift per channel, so it may follow mixup.
+    """
+    if [list(part) for part in theirs] == [list(part) for part in ours]:
+        return None
+    (mean, std), (own_mean, own_std) = (
+        [torch.tensor(part, dtype=torch.float64, device=device) for part in colour] for colour in (theirs, ours)
+    )
+    factor, shift = own_std / std, (own_mean - mean) / std
+
+    def change(clips: Tensor) -> Tensor:
+        wide = (1, -1, *[1] * (clips.dim() - 2))
+        return clips * factor.to(clips.dtype).view(wide) + shift.to(clips.dtype).view(wide)
+
+    return change

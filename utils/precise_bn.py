@@ -1,0 +1,97 @@
+"""Precise batch norm: statistics averaged over many training batches, for an evaluation (Wu and Johnson 2021,
+arXiv:2105.07576, section 3.1; fvcore, PySlowFast and PaddleVideo have it under this name).
+
+The running statistics are those of the last ten or so batches, each seen by other weights. Here the weights stand still
+while N global batches pass, and the mean over the batches of their mean and of their unbiased variance (the convention
+of the running buffers) takes the place of the running ones. Nothing of the training is touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from utils.dist import World
+from utils.sync_bn import GroupBatchNorm
+
+
+def averages(
+    net: nn.Module, forwards: Iterable[Callable[[nn.Module], object] | None], world: World
+) -> dict[str, Tensor] | None:
+    """Statistics of the layers that training would update. Collective; the model and its buffers end as they were.
+
+    Layers frozen by the model's own `train()` (partial BN) keep theirs and are left out, and so are those that do not
+    run in evaluation (auxiliary heads). Dropout is off.
+
+    Args:
+        net: the model itself, its batch norm converted by `sync_bn.convert`.
+        forwards: for each micro-batch of this rank a function that puts it through the network it is given; equally
+            many on each rank. None ends the work: the ranks have agreed to stop.
+        world: the ranks.
+
+    Returns:
+        Buffer names of `net` with their values, the same on every rank; None if it was stopped.
+    """
+    modes = {module: module.training for module in net.modules()}
+    layers = _training_layers(net)
+    sums: dict[str, Tensor] = {}
+    count = 0
+    try:
+        for layer in layers.values():
+            layer.training = True
+        for forward in forwards:
+            if forward is None:
+                return None
+            for layer in layers.values():
+                layer.ran = False
+            with torch.no_grad():
+                forward(net)
+            for name, layer in layers.items():
+                if layer.ran and layer.batch_mean is not None and layer.batch_var is not None:
+                    both = torch.cat([layer.batch_mean, layer.batch_var]).double()
+                    sums[name] = both if name not in sums else sums[name].add_(both)
+            count += 1
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for layer in layers.values():
+            layer.ran = False
+            for scratch in (layer.batch_mean, layer.batch_var):
+                if scratch is not None:
+                    scratch.zero_()
+    # Each rank of a BN group holds the group's statistics, so every group counts equally often in the sum.
+    flat = world.sum_(torch.cat([*sums.values()])) / (count * world.size) if sums else torch.zeros(0)
+    result: dict[str, Tensor] = {}
+    for name, part in zip(sums, flat.split([len(own) for own in sums.values()]), strict=True):
+        mean, var = part.chunk(2)
+        buffer = layers[name].running_mean
+        assert buffer is not None
+        prefix = f"{name}." if name else ""
+        result[f"{prefix}running_mean"], result[f"{prefix}running_var"] = mean.to(buffer.dtype), var.to(buffer.dtype)
+    return result
+
+
+def _training_layers(net: nn.Module) -> dict[str, GroupBatchNorm]:
+    """The batch-norm layers that the model trains, by name; leaves the model in evaluation mode."""
+    net.train()  # a model with frozen layers says so here
+    layers = {name: module for name, module in net.named_modules() if isinstance(module, GroupBatchNorm)}
+    layers = {name: layer for name, layer in layers.items() if layer.training and layer.running_mean is not None}
+    net.eval()
+    return layers
+
+
+@contextlib.contextmanager
+def applied(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
+    """Within it the model's buffers of these names hold these values; afterwards what they held before."""
+    buffers = {name: buffer for name, buffer in net.named_buffers() if name in values}
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    for name, buffer in buffers.items():
+        buffer.copy_(values[name])
+    try:
+        yield
+    finally:
+        for name, buffer in buffers.items():
+            buffer.copy_(before[name])
