@@ -21,10 +21,12 @@ def test_sizes_are_those_of_the_models(method: str, backbone: str) -> None:
     assert scaling.measure_sizes(method, backbone) == scaling.SIZES[method, backbone]
 
 
-def test_every_method_is_in_the_table() -> None:
+def test_the_table_names_methods_that_exist() -> None:
+    """A new method need not be in it: it is one new file, and no other edit."""
     import methods
 
-    assert {method for method, _ in scaling.SIZES} == set(methods.names())
+    papers = {"tsn", "tsm", "slowonly", "slowfast", "tpn", "pptsn", "pptsm"}
+    assert papers <= {method for method, _ in scaling.SIZES} <= set(methods.names())
 
 
 def test_payload_of_a_step() -> None:

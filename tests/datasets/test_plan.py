@@ -14,16 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.plan import (
-    EVAL_CROPS,
     TRAIN_CROPS,
-    EvalSpec,
     Facts,
     Plan,
     TrainSpec,
     draw,
-    eval_spec,
     resolve,
-    resolve_eval,
     train_spec,
 )
 from datasets.sampling import Sampling
@@ -189,69 +185,11 @@ def test_resolving_is_fast() -> None:
 def test_nothing_to_read_is_bad_media() -> None:
     with pytest.raises(MediaError, match="sample 17: nothing to read: 0 frames"):
         plan(0, facts=Facts(0, 256, 340, 30.0))
-    with pytest.raises(MediaError):
-        resolve_eval(Facts(10, 0, 0, 30.0), EvalSpec(TSN8), 0)
-
-
-def test_centre_views() -> None:
-    v = resolve_eval(FACTS, EvalSpec(TSN8), 5)
-    assert v.sample == 5
-    assert v.size == (256, 340)
-    assert v.frames.tolist() == [15, 46, 78, 109, 140, 171, 203, 234]
-    assert v.clip_rows.tolist() == [list(range(8))]
-    assert v.boxes.tolist() == [[58, 16, 282, 240]]
-    assert v.flips.tolist() == [False]
-
-
-def test_ten_crops_of_two_clips_read_each_frame_once() -> None:
-    v = resolve_eval(Facts(9, 480, 640, 30.0), EvalSpec(TSN8, 2, "ten"), 0)
-    assert v.size == (256, 341)
-    assert v.frames.tolist() == sorted(set(v.frames.tolist()))
-    assert len(v.frames) <= 9
-    assert v.clip_rows.shape == (20, 8)
-    assert v.boxes.shape == (20, 4)
-    assert v.flips.tolist() == [False, True] * 10
-    clips = v.frames[v.clip_rows]
-    assert clips[:10].tolist() == [[0, 1, 2, 3, 5, 6, 7, 8]] * 10
-    assert clips[10:].tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]] * 10
-    assert v.boxes[:10].tolist() == v.boxes[10:].tolist()
-    assert v.boxes[0].tolist() == v.boxes[1].tolist() == [0, 0, 224, 224]
-    assert v.boxes[9].tolist() == [58, 16, 282, 240]
-
-
-def test_thirty_views() -> None:
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
-    v = resolve_eval(Facts(300, 720, 1280, 30.0), spec, 0)
-    assert v.clip_rows.shape == (30, 8)
-    assert v.boxes[:3].tolist() == [[0, 0, 256, 256], [100, 0, 356, 256], [199, 0, 455, 256]]
-    portrait = resolve_eval(Facts(300, 1280, 720, 30.0), spec, 0)
-    assert portrait.boxes[:3, 1].tolist() == [0, 100, 199]
-
-
-@settings(deadline=None)
-@given(
-    frames=st.integers(1, 300),
-    w=st.integers(16, 900),
-    h=st.integers(16, 900),
-    views=st.sampled_from(sorted(EVAL_CROPS)),
-)
-def test_views_stay_inside(frames: int, w: int, h: int, views: str) -> None:
-    v = resolve_eval(Facts(frames, h, w, 30.0), EvalSpec(TSN8, 1, views, 128, 112), 0)
-    height, width = v.size
-    assert v.clip_rows.max() < len(v.frames)
-    assert v.frames.max() < frames
-    assert (v.boxes[:, :2] >= 0).all()
-    assert (v.boxes[:, 2] <= width).all()
-    assert (v.boxes[:, 3] <= height).all()
-    assert ((v.boxes[:, 2:] - v.boxes[:, :2]) == 112).all()
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: EvalSpec(TSN8, 1, "centre", 200, 224), "crop of 224 pixels does not fit .* 200"),
-        (lambda: EvalSpec(TSN8, 1, "nine"), "unknown views 'nine'"),
-        (lambda: EvalSpec(TSN8, 3), "at most 2"),
         (lambda: TrainSpec(TSN8, crop="middle"), "unknown crop 'middle'"),
     ],
 )
@@ -263,8 +201,6 @@ def test_refusals(make: Any, words: str) -> None:
 def test_specs_travel_as_json() -> None:
     for spec in (FULL, TrainSpec(Sampling("pysf", 1, 8, 8), crop="random_resized", jitter_per_frame=True)):
         assert TrainSpec.from_json(spec.to_json()) == spec
-    for view in (EvalSpec(TSN8), EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)):
-        assert EvalSpec.from_json(view.to_json()) == view
     back = TrainSpec.from_json(FULL.to_json())
     assert as_values(plan(4, back)) == as_values(plan(4))
 
@@ -295,8 +231,3 @@ def config(**augmentation: Any) -> SimpleNamespace:
 def test_specs_of_a_config() -> None:
     cfg = config()
     assert train_spec(cfg) == TrainSpec(Sampling("seed004", 3), jitter=(0.2, 0.2, 0.2, 0.1))
-    assert eval_spec(cfg) == EvalSpec(Sampling("seed004", 3), 1, "centre", 256, 224)
-    assert eval_spec(cfg, "ten").crops == "ten"
-    cfg.val_dense = True
-    assert eval_spec(cfg).crops == "ten"
-    assert len(resolve_eval(FACTS, eval_spec(cfg), 0).boxes) == 10

@@ -1,0 +1,205 @@
+"""`python main.py list [DIR...]`: every experiment in one table: model, data, cost, and what others published for it.
+
+Parameters and GMACs come from the model that the config builds, on torch's meta device: shapes only, no weights, no
+arithmetic. Accuracies are those of `common.published`; none of them was measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import config
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from utils.config import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+EXPERIMENTS = ROOT / "exps"
+DOCS = Path("docs/models.md")
+MARKS = ("<!-- python main.py list --docs -->", "<!-- end of list -->")
+COLUMNS = {  # heading: is it a number
+    "experiment": False,
+    "method": False,
+    "data": False,
+    "frames": True,
+    "pixels": True,
+    "start": False,
+    "GPUs": True,
+    "M params": True,
+    "GMACs/view": True,
+    "top-1 / top-5": True,
+    "published by": False,
+    "protocol": False,
+}
+_TOO_WIDE = {"protocol"}  # for a terminal
+# Folders of an experiment that may hold copies of configs: a job's code, an earlier run.
+_NOT_HERE = {"jobs", "old"}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table, or write it into docs/models.md; 2 if a config could not be used, which is said below."""
+    parser = argparse.ArgumentParser(
+        prog="main.py list",
+        description="All experiments with their cost and published accuracy (others', not reproduced here).",
+    )
+    parser.add_argument("folder", nargs="*", type=Path, help="look below these folders (default: exps/)")
+    parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
+    parser.add_argument("--docs", action="store_true", help=f"write the table of exps/ into {DOCS}")
+    args = parser.parse_args(argv)
+    if args.docs and args.folder:
+        raise UserError(f"--docs writes the table of exps/ into {DOCS}; name no folder beside it")
+    rows, problems = collect(args.folder)
+    if args.docs:
+        (ROOT / DOCS).write_text(
+            with_table((ROOT / DOCS).read_text(encoding="utf-8"), markdown(rows)), encoding="utf-8"
+        )
+        print(f"wrote {DOCS}")
+    elif rows:
+        print(markdown(rows) if args.markdown else text(rows))
+    else:
+        print("no experiments")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 2 if problems else 0
+
+
+def collect(folders: Sequence[Path]) -> tuple[list[dict[str, str]], list[str]]:
+    """A row for each experiment below the folders, and what is wrong with those that cannot be shown.
+
+    Raises:
+        UserError: a folder is not there.
+    """
+    rows, problems = [], []
+    found = find(folders)
+    for number, (exp, name) in enumerate(found, start=1):
+        if sys.stderr.isatty():  # building and counting takes a quarter of a second for each different model
+            print(f"\r{number} of {len(found)}", end="\r" if number == len(found) else "", file=sys.stderr, flush=True)
+        try:
+            rows.append(row(name, config.load(exp)))
+        except UserError as error:
+            problems.append(str(error))
+    return rows, problems
+
+
+def find(folders: Sequence[Path]) -> list[tuple[Path, str]]:
+    """(folder, name to show) of every folder with a config.yaml below `folders`, or below exps/ if none is named."""
+    found: dict[Path, str] = {}
+    for place in folders or [EXPERIMENTS]:
+        if not place.is_dir():
+            raise UserError(f"{place}: there is no such folder")
+        for file in sorted(place.rglob("config.yaml")):
+            exp = file.parent
+            if not _NOT_HERE & set(exp.relative_to(place).parts):
+                found.setdefault(exp.resolve(), str(exp if folders else exp.relative_to(EXPERIMENTS)))
+    return [(exp, found[exp]) for exp in sorted(found)]
+
+
+def row(name: str, cfg: Config) -> dict[str, str]:
+    """One experiment as texts, in the order of `COLUMNS`.
+
+    Raises:
+        UserError: the model cannot be built with these options.
+    """
+    parameters, macs = cost(cfg)
+    published = cfg.published
+    accuracy = [f"{value:.2f}" for value in (published.top1, published.top5) if value is not None]
+    values = [
+        name,
+        f"{cfg.model.type} {cfg.model.backbone}",
+        data_set(cfg),
+        frames(cfg),
+        str(cfg.augmentation.input_size),
+        start(cfg.model.pretrained),
+        str(published.gpus or ""),
+        f"{parameters / 1e6:.2f}",
+        f"{macs / 1e9:.2f}",
+        " / ".join(accuracy),
+        published.source or "",
+        published.protocol or "",
+    ]
+    return dict(zip(COLUMNS, values, strict=True))
+
+
+def data_set(cfg: Config) -> str:
+    """The folder that the training list belongs to: `kinetics400` for data/kinetics400/lists/train.txt."""
+    folder = Path(cfg.train_source).parent
+    return folder.parent.name if folder.name == "lists" else folder.name
+
+
+def frames(cfg: Config) -> str:
+    """Frames of a clip: `8` from as many segments, `4x16` for four that stand 16 apart."""
+    segments, length, interval = cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval
+    if length == 1:
+        return str(segments)
+    return f"{length}x{interval}" + (f" x {segments}" if segments > 1 else "")
+
+
+def start(pretrained: bool | str) -> str:
+    """What the weights start from, in a word or two."""
+    if isinstance(pretrained, bool):
+        return "ImageNet" if pretrained else "random"
+    path = Path(pretrained)
+    if path.is_relative_to(EXPERIMENTS):
+        return path.relative_to(EXPERIMENTS).parts[0].removesuffix("_exps")
+    return path.stem.removesuffix(".pth").removesuffix("_pretrained")
+
+
+def cost(cfg: Config) -> tuple[int, int]:
+    """Parameters, and multiply-accumulates of one view (T frames of input_size) in evaluation, BN included."""
+    from utils.run import model_arguments
+
+    arguments = model_arguments(cfg, pretrained=False)
+    return _cost(tuple(sorted(arguments.items())), cfg.augmentation.input_size)
+
+
+@functools.cache
+def _cost(arguments: tuple[tuple[str, Any], ...], size: int) -> tuple[int, int]:
+    import torch
+
+    import methods
+    from methods import macs
+
+    plain = dict(arguments)
+    with torch.device("meta"):
+        model = methods.build(**plain)
+    return macs.count_parameters(model), macs.count_macs(model, (1, 3, plain["num_segments"], size, size))
+
+
+def text(rows: Sequence[dict[str, str]]) -> str:
+    """The table for a terminal: columns line up, numbers at the right; without the protocols."""
+    shown = [name for name in COLUMNS if name not in _TOO_WIDE]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in shown}
+    lines = []
+    for values in [{name: name for name in shown}, *rows]:
+        cells = [
+            values[name].rjust(widths[name]) if COLUMNS[name] else values[name].ljust(widths[name]) for name in shown
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+    """The table for a page."""
+    lines = ["| " + " | ".join(COLUMNS) + " |"]
+    lines.append("|" + "|".join("---:" if number else "---" for number in COLUMNS.values()) + "|")
+    lines += ["| " + " | ".join(values[name].replace("|", "\\|") for name in COLUMNS) + " |" for values in rows]
+    return "\n".join(lines)
+
+
+def with_table(page: str, table: str) -> str:
+    """A page with the text between the two `MARKS` replaced.
+
+    Raises:
+        UserError: the page lacks them.
+    """
+    first, found, rest = page.partition(MARKS[0])
+    _, ended, last = rest.partition(MARKS[1])
+    if not found or not ended:
+        raise UserError(f"{DOCS}: the lines {MARKS[0]} and {MARKS[1]} are missing, between which the table goes")
+    return f"{first}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{last}"

@@ -1,0 +1,51 @@
+"""Size and arithmetic of a network: its parameters, and the multiply-accumulates (MACs) of one forward pass.
+
+One MAC is what papers and model zoos print as one "FLOP". Only shapes are computed, so that counting costs no memory
+and no arithmetic, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable and frozen values of a model; a shared one counts once, buffers do not count."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_macs(model: nn.Module, shape: Sequence[int], *, norms: bool = True) -> int:
+    """Multiply-accumulates of convolutions, linear layers, matrix products and attention in an evaluation pass.
+
+    Args:
+        model: of any kind and on any device; it is not changed.
+        shape: of the input, (1, 3, T, H, W) for one clip of a method, (1, 3, H, W) for one image of a backbone.
+        norms: count batch normalisation too, two per element, as fvcore and most published tables do.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    total = 0
+
+    def count(_module: nn.Module, _args: object, out: Tensor) -> None:
+        nonlocal total
+        total += 2 * out.numel()
+
+    hooks = [m.register_forward_hook(count) for m in model.modules() if norms and isinstance(m, _BatchNorm)]
+    shapes_only = {name: torch.empty_like(value, device="meta") for name, value in model.state_dict().items()}
+    shapes_only |= {name: torch.empty_like(value, device="meta") for name, value in model.named_buffers()}
+    try:
+        for module, _ in modes:
+            module.training = False
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            functional_call(model, shapes_only, (torch.empty(tuple(shape), device="meta"),))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+    return total + counter.get_total_flops() // 2
