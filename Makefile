@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 DEMO := exps/demo_exps/tsm_resnet18/motion8
 DEMO_RANKS ?= 2
 # System packages that tests need (Debian names); installed through apt where that is allowed.
-SYSTEM_PACKAGES :=
+SYSTEM_PACKAGES := chromium-headless-shell
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint accept clean

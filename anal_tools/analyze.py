@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from anal_tools.get_reference_results import one_line, write_reference_results
+from anal_tools import allowed_pairs, label_errors
+from anal_tools.allowed_pairs import Pair
+from anal_tools.get_reference_results import one_line, shown, write_lines, write_reference_results
 from anal_tools.results import Results
-from utils import metrics
+from utils import metrics, ranking
 from utils.faults import UserError
 
 TOP = 100  # error pairs and videos that are listed
@@ -21,17 +26,76 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="main.py analyze", description="Show what a model gets wrong.")
     parser.add_argument("exp", type=Path, help="experiment folder that was evaluated")
     parser.add_argument("--name", default=None, help="name of the results (default: the last evaluation)")
+    parser.add_argument(
+        "--good-pairs",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="rules `child -> parent`, one a line: predictions that are no mistake",
+    )
     args = parser.parse_args(argv)
-    print(run(args.exp, args.name))
+    print(run(args.exp, args.name, good_pairs=args.good_pairs))
     return 0
 
 
-def run(exp: Path, name: str | None = None) -> str:
-    """Write all reports of one evaluation into ``results/``.
+@dataclass(frozen=True)
+class Analysis:
+    """What all lists are made of: the predictions of one evaluation, counted.
+
+    Attributes:
+        results: the evaluation.
+        names: K class names, printable.
+        predicted: (N,) classes, -1 for a video that could not be read.
+        matrix: (K, K) counts, rows true.
+        videos: (K,) videos of each class, also those that could not be read.
+        allowed: pairs that are no mistake.
+    """
+
+    results: Results
+    names: list[str]
+    predicted: np.ndarray
+    matrix: np.ndarray
+    videos: np.ndarray
+    allowed: frozenset[Pair]
+
+    @classmethod
+    def of(cls, results: Results, good_pairs: Path | None = None) -> Analysis:
+        """Count one evaluation; `good_pairs`: file of allowed pairs.
+
+        Raises:
+            UserError: its files do not fit together, or a bad rule.
+        """
+        names = class_names(results)
+        predicted = metrics.predictions(results.scores)
+        return cls(
+            results=results,
+            names=names,
+            predicted=predicted,
+            matrix=metrics.confusion_matrix(predicted, results.labels, len(names)),
+            videos=np.bincount(results.labels, minlength=len(names)),
+            allowed=allowed_pairs.read(good_pairs, names) if good_pairs else frozenset(),
+        )
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(K,) 0..1; nan for a class without videos."""
+        return metrics.precision_and_recall(self.predicted, self.results.labels, len(self.names))[1]
+
+    def errors(self, allowed: Collection[Pair] | None = None) -> np.ndarray:
+        """The matrix without its diagonal and without allowed pairs."""
+        errors = self.matrix - np.diag(self.matrix.diagonal())
+        for pair in self.allowed if allowed is None else allowed:
+            errors[pair] = 0
+        return errors
+
+
+def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -> str:
+    """Write all lists of one evaluation into ``results/``.
 
     Args:
         exp: experiment folder.
         name: of the results; None: the last evaluation.
+        good_pairs: file of allowed pairs (`allowed_pairs.read`).
 
     Returns:
         The summary to print.
@@ -41,31 +105,40 @@ def run(exp: Path, name: str | None = None) -> str:
     """
     exp = Path(exp)
     results = Results.load(exp, name)
-    names = class_names(exp, results)
-    predicted = metrics.predictions(results.scores)
-    matrix = metrics.confusion_matrix(predicted, results.labels, len(names))
-    videos = np.bincount(results.labels, minlength=len(names))
     folder = exp / "results"
+    found = Analysis.of(results, good_pairs)
     files = [write_reference_results(exp, results)]
+    doubtful = label_errors.suspects(results.scores, results.labels)
     for file, lines in (
-        ("top100_errors.txt", error_lines(matrix, videos, names)),
-        ("top100_videos.txt", video_lines(results, predicted, names)),
+        ("top100_errors.txt", error_lines(found)),
+        ("top100_videos.txt", video_lines(found)),
+        ("label_suspects.txt", suspect_lines(found, doubtful)),
     ):
         files.append(folder / file)
-        files[-1].write_text("".join(line + "\n" for line in lines), "utf-8", errors="surrogateescape")
-    files.append(folder / "confusion_matrix.csv")
-    write_csv(files[-1], matrix, names)
+        write_lines(files[-1], lines)
+    for file, table in (
+        ("confusion_matrix.csv", matrix_table(found)),
+        ("per_class.csv", class_table(found)),
+    ):
+        files.append(folder / file)
+        with open(files[-1], "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            csv.writer(stream).writerows(table)
     files.append(folder / "confusion_matrix.png")
     from anal_tools import confusion_plot
 
-    confusion_plot.draw(files[-1], matrix, names, title=f"{exp.resolve().name}, {results.name}")
-    return summary(results, predicted, matrix, videos, names, files)
+    confusion_plot.draw(files[-1], found.matrix, found.names, title=f"{exp.resolve().name}, {results.name}")
+    return "\n".join([*summary(found, len(doubtful)), "written:", *(f"  {shown(str(file))}" for file in files)])
 
 
-def class_names(exp: Path, results: Results) -> list[str]:
-    """The K names; K is the width of the scores, which is the config's num_class, so that no class is ever left out."""
-    rows, num_class = results.scores.shape
-    where = exp / "results" / results.name
+def class_names(results: Results) -> list[str]:
+    """The K names; K is the width of the scores, which is the config's num_class, so that no class is ever left out.
+
+    Raises:
+        UserError: the files of the evaluation do not fit together, or its videos have several labels.
+    """
+    where, (rows, num_class) = results.folder, results.scores.shape
+    if results.multi_label:
+        raise UserError(f"{where}: these videos have several labels; their metrics are in {where}.json")
     if not (rows == len(results.labels) == len(results.ids) == len(results.logits)):
         raise UserError(f"{where}: its files have different numbers of videos; run the evaluation again")
     if rows == 0:
@@ -77,21 +150,16 @@ def class_names(exp: Path, results: Results) -> list[str]:
     names = results.summary.get("class_names") or [str(k) for k in range(num_class)]
     if len(names) != num_class:
         raise UserError(f"{where}.json: {len(names)} class names for {num_class} classes; run the evaluation again")
-    # Bytes of a name that were not UTF-8 (lone surrogates) cannot be printed everywhere.
-    return [one_line(name).encode("utf-8", "backslashreplace").decode("utf-8") for name in names]
+    return [shown(name) for name in names]
 
 
-def error_lines(matrix: np.ndarray, videos: np.ndarray, names: list[str]) -> list[str]:
+def error_lines(found: Analysis) -> list[str]:
     """The most frequent (true, predicted) pairs of different classes, in seed 004's line format.
 
-    `prec` is the recall of the true class, `err` the share of its videos that went to the predicted one.
-
-    Args:
-        matrix: (K, K) counts, rows true.
-        videos: (K,) videos of each class, also those that could not be read.
-        names: K class names.
+    `prec` is the recall of the true class, `err` the share of its videos that went to the predicted one. Allowed pairs
+    take no place.
     """
-    errors = matrix - np.diag(matrix.diagonal())
+    errors, matrix, videos, names = found.errors(), found.matrix, found.videos, found.names
     order = np.argsort(-errors, axis=None, kind="stable")[:TOP]
     lines = []
     for true, guess in zip(*np.unravel_index(order, errors.shape), strict=True):
@@ -105,13 +173,21 @@ def error_lines(matrix: np.ndarray, videos: np.ndarray, names: list[str]) -> lis
     return lines
 
 
-def video_lines(results: Results, predicted: np.ndarray, names: list[str]) -> list[str]:
-    """The wrong videos with the highest scores: path, truth, prediction, score of the prediction and of the truth."""
-    wrong = np.flatnonzero((predicted != results.labels) & (predicted >= 0))
-    confidence = results.scores[wrong, predicted[wrong]]
+def worst_videos(found: Analysis, top: int = TOP) -> list[int]:
+    """Rows of the wrong videos with the highest scores; allowed pairs are no mistakes."""
+    labels, predicted, scores = found.results.labels, found.predicted, found.results.scores
+    wrong = np.flatnonzero((predicted != labels) & (predicted >= 0))
+    wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")]
+    rows = [int(row) for row in wrong if (int(labels[row]), int(predicted[row])) not in found.allowed]
+    return rows[:top]
+
+
+def video_lines(found: Analysis) -> list[str]:
+    """The most confident mistakes: path, truth, prediction, score of the prediction and of the truth."""
+    results, names = found.results, found.names
     lines = []
-    for row in wrong[np.argsort(-confidence, kind="stable")[:TOP]]:
-        true, guess = results.labels[row], predicted[row]
+    for row in worst_videos(found):
+        true, guess = results.labels[row], found.predicted[row]
         lines.append(
             f"{one_line(results.ids[row])}\tgt:{true}({names[true]})\tpred:{guess}({names[guess]})\t"
             f"score:{results.scores[row, guess]:.4f}\tgt_score:{results.scores[row, true]:.4f}"
@@ -119,39 +195,86 @@ def video_lines(results: Results, predicted: np.ndarray, names: list[str]) -> li
     return lines
 
 
-def write_csv(path: Path, matrix: np.ndarray, names: list[str]) -> None:
-    """Counts with the true classes down and the predicted ones across."""
-    heads = [f"{index}({name})" for index, name in enumerate(names)]
-    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["gt \\ pred", *heads])
-        writer.writerows([head, *row] for head, row in zip(heads, matrix.tolist(), strict=True))
+def suspect_lines(found: Analysis, doubtful: Sequence[label_errors.Suspect]) -> list[str]:
+    """Videos whose label is in doubt: path, label, the class that it may belong to, both scores."""
+    return [
+        f"{one_line(found.results.ids[one.row])}\tlabel:{one.label}({found.names[one.label]})\t"
+        f"perhaps:{one.other}({found.names[one.other]})\tscore:{one.score:.4f}\tlabel_score:{one.own:.4f}"
+        for one in doubtful
+    ]
 
 
-def summary(
-    results: Results,
-    predicted: np.ndarray,
-    matrix: np.ndarray,
-    videos: np.ndarray,
-    names: list[str],
-    files: list[Path],
-) -> str:
+def matrix_table(found: Analysis) -> list[list[Any]]:
+    """Counts with the true classes down and the predicted ones across, and their heads."""
+    heads = [f"{index}({name})" for index, name in enumerate(found.names)]
+    return [["gt \\ pred", *heads], *([head, *row] for head, row in zip(heads, found.matrix.tolist(), strict=True))]
+
+
+def class_table(found: Analysis) -> list[list[Any]]:
+    """One row a class: its counts, recall, precision, average precision, and what it is mostly taken for."""
+    numbers = per_class(found)
+    errors = found.errors(())
+    rows: list[list[Any]] = [
+        ["class", "name", "videos", "right", "recall", "predicted", "precision", "average_precision",
+         "mostly_taken_for", "count"]
+    ]  # fmt: skip
+    for k, name in enumerate(found.names):
+        guess = int(errors[k].argmax())
+        other = [found.names[guess], int(errors[k, guess])] if errors[k, guess] else ["", 0]
+        shares = [
+            "" if np.isnan(numbers[key][k]) else f"{numbers[key][k]:.4f}" for key in ("recall", "precision", "ap")
+        ]
+        right, guessed = int(found.matrix[k, k]), int(found.matrix[:, k].sum())
+        rows.append([k, name, int(found.videos[k]), right, shares[0], guessed, shares[1], shares[2], *other])
+    return rows
+
+
+def per_class(found: Analysis) -> dict[str, np.ndarray]:
+    """Recall, precision and average precision (`ap`) of each class, (K,), 0..1; nan where there is nothing to count."""
+    labels, count = found.results.labels, len(found.names)
+    precision, recall = metrics.precision_and_recall(found.predicted, labels, count)
+    targets = labels[:, None] == np.arange(count)
+    return {
+        "recall": recall,
+        "precision": precision,
+        "ap": ranking.average_precision(found.results.scores, targets),
+    }
+
+
+def confused_pairs(found: Analysis) -> list[tuple[int, int, int]]:
+    """Pairs of classes by how often either was taken for the other: (class, class, videos), most first."""
+    both = np.triu(found.errors(()) + found.errors(()).T, 1)
+    order = np.argsort(-both, axis=None, kind="stable")[:TOP]
+    pairs = zip(*np.unravel_index(order, both.shape), strict=True)
+    return [(int(a), int(b), int(both[a, b])) for a, b in pairs if both[a, b]]
+
+
+def summary(found: Analysis, doubtful: int) -> list[str]:
     """What a person wants to see first."""
-    right, total = int(matrix.diagonal().sum()), len(predicted)
+    results, names, matrix, videos = found.results, found.names, found.matrix, found.videos
+    total = len(found.predicted)
     top5 = metrics.top_k_accuracy(results.scores, results.labels, 5)
-    per_class = metrics.mean_class_accuracy(predicted, results.labels, len(names))
+    mean = metrics.mean_class_accuracy(found.predicted, results.labels, len(names))
     lines = [
         f"{results.name}: {total} videos, {len(names)} classes",
-        f"top-1 {100 * right / total:.2f}  top-5 {100 * top5:.2f}  mean class accuracy {100 * per_class:.2f}",
+        f"top-1 {100 * matrix.trace() / total:.2f}  top-5 {100 * top5:.2f}  mean class accuracy {100 * mean:.2f}",
     ]
-    if unread := int((predicted < 0).sum()):
+    if found.allowed:
+        second = allowed_pairs.accuracy(found.predicted, results.labels, found.allowed)
+        lines.append(f"top-1 {100 * second:.2f} with {len(found.allowed)} allowed pairs counted as right")
+    if unread := int((found.predicted < 0).sum()):
         lines.append(f"{unread} videos could not be read and count as wrong")
-    recall = np.divide(matrix.diagonal(), videos, out=np.ones(len(names)), where=videos > 0)
-    worst = [k for k in np.argsort(recall, kind="stable")[:5] if recall[k] < 1]
+    recall = found.recall
+    worst = [k for k in np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable")[:5] if recall[k] < 1]
     if worst:
-        lines.append("worst classes:")
+        lines.append("hardest classes:")
         width = max(len(names[k]) for k in worst)
         lines += [f"  {names[k]:<{width}}  {matrix[k, k]} of {videos[k]} right" for k in worst]
+    if pairs := confused_pairs(found)[:5]:
+        lines.append("most confused:")
+        lines += [f"  {names[a]} and {names[b]}: {matrix[a, b]} + {matrix[b, a]} videos" for a, b, _ in pairs]
+    if doubtful:
+        lines.append(f"{doubtful} videos look mislabelled to this model (label_suspects.txt)")
     if absent := int((videos == 0).sum()):
         lines.append(f"{absent} classes have no video in this list")
-    return "\n".join([*lines, "written:", *(f"  {file}" for file in files)])
+    return lines

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
-from anal_tools import analyze, get_reference_results, results
+import main
+from anal_tools import analyze, get_reference_results
+from anal_tools.results import Results
+from tests.evaluated import guessed, write_results
+from tests.experiment import make as make_experiment
 from utils.faults import UserError
 
 NAMES = ["left $x$", "ri\tght\n", 'q"u,o \\', "\u65e5\u672c <b>", "never", "bad \udcff"]
@@ -19,19 +24,17 @@ GUESSES = [0, 1, 1, 1, 0, 2, 2, 3, None, 5]  # None: could not be read
 
 
 def make(exp: Path, labels: list[int], guesses: list[int | None], names: list[str], name: str = "best") -> None:
-    """Result files as an evaluation leaves them, two views per video, later videos more confident."""
-    logits = np.zeros((len(labels), 2, len(names)), dtype=np.float32)
-    for row, guess in enumerate(guesses):
-        logits[row] = np.nan if guess is None else np.eye(len(names))[guess] * (2 + row / 10)
-    parts = exp / "results" / name
-    parts.mkdir(parents=True)
-    ids = [f"dir with space/video {row} 7 8.mp4" for row in range(len(labels))]
-    (parts / "ids.txt").write_text("".join(json.dumps(path) + "\n" for path in ids))
-    np.save(parts / "labels.npy", np.array(labels, dtype=np.int32))
-    np.save(parts / "logits.npy", logits)
-    np.save(parts / "scores.npy", results.softmax(logits).mean(axis=1))
-    summary = {"class_names": names, "metrics": {}, "protocol": {"text": "1 clip"}}
-    (exp / "results" / f"{name}.json").write_text(json.dumps(summary))
+    """Result files, two views per video, later videos more confident."""
+    write_results(exp, labels=labels, logits=guessed(guesses, len(names), views=2), names=names, name=name)
+
+
+def analysis(matrix: np.ndarray, allowed: frozenset[tuple[int, int]] = frozenset()) -> analyze.Analysis:
+    """An analysis with this confusion matrix."""
+    labels, predicted = (np.repeat(np.indices(matrix.shape)[axis].ravel(), matrix.ravel()) for axis in (0, 1))
+    names = [f"c{k}" for k in range(len(matrix))]
+    results = Results.__new__(Results)
+    object.__setattr__(results, "labels", labels)
+    return analyze.Analysis(results, names, predicted, matrix, matrix.sum(axis=1), allowed)
 
 
 def test_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,14 +45,20 @@ def test_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "top-1 60.00" in shown
     assert "1 videos could not be read and count as wrong" in shown
     assert re.search(r"left \$x\$ +1 of 3 right", shown)
+    assert "left $x$ and ri\\tght\\n: 2 + 1 videos" in shown
     assert "1 classes have no video" in shown
-    for file in ("reference_result.txt", "top100_errors.txt", "top100_videos.txt", "confusion_matrix.csv"):
+    for file in (
+        "reference_result.txt", "top100_errors.txt", "top100_videos.txt", "label_suspects.txt", "confusion_matrix.csv",
+        "per_class.csv", "confusion_matrix.png",
+    ):  # fmt: skip
         assert (tmp_path / "results" / file).is_file()
         assert str(tmp_path / "results" / file) in shown
+    assert list((tmp_path / "results").glob("*.tmp")) == []
 
     lines = (tmp_path / "results/reference_result.txt").read_text().splitlines()
     rows = [line.rsplit(" ", 3) for line in lines]
-    assert rows[1] == ["dir with space/video 1 7 8.mp4", "2.10", "1", "0"]
+    logits = Results.load(tmp_path).logits
+    assert rows[1] == ["dir with space/video 1 7 8.mp4", f"{logits[1].mean(axis=0).max():.2f}", "1", "0"]
     assert rows[8] == ["dir with space/video 8 7 8.mp4", "nan", "-1", "3"]
     assert [int(row[3]) for row in rows] == LABELS
 
@@ -69,15 +78,23 @@ def test_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert table[1] == ["0(left $x$)", "1", "2", "0", "0", "0", "0"]
     assert table[5][1:] == ["0"] * 6  # a class that never occurs keeps its row
 
+    with open(tmp_path / "results/per_class.csv", encoding="utf-8", newline="") as file:
+        classes = list(csv.DictReader(file))
+    assert [row["videos"] for row in classes] == ["3", "2", "2", "2", "0", "1"]
+    assert classes[0]["recall"] == "0.3333"
+    assert classes[0]["precision"] == "0.5000"
+    assert (classes[0]["mostly_taken_for"], classes[0]["count"]) == ("ri\\tght\\n", "2")
+    assert classes[4]["recall"] == classes[4]["precision"] == classes[4]["average_precision"] == ""
+    assert classes[3]["recall"] == "0.5000"  # the video that could not be read was not found
+
     picture = cv2.imread(str(tmp_path / "results/confusion_matrix.png"))
     assert picture is not None
     assert min(picture.shape[:2]) > 500
 
 
 def test_errors_come_by_count_and_stop_at_a_hundred() -> None:
-    generator = np.random.default_rng(0)
-    matrix = generator.integers(0, 50, (30, 30))
-    lines = analyze.error_lines(matrix, matrix.sum(axis=1), [f"c{k}" for k in range(30)])
+    matrix = np.random.default_rng(0).integers(0, 50, (30, 30))
+    lines = analyze.error_lines(analysis(matrix))
     counts = [int(re.search(r"count:(\d+)", line).group(1)) for line in lines]  # type: ignore[union-attr]
     off = matrix[~np.eye(30, dtype=bool)]
     assert counts == sorted(off.tolist(), reverse=True)[:100]
@@ -87,12 +104,32 @@ def test_errors_come_by_count_and_stop_at_a_hundred() -> None:
         assert f"err{matrix[true, guess] / matrix[true].sum():.4f}\t" in line
 
 
+def test_allowed_pairs_take_no_place_among_the_errors() -> None:
+    matrix = np.random.default_rng(1).integers(1, 50, (30, 30))
+    usual = analyze.error_lines(analysis(matrix))
+    first = tuple(int(text) for text in re.match(r"gt:(\d+)\(.*?\)\tpred:(\d+)\(", usual[0]).groups())  # type: ignore[union-attr]
+    allowed = analyze.error_lines(analysis(matrix, frozenset([first])))  # type: ignore[list-item]
+    assert len(allowed) == 100
+    assert allowed[:99] == usual[1:]
+
+
+def test_allowed_pairs_give_a_second_accuracy(tmp_path: Path) -> None:
+    make(tmp_path, LABELS, GUESSES, NAMES)
+    rules = tmp_path / "good.txt"
+    rules.write_text("# parents\n0 -> 1   # by number\n")
+    text = analyze.run(tmp_path, good_pairs=rules)
+    assert "top-1 60.00" in text
+    assert "top-1 80.00 with 1 allowed pairs counted as right" in text
+    assert (tmp_path / "results/top100_errors.txt").read_text().startswith("gt:1(")
+    assert len((tmp_path / "results/top100_videos.txt").read_text().splitlines()) == 1
+
+
 def test_many_classes(tmp_path: Path) -> None:
     labels = list(range(130)) * 2
     guesses = [(label + (row > 200)) % 130 for row, label in enumerate(labels)]
     make(tmp_path, labels, guesses, [f"class {k}" for k in range(130)])
     text = analyze.run(tmp_path)
-    assert "worst classes" in text
+    assert "hardest classes" in text
     picture = cv2.imread(str(tmp_path / "results/confusion_matrix.png"))
     assert picture is not None
     assert min(picture.shape[:2]) > 1500
@@ -102,11 +139,12 @@ def test_perfect_model(tmp_path: Path) -> None:
     make(tmp_path, [0, 1], [0, 1], ["a", "b"])
     text = analyze.run(tmp_path)
     assert "top-1 100.00" in text
-    assert "worst" not in text
+    assert "hardest" not in text
+    assert "confused" not in text
     assert (tmp_path / "results/top100_errors.txt").read_text() == ""
 
 
-def test_the_last_evaluation_or_the_named_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_last_evaluation_or_the_named_one(tmp_path: Path) -> None:
     make(tmp_path, [0, 1], [0, 1], ["a", "b"], "first")
     make(tmp_path, [0, 1], [1, 0], ["a", "b"], "second")
     for order, name in enumerate(("first", "second")):
@@ -114,9 +152,6 @@ def test_the_last_evaluation_or_the_named_one(tmp_path: Path, capsys: pytest.Cap
         os.utime(tmp_path / "results" / f"{name}.json", (stamp, stamp))
     assert analyze.run(tmp_path).startswith("second: 2 videos")
     assert analyze.run(tmp_path, "first").startswith("first: 2 videos")
-    assert get_reference_results.main([str(tmp_path), "--name", "second"]) == 0
-    assert capsys.readouterr().out.strip() == str(tmp_path / "results/reference_result.txt")
-    assert (tmp_path / "results/reference_result.txt").read_text().splitlines()[0].endswith("2.00 1 0")
 
 
 def test_nothing_to_analyse(tmp_path: Path) -> None:
@@ -130,6 +165,27 @@ def test_nothing_to_analyse(tmp_path: Path) -> None:
         analyze.run(tmp_path)
 
 
+def test_reference_results_from_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make(tmp_path, [0, 1], [1, 0], ["a", "b"], "second")
+    assert main.main(["get_reference_results", str(tmp_path), "--name", "second"]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "results/reference_result.txt")
+    assert (tmp_path / "results/reference_result.txt").read_text().splitlines()[0].endswith(" 1 0")
+
+
+def test_reference_results_evaluate_where_there_are_none(tmp_path: Path, motion_videos: Path) -> None:
+    exp = make_experiment(tmp_path / "exp", motion_videos, steps=3)
+    assert main.train(exp) == 0
+    code = "import sys, main; sys.exit(main.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "get_reference_results", str(exp), "--name", "mine"]
+    done = subprocess.run(command, cwd=Path(main.__file__).parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    results = Results.load(exp, "mine")
+    lines = (exp / "results/reference_result.txt").read_text().splitlines()
+    assert [line.rsplit(" ", 3)[0] for line in lines] == results.ids
+    assert [int(line.rsplit(" ", 3)[2]) for line in lines] == results.scores.argmax(axis=1).tolist()
+    assert len(lines) == 23
+
+
 @pytest.mark.parametrize("text", ["a b", "\u65e5", 'it\'s "x"'])
 def test_one_line_leaves_ordinary_text(text: str) -> None:
     assert get_reference_results.one_line(text) == text
@@ -137,3 +193,4 @@ def test_one_line_leaves_ordinary_text(text: str) -> None:
 
 def test_one_line_escapes_what_breaks_lines() -> None:
     assert get_reference_results.one_line("a\tb\nc\r\x1b\u2028\x85") == "a\\tb\\nc\\r\\x1b\\u2028\\x85"
+    assert get_reference_results.shown("a\n\udcff") == "a\\n\\udcff"

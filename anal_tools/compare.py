@@ -1,0 +1,267 @@
+"""`python main.py compare EXP EXP...`: is one experiment better than another, in which classes, and what differs.
+
+Experiments are compared on the videos that both have, found by their paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import itertools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anal_tools import score
+from anal_tools.get_reference_results import shown
+from anal_tools.results import Results
+from utils import metrics
+from utils.faults import UserError
+
+SHOWN = 10  # classes that are printed; the file has all
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line and compare."""
+    parser = argparse.ArgumentParser(prog="main.py compare", description="Compare evaluated experiments.")
+    parser.add_argument("exp", type=Path, nargs="+", help="experiment folders; EXP:NAME takes the results NAME")
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the table of classes as CSV")
+    args = parser.parse_args(argv)
+    if len(args.exp) < 2:
+        raise UserError("compare: name at least two experiment folders (EXP:NAME for another evaluation of the same)")
+    experiments = [load(str(exp)) for exp in args.exp]
+    print("\n".join(text(experiments)))
+    if args.out:
+        args.out.write_text(class_csv(experiments), "utf-8", errors="surrogateescape")
+        print(f"written: {shown(str(args.out))}")
+    return 0
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One evaluation that takes part.
+
+    Attributes:
+        exp: experiment folder.
+        title: what it is called here.
+        results: the evaluation.
+    """
+
+    exp: Path
+    title: str
+    results: Results
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Two evaluations on the videos that both have.
+
+    Attributes:
+        rows_a, rows_b: (n,) rows of the videos, in the order of the first.
+        right_a, right_b: (n,) bool.
+        only_a, only_b: videos that only one has right.
+        p: of McNemar's test, two-sided.
+        change: (K,) recall of the second less that of the first; nan for a class without videos.
+    """
+
+    rows_a: np.ndarray
+    rows_b: np.ndarray
+    right_a: np.ndarray
+    right_b: np.ndarray
+    only_a: int
+    only_b: int
+    p: float
+    change: np.ndarray
+
+    @property
+    def difference(self) -> float:
+        """Top-1 of the second less that of the first on the common videos, in points (per cent)."""
+        return 100 * (self.only_b - self.only_a) / max(len(self.rows_a), 1)
+
+
+def load(where: str) -> Experiment:
+    """The evaluation that `EXP` or `EXP:NAME` means.
+
+    Raises:
+        UserError: there is none.
+    """
+    results = score.load(where)
+    whole = results.exp.resolve()
+    title = f"{whole.parent.name}/{whole.name}" + ("" if Path(where).is_dir() else f" {results.name}")
+    return Experiment(results.exp, shown(title), results)
+
+
+def pair(a: Results, b: Results) -> Pairing:
+    """Align two evaluations by their videos and test whether one is better.
+
+    Raises:
+        UserError: other classes, other labels, or no video in common.
+    """
+    if a.summary.get("class_names") != b.summary.get("class_names"):
+        raise UserError(f"{a.name} and {b.name}: their classes differ; compare evaluations of the same classes")
+    rows_a, rows_b = common_rows(a.ids, b.ids)
+    if not len(rows_a):
+        raise UserError(f"{a.name} and {b.name}: no video in common; compare evaluations of the same list")
+    labels = a.labels[rows_a]
+    if (labels != b.labels[rows_b]).any():
+        row = int(np.flatnonzero(labels != b.labels[rows_b])[0])
+        raise UserError(
+            f"{shown(a.ids[rows_a[row]])}: label {labels[row]} in one list and {b.labels[rows_b[row]]} in the other; "
+            "compare evaluations of the same labels"
+        )
+    right_a, right_b = (metrics.predictions(one.scores[rows]) == labels for one, rows in ((a, rows_a), (b, rows_b)))
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    count = a.scores.shape[1]
+    videos = np.bincount(labels, minlength=count)
+    gained = np.bincount(labels, weights=right_b.astype(float) - right_a, minlength=count)
+    change = np.divide(gained, videos, out=np.full(count, np.nan), where=videos > 0)
+    return Pairing(rows_a, rows_b, right_a, right_b, only_a, only_b, mcnemar(only_a, only_b), change)
+
+
+def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the videos that stand in both lists, in the order of the first; the i-th of equal paths is the i-th."""
+    places = {key: row for row, key in enumerate(_numbered(b))}
+    found = [(row, places[key]) for row, key in enumerate(_numbered(a)) if key in places]
+    rows = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return rows[:, 0], rows[:, 1]
+
+
+def _numbered(ids: Sequence[str]) -> list[tuple[str, int]]:
+    seen: Counter[str] = Counter()
+    keys = []
+    for name in ids:
+        keys.append((name, seen[name]))
+        seen[name] += 1
+    return keys
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Two-sided p of McNemar's test (McNemar 1947), exact at any count.
+
+    Were both equally good, each video that only one has right would be a fair coin: the smaller count is a binomial's
+    tail. Whole numbers are used, so that thousands of videos do not underflow.
+    """
+    total, least = only_a + only_b, min(only_a, only_b)
+    term = tail = 1  # binomial coefficients of `total`
+    for i in range(least):
+        term = term * (total - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**total)
+
+
+def config_differences(experiments: Sequence[Experiment]) -> list[tuple[str, list[str]]]:
+    """Keys in which the configs, protocols or weights differ, with the value of each experiment as text."""
+    flat = [_flat(_described(one)) for one in experiments]
+    keys = list(dict.fromkeys(key for values in flat for key in values))
+    rows = [(key, [_text(values.get(key)) for values in flat]) for key in keys]
+    return [(key, values) for key, values in rows if len(set(values)) > 1]
+
+
+def _described(one: Experiment) -> dict[str, Any]:
+    """The config that the evaluation kept (older results: that of the folder), and how it was evaluated."""
+    from utils import config
+
+    kept = one.results.summary.get("config")
+    if kept is None:
+        try:
+            kept = config.to_dict(config.load(one.exp))
+        except UserError:
+            kept = {}
+    protocol = {key: value for key, value in one.results.summary.get("protocol", {}).items() if key != "text"}
+    rest = {key: one.results.summary.get(key) for key in ("step", "list_hash", "weights_hash")}
+    return {"config": kept, "protocol": protocol, "evaluation": rest}
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+def _text(value: Any) -> str:
+    """A value in one line, as the tables show it."""
+    return shown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def text(experiments: Sequence[Experiment]) -> list[str]:
+    """What is printed: accuracies, the tests of all pairs, the classes that moved most, and the differences."""
+    lines = []
+    width = max(len(one.title) for one in experiments)
+    for one in experiments:
+        numbers = one.results.summary.get("metrics", {})
+        protocol = one.results.summary.get("protocol", {}).get("text", "")
+        shares = "  ".join(
+            f"{title} {numbers[key]:.2f}" for title, key in (("top-1", "top1"), ("top-5", "top5")) if key in numbers
+        )
+        lines.append(f"{one.title:<{width}}  {shares}  {len(one.results.ids)} videos, {protocol}")
+    for a, b in itertools.combinations(experiments, 2):
+        found = pair(a.results, b.results)
+        lines += [
+            "",
+            f"{a.title} -> {b.title}, {len(found.rows_a)} videos in common: {found.difference:+.2f} points of top-1",
+            f"  only the first right {found.only_a}, only the second {found.only_b}: McNemar p = {found.p:.3g}"
+            f" ({verdict(found)})",
+            *_moved(found, a.results.class_names),
+        ]
+    differences = config_differences(experiments)
+    lines += ["", "differences of config and evaluation:" if differences else "config and evaluation are the same"]
+    lines += [f"  {key}: {' | '.join(values)}" for key, values in differences]
+    return lines
+
+
+def verdict(found: Pairing) -> str:
+    """The test in words, at the usual 5 per cent."""
+    if found.p >= 0.05:
+        return "the difference may be chance"
+    return f"the {'second' if found.only_b > found.only_a else 'first'} is better"
+
+
+def _moved(found: Pairing, names: Sequence[str]) -> list[str]:
+    order = np.argsort(-np.abs(np.nan_to_num(found.change)), kind="stable")[:SHOWN]
+    moved = [int(k) for k in order if np.nan_to_num(found.change[k])]
+    if not moved:
+        return []
+    width = max(len(shown(names[k])) for k in moved)
+    return [
+        "  recall that moved most:",
+        *(f"    {shown(names[k]):<{width}}  {100 * found.change[k]:+.1f}" for k in moved),
+    ]
+
+
+def class_csv(experiments: Sequence[Experiment]) -> str:
+    """Recall of each class in each experiment on the videos that it shares with the first."""
+    first = experiments[0].results
+    names = [shown(name) for name in first.class_names]
+    columns = []
+    for one in experiments:
+        found = pair(first, one.results)
+        labels = first.labels[found.rows_a]
+        videos = np.bincount(labels, minlength=len(names))
+        right = np.bincount(labels, weights=found.right_b, minlength=len(names))
+        columns.append(np.divide(right, videos, out=np.full(len(names), np.nan), where=videos > 0))
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(["class", "name", *(one.title for one in experiments)])
+    for k, name in enumerate(names):
+        writer.writerow([k, name, *("" if np.isnan(column[k]) else f"{column[k]:.4f}" for column in columns)])
+    return stream.getvalue()
+
+
+def differences_note(experiments: Sequence[Experiment]) -> list[str]:
+    """What a reader of a comparison must know: different lists or protocols."""
+    notes = []
+    summaries = [one.results.summary for one in experiments]
+    if len({summary.get("list_hash") for summary in summaries}) > 1:
+        notes.append(
+            "The experiments were evaluated on different lists; they are compared on the videos that both have."
+        )
+    if len({json.dumps(summary.get("protocol", {}), sort_keys=True) for summary in summaries}) > 1:
+        notes.append("The experiments were evaluated with different protocols.")
+    return notes

@@ -1,0 +1,242 @@
+"""The data of the page: one evaluation or several as compact plain values."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anal_tools import allowed_pairs, analyze, compare, label_errors, scoring
+from anal_tools.analyze import Analysis
+from anal_tools.compare import Experiment
+from anal_tools.get_reference_results import shown
+from anal_tools.report.page import words
+from anal_tools.results import Results
+from utils import log, metrics
+from utils.faults import UserError
+
+UNREAD, ABSENT = 0xFFFF, 0xFFFE  # instead of a predicted class; js/data.js has the same
+TOP = 5  # guesses of each video
+PIECE = 2000  # names of videos that are parsed at a time
+SUSPECTS = 500
+CURVE_POINTS = 600
+CLIPS = (1, 2, 3, 5, 10)
+_ALIKE_LIMIT = 1000  # classes up to which they are ordered by likeness: it takes the cube of their number
+
+
+def blocks(
+    experiments: Sequence[Experiment],
+    analyses: Sequence[Analysis],
+    media: dict[int, dict[str, Any]],
+    *,
+    pictures: str,
+) -> dict[str, Any]:
+    """All JSON blocks of the page, by their element's id.
+
+    Args:
+        experiments: the first gives the list of videos; the others are shown on those of them that they have.
+        analyses: one for each.
+        media: row -> pictures.
+        pictures: a line about them.
+    """
+    first = experiments[0].results
+    rows = [compare.common_rows(first.ids, one.results.ids) for one in experiments]
+    found: dict[str, Any] = {
+        "report-data": {
+            "classes": analyses[0].names,
+            "videos": len(first.ids),
+            "top": min(TOP, first.scores.shape[1]),
+            "piece": PIECE,
+            "listed": analyze.TOP,
+            "labels": words(first.labels),
+            "allowed": sorted([int(a), int(b)] for a, b in analyses[0].allowed),
+            "pictures": pictures,
+            "media": {str(row): values for row, values in media.items()},
+            "experiments": [
+                about(one, analysis, own) for one, analysis, own in zip(experiments, analyses, rows, strict=True)
+            ],
+            "comparison": comparison(experiments) if len(experiments) > 1 else None,
+        }
+    }
+    for index, (one, own) in enumerate(zip(experiments, rows, strict=True)):
+        found[f"experiment-{index}"] = arrays(one.results.scores, one.results.labels, own, len(first.ids))
+    for piece, start in enumerate(range(0, len(first.ids), PIECE)):
+        found[f"names-{piece}"] = [shown(name) for name in first.ids[start : start + PIECE]]
+    return found
+
+
+def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.ndarray], count: int) -> dict[str, str]:
+    """The TOP guesses of each video with their scores, and score and rank of its own class, as base64.
+
+    Args:
+        scores: (N, K).
+        labels: (N,).
+        rows: rows on the page, and the rows of `scores` that belong there.
+        count: videos on the page.
+    """
+    here, there = rows
+    own_scores = np.asarray(scores[there], dtype=np.float64)
+    unread = np.any(np.isnan(own_scores), axis=1)
+    own_scores[unread] = 0
+    top = min(TOP, own_scores.shape[1])
+    # Of equal scores the higher class first, as everywhere (utils/metrics.py).
+    order = own_scores.shape[1] - 1 - np.argsort(-own_scores[:, ::-1], axis=1, kind="stable")  # (n, K)
+    own = np.take_along_axis(own_scores, labels[there][:, None].astype(np.int64), axis=1)[:, 0]
+    rank = (order == labels[there][:, None]).argmax(axis=1)
+    guess = np.full((count, top), ABSENT, np.uint16)
+    score, true_score, true_rank = np.zeros((count, top)), np.zeros(count), np.zeros(count)
+    guess[here] = np.where(unread[:, None], UNREAD, order[:, :top])
+    score[here] = np.take_along_axis(own_scores, order[:, :top], axis=1)
+    true_score[here], true_rank[here] = own, np.minimum(rank, UNREAD)
+    return {"guess": words(guess), "score": words(_16(score)), "own": words(_16(true_score)), "rank": words(true_rank)}
+
+
+def _16(shares: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(shares * 65535), 0, 65535)
+
+
+def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+    """What the page must know of one experiment besides its predictions."""
+    place = dict(zip(rows[1].tolist(), rows[0].tolist(), strict=True))
+    doubtful = label_errors.suspects(one.results.scores, one.results.labels)
+    numbers = analyze.per_class(analysis)
+    return {
+        "name": one.title,
+        "facts": facts(one, analysis),
+        "classes": {key: [_number(value) for value in numbers[key]] for key in ("precision", "ap")},
+        "alike": words(alike(analysis.matrix)) if len(analysis.names) <= _ALIKE_LIMIT else None,
+        "suspects": [[place[s.row], s.other, round(s.score, 4), round(s.own, 4)] for s in doubtful if s.row in place][
+            :SUSPECTS
+        ],
+        "curves": curves(one.exp),
+        "views": points(one.results),
+    }
+
+
+def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
+    """Titles and texts of the table on the first page; every experiment has the same titles."""
+    summary, predicted = one.results.summary, analysis.predicted
+    numbers, protocol = summary.get("metrics", {}), summary.get("protocol", {})
+    cost, counts = summary.get("cost", {}), summary.get("counts", {})
+    total, right = len(predicted), int(analysis.matrix.trace())
+    low, high = (100 * end for end in scoring.interval(predicted == one.results.labels))
+    allowed = allowed_pairs.accuracy(predicted, one.results.labels, analysis.allowed)
+    top5 = metrics.top_k_accuracy(one.results.scores, one.results.labels, 5)
+    mean = metrics.mean_class_accuracy(predicted, one.results.labels, len(analysis.names))
+    calibration = numbers.get("calibration_error")
+    rows = [
+        ("top-1", f"{100 * right / total:.2f} %  (95 % interval {low:.2f} to {high:.2f}, bootstrap over videos)"),
+        ("top-1 with allowed pairs", f"{100 * allowed:.2f} %" if analysis.allowed else ""),
+        ("top-5", f"{100 * top5:.2f} %"),
+        ("mean class accuracy", f"{100 * mean:.2f} %"),
+        ("calibration error", f"{calibration:.2f} %" if isinstance(calibration, float) else "–"),
+        ("videos", f"{total}, {int((predicted < 0).sum())} of them could not be read and count as wrong"),
+        ("repaired, repeated", f"{counts.get('repaired', 0)}, {counts.get('duplicates', 0)}"),
+        ("protocol", str(protocol.get("text", "–"))),
+        ("GMACs of a video", f"{cost['gmacs_per_video']:.2f}" if cost.get("gmacs_per_video") else "–"),
+        ("parameters", f"{cost['parameters'] / 1e6:.2f} million" if cost.get("parameters") else "–"),
+        ("list", str(summary.get("list", "–"))),
+        ("weights", str(summary.get("weights", "–"))),
+        ("iteration", str(summary.get("step") or "–")),
+        ("results", str(one.results.name)),
+    ]
+    return [(title, shown(text)) for title, text in rows if text]
+
+
+def points(results: Results) -> list[dict[str, Any]]:
+    """Accuracy of the kept views and of parts of them, fewest views first."""
+    kept = scoring.kept_protocol(results)
+    per_view = results.summary.get("cost", {}).get("gmacs_per_view")
+    clips = sorted({count for count in CLIPS if count < kept.spec.num_clips} | {kept.spec.num_clips})
+    found = []
+    for count, crops in itertools.product(clips, (1, 3, 10)):
+        try:
+            chosen = scoring.smaller(kept, f"{count}x{crops}")
+        except UserError:
+            continue  # these crops were not kept
+        whole = len(chosen.views) == kept.spec.views
+        scores = results.scores if whole else scoring.scores_of(results, chosen)
+        views = len(chosen.views)
+        found.append(
+            {
+                "text": f"{count} x {crops}" + (" (near)" if chosen.note else ""),
+                "views": views,
+                "gmacs": round(per_view * views, 3) if per_view else None,
+                "top1": 100 * metrics.top_k_accuracy(scores, results.labels, 1),
+                "top5": 100 * metrics.top_k_accuracy(scores, results.labels, 5),
+            }
+        )
+    return sorted(found, key=lambda point: point["views"])
+
+
+def alike(matrix: np.ndarray) -> np.ndarray:
+    """An order of the classes in which those that are confused stand together.
+
+    Average linkage (Sokal and Michener 1958): the two most similar groups of classes are joined until one is left;
+    similar is how large a share of either class's videos goes to the other.
+
+    Args:
+        matrix: (K, K) counts.
+
+    Returns:
+        (K,) classes.
+    """
+    count = len(matrix)
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    near = shares + shares.T  # of groups; -1 where there is none any more
+    np.fill_diagonal(near, -1)
+    groups = [[k] for k in range(count)]
+    for _ in range(count - 1):
+        a, b = sorted(divmod(int(near.argmax()), count))
+        joined = (len(groups[a]) * near[a] + len(groups[b]) * near[b]) / (len(groups[a]) + len(groups[b]))
+        joined[[a, b]] = -1
+        near[a] = near[:, a] = joined
+        near[b] = near[:, b] = -1
+        groups[a] += groups[b]
+    return np.array(groups[0])
+
+
+def curves(exp: Path) -> dict[str, list[list[float]]]:
+    """The training curves, thinned; a value that is not finite is left out."""
+    path = exp / "events" / log.SCALARS
+    if not path.is_file():
+        return {}
+    found = {}
+    for tag, points in log.read_scalars(path).items():
+        finite = [[step, float(f"{value:.6g}")] for step, value in points if math.isfinite(value)]
+        picked = np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CURVE_POINTS)).round().astype(int))
+        found[shown(tag)] = [finite[i] for i in picked] if finite else []
+    return found
+
+
+def comparison(experiments: Sequence[Experiment]) -> dict[str, Any]:
+    """Tests of all pairs, how the classes moved, and in what the experiments differ."""
+    pairs = []
+    for a, b in itertools.combinations(range(len(experiments)), 2):
+        found = compare.pair(experiments[a].results, experiments[b].results)
+        pairs.append(
+            {
+                "a": a,
+                "b": b,
+                "videos": len(found.rows_a),
+                "only_a": found.only_a,
+                "only_b": found.only_b,
+                "difference": found.difference,
+                "p": found.p,
+                "classes": [_number(value) for value in found.change],
+            }
+        )
+    return {
+        "pairs": pairs,
+        "differences": compare.config_differences(experiments),
+        "notes": compare.differences_note(experiments),
+    }
+
+
+def _number(value: float) -> float | None:
+    """A number as JSON has it."""
+    return round(float(value), 5) if math.isfinite(value) else None

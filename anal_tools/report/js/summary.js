@@ -1,0 +1,190 @@
+// The first page: numbers, what is hardest, and curves.
+
+function summarySection() {
+    return [
+        h("section", { class: "panel" }, h("h2", {}, "Evaluation"), factsTable()),
+        h(
+            "div",
+            { class: "columns" },
+            h("section", { class: "panel" }, h("h2", {}, "Hardest classes"), hardest()),
+            h("section", { class: "panel" }, h("h2", {}, "Most frequent errors"), frequent()),
+        ),
+        h("section", { class: "panel" }, h("h2", {}, "Accuracy against cost"), costChart()),
+        h("section", { class: "panel" }, h("h2", {}, "Training"), h("div", { class: "columns" }, curveCharts())),
+    ];
+}
+
+/** What was evaluated and what came out: a row for each fact, a column for each experiment. */
+function factsTable() {
+    const rows = report.experiments[0].facts.map(([title]) => title);
+    const value = (one, title) => one.facts.find(([name]) => name === title)?.[1] ?? "–";
+    return h(
+        "div",
+        { class: "table" },
+        h(
+            "table",
+            { class: "facts" },
+            h(
+                "thead",
+                {},
+                h(
+                    "tr",
+                    {},
+                    h("td", {}),
+                    report.experiments.map((one) => h("th", { scope: "col" }, named(one.name))),
+                ),
+            ),
+            h(
+                "tbody",
+                {},
+                rows.map((title) =>
+                    h(
+                        "tr",
+                        {},
+                        h("th", { scope: "row" }, title),
+                        report.experiments.map((one) => h("td", {}, named(value(one, title)))),
+                    ),
+                ),
+            ),
+        ),
+    );
+}
+
+function hardest() {
+    const { counts, videos } = confusion(current);
+    const recall = (k) => counts[k * classCount + k] / videos[k];
+    const worst = classOrder("hardest")
+        .filter((k) => videos[k] > 0 && recall(k) < 1)
+        .slice(0, 8);
+    if (!worst.length) return h("p", { class: "note" }, "Every video of every class is right.");
+    return h(
+        "ul",
+        { class: "plain" },
+        worst.map((k) =>
+            h(
+                "li",
+                {},
+                linkToVideos({ truth: k, outcome: "wrong" }, named(className(k))),
+                bar(recall(k)),
+                h("span", { class: "number" }, `${counts[k * classCount + k]} of ${videos[k]}`),
+            ),
+        ),
+    );
+}
+
+function frequent() {
+    const pairs = errorPairs(current).slice(0, 8);
+    if (!pairs.length) return h("p", { class: "note" }, "No class was taken for another.");
+    const { videos } = confusion(current);
+    return h(
+        "ul",
+        { class: "plain" },
+        pairs.map((pair) =>
+            h(
+                "li",
+                {},
+                linkToVideos(
+                    { truth: pair.truth, guess: pair.guess },
+                    named(className(pair.truth)),
+                    " taken for ",
+                    named(className(pair.guess)),
+                ),
+                bar(pair.count / videos[pair.truth], "wrong"),
+                h("span", { class: "number" }, `${pair.count} of ${videos[pair.truth]}`),
+            ),
+        ),
+    );
+}
+
+/** Top-1 of fewer views than were kept, against views or GMACs. */
+function costChart() {
+    const usable = report.experiments.filter((one) => one.views.length);
+    if (!usable.length) return h("p", { class: "note" }, "The views of these results were not kept.");
+    const hasCost = usable.every((one) => one.views.every((point) => point.gmacs));
+    const cost = (point) => (hasCost ? point.gmacs : point.views);
+    const single = usable.every((one) => one.views.length === 1);
+    const series = usable.map((one) => ({
+        name: one.name,
+        color: report.experiments.indexOf(one),
+        dots: true,
+        points: one.views.map((point) => [cost(point), point.top1]),
+        notes: one.views.map((point) =>
+            [
+                `${one.name}: ${point.text}: top-1 ${point.top1.toFixed(2)} %`,
+                point.gmacs && `${point.gmacs.toFixed(1)} GMACs`,
+            ]
+                .filter(Boolean)
+                .join(", "),
+        ),
+    }));
+    const rows = usable.flatMap((one) => one.views.map((point) => ({ one, point })));
+    const columns = [
+        { title: "experiment", value: (row) => row.one.name, cell: (row) => named(row.one.name) },
+        { title: "views", value: (row) => row.point.views, cell: (row) => row.point.text },
+        {
+            title: "GMACs a video",
+            value: (row) => row.point.gmacs,
+            cell: (row) => (row.point.gmacs ? row.point.gmacs.toFixed(2) : "–"),
+            number: true,
+        },
+        { title: "top-1 %", value: (row) => row.point.top1, cell: (row) => row.point.top1.toFixed(2), number: true },
+        { title: "top-5 %", value: (row) => row.point.top5, cell: (row) => row.point.top5.toFixed(2), number: true },
+    ];
+    const note = single
+        ? "One view was evaluated; evaluate with more (eval --views 10x3) to see what they bring."
+        : "Smaller protocols are parts of the kept views; (near): the nearest there are.";
+    if (single) return [table(columns, rows), h("p", { class: "note" }, note)];
+    return h(
+        "div",
+        { class: "columns" },
+        lineChart(series, {
+            x: hasCost ? "GMACs of a video" : "views of a video",
+            y: "top-1, per cent",
+            title: "Top-1 of the kept views and of parts of them",
+            logX: true,
+            percentY: true,
+        }),
+        h("div", {}, table(columns, rows), h("p", { class: "note" }, note)),
+    );
+}
+
+/** Loss, accuracy and learning rate over the iterations; an experiment is a colour, validation has dots. */
+function curveCharts() {
+    const charts = [
+        [
+            "Loss",
+            "loss",
+            [
+                ["loss_train", "training"],
+                ["loss_val", "validation"],
+            ],
+            false,
+        ],
+        [
+            "Top-1",
+            "per cent",
+            [
+                ["acc1_train", "training"],
+                ["acc1_val", "validation"],
+            ],
+            true,
+        ],
+        ["Learning rate", "learning rate", [["lr", ""]], false],
+    ];
+    return charts.map(([title, unit, tags, percentY]) => {
+        const series = report.experiments.flatMap((one, color) =>
+            tags
+                .filter(([tag]) => one.curves[tag])
+                .map(([tag, what]) => ({
+                    name:
+                        [report.experiments.length > 1 ? one.name : "", what].filter(Boolean).join(", ") ||
+                        title.toLowerCase(),
+                    color,
+                    dots: what === "validation",
+                    dashed: what === "training",
+                    points: one.curves[tag],
+                })),
+        );
+        return lineChart(series, { x: "iteration", y: unit, title, percentY });
+    });
+}

@@ -1,0 +1,255 @@
+"""Pictures of videos for the report: the frames that the model saw, and a small clip.
+
+Both come through the experiment's own reader from the frames that the evaluation recorded, so they are what was scored,
+whether the videos are files or folders of frames. File names are made of numbers and hashes, never of names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils.faults import MediaError, UserError
+
+if TYPE_CHECKING:
+    from anal_tools.results import Results
+    from datasets.readers import Reader, ReaderSpec
+    from datasets.records import Records
+    from datasets.views import EvalSpec
+
+TILE_HEIGHT = 128  # pixels of a frame on the sheet; shown smaller, sharp on dense screens
+SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4  # of one view; pixels between them
+CLIP_SIDE = 160  # short side of a clip in pixels
+CLIP_RATE = 15.0  # frames/s at most
+CLIP_SECONDS = 20.0
+# VP8 in WebM: every browser plays it, also those built without licensed codecs.
+CODEC, SUFFIX = "libvpx", "webm"
+_LAYOUT = [TILE_HEIGHT, SHEET_COLUMNS, SHEET_GAP, CLIP_SIDE, CLIP_RATE, CLIP_SECONDS]
+# One thread: several videos are done at a time, and libvpx's threads wait for each other by spinning.
+_OPTIONS = {"deadline": "realtime", "cpu-used": "12", "crf": "20", "b": "200k", "threads": "1"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the videos of an evaluation are, and how they were seen.
+
+    Attributes:
+        results: the evaluation.
+        records: its list.
+        reader: how they are read.
+        spec: its views.
+    """
+
+    results: Results
+    records: Records
+    reader: ReaderSpec
+    spec: EvalSpec
+
+
+def source_of(exp: Path, results: Results) -> Source:
+    """Find the videos of an evaluation again.
+
+    Raises:
+        UserError: the list, its folder or the config is not there any more, or the list has changed.
+    """
+    from anal_tools import scoring
+    from datasets.loader import reading
+    from datasets.records import Records
+    from utils import config
+
+    cfg = scoring.config_of(results) if "data" in results.summary.get("config", {}) else config.load(exp)
+    summary = results.summary
+    source, root = Path(summary.get("list") or cfg.val_source), summary.get("root") or cfg.val_root
+    if not source.is_file():
+        raise UserError(f"{source}: the list that was evaluated is not here")
+    if not Path(root).is_dir():
+        raise UserError(f"{root}: the folder of the videos is not here")
+    records = Records.load(source, root, num_class=results.num_class)
+    if records.list_hash != summary.get("list_hash"):
+        raise UserError(f"{source}: the list has changed since the evaluation")
+    return Source(results, records, reading(cfg).reader, scoring.kept_protocol(results).spec)
+
+
+def make(
+    source: Source, rows: Sequence[int], folder: Path, *, clips: int, say: Callable[[str], None] = lambda text: None
+) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """Make sheets of frames for `rows`, clips for the first `clips` of them; what is there already stays as it is.
+
+    Args:
+        source: the videos.
+        rows: rows of the results.
+        folder: where the files go.
+        clips: how many of the rows get a clip.
+        say: told about progress.
+
+    Returns:
+        row -> what the page must know of its pictures, and a line for each video that could not be read.
+    """
+    from datasets.readers import open_reader
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = [(row, number < clips) for number, row in enumerate(rows)]
+    found: dict[int, dict[str, Any]] = {}
+    failed = []
+
+    def one(job: tuple[int, bool]) -> tuple[int, dict[str, Any] | str]:
+        reader = open_reader(source.reader, source.records)  # one each: readers keep a state
+        try:
+            return job[0], _pictures(source, reader, job[0], folder, with_clip=job[1])
+        except MediaError as error:
+            return job[0], str(error)
+        finally:
+            reader.close()
+
+    # Decoders, encoders and the resizer work outside the interpreter's lock.
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        for number, (row, pictures) in enumerate(pool.map(one, wanted), start=1):
+            if isinstance(pictures, str):
+                failed.append(pictures)
+            else:
+                found[row] = pictures
+            if number % 50 == 0:
+                say(f"pictures of {number} of {len(wanted)} videos")
+    return found, failed
+
+
+def forget_others(folder: Path, found: dict[int, dict[str, Any]]) -> None:
+    """Delete pictures of earlier reports; other files, should there be any, are not ours to delete."""
+    kept = {Path(path).name for one in found.values() for path in (one["sheet"], one.get("clip", ""))}
+    for path in folder.iterdir():
+        if re.fullmatch(r"[0-9a-f]{20}\.(jpg|webm)(\.tmp)?", path.name) and path.name not in kept:
+            path.unlink()
+
+
+def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_clip: bool) -> dict[str, Any]:
+    """Sheet and clip of one video; see `make`."""
+    from datasets.views import resolve_eval
+
+    facts = reader.probe(row)
+    plan = resolve_eval(facts, source.spec, row)
+    view = shown_view(source.spec.num_clips, plan.boxes, plan.flips, plan.size)
+    seen = np.asarray(source.results.frames[row, view], np.int64)  # (T,)
+    if (seen < 0).any() or int(seen.max()) >= facts.frames:
+        raise MediaError(source.records.path(row), "has not the frames that the evaluation saw; it has changed since")
+    picked = seen[np.linspace(0, len(seen) - 1, min(len(seen), SHEET_FRAMES)).round().astype(np.int64)]
+    box = tuple(int(value) for value in plan.boxes[view])
+    stem = _stem(source, row, [picked.tolist(), box, plan.size, bool(plan.flips[view])])
+    sheet = folder / f"{stem}.jpg"
+    if not sheet.exists():
+        whole = np.empty((len(picked), *plan.size, 3), np.uint8)
+        reader.read(row, picked, None, plan.size, whole)
+        crops = whole[:, box[1] : box[3], box[0] : box[2]]
+        _write_sheet(crops[:, :, ::-1] if plan.flips[view] else crops, sheet)
+    columns, (height, width) = min(len(picked), SHEET_COLUMNS), _tile(box[3] - box[1], box[2] - box[0])
+    rows = -(-len(picked) // columns)
+    pictures: dict[str, Any] = {
+        "sheet": f"media/{sheet.name}",
+        "frames": picked.tolist(),
+        "of": len(seen),
+        "columns": columns,
+        "width": columns * (width + SHEET_GAP) - SHEET_GAP,
+        "height": rows * (height + SHEET_GAP) - SHEET_GAP,
+    }
+    if with_clip:
+        part = clip_part(facts.frames, facts.fps, seen)
+        clip = folder / f"{stem}.{SUFFIX}"
+        rate = facts.fps / part.step
+        if not clip.exists():
+            _write_clip(reader, row, part, (facts.height, facts.width), rate, clip)
+        pictures["clip"] = f"media/{clip.name}"
+        last = (len(part) - 0.5) / rate
+        # The middle of a frame's time: a seek to its very beginning may show the one before.
+        times = [(max(0, int(frame) - part.start) // part.step + 0.5) / rate for frame in picked]
+        pictures["times"] = [round(min(time, last), 4) for time in times]
+        if len(part) * part.step < facts.frames:
+            pictures["part"] = f"{part.start / facts.fps:.0f}–{part.stop / facts.fps:.0f} s"
+    return pictures
+
+
+def shown_view(num_clips: int, boxes: np.ndarray, flips: np.ndarray, size: tuple[int, int]) -> int:
+    """The view that stands for all: of the middle clip, the crop nearest to the centre, not mirrored."""
+    per_clip = len(boxes) // num_clips
+    first = (num_clips // 2) * per_clip
+    own, mirrored = boxes[first : first + per_clip], flips[first : first + per_clip]
+    away = np.abs(own[:, :2] + own[:, 2:] - np.array([size[1], size[0]])).sum(axis=1)
+    return first + int(np.lexsort((away, mirrored))[0])
+
+
+def clip_part(frames: int, fps: float, seen: np.ndarray) -> range:
+    """Which frames make the clip: all of a short video, else CLIP_SECONDS around what was seen; at most CLIP_RATE."""
+    step = max(1, math.ceil(fps / CLIP_RATE - 1e-6)) if fps > 0 else 1
+    length = frames if fps <= 0 else min(frames, max(step, round(CLIP_SECONDS * fps)))
+    middle = (int(seen.min()) + int(seen.max())) // 2
+    start = min(max(0, middle - length // 2), frames - length)
+    return range(start, start + length, step)
+
+
+def _stem(source: Source, row: int, how: list[Any]) -> str:
+    """A file name for one video's pictures: other videos, lists or views have another."""
+    path = source.records.full_path(row)
+    stamp = os.stat(path)
+    text = json.dumps(
+        [path, stamp.st_mtime_ns, stamp.st_size, _LAYOUT, source.records.starts[row].item(), how, _OPTIONS]
+    )
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:20]
+
+
+def _tile(height: int, width: int) -> tuple[int, int]:
+    """Size of a crop on the sheet."""
+    return TILE_HEIGHT, max(1, round(TILE_HEIGHT * width / height))
+
+
+def _write_sheet(crops: np.ndarray, path: Path) -> None:
+    """Put frames (F, h, w, 3) side by side, SHEET_COLUMNS in a row."""
+    import cv2
+    import simplejpeg
+
+    (height, width), columns = _tile(*crops.shape[1:3]), min(len(crops), SHEET_COLUMNS)
+    rows = -(-len(crops) // columns)
+    down, across = height + SHEET_GAP, width + SHEET_GAP
+    sheet = np.full((rows * down - SHEET_GAP, columns * across - SHEET_GAP, 3), 128, np.uint8)
+    for place, crop in enumerate(crops):
+        y, x = place // columns * down, place % columns * across
+        small = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA)
+        sheet[y : y + height, x : x + width] = small
+    _replace(path, simplejpeg.encode_jpeg(sheet, quality=85, colorsubsampling="420"))
+
+
+def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], rate: float, path: Path) -> None:
+    """Encode frames as a small WebM; CLIP_SIDE at the short side, never enlarged, sides even."""
+    import io
+    from fractions import Fraction
+
+    import av
+
+    factor = min(1.0, CLIP_SIDE / min(size))
+    height, width = (max(2, 2 * round(side * factor / 2)) for side in size)
+    pixels = np.empty((len(part), height, width, 3), np.uint8)
+    reader.read(row, np.array(part), None, (height, width), pixels)
+    file = io.BytesIO()
+    with av.open(file, "w", format=SUFFIX) as container:
+        try:
+            stream = container.add_stream(CODEC, rate=Fraction(rate).limit_denominator(1001), options=_OPTIONS)
+        except ValueError as error:
+            raise UserError("report: PyAV was built without VP8; install the wheel, or use --clips 0") from error
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"  # type: ignore[union-attr]
+        for picture in pixels:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))  # type: ignore[union-attr]
+        container.mux(stream.encode(None))  # type: ignore[union-attr]
+    _replace(path, file.getvalue())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)

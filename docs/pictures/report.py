@@ -1,0 +1,55 @@
+"""The pictures of docs/analysis.md: screenshots of a report, taken by a headless Chromium.
+
+python main.py report exps/demo_exps/tsn_resnet18/motion8 exps/demo_exps/tsm_resnet18/motion8
+python docs/pictures/report.py exps/demo_exps/tsn_resnet18/motion8/report/index.html
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parents[1]))
+
+from tests import chromium  # noqa: E402
+
+
+def main(index: Path) -> None:
+    """Take the pictures of one report."""
+    from PIL import Image  # matplotlib brings it
+
+    address = index.resolve().as_uri()
+    with chromium.browser() as browser:
+        for name, section, dark, width, height in (
+            ("report_errors", "errors", False, 1000, 690),
+            ("report_matrix", "matrix", True, 1120, 800),
+            ("report_comparison", "compare", False, 1120, 760),
+            ("report_narrow", "errors", False, 380, 760),
+        ):
+            with chromium.visit(browser, f"{address}#{section}", width=width, height=height, dark=dark) as found:
+                prepare(found.page, name)
+                found.page.wait_for_timeout(500)
+                picture = Image.open(io.BytesIO(found.page.screenshot())).convert("RGB")
+                picture.save(HERE / f"{name}.png", optimize=True)
+                print(f"{name}.png, {(HERE / f'{name}.png').stat().st_size // 1000} kB")
+
+
+def prepare(page: Any, name: str) -> None:
+    """Put the page into the state that the text describes."""
+    if name == "report_matrix":
+        page.locator("canvas.matrix").focus()
+        page.keyboard.press("n")
+        page.keyboard.press("Enter")
+        page.locator(".side img").first.scroll_into_view_if_needed()
+    if name == "report_narrow":
+        page.locator(".card button.play").first.click()
+        page.wait_for_function("() => document.querySelector('video').currentTime > 0.4")
+        page.evaluate("() => { document.querySelector('video').pause(); document.activeElement.blur(); }")
+        page.evaluate("() => scrollTo(0, 0)")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
