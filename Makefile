@@ -28,7 +28,7 @@ $(VENV)/installed: pyproject.toml | $(PY)
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml .ci/install | $(PY)
-	@bash .ci/install $(VENV) dev $(SYSTEM_PACKAGES)
+	@bash .ci/install $(VENV) dev,export $(SYSTEM_PACKAGES)
 	@touch $@ $(VENV)/installed
 
 $(PY):

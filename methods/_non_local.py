@@ -66,7 +66,8 @@ class NonLocal(nn.Module):
             # (q k') v / M = q (k' v) / M: the N x M table of weights is never made.
             y = query @ (key.transpose(1, 2) @ value / key.shape[1])  # (B, N, D)
         else:
-            y = F.scaled_dot_product_attention(query, key, value, scale=None if self.scaled else 1.0)
+            query, key, value = query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1)  # (B, M, D) -> (B, 1, M, D)
+            y = F.scaled_dot_product_attention(query, key, value, scale=None if self.scaled else 1.0).squeeze(1)
         y = y.transpose(1, 2).unflatten(2, x.shape[2:])  # (B, N, D) -> (B, D, T, H, W)
         return x + self.bn(self.out(y))
 

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from methods import _backbones
 from methods._heads import new_classifier, new_dropout
 from methods._non_local import NonLocal, add_non_local
+from methods.positions import window_means
+from networks.convolution import Conv3d
 from networks.resnet3d import KERNELS_FAST, KERNELS_SLOW, ResNet3d
 
 SLOW_INDEX = ("linspace", "strided")
@@ -64,7 +66,7 @@ class Lateral(nn.Module):
         if kernel < 1 or kernel % 2 == 0:
             raise ValueError(f"fusion_kernel is {kernel}; it must be odd")
         out_channels = FUSION_RATIO * channels
-        self.conv = nn.Conv3d(channels, out_channels, (kernel, 1, 1), (alpha, 1, 1), (kernel // 2, 0, 0), bias=False)
+        self.conv = Conv3d(channels, out_channels, (kernel, 1, 1), (alpha, 1, 1), (kernel // 2, 0, 0), bias=False)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         self.bn = nn.BatchNorm3d(out_channels) if norm else nn.Identity()
         self.relu = nn.ReLU(inplace=True) if norm else nn.Identity()
@@ -97,11 +99,16 @@ class TwoPathways(nn.Module):
 
     def forward(self, clips: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, T, H, W) -> pooled features (B, D_slow) and (B, D_fast)."""
+        slow, fast = self.maps(clips)
+        return slow.mean((2, 3, 4)), fast.mean((2, 3, 4))  # (B, D, T, H, W) -> (B, D)
+
+    def maps(self, clips: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, T, H, W) -> maps (B, D_slow, T/alpha, H/32, W/32) and (B, D_fast, T, H/32, W/32)."""
         slow, fast = self.slow.stem(clips.index_select(2, self.frames)), self.fast.stem(clips)
         for lateral, name in zip(self.laterals, ("layer1", "layer2", "layer3", "layer4"), strict=True):
             joined = torch.cat([slow, lateral(fast)], 1)  # (B, C + 2*C_fast, T/alpha, H, W)
             slow, fast = self.slow.get_submodule(name)(joined), self.fast.get_submodule(name)(fast)
-        return slow.mean((2, 3, 4)), fast.mean((2, 3, 4))  # (B, D, T, H, W) -> (B, D)
+        return slow, fast
 
 
 class SlowFast(nn.Module):
@@ -144,6 +151,11 @@ class SlowFast(nn.Module):
         slow, fast = self.backbone(clips)
         features = torch.cat([slow, fast] if self.slow_first else [fast, slow], 1)  # (B, D_slow + D_fast)
         return self.classifier(self.dropout(features))  # (B, D) -> (B, K)
+
+    def window_logits(self, clips: Tensor, side: int) -> Tensor:
+        """Class scores of every window of the maps: (B, C, T, H, W) -> (B, P, K); see `methods.positions`."""
+        slow, fast = (window_means(features, side) for features in self.backbone.maps(clips))  # (B, P, D)
+        return self.classifier(self.dropout(torch.cat([slow, fast] if self.slow_first else [fast, slow], 2)))
 
 
 def _slow_and_fast(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from methods import _backbones
 from methods._heads import new_classifier, new_dropout
+from methods.positions import window_means
 from networks.resnet3d import ResNet3d
 
 
@@ -52,6 +53,10 @@ class SlowOnly(nn.Module):
         """
         features = self.backbone(clips).mean((2, 3, 4))  # (B, D, T, H', W') -> (B, D)
         return self.classifier(self.dropout(features))  # (B, D) -> (B, K)
+
+    def window_logits(self, clips: Tensor, side: int) -> Tensor:
+        """Class scores of every window of the map: (B, C, T, H, W) -> (B, P, K); see `methods.positions`."""
+        return self.classifier(self.dropout(window_means(self.backbone(clips), side)))  # (B, P, D) -> (B, P, K)
 
 
 def build(

@@ -22,6 +22,7 @@ from methods import _backbones
 from methods._heads import new_classifier, new_dropout
 from methods._output import Output
 from methods.tsm import insert_shift
+from networks.convolution import Conv3d
 from networks.resnet import BasicBlock, Bottleneck, ResNet
 from networks.resnet3d import ResNet3d
 from networks.resnet_vd import ResNetVd
@@ -187,16 +188,16 @@ class TPN(nn.Module):
         res4 = net.layer3(net.layer2(net.before_layer2(net.layer1(x))))
         levels = (res4, net.layer4(res4))
         # (B*T, D, H, W) -> (B, D, T, H, W)
-        first, second = (level.unflatten(0, (len(clips), -1)).transpose(1, 2) for level in levels)
+        first, second = (level.unflatten(0, (clips.shape[0], -1)).transpose(1, 2) for level in levels)
         return first, second
 
 
 def _conv(
     in_channels: int, out_channels: int, kernel: tuple[int, int, int], *, stride: int = 1, groups: int = 1
-) -> nn.Conv3d:
+) -> Conv3d:
     """A convolution with Xavier-uniform weights (the authors' code) and a stride in space only."""
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    conv = nn.Conv3d(in_channels, out_channels, kernel, (1, stride, stride), padding, groups=groups, bias=False)
+    conv = Conv3d(in_channels, out_channels, kernel, (1, stride, stride), padding, groups=groups, bias=False)
     nn.init.xavier_uniform_(conv.weight)
     return conv
 

@@ -49,7 +49,18 @@ def temporal_shift(x: Tensor, *, num_segments: int, shift_div: int = 8, directio
         raise ValueError(f"shift_div is {shift_div}; it must be at least 2 and at most the {x.shape[1]} channels")
     if x.shape[0] % num_segments:
         raise ValueError(f"{x.shape[0]} frames are not a multiple of num_segments = {num_segments}")
-    return _Shift.apply(x, num_segments, x.shape[1] // shift_div, direction == "tsm")  # pyright: ignore[reportReturnType]
+    shift = _shift_traced if torch.compiler.is_compiling() else _Shift.apply
+    return shift(x, num_segments, x.shape[1] // shift_div, direction == "tsm")  # pyright: ignore[reportReturnType]
+
+
+def _shift_traced(x: Tensor, num_segments: int, fold: int, next_first: bool) -> Tensor:
+    """The same for torch.compile and exporters, which fuse or write down slices and `cat` better than assignments."""
+    clips = x.unflatten(0, (-1, num_segments))  # (B*T, C, H, W) -> (B, T, C, H, W)
+    padded = F.pad(clips[:, :, : 2 * fold], (0, 0, 0, 0, 0, 0, 1, 1))  # a frame of zeros at both ends
+    later, earlier = padded[:, 2:], padded[:, :-2]
+    first, second = (later, earlier) if next_first else (earlier, later)
+    parts = [first[:, :, :fold], second[:, :, fold:], clips[:, :, 2 * fold :]]
+    return torch.cat(parts, 2).flatten(0, 1)  # (B, T, C, H, W) -> (B*T, C, H, W)
 
 
 class _Shift(torch.autograd.Function):

@@ -71,7 +71,7 @@ class TSN(nn.Module):
             Logits (B, K).
         """
         frames = clips.transpose(1, 2).flatten(0, 1)  # (B, C, T, H, W) -> (B*T, C, H, W); no copy if C is innermost
-        features = self.backbone(frames).unflatten(0, (len(clips), -1))  # (B*T, D) -> (B, T, D)
+        features = self.backbone(frames).unflatten(0, (clips.shape[0], -1))  # (B*T, D) -> (B, T, D)
         return segmental_consensus(features, self.dropout, self.classifier, self.consensus)
 
     def train(self, mode: bool = True) -> TSN:

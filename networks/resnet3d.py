@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from networks.convolution import Conv3d
+
 KERNELS_SLOW = (1, 1, 1, 3, 3)  # temporal kernels of stem, res2 ... res5
 KERNELS_FAST = (5, 3, 3, 3, 3)
 
@@ -166,10 +168,10 @@ def _inflated(kernel: Tensor, k: int) -> Tensor:
     return kernel.unsqueeze(2).repeat(1, 1, k, 1, 1) / k
 
 
-def _conv(in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Conv3d:
+def _conv(in_channels: int, out_channels: int, kernel: tuple[int, int, int], stride: int = 1) -> Conv3d:
     """Convolution with a stride in space only; the padding keeps the size at stride 1."""
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
-    return nn.Conv3d(in_channels, out_channels, kernel, (1, stride, stride), padding, bias=False)
+    return Conv3d(in_channels, out_channels, kernel, (1, stride, stride), padding, bias=False)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:

@@ -17,6 +17,7 @@ from typing import Literal
 
 from torch import nn
 
+from networks.convolution import Conv2d
 from networks.resnet import BasicBlock, Bottleneck, ResNet
 
 ACTIVATIONS = {"relu": lambda: nn.ReLU(inplace=True), "leaky_relu": lambda: nn.LeakyReLU(0.01, inplace=True)}
@@ -71,7 +72,7 @@ def _shortcut(plain: nn.Sequential) -> nn.Sequential:
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    conv = Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 

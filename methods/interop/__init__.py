@@ -7,14 +7,16 @@ tensors cannot tell (the frames of the Slow pathway, the direction of the shift)
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import Tensor, nn
 
-from methods.interop._files import read
+from methods.interop._files import Unreadable, read
+from methods.interop._implied import implied
 from methods.interop._names import Converted
 from methods.slowfast import SlowFast
 from methods.tpn import TPN
@@ -24,6 +26,15 @@ from utils.faults import UserError, did_you_mean
 
 FAMILIES = ("mmaction", "pyslowfast", "pytorchvideo", "tsn_tsm", "tpn_original", "paddle", "torchvision_timm")
 _LISTED = 6
+_KINDS = {
+    "reshaped": "reshaped",
+    "missing": "missing",
+    "unexpected": "unexpected",
+    "skipped": "skipped",
+    "fresh": "initialised anew",
+}
+_CLASSIFIERS = ("classifier.", "aux_head.fc.")
+_OURS = ("backbone.", "classifier.", "neck.", "aux_head.")
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,8 @@ class Report:
         missing: our names that the file does not fill; counts of batches do not count.
         unexpected: names that the model has no place for.
         skipped: their names that were left out on purpose.
+        fresh: our names of classifiers that keep their new, random values.
+        implied: the options of the model that the file shows, as keys of `model` and `model.kwargs`.
     """
 
     family: str
@@ -45,17 +58,35 @@ class Report:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    implied: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [f"{len(self.loaded)} tensors from {self.family}"]
-        for name in ("reshaped", "missing", "unexpected", "skipped"):
+        for name in _KINDS:
             if getattr(self, name):
-                parts.append(_listed(name, getattr(self, name)))
+                parts.append(_listed(_KINDS[name], getattr(self, name)))
         return "; ".join(parts)
+
+    def table(self) -> str:
+        """The report as lines of text: what, how many, and which of them."""
+        rows = [("loaded", len(self.loaded), "")]
+        for name, text in _KINDS.items():
+            held = getattr(self, name)
+            notes = [f"{key} ({how})" for key, how in held.items()] if isinstance(held, dict) else list(held)
+            more = ", ..." if len(notes) > _LISTED else ""
+            rows.append((text, len(held), ", ".join(notes[:_LISTED]) + more))
+        return "\n".join(f"{text:<18}  {count:>4}  {names}".rstrip() for text, count, names in rows)
 
 
 def load_weights(
-    model: nn.Module, path: str | Path, *, family: str = "auto", strict: bool = True, classifier: bool | None = True
+    model: nn.Module,
+    path: str | Path,
+    *,
+    family: str = "auto",
+    strict: bool = True,
+    classifier: bool | None = True,
+    accept: Collection[str] = (),
 ) -> Report:
     """Fill a model with published weights.
 
@@ -67,6 +98,8 @@ def load_weights(
             family's; else only what fits is loaded, and the report says so.
         classifier: False leaves the classifiers alone, for fine-tuning on other classes; None does so where the number
             of classes differs.
+        accept: options that are right although the family's rule says otherwise ("slow_index", "shift_direction",
+            "shift_shortcut", "flow"): a file with a family's names that was trained in another way.
 
     Raises:
         UserError: the file cannot be read, no family knows its names, or (strict) something does not fit.
@@ -74,8 +107,9 @@ def load_weights(
     path = Path(path)
     state = read(path)
     name, module = _family(state, family, path)
-    result: Converted = module.to_ours(state, model)
-    problems = _wrong_options(model, module.NEEDS)
+    result: Converted = module.to_ours(state)
+    shown = implied(result.state, state, name, module.NEEDS)
+    problems = _wrong_options(model, {option: text for option, text in module.NEEDS.items() if option not in accept})
     own = model.state_dict()
     if classifier is None:
         classifier = "classifier.weight" in result.state and len(result.state["classifier.weight"]) == len(
@@ -88,7 +122,7 @@ def load_weights(
         for key, value in result.state.items()
         if key in own and key not in good
     ]
-    optional = () if classifier else ("classifier.", "aux_head.fc.")
+    optional = () if classifier else _CLASSIFIERS
     report = Report(
         family=name,
         loaded=list(good),
@@ -100,12 +134,62 @@ def load_weights(
         ],
         unexpected=[*result.unknown, *(key for key in result.state if key not in own), *shapes],
         skipped=result.skipped,
+        fresh=[key for key in own if key not in good and key.startswith(optional)] if optional else [],
+        implied=shown,
     )
     if strict and (report.missing or report.unexpected or problems):
         listed = [_listed(kind, getattr(report, kind)) for kind in ("missing", "unexpected") if getattr(report, kind)]
-        raise UserError(f"{path} ({name}) does not fit the model: {'; '.join([*problems, *listed])}")
+        hint = f"the file shows {', '.join(f'{key}: {value}' for key, value in shown.items())}"
+        raise UserError(f"{path} ({name}) does not fit the model: {'; '.join([*problems, *listed, hint])}")
     model.load_state_dict(good, strict=False)
     return report
+
+
+def what_is(path: str | Path, *, family: str = "auto") -> tuple[str, dict[str, Any]]:
+    """The family of a weights file and the options of the model that it shows (see `Report.implied`).
+
+    Raises:
+        UserError: the file cannot be read, or no family knows its names.
+    """
+    path = Path(path)
+    state = read(path)
+    name, module = _family(state, family, path)
+    return name, implied(module.to_ours(state).state, state, name, module.NEEDS)
+
+
+def load_checkpoint(path: str | Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint of ours as it is, or one made of weights that others have published: what an evaluation starts from.
+
+    Args:
+        path: a checkpoint, a state dict of ours, or a file that `load_weights` takes.
+        arguments: of `methods.build`, for the model that foreign weights must fit, classifier included.
+
+    Returns:
+        The checkpoint; of a foreign file a dict with `model` (a state dict of ours) and `report`.
+
+    Raises:
+        UserError: the file cannot be read, or it does not fit.
+    """
+    import methods
+    from utils import checkpoint
+
+    path, damaged = Path(path), None
+    if path.suffix not in (".pkl", ".pdparams", ".safetensors"):
+        try:
+            state = checkpoint.load(path)
+            if isinstance(state.get("model"), Mapping) and "config" in state:
+                return state
+        except checkpoint.CorruptCheckpoint as error:
+            damaged = error  # or only not in the format of ours
+    try:
+        state = read(path)
+    except Unreadable as error:
+        raise (damaged if damaged and not error.forbidden else error) from error
+    if "classifier.weight" in state and all(name.startswith(_OURS) for name in state):
+        return {"model": state}
+    model = methods.build(**{**arguments, "pretrained": False})
+    report = load_weights(model, path)
+    return {"model": model.state_dict(), "report": str(report)}
 
 
 def family_of(path: str | Path) -> str | None:
@@ -153,7 +237,7 @@ def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, cla
     own = model.state_dict()
     state = dict(result.state)
     for name in list(state):
-        unwanted = not classifier and name.startswith(("classifier.", "aux_head.fc."))
+        unwanted = not classifier and name.startswith(_CLASSIFIERS)
         if unwanted or (name.startswith("aux_head.") and isinstance(model, TPN) and model.aux_head is None):
             result.skipped.append(name)
             del state[name]

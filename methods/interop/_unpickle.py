@@ -7,6 +7,7 @@ an array is made from its dtype string, shape and bytes, after they have been ch
 
 from __future__ import annotations
 
+import functools
 import math
 import pickle
 from collections import OrderedDict
@@ -29,7 +30,7 @@ def load(path: Path) -> Any:
     """
     try:
         with path.open("rb") as file:
-            return _finished(_Unpickler(file, encoding="latin1").load())
+            return _finished(_Unpickler(file, encoding="latin1").load(), {})
     except (pickle.UnpicklingError, _BadArray) as error:
         raise UserError(f"{path} holds more than NumPy arrays and plain containers, or is damaged: {error}") from error
     except (
@@ -41,6 +42,7 @@ def load(path: Path) -> Any:
         AttributeError,
         MemoryError,
         RecursionError,
+        OverflowError,
     ) as error:
         raise UserError(f"{path} is not a whole pickle of NumPy arrays ({type(error).__name__})") from error
 
@@ -147,17 +149,22 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) not in _NAMES:
             raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
-        return _NAMES[module_name, global_name]
+        found = _NAMES[module_name, global_name]
+        # A pickle can set attributes of what it names: it gets a wrapper of its own, never our class or function.
+        return functools.partial(found) if callable(found) else found
 
 
-def _finished(value: Any) -> Any:
-    """The same containers with arrays in the place of the stand-ins."""
-    if isinstance(value, _Array | _Scalar | _Buffer):
-        return value.numpy()
-    if isinstance(value, dict):
-        return {_finished(key): _finished(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_finished(item) for item in value)
+def _finished(value: Any, done: dict[int, Any]) -> Any:
+    """The same containers with arrays in the place of the stand-ins; `done` by identity, as parts may be shared."""
     if isinstance(value, _PLAIN):
         return value
-    raise _BadArray(f"a {type(value).__name__.lstrip('_')}")
+    if id(value) not in done:
+        if isinstance(value, _Array | _Scalar | _Buffer):
+            done[id(value)] = value.numpy()
+        elif isinstance(value, dict):
+            done[id(value)] = {_finished(key, done): _finished(item, done) for key, item in value.items()}
+        elif isinstance(value, list | tuple):
+            done[id(value)] = type(value)([_finished(item, done) for item in value])
+        else:
+            raise _BadArray(f"a {type(value).__name__.lstrip('_')}")
+    return done[id(value)]

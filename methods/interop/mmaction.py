@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.interop._names import Converted, convert, has
 
@@ -48,7 +48,7 @@ def recognises(names: Mapping[str, Tensor]) -> bool:
     return has(names, r"backbone\.(slow_path\.)?conv1\.conv\.weight$")
 
 
-def to_ours(state: Mapping[str, Tensor], model: nn.Module) -> Converted:
+def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """Their state dict under our names."""
     if has(state, r"backbone\.conv2\."):
         return convert(state, (*_mobilenet_rules(), *HEAD))

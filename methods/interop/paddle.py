@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.interop._names import Converted, convert, has
 
@@ -23,7 +23,7 @@ def recognises(names: Mapping[str, Tensor]) -> bool:
     return has(names, r".*\._batch_norm\._variance$")
 
 
-def to_ours(state: Mapping[str, Tensor], model: nn.Module) -> Converted:
+def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """Their state dict under our names."""
     plain = {_stage_and_block(name.removeprefix("backbone.")): tensor for name, tensor in state.items()}
     vd = has(plain, r"conv1_1\.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.interop._names import Converted, convert, has, rename
 
@@ -49,7 +49,7 @@ def recognises(names: Mapping[str, Tensor]) -> bool:
     return has(names, r"s1\.pathway0_stem\.|res2_0_branch2a_w$")
 
 
-def to_ours(state: Mapping[str, Tensor], model: nn.Module) -> Converted:
+def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """Their state dict under our names."""
     if has(state, r"res2_0_branch2a_w$"):
         names = rename(state, CAFFE2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.interop._names import Converted, convert, has
 
@@ -17,7 +17,7 @@ def recognises(names: Mapping[str, Tensor]) -> bool:
     return has(names, r"blocks\.0\.(multipathway_blocks\.0\.)?conv\.weight$")
 
 
-def to_ours(state: Mapping[str, Tensor], model: nn.Module) -> Converted:
+def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """Their state dict under our names."""
     two = has(state, r"blocks\.0\.multipathway_blocks")
     paths = {r"multipathway_blocks\.0\.": "slow.", r"multipathway_blocks\.1\.": "fast."} if two else {"": ""}

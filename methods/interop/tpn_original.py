@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.interop._names import Converted, convert, has
 
@@ -47,6 +47,6 @@ def recognises(names: Mapping[str, Tensor]) -> bool:
     return has(names, r"necks\.")
 
 
-def to_ours(state: Mapping[str, Tensor], model: nn.Module) -> Converted:
+def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """Their state dict under our names."""
     return convert(state, RULES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.interop._names import Converted, convert, has
 
@@ -39,6 +39,6 @@ def recognises(names: Mapping[str, Tensor]) -> bool:
     return has(names, r"base_model\.") and has(names, r"new_fc\.")
 
 
-def to_ours(state: Mapping[str, Tensor], model: nn.Module) -> Converted:
+def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """Their state dict under our names."""
     return convert(state, RULES)

@@ -18,7 +18,8 @@ from utils.config import model_options
 from utils.faults import UserError
 
 FOLDER = Path(methods.__file__).parent
-FILES = sorted(file.stem for file in FOLDER.glob("[!_]*.py") if file.stem != "fetch")  # fetch is a verb, not a model
+NO_MODELS = ("fetch", "macs", "folding", "positions")  # a verb, a counter, and two ways to evaluate a model
+FILES = sorted(file.stem for file in FOLDER.glob("[!_]*.py") if file.stem not in NO_MODELS)
 COMMON = {"backbone", "num_class", "num_segments", "dropout", "pretrained"}
 T, K = 4, 7
 

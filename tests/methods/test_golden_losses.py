@@ -15,6 +15,7 @@ from torch import nn
 import methods
 from methods._output import Output
 from utils import optim
+from utils.run import place
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 CASES = {
@@ -35,12 +36,14 @@ CASES = {
 def five_losses(case: str) -> list[float]:
     """In float64, without dropout: rounding and the kernels of a machine do not show at 1e-4."""
     torch.manual_seed(0)
-    model = methods.build(**CASES[case], num_class=6, num_segments=4, dropout=0.0, fc_std=0.1).double()
+    model = methods.build(**CASES[case], num_class=6, num_segments=4, dropout=0.0, fc_std=0.1)
+    model = place(model, torch.device("cpu"), "fp64")  # in the memory format of training
     sgd = optim.build(model, lr=0.002, momentum=0.9, weight_decay=5e-4, nesterov=True, policy=True)
     generator = torch.Generator().manual_seed(1)
     losses = []
     for _ in range(5):
         clips = torch.randn(3, 3, 4, 48, 48, generator=generator).double()
+        clips = clips.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
         out, labels = model(clips), torch.tensor([0, 3, 5])
         if isinstance(out, Output):
             loss = nn.functional.cross_entropy(out.logits, labels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import io
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -158,6 +159,110 @@ def test_pretrained_takes_them_too(image_file: Path, tmp_path: Path) -> None:
         build("tsm", shift_direction="paddle", pretrained=str(tmp_path / "tsm.pth.tar"))
 
 
+def original_tsm(file: Path, **options: object) -> nn.Module:
+    """A TSM whose weights are written with the names of the TSM repository."""
+    torch.manual_seed(7)
+    tsm = build("tsm", **options)
+    names = {
+        f"module.base_model.{k.removeprefix('backbone.')}".replace(".conv1.weight", ".conv1.net.weight")
+        if k.startswith("backbone.layer") else f"module.base_model.{k.removeprefix('backbone.')}": v
+        for k, v in tsm.state_dict().items() if "classif" not in k
+    }  # fmt: skip
+    names |= {f"module.new_fc.{k}": v for k, v in tsm.classifier.state_dict().items()}
+    torch.save({"state_dict": names, "epoch": 3, "best_prec1": 50.0}, file)
+    return tsm
+
+
+def test_a_rule_of_the_family_can_be_overridden(tmp_path: Path) -> None:
+    original_tsm(tmp_path / "tsm.pth.tar")
+    paddle = build("tsm", shift_direction="paddle")
+    with pytest.raises(UserError, match="the weights need shift_direction: tsm"):
+        load_weights(paddle, tmp_path / "tsm.pth.tar")
+    assert load_weights(paddle, tmp_path / "tsm.pth.tar", accept=["shift_direction"]).family == "tsn_tsm"
+
+
+def test_what_a_file_implies(tmp_path: Path) -> None:
+    original_tsm(tmp_path / "tsm.pth.tar", backbone="resnet34")
+    assert interop.what_is(tmp_path / "tsm.pth.tar") == (
+        "tsn_tsm", {"type": "tsm", "backbone": "resnet34", "num_class": 5, "shift_direction": "tsm"}
+    )  # fmt: skip
+    slowfast = build("slowfast", num_segments=8, fusion_kernel=5, lateral_norm=False, beta_inv=4)
+    shown = interop.implied(slowfast.state_dict(), [], "mmaction", {"slow_index": "strided", "flow": "cascade"})
+    assert shown == {
+        "type": "slowfast", "backbone": "resnet18", "num_class": 5, "beta_inv": 4, "fusion_kernel": 5,
+        "lateral_norm": False, "slow_index": "strided",
+    }  # fmt: skip
+    tpn = build("tpn", base="tsm", aux_weight=0.0).state_dict()
+    needs = {"shift_shortcut": "true", "flow": "cascade", "slow_index": "strided"}
+    assert interop.implied(tpn, [], "tpn_original", needs) == {
+        "type": "tpn", "backbone": "resnet18", "num_class": 5, "base": "tsm", "aux_weight": 0,
+        "shift_shortcut": True, "flow": "cascade",
+    }  # fmt: skip
+    assert interop.implied(build("pptsn").state_dict(), [], "paddle", {})["backbone"] == "resnet18_vd"
+    assert interop.implied(build("slowonly").state_dict(), [], "pyslowfast", {})["type"] == "slowonly"
+
+
+def test_options_of_every_parity_case_are_implied(parity: ModuleType, shared_data: Path, tmp_path: Path) -> None:
+    """What tests/parity_entry.py writes from the description is what the file itself shows."""
+    for case in sorted(QUICK):
+        case_dir, meta, arrays = parity.expand(str(shared_data / "golden" / "parity"), case, str(tmp_path))
+        _, shown = interop.what_is(Path(case_dir) / meta["checkpoint"])
+        (Path(case_dir) / meta["checkpoint"]).unlink()
+        wanted = parity_entry.options(meta, num_segments=8)
+        same = {key for key in shown.keys() & wanted if key not in ("type", "backbone")}
+        assert {key: shown[key] for key in same} == {key: wanted[key] for key in same}
+        assert shown["backbone"].removesuffix("_vd") == wanted["backbone"]
+        assert shown.get("type", wanted["type"]) == wanted["type"]
+        assert shown["num_class"] == arrays["logits"].shape[-1]
+
+
+def test_safetensors(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(5)
+    state = BACKBONES["resnet18"](num_class=5).state_dict()
+    save_file(state, tmp_path / "image.safetensors")
+    model = build("tsn")
+    assert len(load_weights(model, tmp_path / "image.safetensors").loaded) == len(state)
+    assert torch.equal(model.classifier.weight, state["fc.weight"])
+    whole = (tmp_path / "image.safetensors").read_bytes()
+    for number, content in enumerate((whole[:1000], whole[:-4], b"", b"\xff" * 64)):
+        file = tmp_path / f"cut{number}.safetensors"
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=rf"{file.name} is not a whole safetensors file"):
+            load_weights(model, file)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("suffix", [".pth", ".pth.tar", ".pyth"])
+def test_the_forbidden_name_in_a_torch_file_is_said(tmp_path: Path, zipped: bool, suffix: str) -> None:
+    file, trace = tmp_path / f"x{suffix}", tmp_path / "trace"
+    torch.save({"state_dict": {"w": torch.zeros(2)}, "x": Touch(trace)}, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UserError, match=rf"x{suffix} holds more than tensors.*it names posix.mkdir"):
+        interop.read(file)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_a_plain_pickle_that_calls_itself_pth(tmp_path: Path, protocol: int) -> None:
+    file, trace = tmp_path / "x.pth", tmp_path / "trace"
+    file.write_bytes(dumped({"x": Touch(trace)}, protocol))
+    with pytest.raises(UserError, match=r"x.pth.*it names posix.mkdir"):
+        interop.read(file)
+    assert not trace.exists()
+    file.write_bytes(dumped({"w": np.ones(3, np.float32)}, protocol))
+    assert interop.read(file)["w"].tolist() == [1, 1, 1]
+
+
+def test_truncated_torch_files(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(100)}, tmp_path / "x.pth")
+    whole = (tmp_path / "x.pth").read_bytes()
+    for content in (whole[: len(whole) // 2], whole[:-10], b"", b"text"):
+        (tmp_path / "x.pth").write_bytes(content)
+        with pytest.raises(UserError, match="x.pth is not a whole weights file"):
+            interop.read(tmp_path / "x.pth")
+
+
 def test_caffe2_names(tmp_path: Path) -> None:
     """A SlowFast under Caffe2's blob names, as a pickle of arrays."""
     torch.manual_seed(3)
@@ -250,13 +355,13 @@ def test_unpickler_reads_arrays_of_every_protocol(tmp_path: Path, protocol: int)
 
 
 class Touch:
-    """Its pickle would make a file when it is loaded."""
+    """Its pickle would make a folder when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __reduce__(self) -> tuple:
-        return Path.touch, (self.path,)
+        return os.mkdir, (str(self.path),)
 
 
 def dumped(value: object, protocol: int = 4) -> bytes:
@@ -268,7 +373,7 @@ def dumped(value: object, protocol: int = 4) -> bytes:
 def test_unpickler_runs_nothing(tmp_path: Path) -> None:
     file, trace = tmp_path / "x.pkl", tmp_path / "trace"
     file.write_bytes(dumped({"w": Touch(trace)}))
-    with pytest.raises(UserError, match=r"x.pkl holds more than NumPy arrays and plain containers.*it names pathlib"):
+    with pytest.raises(UserError, match=r"x.pkl holds more than NumPy arrays.*it names posix.mkdir"):
         _unpickle.load(file)
     assert not trace.exists()
 
@@ -293,3 +398,24 @@ def test_unpickler_refuses(tmp_path: Path, content: bytes) -> None:
     file.write_bytes(content)
     with pytest.raises(UserError, match="x.pkl"):
         _unpickle.load(file)
+
+
+def test_a_pickle_cannot_change_the_unpickler(tmp_path: Path) -> None:
+    """BUILD sets attributes of whatever was named last: our stand-ins must stay as they are for the next file."""
+    file = tmp_path / "x.pkl"
+    for name in ("cnumpy.core.multiarray\nscalar\n", "c_codecs\nencode\n", "cnumpy\ndtype\n"):
+        file.write_bytes(name.encode() + b"(N}S'numpy'\nNs}S'code'\nNstb.")
+        with pytest.raises(UserError, match="x.pkl"):
+            _unpickle.load(file)
+    file.write_bytes(pickle.dumps({"a": np.arange(3.0), "s": np.float64(2.5)}, 2))
+    assert _unpickle.load(file)["a"].tolist() == [0, 1, 2]
+    assert _unpickle.load(file)["s"] == 2.5
+
+
+def test_shared_parts_are_read_once(tmp_path: Path) -> None:
+    """Sixty lists that hold the one before twice would be 2**60 lists."""
+    nested: list = []
+    for _ in range(60):
+        nested = [nested, nested]
+    (tmp_path / "x.pkl").write_bytes(pickle.dumps(nested, 4))
+    assert _unpickle.load(tmp_path / "x.pkl")[0] is not None

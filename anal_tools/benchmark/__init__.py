@@ -1,0 +1,35 @@
+"""`python main.py benchmark step|eval|data EXP`: how fast an experiment's parts are on this machine."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+from utils import faults
+from utils.faults import UserError
+
+NEEDS_VALIDATE = True
+
+# what is measured: (module whose main(argv) does it, one line of help); imported when it is called
+KINDS = {
+    "step": ("anal_tools.benchmark.step", "one training step: forward, backward, optimiser, memory"),
+    "eval": ("anal_tools.benchmark.eval", "videos per second of an evaluation, model alone and end to end, memory"),
+    "data": ("anal_tools.benchmark.data", "clips per second of the readers"),
+}
+
+
+def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
+    """Call the kind of benchmark; one that evaluates is handed `validate`, as a verb is."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: python main.py benchmark KIND EXP ...   (KIND --help shows its options)\n")
+        print("\n".join(f"  {kind:<6}{text}" for kind, (_, text) in KINDS.items()))
+        return 0
+    if argv[0] not in KINDS:
+        raise UserError(
+            f"no benchmark called {argv[0]!r}{faults.did_you_mean(argv[0], KINDS)}; there are {', '.join(KINDS)}"
+        )
+    module = importlib.import_module(KINDS[argv[0]][0])
+    if getattr(module, "NEEDS_VALIDATE", False):
+        return module.main(argv[1:], validate=validate)
+    return module.main(argv[1:])

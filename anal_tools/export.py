@@ -1,0 +1,240 @@
+"""`python main.py export EXP --to onnx|torch`: the trained model as a file that runs without this repository.
+
+The file holds the network and, as JSON, all that turns a video into its input (docs/predict.md). It gets its name only
+after it gave the same logits as the checkpoint on real clips.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from anal_tools.predict_model import Predictor
+    from anal_tools.predict_sources import Source
+
+NEEDS_VALIDATE = True
+TOLERANCE = 1e-4  # of the logits' largest magnitude, at least 1
+CLIPS = 4  # of the validation list, where --check names none
+FACTS = "zoetrope"
+SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
+
+
+def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
+    """Parse the command line and export; `validate` is main.validate."""
+    parser = argparse.ArgumentParser(prog="main.py export", description="Write the model as ONNX or torch.export file.")
+    parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment folder or checkpoint")
+    parser.add_argument("--to", choices=tuple(SUFFIXES), required=True, help="onnx, or torch.export's .pt2")
+    parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
+    parser.add_argument("--check", nargs="+", default=[], metavar="FILE", help="videos on which the file is compared")
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: EXP/results/TYPE_BACKBONE.*")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+    args = parser.parse_args(argv)
+    print(export(args, validate))
+    return 0
+
+
+def export(args: argparse.Namespace, validate: Callable[..., Any]) -> str:
+    """Write the file; returns what to print.
+
+    Raises:
+        UserError: no such checkpoint, no onnx, nothing to compare with, or other logits than the checkpoint's.
+    """
+    from anal_tools import predict_model
+    from utils.dist import World
+
+    overrides = [*args.set, "common.precision=fp32"]  # whatever it was trained with
+    predictor = predict_model.from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
+    net = plain(predictor.net)
+    folder = args.target / "results" if args.target.is_dir() else args.target.parent
+    out = args.out or folder / f"{predictor.about['type']}_{predictor.about['backbone']}{SUFFIXES[args.to]}"
+    if out.suffix != SUFFIXES[args.to]:
+        raise UserError(f"{out}: a file for --to {args.to} must end in {SUFFIXES[args.to]}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    sources = clips_to_check(args, predictor)
+    facts = facts_of(predictor)
+    temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
+    try:
+        with quiet():
+            write_onnx(net, facts, temporary) if args.to == "onnx" else write_torch(net, facts, temporary)
+        with predicting(temporary, args.to, predictor) as exported:
+            lines = compare(dataclasses.replace(predictor, net=net), exported, sources, validate)
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+    shape = " x ".join(map(str, facts["input"]))
+    lines.append(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB): float32 clips {shape} -> logits")
+    return "\n".join(lines)
+
+
+def facts_of(predictor: Predictor) -> dict[str, Any]:
+    """All that turns a video into the input of the network, and its scores into names."""
+    from datasets.resize import KERNEL
+    from utils import checkpoint, run_dir
+
+    spec = predictor.spec
+    colour = predictor.normalise.keywords  # type: ignore[attr-defined]  # of functools.partial
+    return {
+        "format": 1,
+        "input": ["batch", 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size],
+        "axes": "batch, channel (RGB), frame, height, width; a batch is any number of views",
+        "values": "pixel / 255, minus mean, divided by std, per channel",
+        "mean": list(colour["mean"]),
+        "std": list(colour["std"]),
+        "views": json.loads(spec.to_json()),
+        "resize": KERNEL,
+        "score": "mean over the views of a video of the softmax of the logits",
+        "classes": predictor.classes,
+        **{key: predictor.about[key] for key in ("type", "backbone", "weights_hash")},
+        "code": run_dir.revision(),
+        "versions": checkpoint.versions(),
+    }
+
+
+def plain(net: torch.nn.Module) -> torch.nn.Module:
+    """The network as it is exported: float32, weights in the ordinary memory layout, no gradients."""
+    net = net.cpu().float().eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.data = parameter.data.contiguous()
+    return net
+
+
+def write_onnx(net: torch.nn.Module, facts: dict[str, Any], file: Path) -> None:
+    """One file with weights inside; the facts stand in its metadata."""
+    import torch
+
+    try:
+        import onnxscript  # noqa: F401  torch needs it for this
+    except ImportError as error:
+        raise UserError("export --to onnx needs the extra export: pip install onnx onnxscript onnxruntime") from error
+    program = torch.onnx.export(
+        net,
+        (example(facts),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=["clips"],
+        output_names=["logits"],
+        external_data=False,
+        verbose=False,
+    )
+    assert program is not None, "with dynamo a program is returned"
+    program.model.metadata_props[FACTS] = json.dumps(facts)
+    program.save(os.fspath(file), external_data=False)
+
+
+def write_torch(net: torch.nn.Module, facts: dict[str, Any], file: Path) -> None:
+    """A torch.export archive; the facts are its extra file zoetrope.json."""
+    import torch
+
+    program = torch.export.export(net, (example(facts),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, file, extra_files={f"{FACTS}.json": json.dumps(facts)})
+
+
+def example(facts: dict[str, Any]) -> torch.Tensor:
+    """Two clips of seeded noise."""
+    import torch
+
+    return torch.randn(2, *facts["input"][1:], generator=torch.Generator().manual_seed(0))
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters warn about their own future and print progress; what matters here is the comparison afterwards."""
+    import io
+    import logging
+
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
+    """The file that was just written, ready to predict, one view at a time to see that any batch goes."""
+    import torch
+
+    from anal_tools import predict_model
+    from utils.dist import World
+
+    if kind == "onnx":
+        exported = predict_model.from_onnx(file, World(), like=like)
+    else:
+        with quiet():
+            # This reads pickles where a file has any, and this one is our own of a moment ago.
+            module = torch.export.load(file).module()
+        module.eval = lambda: module  # type: ignore[method-assign]  # it is in evaluation mode and refuses to be asked
+        exported = dataclasses.replace(like, net=module)
+    yield dataclasses.replace(exported, clips=1)
+
+
+def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
+    """What --check names, else the first videos of the validation list, else nothing: noise is then compared."""
+    from anal_tools.predict_sources import Source, expand
+    from datasets.records import Records
+    from utils import config
+
+    if args.check:
+        return expand(args.check)
+    if not args.target.is_dir():
+        return []
+    cfg = config.load(args.target, args.set)
+    with contextlib.suppress(UserError):
+        records = Records.load(cfg.val_source, cfg.val_root, num_class=None)
+        paths = [records.full_path(i) for i in range(min(CLIPS, len(records)))]
+        return [Source(path, cfg.data.reader) for path in paths if os.path.lexists(path)]
+    return []
+
+
+def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source], validate: Callable[..., Any]) -> list[str]:
+    """Logits of the checkpoint and of the exported file on the same clips; lines to print.
+
+    Raises:
+        UserError: they differ by more than `TOLERANCE`, or no source could be read.
+    """
+    import numpy as np
+    import torch
+
+    from anal_tools.predict import look
+    from utils.dist import World
+
+    spec = ours.spec
+    shape = (3, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        rows = [("3 clips of noise", ours.net(noise).numpy(), exported.net(noise).numpy())]
+    if sources:
+        pairs = zip(look(ours, sources, World(), validate), look(exported, sources, World(), validate), strict=True)
+        good = [(a.logits, b.logits) for a, b in pairs if a.logits is not None and b.logits is not None]
+        if not good:
+            raise UserError("export: none of the videos to check could be read; name others with --check")
+        wanted, got = (np.concatenate([pair[side] for pair in good]) for side in range(2))
+        rows.append((f"{len(good)} of {len(sources)} videos", wanted, got))
+    lines = []
+    for name, wanted, got in rows:
+        scale, gap = max(1.0, float(np.abs(wanted).max())), float(np.abs(wanted - got).max())
+        if not gap <= TOLERANCE * scale:
+            raise UserError(
+                f"export: on {name} the exported file's logits differ by {gap:.3g} (allowed {TOLERANCE * scale:.3g}); "
+                "nothing was written"
+            )
+        lines.append(f"{name}: largest difference of a logit {gap:.2g} (largest logit {scale:.3g})")
+    if not sources:
+        lines.append("no real clip was compared: name videos with --check")
+    return lines

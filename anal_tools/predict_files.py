@@ -1,0 +1,153 @@
+"""What `predict` writes: infer.json, subtitles (.srt) and the video with the predictions drawn in (.mp4)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datasets.readers import Reader
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from datasets.plan import Facts
+
+SHORT_SIDE = 480  # pixels; larger videos are scaled down to it
+CHUNK_BYTES = 1 << 28  # frames of the annotated video that are decoded at once
+CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that this PyAV has
+
+
+@dataclass(frozen=True)
+class Cue:
+    """What is said of a part of a video: seconds and the best classes (label, name, score), best first."""
+
+    start: float
+    end: float
+    top: list[dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in infer.json."""
+        return {"start": round(self.start, 3), "end": round(self.end, 3), "top": self.top}
+
+
+def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> list[dict[str, Any]]:
+    """The best classes of one video, best first; of equal scores the higher label, as the accuracy ranks them.
+
+    Args:
+        score: (K,).
+        classes: K names.
+        count: how many; all where there are fewer.
+    """
+    order = np.lexsort((-np.arange(len(score)), -score))[:count]
+    return [{"label": int(k), "name": classes[k], "score": round(float(score[k]), 6)} for k in order]
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all; bytes of names that are not UTF-8 stand as escapes."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    os.replace(temporary, path)
+
+
+def write_srt(path: Path, cues: Sequence[Cue]) -> None:
+    """Write SubRip subtitles: one block per window with its three best classes."""
+    blocks = []
+    for number, cue in enumerate(cues, start=1):
+        lines = [f"{entry['name']}  {entry['score']:.2f}" for entry in cue.top[:3]]
+        text = "\n".join(" ".join(line.split()) for line in lines)  # a blank line would end the block
+        blocks.append(f"{number}\n{_stamp(cue.start)} --> {_stamp(cue.end)}\n{text}\n")
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("\n".join(blocks), encoding="utf-8", errors="backslashreplace")
+    os.replace(temporary, path)
+
+
+def _stamp(seconds: float) -> str:
+    """`hh:mm:ss,mmm`."""
+    milliseconds = round(1000 * seconds)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d},{rest % 1000:03d}"
+
+
+def write_video(path: Path, reader: Reader, record: int, cues: Sequence[Cue]) -> None:
+    """Write a video as H.264 mp4 with the best classes of each moment drawn in.
+
+    Frames come from the reader (upright, as the network's do) and play at the average rate of the video; sound is left
+    out.
+
+    Raises:
+        MediaError: a frame does not decode; no file is left.
+        UserError: no codec, no space, no permission.
+    """
+    import av
+    from av.error import FFmpegError
+
+    facts = reader.probe(record)
+    height, width = _even_size(facts)
+    codec = next((name for name in CODECS if _has_codec(name)), None)
+    if codec is None:
+        raise UserError(f"{path}: this PyAV has no encoder for mp4 ({', '.join(CODECS)})")
+    rate = Fraction(min(max(facts.fps, 1.0), 240.0)).limit_denominator(1001)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with av.open(os.fspath(temporary), "w", format="mp4") as output:
+            stream: Any = output.add_stream(codec, rate=rate)
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+            stream.codec_context.thread_count = 1
+            for ordinal, image in _frames(reader, record, facts, (height, width)):
+                draw(image, _cue_at(cues, ordinal / facts.fps).top)
+                output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            output.mux(stream.encode(None))
+        os.replace(temporary, path)
+    except FFmpegError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def draw(image: np.ndarray, top: Sequence[dict[str, Any]]) -> None:
+    """Write the three best classes into the upper left corner of (H, W, 3) uint8, in place; ASCII letters only."""
+    import cv2
+
+    scale = max(0.35, image.shape[0] / 640)
+    line = int(28 * scale) + 4
+    for row, entry in enumerate(top[:3], start=1):
+        text = f"{entry['score']:.2f} {entry['name']}".encode("ascii", "replace").decode()
+        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):  # an outline, so that it shows on anything
+            place = (6, row * line)
+            cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
+
+
+def _even_size(facts: Facts) -> tuple[int, int]:
+    """(h, w) of the annotated video: no larger than SHORT_SIDE, even as H.264 wants it, at least 16."""
+    factor = min(1.0, SHORT_SIDE / min(facts.height, facts.width))
+    height, width = (max(16, 2 * round(side * factor / 2)) for side in (facts.height, facts.width))
+    return height, width
+
+
+def _has_codec(name: str) -> bool:
+    from av.codec import Codec
+
+    with contextlib.suppress(ValueError):
+        return bool(Codec(name, "w").name)
+    return False
+
+
+def _frames(reader: Reader, record: int, facts: Facts, size: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
+    """(ordinal, (h, w, 3) uint8) of all frames, decoded in large pieces."""
+    count = max(1, CHUNK_BYTES // (size[0] * size[1] * 3))
+    for first in range(0, facts.frames, count):
+        ordinals = np.arange(first, min(first + count, facts.frames))
+        images = np.empty((len(ordinals), *size, 3), np.uint8)
+        reader.read(record, ordinals, None, size, images)
+        yield from zip(ordinals.tolist(), images, strict=True)
+
+
+def _cue_at(cues: Sequence[Cue], seconds: float) -> Cue:
+    return next((cue for cue in cues if seconds < cue.end), cues[-1])

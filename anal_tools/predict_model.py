@@ -1,0 +1,259 @@
+"""What predicts: a network and all that turns a video into its input, from a checkpoint or from an exported file."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets.class_names import read_class_names
+from datasets.loader import reading
+from datasets.readers import ReaderSpec
+from datasets.reading import Reading
+from datasets.views import EvalSpec, eval_spec
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils.config import Config
+    from utils.dist import World
+
+ONNX_FACTS = "zoetrope"  # the key of an ONNX file's metadata under which anal_tools/export.py puts its facts
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network in evaluation mode, with its preprocessing.
+
+    Attributes:
+        net: (N, C, T, H, W) float -> logits (N, K).
+        spec: the views of a video.
+        normalise: uint8 (N, T, H, W, C) -> the input of `net`.
+        autocast: makes the mixed-precision region of a forward pass.
+        classes: names of the K classes.
+        reading: how media are read.
+        clips: views that go through the network at once.
+        about: what it is, for infer.json.
+    """
+
+    net: torch.nn.Module
+    spec: EvalSpec
+    normalise: Callable[[torch.Tensor], torch.Tensor]
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    classes: list[str]
+    reading: Reading
+    clips: int
+    about: dict[str, Any]
+
+    def logits(self, views: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Scores of uint8 views (V, T, h, w, C): (V, K) float32, `clips` views at a time."""
+        import torch
+
+        parts = []
+        with torch.inference_mode():
+            for chunk in views.split(self.clips):
+                with self.autocast():
+                    parts.append(self.net(self.normalise(chunk.to(device))).float())
+        return torch.cat(parts)
+
+
+def from_experiment(
+    target: Path, checkpoint_name: str | None, overrides: list[str], world: World, *, plain: bool = False
+) -> Predictor:
+    """The model of an experiment folder, or of a checkpoint that knows its config.
+
+    Args:
+        target: an experiment folder, or a checkpoint file of a run.
+        checkpoint_name: best, latest or a file (also one of another project); for a folder.
+        overrides: `key=value` texts.
+        world: says where to compute.
+        plain: leave the network as it was trained, instead of the form that an evaluation runs.
+
+    Raises:
+        UserError: no such file, or weights that do not fit.
+    """
+    from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare
+    from anal_tools.protocols import Protocol
+    from methods import interop
+    from utils import checkpoint
+    from utils.run import autocast, model_arguments
+
+    if target.is_dir() or target.suffix in (".yaml", ".yml"):
+        cfg = _load_config(target, overrides)
+        exp = target if target.is_dir() else target.parent
+        weights = choose_weights(exp, checkpoint_name)
+        state = interop.load_checkpoint(weights, model_arguments(cfg, pretrained=False))
+    else:
+        weights, state = target, _own_checkpoint(target)
+        cfg = config_of(state, target, overrides)
+    classes = state.get("classes")
+    if not isinstance(classes, list) or len(classes) != cfg.model.num_class:
+        classes = read_class_names(_class_file(cfg), cfg.model.num_class)
+    spec = eval_spec(cfg)
+    build = functools.partial(build_for_evaluation, cfg, state, weights, world)
+    return Predictor(
+        net=prepare(cfg, Protocol(spec), build, plain=plain)[0],
+        spec=spec,
+        normalise=normaliser(cfg),
+        autocast=lambda: autocast(cfg.precision, world.device),
+        classes=list(classes),
+        reading=reading(cfg),
+        clips=cfg.batch_size,
+        about={
+            "engine": "torch",
+            "weights": str(weights),
+            "weights_hash": checkpoint.file_hash(weights),
+            "type": cfg.model.type,
+            "backbone": cfg.model.backbone,
+        },
+    )
+
+
+def _own_checkpoint(file: Path) -> dict[str, Any]:
+    """A checkpoint of a run; one of another project is refused with what there is to say about it."""
+    from methods import interop
+    from utils import checkpoint
+
+    try:
+        return checkpoint.load(file)
+    except checkpoint.CorruptCheckpoint as error:
+        family, _ = interop.what_is(file)  # names what is damaged or forbidden
+        raise UserError(
+            f"{file}: weights with names of {family}, not a checkpoint of ours; name an experiment folder whose model "
+            f"fits, and --checkpoint {file}"
+        ) from error
+
+
+def config_of(state: Mapping[str, Any], file: Path, overrides: list[str]) -> Config:
+    """The config that a checkpoint was written with.
+
+    Raises:
+        UserError: the checkpoint holds none, or one of another version that is no longer valid.
+    """
+    from utils import config
+    from utils.config.schema import PAIRS
+
+    if not isinstance(state.get("config"), dict):
+        raise UserError(f"{file}: this checkpoint holds no config; name its experiment folder and --checkpoint {file}")
+    plain = json.loads(json.dumps(state["config"]))
+    for computed, given, _ in PAIRS:  # a run adds the lengths in iterations to those that were given in epochs
+        *sections, key = computed.split(".")
+        place = functools.reduce(lambda inner, name: inner.get(name, {}), sections, plain)
+        other = functools.reduce(lambda inner, name: (inner or {}).get(name), given.split("."), plain)
+        if other is not None:
+            place.pop(key, None)
+    with tempfile.TemporaryDirectory(prefix="zoetrope-config-") as folder:
+        copy = Path(folder) / "config.yaml"
+        copy.write_text(json.dumps({"common": plain}), encoding="utf-8")  # JSON is YAML
+        try:
+            return config.load(copy, overrides)
+        except UserError as error:
+            raise UserError(f"{file}: its config is not valid any more: {str(error).replace(str(copy), '')}") from error
+
+
+def _load_config(target: Path, overrides: list[str]) -> Config:
+    from utils import config
+
+    return config.load(target, overrides)
+
+
+def _class_file(cfg: Config) -> Path | None:
+    from utils import config
+
+    return config.class_names_file(cfg)
+
+
+def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Predictor:
+    """An exported model, run by onnxruntime on the CPU; its preprocessing is what the file says.
+
+    Args:
+        file: of `python main.py export --to onnx`.
+        world: says where the input comes from.
+        like: the experiment that the user named beside it: how media are read is taken from there, and the two must
+            agree on views and classes.
+
+    Raises:
+        UserError: not an ONNX file of ours, or one of another experiment.
+    """
+    import torch
+
+    from utils import checkpoint, transforms
+
+    net, text = session(file)
+    facts = read_facts(text, file)
+    spec = EvalSpec.from_json(json.dumps(facts["views"]))
+    if like is not None and (spec != like.spec or facts["classes"] != like.classes):
+        what = "views" if spec != like.spec else "class names"
+        raise UserError(f"{file}: its {what} are not those of the experiment; export it again, or name the file alone")
+    colour = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
+    return Predictor(
+        net=net,
+        spec=spec,
+        normalise=functools.partial(transforms.normalise, **colour, dtype=torch.float32),
+        autocast=contextlib.nullcontext,
+        classes=list(facts["classes"]),
+        reading=like.reading if like else Reading(ReaderSpec("video"), workers=1),
+        clips=like.clips if like else 8,
+        about={
+            "engine": "onnx",
+            "weights": str(file),
+            "weights_hash": checkpoint.file_hash(file),
+            "type": facts["type"],
+            "backbone": facts["backbone"],
+        },
+    )
+
+
+def session(file: Path) -> tuple[torch.nn.Module, str]:
+    """An ONNX file as a module that onnxruntime runs, and the text of its facts ("" if it has none).
+
+    Raises:
+        UserError: no onnxruntime, no such file, or not an ONNX file.
+    """
+    import torch
+
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise UserError(
+            "running an ONNX file needs onnxruntime: pip install 'onnxruntime>=1.22' (extra: export)"
+        ) from error
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3
+    try:
+        runtime = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that have no common public base
+        raise UserError(f"{file}: onnxruntime cannot load it ({str(error).splitlines()[0]})") from error
+
+    class Session(torch.nn.Module):
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            feed = {runtime.get_inputs()[0].name: clips.float().contiguous().cpu().numpy()}
+            return torch.from_numpy(runtime.run(None, feed)[0]).to(clips.device)
+
+    return Session(), runtime.get_modelmeta().custom_metadata_map.get(ONNX_FACTS, "")
+
+
+def read_facts(text: str, file: Path) -> dict[str, Any]:
+    """The preprocessing facts of an exported file, checked.
+
+    Raises:
+        UserError: there are none, or not all of them.
+    """
+    try:
+        facts = json.loads(text)
+        whole = all(key in facts for key in ("views", "mean", "std", "classes", "type", "backbone", "input"))
+    except (ValueError, TypeError):
+        facts, whole = {}, False
+    if not whole:
+        raise UserError(f"{file}: it holds no facts about its input; make it with `python main.py export`")
+    return facts

@@ -1,0 +1,117 @@
+"""What a user names on the command line of `predict` -> single videos, each with the reader that takes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from datasets.bad_media import printable
+from datasets.frames import IMAGES, find_layout
+from datasets.records import Records
+from utils.faults import UserError
+
+VIDEOS = (
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
+    ".ts", ".vob", ".webm", ".wmv",
+)  # fmt: skip
+LISTS = (".txt", ".csv", ".tsv", ".json")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One video to look at.
+
+    Attributes:
+        path: as the user named it, or as it was found below what the user named.
+        reader: "video", or "frames" for a folder of numbered images or a single image; "" where `reason` is set.
+        reason: why it cannot even be tried.
+    """
+
+    path: str
+    reader: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return printable(self.path)
+
+
+def expand(named: Sequence[str | Path], root: Path | None = None) -> list[Source]:
+    """Videos in the order in which they were named; those of a folder by name, from all its sub-folders.
+
+    Args:
+        named: video files, images, folders of numbered images, folders of these, list files (.txt, .csv, .tsv, .json).
+        root: folder that the paths of list files start from; default: the list's folder, else the working folder.
+
+    Raises:
+        UserError: a list that cannot be read, or nothing to look at.
+    """
+    found: list[Source] = []
+    names = [os.fspath(name) for name in named]
+    for name in names:
+        if os.path.isdir(name):
+            found += _in_folder(name)
+        elif not os.path.lexists(name):
+            found.append(Source(name, "", "there is no such file or folder"))
+        elif name.lower().endswith(LISTS):
+            found += _in_list(Path(name), root)
+        else:
+            found.append(_one(name))
+    if not found:
+        raise UserError(f"predict: no videos and no folders of numbered images in {', '.join(names)}")
+    return found
+
+
+def records_of(sources: Iterable[Source]) -> Records:
+    """The sources as the records of a list, in their order, all with label 0: what the evaluation's readers take."""
+    entries = [{"filename": os.path.abspath(source.path), "label": 0} for source in sources]
+    with tempfile.TemporaryDirectory(prefix="zoetrope-predict-") as folder:
+        file = Path(folder) / "sources.json"
+        file.write_text(json.dumps(entries), encoding="ascii")  # bytes that are not UTF-8 stand as escapes
+        return Records.load(file, "/", num_class=1)
+
+
+def _one(path: str) -> Source:
+    return Source(path, "frames" if os.path.isdir(path) or path.lower().endswith(IMAGES) else "video")
+
+
+def _in_folder(folder: str) -> list[Source]:
+    """A folder with videos anywhere below gives these; one of numbered images is a video itself."""
+    found: list[Source] = []
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        videos = sorted(name for name in files if name.lower().endswith(VIDEOS))
+        found += [Source(os.path.join(place, name), "video") for name in videos]
+        if not videos and find_layout(files) is not None:
+            found.append(Source(place, "frames"))
+    return found
+
+
+def _in_list(file: Path, root: Path | None) -> list[Source]:
+    """One path per line, or any list that training takes (its labels are not needed and not used)."""
+    base = root or file.parent
+    paths: list[str] = []
+    if file.suffix.lower() != ".json":
+        lines = [os.fsdecode(line) for line in file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()]
+        paths = [_place(line.strip(), base) for line in lines if line.strip()]
+        if paths and all(os.path.lexists(path) for path in paths):
+            return [_one(path) for path in paths]
+    try:
+        records = Records.load(file, base, num_class=None)
+    except UserError as error:
+        if file.suffix.lower() == ".json":
+            raise
+        lost = [path for path in paths if not os.path.lexists(path)]
+        if not paths or len(lost) == len(paths):
+            raise UserError(f"{error} (and as a list of one path per line, none of them exists)") from error
+        return [_one(p) if os.path.lexists(p) else Source(p, "", "there is no such file or folder") for p in paths]
+    return [_one(_place(records.path(i), base)) for i in range(len(records))]
+
+
+def _place(path: str, base: Path) -> str:
+    """Where a path of a list leads: from the list's root, else from the working folder."""
+    below = os.path.join(base, path)
+    return path if not os.path.lexists(below) and os.path.lexists(path) else below

@@ -1,0 +1,183 @@
+"""export: every method as ONNX and as torch.export file gives the same logits for any batch; predict runs the ONNX."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import main
+import methods
+from anal_tools import export, predict_model
+from tests import weights
+from tests.datasets.videos import write_video
+from utils.dist import World
+from utils.faults import UserError
+
+METHODS = {
+    "tsn": {},
+    "tsm": {},
+    "slowonly": {},
+    "slowfast": {"num_segments": 8, "alpha": 4},
+    "tpn": {},
+    "pptsn": {},
+    "pptsm": {},
+    "tpn-tsm": {"type": "tpn", "base": "tsm"},
+    "tpn-fcn": {"type": "tpn", "fcn_pool": 1, "scales": (2, 4)},
+    "tsm-mobilenet": {"type": "tsm", "backbone": "mobilenetv2"},
+    "tsm-non-local": {"type": "tsm", "non_local": "embedded_gaussian"},
+    "tsm-pool": {"type": "tsm", "temporal_pool": True},
+}
+SIDE = 46  # odd maps on the way: padding, and the pooling shortcuts of ResNet-vd
+
+
+def small(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """A model whose branches all count, and three clips."""
+    torch.manual_seed(2)
+    options = {"type": name, "backbone": "resnet18", "num_class": 5, "num_segments": 4} | METHODS[name]
+    model = methods.build(**options)
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm) and not norm.weight.any():
+            nn.init.ones_(norm.weight)
+    nn.init.normal_(model.classifier.weight, std=0.5)
+    return export.plain(model), torch.randn(3, 3, options["num_segments"], SIDE, SIDE)
+
+
+def same(net: nn.Module, exported: nn.Module, clips: torch.Tensor) -> None:
+    with torch.inference_mode():
+        wanted = net(clips)
+        for batch in (clips, clips[:1]):
+            torch.testing.assert_close(exported(batch), wanted[: len(batch)], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_torch_file(name: str, tmp_path: Path) -> None:
+    net, clips = small(name)
+    facts = {"input": ["batch", *clips.shape[1:]]}
+    with export.quiet():
+        export.write_torch(net, facts, tmp_path / "m.pt2")
+        extra = {"zoetrope.json": ""}
+        program = torch.export.load(tmp_path / "m.pt2", extra_files=extra)
+    same(net, program.module(), clips)
+    assert json.loads(extra["zoetrope.json"]) == facts
+
+
+QUICK = ("tsn", "slowfast")
+
+
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n not in QUICK)]
+)
+def test_onnx_file(name: str, tmp_path: Path) -> None:
+    net, clips = small(name)
+    with export.quiet():
+        export.write_onnx(net, {"input": ["batch", *clips.shape[1:]]}, tmp_path / "m.onnx")
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]  # weights inside
+    session, facts = predict_model.session(tmp_path / "m.onnx")
+    same(net, session, clips)
+    assert json.loads(facts)["input"][0] == "batch"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """An experiment, its ONNX file, and a folder with two videos and a broken one."""
+    root = tmp_path_factory.mktemp("exported")
+    (root / "lists").mkdir()
+    write_video(root / "a.mp4", "libx264", 20)
+    write_video(root / "b.mp4", "mpeg4", 16)
+    (root / "broken.mp4").write_bytes(b"no video")
+    for name in ("train", "val"):
+        (root / "lists" / f"{name}.txt").write_text("a.mp4 3\nbroken.mp4 0\n")
+    exp = weights.make(root / "exp", root)
+    assert main.main(["export", str(exp), "--to", "onnx"]) == 0
+    return exp, exp / "results" / "tsn_resnet18.onnx", root
+
+
+def infer(out: Path) -> dict:
+    return json.loads((out / "infer.json").read_text())
+
+
+def test_predict_runs_it_and_sees_the_same(exported: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    exp, file, root = exported
+    runs = {
+        "torch": [exp],
+        "onnx": [exp, "--engine", "onnx", "--model", file],
+        "alone": [file],
+    }
+    for name, words in runs.items():
+        argv = ["predict", *words, root / "a.mp4", root / "b.mp4", "--logits", "--out", tmp_path / name]
+        assert main.main([str(word) for word in argv]) == 0
+    wanted = infer(tmp_path / "torch")["videos"]
+    for name in ("onnx", "alone"):
+        found = infer(tmp_path / name)
+        assert found["model"]["engine"] == "onnx"
+        assert found["classes"] == weights.NAMES
+        for one, two in zip(wanted, found["videos"], strict=True):
+            assert [top["label"] for top in one["top"]] == [top["label"] for top in two["top"]]
+            assert np.abs(np.array(one["logits"]) - np.array(two["logits"])).max() <= 1e-4
+
+
+def test_the_file_carries_its_preprocessing(exported: tuple[Path, Path, Path]) -> None:
+    _, file, _ = exported
+    _, text = predict_model.session(file)
+    facts = json.loads(text)
+    assert facts["input"] == ["batch", 3, 2, 32, 32]
+    assert facts["views"]["sampling"]["preset"] == "tsn"
+    assert facts["views"]["scale"] == 36
+    assert facts["mean"] == [0.485, 0.456, 0.406]
+    assert facts["classes"] == weights.NAMES
+
+
+def test_it_gets_its_name_only_when_it_agrees(
+    exported: tuple[Path, Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exp, _, root = exported
+    out = tmp_path / "m.pt2"
+    arguments = ["export", str(exp), "--to", "torch", "--out", str(out)]
+    assert main.main([*arguments, "--check", str(root / "broken.mp4")]) == 2
+    assert "none of the videos to check could be read" in capsys.readouterr().err
+    monkeypatch.setattr(export, "TOLERANCE", 0.0)  # nothing can hold this: the path of a refusal
+    monkeypatch.setattr(export, "write_torch", spoiled(export.write_torch))
+    assert main.main(arguments) == 2
+    assert "the exported file's logits differ by" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.undo()
+    assert main.main([*arguments, "--check", str(root / "a.mp4")]) == 0
+    assert "1 of 1 videos: largest difference" in capsys.readouterr().out
+    assert out.is_file()
+
+
+def spoiled(write):
+    """Writes a model whose classifier was changed a little."""
+
+    def wrong(net: nn.Module, facts: dict, file: Path) -> None:
+        before = net.classifier.bias.data.clone()
+        net.classifier.bias.data += 0.01
+        write(net, facts, file)
+        net.classifier.bias.data = before
+
+    return wrong
+
+
+def test_other_files_are_refused(exported: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    import onnx
+
+    exp, file, root = exported
+    (tmp_path / "text.onnx").write_text("no model")
+    with pytest.raises(UserError, match=r"text.onnx: onnxruntime cannot load it"):
+        predict_model.from_onnx(tmp_path / "text.onnx", World())
+    model = onnx.load(str(file))
+    del model.metadata_props[:]
+    onnx.save(model, str(tmp_path / "bare.onnx"))
+    with pytest.raises(UserError, match=r"bare.onnx: it holds no facts about its input"):
+        predict_model.from_onnx(tmp_path / "bare.onnx", World())
+    argv = ["predict", exp, root / "a.mp4", "--engine", "onnx", "--model", file, "--out", tmp_path]
+    assert main.main([str(word) for word in [*argv, "--set", "augmentation.test_resize=40"]]) == 2
