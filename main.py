@@ -33,7 +33,7 @@ VERBS = {
     "train": ("main", "train an experiment folder, or continue it (what train.sh runs)"),
     "eval": ("anal_tools.evaluate", "evaluate a checkpoint, write results/ (what eval.sh runs)"),
     "analyze": ("anal_tools.analyze", "what the model gets wrong: error pairs, worst videos, confusion matrix"),
-    "get_reference_results": ("anal_tools.get_reference_results", "write results/reference_result.txt, evaluate if needed"),
+    "get_reference_results": ("anal_tools.get_reference_results", "results/reference_result.txt: a line per video"),
     "compare": ("anal_tools.compare", "is one experiment better: test of the videos, classes, config differences"),
     "report": ("anal_tools.report.build", "EXP/report/index.html: errors with pictures and clips, matrix, curves"),
     "score": ("anal_tools.score", "score kept views again: fewer views, another average, several models together"),
@@ -257,11 +257,13 @@ def validate(
     tally = ranking.tally_of(loader.records, num_class, device=world.device, average=average)
     for sample, logits in earlier:
         tally.add(sample, logits)
-    runner = chunks.Chunks(forward, world.device, size=clips_per_forward)
+    views = loader.spec.views
+    runner = chunks.Chunks(forward, world.device, size=clips_per_forward, net=net)
+    full = max(1, runner.group // views) * views  # of a round; the last one may have fewer
     with torch.inference_mode():
         for items in rounds(loader, runner.group):  # empty on a rank that has run out of videos
-            cuts = [(cut, loader.spec.views) for _, cut in items if cut is not None]
-            scores = iter(runner.run(*chunks.joined(cuts)).split(loader.spec.views) if cuts else ())
+            cuts = [(cut, views) for _, cut in items if cut is not None]
+            scores = iter(runner.run(*chunks.joined(cuts), full).split(views) if cuts else ())
             for item, cut in items:
                 own = next(scores) if cut is not None else None  # (V, K)
                 tally.add(item.sample, own)

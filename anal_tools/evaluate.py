@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from utils.faults import UserError
+from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare
 from utils.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from anal_tools import protocols
+
+__all__ = ["build_for_evaluation", "choose_weights", "evaluate", "main", "normaliser"]
 
 NEEDS_VALIDATE = True
 
@@ -24,53 +28,82 @@ def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
     parser.add_argument("--list", type=Path, default=None, help="score this list instead of val_source")
     parser.add_argument("--root", type=Path, default=None, help="where that list's paths start (default: val_root)")
-    parser.add_argument("--name", default=None, help="name of the results (default: the checkpoint's kind)")
+    parser.add_argument("--name", default=None, help="name of the results (default: the checkpoint's kind, the views)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+    add_options(parser)
+    parser.add_argument("--keep", choices=("float32", "float16"), default="float32", help="number format of kept views")
     args = parser.parse_args(argv)
     overrides = list(args.set)
     overrides += [f"common.val_source={args.list.resolve()}"] if args.list else []
     overrides += [f"common.val_root={args.root.resolve()}"] if args.root else []
-    return evaluate(args.exp, args.checkpoint, args.name, overrides, validate)
+    return evaluate(args.exp, args, overrides, validate)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say which views an evaluation takes and how they are computed."""
+    from anal_tools import protocols
+
+    how = parser.add_argument_group("which views of a video (default: those of training's validation)")
+    how.add_argument("--protocol", choices=sorted(protocols.PRESETS), help="the published test of a tool")
+    how.add_argument("--views", metavar="V", help="centre, 3crop, 10crop, or CLIPSxCROPS such as 10x3")
+    how.add_argument("--scale", type=int, help="short side of the frames, pixels (default: test_resize)")
+    how.add_argument("--crop-size", type=int, help="side of the crops, pixels (default: input_size)")
+    how.add_argument("--average", choices=protocols.AVERAGES, help="mean of softmax, mean of logits, sum of softmax")
+    how.add_argument("--per-position", action="store_true", help="PySlowFast's test: a softmax at each window")
+    work = parser.add_argument_group("how it is computed")
+    work.add_argument("--chunk", type=positive, metavar="N", help="views at once (default: found by measuring)")
+    work.add_argument("--plain", action="store_true", help="the network as trained, not in its fastest form")
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
+    return int(text)
 
 
 def evaluate(
-    exp: Path,
-    checkpoint_name: str | None,
-    name: str | None,
-    overrides: list[str],
-    validate: Callable[..., dict[str, float] | None],
+    exp: Path, args: argparse.Namespace, overrides: list[str], validate: Callable[..., dict[str, float] | None]
 ) -> int:
     """Score every video of the validation list exactly once and write `results/<name>`.
+
+    Args:
+        exp: experiment folder.
+        args: the options of `main`.
+        overrides: `key=value` texts that replace config values.
+        validate: main.validate.
 
     Returns:
         0, or 75 when a signal stopped it.
     """
-    from anal_tools import results
+    from anal_tools import result_parts
     from datasets import loader
-    from datasets.records import Records
+    from methods import interop
     from utils import checkpoint, config, dist, run_dir, signals
-    from utils.run import STOPPED, autocast
+    from utils.run import STOPPED, autocast, model_arguments
 
     cfg = config.load(exp, overrides)
-    config.check_files(cfg)
-    weights = choose_weights(exp, checkpoint_name)
-    name = name or {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(weights.name, weights.stem)
+    config.check_files(cfg, ("val",))
+    protocol = chosen_protocol(cfg, args)
+    weights = choose_weights(exp, args.checkpoint)
+    name = args.name or result_name(weights, args)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         world = dist.join()
         stack.callback(dist.leave)
-        records = Records.load(Path(cfg.val_source), cfg.val_root, num_class=cfg.model.num_class)
-        state = checkpoint.load(weights)
-        net = build_for_evaluation(cfg, state, weights, world)
+        records = loader.records_of(cfg, "val")
+        state = interop.load_checkpoint(weights, model_arguments(cfg, pretrained=False))  # also others' files
+        build = functools.partial(build_for_evaluation, cfg, state, weights, world)
+        net, cost = prepare(cfg, protocol, build, plain=args.plain)
         folder = exp / "results" / name
         lock = stack.enter_context(contextlib.closing(run_dir.RunDir(exp, f"eval-{name}")))
         world.on_main(lock.lock)
         weights_hash = checkpoint.file_hash(weights) if world.is_main else ""
-        earlier = Earlier(world, folder, len(records), identity(cfg, records, weights_hash))
-        videos = loader.build(cfg, "val", world, records=records, skip=earlier.done)
+        earlier = Earlier(world, folder, len(records), identity(cfg, records, weights_hash, protocol, args.keep))
+        videos = loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=earlier.done)
         stack.callback(videos.close)
         stop = stack.enter_context(signals.StopFlag())
-        writer = results.PartWriter(folder, world.rank, start=earlier.starts)
+        writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep)
         metrics = validate(
             net,
             videos,
@@ -78,21 +111,39 @@ def evaluate(
             num_class=cfg.model.num_class,
             normalise=normaliser(cfg),
             autocast=lambda: autocast(cfg.precision, world.device),
-            clips_per_forward=cfg.batch_size,
+            clips_per_forward=args.chunk,
+            average=protocol.average,
             keep=stack.enter_context(watched(exp, cfg, world, name, videos)).passing(writer.keep),
             stop=stop,
-            earlier=earlier.logits(records.labels),
+            earlier=earlier.logits(),
         )
         writer.flush()
         if metrics is None:
             return STOPPED
         world.barrier()
-        summary = about(cfg, videos.spec, records, weights, state.get("step"))
-        summary |= {"weights_hash": weights_hash, "metrics": metrics, "ranks": world.size}
+        summary = about(cfg, protocol, records, weights, state)
+        summary |= {"weights_hash": weights_hash, "metrics": metrics, "cost": cost, "ranks": world.size}
         summary["seconds"] = round(time.monotonic() - started, 3)
-        ids = [records.path(i) for i in range(len(records))]
-        world.on_main(lambda: report(folder, ids, records.labels, summary))
+        world.on_main(lambda: report(folder, records, summary))
     return 0
+
+
+def chosen_protocol(cfg: Any, args: argparse.Namespace) -> protocols.Protocol:
+    """The protocol that the command line asks for."""
+    from anal_tools import protocols
+
+    names = ("protocol", "views", "scale", "crop_size", "average", "per_position")
+    return protocols.choose(cfg, **{name: getattr(args, name) for name in names})
+
+
+def result_name(weights: Path, args: argparse.Namespace) -> str:
+    """The kind of checkpoint, and what was asked for instead of the config's own views."""
+    from utils import checkpoint
+
+    kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(weights.name, weights.stem)
+    sizes = [f"{key}{value}" for key, value in (("s", args.scale), ("c", args.crop_size)) if value]
+    other = [args.protocol, args.views, *sizes, args.average, "positions" if args.per_position else None]
+    return "-".join([kind, *filter(None, other)])
 
 
 def watched(exp: Path, cfg: Any, world: Any, name: str, videos: Any) -> Watchdog:
@@ -103,36 +154,31 @@ def watched(exp: Path, cfg: Any, world: Any, name: str, videos: Any) -> Watchdog
     return watch
 
 
-def normaliser(cfg: Any) -> Callable[[Any], Any]:
-    """What turns uint8 clips (N, T, H, W, C) into the network's input, with the config's colours."""
-    from utils import transforms
-    from utils.run import dtype_of
-
-    colour = {"mean": cfg.augmentation.mean, "std": cfg.augmentation.std}
-    return functools.partial(transforms.normalise, **colour, dtype=dtype_of(cfg.precision))
-
-
-def about(cfg: Any, spec: Any, records: Any, weights: Path, step: int | None) -> dict[str, Any]:
+def about(cfg: Any, protocol: protocols.Protocol, records: Any, weights: Path, state: dict[str, Any]) -> dict[str, Any]:
     """What was evaluated, on what and how."""
     from datasets.class_names import read_class_names
-    from utils import config
+    from utils import checkpoint, config
 
     return {
-        "protocol": protocol(spec),
+        "protocol": protocol.to_dict(),
         "list": str(cfg.val_source),
         "list_hash": records.list_hash,
+        "root": records.root,
         "weights": str(weights),
-        "step": step,
+        "weights_are": checkpoint.evaluated_weights(state)[1],
+        "step": state.get("step"),
         "class_names": read_class_names(config.class_names_file(cfg), cfg.model.num_class),
+        "config": config.to_dict(cfg),
     }
 
 
-def identity(cfg: Any, records: Any, weights_hash: str) -> dict[str, Any]:
-    """What makes an evaluation the same as one that was stopped or killed: weights, list, views, precision, colours."""
-    from datasets.plan import eval_spec
-
-    what = {"weights": weights_hash, "list": records.list_hash, "precision": cfg.precision}
-    return what | {"views": eval_spec(cfg).to_json(), "colour": [cfg.augmentation.mean, cfg.augmentation.std]}
+def identity(
+    cfg: Any, records: Any, weights_hash: str, protocol: protocols.Protocol, number_format: str
+) -> dict[str, Any]:
+    """What makes an evaluation the same as one that was stopped or killed."""
+    how = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average")}
+    what = {"weights": weights_hash, "list": records.list_hash, "precision": cfg.precision, "keep": number_format}
+    return what | {"views": how, "colour": [cfg.augmentation.mean, cfg.augmentation.std], "on_bad": cfg.data.on_bad}
 
 
 class Earlier:
@@ -146,12 +192,12 @@ class Earlier:
     def __init__(self, world: Any, folder: Path, videos: int, key: dict[str, Any]) -> None:
         import torch
 
-        from anal_tools import results
+        from anal_tools import result_parts
 
         self.world, self.parts = world, []
         message = torch.zeros(videos + 1, dtype=torch.int64)
         if world.is_main:
-            message[0], self.parts = results.earlier_parts(folder, key, videos)
+            message[0], self.parts = result_parts.earlier_parts(folder, key, videos)
             for part in self.parts:
                 message[1 + torch.from_numpy(part["samples"])] = 1
         message = world.broadcast_(message.to(world.device)).cpu()
@@ -159,66 +205,45 @@ class Earlier:
         if world.is_main and self.done:
             print(f"going on: {len(self.done)} of {videos} videos were scored before", flush=True)
 
-    def logits(self, labels: Any) -> Iterator[tuple[int, Any]]:
-        """(label, logits (V, K) or None) of each video that is done; on rank 0 only, so that each counts once."""
+    def logits(self) -> Iterator[tuple[int, Any]]:
+        """(sample, logits (V, K) or None) of each video that is done; on rank 0 only, so that each counts once."""
         import torch
 
         for part in self.parts:
             good = iter(part["logits"])
             for sample, why in zip(part["samples"], part["failed"], strict=True):
-                scores = None if why else torch.from_numpy(next(good)).to(self.world.device)
-                yield int(labels[sample]), scores
+                scores = None if why else torch.from_numpy(next(good)).float().to(self.world.device)
+                yield int(sample), scores
 
 
-def protocol(spec: Any) -> dict[str, Any]:
-    """The views of an evaluation as plain values, and in words."""
-    frames = spec.sampling.frames_per_clip
-    text = (
-        f"{spec.num_clips} clip(s) x {spec.crops} crop(s) = {spec.views} view(s) of {frames} frames, "
-        f"{spec.crop_size} pixels from short side {spec.scale}, mean of softmax"
-    )
-    return {"text": text, "views": spec.views, "average": "prob", **json.loads(spec.to_json())}
-
-
-def choose_weights(exp: Path, wanted: str | None) -> Path:
-    """The checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
-
-    Raises:
-        UserError: there is no such file.
-    """
-    from utils import checkpoint
-
-    names = {"best": [checkpoint.BEST], "latest": [checkpoint.LATEST], None: [checkpoint.BEST, checkpoint.LATEST]}
-    paths = [exp / file for file in names[wanted]] if wanted in names else [Path(str(wanted))]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise UserError(f"{paths[0]}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
-
-
-def build_for_evaluation(cfg: Any, state: dict[str, Any], weights: Path, world: Any) -> Any:
-    """The model of the config with a checkpoint's weights, in eval mode on the device."""
-    import methods
-    from utils import checkpoint
-    from utils.run import model_arguments, place
-
-    net = methods.build(**model_arguments(cfg, pretrained=False))
-    checkpoint.load_model(net, state["model"], weights)
-    return place(net, world.device, cfg.precision).eval()
-
-
-def report(folder: Path, ids: list[str], labels: Any, summary: dict[str, Any]) -> None:
+def report(folder: Path, records: Any, summary: dict[str, Any]) -> None:
     """Merge the parts, write the summary and print what a person wants to know."""
-    from anal_tools import results
+    from anal_tools import result_parts
 
-    failed = results.merge(folder, ids, labels, summary)
-    numbers = summary["metrics"]
+    ids = [records.path(i) for i in range(len(records))]
+    targets = getattr(records, "targets", None)
+    summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets)
+    numbers, counts, failed = summary["metrics"], summary["counts"], summary["failures"]
     print(f"{summary['weights']} on {summary['list']}: {summary['protocol']['text']}")
+    print(f"   {summary['weights_are']}")
     print(
         f" * Prec@1 {numbers['top1']:.3f}\tPrec@5 {numbers['top5']:.3f}\tLoss {numbers['loss']:.4f}\t"
         f"total_num = {numbers['num_videos']:.0f}"
     )
-    print(f"   mean class accuracy {numbers['mean_class_accuracy']:.3f}, {len(failed)} videos could not be read")
+    if targets is None:
+        print(
+            f"   mean class accuracy {numbers['mean_class_accuracy']:.3f}, clip-1 accuracy {numbers['clip1']:.3f}, "
+            f"clip accuracy {numbers['clip']:.3f}, calibration error {numbers['calibration_error']:.3f}"
+        )
+    else:
+        print(
+            f"   mAP {numbers['mean_average_precision']:.3f}, GAP {numbers['gap']:.3f}, hit@1 {numbers['hit1']:.3f}, "
+            f"PERR {numbers['perr']:.3f}"
+        )
+    print(
+        f"   {counts['failed']} videos could not be read (empty), {counts['repaired']} were repaired (corrupt), "
+        f"{counts['duplicates']} stand in the list twice; {summary['cost']['gmacs_per_video']:.1f} GMAC a video"
+    )
     for path, reason in list(failed.items())[:10]:
         print(f"   not readable (counts as wrong): {reason if path in reason else f'{path}: {reason}'}")
     print(f"results: {folder}  (next: python main.py analyze {folder.parent.parent})")

@@ -1,40 +1,40 @@
-"""Result folders: what an evaluation leaves behind, and how to read it back.
+"""Result folders: what an evaluation leaves behind, and how to read it back (result_parts.py writes them).
 
-`results/<name>/` holds, for the N videos of the list in list order and the V views of the protocol:
+`results/<name>/` holds, for the N videos of the list in list order, the V views of the protocol and K classes:
 
 * `ids.txt`: one path per line, as the list has it (JSON-quoted, so that any name fits on its line)
-* `labels.npy` (N,) int32
-* `logits.npy` (N, V, K) float32; the rows of a video that could not be read are NaN
-* `scores.npy` (N, K) float32: mean over the views of the softmax
+* `labels.npy` (N,) int32; of a list with several labels per video the first one, -1 where there is none
+* `targets.npy` (N, K) bool: only for such a list
+* `logits.npy` (N, V, K) float32 or float16; the rows of a video that could not be read are NaN
+* `scores.npy` (N, K) float32: probabilities, joined over the views by the protocol's average
 * `frames.npy` (N, V, T) int32: frame ordinals the model saw, -1 where the video could not be read
-* `views.json`: for each view its clip, crop box and flip on the first video
+* `views.json`: of each view its clip, crop, place and flip, and its box on the first video that could be read
+* `ledger.jsonl`: one row for each video that failed or was repaired: sample, path, status, reason
 
-and `results/<name>.json` the protocol, the hashes of list and weights, the counts and the metrics. While the evaluation
-runs, each rank appends part files (an evaluation that was stopped or killed goes on from them); rank 0 merges them and
-only then writes the JSON: its presence means complete.
+and `results/<name>.json` the protocol, the hashes of list and weights, the counts and the metrics. It is written last:
+its presence means complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import time
-import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from utils import metrics
 from utils.faults import UserError
-
-PART_SECONDS = 60.0  # a killed evaluation has lost at most this much work
 
 
 @dataclass(frozen=True)
 class Results:
-    """One finished evaluation, read from `results/<name>`; shapes as in the module's docstring."""
+    """One finished evaluation, read from `results/<name>`; shapes as in the module's docstring.
+
+    `logits` and `frames` are memory-mapped: go through them in blocks.
+    """
 
     name: str
     ids: list[str]
@@ -42,6 +42,14 @@ class Results:
     logits: np.ndarray
     scores: np.ndarray
     summary: dict[str, Any]
+    exp: Path = Path()
+    targets: np.ndarray | None = None
+
+    @classmethod
+    def names(cls, exp: Path) -> list[str]:
+        """Finished evaluations of an experiment, oldest first."""
+        found = Path(exp, "results").glob("*.json")
+        return [path.stem for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
     @classmethod
     def load(cls, exp: Path, name: str | None = None) -> Results:
@@ -52,153 +60,77 @@ class Results:
         """
         folder = Path(exp) / "results"
         if name is None:
-            found = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+            found = cls.names(exp)
             if not found:
                 raise UserError(f"{exp}: no results yet; run `python main.py eval {exp}` first")
-            name = found[-1].stem
+            name = found[-1]
         summary_file = folder / f"{name}.json"
         if not summary_file.is_file():
-            known = ", ".join(sorted(path.stem for path in folder.glob("*.json"))) or "none"
+            known = ", ".join(sorted(cls.names(exp))) or "none"
             raise UserError(f"{summary_file}: no finished evaluation of that name (there are: {known})")
         parts = folder / name
         try:
-            arrays = {key: np.load(parts / f"{key}.npy", allow_pickle=False) for key in ("labels", "logits", "scores")}
+            arrays = {key: np.load(parts / f"{key}.npy", allow_pickle=False) for key in ("labels", "scores")}
+            arrays["logits"] = np.load(parts / "logits.npy", mmap_mode="r", allow_pickle=False)
             ids = [json.loads(line) for line in (parts / "ids.txt").read_text("utf-8").splitlines()]
             summary = json.loads(summary_file.read_text("utf-8"))
+            several = parts / "targets.npy"
+            targets = np.load(several, allow_pickle=False) if several.exists() else None
         except (OSError, ValueError) as error:
             raise UserError(f"{parts}: cannot be read ({error}); run the evaluation again") from error
-        return cls(name=name, ids=ids, summary=summary, **arrays)
+        return cls(name=name, ids=ids, summary=summary, exp=Path(exp), targets=targets, **arrays)
+
+    @property
+    def folder(self) -> Path:
+        """`results/<name>` of the experiment."""
+        return self.exp / "results" / self.name
 
     @property
     def class_names(self) -> list[str]:
         """Names of the K classes, in label order."""
         return self.summary["class_names"]
 
+    @property
+    def num_class(self) -> int:
+        """K."""
+        return self.scores.shape[1]
 
-class PartWriter:
-    """One rank's share of the results, appended to part files while the evaluation runs."""
+    @property
+    def multi_label(self) -> bool:
+        """True if a video may have several labels: `targets` has them."""
+        return self.targets is not None
 
-    def __init__(self, folder: Path, rank: int, *, start: int = 0, videos_per_part: int = 512) -> None:
-        """`start`: how often this evaluation was started before, so that no earlier part is overwritten."""
-        self.folder, self.rank, self.size = folder, rank, videos_per_part
-        self.rows: list[dict[str, np.ndarray]] = []
-        self.start, self.number, self.flushed = start, 0, time.monotonic()
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """How the videos were shown, as plain values (`anal_tools.protocols.Protocol.from_dict` reads it)."""
+        return self.summary["protocol"]
 
-    def keep(self, item: Any, logits: Any | None) -> None:
-        """Remember one video; `item` is a VideoItem, `logits` (V, K) on any device or None for one that failed."""
-        row = {"sample": np.int64(item.sample), "failed": np.array(item.failure or "")}
-        if logits is not None:
-            row["logits"] = logits.float().cpu().numpy()
-            row["frames"] = item.plan.frames[item.plan.clip_rows].astype(np.int32)  # (V, T)
-        self.rows.append(row)
-        if len(self.rows) >= self.size or time.monotonic() - self.flushed > PART_SECONDS:
-            self.flush()
+    @property
+    def failed(self) -> np.ndarray:
+        """(N,) bool: the video could not be read; it counts as wrong."""
+        return np.asarray(np.isnan(self.scores).any(axis=1))
 
-    def flush(self) -> None:
-        """Write the remembered rows as one part file; a torn file never gets its final name."""
-        self.flushed = time.monotonic()
-        if not self.rows:
-            return
-        good = [row for row in self.rows if "logits" in row]
-        arrays = {
-            "samples": np.array([row["sample"] for row in self.rows], dtype=np.int64),
-            "failed": np.array([str(row["failed"]) for row in self.rows]),
-            "logits": np.stack([row["logits"] for row in good]) if good else np.zeros((0, 0, 0), np.float32),
-            "frames": np.stack([row["frames"] for row in good]) if good else np.zeros((0, 0, 0), np.int32),
-        }
-        final = self.folder / f"part-{self.start:04d}-{self.rank:04d}-{self.number:06d}.npz"
-        temporary = final.with_suffix(".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        os.replace(temporary, final)
-        self.rows, self.number = [], self.number + 1
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """(N, V, T) int32, memory-mapped."""
+        return np.load(self.folder / "frames.npy", mmap_mode="r", allow_pickle=False)
 
+    @cached_property
+    def views(self) -> list[dict[str, Any]]:
+        """Of each view: clip, crop, place, box (x1, y1, x2, y2), flip."""
+        return json.loads((self.folder / "views.json").read_text("utf-8"))
 
-def earlier_parts(folder: Path, key: dict[str, Any], videos: int) -> tuple[int, list[dict[str, np.ndarray]]]:
-    """What an unfinished evaluation of this name left, if it was the same evaluation; else the folder is emptied.
-
-    Args:
-        key: what makes it the same: hashes of weights and list, protocol, precision.
-        videos: length of the list.
-
-    Returns:
-        How often it was started before, and its complete part files as arrays; no video is in two of them.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.with_suffix(".json").unlink(missing_ok=True)
-    note, text = folder / "parts.json", json.dumps(key, sort_keys=True)
-    try:
-        before = json.loads(note.read_text("utf-8"))
-        same, start = before["key"] == text, int(before["starts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        same, start = False, 0
-    seen, parts = np.zeros(videos, bool), []
-    for path in [*folder.glob("part-*.tmp"), *sorted(folder.glob("part-*.npz"))]:
-        part = _read_part(path, seen) if same and path.suffix == ".npz" else None
-        if part is None:
-            path.unlink()
-        else:
-            seen[part["samples"]] = True
-            parts.append(part)
-    start = start + 1 if same else 0
-    temporary = note.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps({"key": text, "starts": start}) + "\n", "utf-8")
-    os.replace(temporary, note)
-    return start, parts
-
-
-def _read_part(path: Path, seen: np.ndarray) -> dict[str, np.ndarray] | None:
-    """The arrays of a part file; None if it is damaged or names a video that is not new."""
-    try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            part = {name: file[name] for name in ("samples", "failed", "logits")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    samples = part["samples"]
-    fits = len(samples) == len(part["failed"]) and len(part["logits"]) == int((part["failed"] == "").sum())
-    whole = fits and bool(((samples >= 0) & (samples < len(seen))).all()) and len(np.unique(samples)) == len(samples)
-    return part if whole and not seen[samples].any() else None
-
-
-def merge(folder: Path, ids: Sequence[str], labels: np.ndarray, summary: dict[str, Any]) -> dict[str, str]:
-    """Join all part files into the final arrays and write the summary; returns the failed videos and why.
-
-    Raises:
-        RuntimeError: a video is missing or was scored twice; that would be a bug of ours, and no result is written.
-    """
-    parts = [np.load(path, allow_pickle=False) for path in sorted(folder.glob("part-*.npz"))]
-    samples = np.concatenate([part["samples"] for part in parts]) if parts else np.zeros(0, np.int64)
-    if not np.array_equal(np.sort(samples), np.arange(len(ids))):
-        raise RuntimeError(f"{folder}: {len(samples)} rows for {len(ids)} videos, not each exactly once")
-    shapes = [(part["logits"].shape[1:], part["frames"].shape[1:]) for part in parts if len(part["logits"])]
-    score_shape, frame_shape = shapes[0] if shapes else ((1, len(summary["class_names"])), (1, 1))
-    logits = np.full((len(ids), *score_shape), np.nan, dtype=np.float32)
-    frames = np.full((len(ids), *frame_shape), -1, dtype=np.int32)
-    failed: dict[str, str] = {}
-    for part in parts:
-        good = part["failed"] == ""
-        logits[part["samples"][good]] = part["logits"]
-        frames[part["samples"][good]] = part["frames"]
-        failed |= {ids[int(i)]: str(why) for i, why in zip(part["samples"][~good], part["failed"][~good], strict=True)}
-    (folder / "ids.txt").write_text("".join(json.dumps(name) + "\n" for name in ids), "utf-8")
-    for name, array in (
-        ("labels", np.asarray(labels, dtype=np.int32)),
-        ("logits", logits),
-        ("frames", frames),
-        ("scores", softmax(logits).mean(axis=1)),
-    ):
-        np.save(folder / f"{name}.npy", array)
-    summary = summary | {"counts": {"scored": len(ids) - len(failed), "failed": len(failed)}, "failures": failed}
-    temporary = folder.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8", errors="surrogateescape")
-    os.replace(temporary, folder.with_suffix(".json"))
-    for path in [*folder.glob("part-*.npz"), folder / "parts.json"]:
-        path.unlink(missing_ok=True)
-    return failed
+    @cached_property
+    def ledger(self) -> list[dict[str, Any]]:
+        """Videos that failed or were repaired: sample, path, status, reason."""
+        path = self.folder / "ledger.jsonl"
+        if not path.is_file():  # of an earlier version: failures only
+            reasons = self.summary.get("failures", {})
+            rows = [(i, self.ids[i]) for i in np.flatnonzero(self.failed)]
+            return [{"sample": int(i), "path": p, "status": "failed", "reason": reasons.get(p, "")} for i, p in rows]
+        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Softmax over the last axis, float64 inside, float32 out."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    exponentials = np.exp(shifted)
-    return (exponentials / exponentials.sum(axis=-1, keepdims=True)).astype(np.float32)
+    return metrics.probabilities(logits).astype(np.float32)

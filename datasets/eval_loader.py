@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 import torch
 
 from datasets.bad_media import BadEvent, Ledger, printable
-from datasets.plan import EvalSpec, VideoPlan
 from datasets.pool import Answer
 from datasets.reading import Loader, Reading
 from datasets.records import Records
+from datasets.views import EvalSpec, VideoPlan
 from datasets.workers import Setup, video_plan
 from utils import transforms
+
+Cut = Callable[[int, int], torch.Tensor]  # (start, stop) -> these views of a video
 
 
 @dataclasses.dataclass
@@ -28,6 +30,7 @@ class VideoItem:
             shared memory: valid until the next item is asked for.
         plan: which frames and boxes make the views; None where frames is None.
         failure: why the video could not be read, else None.
+        repaired: what is wrong with it although it could be read, else "".
     """
 
     sample: int
@@ -35,6 +38,7 @@ class VideoItem:
     frames: torch.Tensor | None
     plan: VideoPlan | None
     failure: str | None
+    repaired: str = ""
 
 
 class EvalLoader(Loader):
@@ -43,7 +47,8 @@ class EvalLoader(Loader):
     Args:
         records: the list.
         spec: clips and crops of each video.
-        reading: how media are read; a video that cannot be read comes as an item with a failure.
+        reading: how media are read; a video that cannot be read comes as an item with a failure. With `on_bad:
+            substitute` one that lacks a few frames is shown with their neighbours and says so (`repaired`).
         rank, world: this rank and the number of ranks.
         device: where frames go.
         skip: samples that are not wanted; the same on every rank.
@@ -72,7 +77,8 @@ class EvalLoader(Loader):
         self._slot_of: dict[int, int] = {}
         self._free = list(range(max(1, reading.prefetch) + 1))
         self._held: int | None = None
-        setup = Setup(reader=reading.reader.to_json(), train="", eval=spec.to_json(), seed=0)
+        repair = reading.on_bad == "substitute"
+        setup = Setup(reader=reading.reader.to_json(), train="", eval=spec.to_json(), seed=0, repair=repair)
         super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=0, device=device)
         self._begin()
 
@@ -124,22 +130,36 @@ class EvalLoader(Loader):
         plan = video_plan(answer)
         assert self._held is not None
         frames = torch.from_numpy(self._slots[self._held].view(0, (len(plan.frames), *plan.size, 3)))
-        return VideoItem(sample, label, self._to_device(frames), plan, None)
+        return VideoItem(sample, label, self._to_device(frames), plan, None, answer["repaired"])
 
 
-def rounds(loader: EvalLoader, clips: int) -> Iterator[list[tuple[VideoItem, torch.Tensor | None]]]:
-    """Videos with their views (V, T, h, w, C) uint8, so many at a time that `clips` views go through at once.
+def rounds(loader: EvalLoader, views: int) -> Iterator[list[tuple[VideoItem, Cut | None]]]:
+    """Videos and what cuts their views, so many at a time that `views` views come together.
 
-    The number of rounds is the same on every rank, whatever could be read.
+    The number of rounds is the same on every rank, whatever could be read. Views (n, T, h, w, C) uint8 are cut when
+    they are asked for, so that they are never all in memory; only where several videos share a round, since frames are
+    valid until the next item only, are they cut at once.
     """
-    size = max(1, clips // loader.spec.views)
-    held: list[tuple[VideoItem, torch.Tensor | None]] = []
+    size = max(1, views // loader.spec.views)
+    held: list[tuple[VideoItem, Cut | None]] = []
     for number, item in enumerate(loader, start=1):
-        if item.sample >= 0:  # the frames are valid until the next item only: views are cut now
-            plan, views = item.plan, None
-            if item.frames is not None and plan is not None:
-                views = transforms.cut_views(item.frames, plan.clip_rows, plan.boxes, plan.flips)
-            held.append((item, views))
+        if item.sample >= 0:
+            held.append((item, _cut(item, now=size > 1)))
         if number % size == 0 or number == len(loader):
             yield held
             held = []
+
+
+def _cut(item: VideoItem, *, now: bool) -> Cut | None:
+    frames, plan = item.frames, item.plan
+    if frames is None or plan is None:
+        return None
+
+    def cut(start: int, stop: int) -> torch.Tensor:
+        views = slice(start, stop)
+        return transforms.cut_views(frames, plan.clip_rows[views], plan.boxes[views], plan.flips[views])
+
+    if not now:
+        return cut
+    whole = cut(0, len(plan.boxes))
+    return lambda start, stop: whole[start:stop]

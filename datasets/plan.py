@@ -1,7 +1,7 @@
 """From integers to what a clip is made of: `draw` the uniforms, `resolve` them with the facts of a video.
 
 Everything here is pure: no pixels, no files, no torch. A training clip is a function of (seed, epoch, position), its
-video's facts and a `TrainSpec`; the views of an evaluation are a function of the facts and an `EvalSpec`.
+video's facts and a `TrainSpec`; the views of an evaluation (views.py) of the facts and an `EvalSpec`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from datasets import crops
 from datasets.crops import Box, Size
 from datasets.order import uniforms
-from datasets.sampling import Sampling, check_clips, test_frames, train_frames, uniforms_needed
+from datasets.sampling import Sampling, train_frames, uniforms_needed
 from utils.faults import MediaError, UserError
 
 # Counter blocks: switching one augmentation on leaves the draws of the others as they are. Never renumber.
@@ -87,53 +87,7 @@ class TrainSpec:
     @classmethod
     def from_json(cls, text: str) -> TrainSpec:
         """The inverse of `to_json`."""
-        return cls(**_fields(text))
-
-
-@dataclass(frozen=True)
-class EvalSpec:
-    """Which views an evaluation takes of each video; plain values, so that it travels as JSON.
-
-    Args:
-        sampling: frames of a clip.
-        num_clips: clips in time.
-        crops: a key of `EVAL_CROPS`: views in space of each clip.
-        scale: short side of the whole frame in pixels, the long side as `crops.mma_rescale` rounds it.
-        crop_size: side of a crop in pixels.
-
-    Raises:
-        UserError: a crop larger than the scaled frame, unknown `crops`, or clips that the preset does not define.
-    """
-
-    sampling: Sampling
-    num_clips: int = 1
-    crops: str = "centre"
-    scale: int = 256
-    crop_size: int = 224
-
-    def __post_init__(self) -> None:
-        if self.crops not in EVAL_CROPS:
-            raise UserError(f"crops: unknown views {self.crops!r}; there are {', '.join(EVAL_CROPS)}")
-        if self.crop_size > self.scale:
-            raise UserError(
-                f"an evaluation crop of {self.crop_size} pixels does not fit into frames with a short side of "
-                f"{self.scale}: make augmentation.input_size smaller or augmentation.test_resize larger"
-            )
-        check_clips(self.sampling, self.num_clips)
-
-    @property
-    def views(self) -> int:
-        """V, views of each video."""
-        return self.num_clips * {"centre": 1, "three": 3, "ten": 10}[self.crops]
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> EvalSpec:
-        """The inverse of `to_json`."""
-        return cls(**_fields(text))
+        return cls(**spec_fields(text))
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,29 +125,6 @@ class Plan:
     erase: NDArray[np.int64] | None
 
 
-@dataclass(frozen=True, eq=False)
-class VideoPlan:
-    """All views of one video: its distinct frames are read once, whole, at test scale; views are cut from them.
-
-    Views stand clip by clip; within a clip in the order of `EVAL_CROPS`.
-
-    Attributes:
-        sample: index of the record.
-        frames: (F,) int64 ordinals, sorted and distinct.
-        size: (h, w) to which whole frames are scaled.
-        clip_rows: (V, T) int64: rows of `frames` that make each view.
-        boxes: (V, 4) int64: x1, y1, x2, y2 on the scaled frame.
-        flips: (V,) bool: mirror the crop.
-    """
-
-    sample: int
-    frames: NDArray[np.int64]
-    size: Size
-    clip_rows: NDArray[np.int64]
-    boxes: NDArray[np.int64]
-    flips: NDArray[np.bool_]
-
-
 def draw(seed: int, epoch: int, position: int, spec: TrainSpec) -> Draws:
     """The uniforms of the clip at a global position; no more and no less for a long or a short video.
 
@@ -225,7 +156,7 @@ def resolve(draws: Draws, facts: Facts, spec: TrainSpec, sample: int) -> Plan:
     Raises:
         MediaError: the video has no frames or no pixels.
     """
-    _check_facts(facts, sample)
+    check_facts(facts, sample)
     jitter = erase = None
     if spec.jitter is not None and draws.jitter is not None:
         jitter = _jitter(draws.jitter, spec.jitter)
@@ -242,32 +173,11 @@ def resolve(draws: Draws, facts: Facts, spec: TrainSpec, sample: int) -> Plan:
     )
 
 
-def resolve_eval(facts: Facts, spec: EvalSpec, sample: int) -> VideoPlan:
-    """The views of one video; nothing in it is random.
-
-    Raises:
-        MediaError: the video has no frames or no pixels.
-    """
-    _check_facts(facts, sample)
-    clips = test_frames(spec.sampling, facts.frames, facts.fps, spec.num_clips)  # (K, T)
-    frames, rows = np.unique(clips, return_inverse=True)
-    w, h = crops.mma_rescale(facts.width, facts.height, spec.scale)
-    boxes, flips = EVAL_CROPS[spec.crops](w, h, spec.crop_size)
-    return VideoPlan(
-        sample=sample,
-        frames=frames,
-        size=(h, w),
-        clip_rows=np.repeat(rows.reshape(clips.shape), len(boxes), axis=0),  # (K, T) -> (V, T)
-        boxes=np.tile(np.array(boxes, np.int64), (spec.num_clips, 1)),
-        flips=np.tile(np.array(flips, np.bool_), spec.num_clips),
-    )
-
-
 def train_spec(cfg: Any) -> TrainSpec:
     """The TrainSpec of a loaded configuration."""
     a = cfg.augmentation
     return TrainSpec(
-        sampling=_sampling(cfg),
+        sampling=sampling_of(cfg),
         input_size=a.input_size,
         crop=a.crop,
         scales=tuple(a.scales),
@@ -283,26 +193,20 @@ def train_spec(cfg: Any) -> TrainSpec:
     )
 
 
-def eval_spec(cfg: Any, views: str | None = None, num_clips: int = 1) -> EvalSpec:
-    """The EvalSpec of a loaded configuration; `views` None means ten crops with `val_dense`, else the centre."""
-    if views is None:
-        views = "ten" if cfg.val_dense else "centre"
-    a = cfg.augmentation
-    return EvalSpec(_sampling(cfg), num_clips, views, a.test_resize, a.input_size)
-
-
-def _sampling(cfg: Any) -> Sampling:
+def sampling_of(cfg: Any) -> Sampling:
+    """The Sampling of a loaded configuration."""
     return Sampling(cfg.data.sampling, cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval)
 
 
-def _fields(text: str) -> dict[str, Any]:
-    """Fields of a spec: JSON has lists where we have tuples, and a dict where we have a Sampling."""
+def spec_fields(text: str) -> dict[str, Any]:
+    """Fields of a spec written as JSON: JSON has lists where we have tuples, and a dict where we have a Sampling."""
     values: dict[str, Any] = json.loads(text)
     fields = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
     return {**fields, "sampling": Sampling(**values["sampling"])}
 
 
-def _check_facts(facts: Facts, sample: int) -> None:
+def check_facts(facts: Facts, sample: int) -> None:
+    """Refuse a video that has nothing to read (MediaError)."""
     if facts.frames < 1 or facts.height < 1 or facts.width < 1:
         reason = f"nothing to read: {facts.frames} frames of {facts.width}x{facts.height} pixels"
         raise MediaError(f"sample {sample}", reason)
@@ -361,12 +265,4 @@ TRAIN_CROPS: dict[str, Callable[[int, int, Sequence[float], TrainSpec], Box]] = 
     "random": lambda w, h, u, spec: crops.random_crop(w, h, u, spec.input_size),
     "short_side_jitter": _short_side_jitter,
     "centre": lambda w, h, u, spec: crops.mma_center(w, h, min(w, h)),
-}
-
-#: Views in space -> boxes and flips. three: left or top, centre, right or bottom along the long side (PySlowFast).
-#: ten: left top, right top, left bottom, right bottom, centre, each plain then mirrored (MMAction2, PaddleVideo).
-EVAL_CROPS: dict[str, Callable[[int, int, int], tuple[list[Box], list[bool]]]] = {
-    "centre": lambda w, h, crop: ([crops.mma_center(w, h, crop)], [False]),
-    "three": lambda w, h, crop: (crops.psf_uniform(w, h, crop), [False] * 3),
-    "ten": lambda w, h, crop: ([box for box in crops.five_places(w, h, crop) for _ in range(2)], [False, True] * 5),
 }

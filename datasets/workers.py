@@ -24,10 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from datasets.plan import EvalSpec, Plan, TrainSpec, VideoPlan, draw, resolve, resolve_eval
+from datasets.plan import Plan, TrainSpec, draw, resolve
 from datasets.readers import ReaderSpec, open_reader
 from datasets.records import Records
+from datasets.repair import read_what_decodes
 from datasets.slots import Slot
+from datasets.views import EvalSpec, VideoPlan, resolve_eval
 from utils.faults import MediaError, UserError
 
 MESSAGE_BYTES = 1 << 18
@@ -41,6 +43,7 @@ class Setup:
     Attributes:
         reader, train, eval: specs as JSON; an empty string where there is none.
         seed: of the run.
+        repair: in an evaluation, show the nearest frame where one does not decode.
         records_fd, control_fd, slot_fds: inherited descriptors (unused by the inline desk).
         folder: working directory of the parent, which relative paths are relative to.
         parent: process id of the parent.
@@ -50,6 +53,7 @@ class Setup:
     train: str
     eval: str
     seed: int
+    repair: bool = False
     records_fd: int = -1
     control_fd: int = -1
     slot_fds: tuple[int, ...] = ()
@@ -68,6 +72,7 @@ class Desk:
         self.seed = setup.seed
         self.train = TrainSpec.from_json(setup.train) if setup.train else None
         self.eval = EvalSpec.from_json(setup.eval) if setup.eval else None
+        self.repair = setup.repair
         self.records = records
         self.slots = slots
         self.reader = open_reader(ReaderSpec.from_json(setup.reader), records)
@@ -103,8 +108,15 @@ class Desk:
         plan = resolve_eval(self.reader.probe(sample), self.eval, sample)
         shape = (len(plan.frames), *plan.size, 3)
         slot.grow(int(np.prod(shape)))
-        self.reader.read(sample, plan.frames, None, plan.size, slot.view(0, shape))
-        return plan_to_dict(plan)
+        out, repaired = slot.view(0, shape), ""
+        try:
+            self.reader.read(sample, plan.frames, None, plan.size, out)
+        except MediaError as error:
+            if not self.repair:
+                raise
+            plan = dataclasses.replace(plan, frames=read_what_decodes(self.reader, plan, out, error))
+            repaired = error.reason
+        return plan_to_dict(plan) | {"repaired": repaired}
 
 
 def plan_to_dict(plan: Plan | VideoPlan) -> dict[str, Any]:

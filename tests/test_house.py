@@ -40,6 +40,7 @@ TORCH_FREE = (
     "launch/*.py", "utils/config/*.py", "utils/faults.py", "utils/lr_schedule.py", "utils/run_dir.py",
     "methods/fetch.py",
     "datasets/records.py", "datasets/order.py", "datasets/sampling.py", "datasets/crops.py", "datasets/plan.py",
+    "datasets/views.py",
     "datasets/readers.py", "datasets/frames.py", "datasets/frame_source.py", "datasets/video.py", "datasets/workers.py",
     "datasets/demo.py", "datasets/motion8.py", "docs/pictures/*.py",
 )  # fmt: skip

@@ -1,23 +1,27 @@
 """How many views of an evaluation go through the network at once: found by measuring, halved when memory runs out.
 
-On a CPU few views are fastest, because their feature maps stay in its caches; on a GPU many are. What is measured is
-the evaluation itself: sizes 1, 2, 4, ... take their turn with the first views, as long as a larger one is worth it.
+What is measured is memory, not time, so that the same evaluation takes the same chunks again and gives the same bits,
+also after it was killed. On a CPU as many views are run as keep the largest feature map in the caches, on a GPU as many
+as fit. A view's scores do not depend on the others of its chunk, but on their number, in the last bits: a chunk that is
+not full is filled up.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.faults import UserError
 
 MOST = 64  # views at once; no device that we know gains from more
 GROUP = {"cpu": 4, "cuda": 32}  # views of several videos that are collected before they are run
-_WORTH = 0.97  # a larger size is kept if a view then takes less than this share of the time
-_MEMORY_SHARE = 0.8  # of a GPU's free memory that a chunk may be expected to take
+_CACHE = 2**24  # bytes of the largest feature map for each CPU thread: measured, docs/evaluation.md
+_MEMORY_SHARE = 0.5  # of a GPU's free memory that a chunk may be expected to take
+
+Cut = Callable[[int, int], Tensor]
 
 
 class Chunks:
@@ -26,8 +30,8 @@ class Chunks:
     Args:
         forward: (n, T, h, w, C) uint8 on the device -> scores (n, K) float32.
         device: where it runs.
-        size: views at once; None to find it by measuring.
-        most: upper limit while measuring.
+        size: views at once; None to find it with the first view.
+        net: whose feature maps are measured on a CPU.
         say: where to tell that memory ran out.
 
     Attributes:
@@ -41,24 +45,21 @@ class Chunks:
         device: torch.device,
         *,
         size: int | None = None,
-        most: int = MOST,
+        net: nn.Module | None = None,
         say: Callable[[str], None] = print,
     ) -> None:
-        self.forward, self.device, self.say = forward, device, say
+        self.forward, self.device, self.net, self.say = forward, device, net, say
         self.size, self.group = size or 1, size or GROUP.get(device.type, 32)
-        self._most = size or most
-        self._measuring = size is None
-        self._warm = False
-        self._best = float("inf")  # seconds per view at the size before
-        self._used = 0.0  # bytes per view, on a GPU
+        self._unknown = size is None
 
-    def run(self, cut: Callable[[int, int], Tensor], views: int) -> Tensor:
+    def run(self, cut: Cut, views: int, full: int | None = None) -> Tensor:
         """Scores of all views.
 
         Args:
             cut: gives views start..stop-1 as (n, T, h, w, C) uint8 on the device; called once per chunk, so that not
                 all views are in memory at once.
             views: V.
+            full: how many there usually are, if fewer are left at the end of the list.
 
         Returns:
             (V, K) float32.
@@ -66,12 +67,15 @@ class Chunks:
         Raises:
             UserError: not even one view fits into memory.
         """
+        if self._unknown:
+            self.size, self._unknown = self._measured(cut, full or views), False
         parts: list[Tensor] = []
         start = 0
         while start < views:
             stop = min(start + self.size, views)
+            count = min(self.size, full) if full and views < full else 0
             try:
-                parts.append(self._timed(cut, start, stop) if self._measuring else self.forward(cut(start, stop)))
+                parts.append(self._filled(cut(start, stop), count))
                 start = stop
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -81,29 +85,36 @@ class Chunks:
                 torch.cuda.empty_cache()  # out here, since the error holds on to the tensors of the failed pass
         return torch.cat(parts)
 
-    def _timed(self, cut: Callable[[int, int], Tensor], start: int, stop: int) -> Tensor:
-        """Run a chunk; after it take the next larger size, or settle for the best one."""
-        clock = time.process_time if self.device.type == "cpu" else time.perf_counter
-        self._begin_memory()
-        began = clock()
-        scores = self.forward(cut(start, stop))
-        self._wait()
-        count = stop - start
-        seconds = (clock() - began) / count
-        if count < self.size:  # the end of a video says nothing about a full chunk
-            return scores
-        if not self._warm:  # the first pass prepares the weights and the allocator
-            self._warm = True
-        elif seconds > _WORTH * self._best:
-            self._settle(max(1, self.size // 2))
-        elif 2 * self.size > self._most or not self._has_room(count):
-            self._settle(self.size)
-        else:
-            self._best, self.size = seconds, 2 * self.size
-        return scores
+    def _filled(self, clips: Tensor, count: int) -> Tensor:
+        """Scores of a chunk, which is run with at least `count` views."""
+        missing = count - len(clips)
+        if missing <= 0:
+            return self.forward(clips)
+        return self.forward(torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])]))[: len(clips)]
 
-    def _settle(self, size: int) -> None:
-        self.size, self._measuring = size, False
+    def _measured(self, cut: Cut, full: int) -> int:
+        """Run the first view, for its memory only, and divide what usually comes into equal chunks."""
+        try:
+            most = self._that_fit(cut(0, 1))
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            most = 1  # `run` will say it
+        return max(n for n in range(1, max(1, min(most, full, MOST)) + 1) if full % n == 0)
+
+    def _that_fit(self, view: Tensor) -> int:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.forward(view)
+            torch.cuda.synchronize(self.device)
+            used = torch.cuda.max_memory_allocated(self.device) - before
+            free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - before
+            return int(_MEMORY_SHARE * free / max(used, 1))
+        with LargestMap(self.net) as largest:
+            self.forward(view)
+        return int(_CACHE * torch.get_num_threads() / max(largest.bytes, 1))
 
     def _halve(self, tried: int, error: Exception) -> None:
         if tried == 1:
@@ -111,26 +122,32 @@ class Chunks:
                 f"one view alone does not fit into the memory of this {self.device.type} ({error}): take a smaller "
                 "--crop-size, or fewer frames in a clip"
             ) from error
-        self._settle(max(1, tried // 2))
+        self.size = max(1, tried // 2)
         self.say(f"memory ran out with {tried} views at once; going on with {self.size}")
 
-    def _begin_memory(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self._used = float(torch.cuda.memory_allocated(self.device))
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+class LargestMap:
+    """While it is entered, notes the size of the largest tensor that a layer of a network answers.
 
-    def _has_room(self, count: int) -> bool:
-        """Whether twice as many views can be expected to fit."""
-        if self.device.type != "cuda":
-            return True
-        used = torch.cuda.max_memory_allocated(self.device) - self._used
-        free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - self._used
-        return 2 * used < _MEMORY_SHARE * free
+    Attributes:
+        bytes: its size.
+    """
+
+    def __init__(self, net: nn.Module | None) -> None:
+        self.net, self.bytes = net, 0
+
+    def __enter__(self) -> LargestMap:
+        layers = self.net.modules() if self.net is not None else ()
+        self._hooks = [layer.register_forward_hook(self._note) for layer in layers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _note(self, _layer: nn.Module, _arguments: Any, answer: Any) -> None:
+        if isinstance(answer, Tensor):
+            self.bytes = max(self.bytes, answer.numel() * answer.element_size())
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -141,7 +158,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
-def joined(pieces: Sequence[tuple[Callable[[int, int], Tensor], int]]) -> tuple[Callable[[int, int], Tensor], int]:
+def joined(pieces: Sequence[tuple[Cut, int]]) -> tuple[Cut, int]:
     """One `cut` over the views of several videos, and their number.
 
     Args:

@@ -68,10 +68,14 @@ def lr_at(
     if warmup_type in ("to_peak", "to_schedule"):
         end = peak if warmup_type == "to_peak" else schedule(warmup_steps)
         return base_lr + share * (end - base_lr)
-    ratio = base_lr / peak
+    return schedule(moved) * _factor(warmup_type, share, base_lr / peak)
+
+
+def _factor(warmup_type: str, share: float, ratio: float) -> float:
+    """By what a warm-up of MMAction2 0.x multiplies the regular rate, `share` of the way through it."""
     if warmup_type == "factor_linear":
-        return schedule(moved) * (1 - (1 - share) * (1 - ratio))
-    return schedule(moved) * (ratio if warmup_type == "factor_constant" else ratio ** (1 - share))
+        return 1 - (1 - share) * (1 - ratio)
+    return ratio if warmup_type == "factor_constant" else ratio ** (1 - share)
 
 
 def _schedule(

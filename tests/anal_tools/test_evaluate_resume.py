@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import main
-from anal_tools import results
+from anal_tools import result_parts, results
 from tests.experiment import make
 
 KEY = {"weights": "w", "list": "l"}
@@ -40,8 +40,8 @@ def stopping(keep, after: int):
 
 
 def test_stopped_by_a_signal_it_goes_on(exp: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    kept = stopping(results.PartWriter.keep, 6)
-    monkeypatch.setattr(results.PartWriter, "keep", kept)
+    kept = stopping(result_parts.PartWriter.keep, 6)
+    monkeypatch.setattr(result_parts.PartWriter, "keep", kept)
     assert main.main(["eval", str(exp), "--name", "rough"]) == 75
     assert not (exp / "results/rough.json").exists()
     before = kept.seen
@@ -57,7 +57,7 @@ def test_stopped_by_a_signal_it_goes_on(exp: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_other_weights_start_anew(exp: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr(results.PartWriter, "keep", stopping(results.PartWriter.keep, 6))
+    monkeypatch.setattr(result_parts.PartWriter, "keep", stopping(result_parts.PartWriter.keep, 6))
     assert main.main(["eval", str(exp), "--name", "other"]) == 75
     monkeypatch.undo()
     assert main.main(["eval", str(exp), "--name", "other", "--checkpoint", str(exp / "ckpt_prev.pth.tar")]) == 0
@@ -73,7 +73,7 @@ def part(folder: Path, name: str, samples: list[int], failed: int = 0) -> None:
 
 def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path) -> None:
     folder = tmp_path / "best"
-    assert results.earlier_parts(folder, KEY, 9) == (0, [])
+    assert result_parts.earlier_parts(folder, KEY, 9) == (0, [])
     part(folder, "part-0000-0000-000000.npz", [0, 2, 4], failed=1)
     part(folder, "part-0000-0001-000000.npz", [1, 3])
     part(folder, "part-0000-0001-000001.npz", [5, 4])  # 4 is there already
@@ -84,7 +84,7 @@ def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path) -> Non
     (folder / "part-0000-0003-000000.npz").write_bytes(b"")
     (folder / "part-0000-0004-000000.tmp").write_bytes(whole)
     (folder.with_suffix(".json")).write_text("{}")
-    start, parts = results.earlier_parts(folder, KEY, 9)
+    start, parts = result_parts.earlier_parts(folder, KEY, 9)
     assert start == 1
     assert [list(found["samples"]) for found in parts] == [[0, 2, 4], [1, 3]]
     assert sorted(path.name for path in folder.glob("part-*")) == [
@@ -92,19 +92,19 @@ def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path) -> Non
         "part-0000-0001-000000.npz",
     ]
     assert not folder.with_suffix(".json").exists()
-    assert results.earlier_parts(folder, KEY, 9)[0] == 2
-    assert results.earlier_parts(folder, {**KEY, "weights": "v"}, 9) == (0, [])
+    assert result_parts.earlier_parts(folder, KEY, 9)[0] == 2
+    assert result_parts.earlier_parts(folder, {**KEY, "weights": "v"}, 9) == (0, [])
     assert list(folder.glob("part-*")) == []
     part(folder, "part-0000-0000-000000.npz", [0])
     (folder / "parts.json").write_text(json.dumps({"key": 3}))
-    assert results.earlier_parts(folder, KEY, 9) == (0, [])
+    assert result_parts.earlier_parts(folder, KEY, 9) == (0, [])
 
 
 def test_a_slow_evaluation_writes_parts_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Item:
         sample, failure = 3, "x"
 
-    monkeypatch.setattr(results, "PART_SECONDS", -1.0)
-    writer = results.PartWriter(tmp_path, 2, start=4)
+    monkeypatch.setattr(result_parts, "PART_SECONDS", -1.0)
+    writer = result_parts.PartWriter(tmp_path, 2, start=4)
     writer.keep(Item(), None)
     assert [path.name for path in tmp_path.iterdir()] == ["part-0004-0002-000000.npz"]

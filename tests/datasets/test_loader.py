@@ -11,12 +11,13 @@ import torch
 
 from datasets.eval_loader import EvalLoader
 from datasets.order import sample_at
-from datasets.plan import EvalSpec, TrainSpec
+from datasets.plan import TrainSpec
 from datasets.readers import ReaderSpec
 from datasets.reading import Reading
 from datasets.records import Records
 from datasets.sampling import Sampling
 from datasets.train_loader import Batch, TrainLoader
+from datasets.views import EvalSpec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
 from utils.faults import UserError
 from utils.shards import ShardPlan
@@ -262,10 +263,11 @@ def test_build_follows_the_configuration(records: Records) -> None:
     )  # fmt: skip
     data = Space(
         reader="video", template="auto", frame_base="auto", sampling="tsn", clip_len=1, frame_interval=1,
-        on_bad="skip", bad_budget=0.1, flip=True, deadline_seconds=20.0, prefetch=2,
+        on_bad="skip", bad_budget=0.1, flip=True, deadline_seconds=20.0, prefetch=2, list_layout="auto",
+        order="class_balanced",
     )  # fmt: skip
     cfg = Space(
-        augmentation=augmentation, data=data, workers=1, seed=3, val_dense=True,
+        augmentation=augmentation, data=data, workers=1, seed=3, val_dense=True, loss="ce",
         model=Space(num_segments=4, num_class=2),
         lr_scheduler=Space(max_iter=2), train_source=records.list_file, train_root=records.root,
         val_source=records.list_file, val_root=records.root,
@@ -274,6 +276,8 @@ def test_build_follows_the_configuration(records: Records) -> None:
         steps = list(train)
     assert [step for step, _ in steps] == [0, 1]
     assert steps[0][1][0].jitter is None
+    labels = [label for _, batches in steps for batch in batches for label in batch.labels.tolist()]
+    assert all({first, second} == {0, 1} for first, second in zip(labels[::2], labels[1::2], strict=True)), "balanced"
     with build(cfg, "val", World()) as val:
         items = list(val)
     assert len(items) == VIDEOS

@@ -13,12 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.plan import EvalSpec, TrainSpec
+from datasets.plan import TrainSpec
 from datasets.pool import Answer, Inline, Pool, Service
 from datasets.readers import ReaderSpec
 from datasets.records import Records
 from datasets.sampling import Sampling
 from datasets.slots import Slot
+from datasets.views import EvalSpec
 from datasets.workers import Setup, video_plan
 from tests.datasets.videos import number_in, records_of, write_video
 

@@ -207,7 +207,6 @@ def test_views_of_an_evaluation_are_swept(exp: Path, tmp_path: Path) -> None:
             Sweep(tmp_path / "s", verb, (exp,), (f"{key}=centre",)).cells()
 
 
-
 def test_errors_before_anything_is_made(exp: Path, tmp_path: Path, stand_in: Path) -> None:
     for words, says in (
         (("--exp", exp, "--grid", "seed=1,two"), "seed"),

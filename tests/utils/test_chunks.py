@@ -32,7 +32,7 @@ def test_every_view_once_and_in_order(size: int | None) -> None:
 
     scores = chunks.Chunks(forward, CPU, size=size).run(cut, 30)
     assert torch.equal(scores, total(VIEWS))
-    assert sum(seen) == 30
+    assert sum(seen) == 30 + (size is None), "the view that is measured is run once more"
     assert max(seen) <= (size or chunks.MOST)
 
 
@@ -49,16 +49,56 @@ def test_several_videos_share_a_chunk() -> None:
 
 
 def test_a_size_is_found_by_measuring() -> None:
-    def best_at_four(clips: torch.Tensor) -> torch.Tensor:
-        work = {1: 4, 2: 2, 4: 1}.get(len(clips), 8)  # units of work for each view
-        for _ in range(work * len(clips)):
-            torch.ones(400, 400) @ torch.ones(400, 400)
+    """The largest chunk whose maps stay in the cache, of those that divide the views evenly; one view more is run."""
+    seen: list[int] = []
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 2**20), torch.nn.Linear(2**20, 1))  # 4 MiB a view
+
+    def forward(clips: torch.Tensor) -> torch.Tensor:
+        seen.append(len(clips))
+        return net(clips.float())
+
+    before = torch.get_num_threads()
+    try:
+        for threads, size in ((1, 3), (2, 6)):  # 4 and 8 would fit
+            torch.set_num_threads(threads)
+            seen.clear()
+            runner = chunks.Chunks(forward, CPU, net=net)
+            runner.run(cut, 30)
+            assert runner.size == size
+            assert seen == [1] + [size] * (30 // size)
+    finally:
+        torch.set_num_threads(before)
+    assert not any(layer._forward_hooks for layer in net.modules())
+
+
+def test_the_end_of_a_list_is_filled_up() -> None:
+    seen: list[int] = []
+
+    def forward(clips: torch.Tensor) -> torch.Tensor:
+        seen.append(len(clips))
         return total(clips)
 
-    runner = chunks.Chunks(best_at_four, CPU)
-    for _ in range(2):
-        runner.run(cut, 30)
-    assert runner.size == 4
+    runner = chunks.Chunks(forward, CPU, size=4)
+    assert torch.equal(runner.run(cut, 6, 8), total(VIEWS[:6]))
+    assert torch.equal(runner.run(cut, 1, 8), total(VIEWS[:1]))
+    assert torch.equal(runner.run(cut, 3, 3), total(VIEWS[:3]))
+    assert seen == [4, 4, 4, 3]
+
+
+def test_bits_do_not_depend_on_the_neighbours() -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv3d(3, 16, 3), torch.nn.ReLU(), torch.nn.Conv3d(16, 8, (1, 3, 3))).eval()
+    views = torch.randint(0, 256, (8, 4, 20, 20, 3), dtype=torch.uint8)
+
+    def forward(clips: torch.Tensor) -> torch.Tensor:
+        return net(clips.permute(0, 4, 1, 2, 3).float()).mean((2, 3, 4))
+
+    with torch.inference_mode():
+        runner = chunks.Chunks(forward, CPU, size=4)
+        whole = runner.run(lambda start, stop: views[start:stop], 8)
+        for first in range(8):
+            rest = runner.run(lambda start, stop, first=first: views[first + start : first + stop], 8 - first, 8)
+            assert torch.equal(rest, whole[first:])
 
 
 def too_large(most: int):
@@ -78,9 +118,6 @@ def test_memory_runs_out_and_the_run_goes_on() -> None:
     assert torch.equal(runner.run(cut, 30), total(VIEWS))
     assert runner.size == 3
     assert said == [f"memory ran out with {n} views at once; going on with {n // 2}" for n in (24, 12, 6)]
-    measured = chunks.Chunks(too_large(2), CPU, say=said.append)
-    assert torch.equal(measured.run(cut, 30), total(VIEWS))
-    assert measured.size <= 2
 
 
 def test_one_view_that_does_not_fit_is_an_error_with_advice() -> None:

@@ -1,0 +1,206 @@
+"""`python main.py benchmark eval EXP`: how many videos a second an evaluation scores here, and the memory it takes.
+
+Two rates: the model alone, one video at a time, as MMAction2's tools/analysis/benchmark.py measures (warm-up first,
+device synchronised, no reading and no pre-processing), and end to end, with reading and scoring. It is the evaluation
+itself that is measured: the loader, chunks and network of `main.py eval`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+NEEDS_VALIDATE = True
+
+
+def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
+    """Parse the command line and measure; `validate` is main.validate."""
+    from anal_tools.evaluate import add_options, positive
+
+    parser = argparse.ArgumentParser(prog="main.py benchmark eval", description="Time an evaluation on this machine.")
+    parser.add_argument("exp", type=Path, help="experiment folder; without a checkpoint the weights are random")
+    parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
+    parser.add_argument("--videos", type=positive, default=50, help="videos that are timed (default: 50)")
+    parser.add_argument("--warmup", type=int, default=5, help="videos before them that are not (default: 5)")
+    parser.add_argument("--threads", type=positive, default=None, help="CPU threads of torch")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+    add_options(parser)
+    args = parser.parse_args(argv)
+    figures = measure(args, validate)
+    print(json.dumps(figures) if args.json else as_table(figures))
+    return 0
+
+
+def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str, Any]:
+    """All figures of one evaluation.
+
+    Returns:
+        Rates in videos/s, times in seconds a video; `cpu_s_per_video` counts this process and its readers.
+        `memory_above_model_mb` is what came on top of the model: of the GPU where there is one, else of this process.
+    """
+    import torch
+
+    from anal_tools.eval_model import normaliser, prepare
+    from anal_tools.evaluate import chosen_protocol
+    from datasets import loader
+    from utils import config, dist
+    from utils.run import autocast
+
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cfg = config.load(args.exp, args.set)
+    config.check_files(cfg, ("val",))
+    protocol = chosen_protocol(cfg, args)
+    with contextlib.ExitStack() as stack:
+        world = dist.join()
+        stack.callback(dist.leave)
+        net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), plain=args.plain)
+        records = loader.records_of(cfg, "val")
+        watch = Stopwatch(net, world.device)
+        run = functools.partial(
+            validate,
+            net,
+            world=world,
+            num_class=cfg.model.num_class,
+            normalise=normaliser(cfg),
+            autocast=lambda: autocast(cfg.precision, world.device),
+            clips_per_forward=args.chunk,
+            average=protocol.average,
+        )
+        last = min(len(records), args.warmup + args.videos)
+        first = min(args.warmup, last - 1)
+        before = memory(world.device, reset=True)
+        for start, stop in ((0, first), (first, last)):
+            if start == stop:
+                continue
+            others = set(range(len(records))) - set(range(start, stop))
+            watch.reset()
+            wall, cpu = time.perf_counter(), cpu_seconds()
+            with loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=others) as videos:
+                run(videos)
+                waited = videos.seconds_waiting
+            wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
+        peak = memory(world.device, reset=False)
+    count = last - first
+    return {
+        "bench": "eval",
+        "model": f"{cfg.model.type} {cfg.model.backbone}",
+        "protocol": protocol.text,
+        "views": protocol.spec.views,
+        "gmacs_per_video": cost["gmacs_per_video"],
+        "device": str(world.device),
+        "threads": torch.get_num_threads(),
+        "videos": count,
+        "videos_per_s": round(count / wall, 4),
+        "model_videos_per_s": round(count / watch.wall, 4),
+        "s_per_video": round(wall / count, 4),
+        "model_s_per_video": round(watch.wall / count, 4),
+        "waiting_s_per_video": round(waited / count, 4),
+        "cpu_s_per_video": round(cpu / count, 4),
+        "model_cpu_s_per_video": round(watch.cpu / count, 4),
+        "largest_chunk": watch.largest,
+        "memory_of_model_mb": round(before),
+        "memory_above_model_mb": round(peak - before),
+    }
+
+
+def network(cfg: Any, args: argparse.Namespace, world: Any) -> Any:
+    """The experiment's network with the weights of its checkpoint, or with random ones where it has none."""
+    import methods
+    from anal_tools.eval_model import build_for_evaluation, choose_weights
+    from utils import checkpoint
+    from utils.run import model_arguments, place
+
+    has_any = any((args.exp / name).is_file() for name in (checkpoint.BEST, checkpoint.LATEST))
+    if args.checkpoint is None and not has_any:
+        return place(methods.build(**model_arguments(cfg, pretrained=False)), world.device, cfg.precision).eval()
+    weights = choose_weights(args.exp, args.checkpoint)
+    return build_for_evaluation(cfg, checkpoint.load(weights), weights, world)
+
+
+class Stopwatch:
+    """How long a network was busy.
+
+    Args:
+        net: gets two hooks.
+        device: where it runs; a GPU is waited for.
+
+    Attributes:
+        wall, cpu: seconds in the network since `reset`, on the clock and of this process.
+        largest: clips of its largest call.
+    """
+
+    def __init__(self, net: Any, device: Any) -> None:
+        self.device = device
+        self.reset()
+        net.register_forward_pre_hook(self._begin)
+        net.register_forward_hook(self._end)
+
+    def reset(self) -> None:
+        """Start at 0."""
+        self.wall, self.cpu, self.largest = 0.0, 0.0, 0
+
+    def _begin(self, _net: Any, _clips: Any) -> None:
+        self._wait()
+        self.began = time.perf_counter(), time.process_time()
+
+    def _end(self, _net: Any, clips: Any, _logits: Any) -> None:
+        self._wait()
+        self.wall += time.perf_counter() - self.began[0]
+        self.cpu += time.process_time() - self.began[1]
+        self.largest = max(self.largest, len(clips[0]))
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of the children that have ended, such as a closed loader's readers."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def memory(device: Any, *, reset: bool) -> float:
+    """MiB in use now (`reset`: the peak is forgotten), or else the peak since then."""
+    if device.type == "cuda":
+        import torch
+
+        if reset:
+            torch.cuda.reset_peak_memory_stats(device)
+            return torch.cuda.memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if reset:
+        with contextlib.suppress(OSError):  # where that is not allowed the peak of building the model counts too
+            Path("/proc/self/clear_refs").write_text("5")
+    wanted = "VmRSS:" if reset else "VmHWM:"
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(wanted):
+            return int(line.split()[1]) / 1024
+    return float("nan")
+
+
+def as_table(figures: dict[str, Any]) -> str:
+    """The figures for a person."""
+    f = figures
+    return "\n".join(
+        [
+            f"{f['model']} on {f['device']}, {f['threads']} thread(s): {f['protocol']}",
+            f"model alone   {f['model_videos_per_s']:9.3f} videos/s   {1000 * f['model_s_per_video']:9.1f} ms a video, "
+            f"{f['gmacs_per_video']:.1f} GMAC, {f['largest_chunk']} views at once",
+            f"end to end    {f['videos_per_s']:9.3f} videos/s   {1000 * f['s_per_video']:9.1f} ms a video, of which "
+            f"{1000 * f['waiting_s_per_video']:.1f} ms waiting for data, {f['cpu_s_per_video']:.3f} CPU-seconds",
+            f"memory        {f['memory_of_model_mb']:9.0f} MiB with the model, {f['memory_above_model_mb']} MiB more "
+            f"at the peak ({f['videos']} videos)",
+        ]
+    )

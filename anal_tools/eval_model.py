@@ -1,0 +1,113 @@
+"""The network of an evaluation: its weights, its fastest form, what a view costs, how pixels become its input."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from anal_tools.protocols import Protocol
+
+_SAME = 1e-5  # largest difference of a class probability that counts as the same answer
+_PROBE_SIDE = 64  # pixels of the clip on which that is checked
+
+
+def choose_weights(exp: Path, wanted: str | None) -> Path:
+    """The checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
+
+    Raises:
+        UserError: there is no such file.
+    """
+    from utils import checkpoint
+
+    names = {"best": [checkpoint.BEST], "latest": [checkpoint.LATEST], None: [checkpoint.BEST, checkpoint.LATEST]}
+    paths = [exp / file for file in names[wanted]] if wanted in names else [Path(str(wanted))]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise UserError(f"{paths[0]}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
+
+
+def build_for_evaluation(cfg: Any, state: dict[str, Any], weights: Path, world: Any) -> Any:
+    """The model of the config with a checkpoint's weights, in eval mode on the device."""
+    import methods
+    from utils import checkpoint
+    from utils.run import model_arguments, place
+
+    net = methods.build(**model_arguments(cfg, pretrained=False))
+    checkpoint.load_model(net, checkpoint.evaluated_weights(state)[0], weights)
+    return place(net, world.device, cfg.precision).eval()
+
+
+def prepare(cfg: Any, protocol: Protocol, build: Callable[[], Any], *, plain: bool) -> tuple[Any, dict[str, Any]]:
+    """What scores the views of a protocol, and what a view costs.
+
+    Args:
+        cfg: a loaded configuration.
+        protocol: which views there will be.
+        build: makes the network, in evaluation mode on its device.
+        plain: leave the network as it was trained, instead of bringing it into a faster form (`quick`).
+
+    Returns:
+        The network; {gmacs_per_view, gmacs_per_video, parameters}.
+
+    Raises:
+        UserError: the network does not take clips of this many frames, or cannot be tested per position.
+    """
+    from methods import macs
+    from methods.positions import PositionScores
+
+    net = build()
+    spec = protocol.spec
+    shape = (1, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)
+    try:
+        gmacs = macs.count_macs(net, shape) / 1e9
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{cfg.model.type} cannot be shown these views ({protocol.text}): {error}") from error
+    cost = {"gmacs_per_view": round(gmacs, 4), "gmacs_per_video": round(gmacs * spec.views, 4)}
+    cost["parameters"] = macs.count_parameters(net)
+    if not plain and cfg.precision in ("fp32", "fp64"):
+        net = quick(net, shape, build)
+    if protocol.window:
+        if not hasattr(net, "window_logits"):
+            raise UserError(f"--per-position: {cfg.model.type} has no classifier on windows of its map")
+        net = PositionScores(net, protocol.window).eval()
+    return net, cost
+
+
+def quick(net: Any, shape: tuple[int, ...], again: Callable[[], Any]) -> Any:
+    """The network in the form that is fastest in evaluation; as it was (`again`) if that changes its answers.
+
+    Batch norm becomes part of the convolutions (methods/folding.py).
+    """
+    import torch
+
+    from methods import folding
+
+    weight = next(net.parameters())
+    side = min(shape[-1], _PROBE_SIDE)
+    noise = torch.Generator().manual_seed(0)
+    clip = torch.randn((1, shape[2], side, side, 3), generator=noise, dtype=weight.dtype).permute(0, 4, 1, 2, 3)
+    clip = clip.to(weight.device)  # (1, T, H, W, C) -> (1, C, T, H, W), in the memory that clips have
+    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+        before = net(clip)
+        folding.fold(net)
+        after = net(clip)
+    error = (before.softmax(1) - after.softmax(1)).abs().max().item()
+    if error <= _SAME:
+        return net
+    print(f"the network stays as it was trained: its faster form would change scores by {error:.1e}", flush=True)
+    return again()
+
+
+def normaliser(cfg: Any) -> Callable[[Any], Any]:
+    """What turns uint8 clips (N, T, H, W, C) into the network's input, with the config's colours."""
+    from utils import transforms
+    from utils.run import dtype_of
+
+    colour = {"mean": cfg.augmentation.mean, "std": cfg.augmentation.std}
+    return functools.partial(transforms.normalise, **colour, dtype=dtype_of(cfg.precision))

@@ -1,0 +1,242 @@
+"""How an evaluation is done, by name: which clips and crops, at which size, and how their scores are averaged.
+
+A protocol makes a number comparable, so each has a name, is written into every result, and follows the tool that
+published it to the rounding of a pixel (the crops and test clips are tested against the tools' own tables).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from datasets.plan import sampling_of
+from datasets.sampling import Sampling, test_frames
+from datasets.views import EVAL_CROPS, EvalSpec, eval_spec
+from utils.faults import UserError, did_you_mean
+
+AVERAGES = ("prob", "logit", "sum")
+
+#: Whose crops: number of crops -> key of EVAL_CROPS. "plain" is ours: centre, three and ten nest in each other.
+FAMILIES: dict[str, dict[int, str]] = {
+    "plain": {1: "centre", 3: "three", 10: "ten"},
+    "psf": {1: "centre_psf", 3: "three_psf", 10: "ten"},
+    "mm": {1: "centre", 3: "three_mm", 10: "ten"},
+    "tsm": {1: "centre_tsm", 3: "three_tsm", 10: "ten"},
+}
+_WORDS = {"centre": (1, 1), "center": (1, 1), "3crop": (1, 3), "10crop": (1, 10)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """One way to evaluate.
+
+    Attributes:
+        spec: clips, crops and sizes.
+        average: how the views of a video are joined, one of `AVERAGES`.
+        family: a key of `FAMILIES`: whose crops a smaller number of views takes.
+        name: of the preset it started from, None for a config's own views.
+        window: side of the windows of PySlowFast's test per position, in places of the map; 0 for a plain average.
+    """
+
+    spec: EvalSpec
+    average: str = "prob"
+    family: str = "plain"
+    name: str | None = None
+    window: int = 0
+
+    @property
+    def text(self) -> str:
+        """The protocol in words."""
+        spec = self.spec
+        joined = {"prob": "mean of softmax", "logit": "mean of logits", "sum": "sum of softmax"}[self.average]
+        name = f"{self.name}: " if self.name else ""
+        return (
+            f"{name}{spec.num_clips} clip(s) x {spec.crops_per_clip} crop(s) = {spec.views} view(s) of "
+            f"{spec.sampling.frames_per_clip} frames, {spec.crop_size} pixels from short side {spec.scale} "
+            f"({spec.crops}), {joined}" + (f", softmax per {self.window}x{self.window} window" if self.window else "")
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for the results' JSON file."""
+        spec = self.spec
+        return {
+            "text": self.text,
+            "preset": self.name,
+            "views": spec.views,
+            "average": self.average,
+            "family": self.family,
+            "window": self.window,
+            **json.loads(spec.to_json()),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Protocol:
+        """The inverse of `to_dict`, also for results of earlier versions."""
+        names = {field.name for field in dataclasses.fields(EvalSpec)}
+        spec = {key: value for key, value in values.items() if key in names}
+        # Until it had a name of its own, `three` meant PySlowFast's.
+        if "family" not in values and spec.get("crops") == "three":
+            spec["crops"] = "three_psf"
+        spec["sampling"] = Sampling(**spec["sampling"])
+        family = values.get("family") or next(
+            (key for key, crops in FAMILIES.items() if spec["crops"] in crops.values()), "plain"
+        )
+        return cls(EvalSpec(**spec), values["average"], family, values.get("preset"), values.get("window", 0))
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """(clips, crops) of `centre`, `3crop`, `10crop` or CLIPSxCROPS.
+
+    Raises:
+        UserError: none of these.
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    match = re.fullmatch(r"(\d{1,4})x(\d{1,2})", text)
+    if not match or int(match[1]) < 1 or int(match[2]) not in FAMILIES["plain"]:
+        raise UserError(
+            f"--views {text}: give centre, 3crop, 10crop, or CLIPSxCROPS with 1, 3 or 10 crops, such as 10x3"
+        )
+    return int(match[1]), int(match[2])
+
+
+def choose(
+    cfg: Any,
+    *,
+    protocol: str | None = None,
+    views: str | None = None,
+    scale: int | None = None,
+    crop_size: int | None = None,
+    average: str | None = None,
+    per_position: bool = False,
+) -> Protocol:
+    """The protocol of a command line for an experiment.
+
+    Args:
+        cfg: a loaded configuration; without any option its own views (ten crops with `val_dense`, else the centre).
+        protocol: a key of `PRESETS`.
+        views: replaces the number of clips and crops (crops of the protocol's tool).
+        scale: replaces the short side, pixels.
+        crop_size: replaces the side of the crops, pixels.
+        average: replaces how views are joined.
+        per_position: PySlowFast's softmax per position.
+
+    Raises:
+        UserError: an unknown name, or views that the experiment's sampling does not define.
+    """
+    if protocol is None:
+        found = Protocol(eval_spec(cfg))
+    elif protocol in PRESETS:
+        found = dataclasses.replace(PRESETS[protocol](cfg), name=protocol)
+    else:
+        raise UserError(
+            f"--protocol {protocol}: there is none of that name{did_you_mean(protocol, PRESETS)}; "
+            f"there are {', '.join(PRESETS)}"
+        )
+    changes: dict[str, Any] = {}
+    if views is not None:
+        clips, crops = parse_views(views)
+        changes |= {"num_clips": clips, "crops": FAMILIES[found.family][crops]}
+    changes |= {key: value for key, value in (("scale", scale), ("crop_size", crop_size)) if value is not None}
+    if scale is not None and crop_size is None and found.spec.crop_size == found.spec.scale:
+        changes["crop_size"] = scale
+    if average is not None and average not in AVERAGES:
+        raise UserError(f"--average {average}: give one of {', '.join(AVERAGES)}")
+    if per_position and (average or found.average) == "logit":
+        raise UserError("--per-position gives probabilities, which have no mean of logits; add --average prob")
+    return dataclasses.replace(
+        found,
+        spec=dataclasses.replace(found.spec, **changes),
+        average=average or found.average,
+        window=-(-cfg.augmentation.input_size // 32) if per_position else 0,
+    )
+
+
+def _tsn_25x10(cfg: Any) -> Protocol:
+    """TSN (Wang et al. 2016, section 3.3): 25 frames, 4 corners and the centre, mirrored; scores before the softmax."""
+    sampling = Sampling("tsn", 25, clip_len=cfg.data.clip_len)
+    return Protocol(EvalSpec(sampling, 1, "ten", 256, 224, "tsm"), "logit", "tsm")
+
+
+def _tsm_sampling(cfg: Any) -> Sampling:
+    """The TSM repository's own test clips: dense where the experiment samples densely, else one frame per segment."""
+    return Sampling("tsm_dense" if cfg.data.sampling == "tsm_dense" else "tsn", cfg.model.num_segments)
+
+
+def _tsm_efficient(cfg: Any) -> Protocol:
+    """TSM (Lin et al. 2019, section 5.1): one clip, one centre crop of 224."""
+    return Protocol(EvalSpec(_tsm_sampling(cfg), 1, "centre_tsm", 256, 224, "tsm"), "logit", "tsm")
+
+
+def _tsm_accurate(cfg: Any) -> Protocol:
+    """TSM: full resolution, three crops of 256, of ten dense clips (Kinetics) or two (`twice_sample`)."""
+    sampling = _tsm_sampling(cfg)
+    clips = 10 if sampling.preset == "tsm_dense" else 2
+    return Protocol(EvalSpec(sampling, clips, "three_tsm", 256, 256, "tsm"), "logit", "tsm")
+
+
+def _sth_2x3(cfg: Any) -> Protocol:
+    """Something-Something in the TSM paper: two clips, three crops of 256."""
+    sampling = Sampling("tsn", cfg.model.num_segments)
+    return Protocol(EvalSpec(sampling, 2, "three_tsm", 256, 256, "tsm"), "logit", "tsm")
+
+
+def _k400_10x3(cfg: Any) -> Protocol:
+    """SlowFast (Feichtenhofer et al. 2019, section 4.1): ten clips, three crops of 256; crops of the clips' tool."""
+    family = {"pysf": "psf", "mm0": "mm", "mm1": "mm", "tsm_dense": "tsm"}.get(cfg.data.sampling, "plain")
+    rounding = family if family in ("psf", "tsm") else "mm"
+    return Protocol(EvalSpec(sampling_of(cfg), 10, FAMILIES[family][3], 256, 256, rounding), "prob", family)
+
+
+def _pptsn_tencrop(cfg: Any) -> Protocol:
+    """PP-TSN (PaddleVideo, docs/en/model_zoo/recognition/pp-tsn.md): segment centres, ten crops, features averaged."""
+    sampling = Sampling("pp_tsm" if cfg.data.sampling == "pp_tsm" else "pp", cfg.model.num_segments)
+    return Protocol(EvalSpec(sampling, 1, "ten", 256, 224, "tsm"), "logit", "plain")
+
+
+#: --protocol -> what it means for an experiment. Sources: each tool's published test settings.
+PRESETS: dict[str, Callable[[Any], Protocol]] = {
+    "tsn-25x10": _tsn_25x10,
+    "tsm-efficient": _tsm_efficient,
+    "tsm-accurate": _tsm_accurate,
+    "k400-10x3": _k400_10x3,
+    "pptsn-tencrop": _pptsn_tencrop,
+    "sth-2x3": _sth_2x3,
+}
+
+
+@functools.cache
+def nested_clips(sampling: Sampling, kept: int, wanted: int) -> list[int] | None:
+    """Which of `kept` test clips are the `wanted` ones of a smaller evaluation; None if they are others.
+
+    Decided by the sampling rule itself, on videos of many lengths and frame rates.
+    """
+    possible = np.ones((wanted, kept), bool)
+    for fps in (25.0, 30.0, 59.94):
+        for frames in (*range(1, 150), 173, 250, 251, 299, 300, 301, 750, 1001):
+            large = test_frames(sampling, frames, fps, kept)
+            small = test_frames(sampling, frames, fps, wanted)
+            possible &= (small[:, None] == large[None]).all(axis=2)
+        if not possible.any(axis=1).all():
+            return None
+    return possible.argmax(axis=1).tolist()
+
+
+@functools.cache
+def nested_crops(kept: str, wanted: str) -> list[int] | None:
+    """Which crops of rule `kept` are those of rule `wanted`, on frames of any size; None if they are others."""
+    large, small = EVAL_CROPS[kept], EVAL_CROPS[wanted]
+    possible = np.ones((len(small), len(large)), bool)
+    for long in range(256, 470, 7):
+        for w, h in ((long, 256), (256, long)):
+            crop = 256 if large.whole_side or small.whole_side else 224
+            there = [(box, flip) for _, box, flip in large.views(w, h, crop)]
+            for row, (_, box, flip) in enumerate(small.views(w, h, crop)):
+                possible[row] &= [own == (box, flip) for own in there]
+    return possible.argmax(axis=1).tolist() if possible.any(axis=1).all() else None
