@@ -111,3 +111,26 @@ def normaliser(cfg: Any) -> Callable[[Any], Any]:
 
     colour = {"mean": cfg.augmentation.mean, "std": cfg.augmentation.std}
     return functools.partial(transforms.normalise, **colour, dtype=dtype_of(cfg.precision))
+
+
+def scorer(
+    validate: Callable[..., dict[str, float] | None],
+    net: Any,
+    cfg: Any,
+    world: Any,
+    protocol: Protocol,
+    clips_per_forward: int | None,
+) -> Callable[..., dict[str, float] | None]:
+    """`main.validate` with all that follows from network, config and protocol; it is given the videos."""
+    from utils.run import autocast
+
+    return functools.partial(
+        validate,
+        net,
+        world=world,
+        num_class=cfg.model.num_class,
+        normalise=normaliser(cfg),
+        autocast=lambda: autocast(cfg.precision, world.device),
+        clips_per_forward=clips_per_forward,
+        average=protocol.average,
+    )

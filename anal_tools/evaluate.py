@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare
+from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, scorer
 from utils.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def evaluate(
     from datasets import loader
     from methods import interop
     from utils import checkpoint, config, dist, run_dir, signals
-    from utils.run import STOPPED, autocast, model_arguments
+    from utils.run import STOPPED, model_arguments
 
     cfg = config.load(exp, overrides)
     config.check_files(cfg, ("val",))
@@ -104,15 +104,8 @@ def evaluate(
         stack.callback(videos.close)
         stop = stack.enter_context(signals.StopFlag())
         writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep)
-        metrics = validate(
-            net,
+        metrics = scorer(validate, net, cfg, world, protocol, args.chunk)(
             videos,
-            world=world,
-            num_class=cfg.model.num_class,
-            normalise=normaliser(cfg),
-            autocast=lambda: autocast(cfg.precision, world.device),
-            clips_per_forward=args.chunk,
-            average=protocol.average,
             keep=stack.enter_context(watched(exp, cfg, world, name, videos)).passing(writer.keep),
             stop=stop,
             earlier=earlier.logits(),

@@ -160,6 +160,15 @@ def merge(
     if targets is None:
         calibration = {"calibration_error": 100 * metrics.calibration_error(scores, labels)}
         summary = summary | {"metrics": summary["metrics"] | calibration}
+    summary = summary | _counts(ledger, ids)
+    _write(folder.with_suffix(".json"), json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    for path in [*folder.glob("part-*.npz"), folder / "parts.json"]:
+        path.unlink(missing_ok=True)
+    return summary
+
+
+def _counts(ledger: Sequence[dict[str, Any]], ids: Sequence[str]) -> dict[str, Any]:
+    """How many videos were scored, repaired and failed, and why those failed."""
     failed = [row for row in ledger if row["status"] == "failed"]
     counts = {
         "videos": len(ids),
@@ -168,11 +177,7 @@ def merge(
         "failed": len(failed),
         "duplicates": len(ids) - len(set(ids)),
     }
-    summary = summary | {"counts": counts, "failures": {row["path"]: row["reason"] for row in failed}}
-    _write(folder.with_suffix(".json"), json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    for path in [*folder.glob("part-*.npz"), folder / "parts.json"]:
-        path.unlink(missing_ok=True)
-    return summary
+    return {"counts": counts, "failures": {row["path"]: row["reason"] for row in failed}}
 
 
 def _ledger(parts: Sequence[Any], ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -48,11 +48,10 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
     """
     import torch
 
-    from anal_tools.eval_model import normaliser, prepare
+    from anal_tools.eval_model import prepare, scorer
     from anal_tools.evaluate import chosen_protocol
     from datasets import loader
     from utils import config, dist
-    from utils.run import autocast
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -65,16 +64,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
         net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), plain=args.plain)
         records = loader.records_of(cfg, "val")
         watch = Stopwatch(net, world.device)
-        run = functools.partial(
-            validate,
-            net,
-            world=world,
-            num_class=cfg.model.num_class,
-            normalise=normaliser(cfg),
-            autocast=lambda: autocast(cfg.precision, world.device),
-            clips_per_forward=args.chunk,
-            average=protocol.average,
-        )
+        run = scorer(validate, net, cfg, world, protocol, args.chunk)
         last = min(len(records), args.warmup + args.videos)
         first = min(args.warmup, last - 1)
         before = memory(world.device, reset=True)
@@ -89,7 +79,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
                 waited = videos.seconds_waiting
             wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
         peak = memory(world.device, reset=False)
-    count = last - first
+    seconds = {"": wall, "model_": watch.wall, "waiting_": waited, "cpu_": cpu, "model_cpu_": watch.cpu}
     return {
         "bench": "eval",
         "model": f"{cfg.model.type} {cfg.model.backbone}",
@@ -98,14 +88,10 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
         "gmacs_per_video": cost["gmacs_per_video"],
         "device": str(world.device),
         "threads": torch.get_num_threads(),
-        "videos": count,
-        "videos_per_s": round(count / wall, 4),
-        "model_videos_per_s": round(count / watch.wall, 4),
-        "s_per_video": round(wall / count, 4),
-        "model_s_per_video": round(watch.wall / count, 4),
-        "waiting_s_per_video": round(waited / count, 4),
-        "cpu_s_per_video": round(cpu / count, 4),
-        "model_cpu_s_per_video": round(watch.cpu / count, 4),
+        "videos": last - first,
+        "videos_per_s": round((last - first) / wall, 4),
+        "model_videos_per_s": round((last - first) / watch.wall, 4),
+        **{f"{what}s_per_video": round(each / (last - first), 4) for what, each in seconds.items()},
         "largest_chunk": watch.largest,
         "memory_of_model_mb": round(before),
         "memory_above_model_mb": round(peak - before),

@@ -7,7 +7,7 @@ tensors cannot tell (the frames of the Slow pathway, the direction of the shift)
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -123,26 +123,28 @@ def load_weights(
         if key in own and key not in good
     ]
     optional = () if classifier else _CLASSIFIERS
+    needed = [key for key in own if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
     report = Report(
         family=name,
         loaded=list(good),
         reshaped={key: how for key, how in result.changed.items() if key in good},
-        missing=[
-            key
-            for key in own
-            if key not in good and not key.endswith("num_batches_tracked") and not key.startswith(optional)
-        ],
+        missing=[key for key in needed if key not in good],
         unexpected=[*result.unknown, *(key for key in result.state if key not in own), *shapes],
         skipped=result.skipped,
         fresh=[key for key in own if key not in good and key.startswith(optional)] if optional else [],
         implied=shown,
     )
     if strict and (report.missing or report.unexpected or problems):
-        listed = [_listed(kind, getattr(report, kind)) for kind in ("missing", "unexpected") if getattr(report, kind)]
-        hint = f"the file shows {', '.join(f'{key}: {value}' for key, value in shown.items())}"
-        raise UserError(f"{path} ({name}) does not fit the model: {'; '.join([*problems, *listed, hint])}")
+        raise _misfit(path, report, problems)
     model.load_state_dict(good, strict=False)
     return report
+
+
+def _misfit(path: Path, report: Report, problems: Sequence[str]) -> UserError:
+    """What is wrong with a file that does not fill the model, and what the model should be for it."""
+    listed = [_listed(kind, getattr(report, kind)) for kind in ("missing", "unexpected") if getattr(report, kind)]
+    hint = f"the file shows {', '.join(f'{key}: {value}' for key, value in report.implied.items())}"
+    return UserError(f"{path} ({report.family}) does not fit the model: {'; '.join([*problems, *listed, hint])}")
 
 
 def what_is(path: str | Path, *, family: str = "auto") -> tuple[str, dict[str, Any]]:
