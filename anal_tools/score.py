@@ -97,7 +97,7 @@ def row(
     parts, notes, number = [], [], 0
     for model in models:
         kept = scoring.kept_protocol(model)
-        if protocol is None:
+        if protocol in (None, kept.name):  # also where it was run with another scale
             chosen = scoring.smaller(kept, views, average)
         else:
             wanted = protocols.choose(scoring.config_of(model), protocol=protocol, views=views, average=average)

@@ -13,7 +13,6 @@ import torch
 
 import methods
 from methods.interop import load_weights
-from utils.run import place
 
 
 def logits(case_dir: str, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -> np.ndarray:
@@ -27,8 +26,6 @@ def logits(case_dir: str, meta: dict[str, Any], arrays: dict[str, np.ndarray]) -
     report = load_weights(model, Path(case_dir) / meta["checkpoint"])
     assert not report.missing
     assert not report.unexpected
-    model = place(model, torch.device("cpu"), "fp32")  # weights and clips in the memory format of every run
-    clips = clips.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3)
     with torch.inference_mode():
         return model.eval()(clips).numpy()
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.interop._files import Unreadable, read
+from methods.interop._files import read
 from methods.interop._implied import implied
 from methods.interop._names import Converted
+from methods.interop._unpickle import Forbidden
 from methods.slowfast import SlowFast
 from methods.tpn import TPN
 from methods.tsm import TemporalShift
@@ -185,8 +186,10 @@ def load_checkpoint(path: str | Path, arguments: Mapping[str, Any]) -> dict[str,
             damaged = error  # or only not in the format of ours
     try:
         state = read(path)
-    except Unreadable as error:
-        raise (damaged if damaged and not error.forbidden else error) from error
+    except Forbidden:
+        raise
+    except UserError as error:
+        raise (damaged or error) from error
     if "classifier.weight" in state and all(name.startswith(_OURS) for name in state):
         return {"model": state}
     model = methods.build(**{**arguments, "pretrained": False})

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,6 @@ _PICKLES = (".pdparams", ".pkl")
 _WRAPPERS = ("state_dict", "model_state", "model", "blobs")
 
 
-class Unreadable(UserError):
-    """A weights file that cannot be read.
-
-    Attributes:
-        forbidden: the file would need something to be run for reading, as against being damaged.
-    """
-
-    def __init__(self, text: str, *, forbidden: bool = False) -> None:
-        super().__init__(text)
-        self.forbidden = forbidden
-
-
 def read(path: Path) -> dict[str, Tensor]:
     """The tensors of a weights file; `module.` of DataParallel is taken off the names.
 
@@ -39,7 +27,7 @@ def read(path: Path) -> dict[str, Tensor]:
         UserError: no such file, damaged, it would need code to be run for reading, or it holds no tensors.
     """
     if not path.is_file():
-        raise Unreadable(f"{path}: no such file")
+        raise UserError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         content = _safetensors(path)
     else:
@@ -51,7 +39,7 @@ def read(path: Path) -> dict[str, Tensor]:
     found = {} if not isinstance(content, Mapping) else {name: _tensor(value) for name, value in content.items()}
     state = {str(name): value for name, value in found.items() if value is not None}
     if not state:
-        raise Unreadable(f"{path} holds no named tensors")
+        raise UserError(f"{path} holds no named tensors")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
@@ -63,23 +51,24 @@ def _torch_load(path: Path) -> Any:
             warnings.simplefilter("ignore")  # about pickle protocols, of files that are then refused
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001  damaged bytes make torch raise almost anything
-        with path.open("rb") as file:
-            is_pickle = file.read(1) == b"\x80"
-        if is_pickle:  # perhaps not of torch's making: arrays in plain containers
-            with contextlib.suppress(UserError):
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if not zipfile.is_zipfile(path):  # perhaps a pickle not of torch's making: arrays in plain containers
+            try:
                 content = _unpickle.load(path)
+            except _unpickle.Forbidden:
+                if not named:
+                    raise
+            except UserError:
+                pass  # what torch says is said below
+            else:
                 if isinstance(content, Mapping):
                     return content
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named:
-            raise Unreadable(
+            raise _unpickle.Forbidden(
                 f"{path} holds more than tensors and plain values: it names {named[1]}, which is never run; "
-                "the file was not loaded",
-                forbidden=True,
+                "the file was not loaded"
             ) from error
-        if is_pickle:
-            return _unpickle.load(path)  # says what it names
-        raise Unreadable(f"{path} is not a whole weights file ({type(error).__name__})") from error
+        raise UserError(f"{path} is not a whole weights file ({type(error).__name__})") from error
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
@@ -91,7 +80,7 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise Unreadable(f"{path} is not a whole safetensors file ({error})") from error
+        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
 
 
 def _tensor(value: Any) -> Tensor | None:

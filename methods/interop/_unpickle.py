@@ -22,15 +22,28 @@ _KINDS = "fiub"  # float, int, unsigned, bool
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
+class Forbidden(UserError):
+    """The file names something that would have to be run or built for reading it."""
+
+
+class _Named(pickle.UnpicklingError):
+    """A name that is not one of ours."""
+
+
 def load(path: Path) -> Any:
     """The file's content: dicts, lists, tuples and plain values, with NumPy arrays among them.
 
     Raises:
-        UserError: it names anything but arrays and plain containers, or is damaged.
+        Forbidden: it names anything but arrays and plain containers.
+        UserError: it is damaged.
     """
     try:
         with path.open("rb") as file:
             return _finished(_Unpickler(file, encoding="latin1").load(), {})
+    except _Named as error:
+        raise Forbidden(
+            f"{path} holds more than NumPy arrays and plain containers: {error}, which is never run; it was not loaded"
+        ) from error
     except (pickle.UnpicklingError, _BadArray) as error:
         raise UserError(f"{path} holds more than NumPy arrays and plain containers, or is damaged: {error}") from error
     except (
@@ -148,7 +161,7 @@ for _package in ("numpy.core", "numpy._core"):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) not in _NAMES:
-            raise pickle.UnpicklingError(f"it names {module_name}.{global_name}")
+            raise _Named(f"it names {module_name}.{global_name}")
         found = _NAMES[module_name, global_name]
         # A pickle can set attributes of what it names: it gets a wrapper of its own, never our class or function.
         return functools.partial(found) if callable(found) else found

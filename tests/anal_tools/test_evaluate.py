@@ -130,6 +130,23 @@ def test_bad_videos_are_named_and_repaired_ones_scored(exp: Path, motion_videos:
     assert all(row["reason"] for row in found.ledger)
 
 
+def test_a_protocol_by_name_and_a_part_of_it(exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, views in (("k400", []), ("k400-small", ["--views", "1x1"])):
+        assert evaluate(exp, name, "--protocol", "k400-10x3", "--scale", "36", *views) == 0
+    large, small = Results.load(exp, "k400"), Results.load(exp, "k400-small")
+    assert large.protocol["crops"] == "three_psf"
+    assert large.protocol["crop_size"] == 36
+    chosen = scoring.smaller(scoring.kept_protocol(large), "1x1")
+    assert chosen.note == ""
+    np.testing.assert_allclose(scoring.scores_of(large, chosen), small.scores, atol=1e-5)
+    capsys.readouterr()
+    assert main.main(["score", f"{exp}:k400", "--protocol", "k400-10x3", "--views", "1x1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == pytest.approx(small.summary["metrics"]["top1"])
+    assert main.main(["score", f"{exp}:thirty", "--protocol", "k400-10x3"]) == 2
+    assert "needs an evaluation of its own" in capsys.readouterr().err
+
+
 def test_a_damaged_frame_is_replaced_by_its_neighbour(exp: Path, tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     for video in ("good", "torn", "gone"):
