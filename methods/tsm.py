@@ -56,11 +56,13 @@ def temporal_shift(x: Tensor, *, num_segments: int, shift_div: int = 8, directio
 def _shift_traced(x: Tensor, num_segments: int, fold: int, next_first: bool) -> Tensor:
     """The same for torch.compile and exporters, which fuse or write down slices and `cat` better than assignments."""
     clips = x.unflatten(0, (-1, num_segments))  # (B*T, C, H, W) -> (B, T, C, H, W)
-    padded = F.pad(clips[:, :, : 2 * fold], (0, 0, 0, 0, 0, 0, 1, 1))  # a frame of zeros at both ends
-    later, earlier = padded[:, 2:], padded[:, :-2]
-    first, second = (later, earlier) if next_first else (earlier, later)
-    parts = [first[:, :, :fold], second[:, :, fold:], clips[:, :, 2 * fold :]]
-    return torch.cat(parts, 2).flatten(0, 1)  # (B, T, C, H, W) -> (B*T, C, H, W)
+    first, second, rest = clips.split((fold, fold, clips.shape[2] - 2 * fold), 2)
+    still = (0, 0) * 3  # C, H, W
+    from_next, from_last = (*still, -1, 1), (*still, 1, -1)  # a frame of zeros at one end, a frame less at the other
+    if not next_first:
+        from_next, from_last = from_last, from_next
+    shifted = torch.cat([F.pad(first, from_next), F.pad(second, from_last), rest], 2)
+    return shifted.flatten(0, 1)  # (B, T, C, H, W) -> (B*T, C, H, W)
 
 
 class _Shift(torch.autograd.Function):

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import methods
+from methods import tsm
 from methods.tsm import TemporalPool, TemporalShift, temporal_shift
 from utils.faults import UserError
 
@@ -175,3 +176,16 @@ def test_compiles_to_one_graph() -> None:
     """No graph break at the hand-written gradient."""
     out = torch.compile(build().eval(), backend="eager", fullgraph=True)(torch.randn(1, 3, 4, 32, 32))
     assert out.shape == (1, 5)
+
+
+@pytest.mark.parametrize("direction", ["tsm", "paddle"])
+def test_the_form_for_tracing_is_the_same_shift(direction: str) -> None:
+    x = torch.randn(6, 11, 2, 3, generator=torch.Generator().manual_seed(0)).double()
+    results = []
+    for shift in (tsm._Shift.apply, tsm._shift_traced):
+        clip = x.clone().requires_grad_()
+        out = shift(clip, 3, 2, direction == "tsm")
+        out.backward(torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape))
+        results.append((out, clip.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.equal(results[0][1], results[1][1])

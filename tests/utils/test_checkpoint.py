@@ -332,7 +332,8 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
             from utils.faults import AgreedError, UserError
             folder, world = Path(sys.argv[1]), dist.join()
             found = checkpoint.find_on_all_ranks(folder, world)
-            print(world.rank, found.path.name, found.state["step"], len(found.messages))
+            say = sys.stdout.write  # a line in one write: with PYTHONUNBUFFERED the ranks' words mix otherwise
+            say(f"{world.rank} {found.path.name} {found.state['step']} {len(found.messages)}\\n")
             world.barrier()
             if world.is_main:
                 (folder / checkpoint.PREVIOUS).unlink()
@@ -340,7 +341,7 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
             try:
                 checkpoint.find_on_all_ranks(folder, world)
             except UserError as error:
-                print(world.rank, type(error) is AgreedError)
+                say(f"{world.rank} {type(error) is AgreedError}\\n")
             dist.leave()
             """
         )
