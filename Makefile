@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 DEMO := exps/demo_exps/tsm_resnet18/motion8
 DEMO_RANKS ?= 2
 # System packages that tests need (Debian names); installed through apt where that is allowed.
-SYSTEM_PACKAGES := chromium-headless-shell
+SYSTEM_PACKAGES := chromium-headless-shell memcached
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint accept clean
@@ -28,7 +28,7 @@ $(VENV)/installed: pyproject.toml | $(PY)
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml .ci/install | $(PY)
-	@bash .ci/install $(VENV) dev,export $(SYSTEM_PACKAGES)
+	@bash .ci/install $(VENV) dev,export,dali $(SYSTEM_PACKAGES)
 	@touch $@ $(VENV)/installed
 
 $(PY):

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import functools
 import importlib
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -46,6 +47,10 @@ VERBS = {
     "list": ("anal_tools.experiments", "all experiments: model, data, cost, and the accuracy others published"),
     "new": ("launch.new", "make a new experiment folder from an existing one"),
     "fetch": ("methods.fetch", "download pretrained weights into pretrained/"),
+    "lists": ("datasets.lists", "official annotation files of a data set as list files; what is missing"),
+    "scan": ("datasets.scan", "look at every file of a list: what can be read, real frame counts, copies"),
+    "dump": ("datasets.dump", "videos as JPEG folders, shards, or clips that are cheap to sample"),
+    "preload": ("datasets.preload", "put the frames of an experiment into memcached servers before training"),
     "demo-data": ("datasets.demo", "make the small motion data set of the demo"),
 }
 
@@ -130,14 +135,18 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             meters["data"].add(loader.seconds_waiting - waited)
             waited = loader.seconds_waiting
             for name in ("loss", "prec1", "prec5"):
-                meters[name].add(numbers[name])
+                if not math.isnan(numbers[name]):  # the accuracy of a step of which no clip could be read
+                    meters[name].add(numbers[name])
             clock = now
             run.window = {name: meter.state() for name, meter in meters.items()}
-            for event in loader.ledger.take_events():
-                run.note_bad(event)
+            run.bad.note(loader.ledger.take_events(), run.step)
+            run.end_epoch()
             if run.step % cfg.print_freq == 0:
                 log.training(run.step, last, meters, lr=lr, clips=run.shards.global_batch)
                 run.pace.report(data=meters["data"].average, step=meters["time"].average)
+                loader.traffic.write(log, run.step)
+                for text in loader.notes():
+                    log.event(text)
             validates = run.is_at_validation()
             if validates or numbers["save"] or numbers["stop"]:
                 run.save(checkpoint.LATEST)
@@ -145,8 +154,9 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             if numbers["stop"] or (validates and run.validate(score, stop)):
                 return run.stopped(stop)
             if validates:
+                loader.traffic.write_total(log, run.world)
                 clock = time.monotonic()
-        run.log_bad_samples()
+        run.end_epoch(final=True)
         run.save(checkpoint.LATEST)  # once more, now that the last validation is part of the state
         best = f"best {run.criterion} {run.best_prec1:.3f}"
         log.line(f"finished: {last} iterations, {best}, {run.folder.path(checkpoint.LATEST)}")
@@ -156,7 +166,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
 def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, save: bool) -> dict[str, float]:
     """One optimiser step on one global batch: augment -> forward -> loss -> backward -> step.
 
-    The six numbers of the step are summed over the ranks while the backward pass runs, so reading them costs nothing
+    The seven numbers of the step are summed over the ranks while the backward pass runs, so reading them costs nothing
     on a GPU; they carry the agreement to stop or to save, and a non-finite loss ends all ranks before the step.
 
     Args:
@@ -164,7 +174,8 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
         stop, save: what this rank asks for; any rank's wish counts for all.
 
     Returns:
-        loss, prec1, prec5 (per cent) of the global batch, and stop, save (0 or more ranks asking).
+        loss of the global batch, prec1 and prec5 (per cent) of its clips that could be read (nan: none could), and
+        stop, save (0 or more ranks asking).
     """
     import torch
 
@@ -179,6 +190,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
     run.model.train()
     run.optimizer.zero_grad(set_to_none=True)
     for index, batch in enumerate(micro_batches):
+        batch = run.relabelled(batch)
         is_last = index == len(micro_batches) - 1
         no_sync = contextlib.nullcontext() if is_last or world.size == 1 else run.model.no_sync()
         with no_sync, draws.using(cfg.seed, step, batch.shards, shards.batch_size):
@@ -191,16 +203,19 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
             losses[batch.shards] = value.detach()
             share = len(batch.shards) / shards.total  # of the global batch; DDP averages over ranks, we mean the sum
             with torch.no_grad():
-                right = metrics.mixed_accuracy(logits, batch.labels, lam, ks=(1, 5))  # per cent
-                totals[:3] += share * torch.stack([value.double(), *right.double()])
+                right = metrics.mixed_accuracy(logits, batch.labels, lam, ks=(1, 5), weights=batch.weights)  # per cent
+                counted = batch.weights.double().sum()  # clips that could be read
+                totals[:4] += torch.stack([share * value.double(), *(counted * right.double()), counted])
             if is_last:
-                totals[3:] = torch.tensor([0.0, stop, save])
-                totals[3] = ~torch.isfinite(totals[0])
+                totals[4:] = torch.tensor([0.0, stop, save])
+                totals[4] = ~torch.isfinite(totals[0])
                 pending = world.sum_async(totals)
             run.scaler.scale(value * (share * world.size)).backward()
         run.statistics.after_micro_batch(index)
     assert pending is not None, "a rank has at least one micro-batch"
     numbers: dict[str, float] = dict(zip(NUMBERS, pending.wait().tolist(), strict=True))
+    counted = numbers.pop("counted") or math.nan
+    numbers |= {name: numbers[name] / counted for name in ("prec1", "prec5")}
     if numbers["non_finite"]:
         sample_at = order.of(cfg.data.order, cfg.seed, run.train_records)
         raise run.non_finite(step, {shards: value.item() for shards, value in losses.items()}, sample_at)
@@ -210,7 +225,7 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
     return numbers
 
 
-NUMBERS = ("loss", "prec1", "prec5", "non_finite", "stop", "save")
+NUMBERS = ("loss", "prec1", "prec5", "counted", "non_finite", "stop", "save")
 
 
 def validate(
@@ -260,7 +275,7 @@ def validate(
     views = loader.spec.views
     runner = chunks.Chunks(forward, world.device, size=clips_per_forward, net=net)
     full = max(1, runner.group // views) * views  # of a round; the last one may have fewer
-    with torch.inference_mode():
+    with torch.inference_mode(), chunks.full_precision():
         for items in rounds(loader, runner.group):  # empty on a rank that has run out of videos
             cuts = [(cut, views) for _, cut in items if cut is not None]
             scores = iter(runner.run(*chunks.joined(cuts), full).split(views) if cuts else ())
@@ -281,6 +296,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
     import methods
     from datasets import loader
     from datasets.class_names import read_class_names
+    from datasets.resize import KERNEL
     from utils import checkpoint, config, dist, log, parts, run_dir
     from utils.run import Run
     from utils.shards import ShardPlan
@@ -314,10 +330,11 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
         if found:
             hashes = {"train": lists[0].list_hash, "val": lists[1].list_hash}
             differences = config.differences(found.state["config"], config.to_dict(cfg))
-            for line in [*found.messages, *checkpoint.check_resume(found.state, differences, hashes)]:
+            for line in [*found.messages, *checkpoint.check_resume(found.state, differences, hashes, KERNEL)]:
                 run_log.line(line)
         made = parts.build(cfg, world, shards, state, methods.build, run_log.line)
-        run = Run(cfg, world, shards, folder, run_log, lists[0], lists[1], class_names, **made, stack=stack, step=step)
+        made |= {"kernel": KERNEL, "stack": stack, "step": step}
+        run = Run(cfg, world, shards, folder, run_log, lists[0], lists[1], class_names, **made)
         run.begin(state)
         with dist.contact(world):  # a lost rank shows as an error of DDP's or gloo's own: say what it means
             yield run
@@ -328,9 +345,10 @@ def train_loader(run: Run) -> TrainLoader:
     from datasets import loader
 
     training = loader.build(
-        run.cfg, "train", run.world, run.shards, start=run.step, records=run.train_records, replay=run.late_samples()
+        run.cfg, "train", run.world, run.shards, start=run.step, records=run.train_records, replay=run.bad.late()
     )
     run.stack.callback(training.close)
+    run.stack.callback(lambda: run.bad.note(training.ledger.take_events(), run.step))  # those that stopped the run too
     run.watch_over(training)
     return training
 
@@ -338,18 +356,19 @@ def train_loader(run: Run) -> TrainLoader:
 def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
     """`validate` with the config's own views on the validation list, as training does every `val_freq`."""
     from datasets import loader
-    from utils import transforms
+    from utils import bad_samples, transforms
     from utils.run import autocast, dtype_of
 
     wanted = run.cfg.augmentation
     batches = functools.partial(loader.build, run.cfg, "train", run.world, run.shards, records=run.train_records)
     with contextlib.ExitStack() as stack:
-        net = stack.enter_context(run.evaluated(functools.partial(batches, replay=run.late_samples()), stop))
+        late = run.bad.late(bad_samples.PRECISE_BN, run.step)
+        net = stack.enter_context(run.evaluated(functools.partial(batches, replay=late), stop))
         if net is None:
             return None
         videos = stack.enter_context(loader.build(run.cfg, "val", run.world, records=run.val_records))
         stack.enter_context(run.watch.during("validation", None, videos.being_read))
-        return validate(
+        result = validate(
             net,
             videos,
             world=run.world,
@@ -362,6 +381,9 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
             keep=run.watch.passing(),
             stop=stop,
         )
+        run.bad.note(videos.ledger.take_events(), run.step, bad_samples.VALIDATION)
+        videos.traffic.write(run.log)
+        return result
 
 
 if __name__ == "__main__":

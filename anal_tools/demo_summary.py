@@ -61,7 +61,7 @@ def summary(exp: Path) -> str:
             f"  log         {exp / 'log.txt'}",
             f"  results     {file.with_suffix('')}",
             "What to try next:",
-            f"  .venv/bin/python main.py analyze {exp}",
+            f"  .venv/bin/python main.py report {exp}    # what it gets wrong, with pictures: opens in a browser",
             f"  {order_blind / exp.name}/train.sh local 2    # TSN cannot see the order of frames: about half at best",
             f"  .venv/bin/python main.py new ~/my_experiment --from {exp}    # your own; see docs/ucf101.md",
         )

@@ -87,13 +87,14 @@ def quick(net: Any, shape: tuple[int, ...], again: Callable[[], Any]) -> Any:
     import torch
 
     from methods import folding
+    from utils import chunks
 
     weight = next(net.parameters())
     side = min(shape[-1], _PROBE_SIDE)
     noise = torch.Generator().manual_seed(0)
     clip = torch.randn((1, shape[2], side, side, 3), generator=noise, dtype=weight.dtype).permute(0, 4, 1, 2, 3)
     clip = clip.to(weight.device)  # (1, T, H, W, C) -> (1, C, T, H, W), in the memory that clips have
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.inference_mode(), chunks.full_precision():
         before = net(clip)
         folding.fold(net)
         after = net(clip)

@@ -239,4 +239,4 @@ def report(folder: Path, records: Any, summary: dict[str, Any]) -> None:
     )
     for path, reason in list(failed.items())[:10]:
         print(f"   not readable (counts as wrong): {reason if path in reason else f'{path}: {reason}'}")
-    print(f"results: {folder}  (next: python main.py analyze {folder.parent.parent})")
+    print(f"results: {folder}  (next: python main.py report {folder.parent.parent})")

@@ -67,7 +67,8 @@ def export(args: argparse.Namespace, validate: Callable[..., Any]) -> str:
     temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
     try:
         with quiet():
-            write_onnx(net, facts, temporary) if args.to == "onnx" else write_torch(net, facts, temporary)
+            program = traced(net, facts)
+            write_onnx(program, facts, temporary) if args.to == "onnx" else write_torch(program, facts, temporary)
         with predicting(temporary, args.to, predictor) as exported:
             lines = compare(dataclasses.replace(predictor, net=net), exported, sources, validate)
         os.replace(temporary, out)
@@ -110,7 +111,14 @@ def plain(net: torch.nn.Module) -> torch.nn.Module:
     return net
 
 
-def write_onnx(net: torch.nn.Module, facts: dict[str, Any], file: Path) -> None:
+def traced(net: torch.nn.Module, facts: dict[str, Any]) -> torch.export.ExportedProgram:
+    """The network as a graph for any number of views, of which both kinds of file are made."""
+    import torch
+
+    return torch.export.export(net, (example(facts),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+
+
+def write_onnx(program: torch.export.ExportedProgram, facts: dict[str, Any], file: Path) -> None:
     """One file with weights inside; the facts stand in its metadata."""
     import torch
 
@@ -118,26 +126,24 @@ def write_onnx(net: torch.nn.Module, facts: dict[str, Any], file: Path) -> None:
         import onnxscript  # noqa: F401  torch needs it for this
     except ImportError as error:
         raise UserError("export --to onnx needs the extra export: pip install onnx onnxscript onnxruntime") from error
-    program = torch.onnx.export(
-        net,
+    model = torch.onnx.export(
+        program,
         (example(facts),),
         dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
         input_names=["clips"],
         output_names=["logits"],
         external_data=False,
         verbose=False,
     )
-    assert program is not None, "with dynamo a program is returned"
-    program.model.metadata_props[FACTS] = json.dumps(facts)
-    program.save(os.fspath(file), external_data=False)
+    assert model is not None, "with dynamo a model is returned"
+    model.model.metadata_props[FACTS] = json.dumps(facts)
+    model.save(os.fspath(file), external_data=False)
 
 
-def write_torch(net: torch.nn.Module, facts: dict[str, Any], file: Path) -> None:
+def write_torch(program: torch.export.ExportedProgram, facts: dict[str, Any], file: Path) -> None:
     """A torch.export archive; the facts are its extra file zoetrope.json."""
     import torch
 
-    program = torch.export.export(net, (example(facts),), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, file, extra_files={f"{FACTS}.json": json.dumps(facts)})
 
 
@@ -187,7 +193,8 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
 def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
     """What --check names, else the first videos of the validation list, else nothing: noise is then compared."""
     from anal_tools.predict_sources import Source, expand
-    from datasets.records import Records
+    from datasets.facts_cache import family_of
+    from datasets.loader import records_of
     from utils import config
 
     if args.check:
@@ -196,9 +203,9 @@ def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Sourc
         return []
     cfg = config.load(args.target, args.set)
     with contextlib.suppress(UserError):
-        records = Records.load(cfg.val_source, cfg.val_root, num_class=None)
+        records = records_of(cfg, "val")
         paths = [records.full_path(i) for i in range(min(CLIPS, len(records)))]
-        return [Source(path, cfg.data.reader) for path in paths if os.path.lexists(path)]
+        return [Source(path, family_of(path)) for path in paths if os.path.lexists(path)]
     return []
 
 

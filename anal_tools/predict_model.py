@@ -56,8 +56,10 @@ class Predictor:
         """Scores of uint8 views (V, T, h, w, C): (V, K) float32, `clips` views at a time."""
         import torch
 
+        from utils import chunks
+
         parts = []
-        with torch.inference_mode():
+        with torch.inference_mode(), chunks.full_precision():
             for chunk in views.split(self.clips):
                 with self.autocast():
                     parts.append(self.net(self.normalise(chunk.to(device))).float())

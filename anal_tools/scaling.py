@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from utils.dist import World
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
-NUMBERS = 6  # float64 values of the per-step sum (main.NUMBERS)
+NUMBERS = 7  # float64 values of the per-step sum (main.NUMBERS)
 BUCKET = 25 * 2**20  # DDP's bucket: the last one cannot hide behind the backward pass
 BACKWARD = 2 / 3  # of a step's computing time
 # (method, backbone) -> parameters, batch-norm layers, channels of all of them; with 400 classes and 8 frames

@@ -227,3 +227,41 @@ def short_side_jitter(w: int, h: int, u: Sequence[float], *, crop: int, sides: t
     # Upscaling a very small frame may round both edges to the same pixel.
     x, y = min(x, w - 1), min(y, h - 1)
     return (x, y, max(right, x + 1), max(bottom, y + 1))
+
+
+def multi_scale_random(
+    w: int,
+    h: int,
+    u: Sequence[float],
+    *,
+    crop: int,
+    side: int,
+    scales: Sequence[float] = (1, 0.875, 0.75, 0.66),
+    max_distort: int = 1,
+    more_fix_crop: bool = True,
+) -> Box:
+    """PP-TSM's training crop: a multi-scale crop scaled to a square, then a random square of it, as one box.
+
+    The short side is scaled to `side` first, as PaddleVideo does, so that the sizes are shares of it in whole pixels.
+    One resize does all of it; the box is the last square mapped back and rounded to whole pixels.
+
+    Args:
+        w: width of the frame.
+        h: height of the frame.
+        u: 5 uniforms: the three of `multi_scale`, x, y.
+        crop: side of the last square in pixels; at most `side`.
+        side: side of the multi-scale crop after scaling.
+        scales: of the short side.
+        max_distort: how many steps of `scales` width and height may differ by.
+        more_fix_crop: 13 fixed places, else 5.
+    """
+    scaled_w, scaled_h = psf_short_side(w, h, side)
+    x1, y1, x2, y2 = multi_scale(
+        scaled_w, scaled_h, u, input_size=side, scales=scales, max_distort=max_distort, more_fix_crop=more_fix_crop
+    )
+    inner = random_crop(side, side, u[3:], crop)
+    to_x, to_y = w / scaled_w, h / scaled_h
+    x, right = (round((x1 + at / side * (x2 - x1)) * to_x) for at in inner[::2])
+    y, bottom = (round((y1 + at / side * (y2 - y1)) * to_y) for at in inner[1::2])
+    x, y = min(x, w - 1), min(y, h - 1)
+    return (x, y, min(max(right, x + 1), w), min(max(bottom, y + 1), h))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
+from typing import Any
 
 import torch
 
@@ -101,21 +102,28 @@ class EvalLoader(Loader):
         if index >= len(self._mine):
             return VideoItem(-1, -1, None, None, None)
         began = time.perf_counter()
-        while index not in self._ready:
-            for answer in self._answers():
-                self._ready[self._where.pop(answer["id"])] = answer
+        self._finish(index)
         self.seconds_waiting += time.perf_counter() - began
         self._held = self._slot_of.pop(index)
         return self._item(self._mine[index], self._ready.pop(index))
 
+    def _finish(self, index: int) -> None:
+        """Wait until the video of a round is read."""
+        while index not in self._ready:
+            for answer in self._answers():
+                self._ready[self._where.pop(answer["id"])] = answer
+
     def _ask_ahead(self) -> None:
         while self._free and self._asked < len(self._mine):
-            slot = self._free.pop()
-            sample = self._mine[self._asked]
-            request = self._submit(slot=slot, offset=0, kind="eval", epoch=0, position=-1, sample=sample)
-            self._where[request] = self._asked
-            self._slot_of[self._asked] = slot
+            self._slot_of[self._asked] = self._free.pop()
+            self._ask(self._asked)
             self._asked += 1
+
+    def _ask(self, index: int, **how: Any) -> None:
+        """Ask for the video of a round; `how`: what else the request says."""
+        slot, sample = self._slot_of[index], self._mine[index]
+        request = self._submit(**how, slot=slot, offset=0, kind="eval", epoch=0, position=-1, sample=sample)
+        self._where[request] = index
 
     def _sample_of(self, request: int) -> int | None:
         number = self._where.get(request)
@@ -129,8 +137,12 @@ class EvalLoader(Loader):
             return VideoItem(sample, label, None, None, f"{path}: {answer['reason']}")
         plan = video_plan(answer)
         assert self._held is not None
-        frames = torch.from_numpy(self._slots[self._held].view(0, (len(plan.frames), *plan.size, 3)))
-        return VideoItem(sample, label, self._to_device(frames), plan, None, answer["repaired"])
+        return VideoItem(sample, label, self._frames(self._held, plan), plan, None, answer["repaired"])
+
+    def _frames(self, slot: int, plan: VideoPlan) -> torch.Tensor:
+        """(F, H, W, 3) uint8 on the device: the frames of a video that was read into a slot."""
+        shape = (len(plan.frames), *plan.size, 3)
+        return self._to_device(torch.from_numpy(self._slots[slot].view(0, shape)))
 
 
 def rounds(loader: EvalLoader, views: int) -> Iterator[list[tuple[VideoItem, Cut | None]]]:

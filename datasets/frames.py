@@ -1,4 +1,4 @@
-"""Reader `frames`: a video is a folder of numbered image files, or one image file.
+"""Reader `frames`: a video is a folder of numbered image files, a shard (frame_shard.py), or one image file.
 
 Names: "img_{:05d}.jpg", "{:06d}.jpg", "{:05d}.jpg", "image_{:05d}.jpg", "frame{:06d}.jpg" or any other single numeric
 pattern; base 0 or 1. Without a `template` the folder of the first record is listed once and shows both for its family;
@@ -15,13 +15,15 @@ import difflib
 import functools
 import os
 import re
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import simplejpeg
 
-from datasets.frame_source import DirectorySource, FrameSource
+from datasets.frame_shard import Description
+from datasets.frame_source import FilesSource, FrameSource
 from datasets.plan import Facts
 from datasets.resize import Box, place
 from utils.faults import MediaError
@@ -83,13 +85,21 @@ def find_layout(names: list[str]) -> Layout | None:
     return Layout(prefix.translate(braces) + number + suffix.translate(braces), base, count)
 
 
-def decode(data: bytes, path: str) -> np.ndarray:
-    """Decode one image file to (H, W, 3) uint8 RGB; MediaError if it is damaged."""
+def decode(data: bytes, path: str, room: np.ndarray | None = None) -> np.ndarray:
+    """Decode one image file to (H, W, 3) uint8 RGB; MediaError if it is damaged.
+
+    Args:
+        data: the bytes of the file.
+        path: its name, for the message.
+        room: memory that the pixels may be put into if it is large enough: cheaper than new memory for every frame.
+    """
     if data[:2] == b"\xff\xd8":
         try:
-            return simplejpeg.decode_jpeg(data, colorspace="RGB")
+            return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=room)
         except ValueError as error:
             text = str(error).lower()
+            if room is not None and "buffer" in text:
+                return decode(data, path)
             if "extraneous bytes" in text:  # harmless padding between markers, all pixels are there
                 return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
             # CMYK and other rare colour models are OpenCV's; a damaged file is refused, never shown half grey.
@@ -128,10 +138,11 @@ class FramesReader:
     def __init__(self, spec: ReaderSpec, records: Records, source: FrameSource | None = None) -> None:
         self.spec = spec
         self.records = records
-        self.source = source or DirectorySource()
+        self.source = source or FilesSource()
         self._listed = functools.lru_cache(maxsize=_LAYOUTS_KEPT)(self._list)
         # Facts of one record are asked for by the plan and again by the read that follows.
         self._facts = functools.lru_cache(maxsize=_REREADS_KEPT)(self._probe)
+        self._scratch = np.empty(0, np.uint8)
         self._family: Layout | None = None
         self._family_known = False
 
@@ -147,39 +158,73 @@ class FramesReader:
         if out.shape != (len(frames), *size, 3):
             raise ValueError(f"out has shape {out.shape}, expected {(len(frames), *size, 3)}")
         facts, layout = self._facts(i)
-        first_row: dict[int, int] = {}  # ordinal -> row of `out` that already holds it
+        rows: dict[int, list[int]] = {}  # ordinal -> rows of `out` that show it
         for row, ordinal in enumerate(int(frame) for frame in frames):
             if not 0 <= ordinal < facts.frames:
                 raise MediaError(self.records.path(i), f"frame {ordinal} was asked for, there are {facts.frames}")
-            if ordinal in first_row:
-                out[row] = out[first_row[ordinal]]
-                continue
-            path = self._file(i, layout, ordinal)
-            place(decode(self._bytes(path), path), box, (facts.height, facts.width), out[row])
-            first_row[ordinal] = row
+            rows.setdefault(ordinal, []).append(row)
+        for ordinal, data in zip(rows, self._bytes(i, layout, rows), strict=True):
+            first, *others = rows[ordinal]
+            image = decode(data, self._file(i, layout, ordinal), self._room(facts.height * facts.width * 3))
+            place(image, box, (facts.height, facts.width), out[first])
+            for row in others:
+                out[row] = out[first]
+
+    def first_file(self, i: int) -> str:
+        """Path of the first frame of record i; of the image or the shard itself where it is no folder."""
+        return self._file(i, self._facts(i)[1], 0)
+
+    def _room(self, size: int) -> np.ndarray:
+        """Memory for one decoded frame, reused from frame to frame."""
+        if self._scratch.size < size:
+            self._scratch = np.empty(size, np.uint8)
+        return self._scratch
+
+    def files(self, i: int, ordinals: list[int]) -> list[bytes]:
+        """The image files of frames of record i as they are stored; MediaError if one cannot be read."""
+        return self._bytes(i, self._facts(i)[1], ordinals)
 
     def _probe(self, i: int) -> tuple[Facts, Layout | None]:
         path = self.records.full_path(i)
         if self.source.is_folder(path):
-            layout: Layout | None = self._layout(i, path)
+            shard = self.source.describe(path)
+            if shard is not None:
+                layout: Layout | None = self._part_of(i, shard)
+                fps = shard.fps or self.spec.fps
+                return Facts(frames=layout.count, height=shard.height, width=shard.width, fps=fps), layout
+            layout = self._layout(i, path)
             frames = layout.count
         elif self.source.exists(path):
             layout, frames = None, 1
         else:
             raise MediaError(self.records.path(i), "there is no such folder or image")
         first = self._file(i, layout, 0)
-        height, width = image_size(self._bytes(first), first)
+        height, width = image_size(self._bytes(i, layout, [0])[0], first)
         return Facts(frames=frames, height=height, width=width, fps=self.spec.fps), layout
 
     def _file(self, i: int, layout: Layout | None, ordinal: int) -> str:
         folder = self.records.full_path(i)
         return folder if layout is None else os.path.join(folder, layout.template.format(layout.base + ordinal))
 
-    def _bytes(self, path: str) -> bytes:
+    def _bytes(self, i: int, layout: Layout | None, ordinals: Iterable[int]) -> list[bytes]:
+        """The files of one record's frames, all asked for at once."""
+        path = self.records.full_path(i)
         try:
-            return self.source.read(path)
+            if layout is None:
+                return [self.source.read(path) for _ in ordinals]
+            names = [layout.template.format(layout.base + ordinal) for ordinal in ordinals]
+            return self.source.read_many(path, names)
         except MediaError as error:
-            raise MediaError(path, error.reason + self._nearest(path)) from error
+            raise MediaError(error.path, error.reason + self._nearest(error.path)) from error
+
+    def _part_of(self, i: int, shard: Description) -> Layout:
+        """The frames of record i in a shard, which knows its own names: a configured template is for folders."""
+        start, declared = int(self.records.starts[i]), int(self.records.frames[i])
+        frames = declared if declared > 0 else shard.frames - start
+        if not 0 < start + frames <= shard.frames or frames < 1:
+            asked = f"{frames} frames from {start} on" if declared > 0 else f"frames from {start} on"
+            raise MediaError(self.records.path(i), f"{asked} were asked for, the shard has {shard.frames}")
+        return Layout(shard.template, shard.base + start, frames)
 
     def _layout(self, i: int, folder: str) -> Layout:
         """Template, base (with the record's start added) and number of frames of one folder."""

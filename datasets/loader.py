@@ -10,6 +10,8 @@ import torch
 
 from datasets.bad_media import BadEvent, Ledger
 from datasets.eval_loader import EvalLoader, VideoItem
+from datasets.facts_cache import FactsCache
+from datasets.memcached_servers import servers_of
 from datasets.plan import train_spec
 from datasets.readers import ReaderSpec
 from datasets.reading import Reading
@@ -35,11 +37,16 @@ __all__ = [
 def reading(cfg: Any) -> Reading:
     """How a configuration wants media to be read."""
     data = cfg.data
+    if data.facts is not None:
+        FactsCache(data.facts)  # a wrong file is refused here, once, and not by every reader process
+    memcached = servers_of(data.memcached) if data.reader in ("memcached", "dali") else None
     return Reading(
         reader=ReaderSpec(
             kind=data.reader,
             template=None if data.template in (None, "auto") else data.template,
             frame_base=None if data.frame_base in (None, "auto") else data.frame_base,
+            memcached=memcached,
+            facts=data.facts,
         ),
         workers=cfg.workers,
         prefetch=data.prefetch,
@@ -47,6 +54,15 @@ def reading(cfg: Any) -> Reading:
         on_bad=data.on_bad,
         bad_budget=data.bad_budget,
     )
+
+
+def loaders(reader: str) -> tuple[type[TrainLoader], type[EvalLoader]]:
+    """The training and the evaluation loader of a reader; UserError if what it needs is not installed."""
+    if reader != "dali":
+        return TrainLoader, EvalLoader
+    from datasets.dali_loader import DaliEvalLoader, DaliTrainLoader
+
+    return DaliTrainLoader, DaliEvalLoader
 
 
 def records_of(cfg: Any, split: str) -> Records:
@@ -122,7 +138,7 @@ def build(
         if shards is None:
             raise ValueError("the training loader needs the shards of this rank")
         stop = cfg.lr_scheduler.max_iter if stop is None else stop
-        return TrainLoader(
+        return loaders(cfg.data.reader)[0](
             records,
             train_spec(cfg),
             dataclasses.replace(reading(cfg), prefetch=-(-cfg.data.prefetch // len(shards.micro_batches))),
@@ -137,4 +153,6 @@ def build(
     if split != "val":
         raise ValueError(f"split is train or val, not {split!r}")
     views = eval_spec(cfg) if spec is None else spec
-    return EvalLoader(records, views, reading(cfg), rank=world.rank, world=world.size, device=device, skip=skip)
+    return loaders(cfg.data.reader)[1](
+        records, views, reading(cfg), rank=world.rank, world=world.size, device=device, skip=skip
+    )

@@ -47,9 +47,9 @@ class TrainSpec:
         sampling: frames of a clip.
         input_size: side of the clip in pixels.
         crop: a key of `TRAIN_CROPS`.
-        scales: multi_scale: crop sides as shares of the short side.
-        max_distort: multi_scale: how many entries of `scales` width and height may lie apart.
-        more_fix_crop: multi_scale: 13 places instead of 5.
+        scales: multi_scale, multi_scale_random: crop sides as shares of the short side.
+        max_distort: both: how many entries of `scales` width and height may lie apart.
+        more_fix_crop: both: 13 places instead of 5.
         area: random_resized: range of the share of the frame's area.
         aspect: random_resized: range of width / height.
         flip: mirror half of the clips.
@@ -252,6 +252,20 @@ def _multi_scale(w: int, h: int, u: Sequence[float], spec: TrainSpec) -> Box:
     )
 
 
+def _multi_scale_random(w: int, h: int, u: Sequence[float], spec: TrainSpec) -> Box:
+    # PP-TSM takes 224 of 256 pixels; other sizes keep the proportion.
+    return crops.multi_scale_random(
+        w,
+        h,
+        u,
+        crop=spec.input_size,
+        side=round(spec.input_size * 256 / 224),
+        scales=spec.scales,
+        max_distort=spec.max_distort,
+        more_fix_crop=spec.more_fix_crop,
+    )
+
+
 def _short_side_jitter(w: int, h: int, u: Sequence[float], spec: TrainSpec) -> Box:
     # PySlowFast jitters the short side in 256..320 for crops of 224; other sizes keep the proportion.
     sides = (round(spec.input_size * 256 / 224), round(spec.input_size * 320 / 224))
@@ -261,6 +275,7 @@ def _short_side_jitter(w: int, h: int, u: Sequence[float], spec: TrainSpec) -> B
 #: `augmentation.crop` -> box on the source frame; "centre" is the largest central square, for tests without chance.
 TRAIN_CROPS: dict[str, Callable[[int, int, Sequence[float], TrainSpec], Box]] = {
     "multi_scale": _multi_scale,
+    "multi_scale_random": _multi_scale_random,
     "random_resized": lambda w, h, u, spec: crops.random_resized(w, h, u, area=spec.area, aspect=spec.aspect),
     "random": lambda w, h, u, spec: crops.random_crop(w, h, u, spec.input_size),
     "short_side_jitter": _short_side_jitter,

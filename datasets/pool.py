@@ -51,6 +51,10 @@ class Service(Protocol):
         """Wait until there is an answer to a submitted request, and give all that are there."""
         ...
 
+    def ready(self) -> list[Answer]:
+        """Answers that are there already, without waiting."""
+        ...
+
     def busy(self) -> list[int]:
         """Ids of the requests that are being read now; any thread may ask."""
         ...
@@ -81,6 +85,10 @@ class Inline:
         answer = self._desk.answer(request)
         self._current = None
         return [answer]
+
+    def ready(self) -> list[Answer]:
+        """See `Service`; nothing is read unless somebody waits for it."""
+        return []
 
     def busy(self) -> list[int]:
         """See `Service`."""
@@ -182,6 +190,11 @@ class Pool:
             if not done:
                 done += self._rescue()
         return done
+
+    def ready(self) -> list[Answer]:
+        """See `Service`."""
+        self._send()
+        return [answer for worker in list(self._workers) for answer in self._receive(worker)]
 
     def busy(self) -> list[int]:
         """See `Service`."""

@@ -27,12 +27,18 @@ class ReaderSpec:
         template: name of a frame file as a format string, for example "img_{:05d}.jpg"; None = found by listing.
         frame_base: number of the first frame file, 0 or 1; None = found by listing.
         fps: frame rate of frame folders, which do not state one [frames/s].
+        memcached: of the reader of that name: servers, timeout_ms, connect_timeout_ms, secret_file, namespace.
+        facts: a scan's facts.bin, asked before a file is probed; None = none.
+        decoder: of the reader `dali`: what the bytes are for, "cpu" or "mixed" (a GPU).
     """
 
     kind: str
     template: str | None = None
     frame_base: int | None = None
     fps: float = 30.0
+    memcached: dict[str, Any] | None = None
+    facts: str | None = None
+    decoder: str = "cpu"
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -77,18 +83,47 @@ def _frames(spec: ReaderSpec, records: Records) -> Reader:
     return FramesReader(spec, records)
 
 
+def _memcached(spec: ReaderSpec, records: Records) -> Reader:
+    from datasets.memcached_source import MemcachedReader
+
+    return MemcachedReader(spec, records)
+
+
 def _video(spec: ReaderSpec, records: Records) -> Reader:
     from datasets.video import VideoReader
 
     return VideoReader(spec, records)
 
 
+def _dali(spec: ReaderSpec, records: Records) -> Reader:
+    from datasets.dali_reader import DaliReader
+
+    return DaliReader(spec, records)
+
+
+def _encoded(spec: ReaderSpec, records: Records) -> Reader:
+    from datasets.encoded import EncodedReader
+
+    return EncodedReader(spec, records)
+
+
 #: Reader name (`data.reader` in a config) -> constructor; each imports its decoder only when it is chosen.
-READERS: dict[str, Any] = {"frames": _frames, "video": _video}
+READERS: dict[str, Any] = {
+    "frames": _frames,
+    "memcached": _memcached,
+    "video": _video,
+    "dali": _dali,
+    "encoded": _encoded,  # what the reader processes of `dali` do; no choice of a config
+}
 
 
 def open_reader(spec: ReaderSpec, records: Records) -> Reader:
     """Open the reader that `spec.kind` names; UserError if there is none of that name."""
     if spec.kind not in READERS:
         raise UserError(f"data.reader: there is no reader {spec.kind!r}; choose one of {', '.join(READERS)}")
-    return READERS[spec.kind](spec, records)
+    reader = READERS[spec.kind](spec, records)
+    if spec.facts is None:
+        return reader
+    from datasets.facts_cache import FactsCache, KnownFacts
+
+    return KnownFacts(reader, spec, records, FactsCache(spec.facts))

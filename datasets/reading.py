@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from datasets.memcached_report import Traffic
 from datasets.pool import Answer, Inline, Pool, Service
 from datasets.readers import ReaderSpec
 from datasets.records import Records
@@ -57,6 +58,8 @@ class Loader:
         self.device = torch.device(device)
         #: Time that the consumer spent waiting for data, in seconds.
         self.seconds_waiting = 0.0
+        #: What readers that count have counted.
+        self.traffic = Traffic(counts=reading.reader.kind == "memcached")
         self._slots = [Slot.create("zoetrope-clips", slot_bytes) for _ in range(slots)]
         self._ids = 0
         self._closed = False
@@ -76,6 +79,10 @@ class Loader:
             self._closed = True
             self._service.close()
             self._close_slots()
+
+    def notes(self) -> list[str]:
+        """Lines for the log since the last call: what the reader has to say, other than bad samples."""
+        return []
 
     def being_read(self) -> list[str]:
         """Samples that are being read at this moment, for the watchdog; any thread may ask."""
@@ -119,10 +126,17 @@ class Loader:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def _answers(self) -> list[Answer]:
+        """Wait for answers."""
         answers = self._service.answers()
         if not answers:
             raise RuntimeError("the loader waits for a clip that nobody reads")
+        return self._checked(answers)
+
+    def _checked(self, answers: list[Answer]) -> list[Answer]:
+        """Count what readers counted; raise what is not the media's fault."""
         for answer in answers:
+            if answer.get("counters"):
+                self.traffic.add(answer["counters"])
             if "user" in answer:
                 raise UserError(answer["user"])
             if "bug" in answer:

@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import Collection, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -81,6 +81,7 @@ class _Row:
     place: int
     tries: int = 0
     answer: Answer | None = None
+    how: dict[str, Any] = dataclasses.field(default_factory=dict)  # what else the request says
 
 
 @dataclasses.dataclass
@@ -138,10 +139,10 @@ class TrainLoader(Loader):
         self._free = list(range(reading.prefetch + 1))
         self._held: int | None = None  # slot whose clips the consumer has
         self._clip = (spec.sampling.frames_per_clip, spec.input_size, spec.input_size, 3)
-        self._clip_bytes = int(np.prod(self._clip))
+        self._place_bytes = self._room(int(np.prod(self._clip)))
         clips = sum(len(shard_list) for shard_list in shards.micro_batches) * shards.batch_size
         setup = Setup(reader=reading.reader.to_json(), train=spec.to_json(), eval="", seed=seed)
-        size = clips * self._clip_bytes
+        size = clips * self._place_bytes
         super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=size, device=device)
         self._begin()
 
@@ -158,12 +159,20 @@ class TrainLoader(Loader):
             raise StopIteration
         step = self._steps.popleft()
         began = time.perf_counter()
-        while step.open:
-            for answer in self._answers():
-                self._take(answer)
+        self._finish(step)
         self.seconds_waiting += time.perf_counter() - began
         self._held = step.slot
         return step.step, self._batches(step)
+
+    def _room(self, clip_bytes: int) -> int:
+        """Bytes of a slot that one clip has."""
+        return clip_bytes
+
+    def _finish(self, step: _Step) -> None:
+        """Wait until all clips of a step are read."""
+        while step.open:
+            for answer in self._answers():
+                self._take(answer)
 
     def _ask_ahead(self) -> None:
         while self._free and (self._stop is None or self._next < self._stop):
@@ -185,8 +194,9 @@ class TrainLoader(Loader):
             self._failed(step, row, {"ok": False, "path": None, "reason": reason, "timeout": True})
             return
         request = self._submit(
+            **row.how,
             slot=step.slot,
-            offset=row.place * self._clip_bytes,
+            offset=row.place * self._place_bytes,
             kind="train",
             epoch=orders.epoch_of(row.position, len(self.records)),
             position=row.position,
@@ -231,10 +241,6 @@ class TrainLoader(Loader):
         return batches
 
     def _batch(self, step: _Step, rows: list[_Row], shards: tuple[int, ...]) -> Batch:
-        clips = self._slots[step.slot].view(rows[0].place * self._clip_bytes, (len(rows), *self._clip))
-        for index, row in enumerate(rows):
-            if row.answer is None:
-                clips[index] = 0  # a reader may have written a part before it failed
         answers = [row.answer for row in rows]
         # Whether a run draws jitter and erasing, and for how many rows, is a matter of the spec alone.
         frames = self._clip[0]
@@ -242,7 +248,7 @@ class TrainLoader(Loader):
         erase_rows = 0 if self.spec.erasing is None else frames if self.spec.erasing_per_frame else 1
         samples = [row.asked if row.answer else row.sample for row in rows]
         return Batch(
-            clips=self._to_device(torch.from_numpy(clips)),
+            clips=self._clips(step, rows),
             labels=self._to_device(self._labels(samples)),
             weights=self._to_device(torch.tensor([float(row.answer is not None) for row in rows])),
             samples=samples,
@@ -252,6 +258,14 @@ class TrainLoader(Loader):
             shards=shards,
             positions=[row.position for row in rows],
         )
+
+    def _clips(self, step: _Step, rows: list[_Row]) -> torch.Tensor:
+        """(B, T, H, W, 3) uint8 on the device: the clips of a micro-batch."""
+        clips = self._slots[step.slot].view(rows[0].place * self._place_bytes, (len(rows), *self._clip))
+        for index, row in enumerate(rows):
+            if row.answer is None:
+                clips[index] = 0  # a reader may have written a part before it failed
+        return self._to_device(torch.from_numpy(clips))
 
     def _labels(self, samples: list[int]) -> torch.Tensor:
         """(B,) int64, or (B, K) float32 of a list with several labels per video (a substitute shows its own)."""

@@ -12,6 +12,9 @@ A frame that does not decode is a MediaError that says how many frames did; a de
 of other frames. A truncated file has the frames whose packets are there. After a change of resolution inside a file
 frames are scaled to the size of the first one (resize.place). What a read returns depends on the file and the ordinals
 only, never on earlier reads.
+
+Opening a file and reading its packets costs as much as decoding some frames, and a clip is probed and read in turn. So
+the file that was indexed last stays open with its packets in memory (where they are not large), and is not read twice.
 """
 
 from __future__ import annotations
@@ -23,17 +26,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datasets.resize import Box, place
-from datasets.video_index import Grade, Index, build_index, open_container, packets, video_stream
+from datasets.video_index import Grade, Index, Kept, index_file, open_container, packets, video_stream
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
     import av
+    from av.video.reformatter import VideoReformatter
 
     from datasets.plan import Facts
     from datasets.readers import ReaderSpec
     from datasets.records import Records
 
 _OPEN_INDEXES = 8
+#: Largest file whose packets are kept for the read that follows its probe [bytes].
+_KEPT_BYTES = 16 << 20
 #: Packets or bytes between two places of a file from which on a seek is cheaper than reading through.
 _SEEK_PACKETS = 250
 _SEEK_BYTES = 1 << 20
@@ -42,16 +48,23 @@ _SKIPS_UNREFERENCED = {"h264", "hevc", "mpeg4", "mpeg2video"}
 
 
 class VideoReader:
-    """Frames of video files; keeps the indexes of the last few files, and nothing open between reads."""
+    """Frames of video files; keeps the indexes of the last few files, and the last indexed one open."""
 
     def __init__(self, spec: ReaderSpec, records: Records) -> None:
         self.spec = spec
         self.records = records
         self._indexes: collections.OrderedDict[str, Index] = collections.OrderedDict()
+        self._kept: tuple[str, Kept] | None = None
 
     def close(self) -> None:
-        """Forget the indexes."""
+        """Forget the indexes, close the file that is open."""
         self._indexes.clear()
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._kept:
+            self._kept[1].container.close()
+        self._kept = None
 
     def probe(self, i: int) -> Facts:
         """Facts of record i; see `Reader.probe`. A start or a length in the list selects a part of the file."""
@@ -76,22 +89,36 @@ class VideoReader:
         rows: dict[int, list[int]] = {}
         for row, ordinal in enumerate(ordinals.tolist()):
             rows.setdefault(ordinal, []).append(row)
-        pending = set(rows)
+        pending, colours = set(rows), _Colours(shown)
         for ordinal, frame in self._decode(i, index, sorted(rows)):
             if ordinal not in pending:
                 continue
             pending.discard(ordinal)
             first, *others = rows[ordinal]
-            place(_to_rgb(frame, index.rotation, shown), box, (facts.height, facts.width), out[first])
+            place(colours.rgb(frame, index.rotation), box, (facts.height, facts.width), out[first])
             for row in others:
                 out[row] = out[first]
         if pending:
             raise MediaError(shown, f"frame {min(pending)} of {facts.frames} does not decode")
 
+    def index(self, i: int) -> Index:
+        """The packet table of record i; MediaError on bad media."""
+        return self._index(i)
+
+    def assume(self, i: int, index: Index) -> None:
+        """Take an index that was made before; the caller answers for it that the file is still the same."""
+        path = self.records.full_path(i)
+        self._indexes.setdefault(path, index)
+        self._indexes.move_to_end(path)
+        if len(self._indexes) > _OPEN_INDEXES:
+            self._indexes.popitem(last=False)
+
     def _index(self, i: int) -> Index:
         path = self.records.full_path(i)
         if path not in self._indexes:
-            self._indexes[path] = build_index(path, self.records.path(i))
+            self._drop()
+            self._indexes[path], kept = index_file(path, self.records.path(i), keep=_KEPT_BYTES)
+            self._kept = (path, kept) if kept else None
             if len(self._indexes) > _OPEN_INDEXES:
                 self._indexes.popitem(last=False)
         self._indexes.move_to_end(path)
@@ -102,7 +129,8 @@ class VideoReader:
         path, shown = self.records.full_path(i), self.records.path(i)
         left = wanted
         if index.grade is Grade.TIMED:
-            with _Demuxer(path, shown, index) as demuxer:
+            kept = self._kept[1] if self._kept and self._kept[0] == path else None
+            with _Demuxer(path, shown, index, kept) as demuxer:
                 found = set()
                 for ordinal, frame in demuxer.read(wanted):
                     found.add(ordinal)
@@ -115,15 +143,30 @@ class VideoReader:
             yield from _count(path, shown, left, index.facts.frames, whole=whole)
 
 
-def _to_rgb(frame: av.VideoFrame, quarter_turns: int, shown: str) -> np.ndarray:
-    """Upright (H, W, 3) uint8 RGB of a decoded frame, converted by swscale from any pixel format."""
-    from av.error import FFmpegError
+class _Colours:
+    """Converts the frames of one read to RGB by swscale, from any pixel format."""
 
-    try:
-        image = frame.to_ndarray(format="rgb24")
-    except (FFmpegError, ValueError) as error:
-        raise MediaError(shown, f"its pixel format {frame.format.name} cannot be converted ({error})") from error
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+        self._key: tuple[object, ...] = ()
+        self._reformatter: VideoReformatter | None = None
+
+    def rgb(self, frame: av.VideoFrame, quarter_turns: int) -> np.ndarray:
+        """Upright (H, W, 3) uint8 RGB of a decoded frame."""
+        from av.error import FFmpegError
+        from av.video.reformatter import VideoReformatter
+
+        # A context of swscale keeps the colour space it was made for: one serves the frames of one kind only.
+        key = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
+        key += (frame.color_primaries, frame.color_trc)
+        if self._reformatter is None or key != self._key:
+            self._key, self._reformatter = key, VideoReformatter()
+        try:
+            image = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        except (FFmpegError, ValueError) as error:
+            reason = f"its pixel format {frame.format.name} cannot be converted ({error})"
+            raise MediaError(self.shown, reason) from error
+        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
 
 
 def _count(
@@ -164,18 +207,22 @@ def _decode_all(path: str, shown: str, *, stop: bool = True) -> Iterator[av.Vide
 
 
 class _Demuxer:
-    """One open file of grade TIMED, and the packet that comes next."""
+    """One open file of grade TIMED: its packets from memory, or from the file and then with the one that comes next."""
 
-    def __init__(self, path: str, shown: str, index: Index) -> None:
-        self.path, self.shown, self.index = path, shown, index
-        self.container = open_container(path, shown)
-        self._rewind()
+    def __init__(self, path: str, shown: str, index: Index, kept: Kept | None = None) -> None:
+        self.path, self.shown, self.index, self.kept = path, shown, index, kept
+        if kept:
+            self.container, self.stream = kept.container, kept.stream
+        else:
+            self.container = open_container(path, shown)
+            self._rewind()
 
     def __enter__(self) -> _Demuxer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.container.close()
+        if not self.kept:
+            self.container.close()
 
     def _rewind(self) -> None:
         self.stream = video_stream(self.container, self.shown)
@@ -211,23 +258,33 @@ class _Demuxer:
         """Decode packets start..stop-1 with a fresh decoder state and drain it."""
         from av.error import FFmpegError
 
-        self._go_to(start)
-        decoder, index = self.stream.codec_context, self.index
-        may_skip = index.codec in _SKIPS_UNREFERENCED
+        decoder, skips = self.stream.codec_context, None
+        may_skip = self.index.codec in _SKIPS_UNREFERENCED
         try:
-            while self.next < stop:
-                packet = next(self.packets, None)
-                if packet is None or (packet.pts, packet.size) != (index.pts[self.next], index.sizes[self.next]):
-                    return  # the file is no longer what was indexed
-                self.next += 1
-                if may_skip:
-                    decoder.skip_frame = "DEFAULT" if packet.pts in ordinal_of else "NONREF"
+            for packet in self._from(start, stop):
+                if may_skip and skips != (packet.pts not in ordinal_of):
+                    skips = packet.pts not in ordinal_of
+                    decoder.skip_frame = "NONREF" if skips else "DEFAULT"
                 yield from decoder.decode(packet)
             yield from decoder.decode(None)
         except FFmpegError:
             return  # what is missing is found out, and named, by counting
         finally:
             decoder.flush_buffers()
+
+    def _from(self, start: int, stop: int) -> Iterator[av.Packet]:
+        """Packets start..stop-1; fewer where the file is no longer what was indexed."""
+        index = self.index
+        if self.kept:
+            yield from self.kept.packets[start:stop]
+            return
+        self._go_to(start)
+        while self.next < stop:
+            packet = next(self.packets, None)
+            if packet is None or (packet.pts, packet.size) != (index.pts[self.next], index.sizes[self.next]):
+                return
+            self.next += 1
+            yield packet
 
     def _go_to(self, position: int) -> None:
         """Make `position` the next packet: by a seek where that saves much reading, else by reading on."""

@@ -127,6 +127,15 @@ def packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pa
         return
 
 
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """A file that stays open after it was indexed: its packets in file order, and a decoder in its first state."""
+
+    container: InputContainer
+    stream: av.VideoStream
+    packets: list[av.Packet]
+
+
 def build_index(path: str, shown: str) -> Index:
     """Make the index of one file.
 
@@ -134,26 +143,58 @@ def build_index(path: str, shown: str) -> Index:
         path: where the file is.
         shown: the path as the list writes it, for messages.
     """
-    with open_container(path, shown) as container:
-        stream = video_stream(container, shown)
-        table = _Table(stream.codec_context.codec.name)
-        first_key = None
-        for packet in packets(container, stream):
-            table.add(packet)
-            if first_key is None and packet.is_keyframe:
-                first_key = bytes(packet)
-        if not table.pts:
-            raise MediaError(shown, "it has no video data (header only, or cut off)")
-        grade = table.grade(set(container.format.name.split(",")))
-        frame = _decode_one(stream, first_key)
-        rate, time_base = stream.average_rate, stream.time_base
+    return index_file(path, shown)[0]
+
+
+def index_file(path: str, shown: str, *, keep: int = 0) -> tuple[Index, Kept | None]:
+    """Make the index of one file, and keep it open where its frames can be found by time.
+
+    Args:
+        path: where the file is.
+        shown: the path as the list writes it, for messages.
+        keep: most bytes of packets to keep; 0 = keep nothing and close the file.
+    """
+    container = open_container(path, shown)
+    try:
+        index, kept = _index(container, path, shown, keep)
+    except BaseException:
+        container.close()
+        raise
+    if kept is None or index.grade is not Grade.TIMED:
+        container.close()
+        return index, None
+    return index, kept
+
+
+def _index(container: InputContainer, path: str, shown: str, keep: int) -> tuple[Index, Kept | None]:
+    stream = video_stream(container, shown)
+    table = _Table(stream.codec_context.codec.name)
+    first_key, held, room = None, [], keep
+    for packet in packets(container, stream):
+        table.add(packet)
+        if first_key is None and packet.is_keyframe:
+            first_key = bytes(packet)
+        room -= packet.size
+        if room >= 0:
+            held.append(packet)
+        else:
+            held.clear()
+    if not table.pts:
+        raise MediaError(shown, "it has no video data (header only, or cut off)")
+    grade = table.grade(set(container.format.name.split(",")))
+    frame = _decode_one(stream, first_key)
+    rate, time_base = stream.average_rate, stream.time_base
     count, scanned_pts = int(np.count_nonzero(table.shown)), None
     if grade is Grade.SCANNED or frame is None:
         grade = Grade.SCANNED
         count, scanned_pts, frame = _scan(path, shown)
     assert frame is not None
     stamps = table.stamps() if scanned_pts is None else scanned_pts
-    return table.finish(grade, count, frame, _rate(stamps, rate, time_base))
+    index = table.finish(grade, count, frame, _rate(stamps, rate, time_base))
+    if grade is not Grade.TIMED or room < 0 or not keep:
+        return index, None
+    stream.codec_context.flush_buffers()
+    return index, Kept(container, stream, held)
 
 
 class _Table:

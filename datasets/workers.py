@@ -5,7 +5,9 @@ message per JSON line), draws, probes, resolves and reads into a shared slot, an
 work it writes the request's id and the time into its row of the control block, so that the parent can see a late one.
 It dies with its parent (PR_SET_PDEATHSIG), and leaves when the queue is closed.
 
-Request: {"id", "slot", "offset", "kind": "train" | "eval", "epoch", "position", "sample"}.
+Request: {"id", "slot", "offset", "kind": "train" | "eval", "epoch", "position", "sample"}, or "kind": "scan" with what
+scan_file.py says, or "dump" with what dump_video.py says; with "encoded" and "room" the answer may be stored bytes
+(encoded.py) instead of pixels.
 Answer:  {"id", "ok": true, <fields of the plan>} | {"id", "ok": false, "path", "reason"} | {"id", "ok": false, "bug"}.
 """
 
@@ -20,17 +22,20 @@ import socket
 import sys
 import time
 import traceback
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.plan import Plan, TrainSpec, draw, resolve
+from datasets.plan import Facts, Plan, TrainSpec, draw, resolve
 from datasets.readers import ReaderSpec, open_reader
 from datasets.records import Records
 from datasets.repair import read_what_decodes
 from datasets.slots import Slot
 from datasets.views import EvalSpec, VideoPlan, resolve_eval
 from utils.faults import MediaError, UserError
+
+if TYPE_CHECKING:
+    from datasets.scan_file import Examiner
 
 MESSAGE_BYTES = 1 << 18
 _PR_SET_PDEATHSIG = 1
@@ -75,16 +80,25 @@ class Desk:
         self.repair = setup.repair
         self.records = records
         self.slots = slots
-        self.reader = open_reader(ReaderSpec.from_json(setup.reader), records)
+        self._spec = ReaderSpec.from_json(setup.reader)
+        self.reader = open_reader(self._spec, records)
+        self._examiner: Examiner | None = None
 
     def close(self) -> None:
         """Close the reader."""
         self.reader.close()
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do one request; bad media is an answer, not an exception."""
+        """Do one request; what the reader has counted meanwhile travels with the answer."""
+        answer = self._answer(request)
+        counters = getattr(self.reader, "counters", None)
+        return answer | {"counters": counters()} if counters else answer
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Bad media is an answer, not an exception."""
         try:
-            fields = self._train(request) if request["kind"] == "train" else self._eval(request)
+            work = {"train": self._train, "eval": self._eval, "scan": self._scan, "dump": self._dump}[request["kind"]]
+            fields = work(request)
         except MediaError as error:
             return {"id": request["id"], "ok": False, "path": error.path, "reason": error.reason}
         except UserError as error:
@@ -97,15 +111,44 @@ class Desk:
         assert self.train is not None
         sample = request["sample"]
         draws = draw(self.seed, request["epoch"], request["position"], self.train)
-        plan = resolve(draws, self.reader.probe(sample), self.train, sample)
-        out = self.slots[request["slot"]].view(request["offset"], (len(plan.frames), *plan.size, 3))
-        self.reader.read(sample, plan.frames, plan.box, plan.size, out)
-        return plan_to_dict(plan)
+        facts = self.reader.probe(sample)
+        plan = resolve(draws, facts, self.train, sample)
+        stored = self._stored(request, plan, facts)
+        if not stored.get("files"):
+            out = self.slots[request["slot"]].view(request["offset"], (len(plan.frames), *plan.size, 3))
+            self.reader.read(sample, plan.frames, plan.box, plan.size, out)
+        return plan_to_dict(plan) | stored
+
+    def _stored(self, request: dict[str, Any], plan: Plan | VideoPlan, facts: Facts) -> dict[str, Any]:
+        """The bytes of a clip for a decoder on the device, where the request wants them; see encoded.pack."""
+        if not request.get("encoded"):
+            return {}
+        from datasets.encoded import pack
+
+        slot, box = self.slots[request["slot"]], plan.box if isinstance(plan, Plan) else None
+        reader: Any = self.reader  # an EncodedReader, maybe behind a cache of facts
+        return pack(reader, plan.sample, plan.frames, box, facts, slot, request["offset"], request["room"])
+
+    def _scan(self, request: dict[str, Any]) -> dict[str, Any]:
+        from datasets.scan_file import Examiner
+
+        if self._examiner is None:
+            self._examiner = Examiner(self._spec, self.records)
+        return self._examiner.answer(request)
+
+    def _dump(self, request: dict[str, Any]) -> dict[str, Any]:
+        from datasets.dump_video import Dumper
+
+        return Dumper(self.records).answer(request)
 
     def _eval(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.eval is not None
         sample, slot = request["sample"], self.slots[request["slot"]]
-        plan = resolve_eval(self.reader.probe(sample), self.eval, sample)
+        facts = self.reader.probe(sample)
+        plan = resolve_eval(facts, self.eval, sample)
+        stored = self._stored(request, plan, facts)
+        if stored.get("files"):
+            return plan_to_dict(plan) | stored | {"repaired": ""}
         shape = (len(plan.frames), *plan.size, 3)
         slot.grow(int(np.prod(shape)))
         out, repaired = slot.view(0, shape), ""
@@ -116,7 +159,7 @@ class Desk:
                 raise
             plan = dataclasses.replace(plan, frames=read_what_decodes(self.reader, plan, out, error))
             repaired = error.reason
-        return plan_to_dict(plan) | {"repaired": repaired}
+        return plan_to_dict(plan) | stored | {"repaired": repaired}
 
 
 def plan_to_dict(plan: Plan | VideoPlan) -> dict[str, Any]:
@@ -161,6 +204,9 @@ def main(setup_json: str, row: str) -> None:
     """Run one worker; `row` is its line in the control block."""
     values = json.loads(setup_json)
     setup = Setup(**{**values, "slot_fds": tuple(values["slot_fds"])})
+    spec = ReaderSpec.from_json(setup.reader)
+    if spec.kind == "dali":  # DALI runs beside the model, never in a reader process
+        setup = dataclasses.replace(setup, reader=dataclasses.replace(spec, kind="encoded").to_json())
     _die_with(setup.parent)
     import cv2
 

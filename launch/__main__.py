@@ -6,13 +6,14 @@ What is wrong with the config or its list files is said here, before anything is
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import collect, jobs, local, slurm, snapshot, sweep, verbs
+from launch import collect, jobs, local, memcached, slurm, snapshot, sweep, verbs
 from launch.cluster import minutes
 from utils import config, run_dir
 from utils.faults import UserError
@@ -52,10 +53,13 @@ def launch(argv: Sequence[str]) -> int:
         given = [name for name in (*flags, *SWITCHES) if getattr(args, name)]
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} is for a partition of SLURM; `local` is this machine")
-        _load(args, rest)
+        megabytes = memcached.wanted(_load(args, rest))
+        if megabytes:
+            os.environ.update(memcached.start_here(megabytes))
         return local.run(words, args.ranks)
     wanted = slurm.request(args.verb, args.exp, args.partition, args.ranks, words, flags, ask=not args.dry_run)
     cfg = _load(args, rest)
+    wanted = dataclasses.replace(wanted, memcached=memcached.wanted(cfg))
     if args.dry_run:
         from utils.config.verb import as_yaml
 

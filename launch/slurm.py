@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import cluster, job
+from launch import cluster, job, memcached
 from utils.faults import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +51,7 @@ class Request:
         nodes, tasks: nodes, and tasks on each of them; one task per GPU.
         settings: the partition's settings.
         words: what main.py is called with.
+        memcached: memory of a memcached server on each node [MB]; 0 = none is started.
     """
 
     verb: str
@@ -60,6 +61,7 @@ class Request:
     tasks: int
     settings: cluster.Settings
     words: tuple[str, ...]
+    memcached: int = 0
 
     @property
     def ranks(self) -> int:
@@ -145,7 +147,13 @@ def setup_lines(wanted: Request, code: str) -> list[str]:
         '[ -n "$MASTER_ADDR" ] || { echo "error: scontrol does not name the first node of this job" >&2; exit 1; }',
         'export MASTER_ADDR MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"',
         f"cd {shlex.quote(code)} || exit 1",
+        *(_servers(wanted) if wanted.memcached else ()),
     ]
+
+
+def _servers(wanted: Request) -> list[str]:
+    folder = os.path.join(wanted.exp, "jobs", "memcached")
+    return memcached.job_lines(folder, nodes=wanted.nodes, megabytes=wanted.memcached)
 
 
 def parameters(wanted: Request, code: str) -> dict[str, Any]:

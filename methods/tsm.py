@@ -201,11 +201,11 @@ def build(
     non_local: Literal["embedded_gaussian", "dot_product", "gaussian"] | None = None,
     fc_std: float = 0.001,
     partial_bn: bool = False,
+    norm_eval: bool = False,
     fc_lr5: bool = True,
     **backbone_options: Any,
 ) -> TSM:
-    """TSM on RGB frames (Lin et al. 2019, arXiv:1811.08383); ResNet-50, 8 frames: 24,327,632 parameters, 32.9 GMAC
-    at 224.
+    """TSM on RGB frames (Lin et al. 2019, arXiv:1811.08383); ResNet-50, 8 frames: 24,327,632 parameters, 32.9 GMAC.
 
     Args:
         backbone: resnet18 ... resnet152 or mobilenetv2.
@@ -220,7 +220,7 @@ def build(
         non_local: non-local blocks after every second block of layer2 and layer3 of a ResNet, over the frames of a clip
             (+7.4 million parameters on ResNet-50 for the first two forms).
         fc_std: standard deviation of the classifier's initial weights.
-        partial_bn: freeze every BN layer but the first in training.
+        partial_bn, norm_eval: in training freeze every BN layer but the first, keep the statistics of all (see `TSN`).
         fc_lr5: with `policy: true`, learning rate x5 for the classifier's weight and x10 for its bias.
         backbone_options: options of the backbone, such as `t` of mobilenetv2.
     """
@@ -243,6 +243,7 @@ def build(
         consensus="logits",
         fc_std=fc_std,
         partial_bn=partial_bn,
+        norm_eval=norm_eval,
         fc_lr5=fc_lr5,
     )
     return _backbones.load(model, pretrained, backbone)

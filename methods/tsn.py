@@ -29,6 +29,7 @@ class TSN(nn.Module):
         consensus: "logits" or "features" (see `segmental_consensus`).
         fc_std: standard deviation of the classifier's initial weights.
         partial_bn: in training every BN layer but the first keeps its statistics, scale and shift (section 3.2).
+        norm_eval: in training all BN layers normalise by their running statistics and keep them; scale and shift learn.
 
     Attributes:
         frames_per_clip: T.
@@ -46,6 +47,7 @@ class TSN(nn.Module):
         fc_std: float,
         partial_bn: bool,
         fc_lr5: bool,
+        norm_eval: bool = False,
     ) -> None:
         super().__init__()
         if consensus not in CONSENSUS:
@@ -57,6 +59,7 @@ class TSN(nn.Module):
         self.classifier = new_classifier(_backbones.feature_dim(backbone), num_class, fc_std)
         self.consensus = consensus
         self.partial_bn = partial_bn
+        self.norm_eval = norm_eval
         self.fc_lr5 = fc_lr5
         self.frames_per_clip = num_segments
         self.train()
@@ -75,12 +78,17 @@ class TSN(nn.Module):
         return segmental_consensus(features, self.dropout, self.classifier, self.consensus)
 
     def train(self, mode: bool = True) -> TSN:
-        """Training or evaluation mode; with partial_bn all BN layers but the first stay as they are in both."""
+        """Training or evaluation mode; with partial_bn all BN layers but the first stay as they are in both, with
+        norm_eval the statistics of all do.
+        """
         super().train(mode)
+        norms = [module for module in self.backbone.modules() if isinstance(module, _BatchNorm)]
         if self.partial_bn:
-            norms = [module for module in self.backbone.modules() if isinstance(module, _BatchNorm)]
             for norm in norms[1:]:
                 norm.eval().requires_grad_(False)
+        if self.norm_eval:
+            for norm in norms:
+                norm.eval()
         return self
 
 
@@ -94,6 +102,7 @@ def build(
     consensus: Literal["logits", "features"] = "logits",
     fc_std: float = 0.001,
     partial_bn: bool = False,
+    norm_eval: bool = False,
     fc_lr5: bool = False,
     **backbone_options: Any,
 ) -> TSN:
@@ -109,6 +118,7 @@ def build(
         fc_std: standard deviation of the classifier's initial weights (the authors' code 0.001; MMAction2 and Paddle
             0.01).
         partial_bn: freeze every BN layer but the first in training (section 3.2); for fine-tuning on small data sets.
+        norm_eval: keep the statistics of all BN layers in training (MMAction2), those of the starting weights.
         fc_lr5: with `policy: true`, learning rate x5 for the classifier's weight and x10 for its bias.
         backbone_options: options of the backbone, such as `t` of mobilenetv2.
     """
@@ -121,6 +131,7 @@ def build(
         consensus=consensus,
         fc_std=fc_std,
         partial_bn=partial_bn,
+        norm_eval=norm_eval,
         fc_lr5=fc_lr5,
     )
     return _backbones.load(model, pretrained, backbone)

@@ -12,7 +12,7 @@ CONFIG = """\
 common:
     model:
         type: {method}
-        backbone: resnet18
+        backbone: {backbone}
         num_segments: 2
         num_class: 8
         dropout: 0.5
@@ -41,7 +41,8 @@ common:
     val_root: {data}
     val_source: {data}/lists/val.txt
 """
-DEFAULTS = {"method": "tsn", "group": 1, "sync_stats": True, "workers": 0, "steps": 6, "val_freq": 3, "print_freq": 2}
+DEFAULTS = {"method": "tsn", "backbone": "resnet18", "group": 1, "sync_stats": True, "workers": 0}
+DEFAULTS |= {"steps": 6, "val_freq": 3, "print_freq": 2}
 
 
 def make(folder: Path, data: Path, **changes: object) -> Path:
@@ -49,6 +50,13 @@ def make(folder: Path, data: Path, **changes: object) -> Path:
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(CONFIG.format(data=data, **(DEFAULTS | changes)))
     return folder
+
+
+def few_videos(exp: Path, data: Path, count: int = 4) -> str:
+    """An override that makes an experiment validate on its first videos only."""
+    lines = (data / "lists/val.txt").read_text().splitlines(keepends=True)
+    (exp / "few.txt").write_text("".join(lines[:count]))
+    return f"common.val_source={exp / 'few.txt'}"
 
 
 def fingerprint(exp: Path, name: str = "ckpt.pth.tar") -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.elastic_rank import trained
-from tests.experiment import make
+from tests.experiment import few_videos, make
 from tests.ranks import ROOT
 
 SETTINGS = ("precision=fp64", "deterministic=true")
@@ -43,14 +43,15 @@ def test_other_numbers_of_ranks_in_one_run(tmp_path: Path, motion_videos: Path) 
     # Dropout, mixup, label smoothing, erasing and jitter are on in this config.
     options = {"method": "tsm", "group": 2, "steps": 4, "val_freq": 4}
     fixed = make(tmp_path / "fixed", motion_videos, **options)
-    done = run(fixed, 0, "fixed-clips", more=("shards=4",))
+    few = few_videos(fixed, motion_videos)
+    done = run(fixed, 0, "fixed-clips", more=("shards=4", few))
     assert done.returncode == 0, done.stderr
 
     moved = make(tmp_path / "moved", motion_videos, **options)
     for ranks, stop, code in ((4, 2, 75), (2, 0, 0)):
         before = digests(moved)
         if ranks == 2:  # 3 ranks cannot share 4 shards in BN groups of 2: said before anything of the run is touched
-            refused = run(moved, 3, "refused-clips")
+            refused = run(moved, 3, "refused-clips", more=(few,))
             assert refused.returncode == 2
             assert "3 ranks cannot share 4 shards with bn_group_size = 2: use 1, 2, 4 ranks" in refused.stderr
             after = digests(moved)
@@ -58,7 +59,7 @@ def test_other_numbers_of_ranks_in_one_run(tmp_path: Path, motion_videos: Path) 
                 name: before[name] for name in before if name != "log.txt"
             }
             assert not list(tmp_path.glob("refused-clips*"))
-        done = run(moved, ranks, "moved-clips", stop)
+        done = run(moved, ranks, "moved-clips", stop, (few,))
         assert done.returncode == code, done.stderr
 
     losses, clips = trained(tmp_path, "fixed-clips")

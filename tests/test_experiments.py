@@ -153,6 +153,8 @@ def small(exp: Path, data: Path) -> list[str]:
     }
     if cfg.model.kwargs.get("fast_backbone"):
         sets["model.kwargs.fast_backbone"] = "resnet18"
+    if cfg.data.flip_labels:
+        sets["data.flip_labels"] = "[[left, right], [2, 3]]"
     return [f"{key}={value}" for key, value in sets.items()]
 
 

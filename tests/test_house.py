@@ -42,6 +42,7 @@ TORCH_FREE = (
     "datasets/records.py", "datasets/order.py", "datasets/sampling.py", "datasets/crops.py", "datasets/plan.py",
     "datasets/views.py",
     "datasets/readers.py", "datasets/frames.py", "datasets/frame_source.py", "datasets/video.py", "datasets/workers.py",
+    "datasets/scan*.py", "datasets/lists*.py", "datasets/facts_cache.py",
     "datasets/demo.py", "datasets/motion8.py", "docs/pictures/*.py",
 )  # fmt: skip
 DISTRIBUTED = {"utils/dist.py", "utils/sync_bn.py", "main.py"}

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import main
-from tests.experiment import fingerprint, make
+from tests.experiment import few_videos, fingerprint, make
 from tests.ranks import ROOT
 
 RANKED = "import sys, main; sys.exit(main.main(sys.argv[1:]))"
@@ -50,6 +50,7 @@ def test_a_run_leaves_what_the_readme_promises(calm: Path) -> None:
     state = torch.load(calm / "ckpt.pth.tar", weights_only=True)
     assert (state["step"], state["validated_step"], state["shards"], state["global_batch"]) == (6, 6, 1, 4)
     assert state["classes"][0] == "left"
+    assert state["resize"] == "cv2-linear"
     assert sorted(losses(calm)) == [2, 4, 6]
 
 
@@ -120,18 +121,24 @@ def test_bn_statistics_of_each_group_survive_a_restart(
     assert torch.equal(whole["group_statistics"], parts["group_statistics"])
 
 
+def launched(exp: Path, ranks: int, overrides: list[str]) -> None:
+    """Train by `python -m launch` on some ranks of this machine."""
+    words = [sys.executable, "-m", "launch", "train", str(exp), "local", str(ranks)]
+    words += [word for override in overrides for word in ("--set", override)]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+
+
 def test_one_and_two_ranks_train_alike(tmp_path: Path, motion_videos: Path) -> None:
-    extra = ["common.precision=fp64", "common.shards=2"]
+    settings = {"group": 2, "steps": 4, "val_freq": 4, "print_freq": 1, "method": "tsm"}
     found = {}
     for ranks in (1, 2):
-        exp = make(tmp_path / f"on{ranks}", motion_videos, group=2, steps=4, val_freq=4, print_freq=1, method="tsm")
-        words = [sys.executable, "-m", "launch", "train", str(exp), "local", str(ranks)]
-        for override in extra:
-            words += ["--set", override]
-        done = subprocess.run(
-            words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+        exp = make(tmp_path / f"on{ranks}", motion_videos, **settings)
+        extra = ["common.precision=fp64", "common.shards=2", few_videos(exp, motion_videos)]
+        if ranks == 1:
+            assert main.train(exp, overrides=extra) == 0
+        else:
+            launched(exp, ranks, extra)
         found[ranks] = losses(exp)
     assert sorted(found[1]) == [1, 2, 3, 4]
     for step, value in found[1].items():
@@ -154,6 +161,51 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step_and_names_videos(
     assert "videos/" in told
     state = torch.load(exp / "ckpt.pth.tar", weights_only=True)
     assert state["step"] >= 1
+
+
+def test_accuracy_is_of_clips_that_could_be_read_and_mirrored_ones_change_their_class(
+    tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every second video is broken, and all are of the classes left and right, which a mirror exchanges."""
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "videos").symlink_to(motion_videos / "videos")
+    (tmp_path / "root" / "broken.mp4").write_bytes(b"no video")
+    lines = (motion_videos / "lists/train.txt").read_text().splitlines()
+    good = [line for line in lines if line.endswith((" 0", " 1"))][:4]
+    (tmp_path / "half.txt").write_text("".join(f"{line}\nbroken.mp4 16 0\n" for line in good))
+    settings = [f"common.train_source={tmp_path}/half.txt", f"common.train_root={tmp_path}/root"]
+    settings += [
+        f"common.data.class_names={motion_videos}/lists/classInd.txt",
+        "common.data.flip_labels=[[left,right]]",
+    ]
+    settings += ["common.data.bad_budget=1.0", "common.augmentation.mix_up=false", "common.seed=3"]
+    plain, seen = main.train_step, []
+
+    def observed(run, step, batches, **wishes):
+        inner, rows = run.loss, []
+
+        def loss(answer, clips, batch, lam):
+            value, logits = inner(answer, clips, batch, lam)
+            rows.append((batch.weights, logits.argmax(1) == batch.labels))
+            before = batches[len(rows) - 1]
+            expected = [label ^ 1 if flip else label for label, flip in zip(before.labels, before.flip, strict=True)]
+            assert batch.labels.tolist() == [int(label) for label in expected]
+            seen.extend(zip(before.flip.tolist(), batch.weights.tolist(), strict=True))
+            return value, logits
+
+        run.loss = loss
+        numbers = plain(run, step, batches, **wishes)
+        run.loss = inner
+        weights, right = (torch.cat(parts) for parts in zip(*rows, strict=True))
+        if weights.any():
+            assert numbers["prec1"] == pytest.approx(100 * right[weights > 0].double().mean().item())
+        return numbers
+
+    monkeypatch.setattr(main, "train_step", observed)
+    exp = make(tmp_path / "half", motion_videos, steps=3, val_freq=3, print_freq=1)
+    assert main.train(exp, overrides=settings) == 0
+    assert {weight for _, weight in seen} == {0.0, 1.0}
+    assert {flip for flip, weight in seen if weight} == {True, False}
 
 
 def test_fresh_moves_the_old_run_away(tmp_path: Path, motion_videos: Path) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,8 +14,7 @@ import torch
 
 import main
 from tests.experiment import fingerprint, make
-from tests.ranks import ROOT
-from tests.test_train import losses, stopping
+from tests.test_train import launched, losses, stopping
 from utils import checkpoint, config
 from utils.faults import UserError
 
@@ -174,12 +170,10 @@ def test_one_and_two_ranks_end_alike(tmp_path: Path, motion_videos: Path) -> Non
     found = []
     for ranks in (1, 2):
         exp = small(tmp_path / f"on{ranks}", motion_videos)
-        words = [sys.executable, "-m", "launch", "train", str(exp), "local", str(ranks)]
-        words += [word for override in overrides for word in ("--set", override)]
-        done = subprocess.run(
-            words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False
-        )
-        assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
+        if ranks == 1:
+            assert main.train(exp, overrides=overrides) == 0
+        else:
+            launched(exp, ranks, overrides)
         found.append((losses(exp), state_of(exp)))
     (one_losses, one), (two_losses, two) = found
     assert sorted(one_losses) == [1, 2, 3]
@@ -258,10 +252,25 @@ def test_another_global_batch_is_remarked_on_and_nothing_changes(plain: Path, ru
     assert "recipe's learning rates" not in (plain / "log.txt").read_text()
 
 
+def test_compile_without_a_compiler_is_one_line_and_the_same_training(
+    plain: Path, tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", f"{tmp_path / 'absent'} -O2")
+    exp = run(tmp_path / "compiled", motion_videos, "common.compile=true")
+    told = [line for line in (exp / "log.txt").read_text().splitlines() if "compile: " in line]
+    assert len(told) == 1
+    assert "the model is not compiled, there is no C++ compiler" in told[0]
+    assert digest(exp) == digest(plain)
+
+
 RULES = {
     "common.data.list_layout=path_labels": "several labels a video need loss: bce",
     "common.precise_bn.every_iters=3": "has no effect without precise_bn.batches",
     "common.distill.kind=dml": "missing: the experiment folder or weights file of the second network",
+    "common.lr_scheduler.warmup_steps=0 common.lr_scheduler.warmup_by=epoch": "warmup_by: has no effect without a warm",
+    "common.data.flip_labels=[[0,1],[1,2]]": "each class has one mirror image, but 1 stands in two places",
+    "common.data.flip_labels=[[0,8]]": "class 8 is none of the 8 classes",
+    "common.data.flip_labels=[[0,1]] common.data.flip=false": "has no effect with flip: false",
     "common.no_wd=biases": "must be true, false or bn",
     "common.ema=1.5": "must be less than 1",
 }
@@ -271,7 +280,7 @@ RULES = {
 def test_rules_between_the_new_keys(override: str, tmp_path: Path, motion_videos: Path) -> None:
     exp = small(tmp_path / "rules", motion_videos)
     with pytest.raises(UserError, match=RULES[override]):
-        config.load(exp, [override])
+        config.load(exp, override.split())
 
 
 def test_rules_of_distillation(tmp_path: Path, motion_videos: Path) -> None:

@@ -184,6 +184,7 @@ def check_resume(
     state: Mapping[str, Any],
     differences: Iterable[tuple[str, object, object, bool]],
     lists: Mapping[str, str] | None = None,
+    kernel: str | None = None,
 ) -> list[str]:
     """Decide whether a run may go on with a config that was changed.
 
@@ -192,6 +193,7 @@ def check_resume(
         differences: (key, value in the checkpoint, value now, whether it leaves the meaning of the run as it was), as
             `utils.config.differences` gives them.
         lists: sha256 of the lists of now, by the names of the checkpoint's ``lists``: a list may move, not change.
+        kernel: name of the resize kernel of now; a checkpoint from before it was kept (``resize``) has the same.
 
     Returns:
         Lines for the log, one for each change that is allowed.
@@ -202,6 +204,8 @@ def check_resume(
     changes = list(differences)
     known = state.get("lists", {})
     changes += [(f"{k}_source", "this list", "other content", False) for k, v in (lists or {}).items() if known[k] != v]
+    resize = state.get("resize", kernel)
+    changes += [("the resize kernel of the readers", resize, kernel, False)] if kernel and resize != kernel else []
     refused = [f"  {key}: {old!r} -> {new!r}" for key, old, new, free in changes if not free]
     if refused:
         raise UserError(

@@ -8,7 +8,8 @@ not full is filled up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -148,6 +149,20 @@ class LargestMap:
     def _note(self, _layer: nn.Module, _arguments: Any, answer: Any) -> None:
         if isinstance(answer, Tensor):
             self.bytes = max(self.bytes, answer.numel() * answer.element_size())
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Float32 convolutions without TF32, which PyTorch allows by default: with its 10 bits the scores of a view follow
+    the kernel that cuDNN picks for the size of a chunk. Everything else about cuDNN stays as it is.
+    """
+    # Not `cudnn.flags(allow_tf32=False)`: what is left out there is switched off, cuDNN itself among it (torch 2.13).
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -22,6 +22,7 @@ def lr_at(
     lr_mults: Sequence[float] | None = None,
     warmup_type: str = "to_peak",
     epoch_iters: float | None = None,
+    warmup_epoch_iters: float | None = None,
     begin: int | None = None,
 ) -> float:
     """Learning rate of iteration `step`, to be set before its optimiser step.
@@ -35,8 +36,7 @@ def lr_at(
 
     The warm-up, k < W = warmup_steps, with r = base_lr / peak:
 
-    * to_peak (seed 004, MMAction2 1.x): a line from base_lr to the peak; the cosine begins at W. All others let it
-      begin at 0:
+    * to_peak (seed 004, MMAction2 1.x): a line from base_lr to the peak; the cosine begins at W, elsewhere at 0:
     * to_schedule (PySlowFast, PaddleVideo): a line from base_lr to S(W).
     * factor_linear, factor_constant, factor_exp (MMAction2 0.x, by its runner): S(k) times
       1 - (1 - k/W) (1 - r), times r, times r ** (1 - k/W).
@@ -48,8 +48,8 @@ def lr_at(
         max_iter, warmup_steps, lr_steps: iterations; lr_steps ascending.
         lr_mults: one factor for each of lr_steps.
         warmup_type: one of WARMUPS.
-        epoch_iters: iterations per epoch, not necessarily whole: S moves only where an epoch begins, rounded to the
-            nearest iteration as all lengths in epochs are. None: it moves in every iteration.
+        epoch_iters, warmup_epoch_iters: iterations per epoch, not necessarily whole: S, or the k of the warm-up, moves
+            only where an epoch begins, rounded as all lengths in epochs are. None: it moves in every iteration.
         begin: iteration with which the cosine begins, where it is another one (`begin` of MMAction2's schedulers).
 
     Raises:
@@ -64,7 +64,7 @@ def lr_at(
     moved = step if epoch_iters is None else _epoch_begin(step, epoch_iters)
     if step >= warmup_steps:
         return schedule(moved)
-    share = step / warmup_steps
+    share = (step if warmup_epoch_iters is None else _epoch_begin(step, warmup_epoch_iters)) / warmup_steps
     if warmup_type in ("to_peak", "to_schedule"):
         end = peak if warmup_type == "to_peak" else schedule(warmup_steps)
         return base_lr + share * (end - base_lr)

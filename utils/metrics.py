@@ -54,16 +54,27 @@ def hit_at_k(logits: Tensor, targets: Tensor, ks: tuple[int, ...] = (1, 5)) -> T
     return correct_at_k(logits, own, ks) & (targets > 0).any(1)
 
 
-def mixed_accuracy(logits: Tensor, labels: Tensor, lam: float = 1.0, *, ks: tuple[int, ...] = (1, 5)) -> Tensor:
+def mixed_accuracy(
+    logits: Tensor,
+    labels: Tensor,
+    lam: float = 1.0,
+    *,
+    ks: tuple[int, ...] = (1, 5),
+    weights: Tensor | None = None,
+) -> Tensor:
     """Top-k accuracies of a batch in per cent, (len(ks),) float32; under mixup those of both labels, weighted alike.
 
-    Several labels per clip, (B, K), count as `hit_at_k`.
+    Several labels per clip, (B, K), count as `hit_at_k`. With `weights` (B,) the mean is weighted by them: clips of
+    weight 0, which could not be read, do not count; 0 where none could.
     """
     correct = correct_at_k if labels.dim() == 1 else hit_at_k
     right = correct(logits, labels, ks).float()
     if lam != 1.0:
         right = lam * right + (1 - lam) * correct(logits, mixup.partner(labels), ks).float()
-    return 100 * right.mean(1)
+    if weights is None:
+        return 100 * right.mean(1)
+    total = weights.to(right.dtype).sum()
+    return 100 * (right @ weights.to(right.dtype)) / torch.where(total == 0, 1, total)
 
 
 class Tally:

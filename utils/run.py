@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
 import math
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,13 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils import checkpoint, config, log, lr_schedule, pace, precise_bn, run_dir, transforms, watchdog
+from utils import bad_samples, checkpoint, config, lr_schedule, pace, precise_bn, run_dir, transforms, watchdog
 from utils.faults import AgreedError
 from utils.loss import training_loss
 from utils.signals import StopFlag
 
 if TYPE_CHECKING:
-    from datasets.bad_media import BadEvent
     from datasets.records import Records
     from datasets.train_loader import Batch, TrainLoader
     from utils.config import Config
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from utils.shards import ShardPlan
     from utils.sync_bn import Statistics
 
-JOURNAL = "jobs/bad_samples.jsonl"
 STOPPED = 75  # exit code of a run that a signal stopped: its state is saved, the same command continues it
 
 
@@ -90,7 +90,8 @@ def compiled(
         return net
     if device.type == "cpu":
         compiler = os.environ.get("CXX", "g++")
-        missing = None if shutil.which(compiler) else f"there is no C++ compiler ({compiler}; set $CXX)"
+        program = (shlex.split(compiler) or ["g++"])[0]  # $CXX may name options too, as in `ccache g++`
+        missing = None if shutil.which(program) else f"there is no C++ compiler ({compiler}; set $CXX)"
     else:
         missing = None if importlib.util.find_spec("triton") else "the package triton is not installed"
     if missing:
@@ -122,6 +123,7 @@ class Run:
     statistics: Statistics
     ema: Ema | None
     distill: Teacher | Mutual | None
+    kernel: str  # name of the readers' resize kernel: another one means other pixels
     stack: contextlib.ExitStack  # undone when the run ends, however it ends
     step: int = 0  # finished iterations
     validated_step: int = -1  # the last step whose validation was completed
@@ -135,6 +137,9 @@ class Run:
         )
         self.pace = pace.Pace(self.world, self.shards, self.log.line, self.watch.who)
 
+        budget = {"videos": len(self.train_records), "bad_budget": self.cfg.data.bad_budget}
+        self.bad = bad_samples.BadSamples(self.folder.exp, self.log, **budget)
+        self.mirrored = transforms.mirrored_classes(self.cfg.data.flip_labels, self.class_names, self.world.device)
         self.precise: tuple[int, dict[str, torch.Tensor]] | None = None  # (step, BN statistics of its validation)
 
     def begin(self, state: dict[str, Any] | None) -> None:
@@ -173,15 +178,23 @@ class Run:
         """Keyword arguments of `lr_schedule.lr_at`."""
         plain = self.cfg.lr_scheduler
         names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "max_iter", "lr_steps", "lr_mults")
-        epoch_iters = len(self.train_records) / self.shards.global_batch if plain.step_by == "epoch" else None
+        epoch = len(self.train_records) / self.shards.global_batch
         found = {name: getattr(plain, name) for name in (*names, "warmup_type")}
-        return found | {"epoch_iters": epoch_iters}
+        found["epoch_iters"] = epoch if plain.step_by == "epoch" else None
+        found["warmup_epoch_iters"] = epoch if plain.warmup_by == "epoch" else None
+        return found
 
     def augmentation(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of `transforms.augment` for one batch: what its plans drew, and the colour statistics."""
         wanted = self.cfg.augmentation
         drawn = {"flip": batch.flip, "jitter": batch.jitter, "erase": batch.erase}
         return drawn | {"mean": wanted.mean, "std": wanted.std, "dtype": dtype_of(self.cfg.precision)}
+
+    def relabelled(self, batch: Batch) -> Batch:
+        """The batch as it is to be classified: a mirrored clip has the mirrored class where `data.flip_labels` says."""
+        if self.mirrored is None:
+            return batch
+        return dataclasses.replace(batch, labels=transforms.mirrored_labels(batch.labels, batch.flip, self.mirrored))
 
     def loss(self, answer: Any, clips: torch.Tensor, batch: Batch, lam: float) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, logits (B, K)) of what `model` answered to the clips, which were mixed with weight `lam`."""
@@ -262,6 +275,7 @@ class Run:
     def _forwards(self, loader: TrainLoader, stop: StopFlag) -> Iterator[Callable[[torch.nn.Module], object] | None]:
         """A function for each micro-batch that puts it through a network, augmented but not mixed; None: stop."""
         for _, micro_batches in loader:
+            self.bad.note(loader.ledger.take_events(), self.step, bad_samples.PRECISE_BN)
             if self.world.any(stop.received):
                 yield None
                 return
@@ -293,6 +307,7 @@ class Run:
             "global_batch": self.shards.global_batch,
             "config": config.to_dict(self.cfg),
             "classes": self.class_names,
+            "resize": self.kernel,
             "lists": {"train": self.train_records.list_hash, "val": self.val_records.list_hash},
             "code": run_dir.revision(),
             "versions": checkpoint.versions(),
@@ -306,26 +321,16 @@ class Run:
         self.world.on_main(lambda: checkpoint.save(self.folder.exp, name, state))
         self.log.flush()
 
-    def note_bad(self, event: BadEvent) -> None:
-        """Journal one sample that could not be read, and log it when it is met for the first time. Any rank may."""
-        row = {"step": self.step, "position": event.position, "sample": event.sample, "late": event.timeout}
-        self.log.journal(JOURNAL, row | {"path": event.path, "reason": event.reason})
-        if event.new:
-            self.log.event(str(event))
-
-    def bad_samples(self) -> list[dict[str, Any]]:
-        """The journal of samples that could not be read, of all ranks and all processes of this run."""
-        return log.read_journal(self.folder.path(JOURNAL))
-
-    def late_samples(self) -> set[tuple[int, int]]:
-        """(position, sample) of what was given up as too slow: it must fail again when its step is run again."""
-        return {(row["position"], row["sample"]) for row in self.bad_samples() if row["late"]}
-
-    def log_bad_samples(self) -> None:
-        """One line for the log: how many samples could not be read, and where they are named."""
-        names = {row["path"] for row in self.bad_samples()}
-        if names:
-            self.log.line(f"{len(names)} videos could not be read; each is named with its reason in {JOURNAL}")
+    def end_epoch(self, *, final: bool = False) -> None:
+        """Sum up the bad samples if an epoch ends with this step, or the run. Collective."""
+        clips, videos = self.step * self.shards.global_batch, len(self.train_records)
+        epoch = clips // videos
+        if final:
+            epoch = -(-clips // videos)
+        elif self.step == self.last or epoch == (clips - self.shards.global_batch) // videos:
+            return
+        self.world.barrier()  # the journals of all ranks are complete up to this step
+        self.world.on_main(lambda: self.bad.sum_up(self.step, epoch, enforce=not final))
 
     def stopped(self, stop: StopFlag) -> int:
         """The last line of a run that was asked to stop, and its exit code."""

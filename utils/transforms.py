@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.faults import UserError, did_you_mean
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FILL = (152, 142, 127)  # what erasing paints, seed 004's, RGB of 0..255
@@ -73,6 +75,59 @@ def normalise(
 ) -> Tensor:
     """What `augment` does with nothing drawn: uint8 (B, T, H, W, C) -> (B, C, T, H, W) for evaluation."""
     return augment(clips, mean=mean, std=std, dtype=dtype)
+
+
+def mirrored_classes(
+    pairs: Sequence[Sequence[int | str]] | None, names: Sequence[str], device: torch.device | str = "cpu"
+) -> Tensor | None:
+    """What each class becomes in a mirror.
+
+    Args:
+        pairs: classes that exchange, by number or name (`data.flip_labels`).
+        names: of the K classes.
+        device: where labels are.
+
+    Returns:
+        (K,) int64, None without pairs.
+
+    Raises:
+        UserError: a name that no class has, or several have, or a class in two pairs.
+    """
+    if not pairs:
+        return None
+    table = torch.arange(len(names))
+    for one, two in ([_class(name, names) for name in pair] for pair in pairs):
+        twice = [number for number in (one, two) if one == two or table[number] != number]
+        if twice:
+            raise UserError(f"common.data.flip_labels: class {twice[0]} ({names[twice[0]]}) stands in it twice")
+        table[one], table[two] = two, one
+    return table.to(device)
+
+
+def _class(name: int | str, names: Sequence[str]) -> int:
+    if isinstance(name, int):
+        return name
+    found = [number for number, other in enumerate(names) if other == name]
+    if len(found) != 1:
+        there_is = f"{len(found)} classes are" if found else "no class is"
+        raise UserError(f"common.data.flip_labels: {there_is} called {name!r}{did_you_mean(name, names)}")
+    return found[0]
+
+
+def mirrored_labels(labels: Tensor, flip: Tensor, classes: Tensor) -> Tensor:
+    """The labels of clips of which some are mirrored.
+
+    Args:
+        labels: (B,) int64, or (B, K) with several labels per clip.
+        flip: (B,) bool, on the CPU.
+        classes: (K,) of `mirrored_classes`, an exchange of pairs.
+
+    Returns:
+        The same shape and type.
+    """
+    other = classes[labels] if labels.dim() == 1 else labels[:, classes]
+    chosen = flip.to(labels.device, non_blocking=True)
+    return torch.where(chosen if labels.dim() == 1 else chosen.unsqueeze(1), other, labels)
 
 
 def cut_views(frames: Tensor, clip_rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> Tensor:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,8 +64,7 @@ def source_of(exp: Path, results: Results) -> Source:
         UserError: the list, its folder or the config is not there any more, or the list has changed.
     """
     from anal_tools import scoring
-    from datasets.loader import reading
-    from datasets.records import Records
+    from datasets.loader import reading, records_of
     from utils import config
 
     cfg = scoring.config_of(results) if "data" in results.summary.get("config", {}) else config.load(exp)
@@ -74,7 +74,8 @@ def source_of(exp: Path, results: Results) -> Source:
         raise UserError(f"{source}: the list that was evaluated is not here")
     if not Path(root).is_dir():
         raise UserError(f"{root}: the folder of the videos is not here")
-    records = Records.load(source, root, num_class=results.num_class)
+    evaluated = SimpleNamespace(model=cfg.model, data=cfg.data, loss=cfg.loss, val_source=str(source), val_root=root)
+    records = records_of(evaluated, "val")
     if records.list_hash != summary.get("list_hash"):
         raise UserError(f"{source}: the list has changed since the evaluation")
     return Source(results, records, reading(cfg).reader, scoring.kept_protocol(results).spec)

@@ -117,18 +117,19 @@ def kill(work: Path) -> dict:
     """kill -9 at ten moments of an evaluation of 64 videos; it is started again each time."""
     exp = experiment(work / "killed", crop=112, scale=112, **videos_of(work, 64))
     options = ["--views", "10x1", "--chunk", "5"]
-    started = time.monotonic()
     command("main.py", "eval", exp, *options, "--name", "calm", env=ONE_THREAD)
-    whole = time.monotonic() - started
     generator, kills, going_on, name = random.Random(4), 0, 0, "killed"
     argv = [sys.executable, "main.py", "eval", str(exp), *options, "--name", name]
     env, log = environment(ONE_THREAD), work / "killed.out"
     while True:
         with log.open("wb") as output:
             process = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True)
-            # The first falls into the start, the second anywhere; later ones leave room for the 10 s between parts.
-            limit = (2.0, 0.9 * whole)[kills] if kills < 2 else generator.uniform(0.25, 0.6) * whole
             try:
+                if kills == 1:  # so that at least one start finds something to go on from
+                    _wait_for_part(process, exp / "results" / name)
+                # Parts are written every 10 s after a start of some 5 s: most moments fall before the first, between
+                # two or into the writing of one, and the evaluation outlasts ten of them.
+                limit = 1.0 if kills == 0 else generator.uniform(0, 3) if kills == 1 else generator.uniform(2, 20)
                 code = process.wait(limit if kills < 10 else None)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -147,6 +148,12 @@ def kill(work: Path) -> dict:
     left = [path.name for path in (exp / "results" / name).iterdir() if path.name.startswith("part")]
     measured = {"kills": kills, "starts_that_went_on": going_on, "identical": same, "left_over": left}
     return {"measured": measured, "holds": kills == 10 and going_on > 0 and same and not left}
+
+
+def _wait_for_part(process: subprocess.Popen[bytes], folder: Path) -> None:
+    """Until an evaluation has kept something, or ended."""
+    while process.poll() is None and not list(folder.glob("part*")):
+        time.sleep(0.05)
 
 
 def rescoring(work: Path) -> dict:

@@ -40,7 +40,7 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
             began, cpu = time.perf_counter(), time.process_time()
             totals = torch.zeros(len(NUMBERS) if side == "with" else len(NUMBERS) - 2, dtype=torch.float64)
             if side == "with":
-                totals[3:] = torch.tensor([0.0, stop.received, False])
+                totals[-3:] = torch.tensor([0.0, stop.received, False])
             pending = None if side == "nothing" else world.sum_async(totals)
             time.sleep(seconds)
             world.sum_(gradients)

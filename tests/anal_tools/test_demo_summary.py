@@ -28,6 +28,7 @@ def test_it_names_the_figure_and_every_file(tmp_path: Path, capsys: pytest.Captu
     for part in ("ckpt.pth.tar", "events", "log.txt", "results/best"):
         assert str(exp / part) in said
     assert str(tmp_path / "tsn_resnet18" / "motion8") in said
+    assert f"main.py report {exp}" in said
 
 
 def test_finished_means_evaluated_after_the_last_checkpoint(tmp_path: Path) -> None:

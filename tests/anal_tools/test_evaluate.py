@@ -17,6 +17,7 @@ import torch
 import main
 import methods
 from anal_tools import scoring
+from anal_tools.report import media
 from anal_tools.results import Results
 from tests.experiment import make
 from tests.ranks import ROOT
@@ -193,6 +194,9 @@ def test_a_list_with_several_labels(exp: Path, motion_videos: Path, tmp_path: Pa
     numbers = scoring.numbers(found.scores, found.labels, found.targets)
     for key in ("mean_average_precision", "gap", "hit1", "perr"):
         assert found.summary["metrics"][key] == pytest.approx(numbers[key], abs=1e-6)
+    source = media.source_of(exp, found)  # the report finds the videos of such a list again
+    assert source.records.several
+    assert source.records.list_hash == found.summary["list_hash"]
 
 
 def test_views_that_the_method_does_not_take(tmp_path: Path, motion_videos: Path, capsys) -> None:

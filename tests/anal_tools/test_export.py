@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import json
 from pathlib import Path
 
@@ -55,32 +57,38 @@ def same(net: nn.Module, exported: nn.Module, clips: torch.Tensor) -> None:
             torch.testing.assert_close(exported(batch), wanted[: len(batch)], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_torch_file(name: str, tmp_path: Path) -> None:
-    net, clips = small(name)
-    facts = {"input": ["batch", *clips.shape[1:]]}
-    with export.quiet():
-        export.write_torch(net, facts, tmp_path / "m.pt2")
-        extra = {"zoetrope.json": ""}
-        program = torch.export.load(tmp_path / "m.pt2", extra_files=extra)
-    same(net, program.module(), clips)
-    assert json.loads(extra["zoetrope.json"]) == facts
-
-
 QUICK = ("tsn", "slowfast")
 
 
-@pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n not in QUICK)]
+@pytest.fixture(
+    scope="module", params=[*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n not in QUICK)]
 )
-def test_onnx_file(name: str, tmp_path: Path) -> None:
-    net, clips = small(name)
+def program(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor, dict, torch.export.ExportedProgram]:
+    """A method's network, clips, facts and the graph that both files are made of: tracing is slow, so once each."""
+    net, clips = small(request.param)
+    facts = {"input": ["batch", *clips.shape[1:]]}
     with export.quiet():
-        export.write_onnx(net, {"input": ["batch", *clips.shape[1:]]}, tmp_path / "m.onnx")
+        return net, clips, facts, export.traced(net, facts)
+
+
+def test_torch_file(program: tuple, tmp_path: Path) -> None:
+    net, clips, facts, graph = program
+    with export.quiet():
+        export.write_torch(graph, facts, tmp_path / "m.pt2")
+        extra = {"zoetrope.json": ""}
+        read = torch.export.load(tmp_path / "m.pt2", extra_files=extra)
+    same(net, read.module(), clips)
+    assert json.loads(extra["zoetrope.json"]) == facts
+
+
+def test_onnx_file(program: tuple, tmp_path: Path) -> None:
+    net, clips, facts, graph = program
+    with export.quiet():
+        export.write_onnx(graph, facts, tmp_path / "m.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]  # weights inside
-    session, facts = predict_model.session(tmp_path / "m.onnx")
+    session, text = predict_model.session(tmp_path / "m.onnx")
     same(net, session, clips)
-    assert json.loads(facts)["input"][0] == "batch"
+    assert json.loads(text) == facts
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +104,15 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path
     exp = weights.make(root / "exp", root)
     assert main.main(["export", str(exp), "--to", "onnx"]) == 0
     return exp, exp / "results" / "tsn_resnet18.onnx", root
+
+
+def test_clips_of_a_list_with_several_labels(exported: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    exp, _, root = exported
+    (tmp_path / "several.txt").write_text("a.mp4\t20\t3\t1\nb.mp4\t16\t2\n")
+    sets = ["loss=bce", "data.list_layout=path_frames_labels", f"val_source={tmp_path / 'several.txt'}"]
+    args = argparse.Namespace(check=[], target=exp, set=sets)
+    found = export.clips_to_check(args, None)  # type: ignore[arg-type]  # the predictor is not asked
+    assert [Path(source.path) for source in found] == [root / "a.mp4", root / "b.mp4"]
 
 
 def infer(out: Path) -> dict:
@@ -145,7 +162,7 @@ def test_it_gets_its_name_only_when_it_agrees(
     assert main.main([*arguments, "--check", str(root / "broken.mp4")]) == 2
     assert "none of the videos to check could be read" in capsys.readouterr().err
     monkeypatch.setattr(export, "TOLERANCE", 0.0)  # nothing can hold this: the path of a refusal
-    monkeypatch.setattr(export, "write_torch", spoiled(export.write_torch))
+    monkeypatch.setattr(export, "traced", spoiled(export.traced))
     assert main.main(arguments) == 2
     assert "the exported file's logits differ by" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -155,16 +172,19 @@ def test_it_gets_its_name_only_when_it_agrees(
     assert out.is_file()
 
 
-def spoiled(write):
-    """Writes a model whose classifier was changed a little."""
+def spoiled(traced):
+    """Traces a model whose classifier was changed a little."""
 
-    def wrong(net: nn.Module, facts: dict, file: Path) -> None:
-        before = net.classifier.bias.data.clone()
-        net.classifier.bias.data += 0.01
-        write(net, facts, file)
-        net.classifier.bias.data = before
+    def wrong(net: nn.Module, facts: dict) -> torch.export.ExportedProgram:
+        return traced(net_with_another_bias(net), facts)
 
     return wrong
+
+
+def net_with_another_bias(net: nn.Module) -> nn.Module:
+    other = copy.deepcopy(net)
+    other.classifier.bias.data += 0.01
+    return other
 
 
 def test_other_files_are_refused(exported: tuple[Path, Path, Path], tmp_path: Path) -> None:

@@ -150,3 +150,22 @@ def test_short_side_jitter_is_the_square_mapped_back() -> None:
     assert crops.short_side_jitter(320, 240, (0.0, BELOW_ONE, BELOW_ONE), crop=224) == (110, 30, 320, 240)
     # At 320 it is 168.
     assert crops.short_side_jitter(320, 240, (BELOW_ONE, 0.0, 0.0), crop=224) == (0, 0, 168, 168)
+
+
+def test_multi_scale_random_is_the_inner_square_mapped_back() -> None:
+    """PP-TSM on 512x512 (twice its 256): sizes 512, 448, 336 (168 of 256) or 384; 224 of 256 in each of them."""
+    place = 4.5 / 13  # the centre
+    whole = crops.multi_scale_random(512, 512, (0.0, place, 0.0, 0.0, 0.0), crop=224, side=256)
+    assert whole == (0, 0, 448, 448)
+    last = crops.multi_scale_random(512, 512, (0.0, place, 0.0, BELOW_ONE, BELOW_ONE), crop=224, side=256)
+    assert last == (64, 64, 512, 512)
+    # The last of the ten pairs is 168 x 168, in the middle at 44: on the source 336 from 88; 224 of its 256 is 294.
+    small = crops.multi_scale_random(512, 512, (BELOW_ONE, place, 0.0, 0.0, 0.0), crop=224, side=256)
+    assert small == (88, 88, 382, 382)
+
+
+def test_multi_scale_random_takes_any_frame() -> None:
+    rng = np.random.default_rng(1)
+    for w, h in ((1, 1), (2, 300), (300, 2), (340, 256), (1920, 1080)):
+        for _ in range(200):
+            assert inside(crops.multi_scale_random(w, h, rng.random(22).tolist(), crop=224, side=256), w, h)

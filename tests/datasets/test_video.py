@@ -59,7 +59,9 @@ def assert_like_sequential(reader: VideoReader, path: Path, turns: int = 0, seed
     assert facts.frames == len(reference)
     assert (facts.height, facts.width) == reference[0].shape[:2]
     rng = np.random.default_rng(seed)
-    for _ in range(draws):
+    for draw in range(draws):
+        if draw == draws // 2:
+            reader._drop()  # from here on without the packets that were kept: by seeking in the file
         chosen = rng.choice(facts.frames, rng.integers(1, min(8, facts.frames) + 1), replace=False).tolist()
         for image, ordinal in zip(read(reader, 0, chosen), chosen, strict=True):
             assert np.array_equal(image, reference[ordinal]), f"{path.name}: frame {ordinal} of {chosen}"
@@ -84,6 +86,32 @@ def test_edit_list_hides_frames_before_the_cut(source: str, hidden: int, tmp_pat
     assert reader.probe(0).frames == 120 - hidden
     assert number_in(read(reader, 0, [0])[0]) == hidden
     assert_like_sequential(reader, path)
+
+
+def test_the_file_that_was_indexed_last_is_read_once_and_closed_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_files() -> list[str]:
+        links = [f"/proc/self/fd/{number}" for number in os.listdir("/proc/self/fd")]
+        return sorted(os.path.basename(os.readlink(link)) for link in links if os.path.lexists(link))
+
+    for name in ("a.mp4", "b.mp4"):
+        write_video(tmp_path / name, X264, 30, options={"g": "12"})
+    reader = open_videos(tmp_path, ["a.mp4", "b.mp4"])
+    first = read(reader, 0, [29, 3])
+    (tmp_path / "a.mp4").unlink()
+    assert np.array_equal(read(reader, 0, [29, 3]), first), "nothing was read from the file again"
+    assert "b.mp4" not in open_files()
+    read(reader, 1, [5])
+    held = open_files()
+    assert "b.mp4" in held
+    assert not [name for name in held if name.startswith("a.mp4")], "one file is open at most"
+    reader.close()
+    assert "b.mp4" not in open_files()
+    monkeypatch.setattr("datasets.video._KEPT_BYTES", 1000)
+    reader = open_videos(tmp_path, ["b.mp4"])
+    assert number_in(read(reader, 0, [17])[0]) == 17
+    assert "b.mp4" not in open_files(), "too large to keep"
 
 
 def test_frame_rate_comes_from_the_stamps_where_the_header_is_wrong(tmp_path: Path) -> None:
@@ -181,7 +209,7 @@ def test_same_clip_from_video_and_from_a_lossless_dump(tmp_path: Path) -> None:
         clips = [np.empty((8, 56, 56, 3), np.uint8) for _ in plans]
         for reader, plan, clip in zip((video, dump), plans, clips, strict=True):
             reader.read(0, plan.frames, plan.box, plan.size, clip)
-        assert np.array_equal(*clips)
+        assert np.array_equal(clips[0], clips[1])
 
 
 ODD = [

@@ -122,3 +122,25 @@ def test_published_parameter_counts() -> None:
 def test_unknown_consensus() -> None:
     with pytest.raises(UserError, match="consensus is 'max'"):
         build(consensus="max")
+
+
+@pytest.mark.parametrize("method", ["tsn", "tsm"])
+def test_norm_eval_keeps_the_statistics_and_trains_scale_and_shift(method: str) -> None:
+    """MMAction2's norm_eval: in training the network answers as in evaluation, and all its parameters learn."""
+    torch.manual_seed(0)
+    model = methods.build(type=method, backbone="resnet18", num_class=5, num_segments=3, dropout=0, norm_eval=True)
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.running_mean.normal_()
+    before = [norm.running_mean.clone() for norm in norms]
+    model.eval()
+    with torch.no_grad():
+        expected = model(clips())
+    model.train()
+    found = model(clips())
+    torch.testing.assert_close(found, expected)
+    found.sum().backward()
+    for norm, mean in zip(norms, before, strict=True):
+        assert torch.equal(norm.running_mean, mean)
+        assert norm.weight.grad is not None
+    assert model.classifier.training

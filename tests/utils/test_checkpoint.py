@@ -364,3 +364,10 @@ def test_file_hash_and_versions(tmp_path: Path) -> None:
     assert checkpoint.file_hash(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     checkpoint.save(tmp_path, LATEST, {"step": 1, "versions": checkpoint.versions()})
     assert checkpoint.load(tmp_path / LATEST)["versions"]["torch"] == str(torch.__version__)
+
+
+def test_another_resize_kernel_is_refused_and_none_is_the_one_of_now() -> None:
+    assert checkpoint.check_resume({"step": 5, "resize": "cv2-linear"}, [], None, "cv2-linear") == []
+    assert checkpoint.check_resume({"step": 5}, [], None, "cv2-linear") == [], "from before it was kept"
+    with pytest.raises(UserError, match=r"the resize kernel of the readers: 'cv2-area' -> 'cv2-linear'"):
+        checkpoint.check_resume({"step": 5, "resize": "cv2-area"}, [], None, "cv2-linear")

@@ -159,3 +159,19 @@ def test_a_process_at_its_limit_of_memory(repo_root: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "memory ran out with 16 views at once" in done.stdout
     assert float(done.stdout.splitlines()[-1].split()[0]) <= 1e-6
+
+
+def test_full_precision_switches_tf32_off_and_nothing_else() -> None:
+    """Not so `cudnn.flags(allow_tf32=False)`, which switches cuDNN off with it."""
+    backend = torch.backends.cudnn
+    benchmark = backend.benchmark
+    backend.benchmark = True
+    try:
+        with chunks.full_precision():
+            assert (backend.enabled, backend.benchmark, backend.allow_tf32) == (True, True, False)
+        assert (backend.enabled, backend.benchmark, backend.allow_tf32) == (True, True, True)
+        with pytest.raises(ValueError, match="inside"), chunks.full_precision():
+            raise ValueError("inside")
+        assert backend.allow_tf32
+    finally:
+        backend.benchmark = benchmark

@@ -206,3 +206,14 @@ def test_several_labels_of_a_clip_hit_if_any_of_them_does() -> None:
     assert torch.equal(metrics.hit_at_k(logits, one_hot), metrics.correct_at_k(logits, torch.tensor([2, 0, 3])))
     # Mixed up at 1: own labels miss twice, the partner's are first in both.
     assert metrics.mixed_accuracy(logits[:2], targets[:2], 0.75, ks=(1,)).item() == pytest.approx(25)
+
+
+def test_mixed_accuracy_leaves_out_clips_without_weight() -> None:
+    logits = torch.eye(4)
+    labels = torch.tensor([0, 1, 3, 2])  # two of four
+    weights = torch.tensor([1.0, 0.0, 1.0, 0.0])  # of which one, and one that is wrong, were read
+    assert metrics.mixed_accuracy(logits, labels, ks=(1, 4), weights=weights).tolist() == [50.0, 100.0]
+    assert metrics.mixed_accuracy(logits, labels, ks=(1,), weights=torch.tensor([1.0, 1.0, 1.0, 0.0])).item() == (
+        pytest.approx(100 * 2 / 3)
+    )
+    assert metrics.mixed_accuracy(logits, labels, ks=(1,), weights=torch.zeros(4)).tolist() == [0.0]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from utils import transforms
+from utils.faults import UserError
 from utils.transforms import FILL, IMAGENET_MEAN, IMAGENET_STD, augment, cut_views, normalise
 
 B, T, H, W = 3, 4, 10, 14
@@ -197,3 +198,34 @@ def test_same_on_a_gpu() -> None:
     assert torch.equal(augment(clips.cuda(), **on_device), augment(clips.cuda(), **drawn))
     rows, boxes, flips = np.array([[0, 1]]), np.array([[1, 2, 9, 8]]), np.array([True])
     assert torch.equal(cut_views(clips[0].cuda(), rows, boxes, flips).cpu(), cut_views(clips[0], rows, boxes, flips))
+
+
+NAMES = ["left", "stay", "right", "up", "down"]
+
+
+def test_mirrored_clips_have_the_mirrored_class() -> None:
+    table = transforms.mirrored_classes([["left", 2]], NAMES)
+    assert table is not None
+    assert table.tolist() == [2, 1, 0, 3, 4]
+    labels, flip = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([True, False, True, True, True])
+    assert transforms.mirrored_labels(labels, flip, table).tolist() == [2, 0, 1, 0, 3]
+    several = torch.nn.functional.one_hot(labels, 5).float()
+    several[0, 3] = 1
+    found = transforms.mirrored_labels(several, flip, table)
+    assert found.dtype == several.dtype
+    assert [row.nonzero().flatten().tolist() for row in found] == [[2, 3], [0], [1], [0], [3]]
+    assert transforms.mirrored_classes(None, NAMES) is None
+
+
+@pytest.mark.parametrize(
+    ("pairs", "told"),
+    [
+        ([["left", "rihgt"]], "no class is called 'rihgt' (did you mean right?)"),
+        ([["left", "up"], ["right", 0]], "class 0 (left) stands in it twice"),
+        ([["up", 3]], "class 3 (up) stands in it twice"),
+    ],
+)
+def test_classes_that_cannot_be_exchanged(pairs: list, told: str) -> None:
+    with pytest.raises(UserError) as error:
+        transforms.mirrored_classes(pairs, NAMES)
+    assert told in str(error.value)

@@ -58,6 +58,16 @@ def frame_template(value: str) -> str:
     return value
 
 
+def server_list(value: tuple[str, ...] | str) -> tuple[str, ...] | str:
+    """The word auto or the path of a file, or addresses host:port and unix:/path."""
+    if not value:
+        raise ValueError("must be auto, a file, or at least one server")
+    for server in value if isinstance(value, tuple) else ():
+        if not re.fullmatch(r"unix:/.+|[^\s/]+:\d{1,5}", server):
+            raise ValueError(f"{server!r} is no server: write host:port (10.0.0.5:11211) or unix:/path")
+    return value
+
+
 def within(low: float, high: float) -> AfterValidator:
     """Each number of a sequence lies in [low, high]."""
 
@@ -100,6 +110,17 @@ def positive(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return values
 
 
+def class_pairs(pairs: tuple[tuple[int | str, ...], ...] | None) -> tuple[tuple[int | str, ...], ...] | None:
+    """Pairs of classes, each class in one of them only."""
+    named = [name for pair in pairs or () for name in pair]
+    if any(isinstance(name, bool) or name in ("", None) for name in named):
+        raise ValueError("a class is a number or a name")
+    twice = [name for place, name in enumerate(named) if name in named[:place]]
+    if twice:
+        raise ValueError(f"each class has one mirror image, but {twice[0]} stands in two places")
+    return pairs
+
+
 def increasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     """Each number above the one before it."""
     if values and any(a >= b for a, b in zip(values, values[1:], strict=False)):
@@ -107,6 +128,7 @@ def increasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return values
 
 
+ClassPair = Annotated[tuple[Annotated[int, Field(ge=0)] | str, ...], Field(min_length=2, max_length=2)]
 Switchable = Literal[False] | None
 Numbers = tuple[float, ...]
 Two = Annotated[Numbers, Field(min_length=2, max_length=2)]

@@ -240,12 +240,12 @@ class _Draft:
         for key in paths.PATH_KEYS:
             root_keys[key] = str(paths.resolve(getattr(config, key), self.file.parent))
         if config.distill.teacher is not None:
-            found = str(paths.resolve(config.distill.teacher, self.file.parent))
+            teacher = str(paths.resolve(config.distill.teacher, self.file.parent))
             weight = config.distill.weight or DISTILL_WEIGHT[config.distill.kind]
-            root_keys["distill"] = config.distill.model_copy(update={"teacher": found, "weight": weight})
-        if config.data.class_names is not None:
-            names = str(paths.resolve(config.data.class_names, self.file.parent))
-            root_keys["data"] = config.data.model_copy(update={"class_names": names})
+            root_keys["distill"] = config.distill.model_copy(update={"teacher": teacher, "weight": weight})
+        files = {key: getattr(config.data, key) for key in ("class_names", "facts")}
+        found = {key: str(paths.resolve(file, self.file.parent)) for key, file in files.items() if file is not None}
+        root_keys["data"] = config.data.model_copy(update=found)
         result = config.model_copy(update=root_keys)
         result._origins.update(origins)
         return result

@@ -42,7 +42,7 @@ def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
     for key in (f"{split}_root" for split in splits):
         if not Path(getattr(cfg, key)).is_dir():
             problems.append(f"{_where(cfg, key)}there is no folder {getattr(cfg, key)}")
-    others = [("data.class_names", cfg.data.class_names)]
+    others = [("data.class_names", cfg.data.class_names), ("data.facts", cfg.data.facts)]
     if "train" in splits:
         others += [("model.pretrained", cfg.model.pretrained), ("distill.teacher", cfg.distill.teacher)]
     for key, path in others:

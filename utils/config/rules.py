@@ -68,6 +68,15 @@ def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
         yield "batch_size", f"mix_up mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}"
 
 
+def _mirrored_labels(value: LookUp) -> Iterator[Problem]:
+    pairs, classes = value("data.flip_labels"), value("model.num_class")
+    if pairs and not value("data.flip"):
+        yield "data.flip_labels", "has no effect with flip: false; remove it, or set flip: true"
+    wrong = [name for pair in pairs or () for name in pair if isinstance(name, int) and name >= classes]
+    if wrong:
+        yield "data.flip_labels", f"class {wrong[0]} is none of the {classes} classes, which count from 0"
+
+
 def _policy(value: LookUp) -> Iterator[Problem]:
     if value("policy") and value("no_wd"):
         yield "policy", "has no effect beside no_wd, which makes other parameter groups; set one of them to false"
@@ -95,8 +104,9 @@ def _peak(value: LookUp) -> Iterator[Problem]:
             "lr_scheduler.warmup_lr",
             f"has no effect without a warm-up: the peak would be base_lr, {base:g}; remove it",
         )
-    if not warm_up and value("lr_scheduler.warmup_type") != "to_peak":
-        yield "lr_scheduler.warmup_type", "has no effect without a warm-up; remove it, or give warmup_steps"
+    for name, default in (("warmup_type", "to_peak"), ("warmup_by", "iteration")):
+        if not warm_up and value(f"lr_scheduler.{name}") != default:
+            yield f"lr_scheduler.{name}", "has no effect without a warm-up; remove it, or give warmup_steps"
     top = peak if warm_up and peak is not None else base
     if value("lr_scheduler.min_lr") > top:
         yield "lr_scheduler.min_lr", f"must not be greater than the peak learning rate, {top:g}"
@@ -159,6 +169,7 @@ _RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
     *itertools.starmap(_pair, PAIRS),
     _crop_fits,
     _mixed_pairs,
+    _mirrored_labels,
     _policy,
     _nesterov,
     _warm_up_ends,

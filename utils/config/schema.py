@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateA
 from pydantic.fields import FieldInfo
 
 from utils.config.kinds import (
+    ClassPair,
     Count,
     Length,
     Numbers,
@@ -32,6 +33,7 @@ from utils.config.kinds import (
     Two,
     ascending,
     auto_or_base,
+    class_pairs,
     erasing,
     frame_template,
     increasing,
@@ -40,6 +42,7 @@ from utils.config.kinds import (
     off_is_zero,
     positive,
     section,
+    server_list,
     switch_or_bn,
     switch_or_text,
     within,
@@ -84,8 +87,9 @@ class Augmentation(Strict):
 
     input_size: int = key("height and width of a training clip and of an evaluation crop, pixels", default=224, ge=8)
     test_resize: int = key("short side of a video before the evaluation crop, pixels", default=256, ge=8)
-    crop: Literal["multi_scale", "random_resized", "random", "short_side_jitter", "centre"] = key(
-        "how the training crop is drawn", default="multi_scale"
+    crop: Literal["multi_scale", "multi_scale_random", "random_resized", "random", "short_side_jitter", "centre"] = key(
+        "how the training crop is drawn; multi_scale_random = a random crop of a multi-scale crop (PP-TSM)",
+        default="multi_scale",
     )
     scales: Annotated[Numbers, Field(min_length=1), within(0.01, 1)] = key(
         "multi_scale: crop sides as shares of the short side", default=(1.0, 0.875, 0.75, 0.66)
@@ -131,8 +135,11 @@ class LrScheduler(Strict):
         default="to_peak",
     )
     step_by: Literal["iteration", "epoch"] = key(
-        "when the cosine or the steps move; epoch: only where an epoch begins (the warm-up moves in every iteration)",
+        "when the cosine or the steps move; epoch: only where an epoch begins (for the warm-up: warmup_by)",
         default="iteration",
+    )
+    warmup_by: Literal["iteration", "epoch"] = key(
+        "when the warm-up moves; epoch: only where an epoch begins (mmaction2 1.x)", default="iteration"
     )
     min_lr: float = key("COSINE: learning rate at max_iter", default=0.0, ge=0)
     max_iter: Count | None = key("length of the run in iterations (global batches)", default=None)
@@ -148,17 +155,44 @@ class LrScheduler(Strict):
     )
 
 
+class Memcached(Strict):
+    """common.data.memcached."""
+
+    servers: Annotated[tuple[str, ...] | str, AfterValidator(server_list)] = key(
+        "auto = started by the launcher, one per node; or a list of host:port and unix:/path; or a file of them",
+        default="auto",
+        free=True,
+    )
+    timeout_ms: float = key("longest time of one call, ms; then the disk is read", default=250.0, gt=0, free=True)
+    connect_timeout_ms: float = key("the part of it that connecting may take, ms", default=100.0, gt=0, free=True)
+    secret_file: str | None = key(
+        "file with user:password, as memcached -Y takes it; auto servers have their own", default=None, free=True
+    )
+    namespace: str = key("part of every key; change it when frames were overwritten in place", default="", free=True)
+    megabytes: Count = key("auto: memory for frames on each node, MB", default=4096, free=True)
+
+
 class Data(Strict):
     """common.data."""
 
-    reader: Literal["frames", "video"] = key(
-        "frames = folders of JPEG files, video = video files", default="frames", free=True
+    reader: Literal["frames", "memcached", "video", "dali"] = key(
+        "frames = folders of JPEG files, memcached = the same through servers that keep them in memory, "
+        "video = video files, dali = either, decoded on the GPU",
+        default="frames",
+        free=True,
     )
+    memcached: Memcached = section("servers of the reader memcached", default=Memcached)
     template: Annotated[str, AfterValidator(frame_template)] = key(
         "file name of a frame; auto = found by looking", default="auto"
     )
     frame_base: Annotated[int | str, BeforeValidator(auto_or_base, json_schema_input_type=Literal["auto", 0, 1])] = key(
         "number of the first frame file, 0 or 1; auto = found by looking", default="auto"
+    )
+    facts: str | None = key(
+        "facts.bin of `main.py scan`: what is known of files is not looked up again; entries of files that have "
+        "changed are not used",
+        default=None,
+        free=True,
     )
     class_names: str | None = key(
         "file with the class names; default: classInd.txt beside the training list", default=None, free=True
@@ -184,6 +218,9 @@ class Data(Strict):
         "share of an epoch's samples that may be bad before the run stops", default=0.001, ge=0, le=1, free=True
     )
     flip: bool = key("mirror half of the training clips; off where left and right matter", default=True)
+    flip_labels: Annotated[tuple[ClassPair, ...], AfterValidator(class_pairs)] | None = key(
+        "[[left, right], ...]: pairs of classes, by number or name, that a mirrored clip exchanges", default=None
+    )
     deadline_seconds: float = key(
         "seconds a worker may spend on one video before it counts as bad", default=60.0, gt=0, free=True
     )

@@ -145,5 +145,6 @@ def _type(kind: Any) -> str:
     if origin is typing.Literal:
         return ", ".join(map(str, typing.get_args(kind)))
     if origin is tuple:
-        return f"list of {_type(typing.get_args(kind)[0])}s"
+        words = _type(typing.get_args(kind)[0])
+        return f"list of ({words})" if " " in words else f"list of {words}s"
     return _WORDS.get(kind, "section")

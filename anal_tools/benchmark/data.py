@@ -1,0 +1,171 @@
+"""`python main.py benchmark data EXP`: how many training clips a second each reader gives on this machine.
+
+Two measurements. One process and one thread, in turns with a bare decoding loop over the same frames: clips per
+CPU-second, stored megabytes a second, and where the time goes. Then the training loader itself with 1, 2, ... reader
+processes: clips a second, and whether a training step of a given length would wait. docs/data_speed.md explains the
+figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from anal_tools.benchmark.data_desk import Bench
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line, measure, print."""
+    from anal_tools.evaluate import positive
+
+    parser = argparse.ArgumentParser(prog="main.py benchmark data", description="Time the readers on this machine.")
+    parser.add_argument("exp", type=Path, help="experiment folder: its list, sampling, crop and reader are used")
+    parser.add_argument(
+        "--readers",
+        nargs="+",
+        default=[],
+        metavar="READER[=FOLDER]",
+        help="readers to compare (default: the experiment's); FOLDER: what `main.py dump` made for this reader",
+    )
+    parser.add_argument("--clips", type=positive, default=64, help="clips that are timed per reader (default: 64)")
+    parser.add_argument("--rounds", type=positive, default=3, help="turns in which they are timed (default: 3)")
+    parser.add_argument("--workers", default="1,2", help="numbers of reader processes, 0 = none (default: 1,2)")
+    parser.add_argument("--step-time", type=float, default=None, metavar="SECONDS", help="length of a training step")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+    args = parser.parse_args(argv)
+    figures = measure(args)
+    print(json.dumps(figures) if args.json else as_table(figures))
+    return 0
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """All figures: one row per reader, and what follows from them."""
+    from anal_tools.benchmark.data_desk import Bench
+    from utils import config
+
+    cfg = config.load(args.exp, args.set)
+    config.check_files(cfg, ("train",))
+    wanted = [text.partition("=") for text in args.readers] or [(cfg.data.reader, "", "")]
+    workers = numbers(args.workers)
+    if args.step_time is not None and args.step_time <= 0:
+        raise UserError("benchmark data: --step-time is a number of seconds above 0, as `benchmark step` prints it")
+    rows, benches = [], []
+    for name, _, folder in wanted:
+        media = in_folder(cfg, folder) if folder else cfg
+        benches.append(Bench(media, name, folder, clips=args.clips))
+    try:
+        for _ in range(args.rounds):  # in turns: a machine that gets busier or slower meets all of them
+            for bench in benches:
+                bench.round(-(-args.clips // args.rounds))
+        for bench in benches:
+            rows.append(bench.figures())
+            bench.close()
+            rows[-1]["workers"] = {str(count): with_workers(bench, count, args.clips) for count in workers}
+    finally:
+        for bench in benches:
+            bench.close()
+    return {
+        "bench": "data",
+        "clip": f"{cfg.model.num_segments} x {cfg.data.clip_len} frames of {cfg.augmentation.input_size} pixels",
+        "cores": len(os.sched_getaffinity(0)),
+        "batch": cfg.batch_size,
+        "step_time": args.step_time,
+        "readers": rows,
+        **verdict(rows, cfg.batch_size, args.step_time, len(os.sched_getaffinity(0))),
+    }
+
+
+def numbers(text: str) -> list[int]:
+    """Numbers of workers from `1,2,4`."""
+    try:
+        found = [int(part) for part in text.split(",")]
+    except ValueError:
+        found = [-1]
+    if min(found) < 0:
+        raise UserError(f"benchmark data: --workers {text}: numbers of processes separated by commas, such as 1,2,4")
+    return found
+
+
+def in_folder(cfg: Any, folder: str) -> Any:
+    """The configuration with the media of a dump, which holds a list of the same name."""
+    source = Path(folder) / Path(cfg.train_source).name
+    if not source.is_file():
+        raise UserError(f"benchmark data: {source} is missing; `main.py dump {cfg.train_source} {folder}` writes it")
+    return cfg.model_copy(update={"train_source": str(source), "train_root": str(folder)})
+
+
+def with_workers(bench: Bench, count: int, clips: int) -> dict[str, float]:
+    """The training loader with `count` reader processes: clips/s of the wall clock, after its start-up."""
+    cfg = bench.cfg
+    loader = bench.loader(count)
+    try:
+        steps, size = max(2, -(-clips // cfg.batch_size)), cfg.batch_size
+        for _ in range(loader.reading.prefetch + 1):  # what was read ahead while the processes started
+            next(loader)
+        waited, began = loader.seconds_waiting, time.perf_counter()
+        for _ in range(steps):
+            next(loader)
+        seconds = time.perf_counter() - began
+        return {
+            "clips_per_s": round(steps * size / seconds, 2),
+            "waiting": round((loader.seconds_waiting - waited) / seconds, 3),
+            "bad": len(loader.ledger.samples),
+        }
+    finally:
+        loader.close()
+
+
+def verdict(rows: list[dict[str, Any]], batch: int, step_time: float | None, cores: int) -> dict[str, Any]:
+    """Which reader is fastest here, and whether a device that needs a batch every `step_time` seconds waits."""
+    fastest = max(rows, key=lambda row: row["clips_per_cpu_s"])
+    answer: dict[str, Any] = {"fastest": fastest["reader"]}
+    if step_time is None:
+        return answer
+    needed = batch / step_time
+    answer["needed_clips_per_s"] = round(needed, 2)
+    for row in rows:
+        best = max((figures["clips_per_s"] for figures in row["workers"].values()), default=0.0)
+        row["waits"] = best < needed
+        # Time that a step takes longer than the model alone, as a share of it.
+        row["wait_share"] = round(max(0.0, 1 - best / needed), 3)
+        row["workers_needed"] = -(-needed // row["clips_per_cpu_s"])
+        row["cores_are_enough"] = row["workers_needed"] <= cores
+    answer["gpu_waits"] = all(row["waits"] for row in rows)
+    return answer
+
+
+def as_table(figures: dict[str, Any]) -> str:
+    """The figures for a person."""
+    lines = [f"clips of {figures['clip']}, batch {figures['batch']}, {figures['cores']} cores"]
+    for row in figures["readers"]:
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row["stages"].items() if share >= 0.005)
+        lines += [
+            f"{row['reader']}",
+            f"  one thread   {row['clips_per_cpu_s']:9.2f} clips per CPU-second   {row['mb_per_cpu_s']:8.2f} MB/s "
+            f"stored   {row['kb_per_clip']:.0f} kB a clip",
+            f"  bare decode  {row['raw_clips_per_cpu_s']:9.2f} clips per CPU-second   reader / bare decode "
+            f"{row['over_raw']:.2f} of the CPU time",
+            f"  time in      {shares}",
+        ]
+        lines += [
+            f"  {count:>2} worker(s) {each['clips_per_s']:9.2f} clips/s" + (f", {each['bad']} bad" * bool(each["bad"]))
+            for count, each in row["workers"].items()
+        ]
+    lines.append(f"fastest here: {figures['fastest']}")
+    if figures["step_time"] is None:
+        lines.append("give --step-time (from `benchmark step`) to see whether the GPU would wait")
+        return "\n".join(lines)
+    need = f"a step of {figures['step_time']:g} s needs {figures['needed_clips_per_s']:g} clips/s"
+    for row in figures["readers"]:
+        told = f"waits {100 * row['wait_share']:.0f} % of the time" if row["waits"] else "the GPU does not wait"
+        enough = "" if row["cores_are_enough"] else f", more than the {figures['cores']} cores here"
+        lines.append(f"{need}: {row['reader']}: {told}; {row['workers_needed']:.0f} workers would do{enough}")
+    return "\n".join(lines)

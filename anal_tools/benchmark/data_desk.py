@@ -1,0 +1,157 @@
+"""One reader of `benchmark data`: its clips in this process, the bare decode of their frames, its training loader."""
+
+from __future__ import annotations
+
+import cProfile
+import functools
+import pstats
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from anal_tools.benchmark import data_raw
+from datasets import loader as loaders
+from datasets.plan import train_spec
+from datasets.slots import Slot
+from datasets.train_loader import TrainLoader
+from datasets.workers import Desk, Setup
+from utils.faults import UserError
+
+#: Stage -> parts of the names under which a profile shows the functions that belong to it; the first that fits counts.
+STAGES = {
+    "opening files": ("av.container.core.open", "posix.open", "posix.stat", "posix.close", "posix.listdir"),
+    "reading": ("posix.read", "posix.pread", "recv", "sendall", "video_index.py:packets", "demux", "xxhash", "xxh"),
+    "decoding": ("'decode' of 'av", "frames.py:decode", "_decode_one", "simplejpeg", "imdecode"),
+    "colour": ("to_ndarray", "reformat"),
+    "resizing": ("{resize}", "resize.py"),
+    "plan": ("order.py", "plan.py", "sampling", "crops.py"),
+}
+_PROFILED = 16
+
+
+class Bench:
+    """One reader with the plan of an experiment.
+
+    Args:
+        cfg: a loaded configuration; list and root are those of this reader's media.
+        name: of the reader.
+        folder: where its media are, for the table.
+        clips: how many will be timed at most, so that every round takes other ones.
+    """
+
+    def __init__(self, cfg: Any, name: str, folder: str, *, clips: int) -> None:
+        self.cfg, self.name = cfg.model_copy(update={"data": cfg.data.model_copy(update={"reader": name})}), name
+        self.label = f"{name} ({folder})" if folder else name
+        self.records = loaders.records_of(self.cfg, "train")
+        self.spec = train_spec(cfg)
+        self.reading = loaders.reading(self.cfg)
+        shape = (self.spec.sampling.frames_per_clip, self.spec.input_size, self.spec.input_size, 3)
+        self.slot = Slot.create("zoetrope-bench", int(np.prod(shape)))
+        setup = Setup(reader=self.reading.reader.to_json(), train=self.spec.to_json(), eval="", seed=cfg.seed)
+        self.desk: Desk | None = Desk(setup, self.records, [self.slot])
+        self.next, self.clips = 0, clips
+        self.cpu = self.raw_cpu = 0.0
+        self.done = self.stored = self.bad = 0
+        self.told = ""
+        self.profile = cProfile.Profile(time.process_time)
+
+    def close(self) -> None:
+        """Close the reader; twice does no harm."""
+        if self.desk is not None:
+            self.desk.close()
+            self.slot.close()
+        self.desk = None
+
+    def round(self, clips: int) -> None:
+        """Time `clips` clips, then the bare decode of the same frames, then profile some."""
+        import cv2
+
+        threads = cv2.getNumThreads()
+        cv2.setNumThreads(0)  # as in a reader process
+        try:
+            first, self.next = self.next, self.next + clips
+            before, cpu = bytes_read(), time.process_time()
+            plans = [self.ask(position) for position in range(first, first + clips)]
+            self.cpu += time.process_time() - cpu
+            self.stored += bytes_read() - before
+            good = [plan for plan in plans if plan["ok"]]
+            self.done += len(good)
+            raw = functools.partial(data_raw.decode, self.records, self.reading.reader)
+            cpu = time.process_time()
+            for plan in good:
+                raw(plan["sample"], plan["frames"])
+            self.raw_cpu += time.process_time() - cpu
+            self.profile.enable()
+            for position in range(first, first + min(clips, _PROFILED)):
+                self.ask(position)
+            self.profile.disable()
+        finally:
+            cv2.setNumThreads(threads)
+
+    def ask(self, position: int) -> dict[str, Any]:
+        """One clip, as a reader process answers; a bad video is passed over and counted."""
+        assert self.desk is not None
+        videos = len(self.records)
+        request = {"id": position + 1, "slot": 0, "offset": 0, "kind": "train", "epoch": position // videos}
+        answer = self.desk.answer({**request, "position": position, "sample": position % videos})
+        if "bug" in answer or "user" in answer:
+            raise UserError(f"benchmark data: reader {self.label}: {answer.get('user') or answer['bug']}")
+        if not answer["ok"]:
+            self.bad += 1
+            self.told = f"{answer['path']}: {answer['reason']}"
+        return answer
+
+    def figures(self) -> dict[str, Any]:
+        """What was measured so far."""
+        if not self.done:
+            raise UserError(f"benchmark data: reader {self.label} could not read one clip: {self.told}")
+        return {
+            "reader": self.label,
+            "clips": self.done,
+            "bad": self.bad,
+            "clips_per_cpu_s": round(self.done / self.cpu, 2),
+            "raw_clips_per_cpu_s": round(self.done / self.raw_cpu, 2),
+            "over_raw": round(self.cpu / self.raw_cpu, 3),
+            "mb_per_cpu_s": round(self.stored / 1e6 / self.cpu, 2),
+            "kb_per_clip": round(self.stored / 1e3 / self.done, 1),
+            "stages": self.stages(),
+        }
+
+    def stages(self) -> dict[str, float]:
+        """Share of the CPU time of each stage, by a profile; Python around them is a stage of its own."""
+        spent = dict.fromkeys([*STAGES, "other"], 0.0)
+        table: dict[Any, Any] = pstats.Stats(self.profile).stats  # type: ignore[attr-defined]
+        for (file, _, function), (_, _, own, _, _) in table.items():
+            shown = f"{Path(file).name}:{function}"
+            for stage, names in STAGES.items():
+                if any(name in shown or name in function for name in names):
+                    spent[stage] += own
+                    break
+            else:
+                spent["other"] += own
+        total = sum(spent.values()) or 1.0
+        return {stage: round(seconds / total, 3) for stage, seconds in spent.items()}
+
+    def loader(self, workers: int) -> TrainLoader:
+        """The training loader of this reader on the CPU, one shard."""
+        from utils import dist
+        from utils.shards import ShardPlan
+
+        shards = ShardPlan(total=1, batch_size=self.cfg.batch_size, world=1, rank=0, group_size=1)
+        cfg = self.cfg.model_copy(update={"workers": workers})
+        import torch
+
+        world = dist.World(device=torch.device("cpu"))
+        lengths = self.cfg.lr_scheduler.model_copy(update={"max_iter": None})
+        cfg = cfg.model_copy(update={"lr_scheduler": lengths})
+        return loaders.build(cfg, "train", world, shards, records=self.records)
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read by system calls: of files, not of sockets."""
+    for line in Path("/proc/self/io").read_text().splitlines():
+        if line.startswith("rchar:"):
+            return int(line.split()[1])
+    return 0

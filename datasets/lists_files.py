@@ -1,0 +1,110 @@
+"""Which videos lie below a folder: video files, shards, and folders of frames, found by the name of the sample."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from utils.faults import UserError
+
+VIDEOS = (
+    ".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp",
+)  # fmt: skip
+_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+_SHARD = ".fsh"
+
+
+class Media(NamedTuple):
+    """One video below a root.
+
+    Attributes:
+        path: relative to the root, with `/`.
+        kind: "video" for a file, "frames" for a folder of images or a shard.
+    """
+
+    path: str
+    kind: str
+
+    @property
+    def name(self) -> str:
+        """The name of the sample: the last part of the path, without the suffix of a file."""
+        last = self.path.rsplit("/", 1)[-1]
+        stem, suffix = os.path.splitext(last)
+        return stem if suffix.lower() in (*VIDEOS, _SHARD) else last
+
+
+def walk(root: str) -> Iterator[Media]:
+    """All videos below a folder, sorted within each folder; links to folders are followed, hidden names are not.
+
+    A folder that holds an image is a folder of frames: it is not looked through any further.
+
+    Raises:
+        UserError: `root` is no folder that can be read.
+    """
+    try:
+        entries = os.scandir(root)
+    except OSError as error:
+        raise UserError(f"--root: {root}: {error.strerror}") from error
+    entries.close()
+    seen: set[tuple[int, int]] = set()
+    open_ends = [""]
+    while open_ends:
+        here = open_ends.pop()
+        info = os.stat(os.path.join(root, here))
+        if (info.st_dev, info.st_ino) in seen:
+            continue  # a link that leads back
+        seen.add((info.st_dev, info.st_ino))
+        found, folders = _folder(root, here)
+        yield from found
+        open_ends += sorted(folders, reverse=True)
+
+
+def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
+    """Videos and folders in one folder; the folder itself where it holds frames."""
+    found: list[Media] = []
+    folders: list[str] = []
+    try:
+        with os.scandir(os.path.join(root, here)) as entries:
+            for entry in entries:
+                path = f"{here}/{entry.name}" if here else entry.name
+                suffix = os.path.splitext(entry.name)[1].lower()
+                if entry.name.startswith("."):
+                    continue
+                if suffix in _IMAGES and here:
+                    return [Media(here, "frames")], []
+                if suffix in VIDEOS:
+                    found.append(Media(path, "video"))
+                elif suffix == _SHARD:
+                    found.append(Media(path, "frames"))
+                elif entry.is_dir():
+                    folders.append(path)
+    except OSError as error:
+        raise UserError(f"--root: {error.filename}: {error.strerror}") from error
+    return sorted(found), folders
+
+
+def plain(name: str) -> str:
+    """A class name without what tools change in it: case, blanks, underscores, punctuation."""
+    return re.sub(r"[^a-z0-9]+", "", name.lower())
+
+
+def by_name(media: Iterable[Media], wanted: set[str]) -> dict[str, list[Media]]:
+    """The videos whose name, or whole path, is wanted."""
+    found: dict[str, list[Media]] = {}
+    for one in media:
+        for name in {one.name, one.path} & wanted:
+            found.setdefault(name, []).append(one)
+    return found
+
+
+def best(candidates: list[Media], class_name: str, split: str) -> Media:
+    """One of several videos of a name: the one in a folder of its class, of its split; else the first by path."""
+
+    def rank(one: Media) -> tuple[bool, bool, int, str]:
+        parents = [plain(part) for part in one.path.split("/")[:-1]]
+        in_split = any(part.startswith(plain(split)[:3]) for part in parents)
+        return plain(class_name) not in parents, not in_split, len(parents), one.path
+
+    return min(candidates, key=rank)

@@ -1,0 +1,107 @@
+"""What the reader `memcached` says of itself: counters of all reader processes, as lines of a log and as curves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+#: The order in which counters travel between ranks.
+NAMES: tuple[str, ...] = (
+    "requests", "frames", "hits", "misses", "corrupt", "timeouts", "errors", "no_server", "bytes", "seconds",
+    "fills", "fill_bytes", "fill_dropped", "fill_full", "fill_errors",
+)  # fmt: skip
+
+
+class Traffic:
+    """Counters of this rank's reader processes: since the last report, and since the start.
+
+    Args:
+        counts: whether the reader counts anything; the same on every rank.
+    """
+
+    def __init__(self, counts: bool = True) -> None:
+        self.counts = counts
+        self.total: dict[str, float] = dict.fromkeys(NAMES, 0.0)
+        self._reported = dict(self.total)
+        self._since = time.monotonic()
+        self._events: list[tuple[str, str]] = []
+        self._state: dict[str, str] = {}  # server -> what was said of it last
+
+    def add(self, news: dict[str, Any]) -> None:
+        """Add what one `MemcachedReader.counters` gave."""
+        for name, value in news["counts"].items():
+            self.total[name] += value
+        self._events += [(server, text) for server, text in news["events"]]
+
+    def report(self) -> tuple[list[str], dict[str, float]]:
+        """(lines for the log, TensorBoard tags and values) since the last report; empty where nothing was counted."""
+        lines = []
+        for server, text in self._events:
+            state = text.partition(" (")[0]
+            if self._state.get(server) != state:  # each reader process finds out by itself: said once
+                lines.append(f"WARNING: memcached {server}: {text}")
+            self._state[server] = state
+        self._events.clear()
+        now = time.monotonic()
+        news = {name: value - self._reported[name] for name, value in self.total.items()}
+        seconds, self._since, self._reported = now - self._since, now, dict(self.total)
+        if not news["frames"]:
+            return lines, {}
+        return [*lines, line(news, seconds)], scalars(news, seconds)
+
+    def write(self, log: Any, step: int | None = None) -> None:
+        """Put the report of this rank into a log, and into its curves where there is a step."""
+        lines, values = self.report() if self.counts else ([], {})
+        for text in lines:
+            log.line(text)
+        if values and step is not None:
+            log.scalars(step, values)
+
+    def write_total(self, log: Any, world: Any) -> None:
+        """One line for all ranks since the start. Collective."""
+        if self.counts:
+            import torch
+
+            totals = torch.tensor(self.totals(), dtype=torch.float64, device=world.device)
+            text = total_line(world.sum_(totals).tolist(), world.size)
+            if text:
+                log.line(text)
+
+    def totals(self) -> list[float]:
+        """Counters since the start, in the order of `NAMES`: a sum over ranks can be put into `total_line`."""
+        return [self.total[name] for name in NAMES]
+
+
+def total_line(totals: Sequence[float], ranks: int) -> str:
+    """One line for the counters of a whole run; an empty text where nothing was counted."""
+    counts = dict(zip(NAMES, totals, strict=True))
+    return f"{line(counts, None)}, {ranks} rank(s), since the start" if counts["frames"] else ""
+
+
+def line(counts: dict[str, float], seconds: float | None) -> str:
+    """`memcached: ...`: hits, misses, faults, MB/s over `seconds` (None: left out), time of a call, what was stored."""
+    rate = "" if seconds is None else f"{counts['bytes'] / 1e6 / max(seconds, 1e-9):.1f} MB/s "
+    call = 1000 * counts["seconds"] / max(counts["requests"], 1)
+    return (
+        f"memcached: hit rate {hit_rate(counts):.4f} of {counts['frames']:.0f} frames, misses {counts['misses']:.0f}, "
+        f"corrupt {counts['corrupt']:.0f}, timeouts {counts['timeouts']:.0f}, errors {counts['errors']:.0f}, "
+        f"no server {counts['no_server']:.0f}, {rate}{call:.2f} ms/call, stored {counts['fills']:.0f} "
+        f"(dropped {counts['fill_dropped']:.0f}, full {counts['fill_full']:.0f}, failed {counts['fill_errors']:.0f})"
+    )
+
+
+def scalars(counts: dict[str, float], seconds: float) -> dict[str, float]:
+    """Curves of the same numbers."""
+    return {
+        "memcached_hit_rate": hit_rate(counts),
+        "memcached_misses": counts["misses"],
+        "memcached_corrupt": counts["corrupt"],
+        "memcached_timeouts": counts["timeouts"],
+        "memcached_mb_per_s": counts["bytes"] / 1e6 / max(seconds, 1e-9),
+    }
+
+
+def hit_rate(counts: dict[str, float]) -> float:
+    """Share of the frames asked for that came from a server."""
+    return counts["hits"] / counts["frames"] if counts["frames"] else 0.0

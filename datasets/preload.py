@@ -1,0 +1,215 @@
+"""`python main.py preload EXP`: put the frames of an experiment into its memcached servers before training asks.
+
+What a server has already is asked for by key, not read and not sent again: the same command goes on where it was
+stopped. `--shard r/n` takes every n-th video from r on, so that n nodes share the work. A server that has no room left
+keeps what it has (-M); the rest of its videos will come from the disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import queue
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.faults import MediaError, UserError
+
+if TYPE_CHECKING:
+    from datasets.readers import ReaderSpec
+    from datasets.records import Records
+    from datasets.views import EvalSpec
+
+_SAY_SECONDS = 2.0
+_NAMED = 20
+
+
+@dataclasses.dataclass
+class Progress:
+    """What has been done; changed under `lock`."""
+
+    videos: int
+    done: int = 0
+    frames: int = 0
+    there: int = 0
+    stored: int = 0
+    read_bytes: int = 0
+    failed: list[str] = dataclasses.field(default_factory=list)
+    full: set[str] = dataclasses.field(default_factory=set)
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    began: float = dataclasses.field(default_factory=time.monotonic)
+
+    def text(self) -> str:
+        """One line: videos, frames, MB/s, ETA, full servers."""
+        seconds = max(time.monotonic() - self.began, 1e-3)
+        left = int((self.videos - self.done) * seconds / self.done) if self.done else 0
+        missing = self.frames - self.there - self.stored
+        return (
+            f"{self.done}/{self.videos} videos, {self.frames} frames: {self.there} were there, {self.stored} stored, "
+            f"{missing} not; {self.read_bytes / 1e6:.0f} MB, {self.read_bytes / 1e6 / seconds:.1f} MB/s, "
+            f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
+            + (f"; full: {', '.join(sorted(self.full))}" if self.full else "")
+        )
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb.
+
+    Returns:
+        0 when all was read (stored or refused by a full server), 1 when videos could not be read, 130 when stopped.
+    """
+    from datasets import loader
+    from datasets.views import eval_spec
+    from utils import config
+
+    args = _arguments(argv)
+    overrides = [*args.set, "data.reader=memcached"]
+    if args.servers:
+        overrides.append(f"data.memcached.servers={args.servers}")
+    cfg = config.load(args.exp, overrides)
+    splits = ("train", "val") if args.split == "both" else (args.split,)
+    config.check_files(cfg, splits)
+    spec = loader.reading(cfg).reader
+    _check_servers(spec)
+    code = 0
+    for split in splits:
+        records = loader.records_of(cfg, split)
+        views = eval_spec(cfg) if args.frames == "val" else None
+        turn, turns = args.shard
+        try:
+            progress = preload(records, spec, range(turn, len(records), turns), views, workers=args.workers)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            return 130
+        print(f"{split}: {progress.text()}")
+        for failure in progress.failed[:_NAMED]:
+            print(f"  cannot be read: {failure}")
+        if progress.failed:
+            print(f"  {len(progress.failed)} videos could not be read")
+            code = 1
+    return code
+
+
+def preload(
+    records: Records, spec: ReaderSpec, samples: Sequence[int], views: EvalSpec | None, *, workers: int
+) -> Progress:
+    """Store the frames of these records; all of them, or those that an evaluation with `views` reads.
+
+    Args:
+        workers: threads; each has its own connections.
+    """
+    progress = Progress(len(samples))
+    todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for sample in samples:
+        todo.put(sample)
+    stop = threading.Event()
+    bugs: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            _work(records, spec, views, todo, progress, stop)
+        except BaseException as error:  # noqa: BLE001  raised again below, in the thread that started this one
+            bugs.append(error)
+            stop.set()
+
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(max(1, workers))]
+    for thread in threads:
+        todo.put(None)
+        thread.start()
+    said = time.monotonic()
+    try:
+        while any(thread.is_alive() for thread in threads):
+            time.sleep(0.05)
+            if time.monotonic() - said > _SAY_SECONDS:
+                said = time.monotonic()
+                print(progress.text(), file=sys.stderr, flush=True)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+    if bugs:
+        raise bugs[0]
+    return progress
+
+
+def _work(
+    records: Records,
+    spec: ReaderSpec,
+    views: EvalSpec | None,
+    todo: queue.SimpleQueue[int | None],
+    progress: Progress,
+    stop: threading.Event,
+) -> None:
+    """One thread: take samples until there are none."""
+    from datasets.memcached_source import MemcachedReader
+    from datasets.views import resolve_eval
+
+    reader = MemcachedReader(spec, records)
+    reader.look_below()
+    try:
+        while not stop.is_set() and (sample := todo.get()) is not None:
+            failure = warmed = None
+            try:
+                plan = None if views is None else resolve_eval(reader.probe(sample), views, sample)
+                warmed = reader.warm(sample, None if plan is None else [int(frame) for frame in plan.frames])
+            except MediaError as error:
+                failure = str(error)
+            events: list[tuple[str, str]] = reader.counters().get("events", [])
+            with progress.lock:
+                progress.done += 1
+                progress.full |= {server for server, text in events if text.startswith("full")}
+                if failure is not None:
+                    progress.failed.append(failure)
+                if warmed is not None:
+                    progress.frames += warmed.frames
+                    progress.there += warmed.there
+                    progress.stored += warmed.stored
+                    progress.read_bytes += warmed.read_bytes
+    finally:
+        reader.close()
+
+
+def _check_servers(spec: ReaderSpec) -> None:
+    """UserError unless every server answers now: a list that is half wrong would store half of the data nowhere."""
+    from datasets.memcached_source import open_pool
+
+    wanted: dict[str, Any] = spec.memcached or {}
+    if not wanted["servers"]:
+        raise UserError(
+            "data.memcached.servers is auto, and the launcher has started none here: name them, for example "
+            "--servers 10.0.0.5:11211, or give a file with one per line"
+        )
+    pool = open_pool(wanted)
+    try:
+        silent = [server for server, answers in pool.probe().items() if not answers]
+    finally:
+        pool.close()
+    if silent:
+        raise UserError(f"memcached does not answer at {', '.join(silent)}; start it, or name another server")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    turn, slash, turns = text.partition("/")
+    if not (slash and turn.isdecimal() and turns.isdecimal() and int(turn) < int(turns)):
+        raise argparse.ArgumentTypeError(f"{text!r}: write r/n with 0 <= r < n, such as 0/4")
+    return int(turn), int(turns)
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="main.py preload", description="put the frames of an experiment into memcached servers"
+    )
+    parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
+    parser.add_argument("--split", choices=("train", "val", "both"), default="train", help="which list (train)")
+    parser.add_argument(
+        "--frames", choices=("all", "val"), default="all", help="all of each video, or those that a validation reads"
+    )
+    parser.add_argument("--servers", help="a file with servers, or [host:port, unix:/path]; default: the config's")
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="r/n", help="every n-th video, from r on")
+    parser.add_argument("--workers", type=int, default=4, help="threads that read and store (4)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+    return parser.parse_args(argv)

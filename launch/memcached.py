@@ -1,0 +1,271 @@
+"""memcached servers for one job: one on every node, started with it, gone with it.
+
+`python -m launch.memcached serve FOLDER` runs beside the ranks, once per node. It starts a stock memcached, asks it
+for its version, writes where it is to FOLDER/NAME.server, and waits; when it is told to end, or its parent does, the
+server ends and the file goes. Ranks find the folder in $ZOETROPE_MEMCACHED (datasets/memcached_servers.py).
+
+- One node: a unix socket in a folder of mode 0700, no port at all.
+- Several nodes: a free port on this node's private address (never all addresses, never a public one), no UDP, and,
+  where this memcached can do it (-Y), a secret that is made for the job.
+- `-M`: a full server keeps what it has. Every sample is read once per epoch, so that evicting the oldest would throw
+  away exactly what is needed next.
+- Signals of a job (USR1, USR2) are for the ranks; a server that died of one would cost the rest of the epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ctypes
+import ipaddress
+import os
+import pwd
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from utils.faults import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER, NODES = "ZOETROPE_MEMCACHED", "ZOETROPE_MEMCACHED_NODES"
+START_SECONDS = 10.0
+_PR_SET_PDEATHSIG = 1
+_ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+#: Items per page of 1 MB in each slab class: fine steps where frames of 340x256 lie (17 - 35 kB), coarse ones beyond.
+#: A cache of 256 MB then holds 0.97 of its memory in frames of 25 kB; with growth factor 1.15, 0.91.
+_PER_PAGE = (
+    2, 3, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, *range(30, 61),
+    67, 74, 82, 91, 101, 112, 124, 137, 151, 167, 184, 203, 224, 247, 272, 300,
+)  # fmt: skip
+
+
+def arguments(*, megabytes: int, place: Sequence[str], secret: Path | None = None) -> list[str]:
+    """The command line of a server.
+
+    Args:
+        megabytes: memory for values [MB].
+        place: where it listens: -s FILE, or -l ADDRESS -p PORT.
+        secret: file for -Y.
+
+    Raises:
+        UserError: memcached is not installed.
+    """
+    program = shutil.which("memcached")
+    if program is None:
+        raise UserError("memcached is not installed on this machine (apt install memcached, or ask the administrator)")
+    sizes = "-".join(str((1 << 20) // count // 8 * 8) for count in sorted(_PER_PAGE, reverse=True))
+    argv = [program, *place, "-m", str(megabytes), "-M", "-U", "0", "-t", "2", "-c", "4096", "-R", "200"]
+    argv += ["-o", f"slab_sizes={sizes}"]
+    if os.geteuid() == 0:
+        argv += ["-u", pwd.getpwuid(0).pw_name]
+    return argv + (["-Y", str(secret)] if secret else [])
+
+
+def wanted(cfg: Any) -> int:
+    """Memory of the servers that a configuration asks the launcher for [MB]; 0 = none."""
+    data = cfg.data
+    return data.memcached.megabytes if data.reader == "memcached" and data.memcached.servers == "auto" else 0
+
+
+def can_ask_for_a_secret() -> bool:
+    """Whether the memcached of this machine knows -Y."""
+    program = shutil.which("memcached")
+    if program is None:
+        return False
+    done = subprocess.run([program, "-h"], capture_output=True, text=True, timeout=20, check=False)
+    return "--auth-file" in done.stdout
+
+
+def private_address() -> str:
+    """This node's own address, as its name says it; UserError where that is a public one."""
+    name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+    try:
+        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)}
+    except OSError as error:
+        raise UserError(f"{name}: this node's name has no address ({error}), so it gets no memcached server") from error
+    private = sorted(address for address in found if ipaddress.ip_address(address).is_private)
+    if not private:
+        raise UserError(f"{name}: its address {sorted(found)[0]} is not a private one, so it gets no memcached server")
+    return private[0]
+
+
+def prepare(folder: Path) -> None:
+    """Make or empty the folder of a job, mode 0700, and put a new secret into it where servers can ask for one."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    for old in (*folder.glob("*.server"), *folder.glob("secret")):
+        old.unlink(missing_ok=True)
+    if can_ask_for_a_secret():
+        with open(os.open(folder / "secret", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(f"zoetrope:{secrets.token_hex(16)}\n")
+
+
+def serve(folder: Path, *, megabytes: int, unix: bool) -> int:
+    """Run one server until a signal asks for its end, or it ends by itself; returns its exit code."""
+    ended = False
+
+    def end(number: int, frame: object) -> None:
+        nonlocal ended
+        ended = True
+
+    for number in _ENDS:
+        signal.signal(number, end)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # inherited by the server
+    secret = folder / "secret"
+    with tempfile.TemporaryDirectory(prefix="zoetrope-memcached-") as own:  # mode 0700
+        ports = Path(own) / "ports"
+        place = ["-s", f"{own}/s"] if unix else ["-l", private_address(), "-p", "-1"]
+        argv = arguments(megabytes=megabytes, place=place, secret=secret if secret.exists() and not unix else None)
+        env = {**os.environ, "MEMCACHED_PORT_FILENAME": str(ports)}
+        server = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, preexec_fn=_die_with(os.getpid()))
+        said = folder / f"{socket.gethostname()}-{os.getpid()}.server"
+        try:
+            address = f"unix:{own}/s" if unix else f"{place[1]}:{_port(ports, server)}"
+            _await_answer(address, server)
+            _write(said, address)
+            while not ended and server.poll() is None:
+                time.sleep(0.1)
+        finally:
+            said.unlink(missing_ok=True)
+            server.terminate()
+            code = server.wait()
+    return 0 if ended else code
+
+
+def _write(file: Path, text: str) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(f"{text}\n", "utf-8")
+    os.replace(temporary, file)
+
+
+def _port(file: Path, server: subprocess.Popen[bytes]) -> int:
+    """The free port that the server has found, from the file that it writes."""
+    end = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < end:
+        for line in file.read_text().splitlines() if file.exists() else ():
+            if line.startswith("TCP INET: ") and line.split()[-1].isdecimal():
+                return int(line.split()[-1])
+        time.sleep(0.02)
+    raise UserError(f"memcached did not start (exit code {server.poll()}); what it said stands above")
+
+
+def _await_answer(address: str, server: subprocess.Popen[bytes]) -> None:
+    """Until the server takes a connection."""
+    host, _, port = address.rpartition(":")
+    family, place = (socket.AF_UNIX, port) if host == "unix" else (socket.AF_INET, (host, int(port)))
+    end = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < end:
+        with socket.socket(family, socket.SOCK_STREAM) as probe, contextlib.suppress(OSError):
+            probe.settimeout(1.0)
+            probe.connect(place)
+            return
+        time.sleep(0.02)
+    raise UserError(f"memcached does not answer at {address} (exit code {server.poll()})")
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def after_fork() -> None:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return after_fork
+
+
+def start_here(megabytes: int) -> dict[str, str]:
+    """Start one server for the ranks of this machine; it ends with this process, also when that becomes the rank.
+
+    Returns:
+        What the ranks need in their environment; nothing, after a warning, where memcached is not installed or does not
+        start: the run then reads from its disk.
+    """
+    try:
+        return _start_here(megabytes)
+    except UserError as error:
+        print(f"WARNING: {error}; frames are read from the disk", file=sys.stderr, flush=True)
+        return {}
+
+
+def _start_here(megabytes: int) -> dict[str, str]:
+    arguments(megabytes=megabytes, place=[])  # is it installed?
+    folder = Path(tempfile.mkdtemp(prefix="zoetrope-servers-"))  # mode 0700
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-m", "launch.memcached", "serve", str(folder), "--megabytes", str(megabytes), "--unix"]
+    argv += ["--parent", str(os.getpid())]
+    keeper = subprocess.Popen(argv, env=env, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True)
+    end = time.monotonic() + 2 * START_SECONDS
+    while not list(folder.glob("*.server")):
+        if keeper.poll() is not None or time.monotonic() > end:
+            keeper.kill()
+            shutil.rmtree(folder, ignore_errors=True)
+            raise UserError("the memcached server of this run did not start")
+        time.sleep(0.02)
+    return {FOLDER: str(folder), NODES: "1"}
+
+
+def job_lines(folder: str, *, nodes: int, megabytes: int, python: str = sys.executable) -> list[str]:
+    """Shell lines that start one server on each node of a SLURM job, beside the step of the ranks.
+
+    Args:
+        folder: on a file system that all nodes share; a folder of the job's id is made in it.
+    """
+    run = f"{shlex.quote(python)} -m launch.memcached"
+    # srun takes the job's GPUs from these variables, and then refuses --gres=none.
+    forget = "".join(f"-u SLURM_{name} " for name in ("GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "TRES_PER_TASK"))
+    step = f"env {forget}srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task=1"
+    step += " --gres=none"
+    unix = " --unix" if nodes == 1 else ""
+    return [
+        f'export {FOLDER}={shlex.quote(folder)}/"$SLURM_JOB_ID" {NODES}={nodes}',
+        f'{run} prepare "${FOLDER}" && {step} --output="${FOLDER}"/%N.log '
+        f'{run} serve "${FOLDER}" --megabytes {megabytes}{unix} &',
+    ]
+
+
+@contextlib.contextmanager
+def _following(parent: int | None) -> Iterator[None]:
+    """Get SIGTERM when the process dies that asked for this one."""
+    if parent is not None:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            sys.exit(1)
+    yield
+
+
+def main(argv: Sequence[str]) -> int:
+    """`python -m launch.memcached prepare|serve FOLDER`."""
+    parser = argparse.ArgumentParser(prog="launch.memcached", description="memcached servers of one job")
+    parser.add_argument("verb", choices=("prepare", "serve"))
+    parser.add_argument("folder", type=Path, help="where the servers say their addresses; all nodes must see it")
+    parser.add_argument("--megabytes", type=int, default=1024, help="memory for frames")
+    parser.add_argument("--unix", action="store_true", help="a unix socket, for the ranks of this node only")
+    parser.add_argument("--parent", type=int, help="end when this process, which has started this one, ends")
+    args = parser.parse_args(argv)
+    try:
+        if args.verb == "prepare":
+            prepare(args.folder)
+            return 0
+        with _following(args.parent):
+            code = serve(args.folder, megabytes=args.megabytes, unix=args.unix)
+        if args.parent is not None:
+            shutil.rmtree(args.folder, ignore_errors=True)
+        return code
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets import scan
+from datasets.facts_cache import FactsCache, KnownFacts
+from datasets.frame_shard import ShardWriter
+from datasets.plan import TrainSpec, draw, resolve
+from datasets.readers import ReaderSpec, open_reader
+from datasets.records import Records
+from datasets.sampling import Sampling
+from tests.datasets.videos import frame_image, number_in, write_video
+from utils.faults import MediaError, UserError
+
+VIDEOS = ("a.mp4", "b.avi", "c.ts", "part.mp4")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Videos of each grade (b: counted, c: scanned) and two folders of frames; their facts in scan/."""
+    root = tmp_path / "data"
+    root.mkdir()
+    write_video(root / "a.mp4", "libx264", 30)
+    shutil.copy(root / "a.mp4", root / "part.mp4")
+    write_video(root / "b.avi", "mpeg4", 30, options={"g": "12", "bf": "2"})
+    write_video(root / "c.ts", "mpeg2video", 30, options={"g": "12", "bf": "2"})
+    for name, count in (("f", 9), ("g", 7)):
+        (root / name).mkdir()
+        for number in range(1, count + 1):
+            cv2.imwrite(str(root / name / f"img_{number:05d}.jpg"), frame_image(number))
+    (root / "video.txt").write_text("a.mp4 0 30 0\nb.avi 0 30 0\nc.ts 0 30 1\npart.mp4 10 5 1\n")
+    shard = ShardWriter(str(root / "s.fsh"), template="img_{:05d}.jpg", base=1, height=96, width=96, fps=12.0)
+    for number in range(6):
+        shard.add(cv2.imencode(".jpg", frame_image(number))[1].tobytes())
+    shard.close()
+    (root / "frames.txt").write_text("f 9 0\ng 5 1\ns.fsh 6 1\n")  # g is believed to have 5
+    lists = [str(root / "video.txt"), str(root / "frames.txt")]
+    assert (
+        scan.main(
+            [*lists, "--root", str(root), "--out", str(tmp_path / "scan"), "--decode", "header", "--workers", "1"]
+        )
+        == 0
+    )
+    return root
+
+
+def plans(kind: str, data: Path, name: str, facts: Path | None) -> tuple[list, KnownFacts | None]:
+    records = Records.load(data / name, data, num_class=2)
+    reader = open_reader(ReaderSpec(kind, facts=None if facts is None else str(facts)), records)
+    spec = TrainSpec(Sampling("tsn", 3), input_size=32)
+    made = []
+    for position in range(6 if kind == "frames" else 8):
+        i = position % len(records)
+        plan = resolve(draw(7, 0, position, spec), reader.probe(i), spec, i)
+        clip = np.empty((3, 32, 32, 3), np.uint8)
+        reader.read(i, plan.frames, plan.box, plan.size, clip)
+        made.append((reader.probe(i), plan.frames.tolist(), plan.box, plan.flip, clip.tobytes()))
+    reader.close()
+    return made, reader if isinstance(reader, KnownFacts) else None
+
+
+@pytest.mark.parametrize(("kind", "name", "unknown"), [("video", "video.txt", 0), ("frames", "frames.txt", 4)])
+def test_clips_are_the_same_with_and_without_facts(kind: str, name: str, unknown: int, data: Path) -> None:
+    without, _ = plans(kind, data, name, None)
+    known, reader = plans(kind, data, name, data.parent / "scan" / "facts.bin")
+    assert known == without
+    assert reader is not None
+    assert (reader.asked, reader.asked - reader.hits) == (2 * len(known), unknown)
+
+
+def test_a_file_that_changed_is_probed_again(data: Path) -> None:
+    cache = data.parent / "scan" / "facts.bin"
+    write_video(data / "a.mp4", "libx264", 12)
+    cv2.imwrite(str(data / "f" / "img_00001.jpg"), frame_image(1, 48, 64))  # in place: the folder's time stays
+    records = Records.load(data / "video.txt", data, num_class=2)
+    assert open_reader(ReaderSpec("video", facts=str(cache)), records).probe(0).frames == 12
+    frames = Records.load(data / "frames.txt", data, num_class=2)
+    assert open_reader(ReaderSpec("frames", facts=str(cache)), frames).probe(0).height == 48
+    os.remove(data / "b.avi")
+    with pytest.raises(MediaError, match="No such file"):
+        open_reader(ReaderSpec("video", facts=str(cache)), records).probe(1)
+
+
+def test_facts_spare_the_decoding_that_counts(data: Path) -> None:
+    """A transport stream is decoded to its end to count its frames; known, only the frames up to the wanted one are."""
+    records = Records.load(data / "video.txt", data, num_class=2)
+    reader = open_reader(ReaderSpec("video", facts=str(data.parent / "scan" / "facts.bin")), records)
+    assert reader.probe(2).frames == 30
+    whole = (data / "c.ts").stat()
+    with open(data / "c.ts", "r+b") as file:  # the second half is gone, and nobody looks at it
+        file.seek(whole.st_size // 2)
+        file.write(bytes(whole.st_size - whole.st_size // 2))
+    out = np.empty((1, 96, 96, 3), np.uint8)
+    reader.read(2, np.array([3]), None, (96, 96), out)
+    assert number_in(out[0]) == 3
+
+
+def test_naming_of_frames_is_part_of_the_answer(data: Path) -> None:
+    cache = str(data.parent / "scan" / "facts.bin")
+    frames = Records.load(data / "frames.txt", data, num_class=2)
+    reader = open_reader(ReaderSpec("frames", fps=12.0, facts=cache), frames)
+    assert reader.probe(0).fps == 12.0
+    assert isinstance(reader, KnownFacts)
+    assert reader.hits == 0
+
+
+def test_wrong_caches_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="is not the facts.bin of a scan"):
+        FactsCache(data / "video.txt")
+    with pytest.raises(UserError, match="makes it"):
+        FactsCache(data / "none.bin")
+    monkeypatch.setattr("datasets.facts_cache.PROBE_VERSION", 99)
+    with pytest.raises(UserError, match="scan again"):
+        FactsCache(data.parent / "scan" / "facts.bin")
+
+
+def test_training_takes_facts_from_the_config(motion_videos: Path, tmp_path: Path) -> None:
+    from datasets import loader
+    from datasets.plan import train_spec
+    from datasets.train_loader import TrainLoader
+    from tests import experiment
+    from utils import config
+    from utils.shards import ShardPlan
+
+    exp = experiment.make(tmp_path / "exp", motion_videos, workers=1)
+    listed = str(motion_videos / "lists/train.txt")
+    scan.main(
+        [listed, "--root", str(motion_videos), "--out", str(exp / "scan"), "--decode", "header", "--workers", "1"]
+    )
+    clips = []
+    for overrides in ([], ["data.facts=scan/facts.bin"]):
+        cfg = config.load(exp, overrides)
+        reading = loader.reading(cfg)
+        assert reading.reader.facts == (str(exp / "scan" / "facts.bin") if overrides else None)
+        plan = ShardPlan(total=1, batch_size=4, world=1, rank=0, group_size=1)
+        with TrainLoader(
+            loader.records_of(cfg, "train"), train_spec(cfg), reading, seed=3, shards=plan, stop=3
+        ) as made:
+            clips.append([batch.clips.clone() for _, batches in made for batch in batches])
+    assert all(bool((a == b).all()) for a, b in zip(*clips, strict=True))
+    (exp / "scan" / "facts.bin").write_bytes(b"something else")
+    with pytest.raises(UserError, match="is not the facts.bin of a scan"):
+        loader.reading(config.load(exp, ["data.facts=scan/facts.bin"]))
+    with pytest.raises(UserError, match=r"data\.facts: there is no .*none\.bin"):
+        config.check_files(config.load(exp, ["data.facts=scan/none.bin"]))

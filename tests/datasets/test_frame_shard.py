@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from datasets.frame_shard import FrameShard, ShardWriter
+from datasets.frame_source import FilesSource
+from datasets.readers import ReaderSpec, open_reader
+from tests.datasets.videos import frame_image, number_in, records_of
+from utils.faults import MediaError
+
+COUNT = 12
+
+
+def write_shard(path: Path, count: int = COUNT, template: str = "img_{:05d}.jpg", base: int = 1) -> list[bytes]:
+    images = [simplejpeg.encode_jpeg(frame_image(k, 48, 64), quality=95) for k in range(count)]
+    shard = ShardWriter(str(path), template=template, base=base, height=48, width=64, fps=25.0)
+    for image in images:
+        shard.add(image)
+    assert not path.exists()
+    shard.close()
+    return images
+
+
+def test_a_shard_answers_like_a_folder(tmp_path: Path) -> None:
+    images = write_shard(tmp_path / "v.fsh", template="{{x}}_{:03d}.jpg", base=0)
+    source, folder = FilesSource(), str(tmp_path / "v.fsh")
+    names = [f"{{x}}_{k:03d}.jpg" for k in range(COUNT)]
+    assert source.is_folder(folder)
+    assert source.names(folder) == names
+    assert source.read_many(folder, [names[7], names[0], names[7]]) == [images[7], images[0], images[7]]
+    assert source.read(os.path.join(folder, names[11])) == images[11]
+    for wrong in ("{x}_012.jpg", "{x}_1.jpg", "{x}_0001.jpg", "x", "{x}_-01.jpg"):
+        assert not source.exists(os.path.join(folder, wrong)), wrong
+        with pytest.raises(MediaError, match="no such frame"):
+            source.read(os.path.join(folder, wrong))
+
+
+def test_the_reader_reads_shards_and_knows_their_facts(tmp_path: Path) -> None:
+    write_shard(tmp_path / "v.fsh")
+    records = records_of(tmp_path, ["v.fsh 0 12 0", "v.fsh 4 5 0", "v.fsh 8 9 0"])
+    reader = open_reader(ReaderSpec("frames", template="other_{:d}.jpg", frame_base=0), records)
+    facts = reader.probe(0)
+    assert (facts.frames, facts.height, facts.width, facts.fps) == (12, 48, 64, 25.0)
+    out = np.empty((3, 48, 64, 3), np.uint8)
+    reader.read(1, np.array([0, 4, 0]), None, (48, 64), out)
+    assert [number_in(image) for image in out] == [4, 8, 4]
+    with pytest.raises(MediaError, match="9 frames from 8 on were asked for, the shard has 12"):
+        reader.probe(2)
+
+
+def test_damage_is_named_wherever_it_is(tmp_path: Path) -> None:
+    images = write_shard(tmp_path / "v.fsh", count=3)
+    good = (tmp_path / "v.fsh").read_bytes()
+    for size in (0, 7, 100, len(good) // 2, len(good) - 1):
+        (tmp_path / "cut.fsh").write_bytes(good[:size])
+        with pytest.raises(MediaError, match="end is missing"):
+            FrameShard(str(tmp_path / "cut.fsh"))
+    rng = np.random.default_rng(0)
+    for position in [*rng.integers(0, len(good), 60).tolist(), *range(len(good) - 24, len(good))]:
+        bad = bytearray(good)
+        bad[position] ^= 1 << int(rng.integers(8))
+        (tmp_path / "bad.fsh").write_bytes(bad)
+        try:
+            shard = FrameShard(str(tmp_path / "bad.fsh"))
+            read = [shard.read([k]) for k in range(3)]
+        except MediaError:
+            continue
+        shard.close()
+        assert position < 8  # the magic at the start is the only byte that nothing depends on
+        assert read == [[image] for image in images]
+    os.mkfifo(tmp_path / "fifo.fsh")
+    with pytest.raises(MediaError, match="not a regular file"):
+        FrameShard(str(tmp_path / "fifo.fsh"))
+
+
+def test_a_long_shard_and_an_abandoned_one(tmp_path: Path) -> None:
+    writer = ShardWriter(str(tmp_path / "v.fsh"), template="{:06d}.jpg", base=1, height=1, width=1)
+    for k in range(5000):
+        writer.add(b"%d" % k)
+    writer.close()
+    shard = FrameShard(str(tmp_path / "v.fsh"))
+    assert shard.read([0, 4999, 2500]) == [b"0", b"4999", b"2500"]
+    with pytest.raises(IndexError):
+        shard.read([5000])
+    shard.close()
+    writer = ShardWriter(str(tmp_path / "w.fsh"), template="{:06d}.jpg", base=1, height=1, width=1)
+    writer.add(b"x")
+    writer.abandon()
+    assert [file.name for file in tmp_path.iterdir()] == ["v.fsh"]

@@ -1,0 +1,159 @@
+"""Samples that could not be read during a run: journalled by every rank when met, summed up at every epoch.
+
+`jobs/bad_samples.jsonl` has one row for each event, of all ranks and all processes of the run. `jobs/bad_samples.json`
+is the ledger made from it: which videos, why, how often, and in which part of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from utils import log
+from utils.faults import UserError
+
+JOURNAL = "jobs/bad_samples.jsonl"
+LEDGER = "jobs/bad_samples.json"
+TRAINING, PRECISE_BN, VALIDATION = "training", "precise batch norm", "validation"
+_NAMED = 5
+
+
+class Event(Protocol):
+    """What is told of one failure; datasets.bad_media.BadEvent."""
+
+    @property
+    def position(self) -> int:
+        """Global position of the clip, -1 in a validation."""
+        ...
+
+    @property
+    def sample(self) -> int:
+        """Index of the record."""
+        ...
+
+    @property
+    def path(self) -> str:
+        """Which file."""
+        ...
+
+    @property
+    def reason(self) -> str:
+        """Why."""
+        ...
+
+    @property
+    def timeout(self) -> bool:
+        """It was given up for being late."""
+        ...
+
+
+class BadSamples:
+    """The journal of one run.
+
+    Args:
+        exp: the experiment folder.
+        run_log: where events and sums are written.
+        videos: number of training videos, N: an epoch has N positions.
+        bad_budget: share of the videos that may be bad in one epoch, over all ranks; one always may.
+    """
+
+    def __init__(self, exp: Path, run_log: log.RunLog, *, videos: int, bad_budget: float) -> None:
+        self.exp, self.log, self.videos = Path(exp), run_log, videos
+        self.limit = max(1, int(bad_budget * videos))
+        self._told: set[tuple[str, int]] = set()
+
+    def note(self, events: Iterable[Event], step: int, during: str = TRAINING) -> None:
+        """Journal failures, and log each sample when it is met for the first time. Any rank may.
+
+        Args:
+            events: of a loader's ledger.
+            step: finished iterations.
+            during: which part of the run met them.
+        """
+        for event in events:
+            row = {"step": step, "position": event.position, "sample": event.sample, "late": event.timeout}
+            row |= {"path": event.path, "reason": event.reason}
+            self.log.journal(JOURNAL, row if during == TRAINING else row | {"during": during})
+            if (during, event.sample) not in self._told:
+                self._told.add((during, event.sample))
+                self.log.event(str(event) if during == TRAINING else f"{during}: {event}")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The journal, oldest first; what was met again because steps were done again after a restart counts once."""
+        found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for row in log.read_journal(self.exp / JOURNAL):
+            during = row.setdefault("during", TRAINING)
+            found.setdefault((during, row["sample"], row["position"], during == TRAINING or row["step"]), row)
+        return list(found.values())
+
+    def late(self, during: str = TRAINING, step: int | None = None) -> set[tuple[int, int]]:
+        """(position, sample) of what was given up as too slow: it must fail again when that part is run again.
+
+        Args:
+            during: the part of the run.
+            step: only what was met after so many finished iterations.
+        """
+        rows = [row for row in self.rows() if row["late"] and row["during"] == during]
+        return {(row["position"], row["sample"]) for row in rows if step is None or row["step"] == step}
+
+    def sum_up(self, step: int, epoch: int, *, enforce: bool = True) -> None:
+        """At the end of an epoch: write the ledger, and one line into the log if there is anything to tell.
+
+        Args:
+            step: finished iterations.
+            epoch: the one that ends, counted from 1.
+            enforce: look at the budget.
+
+        Raises:
+            UserError: more videos were bad in this epoch than `bad_budget` allows.
+        """
+        rows = self.rows()
+        if not rows:
+            return
+        self._write(step, epoch, rows)
+        # Clips are read ahead: what belongs to the next epoch counts there.
+        positions = range((epoch - 1) * self.videos, epoch * self.videos)
+        bad = {row["sample"] for row in rows if row["during"] == TRAINING and row["position"] in positions}
+        everywhere = {(row["during"] == VALIDATION, row["sample"]) for row in rows}
+        count = f"{len(bad)} of {self.videos} videos could not be read, {len(everywhere)} in the run so far"
+        self.log.line(f"epoch {epoch}: {count}: {named(rows)} ({LEDGER})")
+        if enforce and len(bad) > self.limit:
+            raise UserError(
+                f"{len(bad)} of {self.videos} videos could not be read in epoch {epoch}, data.bad_budget allows "
+                f"{self.limit}; each is named in {self.exp / LEDGER}"
+            )
+
+    def _write(self, step: int, epoch: int, rows: list[dict[str, Any]]) -> None:
+        target = self.exp / LEDGER
+        target.parent.mkdir(parents=True, exist_ok=True)
+        content = {"step": step, "epoch": epoch, "videos": self.videos, "bad": table(rows)}
+        part = target.with_name(target.name + ".tmp")
+        part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
+        os.replace(part, target)
+
+
+def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One entry per file and part of the run, the most frequent first: path, sample, during, times, late, reasons."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in rows:
+        key = (row["during"], row["path"])
+        entry = {"path": row["path"], "sample": row["sample"], "during": row["during"], "times": 0, "late": 0}
+        entry = found.setdefault(key, entry | {"reasons": []})
+        entry["times"] += 1
+        entry["late"] += bool(row["late"])
+        if row["reason"] not in entry["reasons"]:
+            entry["reasons"].append(row["reason"])
+    return sorted(found.values(), key=lambda entry: (-entry["times"], entry["during"], entry["path"]))
+
+
+def named(rows: list[dict[str, Any]]) -> str:
+    """The files that failed most often, with their reasons, in one line."""
+    times = Counter(row["path"] for row in rows)
+    reasons = {row["path"]: row["reason"] for row in reversed(rows)}
+    worst = sorted(times.items(), key=lambda item: (-item[1], item[0]))
+    text = "; ".join(f"{path} ({reasons[path]}, {count}x)" for path, count in worst[:_NAMED])
+    return text + (f"; and {len(worst) - _NAMED} more" if len(worst) > _NAMED else "")
