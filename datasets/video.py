@@ -20,6 +20,7 @@ the file that was indexed last stays open with its packets in memory (where they
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -197,10 +198,14 @@ def _decode_all(path: str, shown: str, *, stop: bool = True) -> Iterator[av.Vide
     """All frames of a file up to its end or, with `stop`, its first decoding error."""
     from av.error import FFmpegError
 
-    with open_container(path, shown) as container:
-        frames = container.decode(video_stream(container, shown))
+    with (
+        open_container(path, shown) as container,
+        # What container.decode does, but for the demuxer that is closed: video_index.packets says why.
+        contextlib.closing(container.demux(video_stream(container, shown))) as demuxed,  # type: ignore[type-var]
+    ):
         try:
-            yield from frames
+            for packet in demuxed:
+                yield from packet.decode()  # type: ignore[misc]
         except FFmpegError:
             if not stop:
                 raise

@@ -14,6 +14,7 @@ Encrypted files, files without a video stream and files without a decodable fram
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import enum
 import os
@@ -119,12 +120,14 @@ def packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pa
     """Packets of the stream that carry data, in file order; a demuxer error ends the file."""
     from av.error import FFmpegError
 
-    try:
-        for packet in container.demux(stream):
-            if packet.size:
-                yield packet
-    except FFmpegError:
-        return
+    # PyAV 18 loses 0.3 kB for each demux() that is neither read to its end nor closed.
+    with contextlib.closing(container.demux(stream)) as demuxed:  # type: ignore[type-var]
+        try:
+            for packet in demuxed:
+                if packet.size:
+                    yield packet
+        except FFmpegError:
+            return
 
 
 @dataclasses.dataclass(frozen=True)
