@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests import chromium
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,3 +38,12 @@ def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     val = folder / "lists" / "val.txt"
     val.write_text("".join(val.read_text().splitlines(keepends=True)[:23]))
     return folder
+
+
+@pytest.fixture(scope="session")
+def started_browser() -> Iterator[Any]:
+    """A headless Chromium; tests that need it skip where there is none."""
+    if reason := chromium.why_not():
+        pytest.skip(reason)
+    with chromium.browser() as started:
+        yield started

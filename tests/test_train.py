@@ -78,8 +78,9 @@ def test_a_signal_stops_after_the_step_and_the_same_command_continues(
 ) -> None:
     exp = make(tmp_path / "stopped", motion_videos, workers=1)
     monkeypatch.setattr(main, "train_step", stopping(main.train_step, 3, number))
+    before = signal.getsignal(number)  # a test run that a shell put into the background ignores SIGINT
     assert main.train(exp) == 75
-    assert signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler), "handlers are given back"
+    assert signal.getsignal(number) == before, "handlers are given back"
     saved = torch.load(exp / "ckpt.pth.tar", weights_only=True)["step"]
     assert saved in (4, 5), "the flag is seen at the next step boundary"
     monkeypatch.undo()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -189,23 +190,19 @@ def test_page_escapes_and_loads_nothing(scanned: Path) -> None:
     assert "<img" not in render(summary)
 
 
-def test_page_in_a_browser(scanned: Path) -> None:
-    from tests import chromium
-
-    if reason := chromium.why_not():
-        pytest.skip(reason)
-    with chromium.browser() as browser:
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        said, asked = [], []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("request", lambda request: asked.append(request.url))
-        page.goto((scanned / "index.html").as_uri())
-        assert page.locator("h2").count() == 3
-        assert page.evaluate("getComputedStyle(document.querySelector('ul.numbers')).display") == "flex"
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-        if folder := os.environ.get("ZOETROPE_SCREENSHOTS"):
-            page.screenshot(path=f"{folder}/scan.png", full_page=True)
-        assert (said, asked) == ([], [(scanned / "index.html").as_uri()])
+def test_page_in_a_browser(scanned: Path, started_browser: Any) -> None:
+    page = started_browser.new_page(viewport={"width": 1280, "height": 900})
+    said, asked = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((scanned / "index.html").as_uri())
+    assert page.locator("h2").count() == 3
+    assert page.evaluate("getComputedStyle(document.querySelector('ul.numbers')).display") == "flex"
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if folder := os.environ.get("ZOETROPE_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/scan.png", full_page=True)
+    page.close()
+    assert (said, asked) == ([], [(scanned / "index.html").as_uri()])
 
 
 @pytest.mark.parametrize(
