@@ -74,7 +74,9 @@ def source_of(exp: Path, results: Results) -> Source:
         raise UserError(f"{source}: the list that was evaluated is not here")
     if not Path(root).is_dir():
         raise UserError(f"{root}: the folder of the videos is not here")
-    evaluated = SimpleNamespace(model=cfg.model, data=cfg.data, loss=cfg.loss, val_source=str(source), val_root=root)
+    # The list as it was evaluated; the config may have been changed since, the number of scores of a video may not.
+    model = SimpleNamespace(num_class=results.num_class)
+    evaluated = SimpleNamespace(model=model, data=cfg.data, loss=cfg.loss, val_source=str(source), val_root=root)
     records = records_of(evaluated, "val")
     if records.list_hash != summary.get("list_hash"):
         raise UserError(f"{source}: the list has changed since the evaluation")

@@ -158,6 +158,17 @@ def test_the_list_has_changed(exp: Path, tmp_path: Path, motion_videos: Path) ->
         media.source_of(exp, results)
 
 
+def test_the_config_has_fewer_classes_since(exp: Path, tmp_path: Path) -> None:
+    results = Results.load(exp)
+    results.summary.pop("config", None)  # as kept by versions that did not keep it
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    text = (exp / "config.yaml").read_text()
+    assert text.count("num_class: 8") == 1
+    (changed / "config.yaml").write_text(text.replace("num_class: 8", "num_class: 3"))
+    assert len(media.source_of(changed, results).records) == 23
+
+
 def test_several_experiments(tmp_path: Path) -> None:
     ids = [f"v{row}" for row in range(12)]
     labels = [row % 3 for row in range(12)]
