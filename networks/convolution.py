@@ -52,7 +52,7 @@ class Conv3d(nn.Conv3d):
         """A kernel (k, 1, 1) as the 2D kernel (k, 1) of images T x (H*W)."""
         stride, padding = (self.stride[0], 1), (int(self.padding[0]), 0)
         images = x.flatten(3)  # (B, C, T, H, W) -> (B, C, T, H*W)
-        y = F.conv2d(images, self.weight.squeeze(4), self.bias, stride, padding, 1, self.groups)
+        y = F.conv2d(images, self.weight.flatten(3), self.bias, stride, padding, 1, self.groups)
         return y.unflatten(3, x.shape[3:])
 
 

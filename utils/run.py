@@ -50,7 +50,8 @@ def place(net: torch.nn.Module, device: torch.device, precision: str) -> torch.n
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in net.parameters():
         if parameter.dim() in formats:
-            parameter.data = parameter.data.contiguous(memory_format=formats[parameter.dim()])
+            # A copy: `contiguous` leaves a 1 x 1 kernel as it is, with other strides than its gradient will have.
+            parameter.data = parameter.data.clone(memory_format=formats[parameter.dim()])
     return net
 
 

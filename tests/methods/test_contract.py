@@ -16,6 +16,7 @@ from methods._output import Output
 from networks import BACKBONES
 from utils.config import model_options
 from utils.faults import UserError
+from utils.run import place
 
 FOLDER = Path(methods.__file__).parent
 NO_MODELS = ("fetch", "macs", "folding", "positions")  # a verb, a counter, and two ways to evaluate a model
@@ -36,6 +37,11 @@ def small(method: str, **options: object) -> nn.Module:
 
 def clips() -> torch.Tensor:
     return torch.randn(2, 3, T, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def losses_of(answer: torch.Tensor | Output) -> torch.Tensor:
+    outputs = [answer.logits, answer.aux] if isinstance(answer, Output) else [answer]
+    return sum((nn.functional.cross_entropy(logits, torch.tensor([1, 2])) for logits in outputs), torch.zeros(()))
 
 
 def test_files_are_the_types(method: str) -> None:
@@ -71,11 +77,25 @@ def test_clips_become_logits_and_gradients_reach_every_parameter(method: str) ->
     for logits in outputs:
         assert logits.shape == (2, K)
         assert logits.dtype == torch.float32
-    sum(nn.functional.cross_entropy(logits, torch.tensor([1, 2])) for logits in outputs).backward()
+    losses_of(answer).backward()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, f"no gradient reaches {name}"
             assert parameter.grad.abs().sum() > 0, f"the gradient of {name} is zero"
+
+
+def test_gradients_lie_in_memory_as_the_weights_do(method: str) -> None:
+    """Data parallel training averages both in one buffer: other strides cost a copy a step, and PyTorch warns."""
+    net = methods.build(type=method, backbone="resnet50", num_class=K, num_segments=T)
+    net = place(net, torch.device("cpu"), "fp32")
+    other = set()
+    for name, parameter in net.named_parameters():
+        # At the hook: what autograd keeps in `grad` has been put in order by then.
+        parameter.register_hook(
+            lambda grad, name=name, strides=parameter.stride(): other.add(name) if grad.stride() != strides else None
+        )
+    losses_of(net(clips().permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3))).backward()
+    assert not other
 
 
 def test_attributes(method: str) -> None:
