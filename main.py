@@ -47,9 +47,9 @@ VERBS = {
     "list": ("anal_tools.experiments", "all experiments: model, data, cost, and the accuracy others published"),
     "new": ("launch.new", "make a new experiment folder from an existing one"),
     "fetch": ("methods.fetch", "download pretrained weights into pretrained/"),
-    "lists": ("datasets.lists", "official annotation files of a data set as list files; what is missing"),
-    "scan": ("datasets.scan", "look at every file of a list: what can be read, real frame counts, copies"),
-    "dump": ("datasets.dump", "videos as JPEG folders, shards, or clips that are cheap to sample"),
+    "lists": ("datasets.lists.verb", "official annotation files of a data set as list files; what is missing"),
+    "scan": ("datasets.scan.verb", "look at every file of a list: what can be read, real frame counts, copies"),
+    "dump": ("datasets.dump.verb", "videos as JPEG folders, shards, or clips that are cheap to sample"),
     "preload": ("datasets.preload", "put the frames of an experiment into memcached servers before training"),
     "demo-data": ("datasets.demo", "make the small motion data set of the demo"),
 }
@@ -296,7 +296,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
     import methods
     from datasets import loader
     from datasets.class_names import read_class_names
-    from datasets.resize import KERNEL
+    from datasets.readers.resize import KERNEL
     from utils import checkpoint, config, dist, log, parts, run_dir
     from utils.run import Run
     from utils.shards import ShardPlan

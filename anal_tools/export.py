@@ -81,7 +81,7 @@ def export(args: argparse.Namespace, validate: Callable[..., Any]) -> str:
 
 def facts_of(predictor: Predictor) -> dict[str, Any]:
     """All that turns a video into the input of the network, and its scores into names."""
-    from datasets.resize import KERNEL
+    from datasets.readers.resize import KERNEL
     from utils import checkpoint, run_dir
 
     spec = predictor.spec
@@ -193,8 +193,8 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
 def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
     """What --check names, else the first videos of the validation list, else nothing: noise is then compared."""
     from anal_tools.predict_sources import Source, expand
-    from datasets.facts_cache import family_of
     from datasets.loader import records_of
+    from datasets.readers.facts_cache import family_of
     from utils import config
 
     if args.check:

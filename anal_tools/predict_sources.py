@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.bad_media import printable
-from datasets.frames import IMAGES, find_layout
+from datasets.readers.frames import IMAGES, find_layout
 from datasets.records import Records
 from utils.faults import UserError
 

@@ -10,10 +10,10 @@ import torch
 
 from datasets.bad_media import BadEvent, Ledger
 from datasets.eval_loader import EvalLoader, VideoItem
-from datasets.facts_cache import FactsCache
-from datasets.memcached_servers import servers_of
+from datasets.memcached.servers import servers_of
 from datasets.plan import train_spec
-from datasets.readers import ReaderSpec
+from datasets.readers.facts_cache import FactsCache
+from datasets.readers.spec import ReaderSpec
 from datasets.reading import Reading
 from datasets.records import Records
 from datasets.train_loader import Batch, Shards, TrainLoader
@@ -60,7 +60,7 @@ def loaders(reader: str) -> tuple[type[TrainLoader], type[EvalLoader]]:
     """The training and the evaluation loader of a reader; UserError if what it needs is not installed."""
     if reader != "dali":
         return TrainLoader, EvalLoader
-    from datasets.dali_loader import DaliEvalLoader, DaliTrainLoader
+    from datasets.dali.loader import DaliEvalLoader, DaliTrainLoader
 
     return DaliTrainLoader, DaliEvalLoader
 

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.frames import decode
-from datasets.memcached_servers import servers_of
-from datasets.memcached_source import MemcachedReader
-from datasets.readers import ReaderSpec
+from datasets.memcached.servers import servers_of
+from datasets.memcached.source import MemcachedReader
+from datasets.readers.frames import decode
+from datasets.readers.spec import ReaderSpec
 from datasets.records import Records
 from utils.config.schema import Memcached
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
-    from datasets.readers import ReaderSpec
+    from datasets.readers.spec import ReaderSpec
     from datasets.records import Records
     from datasets.views import EvalSpec
 
@@ -145,7 +145,7 @@ def _work(
     stop: threading.Event,
 ) -> None:
     """One thread: take samples until there are none."""
-    from datasets.memcached_source import MemcachedReader
+    from datasets.memcached.source import MemcachedReader
     from datasets.views import resolve_eval
 
     reader = MemcachedReader(spec, records)
@@ -175,7 +175,7 @@ def _work(
 
 def _check_servers(spec: ReaderSpec) -> None:
     """UserError unless every server answers now: a list that is half wrong would store half of the data nowhere."""
-    from datasets.memcached_source import open_pool
+    from datasets.memcached.source import open_pool
 
     wanted: dict[str, Any] = spec.memcached or {}
     if not wanted["servers"]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from datasets.memcached_report import Traffic
+from datasets.memcached.report import Traffic
 from datasets.pool import Answer, Inline, Pool, Service
-from datasets.readers import ReaderSpec
+from datasets.readers.spec import ReaderSpec
 from datasets.records import Records
 from datasets.slots import Slot
 from datasets.workers import Setup

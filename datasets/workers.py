@@ -6,8 +6,8 @@ work it writes the request's id and the time into its row of the control block, 
 It dies with its parent (PR_SET_PDEATHSIG), and leaves when the queue is closed.
 
 Request: {"id", "slot", "offset", "kind": "train" | "eval", "epoch", "position", "sample"}, or "kind": "scan" with what
-scan_file.py says, or "dump" with what dump_video.py says; with "encoded" and "room" the answer may be stored bytes
-(encoded.py) instead of pixels.
+scan/file.py says, or "dump" with what dump/video.py says; with "encoded" and "room" the answer may be stored bytes
+(dali/encoded.py) instead of pixels.
 Answer:  {"id", "ok": true, <fields of the plan>} | {"id", "ok": false, "path", "reason"} | {"id", "ok": false, "bug"}.
 """
 
@@ -27,15 +27,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.plan import Facts, Plan, TrainSpec, draw, resolve
-from datasets.readers import ReaderSpec, open_reader
+from datasets.readers import open_reader
+from datasets.readers.repair import read_what_decodes
+from datasets.readers.spec import ReaderSpec
 from datasets.records import Records
-from datasets.repair import read_what_decodes
 from datasets.slots import Slot
 from datasets.views import EvalSpec, VideoPlan, resolve_eval
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
-    from datasets.scan_file import Examiner
+    from datasets.scan.file import Examiner
 
 MESSAGE_BYTES = 1 << 18
 _PR_SET_PDEATHSIG = 1
@@ -123,21 +124,21 @@ class Desk:
         """The bytes of a clip for a decoder on the device, where the request wants them; see encoded.pack."""
         if not request.get("encoded"):
             return {}
-        from datasets.encoded import pack
+        from datasets.dali.encoded import pack
 
         slot, box = self.slots[request["slot"]], plan.box if isinstance(plan, Plan) else None
         reader: Any = self.reader  # an EncodedReader, maybe behind a cache of facts
         return pack(reader, plan.sample, plan.frames, box, facts, slot, request["offset"], request["room"])
 
     def _scan(self, request: dict[str, Any]) -> dict[str, Any]:
-        from datasets.scan_file import Examiner
+        from datasets.scan.file import Examiner
 
         if self._examiner is None:
             self._examiner = Examiner(self._spec, self.records)
         return self._examiner.answer(request)
 
     def _dump(self, request: dict[str, Any]) -> dict[str, Any]:
-        from datasets.dump_video import Dumper
+        from datasets.dump.video import Dumper
 
         return Dumper(self.records).answer(request)
 

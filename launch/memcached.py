@@ -2,7 +2,7 @@
 
 `python -m launch.memcached serve FOLDER` runs beside the ranks, once per node. It starts a stock memcached, asks it
 for its version, writes where it is to FOLDER/NAME.server, and waits; when it is told to end, or its parent does, the
-server ends and the file goes. Ranks find the folder in $ZOETROPE_MEMCACHED (datasets/memcached_servers.py).
+server ends and the file goes. Ranks find the folder in $ZOETROPE_MEMCACHED (datasets/memcached/servers.py).
 
 - One node: a unix socket in a folder of mode 0700, no port at all.
 - Several nodes: a free port on this node's private address (never all addresses, never a public one), no UDP, and,

@@ -3,9 +3,6 @@
 One cell = one experiment folder (train) or one result (eval). The same command again runs what is missing: finished
 cells are skipped, live ones left alone, failed ones tried again; --retry tries the failed ones only. On SLURM the cells
 of one command are one job array, on `local` they run one after the other, or --parallel at a time.
-
-What happens to cells stands in `attempts.jsonl` of the sweep: a row when one starts and when it ends. It is written by
-the process that runs the cell, so a killed one leaves a start without an end.
 """
 
 from __future__ import annotations
@@ -21,15 +18,13 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
-from launch import grid, jobs, processes, progress
+from launch import attempts, grid, jobs, processes, sweep_job
 from launch.grid import Cell, Sweep
 from utils import config
 from utils.faults import UserError
-from utils.log import utc_stamp
 
-ATTEMPTS = "attempts.jsonl"
 STOPPED = 75  # exit code of a cell, and of a sweep, that a signal stopped: started again, it goes on
 _NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stopped"
 
@@ -64,14 +59,12 @@ def main(argv: Sequence[str]) -> int:
             grid.make(sweep, cell)
     if args.partition == "local":
         return _Local(sweep, args.ranks, args.parallel or 1).run(chosen)
-    from launch import sweep_job
-
     return sweep_job.submit(sweep, chosen, args.partition, args.ranks, args.parallel or 4, vars(args))
 
 
 def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
     """What has become of each cell."""
-    rows = progress.read_rows(sweep.folder / ATTEMPTS)
+    rows = attempts.read(sweep.folder)
     last = {row["cell"]: row for row in rows if isinstance(row.get("cell"), str)}
     asked = {row["job"] for row in last.values() if row.get("job")}
     alive = jobs.states(asked) if asked else {}
@@ -140,11 +133,6 @@ def output(sweep: Sweep, cell: Cell, job: str | None) -> Path:
     return sweep.folder / "output" / f"{cell.name}.txt"
 
 
-def note(folder: Path, cell: str, event: str, **more: Any) -> None:
-    """One row for `attempts.jsonl`."""
-    progress.append_row(folder / ATTEMPTS, {"cell": cell, "event": event, "time": utc_stamp(), **more})
-
-
 class _Local:
     """Runs cells on this machine, at most `parallel` at a time."""
 
@@ -207,7 +195,7 @@ class _Local:
         process = subprocess.Popen(
             argv, cwd=grid.ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
         )
-        note(self.sweep.folder, cell.name, "start", pid=process.pid, ticks=processes.start_ticks(process.pid))
+        attempts.note(self.sweep.folder, cell.name, "start", pid=process.pid, ticks=processes.start_ticks(process.pid))
         self.running[process] = (cell, slot, stream)
         print(f"started {cell.name}", flush=True)
 
@@ -218,7 +206,7 @@ class _Local:
             stream.close()
             self.free.append(slot)
             code = process.returncode
-            note(self.sweep.folder, cell.name, "end", code=code)
+            attempts.note(self.sweep.folder, cell.name, "end", code=code)
             if code not in (0, STOPPED):
                 failed.append((cell, reason(self.sweep, cell, None, code)))
             print(f"ended   {cell.name}: {'done' if code == 0 else f'exit code {code}'}", flush=True)

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch import attempts, jobs, slurm, snapshot
 from launch import job as slurm_job
-from launch import jobs, progress, slurm, snapshot, sweep
 from launch.grid import Cell, Sweep
 from utils import faults, run_dir
 from utils.log import utc_stamp
@@ -35,7 +35,7 @@ class CellRun:
         notes = faults.rank_from_environment() == 0
         job = slurm_job.job_id(os.environ)
         if notes:
-            sweep.note(
+            attempts.note(
                 Path(self.folder), self.cell, "start", job=job, restart=os.environ.get("SLURM_RESTART_COUNT", "0")
             )
         code = 1
@@ -47,7 +47,7 @@ class CellRun:
             raise
         finally:
             if notes:
-                sweep.note(Path(self.folder), self.cell, "end", job=job, code=code)
+                attempts.note(Path(self.folder), self.cell, "end", job=job, code=code)
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
         """What submitit's own handler asks for in the moment before ours: the same task again."""
@@ -57,7 +57,7 @@ class CellRun:
 
     def _has_ended_well(self) -> bool:
         """True if this very job has done the cell (SLURM was told to start it again by hand)."""
-        rows = progress.read_rows(Path(self.folder) / sweep.ATTEMPTS)
+        rows = attempts.read(Path(self.folder))
         job = slurm_job.job_id(os.environ)
         return any((row.get("cell"), row.get("job"), row.get("code")) == (self.cell, job, 0) for row in rows)
 
@@ -77,7 +77,7 @@ def submit(
         runs.append(CellRun(str(wanted.folder), cell.name, run))
     ids = slurm.submit_array(request, str(code), runs, parallel)
     for cell, job in zip(cells, ids, strict=True):
-        sweep.note(wanted.folder, cell.name, "submit", job=job)
+        attempts.note(wanted.folder, cell.name, "submit", job=job)
         row = {"job": job, "verb": wanted.verb, "partition": partition, "ranks": ranks, "nodes": request.nodes}
         row |= {"time": utc_stamp(), "revision": run_dir.revision(code), "code": str(code), "sweep": wanted.name}
         jobs.record(wanted.exp_of(cell), row | {"words": wanted.words(cell)})

@@ -41,8 +41,8 @@ TORCH_FREE = (
     "methods/fetch.py",
     "datasets/records.py", "datasets/order.py", "datasets/sampling.py", "datasets/crops.py", "datasets/plan.py",
     "datasets/views.py",
-    "datasets/readers.py", "datasets/frames.py", "datasets/frame_source.py", "datasets/video.py", "datasets/workers.py",
-    "datasets/scan*.py", "datasets/lists*.py", "datasets/facts_cache.py",
+    "datasets/readers/*.py", "datasets/workers.py", "datasets/dali/encoded.py", "datasets/dump/video.py",
+    "datasets/scan/*.py", "datasets/lists/*.py",
     "datasets/demo.py", "datasets/motion8.py", "docs/pictures/*.py",
 )  # fmt: skip
 DISTRIBUTED = {"utils/dist.py", "utils/sync_bn.py", "main.py"}

@@ -11,9 +11,9 @@ from typing import Any
 
 import simplejpeg
 
-from datasets.frame_shard import SUFFIX, FrameShard
-from datasets.frames import decode as decode_image
-from datasets.frames import find_layout
+from datasets.readers.frame_shard import SUFFIX, FrameShard
+from datasets.readers.frames import decode as decode_image
+from datasets.readers.frames import find_layout
 
 _LAYOUTS: dict[str, Any] = {}
 

@@ -112,8 +112,8 @@ def sources(data: Path, work: Path) -> dict:
     """CPU seconds of getting and decoding the frames of TSN-8 clips / of decoding them, by source, in turns."""
     import numpy as np
 
-    from datasets.frame_source import FilesSource
-    from datasets.frames import decode
+    from datasets.readers.frame_source import FilesSource
+    from datasets.readers.frames import decode
 
     folders = sorted(path for path in (data / "frames").iterdir() if path.is_dir())
     shards = shards_of(data, work)
@@ -175,8 +175,8 @@ def memcached_source(work: Path, files: Any) -> Any:
     if parts.MISSING:
         yield None
         return
-    from datasets.memcached_client import MemcachedPool, Settings
-    from datasets.memcached_source import MemcachedSource
+    from datasets.memcached.client import MemcachedPool, Settings
+    from datasets.memcached.source import MemcachedSource
 
     folder = work / "memcached"
     folder.mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,7 @@ def decode_limit(records: Any, pipe: tuple, device: str) -> float:
     import numpy as np
     import torch
 
-    from datasets.dali_pipeline import THREADS, mode, require_dali
+    from datasets.dali.pipeline import THREADS, mode, require_dali
 
     dali, where = require_dali(), mode(torch.device(device))
 
@@ -211,7 +211,7 @@ def decode_limit(records: Any, pipe: tuple, device: str) -> float:
 
 def stored(records: Any, pipe: tuple, where: str) -> Iterator[list[Any]]:
     """What the reader processes deliver for the first steps."""
-    from datasets.encoded import EncodedReader
+    from datasets.dali.encoded import EncodedReader
     from datasets.plan import TrainSpec, draw, resolve
     from datasets.readers import ReaderSpec
     from datasets.sampling import Sampling

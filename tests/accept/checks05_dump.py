@@ -183,8 +183,8 @@ def is_whole(out: Path, name: str, form: str) -> bool:
         argv = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "csv=p=0"]
         told = subprocess.run([*argv, str(out / name)], capture_output=True, text=True, check=False)
         return told.returncode == 0 and told.stdout.strip().rstrip(",") == str(FRAMES)
-    from datasets.frame_source import FilesSource
-    from datasets.frames import decode
+    from datasets.readers.frame_source import FilesSource
+    from datasets.readers.frames import decode
     from utils.faults import MediaError
 
     source, folder = FilesSource(), str(out / name)

@@ -18,10 +18,10 @@ import numpy as np
 import xxhash
 from rows import ROOT  # noqa: F401  its folder is on the path
 
-from datasets.frame_source import FilesSource
-from datasets.memcached_client import MemcachedPool, Settings
-from datasets.memcached_source import MemcachedSource, key_of, route_of
-from datasets.memcached_wire import pack
+from datasets.memcached.client import MemcachedPool, Settings
+from datasets.memcached.source import MemcachedSource, key_of, route_of
+from datasets.memcached.wire import pack
+from datasets.readers.frame_source import FilesSource
 from tests.memcached import MISSING, Server
 
 VIDEOS, FRAMES, CLIP = 64, 48, 8

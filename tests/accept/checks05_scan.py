@@ -408,11 +408,11 @@ def facts_gain() -> None:
     """CPU of probing and reading TSN-8 at 224 pixels without and with `data.facts`: median of 7, in ms."""
     import numpy as np
 
-    from datasets import scan as scan_verb
     from datasets.plan import TrainSpec, draw, resolve
     from datasets.readers import ReaderSpec, open_reader
     from datasets.records import Records
     from datasets.sampling import Sampling
+    from datasets.scan import verb as scan_verb
 
     data, spec = ROOT.parent / "shared" / "data", TrainSpec(Sampling("tsn", 8))
     names = ("ucf11/v_biking_01_01.mpg", "c3d/v_ApplyEyeMakeup_g01_c01.avi", "mmaction2/demo.mp4")

@@ -65,7 +65,7 @@ class InMemory:
     seconds_waiting = 0.0
 
     def __init__(self, seconds: dict[str, list[float]]) -> None:
-        from datasets.memcached_report import Traffic
+        from datasets.memcached.report import Traffic
 
         self.clips, self.labels = clips_and_labels()
         self.bare = Bare()

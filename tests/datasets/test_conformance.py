@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import dump
+from datasets.dump import verb as dump
 from datasets.plan import TrainSpec, draw, resolve
 from datasets.readers import READERS, Reader, ReaderSpec, open_reader
 from datasets.records import Records

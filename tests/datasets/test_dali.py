@@ -69,7 +69,7 @@ def test_frames_are_exact_and_colours_near(name: str, folder: Path, tmp_path: Pa
 @pytest.mark.parametrize("shard", [False, True])
 def test_jpeg_frames_differ_by_rounding_only(shard: bool, tmp_path: Path) -> None:
     if shard:
-        from datasets.frame_shard import ShardWriter
+        from datasets.readers.frame_shard import ShardWriter
 
         writer = ShardWriter(tmp_path / "v.fsh", template="img_{:05d}.jpg", base=1, fps=25.0, height=SIZE, width=SIZE)
         for number in range(12):
@@ -116,7 +116,7 @@ def test_what_dali_is_not_given_is_read_by_pyav_and_counted(tmp_path: Path) -> N
 
 
 def test_damaged_files_fail_as_they_do_elsewhere(folder: Path, tmp_path: Path) -> None:
-    from datasets.video_index import build_index
+    from datasets.readers.video_index import build_index
 
     path = folder / "gop12.mp4"
     sizes = build_index(str(path), path.name).sizes
@@ -140,7 +140,7 @@ def test_damaged_files_fail_as_they_do_elsewhere(folder: Path, tmp_path: Path) -
 def test_the_definition_for_a_gpu_is_accepted_everywhere() -> None:
     import torch
 
-    from datasets.dali_pipeline import build
+    from datasets.dali.pipeline import build
     from utils.faults import UserError
 
     if torch.cuda.is_available():
@@ -156,7 +156,7 @@ def test_without_dali_the_error_names_the_extra(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['nvidia.dali'] = None\n"
         "from datasets.loader import loaders\n"
-        "from datasets.dali_pipeline import require_dali\n"
+        "from datasets.dali.pipeline import require_dali\n"
         "from utils.faults import UserError\n"
         "try:\n    require_dali()\nexcept UserError as error:\n    print(error)\n"
     )
@@ -167,7 +167,7 @@ def test_without_dali_the_error_names_the_extra(tmp_path: Path) -> None:
 
 def test_reader_processes_import_neither_torch_nor_dali(tmp_path: Path) -> None:
     code = (
-        "import sys\nimport datasets.workers, datasets.encoded\n"
+        "import sys\nimport datasets.workers, datasets.dali.encoded\n"
         "print([name for name in sys.modules if name in ('torch', 'nvidia.dali')])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -27,7 +27,7 @@ from utils.shards import ShardPlan
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
 
-from datasets.dali_loader import DaliEvalLoader, DaliTrainLoader  # noqa: E402
+from datasets.dali.loader import DaliEvalLoader, DaliTrainLoader  # noqa: E402
 
 SPEC = TrainSpec(Sampling("tsn", 4), input_size=32, jitter=(0.2, 0.2, 0.2, 0.1), erasing=(0.5, 0.02, 0.4, 0.3))
 VIEWS = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
@@ -39,7 +39,7 @@ FIELDS = ("labels", "weights", "flip", "jitter", "erase")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """VP9 files v0..v5, an H.264 file, which DALI's CPU build does not read, a damaged one, JPEG frames, no video."""
-    from datasets.video_index import build_index
+    from datasets.readers.video_index import build_index
 
     made = tmp_path_factory.mktemp("videos")
     for i in range(VIDEOS):

@@ -14,10 +14,10 @@ import av
 import numpy as np
 import pytest
 
-from datasets import dump
-from datasets.dump_settings import Settings
-from datasets.frames import decode
+from datasets.dump import verb as dump
+from datasets.dump.settings import Settings
 from datasets.readers import Reader, ReaderSpec, open_reader
+from datasets.readers.frames import decode
 from datasets.records import Records
 from tests.datasets.videos import number_in, write_video
 from utils.faults import UserError

@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import scan
-from datasets.facts_cache import FactsCache, KnownFacts
-from datasets.frame_shard import ShardWriter
 from datasets.plan import TrainSpec, draw, resolve
 from datasets.readers import ReaderSpec, open_reader
+from datasets.readers.facts_cache import FactsCache, KnownFacts
+from datasets.readers.frame_shard import ShardWriter
 from datasets.records import Records
 from datasets.sampling import Sampling
+from datasets.scan import verb as scan
 from tests.datasets.videos import frame_image, number_in, write_video
 from utils.faults import MediaError, UserError
 
@@ -115,7 +115,7 @@ def test_wrong_caches_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -
         FactsCache(data / "video.txt")
     with pytest.raises(UserError, match="makes it"):
         FactsCache(data / "none.bin")
-    monkeypatch.setattr("datasets.facts_cache.PROBE_VERSION", 99)
+    monkeypatch.setattr("datasets.readers.facts_cache.PROBE_VERSION", 99)
     with pytest.raises(UserError, match="scan again"):
         FactsCache(data.parent / "scan" / "facts.bin")
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from datasets.frame_shard import FrameShard, ShardWriter
-from datasets.frame_source import FilesSource
 from datasets.readers import ReaderSpec, open_reader
+from datasets.readers.frame_shard import FrameShard, ShardWriter
+from datasets.readers.frame_source import FilesSource
 from tests.datasets.videos import frame_image, number_in, records_of
 from utils.faults import MediaError
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from datasets.frames import Layout, decode, find_layout
 from datasets.readers import Reader, ReaderSpec, open_reader
+from datasets.readers.frames import Layout, decode, find_layout
 from tests.datasets.videos import frame_image, number_in, records_of
 from utils.faults import MediaError, UserError
 

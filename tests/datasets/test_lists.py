@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from datasets import lists
 from datasets.class_names import read_class_names
-from datasets.lists_files import Media, walk
+from datasets.lists import verb as lists
+from datasets.lists.files import Media, walk
 from datasets.records import Records
 from utils.faults import UserError
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from datasets.frame_source import FilesSource
-from datasets.memcached_client import MemcachedPool, Settings, _first_in_use, _State
-from datasets.memcached_source import MemcachedSource, key_of, route_of
-from datasets.memcached_wire import Connection, CorruptValue, check, pack, parse, read_secret, read_servers
+from datasets.memcached.client import MemcachedPool, Settings, _first_in_use, _State
+from datasets.memcached.source import MemcachedSource, key_of, route_of
+from datasets.memcached.wire import Connection, CorruptValue, check, pack, parse, read_secret, read_servers
+from datasets.readers.frame_source import FilesSource
 from launch.memcached import can_ask_for_a_secret
 from tests.memcached import MISSING, Server, free_port, wait_for
 from utils.faults import MediaError, UserError

@@ -15,10 +15,10 @@ import simplejpeg
 import torch
 
 from datasets import preload
+from datasets.memcached.report import NAMES, Traffic, line, total_line
+from datasets.memcached.servers import FOLDER, NODES, servers_of, started
 from datasets.memcached_dataset import McDataset
 from datasets.memcached_dataset_tsn import McTSNDataset
-from datasets.memcached_report import NAMES, Traffic, line, total_line
-from datasets.memcached_servers import FOLDER, NODES, servers_of, started
 from datasets.plan import TrainSpec
 from datasets.readers import ReaderSpec
 from datasets.reading import Reading
@@ -218,9 +218,10 @@ def test_training_with_a_server_started_by_the_launcher(motion_videos: Path, tmp
     done = subprocess.run([sys.executable, "-m", "launch", *words], env=env, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     text = (exp / "log.txt").read_text()
-    assert text.count("memcached: hit rate") == 3 + 2 + 2, text  # every print_freq, and at each validation two
     assert "no server 0," in text
-    assert "1 rank(s), since the start" in text
-    curves = log.read_scalars(exp / "events" / log.SCALARS)
-    assert [step for step, _ in curves["memcached_hit_rate"]] == [2, 4, 6]
+    assert text.count("1 rank(s), since the start") == 2, "one at each validation"
+    steps = [step for step, _ in log.read_scalars(exp / "events" / log.SCALARS)["memcached_hit_rate"]]
+    assert set(steps) <= {2, 4, 6}  # every print_freq; readers that are far ahead have nothing new to say
+    assert 2 in steps
+    assert text.count("memcached: hit rate") == len(steps) + 2 + 2, text
     assert wait_for(lambda: not list(tmp_path.glob("zoetrope-*"))), "the server's folders go with the run"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datasets.plan import Facts
-from datasets.repair import read_what_decodes
+from datasets.readers.repair import read_what_decodes
 from datasets.sampling import Sampling
 from datasets.views import EvalSpec, resolve_eval
 from utils.faults import MediaError

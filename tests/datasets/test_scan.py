@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets import scan
 from datasets.readers import ReaderSpec
 from datasets.records import Records
-from datasets.scan_file import is_variable
-from datasets.scan_journal import Journal
-from datasets.scan_page import render
+from datasets.scan import verb as scan
+from datasets.scan.file import is_variable
+from datasets.scan.journal import Journal
+from datasets.scan.page import render
 from tests.datasets.videos import decode_all, frame_image, records_of, write_video
 from utils.faults import UserError
 
@@ -222,7 +222,7 @@ def test_variable_rate_is_seen_in_the_stamps(stamps: list[int], variable: bool |
 
 def test_every_frame_is_decoded_by_all_only(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", "libx264", 40, options={"g": "10", "bf": "0", "sc_threshold": "0"})
-    from datasets.video_index import build_index
+    from datasets.readers.video_index import build_index
 
     index = build_index(str(tmp_path / "a.mp4"), "a.mp4")
     data = bytearray((tmp_path / "a.mp4").read_bytes())
@@ -244,7 +244,7 @@ def test_parts_of_a_video_keep_their_ends(data: Path, tmp_path: Path) -> None:
 
 
 def test_frame_counts_of_the_list_are_given_back(data: Path) -> None:
-    from datasets.scan_work import ask
+    from datasets.scan.work import ask
 
     records = records_of(data, ["a.mp4 99 0"], name="told.txt")
     requests = [{"sample": 0, "what": "header", "known": None}]

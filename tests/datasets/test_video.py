@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from datasets.readers import ReaderSpec, open_reader
-from datasets.video import VideoReader
-from datasets.video_index import Grade, build_index
+from datasets.readers.video import VideoReader
+from datasets.readers.video_index import Grade, build_index
 from tests.datasets.videos import SIZE, decode_all, number_in, records_of, write_cut, write_video
 from utils.faults import MediaError
 
@@ -110,7 +110,7 @@ def test_the_file_that_was_indexed_last_is_read_once_and_closed_at_the_end(
     assert not [name for name in held if name.startswith("a.mp4")], "one file is open at most"
     reader.close()
     assert "b.mp4" not in open_files()
-    monkeypatch.setattr("datasets.video._KEPT_BYTES", 1000)
+    monkeypatch.setattr("datasets.readers.video._KEPT_BYTES", 1000)
     reader = open_videos(tmp_path, ["b.mp4"])
     assert number_in(read(reader, 0, [17])[0]) == 17
     assert "b.mp4" not in open_files(), "too large to keep"
@@ -272,7 +272,7 @@ def test_files_that_are_read_in_part_cost_no_memory(tmp_path: Path, repo_root: P
     file = write_video(tmp_path / "a.mp4", "libx264", 24, options={"g": "12"})
     script = f"""
 import resource, sys
-from datasets.video_index import open_container, packets, video_stream
+from datasets.readers.video_index import open_container, packets, video_stream
 peaks = []
 for count in range(5000):
     with open_container({str(file)!r}, "a.mp4") as container:

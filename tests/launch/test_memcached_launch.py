@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.memcached_wire import Connection, read_secret
+from datasets.memcached.wire import Connection, read_secret
 from launch import memcached, slurm
 from launch.cluster import Settings
 from tests.memcached import MISSING, wait_for

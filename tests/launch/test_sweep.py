@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import collect, grid, sweep, sweep_job
+from launch import attempts, collect, grid, sweep, sweep_job
 from launch import job as slurm_job
 from launch.grid import Cell, Sweep
 from utils import config
@@ -264,7 +264,7 @@ def test_a_task_of_an_array_notes_its_start_and_end_and_runs_once(tmp_path: Path
                 task()
         else:
             task()
-    rows = [json.loads(line) for line in (tmp_path / sweep.ATTEMPTS).read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / attempts.FILE).read_text().splitlines()]
     assert [(row["event"], row["job"], row.get("code")) for row in rows] == [
         ("start", "12_3", None), ("end", "12_3", 2), ("start", "12_3", None), ("end", "12_3", 0),
     ]  # fmt: skip

@@ -1,0 +1,171 @@
+"""Reader processes of the reader `dali`: bytes as they are stored, for a decoder on the device. Torch-free, DALI-free.
+
+A folder of frames, a shard or an image gives its JPEG files, by the frame source of the list (disk, shards,
+memcached); any other file gives a small mp4 (video_cut.py). What the device cannot decode, or might decode to another
+frame, is refused with a reason, and its clip is read here as pixels, by the readers `video` and `frames`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datasets.dali.video_cut import Refused, cut
+from datasets.readers.facts_cache import family_of
+from datasets.readers.frames import FramesReader
+from datasets.readers.resize import Box
+from datasets.readers.video import VideoReader
+from utils.faults import MediaError
+
+if TYPE_CHECKING:
+    from datasets.plan import Facts
+    from datasets.readers.spec import ReaderSpec
+    from datasets.records import Records
+    from datasets.slots import Slot
+
+#: What DALI 2.4 decodes: its CPU build has neither H.264 nor HEVC. AVI and other files without exact stamps are refused
+#: before, so MPEG-4 of old data sets is not among them.
+CODECS = {"cpu": frozenset({"vp9", "mjpeg"}), "mixed": frozenset({"h264", "hevc", "vp9", "av1"})}
+#: Smallest and largest side of a frame [pixels]; NVDEC has both limits.
+SIDES = {"cpu": (2, 16384), "mixed": (128, 4096)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """The stored bytes of some frames.
+
+    Attributes:
+        form: "video": one mp4; "images": JPEG files, each frame once.
+        files: their bytes.
+        rows: (F,) int32: ordinal of each wanted frame in the mp4, or number of its file.
+    """
+
+    form: str
+    files: list[bytes]
+    rows: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(map(len, self.files))
+
+
+class EncodedReader:
+    """`Reader` that can also give stored bytes; `spec.decoder` says what they are for, "cpu" or "mixed"."""
+
+    def __init__(self, spec: ReaderSpec, records: Records) -> None:
+        self.records = records
+        self._codecs, self._sides = CODECS[spec.decoder], SIDES[spec.decoder]
+        self._video = VideoReader(spec, records)
+        if spec.memcached and spec.memcached.get("servers"):
+            from datasets.memcached.source import MemcachedReader
+
+            served = MemcachedReader(spec, records)
+            self._frames: FramesReader = served
+            self.counters = served.counters
+        else:
+            self._frames = FramesReader(spec, records)
+
+    def close(self) -> None:
+        """Close both readers."""
+        self._video.close()
+        self._frames.close()
+
+    def probe(self, i: int) -> Facts:
+        """See `Reader.probe`."""
+        return self._of(i).probe(i)
+
+    def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
+        """Pixels of frames, decoded here; see `Reader.read`."""
+        self._of(i).read(i, frames, box, size, out)
+
+    def encode(self, i: int, frames: np.ndarray) -> Encoded:
+        """The stored bytes of frames of record i.
+
+        Raises:
+            Refused: it has to be read as pixels.
+            MediaError: a file cannot be opened.
+        """
+        if isinstance(self._of(i), FramesReader):
+            return self._files(i, frames)
+        index = self._video.index(i)
+        ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
+        if ordinals.min() < 0 or ordinals.max() >= index.facts.frames:
+            raise Refused("a frame is not there")  # which one, is said by the one who reads it
+        path, shown = self.records.full_path(i), self.records.path(i)
+        data, rows = cut(path, shown, index, ordinals.tolist(), self._codecs, self._sides)
+        return Encoded("video", [data], rows)
+
+    def _of(self, i: int) -> Any:
+        return self._frames if family_of(self.records.full_path(i)) == "frames" else self._video
+
+    def _files(self, i: int, frames: np.ndarray) -> Encoded:
+        distinct, rows = np.unique(np.asarray(frames, np.int64), return_inverse=True)
+        facts = self._frames.probe(i)
+        if distinct[0] < 0 or distinct[-1] >= facts.frames:
+            raise Refused("a frame is not there")
+        files = self._frames.files(i, distinct.tolist())
+        for data in files:
+            _check_jpeg(data, (facts.height, facts.width))
+        return Encoded("images", files, rows.astype(np.int32).reshape(-1))
+
+
+def pack(
+    reader: EncodedReader,
+    i: int,
+    frames: np.ndarray,
+    box: Box | None,
+    facts: Facts,
+    slot: Slot,
+    offset: int,
+    room: int | None,
+) -> dict[str, Any]:
+    """Put the stored bytes of some frames into a slot.
+
+    Args:
+        reader: gives them.
+        i, frames, box: which frames of which record, and the part of them; box None = whole frames.
+        facts: of the record.
+        slot, offset: where they go.
+        room: most bytes; None lets the slot grow.
+
+    Returns:
+        {"form", "files": bytes of each, "rows", "box"} as in `Encoded`, or {"refused": why}: then nothing was written.
+    """
+    try:
+        encoded = reader.encode(i, frames)
+        if room is not None and encoded.size > room:
+            raise Refused(f"its frames are stored in more than {room >> 20} MiB")
+    except Refused as refusal:
+        return {"refused": str(refusal)}
+    except MediaError as error:
+        return {"refused": error.reason}  # the one who reads it as pixels says which frame, or mends it
+    slot.grow(offset + encoded.size)
+    out = slot.view(offset, (encoded.size,))
+    out[:] = np.frombuffer(b"".join(encoded.files), np.uint8)
+    return {
+        "form": encoded.form,
+        "files": [len(file) for file in encoded.files],
+        "rows": encoded.rows.tolist(),
+        "box": (0, 0, facts.width, facts.height) if box is None else box,
+    }
+
+
+def _check_jpeg(data: bytes, size: tuple[int, int]) -> None:
+    """Refuse what is not a whole JPEG of the usual kind: a device decoder might show a part of it and say nothing."""
+    import simplejpeg
+
+    if data[:2] != b"\xff\xd8":
+        raise Refused("its images are not JPEG files")
+    if b"\xff\xd9" not in data[-64:]:
+        raise Refused("a JPEG file of it is cut off")
+    try:
+        height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError as error:
+        raise Refused(f"a JPEG file of it is not readable ({error})") from error
+    if colour not in ("YCbCr", "Gray"):
+        raise Refused(f"JPEG files in {colour} are not decoded there")
+    if (height, width) != size:
+        raise Refused("its images differ in size")

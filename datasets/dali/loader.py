@@ -1,0 +1,275 @@
+"""Training and evaluation loaders of the reader `dali`: bytes from the reader processes, pixels from DALI.
+
+Plans, order, substitutes, deadlines and the replay of late samples are those of the other readers: the reader
+processes draw, look videos up and put stored bytes into slots (encoded.py) where they put pixels otherwise. This
+process hands them to DALI, one run for each micro-batch and form, ahead of the training step. What the device decoder
+is not given, or does not decode, is read as pixels by the processes: it costs that sample time, and is counted in
+`fallbacks`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets.bad_media import printable
+from datasets.dali.pipeline import Clip, Decoder, mode, require_dali
+from datasets.dali.queue import Job, Queue, clip_of
+from datasets.eval_loader import EvalLoader
+from datasets.plan import TrainSpec
+from datasets.pool import Answer
+from datasets.reading import Loader, Reading
+from datasets.records import Records
+from datasets.train_loader import Batch, Shards, TrainLoader, _Row, _Step
+from datasets.views import EvalSpec, VideoPlan
+
+#: Room for the stored bytes of one training clip; what needs more is read as pixels. Pages are taken when written.
+ROOM = 32 << 20
+#: Runs under way: one that is delivered next, one that is decoded, one that waits.
+DEPTH = 3
+#: A reason is logged when it has been met so often.
+_SAID_AT = {10**power for power in (0, 2, 4, 6, 8)}
+_AS_BYTES = {"encoded": True, "room": ROOM}
+
+
+class Decoding(Loader):
+    """What both loaders share: DALI's queues, and the count of clips that were read without it."""
+
+    def _prepare(self, device: torch.device | str, clips: int, frames: int) -> None:
+        """Before anything is started: is DALI there, and how large are its runs."""
+        require_dali()
+        #: Why clips were read on the CPU -> how many.
+        self.fallbacks: collections.Counter[str] = collections.Counter()
+        self._said: list[str] = []
+        self._sizes = {"clips": clips, "frames": frames}
+        self._queues: dict[str, Queue] = {}
+        self._refused: dict[int, str] = {}  # samples that DALI could not decode
+        # Decoded clips are copied out of DALI's buffers beside the training step, not behind it.
+        self._stream: Any = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
+
+    def close(self) -> None:
+        """Stop DALI and the reader processes."""
+        for queue in self._queues.values():
+            queue.close()
+        self._queues.clear()
+        super().close()
+
+    def notes(self) -> list[str]:
+        """Lines for the log since the last call: why clips were read on the CPU, said at the first and then seldom."""
+        said, self._said = self._said, []
+        return said
+
+    def _queue(self, form: str) -> Queue:
+        if form not in self._queues:
+            self._queues[form] = Queue(Decoder(form, self.device, stream=self._stream, **self._sizes))
+        return self._queues[form]
+
+    def _look_at(self, sample: int, answer: Answer) -> None:
+        """Count a clip that is there and was not decoded by DALI."""
+        reason = answer.get("refused") or self._refused.get(sample)
+        if reason and answer["ok"]:
+            self.fallbacks[reason] += 1
+            if (times := self.fallbacks[reason]) in _SAID_AT:
+                path = printable(self.records.path(sample))
+                self._said.append(f"dali: {times} clip(s) decoded on the CPU, the last of {path}: {reason}")
+
+    def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Memory on the device for decoded clips, of the stream that fills it."""
+        with torch.cuda.stream(self._stream):
+            return torch.empty(shape, dtype=torch.uint8, device=self.device)
+
+    def _put(self, out: torch.Tensor, pixels: np.ndarray | None) -> None:
+        """Write one clip (T, h, w, 3) that was read on the CPU, or zeros, into its place."""
+        with torch.cuda.stream(self._stream):
+            out.zero_() if pixels is None else out.copy_(torch.from_numpy(pixels))
+
+    def _hand_out(self, clips: torch.Tensor) -> torch.Tensor:
+        """Clips that are complete, for the stream of the training step."""
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self.device)
+            current.wait_stream(self._stream)
+            clips.record_stream(current)
+        return clips
+
+
+@dataclasses.dataclass
+class _Run:
+    """One run of DALI: clips of one form of one micro-batch."""
+
+    step: _Step
+    rows: list[_Row]  # as the job's clips
+    queue: Queue
+    job: Job
+
+
+@dataclasses.dataclass
+class _Ahead:
+    """What is there of a step already: clips of each micro-batch, and the answers that are in them or in a run."""
+
+    outs: list[torch.Tensor]
+    answers: set[int] = dataclasses.field(default_factory=set)
+
+
+class DaliTrainLoader(Decoding, TrainLoader):
+    """`TrainLoader` whose clips are decoded by DALI; same arguments, same batches."""
+
+    def __init__(
+        self,
+        records: Records,
+        spec: TrainSpec,
+        reading: Reading,
+        *,
+        shards: Shards,
+        device: torch.device | str = "cpu",
+        **more: Any,
+    ) -> None:
+        clips = max(len(micro_batch) for micro_batch in shards.micro_batches) * shards.batch_size
+        self._prepare(device, clips, spec.sampling.frames_per_clip)
+        self._ahead: dict[int, _Ahead] = {}
+        self._waiting: collections.deque[_Run] = collections.deque()
+        self._running: collections.deque[_Run] = collections.deque()
+        super().__init__(records, spec, stored(reading, device), shards=shards, device=device, **more)
+
+    def _room(self, clip_bytes: int) -> int:
+        return max(clip_bytes, ROOM)
+
+    def _ask(self, step: _Step, row: _Row) -> None:
+        row.how = {} if row.asked in self._refused else _AS_BYTES
+        super()._ask(step, row)
+
+    def _take(self, answer: Answer) -> None:
+        self._look_at(self._where[answer["id"]][1].asked, answer)
+        super()._take(answer)
+
+    def _finish(self, step: _Step) -> None:
+        """Wait until all clips of a step are read and decoded, and start to decode those of the steps after it."""
+        super()._finish(step)
+        self._plan(step)
+        while any(run.step is step for run in (*self._running, *self._waiting)):
+            self._start()
+            self._collect(self._running.popleft())
+            super()._finish(step)  # what DALI refused was asked for again
+            self._plan(step)
+        for answer in self._checked(self._service.ready()):
+            self._take(answer)
+        for following in self._steps:
+            if following.open:
+                break
+            self._plan(following)
+        self._start()
+
+    def _plan(self, step: _Step) -> None:
+        """Put clips that came since the last call into their places, or into runs."""
+        if step.step not in self._ahead:
+            sizes = [len(micro_batch) * self.shards.batch_size for micro_batch in self.shards.micro_batches]
+            self._ahead[step.step] = _Ahead([self._empty((size, *self._clip)) for size in sizes])
+        ahead, first = self._ahead[step.step], 0
+        for out in ahead.outs:
+            rows = step.rows[first : first + len(out)]
+            first += len(rows)
+            runs: dict[str, list[int]] = {}  # form -> places in the micro-batch
+            for at, row in enumerate(rows):
+                answer = row.answer
+                if answer is None:
+                    self._put(out[at], None)
+                elif answer["id"] not in ahead.answers:
+                    ahead.answers.add(answer["id"])
+                    if answer.get("files"):
+                        runs.setdefault(answer["form"], []).append(at)
+                    else:
+                        self._put(out[at], self._slots[step.slot].view(row.place * self._place_bytes, self._clip))
+            for form, places in runs.items():
+                chosen = [rows[at] for at in places]
+                self._waiting.append(
+                    _Run(step, chosen, self._queue(form), Job(self._clips_of(step, chosen), out, places))
+                )
+
+    def _clips_of(self, step: _Step, rows: list[_Row]) -> list[Clip]:
+        slot = self._slots[step.slot]
+        return [clip_of(row.answer, slot, row.place * self._place_bytes) for row in rows if row.answer]
+
+    def _start(self) -> None:
+        while self._waiting and len(self._running) < DEPTH:
+            run = self._waiting.popleft()
+            run.queue.submit(run.job)
+            self._running.append(run)
+
+    def _collect(self, run: _Run) -> None:
+        """Finish the oldest run; what DALI could not decode is asked for again, as pixels."""
+        row_at = dict(zip(run.job.at, run.rows, strict=True))
+        for at, reason in run.queue.collect():
+            row = row_at[at]
+            self._refused[row.asked] = reason
+            row.answer = None
+            run.step.open += 1
+            self._ask(run.step, row)
+
+    def _clips(self, step: _Step, rows: list[_Row]) -> torch.Tensor:
+        return self._hand_out(self._ahead[step.step].outs.pop(0))
+
+    def _batches(self, step: _Step) -> list[Batch]:
+        batches = super()._batches(step)
+        del self._ahead[step.step]
+        return batches
+
+
+class DaliEvalLoader(Decoding, EvalLoader):
+    """`EvalLoader` whose frames are decoded by DALI; same arguments, same items."""
+
+    def __init__(
+        self, records: Records, spec: EvalSpec, reading: Reading, *, device: torch.device | str = "cpu", **more: Any
+    ) -> None:
+        self._prepare(device, 1, spec.sampling.frames_per_clip * spec.num_clips)
+        self._running: collections.deque[tuple[int, Queue, Job]] = collections.deque()  # (round, ...)
+        self._next_run = 0  # the first round that was not looked at for decoding
+        self._decoded: dict[int, torch.Tensor] = {}  # round -> frames
+        super().__init__(records, spec, stored(reading, device), device=device, **more)
+
+    def _ask(self, index: int, **how: Any) -> None:
+        as_pixels = self._mine[index] in self._refused
+        super()._ask(index, **how, **({} if as_pixels else {"encoded": True, "room": None}))
+
+    def _finish(self, index: int) -> None:
+        """Wait until the video of a round is read and decoded, and start to decode those after it."""
+        super()._finish(index)
+        self._start()
+        while self._running and self._running[0][0] <= index:
+            number, queue, job = self._running.popleft()
+            for _, reason in queue.collect():
+                self._refused[self._mine[number]] = reason
+                del self._ready[number], self._decoded[number]
+                self._ask(number)
+            super()._finish(index)  # what DALI refused was asked for again
+        for answer in self._checked(self._service.ready()):
+            self._ready[self._where.pop(answer["id"])] = answer
+        self._start()
+        self._look_at(self._mine[index], self._ready[index])
+
+    def _start(self) -> None:
+        """Start to decode the videos that are there, in order."""
+        while self._next_run in self._ready and len(self._running) < DEPTH:
+            number = self._next_run
+            self._next_run += 1
+            answer = self._ready[number]
+            if not answer["ok"] or not answer.get("files"):
+                continue
+            clip = clip_of(answer, self._slots[self._slot_of[number]], 0)
+            out = self._empty((1, len(clip.rows), *clip.size, 3))
+            queue, job = self._queue(clip.form), Job([clip], out, [0])
+            queue.submit(job)
+            self._running.append((number, queue, job))
+            self._decoded[number] = out[0]
+
+    def _frames(self, slot: int, plan: VideoPlan) -> torch.Tensor:
+        decoded = self._decoded.pop(self._round - 1, None)
+        return super()._frames(slot, plan) if decoded is None else self._hand_out(decoded)
+
+
+def stored(reading: Reading, device: torch.device | str) -> Reading:
+    """How the reader processes read for DALI: bytes for the decoder of this device."""
+    spec = dataclasses.replace(reading.reader, kind="encoded", decoder=mode(torch.device(device)))
+    return dataclasses.replace(reading, reader=spec)

@@ -1,0 +1,181 @@
+"""The only importer of nvidia.dali: one pipeline that decodes, crops and resizes clips, on a GPU or on the CPU.
+
+DALI gets the bytes, the frames and the boxes that plans ask for, and draws nothing itself. Cropping and scaling are
+those of datasets/readers/resize.py: the box is cut out first, so that nothing outside of it is seen, then scaled
+linearly without antialiasing; on the same decoded frame the result is at most 1 of 255 away (cv2 rounds in fixed
+point).
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets.readers.resize import Box
+from utils.faults import UserError
+
+#: Of DALI's own: on a GPU they feed the decoder, on the CPU they decode.
+THREADS = {"mixed": 4, "cpu": 1}
+#: How DALI says that a run went wrong.
+FAILURES = (RuntimeError, IndexError, TypeError, ValueError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """What one clip is decoded from.
+
+    Attributes:
+        form: "video" or "images"; see encoded.Encoded.
+        files: (n,) uint8 each.
+        rows: (T,) int32: ordinals in the video, or which file each frame is.
+        box: x1, y1, x2, y2 in pixels of the stored frame.
+        size: (h, w) of the result.
+    """
+
+    form: str
+    files: list[np.ndarray]
+    rows: np.ndarray
+    box: Box
+    size: tuple[int, int]
+
+
+def require_dali() -> Any:
+    """The module nvidia.dali; UserError that names the extra if it is not installed."""
+    try:
+        return importlib.import_module("nvidia.dali")
+    except ImportError as error:
+        raise UserError(
+            "data.reader: dali needs NVIDIA DALI, which is not installed here: pip install '.[dali]' "
+            f"('.[dali-cuda12]' beside a torch for CUDA 12), or set data.reader to video or frames ({error})"
+        ) from error
+
+
+def mode(device: torch.device) -> str:
+    """DALI's name for where it decodes: "mixed" on a GPU, else "cpu"."""
+    return "mixed" if device.type == "cuda" else "cpu"
+
+
+def build(form: str, device: torch.device, *, batch: int, threads: int) -> Any:
+    """The pipeline of one form: encoded bytes -> uint8 (T, h, w, C) per sample, or (h, w, C) per image.
+
+    Args:
+        form: "video" or "images".
+        device: where frames are decoded and delivered.
+        batch: most samples of a run.
+        threads: of DALI's own on the CPU.
+
+    Raises:
+        UserError: DALI is not installed, or cannot start there.
+    """
+    dali = require_dali()
+    fn, types = dali.fn, dali.types
+    where, on_gpu = mode(device), device.type == "cuda"
+
+    @dali.pipeline_def
+    def definition() -> Any:
+        data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
+        start = fn.external_source(name="start", dtype=types.INT32, ndim=1)  # y, x
+        shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)  # h, w
+        size = fn.external_source(name="size", dtype=types.FLOAT, ndim=1)  # h, w
+        if form == "video":
+            rows = fn.external_source(name="rows", dtype=types.INT32, ndim=1)
+            more = {"affine": False} if on_gpu else {}
+            # A cut is decoded once: an index of it would cost more than it saves.
+            frames = fn.decoders.video(data, frames=rows, device=where, pad_mode="none", build_index=False, **more)
+        else:
+            frames = fn.decoders.image(data, device=where, output_type=types.RGB, adjust_orientation=False)
+        inside = fn.slice(frames, start=start, shape=shape, axis_names="HW")
+        return fn.resize(inside, size=size, interp_type=types.INTERP_LINEAR, antialias=False)
+
+    number = (device.index or 0) if on_gpu else None
+    try:
+        # A depth above 1 would make the first schedule_run start several runs, before their inputs are there.
+        # Several runs may be scheduled all the same; they are done one after the other, beside this process's work.
+        pipeline: Any = definition(
+            batch_size=batch, num_threads=threads, device_id=number, prefetch_queue_depth=1, seed=0
+        )
+        pipeline.build()
+    except FAILURES as error:
+        raise UserError(f"data.reader: dali does not start on {device}: {_first_line(error)}") from error
+    return pipeline
+
+
+class Decoder:
+    """Runs of one pipeline, oldest first. After a failure `restart` drops all that is under way.
+
+    Args:
+        form, device: see `build`.
+        clips: most clips of a run.
+        frames: most frames of a clip.
+        stream: on which the caller copies decoded clips out; None on the CPU.
+    """
+
+    def __init__(self, form: str, device: torch.device, *, clips: int, frames: int, stream: Any = None) -> None:
+        self.form, self.device, self.stream = form, device, stream
+        self._batch = clips if form == "video" else clips * frames
+        self._threads = THREADS[mode(device)]
+        self._pipeline: Any = None
+        self._shapes: collections.deque[tuple[int, ...]] = collections.deque()
+        self.restart()
+
+    def restart(self) -> None:
+        """A fresh pipeline; the old one is not used again after an error."""
+        self._shapes.clear()
+        self._pipeline = None
+        self._pipeline = build(self.form, self.device, batch=self._batch, threads=self._threads)
+
+    def submit(self, clips: list[Clip]) -> None:
+        """Start decoding clips of equal shape; the files are copied, so they may change afterwards."""
+        fed: dict[str, list[np.ndarray]] = {"data": [], "start": [], "shape": [], "size": []}
+        for clip in clips:
+            x1, y1, x2, y2 = clip.box
+            for file in clip.files if self.form == "video" else [clip.files[row] for row in clip.rows]:
+                fed["data"].append(file)
+                fed["start"].append(np.array([y1, x1], np.int32))
+                fed["shape"].append(np.array([y2 - y1, x2 - x1], np.int32))
+                fed["size"].append(np.array(clip.size, np.float32))
+        if self.form == "video":
+            fed["rows"] = [np.ascontiguousarray(clip.rows, np.int32) for clip in clips]
+        for name, arrays in fed.items():
+            self._pipeline.feed_input(name, arrays)
+        self._shapes.append((len(clips), len(clips[0].rows), *clips[0].size, 3))
+        self._pipeline.schedule_run()
+
+    @contextlib.contextmanager
+    def oldest(self) -> Iterator[torch.Tensor]:
+        """(N, T, h, w, 3) uint8 on the device: the oldest run, valid inside; one of `FAILURES` if it failed."""
+        shape = self._shapes.popleft()
+        (samples,) = self._pipeline.share_outputs(cuda_stream=self.stream)
+        pixels = torch.from_dlpack(samples.as_tensor())
+        if pixels.numel() != int(np.prod(shape)):
+            raise RuntimeError(f"DALI gave {tuple(pixels.shape)} instead of {shape}")
+        yield pixels.reshape(shape)
+        if self.stream is not None:
+            self.stream.synchronize()  # of the copy alone
+        self._pipeline.release_outputs()
+
+    def close(self) -> None:
+        """End the pipeline and its threads."""
+        self._shapes.clear()
+        self._pipeline = None
+
+
+def reason_of(error: BaseException) -> str:
+    """Why DALI could not decode something, in one line."""
+    return f"DALI: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    """What happened, without the story around it: the line after "encountered:", where DALI says one."""
+    lines = [line.strip() for line in str(error).partition("encountered:")[2].splitlines() if line.strip()]
+    if not lines:
+        lines = [line for line in str(error).splitlines() if "ritical error" not in line and "to peek" not in line]
+    text = (lines or ["it cannot be decoded"])[0]
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -1,0 +1,89 @@
+"""The reader `dali` as a plain `Reader`, one clip at a time: for tools and for comparing readers.
+
+Training and evaluation do not use it: their loaders (dali_loader.py) decode whole batches beside the model.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from datasets.dali.encoded import Encoded, EncodedReader
+from datasets.dali.pipeline import FAILURES, Clip, Decoder, mode, reason_of, require_dali
+from datasets.dali.video_cut import Refused
+from datasets.readers.resize import Box
+from utils.faults import MediaError
+
+if TYPE_CHECKING:
+    from datasets.plan import Facts
+    from datasets.readers.spec import ReaderSpec
+    from datasets.records import Records
+
+
+class DaliReader:
+    """Frames decoded by DALI on the first GPU, or without one on the CPU; what it does not take is read by PyAV.
+
+    Attributes:
+        fallbacks: why clips were not decoded by DALI -> how many.
+
+    Raises:
+        UserError: DALI is not installed.
+    """
+
+    def __init__(self, spec: ReaderSpec, records: Records) -> None:
+        require_dali()
+        self.records = records
+        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        self.fallbacks: collections.Counter[str] = collections.Counter()
+        self._stored = EncodedReader(dataclasses.replace(spec, kind="encoded", decoder=mode(self.device)), records)
+        self._decoders: dict[str, tuple[int, Decoder]] = {}  # form -> (most frames, decoder)
+
+    def close(self) -> None:
+        """Close files and pipelines."""
+        self._stored.close()
+        for _, decoder in self._decoders.values():
+            decoder.close()
+        self._decoders.clear()
+
+    def probe(self, i: int) -> Facts:
+        """See `Reader.probe`."""
+        return self._stored.probe(i)
+
+    def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
+        """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`."""
+        facts = self.probe(i)
+        if box is not None and not (0 <= box[0] < box[2] <= facts.width and 0 <= box[1] < box[3] <= facts.height):
+            raise ValueError(f"box {tuple(box)} does not lie inside a frame of {facts.width}x{facts.height}")
+        try:
+            self._decode(self._stored.encode(i, frames), box or (0, 0, facts.width, facts.height), size, out)
+            return
+        except Refused as refusal:
+            self.fallbacks[str(refusal)] += 1
+        except MediaError as error:
+            self.fallbacks[error.reason] += 1
+        self._stored.read(i, frames, box, size, out)
+
+    def _decode(self, encoded: Encoded, box: Box, size: tuple[int, int], out: np.ndarray) -> None:
+        files = [np.frombuffer(file, np.uint8) for file in encoded.files]
+        decoder = self._decoder(encoded.form, len(encoded.rows))
+        try:
+            decoder.submit([Clip(encoded.form, files, encoded.rows, box, size)])
+            with torch.cuda.stream(decoder.stream), decoder.oldest() as pixels:
+                out[...] = pixels[0].cpu().numpy()
+        except FAILURES as error:
+            decoder.restart()
+            raise Refused(reason_of(error)) from error
+
+    def _decoder(self, form: str, frames: int) -> Decoder:
+        most, decoder = self._decoders.get(form, (0, None))
+        if decoder is None or frames > most:
+            if decoder is not None:
+                decoder.close()
+            stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+            decoder = Decoder(form, self.device, clips=1, frames=max(frames, 2 * most), stream=stream)
+            self._decoders[form] = (max(frames, 2 * most), decoder)
+        return decoder

@@ -1,0 +1,208 @@
+"""A small mp4 with just the packets that some frames of a video need, for decoders that take whole files. Torch-free.
+
+What a hardware decoder is given is made here, so what it must get right is small: one video stream, no edit list, no
+rotation, no audio, constant frame rate, and frame k of the cut is the packet with the k-th smallest time stamp. Runs of
+packets begin where a decoder can begin and end with the last wanted frame; H.264 pictures that nothing refers to and
+nobody wants are left out, so there is less to decode.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datasets.readers.video_index import Grade, Index, open_container, packets, video_stream
+
+if TYPE_CHECKING:
+    import av
+    from av.container import InputContainer
+
+#: Decoder name -> codec name, where they differ.
+_CODECS = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx-vp9": "vp9"}
+#: Packets or bytes between two places of a file from which on a seek is cheaper than reading through.
+_SEEK_PACKETS = 250
+_SEEK_BYTES = 1 << 20
+_TICK = Fraction(1, 25)
+
+
+class Refused(Exception):  # not an error: the clip is read in another way
+    """A file that the device decoder is not given; the text says why in a few words."""
+
+
+def cut(
+    path: str, shown: str, index: Index, wanted: Iterable[int], codecs: frozenset[str], sides: tuple[int, int]
+) -> tuple[bytes, np.ndarray]:
+    """Cut the packets that some frames need out of a file.
+
+    Args:
+        path: where the file is.
+        shown: the path as the list writes it, for messages.
+        index: of that file.
+        wanted: ordinals, in any order, repeats allowed.
+        codecs: names of codecs that the decoder takes.
+        sides: smallest and largest width and height that it takes [pixels].
+
+    Returns:
+        (an mp4 file, (len(wanted),) int32 ordinals of the wanted frames in that file).
+
+    Raises:
+        Refused: the decoder could not read it, or might take one frame for another.
+        MediaError: the file cannot be opened.
+    """
+    codec = _CODECS.get(index.codec, index.codec)
+    height, width = index.facts.height, index.facts.width
+    if codec not in codecs:
+        raise Refused(f"the codec {codec} is not decoded there")
+    if index.grade is not Grade.TIMED:
+        raise Refused("its time stamps do not tell its frames apart")
+    if index.rotation:
+        raise Refused("its frames are stored rotated")
+    if not (sides[0] <= height <= sides[1] and sides[0] <= width <= sides[1]):
+        raise Refused(f"frames of {width}x{height} are outside of what is decoded there")
+    positions = index.positions[np.fromiter(wanted, np.int64)].tolist()
+    for keys in (np.flatnonzero(index.keys), np.zeros(1, np.int64)):
+        with open_container(path, shown) as container:
+            stream = video_stream(container, shown)
+            if stream.codec_context.pix_fmt not in ("yuv420p", "yuvj420p"):
+                raise Refused(f"the pixel format {stream.codec_context.pix_fmt} is not decoded there")
+            try:
+                chosen = _choose(container, stream, index, codec, set(positions), keys)
+            except _NoBeginning:
+                continue  # then from the beginning of the file, where decoding may always begin
+            at = np.array([position for position, _ in chosen])
+            if len(np.unique(index.pts[at])) < len(at):
+                raise Refused("its time stamps do not tell its frames apart")
+            rank = np.empty(len(at), np.int64)
+            rank[np.argsort(index.pts[at])] = np.arange(len(at))
+            data = _mux(stream, [packet for _, packet in chosen], rank)
+        rank_of = dict(zip(at.tolist(), rank.tolist(), strict=True))
+        return data, np.array([rank_of[position] for position in positions], np.int32)
+    raise AssertionError("packet 0 needs no check")
+
+
+class _NoBeginning(Exception):
+    """A key frame refers to frames before it (open GOP)."""
+
+
+def _choose(
+    container: InputContainer, stream: av.VideoStream, index: Index, codec: str, wanted: set[int], keys: np.ndarray
+) -> list[tuple[int, av.Packet]]:
+    """(position, packet) of all that is needed to decode the wanted positions, in file order."""
+    nals = _Nals(codec, stream.codec_context.extradata)
+    first_of: dict[int, int] = {}  # first packet of a run -> its last wanted one
+    for position in sorted(wanted):
+        before = keys[: np.searchsorted(keys, position, side="right")]
+        before = before[index.pts[before] <= index.pts[position]]  # a leading picture belongs to the run before
+        first_of[int(before[-1]) if len(before) else 0] = position
+    chosen: list[tuple[int, av.Packet]] = []
+    reading = _Reading(container, stream, index)
+    end = 0  # packets before it were chosen or left out for good
+    for start, last in first_of.items():
+        start = max(start, end)
+        for position, packet in reading.run(start, last + 1):
+            if position == start > end and not nals.may_begin(packet):
+                raise _NoBeginning
+            # Pictures shown before the key frame that a run begins with refer to what was left out.
+            leading = start > end and index.pts[position] < index.pts[start]
+            if position in wanted or not (leading or nals.nobody_needs(packet)):
+                chosen.append((position, packet))
+        end = last + 1
+    return chosen
+
+
+class _Reading:
+    """Packets of an open file by position."""
+
+    def __init__(self, container: InputContainer, stream: av.VideoStream, index: Index) -> None:
+        self.container, self.stream, self.index = container, stream, index
+        self.packets = packets(container, stream)
+        self.next = 0
+
+    def run(self, start: int, stop: int) -> Iterator[tuple[int, av.Packet]]:
+        """Packets start..stop-1, checked against the index."""
+        index = self.index
+        gap = start - self.next
+        if gap > _SEEK_PACKETS or (gap > 0 and index.sizes[self.next : start].sum() > _SEEK_BYTES):
+            self._seek(start)
+        while self.next < stop:
+            packet = next(self.packets, None)
+            if packet is None or (packet.pts, packet.size) != (index.pts[self.next], index.sizes[self.next]):
+                raise Refused("its packets are not where its index says")
+            self.next += 1
+            if self.next > start:
+                yield self.next - 1, packet
+
+    def _seek(self, position: int) -> None:
+        """Go to `position` or some packets before it."""
+        from av.error import FFmpegError
+
+        index = self.index
+        try:
+            self.container.seek(int(index.dts[position]), stream=self.stream, backward=True)
+            rest = packets(self.container, self.stream)
+            first = next(rest, None)
+        except FFmpegError:
+            first, rest = None, iter(())
+        landed = np.flatnonzero(index.pts == first.pts) if first is not None and first.pts is not None else []
+        if first is None or len(landed) != 1 or landed[0] > position:
+            raise Refused("a seek in it does not land where its index says")
+        self.next = int(landed[0])
+        self.packets = itertools.chain([first], rest)
+
+
+class _Nals:
+    """What the NAL units of an H.264 or HEVC packet say (ITU-T H.264 7.4.1, H.265 7.4.2); of other codecs nothing."""
+
+    def __init__(self, codec: str, extradata: bytes | None) -> None:
+        at = {"h264": 4, "hevc": 21}.get(codec)  # of the length size in the decoder configuration record
+        self.codec = codec
+        self.prefix = (extradata[at] & 3) + 1 if at and extradata and len(extradata) > at and extradata[0] == 1 else 0
+
+    def heads(self, packet: av.Packet) -> list[int]:
+        """First byte of each unit; empty where the units are not length-prefixed."""
+        data, at, found = memoryview(packet), 0, []
+        while self.prefix and at + self.prefix < len(data):
+            found.append(data[at + self.prefix])
+            at += self.prefix + int.from_bytes(data[at : at + self.prefix], "big")
+        return found
+
+    def may_begin(self, packet: av.Packet) -> bool:
+        """Whether decoding may begin with this key frame although other packets were fed before."""
+        if self.codec == "h264":
+            return any(head & 31 == 5 for head in self.heads(packet))  # an IDR picture
+        if self.codec == "hevc":
+            return any(head >> 1 & 63 in (19, 20) for head in self.heads(packet))
+        return True
+
+    def nobody_needs(self, packet: av.Packet) -> bool:
+        """Whether no other picture refers to this one."""
+        if self.codec != "h264":
+            return False
+        slices = [head for head in self.heads(packet) if 1 <= head & 31 <= 5]
+        return bool(slices) and not any(head >> 5 & 3 for head in slices)
+
+
+def _mux(stream: av.VideoStream, chosen: list[av.Packet], rank: np.ndarray) -> bytes:
+    """An mp4 of these packets in this order; packet i is shown as number rank[i]."""
+    import av
+    from av.error import FFmpegError
+
+    delay = int((np.arange(len(rank)) - rank).max())  # so that no frame is shown before it is decoded
+    file = io.BytesIO()
+    try:
+        with av.open(file, "w", format="mp4") as output:
+            copy = output.add_stream_from_template(stream)
+            copy.time_base = _TICK
+            for i, (packet, number) in enumerate(zip(chosen, rank.tolist(), strict=True)):
+                packet.stream = copy
+                packet.time_base = _TICK
+                packet.pts, packet.dts, packet.duration = number, i - delay, 1
+                output.mux(packet)
+    except (FFmpegError, ValueError) as error:
+        raise Refused(f"its stream does not fit into an mp4 ({error})") from error
+    return file.getvalue()

@@ -1,0 +1,123 @@
+"""What a dump reads: every frame of one video, in order, from a video file, a folder of images or a shard."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from datasets.plan import Facts
+from datasets.readers.frame_source import FilesSource
+from datasets.readers.frames import decode, find_layout, image_size
+from utils.faults import MediaError
+
+if TYPE_CHECKING:
+    import av
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """One frame of a source.
+
+    Attributes:
+        frame: decoded, not yet upright; None where only `stored` is known.
+        stored: the bytes of its file, where it comes from an image file.
+        name: for messages.
+    """
+
+    frame: av.VideoFrame | None
+    stored: bytes | None
+    name: str
+
+
+class FolderSource:
+    """The images of a folder or a shard.
+
+    Args:
+        path: where it is.
+        shown: the path as the list writes it.
+    """
+
+    turns = 0
+
+    def __init__(self, path: str, shown: str) -> None:
+        self._files, self._path, self._shown = FilesSource(), path, shown
+        described = self._files.describe(path)
+        if described is not None:
+            count = described.frames
+            self._names = [described.template.format(described.base + k) for k in range(count)]
+            self.facts = Facts(count, described.height, described.width, described.fps)
+            return
+        layout = find_layout(self._files.names(path))
+        if layout is None:
+            raise MediaError(shown, "the folder holds no numbered images")
+        self._names = [layout.template.format(layout.base + k) for k in range(layout.count)]
+        height, width = image_size(self._files.read_many(path, self._names[:1])[0], self._shown)
+        self.facts = Facts(layout.count, height, width, 0.0)
+
+    def pictures(self) -> Iterator[Picture]:
+        """All frames as their files' bytes; see `decoded` for their pixels."""
+        for name in self._names:
+            yield Picture(None, self._files.read_many(self._path, [name])[0], os.path.join(self._shown, name))
+
+
+class VideoSource:
+    """The frames of a video file, as many as its packet table promises (video_index.py), else MediaError.
+
+    Args:
+        path: where it is.
+        shown: the path as the list writes it.
+    """
+
+    def __init__(self, path: str, shown: str) -> None:
+        from datasets.readers.video_index import build_index
+
+        index = build_index(path, shown)
+        self._path, self._shown = path, shown
+        self.facts, self.turns = index.facts, index.rotation
+
+    def pictures(self) -> Iterator[Picture]:
+        """All frames, decoded from the start on one thread."""
+        from av.error import FFmpegError
+
+        from datasets.readers.video_index import open_container, video_stream
+
+        expected, count = self.facts.frames, 0
+        trouble = ""
+        with open_container(self._path, self._shown) as container:
+            try:
+                for frame in container.decode(video_stream(container, self._shown)):
+                    if count < expected:
+                        yield Picture(frame, None, self._shown)
+                    count += 1
+            except FFmpegError as error:
+                trouble = f" ({error.strerror})"
+        if count < expected or (count > expected and not trouble):
+            raise MediaError(self._shown, f"{count} of its {expected} frames decode{trouble}")
+
+
+Source = FolderSource | VideoSource
+
+
+def open_source(path: str, shown: str) -> Source:
+    """The source at a path; MediaError if there is nothing that can be read."""
+    if FilesSource().is_folder(path):
+        return FolderSource(path, shown)
+    return VideoSource(path, shown)
+
+
+def decoded(picture: Picture) -> av.VideoFrame:
+    """The pixels of a frame of either kind of source; EXIF orientation is not applied, as in the reader."""
+    import av
+
+    if picture.frame is not None:
+        return picture.frame
+    assert picture.stored is not None
+    return av.VideoFrame.from_ndarray(decode(picture.stored, picture.name), format="rgb24")
+
+
+def rate(facts: Facts) -> Fraction:
+    """Frame rate of a copy; 30 frames/s where the source does not say."""
+    return Fraction(facts.fps or 30.0).limit_denominator(1001)

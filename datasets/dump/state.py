@@ -1,0 +1,135 @@
+"""The state of a folder of dumped videos: settings, manifest, lock, failures. All but the last lie in `DST/.dump/`."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from datasets.dump.settings import Settings
+from datasets.dump.video import stamp
+from utils.faults import MediaError, UserError
+
+Entry = dict[str, Any]
+
+
+class State:
+    """One open folder of dumped videos; nobody else can write to it meanwhile.
+
+    Args:
+        folder: DST.
+        settings: of this dump.
+        redo: accept other settings than the folder was made with; its videos are then made again.
+
+    Raises:
+        UserError: another dump is at work there, or its settings differ.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, *, redo: bool) -> None:
+        self.folder, self.settings = folder, settings
+        self._own = folder / ".dump"
+        self._own.mkdir(parents=True, exist_ok=True)
+        self._lock = os.open(self._own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another dump is writing there; wait for it or choose another folder") from None
+        except OSError:
+            pass  # a file system without locks
+        try:
+            self._check_settings(redo)
+        except BaseException:
+            os.close(self._lock)
+            raise
+        self.tmp = self._own / "tmp"
+        shutil.rmtree(self.tmp, ignore_errors=True)  # what a killed dump left
+        self.tmp.mkdir()
+        self.known = self._read()
+        self._manifest = (self._own / "manifest.jsonl").open("a")
+        if self._manifest.tell() and not self._ends_a_line():
+            self._manifest.write("\n")
+
+    def close(self) -> None:
+        """Let others write."""
+        self._manifest.close()
+        shutil.rmtree(self.tmp, ignore_errors=True)
+        os.close(self._lock)
+
+    def _check_settings(self, redo: bool) -> None:
+        file = self._own / "settings.json"
+        if file.exists():
+            before, now = json.loads(file.read_text()), json.loads(self.settings.to_json())
+            differ = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
+            if differ and not redo:
+                raise UserError(
+                    f"{self.folder} was made with other settings ({'; '.join(differ)}); choose another folder, or add "
+                    "--redo to make its videos again"
+                )
+            if before.get("form") != now["form"]:
+                raise UserError(f"{self.folder} holds {before.get('form')}; choose another folder for {now['form']}")
+        write_text(file, self.settings.to_json() + "\n")
+
+    def _ends_a_line(self) -> bool:
+        with (self._own / "manifest.jsonl").open("rb") as file:
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) == b"\n"
+
+    def _read(self) -> dict[str, Entry]:
+        known: dict[str, Entry] = {}
+        file = self._own / "manifest.jsonl"
+        if file.exists():
+            for line in file.read_text(errors="replace").splitlines():
+                try:
+                    entry = json.loads(line)
+                    known[entry["path"]] = entry
+                except (ValueError, KeyError, TypeError):
+                    continue  # the line that a killed dump was writing; its video speaks for itself
+        return known
+
+    def done(self, shown: str, path: str, target: str) -> Entry | None:
+        """The entry of a video that needs no work: same settings, source unchanged, and it is still there."""
+        entry = self.known.get(shown)
+        if entry is None or entry.get("digest") != self.settings.digest() or not os.path.exists(target):
+            return None
+        try:
+            return entry if entry.get("stamp") == stamp(path) else None
+        except MediaError:
+            return None
+
+    def add(self, entry: Entry) -> None:
+        """Note a finished video; it is on the disk."""
+        self.known[entry["path"]] = entry
+        self._manifest.write(json.dumps(entry) + "\n")
+        self._manifest.flush()
+
+    def note_failures(self, asked: Iterable[str], failures: dict[str, str]) -> Path:
+        """Rewrite failed.txt: `path<tab>reason` a line; failures of videos that were not asked for this time stay."""
+        file = self.folder / "failed.txt"
+        kept: dict[str, str] = {}
+        if file.exists():
+            for line in file.read_text(errors="surrogateescape").splitlines():
+                path, _, reason = line.partition("\t")
+                kept[path] = reason
+        for path in asked:
+            kept.pop(path, None)
+        kept |= failures
+        if not kept:
+            file.unlink(missing_ok=True)
+            return file
+        lines = [f"{path}\t{' '.join(reason.split())}\n" for path, reason in kept.items()]
+        write_text(file, "".join(lines))
+        return file
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a small file as a whole."""
+    tmp = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    with tmp.open("w", errors="surrogateescape") as output:
+        output.write(text)
+        output.flush()
+        os.fsync(output.fileno())
+    os.replace(tmp, file)

@@ -1,0 +1,110 @@
+"""One video of a dump, as a worker process does it: read, write below a temporary name, rename when whole."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from typing import Any
+
+from datasets.dump.pixels import Coder
+from datasets.dump.settings import Settings
+from datasets.dump.source import Source, open_source, rate
+from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_of
+from datasets.records import Records
+from utils.faults import MediaError, UserError
+
+_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
+
+
+class Dumper:
+    """Answers requests of the kind "dump"; see `answer`."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Dump one video.
+
+        Args:
+            request: "sample" (index of the record), "settings", "target" (final path), "tmp" (below it: a folder on the
+                same file system).
+
+        Returns:
+            The video's line in the manifest: path, stamp, digest, frames, height, width, fps, bytes, and kept (it stood
+            there already).
+
+        Raises:
+            MediaError: the video cannot be read to its end, or not be written in this form.
+            UserError: nothing can be written there at all.
+        """
+        settings = Settings(**request["settings"])
+        path, shown = self.records.full_path(request["sample"]), self.records.path(request["sample"])
+        target, tmp = request["target"], os.path.join(request["tmp"], f"{os.getpid()}-{request['id']}")
+        made = {"path": shown, "stamp": stamp(path), "digest": settings.digest()}
+        note = note_of(target, settings.form) if os.path.lexists(target) else None
+        if note is not None and made.items() <= note.items():
+            return {**note, "kept": True}
+        if note is None and os.path.lexists(target):
+            raise MediaError(shown, f"something that no dump made stands at {target}; move it away")
+        try:
+            return dump_video(path, shown, settings, target, tmp, made)
+        except OSError as error:
+            if error.errno in _FULL:
+                raise UserError(
+                    f"{target}: {_FULL[error.errno]}; make room, then run the same command again"
+                ) from error
+            raise MediaError(shown, f"it cannot be written ({error.strerror or error})") from error
+
+
+def dump_video(
+    path: str, shown: str, settings: Settings, target: str, tmp: str, made: dict[str, Any]
+) -> dict[str, Any]:
+    """Read the video at `path`, write it below `tmp`, rename that to `target`.
+
+    Args:
+        path, shown: where it is, and as the list writes it.
+        settings: how to store it.
+        target, tmp: final and temporary path.
+        made: what the result shall remember of its source.
+
+    Returns:
+        `made` and frames, height, width, fps, bytes.
+    """
+    source = open_source(path, shown)
+    coder = Coder(settings, source.turns, source.facts)
+    info = made | {"frames": source.facts.frames, "height": coder.size[0], "width": coder.size[1]}
+    info["fps"] = float(rate(source.facts)) if settings.form == "clips" else source.facts.fps
+    writer = _writer(tmp, coder, settings, info, source)
+    try:
+        for picture in source.pictures():
+            writer.add(picture)
+        info["bytes"] = writer.close()
+    except BaseException:
+        writer.abandon()
+        raise
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    if settings.form == "frames" and os.path.isdir(target):  # an older dump: a full folder cannot be renamed over
+        os.rename(target, f"{tmp}-old")
+        os.rename(tmp, target)
+        shutil.rmtree(f"{tmp}-old")
+    else:
+        os.rename(tmp, target)
+    return info
+
+
+def _writer(tmp: str, coder: Coder, settings: Settings, info: dict[str, Any], source: Source) -> Writer:
+    if settings.form == "frames":
+        return FolderWriter(tmp, coder, settings, info)
+    if settings.form == "shards":
+        return ShardFile(tmp, coder, settings, info)
+    return ClipFile(tmp, coder, settings, info, rate(source.facts))
+
+
+def stamp(path: str) -> list[int]:
+    """[bytes, ns of the last change] of a source: another stamp means another video."""
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        raise MediaError(path, error.strerror or str(error)) from error
+    return [info.st_size, info.st_mtime_ns]

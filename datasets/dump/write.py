@@ -1,0 +1,227 @@
+"""The three forms of a dumped video: a folder of images, a shard, a clip. Each takes pictures in order.
+
+Everything is written below a temporary name on the same file system and renamed when it is whole and on the disk.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import shutil
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from datasets.dump.pixels import Coder, Scaler
+from datasets.dump.settings import Settings
+from datasets.dump.source import Picture, decoded
+from datasets.readers.frame_shard import FrameShard, ShardWriter
+from utils.faults import MediaError
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    import av
+
+#: Inside a dumped folder: where it came from and how it was made. Not an image, so readers do not see it.
+NOTE = ".dump.json"
+
+
+class Writer(Protocol):
+    """One video that is being written."""
+
+    def add(self, picture: Picture) -> None:
+        """Store the next frame."""
+        ...
+
+    def close(self) -> int:
+        """Finish the temporary file or folder and bring it to the disk; its bytes."""
+        ...
+
+    def abandon(self) -> None:
+        """Remove what was written."""
+        ...
+
+
+class FolderWriter:
+    """A folder of images, as TSN has them."""
+
+    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: dict[str, Any]) -> None:
+        self._tmp, self._coder, self._settings, self._info = tmp, coder, settings, info
+        self._count = self._bytes = 0
+        os.makedirs(tmp)
+
+    def add(self, picture: Picture) -> None:
+        """See `Writer`."""
+        data = self._coder.code(picture)
+        name = self._settings.template.format(self._settings.base + self._count)
+        _write(os.path.join(self._tmp, name), data)
+        self._count += 1
+        self._bytes += len(data)
+
+    def close(self) -> int:
+        """See `Writer`."""
+        _write(os.path.join(self._tmp, NOTE), json.dumps({"frames": self._count, **self._info}).encode())
+        sync_file_system(self._tmp)
+        return self._bytes
+
+    def abandon(self) -> None:
+        """See `Writer`."""
+        shutil.rmtree(self._tmp, ignore_errors=True)
+
+
+class ShardFile:
+    """One shard."""
+
+    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: dict[str, Any]) -> None:
+        height, width = coder.size
+        self._tmp, self._coder = tmp, coder
+        self._shard = ShardWriter(
+            tmp,
+            template=settings.template,
+            base=settings.base,
+            height=height,
+            width=width,
+            fps=info["fps"],
+            info=info,
+        )
+
+    def add(self, picture: Picture) -> None:
+        """See `Writer`."""
+        self._shard.add(self._coder.code(picture))
+
+    def close(self) -> int:
+        """See `Writer`."""
+        self._shard.close()
+        return os.path.getsize(self._tmp)
+
+    def abandon(self) -> None:
+        """See `Writer`."""
+        self._shard.abandon()
+        _remove(self._tmp)
+
+
+class ClipFile:
+    """A video file that is cheap to sample: H.264, a key frame every few frames, no audio.
+
+    Every frame keeps its ordinal; a variable frame rate becomes the average one.
+    """
+
+    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: dict[str, Any], fps: Fraction) -> None:
+        import av
+
+        self._tmp, self._coder, self._settings, self._scaler = tmp, coder, settings, Scaler()
+        self._count = 0
+        note = json.dumps(info)
+        self._container = av.open(
+            f"file:{tmp}", "w", format="mp4", options={"movflags": "+faststart"}, container_options={}
+        )
+        self._container.metadata["comment"] = note
+        stream = self._container.add_stream(
+            "libx264rgb" if settings.lossless else "libx264", rate=fps, options=clip_options(settings)
+        )
+        stream.height, stream.width = coder.size
+        stream.pix_fmt = "rgb24" if settings.lossless else "yuv420p"
+        stream.codec_context.thread_count = 1
+        self._stream: Any = stream
+
+    def add(self, picture: Picture) -> None:
+        """See `Writer`."""
+        from fractions import Fraction
+
+        frame = self._upright(decoded(picture), picture.name)
+        frame.pts, frame.time_base = self._count, Fraction(1) / self._stream.codec_context.rate
+        frame.pict_type = 0
+        if self._count == 0 and not self._settings.lossless:
+            self._stream.codec_context.colorspace = frame.colorspace
+            self._stream.codec_context.color_range = frame.color_range
+        self._container.mux(self._stream.encode(frame))
+        self._count += 1
+
+    def _upright(self, frame: av.VideoFrame, name: str) -> av.VideoFrame:
+        import av
+        from av.video.reformatter import Interpolation
+
+        coder, turns = self._coder, self._coder.turns
+        if self._settings.lossless:
+            return av.VideoFrame.from_ndarray(coder.rgb(frame, name), format="rgb24")
+        height, width = coder.stored_size()
+        wanted = {"width": width, "height": height, "format": "yuv420p", "interpolation": Interpolation.BICUBIC}
+        scaled = self._scaler.to(frame, name, **wanted)
+        if not turns:
+            return scaled
+        rows = np.asarray(scaled.to_ndarray(), np.uint8)  # (H * 3 / 2, W): the three planes
+        planes = [rows[:height], *rows[height:].reshape(2, height // 2, width // 2)]
+        turned = [np.ascontiguousarray(np.rot90(plane, turns)) for plane in planes]
+        joined = np.concatenate([plane.reshape(-1) for plane in turned]).reshape(-1, coder.size[1])
+        result = av.VideoFrame.from_ndarray(joined, format="yuv420p")
+        result.colorspace, result.color_range = scaled.colorspace, scaled.color_range
+        return result
+
+    def close(self) -> int:
+        """See `Writer`."""
+        self._container.mux(self._stream.encode(None))
+        self._container.close()
+        with open(self._tmp, "rb") as file:
+            os.fsync(file.fileno())
+        return os.path.getsize(self._tmp)
+
+    def abandon(self) -> None:
+        """See `Writer`."""
+        self._container.close()
+        _remove(self._tmp)
+
+
+def clip_options(settings: Settings) -> dict[str, str]:
+    """Options of x264; docs/dump.md has the measurements they come from."""
+    if settings.lossless:
+        return {"qp": "0", "preset": "veryfast", "g": str(settings.gop), "bf": "0"}
+    params = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
+    params += ":ref=1:bframes=3:b-adapt=0:b-pyramid=none"
+    return {"crf": str(settings.crf), "preset": "medium", "tune": "fastdecode", "x264-params": params}
+
+
+def note_of(path: str, form: str) -> dict[str, Any] | None:
+    """What a dumped video says of its making; None if it is none."""
+    try:
+        if form == "frames":
+            with open(os.path.join(path, NOTE), "rb") as file:
+                return json.load(file)
+        if form == "shards":
+            shard = FrameShard(path)
+            shard.close()
+            return shard.info
+        from datasets.readers.video_index import open_container
+
+        with open_container(path, path) as container:
+            note = json.loads(container.metadata.get("comment", "null"))
+            return note if isinstance(note, dict) else None
+    except (OSError, ValueError, MediaError):
+        return None
+
+
+def sync_file_system(path: str) -> None:
+    """Bring everything written below a folder to the disk, in one call instead of one per file."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), path)
+    finally:
+        os.close(fd)
+
+
+def _write(path: str, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+
+
+def _remove(path: str) -> None:
+    if os.path.exists(path):
+        os.unlink(path)

@@ -1,0 +1,285 @@
+"""Official annotation files of the usual data sets, each as its authors publish it.
+
+| data set | files | what is special |
+|---|---|---|
+| Kinetics-400/600/700 | csv `label,youtube_id,time_start,time_end,split` | a clip is called `ID_SSSSSS_EEEEEE` |
+| UCF101 | classInd.txt, trainlist0N.txt, testlist0N.txt | labels from 1, the test list has none |
+| HMDB51 | `CLASS_test_splitN.txt` | 1 = train, 2 = test, 0 = neither |
+| Something-Something v1 | csv: labels one a line, `id;label` | the class number is the line |
+| Something-Something v2 | json: {name: "number"}, [{id, template}] | templates have brackets, labels do not |
+| ActivityNet | json: {database: {id: {subset, annotations}}} | a video has several segments |
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets.lists.files import plain
+from utils.faults import UserError, did_you_mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One sample as the annotations have it.
+
+    Attributes:
+        names: names under which its file may be known, the usual one first.
+        class_name: as the annotations write it.
+        where: file and line, for messages.
+        segment: (start, end) in seconds of an untrimmed video, or None for all of it.
+    """
+
+    names: tuple[str, ...]
+    class_name: str
+    where: str
+    segment: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass
+class Annotations:
+    """What the official files say.
+
+    Attributes:
+        classes: names in the order of the labels.
+        splits: "train", "val", "test" -> samples.
+        unlabelled: samples without a label (official test sets), which are left out.
+    """
+
+    classes: list[str]
+    splits: dict[str, list[Item]]
+    unlabelled: int = 0
+
+
+_SPLITS = {"train": "train", "training": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
+_SPLITS |= {"testing": "test"}
+
+
+def read(data_set: str, files: Sequence[Path], split: int) -> Annotations:
+    """Read the annotations of a data set.
+
+    Args:
+        data_set: a key of `READ`.
+        files: annotation files, or folders that hold them.
+        split: number of the split, where there are several (UCF101, HMDB51).
+
+    Raises:
+        UserError: a file that is missing or not as its authors publish it, with file and line.
+    """
+    found: list[Path] = []
+    for file in files:
+        if file.is_dir():
+            found += sorted(path for path in file.iterdir() if path.is_file())
+        elif file.is_file():
+            found.append(file)
+        else:
+            raise UserError(f"--annotations: there is no {file}")
+    annotations = READ[data_set](found, split)
+    known = set(annotations.classes)
+    for items in annotations.splits.values():
+        for item in items:
+            if item.class_name not in known:
+                hint = did_you_mean(item.class_name, known)
+                raise UserError(f"{item.where}: {item.class_name!r} is not one of the {len(known)} classes{hint}")
+    if not any(annotations.splits.values()):
+        raise UserError(f"{', '.join(map(str, files))}: no labelled sample in these annotations")
+    return annotations
+
+
+def _pick(files: Sequence[Path], pattern: str, what: str) -> Path:
+    """The one file whose name matches."""
+    found = [file for file in files if re.fullmatch(pattern, file.name, re.IGNORECASE)]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        names = ", ".join(file.name for file in files[:8]) or "nothing"
+        raise UserError(f"--annotations: {what} is missing (expected a name like {pattern}); found {names}")
+    raise UserError(f"--annotations: several files could be {what}: {', '.join(map(str, found))}; name the right ones")
+
+
+def _lines(file: Path) -> Iterator[tuple[str, str]]:
+    """(file:line, text) of every line that is not blank."""
+    text = _text(file)
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield f"{file}:{number}", line.strip()
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: this is not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
+
+
+def _json(file: Path) -> Any:
+    try:
+        return json.loads(_text(file))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}:{error.lineno}: not valid JSON: {error.msg}") from None
+
+
+def _split(name: str, where: str) -> str:
+    if name.lower() not in _SPLITS:
+        raise UserError(f"{where}: no split is called {name!r}; expected one of {', '.join(_SPLITS)}")
+    return _SPLITS[name.lower()]
+
+
+def _ucf101(files: Sequence[Path], split: int) -> Annotations:
+    numbers: dict[str, int] = {}
+    for where, line in _lines(_pick(files, r"classInd\.txt", "the class list")):
+        number, _, name = line.partition(" ")
+        if not number.isdigit() or int(number) != len(numbers) + 1 or not name:
+            raise UserError(f"{where}: expected `{len(numbers) + 1} NAME`, found {line[:60]!r}")
+        numbers[name.strip()] = int(number)
+    splits: dict[str, list[Item]] = {}
+    for key, word in (("train", "train"), ("val", "test")):
+        splits[key] = []
+        for where, line in _lines(_pick(files, rf"{word}list0?{split}\.txt", f"the {word} list of split {split}")):
+            path, _, label = line.partition(" ")
+            class_name, _, file = path.rpartition("/")
+            if not class_name or not file:
+                raise UserError(f"{where}: expected `CLASS/NAME.avi`, found {line[:60]!r}")
+            if label and label.strip() != str(numbers.get(class_name)):
+                told = numbers.get(class_name, "unknown")
+                raise UserError(f"{where}: label {label.strip()}, but classInd.txt numbers {class_name} as {told}")
+            splits[key].append(Item((file.rsplit(".", 1)[0],), class_name, where))
+    return Annotations(list(numbers), splits)
+
+
+def _hmdb51(files: Sequence[Path], split: int) -> Annotations:
+    splits: dict[str, list[Item]] = {"train": [], "val": []}
+    ending = f"_test_split{split}.txt"
+    chosen = [file for file in files if file.name.endswith(ending)]
+    if not chosen:
+        raise UserError(f"--annotations: there are no files CLASS{ending}")
+    for file in chosen:
+        for where, line in _lines(file):
+            name, _, number = line.rpartition(" ")
+            if number not in ("0", "1", "2") or not name:
+                raise UserError(f"{where}: expected `NAME.avi 0|1|2`, found {line[:60]!r}")
+            if number != "0":
+                item = Item((name.strip().removesuffix(".avi"),), file.name.removesuffix(ending), where)
+                splits["train" if number == "1" else "val"].append(item)
+    return Annotations(sorted(file.name.removesuffix(ending) for file in chosen), splits)
+
+
+def _sthv1(files: Sequence[Path], split: int) -> Annotations:
+    classes = [line for _, line in _lines(_pick(files, r".*labels.*\.csv", "the list of labels"))]
+    splits: dict[str, list[Item]] = {}
+    for key, pattern in (("train", r".*train.*\.csv"), ("val", r".*val.*\.csv")):
+        splits[key] = []
+        for where, line in _lines(_pick(files, pattern, f"the {key} list")):
+            name, separator, label = line.partition(";")
+            if not separator or not name.strip().isdigit():
+                raise UserError(f"{where}: expected `ID;LABEL`, found {line[:60]!r}")
+            splits[key].append(Item((name.strip(),), label.strip(), where))
+    return Annotations(classes, splits)
+
+
+def _sthv2(files: Sequence[Path], split: int) -> Annotations:
+    file = _pick(files, r"(.*-)?labels\.json", "the list of labels")
+    numbers = _json(file)
+    if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):
+        raise UserError(f"{file}: expected an object of names and numbers 0..K-1")
+    splits: dict[str, list[Item]] = {}
+    for key, pattern in (("train", r"(.*-)?train\.json"), ("val", r"(.*-)?validation\.json")):
+        file = _pick(files, pattern, f"the {key} list")
+        splits[key] = []
+        for number, entry in enumerate(_json(file), start=1):
+            where = f"{file}: entry {number}"
+            if not isinstance(entry, dict) or not {"id", "template"} <= entry.keys():
+                raise UserError(f"{where}: expected an object with `id` and `template`")
+            name = str(entry["template"]).replace("[", "").replace("]", "")
+            splits[key].append(Item((str(entry["id"]),), name, where))
+    return Annotations(sorted(numbers, key=lambda name: int(numbers[name])), splits)
+
+
+def _kinetics(files: Sequence[Path], split: int) -> Annotations:
+    tables = [file for file in files if file.suffix.lower() == ".csv"]
+    if not tables:
+        raise UserError("--annotations: expected the csv files of Kinetics (train.csv, validate.csv)")
+    splits: dict[str, list[Item]] = {}
+    unlabelled = 0
+    for file in tables:
+        rows = csv.DictReader(_text(file).splitlines())
+        missing = {"youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
+        if missing:
+            raise UserError(f"{file}:1: the header lacks {', '.join(sorted(missing))}")
+        for row in rows:
+            where = f"{file}:{rows.line_num}"
+            if not (row.get("label") or "").strip():
+                unlabelled += 1
+                continue
+            key = _split(row.get("split") or re.split(r"[_.-]", file.name)[-2], where)
+            try:
+                start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+            except (TypeError, ValueError):
+                raise UserError(f"{where}: time_start and time_end must be numbers") from None
+            name = row["youtube_id"]
+            names = (f"{name}_{start:06d}_{end:06d}", f"{name}_{start}_{end}", name)
+            splits.setdefault(key, []).append(Item(names, row["label"].strip(), where))
+    classes = sorted({item.class_name for items in splits.values() for item in items})
+    return Annotations(classes, splits, unlabelled)
+
+
+def _activitynet(files: Sequence[Path], split: int) -> Annotations:
+    file = _pick(files, r".*\.json", "the annotations")
+    content = _json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("database"), dict):
+        raise UserError(f"{file}: expected an object with `database`")
+    splits: dict[str, list[Item]] = {}
+    unlabelled = 0
+    for name, video in content["database"].items():
+        where = f"{file}: {name}"
+        annotations = video.get("annotations") if isinstance(video, dict) else None
+        if not isinstance(annotations, list):
+            raise UserError(f"{where}: expected an object with `subset` and a list `annotations`")
+        unlabelled += not annotations
+        for one in annotations:
+            try:
+                start, end = map(float, one["segment"])
+                label = str(one["label"])
+            except (KeyError, TypeError, ValueError):
+                raise UserError(f"{where}: expected annotations with `label` and `segment: [start, end]`") from None
+            item = Item((f"v_{name}", name), label, where, (start, end))
+            splits.setdefault(_split(str(video.get("subset")), where), []).append(item)
+    classes = sorted({item.class_name for items in splits.values() for item in items})
+    return Annotations(classes, splits, unlabelled)
+
+
+READ: dict[str, Callable[[Sequence[Path], int], Annotations]] = {
+    "kinetics": _kinetics,
+    "ucf101": _ucf101,
+    "hmdb51": _hmdb51,
+    "activitynet": _activitynet,
+    "sthv1": _sthv1,
+    "sthv2": _sthv2,
+}
+
+
+def reorder(annotations: Annotations, order: Sequence[str], file: Path) -> None:
+    """Number the classes as another list does; names may differ in case, blanks, underscores and punctuation.
+
+    Raises:
+        UserError: a class that the other list does not have.
+    """
+    spelled = {plain(name): name for name in order}
+    if len(spelled) < len(order):
+        spelled = {name: name for name in order}
+    renamed: dict[str, str] = {}
+    for name in annotations.classes:
+        found = spelled.get(plain(name)) or spelled.get(name)
+        if found is None:
+            raise UserError(f"{file}: there is no class {name!r}{did_you_mean(name, order)}")
+        renamed[name] = found
+    annotations.classes = list(order)
+    for key, items in annotations.splits.items():
+        annotations.splits[key] = [dataclasses.replace(item, class_name=renamed[item.class_name]) for item in items]

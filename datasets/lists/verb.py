@@ -1,0 +1,282 @@
+"""`python main.py lists DATA_SET`: official annotations and a folder of videos -> list files, and what is missing.
+
+Written to --out: train.txt, val.txt (test.txt where the annotations have one), `path label` with labels from 0;
+classInd.txt; missing_train.txt and so on, the samples whose video is not there; coverage.json, how many of each class
+are. Nothing that is there already is replaced by something else without --force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets.class_names import read_class_names
+from datasets.lists.files import Media, best, by_name, walk
+from datasets.lists.official import READ, Annotations, Item, read, reorder
+from utils.faults import UserError
+
+_WORST = 10  # classes named in the terminal
+_MARKS = (" ", ",", "\t")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb."""
+    args = _arguments(argv)
+    media = list(walk(args.root))
+    if not media:
+        raise UserError(f"--root: there is no video and no folder of frames below {args.root}")
+    if args.data_set == "folder":
+        annotations = from_folders(media, args.root, share=args.val_share, group=args.group, seed=args.seed)
+    else:
+        annotations = read(args.data_set, args.annotations, args.split)
+    if args.classes:
+        count = sum(bool(line.strip()) for line in _bytes(args.classes).splitlines())
+        reorder(annotations, _class_names(args.classes, count), args.classes)
+    files, coverage = lists(annotations, media, wanted=args.store, fps=args.segments)
+    publish({args.out / name: data for name, data in files.items()}, force=args.force)
+    print("\n".join(in_words(coverage, args.out)))
+    return 0
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="main.py lists", description="list files of a data set, and what is missing")
+    add = parser.add_argument
+    add("data_set", choices=[*READ, "folder"], help="folder: CLASS/video or train/CLASS/video, without annotations")
+    add("--annotations", nargs="+", type=Path, metavar="FILE", help="the official files, or the folder that holds them")
+    add("--root", required=True, metavar="DIR", help="folder of the videos or frames; searched through")
+    add("--out", required=True, type=Path, metavar="DIR", help="folder for the lists")
+    add("--split", type=int, choices=(1, 2, 3), default=1, help="ucf101, hmdb51: which of the three splits (1)")
+    add("--store", choices=("video", "frames"), help="which to take where both are there (default: the more frequent)")
+    add(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help="number the classes as this file does (default: sorted, or official)",
+    )
+    add("--segments", type=float, metavar="FPS", help="activitynet: one record a segment of folders with FPS frames/s")
+    add("--val-share", type=float, default=0.2, metavar="X", help="folder: share of the validation videos (0.2)")
+    add("--group", metavar="REGEX", help="folder: videos for which this finds the same text stay in one list")
+    add("--seed", type=int, default=0, help="folder: of the draw (0)")
+    add("--force", action="store_true", help="replace lists that are there and differ")
+    args = parser.parse_args(argv)
+    if args.data_set != "folder" and not args.annotations:
+        raise UserError(f"--annotations: {args.data_set} needs its official files; docs/data.md says where they are")
+    if args.segments is not None and (args.data_set != "activitynet" or not args.segments > 0):
+        raise UserError("--segments: frames per second, for activitynet only")
+    if not 0 < args.val_share < 1:
+        raise UserError("--val-share must lie between 0 and 1")
+    return args
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UserError(f"--classes: {file}: {error.strerror}") from error
+
+
+def _class_names(file: Path, count: int) -> list[str]:
+    try:
+        return read_class_names(file, count)
+    except UserError:
+        return read_class_names(file, count - 1)  # a header line
+
+
+def lists(
+    annotations: Annotations, media: Sequence[Media], *, wanted: str | None, fps: float | None
+) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """List files and coverage.
+
+    Args:
+        annotations: what there should be.
+        media: what there is.
+        wanted: "video" or "frames"; None takes what is found for more samples.
+        fps: segments of frame folders at this rate; None for whole videos.
+
+    Returns:
+        File name -> content, and the content of coverage.json.
+
+    Raises:
+        UserError: not a single sample has a file.
+    """
+    items = [item for split in annotations.splits.values() for item in split]
+    found = by_name(media, {name for item in items for name in item.names})
+    kinds = Counter(one.kind for several in found.values() for one in several)
+    if not kinds:
+        there = ", ".join(one.path for one in media[:3])
+        raise UserError(
+            f"none of the {len(items)} samples is below the root: looked for names such as {items[0].names[0]!r} "
+            f"({items[0].where}), found {there}"
+        )
+    kind = wanted or kinds.most_common(1)[0][0]
+    files: dict[str, bytes] = {}
+    coverage: dict[str, Any] = {"store": kind, "unlabelled": annotations.unlabelled, "splits": {}}
+    used: set[str] = set()
+    for split, split_items in annotations.splits.items():
+        rows, missing, ambiguous = _resolve(split_items, found, kind, split)
+        used.update(path for path, _ in rows)
+        files[f"{split}.txt"] = _list_text(rows, annotations.classes, fps)
+        files[f"missing_{split}.txt"] = "".join(
+            f"{item.names[0]}\t{item.class_name}\t{item.where}\n" for item in missing
+        ).encode("utf-8", "surrogateescape")
+        coverage["splits"][split] = _coverage(rows, missing, ambiguous, annotations.classes)
+    coverage["not_in_the_annotations"] = sum(one.kind == kind and one.path not in used for one in media)
+    files["classInd.txt"] = "".join(f"{label} {name}\n" for label, name in enumerate(annotations.classes)).encode()
+    files["coverage.json"] = json.dumps(coverage, indent=1).encode("ascii")
+    return files, coverage
+
+
+def _resolve(
+    items: Sequence[Item], found: Mapping[str, list[Media]], kind: str, split: str
+) -> tuple[list[tuple[str, Item]], list[Item], int]:
+    """(path, item) of what is there, what is not, and for how many there were several files."""
+    rows: list[tuple[str, Item]] = []
+    missing: list[Item] = []
+    ambiguous = 0
+    for item in items:
+        candidates: list[Media] = []
+        for name in item.names:
+            candidates = candidates or [one for one in found.get(name, ()) if one.kind == kind]
+        if not candidates:
+            missing.append(item)
+            continue
+        ambiguous += len(candidates) > 1
+        rows.append((best(candidates, item.class_name, split).path, item))
+    return rows, missing, ambiguous
+
+
+def _list_text(rows: Sequence[tuple[str, Item]], classes: Sequence[str], fps: float | None) -> bytes:
+    """`path label`, or `path offset num_frames label` for segments; each line once."""
+    labels = {name: label for label, name in enumerate(classes)}
+    separator = "\t" if any(mark in path for path, _ in rows for mark in _MARKS) else " "
+    lines: dict[str, None] = {}
+    for path, item in rows:
+        fields = [path]
+        if fps is not None and item.segment is not None:
+            first = int(item.segment[0] * fps)
+            fields += [str(first), str(max(1, int(item.segment[1] * fps) - first))]
+        lines[separator.join([*fields, str(labels[item.class_name])])] = None
+    return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+
+
+def _coverage(
+    rows: Sequence[tuple[str, Item]], missing: Sequence[Item], ambiguous: int, classes: Sequence[str]
+) -> dict[str, Any]:
+    there, gone = (Counter(item.class_name for item in items) for items in ([item for _, item in rows], missing))
+    return {
+        "wanted": len(rows) + len(missing),
+        "found": len(rows),
+        "several_files": ambiguous,
+        "classes": {name: [there[name], there[name] + gone[name]] for name in classes},
+    }
+
+
+def publish(files: Mapping[Path, bytes], *, force: bool) -> None:
+    """Write files under another name first; refuse all where one is there and differs, unless forced."""
+    try:
+        differing = [path for path, data in files.items() if path.exists() and path.read_bytes() != data]
+        if differing and not force:
+            names = ", ".join(str(path) for path in differing)
+            raise UserError(f"--out: {names} would change; choose another folder, or replace them with --force")
+        for path, data in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{path.name}.tmp")
+            temporary.write_bytes(data)
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"--out: {error.filename}: {error.strerror}") from error
+
+
+def in_words(coverage: Mapping[str, Any], out: Path) -> list[str]:
+    """Coverage for the terminal."""
+    lines = []
+    for split, part in coverage["splits"].items():
+        share = 10_000 * part["found"] // max(1, part["wanted"]) / 100  # 100 % is said of no list that lacks one
+        lines.append(f"{out / split}.txt: {part['found']} of {part['wanted']} samples ({share:g} %)")
+        short = {name: pair for name, pair in part["classes"].items() if pair[0] < pair[1]}
+        worst = sorted(short.items(), key=lambda item: (item[1][0] / item[1][1], item[0]))[:_WORST]
+        lines += [f"  {name}: {there} of {wanted}" for name, (there, wanted) in worst]
+        if short:
+            lines.append(f"  {len(short)} classes lack videos, all named in {out / f'missing_{split}.txt'}")
+        if part["several_files"]:
+            lines.append(
+                f"  {part['several_files']} names were found more than once; the one in its class's folder counts"
+            )
+    if coverage["unlabelled"]:
+        lines.append(f"{coverage['unlabelled']} samples of the annotations have no label and are left out")
+    if coverage["not_in_the_annotations"]:
+        lines.append(f"{coverage['not_in_the_annotations']} videos below the root are in no list")
+    reader = coverage["store"]
+    lines.append(f"data.reader: {reader}; next: python main.py scan {out / 'train.txt'} {out / 'val.txt'} --root DIR")
+    return lines
+
+
+def from_folders(media: Iterable[Media], root: str, *, share: float, group: str | None, seed: int) -> Annotations:
+    """A data set that is ordered by folders: CLASS/..., or train/CLASS/... and val/CLASS/....
+
+    Without folders for the splits, `share` of the videos go to val: drawn by a hash of their names, so that the draw
+    does not change when videos are added elsewhere; of each class, or in whole groups.
+
+    Args:
+        media: what there is.
+        root: for messages.
+        share: of the validation list.
+        group: pattern whose match (or first group) in the path names what must stay together, such as a person.
+        seed: another seed gives another draw.
+    """
+    parts = [(one, one.path.split("/")) for one in media]
+    names = {path[0].lower() for _, path in parts}
+    given = {name for name in names if name in ("train", "training", "val", "valid", "validation", "test", "testing")}
+    level = 1 if given and given == names else 0
+    shallow = next((path for _, path in parts if len(path) < level + 2), None)
+    if shallow:
+        raise UserError(f"--root: {os.path.join(root, *shallow)} lies in no class folder")
+    items = [(path[0].lower(), Item((one.path,), path[level], one.path)) for one, path in parts]
+    if level:
+        splits: dict[str, list[Item]] = {}
+        for split, item in items:
+            splits.setdefault(
+                "train" if split.startswith("tr") else "val" if split.startswith("v") else "test", []
+            ).append(item)
+    else:
+        splits = _draw([item for _, item in items], share, group, seed)
+    return Annotations(sorted({item.class_name for _, item in items}), splits)
+
+
+def _draw(items: Sequence[Item], share: float, group: str | None, seed: int) -> dict[str, list[Item]]:
+    try:
+        pattern = re.compile(group) if group else None
+    except re.error as error:
+        raise UserError(f"--group: {group!r} is not a pattern ({error})") from error
+    bunches: dict[tuple[str, str], list[Item]] = {}
+    for item in items:
+        match = pattern.search(item.where) if pattern else None
+        if pattern and not match:
+            raise UserError(f"--group: {group!r} finds nothing in {item.where}")
+        name = (match[1] if match.re.groups else match[0]) if match else item.where
+        bunches.setdefault(("" if pattern else item.class_name, name), []).append(item)
+
+    def drawn(key: tuple[str, str]) -> bytes:
+        text = f"{seed} {key[0]} {key[1]}".encode("utf-8", "surrogateescape")
+        return hashlib.blake2b(text, digest_size=8).digest()
+
+    val: set[str] = set()
+    for scope in sorted({key[0] for key in bunches}):
+        keys = sorted((key for key in bunches if key[0] == scope), key=drawn)
+        total, taken = sum(len(bunches[key]) for key in keys), 0
+        for key in keys[:-1]:  # the last stays: no class and no draw without training videos
+            if taken >= max(1, round(share * total)):
+                break
+            val.update(item.where for item in bunches[key])
+            taken += len(bunches[key])
+    return {
+        "train": [item for item in items if item.where not in val],
+        "val": [item for item in items if item.where in val],
+    }

@@ -1,0 +1,186 @@
+"""Frames by way of memcached: what a server has comes from there, everything else from the source below, which is
+asked by path as if there were no server.
+
+A key is the hash of where a video lies, how large it is and when it was last changed, with the name of the frame: a
+new dump makes new keys, so a value is never out of date. The time is that of the folder (or of the shard). Frames
+that are overwritten in place, by a tool that keeps the folder, do not change it: give `namespace` another value then.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from datasets.memcached.client import MemcachedPool, Settings
+from datasets.memcached.wire import read_secret
+from datasets.readers.frames import FramesReader
+from utils.faults import MediaError
+
+if TYPE_CHECKING:
+    from datasets.readers.frame_shard import Description
+    from datasets.readers.frame_source import FrameSource
+    from datasets.readers.spec import ReaderSpec
+    from datasets.records import Records
+
+_AT_ONCE = 64  # frames that `warm` holds in memory
+
+
+def route_of(path: str, namespace: str = "") -> bytes | None:
+    """Digest of a folder, shard or file as it is now, 16 bytes; None if there is none. One look at the disk."""
+    try:
+        info = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    path = path if path.startswith("/") else os.path.abspath(path)
+    text = f"{namespace}\0{path}\0{info.st_size}\0{info.st_mtime_ns}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def key_of(route: bytes, name: str) -> bytes:
+    """Key of one frame: 35 bytes, whatever the path was."""
+    return b"f1:" + xxhash.xxh3_128_hexdigest(route + name.encode("utf-8", "surrogateescape")).encode()
+
+
+class MemcachedSource:
+    """A `FrameSource` in front of another one. Bytes are those of the source below; only where they come from differs.
+
+    Args:
+        inner: where frames are read that no server has.
+        pool: the servers.
+        namespace: part of every key.
+    """
+
+    def __init__(self, inner: FrameSource, pool: MemcachedPool, namespace: str = "") -> None:
+        self.inner, self.pool, self.namespace = inner, pool, namespace
+
+    def read(self, path: str) -> bytes:
+        """All bytes of one file; see `FrameSource.read`. Its route is its own, not its folder's."""
+        route = route_of(path, self.namespace) if self.pool.usable() else None
+        if route is None:
+            self.pool.count_unserved(1)
+            return self.inner.read(path)
+        key = key_of(route, "")
+        found = self.pool.get(route, [key])
+        if key in found:
+            return found[key]
+        data = self.inner.read(path)
+        self.pool.put_later(route, [(key, data)])
+        return data
+
+    def read_many(self, folder: str, names: Sequence[str]) -> list[bytes]:
+        """All bytes of several files of one folder or shard, in the order asked: one round trip."""
+        route = route_of(folder, self.namespace) if self.pool.usable() else None
+        if route is None:
+            self.pool.count_unserved(len(names))
+            return self.inner.read_many(folder, names)
+        keys = [key_of(route, name) for name in names]
+        found = self.pool.get(route, keys)
+        if len(found) < len(keys):
+            missing = {key: name for key, name in zip(keys, names, strict=True) if key not in found}
+            items = list(zip(missing, self.inner.read_many(folder, list(missing.values())), strict=True))
+            self.pool.put_later(route, items)
+            found.update(items)
+        return [found[key] for key in keys]
+
+    def exists(self, path: str) -> bool:
+        """As the source below says."""
+        return self.inner.exists(path)
+
+    def is_folder(self, path: str) -> bool:
+        """As the source below says."""
+        return self.inner.is_folder(path)
+
+    def names(self, folder: str) -> list[str]:
+        """As the source below says."""
+        return self.inner.names(folder)
+
+    def describe(self, folder: str) -> Description | None:
+        """As the source below says."""
+        return self.inner.describe(folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class Warmed:
+    """What `MemcachedReader.warm` did: frames asked for, there before, stored now; bytes read from the disk."""
+
+    frames: int
+    there: int
+    stored: int
+    read_bytes: int
+
+
+class MemcachedReader(FramesReader):
+    """The reader `memcached`: the frames reader, with servers in front of the disk.
+
+    Args:
+        spec: `spec.memcached` holds the servers and times, as `memcached_servers.servers_of` gives them.
+        records: the list.
+        inner: where frames lie; None = folders and shards.
+    """
+
+    def __init__(self, spec: ReaderSpec, records: Records, inner: FrameSource | None = None) -> None:
+        wanted = dict(spec.memcached or {})
+        self.pool = open_pool(wanted)
+        super().__init__(spec, records, inner)
+        self._below, self._namespace = self.source, wanted.get("namespace", "")
+        self.source = MemcachedSource(self._below, self.pool, self._namespace)
+
+    def look_below(self) -> None:
+        """Probe and read from the disk only, from now on; for a reader that is there to `warm`."""
+        self.source = self._below
+
+    def warm(self, i: int, ordinals: Sequence[int] | None = None) -> Warmed:
+        """Store frames of record i that no server has; all of them, or those of these ordinals.
+
+        Raises:
+            MediaError: the record, or a frame of it, cannot be read.
+        """
+        facts, layout = self._facts(i)
+        wanted = range(facts.frames) if ordinals is None else ordinals
+        path = self.records.full_path(i)
+        route = route_of(path, self._namespace)
+        if route is None:
+            raise MediaError(self.records.path(i), "it is gone")
+        names = [""] if layout is None else [layout.template.format(layout.base + ordinal) for ordinal in wanted]
+        there = stored = size = 0
+        for first in range(0, len(names), _AT_ONCE):
+            some = names[first : first + _AT_ONCE]
+            keys = [key_of(route, name) for name in some]
+            present = self.pool.present(route, keys)
+            missing = [(name, key) for name, key, has in zip(some, keys, present, strict=True) if not has]
+            there += len(some) - len(missing)
+            if missing:
+                asked = [name for name, _ in missing]
+                below = self._below
+                data = [below.read(path)] if layout is None else below.read_many(path, asked)
+                stored += self.pool.put(route, [(key, each) for (_, key), each in zip(missing, data, strict=True)])
+                size += sum(map(len, data))
+        return Warmed(len(names), there, stored, size)
+
+    def counters(self) -> dict[str, Any]:
+        """What was counted since the last call, as plain values; empty when there is nothing."""
+        counts, events = self.pool.take()
+        return {"counts": counts, "events": events} if counts or events else {}
+
+    def close(self) -> None:
+        """Close the connections."""
+        super().close()
+        self.pool.close()
+
+
+def open_pool(wanted: dict[str, Any]) -> MemcachedPool:
+    """The pool for plain values (servers, timeout_ms, connect_timeout_ms, secret_file); UserError if one is wrong."""
+    secret = wanted.get("secret_file")
+    return MemcachedPool(
+        Settings(
+            tuple(wanted.get("servers", ())),
+            timeout=wanted.get("timeout_ms", 250) / 1000,
+            connect_timeout=wanted.get("connect_timeout_ms", 100) / 1000,
+            secret=read_secret(secret) if secret else None,
+        )
+    )

@@ -1,0 +1,66 @@
+"""Readers: from frame ordinals, a box and a size to pixels. One interface, one file per way of storing a video."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from datasets.readers.resize import KERNEL, Box
+from datasets.readers.spec import Reader, ReaderSpec
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from datasets.records import Records
+
+__all__ = ["KERNEL", "READERS", "Box", "Reader", "ReaderSpec", "open_reader"]
+
+
+def _frames(spec: ReaderSpec, records: Records) -> Reader:
+    from datasets.readers.frames import FramesReader
+
+    return FramesReader(spec, records)
+
+
+def _memcached(spec: ReaderSpec, records: Records) -> Reader:
+    from datasets.memcached.source import MemcachedReader
+
+    return MemcachedReader(spec, records)
+
+
+def _video(spec: ReaderSpec, records: Records) -> Reader:
+    from datasets.readers.video import VideoReader
+
+    return VideoReader(spec, records)
+
+
+def _dali(spec: ReaderSpec, records: Records) -> Reader:
+    from datasets.dali.reader import DaliReader
+
+    return DaliReader(spec, records)
+
+
+def _encoded(spec: ReaderSpec, records: Records) -> Reader:
+    from datasets.dali.encoded import EncodedReader
+
+    return EncodedReader(spec, records)
+
+
+#: Reader name (`data.reader` in a config) -> constructor; each imports its decoder only when it is chosen.
+READERS: dict[str, Any] = {
+    "frames": _frames,
+    "memcached": _memcached,
+    "video": _video,
+    "dali": _dali,
+    "encoded": _encoded,  # what the reader processes of `dali` do; no choice of a config
+}
+
+
+def open_reader(spec: ReaderSpec, records: Records) -> Reader:
+    """Open the reader that `spec.kind` names; UserError if there is none of that name."""
+    if spec.kind not in READERS:
+        raise UserError(f"data.reader: there is no reader {spec.kind!r}; choose one of {', '.join(READERS)}")
+    reader = READERS[spec.kind](spec, records)
+    if spec.facts is None:
+        return reader
+    from datasets.readers.facts_cache import FactsCache, KnownFacts
+
+    return KnownFacts(reader, spec, records, FactsCache(spec.facts))

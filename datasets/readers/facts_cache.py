@@ -1,0 +1,244 @@
+"""What a scan found out about each file, kept for training: frames, height, width and rate without opening the file.
+
+A cache is one binary file, sorted by a hash of the absolute path and of what else decides the answer of
+`Reader.probe`. Reader processes map it read-only, so that it costs memory once per machine. An entry counts only while
+size and modification time of the file are those of the scan; for a folder of frames, those of the folder and of its
+first frame. Everything else is asked of the reader: plans are the same with and without a cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from datasets.plan import Facts
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from datasets.readers.resize import Box
+    from datasets.readers.spec import Reader, ReaderSpec
+    from datasets.records import Records
+
+#: Raise it when `probe` of a reader answers differently for the same file: older caches are refused then.
+PROBE_VERSION = 1
+_MAGIC = b"ZOEFACT1"
+_ALIGN = 64
+_COLUMNS = {
+    "key": "<u8", "size": "<i8", "mtime": "<i8", "witness_size": "<i8", "witness_mtime": "<i8", "fps": "<f8",
+    "frames": "<i4", "height": "<i4", "width": "<i4", "witness": "<i4", "grade": "<i4", "turns": "<i4",
+    "decoder": "<i4",
+}  # fmt: skip
+#: Reader -> what its records are; None: the path says it.
+_FAMILY = {"video": "video", "frames": "frames", "memcached": "frames", "dali": None}
+#: Grades of a video whose frames are found by counting: their index holds nothing but facts.
+_COUNTING = ("counted", "scanned")
+_FRAME_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".fsh")
+
+
+class Entry(NamedTuple):
+    """What is known of one record.
+
+    Attributes:
+        stamp: of its file when it was looked at.
+        facts: what `probe` said.
+        grade, turns, decoder: of a video's index (video_index.Index: its value, rotation and codec); "" and 0 else.
+    """
+
+    stamp: Stamp
+    facts: Facts
+    grade: str = ""
+    turns: int = 0
+    decoder: str = ""
+
+
+class Stamp(NamedTuple):
+    """Size and modification time of a file or folder, and of the frame file that speaks for a folder.
+
+    Attributes:
+        size: bytes.
+        mtime: nanoseconds.
+        witness: name of the first frame file of a folder; "" for anything else.
+        witness_size, witness_mtime: its size and time.
+    """
+
+    size: int
+    mtime: int
+    witness: str = ""
+    witness_size: int = 0
+    witness_mtime: int = 0
+
+
+def stamp_of(path: str, witness: str = "") -> Stamp | None:
+    """The stamp of a path now; None where there is nothing of that name."""
+    try:
+        own = os.stat(path)
+        if not witness:
+            return Stamp(own.st_size, own.st_mtime_ns)
+        first = os.stat(os.path.join(path, witness))
+    except (OSError, ValueError):
+        return None
+    return Stamp(own.st_size, own.st_mtime_ns, witness, first.st_size, first.st_mtime_ns)
+
+
+def family_of(path: str) -> str:
+    """What a path is: "frames" for a folder, a shard or an image, "video" for any other file."""
+    is_frames = os.path.splitext(path)[1].lower() in _FRAME_FILES or os.path.isdir(path)
+    return "frames" if is_frames else "video"
+
+
+def key_of(spec: ReaderSpec, family: str, path: str, start: int) -> int:
+    """Hash of all that decides what `probe` says, save the file itself."""
+    naming = f"frames {spec.template} {spec.frame_base} {spec.fps!r}" if family == "frames" else family
+    parts = (naming.encode(), str(start).encode(), os.fsencode(os.path.abspath(path)))
+    return xxhash.xxh3_64_intdigest(b"\0".join(parts))
+
+
+def _versions() -> dict[str, Any]:
+    return {"probe": PROBE_VERSION, "av": metadata.version("av")}
+
+
+def write(path: str | os.PathLike[str], rows: Iterable[tuple[int, Entry]]) -> int:
+    """Write a cache (under another name first); of several rows with one `key_of` the last counts.
+
+    Returns:
+        Number of entries.
+    """
+    latest = dict(rows)
+    words = sorted({word for entry in latest.values() for word in (entry.stamp.witness, entry.grade, entry.decoder)})
+    number = {word: i for i, word in enumerate(words)}
+    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    for key in sorted(latest):
+        stamp, facts, grade, turns, decoder = latest[key]
+        row = {"key": key, "size": stamp.size, "mtime": stamp.mtime, "witness": number[stamp.witness]}
+        row |= {"witness_size": stamp.witness_size, "witness_mtime": stamp.witness_mtime}
+        row |= {"frames": facts.frames, "height": facts.height, "width": facts.width, "fps": facts.fps}
+        row |= {"grade": number[grade], "turns": turns, "decoder": number[decoder]}
+        for name, value in row.items():
+            columns[name].append(value)
+    text = json.dumps({"entries": len(latest), "words": words, **_versions()}).encode("ascii")
+    target = os.fspath(path)
+    with open(f"{target}.tmp", "wb") as f:
+        f.write(_MAGIC + len(text).to_bytes(8, "little") + text)
+        for name, kind in _COLUMNS.items():
+            f.write(bytes(-f.tell() % _ALIGN))
+            f.write(np.array(columns[name], kind).data)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(f"{target}.tmp", target)
+    return len(latest)
+
+
+class FactsCache:
+    """An open cache.
+
+    Args:
+        path: `data.facts`.
+
+    Raises:
+        UserError: no such file, not a cache, or one of another version of Zoetrope or PyAV.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        try:
+            with open(self.path, "rb") as f:
+                start = f.read(len(_MAGIC) + 8)
+                length = int.from_bytes(start[len(_MAGIC) :], "little")
+                if start[: len(_MAGIC)] != _MAGIC or length > os.path.getsize(self.path):
+                    raise UserError(f"data.facts: {self.path} is not the facts.bin of a scan")
+                header = json.loads(f.read(length))
+                at = f.tell()
+        except OSError as error:
+            raise UserError(
+                f"data.facts: {self.path}: {error.strerror}; `python main.py scan LIST --root R` makes it"
+            ) from error
+        made = {name: header.get(name) for name in _versions()}
+        if made != _versions():
+            raise UserError(
+                f"data.facts: {self.path} was made by probe version {made['probe']} with PyAV {made['av']}, here are "
+                f"{PROBE_VERSION} and {_versions()['av']}: scan again"
+            )
+        self._words: list[str] = header["words"]
+        self._columns: dict[str, np.ndarray] = {}
+        for name, kind in _COLUMNS.items():
+            at += -at % _ALIGN
+            self._columns[name] = np.memmap(self.path, kind, "r", at, (header["entries"],)) if header["entries"] else []  # type: ignore[assignment]
+            at += header["entries"] * np.dtype(kind).itemsize
+
+    def __len__(self) -> int:
+        return len(self._columns["key"])
+
+    def find(self, key: int, path: str) -> Entry | None:
+        """What is known of a path; None where that is nothing, or it is no longer what it was."""
+        columns = self._columns
+        row = int(np.searchsorted(columns["key"], np.uint64(key))) if len(self) else 0
+        if row >= len(self) or int(columns["key"][row]) != key:
+            return None
+        here = {name: column[row].item() for name, column in columns.items()}
+        witness, grade, decoder = (self._words[here[name]] for name in ("witness", "grade", "decoder"))
+        stamp = Stamp(here["size"], here["mtime"], witness, here["witness_size"], here["witness_mtime"])
+        if stamp_of(path, witness) != stamp:
+            return None
+        facts = Facts(frames=here["frames"], height=here["height"], width=here["width"], fps=here["fps"])
+        return Entry(stamp, facts, grade, here["turns"], decoder)
+
+
+class KnownFacts:
+    """A reader that asks the cache first when it is asked for facts; in all else it is the reader inside.
+
+    Args:
+        reader: the reader inside.
+        spec: how it was opened.
+        records: its list.
+        cache: an open cache.
+    """
+
+    def __init__(self, reader: Reader, spec: ReaderSpec, records: Records, cache: FactsCache) -> None:
+        self.reader = reader
+        self.spec = spec
+        self.records = records
+        self.cache = cache
+        #: Questions that the cache answered, and all.
+        self.hits = self.asked = 0
+
+    def probe(self, i: int) -> Facts:
+        """See `Reader.probe`."""
+        self.asked += 1
+        path, declared = self.records.full_path(i), int(self.records.frames[i])
+        family = _FAMILY.get(self.spec.kind) or family_of(path)
+        entry = self.cache.find(key_of(self.spec, family, path, int(self.records.starts[i])), path)
+        # A count in the list is believed by the frames reader after a look at the files: where it is not the one that
+        # the scan found, the reader has to look.
+        if entry is None or (family == "frames" and 0 < declared != entry.facts.frames):
+            return self.reader.probe(i)
+        self.hits += 1
+        if entry.grade in _COUNTING and self.spec.kind == "video":
+            self._spare_counting(i, entry)
+        return entry.facts
+
+    def _spare_counting(self, i: int, entry: Entry) -> None:
+        """Give the video reader what it would find out by decoding the whole file, before it reads by counting."""
+        from datasets.readers.video_index import Grade, Index
+
+        facts = dataclasses.replace(entry.facts, frames=entry.facts.frames + int(self.records.starts[i]))
+        none = np.zeros(0, np.int64)
+        index = Index(facts, Grade(entry.grade), entry.turns, entry.decoder, none, none, none, none.astype(bool), none)
+        self.reader.assume(i, index)  # type: ignore[attr-defined]
+
+    def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
+        """See `Reader.read`."""
+        self.reader.read(i, frames, box, size, out)
+
+    def close(self) -> None:
+        """See `Reader.close`."""
+        self.reader.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.reader, name)

@@ -1,0 +1,326 @@
+"""Reader `video`: frames of a video file by ordinal, decoded with PyAV on one thread.
+
+Ordinal i is the i-th frame that the decoder puts out in presentation order; edit lists hide frames, rotation is
+applied. How frames are found depends on the grade of the file's index (video_index.py):
+
+- TIMED: jump to the last key frame at or before a wanted frame where that saves decoding, decode on from there, take
+  frames by pts. Frames that nothing refers to and nobody wants are not decoded. If a wanted stamp does not come out,
+  the file is decoded from the start and counted; if that yields another number of frames than the index, MediaError.
+- COUNTED, SCANNED: decode from the start and count.
+
+A frame that does not decode is a MediaError that says how many frames did; a decoding error never shifts the ordinals
+of other frames. A truncated file has the frames whose packets are there. After a change of resolution inside a file
+frames are scaled to the size of the first one (resize.place). What a read returns depends on the file and the ordinals
+only, never on earlier reads.
+
+Opening a file and reading its packets costs as much as decoding some frames, and a clip is probed and read in turn. So
+the file that was indexed last stays open with its packets in memory (where they are not large), and is not read twice.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datasets.readers.resize import Box, place
+from datasets.readers.video_index import Grade, Index, Kept, index_file, open_container, packets, video_stream
+from utils.faults import MediaError
+
+if TYPE_CHECKING:
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    from datasets.plan import Facts
+    from datasets.readers.spec import ReaderSpec
+    from datasets.records import Records
+
+_OPEN_INDEXES = 8
+#: Largest file whose packets are kept for the read that follows its probe [bytes].
+_KEPT_BYTES = 16 << 20
+#: Packets or bytes between two places of a file from which on a seek is cheaper than reading through.
+_SEEK_PACKETS = 250
+_SEEK_BYTES = 1 << 20
+#: Decoders that may leave out unreferenced frames without changing any other frame or its stamp (tested).
+_SKIPS_UNREFERENCED = {"h264", "hevc", "mpeg4", "mpeg2video"}
+
+
+class VideoReader:
+    """Frames of video files; keeps the indexes of the last few files, and the last indexed one open."""
+
+    def __init__(self, spec: ReaderSpec, records: Records) -> None:
+        self.spec = spec
+        self.records = records
+        self._indexes: collections.OrderedDict[str, Index] = collections.OrderedDict()
+        self._kept: tuple[str, Kept] | None = None
+
+    def close(self) -> None:
+        """Forget the indexes, close the file that is open."""
+        self._indexes.clear()
+        self._drop()
+
+    def _drop(self) -> None:
+        if self._kept:
+            self._kept[1].container.close()
+        self._kept = None
+
+    def probe(self, i: int) -> Facts:
+        """Facts of record i; see `Reader.probe`. A start or a length in the list selects a part of the file."""
+        facts = self._index(i).facts
+        start = int(self.records.starts[i])
+        if start == 0:
+            return facts
+        frames = facts.frames - start
+        if frames < 1:
+            raise MediaError(self.records.path(i), f"the list starts at frame {start}, there are {facts.frames}")
+        return type(facts)(frames=frames, height=facts.height, width=facts.width, fps=facts.fps)
+
+    def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
+        """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`."""
+        if out.shape != (len(frames), *size, 3):
+            raise ValueError(f"out has shape {out.shape}, expected {(len(frames), *size, 3)}")
+        shown, index = self.records.path(i), self._index(i)
+        ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
+        facts = index.facts
+        if ordinals.min() < 0 or ordinals.max() >= facts.frames:
+            raise MediaError(shown, f"frame {ordinals.max()} was asked for, there are {facts.frames}")
+        rows: dict[int, list[int]] = {}
+        for row, ordinal in enumerate(ordinals.tolist()):
+            rows.setdefault(ordinal, []).append(row)
+        pending, colours = set(rows), _Colours(shown)
+        for ordinal, frame in self._decode(i, index, sorted(rows)):
+            if ordinal not in pending:
+                continue
+            pending.discard(ordinal)
+            first, *others = rows[ordinal]
+            place(colours.rgb(frame, index.rotation), box, (facts.height, facts.width), out[first])
+            for row in others:
+                out[row] = out[first]
+        if pending:
+            raise MediaError(shown, f"frame {min(pending)} of {facts.frames} does not decode")
+
+    def index(self, i: int) -> Index:
+        """The packet table of record i; MediaError on bad media."""
+        return self._index(i)
+
+    def assume(self, i: int, index: Index) -> None:
+        """Take an index that was made before; the caller answers for it that the file is still the same."""
+        path = self.records.full_path(i)
+        self._indexes.setdefault(path, index)
+        self._indexes.move_to_end(path)
+        if len(self._indexes) > _OPEN_INDEXES:
+            self._indexes.popitem(last=False)
+
+    def _index(self, i: int) -> Index:
+        path = self.records.full_path(i)
+        if path not in self._indexes:
+            self._drop()
+            self._indexes[path], kept = index_file(path, self.records.path(i), keep=_KEPT_BYTES)
+            self._kept = (path, kept) if kept else None
+            if len(self._indexes) > _OPEN_INDEXES:
+                self._indexes.popitem(last=False)
+        self._indexes.move_to_end(path)
+        return self._indexes[path]
+
+    def _decode(self, i: int, index: Index, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Give (ordinal, frame) for the wanted ordinals; each comes at least once unless it does not decode."""
+        path, shown = self.records.full_path(i), self.records.path(i)
+        left = wanted
+        if index.grade is Grade.TIMED:
+            kept = self._kept[1] if self._kept and self._kept[0] == path else None
+            with _Demuxer(path, shown, index, kept) as demuxer:
+                found = set()
+                for ordinal, frame in demuxer.read(wanted):
+                    found.add(ordinal)
+                    yield ordinal, frame
+            left = [ordinal for ordinal in wanted if ordinal not in found]
+        if left:
+            # A wanted stamp did not come out: only counting from the start tells which frame is which. To the end,
+            # since a different number of frames means that the ordinals above were not what they seemed.
+            whole = index.grade is Grade.TIMED
+            yield from _count(path, shown, left, index.facts.frames, whole=whole)
+
+
+class _Colours:
+    """Converts the frames of one read to RGB by swscale, from any pixel format."""
+
+    def __init__(self, shown: str) -> None:
+        self.shown = shown
+        self._key: tuple[object, ...] = ()
+        self._reformatter: VideoReformatter | None = None
+
+    def rgb(self, frame: av.VideoFrame, quarter_turns: int) -> np.ndarray:
+        """Upright (H, W, 3) uint8 RGB of a decoded frame."""
+        from av.error import FFmpegError
+        from av.video.reformatter import VideoReformatter
+
+        # A context of swscale keeps the colour space it was made for: one serves the frames of one kind only.
+        key = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
+        key += (frame.color_primaries, frame.color_trc)
+        if self._reformatter is None or key != self._key:
+            self._key, self._reformatter = key, VideoReformatter()
+        try:
+            image = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+        except (FFmpegError, ValueError) as error:
+            reason = f"its pixel format {frame.format.name} cannot be converted ({error})"
+            raise MediaError(self.shown, reason) from error
+        return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+def _count(
+    path: str, shown: str, wanted: list[int], expected: int, *, whole: bool
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Decode from the start and give the wanted ordinals by counting; `whole`: check the total first."""
+    from av.error import FFmpegError
+
+    if whole:
+        total = sum(1 for _ in _decode_all(path, shown))
+        if total != expected:
+            raise MediaError(shown, f"only {total} of its {expected} frames decode")
+    ahead, decoded = set(wanted), 0
+    try:
+        for ordinal, frame in enumerate(_decode_all(path, shown, stop=False)):
+            decoded = ordinal + 1
+            if ordinal in ahead:
+                ahead.discard(ordinal)
+                yield ordinal, frame
+                if not ahead:
+                    return
+    except FFmpegError as error:
+        raise MediaError(shown, f"only {decoded} of its {expected} frames decode ({error.strerror})") from error
+    raise MediaError(shown, f"only {decoded} of its {expected} frames decode")
+
+
+def _decode_all(path: str, shown: str, *, stop: bool = True) -> Iterator[av.VideoFrame]:
+    """All frames of a file up to its end or, with `stop`, its first decoding error."""
+    from av.error import FFmpegError
+
+    with (
+        open_container(path, shown) as container,
+        # What container.decode does, but for the demuxer that is closed: video_index.packets says why.
+        contextlib.closing(container.demux(video_stream(container, shown))) as demuxed,  # type: ignore[type-var]
+    ):
+        try:
+            for packet in demuxed:
+                yield from packet.decode()  # type: ignore[misc]
+        except FFmpegError:
+            if not stop:
+                raise
+
+
+class _Demuxer:
+    """One open file of grade TIMED: its packets from memory, or from the file and then with the one that comes next."""
+
+    def __init__(self, path: str, shown: str, index: Index, kept: Kept | None = None) -> None:
+        self.path, self.shown, self.index, self.kept = path, shown, index, kept
+        if kept:
+            self.container, self.stream = kept.container, kept.stream
+        else:
+            self.container = open_container(path, shown)
+            self._rewind()
+
+    def __enter__(self) -> _Demuxer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.kept:
+            self.container.close()
+
+    def _rewind(self) -> None:
+        self.stream = video_stream(self.container, self.shown)
+        self.packets = packets(self.container, self.stream)
+        self.next = 0
+
+    def read(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Give (ordinal, frame) for sorted ordinals, in the order in which they are decoded."""
+        index = self.index
+        ordinal_of = {int(index.pts[index.positions[ordinal]]): ordinal for ordinal in wanted}
+        for start, stop in self._runs(wanted):
+            for frame in self._run(start, stop, ordinal_of):
+                if frame.pts in ordinal_of:
+                    yield ordinal_of[frame.pts], frame
+
+    def _runs(self, wanted: list[int]) -> list[tuple[int, int]]:
+        """Ranges of packets to decode, each from a key frame: a new one starts where it skips packets."""
+        index = self.index
+        keys = np.flatnonzero(index.keys)
+        runs: list[tuple[int, int]] = []
+        for position in index.positions[wanted].tolist():
+            before = keys[: np.searchsorted(keys, position, side="right")]
+            # A picture that is shown before its key frame (open GOP) needs the key frame before that one.
+            before = before[index.pts[before] <= index.pts[position]]
+            start = int(before[-1]) if len(before) else 0
+            if runs and start < runs[-1][1]:
+                runs[-1] = (runs[-1][0], max(runs[-1][1], position + 1))
+            else:
+                runs.append((start, position + 1))
+        return runs
+
+    def _run(self, start: int, stop: int, ordinal_of: dict[int, int]) -> Iterator[av.VideoFrame]:
+        """Decode packets start..stop-1 with a fresh decoder state and drain it."""
+        from av.error import FFmpegError
+
+        decoder, skips = self.stream.codec_context, None
+        may_skip = self.index.codec in _SKIPS_UNREFERENCED
+        try:
+            for packet in self._from(start, stop):
+                if may_skip and skips != (packet.pts not in ordinal_of):
+                    skips = packet.pts not in ordinal_of
+                    decoder.skip_frame = "NONREF" if skips else "DEFAULT"
+                yield from decoder.decode(packet)
+            yield from decoder.decode(None)
+        except FFmpegError:
+            return  # what is missing is found out, and named, by counting
+        finally:
+            decoder.flush_buffers()
+
+    def _from(self, start: int, stop: int) -> Iterator[av.Packet]:
+        """Packets start..stop-1; fewer where the file is no longer what was indexed."""
+        index = self.index
+        if self.kept:
+            yield from self.kept.packets[start:stop]
+            return
+        self._go_to(start)
+        while self.next < stop:
+            packet = next(self.packets, None)
+            if packet is None or (packet.pts, packet.size) != (index.pts[self.next], index.sizes[self.next]):
+                return
+            self.next += 1
+            yield packet
+
+    def _go_to(self, position: int) -> None:
+        """Make `position` the next packet: by a seek where that saves much reading, else by reading on."""
+        index = self.index
+        gap = position - self.next
+        if gap < 0 or gap > _SEEK_PACKETS or index.sizes[self.next : position].sum() > _SEEK_BYTES:
+            self._seek(position)
+        while self.next < position and next(self.packets, None) is not None:
+            self.next += 1
+
+    def _seek(self, position: int) -> None:
+        """Seek to a key frame or before it; where the first packet then is not found in the index, reopen."""
+        from av.error import FFmpegError
+
+        index = self.index
+        try:
+            self.container.seek(int(index.dts[position]), stream=self.stream, backward=True)
+            self.packets = packets(self.container, self.stream)
+            first = next(self.packets, None)
+        except FFmpegError:
+            first = None
+        landed = np.flatnonzero(index.pts == first.pts) if first is not None and first.pts is not None else []
+        if first is not None and len(landed) == 1 and landed[0] <= position and index.sizes[landed[0]] == first.size:
+            self.next = int(landed[0])
+            self.packets = _chain(first, self.packets)
+        else:
+            self.container.close()
+            self.container = open_container(self.path, self.shown)
+            self._rewind()
+
+
+def _chain(first: av.Packet, rest: Iterator[av.Packet]) -> Iterator[av.Packet]:
+    yield first
+    yield from rest

@@ -1,0 +1,206 @@
+"""What there is to know of one file of a list: the work of a scan's reader processes.
+
+The facts and the decoding are those of the readers that training uses, so what a scan calls readable can be trained
+on, and what it calls bad would have been a bad sample. Nothing is written.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from datasets.readers import READERS
+from datasets.readers.facts_cache import Stamp, family_of, stamp_of
+from datasets.readers.spec import Reader, ReaderSpec
+from utils.faults import MediaError
+
+if TYPE_CHECKING:
+    from datasets.plan import Facts
+    from datasets.records import Records
+
+#: How much of a file is decoded; each level includes those before it.
+LEVELS = ("header", "ends", "all")
+_SMALL = (32, 32)  # frames are looked at in this size, which every decoder and resize has to deliver whole
+_PLAIN = 2.0  # pictures of less contrast than this (standard deviation, 0..255) look alike without being the same
+_BLOCK = 1 << 20
+_SHARD = ".fsh"
+#: A rate is variable where a gap between frames differs from the usual one by more than this share, and by two ticks.
+_VFR_SHARE, _VFR_TICKS = 0.2, 2
+
+
+class Examiner:
+    """Answers the scan's requests about the records of one list.
+
+    Args:
+        spec: how frame folders are named; the reader is chosen by the path.
+        records: the list, with frame counts of -1, so that readers count for themselves.
+    """
+
+    def __init__(self, spec: ReaderSpec, records: Records) -> None:
+        self.spec = spec
+        self.records = records
+        self._readers: dict[str, Reader] = {}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One request: {"sample", "what": a level or "digest", "known": the stamp of an earlier answer or None}.
+
+        Returns:
+            {"same": True} where the file is what it was; {"digest"} of its bytes; else what `look` says.
+        """
+        i = request["sample"]
+        if request["what"] == "digest":
+            return {"digest": _digest(self.records.full_path(i), request["names"])}
+        if request["known"] is not None:
+            known = Stamp(*request["known"])
+            if stamp_of(self.records.full_path(i), known.witness) == known:
+                return {"same": True}
+        return self.look(i, request["what"])
+
+    def look(self, i: int, level: str) -> dict[str, Any]:
+        """All about record i: plain values; `bad` says why it cannot be read, or is "".
+
+        Args:
+            i: index of the record.
+            level: one of `LEVELS`.
+        """
+        path, shown = self.records.full_path(i), self.records.path(i)
+        found: dict[str, Any] = {"bad": "", "notes": [], "stamp": stamp_of(path), "level": level}
+        if found["stamp"] is None:
+            return found | {"bad": _why_not_there(path), "again": True}
+        family = family_of(path)
+        found["kind"] = _kind(path, family)
+        try:
+            reader = self._reader(family)
+            facts = reader.probe(i)
+            found |= {"frames": facts.frames, "height": facts.height, "width": facts.width, "fps": facts.fps}
+            if family == "video":
+                index = reader.index(i)  # type: ignore[attr-defined]
+                found |= {"grade": index.grade.value, "turns": index.rotation, "decoder": index.codec}
+                found |= describe(path, shown, index.facts.frames)
+            elif found["kind"] == "folder":
+                first = reader.first_file(i)  # type: ignore[attr-defined]
+                found |= _folder(path, os.path.basename(first), int(self.records.starts[i]) + facts.frames)
+            if level != "header":
+                found |= self._decode(i, reader, facts, whole=level == "all")
+        except MediaError as error:
+            # A decoder's message may hold anything; the path it names says which frame of a folder it was.
+            inside = "" if error.path in (shown, path) else f"{os.path.basename(error.path)}: "
+            found["bad"] = inside + error.reason
+        if stamp_of(path, (found["stamp"] or Stamp(0, 0)).witness) != found["stamp"]:
+            return {"bad": "the file changed while it was looked at", "again": True, "notes": []}
+        return found
+
+    def _reader(self, family: str) -> Reader:
+        if family not in self._readers:
+            self._readers[family] = READERS[family](self.spec, self.records)
+        return self._readers[family]
+
+    def _decode(self, i: int, reader: Reader, facts: Facts, *, whole: bool) -> dict[str, Any]:
+        """Decode the first, middle and last frame, or all of them; a fingerprint of these three pictures."""
+        ends = sorted({0, facts.frames // 2, facts.frames - 1})
+        pictures = np.empty((len(ends), *_SMALL, 3), np.uint8)
+        if whole:
+            # All frames into the same row: an hour of video takes no more memory than one frame.
+            rows = np.lib.stride_tricks.as_strided(pictures, (facts.frames, *_SMALL, 3), (0, *pictures.strides[1:]))
+            reader.read(i, np.arange(facts.frames), None, _SMALL, rows)
+        reader.read(i, np.array(ends), None, _SMALL, pictures)
+        if float(pictures.std(axis=(1, 2)).max()) < _PLAIN:
+            return {"pictures": ""}
+        text = f"{facts.frames} {facts.width}x{facts.height} ".encode() + pictures.tobytes()
+        return {"pictures": xxhash.xxh3_128_hexdigest(text)}
+
+
+def _why_not_there(path: str) -> str:
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+    return "it was not there a moment ago"
+
+
+def _kind(path: str, family: str) -> str:
+    if family == "video":
+        return "video"
+    return "folder" if os.path.isdir(path) else "shard" if path.lower().endswith(_SHARD) else "image"
+
+
+def describe(path: str, shown: str, frames: int) -> dict[str, Any]:
+    """Codec, format, rotation, rate and claims of a video file's header, beside the frames that were counted.
+
+    Args:
+        path: where the file is.
+        shown: the path as the list writes it.
+        frames: real number of frames.
+
+    Raises:
+        MediaError: it cannot be opened.
+    """
+    from datasets.readers.video_index import open_container, packets, video_stream
+
+    with open_container(path, shown) as container:
+        stream = video_stream(container, shown)
+        context = stream.codec_context
+        stamps: list[int] = []
+        keys = damaged = 0
+        for packet in packets(container, stream):
+            keys += packet.is_keyframe
+            damaged += packet.is_corrupt
+            if packet.pts is not None and not packet.is_discard:
+                stamps.append(packet.pts)
+        found: dict[str, Any] = {
+            "format": container.format.name,
+            "codec": context.name,
+            "pixels": context.pix_fmt or "",
+            "declared": int(stream.frames or 0),
+            "audio": bool(container.streams.audio),
+            "keys": keys,
+            "vfr": is_variable(stamps),
+        }
+    notes = []
+    if found["declared"] and found["declared"] != frames:
+        notes.append(f"its header says {found['declared']} frames, there are {frames}")
+    if damaged:
+        notes.append(f"{damaged} of its packets are marked as damaged")
+    return found | {"notes": notes}
+
+
+def is_variable(stamps: list[int]) -> bool | None:
+    """Whether frames come at a variable rate; None where too few stamps say anything.
+
+    Args:
+        stamps: presentation times of the frames in ticks, in any order.
+    """
+    times = np.unique(np.array(stamps, np.int64))
+    if len(times) < 3 or len(times) < len(stamps):
+        return None
+    gaps = np.diff(times)
+    usual = float(np.median(gaps))
+    return bool(np.abs(gaps - usual).max() > max(_VFR_TICKS, _VFR_SHARE * usual))
+
+
+def _folder(path: str, first: str, frames: int) -> dict[str, Any]:
+    """The stamp of a frame folder with its first file, and files beyond its `frames` numbers without a gap."""
+    stem, suffix = os.path.splitext(first)
+    prefix = stem.rstrip("0123456789")
+    same = [name for name in os.listdir(path) if name.startswith(prefix) and name.endswith(suffix)]
+    numbered = sum(os.path.splitext(name)[0][len(prefix) :].isdigit() for name in same)
+    notes = []
+    if numbered > frames:
+        notes.append(f"{numbered} numbered files, only {frames} without a gap")
+    return {"stamp": stamp_of(path, first), "first": first, "files": numbered, "notes": notes}
+
+
+def _digest(path: str, names: list[str]) -> str:
+    """xxh3 of the bytes of a file, or of some files of a folder; "" where it cannot be read."""
+    digest = xxhash.xxh3_128()
+    try:
+        for file in [os.path.join(path, name) for name in names] or [path]:
+            with open(file, "rb") as f:
+                while block := f.read(_BLOCK):
+                    digest.update(block)
+    except OSError:
+        return ""
+    return digest.hexdigest()

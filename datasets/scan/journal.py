@@ -1,0 +1,119 @@
+"""The memory of a scan: one line of JSON per look at a file, and from these lines the facts for training."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets.plan import Facts
+from datasets.readers import facts_cache
+from datasets.readers.spec import ReaderSpec
+from datasets.scan.file import LEVELS
+from utils.faults import UserError
+
+JOURNAL = "files.jsonl"
+Found = dict[str, Any]
+
+
+class Journal:
+    """What is known of files: DIR/files.jsonl, one line per look at a file, the last one counts.
+
+    Args:
+        folder: DIR, made if need be.
+        spec: naming of frame folders; entries made with another one are not taken.
+
+    Raises:
+        UserError: a file of that name that no scan has written.
+    """
+
+    def __init__(self, folder: Path, spec: ReaderSpec) -> None:
+        self.file = folder / JOURNAL
+        self.spec = spec
+        self.known: dict[tuple[str, int], Found] = {}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._out = open(self.file, "ab")  # noqa: SIM115  open as long as the scan
+        except OSError as error:
+            raise UserError(f"--out: {error.filename}: {error.strerror}") from error
+        try:
+            self._lock()
+            whole = self._load()
+            self._out.truncate(whole)  # half a line of a scan that was killed
+            if not whole:
+                self._write({"zoetrope": "scan", "version": 1})
+        except BaseException:
+            self._out.close()
+            raise
+
+    def _lock(self) -> None:
+        """One scan at a time; where the file system knows no locks, nobody is kept out."""
+        try:
+            fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"--out: another scan is writing to {self.file.parent}") from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+
+    def _load(self) -> int:
+        """Read what is there; returns the bytes of its whole lines."""
+        whole = 0
+        with open(self.file, "rb") as f:
+            first = f.readline()
+            if not first:
+                return 0
+            if not first.startswith(b'{"zoetrope": "scan"'):
+                raise UserError(f"{self.file}: this file was not written by a scan; choose another --out")
+            whole = len(first)
+            for number, line in enumerate(f, start=2):
+                if not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                try:
+                    entry = json.loads(line)
+                    if entry["naming"] == self._naming(entry["family"]):
+                        self.known[entry["path"], entry["start"]] = entry
+                except (ValueError, KeyError, TypeError):
+                    raise UserError(f"{self.file}:{number}: this line is damaged; delete it, or the file") from None
+        return whole
+
+    def _naming(self, family: str) -> list[Any] | None:
+        return [self.spec.template, self.spec.frame_base, self.spec.fps] if family == "frames" else None
+
+    def _write(self, entry: Found) -> None:
+        self._out.write(json.dumps(entry).encode("ascii") + b"\n")
+        self._out.flush()
+
+    def add(self, path: str, start: int, found: Found) -> None:
+        """Keep what was found out about a path."""
+        family = "video" if found.get("kind", "video") == "video" else "frames"
+        entry = {"path": path, "start": start, "family": family, "naming": self._naming(family), **found}
+        self.known[path, start] = entry
+        self._write(entry)
+
+    def stamp(self, path: str, start: int, level: str) -> list[Any] | None:
+        """The stamp under which a path need not be looked at again at this level; None where it must."""
+        entry = self.known.get((path, start))
+        if entry is None or entry.get("again") or LEVELS.index(entry["level"]) < LEVELS.index(level):
+            return None
+        return entry["stamp"]
+
+    def facts(self) -> Iterator[tuple[int, facts_cache.Entry]]:
+        """Rows of the facts cache: everything that `probe` gave an answer for."""
+        for (path, start), entry in self.known.items():
+            if entry.get("stamp") and "frames" in entry:
+                facts = Facts(*(entry[name] for name in ("frames", "height", "width", "fps")))
+                stamp, video = facts_cache.Stamp(*entry["stamp"]), entry.get("grade", "")
+                details = (video, entry["turns"], entry["decoder"]) if video else ()
+                key = facts_cache.key_of(self.spec, entry["family"], path, start)
+                yield key, facts_cache.Entry(stamp, facts, *details)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._out.close()

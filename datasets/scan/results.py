@@ -1,0 +1,232 @@
+"""What a scan leaves behind: lists without bad files, scan.json, a page; and a few lines for the terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.bad_media import printable
+from datasets.class_names import read_class_names
+from datasets.records import Records
+from datasets.scan.journal import Found
+from utils.faults import UserError
+
+SUMMARY, PAGE = "scan.json", "index.html"
+_NAMED = 10  # bad files in the terminal
+_BINS = 12
+
+
+def clean_name(list_file: str | os.PathLike[str]) -> str:
+    """Name of the list without bad files that a scan writes."""
+    return f"{Path(list_file).stem}.clean.txt"
+
+
+def write(
+    out: Path,
+    lists: Sequence[Records],
+    found: Sequence[list[Found]],
+    groups: Sequence[Found],
+    *,
+    level: str,
+    classes: Path | None,
+    seconds: float,
+) -> dict[str, Any]:
+    """Write everything below `out`; each file under another name first.
+
+    Args:
+        lists: what was scanned.
+        found: for each list what there is to say of each record.
+        groups: what `same_content` found.
+        level: how much was decoded.
+        classes: file of class names; None looks for classInd.txt beside each list.
+        seconds: how long it took.
+
+    Returns:
+        What stands in scan.json.
+    """
+    from datasets.scan import page as scan_page
+
+    summary: dict[str, Any] = {"format": "zoetrope.scan/1", "decode": level, "seconds": round(seconds, 1)}
+    summary["lists"] = [_of_list(records, own, classes, level) for records, own in zip(lists, found, strict=True)]
+    summary["same"] = [_of_group(group, lists) for group in groups]
+    for records, own in zip(lists, found, strict=True):
+        replace(out / clean_name(records.list_file), _clean(records, own))
+    replace(out / SUMMARY, json.dumps(summary, indent=1).encode("ascii"))
+    replace(out / PAGE, scan_page.render(summary).encode("utf-8"))
+    return summary
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Write a file so that nobody ever sees half of it."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.write_bytes(data)
+    os.replace(temporary, path)
+
+
+def _clean(records: Records, found: list[Found]) -> bytes:
+    """The list without bad files, in its order, with the real number of frames."""
+    good = [i for i, entry in enumerate(found) if not entry["bad"]]
+    paths = [os.fsencode(records.path(i)) for i in good]
+    separator = b"\t" if any(mark in path for path in paths for mark in (b" ", b",", b"\t")) else b" "
+    offsets = bool(np.any(records.starts > 0))
+    lines = []
+    for i, path in zip(good, paths, strict=True):
+        start, told, frames = int(records.starts[i]), int(records.frames[i]), int(found[i]["frames"])
+        if offsets and 0 < told < frames:
+            frames = told  # a part of a folder ends where its list says
+        numbers = [*([start] if offsets else []), frames, *records.labels_of(i).tolist()]
+        lines.append(separator.join([path, *(b"%d" % number for number in numbers)]) + b"\n")
+    return b"".join(lines)
+
+
+def _of_list(records: Records, found: list[Found], classes: Path | None, level: str) -> dict[str, Any]:
+    good = [entry for entry in found if not entry["bad"]]
+    frames = np.array([entry["frames"] for entry in good], np.int64)
+    rates = np.array([entry["fps"] for entry in good])
+    told = [(i, int(records.frames[i])) for i in range(len(found)) if records.frames[i] >= 0 and not found[i]["bad"]]
+    parts = bool(np.any(records.starts > 0))  # of a list with an offset, a record may end before its video does
+    wrong = [i for i, count in told if count > found[i]["frames"] or (count != found[i]["frames"] and not parts)]
+    return {
+        "list": str(records.list_file),
+        "root": records.root,
+        "sha256": records.list_hash,
+        "videos": len(found),
+        "good": len(good),
+        "repeated": records.duplicates,
+        "decode": level,
+        "clean": clean_name(records.list_file),
+        "several_labels": records.several,
+        "bad": [_named(records, i, entry["bad"]) for i, entry in enumerate(found) if entry["bad"]],
+        "reasons": _counted(_kind_of_reason(entry["bad"]) for entry in found if entry["bad"]),
+        "notes": [_named(records, i, note) for i, entry in enumerate(found) for note in entry["notes"]],
+        "wrong_counts": [
+            _named(records, i, f"the list says {records.frames[i]} frames, there are {found[i]['frames']}")
+            for i in wrong
+        ],
+        "kinds": _counted(entry["kind"] for entry in good),
+        "codecs": _counted(entry.get("codec", "") for entry in good if entry["kind"] == "video"),
+        "formats": _counted(entry.get("format", "") for entry in good if entry["kind"] == "video"),
+        "sizes": _counted(f"{entry['width']}x{entry['height']}" for entry in good),
+        "rotated": sum(bool(entry.get("turns")) for entry in good),
+        "variable_rate": sum(entry.get("vfr") is True for entry in good),
+        "with_audio": sum(bool(entry.get("audio")) for entry in good),
+        "frames": _spread(frames),
+        "fps": _spread(rates),
+        "seconds": _spread(frames / rates),
+        "classes": _classes(records, found, classes),
+    }
+
+
+def _named(records: Records, i: int, what: str) -> dict[str, Any]:
+    return {"path": printable(records.path(i)), "label": int(records.labels[i]), "what": printable(what)}
+
+
+def _kind_of_reason(reason: str) -> str:
+    """A reason without its numbers and names, to count equal ones."""
+    words = reason.split(" (")[0].split(": ")[-1]
+    return "".join("#" if letter.isdigit() else letter for letter in words)
+
+
+def _counted(values: Any) -> dict[str, int]:
+    return dict(Counter(values).most_common())
+
+
+def _spread(values: np.ndarray) -> dict[str, Any]:
+    """Least, median, most, and a histogram with equal steps up to the 99th percentile; the last bin takes the rest."""
+    if not len(values):
+        return {"least": 0, "median": 0, "most": 0, "bins": [], "step": 0, "from": 0}
+    low, high = float(values.min()), float(np.percentile(values, 99))
+    step = max((high - low) / _BINS, 1e-9)
+    places = np.minimum(((values - low) / step).astype(int), _BINS - 1)
+    bins = np.bincount(places, minlength=_BINS).tolist() if high > low else [len(values)]
+    rounded = {"least": low, "median": float(np.median(values)), "most": float(values.max()), "step": step, "from": low}
+    return {name: round(value, 3) for name, value in rounded.items()} | {"bins": bins}
+
+
+def _classes(records: Records, found: list[Found], classes: Path | None) -> list[dict[str, Any]]:
+    """Number of videos and of bad ones of each label, from 0 to the highest of the list or of the class names."""
+    count = int(max(records.labels_of(i).max() for i in range(len(records)))) + 1
+    names = [str(label) for label in range(count)]
+    beside = Path(records.list_file).parent / "classInd.txt"
+    file = classes or (beside if beside.is_file() else None)
+    if file is not None:
+        for wanted in (count, _lines(file)):
+            try:
+                names = read_class_names(file, wanted)
+                break
+            except UserError:
+                if classes is not None and wanted != count:
+                    raise
+    videos, bad = np.zeros(max(count, len(names)), int), np.zeros(max(count, len(names)), int)
+    for i, entry in enumerate(found):
+        videos[records.labels_of(i)] += 1
+        bad[records.labels_of(i)] += bool(entry["bad"])
+    names += [str(label) for label in range(len(names), len(videos))]
+    return [
+        {"label": label, "name": printable(names[label]), "videos": int(videos[label]), "bad": int(bad[label])}
+        for label in range(len(videos))
+    ]
+
+
+def _lines(file: Path) -> int:
+    try:
+        return sum(bool(line.strip()) for line in file.read_bytes().splitlines())
+    except OSError:
+        return 0
+
+
+def _of_group(group: Found, lists: Sequence[Records]) -> dict[str, Any]:
+    members = [
+        {
+            "list": str(lists[number].list_file),
+            "path": printable(lists[number].path(i)),
+            "label": int(lists[number].labels[i]),
+        }
+        for number, i in group["members"]
+    ]
+    across = len({number for number, _ in group["members"]}) > 1
+    return {
+        "how": group["how"],
+        "across": across,
+        "labels_differ": len({member["label"] for member in members}) > 1,
+        "members": members,
+    }
+
+
+def in_words(summary: dict[str, Any], out: Path) -> list[str]:
+    """The result for the terminal."""
+    lines = []
+    for part in summary["lists"]:
+        empty = [row["name"] for row in part["classes"] if not row["videos"] - row["bad"]]
+        kinds = ", ".join(f"{count} {kind}s" for kind, count in part["kinds"].items()) or "nothing to read"
+        lines.append(f"{part['list']}: {part['good']} of {part['videos']} can be read ({kinds})")
+        lines += [f"  bad: {bad['path']}: {bad['what']}" for bad in part["bad"][:_NAMED]]
+        if len(part["bad"]) > _NAMED:
+            lines.append(f"  and {len(part['bad']) - _NAMED} more, all in {out / SUMMARY}")
+        if part["wrong_counts"]:
+            lines.append(
+                f"  {len(part['wrong_counts'])} frame counts of the list are wrong; {part['clean']} has the real ones"
+            )
+        if part["several_labels"]:
+            lines.append(f"  {part['clean']} has several labels per video: data.list_layout: path_frames_labels")
+        if part["variable_rate"] or part["rotated"]:
+            lines.append(
+                f"  {part['variable_rate']} with a variable frame rate, {part['rotated']} turned by their header"
+            )
+        if empty:
+            shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
+            lines.append(f"  {len(empty)} of {len(part['classes'])} classes have no readable video: {shown}")
+    across = [group for group in summary["same"] if group["across"]]
+    if summary["same"]:
+        lines.append(f"{len(summary['same'])} groups of files hold the same video, {len(across)} of them across lists")
+        for group in across[:_NAMED]:
+            lines.append("  " + " = ".join(f"{Path(m['list']).name}: {m['path']}" for m in group["members"][:4]))
+    names = ", ".join(part["clean"] for part in summary["lists"])
+    lines.append(f"{out}: {PAGE} to look at, {SUMMARY}, {names}")
+    return lines

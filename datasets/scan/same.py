@@ -1,0 +1,80 @@
+"""Files that hold the same video: a copy in the validation list makes an accuracy worthless."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from datasets.readers.spec import ReaderSpec
+from datasets.records import Records
+from datasets.scan.journal import Found
+from datasets.scan.work import ask
+
+
+def same_content(
+    lists: list[Records], found: list[list[Found]], spec: ReaderSpec, *, workers: int, deadline: float
+) -> list[Found]:
+    """Groups of files that hold the same video, within a list or across lists.
+
+    The same file, the same bytes, or where frames were decoded, the same number of frames, size, and first, middle and
+    last picture (a copy in another container). Only files of equal size are read for it; of folders, three frame files.
+
+    Returns:
+        {"how": "file", "bytes" or "pictures", "members": [(list, record), ...]}: one file in several lists, or at least
+        two files.
+    """
+    by_path: dict[str, tuple[int, int]] = {}
+    others: dict[str, dict[int, tuple[int, int]]] = {}  # path -> list -> its first record there
+    for number, records in enumerate(lists):
+        for i in range(len(records)):
+            path = os.path.realpath(records.full_path(i))
+            if not found[number][i]["bad"]:
+                by_path.setdefault(path, (number, i))
+            others.setdefault(path, {}).setdefault(number, (number, i))
+    groups = [{"how": "file", "members": list(own.values())} for own in others.values() if len(own) > 1]
+    groups += _digests(lists, found, list(by_path.values()), spec, workers, deadline)
+    pictures: dict[str, list[tuple[int, int]]] = {}
+    for number, i in by_path.values():
+        if found[number][i].get("pictures"):
+            pictures.setdefault(found[number][i]["pictures"], []).append((number, i))
+    known = {frozenset(group["members"]) for group in groups}
+    for members in pictures.values():
+        if len(members) > 1 and frozenset(members) not in known:
+            groups.append({"how": "pictures", "members": members})
+    return groups
+
+
+def _digests(
+    lists: list[Records],
+    found: list[list[Found]],
+    members: list[tuple[int, int]],
+    spec: ReaderSpec,
+    workers: int,
+    deadline: float,
+) -> list[Found]:
+    """Groups with equal bytes among the members whose size alone does not tell them apart."""
+    sizes: dict[Any, list[tuple[int, int]]] = {}
+    for number, i in members:
+        entry = found[number][i]
+        folder = (entry["frames"], entry["stamp"][3]) if entry["kind"] == "folder" else None
+        sizes.setdefault(folder or entry["stamp"][0], []).append((number, i))
+    digests: dict[str, list[tuple[int, int]]] = {}
+    for number, records in enumerate(lists):
+        wanted = [i for group in sizes.values() if len(group) > 1 for owner, i in group if owner == number]
+        requests = [{"sample": i, "what": "digest", "names": _three(found[number][i]), "known": None} for i in wanted]
+        for i, answer in ask(records, spec, requests, workers, deadline):
+            if answer.get("digest"):
+                entry = found[number][i]
+                digests.setdefault(f"{entry['kind']} {entry['frames']} {answer['digest']}", []).append((number, i))
+    return [{"how": "bytes", "members": sorted(group)} for group in digests.values() if len(group) > 1]
+
+
+def _three(entry: Found) -> list[str]:
+    """First, middle and last frame file of a folder; nothing for a file."""
+    if entry["kind"] != "folder":
+        return []
+    stem, suffix = os.path.splitext(entry["first"])
+    digits = len(stem) - len(stem.rstrip("0123456789"))
+    prefix, first = stem[: len(stem) - digits], int(stem[len(stem) - digits :])
+    ordinals = sorted({0, entry["frames"] // 2, entry["frames"] - 1})
+    return [f"{prefix}{first + ordinal:0{digits}d}{suffix}" for ordinal in ordinals]

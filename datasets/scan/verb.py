@@ -1,0 +1,119 @@
+"""`python main.py scan LIST --root R`: look at every file of a list before a run does.
+
+Files are looked at in reader processes (pool.py): one that hangs or takes its decoder down costs itself only. Each
+answer is a line of DIR/files.jsonl at once, so that a scan that was stopped goes on where it was, and the next one
+looks only at what is new or has another size or modification time. The files of the list are only ever read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.readers import facts_cache
+from datasets.readers.spec import ReaderSpec
+from datasets.records import Records
+from datasets.scan import results as scan_results
+from datasets.scan.file import LEVELS
+from datasets.scan.journal import JOURNAL, Journal
+from datasets.scan.results import clean_name
+from datasets.scan.same import same_content
+from datasets.scan.work import examine
+from utils.faults import UserError
+
+FACTS = "facts.bin"
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb.
+
+    Returns:
+        0 when every file can be read, 1 when some cannot (they are named), 130 when it was interrupted.
+    """
+    args = _arguments(argv)
+    lists = load_lists(args.lists, args.root, args.layout)
+    spec = ReaderSpec("frames", template=args.template, frame_base=args.frame_base, fps=args.fps)
+    if not (args.out / JOURNAL).exists():  # no scan has been here: what has our names is somebody's
+        for name in (FACTS, scan_results.SUMMARY, scan_results.PAGE, *map(clean_name, args.lists)):
+            if (args.out / name).exists():
+                raise UserError(
+                    f"--out: {args.out / name} is there and was not written by a scan; choose another --out"
+                )
+    started = time.monotonic()
+    with Journal(args.out, spec) as journal:
+        try:
+            found = [
+                examine(records, spec, journal, level=args.decode, workers=args.workers, deadline=args.deadline)
+                for records in lists
+            ]
+            groups = same_content(lists, found, spec, workers=args.workers, deadline=args.deadline)
+        except KeyboardInterrupt:
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            return 130
+    entries = facts_cache.write(args.out / FACTS, journal.facts())
+    summary = scan_results.write(
+        args.out, lists, found, groups, level=args.decode, classes=args.classes, seconds=time.monotonic() - started
+    )
+    print("\n".join(scan_results.in_words(summary, args.out)))
+    print(f"facts of {entries} files for training: set data.facts to {args.out / FACTS}")
+    return 1 if any(part["bad"] for part in summary["lists"]) else 0
+
+
+def _arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="main.py scan", description="which files of a list can be read, and what they are"
+    )
+    parser.add_argument("lists", nargs="+", type=Path, metavar="LIST", help="list files, such as train.txt val.txt")
+    parser.add_argument(
+        "--root", action="append", required=True, metavar="DIR", help="folder of the paths; once, or one for each list"
+    )
+    parser.add_argument(
+        "--decode",
+        choices=LEVELS,
+        default="ends",
+        help="header: count only; ends: first, middle and last frame (default); all: every frame",
+    )
+    parser.add_argument("--out", type=Path, default=Path("scan"), metavar="DIR", help="folder for what is found (scan)")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one per core)"
+    )
+    parser.add_argument(
+        "--deadline", type=float, default=120.0, metavar="S", help="seconds that one file may take (120)"
+    )
+    parser.add_argument(
+        "--classes", type=Path, metavar="FILE", help="class names (default: classInd.txt beside the list)"
+    )
+    parser.add_argument(
+        "--layout", default="auto", choices=("auto", "path_labels", "path_frames_labels"), help="as data.list_layout"
+    )
+    parser.add_argument(
+        "--template", help="frame folders: file name such as img_{:05d}.jpg (default: found by looking)"
+    )
+    parser.add_argument("--frame-base", type=int, choices=(0, 1), help="frame folders: number of the first file")
+    parser.add_argument("--fps", type=float, default=ReaderSpec.fps, help="frame folders: frames/s (30)")
+    args = parser.parse_args(argv)
+    if len(args.root) not in (1, len(args.lists)):
+        raise UserError(f"--root: {len(args.root)} folders for {len(args.lists)} lists; give one, or one for each list")
+    if args.workers < 1 or not args.deadline > 0:
+        raise UserError("--workers and --deadline must be positive")
+    return args
+
+
+def load_lists(files: Sequence[Path], roots: Sequence[str], layout: str = "auto") -> list[Records]:
+    """Load lists with their roots (one for all, or one each).
+
+    Raises:
+        UserError: a list or a root that is not there, or is wrong; two lists of one name.
+    """
+    names = [clean_name(file) for file in files]
+    if len(set(names)) < len(names):
+        raise UserError(f"two lists are called {max(names, key=names.count)}: scan them into different folders (--out)")
+    roots = roots if len(roots) == len(files) else [roots[0]] * len(files)
+    for root in roots:
+        if not os.path.isdir(root):
+            raise UserError(f"--root: there is no folder {root}")
+    return [Records.load(file, root, num_class=None, layout=layout) for file, root in zip(files, roots, strict=True)]
