@@ -109,7 +109,7 @@ def read_list(list_file: str, root: str) -> Columns:
             return _read_json(list_file, root)
         return _read_text(list_file, root)
     except FileNotFoundError:
-        raise UserError(f"{list_file}: there is no such list file; check train_source and val_source") from None
+        raise UserError(f"{list_file}: there is no such list file; check its path") from None
     except OSError as error:
         raise UserError(f"{list_file}: the list cannot be read: {error.strerror}") from error
 

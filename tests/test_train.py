@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import main
-from tests.experiment import few_videos, fingerprint, make
+from tests.experiment import fingerprint, make
 from tests.ranks import ROOT
 
 RANKED = "import sys, main; sys.exit(main.main(sys.argv[1:]))"
@@ -120,30 +120,6 @@ def test_bn_statistics_of_each_group_survive_a_restart(
     assert whole["group_statistics"].shape[0] == 2
     assert not torch.equal(whole["group_statistics"][0], whole["group_statistics"][1])
     assert torch.equal(whole["group_statistics"], parts["group_statistics"])
-
-
-def launched(exp: Path, ranks: int, overrides: list[str]) -> None:
-    """Train by `python -m launch` on some ranks of this machine."""
-    words = [sys.executable, "-m", "launch", "train", str(exp), "local", str(ranks)]
-    words += [word for override in overrides for word in ("--set", override)]
-    done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
-    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
-
-
-def test_one_and_two_ranks_train_alike(tmp_path: Path, motion_videos: Path) -> None:
-    settings = {"group": 2, "steps": 4, "val_freq": 4, "print_freq": 1, "method": "tsm"}
-    found = {}
-    for ranks in (1, 2):
-        exp = make(tmp_path / f"on{ranks}", motion_videos, **settings)
-        extra = ["common.precision=fp64", "common.shards=2", few_videos(exp, motion_videos)]
-        if ranks == 1:
-            assert main.train(exp, overrides=extra) == 0
-        else:
-            launched(exp, ranks, extra)
-        found[ranks] = losses(exp)
-    assert sorted(found[1]) == [1, 2, 3, 4]
-    for step, value in found[1].items():
-        assert found[2][step] == pytest.approx(value, abs=1e-9)
 
 
 def test_a_loss_that_is_not_a_number_stops_before_the_step_and_names_videos(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ import torch
 
 import main
 from tests.experiment import fingerprint, make
-from tests.test_train import launched, losses, stopping
+from tests.ranks import ROOT
+from tests.test_train import losses, stopping
 from utils import checkpoint, config
 from utils.faults import UserError
 
@@ -29,6 +33,14 @@ def small(folder: Path, data: Path) -> Path:
     text = (exp / "config.yaml").read_text().replace("backbone: resnet18", "backbone: mobilenetv2")
     (exp / "config.yaml").write_text(text.replace(f"{data}/lists/val.txt", f"{exp}/val.txt"))
     return exp
+
+
+def launched(exp: Path, ranks: int, overrides: list[str]) -> None:
+    """Train by `python -m launch` on some ranks of this machine."""
+    words = [sys.executable, "-m", "launch", "train", str(exp), "local", str(ranks)]
+    words += [word for override in overrides for word in ("--set", override)]
+    done = subprocess.run(words, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()
 
 
 def run(folder: Path, data: Path, *overrides: str, code: int = 0) -> Path:
