@@ -62,17 +62,12 @@ def main(argv: Sequence[str]) -> int:
         print("usage: python main.py VERB ...   (VERB --help shows its options)\n")
         print("\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()))
         return 0
-    try:
+
+    def verb() -> int:
         faults.check_repository(Path(__file__).parent)
-        code = call_verb(argv[0], list(argv[1:]))
-    except UserError as error:
-        if faults.rank_from_environment() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        code = 2
-    except faults.LostRank as error:
-        print(f"error: {error}", file=sys.stderr)
-        code = 1
-    return faults.leave_exit_code(code)
+        return call_verb(argv[0], list(argv[1:]))
+
+    return faults.leave_exit_code(faults.call(verb))
 
 
 def call_verb(verb: str, argv: list[str]) -> int:
@@ -309,9 +304,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
         folder = run_dir.RunDir(exp)
         world.on_main(folder.lock)
         stack.callback(folder.close)
-        if fresh:
-            world.on_main(folder.move_to_old)
-        found = checkpoint.find_on_all_ranks(exp, world)
+        found = None if fresh else checkpoint.find_on_all_ranks(exp, world)
         state = found.state if found else None
 
         lists = [loader.records_of(cfg, split) for split in ("train", "val")]
@@ -325,18 +318,23 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
         )
         cfg = config.resolve_lengths(cfg, len(lists[0]), shards.global_batch)
         step = state["step"] if state else 0
-        run_log = stack.enter_context(log.RunLog(exp, world.is_main, step))
-        run_log.start(exp, cfg, overrides, shards, revision=run_dir.revision())
+        said: list[str] = []
         if found:
             hashes = {"train": lists[0].list_hash, "val": lists[1].list_hash}
             differences = config.differences(found.state["config"], config.to_dict(cfg))
-            for line in [*found.messages, *checkpoint.check_resume(found.state, differences, hashes, KERNEL)]:
-                run_log.line(line)
-        made = parts.build(cfg, world, shards, state, methods.build, run_log.line)
+            said += [*found.messages, *checkpoint.check_resume(found.state, differences, hashes, KERNEL)]
+        made = parts.build(cfg, world, shards, found, methods.build, said.append)
+        if not found:  # nothing in lists, config or weights can be wrong any more: only now an old run is moved away
+            world.on_main(lambda: folder.move_to_old(everything=fresh))
+        run_log = stack.enter_context(log.RunLog(exp, world.is_main, step))
+        run_log.start(exp, cfg, overrides, shards, revision=run_dir.revision())
+        for line in said:
+            run_log.line(line)
         made |= {"kernel": KERNEL, "stack": stack, "step": step}
         run = Run(cfg, world, shards, folder, run_log, lists[0], lists[1], class_names, **made)
         run.begin(state)
-        with dist.contact(world):  # a lost rank shows as an error of DDP's or gloo's own: say what it means
+        # A lost rank shows as an error of DDP's or gloo's own: `contact` says what it means.
+        with run_log.last_words(), dist.contact(world):
             yield run
 
 

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.faults import UserError
+from utils.faults import AgreedError, UserError
 
 if TYPE_CHECKING:
     from anal_tools.protocols import Protocol
+    from utils.dist import World
 
 _SAME = 1e-5  # largest difference of a class probability that counts as the same answer
+_TRIES = 3  # times that weights are read anew because their file was replaced meanwhile
 _PROBE_SIDE = 64  # pixels of the clip on which that is checked
 
 
@@ -30,6 +32,66 @@ def choose_weights(exp: Path, wanted: str | None) -> Path:
         if path.is_file():
             return path
     raise UserError(f"{paths[0]}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
+
+
+def read_steady(weights: Path, read: Callable[[Path], dict[str, Any]], world: World) -> tuple[dict[str, Any], str]:
+    """Weights and the hash of the very file they are from, the same on all ranks.
+
+    A training run may replace the file at any moment: then it is read again.
+
+    Args:
+        weights: the file.
+        read: gives what is in it; called on every rank.
+        world: the ranks.
+
+    Returns:
+        What `read` gave; sha256 of the file, in hex.
+
+    Raises:
+        UserError: what `read` raises, or the file changes all the time, or the ranks see different ones.
+    """
+    for _ in range(_TRIES):
+        failure, state, digest, steady = None, {}, "", False
+        try:
+            state, digest, steady = _read_once(weights, read)
+        except UserError as error:
+            failure = error
+        failed = world.any(failure is not None)
+        if failure is not None:
+            raise failure
+        if failed:
+            raise AgreedError(f"{weights}: another rank could not read it")
+        if not world.any(not (_same_on_all_ranks(digest, world) and steady)):
+            return state, digest
+    raise AgreedError(
+        f"{weights}: the file was replaced each time it was read, or the ranks see different files of this name; "
+        "copy it to a place that all machines see and nobody writes to, and name the copy with --checkpoint"
+    )
+
+
+def _read_once(weights: Path, read: Callable[[Path], dict[str, Any]]) -> tuple[dict[str, Any], str, bool]:
+    """What is in the file, its hash, and whether it was one and the same file all the time."""
+    from utils import checkpoint
+
+    def stamp() -> tuple[int, ...]:
+        status = weights.stat()
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+    try:
+        before = stamp()
+        state = read(weights)
+        digest = checkpoint.file_hash(weights)
+        return state, digest, stamp() == before
+    except OSError as error:
+        raise UserError(f"{weights}: cannot be read ({error.strerror}); is it being moved?") from error
+
+
+def _same_on_all_ranks(digest: str, world: World) -> bool:
+    """Whether this rank's hash is that of rank 0. All ranks must call it."""
+    import torch
+
+    own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.int64, device=world.device)
+    return torch.equal(world.broadcast_(own.clone()), own)
 
 
 def build_for_evaluation(cfg: Any, state: dict[str, Any], weights: Path, world: Any) -> Any:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, scorer
+from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
+from utils.faults import UserError
 from utils.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from anal_tools import protocols
+
+_ENDINGS = (".pth.tar", ".pth", ".pyth", ".pt", ".pdparams", ".pkl", ".safetensors", ".ckpt", ".tar")  # of weights
+_NAME_BYTES = 200  # of a result: locks and reports put words before and after it
 
 __all__ = ["build_for_evaluation", "choose_weights", "evaluate", "main", "normaliser"]
 
@@ -79,26 +84,27 @@ def evaluate(
     from anal_tools import result_parts
     from datasets import loader
     from methods import interop
-    from utils import checkpoint, config, dist, run_dir, signals
+    from utils import config, dist, run_dir, signals
     from utils.run import STOPPED, model_arguments
 
     cfg = config.load(exp, overrides)
     config.check_files(cfg, ("val",))
     protocol = chosen_protocol(cfg, args)
     weights = choose_weights(exp, args.checkpoint)
-    name = args.name or result_name(weights, args)
+    name = checked_name(result_name(weights, args) if args.name is None else args.name)
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         world = dist.join()
         stack.callback(dist.leave)
         records = loader.records_of(cfg, "val")
-        state = interop.load_checkpoint(weights, model_arguments(cfg, pretrained=False))  # also others' files
+        arguments = model_arguments(cfg, pretrained=False)
+        read = functools.partial(interop.load_checkpoint, arguments=arguments)  # also others' files
+        state, weights_hash = read_steady(weights, read, world)
         build = functools.partial(build_for_evaluation, cfg, state, weights, world)
         net, cost = prepare(cfg, protocol, build, plain=args.plain)
         folder = exp / "results" / name
         lock = stack.enter_context(contextlib.closing(run_dir.RunDir(exp, f"eval-{name}")))
         world.on_main(lock.lock)
-        weights_hash = checkpoint.file_hash(weights) if world.is_main else ""
         earlier = Earlier(world, folder, len(records), identity(cfg, records, weights_hash, protocol, args.keep))
         videos = loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=earlier.done)
         stack.callback(videos.close)
@@ -133,10 +139,28 @@ def result_name(weights: Path, args: argparse.Namespace) -> str:
     """The kind of checkpoint, and what was asked for instead of the config's own views."""
     from utils import checkpoint
 
-    kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(weights.name, weights.stem)
+    ending = next((ending for ending in _ENDINGS if weights.name.lower().endswith(ending)), "")
+    stem = weights.name[: len(weights.name) - len(ending)] or weights.name
+    kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(weights.name, stem)
     sizes = [f"{key}{value}" for key, value in (("s", args.scale), ("c", args.crop_size)) if value]
     other = [args.protocol, args.views, *sizes, args.average, "positions" if args.per_position else None]
     return "-".join([kind, *filter(None, other)])
+
+
+def checked_name(name: str) -> str:
+    """The name of a result, if `results/` can have a folder and a JSON file of that name.
+
+    Raises:
+        UserError: it cannot.
+    """
+    length = len(os.fsencode(name))
+    if name in ("", ".", "..") or "/" in name or "\0" in name or name.endswith((".json", ".tmp")):
+        says = "must not hold / or end in .json or .tmp"
+    elif length > _NAME_BYTES:
+        says = f"must not have more than {_NAME_BYTES} bytes, and has {length}"
+    else:
+        return name
+    raise UserError(f"--name {name!r}: the name of a result {says}; choose another with --name")
 
 
 def watched(exp: Path, cfg: Any, world: Any, name: str, videos: Any) -> Watchdog:
@@ -189,10 +213,13 @@ class Earlier:
 
         self.world, self.parts = world, []
         message = torch.zeros(videos + 1, dtype=torch.int64)
-        if world.is_main:
+
+        def look() -> None:
             message[0], self.parts = result_parts.earlier_parts(folder, key, videos)
             for part in self.parts:
                 message[1 + torch.from_numpy(part["samples"])] = 1
+
+        world.on_main(look)
         message = world.broadcast_(message.to(world.device)).cpu()
         self.starts, self.done = int(message[0]), set(message[1:].nonzero().flatten().tolist())
         if world.is_main and self.done:

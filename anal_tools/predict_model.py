@@ -81,19 +81,20 @@ def from_experiment(
     Raises:
         UserError: no such file, or weights that do not fit.
     """
-    from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare
+    from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady
     from anal_tools.protocols import Protocol
     from methods import interop
-    from utils import checkpoint
     from utils.run import autocast, model_arguments
 
     if target.is_dir() or target.suffix in (".yaml", ".yml"):
         cfg = _load_config(target, overrides)
         exp = target if target.is_dir() else target.parent
         weights = choose_weights(exp, checkpoint_name)
-        state = interop.load_checkpoint(weights, model_arguments(cfg, pretrained=False))
+        read = functools.partial(interop.load_checkpoint, arguments=model_arguments(cfg, pretrained=False))
+        state, weights_hash = read_steady(weights, read, world)
     else:
-        weights, state = target, _own_checkpoint(target)
+        weights = target
+        state, weights_hash = read_steady(weights, _own_checkpoint, world)
         cfg = config_of(state, target, overrides)
     classes = state.get("classes")
     if not isinstance(classes, list) or len(classes) != cfg.model.num_class:
@@ -111,7 +112,7 @@ def from_experiment(
         about={
             "engine": "torch",
             "weights": str(weights),
-            "weights_hash": checkpoint.file_hash(weights),
+            "weights_hash": weights_hash,
             "type": cfg.model.type,
             "backbone": cfg.model.backbone,
         },

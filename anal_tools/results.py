@@ -12,7 +12,7 @@
 * `ledger.jsonl`: one row for each video that failed or was repaired: sample, path, status, reason
 
 and `results/<name>.json` the protocol, the hashes of list and weights, the counts and the metrics. It is written last:
-its presence means complete.
+its presence means complete. When the evaluation is repeated it goes first, and only once the new files are written.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from utils import metrics
 from utils.faults import UserError
+
+_Content = TypeVar("_Content")
+_TRIES = 3  # times that a result is read anew because it was replaced meanwhile
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Results:
     summary: dict[str, Any]
     exp: Path = Path()
     targets: np.ndarray | None = None
+    stamp: tuple[int, ...] | None = None  # of the summary file as it was read
 
     @classmethod
     def names(cls, exp: Path) -> list[str]:
@@ -69,16 +73,33 @@ class Results:
             known = ", ".join(sorted(cls.names(exp))) or "none"
             raise UserError(f"{summary_file}: no finished evaluation of that name (there are: {known})")
         parts = folder / name
-        try:
-            arrays = {key: np.load(parts / f"{key}.npy", allow_pickle=False) for key in ("labels", "scores")}
-            arrays["logits"] = np.load(parts / "logits.npy", mmap_mode="r", allow_pickle=False)
-            ids = [json.loads(line) for line in (parts / "ids.txt").read_text("utf-8").splitlines()]
-            summary = json.loads(summary_file.read_text("utf-8"))
-            several = parts / "targets.npy"
-            targets = np.load(several, allow_pickle=False) if several.exists() else None
-        except (OSError, ValueError) as error:
-            raise UserError(f"{parts}: cannot be read ({error}); run the evaluation again") from error
-        return cls(name=name, ids=ids, summary=summary, exp=Path(exp), targets=targets, **arrays)
+        for _ in range(_TRIES):
+            stamp = _stamp(summary_file)
+            try:
+                content = cls._read(parts, summary_file)
+            except (OSError, ValueError) as error:
+                if _stamp(summary_file) == stamp:
+                    raise UserError(f"{parts}: cannot be read ({error}); run the evaluation again") from error
+                continue
+            if stamp is not None and _stamp(summary_file) == stamp:
+                return cls(name=name, exp=Path(exp), stamp=stamp, **content)
+        raise _replaced(parts)
+
+    @staticmethod
+    def _read(parts: Path, summary_file: Path) -> dict[str, Any]:
+        arrays = {key: np.load(parts / f"{key}.npy", allow_pickle=False) for key in ("labels", "scores")}
+        arrays["logits"] = np.load(parts / "logits.npy", mmap_mode="r", allow_pickle=False)
+        ids = [json.loads(line) for line in (parts / "ids.txt").read_text("utf-8").splitlines()]
+        summary = json.loads(summary_file.read_text("utf-8"))
+        several = parts / "targets.npy"
+        targets = np.load(several, allow_pickle=False) if several.exists() else None
+        return {"ids": ids, "summary": summary, "targets": targets, **arrays}
+
+    def _of_this_evaluation(self, content: _Content) -> _Content:
+        """What was just read from the folder, if no other evaluation has taken it over since `load`."""
+        if self.stamp is not None and _stamp(self.exp / "results" / f"{self.name}.json") != self.stamp:
+            raise _replaced(self.folder)
+        return content
 
     @property
     def folder(self) -> Path:
@@ -113,12 +134,12 @@ class Results:
     @cached_property
     def frames(self) -> np.ndarray:
         """(N, V, T) int32, memory-mapped."""
-        return np.load(self.folder / "frames.npy", mmap_mode="r", allow_pickle=False)
+        return self._of_this_evaluation(np.load(self.folder / "frames.npy", mmap_mode="r", allow_pickle=False))
 
     @cached_property
     def views(self) -> list[dict[str, Any]]:
         """Of each view: clip, crop, place, box (x1, y1, x2, y2), flip."""
-        return json.loads((self.folder / "views.json").read_text("utf-8"))
+        return self._of_this_evaluation(json.loads((self.folder / "views.json").read_text("utf-8")))
 
     @cached_property
     def ledger(self) -> list[dict[str, Any]]:
@@ -128,7 +149,20 @@ class Results:
             reasons = self.summary.get("failures", {})
             rows = [(i, self.ids[i]) for i in np.flatnonzero(self.failed)]
             return [{"sample": int(i), "path": p, "status": "failed", "reason": reasons.get(p, "")} for i, p in rows]
-        return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+        return self._of_this_evaluation([json.loads(line) for line in path.read_text("utf-8").splitlines()])
+
+
+def _stamp(summary_file: Path) -> tuple[int, ...] | None:
+    """What tells one summary file from another of the same name; None if there is none."""
+    try:
+        status = summary_file.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _replaced(folder: Path) -> UserError:
+    return UserError(f"{folder}: was evaluated anew while it was read; run this command again")
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -261,13 +261,22 @@ def _read_text(list_file: str, root: str) -> Columns:
         try:
             columns.add(paths, [[int(row[k]) for row in rows] for k in range(1, layout + 1)])
         except (OverflowError, ValueError):
-            raise UserError(f"{list_file}: a number in lines {number}..{number + len(lines)} exceeds 32 bits") from None
+            wrong = next((k for k, line in enumerate(lines) if _exceeds(line.rsplit(separator, layout)[1:])), 0)
+            raise UserError(
+                f"{list_file}:{number + wrong}: a number exceeds 32 bits; expected `{_LAYOUTS[layout]}`"
+            ) from None
         check_paths(list_file, paths, root, len(columns.labels) - len(paths))
     for name, column in (("num_frames", columns.frames), ("offset", columns.starts)):
         if column and min(column) < 0:
             record = next(i for i, value in enumerate(column) if value < 0)
             raise UserError(f"{place_of(list_file, record)}: {name} is {column[record]}; it cannot be negative")
     return columns
+
+
+def _exceeds(fields: list[bytes]) -> bool:
+    """True if one of these whole numbers does not fit into 32 bits."""
+    digits = [field.strip().lstrip(b"+-") for field in fields]
+    return any(text.isdigit() and (len(text) > 20 or int(text) >= 2**31) for text in digits)
 
 
 def unquoted(text: bytes) -> bytes:

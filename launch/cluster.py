@@ -202,7 +202,7 @@ def minutes(text: str) -> int:
     total = int(days or 0) * 1440 + hours * 60 + mins + (seconds + 59) // 60
     wrong = check("time", total)
     if wrong:
-        raise UserError(f"--time: {text!r} is {wrong}")
+        raise UserError(f"--time {text}: in minutes, {wrong}")
     return total
 
 

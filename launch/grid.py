@@ -14,7 +14,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from launch import new
 from utils import config
@@ -189,8 +188,8 @@ def make(sweep: Sweep, cell: Cell) -> Path:
     cfg = config.load(cell.source, cell.overrides)
     body = as_yaml(cfg).replace("  # --set", f"  # sweep {sweep.name}")
     origin = config.config_file(cell.source)
-    head = [f"# Cell of the sweep {sweep.name}, made from {_printable(origin)} with"]
-    head += [f"#   common.{_printable(text)}" for text in cell.overrides] or ["#   no changes"]
+    head = [f"# Cell of the sweep {sweep.name}, made from {new.printable(origin)} with"]
+    head += [f"#   common.{new.printable(text)}" for text in cell.overrides] or ["#   no changes"]
     text = "\n".join(
         [*head, f"# The words behind # say where each value is from ({origin.name}: that file).", body, ""]
     )
@@ -217,7 +216,3 @@ def _cell_name(exp: Path, values: Sequence[tuple[str, str]]) -> str:
     words = ["-".join(exp.parts[-2:]), *(f"{key.rpartition('.')[2]}={value}" for key, value in values)]
     plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words)).strip("._-/")
     return f"{plain[:80]}-{digest}"
-
-
-def _printable(text: Any) -> str:
-    return "".join(sign if sign.isprintable() else " " for sign in str(text))

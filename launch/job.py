@@ -14,7 +14,6 @@ of the code, and calls it. What is special:
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -31,7 +30,8 @@ from utils.log import utc_stamp
 
 STOPPED = 75  # what main returns when a signal stopped it and its state is saved (utils/run.py)
 RESTARTS = "restarts.jsonl"
-ASKED_BY_SLURM = tuple(number for number in signals.ASKS_TO_STOP if number != signal.SIGINT)
+_OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
+ASKED_BY_SLURM = tuple(number for number in signals.ASKS_TO_STOP if number not in _OF_A_TERMINAL)
 KILLED_WITHIN = 600.0  # seconds that a requeued job waits for its end
 
 
@@ -190,8 +190,3 @@ def _log(file: Path, text: str) -> None:
     """One line into log.txt, in the form of utils/log.py."""
     with file.open("a", encoding="utf-8", errors="backslashreplace") as stream:
         stream.write(f"[{utc_stamp()}] {text}\n")
-
-
-def as_json(run: Run) -> str:
-    """What a job holds, for --dry-run."""
-    return json.dumps(vars(run), ensure_ascii=True)

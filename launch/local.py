@@ -13,6 +13,7 @@ What is special:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -89,6 +90,19 @@ def exit_codes(path: str, ranks: int) -> dict[int, int]:
     return found
 
 
+def own_errors(path: str, ranks: int) -> list[str]:
+    """What other ranks could not say (`utils.faults.tell`), without what rank 0 has printed or only tells of them."""
+    said: dict[str, list[int]] = {}
+    for rank in range(ranks):
+        with contextlib.suppress(FileNotFoundError):
+            said.setdefault(Path(f"{path}.{rank}.error").read_text(encoding="utf-8"), []).append(rank)
+    return [
+        f"rank {', '.join(map(str, who))}: {text}"
+        for text, who in said.items()
+        if 0 not in who and "lost contact with another rank" not in text
+    ]
+
+
 class _Agent:
     """A running torchrun and its ranks."""
 
@@ -99,7 +113,8 @@ class _Agent:
         self.signal: signal.Signals | None = None
         self.pending: list[signal.Signals] = []
         for number in FORWARDED:
-            signal.signal(number, self._notice)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored: started by nohup
+                signal.signal(number, self._notice)
         self.process = subprocess.Popen(
             argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with(os.getpid())
         )
@@ -116,6 +131,8 @@ class _Agent:
                 if time.monotonic() - left_with_error > LEFT_ALONE:
                     self._kill()
             time.sleep(0.1)
+        for text in own_errors(self.exit_file, self.ranks):
+            print(f"error: {text}", file=sys.stderr)
         return self._code(exit_codes(self.exit_file, self.ranks))
 
     def _notice(self, number: int, frame: FrameType | None) -> None:

@@ -50,7 +50,7 @@ def make(path: Path, source: Path) -> Path:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not an empty folder; name another one")
         folder.mkdir(parents=True, exist_ok=True)
-        text = f"# Made from {file}\n{file.read_text(encoding='utf-8-sig')}"
+        text = f"# Made from {printable(file)}\n{file.read_text(encoding='utf-8-sig')}"
         (folder / "config.yaml").write_text(text, encoding="utf-8")
         for verb in ("train", "eval"):
             script_file = folder / f"{verb}.sh"
@@ -63,6 +63,11 @@ def make(path: Path, source: Path) -> Path:
         if getattr(before, key) != getattr(after, key):
             print(f"note: {key} was beside the old config; write its full path, {getattr(before, key)}")
     return folder
+
+
+def printable(text: object) -> str:
+    """A text that stays on its line of a file, whatever a path holds."""
+    return "".join(sign if sign.isprintable() else " " for sign in str(text))
 
 
 def script(verb: str, folder: Path) -> str:

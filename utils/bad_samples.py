@@ -1,7 +1,13 @@
 """Samples that could not be read during a run: journalled by every rank when met, summed up at every epoch.
 
-`jobs/bad_samples.jsonl` has one row for each event, of all ranks and all processes of the run. `jobs/bad_samples.json`
-is the ledger made from it: which videos, why, how often, and in which part of the run.
+`jobs/bad_samples.jsonl` has one row for each event, of all ranks and processes of the run, and markers of two kinds:
+``{"resume": s, ...}``, from which iteration a process went on, and ``{"stopped": s}``, that the budget ended one.
+`jobs/bad_samples.json` is the ledger made from it: which videos, why, how often, and in which part of the run.
+
+A process that goes on reads again what came after its checkpoint, so what was told of that is dropped: the files may be
+mended. What was late stays and fails again, for the steps done again are to see what they saw; unless the budget
+ended the process, for then they are to see something else. What came before the checkpoint has happened and is
+counted, but a budget that it used up is complained of once.
 """
 
 from __future__ import annotations
@@ -65,6 +71,7 @@ class BadSamples:
         self.exp, self.log, self.videos = Path(exp), run_log, videos
         self.limit = max(1, int(bad_budget * videos))
         self._told: set[tuple[str, int]] = set()
+        self._stopped = False  # the budget ends this process
 
     def note(self, events: Iterable[Event], step: int, during: str = TRAINING) -> None:
         """Journal failures, and log each sample when it is met for the first time. Any rank may.
@@ -81,13 +88,44 @@ class BadSamples:
             if (during, event.sample) not in self._told:
                 self._told.add((during, event.sample))
                 self.log.event(str(event) if during == TRAINING else f"{during}: {event}")
+        if not self._stopped and sum(part == TRAINING for part, _ in self._told) > self.limit:
+            self._stop(step)  # the loader's ledger has the same budget for its process: it raises
+
+    def going_on(self, *, step: int, clips: int, validated: int) -> None:
+        """Journal that this process goes on from a checkpoint. One rank, before any other asks `late`.
+
+        Args:
+            step: finished iterations.
+            clips: positions that these have taken: the next one is the first that is read again.
+            validated: step of the last validation that was completed.
+        """
+        if log.read_journal(self.exp / JOURNAL):
+            self.log.journal(JOURNAL, {"resume": step, "clips": clips, "validated": validated})
+
+    def _stop(self, step: int) -> None:
+        self._stopped = True
+        self.log.journal(JOURNAL, {"stopped": step})
 
     def rows(self) -> list[dict[str, Any]]:
-        """The journal, oldest first; what was met again because steps were done again after a restart counts once."""
+        """The journal, oldest first, without what a process that went on has read again; nothing counts twice.
+
+        Returns:
+            Rows as `note` writes them, with ``during``, and ``stopped``: the budget has ended a process after it.
+        """
         found: dict[tuple[Any, ...], dict[str, Any]] = {}
+        stopped = False
         for row in log.read_journal(self.exp / JOURNAL):
-            during = row.setdefault("during", TRAINING)
-            found.setdefault((during, row["sample"], row["position"], during == TRAINING or row["step"]), row)
+            if "resume" in row:
+                for old in found.values() if stopped else ():  # other ranks have journalled until they ended too
+                    old["stopped"] = True
+                found = {key: old for key, old in found.items() if not _is_read_again(old, row)}
+                stopped = False
+            elif "stopped" in row:
+                stopped = True
+            else:
+                row |= {"during": row.get("during", TRAINING), "stopped": False}
+                during = row["during"]
+                found.setdefault((during, row["sample"], row["position"], during == TRAINING or row["step"]), row)
         return list(found.values())
 
     def late(self, during: str = TRAINING, step: int | None = None) -> set[tuple[int, int]]:
@@ -97,7 +135,7 @@ class BadSamples:
             during: the part of the run.
             step: only what was met after so many finished iterations.
         """
-        rows = [row for row in self.rows() if row["late"] and row["during"] == during]
+        rows = [row for row in self.rows() if row["late"] and row["during"] == during and not row["stopped"]]
         return {(row["position"], row["sample"]) for row in rows if step is None or row["step"] == step}
 
     def sum_up(self, step: int, epoch: int, *, enforce: bool = True) -> None:
@@ -109,21 +147,29 @@ class BadSamples:
             enforce: look at the budget.
 
         Raises:
-            UserError: more videos were bad in this epoch than `bad_budget` allows.
+            UserError: more videos were bad in this epoch than `bad_budget` allows, not counting what an earlier
+                process had met before it ended with this very error.
         """
         rows = self.rows()
+        if rows or (self.exp / LEDGER).exists():
+            self._write(step, epoch, rows)
         if not rows:
             return
-        self._write(step, epoch, rows)
         # Clips are read ahead: what belongs to the next epoch counts there.
         positions = range((epoch - 1) * self.videos, epoch * self.videos)
-        bad = {row["sample"] for row in rows if row["during"] == TRAINING and row["position"] in positions}
+        here = [row for row in rows if row["during"] == TRAINING and row["position"] in positions]
+        bad = {row["sample"] for row in here}
         everywhere = {(row["during"] == VALIDATION, row["sample"]) for row in rows}
         count = f"{len(bad)} of {self.videos} videos could not be read, {len(everywhere)} in the run so far"
         self.log.line(f"epoch {epoch}: {count}: {named(rows)} ({LEDGER})")
-        if enforce and len(bad) > self.limit:
+        counted = {row["sample"] for row in here if not row["stopped"]}
+        if len(bad) > self.limit >= len(counted):
+            known = f"{len(bad - counted)} of them were known when data.bad_budget stopped the run"
+            self.log.line(f"epoch {epoch}: {known}: it does not count them again")
+        if enforce and len(counted) > self.limit:
+            self._stop(step)
             raise UserError(
-                f"{len(bad)} of {self.videos} videos could not be read in epoch {epoch}, data.bad_budget allows "
+                f"{len(counted)} of {self.videos} videos could not be read in epoch {epoch}, data.bad_budget allows "
                 f"{self.limit}; each is named in {self.exp / LEDGER}"
             )
 
@@ -134,6 +180,15 @@ class BadSamples:
         part = target.with_name(target.name + ".tmp")
         part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
         os.replace(part, target)
+
+
+def _is_read_again(row: dict[str, Any], marker: dict[str, Any]) -> bool:
+    """Will the process that wrote the marker read what this row tells of, with an open outcome?"""
+    if row["late"] and row["during"] != VALIDATION and not row["stopped"]:
+        return False  # it fails again unread
+    if row["during"] == TRAINING:
+        return row["position"] >= marker["clips"]
+    return row["step"] > max(marker["resume"] - 1, marker["validated"])  # a validation that is owed is done again
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

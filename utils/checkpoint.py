@@ -69,7 +69,8 @@ def find(folder: Path) -> Found | None:
     for path in present:
         try:
             state = load(path)
-            good.append((_step_of(path, state), path, state))
+            _check_whole(path, state)
+            good.append((state["step"], path, state))
         except CorruptCheckpoint as error:
             messages.append(f"{path.name} is passed over: {error.reason}")
         if good and path.name == LATEST:
@@ -203,7 +204,8 @@ def check_resume(
     """
     changes = list(differences)
     known = state.get("lists", {})
-    changes += [(f"{k}_source", "this list", "other content", False) for k, v in (lists or {}).items() if known[k] != v]
+    moved = [key for key, value in (lists or {}).items() if known.get(key) != value]
+    changes += [(f"{key}_source", "this list", "other content", False) for key in moved]
     resize = state.get("resize", kernel)
     changes += [("the resize kernel of the readers", resize, kernel, False)] if kernel and resize != kernel else []
     refused = [f"  {key}: {old!r} -> {new!r}" for key, old, new, free in changes if not free]
@@ -230,11 +232,55 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _step_of(path: Path, state: Mapping[str, Any]) -> int:
-    step = state.get("step")
-    if not isinstance(step, int) or isinstance(step, bool):
-        raise CorruptCheckpoint(path, "it has no step: not a checkpoint of a training run of ours")
-    return step
+# What a run takes from a checkpoint without asking: each key with the types that it may have.
+_NEEDED: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "validated_step": (int,),
+    "best_prec1": (float, int),
+    "window": (dict,),
+    "shards": (int,),
+    "model": (dict,),
+    "optimizer": (dict,),
+    "scaler": (dict,),
+    "group_statistics": (Tensor, type(None)),
+    "config": (dict,),
+    "lists": (dict,),
+}
+
+
+def _check_whole(path: Path, state: Mapping[str, Any]) -> None:
+    """CorruptCheckpoint if a run cannot go on from this: another program's file, or one that was cut down."""
+    needed = dict(_NEEDED)
+    config = state.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    second = config.get("distill")
+    second = second if isinstance(second, Mapping) else {}
+    mutual = second.get("kind") == "dml"
+    if config.get("ema"):
+        needed["ema"] = (dict,)
+    if second.get("teacher"):
+        needed |= {"distill": (dict,)} | ({"peer": (dict,)} if mutual else {})
+    missing = [key for key in needed if key not in state]
+    odd = [key for key in needed if key in state and not _is_a(state[key], needed[key])]
+    odd += [key for key in ("model", "ema", "peer") if key in needed and key in state and not _is_weights(state[key])]
+    odd += [key for key, least in (("step", 0), ("shards", 1)) if key not in [*missing, *odd] and state[key] < least]
+    if "distill" in needed and not odd + missing and ("model" if mutual else "weights_hash") not in state["distill"]:
+        odd.append("distill")
+    if not odd + missing and not all(isinstance(values, list) for values in state["window"].values()):
+        odd.append("window")
+    if missing or odd:
+        wrong = [_listed("it has no", missing), _listed("not what a run writes", list(dict.fromkeys(odd)))]
+        raise CorruptCheckpoint(
+            path, f"{'; '.join(text for text in wrong if text)}: no checkpoint that a training run can go on from"
+        )
+
+
+def _is_a(value: object, types: tuple[type, ...]) -> bool:
+    return isinstance(value, types) and not isinstance(value, bool)
+
+
+def _is_weights(value: object) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(tensor, Tensor) for tensor in value.values())
 
 
 def _listed(what: str, keys: list[str]) -> str:

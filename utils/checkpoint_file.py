@@ -239,8 +239,8 @@ def _os_error(error: BaseException) -> OSError | None:
 
 
 def _failed_text(folder: Path, name: str, state: dict[str, Any], cause: OSError) -> str:
-    exists = os.path.lexists(folder / name)
-    kept = "the checkpoint saved before it is as it was" if exists else "none was saved before it"
+    any_saved = any(os.path.lexists(folder / known) for known in (LATEST, PREVIOUS, BEST))
+    kept = "what was saved before it is as it was" if any_saved else "none was saved before it"
     if cause.errno not in _NO_SPACE:
         return f"{folder / name}: the checkpoint could not be written ({cause.strerror or cause}); {kept}"
     need, free = _bytes_of(state, set()) / 2**20, shutil.disk_usage(folder).free / 2**20
@@ -249,7 +249,7 @@ def _failed_text(folder: Path, name: str, state: dict[str, Any], cause: OSError)
         room = "a limit on the size of files, ulimit -f, is in force"
     return (
         f"{folder / name}: no space left for the checkpoint, which needs {need:.1f} MiB ({room}); {kept}. "
-        "Make room and start the run again: it goes on from there"
+        f"Make room and start the run again: it {'goes on from there' if any_saved else 'starts from the beginning'}"
     )
 
 

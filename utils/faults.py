@@ -6,13 +6,29 @@ Also `fail_point`, with which the tests kill a process at a named moment.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import signal
+import socket
+import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 _arrivals: Counter[str] = Counter()
+_EXIT_FILE = "ZOETROPE_EXIT_FILE"
+_OF_THE_FOLDER = {
+    errno.EACCES: "look at the permissions",
+    errno.EDQUOT: "make room, then run the same command again",
+    errno.EEXIST: "something else of this name is in the way: move it away",
+    errno.EISDIR: "a folder is where a file should be: move it away",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ENOENT: "check the path",
+    errno.ENOSPC: "make room, then run the same command again",
+    errno.ENOTDIR: "a file is where a folder should be: move it away",
+    errno.EPERM: "look at the permissions",
+    errno.EROFS: "choose a folder that can be written",
+}
 
 
 class UserError(Exception):
@@ -63,11 +79,64 @@ def leave_exit_code(code: int) -> int:
     torchrun reports 1 for every failure, and prints its own table over the one sentence that the user should read:
     so under a launcher that reads the file, 2 (a user's mistake) and 75 (stopped, saved) leave as 0.
     """
-    path = os.environ.get("ZOETROPE_EXIT_FILE")
+    path = os.environ.get(_EXIT_FILE)
     if not path:
         return code
     Path(f"{path}.{rank_from_environment()}").write_text(f"{code}\n")
     return code if code == 1 else 0
+
+
+def call(action: Callable[[], int]) -> int:
+    """Run a command; what is the user's to mend becomes one text on stderr and exit code 2.
+
+    Args:
+        action: returns an exit code.
+
+    Returns:
+        The code; 2 for a `UserError` and for files that cannot be read or written, 1 for a lost rank and where nobody
+        reads our output any more, 130 for Ctrl-C.
+    """
+    try:
+        return action()
+    except UserError as error:
+        tell(error)
+        return 2
+    except LostRank as error:
+        tell(error)
+        return 1
+    except KeyboardInterrupt:
+        tell(UserError("interrupted"))
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # as in `main.py list | head`; Python flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        advice = _OF_THE_FOLDER.get(error.errno or 0)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if advice is None or not (error.filename or full):  # not of a file that the user named: a bug shows its trace
+            raise
+        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        tell(UserError(f"{name}{error.strerror}; {advice}"))
+        return 2
+
+
+def tell(error: Exception) -> None:
+    """Print an error where the user reads it, once.
+
+    Rank 0 and a process alone print it. What the ranks agreed on, rank 0 has printed. Another rank's own error is left
+    beside the launcher's exit file, and the launcher prints it if rank 0 has not said the same; without a launcher that
+    rank prints it itself.
+    """
+    if isinstance(error, AgreedError) and rank_from_environment() != 0:
+        return
+    path, rank = os.environ.get(_EXIT_FILE), rank_from_environment()
+    text = str(error).encode("utf-8", "backslashreplace").decode()  # names need not be UTF-8
+    if path:
+        Path(f"{path}.{rank}.error").write_text(text, encoding="utf-8")
+    if rank == 0:
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    elif not path:
+        print(f"error: rank {rank} on {socket.gethostname()}: {text}", file=sys.stderr, flush=True)
 
 
 def check_repository(root: Path) -> None:

@@ -6,6 +6,7 @@ written for steps after s is dropped when they are read: one run, one curve.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -15,12 +16,12 @@ import shlex
 import socket
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
 
-from utils.faults import fail_point
+from utils.faults import AgreedError, UserError, fail_point, rank_from_environment
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -122,7 +123,10 @@ class RunLog:
             self._text.write(record)
             self._text.flush()
             if self._echo:
-                print(part, flush=True)
+                try:
+                    print(part, flush=True)
+                except OSError:  # the terminal is closed, or `| head` has read enough: the run goes on without it
+                    self._echo = False
 
     def event(self, text: str) -> None:
         """A line that any rank may write: what happened to its own data."""
@@ -131,6 +135,23 @@ class RunLog:
             return
         with open(self.folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"[{utc_stamp()}] {text}\n")  # one write in append mode: lines of several ranks do not mix
+
+    @contextlib.contextmanager
+    def last_words(self) -> Iterator[None]:
+        """A `UserError` that leaves the block is written down: the terminal that showed it may be gone tomorrow."""
+        try:
+            yield
+        except UserError as error:
+            if self.is_main or not isinstance(error, AgreedError):
+                where = "" if self.is_main else f"rank {rank_from_environment()} on {socket.gethostname()}: "
+                with contextlib.suppress(OSError):  # it may be about the disk on which log.txt is
+                    self._quietly(f"error: {where}{error}")
+            raise
+
+    def _quietly(self, text: str) -> None:
+        """A line for log.txt alone."""
+        with _open_for_append(self.folder / "log.txt") as file:
+            file.writelines(f"[{utc_stamp()}] {part}\n" for part in text.splitlines())
 
     def journal(self, name: str, row: Mapping[str, Any]) -> None:
         """Append one JSON record to a file of the folder; any rank may."""

@@ -27,20 +27,24 @@ def build(
     cfg: Config,
     world: World,
     shards: ShardPlan,
-    state: dict[str, Any] | None,
+    found: checkpoint.Found | None,
     make: Build,
     say: Callable[[str], object],
 ) -> dict[str, Any]:
     """The parts of a `Run`, built from the config and filled from a checkpoint's state if any.
 
     Args:
-        state: the checkpoint to go on from.
+        found: the checkpoint to go on from.
         make: `methods.build`; utils imports no methods.
         say: writes a line of the log.
 
     Returns:
         Keyword arguments of `Run`: net, model, optimizer, scaler, statistics, ema, distill.
+
+    Raises:
+        UserError: the checkpoint does not fit the config.
     """
+    state = found.state if found else None
     torch.manual_seed(cfg.seed)  # the initial weights are the same on every rank
     if cfg.deterministic:
         torch.use_deterministic_algorithms(True)
@@ -56,20 +60,42 @@ def build(
     networks = [trained.student, trained.peer] if isinstance(trained, distill.Pair) else [net]
     optimizer = optim.build(*networks, lr=cfg.lr_scheduler.base_lr, **policy)
     scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.precision == "fp16")
-    if state:
-        checkpoint.load_model(net, state["model"], "the checkpoint")
+    if found:
+        checkpoint.load_model(net, found.state["model"], found.path)
         if second and second.peer:
-            checkpoint.load_model(second.peer, state["peer"], "the checkpoint's second network")
+            checkpoint.load_model(second.peer, found.state["peer"], f"{found.path}, second network")
         if ema:
-            checkpoint.load_model(ema.net, state["ema"], "the checkpoint's average")
-        statistics.load_group_state(state["group_statistics"])
-        optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+            checkpoint.load_model(ema.net, found.state["ema"], f"{found.path}, average of the weights")
+        statistics.load_group_state(found.state["group_statistics"])
+        _fill(optimizer, scaler, found)
     model: Any = compiled(trained, cfg.compile, world.device, say)
     if world.size > 1:
         model = dist.data_parallel(model, world)
     made = {"net": net, "model": model, "optimizer": optimizer, "scaler": scaler, "statistics": statistics}
     return made | {"ema": ema, "distill": second}
+
+
+def _fill(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, found: checkpoint.Found) -> None:
+    """Take up what the optimiser knew; torch looks at the number of groups and of parameters, not at shapes."""
+    try:
+        optimizer.load_state_dict(found.state["optimizer"])
+        scaler.load_state_dict(found.state["scaler"])
+        wrong = [
+            tuple(value.shape)
+            for parameter, kept in optimizer.state.items()
+            for value in kept.values()
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape
+        ]
+        names = ("lr", "momentum", "weight_decay", "nesterov")
+        lacking = [name for name in names if any(name not in group for group in optimizer.param_groups)]
+        reason = f"values of another shape, {wrong[0]}" if wrong else f"no {lacking[0]} in it" if lacking else ""
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = str(error)
+    if reason:
+        raise UserError(
+            f"{found.path}: the optimiser's state is of another model or recipe ({reason}); put the run's own "
+            "checkpoint back, or start over with --fresh, which moves the old run to old/"
+        )
 
 
 def _second(

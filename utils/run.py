@@ -148,6 +148,8 @@ class Run:
         if state:
             self.validated_step, self.best_prec1 = state["validated_step"], state["best_prec1"]
             self.window = state["window"]
+            at = {"step": self.step, "validated": self.validated_step, "clips": self.step * self.shards.global_batch}
+            self.world.on_main(lambda: self.bad.going_on(**at))
         else:
             self.log.line(getattr(self.net, "pretrained_note", "") or "initial weights: random")
         if self.distill:
@@ -319,7 +321,12 @@ class Run:
             state["precise_bn"] = self.precise[1]
         if self.distill:
             state |= self.distill.state()
-        self.world.on_main(lambda: checkpoint.save(self.folder.exp, name, state))
+
+        def write() -> None:
+            with self.folder.saving():
+                checkpoint.save(self.folder.exp, name, state)
+
+        self.world.on_main(write)
         self.log.flush()
 
     def end_epoch(self, *, final: bool = False) -> None:

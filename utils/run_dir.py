@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,8 +13,11 @@ from utils import run_lock
 from utils.faults import UserError, fail_point
 
 # What a training run leaves in its folder, in the order --fresh moves it: the latest checkpoint goes last, so that a
-# process killed in between leaves either the old run or none. jobs/ stays: it holds our own lock and scheduler output.
-_OF_A_RUN = ("report", "results", "events", "log.txt", "ckpt_best.pth.tar", "ckpt_prev.pth.tar", "ckpt.pth.tar")
+# process killed in between leaves either the old run or none. Of jobs/ only what is told of bad samples: the rest is
+# our own lock and scheduler output.
+_BAD_SAMPLES = ("jobs/bad_samples.json", "jobs/bad_samples.jsonl")
+_CHECKPOINTS = ("ckpt_best.pth.tar", "ckpt_prev.pth.tar", "ckpt.pth.tar")
+_OF_A_RUN = ("report", "results", "events", "log.txt", *_BAD_SAMPLES, *_CHECKPOINTS)
 
 REVISION_FILE = "REVISION"  # in the copy of the code that a job runs from; launch/snapshot.py writes it
 
@@ -31,6 +36,7 @@ class RunDir:
             raise UserError(f"{kind!r} cannot be part of a file name; choose a name of letters, digits, - and _")
         self._lock_file = self.exp / "jobs" / ("lock.json" if kind == "train" else f"lock-{kind}.json")
         self._held: run_lock.Held | None = None
+        self._latest: tuple[int, ...] | None = None  # which file the latest checkpoint was when we last looked
 
     @classmethod
     def open(cls, exp: Path, kind: str = "train") -> RunDir:
@@ -55,21 +61,53 @@ class RunDir:
             self._held = run_lock.take(self._lock_file)
         except OSError as error:
             raise UserError(f"{error.filename or self.exp}: cannot be written ({error.strerror or error})") from error
+        self._latest = self._latest_now()
         fail_point("run_dir.locked")
         self._held.start_heartbeat()
 
-    @property
-    def lost_lock(self) -> bool:
-        """True once somebody has removed or taken over our lock by force."""
-        return self._held is not None and self._held.lost
+    @contextlib.contextmanager
+    def saving(self) -> Iterator[None]:
+        """Write checkpoints within this: it begins only if the folder is still ours.
+
+        A lock that was merely removed is put back, unless the latest checkpoint shows that somebody else was here.
+
+        Raises:
+            UserError: another process has taken the folder, as it may when we were suspended for minutes.
+        """
+        assert self._held is not None, "between lock and close"
+        try:
+            ours = self._held.keep(put_back=self._latest_now() == self._latest)
+        except OSError as error:
+            raise UserError(
+                f"{self._lock_file}: the run's lock cannot be read ({error.strerror or error}); nothing was written"
+            ) from error
+        if not ours:
+            raise UserError(
+                f"{self.exp}: another process has taken this folder while this one was silent or its lock was gone; "
+                f"nothing was written. Let that one go on, or stop it and start again ({self._lock_file})"
+            )
+        yield
+        self._latest = self._latest_now()
+
+    def _latest_now(self) -> tuple[int, ...] | None:
+        try:
+            status = os.lstat(self.exp / _CHECKPOINTS[-1])
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def path(self, name: str) -> Path:
         """Where a file of the run stands."""
         return self.exp / name
 
-    def move_to_old(self) -> Path | None:
-        """Move what an earlier run left to ``old/<UTC time>/``; returns that folder, None if there was nothing."""
-        left = [self.exp / name for name in _OF_A_RUN if os.path.lexists(self.exp / name)]
+    def move_to_old(self, *, everything: bool = True) -> Path | None:
+        """Move what an earlier run left to ``old/<UTC time>/``; returns that folder, None if there was nothing.
+
+        Args:
+            everything: False: only what is told of bad samples. A run that starts where no checkpoint was ever saved
+                has met none yet.
+        """
+        left = [name for name in (_OF_A_RUN if everything else _BAD_SAMPLES) if os.path.lexists(self.exp / name)]
         if not left:
             return None
         name = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
@@ -79,8 +117,10 @@ class RunDir:
             target = self.exp / "old" / f"{name}-{number}"
         try:
             target.mkdir(parents=True)
-            for path in left:
-                path.rename(target / path.name)
+            for name in left:
+                (target / name).parent.mkdir(exist_ok=True)
+                (self.exp / name).rename(target / name)
+            self._latest = self._latest_now()
         except OSError as error:
             raise UserError(
                 f"{self.exp}: the old run cannot be moved to {target} ({error.strerror or error})"

@@ -47,7 +47,7 @@ class Held:
     """A lock that this process holds."""
 
     def __init__(self, path: Path, holder: Holder) -> None:
-        self.path, self.holder, self.lost = path, holder, False
+        self.path, self.holder = path, holder
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -60,9 +60,23 @@ class Held:
     def _beat(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
             with contextlib.suppress(OSError):  # a hiccup of the file system; the next beat tries again
-                self.lost = _token_of(self.path) != self.holder.token
-                if not self.lost:
+                if _token_of(self.path) == self.holder.token:
                     os.utime(self.path)
+
+    def keep(self, *, put_back: bool) -> bool:
+        """Is the lock ours? Asked of the file itself, not of the heartbeat's memory.
+
+        Args:
+            put_back: one that was removed and that nobody has now is made anew.
+
+        Raises:
+            OSError: the file cannot be read, or put back.
+        """
+        if put_back and _token_of(self.path) is None:
+            self.path.parent.mkdir(exist_ok=True)
+            with _record(self.path, self.holder) as (record, _):
+                _create(record, self.path)  # or not: somebody else was quicker
+        return _token_of(self.path) == self.holder.token
 
     def release(self) -> None:
         """Stop the heartbeat and remove the lock, if it is still ours."""

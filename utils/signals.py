@@ -9,7 +9,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-ASKS_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+ASKS_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 
 
 class StopFlag:
@@ -24,8 +24,13 @@ class StopFlag:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopFlag:
-        """Take over the four signals. Do it in the main thread, after worker processes were started."""
-        self._before = {number: signal.signal(number, self._notice) for number in ASKS_TO_STOP}
+        """Take over the signals. Do it in the main thread, after worker processes were started.
+
+        A closed terminal (SIGHUP) stops a run, unless it was told to go on without one (`nohup`).
+        """
+        for number in ASKS_TO_STOP:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._notice)
         return self
 
     def __exit__(self, *_: object) -> None:

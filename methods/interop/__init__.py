@@ -25,7 +25,16 @@ from methods.tsm import TemporalShift
 from networks.resnet3d import inflate
 from utils.faults import UserError, did_you_mean
 
-FAMILIES = ("mmaction", "pyslowfast", "pytorchvideo", "tsn_tsm", "tpn_original", "paddle", "torchvision_timm")
+_PROJECTS = {
+    "mmaction": "MMAction2",
+    "pyslowfast": "PySlowFast",
+    "pytorchvideo": "pytorchvideo",
+    "tsn_tsm": "the TSN and TSM repositories",
+    "tpn_original": "the TPN repository",
+    "paddle": "PaddleVideo",
+    "torchvision_timm": "torchvision and timm, image networks",
+}
+FAMILIES = tuple(_PROJECTS)
 _LISTED = 6
 _KINDS = {
     "reshaped": "reshaped",
@@ -216,7 +225,14 @@ def _family(state: Mapping[str, Tensor], family: str, path: Path) -> tuple[str, 
         module = importlib.import_module(f"{__name__}.{name}")
         if family != "auto" or module.recognises(state):
             return name, module
-    raise UserError(f"{path}: no family knows these names: {', '.join(list(state)[:_LISTED])}, ...")
+    names, more = list(state), ", ..." if len(state) > _LISTED else ""
+    projects = "; ".join(f"{text} ({name})" for name, text in _PROJECTS.items())
+    raise UserError(
+        f"{path}: its tensors ({', '.join(names[:_LISTED])}{more}) have neither the names of a model of ours nor "
+        f"those of a project whose weights can be read: {projects}. "
+        "Name a checkpoint that training wrote or a file of one of these projects; of another network, or under names "
+        "of their own, weights cannot be used before their tensors are renamed (docs/weights.md)"
+    )
 
 
 def _wrong_options(model: nn.Module, needs: Mapping[str, str]) -> list[str]:

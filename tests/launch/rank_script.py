@@ -1,6 +1,7 @@
 """Stands in for main.py in the launcher's tests: `rank_script.py FOLDER MODE`, no torch, the same exit protocol.
 
-MODE: a number = leave with it at once; wait = until a signal, then save for SECONDS and leave with 75.
+MODE: a number = leave with it at once (3,4: each rank with its own); error = rank 1 alone has a mistake of the user,
+alike = all have the same, lost = the others notice; wait = until a signal, then save for SECONDS and leave with 75.
 """
 
 from __future__ import annotations
@@ -40,5 +41,16 @@ if mode == "wait":
     time.sleep(float(sys.argv[3]))
     (folder / f"saved.{rank}").write_text(signal.Signals(seen[0]).name)
     leave(75)
+if mode in ("error", "alike", "lost"):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+    from utils import faults
+
+    def verb() -> int:
+        if rank == 1 or mode == "alike":
+            raise faults.UserError("b.mp4 does not decode")
+        time.sleep(1)
+        raise faults.LostRank(f"rank {rank} lost contact with another rank (x)") if mode == "lost" else SystemExit(0)
+
+    sys.exit(faults.leave_exit_code(faults.call(verb)))
 codes = [int(code) for code in mode.split(",")]
 leave(codes[rank % len(codes)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import main
 from launch import __main__ as launcher
 from launch import local, new
 from utils import config
@@ -47,6 +49,23 @@ def run(argv: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[s
     plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     plain["SLURM_CONF"] = "/dev/null"
     return subprocess.run(argv, cwd=cwd, env=plain | env, capture_output=True, text=True, timeout=60)
+
+
+def test_options_are_those_of_the_verbs(exp: Path, capsys: pytest.CaptureFixture) -> None:
+    for verb, known in launcher.OPTIONS.items():
+        with pytest.raises(SystemExit) as left:
+            main.main([verb, "--help"])
+        assert left.value.code == 0
+        help_text = capsys.readouterr().out
+        usage = help_text[: help_text.index("\n\n")].replace("\n", " ")
+        found = {name: bool(value.strip()) for name, value in re.findall(r"\[(--[a-z-]+)([^\]]*)\]", usage)}
+        assert {name: has for name, has in found.items() if name not in ("--set", "--help")} == known, verb
+    for words in (["train", "--bogus"], ["train", "--chekpoint", "best"], ["eval", "--checkpoint"], ["eval", "x"]):
+        argv = [words[0], str(exp), "nowhere", "64", *words[1:], "--dry-run"]
+        assert launcher.main(argv[:-1] if words[-1] == "--checkpoint" else argv) == 2
+        assert words[1] in capsys.readouterr().err
+    assert launcher.main(["trian", str(exp), "local", "0"]) == 2
+    assert "did you mean train?" in capsys.readouterr().err
 
 
 def test_words_that_reach_main(exp: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,6 +73,38 @@ def test_a_rank_that_crashes_ends_the_run(tmp_path: Path) -> None:
     assert "exitcode" in errors  # torchrun's table: which rank
 
 
+@pytest.mark.parametrize("mode", ["error", "alike", "lost"])
+def test_what_only_another_rank_knows_is_said_once_and_last(tmp_path: Path, mode: str) -> None:
+    process = start(tmp_path, 2, mode)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.count("b.mp4 does not decode") == 1
+    last = errors.splitlines()[-1]
+    assert last == f"error: {'' if mode == 'alike' else 'rank 1: '}b.mp4 does not decode"
+
+
+def test_a_closed_terminal_stops_the_ranks_unless_nohup_said_otherwise(tmp_path: Path) -> None:
+    process = start(tmp_path, 2, "wait", "0")
+    until(started(tmp_path, 2))
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert (tmp_path / "saved.1").read_text() == "SIGTERM"
+
+    own = {"PYTHONPATH": str(ROOT)}
+    argv = ["nohup", sys.executable, "-c", START, str(SCRIPT), "2", str(tmp_path), "wait", "0"]
+    for file in tmp_path.glob("*.?"):
+        file.unlink()
+    process = subprocess.Popen(argv, env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until(started(tmp_path, 2))
+    process.send_signal(signal.SIGHUP)
+    time.sleep(1)
+    assert process.poll() is None
+    assert not list(tmp_path.glob("saved.*"))
+    process.terminate()
+    assert process.wait(timeout=60) == 75
+
+
 def test_ctrl_c_lets_the_ranks_save_and_leave(tmp_path: Path) -> None:
     process = start(tmp_path, 2, "wait", "2")
     until(started(tmp_path, 2))

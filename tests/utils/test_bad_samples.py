@@ -90,3 +90,73 @@ def test_budget_is_that_of_an_epoch_over_all_ranks(tmp_path: Path) -> None:
     ranks[0].sum_up(4, 2)  # the next epoch has none
     for bad in ranks:
         bad.log.close()
+
+
+def test_what_a_process_that_goes_on_reads_again_is_dropped_and_comes_back_if_it_is_still_bad(tmp_path: Path) -> None:
+    bad, log = journal(tmp_path)
+    with log:
+        bad.going_on(step=2, clips=8, validated=2)
+        assert not (tmp_path / bad_samples.JOURNAL).exists(), "a run without bad samples has no journal"
+        bad.note([event(3, 7), event(9, 8), event(10, 5, late=True)], step=2)  # 9 and 10 were read ahead
+        bad.note([event(12, 1), event(13, 2, late=True)], step=2, during=bad_samples.PRECISE_BN)
+        bad.note([event(-1, 4)], step=2, during=bad_samples.VALIDATION)
+        bad.note([event(-1, 4, late=True), event(-1, 3)], step=4, during=bad_samples.VALIDATION)
+        bad.sum_up(4, 1)
+        bad.going_on(step=2, clips=8, validated=2)
+        kept = {(row["during"], row["position"], row["step"]) for row in bad.rows()}
+        assert kept == {
+            ("training", 3, 2),  # it has happened
+            ("training", 10, 2),  # late: it fails again in the steps that are done again
+            ("precise batch norm", 12, 2),
+            ("precise batch norm", 13, 2),
+            ("validation", -1, 2),
+        }
+        assert bad.late() == {(10, 5)}
+        bad.going_on(step=2, clips=8, validated=0)  # an older process: the validation of step 2 is owed
+        assert {row["position"] for row in bad.rows()} == {3, 10, 13}
+        bad.note([event(9, 8)], step=3)
+        assert {row["position"] for row in bad.rows()} == {3, 9, 10, 13}
+        bad.going_on(step=0, clips=0, validated=-1)
+        assert {row["position"] for row in bad.rows()} == {10, 13}
+
+
+def test_a_budget_that_is_used_up_is_complained_of_once(tmp_path: Path) -> None:
+    first, other = journal(tmp_path, budget=0.2)[0], journal(tmp_path, budget=0.2)[0]
+    first.note([event(0, 0), event(1, 1, late=True)], step=1)
+    other.note([event(2, 2)], step=1)
+    for bad in (first, other):
+        with pytest.raises(UserError, match=r"3 of 10 videos .* allows 2"):
+            bad.sum_up(2, 1)
+    other.note([event(7, 7, late=True)], step=2)  # a rank that ended a moment later than the one that complained
+    assert other.late() == {(1, 1), (7, 7)}
+    other.going_on(step=1, clips=4, validated=-1)
+    assert other.late() == set(), "what stopped the run is to be read anew, not to fail again unread"
+    other.sum_up(2, 1)
+    text = (tmp_path / "log.txt").read_text()
+    assert "epoch 1: 3 of them were known when data.bad_budget stopped the run: it does not count them again" in text
+    other.note([event(position, position) for position in (5, 6, 8)], step=2)
+    with pytest.raises(UserError, match=r"3 of 10 videos .* allows 2"):
+        other.sum_up(3, 1)
+    for bad in (first, other):
+        bad.log.close()
+
+
+def test_the_loaders_own_budget_error_is_marked_too(tmp_path: Path) -> None:
+    bad, log = journal(tmp_path, budget=0.2)
+    with log:
+        bad.note([event(0, 0), event(10, 0), event(1, 1)], step=1)
+        assert "stopped" not in (tmp_path / bad_samples.JOURNAL).read_text()
+        for _ in range(2):
+            bad.note([event(2, 2)], step=1)
+        markers = [line for line in (tmp_path / bad_samples.JOURNAL).read_text().splitlines() if "position" not in line]
+    assert markers == ['{"stopped": 1}']
+
+
+def test_the_ledger_forgets_what_was_mended(tmp_path: Path) -> None:
+    bad, log = journal(tmp_path)
+    with log:
+        bad.note([event(9, 8)], step=3)
+        bad.sum_up(3, 1)
+        bad.going_on(step=2, clips=8, validated=2)
+        bad.sum_up(3, 1)
+    assert ledger(tmp_path)["bad"] == []

@@ -17,8 +17,11 @@ from utils.faults import UserError
 
 
 def state(step: int, size: int = 1000) -> dict:
+    """What `find` takes for a checkpoint that a run can go on from."""
+    plain = {"step": step, "validated_step": -1, "best_prec1": 1.5, "shards": 1, "group_statistics": None}
+    tables = {name: {} for name in ("optimizer", "scaler", "window", "lists")}
     weight = torch.full((size,), float(step))
-    return {"step": step, "model": {"w": weight}, "config": {"a": [1, "x", None]}, "best_prec1": 1.5}
+    return plain | tables | {"model": {"w": weight}, "config": {"a": [1, "x", None]}}
 
 
 def run_python(code: str, repo_root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -88,6 +91,33 @@ def test_newer_best_wins_over_previous(tmp_path: Path) -> None:
     assert found is not None
     assert (found.path.name, found.state["step"]) == (BEST, 20)
     assert any(PREVIOUS in message and "older (step 10)" in message for message in found.messages)
+
+
+FOREIGN = {
+    "weights alone": lambda good: {"step": 30, "model": good["model"]},
+    "no optimizer": lambda good: {key: value for key, value in good.items() if key != "optimizer"},
+    "no config": lambda good: good | {"config": None},
+    "step is a text": lambda good: good | {"step": "30"},
+    "weights are numbers": lambda good: good | {"model": {"w": 1.0}},
+    "no shards": lambda good: good | {"shards": 0},
+    "ema without its weights": lambda good: good | {"config": {"ema": 0.9}},
+    "teacher unknown": lambda good: good | {"config": {"distill": {"teacher": "x", "kind": "kd"}}, "distill": {}},
+    "window of numbers": lambda good: good | {"window": {"loss": 1.0}},
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_a_file_that_no_run_can_go_on_from_is_passed_over(tmp_path: Path, what: str) -> None:
+    for step in (10, 20):
+        checkpoint.save(tmp_path, LATEST, state(step))
+    torch.save(FOREIGN[what](state(30)), tmp_path / LATEST)
+    found = checkpoint.find(tmp_path)
+    assert found is not None
+    assert (found.path.name, found.state["step"]) == (PREVIOUS, 10)
+    assert "no checkpoint that a training run can go on from" in found.messages[0]
+    (tmp_path / PREVIOUS).unlink()
+    with pytest.raises(UserError, match=r"no checkpoint can be read \(ckpt\.pth\.tar is passed over: .*--fresh"):
+        checkpoint.find(tmp_path)
 
 
 @pytest.mark.parametrize("what", ["folder", "loop", "fifo", "dangling", "missing", "no step"])
@@ -193,14 +223,25 @@ def test_full_disk_leaves_the_old_one(small_disk: Path, monkeypatch: pytest.Monk
     assert checkpoint.load(small_disk / LATEST)["step"] == 1
 
 
+def test_no_room_for_the_first_checkpoint_promises_nothing(small_disk: Path) -> None:
+    big = {"step": 2, "w": torch.zeros(500_000)}
+    with pytest.raises(checkpoint.CheckpointError, match="none was saved before it.*starts from the beginning"):
+        checkpoint.save(small_disk, LATEST, big)
+    checkpoint.save(small_disk, LATEST, state(1))
+    with pytest.raises(checkpoint.CheckpointError, match="as it was.*it goes on from there"):
+        checkpoint.save(small_disk, BEST, big)  # there was no best one, but the run has a checkpoint
+
+
 KILLS = """
 import os, random, signal, sys, time
 from pathlib import Path
 import torch
+from tests.utils.test_checkpoint import state
 from utils import checkpoint
 folder, kills, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 random.seed(seed)
-checkpoint.save(folder, checkpoint.LATEST, {"step": 0, "w": torch.zeros(200_000)})
+size = 200_000
+checkpoint.save(folder, checkpoint.LATEST, state(0, size))
 last, steps, leftovers = 0, set(), 0
 for _ in range(kills):
     child = os.fork()
@@ -208,16 +249,16 @@ for _ in range(kills):
         step = last
         while True:
             step += 1
-            checkpoint.save(folder, checkpoint.LATEST, {"step": step, "w": torch.full((200_000,), float(step))})
+            checkpoint.save(folder, checkpoint.LATEST, state(step, size))
             if step % 3 == 0:
-                checkpoint.save(folder, checkpoint.BEST, {"step": step, "w": torch.full((200_000,), float(step))})
+                checkpoint.save(folder, checkpoint.BEST, state(step, size))
     time.sleep(random.uniform(0.002, 0.06))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     leftovers += any(".tmp-" in path.name for path in folder.iterdir())
     found = checkpoint.find(folder)
     assert found is not None and found.path.name == checkpoint.LATEST, found
-    assert found.state["step"] >= last and bool((found.state["w"] == found.state["step"]).all())
+    assert found.state["step"] >= last and bool((found.state["model"]["w"] == found.state["step"]).all())
     last = found.state["step"]
     for name in (checkpoint.PREVIOUS, checkpoint.BEST):
         if (folder / name).exists():

@@ -1,0 +1,125 @@
+"""What a command leaves behind when it cannot go on: one sentence, an exit code, no trace of Python."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import main
+from tests.experiment import few_videos, make
+from tests.ranks import ROOT
+from utils import faults
+from utils.faults import AgreedError, LostRank, UserError
+
+DEMO = "exps/demo_exps/tsm_resnet18/motion8"
+
+
+def failing(error: BaseException):
+    def action() -> int:
+        raise error
+
+    return action
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (UserError("a.mp4: mend it"), 2, "error: a.mp4: mend it"),
+        (LostRank("rank 0 lost contact"), 1, "error: rank 0 lost contact"),
+        (KeyboardInterrupt(), 130, "error: interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device; make room"),
+        (OSError(errno.EACCES, "Permission denied", b"/a\xff"), 2, "error: /a\\udcff: Permission denied"),
+    ],
+)
+def test_one_sentence(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture) -> None:
+    assert faults.call(failing(error)) == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EACCES, "no file named"), OSError(errno.EIO, "Input", "/a"), KeyError()]
+)
+def test_a_bug_shows_its_trace(error: Exception) -> None:
+    with pytest.raises(type(error)):
+        faults.call(failing(error))
+
+
+def test_another_rank_speaks_for_itself_unless_all_agreed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("ZOETROPE_EXIT_FILE", raising=False)
+    faults.tell(AgreedError("known to all"))
+    assert capsys.readouterr().err == ""
+    faults.tell(UserError("node without data"))
+    assert capsys.readouterr().err.startswith("error: rank 3 on ")
+    monkeypatch.setenv("ZOETROPE_EXIT_FILE", str(tmp_path / "code"))
+    faults.tell(UserError("node without data"))
+    assert capsys.readouterr().err == "", "the launcher prints it, once"
+    assert (tmp_path / "code.3.error").read_text() == "node without data"
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    """`main.py config EXP | head -1`."""
+    command = [sys.executable, "main.py", "config", DEMO]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (1, b"")
+
+
+def test_training_goes_on_without_its_terminal(tmp_path: Path, motion_videos: Path) -> None:
+    exp = make(tmp_path / "exp", motion_videos, print_freq=1)
+    command = [sys.executable, "main.py", "train", str(exp), "--set", few_videos(exp, motion_videos)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors.decode()
+    assert "finished: 6 iterations" in (exp / "log.txt").read_text()
+
+
+def test_a_closed_terminal_saves_the_run(tmp_path: Path, motion_videos: Path) -> None:
+    exp = make(tmp_path / "exp", motion_videos, steps=4000, val_freq=4000, print_freq=1)
+    command = [sys.executable, "main.py", "train", str(exp)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = exp / "log.txt"
+    end = time.monotonic() + 120
+    while not (log.exists() and "Iter: [" in log.read_text()):
+        assert time.monotonic() < end
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGHUP)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors.decode()
+    assert "stopped by SIGHUP" in log.read_text()
+    assert (exp / "ckpt.pth.tar").is_file()
+
+
+@pytest.mark.parametrize(("name", "said"), [("log.txt", "a folder is where a file"), ("jobs", "cannot be written")])
+def test_something_else_is_in_the_way(
+    name: str, said: str, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    exp = make(tmp_path / "exp", motion_videos)
+    (exp / name).mkdir() if name == "log.txt" else (exp / name).touch()
+    assert main.main(["train", str(exp)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert name in told
+    assert said in told
+    assert len(told.splitlines()) == 1
+
+
+def test_what_ended_a_run_stands_in_its_log(tmp_path: Path, motion_videos: Path) -> None:
+    exp = make(tmp_path / "exp", motion_videos, steps=40, val_freq=40)
+    words = ["--set", "common.lr_scheduler.base_lr=1e12", "--set", "common.lr_scheduler.warmup_lr=1e30"]
+    assert main.main(["train", str(exp), *words]) == 2
+    lines = (exp / "log.txt").read_text().splitlines()
+    assert sum("error: the loss of iteration" in line for line in lines) == 1
