@@ -13,22 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch import collect, jobs, local, memcached, slurm, snapshot, sweep, verbs
+from launch import collect, jobs, local, memcached, options, slurm, snapshot, sweep, verbs
 from launch.cluster import minutes
 from utils import config, faults, run_dir
 from utils.faults import UserError, did_you_mean
 from utils.log import utc_stamp
 
 STARTS = ("train", "eval")
-# Options of the verbs, and whether a value follows: a mistake is said here, before a start or a place in a queue.
-OPTIONS = {
-    "train": {"--fresh": False},
-    "eval": {
-        "--checkpoint": True, "--list": True, "--root": True, "--name": True, "--keep": True, "--protocol": True,
-        "--views": True, "--scale": True, "--crop-size": True, "--average": True, "--per-position": False,
-        "--chunk": True, "--plain": False,
-    },
-}  # fmt: skip
 VERBS = {**verbs.VERBS, "sweep": sweep.main, "collect": collect.main}
 FIELDS = ("exclude", "constraint", "qos", "account", "nodelist", "dependency")
 SWITCHES = {
@@ -50,7 +41,7 @@ def launch(argv: Sequence[str]) -> int:
     if args.verb not in STARTS:
         near = did_you_mean(args.verb, (*STARTS, *VERBS))
         raise UserError(f"no verb called {args.verb!r}{near}; there are {', '.join((*STARTS, *VERBS))}")
-    check_options(args.verb, rest)
+    options.check(args.verb, rest, near=["set", "time", *FIELDS, *SWITCHES])
     if args.ranks < 0:
         raise UserError(f"N must be 0 or more, not {args.ranks}")
     sets = [word for override in args.set for word in ("--set", override)]
@@ -74,28 +65,6 @@ def launch(argv: Sequence[str]) -> int:
         print(f"{slurm.dry_run(wanted)}\n\n# the resolved config\n{as_yaml(cfg)}")
         return 0
     return _submit(wanted, force=args.force, follow=args.follow)
-
-
-def check_options(verb: str, words: Sequence[str]) -> None:
-    """Refuse an option that `main.py train` or `main.py eval` does not have.
-
-    Raises:
-        UserError: the first word that is none of its options, nor the value of one.
-    """
-    known, left = OPTIONS[verb], [word for word in words if word != "--"]
-    while left:
-        word = left.pop(0)
-        name, equals, _ = word.partition("=")
-        full = [option for option in known if option == name] or [option for option in known if option.startswith(name)]
-        if not name.startswith("--") or len(full) != 1:
-            near = did_you_mean(
-                name, [*known, "--set", *(f"--{field}".replace("_", "-") for field in (*FIELDS, *SWITCHES))]
-            )
-            raise UserError(f"{verb} has no option {word!r}{near}; it takes --set KEY=VALUE, {', '.join(known)}")
-        if known[full[0]] and not equals:
-            if not left:
-                raise UserError(f"{verb}: {full[0]} needs a value")
-            left.pop(0)
 
 
 def _submit(wanted: slurm.Request, *, force: bool, follow: bool) -> int:

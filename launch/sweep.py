@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from launch import attempts, grid, jobs, processes, sweep_job
+from launch import attempts, grid, jobs, options, processes, sweep_job
 from launch.grid import Cell, Sweep
 from utils import config
 from utils.faults import UserError
@@ -39,9 +39,10 @@ class State:
 
 def main(argv: Sequence[str]) -> int:
     """Make the cells and run what is missing. Returns 0 when all are done or submitted, 1 when one failed."""
-    args, options = _parser().parse_known_args(argv)
+    args, words = _parser().parse_known_args(argv)
+    options.check(args.verb, words)
     folder = grid.folder_of(args.name, args.into)
-    sweep = _wanted(args, tuple(word for word in options if word != "--"), folder)
+    sweep = _wanted(args, tuple(word for word in words if word != "--"), folder)
     cells = sweep.cells()
     for cell in cells:  # everything is checked before anything is made
         cfg = config.load(cell.source, cell.overrides)
@@ -220,14 +221,14 @@ class _Local:
                 processes.send([process.pid], signal.SIGTERM if len(self.signals) == 1 else signal.SIGKILL)
 
 
-def _wanted(args: argparse.Namespace, options: tuple[str, ...], folder: Path) -> Sweep:
+def _wanted(args: argparse.Namespace, words: tuple[str, ...], folder: Path) -> Sweep:
     """The sweep of the command line; without --exp the one that stands in the folder."""
     if args.ranks < 0 or (args.parallel is not None and args.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
     if not args.exp:
         return grid.read(folder)
     exps = tuple(dict.fromkeys(Path(os.path.abspath(exp)) for exp in args.exp))
-    sweep = Sweep(folder, args.verb, exps, tuple(text for texts in args.grid for text in texts), options)
+    sweep = Sweep(folder, args.verb, exps, tuple(text for texts in args.grid for text in texts), words)
     if (folder / grid.FILE).is_file() and grid.read(folder).verb != sweep.verb:
         raise UserError(f"{folder}: this sweep runs {grid.read(folder).verb}; take another NAME")
     return sweep

@@ -13,7 +13,7 @@ import pytest
 
 import main
 from launch import __main__ as launcher
-from launch import local, new
+from launch import local, new, options
 from utils import config
 from utils.faults import UserError
 
@@ -52,14 +52,14 @@ def run(argv: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[s
 
 
 def test_options_are_those_of_the_verbs(exp: Path, capsys: pytest.CaptureFixture) -> None:
-    for verb, known in launcher.OPTIONS.items():
+    for verb, known in options.OPTIONS.items():
         with pytest.raises(SystemExit) as left:
             main.main([verb, "--help"])
         assert left.value.code == 0
         help_text = capsys.readouterr().out
         usage = help_text[: help_text.index("\n\n")].replace("\n", " ")
         found = {name: bool(value.strip()) for name, value in re.findall(r"\[(--[a-z-]+)([^\]]*)\]", usage)}
-        assert {name: has for name, has in found.items() if name not in ("--set", "--help")} == known, verb
+        assert {name: has for name, has in found.items() if name != "--help"} == known, verb
     for words in (["train", "--bogus"], ["train", "--chekpoint", "best"], ["eval", "--checkpoint"], ["eval", "x"]):
         argv = [words[0], str(exp), "nowhere", "64", *words[1:], "--dry-run"]
         assert launcher.main(argv[:-1] if words[-1] == "--checkpoint" else argv) == 2
