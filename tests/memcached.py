@@ -42,6 +42,13 @@ class Server:
     def signal(self, number: signal.Signals) -> None:
         assert self.process is not None
         os.kill(self.process.pid, number)
+        while number == signal.SIGSTOP and not self._stands_still():  # on a busy machine a thread answers once more
+            time.sleep(0.001)
+
+    def _stands_still(self) -> bool:
+        assert self.process is not None
+        threads = Path(f"/proc/{self.process.pid}/task").glob("*/stat")
+        return all(file.read_text().rpartition(")")[2].split()[0] == "T" for file in threads)
 
     def kill(self) -> None:
         """kill -9."""

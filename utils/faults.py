@@ -115,7 +115,8 @@ def call(action: Callable[[], int]) -> int:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         if advice is None or not (error.filename or full):  # not of a file that the user named: a bug shows its trace
             raise
-        name = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+        file = error.filename2 or error.filename  # of a file that is renamed the name that the user knows
+        name = f"{os.fsdecode(file)}: " if file else ""
         tell(UserError(f"{name}{error.strerror}; {advice}"))
         return 2
 

@@ -120,6 +120,11 @@ def test_the_launcher_is_fast_and_imports_no_torch(exp: Path) -> None:
 def test_shipped_scripts_are_what_new_writes(script: Path) -> None:
     assert script.read_text() == new.script(script.stem, script.parent)
     assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize("script", {(len(path.parts), path.stem): path for path in SCRIPTS}.values(), ids=str)
+def test_scripts_run_from_anywhere(script: Path) -> None:
+    """One for each verb and depth of folder: those of a depth hold the same two lines."""
     done = run([str(script), "nowhere", "1"], Path("/"))
     assert done.returncode == 2
     assert "no partition called nowhere" in done.stderr

@@ -27,7 +27,13 @@ def start(folder: Path, ranks: int, *words: str, **env: str) -> subprocess.Popen
     """The launcher in a process of its own, with rank_script.py as the script."""
     argv = [sys.executable, "-c", START, str(SCRIPT), str(ranks), str(folder), *words]
     own = {"PYTHONPATH": str(ROOT), "SLURM_PROCID": "3", "SLURM_NTASKS": "7", **env}
-    return subprocess.Popen(argv, env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(argv, env=os.environ | own, text=True, preexec_fn=at_a_terminal, **pipes)
+
+
+def at_a_terminal() -> None:
+    """The tests themselves may run under nohup, and what is ignored is inherited."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def until(condition, seconds: float = 60.0) -> None:

@@ -89,7 +89,13 @@ def test_training_goes_on_without_its_terminal(tmp_path: Path, motion_videos: Pa
 def test_a_closed_terminal_saves_the_run(tmp_path: Path, motion_videos: Path) -> None:
     exp = make(tmp_path / "exp", motion_videos, steps=4000, val_freq=4000, print_freq=1)
     command = [sys.executable, "main.py", "train", str(exp)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # the tests may run under nohup: inherited
+    )
     log = exp / "log.txt"
     end = time.monotonic() + 120
     while not (log.exists() and "Iter: [" in log.read_text()):
