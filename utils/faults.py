@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -77,13 +78,24 @@ def leave_exit_code(code: int) -> int:
     """Write this rank's exit code where the launcher asked for it, and return the code to leave with.
 
     torchrun reports 1 for every failure, and prints its own table over the one sentence that the user should read:
-    so under a launcher that reads the file, 2 (a user's mistake) and 75 (stopped, saved) leave as 0.
+    so under a launcher that reads the file, 2 (a user's mistake) and 75 (stopped, saved) leave as 0. So does a rank
+    that lost another one to such a mistake.
     """
     path = os.environ.get(_EXIT_FILE)
     if not path:
         return code
     Path(f"{path}.{rank_from_environment()}").write_text(f"{code}\n")
-    return code if code == 1 else 0
+    return 1 if code == 1 and not _another_rank_left_with_2(path) else 0
+
+
+def _another_rank_left_with_2(path: str) -> bool:
+    """It closes its connections a moment before it writes its code: ask for a second."""
+    for _ in range(10):
+        codes = [file.read_text() for file in Path(path).parent.glob(f"{Path(path).name}.*[0-9]")]
+        if "2\n" in codes:
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def call(action: Callable[[], int]) -> int:

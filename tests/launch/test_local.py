@@ -87,6 +87,7 @@ def test_what_only_another_rank_knows_is_said_once_and_last(tmp_path: Path, mode
     assert errors.count("b.mp4 does not decode") == 1
     last = errors.splitlines()[-1]
     assert last == f"error: {'' if mode == 'alike' else 'rank 1: '}b.mp4 does not decode"
+    assert len(errors.splitlines()) == (2 if mode == "lost" else 1), "no table of torchrun's"
 
 
 def test_a_closed_terminal_stops_the_ranks_unless_nohup_said_otherwise(tmp_path: Path) -> None:
