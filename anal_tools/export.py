@@ -54,13 +54,14 @@ def export(args: argparse.Namespace, validate: Callable[..., Any]) -> str:
     from anal_tools import predict_model
     from utils.dist import World
 
+    if args.out is not None:
+        check_out(args.out, args.to)
     overrides = [*args.set, "common.precision=fp32"]  # whatever it was trained with
     predictor = predict_model.from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
     net = plain(predictor.net)
     folder = args.target / "results" if args.target.is_dir() else args.target.parent
     out = args.out or folder / f"{predictor.about['type']}_{predictor.about['backbone']}{SUFFIXES[args.to]}"
-    if out.suffix != SUFFIXES[args.to]:
-        raise UserError(f"{out}: a file for --to {args.to} must end in {SUFFIXES[args.to]}")
+    check_out(out, args.to)
     out.parent.mkdir(parents=True, exist_ok=True)
     sources = clips_to_check(args, predictor)
     facts = facts_of(predictor)
@@ -77,6 +78,18 @@ def export(args: argparse.Namespace, validate: Callable[..., Any]) -> str:
     shape = " x ".join(map(str, facts["input"]))
     lines.append(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB): float32 clips {shape} -> logits")
     return "\n".join(lines)
+
+
+def check_out(out: Path, kind: str) -> None:
+    """Whether the file may have this name, before anything takes time.
+
+    Raises:
+        UserError: another ending than the kind of file has, or a folder of that name.
+    """
+    if out.suffix != SUFFIXES[kind]:
+        raise UserError(f"{out}: a file for --to {kind} must end in {SUFFIXES[kind]}")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; give another --out, the name of a file")
 
 
 def facts_of(predictor: Predictor) -> dict[str, Any]:

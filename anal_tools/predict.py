@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 NEEDS_VALIDATE = True
 TOP = 5
+NOT_FINITE = "its scores are not finite numbers; try --set common.precision=fp32"
 
 
 @dataclasses.dataclass
@@ -36,6 +38,7 @@ class Found:
         score: (K,) mean over the views of the softmax.
         frames, fps: of the video.
         failure: why it could not be read; the other fields are then empty.
+        unwritten: why its subtitles or its video could not be written.
         cues: what is seen over time (`anal_tools.predict_files.Cue`), one cue without windows.
     """
 
@@ -45,6 +48,7 @@ class Found:
     frames: int = 0
     fps: float = 0.0
     failure: str = ""
+    unwritten: str = ""
     cues: list[Any] = dataclasses.field(default_factory=list)
 
 
@@ -71,36 +75,40 @@ def predict(args: argparse.Namespace, validate: Callable[..., Any]) -> int:
     """Score all sources, print the table, write the files.
 
     Returns:
-        0, or 1 when a source could not be read.
+        0, or 1 when a source could not be read, or a file of it not be written.
 
     Raises:
-        UserError: a model or a list that cannot be used, or contradictory options.
+        UserError: a model or a list that cannot be used, contradictory options, or a file that would be replaced.
     """
-    from anal_tools import predict_files
+    from anal_tools import predict_files, predict_targets
     from anal_tools.predict_sources import expand
     from utils import dist
 
-    if (args.stride is not None and args.stride <= 0) or (args.window is not None and args.window <= 0):
-        raise UserError("predict: --window and --stride are seconds greater than 0")
+    predict_targets.check_seconds(window=args.window, stride=args.stride)
     if args.srt and args.window is None:
         args.window = 2.0
+    predict_targets.check_folder(args.out)
     sources = expand(args.sources, args.root)
+    names = predict_targets.file_names(sources)
+    endings = [ending for ending, wanted in ((".srt", args.srt), (".mp4", args.video)) if wanted]
+    predict_targets.check_targets(args.out, names, endings, [*args.sources, *(source.path for source in sources)])
     with contextlib.ExitStack() as stack:
         world = dist.join()
         stack.callback(dist.leave)
         predictor = load(args, world)
         print(f"{predictor.about['weights']} ({predictor.about['engine']}), {len(sources)} source(s)", flush=True)
-        found = look(predictor, sources, world, validate)
         args.out.mkdir(parents=True, exist_ok=True)
-        names = file_names(sources)
+        found = look(predictor, sources, world, validate)
         for one, name in zip(found, names, strict=True):
             if not one.failure:
                 finish(one, name, args, predictor, world)
             print(as_text(one, predictor.classes), flush=True)
-    predict_files.write_json(args.out / "infer.json", as_json(found, predictor, logits=args.logits))
-    failed = [one for one in found if one.failure]
-    print(f"{len(found) - len(failed)} predicted, {len(failed)} not readable; {args.out / 'infer.json'}")
-    return 1 if failed else 0
+    infer = args.out / predict_targets.INFER
+    predict_files.write_json(infer, as_json(found, predictor, logits=args.logits))
+    failed, unwritten = (sum(bool(getattr(one, name)) for one in found) for name in ("failure", "unwritten"))
+    lost = f", {unwritten} without their files" if unwritten else ""
+    print(f"{len(found) - failed} predicted, {failed} not readable{lost}; {infer}")
+    return 1 if failed or unwritten else 0
 
 
 def load(args: argparse.Namespace, world: World) -> Predictor:
@@ -137,9 +145,12 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World, validate
             one = mine[item.sample]
             if logits is None:
                 one.failure = str(item.failure).removeprefix(f"{one.source}: ")
-            else:
-                one.logits = logits.float().cpu().numpy()
+                return
+            one.logits = logits.float().cpu().numpy()
+            if np.isfinite(one.logits).all():
                 one.score = metrics.merge_views(one.logits[None])[0]
+            else:
+                one.failure = NOT_FINITE
 
         with EvalLoader(records_of(one.source for one in mine), predictor.spec, reading, device=world.device) as videos:
             validate(
@@ -157,41 +168,69 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World, validate
 
 def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """The facts of a video, what is seen over time, and the files that were asked for; a failure is noted."""
-    from anal_tools import predict_files, predict_windows
     from anal_tools.predict_sources import records_of
     from datasets.readers import open_reader
-    from utils import metrics
 
-    assert one.score is not None
     spec = _reader(predictor.reading.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
-            facts = reader.probe(0)
-            one.frames, one.fps = facts.frames, facts.fps
-            whole = predict_files.top_classes(one.score, predictor.classes, TOP)
-            one.cues = [predict_files.Cue(0.0, facts.frames / facts.fps, whole)]
-            if args.window is not None:
-                parts = predict_windows.windows(facts, args.window, args.stride or args.window / 2)
-                scored = predict_windows.window_logits(
-                    reader, 0, parts, spec=predictor.spec, score=lambda views: predictor.logits(views, world.device)
-                )
-                one.cues = [
-                    predict_files.Cue(
-                        part.start,
-                        part.end,
-                        predict_files.top_classes(metrics.merge_views(logits[None])[0], predictor.classes, TOP),
-                    )
-                    for part, logits in zip(parts, scored, strict=True)
-                ]
-            if args.srt:
-                predict_files.write_srt(args.out / f"{name}.srt", one.cues)
-            if args.video:
-                target = args.out / f"{name}.mp4"
-                if target.exists() and target.samefile(one.source.path):
-                    raise UserError(f"{target} is the source itself; give another --out")
-                predict_files.write_video(target, reader, 0, one.cues)
+            over_time(one, reader, args, predictor, world)
+            write_files(one, reader, name, args)
         except MediaError as error:
             one.failure = error.reason
+
+
+def over_time(one: Found, reader: Any, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
+    """Facts and cues of a video.
+
+    Raises:
+        MediaError: a frame does not decode.
+    """
+    from anal_tools import predict_files, predict_windows
+    from utils import metrics
+
+    assert one.score is not None
+    facts = reader.probe(0)
+    one.frames, one.fps = facts.frames, facts.fps
+    whole = predict_files.top_classes(one.score, predictor.classes, TOP)
+    one.cues = [predict_files.Cue(0.0, facts.frames / facts.fps, whole)]
+    if args.window is None:
+        return
+    parts = predict_windows.windows(facts, args.window, args.stride or max(args.window / 2, 1e-3))
+    scored = predict_windows.window_logits(
+        reader, 0, parts, spec=predictor.spec, score=lambda views: predictor.logits(views, world.device)
+    )
+    cues = []
+    for part, logits in zip(parts, scored, strict=True):
+        if not np.isfinite(logits).all():
+            raise MediaError(one.source.path, NOT_FINITE)
+        top = predict_files.top_classes(metrics.merge_views(logits[None])[0], predictor.classes, TOP)
+        cues.append(predict_files.Cue(part.start, part.end, top))
+    one.cues = cues
+
+
+def write_files(one: Found, reader: Any, name: str, args: argparse.Namespace) -> None:
+    """Subtitles and video, where they are asked for; what cannot be written is noted, the scores stay.
+
+    Raises:
+        MediaError: a frame does not decode.
+    """
+    from anal_tools import predict_files, predict_targets
+
+    def kept(file: str, write: Callable[[Path], None]) -> None:
+        target = args.out / file
+        replaces = os.path.lexists(target)  # then it is noted already
+        write(target)
+        if not replaces:
+            predict_targets.note(args.out, file)
+
+    try:
+        if args.srt:
+            kept(f"{name}.srt", lambda file: predict_files.write_srt(file, one.cues))
+        if args.video:
+            kept(f"{name}.mp4", lambda file: predict_files.write_video(file, reader, 0, one.cues))
+    except (UserError, OSError) as error:
+        one.unwritten = str(error)
 
 
 def _reader(spec: Any, kind: str) -> Any:
@@ -199,17 +238,6 @@ def _reader(spec: Any, kind: str) -> Any:
     from datasets.readers import ReaderSpec
 
     return spec if spec.kind == kind else ReaderSpec(kind, fps=spec.fps)
-
-
-def file_names(sources: Sequence[Source]) -> list[str]:
-    """A name for the files of each source: its own without ending, numbered where two are alike."""
-    seen: dict[str, int] = {}
-    names = []
-    for source in sources:
-        stem = Path(source.path).resolve().stem.encode("utf-8", "replace").decode()
-        seen[stem] = seen.get(stem, 0) + 1
-        names.append(stem if seen[stem] == 1 else f"{stem}-{seen[stem]}")
-    return names
 
 
 def as_text(one: Found, classes: list[str]) -> str:
@@ -224,6 +252,8 @@ def as_text(one: Found, classes: list[str]) -> str:
         f"  {rank:>2}  {entry['score']:.4f}  {entry['name']}"
         for rank, entry in enumerate(top_classes(one.score, classes, TOP), start=1)
     ]
+    if one.unwritten:
+        rows.append(f"   not written: {one_line(one.unwritten)}")
     return "\n".join([f"{name}  ({one.frames} frames, {one.frames / max(one.fps, 1e-9):.2f} s)", *rows])
 
 
@@ -243,6 +273,7 @@ def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> di
         if logits and one.logits is not None:
             entry["logits"] = [[round(float(value), 6) for value in view] for view in one.logits]
         videos.append(entry)
-    failed = [{"source": one.source.path, "reason": one.failure} for one in found if one.failure]
+    reasons = [(one.source.path, one.failure or one.unwritten) for one in found]
+    failed = [{"source": path, "reason": reason} for path, reason in reasons if reason]
     about = {"format": 1, "model": predictor.about, "protocol": Protocol(predictor.spec).to_dict()}
     return about | {"classes": predictor.classes, "videos": videos, "failed": failed}

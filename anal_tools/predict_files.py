@@ -52,7 +52,7 @@ def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> li
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a JSON file whole or not at all; bytes of names that are not UTF-8 stand as escapes."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="ascii")
+    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="ascii")
     os.replace(temporary, path)
 
 

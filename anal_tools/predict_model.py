@@ -125,13 +125,16 @@ def _own_checkpoint(file: Path) -> dict[str, Any]:
     from utils import checkpoint
 
     try:
-        return checkpoint.load(file)
+        state = checkpoint.load(file)
     except checkpoint.CorruptCheckpoint as error:
         family, _ = interop.what_is(file)  # names what is damaged or forbidden
         raise UserError(
             f"{file}: weights with names of {family}, not a checkpoint of ours; name an experiment folder whose model "
             f"fits, and --checkpoint {file}"
         ) from error
+    if isinstance(state.get("model"), Mapping):
+        interop.check_finite(checkpoint.evaluated_weights(state)[0], file)
+    return state
 
 
 def config_of(state: Mapping[str, Any], file: Path, overrides: list[str]) -> Config:

@@ -343,7 +343,7 @@ def _read_json(list_file: str, root: str) -> Columns:
     if not entries:
         raise UserError(f"{list_file}: the list is empty")
     rows = [_entry(f"{list_file}: entry {i}", entry) for i, entry in enumerate(entries, 1)]
-    paths = [os.fsencode(row[0]) for row in rows]
+    paths = [_encoded(f"{list_file}: entry {i}", row[0]) for i, row in enumerate(rows, 1)]
     columns = Columns()
     starts, frames, labels = [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows]
     columns.add(paths, [starts, frames, [own[0] for own in labels]])
@@ -351,6 +351,22 @@ def _read_json(list_file: str, root: str) -> Columns:
         columns.add_labels(labels)
     check_paths(list_file, paths, root, 0)
     return columns
+
+
+def fits_a_line(path: bytes) -> bool:
+    """Whether a list of lines can hold this path: it would end at a line feed or NUL."""
+    return b"\n" not in path and b"\0" not in path
+
+
+def _encoded(where: str, path: str) -> bytes:
+    """The path as the file system has it; bytes that are no UTF-8 were read as U+DC80..U+DCFF."""
+    try:
+        name = os.fsencode(path)
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: {path!r} holds half of a surrogate pair, which is no file name") from None
+    if not fits_a_line(name):
+        raise UserError(f"{where}: {path!r} holds a line feed or NUL, which lists cannot hold; rename the file")
+    return name
 
 
 def _entry(where: str, entry: Any) -> tuple[str, int, int, list[int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import queue
 import sys
 import threading
@@ -17,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datasets.bad_media import printable
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
@@ -74,10 +76,12 @@ def main(argv: Sequence[str]) -> int:
     splits = ("train", "val") if args.split == "both" else (args.split,)
     config.check_files(cfg, splits)
     spec = loader.reading(cfg).reader
+    lists = {split: loader.records_of(cfg, split) for split in splits}
+    for records in lists.values():
+        _check_frames(records)
     _check_servers(spec)
     code = 0
-    for split in splits:
-        records = loader.records_of(cfg, split)
+    for split, records in lists.items():
         views = eval_spec(cfg) if args.frames == "val" else None
         turn, turns = args.shard
         try:
@@ -173,6 +177,19 @@ def _work(
         reader.close()
 
 
+def _check_frames(records: Records) -> None:
+    """UserError for a list of video files: every one of them would fail by itself, for the same reason."""
+    from datasets.lists.files import VIDEOS
+
+    named = (i for i in range(len(records)) if records.path(i).lower().endswith(VIDEOS))
+    first = next(named, None)  # a folder of frames may be called x.avi too
+    if first is not None and os.path.isfile(records.full_path(first)):
+        raise UserError(
+            f"{records.list_file} names video files ({printable(records.path(first))}); preload stores frames: "
+            "`python main.py dump` makes folders or shards of them, give their list and root"
+        )
+
+
 def _check_servers(spec: ReaderSpec) -> None:
     """UserError unless every server answers now: a list that is half wrong would store half of the data nowhere."""
     from datasets.memcached.source import open_pool
@@ -212,4 +229,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="r/n", help="every n-th video, from r on")
     parser.add_argument("--workers", type=int, default=4, help="threads that read and store (4)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.workers < 1:
+        raise UserError(f"--workers {args.workers}: at least one thread has to read")
+    return args

@@ -1,6 +1,7 @@
 """`python main.py fetch NAME`: download published ImageNet weights into `pretrained/`. Not a method; imports no torch.
 
-* A broken download goes on where it stopped (HTTP Range); the file gets its name only when it is whole and verified.
+* A broken download goes on where it stopped (HTTP Range) if it is of the same address and the server still has the same
+  file there (If-Range); the file gets its name only when it is whole and verified.
 * Published names carry the first digits of the file's sha256 (resnet50-19c8e357.pth): that is what is checked.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import http.client
+import json
 import os
 import re
 import sys
@@ -17,7 +19,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from utils.faults import UserError, did_you_mean
@@ -73,7 +75,8 @@ def download(url: str, target: Path) -> str:
 
     Args:
         url: https, or http on this machine.
-        target: final path. What has arrived so far stands in `<target>.part`, which a later call continues.
+        target: final path. What has arrived so far stands in `<target>.part`, which a later call with the same address
+            continues; `<target>.part.json` says what it is a part of.
 
     Raises:
         UserError: see `main`. A file with the wrong sha256 is removed.
@@ -89,15 +92,19 @@ def download(url: str, target: Path) -> str:
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        note = _read_note(part)
+        if note.get("url") != _hash_of(url) and (note or not wanted):  # a part that nobody noted is told by its hash
+            _drop(part)
         _receive_with_retries(url, part)
         digest = _sha256(part)
         if wanted and not digest.startswith(wanted):
-            part.unlink()
+            _drop(part)
             raise UserError(
                 f"fetch: what {url} sent has sha256 {digest[:16]}..., the name {target.name} asks for {wanted}...; "
                 "nothing was installed"
             )
         os.replace(part, target)
+        _note_of(part).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"fetch: cannot write {target}: {error.strerror or error}") from error
     checked = f"begins with {wanted} as the name says" if wanted else "not checked: the name carries no hash"
@@ -105,7 +112,13 @@ def download(url: str, target: Path) -> str:
 
 
 def _check_address(url: str) -> None:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018  raises where it is no number
+        if not url.isascii() or any(letter <= " " for letter in url):
+            raise ValueError("letters that an address must write as %XX")
+    except ValueError as error:
+        raise UserError(f"fetch: {url!r} is not an address ({error})") from error
     if parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in _LOOPBACK):
         return
     raise UserError(f"fetch: {url}: only https addresses are used (http on this machine only)")
@@ -129,12 +142,14 @@ def _receive_with_retries(url: str, part: Path) -> None:
             return
         except urllib.error.HTTPError as error:
             if error.code == 416:  # a left-over at least as long as the file: start anew
-                part.unlink(missing_ok=True)
+                _drop(part)
             elif error.code < 500:
                 raise UserError(f"fetch: {url}: the server answers {error.code} {error.reason}; see --url") from error
             reason = f"the server answers {error.code}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = str(getattr(error, "reason", error))
+        except ValueError as error:  # a redirect to what is no address
+            raise UserError(f"fetch: {url}: the server sends us to what is not an address ({error})") from error
         attempt = 1 if _size(part) > before else attempt + 1
         reached = f"{_size(part) / 2**20:.1f} MiB"
         if attempt >= _ATTEMPTS:
@@ -144,21 +159,70 @@ def _receive_with_retries(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path) -> None:
-    """One request; raises ConnectionError if the connection ends before the file does."""
-    have = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    """One request; raises ConnectionError if the connection ends before the file does, or another file is there now."""
+    have, note = _size(part), _read_note(part)
+    request = urllib.request.Request(url, headers=_range_headers(have, note) if have else {})
     opener = urllib.request.build_opener(_SafeRedirects)
     with opener.open(request, timeout=_TIMEOUT) as answer:
         if have and answer.status != 206:  # the server sends all of it again
             have = 0
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
+        now = {
+            "url": _hash_of(url),
+            "etag": answer.headers.get("ETag"),
+            "modified": answer.headers.get("Last-Modified"),
+            "size": total,
+        }
+        if have and not _goes_on(answer.headers.get("Content-Range"), have, note, now):
+            _drop(part)
+            raise ConnectionError("the server has another file there by now")
         with part.open("ab" if have else "wb") as file:
+            if not have:  # after the old bytes are gone, so that a note never speaks of them
+                _note_of(part).write_text(json.dumps(now) + "\n", encoding="ascii")
             got = _copy(answer, file, have, total)
             file.flush()
             os.fsync(file.fileno())
     if total is not None and got < total:
         raise ConnectionError(f"the connection ended after {got} of {total} bytes")
+
+
+def _range_headers(have: int, note: dict[str, Any]) -> dict[str, str]:
+    """Ask for the rest of the very same file (RFC 9110, 13.1.5: a weak ETag does not say that bytes are the same)."""
+    etag, modified = note.get("etag"), note.get("modified")
+    strong = etag if isinstance(etag, str) and not etag.startswith("W/") else modified
+    return {"Range": f"bytes={have}-"} | ({"If-Range": strong} if isinstance(strong, str) else {})
+
+
+def _goes_on(content_range: str | None, have: int, note: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether an answer continues the part; servers that do not know If-Range are found out here."""
+    begins = re.match(r"bytes (\d+)-", content_range or "")
+    if begins is not None and int(begins[1]) != have:
+        return False
+    return all(note.get(key) in (None, now[key]) or now[key] is None for key in ("etag", "modified", "size"))
+
+
+def _note_of(part: Path) -> Path:
+    return part.with_name(part.name + ".json")
+
+
+def _read_note(part: Path) -> dict[str, Any]:
+    """What the part is of; nothing where there is no note. The address stands there as a hash: it may hold a secret."""
+    try:
+        note = json.loads(_note_of(part).read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return note if isinstance(note, dict) else {}
+
+
+def _drop(part: Path) -> None:
+    """Remove a part, then its note."""
+    part.unlink(missing_ok=True)
+    _note_of(part).unlink(missing_ok=True)
+
+
+def _hash_of(url: str) -> str:
+    return hashlib.sha256(url.encode()).hexdigest()
 
 
 def _copy(source: http.client.HTTPResponse, file: BinaryIO, done: int, total: int | None) -> int:

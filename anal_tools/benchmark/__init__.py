@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -33,3 +35,21 @@ def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
     if getattr(module, "NEEDS_VALIDATE", False):
         return module.main(argv[1:], validate=validate)
     return module.main(argv[1:])
+
+
+def not_negative(text: str) -> int:
+    """A whole number of at least 0, for argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A number of seconds above 0, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0, as `benchmark step` prints it")
+    return value

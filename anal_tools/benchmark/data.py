@@ -12,10 +12,11 @@ import argparse
 import json
 import os
 import time
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.faults import UserError
+from utils.faults import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from anal_tools.benchmark.data_desk import Bench
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Parse the command line, measure, print."""
+    from anal_tools.benchmark import seconds
     from anal_tools.evaluate import positive
 
     parser = argparse.ArgumentParser(prog="main.py benchmark data", description="Time the readers on this machine.")
@@ -37,7 +39,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--clips", type=positive, default=64, help="clips that are timed per reader (default: 64)")
     parser.add_argument("--rounds", type=positive, default=3, help="turns in which they are timed (default: 3)")
     parser.add_argument("--workers", default="1,2", help="numbers of reader processes, 0 = none (default: 1,2)")
-    parser.add_argument("--step-time", type=float, default=None, metavar="SECONDS", help="length of a training step")
+    parser.add_argument("--step-time", type=seconds, default=None, metavar="SECONDS", help="length of a training step")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     args = parser.parse_args(argv)
@@ -55,8 +57,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     config.check_files(cfg, ("train",))
     wanted = [text.partition("=") for text in args.readers] or [(cfg.data.reader, "", "")]
     workers = numbers(args.workers)
-    if args.step_time is not None and args.step_time <= 0:
-        raise UserError("benchmark data: --step-time is a number of seconds above 0, as `benchmark step` prints it")
+    choices = typing.get_args(type(cfg.data).model_fields["reader"].annotation)
+    for name, _, _ in wanted:
+        if name not in choices:
+            raise UserError(
+                f"benchmark data: there is no reader {name!r}{did_you_mean(name, choices)}; "
+                f"choose one of {', '.join(choices)}"
+            )
     rows, benches = [], []
     for name, _, folder in wanted:
         media = in_folder(cfg, folder) if folder else cfg

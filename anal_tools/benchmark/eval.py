@@ -22,13 +22,14 @@ NEEDS_VALIDATE = True
 
 def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
     """Parse the command line and measure; `validate` is main.validate."""
+    from anal_tools.benchmark import not_negative
     from anal_tools.evaluate import add_options, positive
 
     parser = argparse.ArgumentParser(prog="main.py benchmark eval", description="Time an evaluation on this machine.")
     parser.add_argument("exp", type=Path, help="experiment folder; without a checkpoint the weights are random")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
     parser.add_argument("--videos", type=positive, default=50, help="videos that are timed (default: 50)")
-    parser.add_argument("--warmup", type=int, default=5, help="videos before them that are not (default: 5)")
+    parser.add_argument("--warmup", type=not_negative, default=5, help="videos before them that are not (default: 5)")
     parser.add_argument("--threads", type=positive, default=None, help="CPU threads of torch")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")

@@ -13,8 +13,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.faults import UserError
-
 if TYPE_CHECKING:
     import torch
 
@@ -28,20 +26,21 @@ PEAK_RUNS = 8
 
 def main(argv: list[str]) -> int:
     """Parse the command line and measure."""
+    from anal_tools.benchmark import not_negative
+    from anal_tools.evaluate import positive
+
     parser = argparse.ArgumentParser(prog="main.py benchmark step", description="Time the parts of a training step.")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("--compile", action="store_true", help="with torch.compile (common.compile: true)")
     parser.add_argument("--amp", choices=("fp32", "bf16", "fp16"), default=None, help="instead of common.precision")
-    parser.add_argument("--batch", type=int, default=None, help="clips; default: common.batch_size")
-    parser.add_argument("--iters", type=int, default=5, help="steps that are timed (default 5)")
-    parser.add_argument("--warmup", type=int, default=None, help="steps before them (default 1, 10 on a GPU)")
-    parser.add_argument("--threads", type=int, default=None, help="CPU threads of torch")
+    parser.add_argument("--batch", type=positive, default=None, help="clips; default: common.batch_size")
+    parser.add_argument("--iters", type=positive, default=5, help="steps that are timed (default 5)")
+    parser.add_argument("--warmup", type=not_negative, default=None, help="steps before them (default 1, 10 on a GPU)")
+    parser.add_argument("--threads", type=positive, default=None, help="CPU threads of torch")
     parser.add_argument("--plain", action="store_true", help="plain PyTorch instead: channels first, torch's own BN")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     args = parser.parse_args(argv)
-    if args.iters < 1 or (args.batch is not None and args.batch < 1):
-        raise UserError("benchmark step: --iters and --batch must be at least 1")
     figures = measure(args)
     print(json.dumps(figures) if args.json else as_table(figures))
     return 0

@@ -10,8 +10,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from datasets.dump.names import FAILED, Names, read_json, write_text
 from datasets.dump.settings import Settings
-from datasets.dump.video import stamp
+from datasets.dump.video import other_source, stamp
 from utils.faults import MediaError, UserError
 
 Entry = dict[str, Any]
@@ -23,14 +24,15 @@ class State:
     Args:
         folder: DST.
         settings: of this dump.
+        names: the dump's own files in the folder.
         redo: accept other settings than the folder was made with; its videos are then made again.
 
     Raises:
-        UserError: another dump is at work there, or its settings differ.
+        UserError: another dump is at work there, or its settings differ, or the file of its settings is damaged.
     """
 
-    def __init__(self, folder: Path, settings: Settings, *, redo: bool) -> None:
-        self.folder, self.settings = folder, settings
+    def __init__(self, folder: Path, settings: Settings, names: Names, *, redo: bool) -> None:
+        self.folder, self.settings, self._names = folder, settings, names
         self._own = folder / ".dump"
         self._own.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self._own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -48,7 +50,9 @@ class State:
         self.tmp = self._own / "tmp"
         shutil.rmtree(self.tmp, ignore_errors=True)  # what a killed dump left
         self.tmp.mkdir()
-        self.known = self._read()
+        self._known: dict[str, Entry] = {}  # by target
+        self._older: dict[str, Entry] = {}  # by path: lines from before they named their target
+        self._read()
         self._manifest = (self._own / "manifest.jsonl").open("a")
         if self._manifest.tell() and not self._ends_a_line():
             self._manifest.write("\n")
@@ -62,7 +66,7 @@ class State:
     def _check_settings(self, redo: bool) -> None:
         file = self._own / "settings.json"
         if file.exists():
-            before, now = json.loads(file.read_text()), json.loads(self.settings.to_json())
+            before, now = read_json(file), json.loads(self.settings.to_json())
             differ = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
             if differ and not redo:
                 raise UserError(
@@ -78,37 +82,48 @@ class State:
             file.seek(-1, os.SEEK_END)
             return file.read(1) == b"\n"
 
-    def _read(self) -> dict[str, Entry]:
-        known: dict[str, Entry] = {}
+    def _read(self) -> None:
         file = self._own / "manifest.jsonl"
         if file.exists():
             for line in file.read_text(errors="replace").splitlines():
                 try:
                     entry = json.loads(line)
-                    known[entry["path"]] = entry
+                    if not isinstance(entry["frames"], int):
+                        continue
+                    if "target" in entry:
+                        self._known[entry["target"]] = entry
+                    else:
+                        self._older[entry["path"]] = entry
                 except (ValueError, KeyError, TypeError):
                     continue  # the line that a killed dump was writing; its video speaks for itself
-        return known
 
-    def done(self, shown: str, path: str, target: str) -> Entry | None:
-        """The entry of a video that needs no work: same settings, source unchanged, and it is still there."""
-        entry = self.known.get(shown)
-        if entry is None or entry.get("digest") != self.settings.digest() or not os.path.exists(target):
+    def done(self, target: str, shown: str, path: str) -> Entry | None:
+        """The entry of a video that needs no work: same settings, source unchanged, and it is still there.
+
+        Args:
+            target: its name below the folder.
+            shown, path: the source as the list writes it, and where it is.
+        """
+        entry = self._known.get(target) or self._older.get(shown)
+        if entry is None or entry.get("digest") != self.settings.digest() or other_source(entry, shown, path):
+            return None
+        if not os.path.exists(self.folder / target):
             return None
         try:
             return entry if entry.get("stamp") == stamp(path) else None
         except MediaError:
             return None
 
-    def add(self, entry: Entry) -> None:
-        """Note a finished video; it is on the disk."""
-        self.known[entry["path"]] = entry
+    def add(self, target: str, entry: Entry) -> Entry:
+        """Note a finished video, which is on the disk; its entry."""
+        entry = self._known[target] = {**entry, "target": target}
         self._manifest.write(json.dumps(entry) + "\n")
         self._manifest.flush()
+        return entry
 
     def note_failures(self, asked: Iterable[str], failures: dict[str, str]) -> Path:
         """Rewrite failed.txt: `path<tab>reason` a line; failures of videos that were not asked for this time stay."""
-        file = self.folder / "failed.txt"
+        file = self.folder / FAILED
         kept: dict[str, str] = {}
         if file.exists():
             for line in file.read_text(errors="surrogateescape").splitlines():
@@ -119,17 +134,9 @@ class State:
         kept |= failures
         if not kept:
             file.unlink(missing_ok=True)
+            self._names.drop(FAILED)
             return file
+        self._names.claim(FAILED, "")
         lines = [f"{path}\t{' '.join(reason.split())}\n" for path, reason in kept.items()]
         write_text(file, "".join(lines))
         return file
-
-
-def write_text(file: Path, text: str) -> None:
-    """Replace a small file as a whole."""
-    tmp = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    with tmp.open("w", errors="surrogateescape") as output:
-        output.write(text)
-        output.flush()
-        os.fsync(output.fileno())
-    os.replace(tmp, file)

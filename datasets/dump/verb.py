@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from datasets.dump.lists import list_lines, target_names
+from datasets.dump.names import FAILED, Names, list_name, write_text
 from datasets.dump.settings import FORMS, Settings
-from datasets.dump.state import Entry, State, write_text
+from datasets.dump.state import Entry, State
 from datasets.pool import Answer, Pool
-from datasets.readers.frame_shard import SUFFIX
 from datasets.readers.spec import ReaderSpec
 from datasets.records import Records
 from datasets.workers import Setup
 from utils.faults import UserError
 
-#: Endings that a name loses; any other dot belongs to the name.
-ENDINGS = {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv"}
-ENDINGS |= {".ts", ".webm", ".wmv", SUFFIX}
+LAYOUTS = ("auto", "path_labels", "path_frames_labels")
 _AHEAD = 4
 _LINE_SECONDS = 10.0
 
@@ -44,16 +43,25 @@ def main(argv: Sequence[str]) -> int:
         crf=args.crf,
     )
     settings.check()
+    if args.workers < 1:
+        raise UserError(f"dump: --workers {args.workers}: at least 1")
+    if not 0 < args.deadline < math.inf:
+        raise UserError(f"dump: --deadline {args.deadline:g}: a number of seconds above 0")
     root = args.root or args.list.parent
+    if args.root and not root.is_dir():
+        raise UserError(f"dump: --root {root}: there is no such folder; give the folder of the paths in the list")
     records = Records.load(args.list, root, num_class=None, layout=args.layout)
     dst = args.dst.absolute()
     if os.path.realpath(dst) == os.path.realpath(root):
         raise UserError(f"dump: {dst} is the folder of the videos themselves; choose another one")
-    if args.workers < 1:
-        raise UserError(f"dump: --workers {args.workers}: at least 1")
-    state = State(dst, settings, redo=args.redo)
+    names, name, source = Names(dst), list_name(args.list, dst), os.path.realpath(args.list)
+    targets = target_names(records, settings, {name, FAILED})
+    names.check(name, source)
+    names.check(FAILED, "")
+    state = State(dst, settings, names, redo=args.redo)
     try:
-        return run(records, state, workers=args.workers, deadline=args.deadline)
+        names.claim(name, source)
+        return run(records, state, targets, dst / name, workers=args.workers, deadline=args.deadline)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 130
@@ -70,7 +78,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--as", dest="form", choices=FORMS, required=True, help="JPEG folders, shards, or short-GOP video"
     )
     parser.add_argument("--root", type=Path, help="folder of the paths in the list (default: where the list is)")
-    parser.add_argument("--layout", default="auto", help="data.list_layout of the list (default: auto)")
+    parser.add_argument("--layout", default="auto", choices=LAYOUTS, help="as data.list_layout (default: auto)")
     parser.add_argument("--short-side", type=int, default=256, help="pixels; never enlarged, 0 keeps the size")
     parser.add_argument("--quality", type=int, default=Settings.quality, help="of JPEG (default: 85)")
     parser.add_argument("--template", help="names of frames (default: img_{:05d}.jpg)")
@@ -84,20 +92,29 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(records: Records, state: State, *, workers: int, deadline: float) -> int:
-    """Dump what is not there yet, write the list and failed.txt; the exit code."""
-    targets = target_names(records, state.settings)
-    owners: dict[str, int] = {}  # a path may stand in several records, it is dumped once
+def run(
+    records: Records, state: State, targets: dict[str, str], new_list: Path, *, workers: int, deadline: float
+) -> int:
+    """Dump what is not there yet, write the list and failed.txt; the exit code.
+
+    Args:
+        records: the list.
+        state: of DST.
+        targets: see `target_names`.
+        new_list: where the new list goes.
+        workers, deadline: processes, and seconds for one video.
+    """
+    owners: dict[str, int] = {}  # a video may stand in several records, it is dumped once
     for i in range(len(records)):
-        owners.setdefault(records.path(i), i)
+        owners.setdefault(targets[records.path(i)], i)
     done: dict[str, Entry] = {}
     todo: list[int] = []
-    for shown, i in owners.items():
-        entry = state.done(shown, records.full_path(i), str(state.folder / targets[shown]))
+    for target, i in owners.items():
+        entry = state.done(target, records.path(i), records.full_path(i))
         if entry is None:
             todo.append(i)
         else:
-            done[shown] = entry
+            done[target] = entry
     if done:
         print(f"{len(done)} of {len(owners)} videos are there already", flush=True)
     failures: dict[str, str] = {}
@@ -105,19 +122,22 @@ def run(records: Records, state: State, *, workers: int, deadline: float) -> int
     for i, answer in _ask(records, state, targets, todo, workers, deadline):
         shown = records.path(i)
         if answer["ok"]:
-            done[shown] = {key: value for key, value in answer.items() if key not in ("id", "ok", "kept")}
-            state.add(done[shown])
+            entry = {key: value for key, value in answer.items() if key not in ("id", "ok", "kept")}
+            done[targets[shown]] = state.add(targets[shown], entry)
         else:
             failures[shown] = _reason(answer)
         progress.advance(answer)
-    file = state.note_failures(owners, failures)
-    new_list = state.folder / Path(records.list_file).name
+    file = state.note_failures(targets, failures)
     lines = list_lines(records, targets, done)
-    write_text(new_list, "".join(lines))
-    print(f"{new_list}: {len(lines)} of {len(records)} records, {progress.total()}", flush=True)
+    if lines:
+        write_text(new_list, "".join(lines))
+        print(f"{new_list}: {len(lines)} of {len(records)} records, {progress.total()}", flush=True)
+    else:
+        left = "left as it was" if new_list.exists() else "not written"
+        print(f"{new_list}: {left}, since none of its {len(records)} records can be dumped", file=sys.stderr)
     if failures:
         print(f"{len(failures)} videos failed, see {file}", file=sys.stderr)
-    return 1 if failures else 0
+    return 1 if failures or not lines else 0
 
 
 def _ask(
@@ -151,42 +171,6 @@ def _reason(answer: Answer) -> str:
     if "bug" in answer:
         return f"not expected: {answer['bug'].strip().splitlines()[-1]}"
     return answer["reason"]
-
-
-def target_names(records: Records, settings: Settings) -> dict[str, str]:
-    """Where each path of the list goes below DST: without its ending, unless two videos would then be one."""
-    paths = dict.fromkeys(records.path(i) for i in range(len(records)))
-    short = {path: _without_ending(os.path.normpath(path)) for path in paths}
-    times = Counter(short.values())
-    return {
-        path: (name if times[name] == 1 else os.path.normpath(path)) + settings.ending for path, name in short.items()
-    }
-
-
-def _without_ending(path: str) -> str:
-    name, ending = os.path.splitext(path)
-    return name if ending.lower() in ENDINGS else path
-
-
-def list_lines(records: Records, targets: dict[str, str], done: dict[str, Entry]) -> list[str]:
-    """The records whose video is there, in the order of the list: `path [start] frames label...` with real counts."""
-    blank = "\t" if any(" " in name or "," in name for name in targets.values()) else " "
-    parts = bool(records.starts.any())
-    lines: list[str] = []
-    for i in range(len(records)):
-        entry = done.get(records.path(i))
-        if entry is None:
-            continue
-        start, declared = int(records.starts[i]), int(records.frames[i])
-        frames = entry["frames"] - start
-        if parts and declared > 0:
-            frames = min(frames, declared)
-        if frames < 1:
-            continue
-        numbers = [start, frames] if parts else [frames]
-        row = [targets[records.path(i)], *map(str, numbers), *map(str, records.labels_of(i))]
-        lines.append(blank.join(row) + "\n")
-    return lines
 
 
 class Progress:

@@ -31,8 +31,8 @@ class Dumper:
                 same file system).
 
         Returns:
-            The video's line in the manifest: path, stamp, digest, frames, height, width, fps, bytes, and kept (it stood
-            there already).
+            The video's line in the manifest: path, source, stamp, digest, frames, height, width, fps, bytes, and kept
+            (it stood there already).
 
         Raises:
             MediaError: the video cannot be read to its end, or not be written in this form.
@@ -41,12 +41,13 @@ class Dumper:
         settings = Settings(**request["settings"])
         path, shown = self.records.full_path(request["sample"]), self.records.path(request["sample"])
         target, tmp = request["target"], os.path.join(request["tmp"], f"{os.getpid()}-{request['id']}")
-        made = {"path": shown, "stamp": stamp(path), "digest": settings.digest()}
-        note = note_of(target, settings.form) if os.path.lexists(target) else None
-        if note is not None and made.items() <= note.items():
-            return {**note, "kept": True}
-        if note is None and os.path.lexists(target):
-            raise MediaError(shown, f"something that no dump made stands at {target}; move it away")
+        made = {"path": shown, "source": os.path.abspath(path), "stamp": stamp(path), "digest": settings.digest()}
+        if os.path.lexists(target):
+            note = self._note(target, path, shown, settings)
+            if all(note[key] == made[key] for key in ("stamp", "digest")):
+                return {**note, **made, "kept": True}
+            if settings.form == "frames" and any(os.path.isdir(os.path.join(target, n)) for n in os.listdir(target)):
+                raise MediaError(shown, f"{target} holds folders too, perhaps of other videos; choose another folder")
         try:
             return dump_video(path, shown, settings, target, tmp, made)
         except OSError as error:
@@ -55,6 +56,34 @@ class Dumper:
                     f"{target}: {_FULL[error.errno]}; make room, then run the same command again"
                 ) from error
             raise MediaError(shown, f"it cannot be written ({error.strerror or error})") from error
+
+    @staticmethod
+    def _note(target: str, path: str, shown: str, settings: Settings) -> dict[str, Any]:
+        """What the dumped video at `target` says of itself; MediaError if it must not be replaced by this one."""
+        if os.path.exists(target) and os.path.samefile(target, path):
+            raise MediaError(shown, f"{target} is the video itself; choose another folder")
+        note = note_of(target, settings.form)
+        if note is None or not note.keys() >= {"path", "stamp", "digest", "frames"}:
+            raise MediaError(shown, f"something that no dump made stands at {target}; move it away")
+        if other := other_source(note, shown, path):
+            raise MediaError(shown, f"{target} stands there from {other}; choose another folder")
+        return note
+
+
+def other_source(note: dict[str, Any], shown: str, path: str) -> str:
+    """The video that a dumped one was made from, if that is not the one at `path` and still exists; else "".
+
+    Args:
+        note: what the dumped video or its line in the manifest says.
+        shown, path: a video as the list writes it, and where it is.
+    """
+    source = note.get("source")
+    if not isinstance(source, str):  # from before sources were noted: the root is not known, it may be the same
+        root = path.removesuffix(shown)
+        source = path if note["path"] == shown else os.path.join(root, note["path"])
+    if os.path.abspath(path) == source or not os.path.exists(source):
+        return ""
+    return "" if os.path.exists(path) and os.path.samefile(source, path) else source
 
 
 def dump_video(

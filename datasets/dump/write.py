@@ -9,6 +9,7 @@ import ctypes
 import json
 import os
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -98,7 +99,8 @@ class ShardFile:
 
     def abandon(self) -> None:
         """See `Writer`."""
-        self._shard.abandon()
+        with suppress(OSError):  # the error that led here is the one to tell
+            self._shard.abandon()
         _remove(self._tmp)
 
 
@@ -169,7 +171,10 @@ class ClipFile:
 
     def abandon(self) -> None:
         """See `Writer`."""
-        self._container.close()
+        from av.error import FFmpegError
+
+        with suppress(FFmpegError, OSError, ValueError):  # the error that led here is the one to tell
+            self._container.close()
         _remove(self._tmp)
 
 
@@ -187,7 +192,8 @@ def note_of(path: str, form: str) -> dict[str, Any] | None:
     try:
         if form == "frames":
             with open(os.path.join(path, NOTE), "rb") as file:
-                return json.load(file)
+                note = json.load(file)
+                return note if isinstance(note, dict) else None
         if form == "shards":
             shard = FrameShard(path)
             shard.close()

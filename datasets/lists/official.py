@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -247,7 +248,9 @@ def _activitynet(files: Sequence[Path], split: int) -> Annotations:
             try:
                 start, end = map(float, one["segment"])
                 label = str(one["label"])
-            except (KeyError, TypeError, ValueError):
+                if not (math.isfinite(start) and math.isfinite(end)):
+                    raise ValueError
+            except (KeyError, TypeError, ValueError, OverflowError):
                 raise UserError(f"{where}: expected annotations with `label` and `segment: [start, end]`") from None
             item = Item((f"v_{name}", name), label, where, (start, end))
             splits.setdefault(_split(str(video.get("subset")), where), []).append(item)

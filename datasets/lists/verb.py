@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import os
 import re
 from collections import Counter
@@ -17,7 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.bad_media import printable
 from datasets.class_names import read_class_names
+from datasets.list_formats import fits_a_line
 from datasets.lists.files import Media, best, by_name, walk
 from datasets.lists.official import READ, Annotations, Item, read, reorder
 from utils.faults import UserError
@@ -29,9 +32,11 @@ _MARKS = (" ", ",", "\t")
 def main(argv: Sequence[str]) -> int:
     """The verb."""
     args = _arguments(argv)
-    media = list(walk(args.root))
+    everything = list(walk(args.root))
+    media = [one for one in everything if fits_a_line(os.fsencode(one.path))]
     if not media:
         raise UserError(f"--root: there is no video and no folder of frames below {args.root}")
+    torn = [printable(repr(one.path)) for one in everything if not fits_a_line(os.fsencode(one.path))]
     if args.data_set == "folder":
         annotations = from_folders(media, args.root, share=args.val_share, group=args.group, seed=args.seed)
     else:
@@ -42,6 +47,9 @@ def main(argv: Sequence[str]) -> int:
     files, coverage = lists(annotations, media, wanted=args.store, fps=args.segments)
     publish({args.out / name: data for name, data in files.items()}, force=args.force)
     print("\n".join(in_words(coverage, args.out)))
+    if torn:
+        more = ", ..." if len(torn) > _WORST else ""
+        print(f"left out, since their names hold a line feed ({len(torn)}): {', '.join(torn[:_WORST])}{more}")
     return 0
 
 
@@ -68,8 +76,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.data_set != "folder" and not args.annotations:
         raise UserError(f"--annotations: {args.data_set} needs its official files; docs/data.md says where they are")
-    if args.segments is not None and (args.data_set != "activitynet" or not args.segments > 0):
+    if args.segments is not None and args.data_set != "activitynet":
         raise UserError("--segments: frames per second, for activitynet only")
+    if args.segments is not None and not (math.isfinite(args.segments) and args.segments > 0):
+        raise UserError(f"--segments {args.segments:g}: give frames per second, above 0")
     if not 0 < args.val_share < 1:
         raise UserError("--val-share must lie between 0 and 1")
     return args
@@ -104,8 +114,9 @@ def lists(
         File name -> content, and the content of coverage.json.
 
     Raises:
-        UserError: not a single sample has a file.
+        UserError: not a single sample has a file; a class name that a line of text cannot hold.
     """
+    _check_classes(annotations.classes)
     items = [item for split in annotations.splits.values() for item in split]
     found = by_name(media, {name for item in items for name in item.names})
     kinds = Counter(one.kind for several in found.values() for one in several)
@@ -124,13 +135,25 @@ def lists(
         used.update(path for path, _ in rows)
         files[f"{split}.txt"] = _list_text(rows, annotations.classes, fps)
         files[f"missing_{split}.txt"] = "".join(
-            f"{item.names[0]}\t{item.class_name}\t{item.where}\n" for item in missing
+            f"{_in_a_line(item.names[0])}\t{item.class_name}\t{_in_a_line(item.where)}\n" for item in missing
         ).encode("utf-8", "surrogateescape")
         coverage["splits"][split] = _coverage(rows, missing, ambiguous, annotations.classes)
     coverage["not_in_the_annotations"] = sum(one.kind == kind and one.path not in used for one in media)
-    files["classInd.txt"] = "".join(f"{label} {name}\n" for label, name in enumerate(annotations.classes)).encode()
+    files["classInd.txt"] = "".join(f"{label} {name}\n" for label, name in enumerate(annotations.classes)).encode(
+        "utf-8", "surrogateescape"
+    )
     files["coverage.json"] = json.dumps(coverage, indent=1).encode("ascii")
     return files, coverage
+
+
+def _check_classes(classes: Iterable[str]) -> None:
+    for name in classes:
+        try:
+            fits = fits_a_line(os.fsencode(name))
+        except UnicodeEncodeError:  # half of a surrogate pair, from JSON
+            fits = False
+        if not fits:
+            raise UserError(f"the class name {name!r} of the annotations does not fit into a line of text; change it")
 
 
 def _resolve(
@@ -152,6 +175,12 @@ def _resolve(
     return rows, missing, ambiguous
 
 
+def _in_a_line(text: str) -> str:
+    """A text of the annotations, which may hold anything, for a line that people read."""
+    plain = "\n" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text if plain else ascii(text)
+
+
 def _list_text(rows: Sequence[tuple[str, Item]], classes: Sequence[str], fps: float | None) -> bytes:
     """`path label`, or `path offset num_frames label` for segments; each line once."""
     labels = {name: label for label, name in enumerate(classes)}
@@ -161,7 +190,14 @@ def _list_text(rows: Sequence[tuple[str, Item]], classes: Sequence[str], fps: fl
         fields = [path]
         if fps is not None and item.segment is not None:
             first = int(item.segment[0] * fps)
-            fields += [str(first), str(max(1, int(item.segment[1] * fps) - first))]
+            count = max(1, int(item.segment[1] * fps) - first)
+            if first < 0 or first + count >= 2**31:
+                start, end = item.segment
+                raise UserError(
+                    f"{item.where}: at --segments {fps:g} frames/s the segment from {start:g} to {end:g} s has frame "
+                    "numbers below 0 or beyond 32 bits"
+                )
+            fields += [str(first), str(count)]
         lines[separator.join([*fields, str(labels[item.class_name])])] = None
     return "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
 

@@ -151,26 +151,38 @@ class FactsCache:
             with open(self.path, "rb") as f:
                 start = f.read(len(_MAGIC) + 8)
                 length = int.from_bytes(start[len(_MAGIC) :], "little")
-                if start[: len(_MAGIC)] != _MAGIC or length > os.path.getsize(self.path):
+                if start[: len(_MAGIC)] == _MAGIC and length > os.path.getsize(self.path):
+                    raise self._damaged()
+                if start[: len(_MAGIC)] != _MAGIC:
                     raise UserError(f"data.facts: {self.path} is not the facts.bin of a scan")
                 header = json.loads(f.read(length))
-                at = f.tell()
+                at, size = f.tell(), os.fstat(f.fileno()).st_size
+            made = {name: header.get(name) for name in _versions()}
         except OSError as error:
             raise UserError(
                 f"data.facts: {self.path}: {error.strerror}; `python main.py scan LIST --root R` makes it"
             ) from error
-        made = {name: header.get(name) for name in _versions()}
+        except (ValueError, AttributeError) as error:
+            raise self._damaged() from error
         if made != _versions():
             raise UserError(
                 f"data.facts: {self.path} was made by probe version {made['probe']} with PyAV {made['av']}, here are "
                 f"{PROBE_VERSION} and {_versions()['av']}: scan again"
             )
-        self._words: list[str] = header["words"]
         self._columns: dict[str, np.ndarray] = {}
-        for name, kind in _COLUMNS.items():
-            at += -at % _ALIGN
-            self._columns[name] = np.memmap(self.path, kind, "r", at, (header["entries"],)) if header["entries"] else []  # type: ignore[assignment]
-            at += header["entries"] * np.dtype(kind).itemsize
+        try:
+            self._words, entries = [str(word) for word in header["words"]], int(header["entries"])
+            for name, kind in _COLUMNS.items():
+                at += -at % _ALIGN
+                self._columns[name] = np.memmap(self.path, kind, "r", at, (entries,)) if entries else np.zeros(0, kind)
+                at += entries * np.dtype(kind).itemsize
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
+            raise self._damaged() from error
+        if at != size:
+            raise self._damaged()
+
+    def _damaged(self) -> UserError:
+        return UserError(f"data.facts: {self.path} is cut off or damaged, not a whole facts.bin: scan again")
 
     def __len__(self) -> int:
         return len(self._columns["key"])

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 import stat
@@ -135,7 +136,7 @@ class FrameShard:
         except MediaError:
             self.close()
             raise
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             self.close()
             raise MediaError(path, f"the header of the shard is damaged ({error})") from error
 
@@ -158,6 +159,10 @@ class FrameShard:
             raise MediaError(self.path, "the table of the shard is damaged; dump this video again")
         self._offsets: list[int] = np.frombuffer(table, "<u8", count + 1).tolist()
         self._sums = np.frombuffer(table, "<u8", count, 8 * (count + 1))
+        # The sum over the table says that it is what was written, not that it was written right.
+        table_at = size - needed - _TRAILER.size
+        if self._offsets[0] < len(_MAGIC) or self._offsets[-1] > table_at or self._offsets != sorted(self._offsets):
+            raise MediaError(self.path, "the table of the shard names bytes that are no frames; dump this video again")
         header = json.loads(bytes(table[8 * (2 * count + 1) :]))
         self.frames = count
         self.info: dict[str, Any] = header
@@ -169,7 +174,11 @@ class FrameShard:
             width=int(header["width"]),
             fps=float(header["fps"]),
         )
-        self._prefix, self._suffix = _split(self.description.template)
+        said = self.description
+        if min(said.height, said.width) < 1 or not (math.isfinite(said.fps) and said.fps >= 0):
+            reason = f"its header says {said.width}x{said.height} at {said.fps:g} frames/s; dump this video again"
+            raise MediaError(self.path, reason)
+        self._prefix, self._suffix = _split(said.template)
 
     def close(self) -> None:
         """Close the file; what was read stays valid."""

@@ -26,7 +26,7 @@ from datasets.plan import Facts
 from datasets.readers.frame_shard import Description
 from datasets.readers.frame_source import FilesSource, FrameSource
 from datasets.readers.resize import Box, place
-from utils.faults import MediaError
+from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
     from datasets.readers.spec import ReaderSpec
@@ -129,6 +129,14 @@ def image_size(data: bytes, path: str) -> tuple[int, int]:
     return decode(data, path).shape[:2]  # type: ignore[return-value]
 
 
+def _names_frames(template: str) -> bool:
+    """Whether a template gives every frame another name: one that does not would be counted for ever."""
+    try:
+        return template.format(0) != template.format(1)
+    except (ValueError, LookupError, AttributeError):
+        return False
+
+
 class FramesReader:
     """Frames from folders of numbered images; single images count as videos of one frame.
 
@@ -136,6 +144,8 @@ class FramesReader:
     """
 
     def __init__(self, spec: ReaderSpec, records: Records, source: FrameSource | None = None) -> None:
+        if spec.template is not None and not _names_frames(spec.template):
+            raise UserError(f"template: {spec.template} is not a file name with one number, such as img_{{:05d}}.jpg")
         self.spec = spec
         self.records = records
         self.source = source or FilesSource()

@@ -26,6 +26,7 @@ LEVELS = ("header", "ends", "all")
 _SMALL = (32, 32)  # frames are looked at in this size, which every decoder and resize has to deliver whole
 _PLAIN = 2.0  # pictures of less contrast than this (standard deviation, 0..255) look alike without being the same
 _BLOCK = 1 << 20
+_AT_ONCE = 64  # frame files whose bytes are held at a time
 _SHARD = ".fsh"
 #: A rate is variable where a gap between frames differs from the usual one by more than this share, and by two ticks.
 _VFR_SHARE, _VFR_TICKS = 0.2, 2
@@ -84,7 +85,7 @@ class Examiner:
                 first = reader.first_file(i)  # type: ignore[attr-defined]
                 found |= _folder(path, os.path.basename(first), int(self.records.starts[i]) + facts.frames)
             if level != "header":
-                found |= self._decode(i, reader, facts, whole=level == "all")
+                found |= self._decode(i, family, facts, whole=level == "all")
         except MediaError as error:
             # A decoder's message may hold anything; the path it names says which frame of a folder it was.
             inside = "" if error.path in (shown, path) else f"{os.path.basename(error.path)}: "
@@ -98,14 +99,20 @@ class Examiner:
             self._readers[family] = READERS[family](self.spec, self.records)
         return self._readers[family]
 
-    def _decode(self, i: int, reader: Reader, facts: Facts, *, whole: bool) -> dict[str, Any]:
+    def _decode(self, i: int, family: str, facts: Facts, *, whole: bool) -> dict[str, Any]:
         """Decode the first, middle and last frame, or all of them; a fingerprint of these three pictures."""
+        reader = self._reader(family)
         ends = sorted({0, facts.frames // 2, facts.frames - 1})
         pictures = np.empty((len(ends), *_SMALL, 3), np.uint8)
         if whole:
-            # All frames into the same row: an hour of video takes no more memory than one frame.
-            rows = np.lib.stride_tricks.as_strided(pictures, (facts.frames, *_SMALL, 3), (0, *pictures.strides[1:]))
-            reader.read(i, np.arange(facts.frames), None, _SMALL, rows)
+            # All frames into the same row: an hour of video takes no more memory than one frame. A video is read in
+            # one go (where frames are found by counting, each piece would be decoded from the start); the frames
+            # reader holds the bytes of all that it is asked for at once.
+            step = facts.frames if family == "video" else _AT_ONCE
+            for first in range(0, facts.frames, step):
+                piece = np.arange(first, min(first + step, facts.frames))
+                rows = np.lib.stride_tricks.as_strided(pictures, (len(piece), *_SMALL, 3), (0, *pictures.strides[1:]))
+                reader.read(i, piece, None, _SMALL, rows)
         reader.read(i, np.array(ends), None, _SMALL, pictures)
         if float(pictures.std(axis=(1, 2)).max()) < _PLAIN:
             return {"pictures": ""}

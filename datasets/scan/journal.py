@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ Found = dict[str, Any]
 class Journal:
     """What is known of files: DIR/files.jsonl, one line per look at a file, the last one counts.
 
+    Another kind of line says of which list a clean list in DIR is. Whole lines that do not hold what they should are
+    left out: these files are looked at again.
+
     Args:
         folder: DIR, made if need be.
         spec: naming of frame folders; entries made with another one are not taken.
@@ -34,6 +39,7 @@ class Journal:
         self.file = folder / JOURNAL
         self.spec = spec
         self.known: dict[tuple[str, int], Found] = {}
+        self._lists: dict[str, list[str]] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._out = open(self.file, "ab")  # noqa: SIM115  open as long as the scan
@@ -75,7 +81,9 @@ class Journal:
                 whole += len(line)
                 try:
                     entry = json.loads(line)
-                    if entry["naming"] == self._naming(entry["family"]):
+                    if "clean" in entry:
+                        self._lists[str(entry["clean"])] = [str(entry["list"]), str(entry["root"])]
+                    elif entry["naming"] == self._naming(entry["family"]) and _is_whole(entry):
                         self.known[entry["path"], entry["start"]] = entry
                 except (ValueError, KeyError, TypeError):
                     raise UserError(f"{self.file}:{number}: this line is damaged; delete it, or the file") from None
@@ -94,6 +102,21 @@ class Journal:
         entry = {"path": path, "start": start, "family": family, "naming": self._naming(family), **found}
         self.known[path, start] = entry
         self._write(entry)
+
+    def check_owner(self, clean: Path, list_file: str, root: str) -> None:
+        """UserError where the clean list that is to be written is another list's, or no scan's."""
+        owner = self._lists.get(clean.name)
+        if owner == _owner(list_file, root) or not os.path.lexists(clean):
+            return
+        whose = f"belongs to {owner[0]} with root {owner[1]}" if owner else "is there and was not written by a scan"
+        raise UserError(f"--out: {clean} {whose}; scan {list_file} with another --out, or move that file away")
+
+    def own(self, clean: str, list_file: str, root: str) -> None:
+        """Keep whose clean list is written under this name."""
+        owner = _owner(list_file, root)
+        if self._lists.get(clean) != owner:
+            self._lists[clean] = owner
+            self._write({"clean": clean, "list": owner[0], "root": owner[1]})
 
     def stamp(self, path: str, start: int, level: str) -> list[Any] | None:
         """The stamp under which a path need not be looked at again at this level; None where it must."""
@@ -117,3 +140,25 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self._out.close()
+
+
+def _owner(list_file: str, root: str) -> list[str]:
+    return [os.path.abspath(list_file), os.path.abspath(root)]
+
+
+def _is_whole(entry: Found) -> bool:
+    """Whether an entry holds all that results, facts and the comparison of files take from it."""
+    stamp, bad, notes = entry.get("stamp"), entry.get("bad"), entry.get("notes")
+    if entry.get("level") not in LEVELS or not isinstance(bad, str) or not isinstance(notes, list):
+        return False
+    if stamp is not None and not (isinstance(stamp, list) and len(stamp) == len(facts_cache.Stamp._fields)):
+        return False
+    if "frames" in entry or not bad:
+        sizes = [entry.get(name) for name in ("frames", "height", "width")]
+        if not all(type(size) is int and size > 0 for size in sizes) or not isinstance(entry.get("fps"), (int, float)):
+            return False
+        if not math.isfinite(entry["fps"]) or (entry.get("grade") and not {"turns", "decoder"} <= entry.keys()):
+            return False
+    if bad:
+        return True
+    return stamp is not None and "kind" in entry and (entry["kind"] != "folder" or "first" in entry)

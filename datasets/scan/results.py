@@ -151,34 +151,53 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
 
 def _classes(records: Records, found: list[Found], classes: Path | None) -> list[dict[str, Any]]:
     """Number of videos and of bad ones of each label, from 0 to the highest of the list or of the class names."""
-    count = int(max(records.labels_of(i).max() for i in range(len(records)))) + 1
-    names = [str(label) for label in range(count)]
-    beside = Path(records.list_file).parent / "classInd.txt"
-    file = classes or (beside if beside.is_file() else None)
-    if file is not None:
-        for wanted in (count, _lines(file)):
-            try:
-                names = read_class_names(file, wanted)
-                break
-            except UserError:
-                if classes is not None and wanted != count:
-                    raise
-    videos, bad = np.zeros(max(count, len(names)), int), np.zeros(max(count, len(names)), int)
+    names = class_names(records, classes)
+    count = len(names)
+    videos, bad = np.zeros(count, int), np.zeros(count, int)
     for i, entry in enumerate(found):
         videos[records.labels_of(i)] += 1
         bad[records.labels_of(i)] += bool(entry["bad"])
-    names += [str(label) for label in range(len(names), len(videos))]
     return [
         {"label": label, "name": printable(names[label]), "videos": int(videos[label]), "bad": int(bad[label])}
         for label in range(len(videos))
     ]
 
 
-def _lines(file: Path) -> int:
+def class_names(records: Records, classes: Path | None) -> list[str]:
+    """Names of the labels of a list, at least up to its highest; the numbers themselves where there are no names.
+
+    Args:
+        records: the list.
+        classes: file of class names; None looks for classInd.txt beside the list, and takes it if it fits.
+
+    Raises:
+        UserError: `classes` cannot be read, is no text, or is not a list of class names.
+    """
+    count = int(max(records.labels_of(i).max() for i in range(len(records)))) + 1
+    names: list[str] = []
+    beside = Path(records.list_file).parent / "classInd.txt"
+    file = classes or (beside if beside.is_file() else None)
+    if file is not None:
+        try:
+            names = _names_in(file, count)
+        except UserError:
+            if classes is not None:
+                raise
+    return names + [str(label) for label in range(len(names), count)]
+
+
+def _names_in(file: Path, count: int) -> list[str]:
+    """All class names of a file; where it is not `count` lines of them, then as many as it has."""
     try:
-        return sum(bool(line.strip()) for line in file.read_bytes().splitlines())
-    except OSError:
-        return 0
+        data = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"--classes: {file}: {error.strerror}") from error
+    if b"\0" in data:
+        raise UserError(f"--classes: {file} is not a text file; give one with a class name per line")
+    try:
+        return read_class_names(file, count)
+    except UserError:
+        return read_class_names(file, sum(bool(line.strip()) for line in data.splitlines()))
 
 
 def _of_group(group: Found, lists: Sequence[Records]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ looks only at what is new or has another size or modification time. The files of
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.readers import facts_cache
+from datasets.readers.frame_shard import TEMPLATE
 from datasets.readers.spec import ReaderSpec
 from datasets.records import Records
 from datasets.scan import results as scan_results
@@ -36,6 +38,9 @@ def main(argv: Sequence[str]) -> int:
     """
     args = _arguments(argv)
     lists = load_lists(args.lists, args.root, args.layout)
+    if args.classes:
+        for records in lists:  # what is wrong with the file is said before hours of looking at videos
+            scan_results.class_names(records, args.classes)
     spec = ReaderSpec("frames", template=args.template, frame_base=args.frame_base, fps=args.fps)
     if not (args.out / JOURNAL).exists():  # no scan has been here: what has our names is somebody's
         for name in (FACTS, scan_results.SUMMARY, scan_results.PAGE, *map(clean_name, args.lists)):
@@ -45,6 +50,8 @@ def main(argv: Sequence[str]) -> int:
                 )
     started = time.monotonic()
     with Journal(args.out, spec) as journal:
+        for records in lists:
+            journal.check_owner(args.out / clean_name(records.list_file), str(records.list_file), records.root)
         try:
             found = [
                 examine(records, spec, journal, level=args.decode, workers=args.workers, deadline=args.deadline)
@@ -54,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from here", file=sys.stderr)
             return 130
+        for records in lists:
+            journal.own(clean_name(records.list_file), str(records.list_file), records.root)
     entries = facts_cache.write(args.out / FACTS, journal.facts())
     summary = scan_results.write(
         args.out, lists, found, groups, level=args.decode, classes=args.classes, seconds=time.monotonic() - started
@@ -100,6 +109,10 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError(f"--root: {len(args.root)} folders for {len(args.lists)} lists; give one, or one for each list")
     if args.workers < 1 or not args.deadline > 0:
         raise UserError("--workers and --deadline must be positive")
+    if not (math.isfinite(args.fps) and args.fps > 0):
+        raise UserError(f"--fps: {args.fps:g} is no frame rate; give frames per second, above 0")
+    if args.template is not None and not TEMPLATE.fullmatch(args.template):
+        raise UserError(f"--template {args.template}: a file name with one number such as img_{{:05d}}.jpg")
     return args
 
 

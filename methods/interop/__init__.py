@@ -112,7 +112,8 @@ def load_weights(
             "shift_shortcut", "flow"): a file with a family's names that was trained in another way.
 
     Raises:
-        UserError: the file cannot be read, no family knows its names, or (strict) something does not fit.
+        UserError: the file cannot be read, no family knows its names, a tensor that the model takes holds NaN or
+            infinity, or (strict) something does not fit.
     """
     path = Path(path)
     state = read(path)
@@ -122,9 +123,8 @@ def load_weights(
     problems = _wrong_options(model, {option: text for option, text in module.NEEDS.items() if option not in accept})
     own = model.state_dict()
     if classifier is None:
-        classifier = "classifier.weight" in result.state and len(result.state["classifier.weight"]) == len(
-            own["classifier.weight"]
-        )
+        classes = result.state.get("classifier.weight")  # what is no matrix at all is named as a misfit
+        classifier = classes is not None and (classes.dim() == 0 or len(classes) == len(own["classifier.weight"]))
     result.state = _fitted(model, result, slow_first=module.SLOW_FIRST, classifier=bool(classifier))
     good = {key: value for key, value in result.state.items() if key in own and own[key].shape == value.shape}
     shapes = [
@@ -146,8 +146,27 @@ def load_weights(
     )
     if strict and (report.missing or report.unexpected or problems):
         raise _misfit(path, report, problems)
+    check_finite(good, path)
     model.load_state_dict(good, strict=False)
     return report
+
+
+def check_finite(state: Mapping[str, Any], path: str | Path) -> None:
+    """Refuse weights with which a model cannot say anything.
+
+    Raises:
+        UserError: tensors hold NaN or infinity.
+    """
+    bad = [
+        name
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all())
+    ]
+    if bad:
+        raise UserError(
+            f"{path}: {_listed('NaN or infinity in', bad)}; the training that wrote them diverged, or the file is "
+            "damaged: take an earlier checkpoint or another copy"
+        )
 
 
 def _misfit(path: Path, report: Report, problems: Sequence[str]) -> UserError:
@@ -190,6 +209,7 @@ def load_checkpoint(path: str | Path, arguments: Mapping[str, Any]) -> dict[str,
         try:
             state = checkpoint.load(path)
             if isinstance(state.get("model"), Mapping) and "config" in state:
+                check_finite(checkpoint.evaluated_weights(state)[0], path)
                 return state
         except checkpoint.CorruptCheckpoint as error:
             damaged = error  # or only not in the format of ours
@@ -200,6 +220,7 @@ def load_checkpoint(path: str | Path, arguments: Mapping[str, Any]) -> dict[str,
     except UserError as error:
         raise (damaged or error) from error
     if "classifier.weight" in state and all(name.startswith(_OURS) for name in state):
+        check_finite(state, path)
         return {"model": state}
     model = methods.build(**{**arguments, "pretrained": False})
     report = load_weights(model, path)
@@ -264,12 +285,19 @@ def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, cla
             del state[name]
         elif name.endswith("_non_local.out.bias"):  # our block leaves it to the BN behind it, which subtracts a mean
             mean = name.replace("out.bias", "bn.running_mean")
+            if mean not in state or state[mean].shape != state[name].shape:
+                continue  # both are then named as a misfit
             state[mean] = state[mean] - state.pop(name)
             result.changed[mean] = "bias of the convolution before it subtracted"
     inflated = inflate(state, {name: tensor.shape for name, tensor in own.items()})
     result.changed.update({name: "inflated" for name in state if inflated[name] is not state[name]})
     columns = inflated.get("classifier.weight")
-    if isinstance(model, SlowFast) and columns is not None and slow_first not in (None, model.slow_first):
+    if (
+        isinstance(model, SlowFast)
+        and columns is not None
+        and columns.dim() == 2
+        and slow_first not in (None, model.slow_first)
+    ):
         fast = model.backbone.fast.feature_dim
         first = fast if model.slow_first else columns.shape[1] - fast  # columns that go to the end
         inflated["classifier.weight"] = columns.roll(-first, 1)

@@ -40,6 +40,9 @@ def read(path: Path) -> dict[str, Tensor]:
     state = {str(name): value for name, value in found.items() if value is not None}
     if not state:
         raise UserError(f"{path} holds no named tensors")
+    unreal = [name for name, tensor in state.items() if tensor.is_complex()]
+    if unreal:
+        raise UserError(f"{path}: complex numbers in {', '.join(unreal[:6])}; weights of a network are real numbers")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state

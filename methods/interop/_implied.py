@@ -39,12 +39,13 @@ def implied(
     backbone = _backbone(state, "backbone.slow." if method == "slowfast" else "backbone.")
     if backbone:
         found["backbone"] = backbone
-    if "classifier.weight" in state:
+    if "classifier.weight" in state and state["classifier.weight"].dim() == 2:
         found["num_class"] = len(state["classifier.weight"])
     if method == "slowfast":
         found |= _slowfast(state, backbone)
     if method == "tpn":
-        found["base"] = "slowonly" if state["backbone.conv1.weight"].dim() == 5 else "tsm"
+        stem = state.get("backbone.conv1.weight")
+        found["base"] = "slowonly" if stem is not None and stem.dim() == 5 else "tsm"
         if not any(name.startswith("aux_head.") for name in state):
             found["aux_weight"] = 0
     if any("_non_local." in name for name in state) and not any("_non_local.theta." in name for name in state):
@@ -92,14 +93,14 @@ def _slowfast(state: Mapping[str, Tensor], backbone: str) -> dict[str, Any]:
     if fast and fast != backbone:
         found["fast_backbone"] = fast
     slow_stem, fast_stem = (state.get(f"backbone.{path}.conv1.weight") for path in ("slow", "fast"))
-    if slow_stem is not None and fast_stem is not None:
+    if slow_stem is not None and fast_stem is not None and slow_stem.dim() == fast_stem.dim() == 5:
         found["beta_inv"] = len(slow_stem) // max(1, len(fast_stem))
     lateral = state.get("backbone.laterals.0.conv.weight")
     if lateral is not None and lateral.dim() == 5:
         found["fusion_kernel"] = lateral.shape[2]
     found["lateral_norm"] = "backbone.laterals.0.bn.weight" in state
     res4 = re.compile(r"backbone\.slow\.layer3\.\d+\.conv1\.weight")
-    kernels = [tensor.shape[2] for name, tensor in state.items() if res4.fullmatch(name)]
+    kernels = [tensor.shape[2] for name, tensor in state.items() if res4.fullmatch(name) and tensor.dim() == 5]
     temporal = sum(kernel > 1 for kernel in kernels)
     if temporal < len(kernels):
         found["res4_temporal_blocks"] = temporal

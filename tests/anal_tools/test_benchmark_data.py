@@ -74,8 +74,8 @@ def test_verdict_names_the_fastest_and_counts_the_workers() -> None:
     [
         (["--workers", "1,many"], "--workers 1,many"),
         (["--readers", "frames=/nowhere"], "/nowhere/train.txt is missing"),
-        (["--step-time", "0"], "--step-time"),
-        (["--readers", "tape"], "tape"),
+        (["--readers", "tape"], "no reader 'tape'; choose one of frames, memcached, video, dali\n"),
+        (["--readers", "encoded"], "no reader 'encoded'"),
     ],
 )
 def test_wrong_options_are_one_clear_text(

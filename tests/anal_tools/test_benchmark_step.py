@@ -40,7 +40,6 @@ def test_as_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "tsn resnet18, 4 x 3 x 2 x 32 x 32, cpu, fp32" in shown
     assert "clips/s, peak memory" in shown
-    assert main.main(["benchmark", "step", str(exp), "--iters", "0"]) == 2
 
 
 def test_without_a_compiler_there_is_one_line(
@@ -56,3 +55,23 @@ def test_without_a_compiler_there_is_one_line(
 def test_the_peak_is_that_of_a_product() -> None:
     peak = step.matmul_peak(torch.device("cpu"), "fp32")
     assert 1e8 < peak < 1e14
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("step exp --iters 0", "0 is not a whole number of at least 1"),
+        ("step exp --threads 0", "0 is not a whole number of at least 1"),
+        ("step exp --warmup -1", "-1 is not a whole number of at least 0"),
+        ("eval exp --warmup -3", "-3 is not a whole number of at least 0"),
+        ("data exp --step-time nan", "nan is not a number of seconds above 0"),
+        ("data exp --step-time 0", "0 is not a number of seconds above 0"),
+    ],
+)
+def test_figures_that_cannot_be_meant_are_one_sentence(
+    words: str, expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main.main(["benchmark", *words.split()])
+    assert left.value.code == 2
+    assert expected in capsys.readouterr().err

@@ -117,3 +117,28 @@ def test_a_state_dict_of_ours_is_a_checkpoint_too(data: Path, tmp_path: Path) ->
     assert run("eval", exp) == 0
     assert run("eval", exp, "--checkpoint", tmp_path / "plain.pth") == 0
     assert (Results.load(exp, "best").logits == Results.load(exp, "plain").logits).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("layer1.0.bn1.weight", torch.full((64,), torch.inf), "NaN or infinity in: backbone.layer1.0.bn1.weight"),
+        ("fc.weight", torch.tensor(1.0), "classifier.weight () for (8, 512)"),
+        ("fc.bias", torch.zeros(8, dtype=torch.complex64), "complex numbers in fc.bias"),
+    ],
+)
+def test_tensors_that_are_no_weights_are_named(
+    data: Path,
+    foreign: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    value: torch.Tensor,
+    expected: str,
+) -> None:
+    torch.save({**torch.load(foreign, weights_only=True), name: value}, tmp_path / "odd.pth")
+    exp = experiment.make(tmp_path / "exp", data)
+    assert run("convert", tmp_path / "odd.pth", "--config", exp, "--out", tmp_path / "ours.pth.tar") == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "ours.pth.tar").exists()
+    assert run("convert", tmp_path / "odd.pth") in (0, 2)  # and no traceback

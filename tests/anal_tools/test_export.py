@@ -201,3 +201,15 @@ def test_other_files_are_refused(exported: tuple[Path, Path, Path], tmp_path: Pa
         predict_model.from_onnx(tmp_path / "bare.onnx", World())
     argv = ["predict", exp, root / "a.mp4", "--engine", "onnx", "--model", file, "--out", tmp_path]
     assert main.main([str(word) for word in [*argv, "--set", "augmentation.test_resize=40"]]) == 2
+
+
+def test_a_folder_in_the_way_is_found_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "dir.onnx").mkdir()
+    with pytest.raises(UserError, match=r"dir\.onnx is a folder; give another --out"):
+        main_export(tmp_path / "no_experiment", tmp_path / "dir.onnx")
+    with pytest.raises(UserError, match=r"must end in \.onnx"):
+        main_export(tmp_path / "no_experiment", tmp_path / "x.pt2")
+
+
+def main_export(exp: Path, out: Path) -> int:
+    return export.main([str(exp), "--to", "onnx", "--out", str(out)], validate=main.validate)

@@ -135,6 +135,9 @@ def test_a_checkpoint_knows_its_config(exp: Path, clips: Path, tmp_path: Path) -
     ("arguments", "message"),
     [
         (("--window", "0"), "--window and --stride are seconds greater than 0"),
+        (("--window", "nan"), "not nan (--window)"),
+        (("--window", "1e308"), "not 1e+308 (--window)"),
+        (("--window", "1", "--stride", "inf"), "not inf (--stride)"),
         (("--engine", "onnx"), "--engine onnx needs --model"),
         (("--model", "x.onnx"), "--model goes with --engine onnx"),
         (("--checkpoint", "none.pth"), "none.pth: no such checkpoint"),

@@ -149,3 +149,25 @@ def test_training_takes_facts_from_the_config(motion_videos: Path, tmp_path: Pat
         loader.reading(config.load(exp, ["data.facts=scan/facts.bin"]))
     with pytest.raises(UserError, match=r"data\.facts: there is no .*none\.bin"):
         config.check_files(config.load(exp, ["data.facts=scan/none.bin"]))
+
+
+def test_damaged_caches_are_refused(data: Path, tmp_path: Path) -> None:
+    good = (data.parent / "scan" / "facts.bin").read_bytes()
+    length = int.from_bytes(good[8:16], "little")
+    header = good[16 : 16 + length]
+    changes = [
+        good[: len(good) // 2],
+        good[:-1],
+        good + b"x",
+        good[:12],
+        good[:16] + b"?" * length + good[16 + length :],
+        good[:16] + b"[]".ljust(length) + good[16 + length :],
+        good.replace(b'"words"', b'"wards"'),
+        good.replace(b'"entries"', b'"entrees"'),
+        good.replace(header, header.replace(b'"entries": ', b'"entries":-')),
+    ]
+    for bad in changes:
+        assert bad != good
+        (tmp_path / "bad.bin").write_bytes(bad)
+        with pytest.raises(UserError, match="scan again"):
+            FactsCache(tmp_path / "bad.bin")

@@ -92,3 +92,30 @@ def test_a_long_shard_and_an_abandoned_one(tmp_path: Path) -> None:
     writer.add(b"x")
     writer.abandon()
     assert [file.name for file in tmp_path.iterdir()] == ["v.fsh"]
+
+
+@pytest.mark.parametrize(
+    ("offsets", "said", "reason"),
+    [
+        ([8, 20, 18, 30], {}, "names bytes that are no frames"),
+        ([8, 18, 20, 4000], {}, "names bytes that are no frames"),
+        ([0, 18, 20, 30], {}, "names bytes that are no frames"),
+        (None, {"height": 0}, "says 64x0"),
+        (None, {"width": -3}, "says -3x48"),
+        (None, {"fps": float("nan")}, "at nan frames/s"),
+        (None, {"height": float("inf")}, "the header of the shard is damaged"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(
+    offsets: list[int] | None, said: dict[str, float], reason: str, tmp_path: Path
+) -> None:
+    """The sums are right: somebody wrote it so."""
+    path = tmp_path / "v.fsh"
+    writer = ShardWriter(str(path), template="{:06d}.jpg", base=1, height=48, width=64, info=said)
+    for _ in range(3):
+        writer.add(b"0123456789")
+    if offsets:
+        writer._offsets = offsets
+    writer.close()
+    with pytest.raises(MediaError, match=reason):
+        FrameShard(str(path))

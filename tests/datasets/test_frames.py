@@ -156,3 +156,11 @@ def test_real_frame_folders(shared_data: Path, tmp_path: Path) -> None:
     lines = ["jumping/0001 17 0", "running/0002 15 1"]
     reader = open_reader(ReaderSpec("frames"), records_of(tmp_path, lines, root=root))
     assert [reader.probe(i).frames for i in range(2)] == [17, 15]
+
+
+@pytest.mark.parametrize("template", ["x", "{:d", "{:q}", "{} {}", "{name}", "{0.real.x}"])
+def test_a_template_without_a_number_is_refused(template: str, tmp_path: Path) -> None:
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "x").touch()
+    with pytest.raises(UserError, match="not a file name with one number"):
+        open_frames(tmp_path, ["v 0"], template=template).probe(0)

@@ -243,3 +243,37 @@ def test_walk_follows_links_and_comes_back(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.mp4", "a/f/img_00001.jpg", "a/f/img_00002.jpg", "a/2.fsh", "a/notes.txt", ".hidden/3.mp4")
     os.symlink(tmp_path / "a", tmp_path / "a" / "loop")
     assert list(walk(str(tmp_path))) == [Media("a/1.mp4", "video"), Media("a/2.fsh", "frames"), Media("a/f", "frames")]
+
+
+def test_names_with_a_line_feed_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "root"
+    touch(root, "a/1.mp4", "a/2.mp4", "a/x\ny.mp4")
+    (root / os.fsdecode(b"b\xff")).mkdir()
+    touch(root, os.fsdecode(b"b\xff/1.mp4"))
+    out = make("folder", tmp_path)
+    assert r"their names hold a line feed (1): 'a/x\ny.mp4'" in capsys.readouterr().out
+    assert len(rows(out, "train", root, 2) + rows(out, "val", root, 2)) == 3
+    touch(root, "v_aa.mp4")
+    for label in ("two\nlines", "\ud800"):
+        text = json.dumps(ACTIVITYNET).replace('"A"', json.dumps(label))
+        (tmp_path / "anet.json").write_text(text.replace('"bb"', json.dumps(f"bb{label}")))
+        with pytest.raises(UserError, match="the class name .* does not fit into a line"):
+            make("activitynet", tmp_path, "--annotations", str(tmp_path / "anet.json"), "--force", root=root)
+    (tmp_path / "anet.json").write_text(json.dumps(ACTIVITYNET).replace('"bb"', json.dumps("b\nb\ud800")))
+    out = make("activitynet", tmp_path, "--annotations", str(tmp_path / "anet.json"), "--force", root=root)
+    assert (out / "missing_val.txt").read_text().split("\t")[0] == r"'v_b\nb\ud800'"
+
+
+@pytest.mark.parametrize("rate", ["inf", "nan", "0", "1e12"])
+def test_segments_fit_into_32_bits(rate: str, tmp_path: Path) -> None:
+    (tmp_path / "anet.json").write_text(json.dumps(ACTIVITYNET))
+    touch(tmp_path / "root", "frames/v_aa/img_00001.jpg")
+    with pytest.raises(UserError, match="--segments"):
+        make("activitynet", tmp_path, "--annotations", str(tmp_path / "anet.json"), "--segments", rate)
+
+
+def test_segments_without_an_end_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "anet.json").write_text(json.dumps(ACTIVITYNET).replace("[1, 2]", "[1, Infinity]"))
+    touch(tmp_path / "root", "frames/v_aa/img_00001.jpg")
+    with pytest.raises(UserError, match=r"anet\.json: bb: expected"):
+        make("activitynet", tmp_path, "--annotations", str(tmp_path / "anet.json"))

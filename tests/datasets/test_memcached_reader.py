@@ -182,6 +182,22 @@ def test_preload_verb(folder: Path, tmp_path: Path, server: Server, capsys: pyte
     assert "6/6 videos, 12 frames" in capsys.readouterr().out
 
 
+def test_preload_of_videos_is_refused_once(folder: Path, tmp_path: Path) -> None:
+    exp = make(tmp_path / "exp", folder)
+    (tmp_path / "v.avi").mkdir()
+    (tmp_path / "v.MP4").touch()
+    (tmp_path / "list.txt").write_text("v.MP4 3 0\n")
+    words = [str(exp), "--servers", "[unix:/nowhere/s]", "--set", f"train_root={tmp_path}"]
+    words += ["--set", f"train_source={tmp_path / 'list.txt'}"]
+    with pytest.raises(UserError, match=r"list\.txt names video files \(v\.MP4\); .*dump"):
+        preload.main(words)
+    (tmp_path / "list.txt").write_text("v.avi 3 0\n")
+    with pytest.raises(UserError, match="does not answer"):  # a folder of frames with the name of its video
+        preload.main(words)
+    with pytest.raises(UserError, match="--workers 0"):
+        preload.main([*words, "--workers", "0"])
+
+
 def test_which_servers_a_configuration_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (FOLDER, NODES):
         monkeypatch.delenv(name, raising=False)

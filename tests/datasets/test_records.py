@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -386,6 +387,16 @@ def test_several_labels(tmp_path: Path, layout: str, text: str, expected: list) 
     for i, (_, _, labels) in enumerate(expected):
         assert np.flatnonzero(targets[i]).tolist() == sorted(set(labels))
         assert records.multi_hot(i).tolist() == targets[i].astype(float).tolist()
+
+
+@pytest.mark.parametrize("name", ["a\nb.mp4", "a\0b.mp4", "\ud800.mp4"])
+def test_json_names_that_no_list_can_hold_are_refused(name: str, tmp_path: Path) -> None:
+    entries = [{"path": os.fsdecode(b"\xff.mp4"), "label": 0}, {"path": name, "label": 0}]
+    with pytest.raises(UserError, match=r"list\.json: entry 2: "):
+        load(write(tmp_path, json.dumps(entries), "list.json"))
+    raw = json.dumps(entries[:1], ensure_ascii=False).encode("utf-8", "surrogateescape")
+    for text in (raw, json.dumps(entries[:1])):
+        assert rows(load(write(tmp_path, text, "list.json")))[0][0] == entries[0]["path"]
 
 
 def test_several_labels_of_a_json_list(tmp_path: Path) -> None:

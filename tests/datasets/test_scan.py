@@ -131,7 +131,8 @@ def test_an_interrupted_scan_goes_on(motion_videos: Path, tmp_path: Path) -> Non
     held = journal.read_bytes()
     assert subprocess.run(argv, cwd=ROOT, capture_output=True, check=False).returncode == 0
     assert journal.read_bytes().startswith(held[: held.rfind(b"\n") + 1])
-    paths = [json.loads(line)["path"] for line in journal.read_bytes().splitlines()[1:]]
+    entries = [json.loads(line) for line in journal.read_bytes().splitlines()[1:]]
+    paths = [entry["path"] for entry in entries if "clean" not in entry]
     assert len(paths) == len(set(paths)) == 48
 
 
@@ -251,3 +252,82 @@ def test_frame_counts_of_the_list_are_given_back(data: Path) -> None:
     answers = list(ask(records, ReaderSpec("frames"), requests, 1, 60.0))
     assert answers[0][1]["frames"] == 12
     assert np.array_equal(records.frames, [99])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--fps", "0"), "--fps: 0 is no frame rate"),
+        (("--fps", "nan"), "--fps: nan is no frame rate"),
+        (("--template", "img_00001.jpg"), "a file name with one number"),
+        (("--template", "{:d"), "a file name with one number"),
+        (("--classes", "absent.txt"), r"absent\.txt: No such file"),
+        (("--classes", "a.mp4"), "is not a text file"),
+    ],
+)
+def test_wrong_flags_are_refused_before_any_work(
+    wrong: tuple[str, str], message: str, data: Path, tmp_path: Path
+) -> None:
+    flag, value = wrong
+    with pytest.raises(UserError, match=message):
+        run(data, tmp_path / "out", flag, str(data / value) if flag == "--classes" else value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_clean_lists_of_others_stay(data: Path, tmp_path: Path) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    other.mkdir()
+    shutil.copy(data / "one.jpg", other / "one.jpg")
+    (other / "ones.txt").write_text("one.jpg 0\n")
+    shutil.copy(other / "ones.txt", data / "ones.txt")
+    assert run(data, out, "--decode", "header", lists=("ones.txt",)) == 0
+    assert run(data, out, "--decode", "header", lists=("ones.txt",)) == 0
+    with pytest.raises(UserError, match=r"ones\.clean\.txt belongs to .*data.*/ones\.txt .* another --out"):
+        run(other, out, lists=("ones.txt",))
+    (out / "val.clean.txt").write_text("mine\n")
+    with pytest.raises(UserError, match="was not written by a scan"):
+        run(data, out, lists=("val.txt",))
+    assert (out / "val.clean.txt").read_text() == "mine\n"
+    os.remove(out / "ones.clean.txt")
+    assert run(other, out, "--decode", "header", lists=("ones.txt",)) == 0
+
+
+def test_journal_lines_that_lack_something_are_looked_at_again(data: Path, tmp_path: Path) -> None:
+    (data / "ones.txt").write_text("one.jpg 0\n")
+    assert run(data, tmp_path, "--decode", "header", lists=("ones.txt",)) == 0
+    journal = tmp_path / "files.jsonl"
+    head, line, *rest = journal.read_text().splitlines()
+    for change in (
+        {"level": "deep"},
+        {"level": None},
+        {"stamp": [1]},
+        {"fps": None},
+        {"frames": "7"},
+        {"kind": "folder"},
+    ):
+        journal.write_text("\n".join([head, json.dumps(json.loads(line) | change), *rest]) + "\n")
+        assert run(data, tmp_path, "--decode", "header", lists=("ones.txt",)) == 0
+        last = json.loads(journal.read_text().splitlines()[-1])
+        assert {name: last[name] for name in change} == {name: json.loads(line)[name] for name in change}
+
+
+def test_all_frames_of_a_folder_are_decoded_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets.readers.frames import FramesReader
+    from datasets.scan.file import Examiner
+
+    (tmp_path / "v").mkdir()
+    ok, image = cv2.imencode(".jpg", frame_image(3))
+    assert ok
+    for number in range(1, 151):
+        (tmp_path / "v" / f"{number:03d}.jpg").write_bytes(image.tobytes())
+    asked: list[int] = []
+    read = FramesReader._bytes
+    monkeypatch.setattr(
+        FramesReader, "_bytes", lambda self, i, layout, all_: (asked.append(len(all_)), read(self, i, layout, all_))[1]
+    )
+    examiner = Examiner(ReaderSpec("frames"), records_of(tmp_path, ["v 0"]))
+    assert examiner.look(0, "all")["bad"] == ""
+    assert max(asked) == 64
+    assert sum(count for count in asked if count > 3) == 150
+    (tmp_path / "v" / "149.jpg").write_bytes(image.tobytes()[:300])
+    assert "149.jpg" in examiner.look(0, "all")["bad"]

@@ -22,7 +22,12 @@ NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT at any path, with ranges."""
+    """Serves its content at any path, with ranges and an ETag."""
+
+    content = CONTENT
+    etag = '"first"'
+    if_range = True  # whether it heeds If-Range
+    fail_after_cut = False  # answer 503 once no answer is left to cut
 
     cut_after: list[int]  # bytes after which the next answers end early
     fail_with: list[int]  # status codes of the next answers
@@ -36,6 +41,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wanted = self.headers.get("Range", "")
         self.server.asked.append(wanted)
+        if self.server.fail_after_cut and not self.server.cut_after:
+            self.send_error(503)
+            return
         if self.server.fail_with:
             self.send_error(self.server.fail_with.pop(0))
             return
@@ -45,17 +53,21 @@ class Handler(BaseHTTPRequestHandler):
             self.end_headers()
             return
         match = re.fullmatch(r"bytes=(\d+)-", wanted) if self.server.ranges else None
+        if self.server.if_range and self.headers.get("If-Range", self.server.etag) != self.server.etag:
+            match = None
+        content = self.server.content
         start = int(match.group(1)) if match else 0
-        if match and start >= len(CONTENT):
+        if match and start >= len(content):
             self.send_error(416)
             return
         self.send_response(206 if match else 200)
         if match:
-            self.send_header("Content-Range", f"bytes {start}-{len(CONTENT) - 1}/{len(CONTENT)}")
-        self.send_header("Content-Length", str(len(CONTENT) - start))
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("ETag", self.server.etag)
         self.end_headers()
         end = start + self.server.cut_after.pop(0) if self.server.cut_after else None
-        self.wfile.write(CONTENT[start:end])
+        self.wfile.write(content[start:end])
         self.close_connection = True
 
     def log_message(self, *args: object) -> None:
@@ -204,3 +216,55 @@ def test_wrong_content_is_exit_code_2_and_no_torch_is_imported(server: Server, t
     assert done.returncode == 2, done.stderr
     assert "nothing was installed" in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def part_of(server: Server, folder: Path, name: str = "plain.pth") -> None:
+    """A download of a name without a hash that broke after 1000 bytes."""
+    server.cut_after, server.fail_with = [1000], []
+    with pytest.raises(UserError, match="go on from"):
+        fetch_until_it_fails(server, folder, name)
+    assert (folder / f"{name}.part").stat().st_size == 1000
+    server.asked.clear()
+
+
+def fetch_until_it_fails(server: Server, folder: Path, name: str) -> None:
+    server.fail_after_cut = True
+    try:
+        run(server, folder, name)
+    finally:
+        server.fail_after_cut = False
+
+
+def test_a_part_of_another_address_is_not_continued(server: Server, tmp_path: Path) -> None:
+    part_of(server, tmp_path)
+    other = address(server, "mirror/plain.pth")
+    assert fetch.main(["plain.pth", "--url", other, "--to", str(tmp_path)]) == 0
+    assert server.asked == [""]
+    assert (tmp_path / "plain.pth").read_bytes() == CONTENT
+    assert os.listdir(tmp_path) == ["plain.pth"]
+    (tmp_path / "second.pth.part").write_bytes(b"x" * 5000)  # nobody noted of what, and no hash would tell
+    assert run(server, tmp_path, "second.pth") == 0
+    assert (tmp_path / "second.pth").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("knows_if_range", [True, False])
+def test_a_file_that_changed_on_the_server_is_not_mixed(server: Server, tmp_path: Path, knows_if_range: bool) -> None:
+    server.if_range = knows_if_range
+    part_of(server, tmp_path)
+    server.content, server.etag = CONTENT[::-1], '"second"'
+    assert run(server, tmp_path, "plain.pth") == 0
+    assert (tmp_path / "plain.pth").read_bytes() == CONTENT[::-1]
+    assert server.asked == (["bytes=1000-"] if knows_if_range else ["bytes=1000-", ""])
+
+
+def test_the_same_address_goes_on(server: Server, tmp_path: Path) -> None:
+    part_of(server, tmp_path)
+    assert run(server, tmp_path, "plain.pth") == 0
+    assert server.asked == ["bytes=1000-"]
+    assert (tmp_path / "plain.pth").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("url", ["https://[bad", "https://a:port/x", "https://a.org/\u00e9", "https://a.org/a b"])
+def test_what_is_no_address(tmp_path: Path, url: str) -> None:
+    with pytest.raises(UserError, match="is not an address"):
+        fetch.main(["a.pth", "--url", url, "--to", str(tmp_path)])
