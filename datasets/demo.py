@@ -182,6 +182,7 @@ class _Progress:
         self.shown = self.begin
 
     def advance(self) -> None:
+        """One video more is written."""
         self.done += 1
         now = time.monotonic()
         in_place = sys.stdout.isatty()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,7 @@ class Reading:
     bad_budget: float = 0.001
 
 
-class Loader:
+class Loader(abc.ABC):
     """Shared by both loaders: slots, the service that reads, and the answers that came early."""
 
     def __init__(
@@ -89,9 +90,9 @@ class Loader:
         samples = [sample for sample in map(self._sample_of, self._service.busy()) if sample is not None]
         return [f"sample {sample}: {self.records.path(sample)}" for sample in samples]
 
+    @abc.abstractmethod
     def _sample_of(self, request: int) -> int | None:
         """The record that a request is about; None if it was answered meanwhile."""
-        raise NotImplementedError
 
     def _begin(self) -> None:
         """Fill the slots; what was started is stopped if that fails."""
@@ -101,8 +102,9 @@ class Loader:
             self.close()
             raise
 
+    @abc.abstractmethod
     def _ask_ahead(self) -> None:
-        raise NotImplementedError
+        """Ask for what the slots have room for."""
 
     def __enter__(self) -> Self:
         return self

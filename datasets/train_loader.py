@@ -224,6 +224,7 @@ class TrainLoader(Loader):
             following = self._substitutes.after(row.asked)
             following = None if following == row.sample else following  # all of the label were tried
         action = "skipped (weight 0)" if following is None else f"sample {following} stands in"
+        action = "the run stops" if self.reading.on_bad == "error" else action
         new, late = row.asked not in self.ledger.samples, bool(answer.get("timeout"))
         self.ledger.add(BadEvent(row.position, row.asked, path, answer["reason"], action, new, late))
         if following is None:

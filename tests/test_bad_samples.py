@@ -54,4 +54,7 @@ def test_a_run_that_bad_videos_stop_has_journalled_them(tmp_path: Path, motion_v
         main.train(exp, overrides=[*words, "common.model.backbone=mobilenetv2"])
     rows = [json.loads(line) for line in (exp / "jobs/bad_samples.jsonl").read_text().splitlines()]
     assert {row["path"] for row in rows} == {"broken.mp4"}
-    assert "broken.mp4" in (exp / "log.txt").read_text()
+    text = (exp / "log.txt").read_text()
+    assert "broken.mp4" in text
+    assert "the run stops" in text
+    assert "skipped" not in text

@@ -80,6 +80,7 @@ def build(form: str, device: torch.device, *, batch: int, threads: int) -> Any:
 
     @dali.pipeline_def
     def definition() -> Any:
+        """The graph that DALI runs: stored bytes and boxes in, clips out."""
         data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
         start = fn.external_source(name="start", dtype=types.INT32, ndim=1)  # y, x
         shape = fn.external_source(name="shape", dtype=types.INT32, ndim=1)  # h, w
