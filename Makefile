@@ -23,11 +23,11 @@ help:
 	@echo "python main.py --help  lists the verbs.   PYTHON=python3.12 make demo  takes another Python (>= 3.10)"
 
 # The stamp is newer than pyproject.toml when everything that it asks for is installed.
-$(VENV)/installed: pyproject.toml | $(PY)
+$(VENV)/installed: pyproject.toml .ci/install .ci/cpu.txt | $(PY)
 	@bash .ci/install $(VENV) ""
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml .ci/install | $(PY)
+$(VENV)/installed-dev: pyproject.toml .ci/install .ci/cpu.txt | $(PY)
 	@bash .ci/install $(VENV) dev,export,dali $(SYSTEM_PACKAGES)
 	@touch $@ $(VENV)/installed
 

@@ -122,7 +122,9 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             lr = lr_schedule.lr_at(step, **run.schedule())
             optim.set_lr(run.optimizer, lr)
             save_is_due = run.world.is_main and time.monotonic() - saved_at > 60 * cfg.save_minutes
-            numbers = train_step(run, step, micro_batches, stop=stop.received, save=save_is_due)
+            numbers = train_step(
+                run, step, micro_batches, stop=stop.received, save=save_is_due, meanwhile=loader.copy_ahead
+            )
             run.step = step + 1
 
             now = time.monotonic()
@@ -158,15 +160,25 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
     return 0
 
 
-def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, save: bool) -> dict[str, float]:
+def train_step(
+    run: Run,
+    step: int,
+    micro_batches: list[Batch],
+    *,
+    stop: bool,
+    save: bool,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
     """One optimiser step on one global batch: augment -> forward -> loss -> backward -> step.
 
-    The seven numbers of the step are summed over the ranks while the backward pass runs, so reading them costs nothing
-    on a GPU; they carry the agreement to stop or to save, and a non-finite loss ends all ranks before the step.
+    The seven numbers of the step are summed over the ranks and copied to the host before the backward pass, which is
+    queued meanwhile: on a GPU the host waits once, for the start of the backward pass and not for its end. The numbers
+    carry the agreement to stop or to save, and a non-finite loss ends all ranks before the optimiser step.
 
     Args:
         micro_batches: this rank's share of the global batch, each (B, T, H, W, C) uint8 on the device.
         stop, save: what this rank asks for; any rank's wish counts for all.
+        meanwhile: called when the backward pass is queued and before the host waits: `TrainLoader.copy_ahead`.
 
     Returns:
         loss of the global batch, prec1 and prec5 (per cent) of its clips that could be read (nan: none could), and
@@ -202,13 +214,16 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
                 counted = batch.weights.double().sum()  # clips that could be read
                 totals[:4] += torch.stack([share * value.double(), *(counted * right.double()), counted])
             if is_last:
-                totals[4:] = torch.tensor([0.0, stop, save])
                 totals[4] = ~torch.isfinite(totals[0])
+                totals[5].fill_(stop)  # a number becomes an argument of the kernel, a tensor would be copied
+                totals[6].fill_(save)
                 pending = world.sum_async(totals)
             run.scaler.scale(value * (share * world.size)).backward()
         run.statistics.after_micro_batch(index)
     assert pending is not None, "a rank has at least one micro-batch"
-    numbers: dict[str, float] = dict(zip(NUMBERS, pending.wait().tolist(), strict=True))
+
+    meanwhile()
+    numbers: dict[str, float] = dict(zip(NUMBERS, pending.read().tolist(), strict=True))
     counted = numbers.pop("counted") or math.nan
     numbers |= {name: numbers[name] / counted for name in ("prec1", "prec5")}
     if numbers["non_finite"]:
@@ -300,7 +315,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
     config.check_files(cfg)
     with contextlib.ExitStack() as stack:
         world = dist.join()
-        stack.callback(dist.leave)
+        stack.push(dist.leave)
         folder = run_dir.RunDir(exp)
         world.on_main(folder.lock)
         stack.callback(folder.close)
@@ -385,4 +400,4 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    faults.leave_process(lambda: main(sys.argv[1:]))

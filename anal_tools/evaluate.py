@@ -95,7 +95,7 @@ def evaluate(
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         world = dist.join()
-        stack.callback(dist.leave)
+        stack.push(dist.leave)
         records = loader.records_of(cfg, "val")
         arguments = model_arguments(cfg, pretrained=False)
         read = functools.partial(interop.load_checkpoint, arguments=arguments)  # also others' files

@@ -5,6 +5,7 @@ Also `fail_point`, with which the tests kill a process at a named moment.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
@@ -12,11 +13,14 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 _arrivals: Counter[str] = Counter()
+_ends_at_once = False
 _EXIT_FILE = "ZOETROPE_EXIT_FILE"
 _OF_THE_FOLDER = {
     errno.EACCES: "look at the permissions",
@@ -84,8 +88,47 @@ def leave_exit_code(code: int) -> int:
     path = os.environ.get(_EXIT_FILE)
     if not path:
         return code
-    Path(f"{path}.{rank_from_environment()}").write_text(f"{code}\n")
+    write_exit_code(code)
     return 1 if code == 1 and not _another_rank_left_with_2(path) else 0
+
+
+def write_exit_code(code: int) -> None:
+    """Write this rank's exit code where the launcher asked for it, if it did."""
+    path = os.environ.get(_EXIT_FILE)
+    if path:
+        Path(f"{path}.{rank_from_environment()}").write_text(f"{code}\n")
+
+
+def end_at_once() -> None:
+    """Let `finish` skip the interpreter's teardown: a process group is left that other ranks still use."""
+    global _ends_at_once
+    _ends_at_once = True
+
+
+def leave_process(run: Callable[[], int]) -> NoReturn:
+    """Run the program and end this process with its exit code; see `finish`."""
+    sys.exit(finish(run))
+
+
+def finish(run: Callable[[], int]) -> int:
+    """Run the program and return its exit code; after `end_at_once`, end the process with that code instead.
+
+    The error's text and the exit code are written before the process ends, whatever other ranks wait for.
+    """
+    try:
+        code = run()
+    except BaseException:
+        if not _ends_at_once:
+            raise  # the interpreter prints the trace
+        traceback.print_exc()
+        write_exit_code(1)
+        code = 1
+    if _ends_at_once:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 def _another_rank_left_with_2(path: str) -> bool:

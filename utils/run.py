@@ -12,6 +12,7 @@ import math
 import os
 import shlex
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -84,21 +85,37 @@ def compiled(
     Args:
         net: on its device.
         wanted: false, true, or the name of a mode of torch.compile.
-        device: where it runs: a CPU needs a C++ compiler, a GPU needs triton.
+        device: where it runs: a CPU needs a C++ compiler; a GPU needs triton, a C compiler and Python's headers.
         say: where the sentence goes.
     """
     if not wanted:
         return net
-    if device.type == "cpu":
-        compiler = os.environ.get("CXX", "g++")
-        program = (shlex.split(compiler) or ["g++"])[0]  # $CXX may name options too, as in `ccache g++`
-        missing = None if shutil.which(program) else f"there is no C++ compiler ({compiler}; set $CXX)"
-    else:
-        missing = None if importlib.util.find_spec("triton") else "the package triton is not installed"
+    missing = _missing_on_cpu() if device.type == "cpu" else _missing_for_triton()
     if missing:
         say(f"compile: the model is not compiled, {missing}")
         return net
     return torch.compile(net, mode=wanted if isinstance(wanted, str) else None)  # type: ignore[return-value]
+
+
+def _missing_on_cpu() -> str | None:
+    """What torch.compile needs on a CPU and does not find."""
+    compiler = os.environ.get("CXX", "g++")
+    program = (shlex.split(compiler) or ["g++"])[0]  # $CXX may name options too, as in `ccache g++`
+    return None if shutil.which(program) else f"there is no C++ compiler ({compiler}; set $CXX)"
+
+
+def _missing_for_triton() -> str | None:
+    """What torch.compile needs for a GPU and does not find. Triton builds a launcher in C for each kernel."""
+    if not importlib.util.find_spec("triton"):
+        return "the package triton is not installed"
+    named = os.environ.get("CC")
+    programs = [(shlex.split(named) or ["cc"])[0]] if named else ["gcc", "clang", "cc"]
+    if not any(shutil.which(program) for program in programs):
+        return f"there is no C compiler ({named or 'gcc, clang'}; set $CC)"
+    headers = sysconfig.get_path("include")
+    if not os.path.isfile(os.path.join(headers, "Python.h")):
+        return f"Python's headers are not in {headers} (Debian: the package python3-dev)"
+    return None
 
 
 @dataclass

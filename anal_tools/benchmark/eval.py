@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
     protocol = chosen_protocol(cfg, args)
     with contextlib.ExitStack() as stack:
         world = dist.join()
-        stack.callback(dist.leave)
+        stack.push(dist.leave)
         net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), plain=args.plain)
         records = loader.records_of(cfg, "val")
         watch = Stopwatch(net, world.device)
