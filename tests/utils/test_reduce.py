@@ -24,7 +24,8 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.last = nn.Linear(WIDTH, 4)
-        self.conv = nn.Conv2d(3, WIDTH, 3).to(memory_format=torch.channels_last)
+        self.conv = nn.Conv2d(3, WIDTH, 3)
+        self.conv.weight.data = self.conv.weight.data.contiguous(memory_format=torch.channels_last)
         self.shared = nn.Linear(WIDTH, WIDTH)
         self.frozen = nn.Linear(WIDTH, WIDTH).requires_grad_(False)
         self.first = nn.Linear(WIDTH, WIDTH)
@@ -101,7 +102,7 @@ def lacking(world: World) -> list[str]:
     said = []
     model = dist.data_parallel(Net(), world)
     x = torch.zeros(1, 3, 8, 8)
-    model.module.conv(x).sum().backward()
+    model.module.get_submodule("conv")(x).sum().backward()
     try:
         model(x)
     except RuntimeError as error:
