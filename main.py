@@ -139,6 +139,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             run.bad.note(loader.ledger.take_events(), run.step)
             run.end_epoch()
             if run.step % cfg.print_freq == 0:
+                run.folder.look()
                 log.training(run.step, last, meters, lr=lr, clips=run.shards.global_batch)
                 run.pace.report(data=meters["data"].average, step=meters["time"].average)
                 loader.traffic.write(log, run.step)
@@ -339,13 +340,14 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
             differences = config.differences(found.state["config"], config.to_dict(cfg))
             said += [*found.messages, *checkpoint.check_resume(found.state, differences, hashes, KERNEL)]
         made = parts.build(cfg, world, shards, found, methods.build, said.append)
-        if not found:  # nothing in lists, config or weights can be wrong any more: only now an old run is moved away
-            world.on_main(lambda: folder.move_to_old(everything=fresh))
+        # Nothing in lists, config or weights can be wrong any more: only now an old run is moved away.
+        world.on_main(lambda: checkpoint.take_over(folder, found, fresh=fresh))
         run_log = stack.enter_context(log.RunLog(exp, world.is_main, step))
-        run_log.start(exp, cfg, overrides, shards, revision=run_dir.revision())
+        revision = run_dir.revision() if world.is_main else ""  # one rank asks: hundreds may share the file system
+        run_log.start(exp, cfg, overrides, shards, revision=revision)
         for line in said:
             run_log.line(line)
-        made |= {"kernel": KERNEL, "stack": stack, "step": step}
+        made |= {"revision": revision, "kernel": KERNEL, "stack": stack, "step": step}
         run = Run(cfg, world, shards, folder, run_log, lists[0], lists[1], class_names, **made)
         run.begin(state)
         # A lost rank shows as an error of DDP's or gloo's own: `contact` says what it means.

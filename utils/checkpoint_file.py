@@ -15,18 +15,16 @@ import socket
 import stat
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.faults import UserError, fail_point
-
-LATEST = "ckpt.pth.tar"
-PREVIOUS = "ckpt_prev.pth.tar"
-BEST = "ckpt_best.pth.tar"
+from utils import checkpoint_names
+from utils.checkpoint_names import BEST, LATEST, PREVIOUS
+from utils.faults import UserError, fail_point, kind_of_file
 
 _STALE_SECONDS = 3600.0
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -50,7 +48,14 @@ class CorruptCheckpoint(UserError):  # noqa: N818 (the name of the state of the 
         self.reason = reason
 
 
-def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
+def save(
+    folder: Path,
+    name: str,
+    state: dict[str, Any],
+    *,
+    check: Callable[[Path], object] | None = None,
+    keep_as: int | None = None,
+) -> Path:
     """Write `state` to `folder`/`name` so that a kill at any moment leaves a good checkpoint in the folder.
 
     Temporary file in the same folder, flush, fsync, read back and verify, rename, fsync of the folder. For `LATEST` the
@@ -61,6 +66,9 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
         folder: an existing folder.
         name: LATEST or BEST.
         state: tensors and plain Python types only, of any nesting.
+        check: called with the finished temporary file, right before the first rename; raises if the folder is no longer
+            this process's to write.
+        keep_as: the token under which the file gets a second name that no other start replaces.
 
     Raises:
         CheckpointError: no space or no permission; the temporary file is gone and the old checkpoint is as it was.
@@ -68,15 +76,27 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
     """
     _sweep(folder)
     target, previous = folder / name, folder / PREVIOUS
-    tmp, spare = _tmp_path(target), _tmp_path(previous)
+    names = [target, previous]
+    if keep_as is not None:
+        names.append(folder / checkpoint_names.kept_name(name, keep_as))
+    tmp, spare, *own = [checkpoint_names.temporary_name(path) for path in names]
     try:
+        _refuse_odd_files(*names)
         _require_space(folder, name, state)
+        fail_point("checkpoint.begin")
         _write(tmp, state)
         _verify_written(tmp)
-        rotate = name == LATEST and zipfile.is_zipfile(target)  # a cut-off file must not push out a good previous one
+        rotate = name == LATEST and _is_zip(target)  # a cut-off file must not push out a good previous one
         if rotate:
-            _second_name(target, spare)
+            checkpoint_names.second_name(target, spare)
+        for link in own:
+            checkpoint_names.second_name(tmp, link)
         fail_point("checkpoint.linked")
+        if check is not None:
+            check(tmp)
+        fail_point("checkpoint.checked")
+        for link in own:
+            os.replace(link, names[-1])
         os.replace(tmp, target)
         fail_point("checkpoint.replace")
         if rotate:
@@ -89,10 +109,31 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
             raise
         raise CheckpointError(_failed_text(folder, name, state, cause)) from error
     finally:
-        for path in (tmp, spare):  # renaming one of two names of the same file leaves both: remove what is left
+        for path in (tmp, spare, *own):  # renaming one of two names of the same file leaves both: remove what is left
             with contextlib.suppress(OSError):
                 path.unlink()
     return target
+
+
+def peek(path: Path) -> tuple[int, int] | None:
+    """Read (token, step) of a checkpoint without its tensors: which of two is newer.
+
+    Returns:
+        None for a file that is no checkpoint of a run, or whose table of contents is damaged. A checkpoint from before
+        there were tokens has token 0.
+    """
+    try:
+        if kind_of_file(path) is not None:
+            return None
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                if member.endswith("/data.pkl"):
+                    archive.read(member)  # its checksum; those of the tensors are verified when the file is loaded
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        token, step = state.get("token", 0), state["step"]
+    except Exception:  # noqa: BLE001  damaged bytes make zipfile and torch raise almost anything
+        return None
+    return (token, step) if type(token) is int and type(step) is int else None
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -158,15 +199,9 @@ def _verify_bytes(path: Path) -> None:
         raise CorruptCheckpoint(path, f"wrong checksum in {damaged}")
 
 
-def _tmp_path(target: Path) -> Path:
-    stem = target.name.removesuffix(".pth.tar")
-    return target.with_name(f"{stem}.tmp-{socket.gethostname()}-{os.getpid()}.pth.tar")
-
-
 def _sweep(folder: Path) -> None:
     """Remove temporary files that a killed process left: on this host by its pid, else by their age."""
-    for path in folder.glob("ckpt*.tmp-*.pth.tar"):
-        host, _, pid = path.name.removesuffix(".pth.tar").split(".tmp-", 1)[1].rpartition("-")
+    for path, host, pid in checkpoint_names.temporary_files(folder):
         with contextlib.suppress(OSError):
             old = time.time() - path.stat().st_mtime > _STALE_SECONDS
             if old or (host == socket.gethostname() and not (pid.isdigit() and _runs(int(pid)))):
@@ -183,15 +218,16 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _second_name(source: Path, link: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        link.unlink()
-    try:
-        os.link(source, link)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        shutil.copyfile(source, link)  # a file system without hard links
+def _is_zip(path: Path) -> bool:
+    return os.path.isfile(path) and zipfile.is_zipfile(path)
+
+
+def _refuse_odd_files(*paths: Path) -> None:
+    """A rename would replace a pipe or a socket without a word, and looking into one may wait for ever."""
+    for path in paths:
+        kind = kind_of_file(path)
+        if kind is not None:
+            raise OSError(errno.EEXIST, f"{path.name} is {kind}, not a file: move it away")
 
 
 def _sync_folder(folder: Path) -> None:

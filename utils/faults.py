@@ -11,6 +11,7 @@ import errno
 import os
 import signal
 import socket
+import stat
 import sys
 import time
 import traceback
@@ -23,6 +24,13 @@ _arrivals: Counter[str] = Counter()
 _ends_at_once = False
 _EXIT_FILE = "ZOETROPE_EXIT_FILE"
 _FAIL_ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
 _OF_THE_FOLDER = {
     errno.EACCES: "look at the permissions",
     errno.EDQUOT: "make room, then run the same command again",
@@ -196,6 +204,28 @@ def tell(error: Exception) -> None:
         print(f"error: rank {rank} on {socket.gethostname()}: {text}", file=sys.stderr, flush=True)
 
 
+def kind_of_file(path: str | os.PathLike[str]) -> str | None:
+    """Say what stands in the place of a file, without opening it: opening a pipe may wait for ever.
+
+    Returns:
+        Such as "a named pipe"; None for a regular file, a link to one, and for nothing at all.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
+def refuse_odd_file(path: str | os.PathLike[str]) -> None:
+    """Raise a UserError if something that is not a file has the name of one of ours; nothing at all is fine."""
+    kind = kind_of_file(path)
+    if kind is not None:
+        raise UserError(f"{os.fspath(path)}: {kind} is where a file should be: move it away")
+
+
 def check_repository(root: Path) -> None:
     """`datasets` and `utils` are common names: refuse to run with somebody else's.
 
@@ -224,8 +254,10 @@ def fail_point(name: str) -> None:
 
     The points:
 
+    * ``checkpoint.begin``: a checkpoint is about to be written, nothing of it is there
     * ``checkpoint.tmp``: the temporary file is half written (its bytes are there, nothing is synced or verified)
     * ``checkpoint.linked``: the new file is verified, and the old latest has its second name
+    * ``checkpoint.checked``: the folder was found to be ours, and no name is changed yet
     * ``checkpoint.replace``: the new file has its final name, the old latest is not yet the previous one
     * ``checkpoint.done``: everything is in place, the folder is not yet synced
     * ``run_dir.claimed``: a dead lock may be replaced by this process, and is not yet

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils import bad_samples, checkpoint, config, lr_schedule, pace, precise_bn, run_dir, transforms, watchdog
+from utils import bad_samples, checkpoint, config, lr_schedule, pace, precise_bn, transforms, watchdog
 from utils.faults import AgreedError
 from utils.loss import training_loss
 from utils.signals import StopFlag
@@ -141,6 +141,7 @@ class Run:
     statistics: Statistics
     ema: Ema | None
     distill: Teacher | Mutual | None
+    revision: str  # of the code, asked once when the run starts: the files may change under it
     kernel: str  # name of the readers' resize kernel: another one means other pixels
     stack: contextlib.ExitStack  # undone when the run ends, however it ends
     step: int = 0  # finished iterations
@@ -255,6 +256,7 @@ class Run:
         result = score(stop)
         if result is None:
             return True
+        self.folder.look()
         self.validated_step = self.step
         self.log.validation(self.step, result)
         reached = result.get("mean_average_precision", result["top1"])
@@ -329,7 +331,8 @@ class Run:
             "classes": self.class_names,
             "resize": self.kernel,
             "lists": {"train": self.train_records.list_hash, "val": self.val_records.list_hash},
-            "code": run_dir.revision(),
+            "code": self.revision,
+            "token": self.folder.token,
             "versions": checkpoint.versions(),
         }
         if self.ema:
@@ -340,8 +343,9 @@ class Run:
             state |= self.distill.state()
 
         def write() -> None:
-            with self.folder.saving():
-                checkpoint.save(self.folder.exp, name, state)
+            with self.folder.saving(name) as check:
+                keep_as = self.folder.token if self.folder.has_predecessor else None
+                checkpoint.save(self.folder.exp, name, state, check=check, keep_as=keep_as)
 
         self.world.on_main(write)
         self.log.flush()
