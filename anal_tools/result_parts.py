@@ -133,9 +133,9 @@ def earlier_parts(
 ) -> tuple[int, list[dict[str, np.ndarray]]]:
     """Return what an unfinished evaluation of this name left, if it was the same evaluation.
 
-    If its settings differ, its parts are set aside in `results/<name>/aside/` until an evaluation of this name finishes:
-    a mistyped command loses no work, since the right one uses them again. Videos that failed are dropped, to be tried
-    again. A finished result of this name is left alone.
+    If its settings differ, its parts are set aside in `results/<name>/aside/` until an evaluation of this name
+    finishes: a mistyped command loses no work, since the right one uses them again. Videos that failed are dropped, to
+    be tried again. A finished result of this name is left alone.
 
     Args:
         folder: `results/<name>`.
