@@ -370,7 +370,7 @@ def train_loader(run: Run) -> TrainLoader:
 
 def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
     """`validate` with the config's own views on the validation list, as training does every `val_freq`."""
-    from datasets import loader
+    from datasets import eval_loader, loader
     from utils import bad_samples, transforms
     from utils.run import autocast, dtype_of
 
@@ -396,6 +396,10 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
             keep=run.watch.passing(),
             stop=stop,
         )
+        if result is not None and not run.has_validated:  # a wrong root or reader, not some bad files
+            if eval_loader.read_nothing(result):
+                raise eval_loader.none_readable(videos)
+            run.has_validated = True
         run.bad.note(videos.ledger.take_events(), run.step, bad_samples.VALIDATION)
         videos.traffic.write(run.log)
         return result

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anal_tools import identity
 from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
 from utils.faults import UserError
 from utils.watchdog import Watchdog
@@ -82,7 +83,7 @@ def evaluate(
         0, or 75 when a signal stopped it.
     """
     from anal_tools import result_parts
-    from datasets import loader
+    from datasets import eval_loader, loader
     from methods import interop
     from utils import config, dist, run_dir, signals
     from utils.run import STOPPED, model_arguments
@@ -105,11 +106,13 @@ def evaluate(
         folder = exp / "results" / name
         lock = stack.enter_context(contextlib.closing(run_dir.RunDir(exp, f"eval-{name}")))
         world.on_main(lock.lock)
-        earlier = Earlier(world, folder, len(records), identity(cfg, records, weights_hash, protocol, args.keep))
+        how = {"plain": args.plain, "number_format": args.keep, "device": world.device.type}
+        key = identity.identity(cfg, records, protocol, net, weights_hash=weights_hash, **how)
+        earlier = Earlier(world, folder, len(records), key)
         videos = loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=earlier.done)
         stack.callback(videos.close)
         stop = stack.enter_context(signals.StopFlag())
-        writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep)
+        writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep, key=key)
         metrics = scorer(validate, net, cfg, world, protocol, args.chunk)(
             videos,
             keep=stack.enter_context(watched(exp, cfg, world, name, videos)).passing(writer.keep),
@@ -119,11 +122,15 @@ def evaluate(
         writer.flush()
         if metrics is None:
             return STOPPED
+        if eval_loader.read_nothing(metrics):
+            world.barrier()  # every rank has written its last part
+            world.on_main(lambda: result_parts.discard(folder))
+            raise eval_loader.none_readable(videos)
         world.barrier()
         summary = about(cfg, protocol, records, weights, state)
         summary |= {"weights_hash": weights_hash, "metrics": metrics, "cost": cost, "ranks": world.size}
         summary["seconds"] = round(time.monotonic() - started, 3)
-        world.on_main(lambda: report(folder, records, summary))
+        world.on_main(lambda: report(folder, records, summary, key))
     return 0
 
 
@@ -189,17 +196,8 @@ def about(cfg: Any, protocol: protocols.Protocol, records: Any, weights: Path, s
     }
 
 
-def identity(
-    cfg: Any, records: Any, weights_hash: str, protocol: protocols.Protocol, number_format: str
-) -> dict[str, Any]:
-    """What makes an evaluation the same as one that was stopped or killed."""
-    how = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average")}
-    what = {"weights": weights_hash, "list": records.list_hash, "precision": cfg.precision, "keep": number_format}
-    return what | {"views": how, "colour": [cfg.augmentation.mean, cfg.augmentation.std], "on_bad": cfg.data.on_bad}
-
-
 class Earlier:
-    """What an evaluation that was stopped or killed has left. Every rank makes one: rank 0 looks and tells the others.
+    """The scores that a stopped evaluation left. Every rank makes one: rank 0 reads the files, the others receive.
 
     Attributes:
         starts: how often this evaluation was started before.
@@ -214,8 +212,11 @@ class Earlier:
         self.world, self.parts = world, []
         message = torch.zeros(videos + 1, dtype=torch.int64)
 
+        def say(text: str) -> None:
+            print(text, flush=True)
+
         def look() -> None:
-            message[0], self.parts = result_parts.earlier_parts(folder, key, videos)
+            message[0], self.parts = result_parts.earlier_parts(folder, key, videos, say)
             for part in self.parts:
                 message[1 + torch.from_numpy(part["samples"])] = 1
 
@@ -236,13 +237,13 @@ class Earlier:
                 yield int(sample), scores
 
 
-def report(folder: Path, records: Any, summary: dict[str, Any]) -> None:
-    """Merge the parts, write the summary and print what a person wants to know."""
+def report(folder: Path, records: Any, summary: dict[str, Any], key: dict[str, Any]) -> None:
+    """Merge the parts of the evaluation that `key` identifies, write the summary and print its numbers."""
     from anal_tools import result_parts
 
     ids = [records.path(i) for i in range(len(records))]
     targets = getattr(records, "targets", None)
-    summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets)
+    summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets, key=key)
     numbers, counts, failed = summary["metrics"], summary["counts"], summary["failures"]
     print(f"{summary['weights']} on {summary['list']}: {summary['protocol']['text']}")
     print(f"   {summary['weights_are']}")

@@ -147,6 +147,7 @@ class Run:
     step: int = 0  # finished iterations
     validated_step: int = -1  # the last step whose validation was completed
     best_prec1: float = -1.0  # per cent, of what `criterion` names; -1: never validated
+    has_validated: bool = False  # this process has validated on at least one video that could be read
     window: dict[str, list[float]] = field(default_factory=dict)  # last print_freq values of the logged meters
 
     def __post_init__(self) -> None:
