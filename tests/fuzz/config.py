@@ -165,7 +165,7 @@ def _changed(rng: random.Random, tree: Any) -> Any:
             case 1 if isinstance(place, dict):
                 place[rng.choice(("", "type", "x" * 300, f"{key}s", "common"))] = place[key]
             case 2:
-                place[key] = [place[key]] * rng.choice((1, 2, 400))
+                place[key] = [place[key]] * (rng.choice((1, 2, 400)) if not isinstance(place[key], (dict, list)) else 2)
             case 3:
                 place[key] = {"a": place[key]}
             case 4 | 5:

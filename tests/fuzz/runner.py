@@ -54,6 +54,7 @@ MEMORY_BYTES = 1 << 30
 MOST_FAILURES = 20  # of one target; a target that fails everywhere is not worth 20,000 restarts
 POLL_SECONDS = 0.02
 CORPUS_BYTES = 2_000_000
+MOST_INPUT_BYTES = 4 << 20
 PASSING_SHARE, COVERED_SHARE = 0.3, 0.8
 
 
@@ -62,7 +63,8 @@ class Board:
 
     Attributes (all settable):
         index: number of the input that is being parsed; -1 before the first.
-        began: monotonic time at which that began [s]; 0 before the valid inputs have been parsed.
+        began: monotonic time at which that began [s]; 0 before the valid inputs have been parsed, far in the future
+            while no input is being parsed.
         baseline: resident bytes after the valid inputs.
         ok, refused, stage0: answers so far.
         bytes_seen: sum of the inputs' lengths.
@@ -306,9 +308,9 @@ def executable_lines(file: Path) -> tuple[set[int], set[int]]:
 
 
 def mutant(module: Any, seed: int, index: int, seeds: list[bytes]) -> bytes:
-    """Return input number `index` of a target."""
+    """Return input number `index` of a target, cut where it is larger than a sane `mutate` makes."""
     rng = random.Random(f"{seed}:{module.NAME}:{index}")
-    return module.mutate(rng, rng.choice(seeds))
+    return module.mutate(rng, rng.choice(seeds))[:MOST_INPUT_BYTES]
 
 
 def _keep(failure: dict[str, Any], keep: Path, work: Path) -> Path:
