@@ -41,7 +41,6 @@ def load(path: Path) -> Any:
         Forbidden: it names anything but arrays and plain containers.
         DamagedWeights: it is damaged, or its values would take many times its size.
     """
-    kind = "pickle of NumPy arrays" if path.suffix in (".pkl", ".pdparams") else "weights file"
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -54,9 +53,9 @@ def load(path: Path) -> Any:
             "it was not loaded"
         ) from error
     except (Flaw, pickle.UnpicklingError, _BadArray) as error:
-        raise DamagedWeights(path, str(error), kind) from error
+        raise DamagedWeights(path, str(error)) from error
     except _ERRORS as error:
-        raise DamagedWeights(path, type(error).__name__, kind) from error
+        raise DamagedWeights(path, type(error).__name__) from error
 
 
 class _BadArray(Exception):

@@ -6,6 +6,12 @@ from pathlib import Path
 
 from utils.faults import UserError
 
+_KINDS = {
+    ".safetensors": "safetensors file",
+    ".pkl": "pickle of NumPy arrays",
+    ".pdparams": "pickle of NumPy arrays",
+}
+
 
 class Flaw(Exception):
     """The bytes of a file contradict its format. The text is the reason in a few words."""
@@ -21,10 +27,10 @@ class DamagedWeights(UserError):
     Args:
         path: the file.
         reason: the fault in a few words.
-        kind: the format that the file seems to have.
     """
 
-    def __init__(self, path: Path, reason: str, kind: str = "weights file") -> None:
+    def __init__(self, path: Path, reason: str) -> None:
+        kind = _KINDS.get(path.suffix, "weights file")
         super().__init__(f"{path} is not a whole {kind} ({reason}); take another copy of it")
         self.path = path
         self.reason = reason

@@ -38,7 +38,7 @@ def load(path: Path) -> dict[str, Tensor]:
             check(file, os.fstat(file.fileno()).st_size)
         return load_file(path)
     except (Flaw, SafetensorError, ValueError, KeyError, RuntimeError) as error:
-        raise DamagedWeights(path, str(error)[:200], "safetensors file") from error
+        raise DamagedWeights(path, str(error)[:200]) from error
 
 
 def check(file: BinaryIO, size: int) -> None:
