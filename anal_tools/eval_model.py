@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ def choose_weights(exp: Path, wanted: str | None) -> Path:
     names = {"best": [checkpoint.BEST], "latest": [checkpoint.LATEST], None: [checkpoint.BEST, checkpoint.LATEST]}
     paths = [exp / file for file in names[wanted]] if wanted in names else [Path(str(wanted))]
     for path in paths:
-        if path.is_file():
+        if os.path.lexists(path):  # a damaged best checkpoint is an error, no reason to take the latest
             return path
     raise UserError(f"{paths[0]}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
 

@@ -256,7 +256,7 @@ def evaluated_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]
         precise batch norm made some at this very step. And a sentence for the log that says which.
     """
     averaged, statistics = state.get("ema"), state.get("precise_bn")
-    said = "moving average of the weights" if averaged else "weights of the last iteration"
+    said = "moving average of the weights" if averaged else "weights as trained (no moving average)"
     config = state.get("config")
     config = config if isinstance(config, Mapping) else {}
     if averaged and config.get("ema"):

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pickle
 import shutil
 import socket
-import stat
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import checkpoint_names
+from utils import checkpoint_names, weights_file
 from utils.checkpoint_names import BEST, LATEST, PREVIOUS
 from utils.faults import UserError, fail_point, kind_of_file
 
@@ -144,16 +142,13 @@ def load(path: Path) -> dict[str, Any]:
         CorruptCheckpoint: it is damaged, not a checkpoint, or would need code to be run for reading.
     """
     try:
-        _verify_bytes(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
-    except CorruptCheckpoint:
-        raise
-    except pickle.UnpicklingError as error:
+        state = weights_file.read_archive(path)
+    except weights_file.Forbidden as error:
         raise CorruptCheckpoint(path, "it holds more than tensors and plain values, which is never run") from error
-    except Exception as error:  # damaged bytes make zipfile and torch raise almost anything
-        raise CorruptCheckpoint(path, _short(error)) from error
+    except weights_file.DamagedWeights as error:
+        raise CorruptCheckpoint(path, error.reason) from error
+    except UserError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
     if not isinstance(state, dict):
         raise CorruptCheckpoint(path, f"it holds a {type(state).__name__}, not a dict")
     return state
@@ -169,34 +164,11 @@ def _write(tmp: Path, state: dict[str, Any]) -> None:
 
 def _verify_written(tmp: Path) -> None:
     try:
-        _verify_bytes(tmp)
-        torch.load(tmp, map_location="cpu", weights_only=True, mmap=True)  # mmap: the CRC pass has read every byte
-    except CorruptCheckpoint as error:
+        weights_file.check_written(tmp)
+    except weights_file.DamagedWeights as error:
         raise OSError(errno.EIO, f"what was written reads back differently ({error.reason})") from error
-    except pickle.UnpicklingError as error:
+    except weights_file.Forbidden as error:
         raise TypeError(f"a checkpoint may hold tensors and plain Python types only: {_short(error)}") from error
-
-
-def _verify_bytes(path: Path) -> None:
-    """CRC of every member of the zip file that torch.save writes; a FIFO or a folder is refused before it is opened."""
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptCheckpoint(path, "not a regular file")
-        if status.st_size == 0:
-            raise CorruptCheckpoint(path, "the file is empty")
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except FileNotFoundError:
-        if os.path.islink(path):
-            raise CorruptCheckpoint(path, "a link to nowhere") from None
-        raise
-    except CorruptCheckpoint:
-        raise
-    except Exception as error:  # damaged bytes make zipfile raise almost anything
-        raise CorruptCheckpoint(path, _short(error)) from error
-    if damaged is not None:
-        raise CorruptCheckpoint(path, f"wrong checksum in {damaged}")
 
 
 def _sweep(folder: Path) -> None:
