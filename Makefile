@@ -3,6 +3,9 @@
 PYTHON ?= python3
 ISSUE ?= 01
 ROWS ?=
+MINUTES ?= 10
+RANKS ?= 1,2,3,4,6
+SEED ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := exps/demo_exps/tsm_resnet18/motion8
@@ -11,13 +14,14 @@ DEMO_RANKS ?= 2
 SYSTEM_PACKAGES := chromium-headless-shell memcached
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint accept clean
+.PHONY: help demo test lint accept soak clean
 
 help:
 	@echo "make demo              make a small video data set, train TSM on it, evaluate it (minutes, no download of data)"
 	@echo "make test              install what the tests need and run them all, linters first"
 	@echo "make lint              ruff and pyright only"
 	@echo "make accept ISSUE=01   print each figure of an issue's table as one JSON line (ROWS=a,b for some of them)"
+	@echo "make soak MINUTES=10   stop, kill and freeze training runs at drawn moments (RANKS=1,2,3,4,6 SEED=), compare every bit"
 	@echo "make clean             delete caches; data, runs and .venv stay"
 	@echo
 	@echo "python main.py --help  lists the verbs.   PYTHON=python3.12 make demo  takes another Python (>= 3.10)"
@@ -50,6 +54,9 @@ lint: $(VENV)/installed-dev
 
 accept: $(VENV)/installed-dev
 	@$(PY) tests/accept/issue$(ISSUE).py $(if $(ROWS),--rows $(ROWS))
+
+soak: $(VENV)/installed-dev
+	@$(PY) -m tests.benchmarks.reliability.soak --minutes $(MINUTES) --ranks $(RANKS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
