@@ -5,6 +5,9 @@ ISSUE ?= 01
 ROWS ?=
 COUNT ?= 20000
 TARGETS ?= all
+MINUTES ?= 10
+RANKS ?= 1,2,3,4,6
+SEED ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := exps/demo_exps/tsm_resnet18/motion8
@@ -13,7 +16,7 @@ DEMO_RANKS ?= 2
 SYSTEM_PACKAGES := chromium-headless-shell memcached
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint accept fuzz clean
+.PHONY: help demo test lint accept fuzz soak clean
 
 help:
 	@echo "make demo              make a small video data set, train TSM on it, evaluate it (minutes, no download of data)"
@@ -21,6 +24,7 @@ help:
 	@echo "make lint              ruff and pyright only"
 	@echo "make accept ISSUE=01   print each figure of an issue's table as one JSON line (ROWS=a,b for some of them)"
 	@echo "make fuzz COUNT=20000  damaged inputs for every parser (TARGETS=config,weights for some; about 5 ms an input)"
+	@echo "make soak MINUTES=10   stop, kill and freeze training runs at drawn moments (RANKS=1,2,3,4,6 SEED=), compare every bit"
 	@echo "make clean             delete caches; data, runs and .venv stay"
 	@echo
 	@echo "python main.py --help  lists the verbs.   PYTHON=python3.12 make demo  takes another Python (>= 3.10)"
@@ -56,6 +60,9 @@ accept: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	@$(PY) -m tests.fuzz.runner --count $(COUNT) --targets $(TARGETS)
+
+soak: $(VENV)/installed-dev
+	@$(PY) -m tests.benchmarks.reliability.soak --minutes $(MINUTES) --ranks $(RANKS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

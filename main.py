@@ -317,6 +317,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
     with contextlib.ExitStack() as stack:
         world = dist.join()
         stack.push(dist.leave)
+        faults.fail_point("start.joined")
         folder = run_dir.RunDir(exp)
         world.on_main(folder.lock)
         stack.callback(folder.close)
@@ -350,6 +351,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
         made |= {"revision": revision, "kernel": KERNEL, "stack": stack, "step": step}
         run = Run(cfg, world, shards, folder, run_log, lists[0], lists[1], class_names, **made)
         run.begin(state)
+        faults.fail_point("start.built")
         # A lost rank shows as an error of DDP's or gloo's own: `contact` says what it means.
         with run_log.last_words(), dist.contact(world):
             yield run

@@ -23,7 +23,13 @@ from typing import NoReturn
 _arrivals: Counter[str] = Counter()
 _ends_at_once = False
 _EXIT_FILE = "ZOETROPE_EXIT_FILE"
-_FAIL_ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
+_FAIL_ACTIONS = {
+    "kill": signal.SIGKILL,
+    "stop": signal.SIGSTOP,
+    "term": signal.SIGTERM,
+    "int": signal.SIGINT,
+    "usr2": signal.SIGUSR2,
+}
 _KINDS = {
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
@@ -250,7 +256,10 @@ def fail_point(name: str) -> None:
 
     * ``kill``, the default: SIGKILL
     * ``stop``: SIGSTOP; the process goes no further until somebody sends it SIGCONT
-    * ``term``, ``int``: SIGTERM, SIGINT; the process handles the signal at this very point
+    * ``term``, ``int``, ``usr2``: SIGTERM, SIGINT, SIGUSR2; the process handles the signal at this very point
+    * ``reader``: SIGKILL to the process that it started last, a reader of clips; nothing where it has started none
+
+    Where ``ZOETROPE_FAILPOINT_LOG`` names a file, the request is appended to it just before the action.
 
     The points:
 
@@ -263,6 +272,11 @@ def fail_point(name: str) -> None:
     * ``run_dir.claimed``: a dead lock may be replaced by this process, and is not yet
     * ``run_dir.locked``: the lock is taken, the heartbeat not yet started
     * ``log.line``: half a record is in log.txt
+    * ``start.joined``: the ranks have met, the folder is not yet locked
+    * ``start.built``: model, optimiser and state are there, no step has begun
+    * ``phase.NAME``: the phase NAME of `utils.watchdog` begins (data, forward/backward, optimiser step, validation,
+      precise batch norm, writing FILE, start)
+    * ``progress.NAME``: a part of that phase is done: a video of a validation, a batch of precise batch norm
     """
     wanted = os.environ.get("ZOETROPE_FAILPOINT")
     if not wanted:
@@ -272,4 +286,21 @@ def fail_point(name: str) -> None:
         return
     _arrivals[name] += 1
     if _arrivals[name] == int(count):
-        os.kill(os.getpid(), _FAIL_ACTIONS[action[0] if action else "kill"])
+        _fail(wanted, action[0] if action else "kill")
+
+
+def _fail(wanted: str, action: str) -> None:
+    target = os.getpid()
+    if action == "reader":
+        children = [pid for task in os.listdir("/proc/self/task") for pid in _children(task)]
+        if not children:
+            return
+        target = max(children)
+    if log := os.environ.get("ZOETROPE_FAILPOINT_LOG"):
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(wanted + "\n")
+    os.kill(target, signal.SIGKILL if action == "reader" else _FAIL_ACTIONS[action])
+
+
+def _children(task: str) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{task}/children").read_text(encoding="utf-8").split()]

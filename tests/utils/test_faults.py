@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -129,3 +130,36 @@ def test_what_ended_a_run_stands_in_its_log(tmp_path: Path, motion_videos: Path)
     assert main.main(["train", str(exp), *words]) == 2
     lines = (exp / "log.txt").read_text().splitlines()
     assert sum("error: the loss of iteration" in line for line in lines) == 1
+
+
+FAILING = """
+import subprocess, sys, time
+from pathlib import Path
+from utils import faults, watchdog
+reader = subprocess.Popen(["sleep", "60"]) if sys.argv[1] == "reader" else None
+watch = watchdog.Watchdog(Path("."), seconds=60)
+for step in range(3):
+    watch.phase("optimiser step", step)
+    with watch.during("validation"):
+        watch.progress()
+    print(step, flush=True)
+print("reader", reader.wait(timeout=10) if reader else None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "action", "code", "printed"),
+    [
+        ("phase.optimiser step", "kill", -signal.SIGKILL, ["0"]),
+        ("phase.validation", "usr2", -signal.SIGUSR2, ["0"]),
+        ("progress.validation", "term", -signal.SIGTERM, ["0"]),
+        ("phase.optimiser step", "reader", 0, ["0", "1", "2", f"reader {-signal.SIGKILL}"]),
+    ],
+)
+def test_fail_points_of_the_phases(point: str, action: str, code: int, printed: list[str], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    env = {"PYTHONPATH": str(ROOT), "ZOETROPE_FAILPOINT": f"{point}:0:2:{action}", "ZOETROPE_FAILPOINT_LOG": str(log)}
+    argv = [sys.executable, "-c", FAILING, action]
+    done = subprocess.run(argv, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (code, printed), done.stderr
+    assert log.read_text() == f"{point}:0:2:{action}\n"
