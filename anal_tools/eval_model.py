@@ -19,7 +19,9 @@ _PROBE_SIDE = 64  # pixels of the clip on which that is checked
 
 
 def choose_weights(exp: Path, wanted: str | None) -> Path:
-    """The checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
+    """Return the checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
+
+    Of a folder whose run changed hands it is the newest of the kind, whatever its name (`checkpoint.newest`).
 
     Raises:
         UserError: there is no such file.
@@ -27,11 +29,14 @@ def choose_weights(exp: Path, wanted: str | None) -> Path:
     from utils import checkpoint
 
     names = {"best": [checkpoint.BEST], "latest": [checkpoint.LATEST], None: [checkpoint.BEST, checkpoint.LATEST]}
-    paths = [exp / file for file in names[wanted]] if wanted in names else [Path(str(wanted))]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise UserError(f"{paths[0]}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
+    if wanted not in names:
+        found, first = (Path(str(wanted)) if Path(str(wanted)).is_file() else None), Path(str(wanted))
+    else:
+        found = next((path for name in names[wanted] if (path := checkpoint.newest(exp, name))), None)
+        first = exp / names[wanted][0]
+    if found is not None:
+        return found
+    raise UserError(f"{first}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
 
 
 def read_steady(weights: Path, read: Callable[[Path], dict[str, Any]], world: World) -> tuple[dict[str, Any], str]:

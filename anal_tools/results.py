@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from utils import metrics
-from utils.faults import UserError
+from utils.faults import UserError, refuse_odd_file
 
 _Content = TypeVar("_Content")
 _TRIES = 3  # times that a result is read anew because it was replaced meanwhile
@@ -87,6 +87,8 @@ class Results:
 
     @staticmethod
     def _read(parts: Path, summary_file: Path) -> dict[str, Any]:
+        for file in ("labels.npy", "scores.npy", "logits.npy", "targets.npy", "ids.txt"):
+            refuse_odd_file(parts / file)
         arrays = {key: np.load(parts / f"{key}.npy", allow_pickle=False) for key in ("labels", "scores")}
         arrays["logits"] = np.load(parts / "logits.npy", mmap_mode="r", allow_pickle=False)
         ids = [json.loads(line) for line in (parts / "ids.txt").read_text("utf-8").splitlines()]

@@ -109,8 +109,8 @@ def _named(text: str) -> Path:
     if not path.is_dir():
         return path
     for name in (checkpoint.BEST, checkpoint.LATEST):
-        if (path / name).is_file():
-            return path / name
+        if found := checkpoint.newest(path, name):
+            return found
     raise UserError(f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}")
 
 

@@ -23,7 +23,7 @@ from typing import Any, SupportsFloat
 
 from utils.append_file import AppendFile
 from utils.event_file import EventFile
-from utils.faults import AgreedError, UserError, fail_point, rank_from_environment
+from utils.faults import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
 
 SCALARS = "scalars.jsonl"
 
@@ -268,6 +268,7 @@ def parse_log(path: Path) -> list[dict[str, float]]:
     Returns:
         For each line step, last, lr, and of time, data, loss, prec1, prec5 the value and the average (``loss_avg``).
     """
+    refuse_odd_file(path)
     lines: list[dict[str, float]] = []
     for text in path.read_text("utf-8", errors="replace").splitlines():
         match = _TRAINING.search(text)
@@ -285,6 +286,7 @@ def parse_log(path: Path) -> list[dict[str, float]]:
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """The records of a `journal`; a last line torn by a kill is passed over."""
+    refuse_odd_file(path)
     rows = []
     for text in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
@@ -300,6 +302,7 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
     A marker ``{"resume": s}`` drops earlier records of steps after s: they were done again. A torn line (the process
     was killed while it wrote) is passed over.
     """
+    refuse_odd_file(path)
     curves: dict[str, dict[int, float]] = {}
     for text in path.read_text("utf-8", errors="replace").splitlines():
         try:
