@@ -27,6 +27,7 @@ import torch
 
 import main
 from datasets import demo
+from tests import users
 from tests.experiment import few_videos, make
 from utils import checkpoint, checkpoint_names, log
 
@@ -48,7 +49,7 @@ class Bench:
 
     def __init__(self, root: Path, seed: int) -> None:
         self.root, self.data = root, root / "data"
-        run_verb(root / "data.out", lambda: demo.main(_demo_words(self.data)))
+        users.run(root / "data.out", lambda: demo.main(_demo_words(self.data)))
         for self.seed in range(seed, seed + _TRIED_SEEDS):
             calm = self.experiment(f"calm-{self.seed}")
             assert self.train(calm) == 0, (root / "calm.out").read_text()
@@ -67,34 +68,11 @@ class Bench:
 
     def train(self, exp: Path) -> int:
         """Train in a child process; returns its exit code."""
-        return run_verb(self.root / f"{exp.name}.out", lambda: main.main(self.words(exp)))
+        return users.run(self.root / f"{exp.name}.out", lambda: main.main(self.words(exp)))
 
 
 def _demo_words(data: Path) -> list[str]:
     return ["--out", str(data), "--train", "48", "--val", "24", "--workers", "1"]
-
-
-def start(output: Path, action, **environment: str) -> int:
-    """Fork a child that runs `action` and leaves with what it returns; returns its pid."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        with output.open("ab", buffering=0) as stream:
-            os.dup2(stream.fileno(), 1)
-            os.dup2(stream.fileno(), 2)
-        os.environ.update(environment)
-        code = action()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def run_verb(output: Path, action, **environment: str) -> int:
-    """Run `action` in a child to its end; returns the exit code, or minus the signal."""
-    return os.waitstatus_to_exitcode(os.waitpid(start(output, action, **environment), 0)[1])
 
 
 def contents(exp: Path) -> dict[str, str]:
@@ -149,7 +127,7 @@ def one_case(bench: Bench, point: str, save: int, late: bool) -> tuple[list[str]
     exp = bench.experiment(f"{point}-{save}-{'late' if late else 'seen'}")
     output = bench.root / f"{exp.name}.out"
     words = bench.words(exp)
-    frozen = start(output, lambda: main.main(words), ZOETROPE_FAILPOINT=f"checkpoint.{point}:0:{save}:stop")
+    frozen = users.start(output, lambda: main.main(words), ZOETROPE_FAILPOINT=f"checkpoint.{point}:0:{save}:stop")
     try:
         _, status = os.waitpid(frozen, os.WUNTRACED)
         if not os.WIFSTOPPED(status):
@@ -157,7 +135,7 @@ def one_case(bench: Bench, point: str, save: int, late: bool) -> tuple[list[str]
         old = time.time() - 1000
         os.utime(exp / "jobs/lock.json", (old, old))
         with out_of_sight(exp) if late else contextlib.nullcontext():
-            successor = run_verb(output, lambda: on_another_machine(words))
+            successor = users.run(output, lambda: on_another_machine(words))
         before = contents(exp)
         os.kill(frozen, signal.SIGCONT)
         _, status = os.waitpid(frozen, 0)
