@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from anal_tools import identity
 from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
-from utils.faults import UserError
+from utils.faults import UserError, refuse_odd_file
 from utils.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def evaluate(
     protocol = chosen_protocol(cfg, args)
     weights = choose_weights(exp, args.checkpoint)
     name = checked_name(result_name(weights, args) if args.name is None else args.name)
+    refuse_odd_file(exp / "results" / f"{name}.json")
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         world = dist.join()
@@ -144,11 +145,12 @@ def chosen_protocol(cfg: Any, args: argparse.Namespace) -> protocols.Protocol:
 
 def result_name(weights: Path, args: argparse.Namespace) -> str:
     """The kind of checkpoint, and what was asked for instead of the config's own views."""
-    from utils import checkpoint
+    from utils import checkpoint, checkpoint_names
 
     ending = next((ending for ending in _ENDINGS if weights.name.lower().endswith(ending)), "")
     stem = weights.name[: len(weights.name) - len(ending)] or weights.name
-    kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(weights.name, stem)
+    plain = checkpoint_names.split_name(weights.name)[0]
+    kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(plain, stem)
     sizes = [f"{key}{value}" for key, value in (("s", args.scale), ("c", args.crop_size)) if value]
     other = [args.protocol, args.views, *sizes, args.average, "positions" if args.per_position else None]
     return "-".join([kind, *filter(None, other)])

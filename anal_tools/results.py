@@ -32,7 +32,7 @@ import numpy as np
 
 from anal_tools import protocols
 from utils import metrics
-from utils.faults import UserError
+from utils.faults import UserError, refuse_odd_file
 
 _Content = TypeVar("_Content")
 _TRIES = 3  # times that a result is read anew because it was replaced meanwhile
@@ -94,6 +94,8 @@ class Results:
     @staticmethod
     def _read(parts: Path, summary_file: Path) -> dict[str, Any]:
         """Read and check everything but frames, views and ledger, which not every reader needs."""
+        for file in ("labels.npy", "scores.npy", "logits.npy", "targets.npy", "ids.txt"):
+            refuse_odd_file(parts / file)
         summary = read_summary(summary_file)
         hashes = summary.get("files")
         content: dict[str, Any] = {"summary": summary}

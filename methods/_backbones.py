@@ -105,8 +105,10 @@ def _named(text: str) -> Path:
     if not path.is_dir():
         return path
     for name in (checkpoint.BEST, checkpoint.LATEST):
-        if os.path.lexists(path / name):  # a damaged best checkpoint is an error, no reason to take the latest
-            return path / name
+        if found := checkpoint.newest(
+            path, name
+        ):  # a damaged best checkpoint is an error, no reason to take the latest
+            return found
     raise UserError(f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}")
 
 

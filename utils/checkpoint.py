@@ -123,19 +123,22 @@ def newest(folder: Path, name: str) -> Path | None:
     """Choose the file that who asks for the best or the latest checkpoint of a folder should open.
 
     The highest (token, step) wins: of the best checkpoint and its kept names; for the latest of all that `find` looks
-    at. A file under the plain name that cannot even be ranked is returned, so that the reader says what is wrong.
+    at. A file under the plain name that cannot even be ranked is returned, so that the reader says what is wrong with
+    it: a damaged best checkpoint is no reason to take the latest.
 
     Args:
         folder: an experiment folder.
         name: BEST or LATEST.
 
     Returns:
-        None if there is no file of that name.
+        None if there is nothing of that name.
     """
     plain = folder / name
     files = [path for path in present_names(folder, name) if path.is_file()]
     if name == LATEST and files:
         files += [path for path in present_names(folder, PREVIOUS, BEST) if path.is_file()]
+    if not files and os.path.lexists(plain):
+        return plain
     if len(files) < 2:
         return files[0] if files else None
     orders = {path: peek(path) for path in files}

@@ -159,7 +159,7 @@ def find(teacher: Path, student: Config) -> Source:
     """
     if teacher.is_dir():
         cfg = config.load(teacher)
-        found = [teacher / name for name in (checkpoint.BEST, checkpoint.LATEST) if os.path.lexists(teacher / name)]
+        found = [path for name in (checkpoint.BEST, checkpoint.LATEST) if (path := checkpoint.newest(teacher, name))]
         other = Path(cfg.model.pretrained) if isinstance(cfg.model.pretrained, str) else None
         source = Source(cfg, found[0], _state_in(found[0])) if found else Source(cfg, other, None)
     elif teacher.is_file():

@@ -51,6 +51,14 @@ _OF_THE_FOLDER = {
 }
 
 
+# Of the machine: they need not name a file, and are never a bug of ours.
+_OF_THE_MACHINE = {
+    errno.EIO: "the disk or the file server failed: look at the machine's log, then run the same command again",
+    errno.ESTALE: "the file server has forgotten this file: run the same command again, or mount the folder again",
+    errno.ETIMEDOUT: "a file server or another machine did not answer in time: run the same command again",
+}
+
+
 class UserError(Exception):
     """Something the user can mend. `main.py` and `launch` print the text and leave with exit code 2.
 
@@ -181,9 +189,9 @@ def call(action: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        advice = _OF_THE_FOLDER.get(error.errno or 0)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if advice is None or not (error.filename or full):  # not of a file that the user named: a bug shows its trace
+        of_the_machine = error.errno in _OF_THE_MACHINE or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = (_OF_THE_FOLDER | _OF_THE_MACHINE).get(error.errno or 0)
+        if advice is None or not (error.filename or of_the_machine):  # not of a file that the user named: a bug
             raise
         file = error.filename2 or error.filename  # of a file that is renamed the name that the user knows
         name = f"{os.fsdecode(file)}: " if file else ""

@@ -56,13 +56,13 @@ class RunDir:
 
     def lock(self) -> None:
         """Take the lock; its heartbeat runs until `close`. Errors as `open`."""
+        for name in _FILES if self._lock_file.name == "lock.json" else ("config.yaml",):
+            refuse_odd_file(self.exp / name)
         if not (self.exp / "config.yaml").is_file():
             raise UserError(
                 f"{self.exp}: no config.yaml here; name an experiment folder "
                 f"(`python main.py new {self.exp} --from EXP` makes one)"
             )
-        for name in _FILES if self._lock_file.name == "lock.json" else ():
-            refuse_odd_file(self.exp / name)
         with self._writing():
             self._lock_file.parent.mkdir(exist_ok=True)
             self._held = run_lock.take(self._lock_file)
