@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
+from utils import faults
 from utils.faults import UserError
 from utils.watchdog import Watchdog
 
@@ -108,7 +109,7 @@ def evaluate(
         earlier = Earlier(world, folder, len(records), identity(cfg, records, weights_hash, protocol, args.keep))
         videos = loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=earlier.done)
         stack.callback(videos.close)
-        stop = stack.enter_context(signals.StopFlag())
+        stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
         writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep)
         metrics = scorer(validate, net, cfg, world, protocol, args.chunk)(
             videos,
@@ -118,6 +119,8 @@ def evaluate(
         )
         writer.flush()
         if metrics is None:
+            if stop.trouble:
+                faults.tell(UserError(f"stopped by {stop.trouble}; the same command continues"))
             return STOPPED
         world.barrier()
         summary = about(cfg, protocol, records, weights, state)
