@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 WORLDS = (8, 16, 32, 64, 128, 256, 512, 1024)
 NUMBERS = 7  # float64 values of the per-step sum (main.NUMBERS)
-BUCKET = 25 * 2**20  # DDP's bucket: the last one cannot hide behind the backward pass
+BUCKET = 25 * 2**20  # bytes, utils/reduce.py: the last one cannot hide behind the backward pass
 BACKWARD = 2 / 3  # of a step's computing time
 # (method, backbone) -> parameters, batch-norm layers, channels of all of them; with 400 classes and 8 frames
 SIZES = {
@@ -230,7 +230,7 @@ def count(world: World, steps: int = 3, group: int = 2) -> dict[str, float]:
     sizes = (sum(p.numel() for p in net.parameters()), len(norms), sum(layer.num_features for layer in norms))
     rows = plan.batch_size * plan.shards_per_micro_batch
     found = []
-    for _ in range(steps + 2):  # DDP arranges its buckets anew after the first
+    for _ in range(steps + 2):  # the first ones are not counted
         world.barrier()
         before = _written()
         totals = torch.zeros(NUMBERS, dtype=torch.float64)

@@ -44,7 +44,7 @@ TORCH_FREE = (
     "datasets/scan/*.py", "datasets/lists/*.py",
     "datasets/demo.py", "datasets/motion8.py", "docs/pictures/*.py",
 )  # fmt: skip
-DISTRIBUTED = {"utils/dist.py", "utils/sync_bn.py", "main.py"}
+DISTRIBUTED = {"utils/dist.py", "utils/reduce.py", "utils/sync_bn.py", "main.py"}
 
 
 @functools.cache

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
-from torch.nn.parallel import DistributedDataParallel
 
 from utils.faults import AgreedError, LostRank, UserError
+from utils.reduce import AveragedGradients
 
 JOIN_SECONDS = 300.0  # how long the ranks wait for each other at the start; $ZOETROPE_JOIN_SECONDS overrides
 COLLECTIVE_SECONDS = 1800.0  # after this long a frozen peer counts as lost; $ZOETROPE_COLLECTIVE_SECONDS overrides
@@ -189,13 +187,9 @@ def join(expected: int | None = None, *, seconds: float | None = None, device: s
     return world
 
 
-def data_parallel(model: torch.nn.Module, world: World) -> DistributedDataParallel:
+def data_parallel(model: torch.nn.Module, world: World) -> AveragedGradients:
     """Wrap a model so that gradients are averaged over the ranks; buffers are kept equal by utils/sync_bn.py."""
-    # torch 2.13 renamed the switch and warns about the old name; 2.11 knows only the old one.
-    known = inspect.signature(DistributedDataParallel).parameters
-    switch: dict[str, Any] = {"forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False}
-    devices = [world.device] if world.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True, **switch)
+    return AveragedGradients(model, world)
 
 
 def leave() -> None:

@@ -1,6 +1,6 @@
 """The two kinds of trouble that are not bugs: a mistake of the user, and a piece of media that cannot be read.
 
-Also `fail_point`, with which the tests kill a process at a named moment.
+Also `fail_point`, with which the tests kill, freeze or stop a process at a named moment.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 
 _arrivals: Counter[str] = Counter()
 _EXIT_FILE = "ZOETROPE_EXIT_FILE"
+_FAIL_ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
 _OF_THE_FOLDER = {
     errno.EACCES: "look at the permissions",
     errno.EDQUOT: "make room, then run the same command again",
@@ -169,10 +170,16 @@ def check_repository(root: Path) -> None:
 
 
 def fail_point(name: str) -> None:
-    """Kill this process with SIGKILL here if the environment asks for it; a dictionary look-up otherwise.
+    """Send this process a signal here if the environment asks for it; a dictionary look-up otherwise.
 
-    ``ZOETROPE_FAILPOINT=name:rank:count`` kills the process of rank `rank` when it comes to the point `name` for the
-    `count`-th time, counted from 1. The points:
+    ``ZOETROPE_FAILPOINT=name:rank:count[:action]`` acts in the process of rank `rank` when it comes to the point
+    `name` for the `count`-th time, counted from 1. The actions:
+
+    * ``kill``, the default: SIGKILL
+    * ``stop``: SIGSTOP; the process goes no further until somebody sends it SIGCONT
+    * ``term``, ``int``: SIGTERM, SIGINT; the process handles the signal at this very point
+
+    The points:
 
     * ``checkpoint.tmp``: the temporary file is half written (its bytes are there, nothing is synced or verified)
     * ``checkpoint.linked``: the new file is verified, and the old latest has its second name
@@ -185,9 +192,9 @@ def fail_point(name: str) -> None:
     wanted = os.environ.get("ZOETROPE_FAILPOINT")
     if not wanted:
         return
-    point, rank, count = wanted.split(":")
+    point, rank, count, *action = wanted.split(":")
     if point != name or int(rank) != rank_from_environment():
         return
     _arrivals[name] += 1
     if _arrivals[name] == int(count):
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), _FAIL_ACTIONS[action[0] if action else "kill"])

@@ -39,7 +39,7 @@ class GroupBatchNorm(_BatchNorm):
     variance that the forward pass leaves in `batch_mean` and `batch_var`. In eval mode the running statistics are used.
     A layer that is used twice in one forward pass leaves those of its last use.
 
-    Weight and bias gradients are those of this rank's rows; DDP sums them.
+    Weight and bias gradients are those of this rank's rows; utils/reduce.py adds those of the ranks.
     """
 
     ranks: _Ranks | None = None  # None: the whole group is on this rank
@@ -125,7 +125,7 @@ class _CpuGroupNorm(torch.autograd.Function):
             scale = inv_std if weight is None else inv_std * weight
             grad_x = grad - normed.mul_(_wide(mean_grad_normed, x)) - _wide(mean_grad, x)
             grad_x = grad_x.mul_(_wide(scale, x)).to(x.dtype)
-        # Of this rank's rows; DDP sums them. Autograd casts them to the dtype of the parameters.
+        # Of this rank's rows; utils/reduce.py adds those of the ranks. Autograd casts them to the parameters' dtype.
         grad_weight = sum_grad_normed if ctx.needs_input_grad[1] else None
         grad_bias = sum_grad if ctx.needs_input_grad[2] else None
         return grad_x, grad_weight, grad_bias, None, None, None, None

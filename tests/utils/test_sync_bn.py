@@ -50,7 +50,7 @@ def several_steps(world: World, group: int, sync_stats: bool, total: int = 4) ->
         x = clips(step, shards.global_batch)
         for index, mine in enumerate(shards.micro_batches):
             out = ddp(torch.cat([x[2 * s : 2 * s + 2] for s in mine]))
-            (out.square().sum() / shards.global_batch * world.size).backward()  # DDP averages over the ranks
+            (out.square().sum() / shards.global_batch * world.size).backward()  # the ranks' mean is taken
             statistics.after_micro_batch(index)
             outputs |= {s: out.detach()[2 * k : 2 * k + 2].clone() for k, s in enumerate(mine)}
         statistics.after_step()
