@@ -64,6 +64,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     def verb() -> int:
+        signals.follow_launcher()
         faults.check_repository(Path(__file__).parent)
         return call_verb(argv[0], list(argv[1:]))
 
@@ -109,7 +110,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             log.line(f"nothing to do: this run finished at iteration {last}; train with --fresh to start it anew")
             return 0
         loader = train_loader(run)
-        stop = run.stack.enter_context(signals.StopFlag())
+        stop = run.stack.enter_context(signals.StopFlag(signals.stop_announcement()))
         meters = {name: Meter(cfg.print_freq, run.window.get(name, ())) for name in ("loss", "prec1", "prec5")}
         meters |= {name: Meter(cfg.print_freq) for name in ("time", "data")}
         score = functools.partial(validate_run, run)
@@ -121,6 +122,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
         for step, micro_batches in run.watch.steps(loader, run.names):
             lr = lr_schedule.lr_at(step, **run.schedule())
             optim.set_lr(run.optimizer, lr)
+            stop.ask(loader.trouble)
             save_is_due = run.world.is_main and time.monotonic() - saved_at > 60 * cfg.save_minutes
             numbers = train_step(
                 run, step, micro_batches, stop=stop.received, save=save_is_due, meanwhile=loader.copy_ahead
@@ -295,8 +297,10 @@ def validate(
                 tally.add(item.sample, own)
                 if keep is not None:
                     keep(item, own)
-            if stop is not None and world.any(stop.received):
-                return None
+            if stop is not None:
+                stop.ask(loader.trouble)
+                if world.any(stop.received):
+                    return None
         world.sum_(tally.counts)
     return tally.metrics()
 
@@ -362,7 +366,7 @@ def train_loader(run: Run) -> TrainLoader:
     from datasets import loader
 
     training = loader.build(
-        run.cfg, "train", run.world, run.shards, start=run.step, records=run.train_records, replay=run.bad.late()
+        run.cfg, "train", run.world, run.shards, start=run.step, records=run.train_records, replay=run.bad.given_up()
     )
     run.stack.callback(training.close)
     run.stack.callback(lambda: run.bad.note(training.ledger.take_events(), run.step))  # those that stopped the run too
@@ -379,7 +383,7 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
     wanted = run.cfg.augmentation
     batches = functools.partial(loader.build, run.cfg, "train", run.world, run.shards, records=run.train_records)
     with contextlib.ExitStack() as stack:
-        late = run.bad.late(bad_samples.PRECISE_BN, run.step)
+        late = run.bad.given_up(bad_samples.PRECISE_BN, run.step)
         net = stack.enter_context(run.evaluated(functools.partial(batches, replay=late), stop))
         if net is None:
             return None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from anal_tools import identity
 from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
+from utils import faults
 from utils.faults import UserError, refuse_odd_file
 from utils.watchdog import Watchdog
 
@@ -112,7 +113,7 @@ def evaluate(
         earlier = Earlier(world, folder, len(records), key)
         videos = loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=earlier.done)
         stack.callback(videos.close)
-        stop = stack.enter_context(signals.StopFlag())
+        stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
         writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep, key=key)
         metrics = scorer(validate, net, cfg, world, protocol, args.chunk)(
             videos,
@@ -122,6 +123,8 @@ def evaluate(
         )
         writer.flush()
         if metrics is None:
+            if stop.trouble:
+                faults.tell(UserError(f"stopped by {stop.trouble}; the same command continues"))
             return STOPPED
         if eval_loader.read_nothing(metrics):
             world.barrier()  # every rank has written its last part

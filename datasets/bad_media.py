@@ -46,6 +46,7 @@ class BadEvent:
         action: what became of the clip.
         new: the sample had not failed before.
         timeout: it was given up for being late: not a property of the file, to be journalled for an exact resume.
+        crashed: it was given up because reading it ended a reader process twice (perhaps for lack of memory): the same.
     """
 
     position: int
@@ -55,6 +56,7 @@ class BadEvent:
     action: str
     new: bool
     timeout: bool = False
+    crashed: bool = False
 
     def __str__(self) -> str:
         return f"bad sample {self.sample} ({self.path}): {self.reason}; {self.action}"

@@ -134,8 +134,9 @@ class EvalLoader(Loader):
     def _item(self, sample: int, answer: Answer) -> VideoItem:
         label = int(self.records.labels[sample])
         if not answer["ok"]:
-            path, late = printable(answer["path"] or self.records.path(sample)), bool(answer.get("timeout"))
-            self.ledger.add(BadEvent(-1, sample, path, answer["reason"], "counts as wrong", True, late))
+            path = printable(answer["path"] or self.records.path(sample))
+            kind = {"timeout": bool(answer.get("timeout")), "crashed": bool(answer.get("crashed"))}
+            self.ledger.add(BadEvent(-1, sample, path, answer["reason"], "counts as wrong", True, **kind))
             return VideoItem(sample, label, None, None, f"{path}: {answer['reason']}")
         plan = video_plan(answer)
         assert self._held is not None

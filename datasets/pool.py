@@ -4,6 +4,10 @@ All workers take requests from one shared queue, so a slow video never holds up 
 request is older than the deadline is killed and replaced, and the request fails. A worker that dies by itself is
 replaced; its request is tried once more, then it fails. `Inline` does the same work in this process (`workers: 0`),
 without a deadline.
+
+Workers that do not start (no memory, a stalled file system, a damaged installation) end no run at once: `trouble` then
+holds the reason, nothing more is started, and the remaining workers serve. If none remains, this process reads the
+requests itself, so that a training step can be completed and saved.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ import numpy as np
 
 from datasets.slots import Slot
 from datasets.workers import MESSAGE_BYTES, Desk, Setup
+from utils.faults import UserError
+from utils.signals import on_lasting_thread
 
 if TYPE_CHECKING:
     from datasets.records import Records
@@ -42,6 +48,11 @@ _START_FAILURES = 3
 
 class Service(Protocol):
     """Something that reads clips: a pool of processes, or this process."""
+
+    @property
+    def trouble(self) -> str | None:
+        """Why this service should be replaced soon: workers that do not start. None while all is well."""
+        ...
 
     def submit(self, request: Request) -> None:
         """Queue one request; its "id" is a positive integer that was not used before."""
@@ -66,6 +77,8 @@ class Service(Protocol):
 
 class Inline:
     """Answers requests in this process, one at a time and in order."""
+
+    trouble: str | None = None
 
     def __init__(self, setup: Setup, records: Records, slots: list[Slot]) -> None:
         self._desk = Desk(setup, records, slots)
@@ -127,9 +140,7 @@ class _Worker:
 
 
 class Pool:
-    """A fixed number of reader processes.
-
-    Must be made by a thread that outlives it: a worker dies with the thread that started it.
+    """A fixed number of reader processes. They end when this process ends, however it ends.
 
     Args:
         setup: what workers need to know; descriptors, folder and parent are filled in here.
@@ -137,11 +148,25 @@ class Pool:
         slots: shared memory that requests refer to by index.
         workers: number of processes.
         deadline: seconds that one request may take.
+        stand_in: read the requests in this process if no worker starts; else `answers` raises UserError.
     """
 
-    def __init__(self, setup: Setup, records: Records, slots: list[Slot], workers: int, deadline: float) -> None:
+    def __init__(
+        self,
+        setup: Setup,
+        records: Records,
+        slots: list[Slot],
+        workers: int,
+        deadline: float,
+        *,
+        stand_in: bool = False,
+    ) -> None:
         self.deadline = deadline
         self.restarts = 0
+        self.trouble: str | None = None
+        self._stand_in = stand_in
+        self._inline: Inline | None = None
+        self._plain_setup = setup
         self._pending: dict[int, Request] = {}  # submitted, not answered
         self._unsent: collections.deque[int] = collections.deque()
         self._crashed: set[int] = set()  # requests that took a worker with them once
@@ -160,7 +185,7 @@ class Pool:
         self._workers: list[_Worker] = []
         try:
             for row in range(workers):
-                self._workers.append(self._start(row))
+                self._add(row)
         except BaseException:
             self.close()
             raise
@@ -181,6 +206,8 @@ class Pool:
         done: list[Answer] = []
         self._quiet_since = time.monotonic()
         while self._pending and not done:
+            if not self._workers:
+                return [self._answer_here()]
             self._send()
             for key, _ in self._selector.select(_LOOK_SECONDS):
                 if isinstance(key.data, _Worker):
@@ -198,7 +225,8 @@ class Pool:
 
     def busy(self) -> list[int]:
         """See `Service`."""
-        return [current for current, _ in (worker.busy_with() for worker in list(self._workers)) if current]
+        here = self._inline.busy() if self._inline else []
+        return here + [current for current, _ in (worker.busy_with() for worker in list(self._workers)) if current]
 
     def close(self) -> None:
         """See `Service`. Workers hold nothing that needs an orderly end."""
@@ -211,6 +239,22 @@ class Pool:
         self._queue.close()
         self._queue_end.close()
         self._control.close()
+        if self._inline is not None:
+            self._inline.close()
+
+    def _add(self, row: int) -> None:
+        """Start a worker for this row of the control block. Try again as often as workers may fail to start."""
+        while self.trouble is None:
+            try:
+                self._workers.append(self._start(row))
+                return
+            except OSError as error:
+                self._note_failed_start(error.strerror or str(error))
+
+    def _note_failed_start(self, why: str) -> None:
+        self._start_failures += 1
+        if self._start_failures >= _START_FAILURES and self.trouble is None:
+            self.trouble = f"reader processes that do not start ({self._start_failures} in a row, the last: {why})"
 
     def _start(self, row: int) -> _Worker:
         control = self._control.view(row * 16, (2,), np.int64)
@@ -218,32 +262,38 @@ class Pool:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         fds = (self._control.fd, self._records_fd, *(slot.fd for slot in self._slots))
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # inherited, so it holds from the first moment
+
+        def start() -> subprocess.Popen[bytes]:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # inherited, so it holds from the first moment
+            return subprocess.Popen(
+                [sys.executable, "-X", "faulthandler", "-m", "datasets.workers", self._setup, str(row)],
+                stdin=self._queue_end.fileno(),
+                stdout=theirs.fileno(),
+                pass_fds=fds,
+                cwd=_ROOT,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            )
+
         try:
             with theirs:
-                process = subprocess.Popen(
-                    [sys.executable, "-X", "faulthandler", "-m", "datasets.workers", self._setup, str(row)],
-                    stdin=self._queue_end.fileno(),
-                    stdout=theirs.fileno(),
-                    pass_fds=fds,
-                    cwd=_ROOT,
-                    env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-                )
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                process = on_lasting_thread(start)  # a worker dies with the thread that forks it
+        except OSError:
+            ours.close()
+            raise
         worker = _Worker(row, process, ours, control)
         self._selector.register(ours, selectors.EVENT_READ, worker)
         return worker
 
     def _replace(self, worker: _Worker) -> list[Answer]:
-        """End a worker, take the answers that it had sent before, start another one."""
+        """End a worker, take the answers that it had sent before, start another one unless none would start."""
         worker.process.kill()
         worker.process.wait()
         last = self._receive(worker)
         self._selector.unregister(worker.answers)
         worker.end()
+        self._workers.remove(worker)
         self.restarts += 1
-        self._workers[worker.row] = self._start(worker.row)
+        self._add(worker.row)
         return last
 
     def _send(self) -> None:
@@ -285,28 +335,45 @@ class Pool:
                 done.append(self._fail(current, f"took longer than {self.deadline:g} s", timeout=True))
             return done
         if not worker.ready and time.monotonic() - worker.born > _START_SECONDS:
-            raise RuntimeError(f"reader process {worker.process.pid} did not start within {_START_SECONDS:g} s")
+            why = f"process {worker.process.pid} was not ready after {_START_SECONDS:g} s"
+            self.trouble = self.trouble or f"reader processes that do not start ({why})"
+            return self._bury(worker, None)
         return []
 
-    def _bury(self, worker: _Worker, code: int) -> list[Answer]:
-        """A worker ended by itself: its request gets a second chance, another crash is the file's fault."""
-        if not worker.ready and not int(worker.control[0]):
-            self._start_failures += 1
-            if self._start_failures >= _START_FAILURES:
-                raise RuntimeError(f"reader processes do not start (exit code {code}); the cause stands above")
+    def _bury(self, worker: _Worker, code: int | None) -> list[Answer]:
+        """Take a worker away that ended by itself, or (code None) that never got ready, and start another one.
+
+        The request it had gets a second chance; if that ends a worker too, the file is to blame.
+        """
+        if code is not None and not worker.ready and not int(worker.control[0]):
+            self._note_failed_start(_end_in_words(code))
         current, _ = worker.busy_with()
         done = self._replace(worker)
         if current in self._pending:
             if current in self._crashed:
-                done.append(self._fail(current, f"reading it ended the reader process twice (exit code {code})"))
+                reason = f"reading it ended the reader process twice ({_end_in_words(code)})"
+                done.append(self._fail(current, reason, crashed=True))
             else:
                 self._crashed.add(current)
                 self._unsent.appendleft(current)
         return done
 
-    def _fail(self, request_id: int, reason: str, *, timeout: bool = False) -> Answer:
+    def _fail(self, request_id: int, reason: str, **kind: bool) -> Answer:
+        """Make the answer of a request that was given up; `kind`: timeout=True or crashed=True."""
         self._pending.pop(request_id)
-        return {"id": request_id, "ok": False, "path": None, "reason": reason, "timeout": timeout}
+        return {"id": request_id, "ok": False, "path": None, "reason": reason, **kind}
+
+    def _answer_here(self) -> Answer:
+        """Read the oldest request in this process, because no worker is left and none starts."""
+        if not self._stand_in:
+            raise UserError(
+                f"stopped by {self.trouble}; look at free memory, at the limit of processes and at the file system of "
+                "the code, then run the same command again"
+            )
+        if self._inline is None:
+            self._inline = Inline(self._plain_setup, self._records, self._slots)
+        self._inline.submit(self._pending.pop(min(self._pending)))
+        return self._inline.answers()[0]
 
     def _rescue(self) -> list[Answer]:
         """Requests wait, yet all workers idle: a worker died between taking a request and noting its id.
@@ -322,3 +389,10 @@ class Pool:
             self._quiet_since = now
             return done
         return []
+
+
+def _end_in_words(code: int | None) -> str:
+    """Return how a process ended: `exit code 3` or `ended by SIGKILL`."""
+    if code is None:
+        return "it did not get ready"
+    return f"ended by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

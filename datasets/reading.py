@@ -67,7 +67,7 @@ class Loader(abc.ABC):
         self._closed = False
         try:
             self._service: Service = (
-                Pool(setup, records, self._slots, reading.workers, reading.deadline)
+                Pool(setup, records, self._slots, reading.workers, reading.deadline, stand_in=True)
                 if reading.workers
                 else Inline(setup, records, self._slots)
             )
@@ -81,6 +81,11 @@ class Loader(abc.ABC):
             self._closed = True
             self._service.close()
             self._close_slots()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the run should stop and start again: reader processes that do not start. None while all is well."""
+        return self._service.trouble
 
     def notes(self) -> list[str]:
         """Lines for the log since the last call: what the reader has to say, other than bad samples."""

@@ -109,7 +109,8 @@ class TrainLoader(Loader):
         start: first step.
         stop: number of steps of the run; None = without end.
         device: where batches go. A GPU gets them by asynchronous copies, straight from the readers' memory.
-        replay: (position, sample) pairs that were given up as late before a resume; they fail again, unread.
+        replay: (position, sample) pairs that were given up before a resume for a reason that is not the file's; they
+            fail again, unread.
         order: "shuffled" or "class_balanced".
     """
 
@@ -262,7 +263,7 @@ class TrainLoader(Loader):
 
     def _ask(self, step: _Step, row: _Row) -> None:
         if (row.position, row.asked) in self._replay:
-            reason = "was given up as late before the resume"
+            reason = "was given up before the resume, because it was late or ended its reader process"
             self._failed(step, row, {"ok": False, "path": None, "reason": reason, "timeout": True})
             return
         request = self._submit(
@@ -297,8 +298,9 @@ class TrainLoader(Loader):
             following = None if following == row.sample else following  # all of the label were tried
         action = "skipped (weight 0)" if following is None else f"sample {following} stands in"
         action = "the run stops" if self.reading.on_bad == "error" else action
-        new, late = row.asked not in self.ledger.samples, bool(answer.get("timeout"))
-        self.ledger.add(BadEvent(row.position, row.asked, path, answer["reason"], action, new, late))
+        kind = {"timeout": bool(answer.get("timeout")), "crashed": bool(answer.get("crashed"))}
+        new = row.asked not in self.ledger.samples
+        self.ledger.add(BadEvent(row.position, row.asked, path, answer["reason"], action, new, **kind))
         if following is None:
             step.open -= 1
         else:

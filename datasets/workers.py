@@ -13,7 +13,6 @@ Answer:  {"id", "ok": true, <fields of the plan>} | {"id", "ok": false, "path", 
 
 from __future__ import annotations
 
-import ctypes
 import dataclasses
 import json
 import os
@@ -34,12 +33,12 @@ from datasets.records import Records
 from datasets.slots import Slot
 from datasets.views import EvalSpec, VideoPlan, resolve_eval
 from utils.faults import MediaError, UserError
+from utils.signals import end_with_parent
 
 if TYPE_CHECKING:
     from datasets.scan.file import Examiner
 
 MESSAGE_BYTES = 1 << 18
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,12 +180,6 @@ def video_plan(answer: dict[str, Any]) -> VideoPlan:
     )
 
 
-def _die_with(parent: int) -> None:
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:  # it died before the line above
-        sys.exit(0)
-
-
 def _serve(desk: Desk, queue: socket.socket, out: socket.socket, control: np.ndarray) -> None:
     out.send(b'{"ready": true}\n')
     while True:
@@ -208,7 +201,7 @@ def main(setup_json: str, row: str) -> None:
     spec = ReaderSpec.from_json(setup.reader)
     if spec.kind == "dali":  # DALI runs beside the model, never in a reader process
         setup = dataclasses.replace(setup, reader=dataclasses.replace(spec, kind="encoded").to_json())
-    _die_with(setup.parent)
+    end_with_parent(setup.parent, signal.SIGKILL)()
     import cv2
 
     cv2.setNumThreads(0)  # one worker is one core

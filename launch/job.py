@@ -54,6 +54,7 @@ class Run:
 
     def __call__(self) -> None:
         """Run main in this process; leaves with its exit code, and after a stop not before SLURM ends it."""
+        signals.follow_launcher()
         is_main = faults.rank_from_environment() == 0
         for number in ASKED_BY_SLURM:
             signal.signal(number, _requeue_at_once if is_main else _note)

@@ -6,6 +6,8 @@ What is special:
 
 - A signal (Ctrl-C too) goes to the ranks and not to torchrun, which on its own signal ends the ranks after 30 seconds,
   saved or not. torchrun runs in a session of its own, so the terminal's Ctrl-C reaches this process only.
+- torchrun is killed when this process dies, and a rank leaves within 10 seconds of the death of either
+  (`utils.signals`): it saves if it can. This process adopts what torchrun leaves behind and waits for its end.
 - torchrun answers every failure with exit code 1 and a table. So each rank writes its exit code to the file named by
   ZOETROPE_EXIT_FILE (with its number behind) and this process passes it on: 0, 2 for a user error, 75 for a run that a
   signal stopped after saving.
@@ -21,18 +23,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
 from launch import processes
+from utils import signals
 from utils.faults import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 LEFT_ALONE = 30.0  # seconds that the other ranks get to leave by themselves after one has left with an error
+ORPHANED = 9.0  # seconds that processes get after torchrun has ended without them
 _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def run(words: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") -> int:
@@ -60,6 +64,7 @@ def run(words: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") ->
         os.execve(sys.executable, [sys.executable, str(script), *words], env)
     with tempfile.TemporaryDirectory(prefix="zoetrope-") as folder:
         env["ZOETROPE_EXIT_FILE"] = str(Path(folder) / "code")
+        env |= signals.launcher_variable()
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
         agent = _Agent([*torchrun, str(script), *words], env, ranks)
         return agent.wait()
@@ -67,7 +72,8 @@ def run(words: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") ->
 
 def environment(inherited: Mapping[str, str], ranks: int) -> dict[str, str]:
     """What the ranks get: our code first on the path, the ranks to expect, and none of another launcher's variables."""
-    env = {name: value for name, value in inherited.items() if name not in _FOREIGN and not name.startswith("SLURM_")}
+    foreign = ("SLURM_", "TORCHELASTIC_", signals.LAUNCHER)
+    env = {name: value for name, value in inherited.items() if name not in _FOREIGN and not name.startswith(foreign)}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
     env["PYTHONUNBUFFERED"] = "1"
     env["ZOETROPE_RANKS"] = str(max(ranks, 1))
@@ -115,9 +121,10 @@ class _Agent:
         for number in FORWARDED:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored: started by nohup
                 signal.signal(number, self._notice)
-        self.process = subprocess.Popen(
-            argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=_end_with(os.getpid())
-        )
+        _adopt_orphans()
+        self.others = processes.children(os.getpid())  # a memcached server of this run: it ends with this process
+        tie = signals.end_with_parent(os.getpid(), signal.SIGKILL)
+        self.process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=tie)
 
     def wait(self) -> int:
         """Pass signals on until torchrun has ended; returns the exit code of the run."""
@@ -131,9 +138,23 @@ class _Agent:
                 if time.monotonic() - left_with_error > LEFT_ALONE:
                     self._kill()
             time.sleep(0.1)
+        self._end_orphans()
         for text in own_errors(self.exit_file, self.ranks):
             print(f"error: {text}", file=sys.stderr)
         return self._code(exit_codes(self.exit_file, self.ranks))
+
+    def _end_orphans(self) -> None:
+        """Wait for the processes that torchrun has left behind, if any; kill them when their time is over."""
+        if self.process.returncode < 0 and not self.signal:
+            name = signal.Signals(-self.process.returncode).name
+            print(f"error: torchrun was ended by {name}; its ranks stop", file=sys.stderr, flush=True)
+        end = time.monotonic() + ORPHANED
+        while orphans := [pid for pid in processes.children(os.getpid()) if pid not in self.others]:
+            if time.monotonic() > end or signal.SIGINT in self.pending:
+                below = [pid for orphan in orphans for pid in processes.descendants(orphan)]
+                processes.send([*orphans, *below], signal.SIGKILL)
+            processes.reap()
+            time.sleep(0.05)
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         self.pending.append(signal.Signals(number))
@@ -166,17 +187,12 @@ class _Agent:
         if others:
             return max(others, key=lambda code: code != 1)  # 1 is also what is left when another rank is lost
         if len(codes) < self.ranks:  # a rank was killed, or never came so far
-            return 128 + self.signal if self.signal else (self.process.returncode or 1)
+            code = self.process.returncode
+            return 128 + self.signal if self.signal else 128 - code if code < 0 else code or 1
         return 75 if 75 in codes.values() else 0
 
 
-def _end_with(parent: int) -> Callable[[], None]:
-    """In the new process: get SIGTERM when this one dies, however it dies, so that no run is left without an owner."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def after_fork() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it died before we could ask
-            os._exit(1)
-
-    return after_fork
+def _adopt_orphans() -> None:
+    """Make this process the parent of what its descendants leave behind, so that it can find them and end them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import ipaddress
 import os
 import pwd
@@ -29,16 +28,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from utils.faults import UserError
+from utils.signals import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER, NODES = "ZOETROPE_MEMCACHED", "ZOETROPE_MEMCACHED_NODES"
 START_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 _ENDS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 #: Items per page of 1 MB in each slab class: fine steps where frames of 340x256 lie (17 - 35 kB), coarse ones beyond.
 #: A cache of 256 MB then holds 0.97 of its memory in frames of 25 kB; with growth factor 1.15, 0.91.
@@ -130,7 +129,9 @@ def serve(folder: Path, *, megabytes: int, unix: bool) -> int:
         place = ["-s", f"{own}/s"] if unix else ["-l", private_address(), "-p", "-1"]
         argv = arguments(megabytes=megabytes, place=place, secret=secret if secret.exists() and not unix else None)
         env = {**os.environ, "MEMCACHED_PORT_FILENAME": str(ports)}
-        server = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, preexec_fn=_die_with(os.getpid()))
+        server = subprocess.Popen(
+            argv, env=env, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent(os.getpid(), signal.SIGTERM)
+        )
         said = folder / f"{socket.gethostname()}-{os.getpid()}.server"
         try:
             address = f"unix:{own}/s" if unix else f"{place[1]}:{_port(ports, server)}"
@@ -174,17 +175,6 @@ def _await_answer(address: str, server: subprocess.Popen[bytes]) -> None:
             return
         time.sleep(0.02)
     raise UserError(f"memcached does not answer at {address} (exit code {server.poll()})")
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def after_fork() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return after_fork
 
 
 def start_here(megabytes: int) -> dict[str, str]:
@@ -237,16 +227,6 @@ def job_lines(folder: str, *, nodes: int, megabytes: int, python: str = sys.exec
     ]
 
 
-@contextlib.contextmanager
-def _following(parent: int | None) -> Iterator[None]:
-    """Get SIGTERM when the process dies that asked for this one."""
-    if parent is not None:
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            sys.exit(1)
-    yield
-
-
 def main(argv: Sequence[str]) -> int:
     """`python -m launch.memcached prepare|serve FOLDER`."""
     parser = argparse.ArgumentParser(prog="launch.memcached", description="memcached servers of one job")
@@ -260,8 +240,9 @@ def main(argv: Sequence[str]) -> int:
         if args.verb == "prepare":
             prepare(args.folder)
             return 0
-        with _following(args.parent):
-            code = serve(args.folder, megabytes=args.megabytes, unix=args.unix)
+        if args.parent is not None:
+            end_with_parent(args.parent, signal.SIGTERM)()
+        code = serve(args.folder, megabytes=args.megabytes, unix=args.unix)
         if args.parent is not None:
             shutil.rmtree(args.folder, ignore_errors=True)
         return code

@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 
+from utils.signals import start_ticks
+
 
 def children(pid: int) -> list[int]:
     """Process ids whose parent is `pid`, oldest first."""
@@ -42,6 +44,15 @@ def send(pids: list[int], number: signal.Signals) -> None:
             continue
 
 
+def reap() -> None:
+    """Take the exit codes of children that have ended, adopted ones too, so that no zombie is left."""
+    try:
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
 def catches(pid: int, number: signal.Signals) -> bool:
     """True if the process has a handler of its own for this signal; False if it has ended."""
     try:
@@ -72,15 +83,6 @@ def _gpus_present() -> int:
         pass
     folder = Path("/proc/driver/nvidia/gpus")
     return len(list(folder.iterdir())) if folder.is_dir() else 0
-
-
-def start_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot; -1 if there is none, or only its unreaped rest."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
-        return -1
-    return -1 if fields[0] in "ZX" else int(fields[19])
 
 
 def is_running(pid: object, ticks: object) -> bool:

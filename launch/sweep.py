@@ -24,6 +24,7 @@ from launch import attempts, grid, jobs, options, processes, sweep_job
 from launch.grid import Cell, Sweep
 from utils import config
 from utils.faults import UserError
+from utils.signals import end_with_parent
 
 STOPPED = 75  # exit code of a cell, and of a sweep, that a signal stopped: started again, it goes on
 _NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stopped"
@@ -193,9 +194,11 @@ class _Local:
             env["CUDA_VISIBLE_DEVICES"] = ",".join(names[slot * self.ranks : (slot + 1) * self.ranks])
         stream = file.open("w", encoding="utf-8")
         # A session of its own: the terminal's Ctrl-C reaches this process, which passes it on once.
+        tie = end_with_parent(os.getpid(), signal.SIGTERM)
         process = subprocess.Popen(
-            argv, cwd=grid.ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream, start_new_session=True
-        )
+            argv, cwd=grid.ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+            start_new_session=True, preexec_fn=tie,
+        )  # fmt: skip
         attempts.note(self.sweep.folder, cell.name, "start", pid=process.pid, ticks=processes.start_ticks(process.pid))
         self.running[process] = (cell, slot, stream)
         print(f"started {cell.name}", flush=True)

@@ -4,10 +4,10 @@
 ``{"resume": s, ...}``, from which iteration a process went on, and ``{"stopped": s}``, that the budget ended one.
 `jobs/bad_samples.json` is the ledger made from it: which videos, why, how often, and in which part of the run.
 
-A process that goes on reads again what came after its checkpoint, so what was told of that is dropped: the files may be
-mended. What was late stays and fails again, for the steps done again are to see what they saw; unless the budget
-ended the process, for then they are to see something else. What came before the checkpoint has happened and is
-counted, but a budget that it used up is complained of once.
+A process that resumes reads again what came after its checkpoint, so the rows of that part are dropped: the files may
+have been repaired. Rows of clips that timed out or ended their reader process stay: the repeated steps must skip the
+same clips. If the budget ended the process, these rows are dropped too, so that the clips are read again. Rows from
+before the checkpoint stay and are counted, but a budget that they used up stops the run only once.
 """
 
 from __future__ import annotations
@@ -56,6 +56,11 @@ class Event(Protocol):
         """It was given up for being late."""
         ...
 
+    @property
+    def crashed(self) -> bool:
+        """It was given up because it ended its reader process twice."""
+        ...
+
 
 class BadSamples:
     """The journal of one run.
@@ -65,11 +70,15 @@ class BadSamples:
         run_log: where events and sums are written.
         videos: number of training videos, N: an epoch has N positions.
         bad_budget: share of the videos that may be bad in one epoch, over all ranks; one always may.
+        first_is_fatal: the first bad clip of the training ends the process (`data.on_bad: error`).
     """
 
-    def __init__(self, exp: Path, run_log: log.RunLog, *, videos: int, bad_budget: float) -> None:
+    def __init__(
+        self, exp: Path, run_log: log.RunLog, *, videos: int, bad_budget: float, first_is_fatal: bool = False
+    ) -> None:
         self.exp, self.log, self.videos = Path(exp), run_log, videos
         self.limit = max(1, int(bad_budget * videos))
+        self._fatal = 0 if first_is_fatal else self.limit  # so many bad videos are the last that a process takes
         self._told: set[tuple[str, int]] = set()
         self._stopped = False  # the budget ends this process
 
@@ -84,15 +93,16 @@ class BadSamples:
         for event in events:
             row = {"step": step, "position": event.position, "sample": event.sample, "late": event.timeout}
             row |= {"path": event.path, "reason": event.reason}
+            row |= {"crashed": True} if event.crashed else {}
             self.log.journal(JOURNAL, row if during == TRAINING else row | {"during": during})
             if (during, event.sample) not in self._told:
                 self._told.add((during, event.sample))
                 self.log.event(str(event) if during == TRAINING else f"{during}: {event}")
-        if not self._stopped and sum(part == TRAINING for part, _ in self._told) > self.limit:
+        if not self._stopped and sum(part == TRAINING for part, _ in self._told) > self._fatal:
             self._stop(step)  # the loader's ledger has the same budget for its process: it raises
 
     def going_on(self, *, step: int, clips: int, validated: int) -> None:
-        """Journal that this process goes on from a checkpoint. One rank, before any other asks `late`.
+        """Journal that this process resumes from a checkpoint. One rank, before any other calls `given_up`.
 
         Args:
             step: finished iterations.
@@ -128,14 +138,17 @@ class BadSamples:
                 found.setdefault((during, row["sample"], row["position"], during == TRAINING or row["step"]), row)
         return list(found.values())
 
-    def late(self, during: str = TRAINING, step: int | None = None) -> set[tuple[int, int]]:
-        """(position, sample) of what was given up as too slow: it must fail again when that part is run again.
+    def given_up(self, during: str = TRAINING, step: int | None = None) -> set[tuple[int, int]]:
+        """Return (position, sample) of the clips that must fail again when that part of the run is repeated.
+
+        They were late or ended their reader process twice. Both depend on the machine as much as on the file, so a
+        second try could succeed and change the bits of the run.
 
         Args:
             during: the part of the run.
-            step: only what was met after so many finished iterations.
+            step: only the clips that failed after so many finished iterations.
         """
-        rows = [row for row in self.rows() if row["late"] and row["during"] == during and not row["stopped"]]
+        rows = [row for row in self.rows() if _is_kept(row) and row["during"] == during]
         return {(row["position"], row["sample"]) for row in rows if step is None or row["step"] == step}
 
     def sum_up(self, step: int, epoch: int, *, enforce: bool = True) -> None:
@@ -184,11 +197,16 @@ class BadSamples:
 
 def _is_read_again(row: dict[str, Any], marker: dict[str, Any]) -> bool:
     """Will the process that wrote the marker read what this row tells of, with an open outcome?"""
-    if row["late"] and row["during"] != VALIDATION and not row["stopped"]:
+    if _is_kept(row) and row["during"] != VALIDATION:
         return False  # it fails again unread
     if row["during"] == TRAINING:
         return row["position"] >= marker["clips"]
     return row["step"] > max(marker["resume"] - 1, marker["validated"])  # a validation that is owed is done again
+
+
+def _is_kept(row: dict[str, Any]) -> bool:
+    """Return True if the row's failure is repeated after a resume instead of reading the clip again."""
+    return bool(row["late"] or row.get("crashed")) and not row["stopped"]
 
 
 def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

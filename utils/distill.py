@@ -12,7 +12,6 @@ defaults are whose: docs/training.md.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils import bad_samples, checkpoint, config, lr_schedule, pace, precise_bn, transforms, watchdog
-from utils.faults import AgreedError
+from utils import bad_samples, checkpoint, config, faults, lr_schedule, pace, precise_bn, transforms, watchdog
+from utils.faults import AgreedError, UserError
 from utils.loss import training_loss
 from utils.signals import StopFlag
 
@@ -158,6 +158,7 @@ class Run:
         self.pace = pace.Pace(self.world, self.shards, self.log.line, self.watch.who)
 
         budget = {"videos": len(self.train_records), "bad_budget": self.cfg.data.bad_budget}
+        budget |= {"first_is_fatal": self.cfg.data.on_bad == "error"}
         self.bad = bad_samples.BadSamples(self.folder.exp, self.log, **budget)
         self.mirrored = transforms.mirrored_classes(self.cfg.data.flip_labels, self.class_names, self.world.device)
         self.precise: tuple[int, dict[str, torch.Tensor]] | None = None  # (step, BN statistics of its validation)
@@ -299,6 +300,7 @@ class Run:
         """A function for each micro-batch that puts it through a network, augmented but not mixed; None: stop."""
         for _, micro_batches in loader:
             self.bad.note(loader.ledger.take_events(), self.step, bad_samples.PRECISE_BN)
+            stop.ask(loader.trouble)
             if self.world.any(stop.received):
                 yield None
                 return
@@ -364,8 +366,11 @@ class Run:
 
     def stopped(self, stop: StopFlag) -> int:
         """The last line of a run that was asked to stop, and its exit code."""
-        why = stop.name or "another rank's signal"
+        why = stop.name or "another rank"  # which has had a signal or a trouble, and reports the latter itself
         self.log.line(f"stopped by {why} at iteration {self.step}, saved; the same command continues")
+        if stop.trouble and not self.world.is_main:
+            self.log.event(f"rank {self.world.rank} stopped the run: {stop.trouble}")
+            faults.tell(UserError(f"stopped by {stop.trouble}; everything is saved"))
         return STOPPED
 
     def non_finite(

@@ -1,33 +1,66 @@
-"""Asking a run to stop: signals only set a flag; the ranks agree on the flag at a step boundary.
+"""Signals of a run: flags that ask it to stop, and the end of the processes whose parent has died.
 
-A new noun beside `faults` (docs/decisions.md): what a handler may do is one short page on its own.
+A handler only sets a flag; the ranks agree on the flag at a step boundary. A separate file beside `faults` because the
+list of what a handler may do has to be short enough to check (docs/decisions.md).
+
+How a process ends with its parent:
+
+- A process that we start and that must not outlive us (a reader, torchrun) asks the kernel for a signal at our death:
+  `end_with_parent`. Linux sends it when the *thread* that forked ends, so start such a process from a thread that lives
+  as long as this process. `on_lasting_thread` does that.
+- A rank is started by torchrun or by slurmstepd, of whose threads we know nothing. `follow_launcher` polls the process
+  ids instead.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 ASKS_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+LAUNCHER = "ZOETROPE_LAUNCHER"  # "<process id> <start in clock ticks>" of the launcher that started torchrun
+
+_PR_SET_PDEATHSIG = 1
+_LOOK_SECONDS = 0.25
+_ORPHAN_SECONDS = 7.0  # for an orphaned rank to finish its step and save; all is over within 10 s
+
+Result = TypeVar("Result")
 
 
 class StopFlag:
-    """Which signal asked this process to stop, if any.
+    """What asked this process to stop, if anything: the name of a signal, or a trouble of its own.
 
     A handler never saves anything itself: it may run in the middle of an optimiser step (Lightning #21406 is that bug).
     A second Ctrl-C ends the process at once, as the default handler would.
+
+    Args:
+        announce: text for stderr at the first Ctrl-C. Written while a long operator keeps Python's handler waiting.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announce: str | None = None) -> None:
         self.name: str | None = None
+        self.trouble: str | None = None
+        self.announce = announce
         self._before: dict[signal.Signals, Any] = {}
+        self._wakeup: tuple[int, int] | None = None  # our pipe's write end, and the descriptor that was set before
 
     def __enter__(self) -> StopFlag:
         """Take over the signals. Do it in the main thread, after worker processes were started.
 
         A closed terminal (SIGHUP) stops a run, unless it was told to go on without one (`nohup`).
         """
+        if self.announce is not None:
+            self._listen(self.announce)
         for number in ASKS_TO_STOP:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._notice)
@@ -36,6 +69,19 @@ class StopFlag:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self._wakeup is not None:
+            write_end, before = self._wakeup
+            signal.set_wakeup_fd(before)
+            os.close(write_end)  # the thread reads the end of the pipe and closes its side
+
+    def ask(self, reason: str | None) -> None:
+        """Stop because of a trouble of this process, as if a signal had come. None leaves the flag as it is.
+
+        Args:
+            reason: completes the sentence "stopped by ...".
+        """
+        if reason is not None and self.name is None:
+            self.name = self.trouble = reason
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.name == "SIGINT":
@@ -43,7 +89,142 @@ class StopFlag:
             signal.raise_signal(signal.SIGINT)
         self.name = signal.Signals(number).name
 
+    def _listen(self, text: str) -> None:
+        """Write `text` from a thread, because Python runs a handler only between two operators."""
+        read_end, write_end = os.pipe()
+        os.set_blocking(write_end, False)
+        before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        self._wakeup = write_end, before
+
+        def write() -> None:
+            with open(read_end, "rb", buffering=0) as pipe:
+                while numbers := pipe.read(64):
+                    if signal.SIGINT in numbers:
+                        with contextlib.suppress(OSError):
+                            os.write(2, f"{text}\n".encode())
+                        break
+                while pipe.read(64):  # a full pipe would make the kernel drop later signals' bytes
+                    pass
+
+        threading.Thread(target=write, name="stop announcement", daemon=True).start()
+
     @property
     def received(self) -> bool:
-        """True once any of the signals came to this process."""
+        """True once a signal came to this process, or `ask` was called with a reason."""
         return self.name is not None
+
+
+def stop_announcement() -> str | None:
+    """Return the line for a Ctrl-C at a terminal; None under a launcher or on a further rank, which print their own."""
+    if "ZOETROPE_EXIT_FILE" in os.environ or os.environ.get("RANK", "0") != "0" or "SLURM_PROCID" in os.environ:
+        return None
+    return "stopping: this run saves its state and leaves; Ctrl-C once more ends it at once"
+
+
+# ---------------------------------------------------------------- with the parent
+
+
+def end_with_parent(parent: int, number: signal.Signals) -> Callable[[], None]:
+    """Return a function that ties the calling process to its parent; call it in the child, before or after exec.
+
+    Args:
+        parent: process id of the parent. If it has died by the time of the call, the process ends at once.
+        number: the signal to receive when the thread that forked this process ends.
+    """
+    prctl = ctypes.CDLL(None, use_errno=True).prctl if sys.platform == "linux" else None
+
+    def tie() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
+        if os.getppid() != parent:  # it died before the kernel knew
+            os._exit(1)
+
+    return tie
+
+
+_lasting: dict[int, ThreadPoolExecutor] = {}
+
+
+def on_lasting_thread(action: Callable[[], Result]) -> Result:
+    """Run `action` on a thread that lives until this process exits, and return its result.
+
+    The children that `action` starts then outlive the calling thread and still die with the process.
+    """
+    if os.getpid() not in _lasting:  # a forked child has the object, not the thread
+        _lasting.clear()
+        _lasting[os.getpid()] = ThreadPoolExecutor(1, "process starter")
+    return _lasting[os.getpid()].submit(action).result()
+
+
+def start_ticks(pid: int) -> int:
+    """Return the start of a process in clock ticks since boot; -1 if it does not exist or is a zombie."""
+    fields = _stat(pid)
+    return -1 if not fields or fields[0] in "ZX" else int(fields[19])
+
+
+def launcher_variable() -> dict[str, str]:
+    """Return the environment that makes ranks follow this process."""
+    return {LAUNCHER: f"{os.getpid()} {start_ticks(os.getpid())}"}
+
+
+_following = threading.Lock()
+
+
+def follow_launcher(env: Mapping[str, str] | None = None) -> None:
+    """End this rank within 10 s of the death of what started it: torchrun, our launcher or the SLURM step.
+
+    At the death the rank sends itself SIGTERM, so that it can finish its step and save; after 7 seconds SIGKILL. A
+    process that no launcher started is left alone. Call it early; further calls have no effect.
+    """
+    env = os.environ if env is None else env
+    parent, is_torchrun = os.getppid(), "TORCHELASTIC_RUN_ID" in env
+    is_task = "SLURM_STEP_ID" in env and _command(parent) in ("slurmstepd", "slurmd")
+    if not (is_torchrun or is_task) or not _following.acquire(blocking=False):
+        return
+    pid, ticks = (int(word) for word in env.get(LAUNCHER, "0 0").split())
+
+    def is_orphan() -> bool:
+        return os.getppid() != parent or (ticks > 0 and start_ticks(pid) != ticks)
+
+    # The parent may have died before we asked for its id: then `parent` is the process that has adopted us.
+    stat = _stat(parent)
+    grandparent_is_other = ticks > 0 and is_torchrun and (not stat or int(stat[1]) != pid)
+    if grandparent_is_other or _command(parent) == "slurmd" or _is_plain_init(parent) or is_orphan():
+        os._exit(1)
+
+    def follow() -> None:
+        while not is_orphan():
+            time.sleep(_LOOK_SECONDS)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ORPHAN_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=follow, name="follow launcher", daemon=True).start()
+
+
+def _command(pid: int) -> str:
+    """Return the name of a process's program, at most 15 characters; empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _is_plain_init(parent: int) -> bool:
+    """Return True if process 1 is our parent and is no launcher; in a container torchrun may be process 1 itself."""
+    if parent != 1:
+        return False
+    try:
+        words = Path("/proc/1/cmdline").read_bytes()
+    except OSError:
+        return True
+    return b"python" not in words and b"torch" not in words and b"slurmstepd" not in words
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat from the state on: state, parent, ...; empty if there is no such process."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from datasets.slots import Slot
 from datasets.views import EvalSpec
 from datasets.workers import Setup, video_plan
 from tests.datasets.videos import number_in, records_of, write_video
+from utils.faults import UserError
 
 SPEC = TrainSpec(Sampling("tsn", 4), input_size=32, jitter=(0.2, 0.2, 0.2, 0.1), erasing=(0.5, 0.02, 0.4, 0.3))
 CLIP = (4, 32, 32, 3)
@@ -197,7 +199,8 @@ def test_a_worker_that_dies_gets_its_request_tried_once_more(slow_records: Recor
         answer = collect(pool, 1)[1]
         assert answer["ok"] == (crashes == 1)
         if crashes == 2:
-            assert "ended the reader process twice" in answer["reason"]
+            assert answer["reason"] == "reading it ended the reader process twice (ended by SIGKILL)"
+            assert answer["crashed"]
     finally:
         pool.close()
         slot.close()
@@ -257,6 +260,92 @@ def test_relative_paths_mean_the_parents_folder(videos: Path, tmp_path: Path, mo
     try:
         pool.submit(request(1, 0))
         assert collect(pool, 1)[1]["ok"]
+    finally:
+        pool.close()
+        slot.close()
+
+
+def no_worker_starts(monkeypatch: pytest.MonkeyPatch, python: str) -> None:
+    """Let every worker that is started from now on be another program."""
+    monkeypatch.setattr(sys, "executable", python)
+
+
+@pytest.mark.parametrize(
+    ("python", "why"), [("/bin/false", "exit code 1"), ("/nowhere/python", "No such file or directory")]
+)
+def test_readers_that_do_not_start_are_stood_in_for_and_reported(
+    records: Records, monkeypatch: pytest.MonkeyPatch, python: str, why: str
+) -> None:
+    slots = [[Slot.create("test", 4 * BYTES)] for _ in range(2)]
+    inline = Inline(setup_of(), records, slots[0])
+    no_worker_starts(monkeypatch, python)
+    pool = Pool(setup_of(), records, slots[1], 2, 30, stand_in=True)
+    try:
+        for service in (inline, pool):
+            for number in range(1, 5):
+                service.submit(request(number, number - 1, offset=(number - 1) * BYTES))
+            assert all(answer["ok"] for answer in collect(service, 4).values())
+        assert pool.trouble == f"reader processes that do not start (3 in a row, the last: {why})"
+        assert pool.pids == []
+        assert np.array_equal(*(slot[0].view(0, (4, *CLIP)) for slot in slots)), "the same pixels"
+    finally:
+        pool.close()
+        inline.close()
+        for slot in slots:
+            slot[0].close()
+
+
+def test_readers_that_do_not_start_end_a_scan_with_a_sentence(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_worker_starts(monkeypatch, "/bin/false")
+    slot = Slot.create("test", BYTES)
+    pool = Pool(setup_of(), records, [slot], 1, 30)
+    try:
+        pool.submit(request(1, 0))
+        with pytest.raises(UserError, match=r"processes that do not start \(3 in a row.* run the same"):
+            pool.answers()
+    finally:
+        pool.close()
+        slot.close()
+
+
+def test_a_reader_that_gets_stuck_while_starting_is_dropped_and_the_other_goes_on(
+    records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slot = Slot.create("test", 8 * BYTES)
+    pool = Pool(setup_of(), records, [slot], 2, 30, stand_in=True)
+    try:
+        stuck = pool.pids[0]
+        os.kill(stuck, signal.SIGSTOP)
+        monkeypatch.setattr("datasets.pool._START_SECONDS", 3.0)
+        for number in range(1, 9):
+            pool.submit(request(number, number % 4, offset=(number - 1) * BYTES))
+        assert all(answer["ok"] for answer in collect(pool, 8).values())
+        wait_for(lambda: pool._look_at(pool._workers[0]) == [] and stuck not in pool.pids)
+        assert pool.trouble == f"reader processes that do not start (process {stuck} was not ready after 3 s)"
+        pool.submit(request(9, 0))
+        assert collect(pool, 1)[9]["ok"]
+        assert not alive(stuck)
+    finally:
+        pool.close()
+        slot.close()
+
+
+def test_readers_outlive_the_thread_that_made_the_pool(records: Records) -> None:
+    """The kernel sends the signal of a parent's death when the *thread* ends that forked."""
+    slot = Slot.create("test", BYTES)
+    made: list[Pool] = []
+    maker = threading.Thread(target=lambda: made.append(Pool(setup_of(), records, [slot], 2, 30)))
+    maker.start()
+    maker.join()
+    (pool,) = made
+    try:
+        pool.submit(request(1, 0))
+        assert collect(pool, 1)[1]["ok"]
+        time.sleep(0.2)
+        assert all(alive(pid) for pid in pool.pids)
+        assert pool.restarts == 0
     finally:
         pool.close()
         slot.close()

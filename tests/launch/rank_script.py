@@ -13,6 +13,10 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from utils import signals  # noqa: E402
+
+signals.follow_launcher()
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 rank = int(os.environ.get("RANK", "0"))
 seen: list[int] = []

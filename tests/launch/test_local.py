@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch import local, processes
+from utils import signals
 from utils.faults import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +151,32 @@ def test_ranks_do_not_outlive_a_killed_launcher(tmp_path: Path) -> None:
     process.communicate(timeout=60)
     until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 60)
     assert (tmp_path / "saved.0").read_text() == "SIGTERM"
+
+
+def test_ranks_do_not_outlive_a_killed_torchrun(tmp_path: Path) -> None:
+    process = start(tmp_path, 2, "wait", "0")
+    until(started(tmp_path, 2))
+    (torchrun,) = processes.children(process.pid)
+    ranks = processes.children(torchrun)
+    os.kill(torchrun, signal.SIGKILL)
+    _, errors = process.communicate(timeout=10)
+    assert errors == "error: torchrun was ended by SIGKILL; its ranks stop\n"
+    assert process.returncode == 75, "they have saved"
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert (tmp_path / "saved.1").read_text() == "SIGTERM"
+
+
+def test_ranks_that_cannot_save_in_time_are_killed_without_their_torchrun(tmp_path: Path) -> None:
+    process = start(tmp_path, 2, "wait", "1000")
+    until(started(tmp_path, 2))
+    (torchrun,) = processes.children(process.pid)
+    ranks = processes.children(torchrun)
+    os.kill(process.pid, signal.SIGSTOP)  # the launcher cannot help
+    os.kill(torchrun, signal.SIGKILL)
+    until(lambda: all(signals.start_ticks(pid) < 0 for pid in ranks), 10)
+    os.kill(process.pid, signal.SIGCONT)
+    process.communicate(timeout=10)
+    assert process.returncode == 137
 
 
 def test_environment_of_another_launcher_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:

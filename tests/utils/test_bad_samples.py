@@ -14,8 +14,10 @@ from utils.faults import UserError
 from utils.log import RunLog
 
 
-def event(position: int, sample: int, reason: str = "no frame of it decodes", *, late: bool = False) -> BadEvent:
-    return BadEvent(position, sample, f"v{sample}.mp4", reason, "skipped (weight 0)", True, late)
+def event(
+    position: int, sample: int, reason: str = "no frame of it decodes", *, late: bool = False, crashed: bool = False
+) -> BadEvent:
+    return BadEvent(position, sample, f"v{sample}.mp4", reason, "skipped (weight 0)", True, late, crashed)
 
 
 def journal(exp: Path, budget: float = 1.0, videos: int = 10) -> tuple[BadSamples, RunLog]:
@@ -75,9 +77,27 @@ def test_late_samples_of_one_part_of_a_run_are_not_those_of_another(tmp_path: Pa
         bad.note([event(3, 7, late=True), event(4, 8)], step=1)
         bad.note([event(12, 5, late=True)], step=3, during=bad_samples.PRECISE_BN)
         bad.note([event(-1, 9, late=True)], step=3, during=bad_samples.VALIDATION)
-    assert bad.late() == {(3, 7)}
-    assert bad.late(bad_samples.PRECISE_BN, 3) == {(12, 5)}
-    assert bad.late(bad_samples.PRECISE_BN, 6) == set()
+    assert bad.given_up() == {(3, 7)}
+    assert bad.given_up(bad_samples.PRECISE_BN, 3) == {(12, 5)}
+    assert bad.given_up(bad_samples.PRECISE_BN, 6) == set()
+
+
+def test_a_clip_that_ended_its_reader_twice_fails_again_after_a_resume(tmp_path: Path) -> None:
+    bad, log = journal(tmp_path)
+    with log:
+        bad.note([event(9, 8), event(10, 5, "ended its reader", crashed=True)], step=1)
+        bad.going_on(step=1, clips=4, validated=0)
+        assert bad.given_up() == {(10, 5)}
+        assert [row["position"] for row in bad.rows()] == [10], "the other file is read again"
+
+
+def test_under_on_bad_error_a_late_clip_is_read_again_by_the_next_process(tmp_path: Path) -> None:
+    log = RunLog(tmp_path, resume_step=None, echo=False)
+    bad = BadSamples(tmp_path, log, videos=10, bad_budget=1.0, first_is_fatal=True)
+    with log:
+        bad.note([event(10, 5, late=True)], step=1)  # the loader raises: the process ends
+        bad.going_on(step=1, clips=4, validated=0)
+        assert bad.given_up() == set(), "else no process would ever get beyond this clip"
 
 
 def test_budget_is_that_of_an_epoch_over_all_ranks(tmp_path: Path) -> None:
@@ -111,7 +131,7 @@ def test_what_a_process_that_goes_on_reads_again_is_dropped_and_comes_back_if_it
             ("precise batch norm", 13, 2),
             ("validation", -1, 2),
         }
-        assert bad.late() == {(10, 5)}
+        assert bad.given_up() == {(10, 5)}
         bad.going_on(step=2, clips=8, validated=0)  # an older process: the validation of step 2 is owed
         assert {row["position"] for row in bad.rows()} == {3, 10, 13}
         bad.note([event(9, 8)], step=3)
@@ -128,9 +148,9 @@ def test_a_budget_that_is_used_up_is_complained_of_once(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"3 of 10 videos .* allows 2"):
             bad.sum_up(2, 1)
     other.note([event(7, 7, late=True)], step=2)  # a rank that ended a moment later than the one that complained
-    assert other.late() == {(1, 1), (7, 7)}
+    assert other.given_up() == {(1, 1), (7, 7)}
     other.going_on(step=1, clips=4, validated=-1)
-    assert other.late() == set(), "what stopped the run is to be read anew, not to fail again unread"
+    assert other.given_up() == set(), "what stopped the run is to be read anew, not to fail again unread"
     other.sum_up(2, 1)
     text = (tmp_path / "log.txt").read_text()
     assert "epoch 1: 3 of them were known when data.bad_budget stopped the run: it does not count them again" in text
