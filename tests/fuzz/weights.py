@@ -1,6 +1,6 @@
 """Fuzz target: weights files of every format that `utils.weights_file` reads.
 
-The first byte of an input says which ending the file gets, the rest is the file. The mutators take an input apart (zip
+The first byte of an input chooses the name of the file, the rest is its content. The mutators take an input apart (zip
 members, operations of a pickle, JSON header), change a part, and put it together again with right lengths and
 checksums, so that most mutants reach the code behind the first checks.
 """
@@ -36,7 +36,7 @@ MODULES = [
     "utils/weights_file/safetensors.py",
     "methods/interop/_files.py",
 ]
-ENDINGS = (".pth", ".pkl", ".pdparams", ".safetensors")
+NAMES = ("x.pth", "x.pkl", "x.pdparams", "x.safetensors", "resnet18-5c106cde.pth")  # the last one is published
 NUMBERS = (
     -(2**63), -(2**31), -1, 0, 1, 2, 3, 7, 127, 128, 255, 256, 32767, 65535, 65536, 2**24, 2**31 - 1, 2**31, 2**32,
     2**62, 2**63 - 1, 2**64, 10**30,
@@ -100,16 +100,19 @@ def mutate(rng: random.Random, data: bytes) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         content = _changed(rng, ending, content)
     if rng.random() < 0.02:
-        ending = bytes([rng.randrange(len(ENDINGS))])
+        ending = bytes([rng.randrange(len(NAMES))])
     return ending + content
 
 
 def run(data: bytes, folder: Path) -> str:
     """Read the file as `model.pretrained`, `eval` and `convert` do."""
-    file = folder / f"weights{ENDINGS[data[0] % len(ENDINGS)]}"
+    file = folder / NAMES[data[0] % len(NAMES)]
     file.write_bytes(data[1:])
     try:
         content = interop.content_of(file)
+        if data[1:3] == b"PK":  # what can be read can be written
+            weights_file.check_written(file)
+            weights_file.read_archive(file)
         if weights_file.is_checkpoint(content):
             interop.check_finite(checkpoint.evaluated_weights(content)[0], file)
             return "ok"
@@ -181,6 +184,9 @@ def _changed(rng: random.Random, ending: bytes, data: bytes) -> bytes:
     """Change one part; bytes that were taken apart in vain are changed as they are."""
     if not data or rng.random() < 0.1:
         return _bytes_changed(rng, data)
+    if data[:2] == b"PK" and rng.random() < 0.1:  # the directory lies at the end, a header at the start
+        near = rng.randrange(1, 70) if rng.random() < 0.3 else len(data) - rng.randrange(1, min(len(data), 700))
+        return data[:near] + _bytes_changed(rng, data[near : near + 1]) + data[near + 1 :]
     try:
         if ending == b"\3":
             return _header_changed(rng, data)
