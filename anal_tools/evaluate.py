@@ -117,6 +117,8 @@ def evaluate(
             earlier=earlier.logits(),
         )
         writer.flush()
+        for text in videos.notes():
+            print(text, flush=True)
         if metrics is None:
             return STOPPED
         world.barrier()

@@ -97,6 +97,7 @@ class RunLog:
         echo: bool = True,
     ) -> None:
         self.folder, self.is_main, self._resume_step, self._echo = Path(folder), is_main, resume_step, echo
+        self._once: set[str] = set()
         self._writer: SummaryWriter | None = None
         self._text: TextIO | None = None
         self._scalars: TextIO | None = None
@@ -135,6 +136,12 @@ class RunLog:
             return
         with open(self.folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"[{utc_stamp()}] {text}\n")  # one write in append mode: lines of several ranks do not mix
+
+    def once(self, text: str) -> None:
+        """Write an event unless this process has written the same text before."""
+        if text not in self._once:
+            self._once.add(text)
+            self.event(text)
 
     @contextlib.contextmanager
     def last_words(self) -> Iterator[None]:
