@@ -196,6 +196,8 @@ class Decoding:
             try:
                 frames = self._decoder.decode(packet)
             except FFmpegError as error:
+                if packet.size <= _PLACEHOLDER:  # it holds no frame, and this decoder does not know its kind
+                    continue
                 self.trouble = error.strerror or str(error)
                 if begun:
                     self.left = 1 + sum(packet.size > _PLACEHOLDER for packet in self._packets)
