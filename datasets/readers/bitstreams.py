@@ -209,15 +209,14 @@ class _Vops:
         """(vop_coding_type, vop_coded) of the VOP whose start code is at `at`."""
         if self._increment_bits is None:
             raise ValueError("no stream header")
-        bits = Bits(data[at + 4 : at + 24])
-        kind = bits.take(2)
-        while bits.take(1):
-            pass
-        marker = bits.take(1)
-        bits.take(self._increment_bits)
-        if not (marker and bits.take(1)):
+        bits = int.from_bytes(data[at + 4 : at + 12].ljust(8, b"\0"), "big")
+        left = 61  # behind vop_coding_type
+        while bits >> left & 1 and left > 32:  # modulo_time_base
+            left -= 1
+        first, left = left - 1, left - 2 - self._increment_bits
+        if not (bits >> first & 1 and bits >> left & 1):
             raise ValueError("a marker bit is missing")
-        return kind, bool(bits.take(1))
+        return bits >> 62, bool(bits >> left - 1 & 1)
 
     def _read_headers(self, data: bytes) -> None:
         """Take the clock and the order of frames from a video object layer, and "packed" from the encoder's name."""

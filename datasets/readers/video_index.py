@@ -258,10 +258,11 @@ def _index(
     table = _Table(context.codec.name)
     first_key, held, room = None, [], keep
     tail: deque[av.Packet] = deque(maxlen=_TAIL)
+    reads_all = check.reads_all
     for packet in packets(container, stream):
         table.add(packet)
         tail.append(packet)
-        if check.reads_all:
+        if reads_all:
             check.add(bytes(packet))
         if first_key is None and packet.is_keyframe:
             first_key = bytes(packet)

@@ -31,9 +31,11 @@ from utils.shards import ShardPlan
 WITH_B = {"bf": "2", "g": "12"}
 
 
-def frames_of(folder: Path, name: str, **how: object) -> list[int]:
+def frames_of(folder: Path, name: str, missing_share: float = 0.05) -> list[int]:
     """Numbers of all frames by the reader, in one read."""
-    reader = open_reader(ReaderSpec("video", **how), records_of(folder, [f"{name} 0"], name="one.txt"))
+    reader = open_reader(
+        ReaderSpec("video", missing_share=missing_share), records_of(folder, [f"{name} 0"], name="one.txt")
+    )
 
     def work(reader) -> list[int]:
         facts = reader.probe(0)
@@ -98,6 +100,7 @@ def test_count_and_frames_are_those_of_a_full_decode(case: str, b_frames: int, t
 def plain_count(path: Path) -> tuple[int, bool]:
     """Frames of a file, packet by packet, and whether a packet of more than 8 bytes did not decode."""
     import av
+    from av.error import FFmpegError
 
     count, damaged = 0, False
     with av.open(str(path)) as container:
@@ -107,7 +110,7 @@ def plain_count(path: Path) -> tuple[int, bool]:
             if packet.size:
                 try:
                     count += len(stream.codec_context.decode(packet))
-                except av.error.FFmpegError:
+                except FFmpegError:
                     damaged |= packet.size > 8
         count += len(stream.codec_context.decode(None))
     return count, damaged

@@ -13,10 +13,12 @@ import tempfile
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 
+from datasets.readers.ending import on_what_decodes
 from datasets.readers.spec import ReaderSpec
 from datasets.readers.video import VideoReader
 from datasets.readers.video_index import open_container, video_stream
@@ -228,20 +230,25 @@ def run(data: bytes, folder: Path) -> str:
         return "stage0"
     reader = VideoReader(ReaderSpec("video", missing_share=0.25), _records(folder))
     try:
-        facts = reader.probe(0)
-        assert facts.frames > 0
-        assert facts.height > 0
-        assert facts.width > 0
-        assert facts.fps > 0
-        wanted = np.unique([0, facts.frames // 2, facts.frames - 1])
-        reader.read(0, wanted, None, (8, 8), np.empty((len(wanted), 8, 8, 3), np.uint8))
-        reader._drop()
-        reader.read(0, wanted[-1:], None, (8, 8), np.empty((1, 8, 8, 3), np.uint8))
+        on_what_decodes(reader, 0, _use)
     except MediaError:
         return "refused"
     finally:
         reader.close()
     return "ok"
+
+
+def _use(reader: Any) -> None:
+    """Plan and read, from the packets in memory and then from the file."""
+    facts = reader.probe(0)
+    assert facts.frames > 0
+    assert facts.height > 0
+    assert facts.width > 0
+    assert facts.fps > 0
+    wanted = np.unique([0, facts.frames // 2, facts.frames - 1])
+    reader.read(0, wanted, None, (8, 8), np.empty((len(wanted), 8, 8, 3), np.uint8))
+    reader._drop()
+    reader.read(0, wanted[-1:], None, (8, 8), np.empty((1, 8, 8, 3), np.uint8))
 
 
 def _records(folder: Path) -> Records:
