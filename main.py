@@ -157,6 +157,8 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
                 loader.traffic.write_total(log, run.world)
                 clock = time.monotonic()
         run.end_epoch(final=True)
+        for text in loader.notes():
+            log.event(text)
         run.save(checkpoint.LATEST)  # once more, now that the last validation is part of the state
         best = f"best {run.criterion} {run.best_prec1:.3f}"
         log.line(f"finished: {last} iterations, {best}, {run.folder.path(checkpoint.LATEST)}")
@@ -407,6 +409,8 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
                 raise eval_loader.none_readable(videos)
             run.has_validated = True
         run.bad.note(videos.ledger.take_events(), run.step, bad_samples.VALIDATION)
+        for text in videos.notes():
+            run.log.once(f"validation: {text}")
         videos.traffic.write(run.log)
         return result
 

@@ -47,6 +47,7 @@ def reading(cfg: Any) -> Reading:
             frame_base=None if data.frame_base in (None, "auto") else data.frame_base,
             memcached=memcached,
             facts=data.facts,
+            missing_share=data.missing_share,
         ),
         workers=cfg.workers,
         prefetch=data.prefetch,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from datasets.bad_media import printable
 from datasets.memcached.report import Traffic
 from datasets.pool import Answer, Inline, Pool, Service
 from datasets.readers.spec import ReaderSpec
@@ -63,6 +64,8 @@ class Loader(abc.ABC):
         #: What readers that count have counted.
         self.traffic = Traffic(counts=reading.reader.kind == "memcached")
         self._slots = [Slot.create("zoetrope-clips", slot_bytes) for _ in range(slots)]
+        self._shorter: dict[int, int] = {}  # sample -> frames at its end that do not decode
+        self._reported = 0  # digits of the number of such videos in the last note
         self._ids = 0
         self._closed = False
         try:
@@ -88,8 +91,18 @@ class Loader(abc.ABC):
         return self._service.trouble
 
     def notes(self) -> list[str]:
-        """Lines for the log since the last call: what the reader has to say, other than bad samples."""
-        return []
+        """Return lines for the log since the last call: what the reader reports, other than bad samples."""
+        count = len(self._shorter)
+        if not count or len(str(count)) == self._reported:
+            return []
+        self._reported = len(str(count))  # at the first such video, then at ten, at a hundred
+        first = min(self._shorter)
+        number = "1 video is" if count == 1 else f"{count} videos are"
+        path = printable(self.records.path(first))
+        return [
+            f"shorter: {number} used without the last frames, which do not decode ({path}: the last "
+            f"{self._shorter[first]}); main.py scan lists all of them"
+        ]
 
     def being_read(self) -> list[str]:
         """Samples that are being read at this moment, for the watchdog; any thread may ask."""
@@ -142,6 +155,8 @@ class Loader(abc.ABC):
         for answer in answers:
             if answer.get("counters"):
                 self.traffic.add(answer["counters"])
+            if answer.get("missing"):
+                self._shorter[answer["sample"]] = answer["missing"]
             if "user" in answer:
                 raise UserError(answer["user"])
             if "bug" in answer:

@@ -77,6 +77,11 @@ class EncodedReader:
         """See `Reader.probe`."""
         return self._of(i).probe(i)
 
+    def missing(self, i: int) -> int:
+        """See `VideoReader.missing`."""
+        reader = self._of(i)
+        return reader.missing(i) if reader is self._video else 0
+
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
         """Pixels of frames, decoded here; see `Reader.read`."""
         self._of(i).read(i, frames, box, size, out)

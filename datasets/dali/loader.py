@@ -61,7 +61,7 @@ class Decoding(Loader):
     def notes(self) -> list[str]:
         """Lines for the log since the last call: why clips were read on the CPU, said at the first and then seldom."""
         said, self._said = self._said, []
-        return said
+        return super().notes() + said  # type: ignore[misc]
 
     def _queue(self, form: str) -> Queue:
         if form not in self._queues:

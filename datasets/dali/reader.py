@@ -53,6 +53,10 @@ class DaliReader:
         """See `Reader.probe`."""
         return self._stored.probe(i)
 
+    def missing(self, i: int) -> int:
+        """See `VideoReader.missing`."""
+        return self._stored.missing(i)
+
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
         """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`."""
         facts = self.probe(i)
