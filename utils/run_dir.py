@@ -90,7 +90,7 @@ class RunDir:
             UserError: the folder cannot be written, or is no longer ours.
         """
         assert self._held is not None, "between lock and close"
-        self.look()
+        self.look(before_writing=True)
         kept = [checkpoint_names.split_name(path.name)[1] for path in checkpoint_names.kept(self.exp)]
         with self._writing():
             self._writer = writers.Writer.enter(self._lock_file.parent, self._held.holder, above=max([above, *kept]))
@@ -115,10 +115,13 @@ class RunDir:
             checkpoint_names.settle(self.exp, self.token, keep=self.has_predecessor)
             self._latest = self._latest_now()
 
-    def look(self) -> None:
+    def look(self, *, before_writing: bool = False) -> None:
         """Check that the folder is still ours. Any rank may ask; where this process holds no lock it always is.
 
         A lock that was merely removed is put back, unless the latest checkpoint shows that somebody else was here.
+
+        Args:
+            before_writing: a lock that cannot be read is an error too, not a hiccup of the file system.
 
         Raises:
             UserError: another process has taken the folder, as it may when we were suspended for minutes.
@@ -128,6 +131,8 @@ class RunDir:
         try:
             ours = self._is_ours()
         except OSError as error:
+            if not before_writing:
+                return
             raise UserError(
                 f"{self._lock_file}: the run's lock cannot be read ({error.strerror or error}); nothing was written"
             ) from error
@@ -157,11 +162,11 @@ class RunDir:
             UserError: as `look`, also when that is the reason why the block failed.
         """
         assert self._held is not None, "between lock and close"
-        self.look()
+        self.look(before_writing=True)
         written: list[Stamp] = []
 
         def check(tmp: Path) -> None:
-            self.look()
+            self.look(before_writing=True)
             written.append(_stamp(os.stat(tmp)))
 
         try:
@@ -172,7 +177,8 @@ class RunDir:
         if name == LATEST:  # not what stands there now: that may be the work of a process that came meanwhile
             self._latest = written[-1] if written else self._latest_now()
         self.look()
-        self.settle()
+        with contextlib.suppress(OSError):  # the kept names stay until it can be done
+            self.settle()
 
     def _latest_now(self) -> Stamp | None:
         try:
