@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -64,6 +66,8 @@ class RunDir:
                 f"(`python main.py new {self.exp} --from EXP` makes one)"
             )
         with self._writing():
+            if self._lock_file.name == "lock.json":
+                _require_writable(self.exp)
             self._lock_file.parent.mkdir(exist_ok=True)
             self._held = run_lock.take(self._lock_file)
         self._latest = self._latest_now()
@@ -235,6 +239,20 @@ class RunDir:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise the OSError that the first checkpoint would meet, hours from now, in a folder of another user."""
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    status, me = folder.stat(), os.geteuid()
+    if not status.st_mode & stat.S_ISVTX or me in (0, status.st_uid):
+        return
+    for name in _CHECKPOINTS:  # a sticky folder, such as one in /tmp: only the owner of a file may rename or replace it
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(folder / name).st_uid != me:
+                why = "another user's, and the folder is sticky: chmod -t it"
+                raise PermissionError(errno.EPERM, why, str(folder / name))
 
 
 def _stamp(status: os.stat_result) -> Stamp:
