@@ -59,7 +59,8 @@ def lose(run: RunDir, exp: Path) -> RunDir:
     for file in (exp / "jobs/lock.json", exp / f"jobs/writer-{run.token}.json"):
         record = json.loads(file.read_text()) | {"host": "node7", "machine": "node7 other"}
         file.write_text(json.dumps(record))
-    os.utime(exp / "jobs/lock.json", (time.time() - 1000,) * 2)
+    old = time.time() - 1000
+    os.utime(exp / "jobs/lock.json", (old, old))
     return start(exp)
 
 
