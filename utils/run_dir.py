@@ -99,8 +99,16 @@ class RunDir:
         with self._writing():
             self._writer = writers.Writer.enter(self._lock_file.parent, self._held.holder, above=max([above, *kept]))
             self._held.on_beat = self._writer.beat
-            fail_point("run_dir.entered")
+        try:
+            self.look(before_writing=True)  # we may have been frozen before the token was ours
+        except UserError:
+            self._writer.leave()
+            raise
+        fail_point("run_dir.entered")
+        with self._writing():
             checkpoint_names.remove_temporary_files(self.exp)
+            for left in self._lock_file.parent.glob("bad_samples.json.*.tmp"):
+                left.unlink(missing_ok=True)
         self._latest = self._latest_now()
 
     @property
@@ -214,6 +222,7 @@ class RunDir:
         try:
             target.mkdir(parents=True)
             for name in left:
+                self.look(before_writing=True)
                 (target / name).parent.mkdir(exist_ok=True)
                 (self.exp / name).rename(target / name)
             self._latest = self._latest_now()

@@ -306,6 +306,47 @@ def test_a_save_does_not_open_or_replace_what_is_no_file(name: str, kind: str, e
     assert os.lstat(exp / name).st_ino == before
 
 
+def test_a_start_that_was_frozen_before_it_had_its_token_moves_nothing_away(
+    exp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a token above its successor's, but the lock is no longer its own."""
+    with start(exp) as earlier:
+        save(earlier, LATEST, 10)
+    plain, seconds = writers.Writer.enter, []
+    late = RunDir.open(exp)
+
+    def frozen(folder: Path, me: run_lock.Holder, *, above: int) -> writers.Writer:
+        monkeypatch.setattr(writers.Writer, "enter", plain)
+        plant(exp, silent=1000)
+        seconds.append(start(exp))
+        save(seconds[0], LATEST, 60)
+        return plain(folder, me, above=above)
+
+    monkeypatch.setattr(writers.Writer, "enter", frozen)
+    with pytest.raises(UserError, match="another process has taken"):
+        checkpoint.take_over(late, None, fresh=True)
+    late.close()
+    save(seconds[0], LATEST, 70)
+    seconds[0].close()
+    assert saved(exp, LATEST) == (2, 70)
+    assert not (exp / "old").exists()
+    assert not list((exp / "jobs").iterdir())
+
+
+def test_two_containers_of_one_name_and_pid_share_no_temporary_file(tmp_path: Path, repo_root: Path) -> None:
+    code = (
+        "import os, socket; os.getpid = lambda: 7; socket.gethostname = lambda: 'trainer-0'\n"
+        "from pathlib import Path; from utils import checkpoint_names as names\n"
+        f"path = names.temporary_name(Path({str(tmp_path)!r}, names.LATEST)); path.touch(); print(path)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(repo_root)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.DEVNULL)
+    found = checkpoint_names.temporary_files(tmp_path)
+    assert len(found) == 2
+    assert {(host, pid) for _, host, pid in found} == {("trainer-0", "7")}
+
+
 FROZEN = """
 import sys
 from pathlib import Path
