@@ -72,6 +72,8 @@ def find(folder: Path) -> Found | None:
     present = present_names(folder, LATEST, PREVIOUS, BEST)
     if not present:
         return None
+    for path in present:
+        _require_access(path)
     orders = {path: peek(path) for path in present}
     states: dict[Path, dict[str, Any]] = {}
     reasons: dict[Path, str] = {}
@@ -99,6 +101,19 @@ def find(folder: Path) -> Found | None:
     messages = _passed_over(present, chosen, orders, reasons)
     messages.append(f"going on from {chosen.name}, step {states[chosen]['step']}")
     return Found(chosen, states[chosen], messages)
+
+
+def _require_access(path: Path) -> None:
+    """A file that may not be opened now is not a damaged one: an older checkpoint must not take its place."""
+    if not path.is_file():
+        return  # `load` says what is wrong with it
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); nothing was changed") from error
 
 
 def _passed_over(

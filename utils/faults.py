@@ -279,6 +279,7 @@ def fail_point(name: str) -> None:
     * ``checkpoint.done``: everything is in place, the folder is not yet synced
     * ``run_dir.claimed``: a dead lock may be replaced by this process, and is not yet
     * ``run_dir.locked``: the lock is taken, the heartbeat not yet started
+    * ``run_dir.entered``: the token of this start is taken, the temporary files of earlier ones are still there
     * ``log.line``: half a record is in log.txt
     * ``start.joined``: the ranks have met, the folder is not yet locked
     * ``start.built``: model, optimiser and state are there, no step has begun
