@@ -14,10 +14,14 @@ from datasets.readers.spec import ReaderSpec
 from datasets.records import Records
 from datasets.slots import Slot
 from datasets.workers import Setup
+from utils.config.schema import Data
 from utils.faults import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_DEFAULTS = Data()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +35,16 @@ class Reading:
         deadline: seconds one sample may take (not enforced inline).
         on_bad: "error", "skip" or "substitute"; an evaluation never substitutes.
         bad_budget: largest share of unreadable videos.
+
+    Defaults are those of the config keys, which `utils/config/schema.py` alone knows.
     """
 
     reader: ReaderSpec
     workers: int = 0
-    prefetch: int = 2
-    deadline: float = 30.0
-    on_bad: str = "substitute"
-    bad_budget: float = 0.001
+    prefetch: int = _DEFAULTS.prefetch
+    deadline: float = _DEFAULTS.deadline_seconds
+    on_bad: str = _DEFAULTS.on_bad
+    bad_budget: float = _DEFAULTS.bad_budget
 
 
 class Loader(abc.ABC):
