@@ -133,8 +133,9 @@ class EvalLoader(Loader):
         label = int(self.records.labels[sample])
         if not answer["ok"]:
             path, late = printable(answer["path"] or self.records.path(sample)), bool(answer.get("timeout"))
-            self.ledger.add(BadEvent(-1, sample, path, answer["reason"], "counts as wrong", True, late))
-            return VideoItem(sample, label, None, None, f"{path}: {answer['reason']}")
+            reason = self._reason(sample, answer)
+            self.ledger.add(BadEvent(-1, sample, path, reason, "counts as wrong", True, late))
+            return VideoItem(sample, label, None, None, f"{path}: {reason}")
         plan = video_plan(answer)
         assert self._held is not None
         return VideoItem(sample, label, self._frames(self._held, plan), plan, None, answer["repaired"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from datasets.bad_media import printable
 from datasets.memcached.report import Traffic
 from datasets.pool import Answer, Inline, Pool, Service
 from datasets.readers.spec import ReaderSpec
@@ -95,6 +97,12 @@ class Loader(abc.ABC):
         """Samples that are being read at this moment, for the watchdog; any thread may ask."""
         samples = [sample for sample in map(self._sample_of, self._service.busy()) if sample is not None]
         return [f"sample {sample}: {self.records.path(sample)}" for sample in samples]
+
+    def _reason(self, sample: int, answer: Answer) -> str:
+        """Return why a video could not be read; of a missing one also where it was looked for."""
+        full = self.records.full_path(sample)
+        missing = not answer.get("timeout") and not os.path.exists(full)
+        return f"{answer['reason']} (there is no {printable(full)})" if missing else answer["reason"]
 
     @abc.abstractmethod
     def _sample_of(self, request: int) -> int | None:

@@ -226,7 +226,7 @@ class TrainLoader(Loader):
         action = "skipped (weight 0)" if following is None else f"sample {following} stands in"
         action = "the run stops" if self.reading.on_bad == "error" else action
         new, late = row.asked not in self.ledger.samples, bool(answer.get("timeout"))
-        self.ledger.add(BadEvent(row.position, row.asked, path, answer["reason"], action, new, late))
+        self.ledger.add(BadEvent(row.position, row.asked, path, self._reason(row.asked, answer), action, new, late))
         if following is None:
             step.open -= 1
         else:
