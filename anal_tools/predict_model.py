@@ -209,7 +209,7 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
         normalise=functools.partial(transforms.normalise, **colour, dtype=torch.float32),
         autocast=contextlib.nullcontext,
         classes=list(facts["classes"]),
-        reading=like.reading if like else Reading(ReaderSpec("video"), workers=1),
+        reading=like.reading if like else Reading(ReaderSpec("video"), workers=1, on_bad="substitute"),
         clips=like.clips if like else 8,
         about={
             "engine": "onnx",

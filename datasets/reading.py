@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +17,14 @@ from datasets.records import Records
 from datasets.slots import Slot
 from datasets.workers import Setup
 from utils import transfer
+from utils.config.schema import Data
 from utils.faults import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_DEFAULTS = Data()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,14 +38,16 @@ class Reading:
         deadline: seconds one sample may take (not enforced inline).
         on_bad: "error", "skip" or "substitute"; an evaluation never substitutes.
         bad_budget: largest share of unreadable videos.
+
+    Defaults are those of the config keys, which `utils/config/schema.py` alone knows.
     """
 
     reader: ReaderSpec
     workers: int = 0
-    prefetch: int = 2
-    deadline: float = 30.0
-    on_bad: str = "substitute"
-    bad_budget: float = 0.001
+    prefetch: int = _DEFAULTS.prefetch
+    deadline: float = _DEFAULTS.deadline_seconds
+    on_bad: str = _DEFAULTS.on_bad
+    bad_budget: float = _DEFAULTS.bad_budget
 
 
 class Loader(abc.ABC):
@@ -108,6 +115,12 @@ class Loader(abc.ABC):
         """Samples that are being read at this moment, for the watchdog; any thread may ask."""
         samples = [sample for sample in map(self._sample_of, self._service.busy()) if sample is not None]
         return [f"sample {sample}: {self.records.path(sample)}" for sample in samples]
+
+    def _reason(self, sample: int, answer: Answer) -> str:
+        """Return why a video could not be read; of a missing one also where it was looked for."""
+        full = self.records.full_path(sample)
+        missing = not answer.get("timeout") and not os.path.exists(full)
+        return f"{answer['reason']} (there is no {printable(full)})" if missing else answer["reason"]
 
     @abc.abstractmethod
     def _sample_of(self, request: int) -> int | None:
