@@ -389,4 +389,4 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    faults.exit_process(main(sys.argv[1:]))

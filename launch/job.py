@@ -74,7 +74,7 @@ class Run:
         if code == STOPPED:
             requeue_and_wait(is_main)
         if code:
-            sys.exit(code)
+            faults.exit_process(code)
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
         """What submitit's own handler asks for in the moment before ours: the same task again."""

@@ -5,6 +5,7 @@ Also `fail_point`, with which the tests kill, freeze or stop a process at a name
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import errno
 import os
@@ -15,7 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
+_lost: list[str] = []  # other ranks that this process has lost
 _arrivals: Counter[str] = Counter()
 _EXIT_FILE = "ZOETROPE_EXIT_FILE"
 _FAIL_ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
@@ -116,6 +119,7 @@ def call(action: Callable[[], int]) -> int:
         return 2
     except LostRank as error:
         tell(error)
+        _lost.append(str(error))
         return 1
     except KeyboardInterrupt:
         tell(UserError("interrupted"))
@@ -132,6 +136,19 @@ def call(action: Callable[[], int]) -> int:
         name = f"{os.fsdecode(file)}: " if file else ""
         tell(UserError(f"{name}{error.strerror}; {advice}"))
         return 2
+
+
+def exit_process(code: int) -> NoReturn:
+    """Exit with this code. After the loss of a rank skip the interpreter's clean-up.
+
+    It would destroy the process group, whose threads wait for the lost rank until a further timeout.
+    """
+    if _lost:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def tell(error: Exception) -> None:
