@@ -83,7 +83,8 @@ class Rough(checks02.Rough):
     def srun_killed(self) -> None:
         """kill -9 of the srun that has started the ranks."""
         found = self.mark.processes().items()
-        self._kill("srun", [pid for pid, words in found if words.startswith("srun ") and "_submit" in words])
+        steps = [pid for pid, words in found if words.startswith("srun ") and "_submit" in words]
+        self._kill("srun", [pid for pid in steps if _parent(pid) not in steps])  # its own child is a helper
 
     def _kill(self, name: str, victims: list[int]) -> None:
         """Kill one of them; measure how long processes that were there live on."""
@@ -138,7 +139,7 @@ def _measure(work: Path, events: list[str], seed: int) -> dict:
     cluster = checks02.slurm(work, gpus_per_node=2)
     data = demo_videos(work / "data", 64, 24)
     settings = {"steps": STEPS, "val_freq": STEPS // 4, "print_freq": 1}
-    extra = "    save_minutes: 0.02\n    ema: {decay: 0.9}\n"
+    extra = "    save_minutes: 0.02\n    ema: 0.9\n"
     rough = Rough(cluster, small_experiment(work / "rough", data, extra, **settings), chance)
     try:
         rough.start()
