@@ -3,6 +3,11 @@
 PYTHON ?= python3
 ISSUE ?= 01
 ROWS ?=
+COUNT ?= 20000
+TARGETS ?= all
+MINUTES ?= 10
+RANKS ?= 1,2,3,4,6
+SEED ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := exps/demo_exps/tsm_resnet18/motion8
@@ -11,23 +16,25 @@ DEMO_RANKS ?= 2
 SYSTEM_PACKAGES := chromium-headless-shell memcached
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint accept clean
+.PHONY: help demo test lint accept fuzz soak clean
 
 help:
 	@echo "make demo              make a small video data set, train TSM on it, evaluate it (minutes, no download of data)"
 	@echo "make test              install what the tests need and run them all, linters first"
 	@echo "make lint              ruff and pyright only"
 	@echo "make accept ISSUE=01   print each figure of an issue's table as one JSON line (ROWS=a,b for some of them)"
+	@echo "make fuzz COUNT=20000  damaged inputs for every parser (TARGETS=config,weights for some; about 5 ms an input)"
+	@echo "make soak MINUTES=10   stop, kill and freeze training runs at drawn moments (RANKS=1,2,3,4,6 SEED=), compare every bit"
 	@echo "make clean             delete caches; data, runs and .venv stay"
 	@echo
 	@echo "python main.py --help  lists the verbs.   PYTHON=python3.12 make demo  takes another Python (>= 3.10)"
 
 # The stamp is newer than pyproject.toml when everything that it asks for is installed.
-$(VENV)/installed: pyproject.toml | $(PY)
+$(VENV)/installed: pyproject.toml .ci/install .ci/cpu.txt | $(PY)
 	@bash .ci/install $(VENV) ""
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml .ci/install | $(PY)
+$(VENV)/installed-dev: pyproject.toml .ci/install .ci/cpu.txt | $(PY)
 	@bash .ci/install $(VENV) dev,export,dali $(SYSTEM_PACKAGES)
 	@touch $@ $(VENV)/installed
 
@@ -50,6 +57,12 @@ lint: $(VENV)/installed-dev
 
 accept: $(VENV)/installed-dev
 	@$(PY) tests/accept/issue$(ISSUE).py $(if $(ROWS),--rows $(ROWS))
+
+fuzz: $(VENV)/installed-dev
+	@$(PY) -m tests.fuzz.runner --count $(COUNT) --targets $(TARGETS)
+
+soak: $(VENV)/installed-dev
+	@$(PY) -m tests.benchmarks.reliability.soak --minutes $(MINUTES) --ranks $(RANKS) $(if $(SEED),--seed $(SEED))
 
 clean:
 	@find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -124,7 +124,9 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             optim.set_lr(run.optimizer, lr)
             stop.ask(loader.trouble)
             save_is_due = run.world.is_main and time.monotonic() - saved_at > 60 * cfg.save_minutes
-            numbers = train_step(run, step, micro_batches, stop=stop.received, save=save_is_due)
+            numbers = train_step(
+                run, step, micro_batches, stop=stop.received, save=save_is_due, meanwhile=loader.copy_ahead
+            )
             run.step = step + 1
 
             now = time.monotonic()
@@ -139,6 +141,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             run.bad.note(loader.ledger.take_events(), run.step)
             run.end_epoch()
             if run.step % cfg.print_freq == 0:
+                run.folder.look()
                 log.training(run.step, last, meters, lr=lr, clips=run.shards.global_batch)
                 run.pace.report(data=meters["data"].average, step=meters["time"].average)
                 loader.traffic.write(log, run.step)
@@ -160,15 +163,25 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
     return 0
 
 
-def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, save: bool) -> dict[str, float]:
+def train_step(
+    run: Run,
+    step: int,
+    micro_batches: list[Batch],
+    *,
+    stop: bool,
+    save: bool,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> dict[str, float]:
     """One optimiser step on one global batch: augment -> forward -> loss -> backward -> step.
 
-    The seven numbers of the step are summed over the ranks while the backward pass runs, so reading them costs nothing
-    on a GPU; they carry the agreement to stop or to save, and a non-finite loss ends all ranks before the step.
+    The seven numbers of the step are summed over the ranks and copied to the host before the backward pass, which is
+    queued meanwhile: on a GPU the host waits once, for the start of the backward pass and not for its end. The numbers
+    carry the agreement to stop or to save, and a non-finite loss ends all ranks before the optimiser step.
 
     Args:
         micro_batches: this rank's share of the global batch, each (B, T, H, W, C) uint8 on the device.
         stop, save: what this rank asks for; any rank's wish counts for all.
+        meanwhile: called when the backward pass is queued and before the host waits: `TrainLoader.copy_ahead`.
 
     Returns:
         loss of the global batch, prec1 and prec5 (per cent) of its clips that could be read (nan: none could), and
@@ -204,13 +217,16 @@ def train_step(run: Run, step: int, micro_batches: list[Batch], *, stop: bool, s
                 counted = batch.weights.double().sum()  # clips that could be read
                 totals[:4] += torch.stack([share * value.double(), *(counted * right.double()), counted])
             if is_last:
-                totals[4:] = torch.tensor([0.0, stop, save])
                 totals[4] = ~torch.isfinite(totals[0])
+                totals[5].fill_(stop)  # a number becomes an argument of the kernel, a tensor would be copied
+                totals[6].fill_(save)
                 pending = world.sum_async(totals)
             run.scaler.scale(value * (share * world.size)).backward()
         run.statistics.after_micro_batch(index)
     assert pending is not None, "a rank has at least one micro-batch"
-    numbers: dict[str, float] = dict(zip(NUMBERS, pending.wait().tolist(), strict=True))
+
+    meanwhile()
+    numbers: dict[str, float] = dict(zip(NUMBERS, pending.read().tolist(), strict=True))
     counted = numbers.pop("counted") or math.nan
     numbers |= {name: numbers[name] / counted for name in ("prec1", "prec5")}
     if numbers["non_finite"]:
@@ -304,7 +320,8 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
     config.check_files(cfg)
     with contextlib.ExitStack() as stack:
         world = dist.join()
-        stack.callback(dist.leave)
+        stack.push(dist.leave)
+        faults.fail_point("start.joined")
         folder = run_dir.RunDir(exp)
         world.on_main(folder.lock)
         stack.callback(folder.close)
@@ -328,15 +345,17 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
             differences = config.differences(found.state["config"], config.to_dict(cfg))
             said += [*found.messages, *checkpoint.check_resume(found.state, differences, hashes, KERNEL)]
         made = parts.build(cfg, world, shards, found, methods.build, said.append)
-        if not found:  # nothing in lists, config or weights can be wrong any more: only now an old run is moved away
-            world.on_main(lambda: folder.move_to_old(everything=fresh))
+        # Nothing in lists, config or weights can be wrong any more: only now an old run is moved away.
+        world.on_main(lambda: checkpoint.take_over(folder, found, fresh=fresh))
         run_log = stack.enter_context(log.RunLog(exp, world.is_main, step))
-        run_log.start(exp, cfg, overrides, shards, revision=run_dir.revision())
+        revision = run_dir.revision() if world.is_main else ""  # one rank asks: hundreds may share the file system
+        run_log.start(exp, cfg, overrides, shards, revision=revision)
         for line in said:
             run_log.line(line)
-        made |= {"kernel": KERNEL, "stack": stack, "step": step}
+        made |= {"revision": revision, "kernel": KERNEL, "stack": stack, "step": step}
         run = Run(cfg, world, shards, folder, run_log, lists[0], lists[1], class_names, **made)
         run.begin(state)
+        faults.fail_point("start.built")
         # A lost rank shows as an error of DDP's or gloo's own: `contact` says what it means.
         with run_log.last_words(), dist.contact(world):
             yield run
@@ -357,7 +376,7 @@ def train_loader(run: Run) -> TrainLoader:
 
 def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
     """`validate` with the config's own views on the validation list, as training does every `val_freq`."""
-    from datasets import loader
+    from datasets import eval_loader, loader
     from utils import bad_samples, transforms
     from utils.run import autocast, dtype_of
 
@@ -383,10 +402,14 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
             keep=run.watch.passing(),
             stop=stop,
         )
+        if result is not None and not run.has_validated:  # a wrong root or reader, not some bad files
+            if eval_loader.read_nothing(result):
+                raise eval_loader.none_readable(videos)
+            run.has_validated = True
         run.bad.note(videos.ledger.take_events(), run.step, bad_samples.VALIDATION)
         videos.traffic.write(run.log)
         return result
 
 
 if __name__ == "__main__":
-    faults.exit_process(main(sys.argv[1:]))
+    faults.leave_process(lambda: main(sys.argv[1:]))

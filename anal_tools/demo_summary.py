@@ -8,9 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from utils.checkpoint_names import BEST, LATEST, present
 from utils.faults import UserError
-
-CHECKPOINTS = ("ckpt_best.pth.tar", "ckpt.pth.tar")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
 
 def is_finished(exp: Path) -> bool:
     """Whether the newest results are younger than every checkpoint."""
-    written = [path.stat().st_mtime for path in (exp / name for name in CHECKPOINTS) if path.exists()]
+    written = [path.stat().st_mtime for path in present(exp, BEST, LATEST) if path.exists()]
     found = newest_results(exp)
     return found is not None and bool(written) and found.stat().st_mtime >= max(written)
 
@@ -50,7 +49,7 @@ def summary(exp: Path) -> str:
     if file is None:
         raise UserError(f"{exp}: no results yet; run {exp}/eval.sh local 2")
     metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
-    best = next((exp / name for name in CHECKPOINTS if (exp / name).exists()), exp)
+    best = next((path for path in present(exp, BEST, LATEST) if path.exists()), exp)
     order_blind = exp.parent.parent / exp.parent.name.replace("tsm", "tsn")
     return "\n".join(
         (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,9 @@ _PROBE_SIDE = 64  # pixels of the clip on which that is checked
 
 
 def choose_weights(exp: Path, wanted: str | None) -> Path:
-    """The checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
+    """Return the checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
+
+    Of a folder whose run changed hands it is the newest of the kind, whatever its name (`checkpoint.newest`).
 
     Raises:
         UserError: there is no such file.
@@ -27,11 +30,15 @@ def choose_weights(exp: Path, wanted: str | None) -> Path:
     from utils import checkpoint
 
     names = {"best": [checkpoint.BEST], "latest": [checkpoint.LATEST], None: [checkpoint.BEST, checkpoint.LATEST]}
-    paths = [exp / file for file in names[wanted]] if wanted in names else [Path(str(wanted))]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise UserError(f"{paths[0]}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
+    if wanted in names:
+        paths = [path for name in names[wanted] if (path := checkpoint.newest(exp, name))]
+        first = exp / names[wanted][0]
+    else:
+        first = Path(str(wanted))
+        paths = [first] if os.path.lexists(first) else []
+    if paths:
+        return paths[0]  # a damaged best checkpoint is an error, no reason to take the latest
+    raise UserError(f"{first}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
 
 
 def read_steady(weights: Path, read: Callable[[Path], dict[str, Any]], world: World) -> tuple[dict[str, Any], str]:

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anal_tools import identity
 from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
 from utils import faults
-from utils.faults import UserError
+from utils.faults import UserError, refuse_odd_file
 from utils.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def evaluate(
         0, or 75 when a signal stopped it.
     """
     from anal_tools import result_parts
-    from datasets import loader
+    from datasets import eval_loader, loader
     from methods import interop
     from utils import config, dist, run_dir, signals
     from utils.run import STOPPED, model_arguments
@@ -93,10 +94,11 @@ def evaluate(
     protocol = chosen_protocol(cfg, args)
     weights = choose_weights(exp, args.checkpoint)
     name = checked_name(result_name(weights, args) if args.name is None else args.name)
+    refuse_odd_file(exp / "results" / f"{name}.json")
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         world = dist.join()
-        stack.callback(dist.leave)
+        stack.push(dist.leave)
         records = loader.records_of(cfg, "val")
         arguments = model_arguments(cfg, pretrained=False)
         read = functools.partial(interop.load_checkpoint, arguments=arguments)  # also others' files
@@ -106,11 +108,13 @@ def evaluate(
         folder = exp / "results" / name
         lock = stack.enter_context(contextlib.closing(run_dir.RunDir(exp, f"eval-{name}")))
         world.on_main(lock.lock)
-        earlier = Earlier(world, folder, len(records), identity(cfg, records, weights_hash, protocol, args.keep))
+        how = {"plain": args.plain, "number_format": args.keep, "device": world.device.type}
+        key = identity.identity(cfg, records, protocol, net, weights_hash=weights_hash, **how)
+        earlier = Earlier(world, folder, len(records), key)
         videos = loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=earlier.done)
         stack.callback(videos.close)
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
-        writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep)
+        writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep, key=key)
         metrics = scorer(validate, net, cfg, world, protocol, args.chunk)(
             videos,
             keep=stack.enter_context(watched(exp, cfg, world, name, videos)).passing(writer.keep),
@@ -122,11 +126,15 @@ def evaluate(
             if stop.trouble:
                 faults.tell(UserError(f"stopped by {stop.trouble}; the same command continues"))
             return STOPPED
+        if eval_loader.read_nothing(metrics):
+            world.barrier()  # every rank has written its last part
+            world.on_main(lambda: result_parts.discard(folder))
+            raise eval_loader.none_readable(videos)
         world.barrier()
         summary = about(cfg, protocol, records, weights, state)
         summary |= {"weights_hash": weights_hash, "metrics": metrics, "cost": cost, "ranks": world.size}
         summary["seconds"] = round(time.monotonic() - started, 3)
-        world.on_main(lambda: report(folder, records, summary))
+        world.on_main(lambda: report(folder, records, summary, key))
     return 0
 
 
@@ -140,11 +148,12 @@ def chosen_protocol(cfg: Any, args: argparse.Namespace) -> protocols.Protocol:
 
 def result_name(weights: Path, args: argparse.Namespace) -> str:
     """The kind of checkpoint, and what was asked for instead of the config's own views."""
-    from utils import checkpoint
+    from utils import checkpoint, checkpoint_names
 
     ending = next((ending for ending in _ENDINGS if weights.name.lower().endswith(ending)), "")
     stem = weights.name[: len(weights.name) - len(ending)] or weights.name
-    kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(weights.name, stem)
+    plain = checkpoint_names.split_name(weights.name)[0]
+    kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(plain, stem)
     sizes = [f"{key}{value}" for key, value in (("s", args.scale), ("c", args.crop_size)) if value]
     other = [args.protocol, args.views, *sizes, args.average, "positions" if args.per_position else None]
     return "-".join([kind, *filter(None, other)])
@@ -192,17 +201,8 @@ def about(cfg: Any, protocol: protocols.Protocol, records: Any, weights: Path, s
     }
 
 
-def identity(
-    cfg: Any, records: Any, weights_hash: str, protocol: protocols.Protocol, number_format: str
-) -> dict[str, Any]:
-    """What makes an evaluation the same as one that was stopped or killed."""
-    how = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average")}
-    what = {"weights": weights_hash, "list": records.list_hash, "precision": cfg.precision, "keep": number_format}
-    return what | {"views": how, "colour": [cfg.augmentation.mean, cfg.augmentation.std], "on_bad": cfg.data.on_bad}
-
-
 class Earlier:
-    """What an evaluation that was stopped or killed has left. Every rank makes one: rank 0 looks and tells the others.
+    """The scores that a stopped evaluation left. Every rank makes one: rank 0 reads the files, the others receive.
 
     Attributes:
         starts: how often this evaluation was started before.
@@ -217,8 +217,11 @@ class Earlier:
         self.world, self.parts = world, []
         message = torch.zeros(videos + 1, dtype=torch.int64)
 
+        def say(text: str) -> None:
+            print(text, flush=True)
+
         def look() -> None:
-            message[0], self.parts = result_parts.earlier_parts(folder, key, videos)
+            message[0], self.parts = result_parts.earlier_parts(folder, key, videos, say)
             for part in self.parts:
                 message[1 + torch.from_numpy(part["samples"])] = 1
 
@@ -239,13 +242,13 @@ class Earlier:
                 yield int(sample), scores
 
 
-def report(folder: Path, records: Any, summary: dict[str, Any]) -> None:
-    """Merge the parts, write the summary and print what a person wants to know."""
+def report(folder: Path, records: Any, summary: dict[str, Any], key: dict[str, Any]) -> None:
+    """Merge the parts of the evaluation that `key` identifies, write the summary and print its numbers."""
     from anal_tools import result_parts
 
     ids = [records.path(i) for i in range(len(records))]
     targets = getattr(records, "targets", None)
-    summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets)
+    summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets, key=key)
     numbers, counts, failed = summary["metrics"], summary["counts"], summary["failures"]
     print(f"{summary['weights']} on {summary['list']}: {summary['protocol']['text']}")
     print(f"   {summary['weights_are']}")

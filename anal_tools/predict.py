@@ -94,7 +94,7 @@ def predict(args: argparse.Namespace, validate: Callable[..., Any]) -> int:
     predict_targets.check_targets(args.out, names, endings, [*args.sources, *(source.path for source in sources)])
     with contextlib.ExitStack() as stack:
         world = dist.join()
-        stack.callback(dist.leave)
+        stack.push(dist.leave)
         predictor = load(args, world)
         print(f"{predictor.about['weights']} ({predictor.about['engine']}), {len(sources)} source(s)", flush=True)
         args.out.mkdir(parents=True, exist_ok=True)

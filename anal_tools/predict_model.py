@@ -122,19 +122,20 @@ def from_experiment(
 def _own_checkpoint(file: Path) -> dict[str, Any]:
     """A checkpoint of a run; one of another project is refused with what there is to say about it."""
     from methods import interop
-    from utils import checkpoint
+    from utils import checkpoint, weights_file
 
-    try:
-        state = checkpoint.load(file)
-    except checkpoint.CorruptCheckpoint as error:
-        family, _ = interop.what_is(file)  # names what is damaged or forbidden
-        raise UserError(
-            f"{file}: weights with names of {family}, not a checkpoint of ours; name an experiment folder whose model "
-            f"fits, and --checkpoint {file}"
-        ) from error
-    if isinstance(state.get("model"), Mapping):
+    state = interop.content_of(file)
+    if weights_file.is_checkpoint(state):
         interop.check_finite(checkpoint.evaluated_weights(state)[0], file)
-    return state
+        return state
+    names = interop.tensors_of(state, file)
+    if isinstance(state.get("model"), Mapping) and any(name.startswith("backbone.") for name in names):
+        raise UserError(f"{file}: this checkpoint holds no config; name its experiment folder and --checkpoint {file}")
+    family, _ = interop.what_is(file)
+    raise UserError(
+        f"{file}: weights with names of {family}, not a checkpoint of a run; name an experiment folder whose model "
+        f"fits, and --checkpoint {file}"
+    )
 
 
 def config_of(state: Mapping[str, Any], file: Path, overrides: list[str]) -> Config:

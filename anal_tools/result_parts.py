@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
+import re
 import shutil
 import time
-import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from anal_tools import identity, part_file, results
 from anal_tools.protocols import Protocol
 from datasets.views import view_table
 from utils import metrics
 from utils.faults import UserError
 
 PART_SECONDS = 10.0  # a killed evaluation has lost at most this much work
+_NOTE = "parts.json"  # which evaluation the parts beside it are of, and how often it was started
+_ASIDE = "aside"  # the folder of the parts of an evaluation with other settings
 _BLOCK = 256  # videos of which all views are in memory at once while parts are merged
 _NO_SPACE = {
     errno.ENOSPC: "no space is left",
@@ -62,12 +66,22 @@ class PartWriter:
     """One rank's share of the results, appended to part files while the evaluation runs."""
 
     def __init__(
-        self, folder: Path, rank: int, *, start: int = 0, videos_per_part: int = 512, dtype: str = "float32"
+        self,
+        folder: Path,
+        rank: int,
+        *,
+        start: int = 0,
+        videos_per_part: int = 512,
+        dtype: str = "float32",
+        key: dict[str, Any] | None = None,
     ) -> None:
-        """`start`: how often this evaluation was started before, so that no earlier part is overwritten."""
+        """`start`: how often this evaluation was started before, so that no earlier part is overwritten; `key`: what
+        `earlier_parts` was given.
+        """
         self.folder, self.rank, self.size, self.dtype = folder, rank, videos_per_part, dtype
         self.rows: list[dict[str, Any]] = []
         self.start, self.number, self.flushed = start, 0, time.monotonic()
+        self.owner = owner_of(key or {})
 
     def keep(self, item: Any, logits: Any | None) -> None:
         """Remember one video; `item` is a VideoItem, `logits` (V, K) on any device or None for one that failed."""
@@ -98,28 +112,36 @@ class PartWriter:
             "frames": np.stack([row["frames"] for row in good]) if good else np.zeros((0, 0, 0), np.int32),
             "boxes": good[0]["boxes"] if good else np.zeros((0, 4), np.int64),  # of one video, for views.json
         }
-        final = self.folder / f"part-{self.start:04d}-{self.rank:04d}-{self.number:06d}.npz"
-        temporary = final.with_suffix(".tmp")
         with writing(self.folder):
-            try:
-                with temporary.open("wb") as file:
-                    np.savez(file, **arrays)
-                os.replace(temporary, final)
-            except OSError:
-                with contextlib.suppress(OSError):
-                    temporary.unlink()
-                raise
+            part_file.write(
+                self.folder / f"part-{self.start:04d}-{self.rank:04d}-{self.number:06d}.npz", arrays, self.owner
+            )
         self.rows, self.number = [], self.number + 1
 
 
-def earlier_parts(folder: Path, key: dict[str, Any], videos: int) -> tuple[int, list[dict[str, np.ndarray]]]:
-    """What an unfinished evaluation of this name left, if it was the same evaluation; else its parts are removed.
+def owner_of(key: dict[str, Any]) -> bytes:
+    """Return the sha256 of an evaluation's identity; every part file carries it."""
+    return hashlib.sha256(_text_of(key).encode()).digest()
 
-    A finished result of this name is left alone.
+
+def _text_of(key: dict[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True)
+
+
+def earlier_parts(
+    folder: Path, key: dict[str, Any], videos: int, say: Callable[[str], object] = print
+) -> tuple[int, list[dict[str, np.ndarray]]]:
+    """Return what an unfinished evaluation of this name left, if it was the same evaluation.
+
+    If its settings differ, its parts are set aside in `results/<name>/aside/` until an evaluation of this name
+    finishes: a mistyped command loses no work, since the right one uses them again. Videos that failed are dropped, to
+    be tried again. A finished result of this name is left alone.
 
     Args:
-        key: what makes it the same: hashes of weights and list, protocol, precision.
+        folder: `results/<name>`.
+        key: what makes it the same (`identity.identity`).
         videos: length of the list.
+        say: takes a line that says which settings differ.
 
     Returns:
         How often it was started before, and its complete part files as arrays; no video is in two of them.
@@ -128,41 +150,107 @@ def earlier_parts(folder: Path, key: dict[str, Any], videos: int) -> tuple[int, 
         UserError: the folder cannot be written to.
     """
     with writing(folder):
-        return _earlier_parts(folder, key, videos)
+        return _earlier_parts(folder, json.loads(_text_of(key)), videos, say)
 
 
-def _earlier_parts(folder: Path, key: dict[str, Any], videos: int) -> tuple[int, list[dict[str, np.ndarray]]]:
+def _earlier_parts(
+    folder: Path, key: dict[str, Any], videos: int, say: Callable[[str], object]
+) -> tuple[int, list[dict[str, np.ndarray]]]:
     folder.mkdir(parents=True, exist_ok=True)
-    note, text = folder / "parts.json", json.dumps(key, sort_keys=True)
-    try:
-        before = json.loads(note.read_text("utf-8"))
-        same, start = before["key"] == text, int(before["starts"])
-    except (OSError, ValueError, KeyError, TypeError):
-        same, start = False, 0
-    seen, parts = np.zeros(videos, bool), []
+    before, start = _read_note(folder)
+    if before is not None and before != key:
+        aside, aside_start = _read_note(folder / _ASIDE)
+        _exchange(folder, bring_back=aside == key)
+        say(
+            f"{folder.name}: the evaluation that was stopped differs in {identity.differences(before, key)}; "
+            "its scores are not used, and kept until this one is finished"
+        )
+        before, start = (aside, aside_start) if aside == key else (None, 0)
+    same = before is not None
+    seen, parts, owner = np.zeros(videos, bool), [], owner_of(key)
     for path in [*folder.glob("*.tmp"), *sorted(folder.glob("part-*.npz"))]:
-        part = _read_part(path, seen) if same and path.suffix == ".npz" else None
+        part = _usable(path, owner, seen) if same and path.suffix == ".npz" else None
         if part is None:
             path.unlink()
-        else:
-            seen[part["samples"]] = True
-            parts.append(part)
+            continue
+        start = max(start, int(path.name.split("-")[1]))
+        seen[part["samples"]] = True
+        parts.append(part)
     start = start + 1 if same else 0
-    _write(note, json.dumps({"key": text, "starts": start}) + "\n")
+    _write(folder / _NOTE, json.dumps({"key": key, "starts": start}) + "\n")
     return start, parts
 
 
-def _read_part(path: Path, seen: np.ndarray) -> dict[str, np.ndarray] | None:
-    """The arrays of a part file; None if it is damaged or names a video that is not new."""
+def _read_note(folder: Path) -> tuple[dict[str, Any] | None, int]:
+    """Return identity and number of starts of the unfinished evaluation in a folder; (None, 0) without one."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            part = {name: file[name] for name in ("samples", "failed", "logits")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        note = json.loads((folder / _NOTE).read_text("utf-8"))
+        key, starts = note["key"], int(note["starts"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None, 0
+    return (key, max(0, starts)) if isinstance(key, dict) else (None, 0)
+
+
+def _exchange(folder: Path, *, bring_back: bool) -> None:
+    """Put the unfinished evaluation aside, in the place of an older one that may be wanted back.
+
+    A kill in between leaves parts whose owner is not that of the note beside them; those are never used.
+    """
+    aside, coming = folder / _ASIDE, folder / "coming"
+    shutil.rmtree(coming, ignore_errors=True)
+    if aside.is_dir():
+        aside.rename(coming)
+    aside.mkdir()
+    for path in [folder / _NOTE, *folder.glob("part-*.npz")]:
+        path.rename(aside / path.name)
+    if bring_back:
+        for path in [*coming.glob("part-*.npz"), coming / _NOTE]:
+            path.rename(folder / path.name)
+    shutil.rmtree(coming, ignore_errors=True)
+
+
+def _usable(path: Path, owner: bytes, seen: np.ndarray) -> dict[str, np.ndarray] | None:
+    """Return a part of this evaluation without its failed videos, which the file then lacks too.
+
+    None if it is damaged, of another evaluation, names a video that is not new, or nothing is left of it.
+    """
+    if not re.fullmatch(r"part-\d+-\d+-\d+\.npz", path.name):
+        return None
+    try:
+        part = part_file.read(path, owner)
+    except part_file.Damaged:
         return None
     samples = part["samples"]
-    fits = len(samples) == len(part["failed"]) and len(part["logits"]) == int((part["failed"] == "").sum())
-    whole = fits and bool(((samples >= 0) & (samples < len(seen))).all()) and len(np.unique(samples)) == len(samples)
-    return part if whole and not seen[samples].any() else None
+    inside = bool(((samples >= 0) & (samples < len(seen))).all())
+    if not inside or len(np.unique(samples)) != len(samples):
+        return None
+    good = part["failed"] == ""
+    if not good.all():
+        part |= {name: part[name][good] for name in ("samples", "failed", "repaired")}
+        if not good.any():
+            return None
+        part_file.write(path, part, owner)
+    return None if seen[part["samples"]].any() else part
+
+
+def discard(folder: Path) -> None:
+    """Remove the parts of an evaluation that is not worth resuming; one that was set aside takes its place.
+
+    Raises:
+        UserError: the folder cannot be written to.
+    """
+    with writing(folder):
+        for path in [*folder.glob("part-*.npz"), *folder.glob("*.tmp"), folder / _NOTE]:
+            path.unlink(missing_ok=True)
+        aside = folder / _ASIDE
+        if aside.is_dir():
+            for path in [*aside.glob("part-*.npz"), aside / _NOTE]:
+                if path.exists():
+                    path.rename(folder / path.name)
+            shutil.rmtree(aside, ignore_errors=True)
+        for empty in (folder, folder.parent):
+            with contextlib.suppress(OSError):  # an earlier result is in it
+                empty.rmdir()
 
 
 def merge(
@@ -172,6 +260,7 @@ def merge(
     summary: dict[str, Any],
     *,
     targets: np.ndarray | None = None,
+    key: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Join all part files into the final arrays and write the summary.
 
@@ -181,19 +270,18 @@ def merge(
         labels: (N,).
         summary: goes into the JSON file; its protocol says how views are joined.
         targets: (N, K) bool of a list with several labels per video.
+        key: what `earlier_parts` was given.
 
     Returns:
-        The summary with `counts`, `failures` ({path: reason}) and further metrics.
+        The summary with `counts`, `failures` ({path: reason}), further metrics and the sha256 of every file.
 
     Raises:
-        RuntimeError: a video is missing or was scored twice; that would be a bug of ours, and no result is written.
-        UserError: the file system does not take the files; the parts and an earlier result stay.
+        UserError: the file system does not take the files, or a part file was damaged or removed since it was written;
+            the other parts and an earlier result stay.
     """
-    with writing(folder), contextlib.ExitStack() as stack:
-        files = sorted(folder.glob("part-*.npz"))
-        parts = [stack.enter_context(np.load(path, allow_pickle=False)) for path in files]
+    with writing(folder):
         try:
-            return _merge(folder, parts, ids, labels, summary, targets)
+            return _merge(folder, owner_of(key or {}), ids, labels, summary, targets)
         except OSError:
             for path in [*folder.glob("*.tmp"), _new(summary_file(folder))]:  # they only take up room
                 with contextlib.suppress(OSError):
@@ -203,46 +291,91 @@ def merge(
 
 def _merge(
     folder: Path,
-    parts: Sequence[Any],
+    owner: bytes,
     ids: Sequence[str],
     labels: np.ndarray,
     summary: dict[str, Any],
     targets: np.ndarray | None,
 ) -> dict[str, Any]:
-    samples = np.concatenate([part["samples"] for part in parts]) if parts else np.zeros(0, np.int64)
-    if not np.array_equal(np.sort(samples), np.arange(len(ids))):
-        raise RuntimeError(f"{folder}: {len(samples)} rows for {len(ids)} videos, not each exactly once")
-    arrays = _final_arrays(folder, parts, len(ids), len(summary["class_names"]))
-    for part in parts:
-        for name in ("logits", "frames"):
-            arrays[name][part["samples"][part["failed"] == ""]] = part[name]
+    parts, arrays, boxes = _joined(folder, owner, len(ids), len(summary["class_names"]))
     protocol = Protocol.from_dict(summary["protocol"])
     scores = score_in_blocks(arrays["logits"], protocol.average, multi_label=targets is not None)
     for array in arrays.values():
         array.flush()
+
     small = {"scores": scores.astype(np.float32), "labels": np.asarray(labels, dtype=np.int32)}
     small |= {} if targets is None else {"targets": np.asarray(targets, dtype=bool)}
     for name, array in small.items():
         with _new(folder / f"{name}.npy").open("wb") as file:
             np.save(file, array)
     ledger = _ledger(parts, ids)
-    shown = next((part["boxes"] for part in parts if len(part["logits"]) and "boxes" in part), None)
     texts = {
         "ids.txt": "".join(json.dumps(name) + "\n" for name in ids),
         "ledger.jsonl": "".join(json.dumps(row) + "\n" for row in ledger),
-        "views.json": json.dumps(view_table(protocol.spec, shown)) + "\n",
+        "views.json": json.dumps(view_table(protocol.spec, boxes)) + "\n",
     }
     for name, text in texts.items():
         _write_new(folder / name, text)
+
     if targets is None:
         calibration = {"calibration_error": 100 * metrics.calibration_error(scores, labels)}
         summary = summary | {"metrics": summary["metrics"] | calibration}
+    names = [*(f"{name}.npy" for name in (*arrays, *small)), *texts]
     summary = summary | _counts(ledger, ids)
+    summary["files"] = {name: _synced_hash(_new(folder / name)) for name in names}
+    summary = json.loads(json.dumps(summary))  # as it will be read
+    summary["checksum"] = results.summary_checksum(summary)
     _write_new(summary_file(folder), json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
-    _publish(folder, [*(f"{name}.npy" for name in (*arrays, *small)), *texts])
-    for path in [*folder.glob("part-*.npz"), folder / "parts.json"]:
+    _synced_hash(_new(summary_file(folder)))
+    _publish(folder, names)
+    for path in [*folder.glob("part-*.npz"), folder / _NOTE]:
         path.unlink(missing_ok=True)
+    shutil.rmtree(folder / _ASIDE, ignore_errors=True)
     return summary
+
+
+def _joined(
+    folder: Path, owner: bytes, videos: int, num_class: int
+) -> tuple[list[dict[str, np.ndarray]], dict[str, Any], np.ndarray | None]:
+    """Copy the parts of an evaluation into the new files logits.npy and frames.npy, one part in memory at a time.
+
+    Returns:
+        Of each part its small columns; the two arrays; the boxes of the views on the first video that could be read.
+    """
+    parts, arrays, boxes = [], None, None
+    for path in sorted(folder.glob("part-*.npz")):
+        try:
+            part = part_file.read(path, owner)
+        except part_file.Stranger:
+            continue
+        except part_file.Damaged as error:
+            raise UserError(
+                f"{error}; run the same command again, which scores the videos of this part again"
+            ) from error
+        if len(part["logits"]):
+            arrays = arrays or _final_arrays(folder, part, videos)
+            boxes = part["boxes"] if boxes is None else boxes
+            rows = part["samples"][part["failed"] == ""]
+            for name in ("logits", "frames"):
+                arrays[name][rows] = part[name]
+        parts.append({name: part[name] for name in ("samples", "failed", "repaired")})
+    samples = np.concatenate([part["samples"] for part in parts]) if parts else np.zeros(0, np.int64)
+    if not np.array_equal(np.sort(samples), np.arange(videos)):
+        raise UserError(
+            f"{folder}: its part files have {len(samples)} rows for {videos} videos, not each exactly once; was a part "
+            "removed or copied here? Run the same command again, which scores what is missing"
+        )
+    if arrays is None:
+        empty = {"logits": np.zeros((0, 1, num_class), np.float32), "frames": np.zeros((0, 1, 1), np.int32)}
+        arrays = _final_arrays(folder, empty, videos)
+    return parts, arrays, boxes
+
+
+def _synced_hash(path: Path) -> str:
+    """Return the sha256 of a file whose bytes are on the disk now."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return results.file_hash(path)
 
 
 def _publish(folder: Path, names: Sequence[str]) -> None:
@@ -254,6 +387,19 @@ def _publish(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         os.replace(_new(folder / name), folder / name)
     os.replace(_new(summary), summary)
+    _sync_folder(folder)
+    _sync_folder(summary.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def _counts(ledger: Sequence[dict[str, Any]], ids: Sequence[str]) -> dict[str, Any]:
@@ -273,23 +419,20 @@ def _ledger(parts: Sequence[Any], ids: Sequence[str]) -> list[dict[str, Any]]:
     """One row for each video that failed or was repaired, in list order."""
     rows = []
     for part in parts:
-        repaired = part["repaired"] if "repaired" in part else np.full(len(part["failed"]), "")
-        for sample, failed, mended in zip(part["samples"].tolist(), part["failed"], repaired, strict=True):
-            if failed or mended:
-                status, reason = ("failed", str(failed)) if failed else ("repaired", str(mended))
+        for sample, failed, repaired in zip(*(part[k] for k in ("samples", "failed", "repaired")), strict=True):
+            if failed or repaired:
+                status, reason = ("failed", str(failed)) if failed else ("repaired", str(repaired))
+                sample = int(sample)
                 rows.append({"sample": sample, "path": ids[sample], "status": status, "reason": reason})
     return sorted(rows, key=lambda row: row["sample"])
 
 
-def _final_arrays(folder: Path, parts: Sequence[Any], videos: int, num_class: int) -> dict[str, Any]:
-    """The new files logits.npy and frames.npy as arrays in them, filled with what stands for a video that failed."""
-    full = [part for part in parts if len(part["logits"])]
-    shape, kind = (full[0]["logits"].shape[1:], full[0]["logits"].dtype) if full else ((1, num_class), np.float32)
-    frames = full[0]["frames"].shape[1:] if full else (1, 1)
+def _final_arrays(folder: Path, part: dict[str, np.ndarray], videos: int) -> dict[str, Any]:
+    """Return the new files logits.npy and frames.npy as arrays, of the shapes of a part, filled for failed videos."""
     made = {}
-    for name, dtype, rest, fill in (("logits", kind, shape, np.nan), ("frames", np.int32, frames, -1)):
-        path = _new(folder / f"{name}.npy")
-        array = np.lib.format.open_memmap(path, "w+", dtype=dtype, shape=(videos, *rest))
+    for name, fill in (("logits", np.nan), ("frames", -1)):
+        path, like = _new(folder / f"{name}.npy"), part[name]
+        array = np.lib.format.open_memmap(path, "w+", dtype=like.dtype, shape=(videos, *like.shape[1:]))
         with path.open("r+b") as file:  # on a full disk an error here, and not a SIGBUS at the first write to the map
             try:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -240,7 +240,7 @@ def count(world: World, steps: int = 3, group: int = 2) -> dict[str, float]:
                 model(torch.randn(rows, 3, 2, 32, 32)).sum().backward()
             statistics.after_micro_batch(index)
         pending = world.sum_async(totals)
-        pending.wait()
+        pending.read()
         statistics.after_step()
         found.append(_written() - before)
     load = traffic(sizes, plan, gpu=False)

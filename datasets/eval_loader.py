@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from datasets.records import Records
 from datasets.views import EvalSpec, VideoPlan
 from datasets.workers import Setup, video_plan
 from utils import transforms
+from utils.faults import AgreedError
 
 Cut = Callable[[int, int], torch.Tensor]  # (start, stop) -> these views of a video
 
@@ -176,3 +178,23 @@ def _cut(item: VideoItem, *, now: bool) -> Cut | None:
         return cut
     whole = cut(0, len(plan.boxes))
     return lambda start, stop: whole[start:stop]
+
+
+def read_nothing(result: dict[str, float]) -> bool:
+    """Return True if an evaluation could read none of its videos, so that its numbers say nothing about the model."""
+    return result["num_videos"] > 0 and result["failed"] == result["num_videos"]
+
+
+def none_readable(loader: EvalLoader) -> AgreedError:
+    """Return the error of such an evaluation, for every rank to raise: the first file in full, and what to check."""
+    records, first = loader.records, min(loader.ledger.samples, default=0)
+    path, bad = records.full_path(first), loader.ledger.samples.get(first)
+    root = f"the root, {records.root} (common.val_root; eval --root)"
+    reader = f"data.reader, {loader.reading.reader.kind}"
+    check = f"{reader}, does it fit these files" if os.path.exists(path) else f"{root}, is it the folder of this list"
+    also = root if os.path.exists(path) else reader
+    return AgreedError(
+        f"none of the {len(records)} videos of {records.list_file} can be read; the first is {printable(path)}: "
+        f"{bad.reason if bad else 'see the other ranks'}. Check {check}? Else {also}. Nothing was kept: correct it and "
+        "run the same command again"
+    )

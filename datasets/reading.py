@@ -14,6 +14,7 @@ from datasets.readers.spec import ReaderSpec
 from datasets.records import Records
 from datasets.slots import Slot
 from datasets.workers import Setup
+from utils import transfer
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -127,10 +128,7 @@ class Loader(abc.ABC):
         return self._ids
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cpu":
-            return tensor
-        # The pinned copy is one that torch keeps until the transfer has finished, so the slot is free at once.
-        return tensor.pin_memory().to(self.device, non_blocking=True)
+        return transfer.to_device(tensor, self.device)
 
     def _answers(self) -> list[Answer]:
         """Wait for answers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import sys
 import time
 from collections.abc import Collection, Iterator
 from typing import Any, Protocol
@@ -22,6 +23,7 @@ from datasets.pool import Answer
 from datasets.reading import Loader, Reading
 from datasets.records import Records
 from datasets.workers import Setup
+from utils import transfer
 from utils.faults import UserError
 
 #: Jitter row of a clip that is not there: factors 1, 1, 1, hue shift 0, operations in their order.
@@ -37,7 +39,8 @@ class Batch:
         labels: (B,) int64; where videos have several labels (B, K) float32, 1 at each.
         weights: (B,) float32, 0 for a clip that could not be read (its pixels are 0).
         samples: records shown (a substitute's own index).
-        flip: (B,) bool. jitter: (B, F, 8) float64 or None. erase: (B, F, 4) int64 or None; rows as in plan.Plan.
+        flip: (B,) bool. jitter: (B, F, 8) float64 or None. erase: (B, F, 4) int64 or None; rows as in plan.Plan. These
+            three are on the CPU, where the augmentation reads them.
         shards: shards that make up the batch, in order.
         positions: global position of each clip.
     """
@@ -105,7 +108,7 @@ class TrainLoader(Loader):
         shards: which positions this rank has.
         start: first step.
         stop: number of steps of the run; None = without end.
-        device: where batches go; a CUDA device gets them by pinned, asynchronous copies.
+        device: where batches go. A GPU gets them by asynchronous copies, straight from the readers' memory.
         replay: (position, sample) pairs that were given up before a resume for a reason that is not the file's; they
             fail again, unread.
         order: "shuffled" or "class_balanced".
@@ -145,6 +148,12 @@ class TrainLoader(Loader):
         setup = Setup(reader=reading.reader.to_json(), train=spec.to_json(), eval="", seed=seed)
         size = clips * self._place_bytes
         super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=size, device=device)
+        self._copies = transfer.CopyStream(self.device) if self._copies_from_slots() else None
+        self._pages = transfer.PinnedPages()
+        self._copied: tuple[_Step, list[Batch]] | None = None  # the next step, on its way to the device
+        self._leaving: collections.deque[tuple[torch.cuda.Event, int]] = collections.deque()  # slots being copied
+        if self._copies is not None:
+            self._pin_slots(size)
         self._begin()
 
     def __iter__(self) -> Iterator[tuple[int, list[Batch]]]:
@@ -155,15 +164,78 @@ class TrainLoader(Loader):
         if self._held is not None:
             self._free.append(self._held)
             self._held = None
+        self._take_back_slots()
         self._ask_ahead()
+        if self._copies is not None:
+            return self._handed_over(self._copies)
         if not self._steps:
             raise StopIteration
+        step = self._finished()
+        self._held = step.slot
+        return step.step, self._batches(step)
+
+    def copy_ahead(self) -> None:
+        """Start to copy the next step's clips to a GPU if they are read. Returns at once; on a CPU it does nothing."""
+        if self._copies is None or self._copied is not None or not self._steps:
+            return
+        for answer in self._checked(self._service.ready()):
+            self._take(answer)
+        if not self._steps[0].open:
+            self._copied = self._copy(self._steps.popleft(), self._copies)
+        self._take_back_slots()
+        self._ask_ahead()
+
+    def close(self) -> None:
+        """See `Loader.close`."""
+        if not self._closed:
+            self._copied = None
+            self._pages.release(after_error=sys.exc_info()[0] is not None)
+        super().close()
+
+    def _copies_from_slots(self) -> bool:
+        """True where clips are copied from the slots to the device."""
+        return self.device.type == "cuda"
+
+    def _pin_slots(self, size: int) -> None:
+        """Let the GPU read the slots themselves. Where the system refuses, each clip goes through a pinned copy."""
+        for slot in self._slots:
+            if not self._pages.add(slot.view(0, (size,))):
+                break
+
+    def _finished(self) -> _Step:
+        """The next step, all of its clips read."""
         step = self._steps.popleft()
         began = time.perf_counter()
         self._finish(step)
         self.seconds_waiting += time.perf_counter() - began
-        self._held = step.slot
-        return step.step, self._batches(step)
+        return step
+
+    def _handed_over(self, copies: transfer.CopyStream) -> tuple[int, list[Batch]]:
+        """The next step on a GPU, for the current stream."""
+        if self._copied is None:
+            if not self._steps:
+                if not self._leaving:
+                    raise StopIteration
+                self._leaving[0][0].synchronize()  # one slot only: its copy has to end before it is filled again
+                self._take_back_slots()
+                self._ask_ahead()
+                if not self._steps:
+                    raise StopIteration
+            self._copied = self._copy(self._finished(), copies)
+        (step, batches), self._copied = self._copied, None
+        copies.hand_over(tensor for batch in batches for tensor in (batch.clips, batch.labels, batch.weights))
+        return step.step, batches
+
+    def _copy(self, step: _Step, copies: transfer.CopyStream) -> tuple[_Step, list[Batch]]:
+        with copies.entered():
+            batches = self._batches(step)
+        self._leaving.append((copies.mark(), step.slot))
+        return step, batches
+
+    def _take_back_slots(self) -> None:
+        """Free the slots whose clips have arrived on the device."""
+        while self._leaving and self._leaving[0][0].query():
+            self._free.append(self._leaving.popleft()[1])
 
     def _room(self, clip_bytes: int) -> int:
         """Bytes of a slot that one clip has."""
@@ -255,7 +327,7 @@ class TrainLoader(Loader):
             labels=self._to_device(self._labels(samples)),
             weights=self._to_device(torch.tensor([float(row.answer is not None) for row in rows])),
             samples=samples,
-            flip=self._to_device(torch.tensor([bool(answer and answer["flip"]) for answer in answers])),
+            flip=torch.tensor([bool(answer and answer["flip"]) for answer in answers]),
             jitter=self._stack(answers, "jitter", jitter_rows, _NO_JITTER, torch.float64),
             erase=self._stack(answers, "erase", erase_rows, (0, 0, 0, 0), torch.int64),
             shards=shards,
@@ -282,4 +354,4 @@ class TrainLoader(Loader):
         if not rows:
             return None
         values = [answer[name] if answer and answer[name] is not None else [neutral] * rows for answer in answers]
-        return self._to_device(torch.tensor(values, dtype=dtype))
+        return torch.tensor(values, dtype=dtype)

@@ -68,13 +68,13 @@ class Run:
 
         words = self.words_of_this_start(restarts)
         sys.argv = ["main.py", *words]  # for the log
-        code = main.main(words)
+        code = faults.finish(lambda: main.main(words))
         for number in ASKED_BY_SLURM:  # from here on only SLURM's SIGKILL ends a task before its time
             signal.signal(number, signal.SIG_IGN)
         if code == STOPPED:
             requeue_and_wait(is_main)
         if code:
-            faults.exit_process(code)
+            sys.exit(code)
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
         """What submitit's own handler asks for in the moment before ours: the same task again."""

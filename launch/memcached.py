@@ -106,6 +106,9 @@ def prepare(folder: Path) -> None:
     if can_ask_for_a_secret():
         with open(os.open(folder / "secret", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(f"zoetrope:{secrets.token_hex(16)}\n")
+            # Clients send the first line to whatever answers at a server's address, and never the second: the checksum
+            # of frames depends on both.
+            file.write(f"frames:{secrets.token_hex(16)}\n")
 
 
 def serve(folder: Path, *, megabytes: int, unix: bool) -> int:

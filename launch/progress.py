@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils.faults import kind_of_file
+
 _TAIL = 1 << 18
 _STEP = re.compile(r"Iter: \[(\d+)/(\d+)\]")
 _AT = re.compile(r"\] (?:stopped by .* at iteration (\d+)|finished: (\d+) iterations)")
@@ -31,6 +33,8 @@ class Progress:
 
 def read(exp: Path) -> Progress:
     """Read the end of log.txt."""
+    if kind_of_file(exp / "log.txt") is not None:  # opening a pipe would wait for ever
+        return Progress()
     try:
         with (exp / "log.txt").open("rb") as file:
             file.seek(0, os.SEEK_END)

@@ -7,6 +7,8 @@ What every method file keeps (tests/methods/test_contract.py finds new files by 
   no config. `backbone` is a 2D name; methods on 3D networks take the network of the same layout.
 * Input (B, C, T, H, W) float of any memory format, output logits (B, K). B clips, T frames, K classes. In training a
   method with an auxiliary head answers with an `Output` (`methods/_output.py`).
+* `build` ends with `return _backbones.load(model, pretrained, backbone)` (`from methods import _backbones`): it fills
+  the model. A method that does not call it is refused with `pretrained: True`: it would train from random weights.
 * Attributes: `backbone`, `classifier` (the last `nn.Linear`), `frames_per_clip` (T).
 """
 
@@ -86,6 +88,11 @@ def build(
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+    if pretrained and not getattr(model, "pretrained_note", ""):
+        raise UserError(
+            f"model.pretrained: {type} ignores it and would start from random weights; let its build end with "
+            "`return methods._backbones.load(model, pretrained, backbone)`, or set model.pretrained: false"
+        )
     return draws.prepare(model)
 
 

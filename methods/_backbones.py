@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from methods import fetch
 from networks import BACKBONES
 from networks.resnet3d import inflate
-from utils import checkpoint
+from utils import checkpoint, weights_file
 from utils.faults import UserError, did_you_mean
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -69,21 +67,18 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
     note = ""
     if pretrained:
         path = _published(backbone) if pretrained is True else _named(str(pretrained))
-        family = interop.family_of(path)
-        note = _from_elsewhere(model, path, family) if family else _fill(model, _read(path), path)
+        try:
+            state = _read(path)
+            family = interop.family_of(state)
+            if family:
+                report = interop.load_tensors(model, state, path, family=family, classifier=None)
+                note = f"weights from {path}: {report}"
+            else:
+                note = _fill(model, state, path)
+        except UserError as error:
+            raise UserError(f"model.pretrained: {error}") from error
     model.pretrained_note = note  # pyright: ignore[reportArgumentType]
     return model
-
-
-def _from_elsewhere(model: nn.Module, path: Path, family: str) -> str:
-    """Weights with another project's names; returns the line for the log."""
-    from methods import interop
-
-    try:
-        report = interop.load_weights(model, path, family=family, classifier=None)
-    except UserError as error:
-        raise UserError(f"model.pretrained: {error}") from error
-    return f"weights from {path}: {report}"
 
 
 def _published(backbone: str) -> Path:
@@ -109,34 +104,27 @@ def _named(text: str) -> Path:
     if not path.is_dir():
         return path
     for name in (checkpoint.BEST, checkpoint.LATEST):
-        if (path / name).is_file():
-            return path / name
+        if found := checkpoint.newest(
+            path, name
+        ):  # a damaged best checkpoint is an error, no reason to take the latest
+            return found
     raise UserError(f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}")
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """A state dict, of the file itself or of the checkpoint's `model`; DDP's `module.` is taken off the names."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"model.pretrained: {path} is damaged or holds more than tensors and plain values; it was not loaded"
-        ) from error
-    except Exception as error:  # damaged bytes make torch raise almost anything
-        raise UserError(f"model.pretrained: {path} is not a whole weights file ({type(error).__name__})") from error
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = checkpoint.evaluated_weights(content)[0]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(
-            f"model.pretrained: {path} holds no state dict (a dict of tensors, or one under the key 'model')"
-        )
-    if content and all(key.startswith("module.") for key in content):
-        content = {key.removeprefix("module."): value for key, value in content.items()}
-    return dict(content)
+    """Return the tensors of a file: of a checkpoint those that a run validated with, else see `interop.tensors_of`."""
+    from methods import interop
+
+    content = interop.content_of(path)
+    if weights_file.is_checkpoint(content):
+        return checkpoint.evaluated_weights(content)[0]
+    return interop.tensors_of(content, path)
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
-    """Put the tensors into the model, all that must fit or none; returns the line for the log."""
+    """Put the tensors into the model, all that must fit or none, and return the line for the log."""
+    from methods import interop
+
     own = model.state_dict()
     if any(key.startswith("backbone.") for key in state):  # a model of ours: its classifier fits or is left out
         num_class = len((state if "classifier.weight" in state else own)["classifier.weight"])
@@ -157,7 +145,9 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
         _listed("another shape", [key for key in own if key in new and new[key].shape != own[key].shape]),
     ]
     if any(faults):
-        raise UserError(f"model.pretrained: {path} does not fit: {'; '.join(fault for fault in faults if fault)}")
+        faults = [interop.other_network(state, model), *faults]
+        raise UserError(f"{path} does not fit: {'; '.join(fault for fault in faults if fault)}")
+    interop.check_finite(new, path)
     model.load_state_dict(new, strict=False)
     return f"weights from {path}: {len(new)} tensors{left_out}"
 

@@ -31,7 +31,7 @@ EXCEPTIONS = {
 }
 # Heavy or optional: imported inside the function that needs it.
 LAZY = {
-    "av", "nvidia", "pymemcache", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript", "torchvision", "timm",
+    "av", "nvidia", "pymemcache", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript", "torchvision",
     "matplotlib", "sklearn",
 }  # fmt: skip
 # Read on login nodes, in worker processes or by quick verbs: importing them must not import torch.
@@ -132,6 +132,17 @@ def test_optional_libraries_are_imported_where_they_are_used() -> None:
         if room_of(name)
         for module, line in imports(at_import(tree(name).body))
         if module.split(".")[0] in LAZY
+    ]
+    assert wrong == []
+
+
+def test_torchvision_has_one_door() -> None:
+    # `import torchvision` fails beside a CPU build of torch unless utils/vision.py goes first.
+    wrong = [
+        f"{name}:{line} imports {module}"
+        for name in python_files(tests=True)
+        for module, line in imports(ast.walk(tree(name)))
+        if module.split(".")[0] == "torchvision"
     ]
     assert wrong == []
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.copies import copy_repository, run_in
+
 TOY = '''\
 """Toy: one picture, the weighted mean of the frames, through a 2D network (Nobody 2026, arXiv:0000.00000)."""
 
@@ -71,25 +69,9 @@ SETS = {
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository's files, the toy method and nothing else, with this environment as its .venv."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("not a git checkout")
-    target = tmp_path_factory.mktemp("copy") / "zoetrope"
-    for name in done.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
-    (target / ".venv").symlink_to(sys.prefix)
+    target = copy_repository(tmp_path_factory.mktemp("copy") / "zoetrope")
     (target / "methods" / "toy.py").write_text(TOY)
     return target
-
-
-def run(copy: Path, *argv: str) -> str:
-    env = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(argv, cwd=copy, env=env, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, f"{' '.join(argv)} left with {done.returncode}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -104,28 +86,30 @@ def experiment(copy: Path, motion_videos: Path) -> Path:
         "data.class_names": motion_videos / "lists/classInd.txt",
     }
     sets = [word for key, value in (SETS | data).items() for word in ("--set", f"{key}={value}")]
-    text = run(copy, sys.executable, "main.py", "config", source, *sets)
+    text = run_in(copy, sys.executable, "main.py", "config", source, *sets)
     exp = copy / "exps/toy_exps/toy_resnet18/tiny"
-    run(copy, sys.executable, "main.py", "new", str(exp), "--from", source)
+    run_in(copy, sys.executable, "main.py", "new", str(exp), "--from", source)
     (exp / "config.yaml").write_text(text)
     return exp
 
 
 def test_list_shows_it_with_its_cost(copy: Path, experiment: Path) -> None:
-    out = run(copy, sys.executable, "main.py", "list", "exps/toy_exps")
+    out = run_in(copy, sys.executable, "main.py", "list", "exps/toy_exps")
     row = next(line for line in out.splitlines() if line.startswith("exps/toy_exps/toy_resnet18/tiny"))
     assert re.search(r"toy resnet18 .* 2 +32 .* 11\.18 +0\.04\b", row), row
 
 
 def test_contract_tests_find_it(copy: Path) -> None:
-    out = run(copy, sys.executable, "-m", "pytest", "-q", "-k", "toy or same_names", "tests/methods/test_contract.py")
+    out = run_in(
+        copy, sys.executable, "-m", "pytest", "-q", "-k", "toy or same_names", "tests/methods/test_contract.py"
+    )
     passed = re.search(r"(\d+) passed", out)
     assert passed, out
     assert int(passed[1]) >= 10, out
 
 
 def test_train_sh_trains_it(experiment: Path, copy: Path) -> None:
-    run(copy, str(experiment / "train.sh"), "local", "1")
+    run_in(copy, str(experiment / "train.sh"), "local", "1")
     text = (experiment / "log.txt").read_text()
     assert "Iter: [2/2]" in text
     assert "total_num = 23" in text

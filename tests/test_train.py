@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,6 +102,35 @@ def test_killed_and_started_again_ends_with_the_same_bits(
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert main.train(exp) == 0
     assert fingerprint(exp) == fingerprint(calm)
+
+
+def test_log_and_curves_are_optional(
+    calm: Path, tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """Both vanish after step 3, and a file takes the place of the curves' folder: the bits do not depend on them."""
+    exp = make(tmp_path / "bare", motion_videos)
+    plain = main.train_step
+
+    def step_and_remove(run, step, batches, **wishes):
+        if step == 3:
+            (exp / "log.txt").unlink()
+            shutil.rmtree(exp / "events")
+            (exp / "events").touch()
+        return plain(run, step, batches, **wishes)
+
+    monkeypatch.setattr(main, "train_step", step_and_remove)
+    assert main.train(exp) == 0
+    lines = (exp / "log.txt").read_text().splitlines()
+    assert "log.txt was removed or replaced: it begins again here" in lines[0]
+    assert "finished: 6 iterations" in lines[-1]
+    assert sum("curves: " in line and "File exists" in line for line in lines) == 1
+    assert "Traceback" not in capfd.readouterr().err
+    for name in ("ckpt.pth.tar", "ckpt_best.pth.tar"):
+        ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (exp, calm))
+        assert (ours["step"], ours["best_prec1"], ours["window"]) == (
+            theirs["step"], theirs["best_prec1"], theirs["window"],
+        )  # fmt: skip
+        assert all(torch.equal(ours["model"][key], theirs["model"][key]) for key in theirs["model"])
 
 
 def test_bn_statistics_of_each_group_survive_a_restart(

@@ -143,7 +143,7 @@ def test_a_checkpoint_between_two_validations_says_that_it_has_running_statistic
     weights, said = checkpoint.evaluated_weights(state)
     assert weights == state["model"]
     assert "running batch-norm statistics" in said
-    assert checkpoint.evaluated_weights({"model": {}})[1] == "weights of the last iteration"
+    assert checkpoint.evaluated_weights({"model": {}})[1] == "weights as trained (no moving average)"
 
 
 def test_the_teacher_changes_the_student_but_not_its_start(plain: Path, runs: Runs) -> None:

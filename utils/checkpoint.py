@@ -17,11 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, load, save
+from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, load, peek, save
+from utils.checkpoint_names import kept_name, publish, split_name
+from utils.checkpoint_names import present as present_names
 from utils.faults import AgreedError, UserError
 
 if TYPE_CHECKING:
     from utils.dist import World
+    from utils.run_dir import RunDir
 
 __all__ = [
     "BEST",
@@ -37,7 +40,9 @@ __all__ = [
     "find_on_all_ranks",
     "load",
     "load_model",
+    "newest",
     "save",
+    "take_over",
     "versions",
 ]
 
@@ -53,39 +58,122 @@ class Found(NamedTuple):
 
 
 def find(folder: Path) -> Found | None:
-    """The newest checkpoint of a run that verifies: latest, else the newer of previous and best.
+    """Find the newest checkpoint of a run that verifies: the highest (token, step) of latest, previous and best.
+
+    Among equals the latest goes first, then previous, then best. docs/cluster.md says what a token is; names that a
+    start keeps for itself (`kept`) count like the name they stand for.
 
     Returns:
-        None if the folder holds none of the three names: a new run.
+        None if the folder holds none of the names: a new run.
 
     Raises:
         UserError: there are checkpoints and none can be read. Starting over is then the user's decision, not ours.
     """
-    present = [folder / name for name in (LATEST, PREVIOUS, BEST) if os.path.lexists(folder / name)]
+    present = present_names(folder, LATEST, PREVIOUS, BEST)
     if not present:
         return None
-    messages: list[str] = []
-    good: list[tuple[int, Path, dict[str, Any]]] = []
-    for path in present:
+    orders = {path: peek(path) for path in present}
+    states: dict[Path, dict[str, Any]] = {}
+    reasons: dict[Path, str] = {}
+
+    def is_good(path: Path) -> bool:
         try:
             state = load(path)
             _check_whole(path, state)
-            good.append((state["step"], path, state))
         except CorruptCheckpoint as error:
-            messages.append(f"{path.name} is passed over: {error.reason}")
-        if good and path.name == LATEST:
-            break
-    if not good:
+            reasons[path] = error.reason
+            return False
+        states[path], orders[path] = state, (state.get("token", 0), state["step"])
+        return True
+
+    for path in [path for path, order in orders.items() if order is None]:
+        is_good(path)
+    ranked = sorted((path for path in present if orders[path]), key=lambda path: orders[path] or (), reverse=True)
+    chosen = next((path for path in ranked if path in states or is_good(path)), None)
+    if chosen is None:
+        told = "; ".join(f"{path.name} is passed over: {reason}" for path, reason in reasons.items())
         raise UserError(
-            f"{folder}: no checkpoint can be read ({'; '.join(messages)}). Put a good one back, "
+            f"{folder}: no checkpoint can be read ({told}). Put a good one back, "
             "or start over with --fresh, which moves the old run to old/"
         )
-    step, path, state = max(good, key=lambda entry: entry[0])  # of equal steps the first: previous before best
-    messages += [f"{other.name} is passed over: it is older (step {at})" for at, other, _ in good if at < step]
-    if path.name != LATEST and not os.path.lexists(folder / LATEST):
-        messages.insert(0, f"{LATEST} is missing")
-    messages.append(f"going on from {path.name}, step {step}")
-    return Found(path, state, messages)
+    messages = _passed_over(present, chosen, orders, reasons)
+    messages.append(f"going on from {chosen.name}, step {states[chosen]['step']}")
+    return Found(chosen, states[chosen], messages)
+
+
+def _passed_over(
+    present: list[Path], chosen: Path, orders: Mapping[Path, tuple[int, int] | None], reasons: Mapping[Path, str]
+) -> list[str]:
+    """Lines for the log: why `find` did not choose the files that one would have expected."""
+    if chosen.name == LATEST:
+        return [f"{path.name} is passed over: {reasons[path]}" for path in reasons if split_name(path.name)[1]]
+    lines = [] if os.path.lexists(chosen.with_name(LATEST)) else [f"{LATEST} is missing"]
+    token, step = orders[chosen] or (0, 0)
+    for path in present:
+        order = orders[path]
+        if path in reasons:
+            lines.append(f"{path.name} is passed over: {reasons[path]}")
+        elif order and order < (token, step):
+            earlier = f", of start {order[0]} and not {token}" if order[0] < token else ""
+            lines.append(f"{path.name} is passed over: it is older (step {order[1]}{earlier})")
+    return lines
+
+
+def newest(folder: Path, name: str) -> Path | None:
+    """Choose the file that who asks for the best or the latest checkpoint of a folder should open.
+
+    The highest (token, step) wins: of the best checkpoint and its kept names; for the latest of all that `find` looks
+    at. A file under the plain name that cannot even be ranked is returned, so that the reader says what is wrong with
+    it: a damaged best checkpoint is no reason to take the latest.
+
+    Args:
+        folder: an experiment folder.
+        name: BEST or LATEST.
+
+    Returns:
+        None if there is nothing of that name.
+    """
+    plain = folder / name
+    files = [path for path in present_names(folder, name) if path.is_file()]
+    if name == LATEST and files:
+        files += [path for path in present_names(folder, PREVIOUS, BEST) if path.is_file()]
+    if not files and os.path.lexists(plain):
+        return plain
+    if len(files) < 2:
+        return files[0] if files else None
+    orders = {path: peek(path) for path in files}
+    if plain in orders and orders[plain] is None:
+        return plain
+    return max(files, key=lambda path: orders[path] or (-1, -1))
+
+
+def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
+    """Make an experiment folder this start's own, when nothing in config, lists or weights can be wrong any more.
+
+    Takes the token; from here on no earlier start can hide what this one finds or writes.
+
+    Args:
+        run_dir: the folder, locked.
+        found: what the run goes on from. None: an old run is moved away.
+        fresh: move all of it, not only the reports on bad samples.
+
+    Raises:
+        UserError: the folder cannot be written, or is no longer ours.
+    """
+    run_dir.enter(above=found.state.get("token", 0) if found else 0)
+    if found is None:
+        run_dir.move_to_old(everything=fresh)
+        return
+    keep = run_dir.has_predecessor
+    try:
+        for name, source in ((LATEST, found.path), (BEST, newest(run_dir.exp, BEST))):
+            if source is not None and split_name(source.name)[1]:
+                publish(source, run_dir.exp / name)
+            if source is not None and keep:
+                publish(source, run_dir.exp / kept_name(name, run_dir.token))
+        run_dir.settle()
+    except OSError as error:
+        raise UserError(f"{error.filename or run_dir.exp}: cannot be written ({error.strerror or error})") from error
 
 
 def find_on_all_ranks(folder: Path, world: World) -> Found | None:
@@ -97,7 +185,8 @@ def find_on_all_ranks(folder: Path, world: World) -> Found | None:
     if world.size == 1:
         return find(folder)
     names = (LATEST, PREVIOUS, BEST)
-    choice = torch.tensor([-1, -1], dtype=torch.int64, device=world.device)  # number of the name, step
+    # number of the name, token of a kept name, step
+    choice = torch.tensor([-1, 0, -1], dtype=torch.int64, device=world.device)
     found: Found | None = None
     failure: UserError | None = None
     if world.is_main:
@@ -106,19 +195,21 @@ def find_on_all_ranks(folder: Path, world: World) -> Found | None:
         except UserError as error:
             failure, choice[0] = error, -2
         if found:
-            choice[0], choice[1] = names.index(found.path.name), found.state["step"]
-    number, step = world.broadcast_(choice).tolist()
+            name, token = split_name(found.path.name)
+            choice = torch.tensor([names.index(name), token, found.state["step"]], device=world.device)
+    number, token, step = world.broadcast_(choice).tolist()
     if failure:
         raise failure
     if number == -2:
         raise AgreedError(f"{folder}: rank 0 finds no checkpoint that can be read")
     if number >= 0 and not world.is_main:
-        path = folder / names[number]
+        path = folder / (kept_name(names[number], token) if token else names[number])
         found = Found(path, load(path), [])
         if found.state.get("step") != step:
             raise UserError(
                 f"{path}: rank 0 reads step {step}, this rank {found.state.get('step')}: not one file system"
             )
+    world.barrier()  # rank 0 may now rename what the others have read
     return found
 
 
@@ -168,7 +259,7 @@ def evaluated_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]
         precise batch norm made some at this very step. And a sentence for the log that says which.
     """
     averaged, statistics = state.get("ema"), state.get("precise_bn")
-    said = "moving average of the weights" if averaged else "weights of the last iteration"
+    said = "moving average of the weights" if averaged else "weights as trained (no moving average)"
     config = state.get("config")
     config = config if isinstance(config, Mapping) else {}
     if averaged and config.get("ema"):
@@ -263,6 +354,8 @@ def _check_whole(path: Path, state: Mapping[str, Any]) -> None:
     missing = [key for key in needed if key not in state]
     odd = [key for key in needed if key in state and not _is_a(state[key], needed[key])]
     odd += [key for key in ("model", "ema", "peer") if key in needed and key in state and not _is_weights(state[key])]
+    if not _is_a(state.get("token", 0), (int,)) or state.get("token", 0) < 0:
+        odd.append("token")
     odd += [key for key, least in (("step", 0), ("shards", 1)) if key not in [*missing, *odd] and state[key] < least]
     if "distill" in needed and not odd + missing and ("model" if mutual else "weights_hash") not in state["distill"]:
         odd.append("distill")

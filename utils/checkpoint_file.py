@@ -9,24 +9,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pickle
 import shutil
 import socket
-import stat
 import time
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from utils.faults import UserError, fail_point
-
-LATEST = "ckpt.pth.tar"
-PREVIOUS = "ckpt_prev.pth.tar"
-BEST = "ckpt_best.pth.tar"
+from utils import checkpoint_names, weights_file
+from utils.checkpoint_names import BEST, LATEST, PREVIOUS
+from utils.faults import UserError, fail_point, kind_of_file
 
 _STALE_SECONDS = 3600.0
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -50,7 +46,14 @@ class CorruptCheckpoint(UserError):  # noqa: N818 (the name of the state of the 
         self.reason = reason
 
 
-def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
+def save(
+    folder: Path,
+    name: str,
+    state: dict[str, Any],
+    *,
+    check: Callable[[Path], object] | None = None,
+    keep_as: int | None = None,
+) -> Path:
     """Write `state` to `folder`/`name` so that a kill at any moment leaves a good checkpoint in the folder.
 
     Temporary file in the same folder, flush, fsync, read back and verify, rename, fsync of the folder. For `LATEST` the
@@ -61,6 +64,9 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
         folder: an existing folder.
         name: LATEST or BEST.
         state: tensors and plain Python types only, of any nesting.
+        check: called with the finished temporary file, right before the first rename; raises if the folder is no longer
+            this process's to write.
+        keep_as: the token under which the file gets a second name that no other start replaces.
 
     Raises:
         CheckpointError: no space or no permission; the temporary file is gone and the old checkpoint is as it was.
@@ -68,15 +74,27 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
     """
     _sweep(folder)
     target, previous = folder / name, folder / PREVIOUS
-    tmp, spare = _tmp_path(target), _tmp_path(previous)
+    names = [target, previous]
+    if keep_as is not None:
+        names.append(folder / checkpoint_names.kept_name(name, keep_as))
+    tmp, spare, *own = [checkpoint_names.temporary_name(path) for path in names]
     try:
+        _refuse_odd_files(*names)
         _require_space(folder, name, state)
+        fail_point("checkpoint.begin")
         _write(tmp, state)
         _verify_written(tmp)
-        rotate = name == LATEST and zipfile.is_zipfile(target)  # a cut-off file must not push out a good previous one
+        rotate = name == LATEST and _is_zip(target)  # a cut-off file must not push out a good previous one
         if rotate:
-            _second_name(target, spare)
+            checkpoint_names.second_name(target, spare)
+        for link in own:
+            checkpoint_names.second_name(tmp, link)
         fail_point("checkpoint.linked")
+        if check is not None:
+            check(tmp)
+        fail_point("checkpoint.checked")
+        for link in own:
+            os.replace(link, names[-1])
         os.replace(tmp, target)
         fail_point("checkpoint.replace")
         if rotate:
@@ -89,10 +107,31 @@ def save(folder: Path, name: str, state: dict[str, Any]) -> Path:
             raise
         raise CheckpointError(_failed_text(folder, name, state, cause)) from error
     finally:
-        for path in (tmp, spare):  # renaming one of two names of the same file leaves both: remove what is left
+        for path in (tmp, spare, *own):  # renaming one of two names of the same file leaves both: remove what is left
             with contextlib.suppress(OSError):
                 path.unlink()
     return target
+
+
+def peek(path: Path) -> tuple[int, int] | None:
+    """Read (token, step) of a checkpoint without its tensors: which of two is newer.
+
+    Returns:
+        None for a file that is no checkpoint of a run, or whose table of contents is damaged. A checkpoint from before
+        there were tokens has token 0.
+    """
+    try:
+        if kind_of_file(path) is not None:
+            return None
+        with zipfile.ZipFile(path) as archive:
+            for member in archive.namelist():
+                if member.endswith("/data.pkl"):
+                    archive.read(member)  # its checksum; those of the tensors are verified when the file is loaded
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        token, step = state.get("token", 0), state["step"]
+    except Exception:  # noqa: BLE001  damaged bytes make zipfile and torch raise almost anything
+        return None
+    return (token, step) if type(token) is int and type(step) is int else None
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -103,16 +142,13 @@ def load(path: Path) -> dict[str, Any]:
         CorruptCheckpoint: it is damaged, not a checkpoint, or would need code to be run for reading.
     """
     try:
-        _verify_bytes(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such checkpoint") from error
-    except CorruptCheckpoint:
-        raise
-    except pickle.UnpicklingError as error:
+        state = weights_file.read_archive(path)
+    except weights_file.Forbidden as error:
         raise CorruptCheckpoint(path, "it holds more than tensors and plain values, which is never run") from error
-    except Exception as error:  # damaged bytes make zipfile and torch raise almost anything
-        raise CorruptCheckpoint(path, _short(error)) from error
+    except weights_file.DamagedWeights as error:
+        raise CorruptCheckpoint(path, error.reason) from error
+    except UserError as error:
+        raise UserError(f"{path}: no such checkpoint") from error
     if not isinstance(state, dict):
         raise CorruptCheckpoint(path, f"it holds a {type(state).__name__}, not a dict")
     return state
@@ -128,45 +164,16 @@ def _write(tmp: Path, state: dict[str, Any]) -> None:
 
 def _verify_written(tmp: Path) -> None:
     try:
-        _verify_bytes(tmp)
-        torch.load(tmp, map_location="cpu", weights_only=True, mmap=True)  # mmap: the CRC pass has read every byte
-    except CorruptCheckpoint as error:
+        weights_file.check_written(tmp)
+    except weights_file.DamagedWeights as error:
         raise OSError(errno.EIO, f"what was written reads back differently ({error.reason})") from error
-    except pickle.UnpicklingError as error:
+    except weights_file.Forbidden as error:
         raise TypeError(f"a checkpoint may hold tensors and plain Python types only: {_short(error)}") from error
-
-
-def _verify_bytes(path: Path) -> None:
-    """CRC of every member of the zip file that torch.save writes; a FIFO or a folder is refused before it is opened."""
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise CorruptCheckpoint(path, "not a regular file")
-        if status.st_size == 0:
-            raise CorruptCheckpoint(path, "the file is empty")
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except FileNotFoundError:
-        if os.path.islink(path):
-            raise CorruptCheckpoint(path, "a link to nowhere") from None
-        raise
-    except CorruptCheckpoint:
-        raise
-    except Exception as error:  # damaged bytes make zipfile raise almost anything
-        raise CorruptCheckpoint(path, _short(error)) from error
-    if damaged is not None:
-        raise CorruptCheckpoint(path, f"wrong checksum in {damaged}")
-
-
-def _tmp_path(target: Path) -> Path:
-    stem = target.name.removesuffix(".pth.tar")
-    return target.with_name(f"{stem}.tmp-{socket.gethostname()}-{os.getpid()}.pth.tar")
 
 
 def _sweep(folder: Path) -> None:
     """Remove temporary files that a killed process left: on this host by its pid, else by their age."""
-    for path in folder.glob("ckpt*.tmp-*.pth.tar"):
-        host, _, pid = path.name.removesuffix(".pth.tar").split(".tmp-", 1)[1].rpartition("-")
+    for path, host, pid in checkpoint_names.temporary_files(folder):
         with contextlib.suppress(OSError):
             old = time.time() - path.stat().st_mtime > _STALE_SECONDS
             if old or (host == socket.gethostname() and not (pid.isdigit() and _runs(int(pid)))):
@@ -183,15 +190,16 @@ def _runs(pid: int) -> bool:
     return True
 
 
-def _second_name(source: Path, link: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        link.unlink()
-    try:
-        os.link(source, link)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
-            raise
-        shutil.copyfile(source, link)  # a file system without hard links
+def _is_zip(path: Path) -> bool:
+    return os.path.isfile(path) and zipfile.is_zipfile(path)
+
+
+def _refuse_odd_files(*paths: Path) -> None:
+    """A rename would replace a pipe or a socket without a word, and looking into one may wait for ever."""
+    for path in paths:
+        kind = kind_of_file(path)
+        if kind is not None:
+            raise OSError(errno.EEXIST, f"{path.name} is {kind}, not a file: move it away")
 
 
 def _sync_folder(folder: Path) -> None:

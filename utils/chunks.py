@@ -22,6 +22,19 @@ GROUP = {"cpu": 4, "cuda": 32}  # views of several videos that are collected bef
 _CACHE = 2**24  # bytes of the largest feature map for each CPU thread: measured, docs/evaluation.md
 _MEMORY_SHARE = 0.5  # of a GPU's free memory that a chunk may be expected to take
 
+# How PyTorch's allocators, oneDNN, cuDNN and cuBLAS report that memory ran out. cuDNN finds no engine if each needs
+# more workspace than is left, and also for shapes that it cannot do at all, which one view alone then shows.
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "std::bad_alloc",
+    "could not create a memory",
+    "out of memory",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+)
+_NOT_ONLY_MEMORY = "unable to find an engine"
+
 Cut = Callable[[int, int], Tensor]
 
 
@@ -118,6 +131,8 @@ class Chunks:
         return int(_CACHE * torch.get_num_threads() / max(largest.bytes, 1))
 
     def _halve(self, tried: int, error: Exception) -> None:
+        if tried == 1 and _NOT_ONLY_MEMORY in str(error):
+            raise error
         if tried == 1:
             raise UserError(
                 f"one view alone does not fit into the memory of this {self.device.type} ({error}): take a smaller "
@@ -166,11 +181,10 @@ def full_precision() -> Iterator[None]:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True for the errors with which PyTorch and oneDNN say that memory ran out, on a GPU or a CPU."""
+    """Return True for the errors with which PyTorch and its libraries report that memory ran out."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    signs = ("DefaultCPUAllocator", "std::bad_alloc", "could not create a memory", "out of memory")
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
 def joined(pieces: Sequence[tuple[Cut, int]]) -> tuple[Cut, int]:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from utils import faults, transfer
 from utils.faults import AgreedError, LostRank, UserError
 from utils.reduce import AveragedGradients
 
@@ -62,11 +63,10 @@ class World:
         return tensor
 
     def sum_async(self, tensor: torch.Tensor) -> Pending:
-        """Start `sum_` and return at once; leave the tensor alone until `wait()` of the handle."""
-        if self.size == 1:
-            return Pending(self, tensor, None)
+        """Start `sum_` and the copy of the sum to the host; leave the tensor alone until `read()` of the handle."""
         with contact(self):
-            return Pending(self, tensor, dist.all_reduce(tensor, async_op=True))
+            work = None if self.size == 1 else dist.all_reduce(tensor, async_op=True)
+            return Pending(self, transfer.Readback(tensor, work))
 
     def broadcast_(self, tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
         """Copy rank `src`'s contiguous tensor over everybody's, in place. Raises LostRank."""
@@ -109,15 +109,12 @@ class Pending:
     """A sum over the ranks that is under way."""
 
     world: World
-    tensor: torch.Tensor
-    work: dist.Work | None
+    readback: transfer.Readback
 
-    def wait(self) -> torch.Tensor:
-        """The summed tensor (on CUDA: ready for work queued on the current stream). Raises LostRank."""
-        if self.work is not None:
-            with contact(self.world):
-                self.work.wait()
-        return self.tensor
+    def read(self) -> torch.Tensor:
+        """Wait for the sum and return it, on the CPU. On a GPU later work is not waited for. Raises LostRank."""
+        with contact(self.world):
+            return self.readback.read()
 
 
 @contextlib.contextmanager
@@ -182,7 +179,13 @@ def join(expected: int | None = None, *, seconds: float | None = None, device: s
     world = World(place.rank, place.size, place.local_rank, where, backend)
     with contact(world):
         dist.init_process_group(
-            backend, store=store, rank=place.rank, world_size=place.size, timeout=collective_timeout()
+            backend,
+            store=store,
+            rank=place.rank,
+            world_size=place.size,
+            timeout=collective_timeout(),
+            # NCCL then connects at once: errors come now and not in the first step, and further groups are split off.
+            device_id=where if backend == "nccl" else None,
         )
     return world
 
@@ -192,11 +195,20 @@ def data_parallel(model: torch.nn.Module, world: World) -> AveragedGradients:
     return AveragedGradients(model, world)
 
 
-def leave() -> None:
-    """Take the process group down; quiet if there is none, and after a failure too."""
-    if dist.is_initialized():
-        with contextlib.suppress(RuntimeError):  # a peer is gone already: nothing left to say good-bye to
-            dist.destroy_process_group()
+def leave(error: type[BaseException] | None = None, *_: object) -> None:
+    """Destroy the process group after a clean end. Push it on an ExitStack, which passes the error on.
+
+    After an error on this rank the other ranks may be in a collective that never ends. With NCCL the destruction waits
+    for it, and so does the teardown of the interpreter. The group then stays, and `faults.finish` ends the process
+    without either.
+    """
+    if not dist.is_initialized():
+        return
+    if error is not None:
+        faults.end_at_once()
+        return
+    with contextlib.suppress(RuntimeError):  # a peer is gone already
+        dist.destroy_process_group()
 
 
 def collective_timeout() -> timedelta:

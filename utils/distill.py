@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from utils import checkpoint, config
+from utils import checkpoint, config, weights_file
 from utils.faults import UserError
 from utils.loss import training_loss, weighted_mean
 
@@ -158,9 +158,9 @@ def find(teacher: Path, student: Config) -> Source:
     """
     if teacher.is_dir():
         cfg = config.load(teacher)
-        found = [teacher / name for name in (checkpoint.BEST, checkpoint.LATEST) if (teacher / name).is_file()]
+        found = [path for name in (checkpoint.BEST, checkpoint.LATEST) if (path := checkpoint.newest(teacher, name))]
         other = Path(cfg.model.pretrained) if isinstance(cfg.model.pretrained, str) else None
-        source = Source(cfg, found[0], checkpoint.load(found[0])) if found else Source(cfg, other, None)
+        source = Source(cfg, found[0], _state_in(found[0])) if found else Source(cfg, other, None)
     elif teacher.is_file():
         source = _of_file(teacher, student)
     else:
@@ -171,17 +171,26 @@ def find(teacher: Path, student: Config) -> Source:
     return source
 
 
+def _state_in(file: Path) -> dict[str, Any]:
+    """Return the checkpoint in an experiment folder."""
+    state = checkpoint.load(file)
+    if not weights_file.is_checkpoint(state):
+        raise UserError(f"common.distill.teacher: {file} is no checkpoint of a run; name the file itself to use it")
+    return state
+
+
 def _of_file(file: Path, student: Config) -> Source:
+    """Return the source for a weights file. One that is damaged is an error; `methods.build` takes other projects'."""
     try:
-        state = checkpoint.load(file)
-    except checkpoint.CorruptCheckpoint:  # not torch's own format, or another project's: methods.build looks at it
-        state = {}
-    if not {"model", "config"} <= state.keys():
+        state = weights_file.read(file)
+    except UserError as error:
+        raise UserError(f"common.distill.teacher: {error}") from error
+    if not weights_file.is_checkpoint(state):
         model = student.model.model_copy(update={"pretrained": str(file)})
         return Source(student.model_copy(update={"model": model}), file, None)
     try:
         return Source(config.from_dict(state["config"]), file, state)
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"common.distill.teacher: the config in {file} is of another version; name its experiment folder"
         ) from error

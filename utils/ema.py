@@ -35,9 +35,10 @@ class Ema:
         floats = [i for i, tensor in enumerate(own) if tensor.is_floating_point()]
         lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]  one kernel for all, as swa_utils has it
         lerp([own[i] for i in floats], [new[i] for i in floats], share)
-        for mine, theirs in zip(own, new, strict=True):
-            if not mine.is_floating_point():
-                mine.copy_(theirs)
+        counters = [i for i, tensor in enumerate(own) if not tensor.is_floating_point()]
+        if counters:
+            copy = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+            copy([own[i] for i in counters], [new[i] for i in counters])
 
 
 def effective_decay(decay: float, step: int) -> float:

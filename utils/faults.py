@@ -11,17 +11,32 @@ import errno
 import os
 import signal
 import socket
+import stat
 import sys
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-_lost: list[str] = []  # other ranks that this process has lost
 _arrivals: Counter[str] = Counter()
+_ends_at_once = False
 _EXIT_FILE = "ZOETROPE_EXIT_FILE"
-_FAIL_ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM, "int": signal.SIGINT}
+_FAIL_ACTIONS = {
+    "kill": signal.SIGKILL,
+    "stop": signal.SIGSTOP,
+    "term": signal.SIGTERM,
+    "int": signal.SIGINT,
+    "usr2": signal.SIGUSR2,
+}
+_KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
 _OF_THE_FOLDER = {
     errno.EACCES: "look at the permissions",
     errno.EDQUOT: "make room, then run the same command again",
@@ -33,6 +48,14 @@ _OF_THE_FOLDER = {
     errno.ENOTDIR: "a file is where a folder should be: move it away",
     errno.EPERM: "look at the permissions",
     errno.EROFS: "choose a folder that can be written",
+}
+
+
+# Of the machine: they need not name a file, and are never a bug of ours.
+_OF_THE_MACHINE = {
+    errno.EIO: "the disk or the file server failed: look at the machine's log, then run the same command again",
+    errno.ESTALE: "the file server has forgotten this file: run the same command again, or mount the folder again",
+    errno.ETIMEDOUT: "a file server or another machine did not answer in time: run the same command again",
 }
 
 
@@ -88,8 +111,47 @@ def leave_exit_code(code: int) -> int:
     path = os.environ.get(_EXIT_FILE)
     if not path:
         return code
-    Path(f"{path}.{rank_from_environment()}").write_text(f"{code}\n")
+    write_exit_code(code)
     return 1 if code == 1 and not _another_rank_left_with_2(path) else 0
+
+
+def write_exit_code(code: int) -> None:
+    """Write this rank's exit code where the launcher asked for it, if it did."""
+    path = os.environ.get(_EXIT_FILE)
+    if path:
+        Path(f"{path}.{rank_from_environment()}").write_text(f"{code}\n")
+
+
+def end_at_once() -> None:
+    """Let `finish` skip the interpreter's teardown: a process group is left that other ranks still use."""
+    global _ends_at_once
+    _ends_at_once = True
+
+
+def leave_process(run: Callable[[], int]) -> NoReturn:
+    """Run the program and end this process with its exit code; see `finish`."""
+    sys.exit(finish(run))
+
+
+def finish(run: Callable[[], int]) -> int:
+    """Run the program and return its exit code; after `end_at_once`, end the process with that code instead.
+
+    The error's text and the exit code are written before the process ends, whatever other ranks wait for.
+    """
+    try:
+        code = run()
+    except BaseException:
+        if not _ends_at_once:
+            raise  # the interpreter prints the trace
+        traceback.print_exc()
+        write_exit_code(1)
+        code = 1
+    if _ends_at_once:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 def _another_rank_left_with_2(path: str) -> bool:
@@ -119,7 +181,7 @@ def call(action: Callable[[], int]) -> int:
         return 2
     except LostRank as error:
         tell(error)
-        _lost.append(str(error))
+        end_at_once()  # the threads of a process group wait for a lost rank until a further timeout
         return 1
     except KeyboardInterrupt:
         tell(UserError("interrupted"))
@@ -128,27 +190,14 @@ def call(action: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        advice = _OF_THE_FOLDER.get(error.errno or 0)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if advice is None or not (error.filename or full):  # not of a file that the user named: a bug shows its trace
+        of_the_machine = error.errno in _OF_THE_MACHINE or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = (_OF_THE_FOLDER | _OF_THE_MACHINE).get(error.errno or 0)
+        if advice is None or not (error.filename or of_the_machine):  # not of a file that the user named: a bug
             raise
         file = error.filename2 or error.filename  # of a file that is renamed the name that the user knows
         name = f"{os.fsdecode(file)}: " if file else ""
         tell(UserError(f"{name}{error.strerror}; {advice}"))
         return 2
-
-
-def exit_process(code: int) -> NoReturn:
-    """Exit with this code. After the loss of a rank skip the interpreter's clean-up.
-
-    It would destroy the process group, whose threads wait for the lost rank until a further timeout.
-    """
-    if _lost:
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(code)
-    sys.exit(code)
 
 
 def tell(error: Exception) -> None:
@@ -168,6 +217,28 @@ def tell(error: Exception) -> None:
         print(f"error: {text}", file=sys.stderr, flush=True)
     elif not path:
         print(f"error: rank {rank} on {socket.gethostname()}: {text}", file=sys.stderr, flush=True)
+
+
+def kind_of_file(path: str | os.PathLike[str]) -> str | None:
+    """Say what stands in the place of a file, without opening it: opening a pipe may wait for ever.
+
+    Returns:
+        Such as "a named pipe"; None for a regular file, a link to one, and for nothing at all.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return None
+    if stat.S_ISREG(mode):
+        return None
+    return _KINDS.get(stat.S_IFMT(mode), "something else")
+
+
+def refuse_odd_file(path: str | os.PathLike[str]) -> None:
+    """Raise a UserError if something that is not a file has the name of one of ours; nothing at all is fine."""
+    kind = kind_of_file(path)
+    if kind is not None:
+        raise UserError(f"{os.fspath(path)}: {kind} is where a file should be: move it away")
 
 
 def check_repository(root: Path) -> None:
@@ -194,17 +265,27 @@ def fail_point(name: str) -> None:
 
     * ``kill``, the default: SIGKILL
     * ``stop``: SIGSTOP; the process goes no further until somebody sends it SIGCONT
-    * ``term``, ``int``: SIGTERM, SIGINT; the process handles the signal at this very point
+    * ``term``, ``int``, ``usr2``: SIGTERM, SIGINT, SIGUSR2; the process handles the signal at this very point
+    * ``reader``: SIGKILL to the process that it started last, a reader of clips; nothing where it has started none
+
+    Where ``ZOETROPE_FAILPOINT_LOG`` names a file, the request is appended to it just before the action.
 
     The points:
 
+    * ``checkpoint.begin``: a checkpoint is about to be written, nothing of it is there
     * ``checkpoint.tmp``: the temporary file is half written (its bytes are there, nothing is synced or verified)
     * ``checkpoint.linked``: the new file is verified, and the old latest has its second name
+    * ``checkpoint.checked``: the folder was found to be ours, and no name is changed yet
     * ``checkpoint.replace``: the new file has its final name, the old latest is not yet the previous one
     * ``checkpoint.done``: everything is in place, the folder is not yet synced
     * ``run_dir.claimed``: a dead lock may be replaced by this process, and is not yet
     * ``run_dir.locked``: the lock is taken, the heartbeat not yet started
     * ``log.line``: half a record is in log.txt
+    * ``start.joined``: the ranks have met, the folder is not yet locked
+    * ``start.built``: model, optimiser and state are there, no step has begun
+    * ``phase.NAME``: the phase NAME of `utils.watchdog` begins (data, forward/backward, optimiser step, validation,
+      precise batch norm, writing FILE, start)
+    * ``progress.NAME``: a part of that phase is done: a video of a validation, a batch of precise batch norm
     """
     wanted = os.environ.get("ZOETROPE_FAILPOINT")
     if not wanted:
@@ -214,4 +295,21 @@ def fail_point(name: str) -> None:
         return
     _arrivals[name] += 1
     if _arrivals[name] == int(count):
-        os.kill(os.getpid(), _FAIL_ACTIONS[action[0] if action else "kill"])
+        _fail(wanted, action[0] if action else "kill")
+
+
+def _fail(wanted: str, action: str) -> None:
+    target = os.getpid()
+    if action == "reader":
+        children = [pid for task in os.listdir("/proc/self/task") for pid in _children(task)]
+        if not children:
+            return
+        target = max(children)
+    if log := os.environ.get("ZOETROPE_FAILPOINT_LOG"):
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(wanted + "\n")
+    os.kill(target, signal.SIGKILL if action == "reader" else _FAIL_ACTIONS[action])
+
+
+def _children(task: str) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{task}/children").read_text(encoding="utf-8").split()]

@@ -19,12 +19,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsFloat, TextIO
+from typing import Any, SupportsFloat
 
-from utils.faults import AgreedError, UserError, fail_point, rank_from_environment
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from utils.append_file import AppendFile
+from utils.event_file import EventFile
+from utils.faults import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
 
 SCALARS = "scalars.jsonl"
 
@@ -97,44 +96,58 @@ class RunLog:
         echo: bool = True,
     ) -> None:
         self.folder, self.is_main, self._resume_step, self._echo = Path(folder), is_main, resume_step, echo
-        self._writer: SummaryWriter | None = None
-        self._text: TextIO | None = None
-        self._scalars: TextIO | None = None
+        self._events: EventFile | None = None
+        self._scalars: AppendFile | None = None
+        self._curves_failed = False
+        self._text = AppendFile(self.folder / name, self._on_terminal, reopened=self._begins_again)
         if not is_main:
             return
-        self._text = _open_for_append(self.folder / name)
+        self._text.open()
         if resume_step is not None:
-            self._scalars = _open_for_append(self.folder / "events" / SCALARS)
-            if self._scalars.tell() > 0:
-                self._scalars.write(json.dumps({"resume": resume_step}) + "\n")
-                self._scalars.flush()
+            self._scalars = AppendFile(self.folder / "events" / SCALARS, self._without_curves)
+            with contextlib.suppress(OSError, UserError):  # the first point says why
+                self._scalars.open()
+            if self._scalars.size > 0:
+                self._scalars.write((json.dumps({"resume": resume_step}) + "\n").encode())
 
     def line(self, text: str) -> None:
         """Write one record, ``[UTC time] text``; a text of several lines becomes several records."""
-        if self._text is None:
+        if not self.is_main:
             return
         for part in text.splitlines() or [""]:
-            record = f"[{utc_stamp()}] {part}\n"
-            if os.environ.get("ZOETROPE_FAILPOINT"):
-                self._text.write(record[: len(record) // 2])
-                self._text.flush()
-                fail_point("log.line")
-                record = record[len(record) // 2 :]
-            self._text.write(record)
-            self._text.flush()
+            self._write(part)
             if self._echo:
                 try:
                     print(part, flush=True)
                 except OSError:  # the terminal is closed, or `| head` has read enough: the run goes on without it
                     self._echo = False
 
+    def _write(self, text: str) -> None:
+        record = f"[{utc_stamp()}] {text}\n".encode("utf-8", "backslashreplace")
+        if os.environ.get("ZOETROPE_FAILPOINT"):
+            self._text.write(record[: len(record) // 2])
+            fail_point("log.line")
+            record = record[len(record) // 2 :]
+        self._text.write(record)
+
+    def _begins_again(self) -> bytes:
+        return f"[{utc_stamp()}] {self._text.path.name} was removed or replaced: it begins again here\n".encode()
+
+    def _on_terminal(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def _without_curves(self, text: str) -> None:
+        if not self._curves_failed:
+            self._curves_failed = True
+            self.line(f"curves: {text}")
+
     def event(self, text: str) -> None:
-        """A line that any rank may write: what happened to its own data."""
+        """Write a line from any rank: what happened to its own data."""
         if self.is_main:
             self.line(text)
-            return
-        with open(self.folder / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"[{utc_stamp()}] {text}\n")  # one write in append mode: lines of several ranks do not mix
+        else:
+            self._write(text)
 
     @contextlib.contextmanager
     def last_words(self) -> Iterator[None]:
@@ -144,19 +157,14 @@ class RunLog:
         except UserError as error:
             if self.is_main or not isinstance(error, AgreedError):
                 where = "" if self.is_main else f"rank {rank_from_environment()} on {socket.gethostname()}: "
-                with contextlib.suppress(OSError):  # it may be about the disk on which log.txt is
-                    self._quietly(f"error: {where}{error}")
+                for part in f"error: {where}{error}".splitlines():
+                    self._write(part)
             raise
 
-    def _quietly(self, text: str) -> None:
-        """A line for log.txt alone."""
-        with _open_for_append(self.folder / "log.txt") as file:
-            file.writelines(f"[{utc_stamp()}] {part}\n" for part in text.splitlines())
-
     def journal(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append one JSON record to a file of the folder; any rank may."""
-        with _open_for_append(self.folder / name) as file:
-            file.write(json.dumps(row) + "\n")
+        """Append one JSON record to a file of the folder; any rank may. Raises what `AppendFile.append` does."""
+        with contextlib.closing(AppendFile(self.folder / name, self._on_terminal)) as file:
+            file.append((json.dumps(row) + "\n").encode())
 
     def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Write points of curves: TensorBoard tags and their values after `step` finished iterations."""
@@ -165,31 +173,31 @@ class RunLog:
         numbers = {tag: float(value) for tag, value in values.items()}
         # JSON has no nan: a number that is not finite is written as a text, which float() reads.
         safe = {tag: number if math.isfinite(number) else str(number) for tag, number in numbers.items()}
-        self._scalars.write(json.dumps({"step": step, **safe}, allow_nan=False) + "\n")
-        self._scalars.flush()
-        if self._writer is None:
-            self._writer = _summary_writer(self.folder / "events", self._resume_step or 0)
-        for tag, number in numbers.items():
-            self._writer.add_scalar(tag, number, step)
+        self._scalars.write((json.dumps({"step": step, **safe}, allow_nan=False) + "\n").encode())
+        self._event_file().add(step, numbers)
+
+    def _event_file(self) -> EventFile:
+        if self._events is None:
+            self._events = EventFile(self.folder / "events", self._resume_step or 0, self._without_curves)
+        return self._events
 
     def start(self, exp: Path, cfg: Any, overrides: Sequence[str], shards: Any, *, revision: str) -> None:
         """The header of a process's part of the log: what runs, where, with which config."""
-        if self._text is None:
+        if not self.is_main:
             return
         import torch
 
         from utils import config
 
-        if self._resume_step is not None:  # importing TensorBoard takes seconds: now, not in the first logged step
-            self._writer = _summary_writer(self.folder / "events", self._resume_step)
+        if self._resume_step is not None:
+            self._event_file()
         self.line(f"experiment {Path(exp).resolve()}, code {revision}, process {os.getpid()} on {socket.gethostname()}")
         self.line(
             f"ranks {shards.world}, shards {shards.total}, global batch {shards.global_batch}, "
             f"python {platform.python_version()}, torch {torch.__version__}"
         )
         self.line(f"command: {shlex.join(sys.argv)}; overrides: {shlex.join(overrides) or 'none'}")
-        self._text.write(f"[{utc_stamp()}] config: {json.dumps(config.to_dict(cfg))}\n")  # too long for the terminal
-        self._text.flush()
+        self._write(f"config: {json.dumps(config.to_dict(cfg))}")  # too long for the terminal
 
     def training(self, step: int, last: int, meters: Mapping[str, Meter], *, lr: float, clips: int) -> None:
         """The progress line and its scalars. `meters` has time, data, loss, prec1, prec5; `clips` per iteration."""
@@ -215,16 +223,17 @@ class RunLog:
         self.scalars(step, tags)
 
     def flush(self) -> None:
-        """Hand TensorBoard's buffer to the file system (the other files never hold anything back)."""
-        if self._writer is not None:
-            self._writer.flush()
+        """Hand what was written to the disk, so that after a power cut the log is no older than the checkpoint."""
+        for file in (self._events, self._scalars, self._text if self.is_main else None):
+            if file is not None:
+                file.sync()
 
     def close(self) -> None:
         """Close all files."""
-        for file in (self._writer, self._scalars, self._text):
+        for file in (self._events, self._scalars, self._text):
             if file is not None:
                 file.close()
-        self._writer = self._scalars = self._text = None
+        self._events = self._scalars = None
 
     def __enter__(self) -> RunLog:
         return self
@@ -259,6 +268,7 @@ def parse_log(path: Path) -> list[dict[str, float]]:
     Returns:
         For each line step, last, lr, and of time, data, loss, prec1, prec5 the value and the average (``loss_avg``).
     """
+    refuse_odd_file(path)
     lines: list[dict[str, float]] = []
     for text in path.read_text("utf-8", errors="replace").splitlines():
         match = _TRAINING.search(text)
@@ -276,6 +286,7 @@ def parse_log(path: Path) -> list[dict[str, float]]:
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
     """The records of a `journal`; a last line torn by a kill is passed over."""
+    refuse_odd_file(path)
     rows = []
     for text in path.read_text("utf-8").splitlines() if path.exists() else ():
         try:
@@ -291,6 +302,7 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
     A marker ``{"resume": s}`` drops earlier records of steps after s: they were done again. A torn line (the process
     was killed while it wrote) is passed over.
     """
+    refuse_odd_file(path)
     curves: dict[str, dict[int, float]] = {}
     for text in path.read_text("utf-8", errors="replace").splitlines():
         try:
@@ -312,21 +324,3 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
 def utc_stamp() -> str:
     """Now, as ``2026-01-31T23:59:59+00:00``."""
     return datetime.now(timezone.utc).isoformat("T", "seconds")
-
-
-def _open_for_append(path: Path) -> TextIO:
-    """Open a file of lines; the end of a last line that a killed process tore is put there first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        if file.tell() > 0:
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-    return open(path, "a", encoding="utf-8", errors="backslashreplace", newline="\n")
-
-
-def _summary_writer(folder: Path, resume_step: int) -> SummaryWriter:
-    from torch.utils.tensorboard import SummaryWriter
-
-    # Steps after the one we go on from were written by a process that did not live to save them.
-    return SummaryWriter(str(folder), purge_step=resume_step + 1, flush_secs=10)

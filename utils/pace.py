@@ -64,7 +64,8 @@ class Pace:
         self._seconds += sum(first.elapsed_time(last) for first, last in self._events) / 1000
         rows = torch.zeros(self.world.size, 2, dtype=torch.float64, device=self.world.device)
         steps = max(1, self._passes // len(self.shards.micro_batches))
-        rows[self.world.rank] = torch.tensor([data, self._seconds / steps], dtype=torch.float64)
+        rows[self.world.rank, 0].fill_(data)  # no copy from the host, which a GPU's queue would hold up
+        rows[self.world.rank, 1].fill_(self._seconds / steps)
         self._seconds, self._passes = 0.0, 0
         self._events.clear()
         self._windows += 1

@@ -12,6 +12,7 @@ import math
 import os
 import shlex
 import shutil
+import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from utils import bad_samples, checkpoint, config, faults, lr_schedule, pace, precise_bn, run_dir, transforms, watchdog
+from utils import bad_samples, checkpoint, config, faults, lr_schedule, pace, precise_bn, transforms, watchdog
 from utils.faults import AgreedError, UserError
 from utils.loss import training_loss
 from utils.signals import StopFlag
@@ -84,21 +85,37 @@ def compiled(
     Args:
         net: on its device.
         wanted: false, true, or the name of a mode of torch.compile.
-        device: where it runs: a CPU needs a C++ compiler, a GPU needs triton.
+        device: where it runs: a CPU needs a C++ compiler; a GPU needs triton, a C compiler and Python's headers.
         say: where the sentence goes.
     """
     if not wanted:
         return net
-    if device.type == "cpu":
-        compiler = os.environ.get("CXX", "g++")
-        program = (shlex.split(compiler) or ["g++"])[0]  # $CXX may name options too, as in `ccache g++`
-        missing = None if shutil.which(program) else f"there is no C++ compiler ({compiler}; set $CXX)"
-    else:
-        missing = None if importlib.util.find_spec("triton") else "the package triton is not installed"
+    missing = _missing_on_cpu() if device.type == "cpu" else _missing_for_triton()
     if missing:
         say(f"compile: the model is not compiled, {missing}")
         return net
     return torch.compile(net, mode=wanted if isinstance(wanted, str) else None)  # type: ignore[return-value]
+
+
+def _missing_on_cpu() -> str | None:
+    """What torch.compile needs on a CPU and does not find."""
+    compiler = os.environ.get("CXX", "g++")
+    program = (shlex.split(compiler) or ["g++"])[0]  # $CXX may name options too, as in `ccache g++`
+    return None if shutil.which(program) else f"there is no C++ compiler ({compiler}; set $CXX)"
+
+
+def _missing_for_triton() -> str | None:
+    """What torch.compile needs for a GPU and does not find. Triton builds a launcher in C for each kernel."""
+    if not importlib.util.find_spec("triton"):
+        return "the package triton is not installed"
+    named = os.environ.get("CC")
+    programs = [(shlex.split(named) or ["cc"])[0]] if named else ["gcc", "clang", "cc"]
+    if not any(shutil.which(program) for program in programs):
+        return f"there is no C compiler ({named or 'gcc, clang'}; set $CC)"
+    headers = sysconfig.get_path("include")
+    if not os.path.isfile(os.path.join(headers, "Python.h")):
+        return f"Python's headers are not in {headers} (Debian: the package python3-dev)"
+    return None
 
 
 @dataclass
@@ -124,11 +141,13 @@ class Run:
     statistics: Statistics
     ema: Ema | None
     distill: Teacher | Mutual | None
+    revision: str  # of the code, asked once when the run starts: the files may change under it
     kernel: str  # name of the readers' resize kernel: another one means other pixels
     stack: contextlib.ExitStack  # undone when the run ends, however it ends
     step: int = 0  # finished iterations
     validated_step: int = -1  # the last step whose validation was completed
     best_prec1: float = -1.0  # per cent, of what `criterion` names; -1: never validated
+    has_validated: bool = False  # this process has validated on at least one video that could be read
     window: dict[str, list[float]] = field(default_factory=dict)  # last print_freq values of the logged meters
 
     def __post_init__(self) -> None:
@@ -239,6 +258,7 @@ class Run:
         result = score(stop)
         if result is None:
             return True
+        self.folder.look()
         self.validated_step = self.step
         self.log.validation(self.step, result)
         reached = result.get("mean_average_precision", result["top1"])
@@ -314,7 +334,8 @@ class Run:
             "classes": self.class_names,
             "resize": self.kernel,
             "lists": {"train": self.train_records.list_hash, "val": self.val_records.list_hash},
-            "code": run_dir.revision(),
+            "code": self.revision,
+            "token": self.folder.token,
             "versions": checkpoint.versions(),
         }
         if self.ema:
@@ -325,8 +346,9 @@ class Run:
             state |= self.distill.state()
 
         def write() -> None:
-            with self.folder.saving():
-                checkpoint.save(self.folder.exp, name, state)
+            with self.folder.saving(name) as check:
+                keep_as = self.folder.token if self.folder.has_predecessor else None
+                checkpoint.save(self.folder.exp, name, state, check=check, keep_as=keep_as)
 
         self.world.on_main(write)
         self.log.flush()

@@ -18,11 +18,11 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils.faults import UserError, fail_point
+from utils.faults import UserError, fail_point, refuse_odd_file
 
 HEARTBEAT_SECONDS = 30.0
 DEAD_SECONDS = 300.0  # a heartbeat older than this counts as dead where nothing better can be known
@@ -48,6 +48,7 @@ class Held:
 
     def __init__(self, path: Path, holder: Holder) -> None:
         self.path, self.holder = path, holder
+        self.on_beat: Callable[[], object] = lambda: None  # called with every heartbeat, from its thread
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -59,9 +60,10 @@ class Held:
 
     def _beat(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
-            with contextlib.suppress(OSError):  # a hiccup of the file system; the next beat tries again
+            with contextlib.suppress(OSError, UserError):  # a hiccup of the file system; the next beat tries again
                 if _token_of(self.path) == self.holder.token:
                     os.utime(self.path)
+                    self.on_beat()
 
     def keep(self, *, put_back: bool) -> bool:
         """Is the lock ours? Asked of the file itself, not of the heartbeat's memory.
@@ -74,8 +76,8 @@ class Held:
         """
         if put_back and _token_of(self.path) is None:
             self.path.parent.mkdir(exist_ok=True)
-            with _record(self.path, self.holder) as (record, _):
-                _create(record, self.path)  # or not: somebody else was quicker
+            with record_of(self.path, self.holder) as (record, _):
+                create(record, self.path)  # or not: somebody else was quicker
         return _token_of(self.path) == self.holder.token
 
     def release(self) -> None:
@@ -83,7 +85,7 @@ class Held:
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):
             if _token_of(self.path) == self.holder.token:
                 self.path.unlink()
 
@@ -96,18 +98,18 @@ def take(path: Path) -> Held:
         OSError: the folder cannot be written.
     """
     _sweep(path)
-    me = _this_process()
+    me = this_process()
     _acquire(path, path, me)
     return Held(path, me)
 
 
 def _acquire(path: Path, lock: Path, me: Holder) -> None:
     while True:
-        with _record(path, me) as (record, now):
-            if _create(record, path):
+        with record_of(path, me) as (record, now):
+            if create(record, path):
                 return
             try:
-                holder, touched = _read(path), path.stat().st_mtime
+                holder, touched = read(path), path.stat().st_mtime
             except FileNotFoundError:  # given back meanwhile
                 continue
             if _is_alive(holder, now - touched, me):
@@ -125,8 +127,8 @@ def _acquire(path: Path, lock: Path, me: Holder) -> None:
 
 
 @contextlib.contextmanager
-def _record(path: Path, me: Holder) -> Iterator[tuple[Path, float]]:
-    """A file of our own with our record, and the time of the file server's clock."""
+def record_of(path: Path, me: Holder) -> Iterator[tuple[Path, float]]:
+    """Write a file of our own with our record; gives it, and the time of the file server's clock."""
     record = path.with_name(f"{path.name[:64]}.{uuid.uuid4().hex}.tmp")
     record.write_text(json.dumps(asdict(me)) + "\n")
     try:
@@ -135,8 +137,8 @@ def _record(path: Path, me: Holder) -> Iterator[tuple[Path, float]]:
         record.unlink(missing_ok=True)
 
 
-def _create(record: Path, path: Path) -> bool:
-    """Give the record the name `path` unless that exists."""
+def create(record: Path, path: Path) -> bool:
+    """Give the record the name `path` unless that exists; reports whether it did."""
     try:
         os.link(record, path)
     except FileExistsError:
@@ -153,8 +155,9 @@ def _create(record: Path, path: Path) -> bool:
     return True
 
 
-def _read(path: Path) -> Holder:
-    """The record of a lock; one that cannot be understood gets a token from its bytes and is judged by its age."""
+def read(path: Path) -> Holder:
+    """Read the record of a lock; one that cannot be understood gets a token from its bytes and is judged by its age."""
+    refuse_odd_file(path)
     data = path.read_bytes()
     try:
         holder = Holder(**json.loads(data))
@@ -167,19 +170,42 @@ def _read(path: Path) -> Holder:
 
 def _token_of(path: Path) -> str | None:
     try:
-        return _read(path).token
+        return read(path).token
     except FileNotFoundError:
         return None
 
 
 def _is_alive(holder: Holder, silent_seconds: float, me: Holder) -> bool:
     """By the process table on the same machine, else by squeue, else by the heartbeat."""
+    known = _is_known_alive(holder, me)
+    return silent_seconds < DEAD_SECONDS if known is None else known
+
+
+def is_certainly_dead(holder: Holder, me: Holder) -> bool:
+    """Report whether a process can never wake up again: a silent one may be frozen, or cut off from the file server."""
+    return _is_known_alive(holder, me) is False
+
+
+def _is_known_alive(holder: Holder, me: Holder) -> bool | None:
+    """What the process table or the scheduler says; None if neither can be asked."""
     if holder.pid and holder.machine and holder.machine == me.machine:
-        return _start_ticks(holder.pid) == holder.ticks
+        return _lives(holder.pid, holder.ticks)
     if holder.job and holder.job == me.job and holder.restarts != me.restarts:
         return False  # an earlier start of this very job, requeued since
-    by_scheduler = _job_lives(holder.job)
-    return silent_seconds < DEAD_SECONDS if by_scheduler is None else by_scheduler
+    return _job_lives(holder.job)
+
+
+def _lives(pid: int, ticks: int) -> bool | None:
+    now = _start_ticks(pid)
+    if now != -1:
+        return now == ticks
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return None  # another user's process, and /proc shows only our own (hidepid)
+    except (OSError, OverflowError):
+        return False
+    return False  # its unreaped rest
 
 
 def _job_lives(job: str) -> bool | None:
@@ -207,7 +233,8 @@ def _in_use(lock: Path, holder: Holder, silent_seconds: float) -> str:
     )
 
 
-def _this_process() -> Holder:
+def this_process() -> Holder:
+    """Describe this process, with a token that no other has."""
     since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
     job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
     pid = os.getpid()

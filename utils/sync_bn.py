@@ -11,7 +11,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.modules._functions import SyncBatchNorm as _NativeSyncBatchNorm
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.dist import World, collective_timeout
@@ -60,7 +59,7 @@ class GroupBatchNorm(_BatchNorm):
             return F.batch_norm(input, mean, var, self.weight, self.bias, True, 1.0, self.eps)
         group, size = self.ranks.process_group, self.ranks.size
         if input.is_cuda:
-            return _NativeSyncBatchNorm.apply(input, self.weight, self.bias, mean, var, self.eps, 1.0, group, size)
+            return _GpuGroupNorm.apply(input, self.weight, self.bias, mean, var, self.eps, group, size)
         return _CpuGroupNorm.apply(input, self.weight, self.bias, mean, var, self.eps, group)
 
     def _scratch(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
@@ -131,6 +130,71 @@ class _CpuGroupNorm(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None, None
 
 
+class _GpuGroupNorm(torch.autograd.Function):
+    """Batch norm over the rows of all ranks of a process group by torch's CUDA kernels.
+
+    `torch.nn.SyncBatchNorm` allows for ranks without rows: it selects the others by a boolean mask, for which the host
+    waits three times in each layer. Here every rank has as many rows as the others (`ShardPlan`), so nothing is
+    selected and the host never waits.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, batch_mean, batch_var, eps, group, size):  # noqa: ANN001, ANN205
+        x = _dense(x)
+        channels = x.shape[1]
+        rows = x.numel() // channels
+        if rows * size < 2:
+            raise ValueError("batch norm in training needs more than 1 value per channel in a BN group")
+        own = torch.cat(torch.batch_norm_stats(x, eps))  # (2 C,) mean and inverse standard deviation
+        means, inv_stds = _from_all_ranks(own, group, size).split(channels, 1)  # (size, C) each
+        counts = torch.full((size,), float(rows), dtype=own.dtype, device=x.device)
+        # With momentum 1 the "running" statistics become exactly this batch's mean and unbiased variance.
+        mean, inv_std = torch.batch_norm_gather_stats_with_counts(
+            x, means, inv_stds, batch_mean, batch_var, 1.0, eps, counts
+        )
+
+        ctx.save_for_backward(x, weight, mean, inv_std)
+        ctx.group, ctx.rows, ctx.size = group, rows, size
+        return torch.batch_norm_elemt(x, weight, bias, mean, inv_std, eps)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):  # noqa: ANN001, ANN205
+        x, weight, mean, inv_std = ctx.saved_tensors
+        grad = _dense(grad)
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        sum_grad, sum_grad_centred, grad_weight, grad_bias = torch.batch_norm_backward_reduce(
+            grad, x, mean, inv_std, weight, needs_x, needs_weight, needs_bias
+        )
+        grad_x = None
+        if needs_x:
+            sums = torch.cat([sum_grad, sum_grad_centred])
+            dist.all_reduce(sums, group=ctx.group)
+            sum_grad, sum_grad_centred = sums.split(len(mean))
+            counts = torch.full((ctx.size,), ctx.rows, dtype=torch.int32, device=x.device)
+            grad_x = torch.batch_norm_backward_elemt(grad, x, mean, inv_std, weight, sum_grad, sum_grad_centred, counts)
+        # Of this rank's rows; the gradients are averaged over the ranks later.
+        return grad_x, grad_weight if needs_weight else None, grad_bias if needs_bias else None, *[None] * 5
+
+
+def _dense(x: torch.Tensor) -> torch.Tensor:
+    """A tensor in a layout that the kernels take: rows of channels next to each other, or the default."""
+    layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if x.dim() in layouts and x.is_contiguous(memory_format=layouts[x.dim()]):
+        return x
+    return x.contiguous()
+
+
+def _from_all_ranks(own: torch.Tensor, group: dist.ProcessGroup, size: int) -> torch.Tensor:
+    """(n,) -> (size, n): the vectors of all ranks of a group."""
+    everyone = own.new_empty(size, len(own))
+    if dist.get_backend(group) == "gloo":
+        dist.all_gather(list(everyone.unbind()), own, group=group)
+    else:
+        dist.all_gather_into_tensor(everyone, own, group=group)
+    return everyone
+
+
 def _wide(per_channel: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
     """(C,) -> (1, C, 1, ...) with as many axes as x."""
     return per_channel.view(1, -1, *[1] * (x.dim() - 2))
@@ -179,12 +243,19 @@ def _group_ranks(shards: ShardPlan) -> _Ranks | None:
     span = min(shards.group_size, shards.world)  # a group that spans more shards than ranks is on all ranks
     if span == 1:
         return None
-    if span == shards.world:
-        assert dist.group.WORLD is not None, "join() the other ranks first"
+    assert dist.group.WORLD is not None, "join() the other ranks first"
+    on_gpus = dist.get_backend() == "nccl"
+    if span == shards.world and not on_gpus:
         return _Ranks(dist.group.WORLD, span)
+    options = None
+    if on_gpus:
+        # A communicator of its own even if it spans all ranks: in WORLD's queue the few bytes of a layer would wait
+        # behind 25 MB of gradients, and the backward pass with them.
+        options = dist.ProcessGroupNCCL.Options(is_high_priority_stream=True)
     mine = None
     for first in range(0, shards.world, span):  # every rank makes every group, in the same order
-        group = dist.new_group(list(range(first, first + span)), timeout=collective_timeout())
+        ranks = list(range(first, first + span))
+        group = dist.new_group(ranks, timeout=collective_timeout(), pg_options=options)
         if first <= shards.rank < first + span:
             mine = group
     assert isinstance(mine, dist.ProcessGroup)

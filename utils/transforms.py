@@ -1,8 +1,8 @@
 """What is done to a batch of clips on the training device: flip, colour jitter, erasing, normalising, cutting views.
 
 Nothing here draws a random number: the plans have (datasets/plan.py). All of it is the same code on CPU and GPU, and
-every clip comes out with the same bits whatever the other clips of its batch are. Hand the drawn parameters over on the
-CPU: reading them from a GPU would make the host wait for it.
+every clip comes out with the same bits whatever the other clips of its batch are. The drawn parameters stay on the CPU:
+reading them from a GPU would make the host wait for it.
 
 Axes: B clips, T frames, H, W, C = 3 channels RGB, F parameter sets per clip (1: one for the clip, T: one a frame).
 """
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils import transfer
 from utils.faults import UserError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -40,10 +41,11 @@ def augment(
 
     Args:
         clips: (B, T, H, W, C) uint8; not changed.
-        flip: (B,) bool, True mirrors left and right.
-        jitter: (B, F, 8): factors of brightness, contrast, saturation and hue, then the four operations (0..3 in that
-            sequence) in the order in which they are applied. Semantics of torchvision's ColorJitter on float images.
-        erase: (B, F, 4) integers y, x, h, w of the rectangle that is painted; h = 0 for none.
+        flip: (B,) bool on the CPU, True mirrors left and right.
+        jitter: (B, F, 8) on the CPU: factors of brightness, contrast, saturation and hue, then the four operations
+            (0..3 in that sequence) in the order in which they are applied. Semantics of torchvision's ColorJitter on
+            float images.
+        erase: (B, F, 4) integers on the CPU, y, x, h, w of the rectangle that is painted; h = 0 for none.
         mean, std: per channel, of values on 0..1.
         fill: RGB of 0..255 that erasing paints.
         dtype: of the result; float64 is computed in float64, everything else in float32.
@@ -62,7 +64,8 @@ def augment(
         out = unit.mul_(scale.view(-1, 1, 1)).add_(shift.view(-1, 1, 1)).permute(0, 1, 3, 4, 2).contiguous()
     if erase is not None:
         scale, shift = _colour(mean, std, out)
-        _paint(out, erase, torch.tensor(fill, dtype=out.dtype, device=out.device) / 255 * scale + shift)
+        colour = transfer.constant(tuple(fill), out.dtype, out.device) / 255 * scale + shift
+        _paint(out, erase, colour)
     return out.to(dtype).permute(0, 4, 1, 2, 3)  # (B, T, H, W, C) -> (B, C, T, H, W)
 
 
@@ -126,7 +129,7 @@ def mirrored_labels(labels: Tensor, flip: Tensor, classes: Tensor) -> Tensor:
         The same shape and type.
     """
     other = classes[labels] if labels.dim() == 1 else labels[:, classes]
-    chosen = flip.to(labels.device, non_blocking=True)
+    chosen = transfer.to_device(flip, labels.device)
     return torch.where(chosen if labels.dim() == 1 else chosen.unsqueeze(1), other, labels)
 
 
@@ -142,7 +145,7 @@ def cut_views(frames: Tensor, clip_rows: np.ndarray, boxes: np.ndarray, flips: n
     Returns:
         (V, T, h, w, C) uint8.
     """
-    rows = torch.as_tensor(np.asarray(clip_rows), dtype=torch.int64).to(frames.device, non_blocking=True)
+    rows = transfer.to_device(torch.as_tensor(np.asarray(clip_rows), dtype=torch.int64), frames.device)
     corners = np.asarray(boxes).tolist()
     x1, y1, x2, y2 = corners[0]
     out = frames.new_empty((rows.shape[0], rows.shape[1], y2 - y1, x2 - x1, frames.shape[3]))
@@ -160,8 +163,8 @@ def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def _colour(mean: Sequence[float], std: Sequence[float], like: Tensor) -> tuple[Tensor, Tensor]:
     """(scale, shift) per channel with (v - mean) / std = v * scale + shift."""
-    scale = torch.tensor([1 / s for s in std], dtype=like.dtype, device=like.device)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=like.dtype, device=like.device)
+    scale = transfer.constant(tuple(1 / s for s in std), like.dtype, like.device)
+    shift = transfer.constant(tuple(-m / s for m, s in zip(mean, std, strict=True)), like.dtype, like.device)
     return scale, shift
 
 
@@ -177,11 +180,12 @@ def _normalised(clips: Tensor, mean: Sequence[float], std: Sequence[float], dtyp
 
 
 def _flipped(clips: Tensor, flip: Tensor) -> Tensor:
-    rows = flip.cpu().nonzero().flatten().to(clips.device, non_blocking=True)
+    rows = flip.nonzero().flatten()
     if len(rows) == 0:
         return clips
     if len(rows) == len(clips):
         return clips.flip(3)
+    rows = transfer.to_device(rows, clips.device)
     out = clips.clone()
     out[rows] = clips[rows].flip(3)
     return out
@@ -189,7 +193,7 @@ def _flipped(clips: Tensor, flip: Tensor) -> Tensor:
 
 def _jitter(unit: Tensor, jitter: Tensor) -> None:
     """Colour jitter in place on (B, T, C, H, W) of 0..1."""
-    drawn = jitter.detach().cpu().to(torch.float64)
+    drawn = jitter.to(torch.float64)
     batch, sets, _ = drawn.shape
     frames, channels, height, width = unit.shape[1:]
     if batch != len(unit) or sets not in (1, frames):
@@ -208,11 +212,11 @@ def _jitter(unit: Tensor, jitter: Tensor) -> None:
 
 def _apply(operation: Callable[[Tensor, Tensor], None], groups: Tensor, chosen: Tensor, factors: Tensor) -> None:
     """Run an in-place operation on some of the groups: on a copy of them, or directly if it is all."""
-    factor = factors[chosen].to(groups.dtype).to(groups.device, non_blocking=True).view(-1, 1, 1, 1, 1)
+    factor = transfer.to_device(factors[chosen].to(groups.dtype), groups.device).view(-1, 1, 1, 1, 1)
     if len(chosen) == len(groups):
         operation(groups, factor)
         return
-    index = chosen.to(groups.device, non_blocking=True)
+    index = transfer.to_device(chosen, groups.device)
     part = groups[index]
     operation(part, factor)
     groups[index] = part

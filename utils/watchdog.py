@@ -145,10 +145,15 @@ class Watchdog:
 
     def phase(self, name: str, step: int | None = None, samples: Callable[[], Sequence[str]] = tuple) -> None:
         """A new phase begins; `samples` is asked for names only if it lasts."""
+        faults.fail_point(f"phase.{name}")
+        self._enter(name, step, samples)
+
+    def _enter(self, name: str, step: int | None, samples: Callable[[], Sequence[str]]) -> None:
         self._now = _Now(name, step, self._clock(), self._now.count + 1, samples)
 
     def progress(self) -> None:
         """The phase has done a part of its work: its time starts anew."""
+        faults.fail_point(f"progress.{self._now.phase}")
         self._now = self._now._replace(since=self._clock())
 
     @contextlib.contextmanager
@@ -159,7 +164,7 @@ class Watchdog:
         before = self._now
         self.phase(name, step, samples)
         yield
-        self.phase(before.phase, before.step, before.samples)
+        self._enter(before.phase, before.step, before.samples)
 
     def steps(
         self, loader: Steps, names: Callable[[Any], Sequence[str]] = lambda batches: ()

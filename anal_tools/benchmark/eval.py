@@ -61,7 +61,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
     protocol = chosen_protocol(cfg, args)
     with contextlib.ExitStack() as stack:
         world = dist.join()
-        stack.callback(dist.leave)
+        stack.push(dist.leave)
         net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), plain=args.plain)
         records = loader.records_of(cfg, "val")
         watch = Stopwatch(net, world.device)
@@ -106,7 +106,7 @@ def network(cfg: Any, args: argparse.Namespace, world: Any) -> Any:
     from utils import checkpoint
     from utils.run import model_arguments, place
 
-    has_any = any((args.exp / name).is_file() for name in (checkpoint.BEST, checkpoint.LATEST))
+    has_any = any(checkpoint.newest(args.exp, name) for name in (checkpoint.BEST, checkpoint.LATEST))
     if args.checkpoint is None and not has_any:
         return place(methods.build(**model_arguments(cfg, pretrained=False)), world.device, cfg.precision).eval()
     weights = choose_weights(args.exp, args.checkpoint)

@@ -154,6 +154,14 @@ class DaliTrainLoader(Decoding, TrainLoader):
             self._collect(self._running.popleft())
             super()._finish(step)  # what DALI refused was asked for again
             self._plan(step)
+        self._look_ahead()
+
+    def copy_ahead(self) -> None:
+        """Start to decode the steps whose clips are read."""
+        if self._steps:
+            self._look_ahead()
+
+    def _look_ahead(self) -> None:
         for answer in self._checked(self._service.ready()):
             self._take(answer)
         for following in self._steps:
@@ -161,6 +169,9 @@ class DaliTrainLoader(Decoding, TrainLoader):
                 break
             self._plan(following)
         self._start()
+
+    def _copies_from_slots(self) -> bool:
+        return False  # DALI takes the bytes out of them
 
     def _plan(self, step: _Step) -> None:
         """Put clips that came since the last call into their places, or into runs."""

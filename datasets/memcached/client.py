@@ -7,7 +7,9 @@ Rules, each of which keeps a reader at the speed of its disk at worst:
 - **Deadline.** A call takes `timeout` seconds at most, whatever the server does.
 - **Breaker.** The first failure takes a server out of use; the next one in the video's own order takes over. Only the
   fill thread asks a server whether it is back, after 0.5, 1, 2, ... 10 s: a reader never waits for a second time-out.
-- **Integrity.** A value that was not stored for its key is a miss, is counted, and is overwritten.
+- **Integrity.** A value that was not stored for its key is a miss, is counted, and is overwritten. With a secret no
+  other writer can store one (`wire.Seal`).
+- **Bytes.** An answer larger than the request can ask for is a fault of the server, like one that comes too late.
 - **Fill.** What was missing is stored by a daemon thread from a bounded queue; what does not fit is dropped. A server
   that has no room for a value of some size is not offered that size again for a minute (it runs without evictions).
 - **Guard.** A forked child makes its own connections, queue and thread; a pickled pool carries its settings only.
@@ -28,7 +30,7 @@ from typing import Any
 
 import xxhash
 
-from datasets.memcached.wire import HEADER, Connection, CorruptValue, check, pack, parse
+from datasets.memcached.wire import Connection, CorruptValue, Seal, parse
 
 QUEUE_CLIPS = 64
 QUEUE_BYTES = 64 << 20
@@ -49,12 +51,14 @@ class Settings:
         servers: "host:port" or "unix:/path"; the same texts in the same job, for they decide the routes.
         timeout: of a whole call [s]. connect_timeout: of the part of it spent connecting [s].
         secret: "user password" of servers that ask for one.
+        frame_secret: secret behind the checksum of the values; None = a checksum that finds accidents only.
     """
 
     servers: tuple[str, ...]
     timeout: float = 0.25
     connect_timeout: float = 0.1
     secret: bytes | None = None
+    frame_secret: bytes | None = dataclasses.field(default=None, repr=False)
 
 
 class Server:
@@ -133,6 +137,7 @@ class _State:
         self.bytes_in = self.bytes_out = 0  # of the queue, since the start; the first under the lock
         self.thread: threading.Thread | None = None
         self.closed = False
+        self.largest = 0  # bytes of the largest frame that came from the disk; bounds what servers may send
         self.counts: dict[str, float] = dict.fromkeys((*READ_COUNTS, *FILL_COUNTS), 0)
         self.taken: dict[str, float] = dict(self.counts)
         self.events: collections.deque[tuple[str, str]] = collections.deque(maxlen=_EVENTS_KEPT)
@@ -151,6 +156,7 @@ class MemcachedPool:
         for server in settings.servers:
             parse(server)
         self.settings = settings
+        self.seal = Seal(settings.frame_secret)
         self._now = _State(settings)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -158,6 +164,7 @@ class MemcachedPool:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.settings = state["settings"]
+        self.seal = Seal(self.settings.frame_secret)
         self._now = _State(self.settings)
 
     def _state(self) -> _State:
@@ -210,7 +217,7 @@ class MemcachedPool:
         payloads = {}
         for key, (header, payload) in found.items():
             try:
-                check(key, header, payload)
+                self.seal.check(key, header, payload)
             except CorruptValue:
                 counts["corrupt"] += 1
                 continue
@@ -225,7 +232,7 @@ class MemcachedPool:
         self, state: _State, server: Server, keys: Sequence[bytes], deadline: float
     ) -> dict[bytes, tuple[bytes, bytes]]:
         try:
-            found = server.reading.get_many(keys, deadline)
+            found = server.reading.get_many(keys, deadline, header_bytes=self.seal.header_bytes, largest=state.largest)
         except TimeoutError:
             state.counts["timeouts"] += 1
             self._failed(state, server, f"did not answer within {self.settings.timeout:g} s")
@@ -246,6 +253,7 @@ class MemcachedPool:
         """Store payloads in the background; dropped and counted when too much waits already."""
         state = self._state()
         size = sum(len(payload) for _, payload in items)
+        _note_sizes(state, items)
         if state.thread is None:
             self._start_thread(state)
         with state.queue_lock:
@@ -260,11 +268,12 @@ class MemcachedPool:
     def put(self, route: bytes, items: list[tuple[bytes, bytes]]) -> int:
         """Store payloads now, on the video's first server in use. The number of those that were stored."""
         state, stored = self._state(), 0
+        _note_sizes(state, items)
         with state.fill_lock:
             server = _first_in_use(state.servers, route)
             for key, payload in items if server is not None else ():
                 assert server is not None
-                size = len(key) + HEADER.size + len(payload)
+                size = len(key) + self.seal.header_bytes + len(payload)
                 if not server.has_room(size):
                     state.counts["fill_full"] += 1
                 elif server.up:
@@ -275,7 +284,7 @@ class MemcachedPool:
         from pymemcache.exceptions import MemcacheServerError
 
         try:
-            server.filling.set(key, pack(key, payload))
+            server.filling.set(key, self.seal.pack(key, payload))
         except MemcacheServerError:  # no room under -M, or larger than the server takes
             state.counts["fill_full"] += 1
             if server.refused(size):
@@ -354,6 +363,11 @@ class MemcachedPool:
             for server in state.servers:
                 if not server.up and time.monotonic() >= server.ask_again and not state.closed and server.probe():
                     state.events.append((server.name, "in use again"))
+
+
+def _note_sizes(state: _State, items: Sequence[tuple[bytes, bytes]]) -> None:
+    """Note how large frames are, from what the disk gave: what servers send must not raise its own limit."""
+    state.largest = max(state.largest, *(len(payload) for _, payload in items), 0)
 
 
 def _first_in_use(servers: Sequence[Server], route: bytes) -> Server | None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import xxhash
 
 from datasets.memcached.client import MemcachedPool, Settings
-from datasets.memcached.wire import read_secret
+from datasets.memcached.wire import Seal, frame_secret, read_secret
 from datasets.readers.frames import FramesReader
 from utils.faults import MediaError
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from datasets.readers.spec import ReaderSpec
     from datasets.records import Records
 
+PLAIN_SEAL = Seal()
 _AT_ONCE = 64  # frames that `warm` holds in memory
 
 
@@ -41,9 +42,10 @@ def route_of(path: str, namespace: str = "") -> bytes | None:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
-def key_of(route: bytes, name: str) -> bytes:
-    """Key of one frame: 35 bytes, whatever the path was."""
-    return b"f1:" + xxhash.xxh3_128_hexdigest(route + name.encode("utf-8", "surrogateescape")).encode()
+def key_of(route: bytes, name: str, seal: Seal = PLAIN_SEAL) -> bytes:
+    """Return the key of one frame: 35 bytes, whatever the path was."""
+    text = seal.salt + route + name.encode("utf-8", "surrogateescape")
+    return seal.key_prefix + xxhash.xxh3_128_hexdigest(text).encode()
 
 
 class MemcachedSource:
@@ -64,7 +66,7 @@ class MemcachedSource:
         if route is None:
             self.pool.count_unserved(1)
             return self.inner.read(path)
-        key = key_of(route, "")
+        key = key_of(route, "", self.pool.seal)
         found = self.pool.get(route, [key])
         if key in found:
             return found[key]
@@ -78,7 +80,7 @@ class MemcachedSource:
         if route is None:
             self.pool.count_unserved(len(names))
             return self.inner.read_many(folder, names)
-        keys = [key_of(route, name) for name in names]
+        keys = [key_of(route, name, self.pool.seal) for name in names]
         found = self.pool.get(route, keys)
         if len(found) < len(keys):
             missing = {key: name for key, name in zip(keys, names, strict=True) if key not in found}
@@ -150,7 +152,7 @@ class MemcachedReader(FramesReader):
         there = stored = size = 0
         for first in range(0, len(names), _AT_ONCE):
             some = names[first : first + _AT_ONCE]
-            keys = [key_of(route, name) for name in some]
+            keys = [key_of(route, name, self.pool.seal) for name in some]
             present = self.pool.present(route, keys)
             missing = [(name, key) for name, key, has in zip(some, keys, present, strict=True) if not has]
             there += len(some) - len(missing)
@@ -182,5 +184,6 @@ def open_pool(wanted: dict[str, Any]) -> MemcachedPool:
             timeout=wanted.get("timeout_ms", 250) / 1000,
             connect_timeout=wanted.get("connect_timeout_ms", 100) / 1000,
             secret=read_secret(secret) if secret else None,
+            frame_secret=frame_secret(secret) if secret else None,
         )
     )

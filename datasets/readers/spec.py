@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from datasets.readers.resize import Box
 
 
+#: Default of `data.missing_share`: largest share of the frames of a video that may be missing at its end.
+MISSING_SHARE = 0.05
+
+
 @dataclasses.dataclass(frozen=True)
 class ReaderSpec:
     """Which reader, and how its files are named; plain values, so that it travels to worker processes as JSON.
@@ -25,6 +29,8 @@ class ReaderSpec:
         memcached: of the reader of that name: servers, timeout_ms, connect_timeout_ms, secret_file, namespace.
         facts: a scan's facts.bin, asked before a file is probed; None = none.
         decoder: of the reader `dali`: what the bytes are for, "cpu" or "mixed" (a GPU).
+        missing_share: largest share of the frames of a video that may be missing at its end; beyond it the video is
+            bad.
     """
 
     kind: str
@@ -34,6 +40,7 @@ class ReaderSpec:
     memcached: dict[str, Any] | None = None
     facts: str | None = None
     decoder: str = "cpu"
+    missing_share: float = MISSING_SHARE
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -9,7 +9,8 @@ applied. How frames are found depends on the grade of the file's index (video_in
 - COUNTED, SCANNED: decode from the start and count.
 
 A frame that does not decode is a MediaError that says how many frames did; a decoding error never shifts the ordinals
-of other frames. A truncated file has the frames whose packets are there. After a change of resolution inside a file
+of other frames. If only the last frames are missing, and few of them, the MediaError is `EndsEarly` (ending.py). A
+truncated file has the frames whose packets are there. After a change of resolution inside a file
 frames are scaled to the size of the first one (resize.place). What a read returns depends on the file and the ordinals
 only, never on earlier reads.
 
@@ -20,14 +21,23 @@ the file that was indexed last stays open with its packets in memory (where they
 from __future__ import annotations
 
 import collections
-import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets.readers.ending import EndsEarly, is_tolerable
 from datasets.readers.resize import Box, place
-from datasets.readers.video_index import Grade, Index, Kept, index_file, open_container, packets, video_stream
+from datasets.readers.video_index import (
+    Decoding,
+    Grade,
+    Index,
+    Kept,
+    index_file,
+    open_container,
+    packets,
+    video_stream,
+)
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
@@ -78,8 +88,16 @@ class VideoReader:
             raise MediaError(self.records.path(i), f"the list starts at frame {start}, there are {facts.frames}")
         return type(facts)(frames=frames, height=facts.height, width=facts.width, fps=facts.fps)
 
+    def missing(self, i: int) -> int:
+        """Return the number of frames at the end of record i that do not decode and that `probe` leaves out."""
+        return self._index(i).missing
+
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
-        """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`."""
+        """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`.
+
+        Raises:
+            EndsEarly: the video ends a few frames before `probe` says.
+        """
         if out.shape != (len(frames), *size, 3):
             raise ValueError(f"out has shape {out.shape}, expected {(len(frames), *size, 3)}")
         shown, index = self.records.path(i), self._index(i)
@@ -118,7 +136,9 @@ class VideoReader:
         path = self.records.full_path(i)
         if path not in self._indexes:
             self._drop()
-            self._indexes[path], kept = index_file(path, self.records.path(i), keep=_KEPT_BYTES)
+            self._indexes[path], kept = index_file(
+                path, self.records.path(i), keep=_KEPT_BYTES, missing_share=self.spec.missing_share
+            )
             self._kept = (path, kept) if kept else None
             if len(self._indexes) > _OPEN_INDEXES:
                 self._indexes.popitem(last=False)
@@ -140,8 +160,43 @@ class VideoReader:
         if left:
             # A wanted stamp did not come out: only counting from the start tells which frame is which. To the end,
             # since a different number of frames means that the ordinals above were not what they seemed.
-            whole = index.grade is Grade.TIMED
-            yield from _count(path, shown, left, index.facts.frames, whole=whole)
+            if index.grade is Grade.TIMED:
+                self._check_total(i, index)
+            yield from self._count(i, left, index.facts.frames)
+
+    def _count(self, i: int, wanted: list[int], expected: int) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Decode from the start and give the wanted ordinals by counting."""
+        path, shown = self.records.full_path(i), self.records.path(i)
+        ahead, decoded = set(wanted), 0
+        with open_container(path, shown) as container:
+            decoding = Decoding(container, video_stream(container, shown), self.spec.missing_share)
+            for ordinal, frame in enumerate(decoding):
+                decoded = ordinal + 1
+                if ordinal in ahead:
+                    ahead.discard(ordinal)
+                    yield ordinal, frame
+                    if not ahead:
+                        return
+        raise self._too_few(i, decoded, expected, decoding.trouble)
+
+    def _check_total(self, i: int, index: Index) -> None:
+        """MediaError unless a full decode gives the number of frames of a TIMED index."""
+        path, shown = self.records.full_path(i), self.records.path(i)
+        with open_container(path, shown) as container:
+            decoding = Decoding(container, video_stream(container, shown), self.spec.missing_share)
+            stamps = [frame.pts for frame in decoding]
+        if len(stamps) != index.facts.frames:
+            begins = index.pts[index.positions[: len(stamps)]].tolist() == stamps
+            raise self._too_few(i, len(stamps), index.facts.frames, decoding.trouble, only_last=begins)
+
+    def _too_few(self, i: int, decoded: int, expected: int, trouble: str, *, only_last: bool = True) -> MediaError:
+        """The error for a video of which fewer frames decode than its packets promise."""
+        shown, start = self.records.path(i), int(self.records.starts[i])
+        reason = f"only {decoded} of its {expected} frames decode" + (f" ({trouble})" if trouble else "")
+        missing = expected - decoded
+        if only_last and decoded > start and missing > 0 and is_tolerable(missing, expected, self.spec.missing_share):
+            return EndsEarly(shown, reason, decoded - start, missing)
+        return MediaError(shown, reason)
 
 
 class _Colours:
@@ -168,47 +223,6 @@ class _Colours:
             reason = f"its pixel format {frame.format.name} cannot be converted ({error})"
             raise MediaError(self.shown, reason) from error
         return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
-
-
-def _count(
-    path: str, shown: str, wanted: list[int], expected: int, *, whole: bool
-) -> Iterator[tuple[int, av.VideoFrame]]:
-    """Decode from the start and give the wanted ordinals by counting; `whole`: check the total first."""
-    from av.error import FFmpegError
-
-    if whole:
-        total = sum(1 for _ in _decode_all(path, shown))
-        if total != expected:
-            raise MediaError(shown, f"only {total} of its {expected} frames decode")
-    ahead, decoded = set(wanted), 0
-    try:
-        for ordinal, frame in enumerate(_decode_all(path, shown, stop=False)):
-            decoded = ordinal + 1
-            if ordinal in ahead:
-                ahead.discard(ordinal)
-                yield ordinal, frame
-                if not ahead:
-                    return
-    except FFmpegError as error:
-        raise MediaError(shown, f"only {decoded} of its {expected} frames decode ({error.strerror})") from error
-    raise MediaError(shown, f"only {decoded} of its {expected} frames decode")
-
-
-def _decode_all(path: str, shown: str, *, stop: bool = True) -> Iterator[av.VideoFrame]:
-    """All frames of a file up to its end or, with `stop`, its first decoding error."""
-    from av.error import FFmpegError
-
-    with (
-        open_container(path, shown) as container,
-        # What container.decode does, but for the demuxer that is closed: video_index.packets says why.
-        contextlib.closing(container.demux(video_stream(container, shown))) as demuxed,  # type: ignore[type-var]
-    ):
-        try:
-            for packet in demuxed:
-                yield from packet.decode()  # type: ignore[misc]
-        except FFmpegError:
-            if not stop:
-                raise
 
 
 class _Demuxer:

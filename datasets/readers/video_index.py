@@ -4,12 +4,17 @@ The frame count of a header is never used. Three grades say how far the table ca
 
 - TIMED: every shown packet has a pts of its own and the decoder stamps its frames with them (mp4, mov, Matroska and
   WebM without anything suspicious). Ordinal i is the i-th smallest pts; readers may seek.
-- COUNTED: one packet gives one frame, but time stamps are guesses (AVI, unless every frame is a key frame). Frames are
-  found by counting from the start.
-- SCANNED: packets do not tell the number of frames (MPEG-TS and -PS, missing or repeated stamps, hidden frames, damaged
-  packets, leading pictures without reference). The file is decoded once to count; frames are found by counting.
+- COUNTED: headers tell how many frames the packets give, but time stamps are guesses (AVI, unless every frame is a key
+  frame). Frames are found by counting from the start.
+- SCANNED: packets do not tell the number of frames (MPEG-TS and -PS, missing or repeated stamps, hidden frames, packed
+  frames and placeholders, fields, damaged packets, leading pictures without reference, codecs that bitstreams.py does
+  not know). The file is decoded once to count; frames are found by counting.
 
-Encrypted files, files without a video stream and files without a decodable frame raise MediaError.
+If the last packets do not look like packets of their codec, the file is decoded once too. A video that lacks no more
+than `data.missing_share` of its frames, all at its end, has the frames that decode (ending.py).
+
+Encrypted files, files without a video stream, files without a decodable frame and files in a format that is not in
+`FORMATS` raise MediaError.
 """
 
 from __future__ import annotations
@@ -17,15 +22,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import errno
 import os
 import stat
+from collections import deque
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datasets.plan import Facts
+from datasets.readers.bitstreams import PacketCheck
+from datasets.readers.ending import is_tolerable
+from datasets.readers.spec import MISSING_SHARE
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
@@ -37,6 +47,17 @@ _COUNTED_FORMATS = {"avi"}
 #: An average rate of the header is believed when the time stamps say the same within this relative difference.
 _RATE_TOLERANCE = 0.05
 _DEFAULT_RATE = 25.0
+#: Demuxers that read one file and open no other. Playlists, concat scripts, manifests and image patterns are not among
+#: them: they name files outside of the data root. The audio formats are here to say that there is no video stream.
+FORMATS = (
+    "mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "flv", "live_flv", "asf", "asf_o", "mpegts",
+    "mpeg", "mpegvideo", "m4v", "h261", "h263", "h264", "hevc", "vc1", "av1", "obu", "ivf", "mjpeg", "ogg", "mxf",
+    "nut", "rm", "dv", "gif", "wtv", "yuv4mpegpipe", "mp3", "wav", "aac", "flac",
+)  # fmt: skip
+#: Packets at the end of a file whose headers are looked at.
+_TAIL = 4
+#: Packets of no more bytes than this hold no frame of their own [bytes].
+_PLACEHOLDER = 8
 
 
 class Grade(enum.Enum):
@@ -58,6 +79,7 @@ class Index:
         codec: name of the decoder.
         pts, dts, sizes, keys: (P,) one entry per packet in file order (pts and dts only for TIMED).
         positions: (N,) packet of each frame in presentation order (only for TIMED).
+        missing: frames at the end that do not decode and are not in `facts`.
     """
 
     facts: Facts
@@ -69,13 +91,14 @@ class Index:
     sizes: np.ndarray
     keys: np.ndarray
     positions: np.ndarray
+    missing: int = 0
 
 
 def open_container(path: str, shown: str) -> InputContainer:
-    """Open a local, regular file; MediaError otherwise.
+    """Open a local, regular file in one of `FORMATS`; MediaError otherwise.
 
-    The absolute path behind "file:" keeps names such as "-i", "http:x" or "concat:a" from being options or protocols,
-    and the white list keeps a play list that calls itself .mp4 from reaching the network.
+    The absolute path behind "file:" keeps names such as "-i", "http:x" or "concat:a" from being options or protocols.
+    The format is checked before its demuxer runs: a playlist that calls itself .mp4 opens no other file.
     """
     import av
     from av import logging
@@ -86,7 +109,8 @@ def open_container(path: str, shown: str) -> InputContainer:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise MediaError(shown, "it is not a regular file")
         url = "file:" + os.path.abspath(path)
-        return av.open(url, metadata_errors="ignore", options={"protocol_whitelist": "file"})
+        options = {"protocol_whitelist": "file", "format_whitelist": ",".join(FORMATS)}
+        return av.open(url, metadata_errors="ignore", options=options)
     except (FFmpegError, OSError, ValueError) as error:
         raise MediaError(shown, _why(path, error)) from error
 
@@ -97,6 +121,8 @@ def _why(path: str, error: Exception) -> str:
             return "the file is empty"
     except OSError as missing:
         return missing.strerror or str(missing)
+    if getattr(error, "errno", None) == errno.EINVAL:  # how FFmpeg reports a format that is not in the list
+        return "its format is not a video container that is read here (a playlist, a script, a picture, or other data)"
     return f"it cannot be opened as a video ({getattr(error, 'strerror', None) or error})"
 
 
@@ -139,27 +165,74 @@ class Kept:
     packets: list[av.Packet]
 
 
-def build_index(path: str, shown: str) -> Index:
-    """Make the index of one file.
+class Decoding:
+    """All frames of an open file, in the order in which the decoder puts them out.
+
+    Packets before the first frame that do not decode are left out: a recording may begin between two key frames. After
+    that the first packet that does not decode ends the video. If only few packets are left, the video is a shorter one,
+    and frames that the decoder still holds come out.
 
     Args:
-        path: where the file is.
-        shown: the path as the list writes it, for messages.
+        missing_share: how many packets are few.
+
+    Attributes:
+        trouble: why decoding ended early, or "".
+        left: packets with a frame that were not decoded.
     """
-    return index_file(path, shown)[0]
+
+    def __init__(self, container: InputContainer, stream: av.VideoStream, missing_share: float) -> None:
+        self.trouble = ""
+        self.left = 0
+        self._missing_share = missing_share
+        self._packets = packets(container, stream)
+        self._decoder = stream.codec_context
+
+    def __iter__(self) -> Iterator[av.VideoFrame]:
+        from av.error import FFmpegError
+
+        given, begun = 0, False
+        # An empty packet would end the decoder: `packets` leaves out the empty chunks that AVI has for dropped frames.
+        for packet in self._packets:
+            try:
+                frames = self._decoder.decode(packet)
+            except FFmpegError as error:
+                self.trouble = error.strerror or str(error)
+                if begun:
+                    self.left = 1 + sum(packet.size > _PLACEHOLDER for packet in self._packets)
+                    break
+                continue
+            given += 1
+            begun = begun or bool(frames)
+            yield from frames
+        if self.left and not is_tolerable(self.left, given + self.left, self._missing_share):
+            return
+        if begun and not self.left:
+            self.trouble = ""
+        try:
+            yield from self._decoder.decode(None)
+        except FFmpegError as error:
+            self.trouble = self.trouble or error.strerror or str(error)
 
 
-def index_file(path: str, shown: str, *, keep: int = 0) -> tuple[Index, Kept | None]:
+def build_index(path: str, shown: str, *, missing_share: float = MISSING_SHARE) -> Index:
+    """Make the index of one file; see `index_file`."""
+    return index_file(path, shown, missing_share=missing_share)[0]
+
+
+def index_file(
+    path: str, shown: str, *, keep: int = 0, missing_share: float = MISSING_SHARE
+) -> tuple[Index, Kept | None]:
     """Make the index of one file, and keep it open where its frames can be found by time.
 
     Args:
         path: where the file is.
         shown: the path as the list writes it, for messages.
         keep: most bytes of packets to keep; 0 = keep nothing and close the file.
+        missing_share: largest share of the frames that may be missing at the end.
     """
     container = open_container(path, shown)
     try:
-        index, kept = _index(container, path, shown, keep)
+        index, kept = _index(container, path, shown, keep, missing_share)
     except BaseException:
         container.close()
         raise
@@ -169,12 +242,20 @@ def index_file(path: str, shown: str, *, keep: int = 0) -> tuple[Index, Kept | N
     return index, kept
 
 
-def _index(container: InputContainer, path: str, shown: str, keep: int) -> tuple[Index, Kept | None]:
+def _index(
+    container: InputContainer, path: str, shown: str, keep: int, missing_share: float
+) -> tuple[Index, Kept | None]:
     stream = video_stream(container, shown)
-    table = _Table(stream.codec_context.codec.name)
+    context, formats = stream.codec_context, set(container.format.name.split(","))
+    check = PacketCheck(context.codec.name, context.extradata, formats)
+    table = _Table(context.codec.name)
     first_key, held, room = None, [], keep
+    tail: deque[av.Packet] = deque(maxlen=_TAIL)
     for packet in packets(container, stream):
         table.add(packet)
+        tail.append(packet)
+        if check.reads_all:
+            check.add(bytes(packet))
         if first_key is None and packet.is_keyframe:
             first_key = bytes(packet)
         room -= packet.size
@@ -184,16 +265,25 @@ def _index(container: InputContainer, path: str, shown: str, keep: int) -> tuple
             held.clear()
     if not table.pts:
         raise MediaError(shown, "it has no video data (header only, or cut off)")
-    grade = table.grade(set(container.format.name.split(",")))
+    grade = table.grade(formats)
+    if not check.countable or check.allows_fields(first_key) or (grade is Grade.TIMED and not check.one_each):
+        grade = Grade.SCANNED
     frame = _decode_one(stream, first_key)
     rate, time_base = stream.average_rate, stream.time_base
-    count, scanned_pts = int(np.count_nonzero(table.shown)), None
+    stamps, missing = table.stamps(), 0
+    count = check.frames(len(stamps))
     if grade is Grade.SCANNED or frame is None:
-        grade = Grade.SCANNED
-        count, scanned_pts, frame = _scan(path, shown)
-    assert frame is not None
-    stamps = table.stamps() if scanned_pts is None else scanned_pts
-    index = table.finish(grade, count, frame, _rate(stamps, rate, time_base))
+        whole = _decode_whole(path, shown, missing_share)
+        if not is_tolerable(whole.left, whole.count + whole.left, missing_share):
+            of = f"{whole.count} of about {whole.count + whole.left} frames"
+            raise MediaError(shown, f"only {of} decode ({whole.trouble})")
+        grade, count, frame, missing = Grade.SCANNED, whole.count, whole.first, whole.left
+        stamps = whole.stamps
+    elif not all(check.looks_whole(bytes(packet)) for packet in tail):
+        whole = _decode_whole(path, shown, missing_share)
+        if count - whole.count > 0 and is_tolerable(count - whole.count, count, missing_share):
+            grade, count, missing = Grade.SCANNED, whole.count, count - whole.count
+    index = table.finish(grade, count, frame, _rate(stamps, rate, time_base), missing)
     if grade is not Grade.TIMED or room < 0 or not keep:
         return index, None
     stream.codec_context.flush_buffers()
@@ -211,7 +301,6 @@ class _Table:
         self.keys: list[bool] = []
         self.shown: list[bool] = []
         self.damaged = False
-        self.hidden = False
 
     def add(self, packet: av.Packet) -> None:
         """Add one packet. A discarded one lies outside the edit list: it is decoded for reference, not shown."""
@@ -221,8 +310,6 @@ class _Table:
         self.keys.append(packet.is_keyframe)
         self.shown.append(not packet.is_discard)
         self.damaged |= packet.is_corrupt
-        if self.codec in _HIDES:
-            self.hidden |= _HIDES[self.codec](memoryview(packet))
 
     def stamps(self) -> list[int | None]:
         """Time stamps of the packets that are shown, in file order."""
@@ -231,7 +318,7 @@ class _Table:
     def grade(self, formats: set[str]) -> Grade:
         """Grade of the whole table, by its content only."""
         stamps = self.stamps()
-        if self.damaged or self.hidden or not self.keys[0] or not stamps:
+        if self.damaged or not self.keys[0] or not stamps:
             return Grade.SCANNED
         odd = any(p is None for p in self.pts) or len(set(stamps)) < len(stamps)
         if formats & _COUNTED_FORMATS:
@@ -241,7 +328,7 @@ class _Table:
             return Grade.SCANNED
         return Grade.TIMED
 
-    def finish(self, grade: Grade, count: int, frame: av.VideoFrame, fps: float) -> Index:
+    def finish(self, grade: Grade, count: int, frame: av.VideoFrame, fps: float, missing: int) -> Index:
         """Freeze the table."""
         timed = grade is Grade.TIMED
         rotation = round(frame.rotation / 90) % 4
@@ -259,31 +346,8 @@ class _Table:
             sizes=np.array(self.sizes, np.int64),
             keys=np.array(self.keys, bool),
             positions=shown[np.argsort(pts[shown], kind="stable")] if timed else none,
+            missing=missing,
         )
-
-
-def _vp8_hides(data: memoryview) -> bool:
-    """VP8 frame header (RFC 6386 section 9.1): bit 4 of the first byte is show_frame."""
-    return not data[0] & 0x10
-
-
-def _vp9_hides(data: memoryview) -> bool:
-    """VP9 frame header (bitstream specification section 6.2): show_existing_frame or show_frame, else hidden.
-
-    A superframe (last byte 110xxxxx, annex B) bundles hidden frames with the one that is shown.
-    """
-    if data[-1] & 0xE0 == 0xC0:
-        return False
-    bits, position = data[0], 4  # frame_marker 2 bits, profile 2 bits
-    if bits & 0x30 == 0x30:  # profile 3 has one reserved bit more
-        position = 5
-    show_existing = bits >> (7 - position) & 1
-    show_frame = bits >> (5 - position) & 1
-    return not (show_existing or show_frame)
-
-
-#: Codecs whose packets may hold a frame that is never shown.
-_HIDES: dict[str, Any] = {"vp8": _vp8_hides, "libvpx": _vp8_hides, "vp9": _vp9_hides, "libvpx-vp9": _vp9_hides}
 
 
 def _decode_one(stream: av.VideoStream, data: bytes | None) -> av.VideoFrame | None:
@@ -301,22 +365,29 @@ def _decode_one(stream: av.VideoStream, data: bytes | None) -> av.VideoFrame | N
     return decoded[0] if decoded else None
 
 
-def _scan(path: str, shown: str) -> tuple[int, list[int | None], av.VideoFrame]:
-    """Decode the file to its end or its first error: number of frames, their pts, the first frame."""
-    from av.error import FFmpegError
+@dataclasses.dataclass(frozen=True)
+class _Whole:
+    """What one decode of a whole file found; `trouble` and `left` as in `Decoding`."""
 
-    first, stamps, trouble = None, [], ""
+    count: int
+    stamps: list[int | None]
+    first: av.VideoFrame
+    trouble: str
+    left: int
+
+
+def _decode_whole(path: str, shown: str, missing_share: float) -> _Whole:
+    """Decode a file to its end, or to the first packet that does not decode."""
+    first, stamps = None, []
     with open_container(path, shown) as container:
-        stream = video_stream(container, shown)
-        try:
-            for frame in container.decode(stream):
-                first = first or frame
-                stamps.append(frame.pts)
-        except FFmpegError as error:
-            trouble = f" ({error.strerror})"
+        decoding = Decoding(container, video_stream(container, shown), missing_share)
+        for frame in decoding:
+            first = first or frame
+            stamps.append(frame.pts)
     if first is None:
+        trouble = f" ({decoding.trouble})" if decoding.trouble else ""
         raise MediaError(shown, f"no frame of it decodes{trouble}")
-    return len(stamps), stamps, first
+    return _Whole(len(stamps), stamps, first, decoding.trouble, decoding.left)
 
 
 def _rate(stamps: list[int | None], rate: Fraction | None, time_base: Fraction | None) -> float:

@@ -15,14 +15,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from methods.interop._files import read
+from methods.interop._files import content_of, read, tensors_of
 from methods.interop._implied import implied
 from methods.interop._names import Converted
-from methods.interop._unpickle import Forbidden
 from methods.slowfast import SlowFast
 from methods.tpn import TPN
 from methods.tsm import TemporalShift
 from networks.resnet3d import inflate
+from utils import checkpoint, weights_file
 from utils.faults import UserError, did_you_mean
 
 _PROJECTS = {
@@ -115,8 +115,26 @@ def load_weights(
         UserError: the file cannot be read, no family knows its names, a tensor that the model takes holds NaN or
             infinity, or (strict) something does not fit.
     """
-    path = Path(path)
-    state = read(path)
+    return load_tensors(
+        model, read(Path(path)), Path(path), family=family, strict=strict, classifier=classifier, accept=accept
+    )
+
+
+def load_tensors(
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    path: Path,
+    *,
+    family: str = "auto",
+    strict: bool = True,
+    classifier: bool | None = True,
+    accept: Collection[str] = (),
+) -> Report:
+    """Fill a model with the tensors of a published file that is read already; see `load_weights`.
+
+    Raises:
+        UserError: as `load_weights`.
+    """
     name, module = _family(state, family, path)
     result: Converted = module.to_ours(state)
     shown = implied(result.state, state, name, module.NEEDS)
@@ -145,7 +163,7 @@ def load_weights(
         implied=shown,
     )
     if strict and (report.missing or report.unexpected or problems):
-        raise _misfit(path, report, problems)
+        raise _misfit(path, report, [*_other_network(shown, model), *problems])
     check_finite(good, path)
     model.load_state_dict(good, strict=False)
     return report
@@ -167,6 +185,34 @@ def check_finite(state: Mapping[str, Any], path: str | Path) -> None:
             f"{path}: {_listed('NaN or infinity in', bad)}; the training that wrote them diverged, or the file is "
             "damaged: take an earlier checkpoint or another copy"
         )
+
+
+def network_of(model: nn.Module) -> dict[str, Any]:
+    """Return type and backbone of a model as far as its tensors show them, to compare with those of a file."""
+    shown = implied(model.state_dict(), [], "", {})
+    return {key: shown[key] for key in ("type", "backbone") if key in shown}
+
+
+def _other_network(shown: Mapping[str, Any], model: nn.Module) -> list[str]:
+    """Return a sentence if the file is of another network than the model."""
+    mine = network_of(model)
+    theirs = {key: shown[key] for key in mine if shown.get(key, mine[key]) != mine[key]}
+    if not theirs:
+        return []
+    names = [" ".join(str(value) for value in found.values()) for found in (theirs, {key: mine[key] for key in theirs})]
+    return [f"the file holds weights of {names[0]}, the model is {names[1]}"]
+
+
+def other_network(state: Mapping[str, Tensor], model: nn.Module) -> str:
+    """Return a sentence if tensors are of another network than the model; "" if not, or where they do not show it.
+
+    Args:
+        state: under our names, or those of torchvision and timm.
+        model: of `methods.build`.
+    """
+    ours = any(name.startswith("backbone.") for name in state)
+    named = state if ours else importlib.import_module(f"{__name__}.torchvision_timm").to_ours(state).state
+    return "".join(_other_network(implied(named, [], "", {}), model))
 
 
 def _misfit(path: Path, report: Report, problems: Sequence[str]) -> UserError:
@@ -202,38 +248,25 @@ def load_checkpoint(path: str | Path, arguments: Mapping[str, Any]) -> dict[str,
         UserError: the file cannot be read, or it does not fit.
     """
     import methods
-    from utils import checkpoint
 
-    path, damaged = Path(path), None
-    if path.suffix not in (".pkl", ".pdparams", ".safetensors"):
-        try:
-            state = checkpoint.load(path)
-            if isinstance(state.get("model"), Mapping) and "config" in state:
-                check_finite(checkpoint.evaluated_weights(state)[0], path)
-                return state
-        except checkpoint.CorruptCheckpoint as error:
-            damaged = error  # or only not in the format of ours
-    try:
-        state = read(path)
-    except Forbidden:
-        raise
-    except UserError as error:
-        raise (damaged or error) from error
+    path = Path(path)
+    content = content_of(path)
+    if weights_file.is_checkpoint(content):
+        check_finite(checkpoint.evaluated_weights(content)[0], path)
+        return content
+    state = tensors_of(content, path)
     if "classifier.weight" in state and all(name.startswith(_OURS) for name in state):
         check_finite(state, path)
         return {"model": state}
     model = methods.build(**{**arguments, "pretrained": False})
-    report = load_weights(model, path)
+    report = load_tensors(model, state, path)
     return {"model": model.state_dict(), "report": str(report)}
 
 
-def family_of(path: str | Path) -> str | None:
-    """The family whose names a weights file has; None for one of ours, torchvision's or timm's, and what is no such
-    file.
-    """
-    path = Path(path)
+def family_of(state: Mapping[str, Tensor]) -> str | None:
+    """Return the family whose names tensors have; None for ours, torchvision's, timm's and unknown ones."""
     try:
-        name, _ = _family(read(path), "auto", path)
+        name, _ = _family(state, "auto", Path())
     except UserError:
         return None
     return None if name == "torchvision_timm" else name

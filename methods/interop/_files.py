@@ -1,10 +1,9 @@
-"""A published weights file, whatever it is wrapped in -> {name: tensor}. Nothing in it is run."""
+"""Return the tensors of a published weights file by name, whatever they are wrapped in. Nothing in the file is run."""
 
 from __future__ import annotations
 
-import re
-import warnings
-import zipfile
+import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,81 +12,95 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.interop import _unpickle
+from methods import fetch
+from utils import weights_file
 from utils.faults import UserError
 
-_PICKLES = (".pdparams", ".pkl")
-_WRAPPERS = ("state_dict", "model_state", "model", "blobs")
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "blobs")
+_PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_LISTED = 6
+_verified: set[tuple] = set()  # published files that this process has hashed
+
+
+def content_of(path: Path) -> Any:
+    """Return the content of a weights file: verified, and of a published file its sha256 too.
+
+    Raises:
+        UserError: no such file, damaged, or it would need code to be run to read it.
+    """
+    _check_published(path)
+    return weights_file.read(path)
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a weights file; `module.` of DataParallel is taken off the names.
+    """Return the tensors of a weights file (see `tensors_of`).
 
     Raises:
-        UserError: no such file, damaged, it would need code to be run for reading, or it holds no tensors.
+        UserError: it cannot be read (see `content_of`), or holds no tensors.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        content = _safetensors(path)
-    else:
-        content = _unpickle.load(path) if path.suffix in _PICKLES else _torch_load(path)
-    for key in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
+    return tensors_of(content_of(path), path)
+
+
+def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
+    """Return the named tensors in the content of a weights file.
+
+    They may be wrapped in dicts (`state_dict`, `model` and others) and their names in prefixes of DataParallel.
+
+    Raises:
+        UserError: it holds no tensors, or such that are no weights of a network.
+    """
+    for _ in range(len(_WRAPPERS)):
+        inner = [content[key] for key in _WRAPPERS if isinstance(content, Mapping) and key in content]
+        wrapped = [value for value in inner if isinstance(value, Mapping)]
+        if not wrapped:
             break
+        content = wrapped[0]
     found = {} if not isinstance(content, Mapping) else {name: _tensor(value) for name, value in content.items()}
     state = {str(name): value for name, value in found.items() if value is not None}
     if not state:
-        raise UserError(f"{path} holds no named tensors")
+        raise UserError(
+            f"{path} holds no state dict: no named tensors, neither by themselves nor under a key "
+            f"{', '.join(map(repr, _WRAPPERS))}"
+        )
+    unreadable = [name for name in state if not name.isprintable()]
+    if unreadable:
+        raise UserError(f"{path}: names of tensors that cannot be printed, such as {unreadable[0][:100]!a}")
     unreal = [name for name, tensor in state.items() if tensor.is_complex()]
     if unreal:
-        raise UserError(f"{path}: complex numbers in {', '.join(unreal[:6])}; weights of a network are real numbers")
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
+        raise UserError(f"{path}: complex numbers in {', '.join(unreal[:_LISTED])}; a network has real weights")
+    for prefix in (*_PREFIXES, *_PREFIXES):
+        if all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
 
 
-def _torch_load(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, of files that are then refused
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  damaged bytes make torch raise almost anything
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        if not zipfile.is_zipfile(path):  # perhaps a pickle not of torch's making: arrays in plain containers
-            try:
-                content = _unpickle.load(path)
-            except _unpickle.Forbidden:
-                if not named:
-                    raise
-            except UserError:
-                pass  # what torch says is said below
-            else:
-                if isinstance(content, Mapping):
-                    return content
-        if named:
-            raise _unpickle.Forbidden(
-                f"{path} holds more than tensors and plain values: it names {named[1]}, which is never run; "
-                "the file was not loaded"
-            ) from error
-        raise UserError(f"{path} is not a whole weights file ({type(error).__name__})") from error
+def _check_published(path: Path) -> None:
+    """Compare a file of a name that `fetch` knows with the sha256 in that name, once for each state of the file.
 
-
-def _safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise UserError(f"{path}: reading it needs safetensors: pip install safetensors") from error
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+    Raises:
+        UserError: it is another file.
+    """
+    if path.name not in fetch.FILES.values() or not path.is_file():
+        return
+    status = path.stat()
+    stamp = (os.fspath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if stamp in _verified:
+        return
+    wanted = path.stem.rpartition("-")[2]
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    if not digest.hexdigest().startswith(wanted):
+        raise UserError(
+            f"{path}: its sha256 does not begin with {wanted}, as the published file's does; it is damaged or another "
+            "file. Remove it and fetch it again, or rename it if it is your own"
+        )
+    _verified.add(stamp)
 
 
 def _tensor(value: Any) -> Tensor | None:
-    """A tensor; None for what is not numbers (Paddle's table of names, strings)."""
+    """Return a tensor; None for other values, such as Paddle's table of names."""
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value)
     return value if isinstance(value, Tensor) else None

@@ -20,7 +20,7 @@ from rows import ROOT  # noqa: F401  its folder is on the path
 
 from datasets.memcached.client import MemcachedPool, Settings
 from datasets.memcached.source import MemcachedSource, key_of, route_of
-from datasets.memcached.wire import pack
+from datasets.memcached.wire import Seal
 from datasets.readers.frame_source import FilesSource
 from tests.memcached import MISSING, Server
 
@@ -117,10 +117,10 @@ class _Chaos:
             for name in rng.sample(_names(), 6):
                 key, other = key_of(route, name), key_of(route, "another")
                 payload = Path(folder, name).read_bytes()
-                good = pack(key, payload)
+                good = Seal().pack(key, payload)
                 flipped = bytearray(good)
                 flipped[rng.randrange(len(good))] ^= 1 << rng.randrange(8)
-                wrong = [bytes(flipped), good[: len(good) // 2], pack(other, payload), payload, b""][done % 5]
+                wrong = [bytes(flipped), good[: len(good) // 2], Seal().pack(other, payload), payload, b""][done % 5]
                 for server in state.servers:
                     server.filling.set(key, wrong)
                 done += 1

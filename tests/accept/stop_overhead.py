@@ -44,7 +44,7 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
             pending = None if side == "nothing" else world.sum_async(totals)
             time.sleep(seconds)
             world.sum_(gradients)
-            values = pending.wait().tolist() if pending else []
+            values = pending.read().tolist() if pending else []
             if side == "with":
                 numbers = dict(zip(NUMBERS, values, strict=True))
                 assert numbers["stop"] + numbers["save"] == 0

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import main
-from anal_tools import result_parts, results
+from anal_tools import part_file, result_parts, results
 from tests.experiment import make
 
 KEY = {"weights": "w", "list": "l"}
@@ -64,21 +64,24 @@ def test_other_weights_start_anew(exp: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert "going on" not in capsys.readouterr().out
 
 
-def part(folder: Path, name: str, samples: list[int], failed: int = 0) -> None:
-    why = np.array([""] * (len(samples) - failed) + ["torn"] * failed)
-    logits = np.zeros((len(samples) - failed, 1, 3), np.float32)
-    frames = np.zeros((len(samples) - failed, 1, 2), np.int32)
-    np.savez(folder / name, samples=np.array(samples), failed=why, logits=logits, frames=frames)
+def part(folder: Path, name: str, samples: list[int], failed: int = 0, key: dict[str, str] = KEY) -> None:
+    why = np.array([""] * (len(samples) - failed) + ["torn"] * failed, dtype=str)
+    good = len(samples) - failed
+    arrays = {"samples": np.array(samples, np.int64), "failed": why, "repaired": np.full(len(samples), "")}
+    arrays |= {"logits": np.zeros((good, 1, 3), np.float32), "frames": np.zeros((good, 1, 2), np.int32)}
+    arrays["boxes"] = np.zeros((1, 4), np.int64)
+    part_file.write(folder / name, arrays, result_parts.owner_of(key))
 
 
-def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path) -> None:
+def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "best"
     assert result_parts.earlier_parts(folder, KEY, 9) == (0, [])
-    part(folder, "part-0000-0000-000000.npz", [0, 2, 4], failed=1)
+    part(folder, "part-0000-0000-000000.npz", [0, 2, 4, 7], failed=1)  # 7 is tried again
     part(folder, "part-0000-0001-000000.npz", [1, 3])
     part(folder, "part-0000-0001-000001.npz", [5, 4])  # 4 is there already
     part(folder, "part-0000-0001-000002.npz", [9])  # the list has 0..8
     part(folder, "part-0000-0001-000003.npz", [6, 6])
+    part(folder, "part-0000-0001-000004.npz", [6], key={**KEY, "weights": "v"})  # copied from another evaluation
     whole = (folder / "part-0000-0000-000000.npz").read_bytes()
     (folder / "part-0000-0002-000000.npz").write_bytes(whole[: len(whole) // 2])
     (folder / "part-0000-0003-000000.npz").write_bytes(b"")
@@ -93,11 +96,30 @@ def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path) -> Non
     ]
     assert folder.with_suffix(".json").read_text() == "{}", "an earlier result stays until there is a new one"
     assert result_parts.earlier_parts(folder, KEY, 9)[0] == 2
-    assert result_parts.earlier_parts(folder, {**KEY, "weights": "v"}, 9) == (0, [])
+    capsys.readouterr()
+
+    other = {**KEY, "weights": "v"}
+    assert result_parts.earlier_parts(folder, other, 9) == (0, [])
+    assert "differs in weights" in capsys.readouterr().out
     assert list(folder.glob("part-*")) == []
-    part(folder, "part-0000-0000-000000.npz", [0])
+    part(folder, "part-0000-0000-000000.npz", [8], key=other)
+    start, parts = result_parts.earlier_parts(folder, KEY, 9)  # the first settings again: its scores are still there
+    assert start == 3
+    assert [list(found["samples"]) for found in parts] == [[0, 2, 4], [1, 3]]
+    start, parts = result_parts.earlier_parts(folder, other, 9)
+    assert (start, [list(found["samples"]) for found in parts]) == (1, [[8]])
+
+    part(folder, "part-0000-0000-000000.npz", [0], key=other)
     (folder / "parts.json").write_text(json.dumps({"key": 3}))
-    assert result_parts.earlier_parts(folder, KEY, 9) == (0, [])
+    assert result_parts.earlier_parts(folder, other, 9) == (0, [])
+
+
+def test_a_lower_number_of_starts_overwrites_no_part(tmp_path: Path) -> None:
+    folder = tmp_path / "best"
+    result_parts.earlier_parts(folder, KEY, 9)
+    part(folder, "part-0004-0000-000000.npz", [0])
+    (folder / "parts.json").write_text(json.dumps({"key": KEY, "starts": 1}))
+    assert result_parts.earlier_parts(folder, KEY, 9)[0] == 5
 
 
 def test_a_slow_evaluation_writes_parts_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,10 +110,13 @@ def test_results_that_are_a_file(exp: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 class Item:
-    """What `PartWriter.keep` needs of a video that could not be read."""
+    """What `PartWriter.keep` needs of a video."""
+
+    class plan:
+        frames, clip_rows, boxes = np.arange(8), np.zeros((1, 8), np.int64), np.zeros((1, 4), np.int64)
 
     def __init__(self, sample: int) -> None:
-        self.sample, self.failure = sample, "torn " * 40
+        self.sample, self.failure = sample, None
 
 
 def test_parts_that_find_no_room(tmp_path: Path) -> None:
@@ -121,8 +124,10 @@ def test_parts_that_find_no_room(tmp_path: Path) -> None:
     assert result_parts.earlier_parts(folder, {}, 60)[0] == 0
     writer = result_parts.PartWriter(folder, 0, videos_per_part=20)
     for sample in range(20):
-        writer.keep(Item(sample), None)
-    writer.rows = [{"sample": sample, "failed": "torn " * 40, "repaired": ""} for sample in range(20, 40)]
+        writer.keep(Item(sample), torch.zeros(1, 40))
+    writer.size = 21
+    for sample in range(20, 40):
+        writer.keep(Item(sample), torch.zeros(1, 40))
     with small_files(4096), pytest.raises(UserError, match=r"best: the results could not .* make room and run"):
         writer.flush()
     assert list(folder.glob("*.tmp")) == [], "what is left of a part would only take up room"

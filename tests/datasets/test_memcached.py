@@ -15,13 +15,14 @@ import pytest
 
 from datasets.memcached.client import MemcachedPool, Settings, _first_in_use, _State
 from datasets.memcached.source import MemcachedSource, key_of, route_of
-from datasets.memcached.wire import Connection, CorruptValue, check, pack, parse, read_secret, read_servers
+from datasets.memcached.wire import Connection, CorruptValue, Seal, parse, read_secret, read_servers
 from datasets.readers.frame_source import FilesSource
 from launch.memcached import can_ask_for_a_secret
 from tests.memcached import MISSING, Server, free_port, wait_for
 from utils.faults import MediaError, UserError
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
+pack, check = Seal().pack, Seal().check
 NAMES = [f"img_{number:05d}.jpg" for number in range(1, 9)]
 Start = Callable[..., Server]
 

@@ -35,6 +35,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "pretrained"
 
 
+def published(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: dict, **how: object) -> Path:
+    """Write a published file, whose name carries the first digits of its sha256."""
+    torch.save(state, folder / "new", **how)
+    file = folder / f"{name}-{checkpoint.file_hash(folder / 'new')[:8]}.pth"
+    (folder / "new").rename(file)
+    monkeypatch.setitem(fetch.FILES, name, file.name)
+    return file
+
+
 def same_backbone(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
     own = model.backbone.state_dict()
     return all(torch.equal(own[key], value) for key, value in state.items() if not key.startswith("fc."))
@@ -42,20 +51,22 @@ def same_backbone(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
 
 @pytest.mark.parametrize("method", ["tsn", "tsm"])
 @pytest.mark.parametrize("zipped", [True, False])  # published files have the older of torch's two formats
-def test_true_reads_the_published_file(folder: Path, image_weights: dict, method: str, zipped: bool) -> None:
-    torch.save(image_weights, folder / "resnet18-5c106cde.pth", _use_new_zipfile_serialization=zipped)
+def test_true_reads_the_published_file(
+    folder: Path, image_weights: dict, method: str, zipped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = published(folder, monkeypatch, "resnet18", image_weights, _use_new_zipfile_serialization=zipped)
     model = build(True, type=method)
     assert same_backbone(model, image_weights)
-    assert "resnet18-5c106cde.pth" in model.pretrained_note
+    assert file.name in model.pretrained_note
     assert "its classifier is left out" in model.pretrained_note
     assert model.classifier.out_features == 5
 
 
-def test_mobilenet_file(folder: Path) -> None:
+def test_mobilenet_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
-    torch.save(BACKBONES["mobilenetv2"](num_class=1000).state_dict(), folder / fetch.FILES["mobilenetv2"])
+    stored = BACKBONES["mobilenetv2"](num_class=1000).state_dict()
+    published(folder, monkeypatch, "mobilenetv2", stored)
     model = build(True, backbone="mobilenetv2")
-    stored = torch.load(folder / fetch.FILES["mobilenetv2"], weights_only=True)
     assert torch.equal(model.backbone.features[3].conv[2].weight, stored["features.3.conv.2.weight"])
     with pytest.raises(UserError, match=r"does not fit: another shape: backbone.features.2.conv.0.0.weight"):
         build(True, backbone="mobilenetv2", t=3)

@@ -1,8 +1,6 @@
-"""Backbones against published figures: parameters, tensors, operations, names, and torchvision where it is there."""
+"""Backbones against published figures: parameters, tensors, operations, names, and torchvision."""
 
 from __future__ import annotations
-
-import importlib
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ from torch import nn
 
 from networks import BACKBONES
 from networks.mobilenet import InvertedResidual
+from utils import vision
 
 # name: (parameters with 1000 classes, with 400, state-dict tensors, GMAC per image at 224, feature channels)
 FIGURES = {
@@ -118,12 +117,8 @@ def test_initial_weights_keep_the_scale_of_the_signal(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if not name.endswith("_vd")])
 def test_same_numbers_as_torchvision(name: str) -> None:
-    try:
-        models = importlib.import_module("torchvision.models")
-    except (ImportError, RuntimeError) as error:  # a torchvision built for CUDA raises RuntimeError beside a CPU torch
-        pytest.skip(f"torchvision cannot be imported here: {error}")
     torch.manual_seed(0)
-    theirs = getattr(models, TORCHVISION_NAMES.get(name, name))().eval()
+    theirs = getattr(vision.load("torchvision.models"), TORCHVISION_NAMES.get(name, name))().eval()
     ours = BACKBONES[name](num_class=1000).eval()
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())

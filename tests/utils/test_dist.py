@@ -41,7 +41,7 @@ def collectives(world: World) -> dict[str, object]:
         world.on_main(refuse)
     except UserError as error:
         wishes.append(f"{type(error).__name__}: {error}")
-    found = {"sum": summed, "async": handle.wait(), "sent": sent, "rank": world.rank, "main": world.is_main}
+    found = {"sum": summed, "async": handle.read(), "sent": sent, "rank": world.rank, "main": world.is_main}
     return {**found, "wishes": wishes, "ran": ran}
 
 
@@ -68,7 +68,7 @@ def freezes(world: World) -> None:
     if world.rank == 1:
         os.kill(os.getpid(), signal.SIGSTOP)
     try:
-        world.sum_async(torch.zeros(3)).wait()
+        world.sum_async(torch.zeros(3)).read()
     except dist.LostRank as error:
         print(error, file=sys.stderr)
         dist.leave()
@@ -101,7 +101,7 @@ def test_a_single_process_is_a_world_of_one(clean_env: pytest.MonkeyPatch) -> No
     assert world == World(0, 1, 0, torch.device("cpu"), None)
     tensor = torch.arange(3.0)
     assert world.sum_(tensor) is tensor
-    assert world.sum_async(tensor).wait() is tensor
+    assert world.sum_async(tensor).read() is tensor
     assert world.broadcast_(tensor) is tensor
     world.barrier()
     dist.leave()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 import main
 from tests.experiment import few_videos, make
+from tests.odd import KINDS, put_something_odd
 from tests.ranks import ROOT
 from utils import faults
 from utils.faults import AgreedError, LostRank, UserError
@@ -34,6 +37,9 @@ def failing(error: BaseException):
         (LostRank("rank 0 lost contact"), 1, "error: rank 0 lost contact"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device; make room"),
+        (OSError(errno.EIO, "Input/output error"), 2, "error: Input/output error; the disk or the file server failed"),
+        (OSError(errno.ESTALE, "Stale", "/nfs/a"), 2, "error: /nfs/a: Stale; the file server has forgotten this file"),
+        (TimeoutError(errno.ETIMEDOUT, "Timed out"), 2, "error: Timed out; a file server or another machine did not"),
         (OSError(errno.EACCES, "Permission denied", b"/a\xff"), 2, "error: /a\\udcff: Permission denied"),
     ],
 )
@@ -43,11 +49,36 @@ def test_one_sentence(error: BaseException, code: int, said: str, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.EACCES, "no file named"), OSError(errno.EIO, "Input", "/a"), KeyError()]
+    "error", [OSError(errno.EACCES, "no file named"), OSError(errno.EBADF, "Bad", "/a"), KeyError()]
 )
 def test_a_bug_shows_its_trace(error: Exception) -> None:
     with pytest.raises(type(error)):
         faults.call(failing(error))
+
+
+@pytest.mark.parametrize("action", ["stop", "term", "int", "kill", None])
+def test_a_fail_point_sends_its_signal_at_the_count(action: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    monkeypatch.setattr(faults.os, "kill", lambda pid, number: sent.append(number))
+    monkeypatch.setattr(faults, "_arrivals", Counter())
+    monkeypatch.setenv("ZOETROPE_FAILPOINT", "here:0:2" + (f":{action}" if action else ""))
+    faults.fail_point("elsewhere")
+    faults.fail_point("here")
+    assert sent == []
+    faults.fail_point("here")
+    faults.fail_point("here")
+    assert [signal.Signals(number).name for number in sent] == [f"SIG{(action or 'kill').upper()}"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_file_is_named_without_opening_it(kind: str, tmp_path: Path) -> None:
+    assert faults.kind_of_file(tmp_path / "absent") is None
+    (tmp_path / "file").touch()
+    assert faults.kind_of_file(tmp_path / "file") is None
+    faults.refuse_odd_file(tmp_path / "file")
+    odd = put_something_odd(tmp_path / "odd", kind)
+    with pytest.raises(UserError, match=r"odd: a (named pipe|socket|device|folder) is where a file should be"):
+        faults.refuse_odd_file(odd)
 
 
 def test_another_rank_speaks_for_itself_unless_all_agreed(
@@ -129,3 +160,36 @@ def test_what_ended_a_run_stands_in_its_log(tmp_path: Path, motion_videos: Path)
     assert main.main(["train", str(exp), *words]) == 2
     lines = (exp / "log.txt").read_text().splitlines()
     assert sum("error: the loss of iteration" in line for line in lines) == 1
+
+
+FAILING = """
+import subprocess, sys, time
+from pathlib import Path
+from utils import faults, watchdog
+reader = subprocess.Popen(["sleep", "60"]) if sys.argv[1] == "reader" else None
+watch = watchdog.Watchdog(Path("."), seconds=60)
+for step in range(3):
+    watch.phase("optimiser step", step)
+    with watch.during("validation"):
+        watch.progress()
+    print(step, flush=True)
+print("reader", reader.wait(timeout=10) if reader else None)
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "action", "code", "printed"),
+    [
+        ("phase.optimiser step", "kill", -signal.SIGKILL, ["0"]),
+        ("phase.validation", "usr2", -signal.SIGUSR2, ["0"]),
+        ("progress.validation", "term", -signal.SIGTERM, ["0"]),
+        ("phase.optimiser step", "reader", 0, ["0", "1", "2", f"reader {-signal.SIGKILL}"]),
+    ],
+)
+def test_fail_points_of_the_phases(point: str, action: str, code: int, printed: list[str], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    env = {"PYTHONPATH": str(ROOT), "ZOETROPE_FAILPOINT": f"{point}:0:2:{action}", "ZOETROPE_FAILPOINT_LOG": str(log)}
+    argv = [sys.executable, "-c", FAILING, action]
+    done = subprocess.run(argv, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split("\n")[:-1]) == (code, printed), done.stderr
+    assert log.read_text() == f"{point}:0:2:{action}\n"

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +14,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.odd import put_something_odd
+from utils.faults import UserError
 from utils.log import Meter, RunLog, format_line, format_validation, parse_log, read_scalars
 
 STAMP = r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\]"
@@ -151,3 +155,113 @@ def test_header_names_what_runs(tmp_path: Path, repo_root: Path) -> None:
     assert "overrides: common.seed=3" in text
     written = json.loads(text.splitlines()[-1].split(" config: ", 1)[1])
     assert written == json.loads(json.dumps(config.to_dict(cfg)))
+
+
+def test_a_log_that_was_deleted_begins_again(tmp_path: Path) -> None:
+    with RunLog(tmp_path, True, 0, echo=False) as log:
+        log.line("one")
+        (tmp_path / "log.txt").unlink()
+        log.line("two")
+        (tmp_path / "log.txt").write_text("another file\n")
+        log.line("three")
+        (tmp_path / "log.txt").unlink()
+        log.line("four")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert "log.txt was removed or replaced: it begins again here" in lines[0]
+    assert lines[1].endswith("] four")
+
+
+def test_curves_that_were_deleted_begin_again(tmp_path: Path) -> None:
+    with RunLog(tmp_path, True, 0, echo=False) as log:
+        log.scalars(1, {"a": 1.0})
+        shutil.rmtree(tmp_path / "events")
+        log.scalars(2, {"a": 2.0})
+    assert read_scalars(tmp_path / "events/scalars.jsonl") == {"a": [(2, 2.0)]}
+    board = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [(point.step, point.value) for point in board.Scalars("a")] == [(2, 2.0)]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOSPC])
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "fstat"])
+def test_a_failing_disk_is_remarked_once_and_the_log_comes_back(
+    call: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunLog(tmp_path, True, 0, echo=False) as log:
+        log.line("before")
+        log.scalars(1, {"a": 1.0})
+        if call == "open":
+            shutil.rmtree(tmp_path / "events")
+            (tmp_path / "log.txt").unlink()
+        with monkeypatch.context() as patch:
+            plain = getattr(os, call)
+
+            def failing(*arguments: object, **keywords: object) -> object:
+                if call == "open" and str(tmp_path) not in str(arguments[0]):
+                    return plain(*arguments, **keywords)
+                raise OSError(number, os.strerror(number))
+
+            patch.setattr(os, call, failing)
+            for step in (2, 3):
+                log.line("lost, unless only the sync fails")
+                log.scalars(step, {"a": float(step)})
+                log.flush()
+        log.line("after")
+        log.scalars(4, {"a": 4.0})
+    text = (tmp_path / "log.txt").read_text()
+    assert text.endswith("] after\n")
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1
+    assert re.match(rf"warning: .*log\.txt: {os.strerror(number)}; the run continues without it", warnings[0])
+    assert read_scalars(tmp_path / "events/scalars.jsonl")["a"][-1] == (4, 4.0)
+    board = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert board.Scalars("a")[-1].step == 4
+
+
+def test_a_full_disk_tears_a_record_and_its_rest_does_not_follow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunLog(tmp_path, True, 0, echo=False) as log:
+        plain, calls = os.write, []
+
+        def short(descriptor: int, data: bytes) -> int:
+            calls.append(len(data))
+            if len(calls) % 2 == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return plain(descriptor, data[: len(data) // 2])
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", short)
+            log.scalars(1, {"a": 1.0})
+        log.scalars(2, {"a": 2.0})
+        log.line("after")
+    assert read_scalars(tmp_path / "events/scalars.jsonl") == {"a": [(2, 2.0)]}
+    board = EventAccumulator(str(tmp_path / "events")).Reload()
+    assert [point.step for point in board.Scalars("a")] == [2]
+    assert "curves: " in (tmp_path / "log.txt").read_text()
+
+
+def test_a_journal_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").symlink_to("/dev/full")
+    with RunLog(tmp_path, True, None, echo=False) as log:
+        with pytest.raises(UserError, match="a device is where a file should be"):
+            log.journal("rows.jsonl", {"a": 1})
+        (tmp_path / "rows.jsonl").unlink()
+        (tmp_path / "rows.jsonl").mkdir()
+        with pytest.raises(UserError, match="a folder is where a file should be"):
+            log.journal("rows.jsonl", {"a": 1})
+
+
+@pytest.mark.parametrize("kind", ["fifo", "socket", "device"])
+def test_what_is_no_file_is_refused_unopened(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = put_something_odd(tmp_path / "odd", kind)
+    (tmp_path / "log.txt").symlink_to(odd)
+    with pytest.raises(UserError, match=r"log\.txt: a (named pipe|socket|device) is where a file should be"):
+        RunLog(tmp_path, True, 0)
+    (tmp_path / "log.txt").unlink()
+    with RunLog(tmp_path, True, 0, echo=False) as log:
+        (tmp_path / "log.txt").unlink()
+        (tmp_path / "log.txt").symlink_to(odd)
+        log.line("not there")
+        log.line("nor this")
+    assert capsys.readouterr().err.count("is where a file should be: move it away; the run continues") == 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import transforms
+from utils import transforms, vision
 from utils.faults import UserError
 from utils.transforms import FILL, IMAGENET_MEAN, IMAGENET_STD, augment, cut_views, normalise
 
@@ -111,7 +111,7 @@ def test_one_operation_at_a_time(number: int) -> None:
 
 
 def test_against_torchvision() -> None:
-    functional = pytest.importorskip("torchvision.transforms.functional", reason="torchvision is an optional extra")
+    functional = vision.load("torchvision.transforms.functional")
     clips, jitter = random_clips(7), random_jitter(1)
     tools = (
         functional.adjust_brightness,

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+MOST_DIGITS = 20  # of a frame number
+MOST_SERVERS = 5_000
+MOST_JITTER = 100
+MOST_NAME_BYTES = 255
 
-def key(meaning: str, *, default: Any = ..., free: bool = False, **limits: Any) -> Any:
-    """One config key: required unless it has a default; `free` keys may change on resume."""
-    return Field(default, description=meaning, json_schema_extra={"free": free}, **limits)
+
+def key(meaning: str, *, default: Any = ..., free: bool = False, why: str = "", **limits: Any) -> Any:
+    """Declare one config key.
+
+    Args:
+        meaning: one line with the unit, for the documentation.
+        default: the key is required without one.
+        free: the key may change on resume.
+        why: the reason for the upper limit, for the message about a number above it.
+        limits: ge, gt, le, lt of a number.
+    """
+    return Field(default, description=meaning, json_schema_extra={"free": free, "why": why}, **limits)
 
 
 def section(meaning: str, *, default: Any = ...) -> Any:
@@ -53,8 +67,15 @@ def auto_or_base(value: Any) -> Any:
 
 def frame_template(value: str) -> str:
     """The word auto, or a file name with one number."""
-    if value != "auto" and not re.fullmatch(r"[^{}]*\{(:0?\d+d?)?\}[^{}]*", value):
+    if value == "auto":
+        return value
+    if not re.fullmatch(r"[^{}]*\{(:0?\d+d?)?\}[^{}]*", value, re.ASCII):
         raise ValueError("must be auto or a file name with one frame number, like {:06d}.jpg or img_{:05d}.jpg")
+    width = re.search(r"\{:0?(\d+)", value)
+    if width and (len(width[1]) > 2 or int(width[1]) > MOST_DIGITS):
+        raise ValueError(f"a frame number has at most {MOST_DIGITS} digits, like {{:06d}}.jpg")
+    if value.startswith("/") or ".." in value.split("/"):
+        raise ValueError("names a file below the folder of its video: no leading / and no ..")
     return value
 
 
@@ -62,21 +83,27 @@ def server_list(value: tuple[str, ...] | str) -> tuple[str, ...] | str:
     """The word auto or the path of a file, or addresses host:port and unix:/path."""
     if not value:
         raise ValueError("must be auto, a file, or at least one server")
+    if isinstance(value, tuple) and len(value) > MOST_SERVERS:
+        raise ValueError(f"must hold at most {MOST_SERVERS:,} servers, not {len(value):,}")
     for server in value if isinstance(value, tuple) else ():
-        if not re.fullmatch(r"unix:/.+|[^\s/]+:\d{1,5}", server):
+        host_and_port = re.fullmatch(r"[^\s/]+:(\d{1,5})", server, re.ASCII)
+        if not (re.fullmatch(r"unix:/.+", server) or (host_and_port and 0 < int(host_and_port[1]) < 65536)):
             raise ValueError(f"{server!r} is no server: write host:port (10.0.0.5:11211) or unix:/path")
     return value
 
 
 def within(low: float, high: float) -> AfterValidator:
-    """Each number of a sequence lies in [low, high]."""
+    """Check that a number, or each number of a sequence, lies in [low, high]; None is off and passes."""
 
-    def check(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-        wrong = [value for value in values or () if not low <= value <= high]
+    def check(values: Any) -> Any:
+        each = values if isinstance(values, tuple) else () if values is None else (values,)
+        wrong = [value for value in each if not low <= value <= high]
         if wrong:
-            raise ValueError(f"each number must lie between {low:g} and {high:g}, {wrong[0]:g} does not")
+            which = "each number must" if isinstance(values, tuple) else "must"
+            raise ValueError(f"{which} lie between {low:g} and {high:g}, {wrong[0]:g} does not")
         return values
 
+    check.limits = (low, high)  # type: ignore[attr-defined]  for the documentation
     return AfterValidator(check)
 
 
@@ -89,8 +116,10 @@ def ascending(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
 
 def jitter(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     """Strengths of `colorjitter`."""
-    if values and (min(values) < 0 or values[3] > 0.5):
-        raise ValueError("strengths must not be negative, and the hue (the fourth) must be at most 0.5")
+    if values and (min(values) < 0 or values[3] > 0.5 or max(values) > MOST_JITTER):
+        raise ValueError(
+            f"strengths must lie between 0 and {MOST_JITTER}, and the hue (the fourth) must be at most 0.5"
+        )
     return values
 
 
@@ -98,15 +127,10 @@ def erasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     """The four numbers of `random_erasing`."""
     if values:
         probability, small, large, aspect = values
-        if not (0 <= probability <= 1 and 0 < small <= large <= 1 and 0 < aspect <= 1):
-            raise ValueError("[p, sl, sh, r1] needs 0 <= p <= 1, 0 < sl <= sh <= 1 and 0 < r1 <= 1")
-    return values
-
-
-def positive(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """Each number above 0."""
-    if values and min(values) <= 0:
-        raise ValueError(f"each number must be greater than 0, {min(values):g} is not")
+        if not (0 <= probability <= 1 and 1e-4 <= small <= large <= 1 and 0.01 <= aspect <= 1):
+            raise ValueError(
+                "[p, sl, sh, r1] needs 0 <= p <= 1, 0 < sl <= sh <= 1 and 0 < r1 <= 1 (sl >= 0.0001, r1 >= 0.01)"
+            )
     return values
 
 
@@ -115,9 +139,9 @@ def class_pairs(pairs: tuple[tuple[int | str, ...], ...] | None) -> tuple[tuple[
     named = [name for pair in pairs or () for name in pair]
     if any(isinstance(name, bool) or name in ("", None) for name in named):
         raise ValueError("a class is a number or a name")
-    twice = [name for place, name in enumerate(named) if name in named[:place]]
-    if twice:
-        raise ValueError(f"each class has one mirror image, but {twice[0]} stands in two places")
+    twice = next((name for name, count in Counter(named).items() if count > 1), None)
+    if twice is not None:
+        raise ValueError(f"each class has one mirror image, but {twice} stands in two places")
     return pairs
 
 
@@ -128,7 +152,27 @@ def increasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return values
 
 
-ClassPair = Annotated[tuple[Annotated[int, Field(ge=0)] | str, ...], Field(min_length=2, max_length=2)]
+def printable(value: str) -> str:
+    """A text without control characters and without halves of surrogate pairs: it can be printed, and name a file."""
+    if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in value):
+        raise ValueError("must not hold control characters or halves of surrogate pairs")
+    return value
+
+
+def path_text(value: str) -> str:
+    """A text that can be the path of a file."""
+    longest = max(len(part.encode()) for part in value.split("/"))
+    if longest > MOST_NAME_BYTES:
+        raise ValueError(f"names a file of {longest} bytes; file systems take at most {MOST_NAME_BYTES}")
+    return value
+
+
+ShortText = Annotated[str, Field(max_length=1000), AfterValidator(printable)]
+LongText = Annotated[str, Field(max_length=10_000)]
+PathText = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(printable), AfterValidator(path_text)]
+ClassPair = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=1_000_000)] | ShortText, ...], Field(min_length=2, max_length=2)
+]
 Switchable = Literal[False] | None
 Numbers = tuple[float, ...]
 Two = Annotated[Numbers, Field(min_length=2, max_length=2)]
@@ -143,9 +187,9 @@ OffOrDecay = Annotated[
     Annotated[float, Field(gt=0, lt=1)] | None,
     BeforeValidator(off_is_none, json_schema_input_type=Annotated[float, Field(ge=0, lt=1)] | Switchable),
 ]
-Steps = Annotated[int, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-Length = Annotated[float, Field(gt=0)]
+Steps = Annotated[int, Field(ge=0, le=10**9)]  # iterations, clips: a number of 32 bits
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Length = Annotated[float, Field(gt=0, le=1e6)]  # epochs
 
 
 class Strict(BaseModel):

@@ -8,6 +8,8 @@ from typing import Any
 from utils.config.schema import Config, is_free, leaves
 from utils.faults import UserError
 
+MOST_ITERATIONS = 10**9
+
 
 def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
     """Turn lengths given in epochs into iterations; needs the list and the number of ranks, so `load` cannot do it.
@@ -47,6 +49,10 @@ def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
 
 def _check(max_iter: int, warmup_steps: int, lr_steps: tuple[int, ...], videos: int, global_batch: int) -> None:
     size = f"with {videos} videos and a global batch of {global_batch}"
+    if max_iter > MOST_ITERATIONS:
+        raise UserError(
+            f"common.lr_scheduler.max_epoch: {size} the run has {max_iter:,} iterations; at most {MOST_ITERATIONS:,}"
+        )
     if warmup_steps >= max_iter:
         raise UserError(
             f"common.lr_scheduler: {size} the warm-up takes {warmup_steps} of {max_iter} iterations; shorten it"

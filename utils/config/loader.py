@@ -21,6 +21,7 @@ from utils.faults import UserError, did_you_mean
 FILE = "config.yaml"
 ROOT_KEY = "common"
 _KWARGS = ("model", "kwargs")
+_LONGEST_NAME = 200  # of a key in a message
 
 Keys = tuple[Any, ...]  # ("model", "type"): without the root key
 
@@ -87,7 +88,8 @@ class _Draft:
         while place and place not in self.where:
             place = place[:-1]
         where = self.where.get(place, f"{self.file}:1")
-        self.problems.append((self.order.get(place, 0), f"{where}: {_dotted((ROOT_KEY, *keys))}: {text}"))
+        name = "a long name" if len(_dotted(keys)) > _LONGEST_NAME else _dotted(keys)
+        self.problems.append((self.order.get(place, 0), f"{where}: {ROOT_KEY}.{name}: {text}"))
         self.in_error.add(_dotted(keys))
 
     def report(self) -> str:
@@ -155,6 +157,10 @@ class _Draft:
         for name in sections():
             if name and self.raw.get(name, ...) is None:
                 self.raw[name] = {}  # `augmentation:` with nothing under it
+        for outer, inner in (("data", "memcached"), _KWARGS):
+            section = self.raw.get(outer)
+            if isinstance(section, dict) and section.get(inner, ...) is None:
+                section[inner] = {}
         config = self._against_schema(Config, self.raw, ())
         values = self._values(config)
         kwargs = self._model_options(values)
@@ -207,7 +213,7 @@ class _Draft:
             if name in batch_norm:
                 continue
             if name in known:
-                wrong = model_options.mismatch(value, known[name].annotation)
+                wrong = model_options.mismatch(value, known[name].annotation) or model_options.excess(value)
             else:
                 near = did_you_mean(str(name), [*known, *BatchNorm.model_fields])
                 unknown = {"model.type", "model.backbone"} & self.in_error
@@ -263,11 +269,26 @@ def _dotted(keys: Iterable[Any]) -> str:
 
 
 def _known_part(keys: Keys, prefix: Keys) -> Keys:
-    """The part of an error's location that names a key: pydantic adds list positions and names of types."""
+    """Return the part of an error's location that names a key: pydantic adds list positions and names of types."""
     if prefix:
         return keys[: len(prefix) + 1]
-    named = [name for name in sections() if name]
-    return keys[:2] if keys[0] in named else keys[:1]
+    section, depth = Config, 0
+    for name in keys:
+        depth += 1
+        inner = section.model_fields[name].annotation if name in section.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            break
+        section = inner
+    return keys[:depth]
+
+
+def _section_of(keys: Keys) -> type[BaseModel]:
+    """Return the section in which the last of `keys` stands, or would stand."""
+    section: type[BaseModel] = Config
+    for name in keys[:-1]:
+        inner = section.model_fields[name].annotation if name in section.model_fields else None
+        section = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else Config
+    return section
 
 
 def _in_words(error: Mapping[str, Any], keys: Keys) -> str:
@@ -288,12 +309,16 @@ def _in_words(error: Mapping[str, Any], keys: Keys) -> str:
         return f"{context['error']}" + ("" if "must be true" not in str(context["error"]) else f", not {shown}")
     if kind in ("too_short", "too_long"):
         wanted = context.get("min_length", context.get("max_length"))
-        return f"must hold {wanted} numbers, not {context['actual_length']}"
+        most = "at most " if wanted > _FIXED_LENGTH else ""
+        return f"must hold {most}{wanted} numbers, not {context['actual_length']}"
+    if kind == "string_too_long":
+        return f"must have at most {context['max_length']} characters, not {len(value)}"
     limits = {"greater_than": ("greater than", "gt"), "greater_than_equal": ("at least", "ge")}
     limits |= {"less_than": ("less than", "lt"), "less_than_equal": ("at most", "le")}
     if kind in limits:
         word, name = limits[kind]
-        return f"{each}must be {word} {context[name]:g}, not {shown}"
+        why = _why(keys) if kind.startswith("less") else ""
+        return f"{each}must be {word} {_number(context[name])}, not {shown}{why and f': {why}'}"
     return f"{each}must be {_KINDS.get(kind, error['msg'])}, not {shown}"
 
 
@@ -303,6 +328,7 @@ _KINDS = {
     "float_type": "a number",
     "bool_type": "true or false",
     "string_type": "a text",
+    "string_unicode": "a text without halves of surrogate pairs",
     "string_too_short": "a text that is not empty",
     "tuple_type": "a list",
     "dict_type": "a section with keys of its own",
@@ -311,11 +337,26 @@ _KINDS = {
 }
 
 
+_FIXED_LENGTH = 4  # the longest list whose length is fixed
+
+
+def _number(value: float) -> str:
+    """Return a limit as a reader counts: 1,000,000 and 0.0001."""
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
+
+
+def _why(keys: Keys) -> str:
+    """Return the reason for the upper limit of a key."""
+    known = dict(leaves()) | {_dotted((*_KWARGS, name)): info for name, info in leaves(BatchNorm)}
+    extra = known[_dotted(keys)].json_schema_extra if _dotted(keys) in known else None
+    return str(extra.get("why", "")) if isinstance(extra, dict) else ""
+
+
 def _meaning(keys: Keys) -> str:
     for key, info in leaves():
         if key == _dotted(keys):
             return info.description or ""
-    held = [name for name, info in sections()[str(keys[0])].model_fields.items() if info.is_required()]
+    held = [name for name, info in _section_of((*keys, "")).model_fields.items() if info.is_required()]
     return f"the section with {', '.join(held)}"
 
 
@@ -326,8 +367,7 @@ def _nearest(keys: Keys) -> str:
     same = [key for key in known if key.rpartition(".")[2] == word]
     if same:
         return f" (did you mean {ROOT_KEY}.{same[0]}?)"
-    siblings = sections().get(str(keys[0]) if len(keys) > 1 else "", Config).model_fields
-    near = did_you_mean(word, siblings)
+    near = did_you_mean(word, _section_of(keys).model_fields)
     if near:
         return near
     names = {key.rpartition(".")[2]: key for key in known}

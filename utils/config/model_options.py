@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import ast
 import functools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+MOST, MOST_ITEMS, MOST_LETTERS = 65_536, 1000, 4000  # of one option
 GIVEN_BY_US = {"type", "backbone", "num_class", "num_segments", "dropout", "pretrained"}  # have their own config keys
 
 
@@ -89,6 +91,25 @@ def mismatch(value: Any, annotation: str) -> str | None:
     if tree is None or _fits(value, tree):
         return None
     return f"must be {_in_words(tree)}, not {shown(value)}"
+
+
+def excess(value: Any) -> str | None:
+    """Return what is wrong with the size of a value for any option, or None.
+
+    An option's own code decides what it accepts. These limits keep numbers away from it that can only end in an
+    overflow or without memory.
+    """
+    numbers = value if isinstance(value, tuple) else (value,)
+    if len(numbers) > MOST_ITEMS:
+        return f"must hold at most {MOST_ITEMS:,} values, not {len(numbers):,}"
+    for number in numbers:
+        if isinstance(number, str) and len(number) > MOST_LETTERS:
+            return f"must have at most {MOST_LETTERS:,} characters, not {len(number):,}"
+        if isinstance(number, float) and not math.isfinite(number):
+            return f"must be a finite number, not {shown(number)}"
+        if isinstance(number, (int, float)) and abs(number) > MOST:
+            return f"must lie between -{MOST:,} and {MOST:,}, not {shown(number)}: no network has so many of anything"
+    return None
 
 
 def shown(value: Any) -> str:

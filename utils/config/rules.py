@@ -7,10 +7,15 @@ that is itself in error, which drops that rule, so that all problems of a file c
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from utils.config.schema import PAIRS
+
+MOST_BATCH_BYTES = 500 * 10**9  # of the clips of one micro-batch on the device, as float32
+MOST_QUEUE_BYTES = 2 * 10**12  # of the clips that one rank reads ahead, as uint8
+MOST_RATE = 1e6
 
 Problem = tuple[str, str]  # dotted key, text
 LookUp = Callable[[str], Any]
@@ -61,6 +66,35 @@ def _crop_fits(value: LookUp) -> Iterator[Problem]:
     if value("augmentation.input_size") > value("augmentation.test_resize"):
         size, short = value("augmentation.input_size"), value("augmentation.test_resize")
         yield "augmentation.input_size", f"a crop of {size} pixels does not fit a short side (test_resize) of {short}"
+
+
+def _memory(value: LookUp) -> Iterator[Problem]:
+    """Refuse a micro-batch, and a queue of them, that no machine can hold; the parts may each be legal."""
+    frames, size = value("model.num_segments") * value("data.clip_len"), value("augmentation.input_size")
+    pixels = value("batch_size") * frames * size**2
+    product = "batch_size x num_segments x clip_len x input_size^2"
+    if 12 * pixels > MOST_BATCH_BYTES:
+        yield (
+            "batch_size",
+            f"{value('batch_size'):,} clips of {frames:,} frames of {size} x {size} pixels take {_bytes(12 * pixels)} "
+            f"as 32-bit numbers ({product} x 12 bytes), and no GPU has more than {_bytes(MOST_BATCH_BYTES)}",
+        )
+    ahead = value("data.prefetch")
+    if 3 * pixels * ahead > MOST_QUEUE_BYTES:
+        yield (
+            "data.prefetch",
+            f"{ahead:,} micro-batches read ahead take {_bytes(3 * pixels * ahead)} of memory in each rank "
+            f"({product} x 3 bytes each); at most {_bytes(MOST_QUEUE_BYTES)}",
+        )
+
+
+def _bytes(number: float) -> str:
+    """Return a number of bytes with its unit."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
+        if number < 1000 or unit == "PB":
+            break
+        number /= 1000
+    return f"{number:,.1f} {unit}"
 
 
 def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
@@ -128,6 +162,11 @@ def _steps(value: LookUp) -> Iterator[Problem]:
     elif len(given) != len(mults):
         name = next(name for name, steps in where.items() if steps is not None)
         yield "lr_scheduler.lr_mults", f"{len(mults)} factors for {len(given)} {name}; there must be one for each"
+    else:
+        peak = value("lr_scheduler.warmup_lr") or value("lr_scheduler.base_lr")
+        highest = max(itertools.accumulate((peak, *mults), operator.mul))
+        if highest > MOST_RATE:
+            yield "lr_scheduler.lr_mults", f"the factors raise the learning rate to {highest:g}; training diverges"
 
 
 def _steps_end(value: LookUp) -> Iterator[Problem]:
@@ -168,6 +207,7 @@ def _distill(value: LookUp) -> Iterator[Problem]:
 _RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
     *itertools.starmap(_pair, PAIRS),
     _crop_fits,
+    _memory,
     _mixed_pairs,
     _mirrored_labels,
     _policy,

@@ -22,10 +22,13 @@ from utils.config.kinds import (
     ClassPair,
     Count,
     Length,
+    LongText,
     Numbers,
     OffOrDecay,
     OffOrFour,
     OffOrPositive,
+    PathText,
+    ShortText,
     Steps,
     Strict,
     Switchable,
@@ -40,7 +43,6 @@ from utils.config.kinds import (
     jitter,
     key,
     off_is_zero,
-    positive,
     section,
     server_list,
     switch_or_bn,
@@ -48,18 +50,37 @@ from utils.config.kinds import (
     within,
 )
 
+# Why a number has an upper limit; a message quotes it. Limits are generous: no published recipe comes near them.
+FRAMES = "a clip of so many frames fits into no memory"
+PIXELS = "no video is larger"
+GPUS = "there is one per GPU, and no machine has so many"
+DIVERGES = "training diverges long before"
+ITERATIONS = "a thousand iterations a second would take days"
+EPOCHS = "no training sees its videos so often"
+SLOW_SERVER = "a reader would wait an hour where the disk has the frame"
+YEARS_WORD = "no run lasts so long"
+RATE = 1000.0
+HOUR_MS = 3_600_000
+YEARS = 10_000_000  # minutes
+SHORT = Field(max_length=1000)
+
 
 class Model(Strict):
     """common.model."""
 
-    type: str = key("recognition method: the name of a file in methods/")
-    backbone: str = key("2D network: the name of a builder in networks/")
-    num_segments: int = key("segments a video is cut into; one clip is taken from each", ge=1)
-    num_class: int = key("number of classes; labels run from 0 to num_class - 1", ge=2)
+    type: ShortText = key("recognition method: the name of a file in methods/")
+    backbone: ShortText = key("2D network: the name of a builder in networks/")
+    num_segments: int = key("segments a video is cut into; one clip is taken from each", ge=1, le=10_000, why=FRAMES)
+    num_class: int = key(
+        "number of classes; labels run from 0 to num_class - 1",
+        ge=2,
+        le=1_000_000,
+        why="the last layer would have billions of weights",
+    )
     dropout: float = key(
         "probability of dropping a feature before the last layer; 0 = no dropout", default=0.5, ge=0, lt=1
     )
-    pretrained: Annotated[bool | str, BeforeValidator(switch_or_text, json_schema_input_type=bool | str)] = key(
+    pretrained: Annotated[bool | PathText, BeforeValidator(switch_or_text, json_schema_input_type=bool | str)] = key(
         "starting weights: true = ImageNet file in pretrained/, false = random, or a weights file or experiment folder",
         default=False,
     )
@@ -74,7 +95,11 @@ class BatchNorm(Strict):
     """The keys of common.model.kwargs that belong to neither a method nor a backbone."""
 
     bn_group_size: int = key(
-        "neighbouring shards (first-start ranks) that share batch-norm statistics; 1 = none", default=1, ge=1
+        "neighbouring shards (first-start ranks) that share batch-norm statistics; 1 = none",
+        default=1,
+        ge=1,
+        le=100_000,
+        why=GPUS,
     )
     bn_sync_stats: bool = key("average the running statistics over all shards after every step", default=False)
     bn_var_mode: Literal["L2"] = key(
@@ -85,16 +110,30 @@ class BatchNorm(Strict):
 class Augmentation(Strict):
     """common.augmentation."""
 
-    input_size: int = key("height and width of a training clip and of an evaluation crop, pixels", default=224, ge=8)
-    test_resize: int = key("short side of a video before the evaluation crop, pixels", default=256, ge=8)
+    input_size: int = key(
+        "height and width of a training clip and of an evaluation crop, pixels",
+        default=224,
+        ge=8,
+        le=8192,
+        why=PIXELS,
+    )
+    test_resize: int = key(
+        "short side of a video before the evaluation crop, pixels", default=256, ge=8, le=8192, why=PIXELS
+    )
     crop: Literal["multi_scale", "multi_scale_random", "random_resized", "random", "short_side_jitter", "centre"] = key(
         "how the training crop is drawn; multi_scale_random = a random crop of a multi-scale crop (PP-TSM)",
         default="multi_scale",
     )
-    scales: Annotated[Numbers, Field(min_length=1), within(0.01, 1)] = key(
+    scales: Annotated[Numbers, Field(min_length=1, max_length=64), within(0.01, 1)] = key(
         "multi_scale: crop sides as shares of the short side", default=(1.0, 0.875, 0.75, 0.66)
     )
-    max_distort: int = key("multi_scale: how many entries of scales width and height may lie apart", default=1, ge=0)
+    max_distort: int = key(
+        "multi_scale: how many entries of scales width and height may lie apart",
+        default=1,
+        ge=0,
+        le=64,
+        why="scales has at most 64 entries",
+    )
     more_fix_crop: bool = key("multi_scale: 13 crop positions instead of 5", default=True)
     area: Annotated[Two, within(1e-4, 1), AfterValidator(ascending)] = key(
         "random_resized: range of the crop's share of the frame's area", default=(0.08, 1.0)
@@ -110,11 +149,11 @@ class Augmentation(Strict):
         "[p, sl, sh, r1]: probability, least and largest share of the area, least aspect; or false", default=None
     )
     random_erasing_per_frame: bool = key("draw the erased box for each frame, not once per clip", default=False)
-    mix_up: OffOrPositive = key("alpha of the Beta distribution that mixes neighbouring clips, or false", default=None)
-    mean: Annotated[Three, within(0, 1)] = key("RGB mean subtracted from pixels in 0..1", default=(0.485, 0.456, 0.406))
-    std: Annotated[Three, AfterValidator(positive)] = key(
-        "RGB standard deviation divided by", default=(0.229, 0.224, 0.225)
+    mix_up: Annotated[OffOrPositive, within(1e-3, 1000)] = key(
+        "alpha of the Beta distribution that mixes neighbouring clips, or false", default=None
     )
+    mean: Annotated[Three, within(0, 1)] = key("RGB mean subtracted from pixels in 0..1", default=(0.485, 0.456, 0.406))
+    std: Annotated[Three, within(1e-6, 1000)] = key("RGB standard deviation divided by", default=(0.229, 0.224, 0.225))
 
 
 class LrScheduler(Strict):
@@ -122,13 +161,18 @@ class LrScheduler(Strict):
 
     type: Literal["COSINE", "STEP"] = key("shape of the learning rate after the warm-up")
     base_lr: float = key(
-        "learning rate at iteration 0, where the warm-up starts (the peak if there is no warm-up)", gt=0
+        "learning rate at iteration 0, where the warm-up starts (the peak if there is no warm-up)",
+        gt=0,
+        le=RATE,
+        why=DIVERGES,
     )
-    warmup_steps: Steps | None = key("iterations of warm-up; 0 = none", default=None)
-    warmup_epochs: Annotated[float, Field(ge=0)] | None = key(
-        "warm-up in epochs, instead of warmup_steps", default=None
+    warmup_steps: Steps | None = key("iterations of warm-up; 0 = none", default=None, why=ITERATIONS)
+    warmup_epochs: Annotated[float, Field(ge=0, le=1e6)] | None = key(
+        "warm-up in epochs, instead of warmup_steps", default=None, why=EPOCHS
     )
-    warmup_lr: Length | None = key("peak learning rate, with which the cosine or the steps begin", default=None)
+    warmup_lr: Annotated[float, Field(gt=0, le=RATE)] | None = key(
+        "peak learning rate, with which the cosine or the steps begin", default=None, why=DIVERGES
+    )
     warmup_type: Literal["to_peak", "to_schedule", "factor_linear", "factor_constant", "factor_exp"] = key(
         "form of the warm-up: a line to warmup_lr, a line to the schedule's own value there (PySlowFast, PaddleVideo), "
         "or the schedule times a factor that starts at base_lr / warmup_lr (mmaction2 0.x)",
@@ -141,16 +185,16 @@ class LrScheduler(Strict):
     warmup_by: Literal["iteration", "epoch"] = key(
         "when the warm-up moves; epoch: only where an epoch begins (mmaction2 1.x)", default="iteration"
     )
-    min_lr: float = key("COSINE: learning rate at max_iter", default=0.0, ge=0)
-    max_iter: Count | None = key("length of the run in iterations (global batches)", default=None)
-    max_epoch: Length | None = key("length of the run in epochs, instead of max_iter", default=None)
-    lr_steps: Annotated[tuple[Count, ...], AfterValidator(increasing)] | None = key(
-        "STEP: iterations at which the rate changes", default=None
+    min_lr: float = key("COSINE: learning rate at max_iter", default=0.0, ge=0, le=RATE, why=DIVERGES)
+    max_iter: Count | None = key("length of the run in iterations (global batches)", default=None, why=ITERATIONS)
+    max_epoch: Length | None = key("length of the run in epochs, instead of max_iter", default=None, why=EPOCHS)
+    lr_steps: Annotated[tuple[Count, ...], SHORT, AfterValidator(increasing)] | None = key(
+        "STEP: iterations at which the rate changes", default=None, why=ITERATIONS
     )
-    lr_epochs: Annotated[tuple[Length, ...], AfterValidator(increasing)] | None = key(
-        "STEP: the same in epochs, instead of lr_steps", default=None
+    lr_epochs: Annotated[tuple[Length, ...], SHORT, AfterValidator(increasing)] | None = key(
+        "STEP: the same in epochs, instead of lr_steps", default=None, why=EPOCHS
     )
-    lr_mults: Annotated[Numbers, AfterValidator(positive)] | None = key(
+    lr_mults: Annotated[Numbers, SHORT, within(1e-6, 1e6)] | None = key(
         "STEP: factor at each of lr_steps, on the rate of the moment", default=None
     )
 
@@ -158,18 +202,34 @@ class LrScheduler(Strict):
 class Memcached(Strict):
     """common.data.memcached."""
 
-    servers: Annotated[tuple[str, ...] | str, AfterValidator(server_list)] = key(
+    servers: Annotated[tuple[ShortText, ...] | PathText, AfterValidator(server_list)] = key(
         "auto = started by the launcher, one per node; or a list of host:port and unix:/path; or a file of them",
         default="auto",
         free=True,
     )
-    timeout_ms: float = key("longest time of one call, ms; then the disk is read", default=250.0, gt=0, free=True)
-    connect_timeout_ms: float = key("the part of it that connecting may take, ms", default=100.0, gt=0, free=True)
-    secret_file: str | None = key(
-        "file with user:password, as memcached -Y takes it; auto servers have their own", default=None, free=True
+    timeout_ms: float = key(
+        "longest time of one call, ms; then the disk is read",
+        default=250.0,
+        gt=0,
+        le=HOUR_MS,
+        why=SLOW_SERVER,
+        free=True,
     )
-    namespace: str = key("part of every key; change it when frames were overwritten in place", default="", free=True)
-    megabytes: Count = key("auto: memory for frames on each node, MB", default=4096, free=True)
+    connect_timeout_ms: float = key(
+        "the part of it that connecting may take, ms", default=100.0, gt=0, le=HOUR_MS, why=SLOW_SERVER, free=True
+    )
+    secret_file: PathText | None = key(
+        "file with user:password, as memcached -Y takes it; frames then carry a keyed checksum; auto servers have "
+        "their own",
+        default=None,
+        free=True,
+    )
+    namespace: ShortText = key(
+        "part of every key; change it when frames were overwritten in place", default="", free=True
+    )
+    megabytes: Annotated[int, Field(ge=1, le=100_000_000)] = key(
+        "auto: memory for frames on each node, MB", default=4096, why="no node has 100 TB of memory", free=True
+    )
 
 
 class Data(Strict):
@@ -188,13 +248,13 @@ class Data(Strict):
     frame_base: Annotated[int | str, BeforeValidator(auto_or_base, json_schema_input_type=Literal["auto", 0, 1])] = key(
         "number of the first frame file, 0 or 1; auto = found by looking", default="auto"
     )
-    facts: str | None = key(
+    facts: PathText | None = key(
         "facts.bin of `main.py scan`: what is known of files is not looked up again; entries of files that have "
         "changed are not used",
         default=None,
         free=True,
     )
-    class_names: str | None = key(
+    class_names: PathText | None = key(
         "file with the class names; default: classInd.txt beside the training list", default=None, free=True
     )
     sampling: Literal["tsn", "tsm_dense", "mm0", "mm1", "pysf", "pp", "pp_tsm", "seed004"] = key(
@@ -209,8 +269,14 @@ class Data(Strict):
         "order of the training videos; class_balanced = each class equally often, whatever its number of videos",
         default="shuffled",
     )
-    clip_len: int = key("frames taken from each segment", default=1, ge=1)
-    frame_interval: int = key("distance of these frames, in frames of the video", default=1, ge=1)
+    clip_len: int = key("frames taken from each segment", default=1, ge=1, le=10_000, why=FRAMES)
+    frame_interval: int = key(
+        "distance of these frames, in frames of the video",
+        default=1,
+        ge=1,
+        le=100_000,
+        why="that is an hour of video between two frames",
+    )
     on_bad: Literal["error", "skip", "substitute"] = key(
         "a video that cannot be read: stop, skip it (loss weight 0), or take another one", default="skip"
     )
@@ -222,9 +288,16 @@ class Data(Strict):
         "[[left, right], ...]: pairs of classes, by number or name, that a mirrored clip exchanges", default=None
     )
     deadline_seconds: float = key(
-        "seconds a worker may spend on one video before it counts as bad", default=60.0, gt=0, free=True
+        "seconds a worker may spend on one video before it counts as bad",
+        default=60.0,
+        gt=0,
+        le=86_400,
+        why="that is a day",
+        free=True,
     )
-    prefetch: int = key("micro-batches read ahead per rank", default=2, ge=1, free=True)
+    prefetch: int = key(
+        "micro-batches read ahead per rank", default=2, ge=1, le=10_000, why="each takes memory of its own", free=True
+    )
 
 
 class Published(Strict):
@@ -234,9 +307,13 @@ class Published(Strict):
         "top-1 accuracy that others published for this recipe, per cent", default=None, free=True
     )
     top5: Annotated[float, Field(ge=0, le=100)] | None = key("their top-5 accuracy", default=None, free=True)
-    protocol: str | None = key("views of each video and list of videos behind their accuracy", default=None, free=True)
-    source: str | None = key("where they published it: project and file, or paper and table", default=None, free=True)
-    gpus: Count | None = key("GPUs that they trained on", default=None, free=True)
+    protocol: LongText | None = key(
+        "views of each video and list of videos behind their accuracy", default=None, free=True
+    )
+    source: LongText | None = key(
+        "where they published it: project and file, or paper and table", default=None, free=True
+    )
+    gpus: Count | None = key("GPUs that they trained on", default=None, why=GPUS, free=True)
 
 
 class PreciseBn(Strict):
@@ -246,31 +323,38 @@ class PreciseBn(Strict):
         "global batches of training clips over which batch-norm statistics are averaged before a validation; 0 = off",
         default=0,
         ge=0,
+        le=1_000_000,
+        why="every validation would take as long as a training",
         free=True,
     )
     every_iters: Count | None = key(
         "only at validations that fall on a multiple of so many iterations, and at the last one",
         default=None,
+        why=ITERATIONS,
         free=True,
     )
-    every_epochs: Length | None = key("the same in epochs, instead of every_iters", default=None, free=True)
+    every_epochs: Length | None = key("the same in epochs, instead of every_iters", default=None, why=EPOCHS, free=True)
 
 
 class Distill(Strict):
     """common.distill."""
 
-    teacher: str | None = key(
+    teacher: PathText | None = key(
         "experiment folder, checkpoint or weights file of the second network; none = no distillation",
         default=None,
-        min_length=1,
     )
     kind: Literal["kd", "dml"] = key(
         "kd = learn from a frozen teacher (Hinton 2015); dml = both learn from each other (Zhang 2018)", default="kd"
     )
-    temperature: Length = key("kd: divides the logits of both networks before the softmax", default=4.0)
-    weight: Length | None = key(
+    temperature: Annotated[float, Field(ge=1e-3, le=1000)] = key(
+        "kd: divides the logits of both networks before the softmax",
+        default=4.0,
+        why="both softmax outputs would be one-hot, or all equal",
+    )
+    weight: Annotated[float, Field(gt=0, le=1000)] | None = key(
         "share of the teacher in the loss for kd (default 0.5), factor of the mutual term for dml (default 1)",
         default=None,
+        why="the labels would not matter any more",
     )
 
 
@@ -283,15 +367,28 @@ class Config(Strict):
     model: Model = section("the network")
     augmentation: Augmentation = section("what happens to the pixels", default=Augmentation)
     val_dense: bool = key("validate on 10 crops (4 corners, centre, mirrored) instead of 1 centre crop", default=False)
-    workers: int = key("reading processes per rank; 0 = read in the rank, no deadlines", default=2, ge=0, free=True)
-    batch_size: int = key("clips per shard: per rank at the first start; global batch = batch_size x ranks", ge=1)
-    shards: Count | None = key(
-        "shards of a global batch; default: the number of ranks at the first start", default=None
+    workers: int = key(
+        "reading processes per rank; 0 = read in the rank, no deadlines",
+        default=2,
+        ge=0,
+        le=1024,
+        why="each is a process; as many as there are cores per rank is enough",
+        free=True,
+    )
+    batch_size: int = key(
+        "clips per shard: per rank at the first start; global batch = batch_size x ranks",
+        ge=1,
+        le=100_000,
+        why="one GPU holds all of them at once",
+    )
+    shards: Annotated[int, Field(ge=1, le=100_000)] | None = key(
+        "shards of a global batch; default: the number of ranks at the first start", default=None, why=GPUS
     )
     lr_scheduler: LrScheduler = section("learning rate and length of the run")
     reference_batch: Count | None = key(
         "global batch for which the recipe's learning rates were chosen; another one is remarked on at the start",
         default=None,
+        why="no recipe has a batch of a billion clips",
         free=True,
     )
     loss: Literal["ce", "bce"] = key(
@@ -306,27 +403,36 @@ class Config(Strict):
     )
     policy: bool = key("TSN's parameter groups with their own learning-rate and decay multipliers", default=False)
     momentum: float = key("momentum of SGD", default=0.9, ge=0, lt=1)
-    weight_decay: float = key("weight decay of SGD", default=1e-4, ge=0)
+    weight_decay: float = key(
+        "weight decay of SGD", default=1e-4, ge=0, le=100, why="it pulls every weight to 0 faster than any loss"
+    )
     nesterov: bool = key("Nesterov's form of the momentum", default=False)
     ema: OffOrDecay = key(
         "decay of a moving average of the weights, with which validation and evaluation run; or false", default=None
     )
     precise_bn: PreciseBn = section("batch-norm statistics recomputed for validation", default=PreciseBn)
     distill: Distill = section("a second network to learn from", default=Distill)
-    val_freq: Count | None = key("iterations between validations; each also saves", default=None, free=True)
-    val_freq_epochs: Length | None = key("the same in epochs, instead of val_freq", default=None, free=True)
-    print_freq: int = key(
-        "iterations between log lines, and the window of the logged averages", default=10, ge=1, free=True
+    val_freq: Count | None = key(
+        "iterations between validations; each also saves", default=None, why=ITERATIONS, free=True
     )
-    train_root: str = key("folder in front of the paths of train_source", min_length=1, free=True)
-    train_source: str = key("list of training videos, `path num_frames label` per line", min_length=1, free=True)
-    val_root: str = key("folder in front of the paths of val_source", min_length=1, free=True)
-    val_source: str = key("list of validation videos", min_length=1, free=True)
+    val_freq_epochs: Length | None = key("the same in epochs, instead of val_freq", default=None, why=EPOCHS, free=True)
+    print_freq: int = key(
+        "iterations between log lines, and the window of the logged averages",
+        default=10,
+        ge=1,
+        le=1_000_000,
+        why="the numbers of the whole window are kept in memory",
+        free=True,
+    )
+    train_root: PathText = key("folder in front of the paths of train_source", free=True)
+    train_source: PathText = key("list of training videos, `path num_frames label` per line", free=True)
+    val_root: PathText = key("folder in front of the paths of val_source", free=True)
+    val_source: PathText = key("list of validation videos", free=True)
     data: Data = section("how videos are found, sampled and read", default=Data)
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = key(
         "number format; bf16 and fp16 keep float32 weights (autocast), fp64 is for tests", default="fp32"
     )
-    clip_grad: OffOrPositive = key(
+    clip_grad: Annotated[OffOrPositive, within(1e-12, 1e12)] = key(
         "largest norm of the gradient, larger ones are scaled down; false = off", default=None
     )
     compile: bool | Literal["reduce-overhead", "max-autotune"] = key(
@@ -336,9 +442,21 @@ class Config(Strict):
         "start of all random numbers: order, augmentation, initial weights, dropout", default=0, ge=0, lt=2**63
     )
     deterministic: bool = key("only algorithms that give the same bits every time", default=False, free=True)
-    save_minutes: float = key("minutes between checkpoints, besides those of val_freq", default=10.0, gt=0, free=True)
+    save_minutes: float = key(
+        "minutes between checkpoints, besides those of val_freq",
+        default=10.0,
+        gt=0,
+        le=YEARS,
+        why=YEARS_WORD,
+        free=True,
+    )
     watchdog_minutes: float = key(
-        "minutes without progress until the run says where it hangs and stops", default=10.0, gt=0, free=True
+        "minutes without progress until the run says where it hangs and stops",
+        default=10.0,
+        gt=0,
+        le=YEARS,
+        why=YEARS_WORD,
+        free=True,
     )
 
     published: Published = section("what others have reported for this recipe", default=Published)

@@ -83,7 +83,7 @@ def json_schema() -> str:
 def _without_own_words(node: Any) -> Any:
     """Drop what only we understand (`free`) and what says nothing new (pydantic's titles of keys)."""
     if isinstance(node, dict):
-        kept = {name: _without_own_words(value) for name, value in node.items() if name != "free"}
+        kept = {name: _without_own_words(value) for name, value in node.items() if name not in ("free", "why")}
         if isinstance(kept.get("title"), str) and "description" in kept:
             del kept["title"]
         return kept
@@ -99,6 +99,7 @@ def markdown() -> str:
         "",
         "All keys stand under `common:`. A key without a default is required. `resume` says whether it may change when",
         "a run is continued: *yes* does not alter what the run means, *no* is refused (start anew with `--fresh`).",
+        "Every number has an upper limit that no known recipe comes near; a larger one is refused, with the reason.",
         "`--set common.key=value` overrides a key for one run; of two keys that say one thing, like `max_iter` and",
         "`max_epoch`, the one that is set takes the place of the other. Relative paths are looked for in the",
         "repository first, then beside the config.",
@@ -118,12 +119,38 @@ def markdown() -> str:
 
 
 def _table(fields: typing.Iterable[tuple[str, Any]]) -> Iterator[str]:
-    yield "| key | type | default | resume | meaning |"
-    yield "|---|---|---|---|---|"
+    yield "| key | type | range | default | resume | meaning |"
+    yield "|---|---|---|---|---|---|"
     for key, info in fields:
         default = "required" if info.is_required() else f"`{_value(info.get_default(call_default_factory=True))}`"
         meaning = (info.description or "").replace("|", "\\|")
-        yield f"| `{key}` | {_type(info.annotation)} | {default} | {'yes' if is_free(key) else 'no'} | {meaning} |"
+        limits, resume = _range([*info.metadata, info.annotation]), "yes" if is_free(key) else "no"
+        yield f"| `{key}` | {_type(info.annotation)} | {limits} | {default} | {resume} | {meaning} |"
+
+
+def _range(parts: Sequence[Any]) -> str:
+    """Return the limits of a number, or of each number of a list, as text; nothing where there are none.
+
+    Args:
+        parts: types, and what pydantic attaches to them.
+    """
+    found: dict[str, str] = {}
+
+    def walk(part: Any) -> None:
+        if limits := getattr(getattr(part, "func", None), "limits", None):
+            found.update(zip((">=", "<="), (f"{limit:g}" for limit in limits), strict=True))
+        for sign, name in _SIGNS.items():
+            limit = getattr(part, name, None)
+            if isinstance(limit, (int, float)):
+                found.setdefault(sign, f"{int(limit):,}" if limit == int(limit) else f"{limit:g}")
+        for inner in [*typing.get_args(part), *getattr(part, "metadata", ())]:
+            walk(inner)
+
+    for part in parts:
+        walk(part)
+    if ">=" in found:
+        found.pop(">", None)
+    return ", ".join(f"{sign} {limit}" for sign, limit in found.items())
 
 
 def _value(value: Any) -> str:
@@ -132,6 +159,7 @@ def _value(value: Any) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
+_SIGNS = {">": "gt", ">=": "ge", "<": "lt", "<=": "le"}
 _WORDS = {bool: "true, false", int: "integer", float: "number", str: "text"}
 
 

@@ -1,14 +1,15 @@
-"""Pickles of NumPy arrays in plain containers (`.pdparams` of Paddle, `.pkl` of Caffe2), read without running anything.
+"""Read pickles of NumPy arrays in plain containers (`.pdparams` of Paddle, `.pkl` of Caffe2) without running anything.
 
-A pickle is a program that may call any function it names. Here the few names that an array needs mean stand-ins of our
-own, which only take notes; every other name ends the loading. No function of NumPy is called with what the file says:
-an array is made from its dtype string, shape and bytes, after they have been checked against each other.
+A pickle is a program that may call any function it names. `opcodes` has checked it before. Then the few names that an
+array needs are bound to stand-ins that only take notes, and any other name ends the loading. The file's values reach no
+function of NumPy: an array is made from its dtype string, shape and bytes after they were checked against each other.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
@@ -16,48 +17,45 @@ from typing import Any
 
 import numpy as np
 
-from utils.faults import UserError
+from utils.weights_file import opcodes
+from utils.weights_file.flaws import DamagedWeights, Flaw, Forbidden, Unwanted
 
 _KINDS = "fiub"  # float, int, unsigned, bool
+_GROWTH = 8  # bytes of arrays for each byte of the file: arrays may share their bytes
+_SLACK = 64 << 20
+# Raised by the unpickler on damaged bytes.
+_ERRORS = (
+    EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError, RecursionError, OverflowError,
+)  # fmt: skip
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
-class Forbidden(UserError):
-    """The file names something that would have to be run or built for reading it."""
-
-
 class _Named(pickle.UnpicklingError):
-    """A name that is not one of ours."""
+    """A name without a stand-in."""
 
 
 def load(path: Path) -> Any:
-    """The file's content: dicts, lists, tuples and plain values, with NumPy arrays among them.
+    """Return the file's content: dicts, lists, tuples and plain values, with NumPy arrays among them.
 
     Raises:
         Forbidden: it names anything but arrays and plain containers.
-        UserError: it is damaged.
+        DamagedWeights: it is damaged, or its values would take many times its size.
     """
     try:
         with path.open("rb") as file:
-            return _finished(_Unpickler(file, encoding="latin1").load(), {})
-    except _Named as error:
+            size = os.fstat(file.fileno()).st_size
+            opcodes.check(file, size, names="arrays", size=size)
+            file.seek(0)
+            return _Content(size).finished(_Unpickler(file, encoding="latin1").load())
+    except (_Named, Unwanted) as error:
         raise Forbidden(
-            f"{path} holds more than NumPy arrays and plain containers: {error}, which is never run; it was not loaded"
+            f"{path} holds more than NumPy arrays and plain containers: it names {error}, which is never run; "
+            "it was not loaded"
         ) from error
-    except (pickle.UnpicklingError, _BadArray) as error:
-        raise UserError(f"{path} holds more than NumPy arrays and plain containers, or is damaged: {error}") from error
-    except (
-        EOFError,
-        ValueError,
-        IndexError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        MemoryError,
-        RecursionError,
-        OverflowError,
-    ) as error:
-        raise UserError(f"{path} is not a whole pickle of NumPy arrays ({type(error).__name__})") from error
+    except (Flaw, pickle.UnpicklingError, _BadArray) as error:
+        raise DamagedWeights(path, str(error)) from error
+    except _ERRORS as error:
+        raise DamagedWeights(path, type(error).__name__) from error
 
 
 class _BadArray(Exception):
@@ -161,23 +159,38 @@ for _package in ("numpy.core", "numpy._core"):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) not in _NAMES:
-            raise _Named(f"it names {module_name}.{global_name}")
+            raise _Named(f"{module_name}.{global_name}")
         found = _NAMES[module_name, global_name]
         # A pickle can set attributes of what it names: it gets a wrapper of its own, never our class or function.
         return functools.partial(found) if callable(found) else found
 
 
-def _finished(value: Any, done: dict[int, Any]) -> Any:
-    """The same containers with arrays in the place of the stand-ins; `done` by identity, as parts may be shared."""
-    if isinstance(value, _PLAIN):
-        return value
-    if id(value) not in done:
-        if isinstance(value, _Array | _Scalar | _Buffer):
-            done[id(value)] = value.numpy()
-        elif isinstance(value, dict):
-            done[id(value)] = {_finished(key, done): _finished(item, done) for key, item in value.items()}
-        elif isinstance(value, list | tuple):
-            done[id(value)] = type(value)([_finished(item, done) for item in value])
-        else:
-            raise _BadArray(f"a {type(value).__name__.lstrip('_')}")
-    return done[id(value)]
+class _Content:
+    """Puts arrays in the place of their stand-ins.
+
+    Args:
+        size: bytes of the file, which bounds those of the arrays.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.room = _GROWTH * size + _SLACK
+        self.done: dict[int, Any] = {}  # by identity, as parts may be shared
+
+    def finished(self, value: Any) -> Any:
+        """Return the same containers with arrays."""
+        if isinstance(value, _PLAIN):
+            return value
+        if id(value) not in self.done:
+            if isinstance(value, _Array | _Scalar | _Buffer):
+                made = value.numpy()
+                self.room -= getattr(made, "nbytes", 8)
+                if self.room < 0:
+                    raise _BadArray("arrays that take many times the size of the file")
+            elif isinstance(value, dict):  # items of dict: a pickle can give an ordered dict attributes of any name
+                made = {self.finished(key): self.finished(item) for key, item in dict.items(value)}
+            elif isinstance(value, list | tuple):
+                made = type(value)([self.finished(item) for item in value])
+            else:
+                raise _BadArray(f"a {type(value).__name__.lstrip('_')}")
+            self.done[id(value)] = made
+        return self.done[id(value)]

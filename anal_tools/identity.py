@@ -1,0 +1,227 @@
+"""Identify an evaluation: everything that decides the score of a video, so that no result mixes two of them.
+
+A stopped evaluation may resume only with the same weights, model, list, root, reader, views, number formats, device,
+libraries and code. The files of the code are not listed by hand: `source_files` follows the imports of the modules that
+read, transform and score.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from anal_tools.protocols import Protocol
+    from datasets.records import Records
+
+ROOT = Path(__file__).resolve().parents[1]
+_LIBRARIES = ("torch", "numpy", "av", "opencv-python-headless", "opencv-python", "nvidia-dali-cuda120")
+#: Modules that read, transform and score whatever the method; their imports are followed too.
+_ROOTS = (
+    "datasets.workers",
+    "datasets.eval_loader",
+    "datasets.readers.resize",
+    "datasets.views",
+    "methods.folding",
+    "methods.positions",
+    "utils.chunks",
+    "utils.ranking",
+    "utils.transforms",
+)
+#: Files that call the above and import nearly all else; only their own text counts.
+_CALLERS = ("main.py", "anal_tools/eval_model.py")
+_SHOWN = 4  # differences that a message names
+
+
+def identity(
+    cfg: Any,
+    records: Records,
+    protocol: Protocol,
+    net: Any,
+    *,
+    weights_hash: str,
+    plain: bool,
+    number_format: str,
+    device: str,
+) -> dict[str, Any]:
+    """Return what decides the score of a video, as plain values in named parts.
+
+    Args:
+        cfg: a loaded configuration.
+        records: the list that is scored.
+        protocol: which views of a video, at which size.
+        net: the network as it will score.
+        weights_hash: sha256 of the weights file.
+        plain: the network is left as it was trained.
+        number_format: in which the views are kept.
+        device: kind of device, "cpu" or "cuda".
+
+    Returns:
+        {part: value}. Key order, the name of a root and the number of ranks do not matter.
+    """
+    from datasets import loader
+    from utils.run import model_arguments
+
+    views = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average", "preset")}
+    types = {type(module).__module__ for module in net.modules()}
+    reader_module = loader.loaders(cfg.data.reader)[1].__module__
+    return {
+        "weights": weights_hash,
+        "model": model_arguments(cfg, pretrained=False),
+        "list": {"sha256": records.list_hash, "layout": cfg.data.list_layout, "classes": cfg.model.num_class},
+        "root": os.path.realpath(records.root),
+        "reader": _reader(cfg),
+        "views": views,
+        "colours": {"mean": list(cfg.augmentation.mean), "std": list(cfg.augmentation.std)},
+        "numbers": {"precision": cfg.precision, "kept": number_format},
+        "form": "as trained (--plain)" if plain else "fastest",
+        "device": device,
+        "libraries": _versions(),
+        "code": source_hashes({f"methods.{cfg.model.type}", reader_module, *types}),
+    }
+
+
+def _reader(cfg: Any) -> dict[str, Any]:
+    """Return how files become frames; the servers of memcached only change where the same frames come from."""
+    from datasets import loader
+
+    spec = json.loads(loader.reading(cfg).reader.to_json())
+    memcached = spec.pop("memcached") or {}
+    facts = spec.pop("facts")
+    spec["namespace"] = memcached.get("namespace")
+    spec["facts"] = hashlib.sha256(Path(facts).read_bytes()).hexdigest() if facts else None
+    return spec | {"on_bad": cfg.data.on_bad}
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source_hashes(modules: Iterable[str]) -> dict[str, str]:
+    """Return the sha256 of every source file that scoring with these modules runs through.
+
+    Args:
+        modules: names of the method's module, of the loader's, and of the classes in the network.
+
+    Returns:
+        {file: sha256}; files of the repository by their path in it, others by the name of their module.
+    """
+    found = source_files((*modules, *_ROOTS)) | {name: ROOT / name for name in _CALLERS}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(found.items())}
+
+
+def source_files(modules: Iterable[str]) -> dict[str, Path]:
+    """Follow the imports of modules through all source files that are not installed libraries.
+
+    Imports inside functions count, those under `if TYPE_CHECKING` do not.
+
+    Returns:
+        {name: file} of the modules themselves and of all that they import; names as in `source_hashes`.
+    """
+    seen: dict[str, Path] = {}
+    waiting = list(modules)
+    while waiting:
+        module = waiting.pop()
+        if module in seen:
+            continue
+        file = _file_of(module)
+        if file is None:
+            continue
+        seen[module] = file
+        package = module.rpartition(".")[0]
+        waiting += [package] if package else []
+        waiting += imports(file, module)
+    named = {}
+    for module, file in seen.items():
+        inside = file.is_relative_to(ROOT)
+        named[file.relative_to(ROOT).as_posix() if inside else module] = file
+    return named
+
+
+@functools.cache
+def _file_of(module: str) -> Path | None:
+    """Return the source file of a module; None if there is none, or it belongs to an installed library."""
+    base = ROOT.joinpath(*module.split("."))
+    for file in (base.with_suffix(".py"), base / "__init__.py"):
+        if file.is_file():
+            return file
+    loaded = getattr(sys.modules.get(module), "__file__", None)
+    if not loaded or not loaded.endswith(".py"):
+        return None
+    file = Path(loaded).resolve()
+    libraries = {"site-packages", "dist-packages"}
+    in_python = file.is_relative_to(Path(os.__file__).resolve().parent)
+    return None if in_python or libraries & set(file.parts) else file
+
+
+def imports(file: Path, module: str) -> Iterator[str]:
+    """Yield the names of all modules that a source file may import."""
+    package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+    try:
+        tree = ast.parse(file.read_bytes())
+    except SyntaxError:  # nothing that runs imports it; its own text counts all the same
+        return
+    for node in _nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = ".".join([*parents, *filter(None, [node.module])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield a node and all below it, without the bodies of `if TYPE_CHECKING`."""
+    if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+        for child in node.orelse:
+            yield from _nodes(child)
+        return
+    yield node
+    for child in ast.iter_child_nodes(node):
+        yield from _nodes(child)
+
+
+def differences(old: Any, new: dict[str, Any]) -> str:
+    """Describe how two identities differ, in one line; "" if they are the same.
+
+    Args:
+        old: an identity that was read from a file; any JSON value.
+        new: the identity of the evaluation that starts.
+    """
+    if not isinstance(old, dict):
+        return "its settings cannot be read"
+    found = []
+    for part in dict.fromkeys([*new, *old]):
+        a, b = old.get(part), new.get(part)
+        if a == b:
+            continue
+        if not (isinstance(a, dict) and isinstance(b, dict)):
+            found.append(part if part == "weights" else f"{part} ({_short(a)} -> {_short(b)})")
+            continue
+        keys = [key for key in dict.fromkeys([*b, *a]) if a.get(key) != b.get(key)]
+        if part == "code":
+            found += [f"code ({key})" for key in keys]
+        else:
+            found += [f"{part}.{key} ({_short(a.get(key))} -> {_short(b.get(key))})" for key in keys]
+    more = len(found) - _SHOWN
+    return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    return text if len(text) <= 80 else f"{text[:77]}..."

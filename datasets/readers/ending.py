@@ -1,0 +1,85 @@
+"""A video whose last frames do not decode is a shorter video: plan it on the frames that decode.
+
+The number of frames comes from headers where that is safe, because a decode costs as much as a clip. So a reader may
+find out while it reads that the last frames are not there. It raises `EndsEarly`, and `on_what_decodes` repeats the
+work, plan included, with the frames that decode. The outcome depends on the file and the plan only. It does not depend
+on earlier reads, on other processes, or on a facts cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from utils.faults import MediaError
+
+if TYPE_CHECKING:
+    from datasets.plan import Facts
+    from datasets.readers.spec import Reader
+
+_Result = TypeVar("_Result")
+
+
+class EndsEarly(MediaError):
+    """Only the last frames of a video do not decode, and no more of them than `data.missing_share` allows.
+
+    Args:
+        path, reason: as in `MediaError`.
+        frames: frames of the record that decode, at least 1.
+        missing: frames at its end that do not.
+    """
+
+    def __init__(self, path: str, reason: str, frames: int, missing: int) -> None:
+        super().__init__(path, reason)
+        self.frames = frames
+        self.missing = missing
+
+
+class UpTo:
+    """A reader whose record has `frames` frames; in all else the reader inside."""
+
+    def __init__(self, reader: Reader, frames: int) -> None:
+        self._reader = reader
+        self._frames = frames
+
+    def probe(self, i: int) -> Facts:
+        """See `Reader.probe`."""
+        facts = self._reader.probe(i)
+        return dataclasses.replace(facts, frames=min(facts.frames, self._frames))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reader, name)
+
+
+def is_tolerable(missing: int, expected: int, share: float) -> bool:
+    """Return whether a video that lacks its last frames is a shorter video rather than a bad one.
+
+    Args:
+        missing: frames at its end that do not decode.
+        expected: frames that its packets hold.
+        share: `data.missing_share`.
+    """
+    return 0 <= missing < expected and missing <= share * expected
+
+
+def on_what_decodes(reader: Reader, i: int, work: Callable[[Any], _Result]) -> tuple[_Result, int]:
+    """Do some work with record i: plan it and read it, on the frames that decode.
+
+    Args:
+        reader: of the record.
+        i: its index.
+        work: gets a reader, asks it for the facts, and reads. It runs twice where the video ends early.
+
+    Returns:
+        (what `work` returned, number of frames at the end of the video that do not decode).
+
+    Raises:
+        MediaError: the video cannot be read.
+    """
+    try:
+        result = work(reader)
+    except EndsEarly as end:
+        return work(UpTo(reader, end.frames)), end.missing
+    missing = getattr(reader, "missing", None)
+    return result, missing(i) if missing else 0

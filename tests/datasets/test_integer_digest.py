@@ -1,0 +1,121 @@
+"""Orders, plans and views are integers: one digest over a grid of settings, equal on every machine and after any move.
+
+Unlike a hash of weights this digest does not depend on the machine, so it can be stored. It changes only when what is
+trained on or evaluated changes. To write it again: `python -m tests.datasets.test_integer_digest`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets import order, plan, sampling, views
+from datasets.plan import Facts, TrainSpec
+from datasets.sampling import Sampling
+
+DIGESTS = Path(__file__).resolve().parents[1] / "data" / "integer_digests.json"
+VIDEOS = [Facts(n, h, w, fps) for n, (h, w), fps in itertools.product((1, 7, 16, 300), ((64, 64), (240, 427)), (25.0,))]
+POSITIONS = (0, 1, 47, 10_000_019)
+SAMPLINGS = {
+    "num_segments": {"num_segments": 8},
+    "clip": {"num_segments": 1, "clip_len": 8, "frame_interval": 4},
+}
+
+
+class Digest:
+    """A sha256 over integers, in the order in which they are added."""
+
+    def __init__(self) -> None:
+        self.sha = hashlib.sha256()
+
+    def add(self, *values: Any) -> None:
+        """Add integers, arrays of integers, booleans or texts."""
+        for value in values:
+            if isinstance(value, str):
+                self.sha.update(value.encode())
+            else:
+                array = np.asarray(value)
+                assert array.dtype.kind in "iub", f"{array.dtype} depends on the machine"
+                self.sha.update(f"{array.shape}".encode() + array.astype("<i8").tobytes())
+
+
+def samplings() -> list[Sampling]:
+    """Return every preset with both kinds of numbers, where it takes them."""
+    made = []
+    for preset, numbers in itertools.product(sampling.PRESETS, SAMPLINGS.values()):
+        try:
+            made.append(Sampling(preset, **numbers))
+        except sampling.UserError:
+            continue
+    return made
+
+
+def orders() -> str:
+    """Digest the shuffled and the class-balanced order."""
+
+    class Members:
+        """A list of 23 videos in three classes."""
+
+        def __len__(self) -> int:
+            return 23
+
+        def members(self) -> list[np.ndarray]:
+            return [np.arange(0, 5), np.arange(5, 6), np.arange(6, 23)]
+
+    digest = Digest()
+    for kind, seed in itertools.product(("shuffled", "class_balanced"), (0, 1, 2**40 + 7)):
+        at = order.of(kind, seed, Members())  # type: ignore[arg-type]
+        digest.add(kind, [at(position) for position in (*range(60), 10_000_019)])
+    return digest.sha.hexdigest()
+
+
+def training_plans() -> str:
+    """Digest frames, boxes, flips and erased boxes of training clips."""
+    digest = Digest()
+    for rule, crop in itertools.product(samplings(), plan.TRAIN_CROPS):
+        spec = TrainSpec(rule, 56, crop, erasing=(0.5, 0.02, 0.4, 0.3), erasing_per_frame=rule.num_segments > 1)
+        for position, facts in itertools.product(POSITIONS, VIDEOS):
+            made = plan.resolve(plan.draw(3, order.epoch_of(position, 23), position, spec), facts, spec, 5)
+            digest.add(made.frames, made.box, made.size, made.flip, made.erase)
+    return digest.sha.hexdigest()
+
+
+def evaluation_plans() -> str:
+    """Digest frames, boxes and flips of all views."""
+    digest = Digest()
+    for rule, crops, clips in itertools.product(samplings(), views.EVAL_CROPS, (1, 3)):
+        try:
+            spec = views.EvalSpec(
+                rule, clips, crops, scale=64, crop_size=64 if views.EVAL_CROPS[crops].whole_side else 56
+            )
+        except views.UserError:
+            continue
+        for facts in VIDEOS:
+            made = views.resolve_eval(facts, spec, 2)
+            digest.add(made.frames, made.size, made.clip_rows, made.boxes, made.flips)
+    return digest.sha.hexdigest()
+
+
+def digests() -> dict[str, str]:
+    """Return all digests by name."""
+    return {function.__name__: function() for function in (orders, training_plans, evaluation_plans)}
+
+
+def test_integers_are_those_of_the_file() -> None:
+    assert digests() == json.loads(DIGESTS.read_text())
+
+
+def test_the_digest_sees_one_other_integer() -> None:
+    one, other = Digest(), Digest()
+    one.add([1, 2, 3])
+    other.add([1, 2, 4])
+    assert one.sha.hexdigest() != other.sha.hexdigest()
+
+
+if __name__ == "__main__":
+    DIGESTS.write_text(json.dumps(digests(), indent=4) + "\n")

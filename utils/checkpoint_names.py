@@ -1,0 +1,132 @@
+"""Names of the checkpoints in an experiment folder, and the links that one start keeps to its own. Needs no torch.
+
+A process that lost its folder while it was frozen may still carry out one last rename (docs/cluster.md, "Two processes,
+one folder"). So a start that may have such a predecessor keeps a second name for its newest latest and best checkpoint:
+``ckpt.start-7.pth.tar`` is the latest checkpoint of the start with token 7. Only that start ever writes under it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import shutil
+import socket
+from pathlib import Path
+
+LATEST = "ckpt.pth.tar"
+PREVIOUS = "ckpt_prev.pth.tar"
+BEST = "ckpt_best.pth.tar"
+
+_ENDING = ".pth.tar"
+_KEPT = re.compile(r"(ckpt|ckpt_best)\.start-(\d+)\.pth\.tar")
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+
+
+def kept_name(name: str, token: int) -> str:
+    """Return the second name of the checkpoint `name` (LATEST or BEST) of the start with this token."""
+    return f"{name.removesuffix(_ENDING)}.start-{token}{_ENDING}"
+
+
+def split_name(file_name: str) -> tuple[str, int]:
+    """Return (LATEST or BEST, token) of a kept name; any other name comes back with token 0."""
+    match = _KEPT.fullmatch(file_name)
+    return (f"{match[1]}{_ENDING}", int(match[2])) if match else (file_name, 0)
+
+
+def kept(folder: Path, name: str | None = None) -> list[Path]:
+    """List the kept names in a folder, highest token first.
+
+    Args:
+        folder: an experiment folder; one that does not exist holds none.
+        name: LATEST or BEST, for those of one kind.
+    """
+    try:
+        found = [split_name(file) for file in os.listdir(folder)]
+    except FileNotFoundError:
+        return []
+    known = sorted({(token, plain) for plain, token in found if token and name in (None, plain)}, reverse=True)
+    return [folder / kept_name(plain, token) for token, plain in known]
+
+
+def present(folder: Path, *names: str) -> list[Path]:
+    """List what is in the folder under these names and under the kept names of each; links to nowhere too."""
+    found: list[Path] = []
+    for name in names:
+        found += [folder / name] if os.path.lexists(folder / name) else []
+        found += kept(folder, name)
+    return found
+
+
+def temporary_name(target: Path) -> Path:
+    """Return where this process writes what is to become `target`."""
+    stem = target.name.removesuffix(_ENDING)
+    return target.with_name(f"{stem}.tmp-{socket.gethostname()}-{os.getpid()}{_ENDING}")
+
+
+def temporary_files(folder: Path) -> list[tuple[Path, str, str]]:
+    """List the temporary files of all processes: (path, host, pid)."""
+    found = []
+    for path in folder.glob(f"ckpt*.tmp-*{_ENDING}"):
+        host, _, pid = path.name.removesuffix(_ENDING).split(".tmp-", 1)[1].rpartition("-")
+        found.append((path, host, pid))
+    return found
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove the temporary files of every process, so that no rename that began before can end.
+
+    Only the holder of the folder's lock and of its highest token may call this, before it writes any of its own.
+    """
+    for path, _, _ in temporary_files(folder):
+        path.unlink(missing_ok=True)
+
+
+def second_name(source: Path, link: Path) -> None:
+    """Give a file a second name, replacing what has it; a copy where the file system knows no hard links."""
+    link.unlink(missing_ok=True)
+    try:
+        os.link(source, link)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        shutil.copyfile(source, link)
+
+
+def publish(source: Path, target: Path) -> None:
+    """Let `target` name the same file as `source`, at no moment nothing; both stay."""
+    if _same_file(source, target):
+        return
+    spare = temporary_name(target)
+    try:
+        second_name(source, spare)
+        os.replace(spare, target)
+    finally:
+        with contextlib.suppress(OSError):  # renaming one of two names of the same file leaves both
+            spare.unlink()
+
+
+def settle(folder: Path, token: int, *, keep: bool) -> None:
+    """Put right what a late rename of an earlier start has changed.
+
+    The kept names of `token` say which files LATEST and BEST are. Those of earlier starts are removed.
+
+    Args:
+        folder: the experiment folder; the caller holds its lock and the highest token.
+        token: the caller's.
+        keep: an earlier start may still wake up: the names of `token` stay.
+    """
+    for path in kept(folder):
+        name, number = split_name(path.name)
+        if number == token:
+            publish(path, folder / name)
+        if number < token or not keep:
+            path.unlink(missing_ok=True)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except FileNotFoundError:
+        return False

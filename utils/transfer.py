@@ -1,0 +1,131 @@
+"""Tensors between host and GPU without a wait of the host.
+
+A copy from ordinary memory, and every copy back that is read at once, makes the host wait until the GPU has done all
+that was queued before. Then the GPU idles while the host queues the next work. On a CPU all of this is the identity.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor to a device. The copy is queued on the current stream, from pinned memory."""
+    if device.type == "cpu":
+        return tensor
+    # torch keeps a pinned block until the copies from it have finished.
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+
+
+@functools.cache
+def constant(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the tuple `values` as a tensor, one and the same for each call. Never change it in place."""
+    with torch.inference_mode(False):
+        return to_device(torch.tensor(values, dtype=dtype), device)
+
+
+class Readback:
+    """A device tensor on its way to the host. It is copied when the work before it is done, beside later work.
+
+    Args:
+        tensor: leave it alone until `read`.
+        work: a collective that fills the tensor; its `wait` must queue a wait on the current stream.
+    """
+
+    def __init__(self, tensor: Tensor, work: torch.distributed.Work | None = None) -> None:
+        self._tensor, self._work = tensor, work
+        self._copied: torch.cuda.Event | None = None
+        if not tensor.is_cuda:
+            return
+        side = _side_stream(tensor.device)
+        side.wait_stream(torch.cuda.current_stream(tensor.device))
+        with torch.cuda.stream(side):
+            if work is not None:
+                work.wait()
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record(side)
+        tensor.record_stream(side)
+
+    def read(self) -> Tensor:
+        """Wait for the copy, and for nothing that was queued later; return the tensor on the host."""
+        if self._copied is not None:
+            self._copied.synchronize()
+            return self._host
+        if self._work is not None:
+            self._work.wait()
+        return self._tensor
+
+
+@functools.cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+class CopyStream:
+    """A stream for the copies of batches, beside the computation on the current stream.
+
+    Args:
+        device: a GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._stream = torch.cuda.Stream(device)
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """Queue what is copied inside on this stream."""
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def mark(self) -> torch.cuda.Event:
+        """Return an event that is reached when all copies so far are done."""
+        event = torch.cuda.Event()
+        event.record(self._stream)
+        return event
+
+    def hand_over(self, tensors: Iterable[Tensor]) -> None:
+        """Let the current stream use tensors that were copied on this one."""
+        current = torch.cuda.current_stream(self.device)
+        current.wait_stream(self._stream)
+        for tensor in tensors:
+            tensor.record_stream(current)
+
+
+class PinnedPages:
+    """Memory of other owners (shared with reader processes), pinned where it is: the GPU copies straight from it."""
+
+    def __init__(self) -> None:
+        self._arrays: list[np.ndarray] = []
+
+    def add(self, array: np.ndarray) -> bool:
+        """Pin the pages of an array. Return False if the system refuses (a limit on locked memory)."""
+        code = torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
+        if int(code) == 0:
+            self._arrays.append(array)
+        return int(code) == 0
+
+    def release(self, *, after_error: bool) -> None:
+        """Unpin all pages.
+
+        Args:
+            after_error: keep them pinned and mapped until the process ends. Unpinning waits for the GPU, and after an
+                error on one rank the GPU may wait for collectives that never end.
+        """
+        for array in self._arrays:
+            if after_error:
+                _kept_until_the_end.append(array)
+            else:
+                torch.cuda.cudart().cudaHostUnregister(array.ctypes.data)
+        self._arrays.clear()
+
+
+_kept_until_the_end: list[np.ndarray] = []

@@ -1,0 +1,260 @@
+"""Open any weights file: `read(path)`. Every reader of weights uses it, and what it returns has been verified.
+
+| format | recognised by | verified |
+|---|---|---|
+| `torch.save`, zip | `PK` at its begin or its end record | structure, checksum of each member, pickle, storages |
+| `torch.save` before 1.6 | its magic number | pickles, length of each storage (the format has no checksum) |
+| safetensors | its name | header against the size of the file (no checksum) |
+| pickle of NumPy arrays | anything else | pickle, arrays against their bytes (no checksum) |
+
+A file of one format is never tried as another. No file can run code, and none can make its reader allocate more than a
+small multiple of the file's size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import stat
+import struct
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from utils.faults import UserError
+from utils.weights_file import archive, arrays, opcodes, safetensors
+from utils.weights_file.flaws import DamagedWeights, Flaw, Forbidden, Unwanted
+
+__all__ = ["DamagedWeights", "Forbidden", "check_written", "is_checkpoint", "kind_of", "read", "read_archive"]
+
+_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of the number 0x1950a86a20f9469cfc6c
+_TAIL = 22  # bytes of a zip's end record
+_DEEPEST = 100  # containers in containers
+_MOST_PARTS = 10_000_000  # values, a shared one counted as often as it is reached
+
+
+def read(path: Path) -> Any:
+    """Return the content of a weights file: plain containers and values with tensors (on the CPU) or arrays.
+
+    Raises:
+        DamagedWeights: it is damaged, contradicts itself, or is no weights file.
+        Forbidden: it names something that would have to be run to read it.
+        UserError: there is no such file.
+    """
+    path = Path(path)
+    readers = {"zip": _read_zip, "legacy": _read_legacy}
+    with opened(path) as (file, size):
+        kind = kind_of(path, file, size)
+        if kind in readers:
+            return _torch_content(path, file, size, readers[kind])
+    return safetensors.load(path) if kind == "safetensors" else arrays.load(path)
+
+
+def read_archive(path: Path) -> Any:
+    """Return the content of a file in torch's zip format, in which every checkpoint is written.
+
+    Raises:
+        DamagedWeights: as in `read`, and where the file has another format.
+        Forbidden: as in `read`.
+        UserError: there is no such file.
+    """
+    path = Path(path)
+    with opened(path) as (file, size):
+        if kind_of(path, file, size) != "zip":
+            raise DamagedWeights(path, "it is not in torch's zip format")
+        return _torch_content(path, file, size, _read_zip)
+
+
+def check_written(path: Path) -> None:
+    """Check a file that `torch.save` just wrote, without building its tensors.
+
+    Raises:
+        DamagedWeights: its bytes are not those that were written.
+        Forbidden: it holds values that `read` would refuse.
+    """
+    with opened(path) as (file, size), _named(path):
+        members = archive.members(file, size)
+        archive.verify(file, members)
+        try:
+            _check_content(file, size, members)
+        except Flaw as error:  # the bytes are right: it is the values that cannot be read again
+            raise Unwanted(str(error)) from error
+
+
+def kind_of(path: Path, file: BinaryIO, size: int) -> str:
+    """Return the format: "zip", "legacy", "safetensors" or "pickle". Damage to one end does not make it another."""
+    if path.suffix == ".safetensors":
+        return "safetensors"
+    file.seek(0)
+    head = file.read(len(_MAGIC))
+    file.seek(max(0, size - _TAIL))
+    tail = file.read(_TAIL)
+    file.seek(0)
+    if archive.looks_like_one(head, tail):
+        return "zip"
+    return "legacy" if head == _MAGIC else "pickle"
+
+
+def is_checkpoint(content: Any) -> bool:
+    """Return True for the content of a checkpoint that a run of this program wrote."""
+    config = content.get("config") if isinstance(content, Mapping) else None
+    if not isinstance(config, Mapping) or not isinstance(config.get("precise_bn") or {}, Mapping):
+        return False
+    if not isinstance(config.get("ema") or 0.0, int | float):
+        return False
+    parts = [content.get("model"), content.get("ema") or {}, content.get("precise_bn") or {}]
+    return all(isinstance(part, Mapping) and all(map(_is_tensor_of, part.items())) for part in parts)
+
+
+def _is_tensor_of(entry: tuple[Any, Any]) -> bool:
+    return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """Open a regular file that is not empty; a FIFO, device or folder is refused before it is opened.
+
+    Raises:
+        DamagedWeights: it is another kind of file, or empty.
+        UserError: there is none, or it cannot be read.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise DamagedWeights(path, "not a regular file")
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if not size:
+                raise DamagedWeights(path, "the file is empty")
+            yield file, size
+    except FileNotFoundError:
+        if os.path.islink(path):
+            raise DamagedWeights(path, "a link to nowhere") from None
+        raise UserError(f"{path}: no such file") from None
+    except OSError as error:
+        raise DamagedWeights(path, error.strerror or str(error)) from error
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Add the path to errors of the readers."""
+    try:
+        yield
+    except Unwanted as error:
+        raise Forbidden(
+            f"{path} holds more than tensors and plain values: it names {error}, which is never run; "
+            "the file was not loaded"
+        ) from error
+    except Flaw as error:
+        raise DamagedWeights(path, str(error)) from error
+
+
+def _torch_content(path: Path, file: BinaryIO, size: int, reader: Callable[[BinaryIO, int], Any]) -> Any:
+    with _named(path):
+        return _Plain().value(reader(file, size))
+
+
+def _read_zip(file: BinaryIO, size: int) -> Any:
+    members = archive.members(file, size)
+    archive.verify(file, members)
+    _check_content(file, size, members)
+    return _torch_load(file)
+
+
+def _check_content(file: BinaryIO, size: int, members: Mapping[str, archive.Member]) -> None:
+    """Check pickle and storages."""
+    tops = {name.partition("/")[0] for name in members}
+    top = next(iter(tops), "")
+    if len(tops) != 1 or f"{top}/data.pkl" not in members:
+        raise Flaw("a zip file, but not one that torch.save wrote")
+    if f"{top}/constants.pkl" in members:
+        raise Unwanted("the program of a TorchScript archive")
+
+    def storage(key: str, items: int, item_size: int) -> None:
+        found = members.get(f"{top}/data/{key}")
+        if found is None or found.size != items * item_size:  # torch does not compare: it would read what lies behind
+            raise Flaw(f"the storage {key[:20]} has another length than its tensors")
+
+    data = archive.content(file, members[f"{top}/data.pkl"])
+    opcodes.check(io.BytesIO(data), len(data), names="torch", size=size, protocol=2, storages=storage)
+
+
+def _read_legacy(file: BinaryIO, size: int) -> Any:
+    """Read five pickles (magic number, version, system, content, order of storages), then the storages."""
+    file.seek(0)
+    lengths: dict[str, tuple[int, int]] = {}
+
+    def storage(key: str, items: int, item_size: int) -> None:
+        if items * item_size > size or lengths.setdefault(key, (items, item_size)) != (items, item_size):
+            raise Flaw(f"the storage {key[:20]} has another length than its tensors")
+
+    parts = [opcodes.check(file, size, names="torch", size=size, protocol=2, storages=storage) for _ in range(5)]
+    order = parts[4]
+    if parts[1] != 1001 or not isinstance(order, list) or not all(isinstance(key, str) for key in order):
+        raise Flaw("not one of torch's older format")
+    if len(set(order)) < len(order) or set(order) != lengths.keys():
+        raise Flaw("a list of storages that are not those of its tensors")
+    for key in order:
+        items, item_size = lengths[key]
+        written = file.read(8)
+        if len(written) < 8 or struct.unpack("<q", written)[0] != items or file.tell() + items * item_size > size:
+            raise Flaw(f"the storage {key[:20]} is cut off or damaged")
+        file.seek(items * item_size, os.SEEK_CUR)
+    if file.tell() != size:
+        raise Flaw("bytes after its last storage")
+    return _torch_load(file)
+
+
+def _torch_load(file: BinaryIO) -> Any:
+    """Let torch build what was checked."""
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  damaged bytes make torch raise almost anything
+        lines = str(error).strip().splitlines()
+        raise Flaw(f"{type(error).__name__}: {lines[0][:200] if lines else ''}") from error
+
+
+class _Plain:
+    """Copies containers into plain ones: a pickle can give an ordered dict attributes, which may hide its methods."""
+
+    def __init__(self) -> None:
+        self.done: dict[int, tuple[Any, int]] = {}
+        self.open: set[int] = set()
+
+    def value(self, value: Any) -> Any:
+        """Return the plain value.
+
+        Raises:
+            Flaw: it holds itself, is nested too deeply, or sharing makes a small file a huge value.
+        """
+        return self._part(value, 0)[0]
+
+    def _part(self, value: Any, depth: int) -> tuple[Any, int]:
+        """Return a value and the number of its parts."""
+        if not isinstance(value, dict | list | tuple):
+            return value, 1
+        if id(value) in self.done:
+            return self.done[id(value)]
+        if depth > _DEEPEST or id(value) in self.open:
+            raise Flaw("containers that are nested too deeply or hold themselves")
+        self.open.add(id(value))
+        items = dict.values(value) if isinstance(value, dict) else value
+        parts = [self._part(item, depth + 1) for item in items]
+        number = 1 + sum(part[1] for part in parts)
+        if number > _MOST_PARTS:
+            raise Flaw("containers that share parts so often that it has too many values")
+        plain = [part[0] for part in parts]
+        if isinstance(value, dict):
+            made: Any = dict(zip(dict.keys(value), plain, strict=True))
+        else:
+            made = tuple(plain) if isinstance(value, tuple) else plain
+        self.open.discard(id(value))
+        self.done[id(value)] = made, number
+        return self.done[id(value)]

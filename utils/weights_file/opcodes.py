@@ -1,0 +1,626 @@
+"""Check a pickle before it is loaded: run it with stand-ins and bounds, and build nothing.
+
+A pickle is a program for a stack machine. A few bytes of it can fill the memory (an index of the memo, a length, a
+shape), hang (a tuple of itself as a dict key: hashing it never ends) or call whatever it names. `check` runs the
+program with notes in the place of values. It accepts the operations, names and arguments that describe tensors and
+arrays in plain containers; any others raise. Time and memory are linear in the number of operations, which is bounded.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO
+
+from utils.weights_file.flaws import Flaw, Unwanted
+
+MOST_STEPS = 2_000_000  # operations, and values that they copy; a network of 1000 tensors with Adam takes 150,000
+_STEPS_OF_A_CALL = 4  # what it makes takes more memory than a number
+_SHORT = 1000  # bytes of a text whose letters are kept
+_LONGEST_NUMBER = 40  # bytes of an integer: the magic number of a torch file has 10
+_LARGEST_KEY = 1 << 60  # integers beyond it can share a hash, and a dict of such keys takes quadratic time
+_LONGEST_LINE = 512  # bytes of a number or name in protocol 0
+_MOST_AXES = 64
+_SLACK = 64 << 20  # bytes that a small file may use
+_GROWTH = 8  # bytes of tensors for each byte of the file: tensors may share a storage
+
+_ITEM_SIZES = {
+    "float64": 8, "double": 8, "complex64": 8, "int64": 8, "long": 8, "float32": 4, "float": 4, "int32": 4, "int": 4,
+    "float16": 2, "half": 2, "bfloat16": 2, "int16": 2, "short": 2, "uint8": 1, "int8": 1, "bool": 1, "complex128": 16,
+    "uint16": 2, "uint32": 4, "uint64": 8, "float8_e4m3fn": 1, "float8_e5m2": 1, "float8_e4m3fnuz": 1,
+    "float8_e5m2fnuz": 1,
+}  # fmt: skip
+_STORAGES = {
+    "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
+    "Bool": 1, "ComplexFloat": 8, "ComplexDouble": 16,
+}  # fmt: skip
+
+
+class _Long:
+    """A text or bytes of which only the length is kept."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+
+class _Dict:
+    """A dict, ordered dict or counter, of which only the number of entries is kept."""
+
+    def __init__(self, count: int = 0, *, ordered: bool = False) -> None:
+        self.count, self.ordered = count, ordered
+
+
+class _Name:
+    """A name, with the function that checks its call; without one it is a value by itself."""
+
+    def __init__(self, name: str, call: _Call | None, item_size: int = 0) -> None:
+        self.name, self.call, self.item_size = name, call, item_size
+
+
+class _Thing:
+    """A value of another type.
+
+    Args:
+        kind: "storage", "tensor", "array", "dtype" or "plain".
+        items: of a storage, its length.
+        item_size: bytes of one.
+        key: whether it may be a key of a dict.
+    """
+
+    def __init__(self, kind: str, items: int = 0, item_size: int = 0, *, key: bool = False) -> None:
+        self.kind, self.items, self.item_size, self.key = kind, items, item_size, key
+
+
+_Call = Callable[["_Machine", tuple], Any]
+Storages = Callable[[str, int, int], None]
+
+
+def check(
+    file: BinaryIO, end: int, *, names: str, size: int, protocol: int | None = None, storages: Storages | None = None
+) -> Any:
+    """Check one pickle from the file's position to its STOP; the position is then behind it.
+
+    Args:
+        file: open for reading.
+        end: offset at which its bytes end at the latest.
+        names: "torch" or "arrays": whose names it may use.
+        size: bytes of the whole weights file, which bounds what tensors may need.
+        protocol: the one that it must have; None for any.
+        storages: called with (key, number of items, bytes of one) of each storage; raises `Flaw` if there is none.
+
+    Returns:
+        A stand-in of the value: plain numbers, short texts, lists and tuples as they are.
+
+    Raises:
+        Flaw: damaged, or out of bounds.
+        Unwanted: it names something that does not describe tensors.
+    """
+    machine = _Machine(file, end, NAMES[names], size, storages)
+    try:
+        value = machine.run()
+    except (IndexError, KeyError, struct.error) as error:
+        raise Flaw("its pickle is damaged") from error
+    if protocol is not None and machine.protocol != protocol:
+        raise Flaw(f"a pickle of protocol {machine.protocol}")
+    return value
+
+
+class _Machine:
+    """The stack machine of the pickle format, on stand-ins."""
+
+    def __init__(
+        self, file: BinaryIO, end: int, names: Mapping[str, _Name], size: int, storages: Storages | None
+    ) -> None:
+        self.file, self.end, self.names, self.storages = file, end, names, storages
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
+        self.steps, self.protocol = 0, 0
+        self.room = _GROWTH * size + _SLACK  # bytes that values may still take
+
+    def run(self) -> Any:
+        """Return the stand-in of the value behind STOP."""
+        read, table = self.file.read, _OPERATIONS
+        while True:
+            code = read(1)
+            if code == b".":
+                break
+            operation = table.get(code)
+            if operation is None:
+                raise Flaw("its pickle is cut off" if not code else f"its pickle has an operation {code!r}")
+            self.spend(1)
+            operation(self)
+        if self.file.tell() > self.end or self.marks or len(self.stack) != 1:
+            raise Flaw("its pickle is damaged")
+        return self.stack[0]
+
+    def spend(self, steps: int) -> None:
+        """Count operations and copied values."""
+        self.steps += steps
+        if self.steps > MOST_STEPS:
+            raise Flaw(f"its pickle takes more than {MOST_STEPS} steps")
+
+    def take(self, size: int) -> None:
+        """Count bytes that a value will need."""
+        self.room -= size
+        if self.room < 0:
+            raise Flaw("its values would take many times the size of the file")
+
+    def bytes(self, length: int) -> bytes:
+        """Return the next bytes."""
+        data = self.file.read(length)
+        if len(data) < length:
+            raise Flaw("its pickle is cut off")
+        return data
+
+    def line(self) -> bytes:
+        """Return a short line without its end."""
+        line = self.file.readline(_LONGEST_LINE)
+        if not line.endswith(b"\n"):
+            raise Flaw("its pickle is damaged")
+        return line[:-1]
+
+    def skip(self, length: int) -> _Long:
+        """Skip the data of a long value."""
+        at = self.file.tell()
+        if length < 0 or length > self.end - at:
+            raise Flaw("its pickle is cut off")
+        self.file.seek(at + length)
+        return _Long(length)
+
+    def items(self) -> list[Any]:
+        """Return what was pushed since the last mark."""
+        if not self.marks:
+            raise Flaw("its pickle is damaged")
+        items, self.stack = self.stack, self.marks.pop()
+        return items
+
+    def name(self, module: str, name: str) -> None:
+        """Push what a global name means."""
+        full = f"{module}.{name}"
+        if full not in self.names:
+            raise Unwanted(full)
+        self.stack.append(self.names[full])
+
+    def put(self, index: int) -> None:
+        """Remember the top of the stack. The C reader allocates its memo up to the index, so it may not be ahead."""
+        if not 0 <= index <= self.steps:
+            raise Flaw("its pickle is damaged: an index that is not in order")
+        self.memo[index] = self.stack[-1]
+
+    def check_key(self, key: Any) -> None:
+        """Accept text, bytes and numbers as a key."""
+        if isinstance(key, int) and abs(key) < _LARGEST_KEY:
+            return
+        if key is None or isinstance(key, str | float | _Long) or (isinstance(key, _Thing) and key.key):
+            return
+        raise Flaw("a dict whose keys are neither text nor small numbers")
+
+    def set_items(self, target: Any, items: list[Any]) -> None:
+        """Check the entries that are put into a dict: key, value, key, value ..."""
+        if not isinstance(target, _Dict) or len(items) % 2:
+            raise Flaw("its pickle is damaged")
+        for key in items[::2]:
+            self.check_key(key)
+        target.count += len(items) // 2
+
+
+# The operations. A name says which of the format's operations it is (pickletools.opcodes).
+
+
+def _push(value: Any) -> Callable[[_Machine], None]:
+    return lambda machine: machine.stack.append(value)
+
+
+def _number(form: str) -> Callable[[_Machine], None]:
+    packed = struct.Struct(form)
+    return lambda machine: machine.stack.append(packed.unpack(machine.bytes(packed.size))[0])
+
+
+def _data(form: str, *, text: bool) -> Callable[[_Machine], None]:
+    """Text or bytes with a length before them."""
+    packed = struct.Struct(form)
+
+    def operation(machine: _Machine) -> None:
+        length = packed.unpack(machine.bytes(packed.size))[0]
+        if not text or length > _SHORT or length < 0:
+            machine.stack.append(machine.skip(length))
+        else:
+            machine.stack.append(machine.bytes(length).decode("utf-8", "replace"))
+
+    return operation
+
+
+def _quoted(machine: _Machine) -> None:
+    """STRING and UNICODE: a line of text, of any length."""
+    at = machine.file.tell()
+    line = machine.file.readline(machine.end - at)
+    if not line.endswith(b"\n"):
+        raise Flaw("its pickle is cut off")
+    machine.stack.append(_Long(len(line)))
+
+
+def _int(machine: _Machine) -> None:
+    line = machine.line()
+    _append_int(machine, line)
+
+
+def _long(machine: _Machine) -> None:
+    _append_int(machine, machine.line().removesuffix(b"L"))
+
+
+def _append_int(machine: _Machine, line: bytes) -> None:
+    if not re.fullmatch(rb"[+-]?\d{1,90}", line):
+        raise Flaw("its pickle is damaged: not a number")
+    machine.stack.append(int(line))
+
+
+def _float(machine: _Machine) -> None:
+    line = machine.line()
+    if not re.fullmatch(rb"[-+.\deEinfaN]{1,60}", line):
+        raise Flaw("its pickle is damaged: not a number")
+    machine.stack.append(0.5)
+
+
+def _long1(machine: _Machine) -> None:
+    data = machine.bytes(machine.bytes(1)[0])
+    if len(data) > _LONGEST_NUMBER:
+        raise Flaw("a number of many digits")
+    machine.stack.append(int.from_bytes(data, "little", signed=True))
+
+
+def _proto(machine: _Machine) -> None:
+    machine.protocol = machine.bytes(1)[0]
+
+
+def _frame(machine: _Machine) -> None:
+    length = struct.unpack("<Q", machine.bytes(8))[0]
+    if length > machine.end - machine.file.tell():
+        raise Flaw("its pickle is cut off")
+
+
+def _mark(machine: _Machine) -> None:
+    machine.marks.append(machine.stack)
+    machine.stack = []
+
+
+def _pop(machine: _Machine) -> None:
+    machine.stack.pop()
+
+
+def _pop_mark(machine: _Machine) -> None:
+    machine.items()
+
+
+def _dup(machine: _Machine) -> None:
+    machine.stack.append(machine.stack[-1])
+
+
+def _tuple(machine: _Machine) -> None:
+    items = machine.items()
+    machine.stack.append(tuple(items))
+
+
+def _tuple_of(count: int) -> Callable[[_Machine], None]:
+    def operation(machine: _Machine) -> None:
+        if len(machine.stack) < count:
+            raise Flaw("its pickle is damaged")
+        machine.stack[-count:] = [tuple(machine.stack[-count:])]
+
+    return operation
+
+
+def _list(machine: _Machine) -> None:
+    items = machine.items()
+    machine.stack.append(items)
+
+
+def _dict(machine: _Machine) -> None:
+    items = machine.items()
+    made = _Dict()
+    machine.set_items(made, items)
+    machine.stack.append(made)
+
+
+def _empty_list(machine: _Machine) -> None:
+    machine.stack.append([])
+
+
+def _empty_dict(machine: _Machine) -> None:
+    machine.stack.append(_Dict())
+
+
+def _append(machine: _Machine) -> None:
+    _extend(machine, [machine.stack.pop()])
+
+
+def _appends(machine: _Machine) -> None:
+    items = machine.items()
+    _extend(machine, items)
+
+
+def _extend(machine: _Machine, items: list[Any]) -> None:
+    if not isinstance(machine.stack[-1], list):
+        raise Flaw("its pickle is damaged")
+    machine.stack[-1].extend(items)
+
+
+def _set_item(machine: _Machine) -> None:
+    value, key = machine.stack.pop(), machine.stack.pop()
+    machine.set_items(machine.stack[-1], [key, value])
+
+
+def _set_items(machine: _Machine) -> None:
+    items = machine.items()
+    machine.set_items(machine.stack[-1], items)
+
+
+def _put_line(machine: _Machine) -> None:
+    line = machine.line()
+    if not re.fullmatch(rb"\d{1,9}", line):
+        raise Flaw("its pickle is damaged: not a number")
+    machine.put(int(line))
+
+
+def _put_packed(form: str) -> Callable[[_Machine], None]:
+    packed = struct.Struct(form)
+    return lambda machine: machine.put(packed.unpack(machine.bytes(packed.size))[0])
+
+
+def _memoize(machine: _Machine) -> None:
+    machine.put(len(machine.memo))
+
+
+def _get_line(machine: _Machine) -> None:
+    line = machine.line()
+    if not re.fullmatch(rb"\d{1,9}", line):
+        raise Flaw("its pickle is damaged: not a number")
+    machine.stack.append(machine.memo[int(line)])
+
+
+def _get_packed(form: str) -> Callable[[_Machine], None]:
+    packed = struct.Struct(form)
+    return lambda machine: machine.stack.append(machine.memo[packed.unpack(machine.bytes(packed.size))[0]])
+
+
+def _global(machine: _Machine) -> None:
+    module, name = machine.line(), machine.line()
+    machine.name(module.decode("utf-8", "replace"), name.decode("utf-8", "replace"))
+
+
+def _stack_global(machine: _Machine) -> None:
+    name, module = machine.stack.pop(), machine.stack.pop()
+    if not isinstance(name, str) or not isinstance(module, str):
+        raise Flaw("its pickle is damaged")
+    machine.name(module, name)
+
+
+def _reduce(machine: _Machine) -> None:
+    arguments, function = machine.stack.pop(), machine.stack.pop()
+    if not isinstance(function, _Name) or function.call is None or not isinstance(arguments, tuple):
+        raise Flaw("its pickle calls what is no function")
+    machine.spend(_STEPS_OF_A_CALL)
+    machine.stack.append(function.call(machine, arguments))
+
+
+def _build(machine: _Machine) -> None:
+    """The state of an array or dtype is a tuple, that of an ordered dict a dict of attributes."""
+    state, target = machine.stack.pop(), machine.stack[-1]
+    if isinstance(target, _Dict) and target.ordered and isinstance(state, _Dict):
+        machine.spend(state.count)
+    elif not (isinstance(target, _Thing) and target.kind in ("array", "dtype") and isinstance(state, tuple)):
+        raise Flaw("its pickle sets attributes of what has none")
+
+
+def _persistent(machine: _Machine) -> None:
+    """A storage: ("storage", type, key, device, number of items), in the older format with a view."""
+    note = machine.stack.pop()
+    if machine.storages is None or not isinstance(note, tuple) or len(note) not in (5, 6) or note[0] != "storage":
+        raise Flaw("its pickle refers to what is no storage")
+    _, kind, key, device, items, *view = note
+    if not isinstance(kind, _Name) or not kind.item_size or kind.call:
+        raise Flaw("a storage of an unknown type")
+    if not isinstance(key, str) or not isinstance(device, str) or not _count(items):
+        raise Flaw("a storage whose length is no number")
+    machine.storages(key, items, kind.item_size)
+    if view and view[0] is not None:  # written by torch before 0.4
+        items = _viewed(view[0], items)
+    machine.stack.append(_Thing("storage", items, kind.item_size))
+
+
+def _viewed(view: Any, items: int) -> int:
+    """Return the length of a view of a storage."""
+    if not isinstance(view, tuple) or len(view) != 3 or not isinstance(view[0], str):
+        raise Flaw("a view that is not described")
+    if not _count(view[1]) or not _count(view[2]) or view[1] + view[2] > items:
+        raise Flaw("a view that reaches out of its storage")
+    return view[2]
+
+
+def _count(value: Any) -> bool:
+    """Return True for a whole number that a length can be."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+_OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
+    b"\x80": _proto, b"\x95": _frame, b"(": _mark, b"0": _pop, b"1": _pop_mark, b"2": _dup,
+    b"N": _push(None), b"\x88": _push(True), b"\x89": _push(False),
+    b"I": _int, b"L": _long, b"F": _float, b"\x8a": _long1,
+    b"J": _number("<i"), b"K": _number("<B"), b"M": _number("<H"), b"G": _number(">d"),
+    b"S": _quoted, b"V": _quoted,
+    b"T": _data("<i", text=True), b"U": _data("<B", text=True),
+    b"X": _data("<I", text=True), b"\x8c": _data("<B", text=True), b"\x8d": _data("<Q", text=True),
+    b"B": _data("<I", text=False), b"C": _data("<B", text=False), b"\x8e": _data("<Q", text=False),
+    b"\x96": _data("<Q", text=False),
+    b"]": _empty_list, b")": _push(()), b"}": _empty_dict, b"l": _list, b"t": _tuple, b"d": _dict,
+    b"\x85": _tuple_of(1), b"\x86": _tuple_of(2), b"\x87": _tuple_of(3),
+    b"a": _append, b"e": _appends, b"s": _set_item, b"u": _set_items,
+    b"p": _put_line, b"q": _put_packed("<B"), b"r": _put_packed("<I"), b"\x94": _memoize,
+    b"g": _get_line, b"h": _get_packed("<B"), b"j": _get_packed("<I"),
+    b"c": _global, b"\x93": _stack_global, b"R": _reduce, b"b": _build, b"Q": _persistent,
+}  # fmt: skip
+
+
+# What the names mean: functions (machine, arguments) -> stand-in of what the call returns.
+
+
+def _ordered(machine: _Machine, arguments: tuple) -> _Dict:
+    """`OrderedDict()`; Python 2 wrote `OrderedDict([[key, value], ...])`."""
+    made = _Dict(ordered=True)
+    if arguments:
+        (pairs,) = arguments if len(arguments) == 1 else (None,)
+        if not isinstance(pairs, list):
+            raise Flaw("an ordered dict that is not made of pairs")
+        machine.spend(len(pairs))
+        for pair in pairs:
+            if not isinstance(pair, list | tuple) or len(pair) != 2:
+                raise Flaw("an ordered dict that is not made of pairs")
+            machine.set_items(made, list(pair))
+    return made
+
+
+def _counter(machine: _Machine, arguments: tuple) -> _Dict:
+    """`Counter({...})`, the milestones of a schedule."""
+    (counts,) = arguments if len(arguments) == 1 else (_Dict(),)
+    if not isinstance(counts, _Dict):
+        raise Flaw("a counter that is not made of a dict")
+    machine.spend(counts.count)
+    return _Dict(counts.count)
+
+
+def _set(machine: _Machine, arguments: tuple) -> _Thing:
+    """`set([...])` of plain values."""
+    (values,) = arguments if len(arguments) == 1 else ([],)
+    if not isinstance(values, list):
+        raise Flaw("a set that is not made of a list")
+    machine.spend(len(values))
+    for value in values:
+        machine.check_key(value)
+    return _Thing("plain")
+
+
+def _plain(machine: _Machine, arguments: tuple) -> _Thing:
+    """A device, a size: a call with a few plain values."""
+    values = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
+    if len(values) > _MOST_AXES or not all(value is None or isinstance(value, int | float | str) for value in values):
+        raise Flaw("a call with more than plain values")
+    return _Thing("plain")
+
+
+def _encode(machine: _Machine, arguments: tuple) -> _Thing:
+    """`encode(text, "latin1")`: how protocol 2 writes bytes. Other codecs may take any time."""
+    text = arguments[0] if arguments else None
+    if not isinstance(text, str | _Long) or not _says_latin1(arguments[1:]):
+        raise Flaw("bytes that are not written as latin1")
+    machine.take(text.length if isinstance(text, _Long) else len(text))
+    return _Thing("plain", key=True)
+
+
+def _says_latin1(arguments: tuple) -> bool:
+    """Return True for the name of the codec. Protocol 0 keeps only its length, and `arrays` then looks at it."""
+    return len(arguments) == 1 and (arguments[0] == "latin1" or isinstance(arguments[0], _Long))
+
+
+def _no_bytes(machine: _Machine, arguments: tuple) -> _Thing:
+    """`bytes()`: how protocols 0 to 2 write bytes of length 0."""
+    if arguments:
+        raise Flaw("bytes with arguments")
+    return _Thing("plain", key=True)
+
+
+def _array(machine: _Machine, arguments: tuple) -> _Thing:
+    """A stand-in that takes notes; `arrays` makes an array of them later, within the same bounds."""
+    return _Thing("array", key=True)
+
+
+def _dtype(machine: _Machine, arguments: tuple) -> _Thing:
+    return _Thing("dtype")
+
+
+def _tensor(machine: _Machine, arguments: tuple) -> _Thing:
+    """`_rebuild_tensor(storage, offset, size, stride, ...)`, with flags and empty hooks in later versions."""
+    if len(arguments) < 4:
+        raise Flaw("a tensor that is not described")
+    storage, offset, size, stride, *rest = arguments
+    item_size = 0 if not isinstance(storage, _Thing) or storage.kind != "storage" else storage.item_size
+    dtypes = [value.item_size for value in rest if isinstance(value, _Name)]  # of a storage without a type
+    rest = [value for value in rest if not isinstance(value, _Name)]
+    if not item_size or len(dtypes) > 1 or not _count(offset) or not all(map(_is_nothing, rest)):
+        raise Flaw("a tensor that is not described")
+    item = dtypes[0] if dtypes else item_size
+    machine.take(item * _extent(storage.items * item_size // item, offset, size, stride))
+    return _Thing("tensor")
+
+
+def _extent(items: int, offset: int, size: Any, stride: Any) -> int:
+    """Return the number of elements of a tensor that lies inside of a storage of `items`."""
+    if not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) != len(stride):
+        raise Flaw("a tensor whose shape is not described")
+    if len(size) > _MOST_AXES or not all(map(_count, size + stride)):
+        raise Flaw("a tensor whose shape is not described")
+    number = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if number else offset - 1
+    if last >= items:
+        raise Flaw("a tensor that reaches out of its storage")
+    return number
+
+
+def _is_nothing(value: Any) -> bool:
+    """Return True for a flag, and for hooks or metadata that are empty."""
+    return value is None or isinstance(value, bool) or (isinstance(value, _Dict) and value.count == 0)
+
+
+def _parameter(machine: _Machine, arguments: tuple) -> _Thing:
+    """`_rebuild_parameter(tensor, requires_grad, hooks)`."""
+    if not arguments or not isinstance(arguments[0], _Thing) or arguments[0].kind != "tensor":
+        raise Flaw("a parameter that is no tensor")
+    if not all(map(_is_nothing, arguments[1:])):
+        raise Flaw("a parameter with hooks")
+    return arguments[0]
+
+
+def _named(table: Mapping[str, _Call | None]) -> dict[str, _Name]:
+    return {name: _Name(name, call) for name, call in table.items()}
+
+
+def _torch_names() -> dict[str, _Name]:
+    names = _named(
+        {
+            "collections.OrderedDict": _ordered,
+            "collections.Counter": _counter,
+            "__builtin__.set": _set,
+            "builtins.set": _set,
+            "_codecs.encode": _encode,
+            "torch.Size": _plain,
+            "torch.device": _plain,
+            "torch._utils._rebuild_tensor": _tensor,
+            "torch._utils._rebuild_tensor_v2": _tensor,
+            "torch._utils._rebuild_tensor_v3": _tensor,
+            "torch._utils._rebuild_parameter": _parameter,
+        }
+    )
+    sizes = {f"torch.{kind}": item_size for kind, item_size in _ITEM_SIZES.items()}
+    sizes |= {f"torch.{kind}Storage": item_size for kind, item_size in _STORAGES.items()}
+    sizes["torch.storage.UntypedStorage"] = 1
+    return names | {name: _Name(name, None, item_size) for name, item_size in sizes.items()}
+
+
+def _array_names() -> dict[str, _Name]:
+    table: dict[str, _Call | None] = {
+        "numpy.dtype": _dtype,
+        "numpy.ndarray": None,
+        "_codecs.encode": _encode,
+        "__builtin__.bytes": _no_bytes,
+        "collections.OrderedDict": _ordered,
+    }
+    for package in ("numpy.core", "numpy._core"):
+        table |= dict.fromkeys(
+            (f"{package}.multiarray._reconstruct", f"{package}.multiarray.scalar", f"{package}.numeric._frombuffer"),
+            _array,
+        )
+    return _named(table)
+
+
+NAMES = {"torch": _torch_names(), "arrays": _array_names()}
