@@ -28,6 +28,7 @@ import numpy as np
 
 from datasets import motion8
 from utils.faults import UserError
+from utils.signals import end_with_parent
 
 SETTINGS = "settings.json"
 FORMAT = 1  # raise it when the same seed starts to give other pictures
@@ -102,7 +103,7 @@ def write_videos(out: Path, settings: dict[str, Any], *, workers: int) -> int:
         return len(jobs)
     # Spawned, not forked: the caller may hold threads.
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_leave_interrupts_to_the_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_follow_parent, initargs=(os.getpid(),))
     try:
         for _ in pool.map(_write_video, jobs, chunksize=8):
             progress.advance()
@@ -169,8 +170,10 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _follow_parent(parent: int) -> None:
+    """Leave interrupts to the parent, and end when it ends: idle processes of a pool would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent, signal.SIGKILL)()
 
 
 class _Progress:

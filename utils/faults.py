@@ -181,6 +181,7 @@ def call(action: Callable[[], int]) -> int:
         return 2
     except LostRank as error:
         tell(error)
+        end_at_once()  # the threads of a process group wait for a lost rank until a further timeout
         return 1
     except KeyboardInterrupt:
         tell(UserError("interrupted"))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT.parent / "shared" / "tools" / "slurm-local"
@@ -32,6 +35,7 @@ class LocalSlurm:
         if os.geteuid() != 0:
             raise NoSlurm("slurm-local needs root")
         self.folder = folder
+        self._turn = _take_turn()
         self._was_up = self._tool("status").returncode == 0
         up = self._tool("up", *(["--term-only"] if term_only else []))
         if up.returncode:
@@ -100,6 +104,20 @@ class LocalSlurm:
         """Stop the cluster, unless it was running before."""
         if not self._was_up:
             self._tool("down")
+        self._turn.close()
+
+
+_turns: list[TextIO] = []  # one per process: a second LocalSlurm of this process shares it
+
+
+def _take_turn() -> TextIO:
+    """Wait until no other process uses the cluster, of which a machine can have only one; closing the file lets go."""
+    if _turns and not _turns[0].closed:
+        return _turns[0]
+    file = open(Path(tempfile.gettempdir()) / "zoetrope-slurm.lock", "w", encoding="utf-8")  # noqa: SIM115
+    fcntl.flock(file, fcntl.LOCK_EX)
+    _turns[:] = [file]
+    return file
 
 
 def until(condition: Callable[[], bool], seconds: float, about: Callable[[], str] = str) -> float:
