@@ -25,6 +25,7 @@ class ReaderSpec:
         memcached: of the reader of that name: servers, timeout_ms, connect_timeout_ms, secret_file, namespace.
         facts: a scan's facts.bin, asked before a file is probed; None = none.
         decoder: of the reader `dali`: what the bytes are for, "cpu" or "mixed" (a GPU).
+        limits: of the same: codec -> smallest and largest side that this GPU decodes [pixels]; None = those of DALI.
     """
 
     kind: str
@@ -34,6 +35,7 @@ class ReaderSpec:
     memcached: dict[str, Any] | None = None
     facts: str | None = None
     decoder: str = "cpu"
+    limits: dict[str, tuple[int, int]] | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -1,6 +1,6 @@
 """Training steps, validations and more of one method on a fake GPU, in one process; prints a JSON line per case.
 
-    python -m tests.fake_cuda.cases LIBRARY METHOD [CASE ...]
+python -m tests.fake_cuda.cases LIBRARY METHOD [CASE ...]
 """
 
 from __future__ import annotations
@@ -200,7 +200,9 @@ def train(
         for step in range(2):
             batches = [batch_of(gpu, run.cfg, part, several=several) for part in shards.micro_batches]
             mode.forget()
-            main.train_step(run, step, batches, stop=False, save=False, meanwhile=lambda: mode.note("ahead", waits=False))
+            main.train_step(
+                run, step, batches, stop=False, save=False, meanwhile=lambda: mode.note("ahead", waits=False)
+            )
         found = figures(mode)
         mode.forget()
         run.pace.report(data=0.0, step=1.0)

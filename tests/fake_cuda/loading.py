@@ -68,9 +68,7 @@ def steps(gpu: cases.Gpu, workers: int, may_pin: bool) -> dict[str, Any]:
         "may_pin": may_pin,
         "clip_bytes": clip_bytes,
         "clips_copied_before_the_wait": sum(size == clip_bytes for size in copied),
-        "main_thread_bytes_of_clips": sum(
-            size for what, size in order if "main thread" in what and size >= clip_bytes
-        ),
+        "main_thread_bytes_of_clips": sum(size for what, size in order if "main thread" in what and size >= clip_bytes),
         "waits": [f"{entry.what} at {entry.where}" for entry in rows[1] if entry.waits],
         "pinned_left": len([start for start, (_, owner) in mode.pinned.items() if owner is None]),
         "steps": len(rows),

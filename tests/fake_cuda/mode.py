@@ -195,7 +195,8 @@ def make() -> Any:
             """The fused kernel walks raw memory: all three must lie alike."""
             for weight, *others in zip(weights, gradients, *([momenta] if momenta else []), strict=True):
                 for other in others:
-                    alike = [a == b for a, b, n in zip(weight.stride(), other.stride(), weight.shape) if n > 1]
+                    axes = zip(weight.stride(), other.stride(), weight.shape, strict=False)
+                    alike = [a == b for a, b, n in axes if n > 1]
                     if not all(alike) or weight.dtype != other.dtype or weight.shape != other.shape:
                         self.strides.append(f"{tuple(weight.shape)}: {weight.stride()} and {other.stride()}")
 
@@ -313,7 +314,9 @@ def _patch(torch: Any, gpu: Any) -> None:
         gpu.note("copy to the host", tensor.numel() * tensor.element_size())
         return to_list(torch.zeros(tuple(tensor.shape), dtype=tensor.dtype))
 
-    torch.Tensor.tolist = tolist
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    torch.Tensor.tolist = FakeTensor.tolist = tolist
     import torch.cuda.amp.common as amp
 
     amp.amp_definitely_not_available = lambda: False
