@@ -133,7 +133,8 @@ class Desk:
 
         slot, box = self.slots[request["slot"]], plan.box if isinstance(plan, Plan) else None
         reader: Any = self.reader  # an EncodedReader, maybe behind a cache of facts
-        return pack(reader, plan.sample, plan.frames, box, facts, slot, request["offset"], request["room"])
+        room, without = request["room"], request.get("without", ())
+        return pack(reader, plan.sample, plan.frames, box, facts, slot, request["offset"], room, without)
 
     def _scan(self, request: dict[str, Any]) -> dict[str, Any]:
         from datasets.scan.file import Examiner

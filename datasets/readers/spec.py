@@ -31,6 +31,7 @@ class ReaderSpec:
         decoder: of the reader `dali`: what the bytes are for, "cpu" or "mixed" (a GPU).
         missing_share: largest share of the frames of a video that may be missing at its end; beyond it the video is
             bad.
+        limits: of the same: codec -> smallest and largest side that this GPU decodes [pixels]; None = those of DALI.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class ReaderSpec:
     facts: str | None = None
     decoder: str = "cpu"
     missing_share: float = MISSING_SHARE
+    limits: dict[str, tuple[int, int]] | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""
