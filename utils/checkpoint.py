@@ -166,7 +166,7 @@ def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
 
     Args:
         run_dir: the folder, locked.
-        found: what the run goes on from. None: an old run is moved away.
+        found: what the run continues from. None: an old run is moved away.
         fresh: move all of it, not only the reports on bad samples.
 
     Raises:
