@@ -138,7 +138,8 @@ def newest(folder: Path, name: str) -> Path | None:
     """Choose the file that who asks for the best or the latest checkpoint of a folder should open.
 
     The highest (token, step) wins: of the best checkpoint and its kept names; for the latest of all that `find` looks
-    at. A file under the plain name that cannot even be ranked is returned, so that the reader says what is wrong.
+    at. What stands under the plain name and cannot even be ranked is returned: its reader says what is wrong, instead
+    of a silent choice of another file.
 
     Args:
         folder: an experiment folder.
@@ -148,9 +149,9 @@ def newest(folder: Path, name: str) -> Path | None:
         None if there is no file of that name.
     """
     plain = folder / name
-    files = [path for path in present_names(folder, name) if path.is_file()]
+    files = present_names(folder, name)
     if name == LATEST and files:
-        files += [path for path in present_names(folder, PREVIOUS, BEST) if path.is_file()]
+        files += present_names(folder, PREVIOUS, BEST)
     if len(files) < 2:
         return files[0] if files else None
     orders = {path: peek(path) for path in files}

@@ -174,6 +174,10 @@ def test_without_kept_names_the_highest_token_of_the_three_wins(exp: Path) -> No
     assert (found.path.name, found.state["step"]) == (PREVIOUS, 30)
     (exp / LATEST).write_bytes(b"damaged")
     assert choose_weights(exp, "latest").name == LATEST, "who reads it says that it is damaged"
+    (exp / BEST).unlink()
+    assert choose_weights(exp, None).name == LATEST
+    (exp / BEST).symlink_to("nowhere")
+    assert choose_weights(exp, None).name == BEST, "not the latest in its place"
 
 
 def test_a_checkpoint_with_an_odd_token_is_no_checkpoint(exp: Path) -> None:
