@@ -138,22 +138,20 @@ def newest(folder: Path, name: str) -> Path | None:
     """Choose the file that who asks for the best or the latest checkpoint of a folder should open.
 
     The highest (token, step) wins: of the best checkpoint and its kept names; for the latest of all that `find` looks
-    at. A file under the plain name that cannot even be ranked is returned, so that the reader says what is wrong with
-    it: a damaged best checkpoint is no reason to take the latest.
+    at. What stands under the plain name and cannot even be ranked is returned: its reader says what is wrong, instead
+    of a silent choice of another file.
 
     Args:
         folder: an experiment folder.
         name: BEST or LATEST.
 
     Returns:
-        None if there is nothing of that name.
+        None if there is no file of that name.
     """
     plain = folder / name
-    files = [path for path in present_names(folder, name) if path.is_file()]
+    files = present_names(folder, name)
     if name == LATEST and files:
-        files += [path for path in present_names(folder, PREVIOUS, BEST) if path.is_file()]
-    if not files and os.path.lexists(plain):
-        return plain
+        files += present_names(folder, PREVIOUS, BEST)
     if len(files) < 2:
         return files[0] if files else None
     orders = {path: peek(path) for path in files}
@@ -169,7 +167,7 @@ def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
 
     Args:
         run_dir: the folder, locked.
-        found: what the run goes on from. None: an old run is moved away.
+        found: what the run continues from. None: an old run is moved away.
         fresh: move all of it, not only the reports on bad samples.
 
     Raises:
@@ -274,7 +272,7 @@ def evaluated_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]
         precise batch norm made some at this very step. And a sentence for the log that says which.
     """
     averaged, statistics = state.get("ema"), state.get("precise_bn")
-    said = "moving average of the weights" if averaged else "weights as trained (no moving average)"
+    said = "moving average of the weights" if averaged else "weights of the last iteration"
     config = state.get("config")
     config = config if isinstance(config, Mapping) else {}
     if averaged and config.get("ema"):

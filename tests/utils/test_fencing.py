@@ -89,7 +89,7 @@ def test_every_start_has_a_higher_token_and_an_undisturbed_run_leaves_no_trace(e
 
 def test_the_token_of_an_owner_that_died_before_it_wrote_is_passed_over(exp: Path) -> None:
     (exp / "jobs").mkdir()
-    (exp / "jobs/writer-1.json").write_text("")  # nobody knows whose
+    (exp / "jobs/writer-1.json").write_text("")  # its owner is unknown
     put_something_odd(exp / "jobs/writer-2.json", "fifo")
     (exp / "jobs/writer-3.json").write_text(json.dumps({"token": "0" * 32, "pid": 1, "machine": run_lock._machine()}))
     with start(exp) as run:
@@ -174,6 +174,10 @@ def test_without_kept_names_the_highest_token_of_the_three_wins(exp: Path) -> No
     assert (found.path.name, found.state["step"]) == (PREVIOUS, 30)
     (exp / LATEST).write_bytes(b"damaged")
     assert choose_weights(exp, "latest").name == LATEST, "who reads it says that it is damaged"
+    (exp / BEST).unlink()
+    assert choose_weights(exp, None).name == LATEST
+    (exp / BEST).symlink_to("nowhere")
+    assert choose_weights(exp, None).name == BEST, "not the latest in its place"
 
 
 def test_a_checkpoint_with_an_odd_token_is_no_checkpoint(exp: Path) -> None:

@@ -153,7 +153,7 @@ def a_live_lock_of_another_user(umask: int, word: str) -> Case:
 
 
 def read_only_data(place: Place) -> list[str]:
-    """The videos and lists belong to root, and nobody may write there."""
+    """The videos and lists belong to root and are read-only."""
     data = place.root / "data"
     shutil.copytree(place.data, data)
     for path in (data, *data.rglob("*")):
