@@ -293,9 +293,10 @@ def test_the_defaults_of_reading_are_those_of_the_config() -> None:
     assert given == (data.deadline_seconds, data.on_bad, data.bad_budget, data.prefetch)
 
 
-def test_a_missing_video_is_reported_with_its_full_path(with_broken: Records) -> None:
-    (Path(with_broken.root) / with_broken.path(1)).unlink()
-    with EvalLoader(with_broken, VIEWS, dataclasses.replace(READING, on_bad="skip")) as loader:
+def test_a_missing_video_is_reported_with_its_full_path(folder: Path, tmp_path: Path) -> None:
+    records = records_of(tmp_path, ["broken.mp4 0", "gone.mp4 1", "v1.mp4 1"], root=folder)
+    with EvalLoader(records, VIEWS, dataclasses.replace(READING, on_bad="skip")) as loader:
         failures = [item.failure for item in loader]
-    assert f"(there is no {with_broken.full_path(1)})" in str(failures[1])
+    assert f"(there is no {folder}/gone.mp4)" in str(failures[1])
     assert "there is no" not in str(failures[0]), "this one exists and is broken"
+    assert failures[2] is None
