@@ -283,3 +283,20 @@ def test_build_follows_the_configuration(records: Records) -> None:
     assert len(items) == VIDEOS
     assert items[0].plan is not None
     assert np.shape(items[0].plan.boxes) == (10, 4)
+
+
+def test_the_defaults_of_reading_are_those_of_the_config() -> None:
+    from utils.config.schema import Data
+
+    reading, data = Reading(ReaderSpec("video")), Data()
+    given = (reading.deadline, reading.on_bad, reading.bad_budget, reading.prefetch)
+    assert given == (data.deadline_seconds, data.on_bad, data.bad_budget, data.prefetch)
+
+
+def test_a_missing_video_is_reported_with_its_full_path(folder: Path, tmp_path: Path) -> None:
+    records = records_of(tmp_path, ["broken.mp4 0", "gone.mp4 1", "v1.mp4 1"], root=folder)
+    with EvalLoader(records, VIEWS, dataclasses.replace(READING, on_bad="skip")) as loader:
+        failures = [item.failure for item in loader]
+    assert f"(there is no {folder}/gone.mp4)" in str(failures[1])
+    assert "there is no" not in str(failures[0]), "this one exists and is broken"
+    assert failures[2] is None

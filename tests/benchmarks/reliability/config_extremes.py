@@ -1,7 +1,7 @@
 """Row `config_extremes`: values that no experiment means, through `train`: one sentence, or a run that ends.
 
-Values beyond the limits are refused before anything starts. Values at the limits are accepted, and the tiny run that has
-them ends, with code 0 or with one sentence.
+Values beyond the limits are refused before anything starts. Values at the limits are accepted, and the tiny run that
+has them ends, with code 0 or with one sentence.
 """
 
 from __future__ import annotations
