@@ -157,6 +157,8 @@ def requeue_and_wait(is_main: bool) -> None:
 
 
 def _requeue_at_once(number: int, frame: object) -> None:
+    if signals.StopFlag.was_used:  # main is on its way out with an exit code of its own, perhaps an error
+        return
     for ignored in ASKED_BY_SLURM:
         signal.signal(ignored, signal.SIG_IGN)
     print(f"{signal.Signals(number).name} before the first step: nothing to save", flush=True)
@@ -164,6 +166,8 @@ def _requeue_at_once(number: int, frame: object) -> None:
 
 
 def _note(number: int, frame: object) -> None:
+    if signals.StopFlag.was_used:
+        return
     print(f"{signal.Signals(number).name} before the first step: rank 0 decides", flush=True)
 
 

@@ -25,14 +25,14 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 ASKS_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 LAUNCHER = "ZOETROPE_LAUNCHER"  # "<process id> <start in clock ticks>" of the launcher that started torchrun
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.25
-_ORPHAN_SECONDS = 7.0  # for an orphaned rank to finish its step and save; all is over within 10 s
+_ORPHAN_SECONDS = 6.0  # for an orphaned rank to finish its step and save; all is over within 10 s
 
 Result = TypeVar("Result")
 
@@ -47,6 +47,9 @@ class StopFlag:
         announce: text for stderr at the first Ctrl-C. Written while a long operator keeps Python's handler waiting.
     """
 
+    #: True once a flag has taken over the signals in this process: what runs then is beyond its start.
+    was_used: ClassVar[bool] = False
+
     def __init__(self, announce: str | None = None) -> None:
         self.name: str | None = None
         self.trouble: str | None = None
@@ -59,6 +62,7 @@ class StopFlag:
 
         A closed terminal (SIGHUP) stops a run, unless it was told to go on without one (`nohup`).
         """
+        StopFlag.was_used = True
         if self.announce is not None:
             self._listen(self.announce)
         for number in ASKS_TO_STOP:
@@ -173,7 +177,7 @@ _following = threading.Lock()
 def follow_launcher(env: Mapping[str, str] | None = None) -> None:
     """End this rank within 10 s of the death of what started it: torchrun, our launcher or the SLURM step.
 
-    At the death the rank sends itself SIGTERM, so that it can finish its step and save; after 7 seconds SIGKILL. A
+    At the death the rank sends itself SIGTERM, so that it can finish its step and save; after 6 seconds SIGKILL. A
     process that no launcher started is left alone. Call it early; further calls have no effect.
     """
     env = os.environ if env is None else env

@@ -29,6 +29,12 @@ def main(words):
     if code == -1:
         (pathlib.Path(sys.path[0]) / "ready").write_text("")
         time.sleep(30)
+    if code == 50:  # another rank was killed; SLURM ends the others while they are leaving with their error
+        from utils import signals
+        with signals.StopFlag():
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 1
     return code
 """
 SCONTROL = """\
@@ -70,6 +76,17 @@ class Task:
 def test_exit_codes_pass_and_nothing_is_requeued(tmp_path: Path, code: int, left_with: int) -> None:
     task = Task(tmp_path, code)
     assert task.end()[0] == left_with
+    assert task.calls() == []
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_signal_to_a_task_that_is_leaving_with_an_error_is_not_one_before_the_first_step(
+    tmp_path: Path, rank: str
+) -> None:
+    task = Task(tmp_path, 50, SLURM_PROCID=rank)
+    code, out, _ = task.end()
+    assert code == 1
+    assert "before the first step" not in out
     assert task.calls() == []
 
 

@@ -36,6 +36,7 @@ CASES: list[Case] = [
     ("train", 2, "torchrun, launcher frozen", "running"),
     ("train", 1, "rank", "running"),
     *(("eval", 2, victim, "running") for victim in ("launcher", "torchrun", "rank")),
+    ("predict", 0, "launcher", "running"),
     ("scan", 0, "launcher", "running"),
     ("dump", 0, "launcher", "running"),
     ("demo-data", 0, "launcher", "running"),
@@ -89,6 +90,14 @@ class Trial:
                 "--workers",
                 "2",
             ]
+        if self.verb == "predict":
+            weights = trained(folder.parent / "trained", self.data)
+            many = [
+                folder / f"copy-{number}" for number in range(40)
+            ]  # the same video under another name is read again
+            for copy in many:
+                copy.symlink_to(self.data / "videos")
+            return [sys.executable, "main.py", "predict", weights, *many, "--out", folder / "out"]
         if self.verb in ("scan", "dump"):
             many = folder / "many.txt"
             many.write_text((lists / "train.txt").read_text() * (1 if self.verb == "dump" else 300))
@@ -100,7 +109,7 @@ class Trial:
         if self.verb == "eval":
             many = folder / "many.txt"
             many.write_text((lists / "val.txt").read_text() * 300)
-            weights = trained(self.work.parent / "trained", self.data)
+            weights = trained(folder.parent / "trained", self.data)
             words += ["--checkpoint", weights, "--list", many, "--root", self.data]
         return [*words, *(word for text in SETS for word in ("--set", text))]
 
