@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from pathlib import Path
@@ -91,6 +92,15 @@ def test_a_flipped_bit_of_a_finished_file_is_one_sentence(exp: Path, name: str) 
         path.write_bytes(data)
         with pytest.raises(UserError, match=f"{name} has another checksum.*run the evaluation again"):
             read_all(exp)
+
+
+@pytest.mark.parametrize("name", ["best.json", "best/ids.txt", "best/logits.npy", "best/frames.npy"])
+def test_a_pipe_in_the_place_of_a_file_is_refused_unopened(exp: Path, name: str) -> None:
+    path = exp / "results" / name
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(UserError):
+        read_all(exp)
 
 
 def test_a_summary_that_says_something_else_is_one_sentence(exp: Path) -> None:
