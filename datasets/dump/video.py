@@ -16,7 +16,14 @@ from datasets.readers.spec import MISSING_SHARE
 from datasets.records import Records
 from utils.faults import MediaError, UserError
 
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
+_OF_THE_FOLDER = {  # no video can be written there, so none of them has failed
+    errno.EDQUOT: "the quota is used up; make room",
+    errno.EIO: "the disk or the file server failed; look at the machine's log",
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EROFS: "it is read-only; choose another folder",
+    errno.ESTALE: "the file server has forgotten the folder; mount it again",
+    errno.ETIMEDOUT: "the file server did not answer in time",
+}
 
 
 class Dumper:
@@ -59,10 +66,9 @@ class Dumper:
                 source.end_at(end.frames, end.missing)
                 return dump_video(source, settings, target, tmp, made)
         except OSError as error:
-            if error.errno in _FULL:
-                raise UserError(
-                    f"{target}: {_FULL[error.errno]}; make room, then run the same command again"
-                ) from error
+            advice = _OF_THE_FOLDER.get(error.errno or 0)
+            if advice and error.filename != path:
+                raise UserError(f"{target}: {advice}, then run the same command again") from error
             raise MediaError(shown, f"it cannot be written ({error.strerror or error})") from error
 
     @staticmethod
