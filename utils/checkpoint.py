@@ -146,7 +146,7 @@ def newest(folder: Path, name: str) -> Path | None:
         name: BEST or LATEST.
 
     Returns:
-        None if there is no file of that name.
+        None if there is nothing of that name.
     """
     plain = folder / name
     files = present_names(folder, name)
@@ -272,7 +272,7 @@ def evaluated_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]
         precise batch norm made some at this very step. And a sentence for the log that says which.
     """
     averaged, statistics = state.get("ema"), state.get("precise_bn")
-    said = "moving average of the weights" if averaged else "weights of the last iteration"
+    said = "moving average of the weights" if averaged else "weights as trained (no moving average)"
     config = state.get("config")
     config = config if isinstance(config, Mapping) else {}
     if averaged and config.get("ema"):
