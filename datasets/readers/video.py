@@ -10,7 +10,8 @@ applied. How frames are found depends on the grade of the file's index (video_in
 
 A frame that does not decode is a MediaError that says how many frames did; a decoding error never shifts the ordinals
 of other frames. If only the last frames are missing, and few of them, the MediaError is `EndsEarly` (ending.py). A
-truncated file has the frames whose packets are there. After a change of resolution inside a file
+truncated file has the frames whose packets are there, unless its own table (MP4, MOV) says that more than
+`data.missing_share` of them are lost. After a change of resolution inside a file
 frames are scaled to the size of the first one (resize.place). What a read returns depends on the file and the ordinals
 only, never on earlier reads.
 

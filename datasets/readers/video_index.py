@@ -278,24 +278,54 @@ def _index(
         grade = Grade.SCANNED
     frame = _decode_one(stream, first_key)
     rate, time_base = stream.average_rate, stream.time_base
-    stamps, missing = table.stamps(), 0
-    count = check.frames(len(stamps))
+    stamps = table.stamps()
+    counted = _Counted(grade, check.frames(len(stamps)), frame, stamps)
     if grade is Grade.SCANNED or frame is None:
-        whole = _decode_whole(path, shown, missing_share)
-        if not is_tolerable(whole.left, whole.count + whole.left, missing_share):
-            of = f"{whole.count} of about {whole.count + whole.left} frames"
-            raise MediaError(shown, f"only {of} decode ({whole.trouble})")
-        grade, count, frame, missing = Grade.SCANNED, whole.count, whole.first, whole.left
-        stamps = whole.stamps
+        counted = _decode_whole(path, shown, missing_share)
+        _check_missing(counted, shown, missing_share)
     elif not all(check.looks_whole(bytes(packet)) for packet in tail):
-        whole = _decode_whole(path, shown, missing_share)
-        if count - whole.count > 0 and is_tolerable(count - whole.count, count, missing_share):
-            grade, count, missing = Grade.SCANNED, whole.count, count - whole.count
-    index = table.finish(grade, count, frame, _rate(stamps, rate, time_base), missing)
+        counted = _without_tail(counted, _decode_whole(path, shown, missing_share), missing_share)
+    if cut_off := _cut_off(stream, path, formats, len(table.pts)):
+        expected = len(stamps) + cut_off
+        lost = max(counted.missing + cut_off, expected - counted.count)
+        counted = dataclasses.replace(counted, missing=lost, trouble="the file is cut off")
+        _check_missing(counted, shown, missing_share)
+    grade = counted.grade
+    index = table.finish(counted, _rate(counted.stamps, rate, time_base))
     if grade is not Grade.TIMED or room < 0 or not keep:
         return index, None
     stream.codec_context.flush_buffers()
     return index, Kept(container, stream, held)
+
+
+def _cut_off(stream: av.VideoStream, path: str, formats: set[str], there: int) -> int:
+    """Return how many packets the table of an MP4 or MOV file lists beyond the end of the file.
+
+    Args:
+        stream: of the file.
+        path: where the file is.
+        formats: names of its container format.
+        there: packets that were read.
+    """
+    missing = int(stream.frames or 0) - there
+    # An edit list leaves out packets too; then the last box ends where the file ends.
+    return missing if missing > 0 and "mov" in formats and _overruns(path) else 0
+
+
+def _overruns(path: str) -> bool:
+    """Return whether a top-level box of an MP4 or MOV file claims to end behind the end of the file."""
+    with open(path, "rb") as file:
+        at, end = 0, os.fstat(file.fileno()).st_size
+        while at < end:
+            file.seek(at)
+            head = file.read(16)
+            size = int.from_bytes(head[:4], "big")
+            if size == 1:
+                size = int.from_bytes(head[8:16], "big")
+            if size < 8:  # 0: to the end of the file
+                return False
+            at += size
+    return at > end
 
 
 class _Table:
@@ -336,8 +366,10 @@ class _Table:
             return Grade.SCANNED
         return Grade.TIMED
 
-    def finish(self, grade: Grade, count: int, frame: av.VideoFrame, fps: float, missing: int) -> Index:
+    def finish(self, counted: _Counted, fps: float) -> Index:
         """Freeze the table."""
+        grade, frame = counted.grade, counted.first
+        assert frame is not None
         timed = grade is Grade.TIMED
         rotation = round(frame.rotation / 90) % 4
         height, width = (frame.width, frame.height) if rotation % 2 else (frame.height, frame.width)
@@ -345,7 +377,7 @@ class _Table:
         pts = np.array(self.pts, np.int64) if timed else none
         shown = np.flatnonzero(self.shown)
         return Index(
-            facts=Facts(frames=count, height=height, width=width, fps=fps),
+            facts=Facts(frames=counted.count, height=height, width=width, fps=fps),
             grade=grade,
             rotation=rotation,
             codec=self.codec,
@@ -354,7 +386,7 @@ class _Table:
             sizes=np.array(self.sizes, np.int64),
             keys=np.array(self.keys, bool),
             positions=shown[np.argsort(pts[shown], kind="stable")] if timed else none,
-            missing=missing,
+            missing=counted.missing,
         )
 
 
@@ -374,17 +406,27 @@ def _decode_one(stream: av.VideoStream, data: bytes | None) -> av.VideoFrame | N
 
 
 @dataclasses.dataclass(frozen=True)
-class _Whole:
-    """What one decode of a whole file found; `trouble` and `left` as in `Decoding`."""
+class _Counted:
+    """The frames of a file, by its headers or by one decode.
 
+    Attributes:
+        grade: how to find a frame.
+        count: number of frames.
+        first: a decoded frame; None only while headers alone were looked at.
+        stamps: time stamps of the frames, or of their packets.
+        missing: frames at the end that do not decode, or are cut off.
+        trouble: why.
+    """
+
+    grade: Grade
     count: int
+    first: av.VideoFrame | None
     stamps: list[int | None]
-    first: av.VideoFrame
-    trouble: str
-    left: int
+    missing: int = 0
+    trouble: str = ""
 
 
-def _decode_whole(path: str, shown: str, missing_share: float) -> _Whole:
+def _decode_whole(path: str, shown: str, missing_share: float) -> _Counted:
     """Decode a file to its end, or to the first packet that does not decode."""
     first, stamps = None, []
     with open_container(path, shown) as container:
@@ -395,7 +437,22 @@ def _decode_whole(path: str, shown: str, missing_share: float) -> _Whole:
     if first is None:
         trouble = f" ({decoding.trouble})" if decoding.trouble else ""
         raise MediaError(shown, f"no frame of it decodes{trouble}")
-    return _Whole(len(stamps), stamps, first, decoding.trouble, decoding.left)
+    return _Counted(Grade.SCANNED, len(stamps), first, stamps, decoding.left, decoding.trouble)
+
+
+def _without_tail(promised: _Counted, decoded: _Counted, missing_share: float) -> _Counted:
+    """Return what decodes where only the last frames are missing, else what the headers promise."""
+    missing = promised.count - decoded.count
+    if missing > 0 and is_tolerable(missing, promised.count, missing_share):
+        return dataclasses.replace(promised, grade=Grade.SCANNED, count=decoded.count, missing=missing)
+    return promised
+
+
+def _check_missing(counted: _Counted, shown: str, missing_share: float) -> None:
+    """MediaError if more frames are missing than a shorter video may lack."""
+    expected = counted.count + counted.missing
+    if not is_tolerable(counted.missing, expected, missing_share):
+        raise MediaError(shown, f"only {counted.count} of about {expected} frames decode ({counted.trouble})")
 
 
 def _rate(stamps: list[int | None], rate: Fraction | None, time_base: Fraction | None) -> float:

@@ -316,3 +316,27 @@ def test_random_streams_of_pictures_are_counted_right(tmp_path: Path) -> None:
             chunks.insert(rng.randint(1, len(chunks)), rng.choice((b"", b"\x7f", placeholder(rng.randint(0, 24)))))
         path = write_avi(tmp_path / f"{number}.avi", chunks)
         assert build_index(str(path), path.name).facts.frames == plain_count(path)[0]
+
+
+@pytest.mark.parametrize("kept", [0.995, 0.9, 0.5])
+def test_an_mp4_that_is_cut_off_knows_how_much_is_lost(kept: float, tmp_path: Path) -> None:
+    import av
+
+    source = write_video(tmp_path / "source.mp4", "libx264", 60, options={"bf": "0", "g": "12"})
+    with av.open(str(source)) as given, av.open(str(tmp_path / "a.mp4"), "w", options={"movflags": "faststart"}) as out:
+        copy = out.add_stream_from_template(given.streams.video[0])
+        for packet in given.demux(given.streams.video[0]):
+            if packet.size:
+                packet.stream = copy
+                out.mux(packet)
+    data = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "a.mp4").write_bytes(data[: int(kept * len(data))])
+    if kept < 0.95:
+        with pytest.raises(MediaError, match="only [0-9]+ of about [0-9]+ frames decode"):
+            frames_of(tmp_path, "a.mp4")
+        return
+    numbers = frames_of(tmp_path, "a.mp4")
+    assert numbers == list(range(len(numbers)))
+    index = build_index(str(tmp_path / "a.mp4"), "a.mp4")
+    assert (index.facts.frames, index.missing) == (len(numbers), 60 - len(numbers))
+    assert index.missing > 0
