@@ -50,7 +50,7 @@ POINTS: dict[str, list[tuple[str, int, bool]]] = {
         ("phase.start", 1, False),
     ],
 }
-ACTIONS = {"kill": 5, "term": 2, "int": 1, "usr2": 1, "stop": 2, "reader": 2}
+ACTIONS = {"kill": 5, "term": 2, "int": 1, "usr2": 1, "stop": 2, "reader": 4}
 RUNS_A_TWIN, EVENTS_A_RUN = 3, 3
 ENOUGH = 10  # hits in each phase
 
@@ -64,7 +64,7 @@ def draw_settings(chance: random.Random, ranks: int, teacher: Path) -> dict[str,
         "model.kwargs.bn_group_size": chance.choice(fitting),
         "model.kwargs.bn_sync_stats": chance.random() < 0.5,
         "precision": chance.choice(("fp32", "fp32", "bf16", "fp16", "fp64")),
-        "workers": chance.choice((0, 0, 1)),
+        "workers": chance.choice((0, 1)),
         "save_minutes": chance.choice((1e-9, 10.0)),  # after every step; at validations only
         "data.order": chance.choice(("shuffled", "class_balanced")),
         "seed": chance.randrange(1000),
