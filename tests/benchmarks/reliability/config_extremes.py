@@ -37,7 +37,7 @@ REFUSED = [
     f"data.flip_labels=[[{10**20}, 0]]", "lr_scheduler.base_lr=.nan", "weight_decay=-1e308", "batch_size=0",
 ]  # fmt: skip
 ACCEPTED = [
-    "lr_scheduler.base_lr=1e-300", "lr_scheduler.warmup_lr=1000", "weight_decay=100", "momentum=0.99999999",
+    "lr_scheduler.base_lr=1e-300", "lr_scheduler.warmup_lr=1e30", "weight_decay=100", "momentum=0.99999999",
     "label_smooth=0.99999999", "augmentation.mix_up=1000", "augmentation.mix_up=0.001", "ema=0.999999999",
     "ema=1e-12", "clip_grad=1e12", "clip_grad=1e-12", "print_freq=1000000", "val_freq=1000000000",
     "save_minutes=10000000", "save_minutes=1e-300", "watchdog_minutes=10000000", "data.deadline_seconds=86400",
@@ -47,7 +47,7 @@ ACCEPTED = [
     "augmentation.area=[1e-4, 1e-4]", "augmentation.aspect=[0.01, 0.01]", "augmentation.max_distort=64",
     "model.kwargs.fc_std=65536", "model.kwargs.fc_std=0", f"seed={2**63 - 1}", "reference_batch=1000000000",
     "precise_bn.batches=3", "data.template='{:020d}.jpg'", f"data.memcached.namespace={'x' * 1000}",
-    "lr_scheduler.warmup_steps=0", "lr_scheduler.min_lr=1000", "data.prefetch=64", "model.num_segments=512",
+    "lr_scheduler.warmup_steps=0", "lr_scheduler.min_lr=1e30", "data.prefetch=64", "model.num_segments=512",
     "augmentation.input_size=8", "shards=64", "model.kwargs.bn_group_size=100000", "deterministic=true",
 ]  # fmt: skip
 
