@@ -337,12 +337,13 @@ _KINDS = {
 }
 
 
+_LONG = 1e15
 _FIXED_LENGTH = 4  # the longest list whose length is fixed
 
 
 def _number(value: float) -> str:
     """Return a limit as a reader counts: 1,000,000 and 0.0001."""
-    return f"{int(value):,}" if value == int(value) else f"{value:g}"
+    return f"{int(value):,}" if value == int(value) and value < _LONG else f"{value:g}"
 
 
 def _why(keys: Keys) -> str:

@@ -59,7 +59,7 @@ ITERATIONS = "a thousand iterations a second would take days"
 EPOCHS = "no training sees its videos so often"
 SLOW_SERVER = "a reader would wait an hour where the disk has the frame"
 YEARS_WORD = "no run lasts so long"
-RATE = 1000.0
+RATE = 1e30  # beyond it a 32-bit number overflows
 HOUR_MS = 3_600_000
 YEARS = 10_000_000  # minutes
 SHORT = Field(max_length=1000)

@@ -156,7 +156,7 @@ def _range(parts: Sequence[Any]) -> str:
         for sign, name in _SIGNS.items():
             limit = getattr(part, name, None)
             if isinstance(limit, (int, float)):
-                found.setdefault(sign, f"{int(limit):,}" if limit == int(limit) else f"{limit:g}")
+                found.setdefault(sign, f"{int(limit):,}" if limit == int(limit) and limit < 1e15 else f"{limit:g}")
         for inner in [*typing.get_args(part), *getattr(part, "metadata", ())]:
             walk(inner)
 

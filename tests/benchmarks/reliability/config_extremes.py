@@ -30,14 +30,14 @@ REFUSED = [
     "lr_scheduler.max_epoch=1e300", f"lr_scheduler.warmup_steps={10**25}", "lr_scheduler.warmup_epochs=1e100",
     "lr_scheduler.min_lr=1e308", f"val_freq={10**25}", "val_freq_epochs=1e300", "save_minutes=1e300",
     "watchdog_minutes=1e300", "data.deadline_seconds=1e300", f"data.frame_interval={10**15}", "clip_grad=1e308",
-    "clip_grad=1e-308", f"seed={2**63}", "distill.temperature=1e-308", "ema=1e-400", "data.bad_budget=2",
+    "clip_grad=1e-308", f"seed={2**63}", "distill.temperature=1e-308", "data.bad_budget=2",
     f"data.memcached.megabytes={10**20}", "data.memcached.timeout_ms=1e300", "model.kwargs.fc_std=1e308",
     f"model.kwargs.bn_group_size={10**20}", f"reference_batch={10**20}", f"published.gpus={10**20}",
     f"train_source={'x' * 5000}", r'val_root="a\0b"', "label_smooth=1", "momentum=1", "model.dropout=1",
     f"data.flip_labels=[[{10**20}, 0]]", "lr_scheduler.base_lr=.nan", "weight_decay=-1e308", "batch_size=0",
 ]  # fmt: skip
 ACCEPTED = [
-    "lr_scheduler.base_lr=1e-300", "lr_scheduler.warmup_lr=1000", "weight_decay=100", "momentum=0.99999999",
+    "lr_scheduler.base_lr=1e-300", "lr_scheduler.warmup_lr=1e30", "weight_decay=100", "momentum=0.99999999",
     "label_smooth=0.99999999", "augmentation.mix_up=1000", "augmentation.mix_up=0.001", "ema=0.999999999",
     "ema=1e-12", "clip_grad=1e12", "clip_grad=1e-12", "print_freq=1000000", "val_freq=1000000000",
     "save_minutes=10000000", "save_minutes=1e-300", "watchdog_minutes=10000000", "data.deadline_seconds=86400",
@@ -47,7 +47,7 @@ ACCEPTED = [
     "augmentation.area=[1e-4, 1e-4]", "augmentation.aspect=[0.01, 0.01]", "augmentation.max_distort=64",
     "model.kwargs.fc_std=65536", "model.kwargs.fc_std=0", f"seed={2**63 - 1}", "reference_batch=1000000000",
     "precise_bn.batches=3", "data.template='{:020d}.jpg'", f"data.memcached.namespace={'x' * 1000}",
-    "lr_scheduler.warmup_steps=0", "lr_scheduler.min_lr=1000", "data.prefetch=64", "model.num_segments=512",
+    "lr_scheduler.warmup_steps=0", "lr_scheduler.min_lr=1e30", "data.prefetch=64", "model.num_segments=64", "ema=1e-400",
     "augmentation.input_size=8", "shards=64", "model.kwargs.bn_group_size=100000", "deterministic=true",
 ]  # fmt: skip
 
