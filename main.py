@@ -43,7 +43,7 @@ VERBS = {
     "predict": ("anal_tools.predict", "what is seen in videos: top-5, infer.json, subtitles, an annotated video"),
     "convert": ("anal_tools.convert", "weights that others have published as a checkpoint of ours"),
     "export": ("anal_tools.export", "the trained model as ONNX or torch.export file, checked on clips"),
-    "config": ("utils.config.verb", "print the resolved config and where each value comes from"),
+    "config": ("anal_tools.check_config", "print the resolved config and where each value is from; check its files"),
     "list": ("anal_tools.experiments", "all experiments: model, data, cost, and the accuracy others published"),
     "new": ("launch.new", "make a new experiment folder from an existing one"),
     "fetch": ("methods.fetch", "download pretrained weights into pretrained/"),
@@ -157,6 +157,8 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
                 loader.traffic.write_total(log, run.world)
                 clock = time.monotonic()
         run.end_epoch(final=True)
+        for text in loader.notes():
+            log.event(text)
         run.save(checkpoint.LATEST)  # once more, now that the last validation is part of the state
         best = f"best {run.criterion} {run.best_prec1:.3f}"
         log.line(f"finished: {last} iterations, {best}, {run.folder.path(checkpoint.LATEST)}")
@@ -309,7 +311,7 @@ def validate(
 def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
     """Set a run up: config -> ranks -> folder and lock -> lists -> model -> checkpoint; undone on leaving."""
     import methods
-    from datasets import loader
+    from datasets import first_look, loader
     from datasets.class_names import read_class_names
     from datasets.readers.resize import KERNEL
     from utils import checkpoint, config, dist, log, parts, run_dir
@@ -339,7 +341,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
         )
         cfg = config.resolve_lengths(cfg, len(lists[0]), shards.global_batch)
         step = state["step"] if state else 0
-        said: list[str] = []
+        said = first_look.look(cfg, *lists, compare=world.is_main)
         if found:
             hashes = {"train": lists[0].list_hash, "val": lists[1].list_hash}
             differences = config.differences(found.state["config"], config.to_dict(cfg))
@@ -407,6 +409,8 @@ def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
                 raise eval_loader.none_readable(videos)
             run.has_validated = True
         run.bad.note(videos.ledger.take_events(), run.step, bad_samples.VALIDATION)
+        for text in videos.notes():
+            run.log.once(f"validation: {text}")
         videos.traffic.write(run.log)
         return result
 

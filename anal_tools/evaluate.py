@@ -122,6 +122,8 @@ def evaluate(
             earlier=earlier.logits(),
         )
         writer.flush()
+        for text in videos.notes():
+            print(text, flush=True)
         if metrics is None:
             if stop.trouble:
                 faults.tell(UserError(f"stopped by {stop.trouble}; the same command continues"))

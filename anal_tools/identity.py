@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from datasets.records import Records
 
 ROOT = Path(__file__).resolve().parents[1]
-_LIBRARIES = ("torch", "numpy", "av", "opencv-python-headless", "opencv-python", "nvidia-dali-cuda120")
+_LIBRARIES = ("torch", "torchvision", "numpy", "av", "simplejpeg", "opencv-python-headless", "opencv-python")
+_LIBRARIES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 #: Modules that read, transform and score whatever the method; their imports are followed too.
 _ROOTS = (
     "datasets.workers",

@@ -13,6 +13,7 @@ import os
 import stat
 import zipfile
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -49,17 +50,22 @@ def write(path: Path, arrays: dict[str, np.ndarray], owner: bytes) -> None:
     Raises:
         OSError: the file system does not take it; an earlier file of this name stays.
     """
-    arrays = {name: np.ascontiguousarray(arrays[name]) for name in COLUMNS}
-    marks = {"owner": np.frombuffer(owner, np.uint8), "sha256": np.frombuffer(_digest(arrays, owner), np.uint8)}
     temporary = path.with_suffix(".tmp")
     try:
         with temporary.open("wb") as file:
-            np.savez(file, **arrays, **marks)  # pyright: ignore[reportArgumentType]
+            store(file, arrays, owner)
         os.replace(temporary, path)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def store(file: IO[bytes], arrays: dict[str, np.ndarray], owner: bytes) -> None:
+    """Write the bytes of a part file into an open one; arguments as of `write`."""
+    arrays = {name: np.ascontiguousarray(arrays[name]) for name in COLUMNS}
+    marks = {"owner": np.frombuffer(owner, np.uint8), "sha256": np.frombuffer(_digest(arrays, owner), np.uint8)}
+    np.savez(file, **arrays, **marks)  # pyright: ignore[reportArgumentType]
 
 
 def read(path: Path, owner: bytes) -> dict[str, np.ndarray]:
@@ -114,13 +120,9 @@ def _digest(arrays: dict[str, np.ndarray], owner: bytes) -> bytes:
 
 def _fits(part: dict[str, np.ndarray]) -> bool:
     """Return True if the lengths and kinds of the arrays are those of a part."""
-    samples, good = part["samples"], int((part["failed"] == "").sum()) if part["failed"].dtype.kind == "U" else -1
-    return (
-        samples.ndim == part["failed"].ndim == part["repaired"].ndim == 1
-        and samples.dtype.kind == "i"
-        and part["repaired"].dtype.kind == "U"
-        and len(samples) == len(part["failed"]) == len(part["repaired"])
-        and part["logits"].ndim == part["frames"].ndim == 3
-        and len(part["logits"]) == len(part["frames"]) == good
-        and part["logits"].shape[1] == part["frames"].shape[1]
-    )
+    kinds = {"samples": "i1", "failed": "U1", "repaired": "U1", "logits": "f3", "frames": "i3", "boxes": "i2"}
+    if any(f"{part[name].dtype.kind}{part[name].ndim}" != kind for name, kind in kinds.items()):
+        return False
+    lengths = {len(part[name]) for name in ("samples", "failed", "repaired")}
+    good = int((part["failed"] == "").sum())
+    return len(lengths) == 1 and len(part["logits"]) == good and part["frames"].shape[:2] == part["logits"].shape[:2]

@@ -38,6 +38,7 @@ class Found:
         score: (K,) mean over the views of the softmax.
         frames, fps: of the video.
         failure: why it could not be read; the other fields are then empty.
+        missing: frames at its end that do not decode; `frames` is without them.
         unwritten: why its subtitles or its video could not be written.
         cues: what is seen over time (`anal_tools.predict_files.Cue`), one cue without windows.
     """
@@ -48,6 +49,7 @@ class Found:
     frames: int = 0
     fps: float = 0.0
     failure: str = ""
+    missing: int = 0
     unwritten: str = ""
     cues: list[Any] = dataclasses.field(default_factory=list)
 
@@ -170,12 +172,17 @@ def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor
     """The facts of a video, what is seen over time, and the files that were asked for; a failure is noted."""
     from anal_tools.predict_sources import records_of
     from datasets.readers import open_reader
+    from datasets.readers.ending import on_what_decodes
 
     spec = _reader(predictor.reading.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
-            over_time(one, reader, args, predictor, world)
-            write_files(one, reader, name, args)
+
+            def work(reader: Any) -> None:
+                over_time(one, reader, args, predictor, world)
+                write_files(one, reader, name, args)
+
+            _, one.missing = on_what_decodes(reader, 0, work)
         except MediaError as error:
             one.failure = error.reason
 
@@ -237,7 +244,7 @@ def _reader(spec: Any, kind: str) -> Any:
     """The reader of a source: names of frame files as configured, if the config is about frames."""
     from datasets.readers import ReaderSpec
 
-    return spec if spec.kind == kind else ReaderSpec(kind, fps=spec.fps)
+    return spec if spec.kind == kind else ReaderSpec(kind, fps=spec.fps, missing_share=spec.missing_share)
 
 
 def as_text(one: Found, classes: list[str]) -> str:
@@ -248,13 +255,14 @@ def as_text(one: Found, classes: list[str]) -> str:
     name = one_line(str(one.source))
     if one.failure or one.score is None:
         return f"{name}\n   not readable: {one_line(one.failure)}"
+    less = f"; its last {one.missing} do not decode" if one.missing else ""
     rows = [
         f"  {rank:>2}  {entry['score']:.4f}  {entry['name']}"
         for rank, entry in enumerate(top_classes(one.score, classes, TOP), start=1)
     ]
     if one.unwritten:
         rows.append(f"   not written: {one_line(one.unwritten)}")
-    return "\n".join([f"{name}  ({one.frames} frames, {one.frames / max(one.fps, 1e-9):.2f} s)", *rows])
+    return "\n".join([f"{name}  ({one.frames} frames, {one.frames / max(one.fps, 1e-9):.2f} s{less})", *rows])
 
 
 def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> dict[str, Any]:

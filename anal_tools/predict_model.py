@@ -149,13 +149,16 @@ def config_of(state: Mapping[str, Any], file: Path, overrides: list[str]) -> Con
 
     if not isinstance(state.get("config"), dict):
         raise UserError(f"{file}: this checkpoint holds no config; name its experiment folder and --checkpoint {file}")
-    plain = json.loads(json.dumps(state["config"]))
-    for computed, given, _ in PAIRS:  # a run adds the lengths in iterations to those that were given in epochs
-        *sections, key = computed.split(".")
-        place = functools.reduce(lambda inner, name: inner.get(name, {}), sections, plain)
-        other = functools.reduce(lambda inner, name: (inner or {}).get(name), given.split("."), plain)
-        if other is not None:
-            place.pop(key, None)
+    try:
+        plain = json.loads(json.dumps(state["config"]))
+        for computed, given, _ in PAIRS:  # a run adds the lengths in iterations to those that were given in epochs
+            *sections, key = computed.split(".")
+            place = functools.reduce(lambda inner, name: inner.get(name, {}), sections, plain)
+            other = functools.reduce(lambda inner, name: (inner or {}).get(name), given.split("."), plain)
+            if other is not None:
+                place.pop(key, None)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: its config is not one that a run wrote ({error})") from error
     with tempfile.TemporaryDirectory(prefix="zoetrope-config-") as folder:
         copy = Path(folder) / "config.yaml"
         copy.write_text(json.dumps({"common": plain}), encoding="utf-8")  # JSON is YAML
@@ -206,7 +209,7 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
         normalise=functools.partial(transforms.normalise, **colour, dtype=torch.float32),
         autocast=contextlib.nullcontext,
         classes=list(facts["classes"]),
-        reading=like.reading if like else Reading(ReaderSpec("video"), workers=1),
+        reading=like.reading if like else Reading(ReaderSpec("video"), workers=1, on_bad="substitute"),
         clips=like.clips if like else 8,
         about={
             "engine": "onnx",

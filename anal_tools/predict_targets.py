@@ -50,7 +50,7 @@ def check_folder(out: Path) -> None:
 
 def file_names(sources: Sequence[Source]) -> list[str]:
     """A name for the files of each source: its own without ending, numbered where two are alike, each once."""
-    stems = [Path(source.path).resolve().stem.encode("utf-8", "replace").decode() for source in sources]
+    stems = [_stem(source.path).encode("utf-8", "replace").decode() for source in sources]
     own, taken, last = set(stems), set(), dict.fromkeys(stems, 1)
     names = []
     for stem in stems:
@@ -61,6 +61,14 @@ def file_names(sources: Sequence[Source]) -> list[str]:
         taken.add(name)
         names.append(name)
     return names
+
+
+def _stem(path: str) -> str:
+    """Name of the file behind a path, without ending; of a loop of links the name of the link."""
+    try:
+        return Path(path).resolve().stem
+    except (OSError, RuntimeError):  # RuntimeError up to Python 3.12
+        return Path(path).stem
 
 
 def check_targets(out: Path, names: Iterable[str], endings: Sequence[str], sources: Iterable[str | Path]) -> None:

@@ -183,6 +183,8 @@ def _earlier_parts(
 
 def _read_note(folder: Path) -> tuple[dict[str, Any] | None, int]:
     """Return identity and number of starts of the unfinished evaluation in a folder; (None, 0) without one."""
+    if not (folder / _NOTE).is_file():  # nothing, or a pipe, which must not be opened
+        return None, 0
     try:
         note = json.loads((folder / _NOTE).read_text("utf-8"))
         key, starts = note["key"], int(note["starts"])
@@ -459,6 +461,7 @@ def _new(path: Path) -> Path:
 
 
 def _write_new(path: Path, text: str) -> None:
+    _new(path).unlink(missing_ok=True)  # whatever was left there, such as a pipe
     _new(path).write_text(text, "utf-8", errors="surrogateescape")
 
 

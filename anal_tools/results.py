@@ -227,7 +227,7 @@ def read_summary(path: Path) -> dict[str, Any]:
         Damaged: no summary, or not as it was written.
         OSError: it cannot be read.
     """
-    summary = _parsed(path.read_bytes(), path.name)
+    summary = _parsed(_bytes(path), path.name)
     if not isinstance(summary, dict):
         raise Damaged(f"{path.name} holds no summary")
     if ("files" in summary or "checksum" in summary) and summary.get("checksum") != _own_checksum(summary, path.name):
@@ -281,6 +281,17 @@ def check_shapes(
         raise Damaged(f"labels.npy has a label outside 0..{scores.shape[1] - 1}")
 
 
+def _regular(path: Path) -> Path:
+    """Raise Damaged if a pipe, device or folder is in the place of a file: opening a pipe may never return."""
+    if path.exists() and not path.is_file():
+        raise Damaged(f"{path.name} is not a regular file")
+    return path
+
+
+def _bytes(path: Path) -> bytes:
+    return _regular(path).read_bytes()
+
+
 def _compare(data: bytes | Path, name: str, hashes: dict[str, Any] | None) -> None:
     """Raise Damaged if bytes, or a file, are not those whose hash the summary has."""
     if hashes is None:  # of an earlier version
@@ -291,7 +302,7 @@ def _compare(data: bytes | Path, name: str, hashes: dict[str, Any] | None) -> No
 
 
 def _array(path: Path, hashes: dict[str, Any] | None, *, mapped: bool = False) -> np.ndarray:
-    data = path if mapped else path.read_bytes()
+    data = _regular(path) if mapped else _bytes(path)
     _compare(data, path.name, hashes)
     try:
         if isinstance(data, Path):
@@ -311,14 +322,14 @@ def _parsed(data: bytes, name: str) -> Any:
 
 
 def _json(path: Path, hashes: dict[str, Any] | None) -> Any:
-    data = path.read_bytes()
+    data = _bytes(path)
     _compare(data, path.name, hashes)
     return _parsed(data, path.name)
 
 
 def _lines(path: Path, hashes: dict[str, Any] | None, kind: type) -> list[Any]:
     """Return the JSON values of a file with one a line, all of one kind."""
-    data = path.read_bytes()
+    data = _bytes(path)
     _compare(data, path.name, hashes)
     rows = [_parsed(line, path.name) for line in data.splitlines()]
     if not all(isinstance(row, kind) for row in rows):

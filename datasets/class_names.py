@@ -9,7 +9,7 @@ from pathlib import Path
 
 from utils.faults import UserError
 
-_INDEXED = re.compile(r"(\d+)\s*[\s,:;]\s*(.*\S)")
+_INDEXED = re.compile(r"(\d{1,18})\s*[\s,:;]\s*(.*\S)")
 
 
 def read_class_names(path: str | os.PathLike[str] | None, num_class: int) -> list[str]:
@@ -41,6 +41,8 @@ def _from_json(path: str | os.PathLike[str], text: str) -> list[str]:
         names = json.loads(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from None
+    except (ValueError, RecursionError):
+        raise UserError(f"{path}: JSON with a number of thousands of digits, or nested too deeply") from None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{path}: expected a list of class names")
     return names
@@ -60,7 +62,7 @@ def _from_lines(path: str | os.PathLike[str], text: str) -> list[str]:
     for expected, (index, name) in enumerate(numbered, first):
         if index != expected or first > 1:
             raise UserError(
-                f"{path}: class numbers must be 0..K-1 or 1..K without gaps or repeats, but {index} ({name}) "
+                f"{path}: class numbers must be 0..K-1 or 1..K without gaps or repeats, but {index} ({name:.80}) "
                 f"stands where {expected if first <= 1 else '0 or 1'} is expected"
             )
     return [_unquoted(name) for _, name in numbered]

@@ -134,10 +134,10 @@ class EvalLoader(Loader):
     def _item(self, sample: int, answer: Answer) -> VideoItem:
         label = int(self.records.labels[sample])
         if not answer["ok"]:
-            path = printable(answer["path"] or self.records.path(sample))
+            path, reason = printable(answer["path"] or self.records.path(sample)), self._reason(sample, answer)
             kind = {"timeout": bool(answer.get("timeout")), "crashed": bool(answer.get("crashed"))}
-            self.ledger.add(BadEvent(-1, sample, path, answer["reason"], "counts as wrong", True, **kind))
-            return VideoItem(sample, label, None, None, f"{path}: {answer['reason']}")
+            self.ledger.add(BadEvent(-1, sample, path, reason, "counts as wrong", True, **kind))
+            return VideoItem(sample, label, None, None, f"{path}: {reason}")
         plan = video_plan(answer)
         assert self._held is not None
         return VideoItem(sample, label, self._frames(self._held, plan), plan, None, answer["repaired"])

@@ -34,6 +34,7 @@ from utils.faults import UserError
 
 _BLOCK = 1 << 20  # bytes read at a time
 _SHOWN = 5  # bad lines named in one message
+_MOST_DIGITS = 20
 _LAYOUTS = {1: "path label", 2: "path num_frames label", 3: "path offset num_frames label"}
 _LABEL_WORDS = {b"label", b"labels", b"class", b"class_id", b"class_index", b"class_idx", b"label_id", b"target"}
 _PATH_KEYS = ("filename", "frame_dir", "video_dir", "img_dir", "path")
@@ -170,6 +171,11 @@ def is_number(text: bytes) -> bool:
     return text.isdigit() or (text[:1] == b"-" and text[1:].isdigit())
 
 
+def bounded(text: bytes) -> int:
+    """Return a whole number; one with more than 20 digits as 2**63, for Python refuses to read thousands of digits."""
+    return int(text) if len(text) <= _MOST_DIGITS else 2**63
+
+
 def _shape(line: bytes, separator: bytes | None) -> tuple[int, int]:
     """Fields (5 for more) and how many of the last three are numbers, leaving at least one field for the path."""
     parts = line.rsplit(separator, 4)
@@ -276,7 +282,7 @@ def _read_text(list_file: str, root: str) -> Columns:
 def _exceeds(fields: list[bytes]) -> bool:
     """True if one of these whole numbers does not fit into 32 bits."""
     digits = [field.strip().lstrip(b"+-") for field in fields]
-    return any(text.isdigit() and (len(text) > 20 or int(text) >= 2**31) for text in digits)
+    return any(text.isdigit() and bounded(text) >= 2**31 for text in digits)
 
 
 def unquoted(text: bytes) -> bytes:
@@ -298,7 +304,7 @@ def _refuse(list_file: str, separator: bytes | None, layout: int, blanks: bool, 
                 break
     if bad > len(said):
         said.append(f"{list_file}: {bad - len(said)} more lines do not fit")
-    said[-1] += "; a list has one layout: mend these lines, or separate all fields by tabs"
+    said[-1] += "; a list has one layout: correct these lines, or separate all fields by tabs"
     raise UserError("\n".join(said))
 
 
@@ -316,7 +322,7 @@ def check_paths(list_file: str, paths: list[bytes], root: str, before: int) -> N
             where = place_of(list_file, before + i)
             if not path:
                 raise UserError(f"{where}: the path is empty")
-            raise UserError(f"{where}: {os.fsdecode(path)!r} leads out of the root {root}; give a path below it")
+            raise UserError(f"{where}: {os.fsdecode(path)!r:.200} leads out of the root {root}; give a path below it")
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON
@@ -336,6 +342,8 @@ def _read_json(list_file: str, root: str) -> Columns:
             entries = json.load(f)
         except json.JSONDecodeError as error:
             raise UserError(f"{list_file}:{error.lineno}: not valid JSON: {error.msg}") from None
+        except (ValueError, RecursionError):
+            raise UserError(f"{list_file}: JSON with a number of thousands of digits, or nested too deeply") from None
     if isinstance(entries, dict):
         entries = entries.get("data_list")
     if not isinstance(entries, list):
@@ -363,9 +371,9 @@ def _encoded(where: str, path: str) -> bytes:
     try:
         name = os.fsencode(path)
     except UnicodeEncodeError:
-        raise UserError(f"{where}: {path!r} holds half of a surrogate pair, which is no file name") from None
+        raise UserError(f"{where}: {path!r:.200} holds half of a surrogate pair, which is no file name") from None
     if not fits_a_line(name):
-        raise UserError(f"{where}: {path!r} holds a line feed or NUL, which lists cannot hold; rename the file")
+        raise UserError(f"{where}: {path!r:.200} holds a line feed or NUL, which lists cannot hold; rename the file")
     return name
 
 
@@ -382,5 +390,5 @@ def _entry(where: str, entry: Any) -> tuple[str, int, int, list[int]]:
     for key, value in zip(("offset", "total_frames", *["label"] * len(labels)), values, strict=True):
         low = 0 if key == "offset" else -1  # total_frames -1 says unknown; labels are checked with the others
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**31:
-            raise UserError(f"{where}: `{key}` must be one whole number, found {value!r}")
+            raise UserError(f"{where}: `{key}` must be one whole number, found {value!r:.80}")
     return path, values[0], values[1], labels

@@ -15,10 +15,9 @@ from datasets.plan import train_spec
 from datasets.readers.facts_cache import FactsCache
 from datasets.readers.spec import ReaderSpec
 from datasets.reading import Reading
-from datasets.records import Records
+from datasets.records import Records, records_of
 from datasets.train_loader import Batch, Shards, TrainLoader
 from datasets.views import EvalSpec, eval_spec
-from utils.faults import UserError
 
 __all__ = [
     "BadEvent",
@@ -47,6 +46,7 @@ def reading(cfg: Any) -> Reading:
             frame_base=None if data.frame_base in (None, "auto") else data.frame_base,
             memcached=memcached,
             facts=data.facts,
+            missing_share=data.missing_share,
         ),
         workers=cfg.workers,
         prefetch=data.prefetch,
@@ -63,19 +63,6 @@ def loaders(reader: str) -> tuple[type[TrainLoader], type[EvalLoader]]:
     from datasets.dali.loader import DaliEvalLoader, DaliTrainLoader
 
     return DaliTrainLoader, DaliEvalLoader
-
-
-def records_of(cfg: Any, split: str) -> Records:
-    """The "train" or "val" list of a configuration.
-
-    Raises:
-        UserError: what is wrong with the list; several labels per video where the loss takes one.
-    """
-    source, root = (cfg.train_source, cfg.train_root) if split == "train" else (cfg.val_source, cfg.val_root)
-    records = Records.load(source, root, num_class=cfg.model.num_class, layout=cfg.data.list_layout)
-    if records.several and cfg.loss == "ce":
-        raise UserError(f"{source}: its videos have several labels, which needs loss: bce")
-    return records
 
 
 @overload

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from datasets.bad_media import printable
 from datasets.memcached.report import Traffic
 from datasets.pool import Answer, Inline, Pool, Service
 from datasets.readers.spec import ReaderSpec
@@ -15,10 +17,14 @@ from datasets.records import Records
 from datasets.slots import Slot
 from datasets.workers import Setup
 from utils import transfer
+from utils.config.schema import Data
 from utils.faults import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+_DEFAULTS = Data()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,14 +38,16 @@ class Reading:
         deadline: seconds one sample may take (not enforced inline).
         on_bad: "error", "skip" or "substitute"; an evaluation never substitutes.
         bad_budget: largest share of unreadable videos.
+
+    Defaults are those of the config keys, which `utils/config/schema.py` alone knows.
     """
 
     reader: ReaderSpec
     workers: int = 0
-    prefetch: int = 2
-    deadline: float = 30.0
-    on_bad: str = "substitute"
-    bad_budget: float = 0.001
+    prefetch: int = _DEFAULTS.prefetch
+    deadline: float = _DEFAULTS.deadline_seconds
+    on_bad: str = _DEFAULTS.on_bad
+    bad_budget: float = _DEFAULTS.bad_budget
 
 
 class Loader(abc.ABC):
@@ -63,6 +71,8 @@ class Loader(abc.ABC):
         #: What readers that count have counted.
         self.traffic = Traffic(counts=reading.reader.kind == "memcached")
         self._slots = [Slot.create("zoetrope-clips", slot_bytes) for _ in range(slots)]
+        self._shorter: dict[int, int] = {}  # sample -> frames at its end that do not decode
+        self._reported = 0  # digits of the number of such videos in the last note
         self._ids = 0
         self._closed = False
         try:
@@ -88,13 +98,29 @@ class Loader(abc.ABC):
         return self._service.trouble
 
     def notes(self) -> list[str]:
-        """Lines for the log since the last call: what the reader has to say, other than bad samples."""
-        return []
+        """Return lines for the log since the last call: what the reader reports, other than bad samples."""
+        count = len(self._shorter)
+        if not count or len(str(count)) == self._reported:
+            return []
+        self._reported = len(str(count))  # at the first such video, then at ten, at a hundred
+        first = min(self._shorter)
+        number = "1 video is" if count == 1 else f"{count} videos are"
+        path = printable(self.records.path(first))
+        return [
+            f"shorter: {number} used without the last frames, which do not decode ({path}: the last "
+            f"{self._shorter[first]}); main.py scan lists all of them"
+        ]
 
     def being_read(self) -> list[str]:
         """Samples that are being read at this moment, for the watchdog; any thread may ask."""
         samples = [sample for sample in map(self._sample_of, self._service.busy()) if sample is not None]
         return [f"sample {sample}: {self.records.path(sample)}" for sample in samples]
+
+    def _reason(self, sample: int, answer: Answer) -> str:
+        """Return why a video could not be read; of a missing one also where it was looked for."""
+        full = self.records.full_path(sample)
+        missing = not answer.get("timeout") and not os.path.exists(full)
+        return f"{answer['reason']} (there is no {printable(full)})" if missing else answer["reason"]
 
     @abc.abstractmethod
     def _sample_of(self, request: int) -> int | None:
@@ -142,6 +168,8 @@ class Loader(abc.ABC):
         for answer in answers:
             if answer.get("counters"):
                 self.traffic.add(answer["counters"])
+            if answer.get("missing"):
+                self._shorter[answer["sample"]] = answer["missing"]
             if "user" in answer:
                 raise UserError(answer["user"])
             if "bug" in answer:

@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from datasets.class_names import read_class_names
 from datasets.list_formats import place_of, read_list
 from utils.faults import UserError
 
-__all__ = ["Records", "read_class_names"]
+__all__ = ["Records", "read_class_names", "records_of"]
 
 _MAGIC = b"ZOERECS1"
 _ALIGN = 64
@@ -107,6 +108,12 @@ class Records:
         """Path of record i as the list has it; bytes that are not UTF-8 stand as surrogate escapes."""
         return os.fsdecode(self._paths[self._ends[i] : self._ends[i + 1]].tobytes())
 
+    def raw_paths(self) -> Iterator[bytes]:
+        """Give the paths of all records as the list has them."""
+        block, ends = self._paths.tobytes(), self._ends.tolist()
+        for begin, end in zip(ends, ends[1:], strict=False):
+            yield block[begin:end]
+
     def full_path(self, i: int) -> str:
         """Path of record i below the root."""
         return os.path.join(self.root, self.path(i))
@@ -174,6 +181,19 @@ class Records:
         if self._all_labels is not None and self._label_ends is not None:
             columns |= {"all_labels": self._all_labels, "label_ends": self._label_ends}
         return columns
+
+
+def records_of(cfg: Any, split: str) -> Records:
+    """Return the "train" or "val" list of a configuration.
+
+    Raises:
+        UserError: what is wrong with the list; several labels per video where the loss takes one.
+    """
+    source, root = (cfg.train_source, cfg.train_root) if split == "train" else (cfg.val_source, cfg.val_root)
+    records = Records.load(source, root, num_class=cfg.model.num_class, layout=cfg.data.list_layout)
+    if records.several and cfg.loss == "ce":
+        raise UserError(f"{source}: its videos have several labels, which needs loss: bce")
+    return records
 
 
 def _write(fd: int, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:

@@ -10,7 +10,17 @@ numbers at the end of a line belong to it, so paths that end in a blank and a nu
 
 from __future__ import annotations
 
-from datasets.list_formats import Columns, blocks, check_paths, is_header, is_json, is_number, read_list, unquoted
+from datasets.list_formats import (
+    Columns,
+    blocks,
+    bounded,
+    check_paths,
+    is_header,
+    is_json,
+    is_number,
+    read_list,
+    unquoted,
+)
 from utils.faults import UserError
 
 LAYOUTS = {"path_labels": "path label [label ...]", "path_frames_labels": "path num_frames label [label ...]"}
@@ -54,7 +64,7 @@ def _fields(line: bytes, separator: bytes | None) -> tuple[bytes, list[int]]:
     while count < len(parts) - 1 and is_number(parts[-1 - count]):
         count += 1
     path = text.rsplit(separator, count)[0] if count else text
-    return unquoted(path) if separator else path, [int(part) for part in parts[len(parts) - count :]]
+    return unquoted(path) if separator else path, [bounded(part) for part in parts[len(parts) - count :]]
 
 
 def _read_text(list_file: str, root: str, layout: str) -> Columns:
@@ -75,12 +85,14 @@ def _read_text(list_file: str, root: str, layout: str) -> Columns:
                     text = line.strip().decode("utf-8", "replace")[:80]
                     said.append(f"{list_file}:{number}: expected `{LAYOUTS[layout]}`, found {text!r}")
                 continue
+            if max(map(abs, row)) >= 2**31:
+                raise UserError(f"{list_file}:{number}: a number exceeds 32 bits; expected `{LAYOUTS[layout]}`")
             paths.append(path)
             numbers.append(row)
             if first == 2 and numbers[-1][0] < 0:
                 raise UserError(f"{list_file}:{number}: num_frames is {numbers[-1][0]}; it cannot be negative")
         if paths and not bad:
-            _add(columns, paths, numbers, first, list_file)
+            _add(columns, paths, numbers, first)
             check_paths(list_file, paths, root, len(columns.labels) - len(paths))
     if bad:
         more = [f"{list_file}: {bad - len(said)} more lines do not fit"] if bad > len(said) else []
@@ -90,11 +102,8 @@ def _read_text(list_file: str, root: str, layout: str) -> Columns:
     return columns
 
 
-def _add(columns: Columns, paths: list[bytes], numbers: list[list[int]], first: int, list_file: str) -> None:
+def _add(columns: Columns, paths: list[bytes], numbers: list[list[int]], first: int) -> None:
     labels = [row[first - 1 :] for row in numbers]
     frames = [[row[0] for row in numbers]] if first == 2 else []
-    try:
-        columns.add(paths, [*frames, [own[0] for own in labels]])
-        columns.add_labels(labels)
-    except OverflowError:
-        raise UserError(f"{list_file}: a number exceeds 32 bits") from None
+    columns.add(paths, [*frames, [own[0] for own in labels]])
+    columns.add_labels(labels)

@@ -298,9 +298,9 @@ class TrainLoader(Loader):
             following = None if following == row.sample else following  # all of the label were tried
         action = "skipped (weight 0)" if following is None else f"sample {following} stands in"
         action = "the run stops" if self.reading.on_bad == "error" else action
+        new, reason = row.asked not in self.ledger.samples, self._reason(row.asked, answer)
         kind = {"timeout": bool(answer.get("timeout")), "crashed": bool(answer.get("crashed"))}
-        new = row.asked not in self.ledger.samples
-        self.ledger.add(BadEvent(row.position, row.asked, path, answer["reason"], action, new, **kind))
+        self.ledger.add(BadEvent(row.position, row.asked, path, reason, action, new, **kind))
         if following is None:
             step.open -= 1
         else:

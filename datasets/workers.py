@@ -27,6 +27,7 @@ import numpy as np
 
 from datasets.plan import Facts, Plan, TrainSpec, draw, resolve
 from datasets.readers import open_reader
+from datasets.readers.ending import EndsEarly, on_what_decodes
 from datasets.readers.repair import read_what_decodes
 from datasets.readers.spec import ReaderSpec
 from datasets.records import Records
@@ -110,14 +111,19 @@ class Desk:
     def _train(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.train is not None
         sample = request["sample"]
-        draws = draw(self.seed, request["epoch"], request["position"], self.train)
-        facts = self.reader.probe(sample)
-        plan = resolve(draws, facts, self.train, sample)
-        stored = self._stored(request, plan, facts)
-        if not stored.get("files"):
-            out = self.slots[request["slot"]].view(request["offset"], (len(plan.frames), *plan.size, 3))
-            self.reader.read(sample, plan.frames, plan.box, plan.size, out)
-        return plan_to_dict(plan) | stored
+        spec, draws = self.train, draw(self.seed, request["epoch"], request["position"], self.train)
+
+        def work(reader: Any) -> dict[str, Any]:
+            facts = reader.probe(sample)
+            plan = resolve(draws, facts, spec, sample)
+            stored = self._stored(request, plan, facts)
+            if not stored.get("files"):
+                out = self.slots[request["slot"]].view(request["offset"], (len(plan.frames), *plan.size, 3))
+                reader.read(sample, plan.frames, plan.box, plan.size, out)
+            return plan_to_dict(plan) | stored
+
+        fields, missing = on_what_decodes(self.reader, sample, work)
+        return fields | {"missing": missing} if missing else fields
 
     def _stored(self, request: dict[str, Any], plan: Plan | VideoPlan, facts: Facts) -> dict[str, Any]:
         """The bytes of a clip for a decoder on the device, where the request wants them; see encoded.pack."""
@@ -127,7 +133,8 @@ class Desk:
 
         slot, box = self.slots[request["slot"]], plan.box if isinstance(plan, Plan) else None
         reader: Any = self.reader  # an EncodedReader, maybe behind a cache of facts
-        return pack(reader, plan.sample, plan.frames, box, facts, slot, request["offset"], request["room"])
+        room, without = request["room"], request.get("without", ())
+        return pack(reader, plan.sample, plan.frames, box, facts, slot, request["offset"], room, without)
 
     def _scan(self, request: dict[str, Any]) -> dict[str, Any]:
         from datasets.scan.file import Examiner
@@ -139,12 +146,19 @@ class Desk:
     def _dump(self, request: dict[str, Any]) -> dict[str, Any]:
         from datasets.dump.video import Dumper
 
-        return Dumper(self.records).answer(request)
+        return Dumper(self.records, self._spec.missing_share).answer(request)
 
     def _eval(self, request: dict[str, Any]) -> dict[str, Any]:
         assert self.eval is not None
+        sample = request["sample"]
+        fields, missing = on_what_decodes(self.reader, sample, lambda reader: self._eval_with(reader, request))
+        return fields | {"missing": missing} if missing else fields
+
+    def _eval_with(self, reader: Any, request: dict[str, Any]) -> dict[str, Any]:
+        """Plan and read one video with a reader."""
+        assert self.eval is not None
         sample, slot = request["sample"], self.slots[request["slot"]]
-        facts = self.reader.probe(sample)
+        facts = reader.probe(sample)
         plan = resolve_eval(facts, self.eval, sample)
         stored = self._stored(request, plan, facts)
         if stored.get("files"):
@@ -153,11 +167,13 @@ class Desk:
         slot.grow(int(np.prod(shape)))
         out, repaired = slot.view(0, shape), ""
         try:
-            self.reader.read(sample, plan.frames, None, plan.size, out)
+            reader.read(sample, plan.frames, None, plan.size, out)
+        except EndsEarly:
+            raise
         except MediaError as error:
             if not self.repair:
                 raise
-            plan = dataclasses.replace(plan, frames=read_what_decodes(self.reader, plan, out, error))
+            plan = dataclasses.replace(plan, frames=read_what_decodes(reader, plan, out, error))
             repaired = error.reason
         return plan_to_dict(plan) | stored | {"repaired": repaired}
 

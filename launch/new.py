@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils import config
-from utils.faults import UserError
+from utils.faults import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTER = Path("launch/exp.sh")
@@ -43,6 +43,10 @@ def make(path: Path, source: Path) -> Path:
     Raises:
         UserError: the source is not valid, the folder holds something, or it cannot be written.
     """
+    if not source.exists():
+        raise UserError(
+            f"--from {source}: there is no such experiment folder{_nearest(source)}; `main.py list` shows all"
+        )
     before = config.load(source)
     file = config.config_file(source).resolve()
     folder = Path(os.path.abspath(path))
@@ -63,6 +67,12 @@ def make(path: Path, source: Path) -> Path:
         if getattr(before, key) != getattr(after, key):
             print(f"note: {key} was beside the old config; write its full path, {getattr(before, key)}")
     return folder
+
+
+def _nearest(source: Path) -> str:
+    """Propose the shipped experiment whose path is most like a mistyped one."""
+    known = [str(file.parent.relative_to(ROOT)) for file in (ROOT / "exps").glob("*/*/*/config.yaml")]
+    return did_you_mean(f"exps/{str(source).removeprefix('exps/')}", known)
 
 
 def printable(text: object) -> str:

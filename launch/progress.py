@@ -4,27 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from utils import log
 from utils.faults import kind_of_file
 
 _TAIL = 1 << 18
 _STEP = re.compile(r"Iter: \[(\d+)/(\d+)\]")
 _AT = re.compile(r"\] (?:stopped by .* at iteration (\d+)|finished: (\d+) iterations)")
-_TOP1 = re.compile(r"\] +\* Prec@1 ([\d.]+)")
+# Curve of the number that decides which checkpoint is the best -> its name, the first that a run has.
+_CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """Last iteration in log.txt, the planned last one, and the best validation top-1 in per cent; None: not known."""
+    """How far a run has come; None where its files do not say.
+
+    Attributes:
+        step: last iteration in log.txt, or else in the curves.
+        last: the planned last iteration.
+        top1: best validation accuracy so far, per cent.
+        criterion: what `top1` is: Prec@1, or mAP where videos have several labels.
+    """
 
     step: int | None = None
     last: int | None = None
     top1: float | None = None
+    criterion: str = "Prec@1"
 
     def __str__(self) -> str:
         step = "-" if self.step is None else f"{self.step}/{self.last or '?'}"
@@ -32,26 +43,41 @@ class Progress:
 
 
 def read(exp: Path) -> Progress:
-    """Read the end of log.txt."""
+    """Read the iteration from the end of log.txt, and the best accuracy from the curves, where all validations are."""
+    step, last = _iteration(exp)
+    try:
+        curves = log.read_scalars(exp / "events" / log.SCALARS)
+    except OSError:  # no validation yet, or the curves were deleted
+        return Progress(step, last)
+    if step is None:
+        step = max((curve[-1][0] for curve in curves.values() if curve), default=None)
+    for tag, name in _CRITERIA.items():
+        values = [value for _, value in curves.get(tag, ()) if not math.isnan(value)]
+        if values:
+            return Progress(step, last, max(values), name)
+    return Progress(step, last)
+
+
+def _iteration(exp: Path) -> tuple[int | None, int | None]:
+    """Return the last iteration that log.txt names, and the planned last one."""
     if kind_of_file(exp / "log.txt") is not None:  # opening a pipe would wait for ever
-        return Progress()
+        return None, None
     try:
         with (exp / "log.txt").open("rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - _TAIL))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
-        return Progress()
+        return None, None
     lines = [(int(step), int(last)) for step, last in _STEP.findall(text)]
     others = [int(a or b) for a, b in _AT.findall(text)]
-    top1 = [float(value) for value in _TOP1.findall(text)]
     step = max([step for step, _ in lines[-1:]] + others[-1:], default=None)
-    return Progress(step, lines[-1][1] if lines else None, max(top1, default=None))
+    return step, lines[-1][1] if lines else None
 
 
 def mark(exp: Path) -> list[int]:
     """What grows when a job gets on: the last iteration, and the number of part files of evaluations."""
-    return [read(exp).step or 0, len(list((exp / "results").glob("*/part-*.npz")))]
+    return [_iteration(exp)[0] or 0, len(list((exp / "results").glob("*/part-*.npz")))]
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ class State:
 
 def main(argv: Sequence[str]) -> int:
     """Make the cells and run what is missing. Returns 0 when all are done or submitted, 1 when one failed."""
-    args, words = _parser().parse_known_args(argv)
+    args, words = _parser().parse_known_args(one_word_each(argv))
     options.check(args.verb, words)
     folder = grid.folder_of(args.name, args.into)
     sweep = _wanted(args, tuple(word for word in words if word != "--"), folder)
@@ -222,6 +222,20 @@ class _Local:
         for process in self.running:
             if process.poll() is None:
                 processes.send([process.pid], signal.SIGTERM if len(self.signals) == 1 else signal.SIGKILL)
+
+
+def one_word_each(argv: Sequence[str]) -> list[str]:
+    """Return the words with `--grid A=1 B=2 local 1` as `--grid=A=1 --grid=B=2 local 1`: the values end without a `=`.
+
+    argparse would take PARTITION and N, which follow, for values too.
+    """
+    found: list[str] = []
+    inside = False
+    for word in argv:
+        inside = word == "--grid" or (inside and "=" in word and not word.startswith("-"))
+        if word != "--grid":
+            found.append(f"--grid={word}" if inside else word)
+    return found
 
 
 def _wanted(args: argparse.Namespace, words: tuple[str, ...], folder: Path) -> Sweep:

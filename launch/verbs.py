@@ -171,4 +171,4 @@ def _jobs_of(exp: Path) -> tuple[Path, list[dict[str, Any]]]:
 
 def _reached(reached: progress.Progress) -> str:
     step = "no iteration yet" if reached.step is None else f"iteration {reached.step} of {reached.last or '?'}"
-    return step + ("" if reached.top1 is None else f", best Prec@1 so far {reached.top1:.2f}")
+    return step + ("" if reached.top1 is None else f", best {reached.criterion} so far {reached.top1:.2f}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from anal_tools import results
 from anal_tools.protocols import Protocol
 from datasets.plan import Facts
 from datasets.sampling import Sampling
@@ -94,3 +95,49 @@ def motion_results(exp: Path, data: Path, guesses: Sequence[int | None], *, name
         root=str(data),
         **summary,
     )
+
+
+def sealed(exp: Path) -> Path:
+    """Give results that a test has written the checksums that an evaluation writes."""
+    file = exp / "results/best.json"
+    summary = json.loads(file.read_text())
+    names = ("ids.txt", "ledger.jsonl", "views.json", "labels.npy", "logits.npy", "scores.npy", "frames.npy")
+    summary["files"] = {name: results.file_hash(exp / "results/best" / name) for name in names}
+    summary["checksum"] = results.summary_checksum(summary)
+    file.write_text(json.dumps(summary))
+    return exp
+
+
+#: Ways of `broken`, which no checksum notices in results of earlier versions.
+BROKEN = ("{}", "[]", "", "null", "[" * 100_000, "{", "longer ids", "ids of numbers", "fewer names", "label 7")
+BROKEN += ("short labels", "short scores", "short logits", "other classes", "odd metrics", "odd protocol")
+BROKEN += ("without class_names", "without protocol", "without metrics")
+
+
+def broken(exp: Path, kind: str) -> None:
+    """Break a result that `write_results` wrote, with labels of six videos in three classes; `kind`: of BROKEN."""
+    parts, file = exp / "results/best", exp / "results/best.json"
+    summary = json.loads(file.read_text())
+    if kind in ("{}", "[]", "", "null", "[" * 100_000, "{"):
+        file.write_text(kind)
+    elif kind == "longer ids":
+        (parts / "ids.txt").write_text((parts / "ids.txt").read_text() + '"more"\n')
+    elif kind == "ids of numbers":
+        (parts / "ids.txt").write_text("1\n2\n3\n4\n5\n6\n")
+    elif kind.startswith("short "):
+        name = f"{kind.split()[1]}.npy"
+        np.save(parts / name, np.load(parts / name)[:-1])
+    elif kind.startswith("without "):
+        del summary[kind.split()[1]]
+        file.write_text(json.dumps(summary))
+    elif kind.startswith("odd "):
+        summary[kind.split()[1]] = {"top1": "x"}
+        file.write_text(json.dumps(summary))
+    elif kind == "fewer names":
+        file.write_text(json.dumps(summary | {"class_names": ["a"]}))
+    elif kind == "other classes":
+        np.save(parts / "scores.npy", np.load(parts / "scores.npy")[:, :2])
+    elif kind == "label 7":
+        np.save(parts / "labels.npy", np.full(6, 7, np.int32))
+    else:
+        raise AssertionError(kind)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import main
-from tests.experiment import fingerprint, make
+from tests.experiment import few_videos, fingerprint, make
 from tests.ranks import ROOT
 
 RANKED = "import sys, main; sys.exit(main.main(sys.argv[1:]))"
@@ -127,10 +127,28 @@ def test_log_and_curves_are_optional(
     assert "Traceback" not in capfd.readouterr().err
     for name in ("ckpt.pth.tar", "ckpt_best.pth.tar"):
         ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (exp, calm))
-        assert (ours["step"], ours["best_prec1"], ours["window"]) == (
-            theirs["step"], theirs["best_prec1"], theirs["window"],
-        )  # fmt: skip
+        for key in ("step", "validated_step", "best_prec1"):
+            assert ours[key] == theirs[key]
+        assert ours["window"]["loss"] == theirs["window"]["loss"]
         assert all(torch.equal(ours["model"][key], theirs["model"][key]) for key in theirs["model"])
+
+
+def test_the_revision_is_asked_once_and_kept(
+    tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files under a run may change; what it runs does not."""
+    asked: list[str] = []
+
+    def revision() -> str:
+        asked.append(f"revision {len(asked)}")
+        return asked[-1]
+
+    monkeypatch.setattr("utils.run_dir.revision", revision)
+    exp = make(tmp_path / "exp", motion_videos)
+    assert main.train(exp, overrides=[few_videos(exp, motion_videos)]) == 0
+    assert asked == ["revision 0"]
+    for name in ("ckpt.pth.tar", "ckpt_prev.pth.tar", "ckpt_best.pth.tar"):
+        assert torch.load(exp / name, weights_only=True)["code"] == "revision 0"
 
 
 def test_bn_statistics_of_each_group_survive_a_restart(

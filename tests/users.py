@@ -54,6 +54,7 @@ def start(output: Path, action: Callable[[], int], **environment: str) -> int:
         with output.open("ab", buffering=0) as stream:
             os.dup2(stream.fileno(), 1)
             os.dup2(stream.fileno(), 2)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))  # pytest's were here
         os.environ.update(environment)
         code = action()
     finally:

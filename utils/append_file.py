@@ -1,4 +1,4 @@
-"""A file that a run appends to and can do without: a failure is said once, and the run continues. Needs no torch."""
+"""A file that a run appends to and can do without: it remarks a failure once and continues. Needs no torch."""
 
 from __future__ import annotations
 

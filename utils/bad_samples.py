@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -190,7 +191,8 @@ class BadSamples:
         target = self.exp / LEDGER
         target.parent.mkdir(parents=True, exist_ok=True)
         content = {"step": step, "epoch": epoch, "videos": self.videos, "bad": table(rows)}
-        part = target.with_name(target.name + ".tmp")
+        # A name of this start's own: a later one removes it, so that this process cannot rename it when it wakes up.
+        part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
         part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
         os.replace(part, target)
 

@@ -72,6 +72,8 @@ def find(folder: Path) -> Found | None:
     present = present_names(folder, LATEST, PREVIOUS, BEST)
     if not present:
         return None
+    for path in present:
+        _require_access(path)
     orders = {path: peek(path) for path in present}
     states: dict[Path, dict[str, Any]] = {}
     reasons: dict[Path, str] = {}
@@ -101,6 +103,19 @@ def find(folder: Path) -> Found | None:
     return Found(chosen, states[chosen], messages)
 
 
+def _require_access(path: Path) -> None:
+    """A file that may not be opened now is not a damaged one: an older checkpoint must not take its place."""
+    if not path.is_file():
+        return  # `load` says what is wrong with it
+    try:
+        with open(path, "rb"):
+            pass
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); nothing was changed") from error
+
+
 def _passed_over(
     present: list[Path], chosen: Path, orders: Mapping[Path, tuple[int, int] | None], reasons: Mapping[Path, str]
 ) -> list[str]:
@@ -123,8 +138,8 @@ def newest(folder: Path, name: str) -> Path | None:
     """Choose the file that who asks for the best or the latest checkpoint of a folder should open.
 
     The highest (token, step) wins: of the best checkpoint and its kept names; for the latest of all that `find` looks
-    at. A file under the plain name that cannot even be ranked is returned, so that the reader says what is wrong with
-    it: a damaged best checkpoint is no reason to take the latest.
+    at. What stands under the plain name and cannot even be ranked is returned: its reader says what is wrong, instead
+    of a silent choice of another file.
 
     Args:
         folder: an experiment folder.
@@ -134,11 +149,9 @@ def newest(folder: Path, name: str) -> Path | None:
         None if there is nothing of that name.
     """
     plain = folder / name
-    files = [path for path in present_names(folder, name) if path.is_file()]
+    files = present_names(folder, name)
     if name == LATEST and files:
-        files += [path for path in present_names(folder, PREVIOUS, BEST) if path.is_file()]
-    if not files and os.path.lexists(plain):
-        return plain
+        files += present_names(folder, PREVIOUS, BEST)
     if len(files) < 2:
         return files[0] if files else None
     orders = {path: peek(path) for path in files}
@@ -154,7 +167,7 @@ def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
 
     Args:
         run_dir: the folder, locked.
-        found: what the run goes on from. None: an old run is moved away.
+        found: what the run continues from. None: an old run is moved away.
         fresh: move all of it, not only the reports on bad samples.
 
     Raises:

@@ -21,6 +21,7 @@ BEST = "ckpt_best.pth.tar"
 
 _ENDING = ".pth.tar"
 _KEPT = re.compile(r"(ckpt|ckpt_best)\.start-(\d+)\.pth\.tar")
+_PROCESS = os.urandom(4).hex()
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
@@ -60,16 +61,21 @@ def present(folder: Path, *names: str) -> list[Path]:
 
 
 def temporary_name(target: Path) -> Path:
-    """Return where this process writes what is to become `target`."""
+    """Return where this process writes what is to become `target`.
+
+    Host and pid do not tell two processes apart: a container that is started again often has the same ones. If they
+    shared a name, one that wakes up would rename what the other has half written.
+    """
     stem = target.name.removesuffix(_ENDING)
-    return target.with_name(f"{stem}.tmp-{socket.gethostname()}-{os.getpid()}{_ENDING}")
+    return target.with_name(f"{stem}.tmp-{_PROCESS}.{socket.gethostname()}-{os.getpid()}{_ENDING}")
 
 
 def temporary_files(folder: Path) -> list[tuple[Path, str, str]]:
     """List the temporary files of all processes: (path, host, pid)."""
     found = []
     for path in folder.glob(f"ckpt*.tmp-*{_ENDING}"):
-        host, _, pid = path.name.removesuffix(_ENDING).split(".tmp-", 1)[1].rpartition("-")
+        owner = path.name.removesuffix(_ENDING).split(".tmp-", 1)[1]
+        host, _, pid = re.sub(r"^[0-9a-f]{8}\.", "", owner).rpartition("-")
         found.append((path, host, pid))
     return found
 

@@ -25,21 +25,20 @@ class EventFile:
     """
 
     def __init__(self, folder: Path, resume_step: int, remark: Callable[[str], object]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
         self._folder, self._remark, self._number = folder, remark, 0
-        began = Event(step=resume_step + 1, wall_time=time.time(), session_log=SessionLog(status=SessionLog.START))
+        event_pb2, _ = _messages()
+        mark = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        began = event_pb2.Event(step=resume_step + 1, wall_time=time.time(), session_log=mark)
         self._owed = _version() + _record(began)  # what the file must begin with
         self._file = self._next()
         self._append(b"")
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Write one point of each curve."""
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        points = [Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
-        self._append(_record(Event(step=step, wall_time=time.time(), summary=Summary(value=points))))
+        event_pb2, summary_pb2 = _messages()
+        points = [summary_pb2.Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()]
+        summary = summary_pb2.Summary(value=points)
+        self._append(_record(event_pb2.Event(step=step, wall_time=time.time(), summary=summary)))
 
     def _append(self, data: bytes) -> None:
         if self._file.write(self._owed + data):
@@ -64,9 +63,14 @@ class EventFile:
 
 
 def _version() -> bytes:
-    from tensorboard.compat.proto.event_pb2 import Event
+    return _record(_messages()[0].Event(wall_time=time.time(), file_version="brain.Event:2"))
 
-    return _record(Event(wall_time=time.time(), file_version="brain.Event:2"))
+
+def _messages() -> tuple[Any, Any]:
+    """TensorBoard's modules of message types, which are made when they are imported."""
+    from tensorboard.compat.proto import event_pb2, summary_pb2
+
+    return event_pb2, summary_pb2
 
 
 def _record(event: Any) -> bytes:

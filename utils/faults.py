@@ -51,7 +51,7 @@ _OF_THE_FOLDER = {
 }
 
 
-# Of the machine: they need not name a file, and are never a bug of ours.
+# Of the machine: they need not name a file, and are never a bug.
 _OF_THE_MACHINE = {
     errno.EIO: "the disk or the file server failed: look at the machine's log, then run the same command again",
     errno.ESTALE: "the file server has forgotten this file: run the same command again, or mount the folder again",
@@ -235,7 +235,7 @@ def kind_of_file(path: str | os.PathLike[str]) -> str | None:
 
 
 def refuse_odd_file(path: str | os.PathLike[str]) -> None:
-    """Raise a UserError if something that is not a file has the name of one of ours; nothing at all is fine."""
+    """Raise a UserError if something that is not a file stands where a file should be; nothing at all is fine."""
     kind = kind_of_file(path)
     if kind is not None:
         raise UserError(f"{os.fspath(path)}: {kind} is where a file should be: move it away")
@@ -280,6 +280,7 @@ def fail_point(name: str) -> None:
     * ``checkpoint.done``: everything is in place, the folder is not yet synced
     * ``run_dir.claimed``: a dead lock may be replaced by this process, and is not yet
     * ``run_dir.locked``: the lock is taken, the heartbeat not yet started
+    * ``run_dir.entered``: the token of this start is taken, the temporary files of earlier ones are still there
     * ``log.line``: half a record is in log.txt
     * ``start.joined``: the ranks have met, the folder is not yet locked
     * ``start.built``: model, optimiser and state are there, no step has begun

@@ -100,6 +100,7 @@ class RunLog:
         self._scalars: AppendFile | None = None
         self._curves_failed = False
         self._text = AppendFile(self.folder / name, self._on_terminal, reopened=self._begins_again)
+        self._once: set[str] = set()
         if not is_main:
             return
         self._text.open()
@@ -148,6 +149,12 @@ class RunLog:
             self.line(text)
         else:
             self._write(text)
+
+    def once(self, text: str) -> None:
+        """Write an event unless this process has written the same text before."""
+        if text not in self._once:
+            self._once.add(text)
+            self.event(text)
 
     @contextlib.contextmanager
     def last_words(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ Every group carries `lr_mult`; `set_lr` sets lr * lr_mult, so the multipliers ac
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 
 import torch
@@ -27,6 +28,19 @@ POLICY = {
 NO_WD = {"weight": (1.0, 1.0), "bias and bn": (1.0, 0.0)}
 NO_WD_BN = {"weight and bias": (1.0, 1.0), "bn": (1.0, 0.0)}  # PySlowFast
 PLAIN = {"all": (1.0, 1.0)}
+
+
+class _SGD(SGD):
+    """SGD without the decorators that import torch._dynamo, a quarter of the CPU time of starting a small run.
+
+    They keep `torch.compile` out of the optimiser, and only models are compiled here. The arithmetic is torch's.
+    """
+
+    add_param_group = inspect.unwrap(SGD.add_param_group)
+    load_state_dict = inspect.unwrap(SGD.load_state_dict)
+    state_dict = inspect.unwrap(SGD.state_dict)
+    step = torch.no_grad()(inspect.unwrap(SGD.step))  # pyright: ignore[reportAssignmentType]
+    zero_grad = inspect.unwrap(SGD.zero_grad)
 
 
 def build(
@@ -80,7 +94,7 @@ def build(
     # under 1 % of a step): the CPU kernel walks raw memory and gives wrong weights, without an error, where a
     # gradient or a momentum has another memory format than its parameter (torch 2.13).
     fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    optimizer = SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused or None)
+    optimizer = _SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused or None)
     optimizer.register_load_state_dict_post_hook(_match_memory_format)
     return optimizer
 

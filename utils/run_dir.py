@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -64,6 +66,8 @@ class RunDir:
                 f"(`python main.py new {self.exp} --from EXP` makes one)"
             )
         with self._writing():
+            if self._lock_file.name == "lock.json":
+                _require_writable(self.exp)
             self._lock_file.parent.mkdir(exist_ok=True)
             self._held = run_lock.take(self._lock_file)
         self._latest = self._latest_now()
@@ -90,13 +94,21 @@ class RunDir:
             UserError: the folder cannot be written, or is no longer ours.
         """
         assert self._held is not None, "between lock and close"
-        self.look()
+        self.look(before_writing=True)
         kept = [checkpoint_names.split_name(path.name)[1] for path in checkpoint_names.kept(self.exp)]
         with self._writing():
             self._writer = writers.Writer.enter(self._lock_file.parent, self._held.holder, above=max([above, *kept]))
             self._held.on_beat = self._writer.beat
-            fail_point("run_dir.entered")
+        try:
+            self.look(before_writing=True)  # we may have been frozen before the token was ours
+        except UserError:
+            self._writer.leave()
+            raise
+        fail_point("run_dir.entered")
+        with self._writing():
             checkpoint_names.remove_temporary_files(self.exp)
+            for left in self._lock_file.parent.glob("bad_samples.json.*.tmp"):
+                left.unlink(missing_ok=True)
         self._latest = self._latest_now()
 
     @property
@@ -115,10 +127,13 @@ class RunDir:
             checkpoint_names.settle(self.exp, self.token, keep=self.has_predecessor)
             self._latest = self._latest_now()
 
-    def look(self) -> None:
+    def look(self, *, before_writing: bool = False) -> None:
         """Check that the folder is still ours. Any rank may ask; where this process holds no lock it always is.
 
         A lock that was merely removed is put back, unless the latest checkpoint shows that somebody else was here.
+
+        Args:
+            before_writing: a lock that cannot be read is an error too, not a hiccup of the file system.
 
         Raises:
             UserError: another process has taken the folder, as it may when we were suspended for minutes.
@@ -128,6 +143,8 @@ class RunDir:
         try:
             ours = self._is_ours()
         except OSError as error:
+            if not before_writing:
+                return
             raise UserError(
                 f"{self._lock_file}: the run's lock cannot be read ({error.strerror or error}); nothing was written"
             ) from error
@@ -157,11 +174,11 @@ class RunDir:
             UserError: as `look`, also when that is the reason why the block failed.
         """
         assert self._held is not None, "between lock and close"
-        self.look()
+        self.look(before_writing=True)
         written: list[Stamp] = []
 
         def check(tmp: Path) -> None:
-            self.look()
+            self.look(before_writing=True)
             written.append(_stamp(os.stat(tmp)))
 
         try:
@@ -172,7 +189,8 @@ class RunDir:
         if name == LATEST:  # not what stands there now: that may be the work of a process that came meanwhile
             self._latest = written[-1] if written else self._latest_now()
         self.look()
-        self.settle()
+        with contextlib.suppress(OSError):  # the kept names stay until it can be done
+            self.settle()
 
     def _latest_now(self) -> Stamp | None:
         try:
@@ -204,6 +222,7 @@ class RunDir:
         try:
             target.mkdir(parents=True)
             for name in left:
+                self.look(before_writing=True)
                 (target / name).parent.mkdir(exist_ok=True)
                 (self.exp / name).rename(target / name)
             self._latest = self._latest_now()
@@ -229,6 +248,20 @@ class RunDir:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise the OSError that the first checkpoint would meet, hours from now, in a folder of another user."""
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    status, me = folder.stat(), os.geteuid()
+    if not status.st_mode & stat.S_ISVTX or me in (0, status.st_uid):
+        return
+    for name in _CHECKPOINTS:  # a sticky folder, such as one in /tmp: only the owner of a file may rename or replace it
+        with contextlib.suppress(FileNotFoundError):
+            if os.lstat(folder / name).st_uid != me:
+                why = "another user's, and the folder is sticky: chmod -t it"
+                raise PermissionError(errno.EPERM, why, str(folder / name))
 
 
 def _stamp(status: os.stat_result) -> Stamp:

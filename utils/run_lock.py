@@ -134,7 +134,8 @@ def record_of(path: Path, me: Holder) -> Iterator[tuple[Path, float]]:
     try:
         yield record, record.stat().st_mtime
     finally:
-        record.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # `_sweep` removes it: a lock that was taken is not given up for it
+            record.unlink()
 
 
 def create(record: Path, path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,7 +109,7 @@ class PinnedPages:
 
     def add(self, array: np.ndarray) -> bool:
         """Pin the pages of an array. Return False if the system refuses (a limit on locked memory)."""
-        code = torch.cuda.cudart().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
+        code = _cuda_runtime().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
         if int(code) == 0:
             self._arrays.append(array)
         return int(code) == 0
@@ -124,8 +125,12 @@ class PinnedPages:
             if after_error:
                 _kept_until_the_end.append(array)
             else:
-                torch.cuda.cudart().cudaHostUnregister(array.ctypes.data)
+                _cuda_runtime().cudaHostUnregister(array.ctypes.data)
         self._arrays.clear()
 
 
 _kept_until_the_end: list[np.ndarray] = []
+
+
+def _cuda_runtime() -> Any:
+    return torch.cuda.cudart()

@@ -8,11 +8,12 @@ frame, is refused with a reason, and its clip is read here as pixels, by the rea
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.dali.video_cut import Refused, cut
+from datasets.dali.video_cut import Refused, codec_of, cut
 from datasets.readers.facts_cache import family_of
 from datasets.readers.frames import FramesReader
 from datasets.readers.resize import Box
@@ -25,11 +26,15 @@ if TYPE_CHECKING:
     from datasets.records import Records
     from datasets.slots import Slot
 
-#: What DALI 2.4 decodes: its CPU build has neither H.264 nor HEVC. AVI and other files without exact stamps are refused
-#: before, so MPEG-4 of old data sets is not among them.
-CODECS = {"cpu": frozenset({"vp9", "mjpeg"}), "mixed": frozenset({"h264", "hevc", "vp9", "av1"})}
-#: Smallest and largest side of a frame [pixels]; NVDEC has both limits.
-SIDES = {"cpu": (2, 16384), "mixed": (128, 4096)}
+#: What DALI 2.4 decodes, and the smallest and largest side of a frame [pixels]. Its CPU build has no H.264 and no HEVC.
+#: AVI and other files without exact stamps are refused before, so MPEG-4 of old data sets is not among them. AV1 is not
+#: either: its encoders hide frames in most files, and after a hidden frame NVDEC's pictures are counted wrongly.
+LIMITS = {
+    "cpu": {"vp9": (2, 16384), "mjpeg": (2, 16384)},
+    "mixed": {"h264": (128, 4096), "hevc": (144, 4096), "vp9": (128, 4096)},
+}
+#: Bytes of whole frames that one clip may have on the device before it is cropped.
+DECODED_BYTES = 1 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +45,15 @@ class Encoded:
         form: "video": one mp4; "images": JPEG files, each frame once.
         files: their bytes.
         rows: (F,) int32: ordinal of each wanted frame in the mp4, or number of its file.
+        codec: "jpeg", or the codec of the video.
+        matrix: name of the colour matrix in `bitstream.MATRICES`; None for BT.601.
     """
 
     form: str
     files: list[bytes]
     rows: np.ndarray
+    codec: str = "jpeg"
+    matrix: str | None = None
 
     @property
     def size(self) -> int:
@@ -57,7 +66,7 @@ class EncodedReader:
 
     def __init__(self, spec: ReaderSpec, records: Records) -> None:
         self.records = records
-        self._codecs, self._sides = CODECS[spec.decoder], SIDES[spec.decoder]
+        self._limits = LIMITS[spec.decoder] if spec.limits is None else spec.limits
         self._video = VideoReader(spec, records)
         if spec.memcached and spec.memcached.get("servers"):
             from datasets.memcached.source import MemcachedReader
@@ -77,26 +86,42 @@ class EncodedReader:
         """See `Reader.probe`."""
         return self._of(i).probe(i)
 
+    def missing(self, i: int) -> int:
+        """See `VideoReader.missing`."""
+        reader = self._of(i)
+        return reader.missing(i) if reader is self._video else 0
+
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
         """Pixels of frames, decoded here; see `Reader.read`."""
         self._of(i).read(i, frames, box, size, out)
 
-    def encode(self, i: int, frames: np.ndarray) -> Encoded:
+    def encode(self, i: int, frames: np.ndarray, without: Sequence[str] = ()) -> Encoded:
         """The stored bytes of frames of record i.
+
+        Args:
+            i: the record.
+            frames: (F,) ordinals.
+            without: codecs of which the decoder has failed to decode anything.
 
         Raises:
             Refused: it has to be read as pixels.
             MediaError: a file cannot be opened.
         """
         if isinstance(self._of(i), FramesReader):
+            if "jpeg" in without:
+                raise Refused("DALI decodes no JPEG here")
             return self._files(i, frames)
         index = self._video.index(i)
         ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
         if ordinals.min() < 0 or ordinals.max() >= index.facts.frames:
             raise Refused("a frame is not there")  # which one, is said by the one who reads it
-        path, shown = self.records.full_path(i), self.records.path(i)
-        data, rows = cut(path, shown, index, ordinals.tolist(), self._codecs, self._sides)
-        return Encoded("video", [data], rows)
+        path, shown, codec = self.records.full_path(i), self.records.path(i), codec_of(index)
+        if codec in without:
+            raise Refused(f"DALI decodes no {codec} here")
+        smallest, largest = self._limits.get(codec, (0, 0))
+        codecs = frozenset(self._limits)
+        data, rows, matrix = cut(path, shown, index, ordinals.tolist(), codecs, (smallest, largest))
+        return Encoded("video", [data], rows, codec, matrix)
 
     def _of(self, i: int) -> Any:
         return self._frames if family_of(self.records.full_path(i)) == "frames" else self._video
@@ -121,6 +146,7 @@ def pack(
     slot: Slot,
     offset: int,
     room: int | None,
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Put the stored bytes of some frames into a slot.
 
@@ -130,12 +156,17 @@ def pack(
         facts: of the record.
         slot, offset: where they go.
         room: most bytes; None lets the slot grow.
+        without: see `EncodedReader.encode`.
 
     Returns:
-        {"form", "files": bytes of each, "rows", "box"} as in `Encoded`, or {"refused": why}: then nothing was written.
+        {"form", "files": bytes of each, "rows", "box", "codec", "matrix", "decoded": bytes of whole frames} as in
+        `Encoded`, or {"refused": why}: then nothing was written.
     """
+    decoded = len(np.unique(frames)) * facts.height * facts.width * 3
     try:
-        encoded = reader.encode(i, frames)
+        if decoded > DECODED_BYTES:
+            raise Refused(f"its frames take {decoded >> 20} MiB before they are cropped")
+        encoded = reader.encode(i, frames, without)
         if room is not None and encoded.size > room:
             raise Refused(f"its frames are stored in more than {room >> 20} MiB")
     except Refused as refusal:
@@ -149,6 +180,9 @@ def pack(
         "form": encoded.form,
         "files": [len(file) for file in encoded.files],
         "rows": encoded.rows.tolist(),
+        "codec": encoded.codec,
+        "matrix": encoded.matrix,
+        "decoded": decoded,
         "box": (0, 0, facts.width, facts.height) if box is None else box,
     }
 

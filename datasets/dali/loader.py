@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
 from datasets.bad_media import printable
-from datasets.dali.pipeline import Clip, Decoder, mode, require_dali
-from datasets.dali.queue import Job, Queue, clip_of
+from datasets.dali import capability
+from datasets.dali.pipeline import Decoder, mode, require_dali
+from datasets.dali.queue import Breaker, Job, Queue, clip_of
 from datasets.eval_loader import EvalLoader
 from datasets.plan import TrainSpec
 from datasets.pool import Answer
@@ -31,9 +33,12 @@ from datasets.views import EvalSpec, VideoPlan
 ROOM = 32 << 20
 #: Runs under way: one that is delivered next, one that is decoded, one that waits.
 DEPTH = 3
+#: Bytes of whole frames that the clips of one run may have on the device before they are cropped.
+RUN_BYTES = 4 << 30
+#: Videos of an evaluation that are decoded in one run, so that several NVDEC engines work.
+VIDEOS = 4
 #: A reason is logged when it has been met so often.
 _SAID_AT = {10**power for power in (0, 2, 4, 6, 8)}
-_AS_BYTES = {"encoded": True, "room": ROOM}
 
 
 class Decoding(Loader):
@@ -47,6 +52,7 @@ class Decoding(Loader):
         self._said: list[str] = []
         self._sizes = {"clips": clips, "frames": frames}
         self._queues: dict[str, Queue] = {}
+        self._breaker = Breaker()
         self._refused: dict[int, str] = {}  # samples that DALI could not decode
         # Decoded clips are copied out of DALI's buffers beside the training step, not behind it.
         self._stream: Any = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
@@ -60,12 +66,17 @@ class Decoding(Loader):
 
     def notes(self) -> list[str]:
         """Lines for the log since the last call: why clips were read on the CPU, said at the first and then seldom."""
-        said, self._said = self._said, []
-        return said
+        said, self._said = [*self._breaker.said, *self._said], []
+        self._breaker.said.clear()
+        return super().notes() + said  # type: ignore[misc]
+
+    def _as_bytes(self, sample: int, room: int | None) -> dict[str, Any]:
+        """What a request says so that a sample comes as stored bytes; nothing if it has to come as pixels."""
+        return {} if sample in self._refused else {"encoded": True, "room": room, "without": self._breaker.closed}
 
     def _queue(self, form: str) -> Queue:
         if form not in self._queues:
-            self._queues[form] = Queue(Decoder(form, self.device, stream=self._stream, **self._sizes))
+            self._queues[form] = Queue(Decoder(form, self.device, stream=self._stream, **self._sizes), self._breaker)
         return self._queues[form]
 
     def _look_at(self, sample: int, answer: Answer) -> None:
@@ -138,7 +149,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
         return max(clip_bytes, ROOM)
 
     def _ask(self, step: _Step, row: _Row) -> None:
-        row.how = {} if row.asked in self._refused else _AS_BYTES
+        row.how = self._as_bytes(row.asked, ROOM)
         super()._ask(step, row)
 
     def _take(self, answer: Answer) -> None:
@@ -194,14 +205,13 @@ class DaliTrainLoader(Decoding, TrainLoader):
                     else:
                         self._put(out[at], self._slots[step.slot].view(row.place * self._place_bytes, self._clip))
             for form, places in runs.items():
-                chosen = [rows[at] for at in places]
-                self._waiting.append(
-                    _Run(step, chosen, self._queue(form), Job(self._clips_of(step, chosen), out, places))
-                )
+                for part in within_budget(places, [rows[at].answer or {} for at in places]):
+                    self._waiting.append(self._run_of(step, form, rows, part, out))
 
-    def _clips_of(self, step: _Step, rows: list[_Row]) -> list[Clip]:
-        slot = self._slots[step.slot]
-        return [clip_of(row.answer, slot, row.place * self._place_bytes) for row in rows if row.answer]
+    def _run_of(self, step: _Step, form: str, rows: list[_Row], places: list[int], out: torch.Tensor) -> _Run:
+        slot, chosen = self._slots[step.slot], [rows[at] for at in places]
+        clips = [clip_of(row.answer, slot, row.place * self._place_bytes) for row in chosen if row.answer]
+        return _Run(step, chosen, self._queue(form), Job(clips, [out[at] for at in places], places))
 
     def _start(self) -> None:
         while self._waiting and len(self._running) < DEPTH:
@@ -211,7 +221,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
 
     def _collect(self, run: _Run) -> None:
         """Finish the oldest run; what DALI could not decode is asked for again, as pixels."""
-        row_at = dict(zip(run.job.at, run.rows, strict=True))
+        row_at = dict(zip(run.job.names, run.rows, strict=True))
         for at, reason in run.queue.collect():
             row = row_at[at]
             self._refused[row.asked] = reason
@@ -234,23 +244,22 @@ class DaliEvalLoader(Decoding, EvalLoader):
     def __init__(
         self, records: Records, spec: EvalSpec, reading: Reading, *, device: torch.device | str = "cpu", **more: Any
     ) -> None:
-        self._prepare(device, 1, spec.sampling.frames_per_clip * spec.num_clips)
-        self._running: collections.deque[tuple[int, Queue, Job]] = collections.deque()  # (round, ...)
+        self._prepare(device, VIDEOS, spec.sampling.frames_per_clip * spec.num_clips)
+        self._running: collections.deque[tuple[Queue, Job]] = collections.deque()  # a job's clips are named by round
         self._next_run = 0  # the first round that was not looked at for decoding
         self._decoded: dict[int, torch.Tensor] = {}  # round -> frames
         super().__init__(records, spec, stored(reading, device), device=device, **more)
 
     def _ask(self, index: int, **how: Any) -> None:
-        as_pixels = self._mine[index] in self._refused
-        super()._ask(index, **how, **({} if as_pixels else {"encoded": True, "room": None}))
+        super()._ask(index, **how, **self._as_bytes(self._mine[index], None))
 
     def _finish(self, index: int) -> None:
         """Wait until the video of a round is read and decoded, and start to decode those after it."""
         super()._finish(index)
         self._start()
-        while self._running and self._running[0][0] <= index:
-            number, queue, job = self._running.popleft()
-            for _, reason in queue.collect():
+        while self._running and self._running[0][1].names[0] <= index:
+            queue, _ = self._running.popleft()
+            for number, reason in queue.collect():
                 self._refused[self._mine[number]] = reason
                 del self._ready[number], self._decoded[number]
                 self._ask(number)
@@ -263,17 +272,30 @@ class DaliEvalLoader(Decoding, EvalLoader):
     def _start(self) -> None:
         """Start to decode the videos that are there, in order."""
         while self._next_run in self._ready and len(self._running) < DEPTH:
-            number = self._next_run
-            self._next_run += 1
-            answer = self._ready[number]
-            if not answer["ok"] or not answer.get("files"):
+            form, numbers = self._next_of_one_form()
+            if not numbers:
                 continue
-            clip = clip_of(answer, self._slots[self._slot_of[number]], 0)
-            out = self._empty((1, len(clip.rows), *clip.size, 3))
-            queue, job = self._queue(clip.form), Job([clip], out, [0])
+            clips = [clip_of(self._ready[number], self._slots[self._slot_of[number]], 0) for number in numbers]
+            outs = [self._empty((len(clip.rows), *clip.size, 3)) for clip in clips]
+            queue, job = self._queue(form), Job(clips, outs, numbers)
             queue.submit(job)
-            self._running.append((number, queue, job))
-            self._decoded[number] = out[0]
+            self._running.append((queue, job))
+            self._decoded |= dict(zip(numbers, outs, strict=True))
+
+    def _next_of_one_form(self) -> tuple[str, list[int]]:
+        """The next rounds that go into one run of DALI; none if the next one was read as pixels."""
+        form, numbers, size = "", [], 0
+        while self._next_run in self._ready and len(numbers) < VIDEOS:
+            answer = self._ready[self._next_run]
+            own = answer["form"] if answer["ok"] and answer.get("files") else ""
+            if numbers and (own != form or size + answer["decoded"] > RUN_BYTES):
+                break
+            self._next_run += 1
+            if not own:
+                break
+            form, size = own, size + answer["decoded"]
+            numbers.append(self._next_run - 1)
+        return form, numbers
 
     def _frames(self, slot: int, plan: VideoPlan) -> torch.Tensor:
         decoded = self._decoded.pop(self._round - 1, None)
@@ -282,5 +304,21 @@ class DaliEvalLoader(Decoding, EvalLoader):
 
 def stored(reading: Reading, device: torch.device | str) -> Reading:
     """How the reader processes read for DALI: bytes for the decoder of this device."""
-    spec = dataclasses.replace(reading.reader, kind="encoded", decoder=mode(torch.device(device)))
+    device = torch.device(device)
+    limits = capability.limits(device) if device.type == "cuda" else None
+    spec = dataclasses.replace(reading.reader, kind="encoded", decoder=mode(device), limits=limits)
     return dataclasses.replace(reading, reader=spec)
+
+
+def within_budget(places: list[int], answers: list[Answer]) -> Iterator[list[int]]:
+    """Cut a list of clips into runs whose whole frames fit into `RUN_BYTES`."""
+    part: list[int] = []
+    size = 0
+    for place, answer in zip(places, answers, strict=True):
+        if part and size + answer["decoded"] > RUN_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(place)
+        size += answer["decoded"]
+    if part:
+        yield part

@@ -9,20 +9,23 @@ point).
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import importlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 
+from datasets.dali import bitstream
 from datasets.readers.resize import Box
+from utils import transfer
 from utils.faults import UserError
 
-#: Of DALI's own: on a GPU they feed the decoder, on the CPU they decode.
-THREADS = {"mixed": 4, "cpu": 1}
+#: Of DALI's own. On a GPU each feeds one NVDEC engine at a time and mostly waits for it: an H100 has seven. On the CPU
+#: they decode.
+THREADS = {"mixed": 8, "cpu": 1}
 #: How DALI says that a run went wrong.
 FAILURES = (RuntimeError, IndexError, TypeError, ValueError)
 
@@ -37,6 +40,8 @@ class Clip:
         rows: (T,) int32: ordinals in the video, or which file each frame is.
         box: x1, y1, x2, y2 in pixels of the stored frame.
         size: (h, w) of the result.
+        codec: "jpeg", or the codec of the video.
+        matrix: name of the colour matrix in `bitstream.MATRICES`; None for BT.601, which is what DALI takes all for.
     """
 
     form: str
@@ -44,6 +49,8 @@ class Clip:
     rows: np.ndarray
     box: Box
     size: tuple[int, int]
+    codec: str = ""
+    matrix: str | None = None
 
 
 def require_dali() -> Any:
@@ -122,50 +129,84 @@ class Decoder:
         self.form, self.device, self.stream = form, device, stream
         self._batch = clips if form == "video" else clips * frames
         self._threads = THREADS[mode(device)]
-        self._pipeline: Any = None
-        self._shapes: collections.deque[tuple[int, ...]] = collections.deque()
-        self.restart()
+        self._runs: collections.deque[list[Clip]] = collections.deque()
+        self._pipeline: Any = build(self.form, self.device, batch=self._batch, threads=self._threads)
 
     def restart(self) -> None:
-        """A fresh pipeline; the old one is not used again after an error."""
-        self._shapes.clear()
+        """Drop the pipeline, which is of no use after an error. The next `submit` builds another one."""
+        self._runs.clear()
         self._pipeline = None
-        self._pipeline = build(self.form, self.device, batch=self._batch, threads=self._threads)
 
     def submit(self, clips: list[Clip]) -> None:
-        """Start decoding clips of equal shape; the files are copied, so they may change afterwards."""
+        """Start to decode clips. The files are copied, so they may change afterwards. Each frame is decoded once."""
+        if self._pipeline is None:
+            self._pipeline = build(self.form, self.device, batch=self._batch, threads=self._threads)
         fed: dict[str, list[np.ndarray]] = {"data": [], "start": [], "shape": [], "size": []}
         for clip in clips:
             x1, y1, x2, y2 = clip.box
-            for file in clip.files if self.form == "video" else [clip.files[row] for row in clip.rows]:
+            for file in clip.files if self.form == "video" else [clip.files[row] for row in np.unique(clip.rows)]:
                 fed["data"].append(file)
                 fed["start"].append(np.array([y1, x1], np.int32))
                 fed["shape"].append(np.array([y2 - y1, x2 - x1], np.int32))
                 fed["size"].append(np.array(clip.size, np.float32))
         if self.form == "video":
-            fed["rows"] = [np.ascontiguousarray(clip.rows, np.int32) for clip in clips]
+            fed["rows"] = [np.unique(clip.rows).astype(np.int32) for clip in clips]
         for name, arrays in fed.items():
             self._pipeline.feed_input(name, arrays)
-        self._shapes.append((len(clips), len(clips[0].rows), *clips[0].size, 3))
+        self._runs.append(list(clips))
         self._pipeline.schedule_run()
 
-    @contextlib.contextmanager
-    def oldest(self) -> Iterator[torch.Tensor]:
-        """(N, T, h, w, 3) uint8 on the device: the oldest run, valid inside; one of `FAILURES` if it failed."""
-        shape = self._shapes.popleft()
+    def deliver(self, outs: list[torch.Tensor]) -> None:
+        """Wait for the oldest run and write its clips, each (T, h, w, 3) uint8, into `outs` on the device.
+
+        Raises:
+            FAILURES: the run failed, or gave other frames than those that were asked for.
+        """
+        clips = self._runs.popleft()
         (samples,) = self._pipeline.share_outputs(cuda_stream=self.stream)
-        pixels = torch.from_dlpack(samples.as_tensor())
-        if pixels.numel() != int(np.prod(shape)):
-            raise RuntimeError(f"DALI gave {tuple(pixels.shape)} instead of {shape}")
-        yield pixels.reshape(shape)
+        with torch.cuda.stream(self.stream):  # type: ignore[arg-type]
+            for clip, pixels, out in zip(clips, self._frames(samples, clips), outs, strict=True):
+                distinct, row_of = np.unique(clip.rows, return_inverse=True)
+                expected = (len(distinct), *clip.size, 3)
+                if tuple(pixels.shape) != expected:
+                    raise RuntimeError(f"DALI gave {tuple(pixels.shape)} instead of {expected}")
+                if clip.matrix is not None:
+                    pixels = recoloured(pixels, clip.matrix)
+                if not np.array_equal(row_of.reshape(-1), np.arange(len(clip.rows))):
+                    rows = torch.from_numpy(row_of.reshape(-1).astype(np.int64))
+                    pixels = pixels.index_select(0, transfer.to_device(rows, self.device))
+                out.copy_(pixels)
         if self.stream is not None:
-            self.stream.synchronize()  # of the copy alone
+            self.stream.synchronize()  # of the copies alone
         self._pipeline.release_outputs()
 
+    def _frames(self, samples: Any, clips: list[Clip]) -> Iterator[torch.Tensor]:
+        """The distinct frames of each clip."""
+        if self.form == "video":
+            yield from (torch.from_dlpack(sample) for sample in samples)
+            return
+        first = 0
+        for clip in clips:
+            last = first + len(np.unique(clip.rows))
+            yield torch.stack([torch.from_dlpack(samples[number]) for number in range(first, last)])
+            first = last
+
     def close(self) -> None:
-        """End the pipeline and its threads."""
-        self._shapes.clear()
+        """End the pipeline and its threads. After an error leave it: its end would wait for the GPU."""
+        self._runs.clear()
+        if sys.exc_info()[0] is not None and self.device.type == "cuda":
+            _left_to_the_end.append(self._pipeline)
         self._pipeline = None
+
+
+_left_to_the_end: list[Any] = []
+
+
+def recoloured(pixels: torch.Tensor, matrix: str) -> torch.Tensor:
+    """Give RGB that was decoded as BT.601 the colours of its own matrix; (..., 3) uint8 in and out."""
+    values = tuple(map(tuple, bitstream.correction(matrix).T.tolist()))
+    product = pixels.float() @ transfer.constant(values, torch.float32, pixels.device)
+    return product.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def reason_of(error: BaseException) -> str:

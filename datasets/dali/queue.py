@@ -1,7 +1,8 @@
 """Runs of DALI in the order in which they were asked for, and what happens when one of them fails.
 
-A failure ends DALI's pipeline and says nothing of the clip that caused it. So all that was under way is started again
+A failure ends DALI's pipeline and does not name the clip that caused it. So everything that was under way starts again
 in a fresh pipeline, the clips of the failed run one by one: every clip that decodes is delivered, the others are named.
+Where a codec cannot be decoded at all, this would build a pipeline for each clip: a `Breaker` gives up on the codec.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ import torch
 from datasets.dali.pipeline import FAILURES, Clip, Decoder, reason_of
 from datasets.pool import Answer
 from datasets.slots import Slot
+from utils.faults import UserError
+
+#: How DALI and the driver report that the memory of the GPU is exhausted.
+_OUT_OF_MEMORY = ("out of memory", "CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation", "std::bad_alloc")
 
 
 @dataclasses.dataclass
 class Job:
-    """Clips of one form and shape, and where they go.
+    """Clips of one form, and where they go.
 
     Attributes:
         clips: what to decode.
-        out: (B, T, h, w, 3) uint8 on the device.
-        at: row of `out` for each clip.
+        outs: (T, h, w, 3) uint8 on the device, for each clip.
+        names: what the caller calls each clip.
     """
 
     clips: list[Clip]
-    out: torch.Tensor
-    at: list[int]
+    outs: list[torch.Tensor]
+    names: list[int]
 
 
 def clip_of(answer: Answer, slot: Slot, offset: int) -> Clip:
@@ -39,7 +44,46 @@ def clip_of(answer: Answer, slot: Slot, offset: int) -> Clip:
         start += length
     rows = torch.tensor(answer["rows"], dtype=torch.int32).numpy()
     x1, y1, x2, y2 = answer["box"]
-    return Clip(answer["form"], files, rows, (x1, y1, x2, y2), (answer["size"][0], answer["size"][1]))
+    size = (answer["size"][0], answer["size"][1])
+    return Clip(answer["form"], files, rows, (x1, y1, x2, y2), size, answer["codec"], answer["matrix"])
+
+
+class Breaker:
+    """Counts what could be decoded, by codec. A codec with failures and no success is not sent any more.
+
+    Attributes:
+        said: lines for the log, taken away by the reader.
+    """
+
+    AFTER = 8  # failures without a success
+    IN_A_RUN = 2  # clips of a failed run that are tried alone, for a codec without a success
+
+    def __init__(self) -> None:
+        self._decoded: collections.Counter[str] = collections.Counter()
+        self._failed: collections.Counter[str] = collections.Counter()
+        self._closed: set[str] = set()
+        self.said: list[str] = []
+
+    def note(self, codec: str, *, decoded: bool, reason: str = "") -> None:
+        """Count one clip."""
+        (self._decoded if decoded else self._failed)[codec] += 1
+        if not self._decoded[codec] and self._failed[codec] >= self.AFTER:
+            self.give_up(codec, f"none of the first {self._failed[codec]} clips was decoded ({reason})")
+
+    def give_up(self, codec: str, reason: str) -> None:
+        """Send no clip of this codec to DALI from now on."""
+        if codec not in self._closed:
+            self._closed.add(codec)
+            self.said.append(f"dali: {codec} is decoded on the CPU from here on, {reason}")
+
+    def has_decoded(self, codec: str) -> bool:
+        """Return True if a clip of this codec was decoded before."""
+        return self._decoded[codec] > 0
+
+    @property
+    def closed(self) -> list[str]:
+        """Codecs that are not sent any more."""
+        return sorted(self._closed)
 
 
 class Queue:
@@ -47,54 +91,83 @@ class Queue:
 
     Args:
         decoder: runs the jobs.
+        breaker: shared by all queues of a loader.
     """
 
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self._jobs: collections.deque[Job] = collections.deque()
+    def __init__(self, decoder: Decoder, breaker: Breaker) -> None:
+        self._decoder, self._breaker = decoder, breaker
+        self._jobs: collections.deque[tuple[Job, list[int]]] = collections.deque()  # and which clips are decoded
 
     def submit(self, job: Job) -> None:
         """Start a job."""
-        self._jobs.append(job)
-        self._decoder.submit(job.clips)
+        self._jobs.append((job, self._start(job)))
 
     def collect(self) -> list[tuple[int, str]]:
-        """Finish the oldest job: fill its rows of `out`.
+        """Finish the oldest job: fill its places.
 
         Returns:
-            (row of `out`, reason) of each clip that could not be decoded.
+            (name, reason) of each clip that could not be decoded.
+
+        Raises:
+            UserError: the GPU has no memory left.
         """
-        job = self._jobs.popleft()
+        job, given = self._jobs.popleft()
+        left_out = [(job.names[i], "DALI decodes no such clip here") for i in range(len(job.clips)) if i not in given]
+        if not given:
+            return left_out
         try:
-            self._copy(job.out, job.at)
-            return []
+            self._deliver(job, given)
+            return left_out
         except FAILURES as error:
-            failed = [(row, reason_of(error)) for row in job.at]
-        self._decoder.restart()
-        if len(job.clips) > 1:
-            pairs = zip(job.clips, job.at, strict=True)
-            failed = [trouble for clip, row in pairs for trouble in self._alone(clip, row, job.out)]
-        for waiting in self._jobs:
-            self._decoder.submit(waiting.clips)
-        return failed
+            failed = self._one_by_one(job, given, self._reason(error))
+        self._jobs = collections.deque((waiting, self._start(waiting)) for waiting, _ in self._jobs)
+        return left_out + failed
 
     def close(self) -> None:
         """End the pipeline."""
         self._jobs.clear()
         self._decoder.close()
 
-    def _alone(self, clip: Clip, row: int, out: torch.Tensor) -> list[tuple[int, str]]:
-        try:
-            self._decoder.submit([clip])
-            self._copy(out, [row])
-            return []
-        except FAILURES as error:
-            self._decoder.restart()
-            return [(row, reason_of(error))]
+    def _start(self, job: Job) -> list[int]:
+        """Give DALI the clips whose codecs it decodes; which these are."""
+        given = [i for i, clip in enumerate(job.clips) if clip.codec not in self._breaker.closed]
+        if given:
+            self._decoder.submit([job.clips[i] for i in given])
+        return given
 
-    def _copy(self, out: torch.Tensor, at: list[int]) -> None:
-        with torch.cuda.stream(self._decoder.stream), self._decoder.oldest() as pixels:  # type: ignore[arg-type]
-            if len(at) == len(out):
-                out.copy_(pixels)
-            else:
-                out[torch.tensor(at, device=out.device)] = pixels
+    def _deliver(self, job: Job, given: list[int]) -> None:
+        self._decoder.deliver([job.outs[i] for i in given])
+        for i in given:
+            self._breaker.note(job.clips[i].codec, decoded=True)
+
+    def _one_by_one(self, job: Job, given: list[int], reason: str) -> list[tuple[int, str]]:
+        """Decode the clips of a failed run alone; the others' failures."""
+        self._decoder.restart()
+        failed: list[tuple[int, str]] = []
+        if len(given) == 1:
+            self._breaker.note(job.clips[given[0]].codec, decoded=False, reason=reason)
+            return [(job.names[given[0]], reason)]
+        tried: collections.Counter[str] = collections.Counter()
+        for i in given:
+            codec = job.clips[i].codec
+            if tried[codec] < Breaker.IN_A_RUN or self._breaker.has_decoded(codec):
+                try:
+                    self._decoder.submit([job.clips[i]])
+                    self._deliver(job, [i])
+                    continue
+                except FAILURES as error:
+                    reason = self._reason(error)
+                    self._decoder.restart()
+                    tried[codec] += 1
+            self._breaker.note(codec, decoded=False, reason=reason)
+            failed.append((job.names[i], reason))
+        return failed
+
+    def _reason(self, error: BaseException) -> str:
+        if any(sign in str(error) for sign in _OUT_OF_MEMORY):
+            raise UserError(
+                "data.reader: dali: the decoder ran out of memory, which holds the whole frames of a batch beside the "
+                f"model ({reason_of(error)}): lower common.batch_size or data.prefetch, dump smaller videos, or set "
+                "data.reader: video"
+            ) from error
+        return reason_of(error)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from datasets.dali import capability
 from datasets.dali.encoded import Encoded, EncodedReader
 from datasets.dali.pipeline import FAILURES, Clip, Decoder, mode, reason_of, require_dali
 from datasets.dali.video_cut import Refused
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DaliReader:
-    """Frames decoded by DALI on the first GPU, or without one on the CPU; what it does not take is read by PyAV.
+    """Frames decoded by DALI on the current GPU, or without one on the CPU; what it does not take is read by PyAV.
 
     Attributes:
         fallbacks: why clips were not decoded by DALI -> how many.
@@ -37,9 +38,12 @@ class DaliReader:
     def __init__(self, spec: ReaderSpec, records: Records) -> None:
         require_dali()
         self.records = records
-        self.device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+        has_gpu = torch.cuda.is_available()
+        self.device = torch.device("cuda", torch.cuda.current_device()) if has_gpu else torch.device("cpu")
         self.fallbacks: collections.Counter[str] = collections.Counter()
-        self._stored = EncodedReader(dataclasses.replace(spec, kind="encoded", decoder=mode(self.device)), records)
+        limits = capability.limits(self.device) if has_gpu else None
+        spec = dataclasses.replace(spec, kind="encoded", decoder=mode(self.device), limits=limits)
+        self._stored = EncodedReader(spec, records)
         self._decoders: dict[str, tuple[int, Decoder]] = {}  # form -> (most frames, decoder)
 
     def close(self) -> None:
@@ -52,6 +56,10 @@ class DaliReader:
     def probe(self, i: int) -> Facts:
         """See `Reader.probe`."""
         return self._stored.probe(i)
+
+    def missing(self, i: int) -> int:
+        """See `VideoReader.missing`."""
+        return self._stored.missing(i)
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
         """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`."""
@@ -71,9 +79,10 @@ class DaliReader:
         files = [np.frombuffer(file, np.uint8) for file in encoded.files]
         decoder = self._decoder(encoded.form, len(encoded.rows))
         try:
-            decoder.submit([Clip(encoded.form, files, encoded.rows, box, size)])
-            with torch.cuda.stream(decoder.stream), decoder.oldest() as pixels:
-                out[...] = pixels[0].cpu().numpy()
+            decoder.submit([Clip(encoded.form, files, encoded.rows, box, size, encoded.codec, encoded.matrix)])
+            clip = torch.empty(out.shape, dtype=torch.uint8, device=self.device)
+            decoder.deliver([clip])
+            out[...] = clip.cpu().numpy()
         except FAILURES as error:
             decoder.restart()
             raise Refused(reason_of(error)) from error

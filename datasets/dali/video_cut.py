@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from datasets.dali import bitstream
 from datasets.readers.video_index import Grade, Index, open_container, packets, video_stream
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class Refused(Exception):  # not an error: the clip is read in another way
 
 def cut(
     path: str, shown: str, index: Index, wanted: Iterable[int], codecs: frozenset[str], sides: tuple[int, int]
-) -> tuple[bytes, np.ndarray]:
+) -> tuple[bytes, np.ndarray, str | None]:
     """Cut the packets that some frames need out of a file.
 
     Args:
@@ -48,13 +49,14 @@ def cut(
         sides: smallest and largest width and height that it takes [pixels].
 
     Returns:
-        (an mp4 file, (len(wanted),) int32 ordinals of the wanted frames in that file).
+        (an mp4 file, (len(wanted),) int32 ordinals of the wanted frames in that file, the name of its colour matrix in
+        `bitstream.MATRICES` if it is not BT.601).
 
     Raises:
         Refused: the decoder could not read it, or might take one frame for another.
         MediaError: the file cannot be opened.
     """
-    codec = _CODECS.get(index.codec, index.codec)
+    codec = codec_of(index)
     height, width = index.facts.height, index.facts.width
     if codec not in codecs:
         raise Refused(f"the codec {codec} is not decoded there")
@@ -64,12 +66,16 @@ def cut(
         raise Refused("its frames are stored rotated")
     if not (sides[0] <= height <= sides[1] and sides[0] <= width <= sides[1]):
         raise Refused(f"frames of {width}x{height} are outside of what is decoded there")
+    if width % 2 or height % 2:
+        raise Refused("its frames have an odd side")
     positions = index.positions[np.fromiter(wanted, np.int64)].tolist()
     for keys in (np.flatnonzero(index.keys), np.zeros(1, np.int64)):
         with open_container(path, shown) as container:
             stream = video_stream(container, shown)
             if stream.codec_context.pix_fmt not in ("yuv420p", "yuvj420p"):
                 raise Refused(f"the pixel format {stream.codec_context.pix_fmt} is not decoded there")
+            if codec == "h264" and bitstream.h264_may_have_fields(stream.codec_context.extradata):
+                raise Refused("its pictures may be stored as fields")
             try:
                 chosen = _choose(container, stream, index, codec, set(positions), keys)
             except _NoBeginning:
@@ -79,10 +85,33 @@ def cut(
                 raise Refused("its time stamps do not tell its frames apart")
             rank = np.empty(len(at), np.int64)
             rank[np.argsort(index.pts[at])] = np.arange(len(at))
+            matrix = _matrix(stream, codec, [packet for _, packet in chosen])
             data = _mux(stream, [packet for _, packet in chosen], rank)
         rank_of = dict(zip(at.tolist(), rank.tolist(), strict=True))
-        return data, np.array([rank_of[position] for position in positions], np.int32)
+        return data, np.array([rank_of[position] for position in positions], np.int32), matrix
     raise AssertionError("packet 0 needs no check")
+
+
+def codec_of(index: Index) -> str:
+    """Return the name of the codec of a file."""
+    return _CODECS.get(index.codec, index.codec)
+
+
+def _matrix(stream: av.VideoStream, codec: str, packets: list[av.Packet]) -> str | None:
+    """The colour matrix of the frames if it is not BT.601, which decoders assume. Also look for hidden frames.
+
+    Raises:
+        Refused: frames that are never shown, or colours that no matrix describes.
+    """
+    tag = int(stream.codec_context.colorspace)
+    if codec == "vp9":
+        if any(bitstream.vp9_has_hidden_frames(bytes(packet)) for packet in packets):
+            raise Refused("it has frames that are never shown")
+        tag = bitstream.vp9_colour_tag(bytes(packets[0]))
+    if tag in bitstream.WITHOUT_MATRIX:
+        raise Refused("its colours are not stored as luma and two differences")
+    name = bitstream.MATRIX_OF_TAG.get(tag, "bt601")
+    return None if name == "bt601" else name
 
 
 class _NoBeginning(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -114,8 +115,13 @@ def _was_written_here(file: Path) -> bool:
 def write_text(file: Path, text: str) -> None:
     """Replace a small file as a whole."""
     tmp = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    with tmp.open("w", errors="surrogateescape") as output:
-        output.write(text)
-        output.flush()
-        os.fsync(output.fileno())
-    os.replace(tmp, file)
+    try:
+        with tmp.open("w", errors="surrogateescape") as output:
+            output.write(text)
+            output.flush()
+            os.fsync(output.fileno())
+        os.replace(tmp, file)
+    except OSError:
+        with contextlib.suppress(OSError):  # no later dump has this process number, so none would replace it
+            tmp.unlink()
+        raise

@@ -9,8 +9,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from datasets.plan import Facts
+from datasets.readers.ending import EndsEarly, is_tolerable
 from datasets.readers.frame_source import FilesSource
 from datasets.readers.frames import decode, find_layout, image_size
+from datasets.readers.spec import MISSING_SHARE
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ class FolderSource:
     """
 
     turns = 0
+    missing = 0
 
     def __init__(self, path: str, shown: str) -> None:
         self._files, self._path, self._shown = FilesSource(), path, shown
@@ -57,6 +60,10 @@ class FolderSource:
         height, width = image_size(self._files.read_many(path, self._names[:1])[0], self._shown)
         self.facts = Facts(layout.count, height, width, 0.0)
 
+    def end_at(self, frames: int, missing: int) -> None:
+        """Leave out the last frames."""
+        self.facts, self.missing = dataclasses.replace(self.facts, frames=frames), missing
+
     def pictures(self) -> Iterator[Picture]:
         """All frames as their files' bytes; see `decoded` for their pixels."""
         for name in self._names:
@@ -69,43 +76,53 @@ class VideoSource:
     Args:
         path: where it is.
         shown: the path as the list writes it.
+        missing_share: largest share of the frames that may be missing at the end.
     """
 
-    def __init__(self, path: str, shown: str) -> None:
+    def __init__(self, path: str, shown: str, missing_share: float) -> None:
         from datasets.readers.video_index import build_index
 
-        index = build_index(path, shown)
-        self._path, self._shown = path, shown
-        self.facts, self.turns = index.facts, index.rotation
+        index = build_index(path, shown, missing_share=missing_share)
+        self._path, self._shown, self._missing_share = path, shown, missing_share
+        self.facts, self.turns, self.missing = index.facts, index.rotation, index.missing
+
+    def end_at(self, frames: int, missing: int) -> None:
+        """Leave out the last frames."""
+        self.facts, self.missing = dataclasses.replace(self.facts, frames=frames), missing
 
     def pictures(self) -> Iterator[Picture]:
-        """All frames, decoded from the start on one thread."""
-        from av.error import FFmpegError
+        """All frames, decoded from the start on one thread.
 
-        from datasets.readers.video_index import open_container, video_stream
+        Raises:
+            EndsEarly: only the last frames do not decode.
+            MediaError: more is missing, or the decoder puts out more frames than the packets promise.
+        """
+        from datasets.readers.video_index import Decoding, open_container, video_stream
 
         expected, count = self.facts.frames, 0
-        trouble = ""
         with open_container(self._path, self._shown) as container:
-            try:
-                for frame in container.decode(video_stream(container, self._shown)):
-                    if count < expected:
-                        yield Picture(frame, None, self._shown)
-                    count += 1
-            except FFmpegError as error:
-                trouble = f" ({error.strerror})"
-        if count < expected or (count > expected and not trouble):
-            raise MediaError(self._shown, f"{count} of its {expected} frames decode{trouble}")
+            decoding = Decoding(container, video_stream(container, self._shown), self._missing_share)
+            for frame in decoding:
+                if count < expected:
+                    yield Picture(frame, None, self._shown)
+                count += 1
+        if count == expected or (count > expected and (decoding.trouble or self.missing)):
+            return
+        reason = f"{count} of its {expected} frames decode" + (f" ({decoding.trouble})" if decoding.trouble else "")
+        missing = expected - count
+        if missing > 0 and is_tolerable(missing, expected, self._missing_share):
+            raise EndsEarly(self._shown, reason, count, missing)
+        raise MediaError(self._shown, reason)
 
 
 Source = FolderSource | VideoSource
 
 
-def open_source(path: str, shown: str) -> Source:
+def open_source(path: str, shown: str, missing_share: float = MISSING_SHARE) -> Source:
     """The source at a path; MediaError if there is nothing that can be read."""
     if FilesSource().is_folder(path):
         return FolderSource(path, shown)
-    return VideoSource(path, shown)
+    return VideoSource(path, shown, missing_share)
 
 
 def decoded(picture: Picture) -> av.VideoFrame:

@@ -16,7 +16,7 @@ from datasets.dump.names import FAILED, Names, list_name, write_text
 from datasets.dump.settings import FORMS, Settings
 from datasets.dump.state import Entry, State
 from datasets.pool import Answer, Pool
-from datasets.readers.spec import ReaderSpec
+from datasets.readers.spec import MISSING_SHARE, ReaderSpec
 from datasets.records import Records
 from datasets.workers import Setup
 from utils.faults import UserError
@@ -47,6 +47,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"dump: --workers {args.workers}: at least 1")
     if not 0 < args.deadline < math.inf:
         raise UserError(f"dump: --deadline {args.deadline:g}: a number of seconds above 0")
+    if not 0 <= args.missing_share < 1:
+        raise UserError(f"dump: --missing-share {args.missing_share:g}: give a share from 0 to below 1, such as 0.05")
     root = args.root or args.list.parent
     if args.root and not root.is_dir():
         raise UserError(f"dump: --root {root}: there is no such folder; give the folder of the paths in the list")
@@ -61,7 +63,8 @@ def main(argv: Sequence[str]) -> int:
     state = State(dst, settings, names, redo=args.redo)
     try:
         names.claim(name, source)
-        return run(records, state, targets, dst / name, workers=args.workers, deadline=args.deadline)
+        spec = ReaderSpec("frames", missing_share=args.missing_share)
+        return run(records, state, targets, dst / name, spec, workers=args.workers, deadline=args.deadline)
     except KeyboardInterrupt:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
         return 130
@@ -89,11 +92,24 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
     parser.add_argument("--deadline", type=float, default=3600.0, help="seconds that one video may take")
     parser.add_argument("--redo", action="store_true", help="make everything again if the settings have changed")
+    parser.add_argument(
+        "--missing-share",
+        type=float,
+        default=MISSING_SHARE,
+        help="as data.missing_share: share of its frames that a video may lack at its end (%(default)s)",
+    )
     return parser.parse_args(argv)
 
 
 def run(
-    records: Records, state: State, targets: dict[str, str], new_list: Path, *, workers: int, deadline: float
+    records: Records,
+    state: State,
+    targets: dict[str, str],
+    new_list: Path,
+    spec: ReaderSpec,
+    *,
+    workers: int,
+    deadline: float,
 ) -> int:
     """Dump what is not there yet, write the list and failed.txt; the exit code.
 
@@ -102,6 +118,7 @@ def run(
         state: of DST.
         targets: see `target_names`.
         new_list: where the new list goes.
+        spec: how many frames a video may lack at its end.
         workers, deadline: processes, and seconds for one video.
     """
     owners: dict[str, int] = {}  # a video may stand in several records, it is dumped once
@@ -119,10 +136,12 @@ def run(
         print(f"{len(done)} of {len(owners)} videos are there already", flush=True)
     failures: dict[str, str] = {}
     progress = Progress(len(todo))
-    for i, answer in _ask(records, state, targets, todo, workers, deadline):
+    shorter: list[str] = []
+    for i, answer in _ask(records, state, targets, todo, spec, workers, deadline):
         shown = records.path(i)
         if answer["ok"]:
-            entry = {key: value for key, value in answer.items() if key not in ("id", "ok", "kept")}
+            entry = {key: value for key, value in answer.items() if key not in ("id", "ok", "kept", "missing")}
+            shorter += [shown] * bool(answer.get("missing"))
             done[targets[shown]] = state.add(targets[shown], entry)
         else:
             failures[shown] = _reason(answer)
@@ -135,18 +154,29 @@ def run(
     else:
         left = "left as it was" if new_list.exists() else "not written"
         print(f"{new_list}: {left}, since none of its {len(records)} records can be dumped", file=sys.stderr)
+    if shorter:
+        print(
+            f"{len(shorter)} videos are dumped without their last frames, which do not decode, such as {shorter[0]}",
+            file=sys.stderr,
+        )
     if failures:
         print(f"{len(failures)} videos failed, see {file}", file=sys.stderr)
     return 1 if failures or not lines else 0
 
 
 def _ask(
-    records: Records, state: State, targets: dict[str, str], todo: list[int], workers: int, deadline: float
+    records: Records,
+    state: State,
+    targets: dict[str, str],
+    todo: list[int],
+    spec: ReaderSpec,
+    workers: int,
+    deadline: float,
 ) -> Iterator[tuple[int, Answer]]:
     """(record, answer) of each video in the order in which they are done."""
     if not todo:
         return
-    setup = Setup(reader=ReaderSpec("frames").to_json(), train="", eval="", seed=0)
+    setup = Setup(reader=spec.to_json(), train="", eval="", seed=0)
     pool = Pool(setup, records, [], min(workers, len(todo)), deadline)
     settings, ahead, under_way = dataclasses.asdict(state.settings), iter(enumerate(todo, start=1)), {}
     try:

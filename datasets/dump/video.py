@@ -11,17 +11,27 @@ from datasets.dump.pixels import Coder
 from datasets.dump.settings import Settings
 from datasets.dump.source import Source, open_source, rate
 from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_of
+from datasets.readers.ending import EndsEarly
+from datasets.readers.spec import MISSING_SHARE
 from datasets.records import Records
 from utils.faults import MediaError, UserError
 
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up", errno.EROFS: "it is read-only"}
+_OF_THE_FOLDER = {  # no video can be written there, so none of them has failed
+    errno.EDQUOT: "the quota is used up; make room",
+    errno.EIO: "the disk or the file server failed; look at the machine's log",
+    errno.ENOSPC: "the disk is full; make room",
+    errno.EROFS: "it is read-only; choose another folder",
+    errno.ESTALE: "the file server has forgotten the folder; mount it again",
+    errno.ETIMEDOUT: "the file server did not answer in time",
+}
 
 
 class Dumper:
     """Answers requests of the kind "dump"; see `answer`."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, missing_share: float = MISSING_SHARE) -> None:
         self.records = records
+        self.missing_share = missing_share
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         """Dump one video.
@@ -31,8 +41,8 @@ class Dumper:
                 same file system).
 
         Returns:
-            The video's line in the manifest: path, source, stamp, digest, frames, height, width, fps, bytes, and kept
-            (it stood there already).
+            The video's line in the manifest: path, source, stamp, digest, frames, height, width, fps, bytes; kept (it
+            stood there already); missing (frames at its end that do not decode).
 
         Raises:
             MediaError: the video cannot be read to its end, or not be written in this form.
@@ -49,12 +59,16 @@ class Dumper:
             if settings.form == "frames" and any(os.path.isdir(os.path.join(target, n)) for n in os.listdir(target)):
                 raise MediaError(shown, f"{target} holds folders too, perhaps of other videos; choose another folder")
         try:
-            return dump_video(path, shown, settings, target, tmp, made)
+            source = open_source(path, shown, self.missing_share)
+            try:
+                return dump_video(source, settings, target, tmp, made)
+            except EndsEarly as end:
+                source.end_at(end.frames, end.missing)
+                return dump_video(source, settings, target, tmp, made)
         except OSError as error:
-            if error.errno in _FULL:
-                raise UserError(
-                    f"{target}: {_FULL[error.errno]}; make room, then run the same command again"
-                ) from error
+            advice = _OF_THE_FOLDER.get(error.errno or 0)
+            if advice and error.filename != path:
+                raise UserError(f"{target}: {advice}, then run the same command again") from error
             raise MediaError(shown, f"it cannot be written ({error.strerror or error})") from error
 
     @staticmethod
@@ -86,21 +100,18 @@ def other_source(note: dict[str, Any], shown: str, path: str) -> str:
     return "" if os.path.exists(path) and os.path.samefile(source, path) else source
 
 
-def dump_video(
-    path: str, shown: str, settings: Settings, target: str, tmp: str, made: dict[str, Any]
-) -> dict[str, Any]:
-    """Read the video at `path`, write it below `tmp`, rename that to `target`.
+def dump_video(source: Source, settings: Settings, target: str, tmp: str, made: dict[str, Any]) -> dict[str, Any]:
+    """Read a video, write it below `tmp`, rename that to `target`.
 
     Args:
-        path, shown: where it is, and as the list writes it.
+        source: the video.
         settings: how to store it.
         target, tmp: final and temporary path.
         made: what the result shall remember of its source.
 
     Returns:
-        `made` and frames, height, width, fps, bytes.
+        `made` and frames, height, width, fps, bytes, missing.
     """
-    source = open_source(path, shown)
     coder = Coder(settings, source.turns, source.facts)
     info = made | {"frames": source.facts.frames, "height": coder.size[0], "width": coder.size[1]}
     info["fps"] = float(rate(source.facts)) if settings.form == "clips" else source.facts.fps
@@ -119,7 +130,7 @@ def dump_video(
         shutil.rmtree(f"{tmp}-old")
     else:
         os.rename(tmp, target)
-    return info
+    return info | {"missing": source.missing}
 
 
 def _writer(tmp: str, coder: Coder, settings: Settings, info: dict[str, Any], source: Source) -> Writer:

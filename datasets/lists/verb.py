@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -46,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         reorder(annotations, _class_names(args.classes, count), args.classes)
     files, coverage = lists(annotations, media, wanted=args.store, fps=args.segments)
     publish({args.out / name: data for name, data in files.items()}, force=args.force)
-    print("\n".join(in_words(coverage, args.out)))
+    print("\n".join(in_words(coverage, args.out, str(args.root))))
     if torn:
         more = ", ..." if len(torn) > _WORST else ""
         print(f"left out, since their names hold a line feed ({len(torn)}): {', '.join(torn[:_WORST])}{more}")
@@ -230,8 +231,8 @@ def publish(files: Mapping[Path, bytes], *, force: bool) -> None:
         raise UserError(f"--out: {error.filename}: {error.strerror}") from error
 
 
-def in_words(coverage: Mapping[str, Any], out: Path) -> list[str]:
-    """Coverage for the terminal."""
+def in_words(coverage: Mapping[str, Any], out: Path, root: str = "DIR") -> list[str]:
+    """Return the coverage for the terminal; `root` is the folder that the lists are for."""
     lines = []
     for split, part in coverage["splits"].items():
         share = 10_000 * part["found"] // max(1, part["wanted"]) / 100  # 100 % is said of no list that lacks one
@@ -250,7 +251,8 @@ def in_words(coverage: Mapping[str, Any], out: Path) -> list[str]:
     if coverage["not_in_the_annotations"]:
         lines.append(f"{coverage['not_in_the_annotations']} videos below the root are in no list")
     reader = coverage["store"]
-    lines.append(f"data.reader: {reader}; next: python main.py scan {out / 'train.txt'} {out / 'val.txt'} --root DIR")
+    words = ["python", "main.py", "scan", str(out / "train.txt"), str(out / "val.txt"), "--root", root]
+    lines.append(f"data.reader: {reader}; next: {shlex.join(words)}")
     return lines
 
 

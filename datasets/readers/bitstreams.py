@@ -54,11 +54,12 @@ class PacketCheck:
 
     def add(self, data: bytes) -> None:
         """Look at the next packet."""
-        if not self.countable:
-            return
-        if self._vops:
+        if self._vops and self._vops.regular:
             self._vops.look(data)
-            self.one_each, self.countable = self._vops.one_each, self._vops.regular
+            self.one_each = self._vops.one_each
+            self.countable = self._vops.regular and not self._vops.may_repeat
+        elif not self.countable:
+            return
         elif self._hides:
             self.one_each = self.countable = not self._hides(data)
         else:
@@ -125,30 +126,36 @@ class _Vops:
 
     A packed file holds a reference VOP and a B-VOP in one packet. The decoder keeps the B-VOP and decodes it in place
     of the next packet. That is a placeholder (a VOP that is not coded, or the one byte 0x7f), or a second B-VOP, which
-    is then kept in turn. Placeholders at other places give no frame. A B-VOP that is kept when the file ends is lost.
+    is then kept in turn. Placeholders at other places give no frame. But the decoder takes their time for that of a
+    reference, after which it may drop a B-VOP; and if one ends a file whose frames are not reordered, it repeats the
+    last frame. A B-VOP that is kept when the file ends is lost.
 
     Everything else makes the stream irregular: more than two VOPs in a packet, a reference VOP where a placeholder is
     due, a B-VOP before two references, or B-VOPs in a stream whose header does not say that frames are reordered.
 
     Attributes:
         one_each: every packet so far has one coded VOP.
-        regular: `frames` is what the decoder puts out.
+        regular: `frames` is what the decoder puts out, unless the last frame is repeated.
+        may_repeat: the decoder may repeat the last frame if the file ends here.
         frames: number of VOPs that are decoded.
     """
 
     def __init__(self, extradata: bytes) -> None:
         self.one_each = self.regular = True
+        self.may_repeat = False
         self.frames = 0
         self._increment_bits: int | None = None
         self._reorders = False
         self._packed = False
         self._kept = False  # the decoder has a B-VOP for the next packet
         self._references = 0
+        self._clock_is_off = False
         self._read_headers(extradata)
 
     def look(self, data: bytes) -> None:
         """Look at one packet."""
         at = data.find(_VOP)
+        self.may_repeat = False
         if at < 0 and len(data) > _PLACEHOLDER:  # damaged; decoding finds out what it costs
             self.frames += 1
             return
@@ -169,9 +176,10 @@ class _Vops:
         following = data.find(_VOP, at + 4)
         if not coded:
             self.one_each = False
+            self.may_repeat, self._clock_is_off = not self._reorders, True
             return following < 0
         if kind == _B:
-            if self._references < 2 or not self._reorders:
+            if self._references < 2 or not self._reorders or self._clock_is_off:
                 return False
         elif kind and not self._references:
             return False
@@ -201,15 +209,14 @@ class _Vops:
         """(vop_coding_type, vop_coded) of the VOP whose start code is at `at`."""
         if self._increment_bits is None:
             raise ValueError("no stream header")
-        bits = Bits(data[at + 4 : at + 24])
-        kind = bits.take(2)
-        while bits.take(1):
-            pass
-        marker = bits.take(1)
-        bits.take(self._increment_bits)
-        if not (marker and bits.take(1)):
+        bits = int.from_bytes(data[at + 4 : at + 12].ljust(8, b"\0"), "big")
+        left = 61  # behind vop_coding_type
+        while bits >> left & 1 and left > 32:  # modulo_time_base
+            left -= 1
+        first, left = left - 1, left - 2 - self._increment_bits
+        if not (bits >> first & 1 and bits >> left & 1):
             raise ValueError("a marker bit is missing")
-        return kind, bool(bits.take(1))
+        return bits >> 62, bool(bits >> left - 1 & 1)
 
     def _read_headers(self, data: bytes) -> None:
         """Take the clock and the order of frames from a video object layer, and "packed" from the encoder's name."""

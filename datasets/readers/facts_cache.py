@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from datasets.records import Records
 
 #: Raise it when `probe` of a reader answers differently for the same file: older caches are refused then.
-PROBE_VERSION = 1
+PROBE_VERSION = 2
 _MAGIC = b"ZOEFACT1"
 _ALIGN = 64
 _COLUMNS = {
     "key": "<u8", "size": "<i8", "mtime": "<i8", "witness_size": "<i8", "witness_mtime": "<i8", "fps": "<f8",
     "frames": "<i4", "height": "<i4", "width": "<i4", "witness": "<i4", "grade": "<i4", "turns": "<i4",
-    "decoder": "<i4",
+    "decoder": "<i4", "missing": "<i4",
 }  # fmt: skip
 #: Reader -> what its records are; None: the path says it.
 _FAMILY = {"video": "video", "frames": "frames", "memcached": "frames", "dali": None}
@@ -49,6 +49,7 @@ class Entry(NamedTuple):
         stamp: of its file when it was looked at.
         facts: what `probe` said.
         grade, turns, decoder: of a video's index (video_index.Index: its value, rotation and codec); "" and 0 else.
+        missing: frames at the end of a video that do not decode and are not in `facts`.
     """
 
     stamp: Stamp
@@ -56,6 +57,7 @@ class Entry(NamedTuple):
     grade: str = ""
     turns: int = 0
     decoder: str = ""
+    missing: int = 0
 
 
 class Stamp(NamedTuple):
@@ -95,7 +97,9 @@ def family_of(path: str) -> str:
 
 def key_of(spec: ReaderSpec, family: str, path: str, start: int) -> int:
     """Hash of all that decides what `probe` says, save the file itself."""
-    naming = f"frames {spec.template} {spec.frame_base} {spec.fps!r}" if family == "frames" else family
+    naming = f"frames {spec.template} {spec.frame_base} {spec.fps!r}"
+    if family == "video":
+        naming = f"video {spec.missing_share!r}"
     parts = (naming.encode(), str(start).encode(), os.fsencode(os.path.abspath(path)))
     return xxhash.xxh3_64_intdigest(b"\0".join(parts))
 
@@ -115,11 +119,11 @@ def write(path: str | os.PathLike[str], rows: Iterable[tuple[int, Entry]]) -> in
     number = {word: i for i, word in enumerate(words)}
     columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
     for key in sorted(latest):
-        stamp, facts, grade, turns, decoder = latest[key]
+        stamp, facts, grade, turns, decoder, missing = latest[key]
         row = {"key": key, "size": stamp.size, "mtime": stamp.mtime, "witness": number[stamp.witness]}
         row |= {"witness_size": stamp.witness_size, "witness_mtime": stamp.witness_mtime}
         row |= {"frames": facts.frames, "height": facts.height, "width": facts.width, "fps": facts.fps}
-        row |= {"grade": number[grade], "turns": turns, "decoder": number[decoder]}
+        row |= {"grade": number[grade], "turns": turns, "decoder": number[decoder], "missing": missing}
         for name, value in row.items():
             columns[name].append(value)
     text = json.dumps({"entries": len(latest), "words": words, **_versions()}).encode("ascii")
@@ -199,7 +203,7 @@ class FactsCache:
         if stamp_of(path, witness) != stamp:
             return None
         facts = Facts(frames=here["frames"], height=here["height"], width=here["width"], fps=here["fps"])
-        return Entry(stamp, facts, grade, here["turns"], decoder)
+        return Entry(stamp, facts, grade, here["turns"], decoder, here["missing"])
 
 
 class KnownFacts:
@@ -219,6 +223,7 @@ class KnownFacts:
         self.cache = cache
         #: Questions that the cache answered, and all.
         self.hits = self.asked = 0
+        self._missing: dict[int, int] = {}
 
     def probe(self, i: int) -> Facts:
         """See `Reader.probe`."""
@@ -231,9 +236,17 @@ class KnownFacts:
         if entry is None or (family == "frames" and 0 < declared != entry.facts.frames):
             return self.reader.probe(i)
         self.hits += 1
+        self._missing[i] = entry.missing
         if entry.grade in _COUNTING and self.spec.kind == "video":
             self._spare_counting(i, entry)
         return entry.facts
+
+    def missing(self, i: int) -> int:
+        """See `VideoReader.missing`; of the last `probe`."""
+        if i in self._missing:
+            return self._missing[i]
+        missing = getattr(self.reader, "missing", None)
+        return missing(i) if missing else 0
 
     def _spare_counting(self, i: int, entry: Entry) -> None:
         """Give the video reader what it would find out by decoding the whole file, before it reads by counting."""
@@ -241,7 +254,18 @@ class KnownFacts:
 
         facts = dataclasses.replace(entry.facts, frames=entry.facts.frames + int(self.records.starts[i]))
         none = np.zeros(0, np.int64)
-        index = Index(facts, Grade(entry.grade), entry.turns, entry.decoder, none, none, none, none.astype(bool), none)
+        index = Index(
+            facts,
+            Grade(entry.grade),
+            entry.turns,
+            entry.decoder,
+            none,
+            none,
+            none,
+            none.astype(bool),
+            none,
+            entry.missing,
+        )
         self.reader.assume(i, index)  # type: ignore[attr-defined]
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:

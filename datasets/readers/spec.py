@@ -29,6 +29,8 @@ class ReaderSpec:
         memcached: of the reader of that name: servers, timeout_ms, connect_timeout_ms, secret_file, namespace.
         facts: a scan's facts.bin, asked before a file is probed; None = none.
         decoder: of the reader `dali`: what the bytes are for, "cpu" or "mixed" (a GPU).
+        limits: of the reader `dali`: codec -> smallest and largest side that this GPU decodes [pixels]; None = those of
+            DALI.
         missing_share: largest share of the frames of a video that may be missing at its end; beyond it the video is
             bad.
     """
@@ -41,6 +43,7 @@ class ReaderSpec:
     facts: str | None = None
     decoder: str = "cpu"
     missing_share: float = MISSING_SHARE
+    limits: dict[str, tuple[int, int]] | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -54,6 +54,8 @@ FORMATS = (
     "mpeg", "mpegvideo", "m4v", "h261", "h263", "h264", "hevc", "vc1", "av1", "obu", "ivf", "mjpeg", "ogg", "mxf",
     "nut", "rm", "dv", "gif", "wtv", "yuv4mpegpipe", "mp3", "wav", "aac", "flac",
 )  # fmt: skip
+#: Largest frame that is decoded; 8K has 33 million pixels.
+MAX_PIXELS = 36_000_000
 #: Packets at the end of a file whose headers are looked at.
 _TAIL = 4
 #: Packets of no more bytes than this hold no frame of their own [bytes].
@@ -135,9 +137,12 @@ def video_stream(container: InputContainer, shown: str) -> av.VideoStream:
             continue
         if stream.codec_context is None:
             raise MediaError(shown, "there is no decoder for its video stream")
-        if stream.codec_tag in ("encv", "drmi"):
-            raise MediaError(shown, "the video is encrypted")
+        with contextlib.suppress(UnicodeDecodeError):  # four damaged letters are not those of an encrypted stream
+            if stream.codec_tag in ("encv", "drmi"):
+                raise MediaError(shown, "the video is encrypted")
         stream.codec_context.thread_count = 1
+        # A few damaged bytes may promise frames of gigabytes.
+        stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}
         return stream
     raise MediaError(shown, "it has no video stream")
 
@@ -196,6 +201,8 @@ class Decoding:
             try:
                 frames = self._decoder.decode(packet)
             except FFmpegError as error:
+                if packet.size <= _PLACEHOLDER:  # it holds no frame, and this decoder does not know its kind
+                    continue
                 self.trouble = error.strerror or str(error)
                 if begun:
                     self.left = 1 + sum(packet.size > _PLACEHOLDER for packet in self._packets)
@@ -251,10 +258,11 @@ def _index(
     table = _Table(context.codec.name)
     first_key, held, room = None, [], keep
     tail: deque[av.Packet] = deque(maxlen=_TAIL)
+    reads_all = check.reads_all
     for packet in packets(container, stream):
         table.add(packet)
         tail.append(packet)
-        if check.reads_all:
+        if reads_all:
             check.add(bytes(packet))
         if first_key is None and packet.is_keyframe:
             first_key = bytes(packet)

@@ -13,6 +13,7 @@ import numpy as np
 import xxhash
 
 from datasets.readers import READERS
+from datasets.readers.ending import on_what_decodes
 from datasets.readers.facts_cache import Stamp, family_of, stamp_of
 from datasets.readers.spec import Reader, ReaderSpec
 from utils.faults import MediaError
@@ -80,12 +81,13 @@ class Examiner:
             if family == "video":
                 index = reader.index(i)  # type: ignore[attr-defined]
                 found |= {"grade": index.grade.value, "turns": index.rotation, "decoder": index.codec}
+                found |= {"missing": index.missing, "shorter": index.missing}
                 found |= describe(path, shown, index.facts.frames)
             elif found["kind"] == "folder":
                 first = reader.first_file(i)  # type: ignore[attr-defined]
                 found |= _folder(path, os.path.basename(first), int(self.records.starts[i]) + facts.frames)
             if level != "header":
-                found |= self._decode(i, family, facts, whole=level == "all")
+                found |= self._decode(i, family, whole=level == "all")
         except MediaError as error:
             # A decoder's message may hold anything; the path it names says which frame of a folder it was.
             inside = "" if error.path in (shown, path) else f"{os.path.basename(error.path)}: "
@@ -99,9 +101,19 @@ class Examiner:
             self._readers[family] = READERS[family](self.spec, self.records)
         return self._readers[family]
 
-    def _decode(self, i: int, family: str, facts: Facts, *, whole: bool) -> dict[str, Any]:
-        """Decode the first, middle and last frame, or all of them; a fingerprint of these three pictures."""
+    def _decode(self, i: int, family: str, *, whole: bool) -> dict[str, Any]:
+        """Decode the first, middle and last frame, or all of them; a fingerprint of these three pictures.
+
+        A video that ends early has "probed", the frames that `probe` promises, beside the "frames" that decode.
+        """
         reader = self._reader(family)
+        found, missing = on_what_decodes(reader, i, lambda reader: self._look_at(reader, i, family, whole))
+        if found["frames"] < (probed := reader.probe(i).frames):
+            found |= {"probed": probed, "shorter": missing}
+        return found
+
+    def _look_at(self, reader: Any, i: int, family: str, whole: bool) -> dict[str, Any]:
+        facts: Facts = reader.probe(i)
         ends = sorted({0, facts.frames // 2, facts.frames - 1})
         pictures = np.empty((len(ends), *_SMALL, 3), np.uint8)
         if whole:
@@ -115,9 +127,9 @@ class Examiner:
                 reader.read(i, piece, None, _SMALL, rows)
         reader.read(i, np.array(ends), None, _SMALL, pictures)
         if float(pictures.std(axis=(1, 2)).max()) < _PLAIN:
-            return {"pictures": ""}
+            return {"frames": facts.frames, "pictures": ""}
         text = f"{facts.frames} {facts.width}x{facts.height} ".encode() + pictures.tobytes()
-        return {"pictures": xxhash.xxh3_128_hexdigest(text)}
+        return {"frames": facts.frames, "pictures": xxhash.xxh3_128_hexdigest(text)}
 
 
 def _why_not_there(path: str) -> str:

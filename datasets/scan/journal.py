@@ -89,8 +89,10 @@ class Journal:
                     raise UserError(f"{self.file}:{number}: this line is damaged; delete it, or the file") from None
         return whole
 
-    def _naming(self, family: str) -> list[Any] | None:
-        return [self.spec.template, self.spec.frame_base, self.spec.fps] if family == "frames" else None
+    def _naming(self, family: str) -> list[Any]:
+        if family == "frames":
+            return [self.spec.template, self.spec.frame_base, self.spec.fps]
+        return [facts_cache.PROBE_VERSION, self.spec.missing_share]
 
     def _write(self, entry: Found) -> None:
         self._out.write(json.dumps(entry).encode("ascii") + b"\n")
@@ -129,9 +131,10 @@ class Journal:
         """Rows of the facts cache: everything that `probe` gave an answer for."""
         for (path, start), entry in self.known.items():
             if entry.get("stamp") and "frames" in entry:
-                facts = Facts(*(entry[name] for name in ("frames", "height", "width", "fps")))
+                frames = entry.get("probed", entry["frames"])
+                facts = Facts(frames, *(entry[name] for name in ("height", "width", "fps")))
                 stamp, video = facts_cache.Stamp(*entry["stamp"]), entry.get("grade", "")
-                details = (video, entry["turns"], entry["decoder"]) if video else ()
+                details = (video, entry["turns"], entry["decoder"], entry["missing"]) if video else ()
                 key = facts_cache.key_of(self.spec, entry["family"], path, start)
                 yield key, facts_cache.Entry(stamp, facts, *details)
 
@@ -157,7 +160,9 @@ def _is_whole(entry: Found) -> bool:
         sizes = [entry.get(name) for name in ("frames", "height", "width")]
         if not all(type(size) is int and size > 0 for size in sizes) or not isinstance(entry.get("fps"), (int, float)):
             return False
-        if not math.isfinite(entry["fps"]) or (entry.get("grade") and not {"turns", "decoder"} <= entry.keys()):
+        if not math.isfinite(entry["fps"]) or (
+            entry.get("grade") and not {"turns", "decoder", "missing"} <= entry.keys()
+        ):
             return False
     if bad:
         return True

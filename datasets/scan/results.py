@@ -105,6 +105,13 @@ def _of_list(records: Records, found: list[Found], classes: Path | None, level: 
         "bad": [_named(records, i, entry["bad"]) for i, entry in enumerate(found) if entry["bad"]],
         "reasons": _counted(_kind_of_reason(entry["bad"]) for entry in found if entry["bad"]),
         "notes": [_named(records, i, note) for i, entry in enumerate(found) for note in entry["notes"]],
+        "shorter": [
+            _named(
+                records, i, f"its last {entry['shorter']} of {entry['frames'] + entry['shorter']} frames do not decode"
+            )
+            for i, entry in enumerate(found)
+            if not entry["bad"] and entry.get("shorter")
+        ],
         "wrong_counts": [
             _named(records, i, f"the list says {records.frames[i]} frames, there are {found[i]['frames']}")
             for i in wrong
@@ -228,6 +235,9 @@ def in_words(summary: dict[str, Any], out: Path) -> list[str]:
         lines += [f"  bad: {bad['path']}: {bad['what']}" for bad in part["bad"][:_NAMED]]
         if len(part["bad"]) > _NAMED:
             lines.append(f"  and {len(part['bad']) - _NAMED} more, all in {out / SUMMARY}")
+        if part["shorter"]:
+            first = part["shorter"][0]
+            lines.append(f"  {len(part['shorter'])} shorter than their packets promise, such as {first['path']}")
         if part["wrong_counts"]:
             lines.append(
                 f"  {len(part['wrong_counts'])} frame counts of the list are wrong; {part['clean']} has the real ones"

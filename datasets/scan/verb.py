@@ -17,7 +17,7 @@ from pathlib import Path
 
 from datasets.readers import facts_cache
 from datasets.readers.frame_shard import TEMPLATE
-from datasets.readers.spec import ReaderSpec
+from datasets.readers.spec import MISSING_SHARE, ReaderSpec
 from datasets.records import Records
 from datasets.scan import results as scan_results
 from datasets.scan.file import LEVELS
@@ -41,7 +41,9 @@ def main(argv: Sequence[str]) -> int:
     if args.classes:
         for records in lists:  # what is wrong with the file is said before hours of looking at videos
             scan_results.class_names(records, args.classes)
-    spec = ReaderSpec("frames", template=args.template, frame_base=args.frame_base, fps=args.fps)
+    spec = ReaderSpec(
+        "frames", template=args.template, frame_base=args.frame_base, fps=args.fps, missing_share=args.missing_share
+    )
     if not (args.out / JOURNAL).exists():  # no scan has been here: what has our names is somebody's
         for name in (FACTS, scan_results.SUMMARY, scan_results.PAGE, *map(clean_name, args.lists)):
             if (args.out / name).exists():
@@ -104,6 +106,12 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--frame-base", type=int, choices=(0, 1), help="frame folders: number of the first file")
     parser.add_argument("--fps", type=float, default=ReaderSpec.fps, help="frame folders: frames/s (30)")
+    parser.add_argument(
+        "--missing-share",
+        type=float,
+        default=MISSING_SHARE,
+        help="as data.missing_share: share of its frames that a video may lack at its end (%(default)s)",
+    )
     args = parser.parse_args(argv)
     if len(args.root) not in (1, len(args.lists)):
         raise UserError(f"--root: {len(args.root)} folders for {len(args.lists)} lists; give one, or one for each list")
@@ -111,6 +119,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         raise UserError("--workers and --deadline must be positive")
     if not (math.isfinite(args.fps) and args.fps > 0):
         raise UserError(f"--fps: {args.fps:g} is no frame rate; give frames per second, above 0")
+    if not 0 <= args.missing_share < 1:
+        raise UserError(f"--missing-share: {args.missing_share:g}: give a share from 0 to below 1, such as 0.05")
     if args.template is not None and not TEMPLATE.fullmatch(args.template):
         raise UserError(f"--template {args.template}: a file name with one number such as img_{{:05d}}.jpg")
     return args

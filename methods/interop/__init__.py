@@ -178,13 +178,18 @@ def check_finite(state: Mapping[str, Any], path: str | Path) -> None:
     bad = [
         name
         for name, tensor in state.items()
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not bool(tensor.isfinite().all())
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not _finite(tensor)
     ]
     if bad:
         raise UserError(
             f"{path}: {_listed('NaN or infinity in', bad)}; the training that wrote them diverged, or the file is "
             "damaged: take an earlier checkpoint or another copy"
         )
+
+
+def _finite(tensor: Tensor) -> bool:
+    """Return whether no value is NaN or infinity. torch does not know that of types of 8 bits."""
+    return bool((tensor if tensor.element_size() > 1 else tensor.float()).isfinite().all())
 
 
 def network_of(model: nn.Module) -> dict[str, Any]:

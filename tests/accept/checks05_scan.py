@@ -348,6 +348,18 @@ def disagreements(row: Row, told: dict[str, str]) -> dict[str, str]:
     return found
 
 
+_REFUSED_KINDS = (
+    "## Refused kinds",
+    "",
+    "Formats that name other files are refused before their demuxer runs, whatever their file is called: HLS playlists",
+    "(`.m3u8`), DASH manifests, SDP session descriptions, `concat` and `ffconcat` scripts, image patterns. Single",
+    "pictures are no videos either: give them to the reader `frames`. Formats that are not in",
+    "`datasets/readers/video_index.py:FORMATS` are refused too, and frames of more than 36 million pixels (8K has 33",
+    "million).",
+    "",
+)
+
+
 def write_table(table: dict[str, Row]) -> str:
     """docs/odd_files.md."""
     readers = list(next(iter(table.values()))["readers"])
@@ -394,7 +406,7 @@ def _cell(said: Row, reference: Row, kind: str) -> str:
 def _agreement(table: dict[str, Row]) -> list[str]:
     """The paragraph on the counts that OpenCV and PyAV gave."""
     columns = sorted({column for row in table.values() for column in row["disagrees"]})
-    lines = ["## Against two other decoders", ""]
+    lines = [*_REFUSED_KINDS, "## Against two other decoders", ""]
     lines.append("Frame counts and sizes of a plain loop over OpenCV 5.0.0 and PyAV 18.1.0, as they come out of it.")
     for column in columns:
         files = [(name, row["disagrees"][column]) for name, row in table.items() if column in row["disagrees"]]

@@ -263,8 +263,8 @@ def test_build_follows_the_configuration(records: Records) -> None:
     )  # fmt: skip
     data = Space(
         reader="video", template="auto", frame_base="auto", sampling="tsn", clip_len=1, frame_interval=1,
-        on_bad="skip", bad_budget=0.1, flip=True, deadline_seconds=20.0, prefetch=2, list_layout="auto",
-        order="class_balanced", facts=None,
+        on_bad="skip", bad_budget=0.1, missing_share=0.05, flip=True, deadline_seconds=20.0, prefetch=2,
+        list_layout="auto", order="class_balanced", facts=None,
     )  # fmt: skip
     cfg = Space(
         augmentation=augmentation, data=data, workers=1, seed=3, val_dense=True, loss="ce",
@@ -283,3 +283,20 @@ def test_build_follows_the_configuration(records: Records) -> None:
     assert len(items) == VIDEOS
     assert items[0].plan is not None
     assert np.shape(items[0].plan.boxes) == (10, 4)
+
+
+def test_the_defaults_of_reading_are_those_of_the_config() -> None:
+    from utils.config.schema import Data
+
+    reading, data = Reading(ReaderSpec("video")), Data()
+    given = (reading.deadline, reading.on_bad, reading.bad_budget, reading.prefetch)
+    assert given == (data.deadline_seconds, data.on_bad, data.bad_budget, data.prefetch)
+
+
+def test_a_missing_video_is_reported_with_its_full_path(folder: Path, tmp_path: Path) -> None:
+    records = records_of(tmp_path, ["broken.mp4 0", "gone.mp4 1", "v1.mp4 1"], root=folder)
+    with EvalLoader(records, VIEWS, dataclasses.replace(READING, on_bad="skip")) as loader:
+        failures = [item.failure for item in loader]
+    assert f"(there is no {folder}/gone.mp4)" in str(failures[1])
+    assert "there is no" not in str(failures[0]), "this one exists and is broken"
+    assert failures[2] is None

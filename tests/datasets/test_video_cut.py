@@ -31,7 +31,7 @@ def make(path: Path, codec: str, options: dict[str, str]) -> Path:
 
 
 def cut_and_decode(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], np.ndarray]:
-    data, rows = cut(str(path), path.name, build_index(str(path), path.name), wanted, CODECS, SIDES)
+    data, rows, _ = cut(str(path), path.name, build_index(str(path), path.name), wanted, CODECS, SIDES)
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         stated = stream.frames
@@ -74,7 +74,7 @@ def test_an_edit_list_hides_no_frame_from_a_cut(tmp_path: Path) -> None:
 def test_long_files_are_read_by_seeking(tmp_path: Path) -> None:
     path = write_video(tmp_path / "long.mp4", "libx264", 1200, options={"g": "50", "preset": "ultrafast"})
     index = build_index(str(path), path.name)
-    data, rows = cut(str(path), path.name, index, [3, 1111], CODECS, SIDES)
+    data, rows, _ = cut(str(path), path.name, index, [3, 1111], CODECS, SIDES)
     assert len(data) < path.stat().st_size // 4
     whole = decode_all(path)
     with av.open(io.BytesIO(data)) as container:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import tempfile
 from collections import Counter
@@ -15,8 +16,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tests.faults import commands, warm
-from tests.faults.commands import Command
 from tests.faults.inject import ERRORS, KINDS, Fault, Injector
+
+_PROGRESS = re.compile(r"\S+ \d+/\d+ +\d+%")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +136,9 @@ def ended_wrong(done: warm.Outcome) -> str:
     if done.code not in (0, 2):
         return f"exit code {done.code}"
     if done.code == 2:
-        errors = [line for line in done.errors if line.startswith("error: ")]
-        if len(errors) != 1 or len(done.errors) != 1:
-            return f"{len(done.errors)} lines on stderr instead of one sentence"
+        errors = [line for line in done.errors if not _PROGRESS.match(line)]
+        if len(errors) != 1 or not errors[0].startswith("error: "):
+            return f"{len(errors)} lines on stderr instead of one sentence"
     return ""
 
 

@@ -8,16 +8,24 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import gc
+import importlib
 import io
 import os
 import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SECONDS = 180.0  # of one command
+_MODULES = (
+    *("main", "anal_tools.evaluate", "anal_tools.result_parts", "torch.utils.tensorboard"),
+    *("datasets.dump.verb", "datasets.dump.write", "datasets.eval_loader", "datasets.loader", "datasets.workers"),
+    *("datasets.scan.page", "datasets.scan.verb", "methods", "methods.interop", "methods.tsm", "methods.tsn"),
+    *("utils.checkpoint", "utils.chunks", "utils.parts", "utils.precise_bn", "utils.run"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,35 +51,15 @@ class Outcome:
     @property
     def errors(self) -> list[str]:
         """The lines on stderr."""
-        return self.err.splitlines()
+        return self.err.split("\n")[:-1]
 
 
 def warm() -> None:
     """Import what the verbs use, so that children need not."""
-    import anal_tools.evaluate
-    import anal_tools.result_parts
-    import datasets.dump.verb
-    import datasets.dump.write
-    import datasets.eval_loader
-    import datasets.loader
-    import datasets.scan.page
-    import datasets.scan.verb
-    import datasets.workers
-    import main
-    import methods
-    import methods.interop
-    import methods.tsn
-    import utils.checkpoint
-    import utils.chunks
-    import utils.parts
-    import utils.precise_bn
-    import utils.run
-
-    with contextlib.suppress(ImportError):
-        import torch.utils.tensorboard  # noqa: F401
-    import torch
-
-    torch.set_num_threads(1)
+    for name in _MODULES:
+        with contextlib.suppress(ImportError):  # an optional library
+            importlib.import_module(name)
+    importlib.import_module("torch").set_num_threads(1)
 
 
 def forked(action: Callable[[], int], folder: Path, *, seconds: float = SECONDS) -> Outcome:
@@ -87,7 +75,9 @@ def forked(action: Callable[[], int], folder: Path, *, seconds: float = SECONDS)
     sys.stdout.flush()
     sys.stderr.flush()
     began = time.monotonic()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # a watching thread of the parent does not matter
+        child = os.fork()
     if child == 0:
         _be_child(action, out, err)
     status = None

@@ -32,7 +32,7 @@ _TEXTS: list[tuple[str, str]] = [
     ("auto list.txt", "".join(f"v/{n:03d} {n} {n + 9} {n % _CLASSES}\n" for n in range(40))),
     ("auto list.txt", "".join(f"a clip of {n}.avi\t{n + 9}\t{n % _CLASSES}\n" for n in range(40))),
     ("auto list.csv", "path,label\n" + "".join(f'"v ""{n}"", x",{n % _CLASSES}\r\n' for n in range(40))),
-    ("auto list.txt", "\ufeff\n" + "".join(f"/root/v/{n}.mp4 {n % _CLASSES}\n\n" for n in range(10))),
+    ("auto list.txt", "\ufeff\n" + "".join(f"/data/v/{n}.mp4 {n % _CLASSES}\n\n" for n in range(10))),
     ("auto list.json", json.dumps(_BOTH)),
     ("auto list.txt", json.dumps({"metainfo": {}, "data_list": _BOTH[:3]})),
     ("path_labels list.json", json.dumps(_SEVERAL)),
@@ -43,7 +43,7 @@ _TEXTS: list[tuple[str, str]] = [
 ]
 _WORDS = [
     b"..", b"../..", b"/", b"/etc/passwd", b"\0", b"\xff\xfe", b"-1", b"nan", b"label", b'"', b",", b"\t", b" ", b"",
-    b"\r", b"\xc2\xb2", b"[{", b"x" * 5000, b"99999999999", b"/root/../x", b"\xe2\x80\xae",
+    b"\r", b"\xc2\xb2", b"[{", b"x" * 5000, b"99999999999", b"/data/../x", b"\xe2\x80\xae",
 ]  # fmt: skip
 _JSON_VALUES = [None, True, -1, 2**31, 2**70, 1.5, "", "../x", "a\nb", "\ud800", [], {}, [[1]], "9" * 9, [0] * 3000]
 
@@ -113,7 +113,7 @@ def run(data: bytes, folder: Path) -> str:
         if layout == "classes":
             read_class_names(file, _CLASSES)
             return "ok"
-        records = Records.load(file, "/root", num_class=_CLASSES, layout=layout)
+        records = Records.load(file, "/data", num_class=_CLASSES, layout=layout)
     except UserError as error:
         _named(error, file)
         return "stage0" if _is_no_list(body, name) else "refused"
@@ -142,7 +142,7 @@ def _named(error: UserError, file: Path) -> None:
 def _look_at(records: Records, file: Path) -> None:
     for i in range(len(records)):
         full = os.path.normpath(records.full_path(i))
-        if not full.startswith("/root/"):
+        if not (full + "/").startswith("/data/"):
             raise AssertionError(f"record {i} leaves the root: {full!r}")
         if not all(0 <= label < _CLASSES for label in records.labels_of(i)):
             raise AssertionError(f"record {i} has the labels {records.labels_of(i)}")

@@ -204,3 +204,10 @@ def test_exp_sh_takes_the_virtual_environment_if_there_is_one(tmp_path: Path) ->
     assert run(argv, Path("/"), PATH=path).stdout == f"python {root} -m launch train /e local 2\n"
     shutil.rmtree(root / ".venv")
     assert run(argv, Path("/"), PATH=path, PYTHONPATH="/x").stdout == f"python3 {root}:/x -m launch train /e local 2\n"
+
+
+def test_a_mistyped_source_is_proposed(tmp_path: Path) -> None:
+    for word in ("demo_exps/tsm_resnet18/motoin8", "exps/demo_exps/tsm_resnet18/motoin8"):
+        with pytest.raises(UserError, match=r"did you mean exps/demo_exps/tsm_resnet18/motion8\?"):
+            new.make(tmp_path / "x", Path(word))
+    assert not (tmp_path / "x").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,10 @@ def exp(tmp_path: Path, stub: Stub) -> Path:
     for job, verb in (("1", "train"), ("2", "train"), ("3", "eval")):
         row = {"job": job, "verb": verb, "partition": "p", "ranks": 8, "revision": "abc", "time": "t"}
         jobs.record(folder, row)
-    (folder / "log.txt").write_text("[t] Iter: [40/100] Time 1\n[t]  * Prec@1 31.250\tPrec@5 1\n")
+    (folder / "log.txt").write_text("[t] Iter: [40/100] Time 1\n[t]  * Prec@1 30.000\tPrec@5 1\n")
+    (folder / "events").mkdir()
+    rows = ({"step": step, "acc1_val": top1} for step, top1 in ((20, 31.25), (40, 30.0)))
+    (folder / "events" / "scalars.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 

@@ -283,3 +283,16 @@ def test_cell_names_fit_in_file_names(tmp_path: Path) -> None:
     (cell,) = wanted.cells()
     assert isinstance(cell, Cell)
     assert len(os.fsencode(cell.name)) < 100
+
+
+def test_values_of_a_grid_end_where_the_partition_begins() -> None:
+    from launch.sweep import _parser, one_word_each
+
+    for words in (
+        ["lrs", "--exp", "E", "--grid", "a=1,2", "b=[1, 2]", "local", "1"],
+        ["lrs", "local", "1", "--exp", "E", "--grid", "a=1,2", "--grid", "b=[1, 2]"],
+        ["lrs", "--exp", "E", "--grid", "a=1,2", "b=[1, 2]", "--retry", "local", "1"],
+    ):
+        args, left = _parser().parse_known_args(one_word_each(words))
+        assert (args.name, args.partition, args.ranks, args.exp, left) == ("lrs", "local", 1, ["E"], [])
+        assert [text for texts in args.grid for text in texts] == ["a=1,2", "b=[1, 2]"]

@@ -363,6 +363,11 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
     for step in (3, 4):
         checkpoint.save(tmp_path, LATEST, state(step))
     (tmp_path / LATEST).write_bytes(b"torn")
+    (tmp_path / "kept").mkdir()
+    checkpoint.save(tmp_path / "kept", LATEST, state(8) | {"token": 6}, keep_as=6)
+    checkpoint.save(tmp_path / "kept", BEST, state(7) | {"token": 5})
+    (tmp_path / "late").write_bytes((tmp_path / PREVIOUS).read_bytes())
+    (tmp_path / "late").replace(tmp_path / "kept" / LATEST)
     script = tmp_path / "ranks.py"
     script.write_text(
         textwrap.dedent(
@@ -375,6 +380,8 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
             found = checkpoint.find_on_all_ranks(folder, world)
             say = sys.stdout.write  # a line in one write: with PYTHONUNBUFFERED the ranks' words mix otherwise
             say(f"{world.rank} {found.path.name} {found.state['step']} {len(found.messages)}\\n")
+            kept = checkpoint.find_on_all_ranks(folder / "kept", world)
+            say(f"{world.rank} {kept.path.name} {kept.state['step']}\\n")
             world.barrier()
             if world.is_main:
                 (folder / checkpoint.PREVIOUS).unlink()
@@ -397,6 +404,7 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
     )
     lines = sorted(line for line in done.stdout.splitlines() if line[:2] in ("0 ", "1 "))
     expected = [f"0 {PREVIOUS} 3 2", "0 False", f"1 {PREVIOUS} 3 0", "1 True"]
+    expected += [f"{rank} ckpt.start-6.pth.tar 8" for rank in (0, 1)]
     assert lines == sorted(expected), done.stderr
 
 

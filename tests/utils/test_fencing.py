@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
+import errno
+import functools
+import io
+import itertools
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -19,7 +25,7 @@ from anal_tools.eval_model import choose_weights
 from tests.odd import put_something_odd
 from tests.utils.test_checkpoint import names, state
 from tests.utils.test_run_dir import plant
-from utils import checkpoint, checkpoint_names, run_lock, writers
+from utils import checkpoint, checkpoint_names, faults, run_lock, writers
 from utils.checkpoint import BEST, LATEST, PREVIOUS
 from utils.checkpoint_names import kept_name
 from utils.faults import UserError
@@ -54,12 +60,18 @@ def saved(exp: Path, name: str) -> tuple[int, int]:
     return content["token"], content["step"]
 
 
-def lose(run: RunDir, exp: Path) -> RunDir:
-    """Make `run` look like one of another machine that is silent, and start a successor."""
+def hand_over(run: RunDir, exp: Path) -> None:
+    """Make `run` look like one of another machine that is silent."""
     for file in (exp / "jobs/lock.json", exp / f"jobs/writer-{run.token}.json"):
         record = json.loads(file.read_text()) | {"host": "node7", "machine": "node7 other"}
         file.write_text(json.dumps(record))
-    os.utime(exp / "jobs/lock.json", (time.time() - 1000,) * 2)
+    old = time.time() - 1000
+    os.utime(exp / "jobs/lock.json", (old, old))
+
+
+def lose(run: RunDir, exp: Path) -> RunDir:
+    """Make `run` look so, and start its successor."""
+    hand_over(run, exp)
     return start(exp)
 
 
@@ -77,7 +89,7 @@ def test_every_start_has_a_higher_token_and_an_undisturbed_run_leaves_no_trace(e
 
 def test_the_token_of_an_owner_that_died_before_it_wrote_is_passed_over(exp: Path) -> None:
     (exp / "jobs").mkdir()
-    (exp / "jobs/writer-1.json").write_text("")  # nobody knows whose
+    (exp / "jobs/writer-1.json").write_text("")  # its owner is unknown
     put_something_odd(exp / "jobs/writer-2.json", "fifo")
     (exp / "jobs/writer-3.json").write_text(json.dumps({"token": "0" * 32, "pid": 1, "machine": run_lock._machine()}))
     with start(exp) as run:
@@ -162,6 +174,10 @@ def test_without_kept_names_the_highest_token_of_the_three_wins(exp: Path) -> No
     assert (found.path.name, found.state["step"]) == (PREVIOUS, 30)
     (exp / LATEST).write_bytes(b"damaged")
     assert choose_weights(exp, "latest").name == LATEST, "who reads it says that it is damaged"
+    (exp / BEST).unlink()
+    assert choose_weights(exp, None).name == LATEST
+    (exp / BEST).symlink_to("nowhere")
+    assert choose_weights(exp, None).name == BEST, "not the latest in its place"
 
 
 def test_a_checkpoint_with_an_odd_token_is_no_checkpoint(exp: Path) -> None:
@@ -294,6 +310,47 @@ def test_a_save_does_not_open_or_replace_what_is_no_file(name: str, kind: str, e
     assert os.lstat(exp / name).st_ino == before
 
 
+def test_a_start_that_was_frozen_before_it_had_its_token_moves_nothing_away(
+    exp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes a token above its successor's, but the lock is no longer its own."""
+    with start(exp) as earlier:
+        save(earlier, LATEST, 10)
+    plain, seconds = writers.Writer.enter, []
+    late = RunDir.open(exp)
+
+    def frozen(folder: Path, me: run_lock.Holder, *, above: int) -> writers.Writer:
+        monkeypatch.setattr(writers.Writer, "enter", plain)
+        plant(exp, silent=1000)
+        seconds.append(start(exp))
+        save(seconds[0], LATEST, 60)
+        return plain(folder, me, above=above)
+
+    monkeypatch.setattr(writers.Writer, "enter", frozen)
+    with pytest.raises(UserError, match="another process has taken"):
+        checkpoint.take_over(late, None, fresh=True)
+    late.close()
+    save(seconds[0], LATEST, 70)
+    seconds[0].close()
+    assert saved(exp, LATEST) == (2, 70)
+    assert not (exp / "old").exists()
+    assert not list((exp / "jobs").iterdir())
+
+
+def test_two_containers_of_one_name_and_pid_share_no_temporary_file(tmp_path: Path, repo_root: Path) -> None:
+    code = (
+        "import os, socket; os.getpid = lambda: 7; socket.gethostname = lambda: 'trainer-0'\n"
+        "from pathlib import Path; from utils import checkpoint_names as names\n"
+        f"path = names.temporary_name(Path({str(tmp_path)!r}, names.LATEST)); path.touch(); print(path)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(repo_root)}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.DEVNULL)
+    found = checkpoint_names.temporary_files(tmp_path)
+    assert len(found) == 2
+    assert {(host, pid) for _, host, pid in found} == {("trainer-0", "7")}
+
+
 FROZEN = """
 import sys
 from pathlib import Path
@@ -323,3 +380,98 @@ def test_a_real_process_frozen_between_look_and_rename(exp: Path, repo_root: Pat
     assert "another process has taken this folder" in told
     assert saved(exp, LATEST) == (2, 40)
     assert not list((exp / "jobs").glob("writer-*"))
+
+
+class Fault:
+    """Makes the n-th of the calls below a folder fail, once; counts them all.
+
+    Args:
+        folder: paths below it count; a descriptor always does.
+        names: functions of `os`, or "open" for Python's own.
+        number: errno.
+    """
+
+    def __init__(self, folder: Path, names: tuple[str, ...], n: int, number: int) -> None:
+        self.folder, self.names, self.n, self.number = str(folder), names, n, number
+        self.calls = 0
+
+    def __enter__(self) -> Fault:
+        self._patch = pytest.MonkeyPatch()
+        for name in self.names:
+            places = [(io, "open"), (builtins, "open")] if name == "open" else [(os, name)]
+            for module, attribute in places:
+                self._patch.setattr(module, attribute, self._failing(getattr(module, attribute)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._patch.undo()
+
+    def _failing(self, plain):
+        def call(target, *arguments, **keywords):
+            if isinstance(target, int) or os.fspath(target).startswith(self.folder):
+                self.calls += 1
+                if self.calls == self.n:
+                    raise OSError(self.number, os.strerror(self.number), None if isinstance(target, int) else target)
+            return plain(target, *arguments, **keywords)
+
+        return call
+
+
+CALLS = (("open",), ("fsync", "write"), ("replace", "rename"), ("link",), ("mkdir",), ("unlink",), ("listdir", "stat"))
+
+
+@pytest.mark.parametrize("names", CALLS, ids=lambda names: "-".join(names))
+def test_any_call_of_a_start_or_a_save_may_fail(names: tuple[str, ...], tmp_path: Path) -> None:
+    """With a predecessor that may wake up, which is the longest way. Nothing that was saved is lost.
+
+    Four calls of each kind, drawn; every one with ``ZOETROPE_EVERY_CALL=1``.
+    """
+    seed = int(os.environ.get("ZOETROPE_SEED") or time.time_ns() % 1_000_000)
+    total = one_fault(tmp_path / "counted", names, 0, errno.EIO)
+    assert total > 0, "no call was made"
+    every = range(1, total + 1)
+    chosen = every if os.environ.get("ZOETROPE_EVERY_CALL") else random.Random(seed).sample(every, min(4, total))
+    numbers = itertools.cycle((errno.EIO, errno.ENOSPC, errno.ESTALE))
+    for n, number in zip(chosen, numbers, strict=False):
+        try:
+            one_fault(tmp_path / str(n), names, n, number)
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, call {n}, errno {number}") from error
+
+
+def one_fault(exp: Path, names: tuple[str, ...], n: int, number: int) -> int:
+    """Let the n-th call fail in a successor's start or saves, then start once more; returns the calls there were."""
+    exp.mkdir()
+    (exp / "config.yaml").write_text("common:\n")
+    first = start(exp)
+    save(first, LATEST, 10)
+    hand_over(first, exp)
+    done, run, failure = 10, None, None
+    with Fault(exp, names, n, number) as fault:
+        try:
+            run = start(exp)
+            for step in (20, 30):
+                save(run, LATEST, step)
+                done = step
+                save(run, BEST, step)
+        except (UserError, OSError) as error:
+            failure = error
+        if run is not None:
+            run.close()
+    assert failure is None or faults.call(functools.partial(raising, failure)) == 2
+    first.close()
+    (exp / "jobs/lock.json").unlink(missing_ok=True)  # the failed process is dead by now
+    with start(exp) as after:
+        found = checkpoint.find(exp)
+        assert found is not None
+        assert found.state["step"] >= done
+        save(after, LATEST, 40)
+    assert saved(exp, LATEST)[1] == 40
+    left = [path.name for path in exp.rglob("*") if ".tmp" in path.name]
+    assert len(left) <= ("unlink" in names), left
+    return fault.calls
+
+
+def raising(error: Exception) -> int:
+    """Raise what an action raised."""
+    raise error

@@ -9,6 +9,7 @@ from utils.config.schema import Config
 from utils.faults import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
+DEMO_DATA = ROOT / "data" / "motion8"
 PATH_KEYS = ("train_root", "train_source", "val_root", "val_source")
 CLASS_FILE = "classInd.txt"
 
@@ -49,6 +50,8 @@ def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
         if isinstance(path, str) and not Path(path).exists():
             problems.append(f"{_where(cfg, key)}there is no {path}")
     if problems:
+        if any(str(DEMO_DATA) in problem for problem in problems):
+            problems.append("the data of the demo are made by `python main.py demo-data`")
         raise UserError("\n".join(problems))
 
 

@@ -283,6 +283,12 @@ class Data(Strict):
     bad_budget: float = key(
         "share of an epoch's samples that may be bad before the run stops", default=0.001, ge=0, le=1, free=True
     )
+    missing_share: float = key(
+        "largest share of its frames that a video may lack at its end: it counts as shorter then, and as bad beyond",
+        default=0.05,
+        ge=0,
+        lt=1,
+    )
     flip: bool = key("mirror half of the training clips; off where left and right matter", default=True)
     flip_labels: Annotated[tuple[ClassPair, ...], AfterValidator(class_pairs)] | None = key(
         "[[left, right], ...]: pairs of classes, by number or name, that a mirrored clip exchanges", default=None

@@ -9,7 +9,7 @@ import argparse
 import json
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,20 @@ DOCS = Path("docs/config.md")
 SCHEMA = Path("exps/config.schema.json")
 
 
-def main(argv: Sequence[str]) -> int:
-    """Print a config, or write the generated files."""
+def main(argv: Sequence[str], *, check: Callable[[Config], Sequence[str]] = lambda _: ()) -> int:
+    """Print a config, or write the generated files.
+
+    Args:
+        argv: the words of the command.
+        check: returns what is wrong with the files that a config names, one text each.
+
+    Raises:
+        UserError: the config is wrong, or `check` found something; the config is printed all the same then.
+    """
     parser = argparse.ArgumentParser(prog="main.py config", description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("exp", nargs="?", type=Path, help="experiment folder, or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value")
+    parser.add_argument("--keys-only", action="store_true", help="do not look at lists, roots and other files")
     parser.add_argument("--docs", action="store_true", help=f"write {DOCS}")
     parser.add_argument("--schema", action="store_true", help=f"write {SCHEMA}, for completion in editors")
     args = parser.parse_args(argv)
@@ -39,7 +48,10 @@ def main(argv: Sequence[str]) -> int:
             (ROOT / file).write_text(text(), encoding="utf-8")
             print(f"wrote {file}")
     if args.exp:
-        print(as_yaml(load(args.exp, args.set)))
+        cfg = load(args.exp, args.set)
+        print(as_yaml(cfg), flush=True)
+        if not args.keys_only and (problems := check(cfg)):
+            raise UserError("\n".join([f"training would stop: {len(problems)} problem(s) with files", *problems]))
     return 0
 
 
@@ -103,7 +115,9 @@ def markdown() -> str:
         "`--set common.key=value` overrides a key for one run; of two keys that say one thing, like `max_iter` and",
         "`max_epoch`, the one that is set takes the place of the other. Relative paths are looked for in the",
         "repository first, then beside the config.",
-        "`python main.py config EXP` prints a config with all defaults and where each value comes from.",
+        "`python main.py config EXP` prints a config with all defaults and where each value comes from, and looks",
+        "at the files that it names: lists, labels, class names, roots, a few videos. It exits with 2 when something",
+        "would stop the run; `--keys-only` leaves the files out, for a machine that has no data.",
         "",
         *_table(leaves()),
         "",

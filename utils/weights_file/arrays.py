@@ -23,6 +23,7 @@ from utils.weights_file.flaws import DamagedWeights, Flaw, Forbidden, Unwanted
 _KINDS = "fiub"  # float, int, unsigned, bool
 _GROWTH = 8  # bytes of arrays for each byte of the file: arrays may share their bytes
 _SLACK = 64 << 20
+_MOST_AXES = 64
 # Raised by the unpickler on damaged bytes.
 _ERRORS = (
     EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError, RecursionError, OverflowError,
@@ -69,12 +70,15 @@ class _DType:
         self.code, self.order = code, "="
 
     def __setstate__(self, state: tuple) -> None:
-        self.order = {"|": "=", "<": "<", ">": ">", "=": "="}[state[1]]
+        order = state[1]
+        if not isinstance(order, str):  # a tuple that holds itself many times would be hashed for ever
+            raise _BadArray("a dtype without byte order")
+        self.order = {"|": "=", "<": "<", ">": ">", "=": "="}[order]
 
     def numpy(self) -> np.dtype:
-        code = self.code.lstrip("<>=|")
-        if not isinstance(self.code, str) or code[:1] not in _KINDS or code[1:] not in ("1", "2", "4", "8"):
-            raise _BadArray(f"an array of dtype {self.code!r}")
+        code = self.code.lstrip("<>=|") if isinstance(self.code, str) else ""
+        if not code or code[0] not in _KINDS or code[1:] not in ("1", "2", "4", "8"):
+            raise _BadArray(f"an array of dtype {code[:20]!r}")
         return np.dtype(self.order + code)
 
 
@@ -85,7 +89,7 @@ class _Array:
         self.state = state
 
     def numpy(self) -> np.ndarray:
-        if len(getattr(self, "state", ())) != 5:
+        if not isinstance(getattr(self, "state", None), tuple) or len(self.state) != 5:
             raise _BadArray("an array without content")
         _, shape, dtype, fortran, content = self.state
         return _array(content, dtype, shape, "F" if fortran else "C")
@@ -115,11 +119,10 @@ def _array(content: object, dtype: object, shape: object, order: str) -> np.ndar
     """A writable array, if bytes, dtype and shape belong together."""
     if isinstance(content, str):  # a byte string of Python 2
         content = content.encode("latin1")
-    fits = isinstance(dtype, _DType) and isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape)
-    if not fits or not isinstance(content, bytes | bytearray):
+    if not isinstance(dtype, _DType) or not isinstance(shape, tuple) or not isinstance(content, bytes | bytearray):
         raise _BadArray("an array that is not plain numbers")
-    assert isinstance(dtype, _DType)
-    assert isinstance(shape, tuple)
+    if len(shape) > _MOST_AXES or not all(type(n) is int and n >= 0 for n in shape):
+        raise _BadArray("an array whose shape is not described")
     kind = dtype.numpy()
     if math.prod(shape) * kind.itemsize != len(content):
         raise _BadArray(f"an array of shape {shape} and {len(content)} bytes")
@@ -134,7 +137,7 @@ def _reconstruct(*_arguments: object) -> _Array:
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Protocol 2 writes bytes as latin-1 text."""
     if encoding != "latin1":
-        raise _BadArray(f"bytes written as {encoding}")
+        raise _BadArray("bytes that are not written as latin1")
     return text.encode("latin1")
 
 

@@ -547,7 +547,7 @@ def _tensor(machine: _Machine, arguments: tuple) -> _Thing:
     item_size = 0 if not isinstance(storage, _Thing) or storage.kind != "storage" else storage.item_size
     dtypes = [value.item_size for value in rest if isinstance(value, _Name)]  # of a storage without a type
     rest = [value for value in rest if not isinstance(value, _Name)]
-    if not item_size or len(dtypes) > 1 or not _count(offset) or not all(map(_is_nothing, rest)):
+    if not item_size or len(dtypes) > 1 or 0 in dtypes or not _count(offset) or not all(map(_is_nothing, rest)):
         raise Flaw("a tensor that is not described")
     item = dtypes[0] if dtypes else item_size
     machine.take(item * _extent(storage.items * item_size // item, offset, size, stride))

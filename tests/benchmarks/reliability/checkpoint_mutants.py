@@ -22,6 +22,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[3]
 RUN = ["common.ema=0.5", "common.precise_bn.batches=2", "common.lr_scheduler.max_iter=4", "common.val_freq=2"]
+RUN += ["common.shards=2"]  # two groups of batch norm, whose statistics the checkpoint keeps
 ENTRIES = ("resume", "eval", "predict", "export", "pretrained", "pretrained EXP", "teacher", "teacher EXP")
 VERBS = ("eval", "predict", "export", "pretrained", "teacher")
 
@@ -31,12 +32,17 @@ def trained(folder: Path) -> tuple[Path, Path]:
     import main
     from datasets import demo
     from tests import experiment
+    from utils import checkpoint
 
     data, exp = folder / "data", folder / "exp"
     with contextlib.redirect_stdout(io.StringIO()):
         assert demo.main(["--out", str(data), "--train", "16", "--val", "8", "--workers", "1"]) == 0
-        experiment.make(exp, data, backbone="mobilenetv2", group=1, print_freq=1)
+        experiment.make(exp, data, backbone="mobilenetv2", sync_stats=False, print_freq=1)
         assert main.train(exp, overrides=RUN) == 0
+    state = checkpoint.load(exp / checkpoint.BEST)
+    assert state["ema"]
+    assert state["precise_bn"]
+    assert state["group_statistics"] is not None
     return exp, data
 
 

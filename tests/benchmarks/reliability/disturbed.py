@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parents[3]
 PACKAGES = ("anal_tools", "datasets", "launch", "methods", "networks", "tests", "utils")
 STEPS, VAL_FREQ = 12, 4
 FROZEN_SECONDS = 0.2  # between SIGSTOP and SIGCONT
-GRACE_SECONDS = 20.0  # for the other ranks to leave after one has died; a launcher would kill them at once
-START_SECONDS = 180.0  # for a whole start; longer counts as a hang
+GRACE_SECONDS = 90.0  # for the other ranks to leave after one has died; a launcher would kill them at once
+START_SECONDS = 600.0  # for a whole start; longer counts as a hang
 STOPPED, LOST = 75, 1  # exit codes of main.py: saved on request; another rank is gone
 
 TOY = '''\
@@ -127,7 +127,7 @@ def write_experiment(folder: Path, data: Path, settings: Mapping[str, Any]) -> P
     common: dict[str, Any] = {
         "model": {"type": "soak", "backbone": "resnet18", "num_segments": 2, "num_class": 8, "dropout": 0.3},
         "augmentation": {"input_size": 32, "test_resize": 36, "crop": "random_resized", "colorjitter": [0.2] * 4},
-        "data": {"reader": "video"},
+        "data": {"reader": "video", "deadline_seconds": 600.0},  # a late sample would rightly change the bits
         "workers": 0,
         "batch_size": 2,
         "lr_scheduler": {"type": "COSINE", "base_lr": 0.05, "warmup_steps": 2, "warmup_lr": 0.1, "max_iter": STEPS},

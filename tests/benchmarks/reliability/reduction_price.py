@@ -125,7 +125,7 @@ def price(way: str, ranks: int, pairs: int) -> dict[str, Any]:
     )
     found = {"cpu": compare(seconds[way], seconds["plain"])}
     found["cpu"]["plain_seconds"] = round(statistics.median(seconds["plain"]), 3)
-    return found | {"bytes": round(statistics.median(sent[way]) / statistics.median(sent["plain"]), 6)}
+    return found | {"bytes": round(statistics.median(sent[way]) / statistics.median(sent["plain"]), 4)}
 
 
 def row(pairs: int = PAIRS, other_pairs: int = 8) -> dict[str, Any]:

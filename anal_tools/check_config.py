@@ -1,0 +1,51 @@
+"""`python main.py config EXP`: the resolved config, and whether the files that it names would stop the run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from datasets import first_look
+from datasets.class_names import read_class_names
+from datasets.records import Records, records_of
+from utils.config import Config, check_files, class_names_file, verb
+from utils.faults import UserError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a config and check its files; see `utils.config.verb.main`."""
+    return verb.main(argv, check=problems)
+
+
+def problems(cfg: Config) -> list[str]:
+    """Return everything that would stop a training: missing files, broken lists, labels, roots, readers.
+
+    A later check leaves out what an earlier one found missing.
+    """
+    found: list[str] = []
+    lists: dict[str, Records] = {}
+    with _noted(found):
+        check_files(cfg)
+    for split in ("train", "val"):
+        if Path(getattr(cfg, f"{split}_source")).is_file():
+            with _noted(found):
+                lists[split] = records_of(cfg, split)
+    names = class_names_file(cfg)
+    if names is not None and names.is_file():
+        with _noted(found):
+            read_class_names(names, cfg.model.num_class)
+    for split, records in lists.items():
+        if Path(records.root).is_dir():
+            with _noted(found):
+                first_look.check_files(cfg, split, records)
+    return found
+
+
+@contextlib.contextmanager
+def _noted(found: list[str]) -> Iterator[None]:
+    """Put the lines of a `UserError` into a list, and go on."""
+    try:
+        yield
+    except UserError as error:
+        found += str(error).splitlines()

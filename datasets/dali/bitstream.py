@@ -1,0 +1,156 @@
+"""What the bytes of a stream say that a container does not: hidden frames, fields, the colour matrix. Torch-free.
+
+A decoder that counts decoded pictures numbers the shown ones wrongly after a frame that is never shown, and after two
+fields that make one frame. Such streams are found here from their syntax:
+
+* VP9 (bitstream specification, version 0.6): superframes in annex B, the uncompressed header in section 6.2.
+* H.264 (ITU-T H.264): the sequence parameter set in section 7.3.2.1.1; matrix coefficients in table E-5.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+#: Name -> weights of red and blue in luma.
+MATRICES = {
+    "bt601": (0.299, 0.114),
+    "bt709": (0.2126, 0.0722),
+    "fcc": (0.30, 0.11),
+    "smpte240m": (0.212, 0.087),
+    "bt2020": (0.2627, 0.0593),
+}
+#: Matrix coefficients of ITU-T H.264 table E-5 (H.273 has the same) -> name; all others are decoded as BT.601.
+MATRIX_OF_TAG = {1: "bt709", 4: "fcc", 5: "bt601", 6: "bt601", 7: "smpte240m", 9: "bt2020", 10: "bt2020"}
+#: Tags whose planes are not luma and colour differences: RGB, YCgCo, ICtCp and others.
+WITHOUT_MATRIX = frozenset({0, 8, 11, 12, 13, 14, 15, 16, 17})
+_UNKNOWN = 2
+_VP9_TAGS = (_UNKNOWN, 5, 1, 6, 7, 9, _UNKNOWN, 0)
+_VP9_SYNC = b"\x49\x83\x42"
+#: Profiles whose sequence parameter set has the fields of high profiles.
+_HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
+
+
+def correction(name: str) -> np.ndarray:
+    """Return the (3, 3) matrix from RGB that was decoded as BT.601 to the RGB of the matrix `name`."""
+    return _from_differences(*MATRICES[name]) @ np.linalg.inv(_from_differences(*MATRICES["bt601"]))
+
+
+def _from_differences(red: float, blue: float) -> np.ndarray:
+    """(luma, blue difference, red difference) -> (R, G, B)."""
+    green = 1 - red - blue
+    return np.array(
+        [
+            [1.0, 0.0, 2 * (1 - red)],
+            [1.0, -2 * blue * (1 - blue) / green, -2 * red * (1 - red) / green],
+            [1.0, 2 * (1 - blue), 0.0],
+        ]
+    )
+
+
+def vp9_has_hidden_frames(packet: bytes) -> bool:
+    """Return True if a packet holds several frames, a frame that is not shown, or shows a frame of before again."""
+    if not packet:
+        return True
+    last = packet[-1]
+    if last & 0xE0 == 0xC0:
+        frames, width = (last & 7) + 1, (last >> 3 & 3) + 1
+        size = 2 + frames * width
+        if frames > 1 and len(packet) >= size and packet[-size] == last:
+            return True
+    shows_existing, is_shown = packet[0] >> 3 & 1, packet[0] >> 1 & 1  # of profile 0, the only one with 8 bits 4:2:0
+    return bool(shows_existing) or not is_shown
+
+
+def vp9_colour_tag(key_frame: bytes) -> int:
+    """Return the matrix coefficients (H.273) that the header of a VP9 key frame names; 2 if it names none."""
+    if len(key_frame) < 5 or key_frame[1:4] != _VP9_SYNC:
+        return _UNKNOWN
+    return _VP9_TAGS[key_frame[4] >> 5]
+
+
+def h264_may_have_fields(configuration: bytes | None) -> bool:
+    """Return True unless every sequence parameter set of an avcC record promises whole frames."""
+    sets = _parameter_sets(configuration or b"")
+    return not sets or not all(_has_frames_only(data) for data in sets)
+
+
+def _parameter_sets(configuration: bytes) -> list[bytes]:
+    if len(configuration) < 7 or configuration[0] != 1:
+        return []
+    found, at = [], 6
+    for _ in range(configuration[5] & 31):
+        size = int.from_bytes(configuration[at : at + 2], "big")
+        found.append(configuration[at + 2 : at + 2 + size])
+        at += 2 + size
+    return found
+
+
+def _has_frames_only(data: bytes) -> bool:
+    """The flag frame_mbs_only_flag of a sequence parameter set; False if the set is cut off."""
+    bits = _Bits(data[1:].replace(b"\0\0\3", b"\0\0"))
+    try:
+        profile = bits.take(8)
+        bits.take(16)  # constraints, level
+        bits.unsigned()
+        if profile in _HIGH_PROFILES:
+            _skip_high_profile(bits)
+        bits.unsigned()  # log2_max_frame_num_minus4
+        order = bits.unsigned()
+        if order == 0:
+            bits.unsigned()
+        elif order == 1:
+            bits.take(1)
+            bits.unsigned(), bits.unsigned()
+            for _ in range(bits.unsigned()):
+                bits.unsigned()
+        bits.unsigned()  # max_num_ref_frames
+        bits.take(1)
+        bits.unsigned(), bits.unsigned()  # width and height
+        return bool(bits.take(1))
+    except IndexError:
+        return False
+
+
+def _skip_high_profile(bits: _Bits) -> None:
+    if bits.unsigned() == 3:  # chroma_format_idc
+        bits.take(1)
+    bits.unsigned(), bits.unsigned()  # bit depths
+    bits.take(1)
+    if bits.take(1):  # scaling matrices; 4:4:4 has more than eight lists, and is refused elsewhere
+        for number in range(8):
+            if bits.take(1):
+                _skip_scaling_list(bits, 16 if number < 6 else 64)
+
+
+def _skip_scaling_list(bits: _Bits, size: int) -> None:
+    last = following = 8
+    for _ in range(size):
+        if following:
+            following = (last + bits.signed()) % 256
+        last = following or last
+
+
+class _Bits:
+    """Bits of a string from the first on; IndexError at its end."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data, self.at = data, 0
+
+    def take(self, count: int) -> int:
+        value = 0
+        for _ in range(count):
+            value = value << 1 | self.data[self.at >> 3] >> (7 - self.at & 7) & 1
+            self.at += 1
+        return value
+
+    def unsigned(self) -> int:
+        """An Exp-Golomb code (section 9.1)."""
+        zeros = 0
+        while not self.take(1):
+            zeros += 1
+        return (1 << zeros) - 1 + self.take(zeros)
+
+    def signed(self) -> int:
+        """The same, mapped to integers."""
+        code = self.unsigned()
+        return (code + 1) // 2 if code % 2 else -(code // 2)

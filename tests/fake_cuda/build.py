@@ -1,0 +1,57 @@
+"""Compile the guard of the fake GPU, once for each test process."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib import util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+@functools.cache
+def library() -> Path:
+    """The compiled guard; skips the test where there can be none."""
+    import torch
+
+    if torch.version.cuda or torch.version.hip:
+        pytest.skip(f"torch {torch.__version__} has CUDA itself, whose hooks cannot be replaced")
+    compiler = next(filter(None, map(shutil.which, ("g++", "clang++"))), None)
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    spec = util.find_spec("torch")
+    assert spec is not None
+    assert spec.origin is not None
+    torch_folder = Path(spec.origin).parent
+    include, libraries = torch_folder / "include", torch_folder / "lib"
+    made = Path(tempfile.mkdtemp(prefix="fake-cuda-")) / "guard.so"
+    command = [compiler, "-O1", "-shared", "-fPIC", "-std=c++20", str(HERE / "guard.cpp"), "-o", str(made)]
+    command += [f"-I{include}", f"-L{libraries}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{libraries}"]
+    subprocess.run(command, check=True, timeout=240)
+    _remove_at_exit(made.parent)
+    return made
+
+
+def _remove_at_exit(folder: Path) -> None:
+    import atexit
+
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+
+def run(module: str, *words: str, timeout: float = 240) -> list[dict[str, Any]]:
+    """The JSON lines that a module of this folder prints, in a process with the fake GPU."""
+    command = [sys.executable, "-m", f"tests.fake_cuda.{module}", str(library()), *words]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]

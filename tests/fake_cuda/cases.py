@@ -1,0 +1,364 @@
+"""Training steps, validations and more of one method on a fake GPU, in one process; prints a JSON line per case.
+
+python -m tests.fake_cuda.cases LIBRARY METHOD [CASE ...]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import json
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+METHODS: dict[str, list[str]] = {  # method -> overrides without which its smallest form cannot be built
+    "tsn": [],
+    "tsm": [],
+    "slowonly": [],
+    "slowfast": ["common.model.kwargs.alpha=4"],
+    "tpn": [],
+    "pptsn": [],
+    "pptsm": [],
+}
+PLAIN = ["common.augmentation.colorjitter=null", "common.augmentation.random_erasing=null"]
+PLAIN += ["common.augmentation.mix_up=0"]
+CLIPPED = ["common.clip_grad=40", "common.ema=0.999"]
+
+
+def cases_of(method: str) -> dict[str, dict[str, Any]]:
+    """Name -> arguments of `train`."""
+    found: dict[str, dict[str, Any]] = {
+        "fp32 plain": {"precision": "fp32", "sets": PLAIN},
+        "fp32": {"precision": "fp32", "sets": CLIPPED},
+        "bf16": {"precision": "bf16", "sets": CLIPPED},
+        "fp16": {"precision": "fp16", "sets": CLIPPED},
+        "bf16 4 micro-batches": {"precision": "bf16", "micro": 4},
+        "bf16 group of 4 ranks": {"precision": "bf16", "ranks": 4, "group": 4},
+    }
+    more: dict[str, dict[str, dict[str, Any]]] = {
+        "tsn": {
+            "fp64": {"precision": "fp64"},
+            "partial BN": {"precision": "bf16", "sets": ["common.model.kwargs.partial_bn=true"]},
+            "several labels": {"precision": "fp16", "sets": ["common.loss=bce"], "several": True},
+            "2 micro-batches": {"precision": "fp32", "micro": 2},
+            "groups of 2 ranks": {"precision": "fp32", "ranks": 4, "group": 2},
+            "own statistics": {"precision": "bf16", "sets": ["common.model.kwargs.bn_sync_stats=false"]},
+        },
+        "tsm": {
+            "mobilenetv2": {"precision": "bf16", "backbone": "mobilenetv2"},
+            "non-local": {
+                "precision": "bf16",
+                "backbone": "resnet50",
+                "sets": ["common.model.kwargs.non_local=embedded_gaussian"],
+            },
+            "temporal pool": {"precision": "fp16", "sets": ["common.model.kwargs.temporal_pool=true"]},
+        },
+        "slowonly": {"fp64": {"precision": "fp64"}},
+        "tpn": {"on tsm": {"precision": "bf16", "sets": ["common.model.kwargs.base=tsm"]}},
+    }
+    return found | more.get(method, {})
+
+
+class Gpu:
+    """A fake GPU and what the cases share."""
+
+    def __init__(self, library: str) -> None:
+        from tests.fake_cuda import mode
+
+        mode.load_guard(library)
+        self.mode = mode.make()
+        import torch
+
+        self.device = torch.device("cuda", 0)
+
+    def fresh(self) -> Any:
+        """Forget what earlier cases left."""
+        from utils import transfer
+
+        transfer.constant.cache_clear()
+        self.mode.pinned.clear()
+        gc.collect()
+        self.mode.forget()
+        return self.mode
+
+
+@contextlib.contextmanager
+def ranks_joined(size: int) -> Any:
+    """A process group of which the other ranks exist by name only."""
+    if size == 1:
+        yield
+        return
+    import torch.distributed as dist
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def not_averaged(model: Any, world: Any) -> Any:
+    """Stands in for `dist.data_parallel`, which compares and sends values; fake tensors have none."""
+    import torch
+
+    class Alone(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = model
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.module(*inputs)
+
+        def no_sync(self) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
+
+    return Alone()
+
+
+def build(gpu: Gpu, folder: Path, method: str, sets: list[str], shards: Any, world: Any) -> Any:
+    """A `Run` with all parts that a training step uses, built by the code that training uses."""
+    import methods
+    from tests import experiment
+    from utils import config, dist, pace, parts
+    from utils.run import Run
+
+    dist.data_parallel = not_averaged
+    cfg = config.load(experiment.make(folder / "exp", folder), sets)
+    made = parts.build(cfg, world, shards, None, methods.build, lambda text: None)
+    run = object.__new__(Run)
+    run.__dict__.update(cfg=cfg, world=world, shards=shards, step=0, mirrored=None, **made)
+    run.pace = pace.Pace(world, shards, lambda text: None, str)
+    run.watch = types.SimpleNamespace(phase=lambda *_: None)
+    return run
+
+
+def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, several: bool) -> Any:
+    """A micro-batch as `TrainLoader` hands it over."""
+    import torch
+
+    from datasets.train_loader import Batch
+    from utils import transfer
+
+    frames, side = cfg.model.num_segments * cfg.data.clip_len, cfg.augmentation.input_size
+    count = cfg.batch_size * len(shards)
+    to = functools.partial(transfer.to_device, device=gpu.device)
+    jitter = torch.tensor([1.1, 0.9, 1.2, 0.05, 2.0, 0.0, 1.0, 3.0], dtype=torch.float64).repeat(count, 1, 1)
+    jitter[::2, :, 4:] = torch.arange(4.0)
+    return Batch(
+        clips=to(torch.zeros(count, frames, side, side, 3, dtype=torch.uint8)),
+        labels=to(torch.zeros(count, 8)) if several else to(torch.arange(count) % 8),
+        weights=to(torch.ones(count)),
+        samples=list(range(count)),
+        flip=torch.arange(count) % 2 == 0,
+        jitter=None if cfg.augmentation.colorjitter is None else jitter,
+        erase=None if cfg.augmentation.random_erasing is None else torch.tensor([[[1, 1, 5, 5]]]).repeat(count, 1, 1),
+        shards=shards,
+        positions=list(range(count)),
+    )
+
+
+def train(
+    gpu: Gpu,
+    method: str,
+    *,
+    precision: str,
+    backbone: str = "resnet18",
+    sets: list[str] = (),  # type: ignore[assignment]
+    micro: int = 1,
+    ranks: int = 1,
+    group: int = 1,
+    several: bool = False,
+    change: Callable[[Any], Any] | None = None,
+) -> dict[str, Any]:
+    """Two training steps; the figures are those of the second, and of a report of the pace after it.
+
+    Args:
+        change: gets the run before the first step: what a test plants.
+    """
+    import main
+    from utils import dist
+    from utils.shards import ShardPlan
+
+    mode = gpu.fresh()
+    own = [f"model.type={method}", f"model.backbone={backbone}", f"precision={precision}", "model.num_segments=8"]
+    own += ["augmentation.input_size=32", "augmentation.test_resize=36", "batch_size=2"]
+    own += [f"model.kwargs.bn_group_size={group}"]
+    words = [f"common.{word}" for word in own] + METHODS[method] + list(sets)
+    with tempfile.TemporaryDirectory() as folder, ranks_joined(ranks), mode:
+        world = dist.World(0, ranks, 0, gpu.device, "nccl" if ranks > 1 else None)
+        shards = ShardPlan(total=micro * ranks, batch_size=2, world=ranks, rank=0, group_size=group)
+        run = build(gpu, Path(folder), method, words, shards, world)
+        if change:
+            change(run)
+        for step in range(2):
+            batches = [batch_of(gpu, run.cfg, part, several=several) for part in shards.micro_batches]
+            mode.forget()
+            main.train_step(
+                run, step, batches, stop=False, save=False, meanwhile=lambda: mode.note("ahead", waits=False)
+            )
+        found = figures(mode)
+        mode.forget()
+        run.pace.report(data=0.0, step=1.0)
+        found["waits_of_a_log_line"] = [f"{entry.what} at {entry.where}" for entry in mode.waits]
+        return found
+
+
+def figures(mode: Any) -> dict[str, Any]:
+    """What a case has shown, for JSON."""
+    order = [entry.what for entry in mode.log]
+    return {
+        "waits": [f"{entry.what} at {entry.where}" for entry in mode.waits],
+        "kernels": sum(mode.kernels.values()),
+        "strides": mode.strides,
+        "layouts": mode.layouts,
+        "collectives": len(mode.collectives),
+        "ahead_first": "ahead" in order and order.index("ahead") < order.index("an event is waited for")
+        if "an event is waited for" in order
+        else None,
+    }
+
+
+def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> dict[str, Any]:
+    """Five videos of six views through `main.validate`, one that failed, and padding."""
+    import numpy as np
+    import torch
+
+    import main
+    import methods
+    from datasets.eval_loader import VideoItem
+    from datasets.views import VideoPlan
+    from utils import dist, transfer, transforms
+    from utils.run import autocast, dtype_of, place
+
+    mode, views = gpu.fresh(), 6
+    options = {"alpha": 4} if method == "slowfast" else {}
+    with mode:
+        net = methods.build(type=method, backbone="resnet18", num_class=8, num_segments=8, **options)
+        net = place(net, gpu.device, precision)
+        boxes, flips = np.array([[0, 0, 32, 32]] * views), np.arange(views) % 2 == 0
+        plan = VideoPlan(
+            sample=0,
+            frames=np.arange(16),
+            size=(36, 40),
+            clip_rows=np.stack([np.arange(8)] * views),
+            boxes=boxes,
+            flips=flips,
+        )
+        frames = transfer.to_device(torch.zeros(16, 36, 40, 3, dtype=torch.uint8), gpu.device)
+        items = [VideoItem(number, number % 8, frames, plan, None) for number in range(5)]
+        items += [VideoItem(5, 0, None, None, "bad"), VideoItem(-1, -1, None, None, None)]
+
+        class Videos(list):  # type: ignore[type-arg]
+            records = types.SimpleNamespace(labels=np.arange(6) % 8, several=False)
+            spec = types.SimpleNamespace(views=views)
+
+        mode.forget()
+        main.validate(
+            net,
+            Videos(items),  # type: ignore[arg-type]
+            world=dist.World(device=gpu.device),
+            num_class=8,
+            normalise=functools.partial(transforms.normalise, dtype=dtype_of(precision)),
+            autocast=lambda: autocast(precision, gpu.device),
+            clips_per_forward=at_once,
+        )
+        return figures(mode)
+
+
+def beside(gpu: Gpu, method: str) -> dict[str, Any]:
+    """Precise batch norm, a teacher, mutual learning and the statistics of groups."""
+    import torch
+
+    import methods
+    from utils import dist, distill, draws, precise_bn, sync_bn, transfer, transforms
+    from utils.run import autocast, place
+    from utils.shards import ShardPlan
+
+    mode, world = gpu.fresh(), dist.World(device=gpu.device)
+    options = {"alpha": 4} if method == "slowfast" else {}
+    with mode:
+
+        def network(kind: str, **more: Any) -> Any:
+            built = methods.build(type=kind, backbone="resnet18", num_class=8, num_segments=8, **more)
+            return place(built, gpu.device, "bf16")
+
+        shards = ShardPlan(1, 2, 1, 0, 1)
+        net = sync_bn.convert(network(method, **options), shards, sync_stats=False)
+        statistics = sync_bn.Statistics(net, shards, world)
+        frames = int(net.frames_per_clip)  # pyright: ignore[reportArgumentType]
+        to = functools.partial(transfer.to_device, device=gpu.device)
+        clips = to(torch.zeros(2, frames, 32, 32, 3, dtype=torch.uint8))
+        labels, weights = to(torch.arange(2)), to(torch.ones(2))
+        with autocast("bf16", gpu.device):
+            x = transforms.normalise(clips)
+
+        def forward(module: Any) -> None:
+            with autocast("bf16", gpu.device):
+                module(transforms.normalise(clips))
+
+        values = precise_bn.averages(net, [forward, forward], world)
+        assert values is not None
+        with precise_bn.applied(net, values):
+            pass
+        colours = ((0.5,) * 3, (0.5,) * 3), ((0.4,) * 3, (0.2,) * 3)
+        teacher = distill.Teacher(
+            network(method, **options),
+            temperature=2.0,
+            weight=0.5,
+            recolour=distill.recolour(*colours, gpu.device),
+            autocast=lambda: autocast("bf16", gpu.device),
+        )
+        targets = {"kind": "ce", "label_smooth": 0.1, "weights": weights, "lam": 0.7}
+        mutual = distill.Mutual(network("tsn"), weight=0.5, arguments={})
+        pair = distill.Pair(net, draws.prepare(mutual.peer)) if frames == 8 else None
+        mode.forget()
+        net.train()
+        with draws.using(0, 0, (0,), 2), autocast("bf16", gpu.device):
+            answer = net(x)
+        teacher.loss(answer, x, labels, **targets)[0].backward()
+        if pair is not None:
+            pair.train()
+            with draws.using(0, 0, (0,), 2), autocast("bf16", gpu.device):
+                both = pair(x)
+            mutual.loss(both, x, labels, **targets)[0].backward()
+        statistics.after_micro_batch(0)
+        statistics.after_step()
+        found = figures(mode)
+        statistics.group_state()
+        statistics.for_evaluation()
+        return found
+
+
+def all_of(gpu: Gpu, method: str) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Every case of a method."""
+    found: dict[str, Callable[[], dict[str, Any]]] = {
+        name: functools.partial(train, gpu, method, **arguments) for name, arguments in cases_of(method).items()
+    }
+    found["validation fp32"] = functools.partial(validate, gpu, method, precision="fp32", at_once=4)
+    found["validation bf16, measured"] = functools.partial(validate, gpu, method, precision="bf16", at_once=None)
+    found["precise BN and distillation"] = functools.partial(beside, gpu, method)
+    return found
+
+
+def main_of(argv: list[str]) -> None:
+    """Run the cases of one method."""
+    library, method, *names = argv
+    gpu = Gpu(library)
+    for name, case in all_of(gpu, method).items():
+        if names and name not in names:
+            continue
+        began = time.process_time()
+        found = case()
+        seconds = round(time.process_time() - began, 2)
+        print(json.dumps({"case": name, "cpu_seconds": seconds, **found}), flush=True)
+
+
+if __name__ == "__main__":
+    main_of(sys.argv[1:])

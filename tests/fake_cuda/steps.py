@@ -1,0 +1,46 @@
+"""What the tests of the training steps share: run the cases of a method, and check what each one has shown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.fake_cuda import build
+
+RECORDED = Path(__file__).with_name("recorded.json")
+ONE_WAIT = ["an event is waited for at utils/transfer.py"]
+
+
+def check(method: str) -> list[dict[str, Any]]:
+    """Run all cases of a method and assert what every case must show. Return their figures."""
+    found = build.run("cases", method)
+    recorded = json.loads(RECORDED.read_text())
+    for figures in found:
+        name = f"{method} {figures['case']}"
+        assert figures["strides"] == [], name
+        if "fp64" not in name:  # cuDNN has no channels-last kernels for it
+            assert figures["layouts"] == [], name
+        if "waits_of_a_log_line" in figures:
+            assert without_lines(figures["waits"]) == ONE_WAIT, name
+            assert without_lines(figures["waits_of_a_log_line"]) == ["copy to the host at utils/pace.py"], name
+            assert figures["ahead_first"], f"{name}: the next batch is not copied before the host waits"
+        check_kernels(name, figures["kernels"], recorded)
+    return found
+
+
+def without_lines(waits: list[str]) -> list[str]:
+    """`what at file` of each wait."""
+    return [wait.rpartition(":")[0] for wait in waits]
+
+
+def check_kernels(name: str, kernels: int, recorded: dict[str, Any]) -> None:
+    """Within 5 per cent of the recorded number, where the version of PyTorch is the recorded one."""
+    expected = recorded["kernels"].get(name)
+    if torch.__version__.split("+")[0] != recorded["torch"]:
+        print(f"{name}: {kernels} kernels, {expected} with torch {recorded['torch']}")
+        return
+    assert expected is not None, f"{name}: record its {kernels} kernels (python -m tests.fake_cuda.record)"
+    assert abs(kernels - expected) <= 0.05 * expected, f"{name}: {kernels} kernels, recorded {expected}"
