@@ -29,6 +29,7 @@ _LOST_SIGNS = (
     "Broken pipe",
     "Timed out waiting",
     "Socket Timeout",
+    "Application timeout caused pair closure",  # a further operation on a connection that has timed out
 )
 
 
