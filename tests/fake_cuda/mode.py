@@ -111,7 +111,9 @@ def make() -> Any:
                 return host
             if not any(_is_gpu(leaf) for leaf in leaves):
                 return func(*args, **kwargs)
-            if torch.is_inference_mode_enabled() and func.namespace == "aten":  # there, operators that consist of others come whole
+            if (
+                torch.is_inference_mode_enabled() and func.namespace == "aten"
+            ):  # there, operators that consist of others come whole
                 with self:
                     parts = func.decompose(*args, **kwargs)
                 if parts is not NotImplemented:
