@@ -23,6 +23,15 @@ def new_dropout(p: float) -> nn.Module:
     return Dropout(p) if p > 0 else nn.Identity()
 
 
+def class_scores(classifier: nn.Linear, features: Tensor) -> Tensor:
+    """Apply a classifier in float32 at least: (..., D) -> (..., K). The 8 bits of bf16 scores would make ties."""
+    kind = features.device.type
+    if not torch.is_autocast_enabled(kind):
+        return classifier(features)
+    with torch.autocast(kind, enabled=False):
+        return classifier(features.to(classifier.weight.dtype))
+
+
 def segmental_consensus(features: Tensor, dropout: nn.Module, classifier: nn.Linear, consensus: str) -> Tensor:
     """Average over the frames of a clip (Wang et al. 2016, arXiv:1608.00859, section 3.1, average consensus).
 
@@ -38,5 +47,6 @@ def segmental_consensus(features: Tensor, dropout: nn.Module, classifier: nn.Lin
     """
     wide = torch.promote_types(features.dtype, torch.float32)
     if consensus == "features":
-        return classifier(dropout(features.mean(1, dtype=wide).to(features.dtype)))  # (B, T, D) -> (B, D) -> (B, K)
-    return classifier(dropout(features)).mean(1, dtype=wide)  # (B, T, D) -> (B, T, K) -> (B, K)
+        mean = features.mean(1, dtype=wide).to(features.dtype)  # (B, T, D) -> (B, D)
+        return class_scores(classifier, dropout(mean))  # (B, D) -> (B, K)
+    return class_scores(classifier, dropout(features)).mean(1, dtype=wide)  # (B, T, D) -> (B, T, K) -> (B, K)

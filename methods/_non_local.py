@@ -13,6 +13,8 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from networks.pooling import MaxPool3d
+
 MODES = ("embedded_gaussian", "dot_product", "gaussian")
 
 
@@ -47,7 +49,7 @@ class NonLocal(nn.Module):
         self.theta = nn.Conv3d(channels, inner, 1) if embedded else nn.Identity()
         self.phi = nn.Conv3d(channels, inner, 1) if embedded else nn.Identity()
         self.g = nn.Conv3d(channels, inner, 1)
-        self.pool = nn.MaxPool3d((1, 2, 2))
+        self.pool = MaxPool3d((1, 2, 2))
         self.out = nn.Conv3d(inner, channels, 1, bias=False)
         self.bn = nn.BatchNorm3d(channels)
         for module in self.modules():

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from methods import _backbones
-from methods._heads import new_classifier, new_dropout
+from methods._heads import class_scores, new_classifier, new_dropout
 from methods._non_local import NonLocal, add_non_local
 from methods.positions import window_means
 from networks.convolution import Conv3d
@@ -150,12 +150,13 @@ class SlowFast(nn.Module):
             )
         slow, fast = self.backbone(clips)
         features = torch.cat([slow, fast] if self.slow_first else [fast, slow], 1)  # (B, D_slow + D_fast)
-        return self.classifier(self.dropout(features))  # (B, D) -> (B, K)
+        return class_scores(self.classifier, self.dropout(features))  # (B, D) -> (B, K)
 
     def window_logits(self, clips: Tensor, side: int) -> Tensor:
         """Class scores of every window of the maps: (B, C, T, H, W) -> (B, P, K); see `methods.positions`."""
         slow, fast = (window_means(features, side) for features in self.backbone.maps(clips))  # (B, P, D)
-        return self.classifier(self.dropout(torch.cat([slow, fast] if self.slow_first else [fast, slow], 2)))
+        features = torch.cat([slow, fast] if self.slow_first else [fast, slow], 2)
+        return class_scores(self.classifier, self.dropout(features))
 
 
 def _slow_and_fast(

@@ -12,7 +12,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from methods import _backbones
-from methods._heads import new_classifier, new_dropout
+from methods._heads import class_scores, new_classifier, new_dropout
 from methods.positions import window_means
 from networks.resnet3d import ResNet3d
 
@@ -52,11 +52,12 @@ class SlowOnly(nn.Module):
             Logits (B, K).
         """
         features = self.backbone(clips).mean((2, 3, 4))  # (B, D, T, H', W') -> (B, D)
-        return self.classifier(self.dropout(features))  # (B, D) -> (B, K)
+        return class_scores(self.classifier, self.dropout(features))  # (B, D) -> (B, K)
 
     def window_logits(self, clips: Tensor, side: int) -> Tensor:
         """Class scores of every window of the map: (B, C, T, H, W) -> (B, P, K); see `methods.positions`."""
-        return self.classifier(self.dropout(window_means(self.backbone(clips), side)))  # (B, P, D) -> (B, P, K)
+        features = window_means(self.backbone(clips), side)  # (B, P, D)
+        return class_scores(self.classifier, self.dropout(features))  # (B, P, D) -> (B, P, K)
 
 
 def build(

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods import _backbones
-from methods._heads import new_classifier, new_dropout
+from methods._heads import class_scores, new_classifier, new_dropout
 from methods._output import Output
 from methods.tsm import insert_shift
 from networks.convolution import Conv3d
+from networks.pooling import max_pool3d
 from networks.resnet import BasicBlock, Bottleneck, ResNet
 from networks.resnet3d import ResNet3d
 from networks.resnet_vd import ResNetVd
@@ -172,7 +173,8 @@ class TPN(nn.Module):
         pyramid = self.neck(res4, res5)
         if self.fcn_pool is not None and not self.training and min(pyramid.shape[3:]) > self.fcn_pool:
             pyramid = F.avg_pool3d(pyramid, (1, self.fcn_pool, self.fcn_pool), stride=1)
-        logits = self.classifier(self.dropout(pyramid.mean((2, 3, 4))))  # (B, D, T1, H, W) -> (B, D) -> (B, K)
+        features = self.dropout(pyramid.mean((2, 3, 4)))  # (B, D, T1, H, W) -> (B, D)
+        logits = class_scores(self.classifier, features)  # (B, D) -> (B, K)
         if not self.training or self.aux_head is None:
             return logits
         return Output(logits, self.aux_head(res4), self.aux_weight)
@@ -204,7 +206,7 @@ def _conv(
 
 def _pool_time(x: Tensor, scale: int) -> Tensor:
     """Maximum over groups of `scale` frames: (B, C, T, H, W) -> (B, C, ceil(T/scale), H, W)."""
-    return F.max_pool3d(x, (scale, 1, 1), stride=(scale, 1, 1), ceil_mode=True) if scale > 1 else x
+    return max_pool3d(x, (scale, 1, 1), (scale, 1, 1), ceil_mode=True) if scale > 1 else x
 
 
 def _tsm_network(backbone: str, num_segments: int, shift_div: int, shift_shortcut: bool) -> ResNet:

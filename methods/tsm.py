@@ -20,6 +20,7 @@ from methods import _backbones
 from methods._non_local import FramesNonLocal, add_non_local
 from methods.tsn import TSN
 from networks.mobilenet import InvertedResidual, MobileNetV2
+from networks.pooling import max_pool3d
 from networks.resnet import BasicBlock, Bottleneck, ResNet
 
 DIRECTIONS = ("tsm", "paddle")
@@ -118,7 +119,7 @@ class TemporalPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B*T, C, H, W) -> (B*((T + 1) // 2), C, H, W)."""
         clips = x.unflatten(0, (-1, self.num_segments)).transpose(1, 2)  # (B*T, C, H, W) -> (B, C, T, H, W)
-        pooled = F.max_pool3d(clips, (3, 1, 1), stride=(2, 1, 1), padding=(1, 0, 0))
+        pooled = max_pool3d(clips, (3, 1, 1), (2, 1, 1), (1, 0, 0))
         return pooled.transpose(1, 2).flatten(0, 1)  # (B, C, T', H, W) -> (B*T', C, H, W)
 
 

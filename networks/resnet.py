@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from networks.convolution import Conv2d
+from networks.pooling import MaxPool2d
 
 
 class BasicBlock(nn.Module):
@@ -84,7 +85,7 @@ class ResNet(nn.Module):
         self.conv1 = Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.maxpool = MaxPool2d(3, stride=2, padding=1)
         self.layer1 = _stage(block, 64, 64, depths[0], stride=1)
         self.before_layer2: nn.Module = nn.Identity()
         self.layer2 = _stage(block, 64 * block.expansion, 128, depths[1], stride=2)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.convolution import Conv3d
+from networks.pooling import MaxPool3d
 
 KERNELS_SLOW = (1, 1, 1, 3, 3)  # temporal kernels of stem, res2 ... res5
 KERNELS_FAST = (5, 3, 3, 3, 3)
@@ -117,7 +118,7 @@ class ResNet3d(nn.Module):
         self.conv1 = _conv(3, width, (kernels[0], 7, 7), stride=2)
         self.bn1 = nn.BatchNorm3d(width)
         self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
+        self.maxpool = MaxPool3d((1, 3, 3), stride=(1, 2, 2), padding=(0, 1, 1))
         stages = []
         for i, depth in enumerate(depths):
             temporal = depth if i != 2 or res4_temporal_blocks is None else res4_temporal_blocks

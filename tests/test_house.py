@@ -231,6 +231,22 @@ def test_the_search_for_forbidden_calls_finds_them(text: str, verdict: str | Non
     assert _forbidden(call) == verdict
 
 
+def test_devices_and_flags_of_cuda_are_complete() -> None:
+    """`torch.device("cuda")` is refused by calls that need a number; cudnn.flags switches off what it is not given."""
+    wrong = []
+    for name in python_files(tests=True):
+        for node in ast.walk(tree(name)):
+            if not isinstance(node, ast.Call):
+                continue
+            words = {keyword.arg for keyword in node.keywords}
+            function = ast.unparse(node.func)
+            if name.startswith("tests/gpu/") and ast.unparse(node) == "torch.device('cuda')":
+                wrong.append(f"{name}:{node.lineno} torch.device('cuda') without a number")
+            if function.endswith("cudnn.flags") and "enabled" not in words:
+                wrong.append(f"{name}:{node.lineno} cudnn.flags without enabled=")
+    assert wrong == []
+
+
 def test_every_package_folder_is_a_package() -> None:
     # A folder without __init__.py loses to any installed package of the same name.
     folders = {str(Path(name).parent) for name in python_files() if room_of(name) not in (None, "main")}

@@ -70,6 +70,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     macs = count_macs(step.net, shape, norms=False)
     warmup = args.warmup if args.warmup is not None else (10 if world.device.type == "cuda" else 1)
     rows = [step.run() for _ in range(warmup + args.iters)][warmup:]
+    loop = step.loop(args.iters)
     evaluated = [step.evaluate() for _ in range(1 + args.iters)][1:]
     figures: dict[str, Any] = {
         "bench": "step",
@@ -86,6 +87,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     figures |= _medians("train", [_add(row["forward"], row["backward"]) for row in rows])
     figures |= _medians("step", [_add(*(row[part] for part in PARTS)) for row in rows])
     figures |= _medians("eval", evaluated)
+    figures["loop_ms"] = round(1000 * loop, 2)
     seconds = figures["step_ms"] / 1000
     peak = matmul_peak(world.device, cfg.precision)
     return figures | {
@@ -139,12 +141,25 @@ class Step:
         self.clips = clips.to(self.device)
         self.labels = (torch.arange(cfg.batch_size) % cfg.model.num_class).to(self.device)
 
-    def run(self) -> dict[str, tuple[float, float]]:
-        """One training step: (wall, CPU) seconds of each part."""
+    def loop(self, steps: int) -> float:
+        """Wall seconds a step of some steps without a wait between their parts: what hides behind the GPU's work."""
+        clock = _Clock(self.device)
+        clock.start()
+        for _ in range(steps):
+            self.run(fenced=False)
+        clock.stop("loop")
+        return clock.spans["loop"][0] / steps
+
+    def run(self, *, fenced: bool = True) -> dict[str, tuple[float, float]]:
+        """One training step: (wall, CPU) seconds of each part.
+
+        Args:
+            fenced: wait for the GPU after each part; else the times are those of the host.
+        """
         from utils import draws, loss, optim
         from utils.run import autocast
 
-        clock = _Clock(self.device)
+        clock = _Clock(self.device if fenced else None)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         clock.start()
@@ -192,14 +207,14 @@ class Step:
 class _Clock:
     """(wall, CPU) seconds from one stop to the next; on a GPU each stop waits for what was asked for before it."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device | None) -> None:
         self.device = device
         self.spans: dict[str, tuple[float, float]] = {}
 
     def _now(self) -> tuple[float, float]:
         import torch
 
-        if self.device.type == "cuda":
+        if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         return time.perf_counter(), time.process_time()
 
@@ -272,6 +287,8 @@ def as_table(figures: dict[str, Any]) -> str:
     rows += [f"  {'part':<10}{'ms':>12}{'CPU ms':>12}"]
     for part in (*PARTS, "step", "eval"):
         rows.append(f"  {part:<10}{figures[f'{part}_ms']:>12.2f}{figures[f'{part}_cpu_ms']:>12.2f}")
+    hidden = figures["step_ms"] - figures["loop_ms"]
+    rows.append(f"  {'loop':<10}{figures['loop_ms']:>12.2f}  a step without waits between parts ({hidden:.2f} ms less)")
     rows.append(f"  {figures['clips_per_s']:.2f} clips/s, peak memory {figures['peak_memory_mb']:.0f} MiB")
     rows.append(
         f"  {figures['gmac_per_clip']:.2f} GMAC a clip forward; MFU {100 * figures['mfu']:.1f} % of "

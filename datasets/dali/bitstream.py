@@ -100,12 +100,11 @@ def _has_frames_only(data: bytes) -> bool:
             bits.unsigned()
         elif order == 1:
             bits.take(1)
-            bits.unsigned(), bits.unsigned()
-            for _ in range(bits.unsigned()):
-                bits.unsigned()
+            bits.skip(2)
+            bits.skip(bits.unsigned())
         bits.unsigned()  # max_num_ref_frames
         bits.take(1)
-        bits.unsigned(), bits.unsigned()  # width and height
+        bits.skip(2)  # width and height
         return bool(bits.take(1))
     except IndexError:
         return False
@@ -114,7 +113,7 @@ def _has_frames_only(data: bytes) -> bool:
 def _skip_high_profile(bits: _Bits) -> None:
     if bits.unsigned() == 3:  # chroma_format_idc
         bits.take(1)
-    bits.unsigned(), bits.unsigned()  # bit depths
+    bits.skip(2)  # bit depths
     bits.take(1)
     if bits.take(1):  # scaling matrices; 4:4:4 has more than eight lists, and is refused elsewhere
         for number in range(8):
@@ -149,6 +148,11 @@ class _Bits:
         while not self.take(1):
             zeros += 1
         return (1 << zeros) - 1 + self.take(zeros)
+
+    def skip(self, codes: int) -> None:
+        """Pass over Exp-Golomb codes."""
+        for _ in range(codes):
+            self.unsigned()
 
     def signed(self) -> int:
         """The same, mapped to integers."""

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.gpu
 def device() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    return torch.device("cuda")
+    return torch.device("cuda", 0)  # set_per_process_memory_fraction takes no device without a number
 
 
 def test_memory_decides_and_running_out_of_it_does_not_stop(device: torch.device) -> None:

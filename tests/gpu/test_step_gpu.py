@@ -33,6 +33,7 @@ def _gpu() -> None:
         pytest.skip("needs a CUDA GPU")
 
 
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores")  # inductor, for float32 without TF32
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("mode", [True, "reduce-overhead"])
 def test_compiled_steps_give_the_losses_of_eager_ones(name: str, mode: bool | str) -> None:
@@ -41,7 +42,7 @@ def test_compiled_steps_give_the_losses_of_eager_ones(name: str, mode: bool | st
     for wanted in (False, mode):
         torch.manual_seed(0)
         options = {"type": name, "backbone": "resnet18", "num_class": 5, "num_segments": 4, "dropout": 0.0}
-        device = torch.device("cuda")
+        device = torch.device("cuda", 0)
         net = place(methods.build(**options | METHODS[name]), device, "fp32")
         model = compiled(net, wanted, device, print)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
@@ -70,13 +71,13 @@ def test_convolutions_are_torchs_own(layer: nn.Module) -> None:
     plain.load_state_dict(layer.state_dict())
     shape = (2, layer.in_channels, 4, 8, 8) if three else (2, layer.in_channels, 8, 8)
     x = torch.randn(shape, device="cuda").contiguous(memory_format=layout)
-    with torch.backends.cudnn.flags(deterministic=True):
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True):
         torch.testing.assert_close(layer.cuda()(x), plain.cuda()(x), rtol=0, atol=0)
 
 
 def test_bf16_follows_fp32() -> None:
     torch.manual_seed(0)
-    device = torch.device("cuda")
+    device = torch.device("cuda", 0)
     net = place(methods.build(type="tsm", backbone="resnet18", num_class=5, num_segments=4), device, "bf16").eval()
     nn.init.normal_(net.classifier.weight, std=0.1)
     clips = torch.randn(2, 4, 64, 64, 3, device=device).permute(0, 4, 1, 2, 3)

@@ -1,0 +1,94 @@
+"""A rank of two that share one GPU (NCCL refuses that, gloo does not), for the row `two` of one_gpu.py.
+
+python tests/gpu/two_ranks.py RANK SIZE train|fail DEVICE FOLDER SCALE
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT)]
+
+
+def verb(rank: int, size: int, what: str, device_name: str, folder: Path, scale: str) -> int:
+    """Train four steps of two shards on one or two ranks; print the losses."""
+    import contextlib
+
+    import torch
+    import torch.distributed as td
+
+    from utils import dist, faults
+
+    torch.set_num_threads(1)
+    device = torch.device(device_name)
+    with contextlib.ExitStack() as stack:
+        if size > 1:
+            store = td.FileStore(str(folder / "store"), size)
+            td.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=timedelta(seconds=60))
+            stack.push(dist.leave)
+        world = dist.World(rank, size, 0, device, "gloo" if size > 1 else None)
+        with dist.contact(world):
+            losses = train(world, folder / f"exp{rank}", scale, fails=what == "fail")
+        print(json.dumps(losses), flush=True)
+    return faults.leave_exit_code(0)
+
+
+def train(world: Any, folder: Path, scale: str, *, fails: bool) -> list[float]:
+    """Losses of four steps in float64; with `fails`, rank 1 raises in the third one."""
+    import types
+
+    import torch
+
+    import main
+    import methods
+    from datasets.train_loader import Batch
+    from tests import experiment
+    from utils import config, pace, parts, transfer
+    from utils.run import Run
+    from utils.shards import ShardPlan
+
+    side = 32 if scale == "small" else 64
+    words = ["model.kwargs.bn_group_size=2", "batch_size=2", "precision=fp64", "model.dropout=0"]
+    words += [f"augmentation.input_size={side}", f"augmentation.test_resize={side + 4}", "augmentation.mix_up=0"]
+    cfg = config.load(experiment.make(folder, folder.parent), [f"common.{word}" for word in words])
+    shards = ShardPlan(total=2, batch_size=2, world=world.size, rank=world.rank, group_size=2)
+    made = parts.build(cfg, world, shards, None, methods.build, lambda text: None)
+    run: Any = object.__new__(Run)
+    run.__dict__.update(cfg=cfg, world=world, shards=shards, step=0, mirrored=None, **made)
+    run.pace = pace.Pace(world, shards, lambda text: None, str)
+    run.watch = types.SimpleNamespace(phase=lambda *_: None)
+
+    def batch(part: tuple[int, ...]) -> Batch:
+        generator = torch.Generator()
+        pieces = [
+            torch.randint(0, 256, (2, 2, side, side, 3), generator=generator.manual_seed(shard), dtype=torch.uint8)
+            for shard in part
+        ]
+        count = 2 * len(part)
+        to = lambda tensor: transfer.to_device(tensor, world.device)  # noqa: E731
+        labels = torch.tensor([(2 * shard + row) % 8 for shard in part for row in range(2)])
+        flip = torch.zeros(count, dtype=torch.bool)
+        ones = torch.ones(count)
+        return Batch(to(torch.cat(pieces)), to(labels), to(ones), [0] * count, flip, None, None, part, [0] * count)
+
+    losses = []
+    for step in range(4):
+        if fails and step == 2 and world.rank == 1:
+            raise RuntimeError("a planted error on rank 1")
+        batches = [batch(part) for part in shards.micro_batches]
+        losses.append(main.train_step(run, step, batches, stop=False, save=False)["loss"])
+    return losses
+
+
+if __name__ == "__main__":
+    from utils import faults
+
+    own_rank, own_size, own_what, own_device, own_folder, own_scale = sys.argv[1:]
+    os.environ["RANK"], os.environ["WORLD_SIZE"] = own_rank, own_size
+    faults.leave_process(lambda: verb(int(own_rank), int(own_size), own_what, own_device, Path(own_folder), own_scale))
