@@ -109,12 +109,12 @@ def evaluate(
         lock = stack.enter_context(contextlib.closing(run_dir.RunDir(exp, f"eval-{name}")))
         world.on_main(lock.lock)
         how = {"plain": args.plain, "number_format": args.keep, "device": world.device.type}
-        key = identity.identity(cfg, records, protocol, net, weights_hash=weights_hash, **how)
-        earlier = Earlier(world, folder, len(records), key)
+        find_key = functools.partial(identity.identity, cfg, records, protocol, net, weights_hash=weights_hash, **how)
+        earlier = Earlier(world, folder, len(records), find_key)
         videos = loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=earlier.done)
         stack.callback(videos.close)
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
-        writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep, key=key)
+        writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep, owner=earlier.owner)
         metrics = scorer(validate, net, cfg, world, protocol, args.chunk)(
             videos,
             keep=stack.enter_context(watched(exp, cfg, world, name, videos)).passing(writer.keep),
@@ -136,7 +136,7 @@ def evaluate(
         summary = about(cfg, protocol, records, weights, state)
         summary |= {"weights_hash": weights_hash, "metrics": metrics, "cost": cost, "ranks": world.size}
         summary["seconds"] = round(time.monotonic() - started, 3)
-        world.on_main(lambda: report(folder, records, summary, key))
+        world.on_main(lambda: report(folder, records, summary, earlier.owner))
     return 0
 
 
@@ -206,30 +206,41 @@ def about(cfg: Any, protocol: protocols.Protocol, records: Any, weights: Path, s
 class Earlier:
     """The scores that a stopped evaluation left. Every rank makes one: rank 0 reads the files, the others receive.
 
+    Args:
+        world: the ranks.
+        folder: `results/<name>`.
+        videos: length of the list.
+        find_key: gives the identity; called on rank 0 alone, since what it looks at may have other names elsewhere.
+
     Attributes:
         starts: how often this evaluation was started before.
         done: samples that need not be scored again.
+        owner: sha256 of the identity, the mark of its part files, the same on all ranks.
     """
 
-    def __init__(self, world: Any, folder: Path, videos: int, key: dict[str, Any]) -> None:
+    def __init__(self, world: Any, folder: Path, videos: int, find_key: Callable[[], dict[str, Any]]) -> None:
         import torch
 
         from anal_tools import result_parts
 
         self.world, self.parts = world, []
-        message = torch.zeros(videos + 1, dtype=torch.int64)
+        owner, rows = slice(1, 33), slice(33, None)
+        message = torch.zeros(33 + videos, dtype=torch.int64)
 
         def say(text: str) -> None:
             print(text, flush=True)
 
         def look() -> None:
+            key = find_key()
             message[0], self.parts = result_parts.earlier_parts(folder, key, videos, say)
+            message[owner] = torch.tensor(list(result_parts.owner_of(key)))
             for part in self.parts:
-                message[1 + torch.from_numpy(part["samples"])] = 1
+                message[rows][torch.from_numpy(part["samples"])] = 1
 
         world.on_main(look)
         message = world.broadcast_(message.to(world.device)).cpu()
-        self.starts, self.done = int(message[0]), set(message[1:].nonzero().flatten().tolist())
+        self.starts, self.owner = int(message[0]), bytes(message[owner].tolist())
+        self.done = set(message[rows].nonzero().flatten().tolist())
         if world.is_main and self.done:
             print(f"going on: {len(self.done)} of {videos} videos were scored before", flush=True)
 
@@ -244,13 +255,13 @@ class Earlier:
                 yield int(sample), scores
 
 
-def report(folder: Path, records: Any, summary: dict[str, Any], key: dict[str, Any]) -> None:
-    """Merge the parts of the evaluation that `key` identifies, write the summary and print its numbers."""
+def report(folder: Path, records: Any, summary: dict[str, Any], owner: bytes) -> None:
+    """Merge the parts of the evaluation `owner`, write the summary and print its numbers."""
     from anal_tools import result_parts
 
     ids = [records.path(i) for i in range(len(records))]
     targets = getattr(records, "targets", None)
-    summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets, key=key)
+    summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets, owner=owner)
     numbers, counts, failed = summary["metrics"], summary["counts"], summary["failures"]
     print(f"{summary['weights']} on {summary['list']}: {summary['protocol']['text']}")
     print(f"   {summary['weights_are']}")

@@ -73,15 +73,15 @@ class PartWriter:
         start: int = 0,
         videos_per_part: int = 512,
         dtype: str = "float32",
-        key: dict[str, Any] | None = None,
+        owner: bytes | None = None,
     ) -> None:
-        """`start`: how often this evaluation was started before, so that no earlier part is overwritten; `key`: what
-        `earlier_parts` was given.
+        """`start`: how often this evaluation was started before, so that no earlier part is overwritten; `owner`: its
+        identity (`owner_of`).
         """
         self.folder, self.rank, self.size, self.dtype = folder, rank, videos_per_part, dtype
         self.rows: list[dict[str, Any]] = []
         self.start, self.number, self.flushed = start, 0, time.monotonic()
-        self.owner = owner_of(key or {})
+        self.owner = owner or owner_of({})
 
     def keep(self, item: Any, logits: Any | None) -> None:
         """Remember one video; `item` is a VideoItem, `logits` (V, K) on any device or None for one that failed."""
@@ -262,7 +262,7 @@ def merge(
     summary: dict[str, Any],
     *,
     targets: np.ndarray | None = None,
-    key: dict[str, Any] | None = None,
+    owner: bytes | None = None,
 ) -> dict[str, Any]:
     """Join all part files into the final arrays and write the summary.
 
@@ -272,7 +272,7 @@ def merge(
         labels: (N,).
         summary: goes into the JSON file; its protocol says how views are joined.
         targets: (N, K) bool of a list with several labels per video.
-        key: what `earlier_parts` was given.
+        owner: the identity of the evaluation (`owner_of`); parts of others are left out.
 
     Returns:
         The summary with `counts`, `failures` ({path: reason}), further metrics and the sha256 of every file.
@@ -283,7 +283,7 @@ def merge(
     """
     with writing(folder):
         try:
-            return _merge(folder, owner_of(key or {}), ids, labels, summary, targets)
+            return _merge(folder, owner or owner_of({}), ids, labels, summary, targets)
         except OSError:
             for path in [*folder.glob("*.tmp"), _new(summary_file(folder))]:  # they only take up room
                 with contextlib.suppress(OSError):

@@ -91,8 +91,8 @@ def forked(action: Callable[[], int], folder: Path, *, seconds: float = SECONDS)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    texts = [path.read_text("utf-8", "replace") for path in (out, err)]
-    return Outcome(code, *texts, time.monotonic() - began)
+    said, errors = (path.read_text("utf-8", "replace") for path in (out, err))
+    return Outcome(code, said, errors, time.monotonic() - began)
 
 
 def _be_child(action: Callable[[], int], out: Path, err: Path) -> None:

@@ -85,7 +85,8 @@ def _counts(commands: list[str]) -> dict[str, int | None]:
         return dict.fromkeys(commands)
     others = [name for name in commands if name != "train"]
     each, rest = divmod(max(0, _cases() - _train() - 4), len(others))
-    return {"train": _train() + 4} | {name: each + (index < rest) for index, name in enumerate(others)}
+    found: dict[str, int | None] = {"train": _train() + 4}
+    return found | {name: each + (index < rest) for index, name in enumerate(others)}
 
 
 def _main() -> None:
