@@ -16,11 +16,12 @@ DEMO_RANKS ?= 2
 SYSTEM_PACKAGES := chromium-headless-shell memcached
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint accept fuzz soak clean
+.PHONY: help demo test nightly lint accept fuzz soak clean
 
 help:
 	@echo "make demo              make a small video data set, train TSM on it, evaluate it (minutes, no download of data)"
 	@echo "make test              install what the tests need and run them all, linters first"
+	@echo "make nightly           what is too long for make test: all plans of collectives, the rehearsal for a GPU"
 	@echo "make lint              ruff and pyright only"
 	@echo "make accept ISSUE=01   print each figure of an issue's table as one JSON line (ROWS=a,b for some of them)"
 	@echo "make fuzz COUNT=20000  damaged inputs for every parser (TARGETS=config,weights for some; about 5 ms an input)"
@@ -49,6 +50,10 @@ demo: $(VENV)/installed
 
 test: lint
 	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=15
+
+nightly: $(VENV)/installed-dev
+	@ZOETROPE_NIGHTLY=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/fake_cuda tests/test_exit.py
+	@OMP_NUM_THREADS=1 $(PY) tests/gpu/one_gpu.py --rehearse
 
 lint: $(VENV)/installed-dev
 	@$(PY) -m ruff check .

@@ -275,6 +275,35 @@ def test_compile_without_a_compiler_is_one_line_and_the_same_training(
     assert digest(exp) == digest(plain)
 
 
+@pytest.mark.parametrize(
+    ("lacks", "sentence"),
+    [("triton", "triton is not installed"), ("compiler", "no C compiler"), ("headers", "Python's headers"), ("", "")],
+)
+def test_what_a_compiled_model_needs_on_a_gpu(
+    lacks: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import importlib.util
+
+    from utils import run as runs
+
+    monkeypatch.delenv("CC", raising=False)
+    (tmp_path / "Python.h").touch()
+    (tmp_path / "gcc").touch(mode=0o755)
+    include = tmp_path / "none" if lacks == "headers" else tmp_path
+    monkeypatch.setenv("PATH", str(tmp_path / "none" if lacks == "compiler" else tmp_path))
+    monkeypatch.setattr(runs.sysconfig, "get_path", lambda name: str(include))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if lacks == "triton" else object())
+    said: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda net, mode: "compiled")
+    found = runs.compiled(torch.nn.Identity(), True, torch.device("cuda", 0), said.append)
+    if lacks:
+        assert isinstance(found, torch.nn.Identity)
+        assert len(said) == 1
+        assert sentence in said[0]
+    else:
+        assert (found, said) == ("compiled", [])
+
+
 RULES = {
     "common.data.list_layout=path_labels": "several labels a video need loss: bce",
     "common.precise_bn.every_iters=3": "has no effect without precise_bn.batches",

@@ -118,17 +118,24 @@ class Chunks:
 
     def _that_fit(self, view: Tensor) -> int:
         if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
-            self.forward(view)
-            torch.cuda.synchronize(self.device)
-            used = torch.cuda.max_memory_allocated(self.device) - before
-            free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - before
-            return int(_MEMORY_SHARE * free / max(used, 1))
+            # The difference of two views and one: workspaces of cuDNN and cuBLAS are there once, not for each view.
+            one, two = (self._peak(views) for views in (view, torch.cat([view, view])))
+            each = max(two - one, 1)
+            held = torch.cuda.memory_allocated(self.device)
+            free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - held
+            return int((_MEMORY_SHARE * free - max(one - each, 0)) / each)
         with LargestMap(self.net) as largest:
             self.forward(view)
         return int(_CACHE * torch.get_num_threads() / max(largest.bytes, 1))
+
+    def _peak(self, views: Tensor) -> int:
+        """Bytes that a forward pass needs at once, beside what is there before it."""
+        torch.cuda.synchronize(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        before = torch.cuda.memory_allocated(self.device)
+        self.forward(views)
+        torch.cuda.synchronize(self.device)
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     def _halve(self, tried: int, error: Exception) -> None:
         if tried == 1 and _NOT_ONLY_MEMORY in str(error):

@@ -111,10 +111,8 @@ def make() -> Any:
                 return host
             if not any(_is_gpu(leaf) for leaf in leaves):
                 return func(*args, **kwargs)
-            if (
-                torch.is_inference_mode_enabled() and func.namespace == "aten"
-            ):  # there, operators that consist of others come whole
-                with self:
+            if torch.is_inference_mode_enabled() and func.namespace == "aten":
+                with self:  # operators that consist of others come whole in this mode
                     parts = func.decompose(*args, **kwargs)
                 if parts is not NotImplemented:
                     return parts

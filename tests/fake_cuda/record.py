@@ -11,5 +11,9 @@ from tests.fake_cuda.cases import METHODS
 from tests.fake_cuda.steps import RECORDED
 
 if __name__ == "__main__":
-    kernels = {f"{method} {row['case']}": row["kernels"] for method in METHODS for row in build.run("cases", method)}
+    kernels = {}
+    for method in METHODS:
+        for row in build.run("cases", method, timeout=1800):
+            kernels[f"{method} {row['case']}"] = row["kernels"]
+            print(json.dumps({"method": method, **row}), flush=True)
     RECORDED.write_text(json.dumps({"torch": torch.__version__.split("+")[0], "kernels": kernels}, indent=1) + "\n")

@@ -175,3 +175,33 @@ def test_full_precision_switches_tf32_off_and_nothing_else() -> None:
         assert backend.allow_tf32
     finally:
         backend.benchmark = benchmark
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("FIND was unable to find an engine to execute this computation", True),
+        ("GET was unable to find an engine to execute this computation", True),
+        ("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory", True),
+        ("could not create a memory object", True),
+        ("CUDA error: an illegal memory access was encountered", False),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", False),
+        ("Expected all tensors to be on the same device", False),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED", False),
+    ],
+)
+def test_memory_that_ran_out_is_known_by_its_texts(text: str, expected: bool) -> None:
+    assert chunks.is_out_of_memory(RuntimeError(text)) is expected
+
+
+def test_no_engine_for_one_view_is_no_matter_of_memory() -> None:
+    def forward(clips: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    said: list[str] = []
+    with pytest.raises(RuntimeError, match="unable to find an engine"):
+        chunks.Chunks(forward, CPU, size=4, say=said.append).run(cut, 4)
+    assert len(said) == 2  # 4, 2, then 1 and the error itself
