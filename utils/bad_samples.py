@@ -79,7 +79,7 @@ class BadSamples:
     ) -> None:
         self.exp, self.log, self.videos = Path(exp), run_log, videos
         self.limit = max(1, int(bad_budget * videos))
-        self._fatal = 0 if first_is_fatal else self.limit  # so many bad videos are the last that a process takes
+        self._first_is_fatal = first_is_fatal
         self._told: set[tuple[str, int]] = set()
         self._stopped = False  # the budget ends this process
 
@@ -99,7 +99,11 @@ class BadSamples:
             if (during, event.sample) not in self._told:
                 self._told.add((during, event.sample))
                 self.log.event(str(event) if during == TRAINING else f"{during}: {event}")
-        if not self._stopped and sum(part == TRAINING for part, _ in self._told) > self._fatal:
+            # The loader raises. Without the marker the clip would fail, unread, in every later process too.
+            fatal = self._first_is_fatal and during == TRAINING and (event.timeout or event.crashed)
+            if fatal and not self._stopped:
+                self._stop(step)
+        if not self._stopped and sum(part == TRAINING for part, _ in self._told) > self.limit:
             self._stop(step)  # the loader's ledger has the same budget for its process: it raises
 
     def going_on(self, *, step: int, clips: int, validated: int) -> None:
