@@ -151,13 +151,19 @@ def packets(container: InputContainer, stream: av.VideoStream) -> Iterator[av.Pa
     """Packets of the stream that carry data, in file order; a demuxer error ends the file."""
     from av.error import FFmpegError
 
-    # PyAV 18 loses 0.3 kB for each demux() that is neither read to its end nor closed.
-    with contextlib.closing(container.demux(stream)) as demuxed:  # type: ignore[type-var]
-        try:
-            for packet in demuxed:
-                if packet.size:
-                    yield packet
-        except FFmpegError:
+    while True:
+        # PyAV 18 loses 0.3 kB for each demux() that is neither read to its end nor closed.
+        with contextlib.closing(container.demux(stream)) as demuxed:  # type: ignore[type-var]
+            try:
+                for packet in demuxed:
+                    if packet.size:
+                        yield packet
+            except FFmpegError:
+                return
+            except (
+                IndexError
+            ):  # PyAV does not know streams that begin in the middle of a file: it lost one packet of it
+                continue
             return
 
 

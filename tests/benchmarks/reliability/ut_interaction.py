@@ -72,7 +72,7 @@ def pixels_equal(truth: dict[str, list[np.ndarray]], rng: random.Random) -> int:
         out = np.empty((len(chosen), facts.height, facts.width, 3), np.uint8)
         reader.read(i, np.array(chosen), None, (facts.height, facts.width), out)
         apart = [np.abs(out[k, ..., ::-1].astype(int) - images[n]).mean() for k, n in enumerate(chosen)]
-        differing += max(apart) > 1.0
+        differing += int(max(apart) > 1.0)
     reader.close()
     return differing
 
