@@ -28,6 +28,7 @@ import hmac
 import ipaddress
 import math
 import os
+import re
 import select
 import socket
 import struct
@@ -145,8 +146,9 @@ def parse(server: str) -> tuple[str, int] | str:
         return server[len(_UNIX) :]
     host, colon, port = server.strip().rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not (host and colon and port.isdecimal() and 0 < int(port) < 65536) or "/" in host or " " in host:
-        raise UserError(f"memcached server {server!r}: write host:port (an address, 10.0.0.5:11211) or unix:/path")
+    number = int(port) if re.fullmatch(r"\d{1,5}", port, re.ASCII) else 0
+    if not (host and colon and 0 < number < 65536) or "/" in host or " " in host:
+        raise UserError(f"memcached server {server!r:.200}: write host:port (an address, 10.0.0.5:11211) or unix:/path")
     return host, int(port)
 
 

@@ -23,9 +23,11 @@ from datasets.memcached.wire import (
     CorruptValue,
     Seal,
     frame_secret,
+    parse,
     read_secret,
 )
 from tests.hostile import HostileServer, Script
+from utils.faults import UserError
 
 ROUTE = b"r" * 16
 MOST_MEMORY = 4 << 20
@@ -190,6 +192,12 @@ def test_no_answer_costs_much_memory(serve: Callable[[Script], HostileServer], a
         pool.close()
     assert peak < (VALUES_IN_ONE_ANSWER if answer == "values of 900 kB" and call == "get" else MOST_MEMORY)
     assert time.monotonic() - began < 4.0
+
+
+def test_a_port_of_thousands_of_digits() -> None:
+    for port in ("9" * 5000, "\u0663", "1_0", "0", "65536"):
+        with pytest.raises(UserError, match="write host:port"):
+            parse(f"host:{port}")
 
 
 def test_a_login_answer_without_end(serve: Callable[[Script], HostileServer]) -> None:

@@ -47,7 +47,8 @@ ACCEPTED = [
     "augmentation.area=[1e-4, 1e-4]", "augmentation.aspect=[0.01, 0.01]", "augmentation.max_distort=64",
     "model.kwargs.fc_std=65536", "model.kwargs.fc_std=0", f"seed={2**63 - 1}", "reference_batch=1000000000",
     "precise_bn.batches=3", "data.template='{:020d}.jpg'", f"data.memcached.namespace={'x' * 1000}",
-    "lr_scheduler.warmup_steps=0", "lr_scheduler.min_lr=1e30", "data.prefetch=64", "model.num_segments=64", "ema=1e-400",
+    "lr_scheduler.warmup_steps=0", "lr_scheduler.min_lr=1e30", "data.prefetch=64", "model.num_segments=64",
+    "ema=1e-400",
     "augmentation.input_size=8", "shards=64", "model.kwargs.bn_group_size=100000", "deterministic=true",
 ]  # fmt: skip
 
