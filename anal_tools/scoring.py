@@ -13,7 +13,7 @@ from anal_tools.protocols import FAMILIES, Protocol, nested_clips, nested_crops,
 from anal_tools.result_parts import score_in_blocks
 from anal_tools.results import Results
 from datasets.views import EVAL_CROPS
-from utils import metrics, ranking
+from utils import config, metrics, ranking
 from utils.faults import UserError
 
 
@@ -245,7 +245,8 @@ def config_of(results: Results) -> Any:
     """
     if "config" not in results.summary:
         raise UserError(f"{results.folder}: made before configs were kept in results; evaluate again, or use --views")
-    return _as_attributes(results.summary["config"])
+    # An earlier version did not write the keys that came later: they hold their defaults.
+    return _as_attributes(config.with_defaults(results.summary["config"]))
 
 
 def _as_attributes(value: Any) -> Any:

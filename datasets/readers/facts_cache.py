@@ -171,7 +171,7 @@ class FactsCache:
         if made != _versions():
             raise UserError(
                 f"data.facts: {self.path} was made by probe version {made['probe']} with PyAV {made['av']}, here are "
-                f"{PROBE_VERSION} and {_versions()['av']}: scan again"
+                f"{PROBE_VERSION} and {_versions()['av']}: run `python main.py scan LISTS --root R --out FOLDER` again"
             )
         self._columns: dict[str, np.ndarray] = {}
         try:

@@ -444,3 +444,12 @@ def test_a_new_method_file_needs_no_other_edit(tmp_path: Path) -> None:
         "must be a number or null, not 'x'",
         "must be an integer, not true",
     ]
+
+
+def test_a_config_of_an_earlier_version_gets_the_defaults_of_later_keys(repo_root: Path) -> None:
+    full = config.to_dict(config.load(repo_root / "exps/demo_exps/tsm_resnet18/motion8"))
+    old = {key: dict(value) if isinstance(value, dict) else value for key, value in full.items()}
+    del old["data"]["missing_share"], old["distill"], old["clip_grad"]
+    assert config.with_defaults(old) == full
+    assert "distill" not in old, "the argument is left alone"
+    assert "missing_share" not in old["data"]

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from utils.config.lengths import differences, from_dict, resolve_lengths, to_dict
+from utils.config.lengths import differences, from_dict, resolve_lengths, to_dict, with_defaults
 from utils.config.loader import config_file, load
 from utils.config.paths import check_files, class_names_file
 from utils.config.schema import Config
@@ -20,4 +20,5 @@ __all__ = [
     "load",
     "resolve_lengths",
     "to_dict",
+    "with_defaults",
 ]

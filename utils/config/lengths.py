@@ -106,6 +106,23 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any
     return found
 
 
+def with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return a `to_dict` form, perhaps of an earlier version, with the default of each key that it lacks."""
+    full: dict[str, Any] = {name: dict(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    flat = _flat(tree)
+    for key, default in _defaults().items():
+        *sections, name = key.split(".")
+        if key in flat or (not sections and name in full):
+            continue
+        place = full
+        for section in sections:
+            inner = place.get(section)
+            place[section] = dict(inner) if isinstance(inner, dict) else {}
+            place = place[section]
+        place.setdefault(name, default)
+    return full
+
+
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in tree.items():
