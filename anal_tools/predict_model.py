@@ -129,12 +129,11 @@ def _own_checkpoint(file: Path) -> dict[str, Any]:
         interop.check_finite(checkpoint.evaluated_weights(state)[0], file)
         return state
     names = interop.tensors_of(state, file)
-    if isinstance(state.get("model"), Mapping) and any(name.startswith("backbone.") for name in names):
-        raise UserError(f"{file}: this checkpoint holds no config; name its experiment folder and --checkpoint {file}")
-    family, _ = interop.what_is(file)
+    ours = any(name.startswith("backbone.") for name in names) and not interop.family_of(names)
+    whose = "" if ours else f"weights with names of {interop.what_is(file)[0]}: "
     raise UserError(
-        f"{file}: weights with names of {family}, not a checkpoint of a run; name an experiment folder whose model "
-        f"fits, and --checkpoint {file}"
+        f"{file}: {whose}it holds no config; name its experiment folder, or one whose model fits, and "
+        f"--checkpoint {file}"
     )
 
 
