@@ -1,0 +1,30 @@
+"""torch.compile breaks the graph of a training step only where it is known to, and compiles nothing in later steps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.fake_cuda.cases import METHODS
+
+NIGHTLY = pytest.mark.skipif(not os.environ.get("ZOETROPE_NIGHTLY"), reason="one of the methods of `make nightly`")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=[] if name in ("tsn", "slowfast") else NIGHTLY) for name in METHODS]
+)
+def test_only_dropout_breaks_the_graph(method: str) -> None:
+    # Its masks come from a generator that is seeded for each shard, which a graph cannot hold.
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "tests.fake_cuda.breaks", method]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["files"] == ["utils/draws.py"]
+    assert found["more"] == 0
+    assert found["graphs"] <= 4
