@@ -24,7 +24,7 @@ from utils.faults import UserError
 @pytest.fixture(scope="module")
 def exp(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> Path:
     """An experiment with a checkpoint and a list of four validation videos."""
-    folder = make(tmp_path_factory.mktemp("identity") / "exp", motion_videos, steps=2, backbone="mobilenetv2")
+    folder = make(tmp_path_factory.mktemp("identity") / "exp", motion_videos, steps=3, backbone="mobilenetv2")
     assert main.train(folder, overrides=[few_videos(folder, motion_videos)]) == 0
     text = (folder / "config.yaml").read_text()
     (folder / "config.yaml").write_text(text.replace(f"{motion_videos}/lists/val.txt", f"{folder}/few.txt"))
@@ -45,7 +45,7 @@ def evaluated(exp: Path, *words: str, stop_after: int = 0) -> int:
                     os.kill(os.getpid(), signal.SIGUSR2)
 
             patch.setattr(result_parts.PartWriter, "keep", keep_and_stop)
-        return main.main(["eval", str(exp), "--name", "n", *words])
+        return main.main(["eval", str(exp), "--name", "n", "--chunk", "1", *words])  # videos one by one
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -18,7 +19,8 @@ from pathlib import Path
 from tests.faults import commands, warm
 from tests.faults.inject import ERRORS, KINDS, Fault, Injector
 
-_PROGRESS = re.compile(r"\S+ \d+/\d+ +\d+%")
+#: Lines on stderr beside the sentence: progress, and optional output (log, curves) that the run does without.
+_BESIDE = re.compile(r"\S+ \d+/\d+ +\d+%|warning: ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +71,6 @@ class Bench:
             counts = self.folder / "calls.json"
 
             def prepare() -> None:
-                import os
-
                 command.inside()
                 injector = Injector(command.watched(case))
                 injector.install()
@@ -120,7 +120,8 @@ class Bench:
             except (OSError, ValueError, KeyError) as error:
                 same, wrong = False, f"{wrong}; {error!r}"
             wrong += "" if same else "; what the command leaves when it is run again differs from the undisturbed one"
-        shutil.rmtree(case)
+        if not (wrong and os.environ.get("ZOETROPE_KEEP")):
+            shutil.rmtree(case)
         return Case(name, str(fault), path, done.code, wrong.strip("; "), done.err[-1500:])
 
     def _new(self, name: str) -> Path:
@@ -136,7 +137,7 @@ def ended_wrong(done: warm.Outcome) -> str:
     if done.code not in (0, 2):
         return f"exit code {done.code}"
     if done.code == 2:
-        errors = [line for line in done.errors if not _PROGRESS.match(line)]
+        errors = [line for line in done.errors if not _BESIDE.match(line)]
         if len(errors) != 1 or not errors[0].startswith("error: "):
             return f"{len(errors)} lines on stderr instead of one sentence"
     return ""
