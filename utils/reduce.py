@@ -52,7 +52,7 @@ class AveragedGradients(nn.Module):
     def __init__(self, module: nn.Module, world: World) -> None:
         super().__init__()
         self.module = module
-        self._world = world
+        self._share = 1 / world.size
         self._is_on = True
         self._works: list[dist.Work] = []  # of the buckets that have left in this backward pass
         trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
@@ -84,18 +84,23 @@ class AveragedGradients(nn.Module):
         finally:
             self._is_on = before
 
-    @torch.no_grad()
     def _arrived(self, bucket: _Bucket, index: int, parameter: Tensor) -> None:
-        """Take a parameter's finished gradient into its bucket; send all buckets whose turn has come."""
-        if not self._is_on:
+        """Take a parameter's finished gradient into its bucket; send all buckets whose turn has come.
+
+        It runs once for each parameter in each step, in the backward pass: keep it short.
+        """
+        gradient = parameter.grad
+        if not self._is_on or gradient is None:
             return
-        assert parameter.grad is not None
         view = bucket.views[index]
-        torch.mul(parameter.grad, 1 / self._world.size, out=view)
+        torch.mul(gradient, self._share, out=view)  # autograd records nothing: a gradient requires no gradient
         parameter.grad = view
         bucket.missing.discard(index)
+        if not bucket.missing:
+            self._send()
 
-        # Every rank sends in the same order, whatever the order in which gradients arrive.
+    def _send(self) -> None:
+        """Send full buckets, on every rank in the same order, whatever the order in which they have filled."""
         while len(self._works) < len(self._buckets) and not self._buckets[len(self._works)].missing:
             work = dist.all_reduce(self._buckets[len(self._works)].flat, async_op=True)
             assert work is not None
