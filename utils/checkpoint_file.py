@@ -121,16 +121,10 @@ def peek(path: Path) -> tuple[int, int] | None:
         there were tokens has token 0.
     """
     try:
-        if kind_of_file(path) is not None:
-            return None
-        with zipfile.ZipFile(path) as archive:
-            for member in archive.namelist():
-                if member.endswith("/data.pkl"):
-                    archive.read(member)  # its checksum; those of the tensors are verified when the file is loaded
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        token, step = state.get("token", 0), state["step"]
-    except Exception:  # noqa: BLE001  damaged bytes make zipfile and torch raise almost anything
+        state = weights_file.glance(path)
+    except UserError:
         return None
+    token, step = (state.get("token", 0), state.get("step")) if isinstance(state, dict) else (None, None)
     return (token, step) if type(token) is int and type(step) is int else None
 
 

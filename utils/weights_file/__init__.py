@@ -30,7 +30,7 @@ from utils.faults import UserError
 from utils.weights_file import archive, arrays, opcodes, safetensors
 from utils.weights_file.flaws import DamagedWeights, Flaw, Forbidden, Unwanted
 
-__all__ = ["DamagedWeights", "Forbidden", "check_written", "is_checkpoint", "kind_of", "read", "read_archive"]
+__all__ = ["DamagedWeights", "Forbidden", "check_written", "glance", "is_checkpoint", "kind_of", "read", "read_archive"]
 
 _MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of the number 0x1950a86a20f9469cfc6c
 _TAIL = 22  # bytes of a zip's end record
@@ -68,6 +68,20 @@ def read_archive(path: Path) -> Any:
         if kind_of(path, file, size) != "zip":
             raise DamagedWeights(path, "it is not in torch's zip format")
         return _torch_content(path, file, size, _read_zip)
+
+
+def glance(path: Path) -> Any:
+    """Return the content of a file in torch's zip format for its plain values. Its tensors are not verified.
+
+    Raises:
+        DamagedWeights, Forbidden, UserError: as in `read_archive`, for all but the bytes of the tensors.
+    """
+    path = Path(path)
+    with opened(path) as (file, size), _named(path):
+        if kind_of(path, file, size) != "zip":
+            raise Flaw("it is not in torch's zip format")
+        _check_content(file, size, archive.members(file, size))
+        return _Plain().value(_torch_load(path, mmap=True))
 
 
 def check_written(path: Path) -> None:
@@ -209,13 +223,14 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
     return _torch_load(file)
 
 
-def _torch_load(file: BinaryIO) -> Any:
+def _torch_load(file: BinaryIO | Path, *, mmap: bool = False) -> Any:
     """Let torch build what was checked."""
-    file.seek(0)
+    if not isinstance(file, Path):
+        file.seek(0)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # noqa: BLE001  damaged bytes make torch raise almost anything
         lines = str(error).strip().splitlines()
         raise Flaw(f"{type(error).__name__}: {lines[0][:200] if lines else ''}") from error
