@@ -83,7 +83,7 @@ def _mencoder(path: Path, frames: int, rng: random.Random) -> None:
 def _with(codec: str, container: str, b_frames: tuple[int, ...] = (0,), **options: str) -> Make:
     def make(path: Path, frames: int, rng: random.Random) -> None:
         more = {"bf": str(rng.choice(b_frames))} if max(b_frames) else {}
-        mux(path, codec, frames, container=container, **options, **more)
+        mux(path, codec, frames, container=container, side=SIDE, **options, **more)
 
     return make
 
