@@ -124,7 +124,7 @@ def test_no_readable_video_is_an_error_that_leaves_nothing(
     said = capsys.readouterr().err
     assert len(said.splitlines()) == 1
     first = (fresh / "few.txt").read_text().split()[0]
-    for words in (f"none of the 4 videos of {fresh}/few.txt", f"{tmp_path}/wrong/{first}", "the root", "data.reader"):
+    for words in ("none of the 4 videos of", f"{tmp_path}/wrong/{first}", "the root", "data.reader"):
         assert words in said
     assert not (fresh / "results/n.json").exists()
     assert evaluated(fresh, "--set", "common.data.reader=frames") == 2
