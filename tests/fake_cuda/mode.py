@@ -151,7 +151,8 @@ def make() -> Any:
                 self.note(f"{packet.__name__} reads how many")
                 return True if packet in (aten.equal, aten.is_nonzero) else torch.zeros(0)
             if packet in (aten.index, aten.index_put_, aten.index_put):
-                self._look_at_indices(args[1])
+                if self._has_mask(args[1]) and packet is aten.index:  # as many elements as the mask has ones: none
+                    return self._run(aten.new_empty.default, (args[0], [0]), {})
             self._check_devices(func, args, kwargs)
             args, kwargs = tree_map_only(torch.Tensor, self._as_fake, (args, kwargs))
             if packet in group_norm:
@@ -176,12 +177,15 @@ def make() -> Any:
             with self.fake:
                 return func(*args, **kwargs)
 
-        def _look_at_indices(self, indices: Any) -> None:
+        def _has_mask(self, indices: Any) -> bool:
+            found = False
             for index in indices:
                 if index is not None and index.dtype in (torch.bool, torch.uint8):
                     self.note("a mask is counted")
+                    found = True
                 elif index is not None and not _is_gpu(index):
                     self.note("copy to the GPU", index.nbytes)
+            return found
 
         def _check_devices(self, func: Any, args: Any, kwargs: Any) -> None:
             """A kernel takes tensors of the GPU and single numbers of the host."""

@@ -12,8 +12,9 @@ from tests.fake_cuda import build
 
 RECORDED = Path(__file__).with_name("recorded.json")
 ONE_WAIT = ["an event is waited for at utils/transfer.py"]
-#: Outside of training steps: once for the first chunk, once for the metrics, once for the factors of batch norm.
+#: Outside of training steps, once each: the first chunk, the metrics, the factors of batch norm, a new constant.
 BESIDE = {
+    "a stream is waited for at utils/transfer.py",
     "the device is waited for at utils/chunks.py",
     "copy to the host at utils/metrics.py",
     "copy to the GPU at utils/sync_bn.py",
