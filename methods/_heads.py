@@ -26,7 +26,8 @@ def new_dropout(p: float) -> nn.Module:
 def class_scores(classifier: nn.Linear, features: Tensor) -> Tensor:
     """Apply a classifier in float32 at least: (..., D) -> (..., K). The 8 bits of bf16 scores would make ties."""
     kind = features.device.type
-    if not torch.is_autocast_enabled(kind):
+    # Autocast knows no meta device, on which shapes and multiplications are counted.
+    if features.is_meta or not torch.is_autocast_enabled(kind):
         return classifier(features)
     with torch.autocast(kind, enabled=False):
         return classifier(features.to(classifier.weight.dtype))
