@@ -104,10 +104,8 @@ def _named(text: str) -> Path:
     if not path.is_dir():
         return path
     for name in (checkpoint.BEST, checkpoint.LATEST):
-        if found := checkpoint.newest(
-            path, name
-        ):  # a damaged best checkpoint is an error, no reason to take the latest
-            return found
+        if found := checkpoint.newest(path, name):
+            return found  # even if it is damaged: then reading it is an error, and the latest is not taken instead
     raise UserError(f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}")
 
 
