@@ -26,7 +26,7 @@ def new_dropout(p: float) -> nn.Module:
 def class_scores(classifier: nn.Linear, features: Tensor) -> Tensor:
     """Apply a classifier in float32 at least: (..., D) -> (..., K). The 8 bits of bf16 scores would make ties."""
     kind = features.device.type
-    if not torch.is_autocast_enabled(kind):
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return classifier(features)
     with torch.autocast(kind, enabled=False):
         return classifier(features.to(classifier.weight.dtype))
