@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -47,3 +48,12 @@ def started_browser() -> Iterator[Any]:
         pytest.skip(reason)
     with chromium.browser() as started:
         yield started
+
+
+@pytest.fixture(autouse=True, scope="module")
+def ordinary_priority() -> Iterator[None]:
+    """Fail the module that gave this process real-time priority, as libsvtav1 does: it starves all other processes."""
+    yield
+    if os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        pytest.fail("a test of this module left real-time priority behind")
