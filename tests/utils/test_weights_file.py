@@ -105,6 +105,20 @@ def test_mutants_are_found_or_harmless(exp: Path, tmp_path: Path) -> None:
     assert "detected" in verdicts
 
 
+def test_every_bit_of_a_header_and_its_entry(tmp_path: Path) -> None:
+    """A mark as a folder made torch return a tensor that was never filled: no field may be left out."""
+    file = tmp_path / "x.pth"
+    torch.save({"w": torch.arange(3.0)}, file)
+    good, reference = file.read_bytes(), {"w": torch.arange(3.0)}
+    header = next(info.header_offset for info in zipfile.ZipFile(file).infolist() if info.filename == "x/data/0")
+    entry = good.rindex(b"x/data/0") - 46
+    for at in (*range(header, header + 38), *range(entry, entry + 54)):
+        for bit in range(8):
+            file.write_bytes(good[:at] + bytes([good[at] ^ 1 << bit]) + good[at + 1 :])
+            verdict = checkpoint_mutants.judged(weights_file.read, file, reference)
+            assert verdict in ("detected", "harmless"), f"bit {bit} of byte {at}: {verdict}"
+
+
 @pytest.mark.parametrize("what", ["dangling", "folder", "fifo", "empty", "cut", "head"])
 def test_a_damaged_best_is_no_reason_to_take_the_latest(exp: Path, tmp_path: Path, what: str) -> None:
     for name in ("config.yaml", checkpoint.BEST):

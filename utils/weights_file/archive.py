@@ -23,6 +23,7 @@ _LOCAL_SIGNATURE, _CENTRAL_SIGNATURE, _DESCRIPTOR_SIGNATURE = 0x04034B50, 0x0201
 _END_SIGNATURE, _END64_SIGNATURE, _LOCATOR_SIGNATURE = 0x06054B50, 0x06064B50, 0x07064B50
 
 _STORED, _DEFLATED = 0, 8
+_IS_FOLDER = 0x10  # of the attributes
 _HAS_DESCRIPTOR = 0x8
 _KNOWN_FLAGS = 0x800 | _HAS_DESCRIPTOR | 0x6  # UTF-8 names, descriptor after the data, effort of deflate
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF  # the number is in a zip64 record
@@ -155,12 +156,14 @@ def _entries(data: bytes, count: int) -> list[tuple]:
             raise Flaw("its directory is damaged")
         fields = _CENTRAL.unpack_from(data, at)
         signature, _, _, flags, method, _, _, crc, stored, size, name_length, extra_length, comment, disk = fields[:14]
-        header = fields[16]
+        attributes, header = fields[15:17]
         after = at + _CENTRAL.size + name_length + extra_length + comment
         if signature != _CENTRAL_SIGNATURE or disk not in (0, _FULL16) or after > len(data):
             raise Flaw("its directory is damaged")
         name_end = at + _CENTRAL.size + name_length
         name = data[at + _CENTRAL.size : name_end]
+        if size and (attributes & _IS_FOLDER or name.endswith(b"/")):  # torch would return memory that was never filled
+            raise Flaw(f"{name.decode('utf-8', 'backslashreplace')[:100]} is marked as a folder")
         wide = _zip64(data[name_end : name_end + extra_length])
         size, stored, header = (wide.pop(0) if value == _FULL32 and wide else value for value in (size, stored, header))
         entries.append((name, flags, method, crc, stored, size, header))
