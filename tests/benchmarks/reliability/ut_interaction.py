@@ -13,6 +13,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from utils.log import read_scalars
+
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data"
 LISTS = SHARED / "lists" / "ut_interaction2"
@@ -109,12 +111,9 @@ def row() -> dict:
             (exp / "config.yaml").write_text(text)
             run(f"train {name}", "-m", "launch", "train", exp, "local", "2")
             run(f"eval {name}", "-m", "launch", "eval", exp, "local", "2")
-        losses = [(folder / name / "events/scalars.jsonl").read_text().splitlines() for name in ("exp", "with_facts")]
-        curves = [
-            [(entry["step"], entry["value"]) for entry in map(json.loads, lines) if entry.get("tag") == "loss_train"]
-            for lines in losses
-        ]
-        equal["loss with and without facts"] = bool(curves[0]) and curves[0] == curves[1]
+        curves = [read_scalars(folder / name / "events/scalars.jsonl") for name in ("exp", "with_facts")]
+        losses = [curve.get("loss_train", []) for curve in curves]
+        equal["loss with and without facts"] = len(losses[0]) == STEPS // 2 and losses[0] == losses[1]
         words = ["--checkpoint", "latest", "--out", folder / "predicted"]
         run("predict", "main.py", "predict", folder / "exp", SHARED / "ut_interaction2", *words)
         answers = json.loads((folder / "predicted/infer.json").read_text())
