@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 
 #: Name of the kernel; it is stored in every checkpoint, since another kernel means other pixels.
@@ -24,6 +23,8 @@ def place(image: np.ndarray, box: Box | None, frame_size: tuple[int, int], out: 
         frame_size: (H, W) of the video as its facts state it.
         out: (h, w, 3) uint8, written in place; C-contiguous.
     """
+    import cv2  # the training process needs the kernel's name alone
+
     height, width = frame_size
     if image.shape[:2] != (height, width):
         image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)

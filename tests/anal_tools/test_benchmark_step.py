@@ -14,7 +14,7 @@ from tests import experiment
 
 FIELDS = {
     "bench", "model", "input", "device", "threads", "precision", "compile", "plain", "clips_per_s", "peak_memory_mb",
-    "gmac_per_clip", "matmul_peak_tflops", "mfu",
+    "gmac_per_clip", "matmul_peak_tflops", "mfu", "loop_ms",
     *(f"{part}{kind}" for part in (*step.PARTS, "train", "step", "eval") for kind in ("_ms", "_cpu_ms")),
 }  # fmt: skip
 

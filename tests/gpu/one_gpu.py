@@ -20,6 +20,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +28,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -218,39 +219,49 @@ def norm_difference(machine: Machine, world: Any) -> float:
 
 
 def two(machine: Machine) -> dict[str, Any]:
-    """Two processes over gloo, on one GPU: the losses of one process; and an error on one rank ends both."""
+    """Two processes over gloo, on one GPU: the losses of one process; then an error on one rank ends both."""
+    from utils import dist
+
+    spec = importlib.util.spec_from_file_location("two_ranks", ROOT / "tests" / "gpu" / "two_ranks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    two_ranks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(two_ranks)
+    scale = "small" if machine.smoke else "usual"
+    alone: list[float] = []
+    for losses in two_ranks.train(dist.World(device=machine.device), machine.folder / "alone", scale):
+        alone = list(losses)
+    ranks = _ranks(machine, scale)
+    both = [json.loads(next(line for line in text.splitlines() if line.startswith("["))) for _, text, _ in ranks]
+    apart = max(abs(a - b) / abs(a) for a, b in zip(alone, both[0], strict=False))
+    seconds = max(end for _, _, end in ranks) - min(end for _, _, end in ranks)
+    said = "a planted error" in ranks[1][1]
+    measured = {"losses_apart": apart, "seconds_until_the_other_ends": round(seconds, 1)}
+    measured |= {"codes": [code for code, _, _ in ranks], "error_shown": said}
+    good = both[0] == both[1] and apart < 1e-6 and said and seconds < 20
+    return {"measured": measured, "holds": good and all(code for code, _, _ in ranks)}
+
+
+def _ranks(machine: Machine, scale: str) -> list[tuple[int, str, float]]:
+    """(exit code, output, time of the end) of two ranks."""
     program = [sys.executable, str(ROOT / "tests" / "gpu" / "two_ranks.py")]
-    alone = _ranks(program, machine, 1, "train")
-    both = _ranks(program, machine, 2, "train")
-    losses = [json.loads(text.splitlines()[-1]) for _, text, _ in (*alone, *both)]
-    apart = max(abs(a - b) / abs(a) for a, b in zip(losses[0], losses[1], strict=True))
-    failed = _ranks(program, machine, 2, "fail")
-    seconds = max(seconds for _, _, seconds in failed)
-    said = "a planted error" in failed[1][1]
-    measured = {"losses_apart": apart, "seconds_to_the_end": round(seconds, 1), "codes": [row[0] for row in failed]}
-    measured["error_shown"] = said
-    good = losses[1] == losses[2] and apart < 1e-6 and said and seconds < machine.pick(60, 120, 120)
-    return {"measured": measured, "holds": good and all(row[0] != 0 for row in failed)}
-
-
-def _ranks(program: list[str], machine: Machine, size: int, what: str) -> list[tuple[int, str, float]]:
-    """(exit code, output, seconds) of each rank."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.monotonic()
-        words = [str(size), what, str(machine.device), folder, "small" if machine.smoke else "usual"]
-        processes = [
-            subprocess.Popen([*program, str(rank), *words], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-            for rank in range(size)
-        ]
-        found = []
-        for process in processes:
-            try:
-                text, _ = process.communicate(timeout=150)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                text, _ = process.communicate()
-            found.append((process.returncode, text, time.monotonic() - began))
-        return found
+        logs = [Path(folder) / f"{rank}.log" for rank in range(2)]
+        processes = []
+        for rank, log in enumerate(logs):
+            words = [str(rank), "2", str(machine.device), folder, scale]
+            with log.open("w") as output:
+                processes.append(subprocess.Popen([*program, *words], stdout=output, stderr=subprocess.STDOUT))
+        ended: dict[int, float] = {}
+        limit = time.monotonic() + 150
+        while len(ended) < 2:
+            for rank, process in enumerate(processes):
+                if time.monotonic() > limit:
+                    process.kill()
+                if rank not in ended and process.poll() is not None:
+                    ended[rank] = time.monotonic()
+            time.sleep(0.05)
+        return [(process.returncode, logs[rank].read_text(), ended[rank]) for rank, process in enumerate(processes)]
 
 
 def step(machine: Machine) -> dict[str, Any]:
@@ -298,34 +309,58 @@ def compiled(machine: Machine) -> dict[str, Any]:
 
 
 def train(machine: Machine) -> dict[str, Any]:
-    """Train, resume, validate, evaluate; and what `deterministic` gives: equal bits of two runs."""
+    """Train, stop, resume, validate, evaluate; and what `deterministic` gives: equal bits of two runs."""
+    import torch
+
     import main
     from tests import experiment
 
-    steps = machine.pick(30, 8, 4)
+    steps = machine.pick(30, 8, 6)
     shown = io.StringIO()
 
-    def run(name: str, *sets: str, until: int = steps) -> Path:
+    def run(name: str, *, stops: bool = False) -> Path:
         exp = machine.folder / name
-        if not exp.exists():
-            options = {"workers": 2, "steps": steps, "val_freq": steps, "print_freq": 2}
-            experiment.make(exp, machine.motion, method="tsm", **options)
-        words = [word for item in sets for word in ("--set", item)]
+        options = {"workers": 2, "steps": steps, "val_freq": steps, "print_freq": 2}
+        experiment.make(exp, machine.motion, method="tsm", **options)
+        words = ["train", str(exp), "--set", "common.deterministic=true"]
         with contextlib.redirect_stdout(shown):
-            code = main.main(["train", str(exp), *words])
-        assert code == 0, shown.getvalue()[-2000:]
+            if stops:
+                with stopped_at(exp, f"Iter: [2/{steps}]"):
+                    assert main.main(words) == 75, shown.getvalue()[-2000:]
+            assert main.main(words) == 0, shown.getvalue()[-2000:]
         return exp
 
-    plain = run("plain", "common.precision=bf16")
+    one, other = run("one"), run("other", stops=True)
     with contextlib.redirect_stdout(shown):
-        assert main.main(["eval", str(plain)]) == 0
-    exact = [experiment.fingerprint(run(name, "common.deterministic=true")) for name in ("one", "other")]
-    import torch
-
+        assert main.main(["eval", str(one)]) == 0, shown.getvalue()[-2000:]
     torch.use_deterministic_algorithms(False)
-    lines = [line for line in (plain / "log.txt").read_text().splitlines() if "Prec@1" in line]
-    measured = {"iterations": steps, "deterministic_runs_are_equal": exact[0] == exact[1], "last": lines[-1][-120:]}
-    return {"measured": measured, "holds": exact[0] == exact[1]}
+    equal = experiment.fingerprint(one) == experiment.fingerprint(other)
+    last = [line for line in (one / "log.txt").read_text().splitlines() if "Prec@1" in line][-1]
+    measured = {"iterations": steps, "a_stopped_run_ends_with_the_same_bits": equal, "last": last[-120:]}
+    return {"measured": measured, "holds": equal}
+
+
+@contextlib.contextmanager
+def stopped_at(exp: Path, line: str) -> Iterator[None]:
+    """Send this process SIGTERM when a line is in the log, as a cluster does."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # if training ends first
+    done = threading.Event()
+
+    def watch() -> None:
+        log = exp / "log.txt"
+        while not done.wait(0.005):
+            if log.exists() and line in log.read_text(encoding="utf-8", errors="replace"):
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGTERM, before)
 
 
 def dali(machine: Machine) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """A rank of two that share one GPU (NCCL refuses that, gloo does not), for the row `two` of one_gpu.py.
 
-python tests/gpu/two_ranks.py RANK SIZE train|fail DEVICE FOLDER SCALE
+python tests/gpu/two_ranks.py RANK SIZE DEVICE FOLDER SCALE
+
+Each rank prints the losses of four steps; then rank 1 raises, while rank 0 begins the fifth.
 """
 
 from __future__ import annotations
@@ -8,16 +10,18 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT)]
+STEPS = 4
 
 
-def verb(rank: int, size: int, what: str, device_name: str, folder: Path, scale: str) -> int:
-    """Train four steps of two shards on one or two ranks; print the losses."""
+def verb(rank: int, size: int, device_name: str, folder: Path, scale: str) -> int:
+    """Train as one of the ranks; print the losses."""
     import contextlib
 
     import torch
@@ -34,13 +38,16 @@ def verb(rank: int, size: int, what: str, device_name: str, folder: Path, scale:
             stack.push(dist.leave)
         world = dist.World(rank, size, 0, device, "gloo" if size > 1 else None)
         with dist.contact(world):
-            losses = train(world, folder / f"exp{rank}", scale, fails=what == "fail")
-        print(json.dumps(losses), flush=True)
+            for losses in train(world, folder / f"exp{rank}", scale):
+                if len(losses) == STEPS:
+                    print(json.dumps(losses), flush=True)
+                    if rank == 1:
+                        raise RuntimeError("a planted error on rank 1")
     return faults.leave_exit_code(0)
 
 
-def train(world: Any, folder: Path, scale: str, *, fails: bool) -> list[float]:
-    """Losses of four steps in float64; with `fails`, rank 1 raises in the third one."""
+def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
+    """Losses of two shards on one or two ranks in float64, after each step."""
     import types
 
     import torch
@@ -77,18 +84,16 @@ def train(world: Any, folder: Path, scale: str, *, fails: bool) -> list[float]:
         ones = torch.ones(count)
         return Batch(to(torch.cat(pieces)), to(labels), to(ones), [0] * count, flip, None, None, part, [0] * count)
 
-    losses = []
-    for step in range(4):
-        if fails and step == 2 and world.rank == 1:
-            raise RuntimeError("a planted error on rank 1")
+    losses: list[float] = []
+    for step in range(STEPS + 1):
         batches = [batch(part) for part in shards.micro_batches]
         losses.append(main.train_step(run, step, batches, stop=False, save=False)["loss"])
-    return losses
+        yield losses
 
 
 if __name__ == "__main__":
     from utils import faults
 
-    own_rank, own_size, own_what, own_device, own_folder, own_scale = sys.argv[1:]
+    own_rank, own_size, own_device, own_folder, own_scale = sys.argv[1:]
     os.environ["RANK"], os.environ["WORLD_SIZE"] = own_rank, own_size
-    faults.leave_process(lambda: verb(int(own_rank), int(own_size), own_what, own_device, Path(own_folder), own_scale))
+    faults.leave_process(lambda: verb(int(own_rank), int(own_size), own_device, Path(own_folder), own_scale))
