@@ -150,8 +150,9 @@ def make() -> Any:
             if packet in counting:
                 self.note(f"{packet.__name__} reads how many")
                 return True if packet in (aten.equal, aten.is_nonzero) else torch.zeros(0)
-            masked = packet in (aten.index, aten.index_put_, aten.index_put) and self._has_mask(args[1])
-            if masked and packet is aten.index:  # as many elements as the mask has ones: none
+            indexes = packet in (aten.index, aten.index_put_, aten.index_put)
+            if indexes and self._has_mask(args[1]) and packet is aten.index:
+                # As many elements as the mask has ones: none.
                 return self._run(aten.new_empty.default, (args[0], [0]), {})
             self._check_devices(func, args, kwargs)
             args, kwargs = tree_map_only(torch.Tensor, self._as_fake, (args, kwargs))

@@ -63,10 +63,13 @@ class Sentry:
     def _is_harmless(self, event: str, arguments: tuple[Any, ...]) -> bool:
         """A module of ours or of a library that is imported late; text that is parsed and not run; our own folder."""
         if event in ("os.remove", "os.rename", "os.chmod", "os.symlink", "os.link", "shutil.rmtree"):
-            named = [word for word in arguments if isinstance(word, (str, bytes))]
+            named = [word for word in arguments if isinstance(word, (str, bytes, os.PathLike))]
+            numbers = [word for word in arguments if isinstance(word, int) and word >= 0]
+            # shutil.rmtree names the files in a folder by the folder's descriptor.
+            base = os.readlink(f"/proc/self/fd/{numbers[-1]}") if event == "os.remove" and numbers else os.getcwd()
             # os.link and os.symlink may name a source elsewhere, never a target.
-            place = os.path.abspath(os.fsdecode(named[-1])) if named else ""
-            return os.path.realpath(os.path.dirname(place)).startswith(self.folder)
+            place = os.path.join(base, os.fsdecode(named[-1])) if named else "/"
+            return (os.path.realpath(os.path.dirname(place)) + "/").startswith(self.folder + "/")
         frame: FrameType | None = sys._getframe(2)
         while frame is not None:
             code = frame.f_code
