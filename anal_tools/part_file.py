@@ -125,4 +125,10 @@ def _fits(part: dict[str, np.ndarray]) -> bool:
         return False
     lengths = {len(part[name]) for name in ("samples", "failed", "repaired")}
     good = int((part["failed"] == "").sum())
-    return len(lengths) == 1 and len(part["logits"]) == good and part["frames"].shape[:2] == part["logits"].shape[:2]
+    boxes = (part["logits"].shape[1], 4) if good else (0, 4)
+    return (
+        len(lengths) == 1
+        and len(part["logits"]) == good
+        and part["frames"].shape[:2] == part["logits"].shape[:2]
+        and part["boxes"].shape == boxes
+    )

@@ -301,6 +301,8 @@ def _merge(
 ) -> dict[str, Any]:
     parts, arrays, boxes = _joined(folder, owner, len(ids), len(summary["class_names"]))
     protocol = Protocol.from_dict(summary["protocol"])
+    if boxes is not None:
+        _check_views(folder, (len(boxes),), (protocol.spec.views,))
     scores = score_in_blocks(arrays["logits"], protocol.average, multi_label=targets is not None)
     for array in arrays.values():
         array.flush()
@@ -336,6 +338,14 @@ def _merge(
     return summary
 
 
+def _check_views(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raise UserError for rows of other views, classes or frames than this evaluation's."""
+    if found != expected:
+        raise UserError(
+            f"{path}: rows of shape {found}, not {expected}: of another evaluation? Remove it and evaluate again"
+        )
+
+
 def _joined(
     folder: Path, owner: bytes, videos: int, num_class: int
 ) -> tuple[list[dict[str, np.ndarray]], dict[str, Any], np.ndarray | None]:
@@ -359,6 +369,7 @@ def _joined(
             boxes = part["boxes"] if boxes is None else boxes
             rows = part["samples"][part["failed"] == ""]
             for name in ("logits", "frames"):
+                _check_views(path, part[name].shape[1:], arrays[name].shape[1:])
                 arrays[name][rows] = part[name]
         parts.append({name: part[name] for name in ("samples", "failed", "repaired")})
     samples = np.concatenate([part["samples"] for part in parts]) if parts else np.zeros(0, np.int64)

@@ -64,7 +64,7 @@ class InMemory:
     """
 
     seconds_waiting = 0.0
-    trouble = ""
+    trouble = None
 
     def __init__(self, seconds: dict[str, list[float]]) -> None:
         from datasets.memcached.report import Traffic
