@@ -198,7 +198,9 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
         numbers = one.results.summary.get("metrics", {})
         protocol = one.results.summary.get("protocol", {}).get("text", "")
         shares = "  ".join(
-            f"{title} {numbers[key]:.2f}" for title, key in (("top-1", "top1"), ("top-5", "top5")) if key in numbers
+            f"{title} {numbers[key]:.2f}"
+            for title, key in (("top-1", "top1"), ("top-5", "top5"))
+            if numbers.get(key) is not None
         )
         lines.append(f"{one.title:<{width}}  {shares}  {len(one.results.ids)} videos, {protocol}")
     for a, b in itertools.combinations(experiments, 2):

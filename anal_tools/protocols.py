@@ -30,6 +30,7 @@ FAMILIES: dict[str, dict[int, str]] = {
     "tsm": {1: "centre_tsm", 3: "three_tsm", 10: "ten"},
 }
 _WORDS = {"centre": (1, 1), "center": (1, 1), "3crop": (1, 3), "10crop": (1, 10)}
+_LARGEST = 100_000  # of views, frames and pixels in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,11 @@ class Protocol:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Protocol:
-        """The inverse of `to_dict`, also for results of earlier versions."""
+        """The inverse of `to_dict`, also for results of earlier versions.
+
+        Raises:
+            ValueError, TypeError, KeyError, UserError: values that are not those of a protocol.
+        """
         names = {field.name for field in dataclasses.fields(EvalSpec)}
         spec = {key: value for key, value in values.items() if key in names}
         # Until it had a name of its own, `three` meant PySlowFast's.
@@ -87,7 +92,21 @@ class Protocol:
         family = values.get("family") or next(
             (key for key, crops in FAMILIES.items() if spec["crops"] in crops.values()), "plain"
         )
-        return cls(EvalSpec(**spec), values["average"], family, values.get("preset"), values.get("window", 0))
+        made = cls(EvalSpec(**spec), values["average"], family, values.get("preset"), values.get("window", 0))
+        made.check_numbers()
+        return made
+
+    def check_numbers(self) -> None:
+        """Raise ValueError for values of a file that no evaluation can have."""
+        from utils import metrics
+
+        if self.average not in metrics.AVERAGES:
+            raise ValueError(f"average {self.average!r} is none of {', '.join(metrics.AVERAGES)}")
+        sampling = self.spec.sampling
+        numbers = [self.spec.num_clips, self.spec.scale, self.spec.crop_size]
+        numbers += [sampling.num_segments, sampling.clip_len, sampling.frame_interval]
+        if any(type(number) is not int or not 0 < number <= _LARGEST for number in numbers):
+            raise ValueError(f"numbers of views or frames that are not between 1 and {_LARGEST:,}")
 
 
 def parse_views(text: str) -> tuple[int, int]:
