@@ -17,14 +17,14 @@ import main
 train_step = main.train_step
 
 
-def observed(run, step, micro_batches, *, stop, save):  # noqa: ANN001, ANN201
+def observed(run, step, micro_batches, *, stop, save, **others):  # noqa: ANN001, ANN201
     """`main.train_step`, watched."""
     clips = {}
     for batch in micro_batches:
         for position, sample, clip in zip(batch.positions, batch.samples, batch.clips, strict=True):
             clips[position] = [sample, hashlib.sha256(clip.numpy().tobytes()).hexdigest()]
     stop = stop or step + 1 == int(os.environ.get("ELASTIC_STOP", "0"))
-    numbers = train_step(run, step, micro_batches, stop=stop, save=save)
+    numbers = train_step(run, step, micro_batches, stop=stop, save=save, **others)
     with open(f"{os.environ['ELASTIC_FILE']}.{run.world.rank}", "a") as file:
         file.write(json.dumps({"step": step, "loss": numbers["loss"], "clips": clips}) + "\n")
     return numbers

@@ -142,7 +142,10 @@ def test_the_first_validation_that_reads_nothing_stops_the_run(
 ) -> None:
     for path in fresh.glob("ckpt*"):
         path.unlink()
-    (tmp_path / "wrong").mkdir()
+    # Files are there, so that the look before the first step finds nothing wrong.
+    for line in (fresh / "few.txt").read_text().splitlines():
+        (tmp_path / "wrong" / line.split()[0]).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "wrong" / line.split()[0]).write_bytes(b"no video at all")
     assert main.main(["train", str(fresh), "--set", f"common.val_root={tmp_path}/wrong"]) == 2
     said = capsys.readouterr().err
     assert "none of the 4 videos" in said
