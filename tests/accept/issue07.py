@@ -1,6 +1,6 @@
 """Print each figure of the reliability programme as one JSON line. `make accept ISSUE=07 [ROWS=a,b]`.
 
-A row stands in a file of its own in `tests/benchmarks/reliability/`, has a function `row()` and also runs alone:
+Each row has its own file in `tests/benchmarks/reliability/`, has a function `row()` and also runs alone:
 `python -m tests.benchmarks.reliability.NAME`.
 """
 
