@@ -93,6 +93,27 @@ def test_lossless_dumps_show_exactly_what_the_video_shows(videos: Path, tmp_path
             assert (pixels(reader, i) == pixels(original, i)).all(), (form, i)
 
 
+def test_clips_do_not_depend_on_what_was_in_memory_before(motion_videos: Path, tmp_path: Path) -> None:
+    """The C library fills fresh memory with a byte: an encoder that reads memory nobody wrote gives other bytes."""
+    found = []
+    for byte in ("0", "85", "170"):
+        out = tmp_path / byte
+        argv = ["dump", str(motion_videos / "lists/val.txt"), str(out), "--as", "clips", "--root", str(motion_videos)]
+        done = subprocess.run(
+            [sys.executable, "main.py", *argv, "--short-side", "32", "--workers", "1"],
+            cwd=ROOT,
+            env={**os.environ, "MALLOC_PERTURB_": byte},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        clips = sorted(out.rglob("*.mp4"))
+        assert len(clips) > 8
+        found.append([path.read_bytes() for path in clips])
+    assert found[0] == found[1] == found[2]
+
+
 def test_a_restart_does_nothing_twice_and_adopts_what_the_manifest_misses(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
