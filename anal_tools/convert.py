@@ -76,7 +76,7 @@ def convert(
     from datasets.class_names import read_class_names
     from methods import interop
     from utils import checkpoint, config, run_dir
-    from utils.run import model_arguments
+    from utils.engine.network import model_arguments
 
     if out.exists():
         raise UserError(f"{out} exists; remove it or give another --out")

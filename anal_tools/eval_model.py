@@ -105,7 +105,7 @@ def build_for_evaluation(cfg: Any, state: dict[str, Any], weights: Path, world: 
     """The model of the config with a checkpoint's weights, in eval mode on the device."""
     import methods
     from utils import checkpoint
-    from utils.run import model_arguments, place
+    from utils.engine.network import model_arguments, place
 
     net = methods.build(**model_arguments(cfg, pretrained=False))
     checkpoint.load_model(net, checkpoint.evaluated_weights(state)[0], weights)
@@ -174,33 +174,12 @@ def quick(net: Any, shape: tuple[int, ...], again: Callable[[], Any]) -> Any:
     return again()
 
 
-def normaliser(cfg: Any) -> Callable[[Any], Any]:
-    """What turns uint8 clips (N, T, H, W, C) into the network's input, with the config's colours."""
-    from utils import transforms
-    from utils.run import dtype_of
-
-    colour = {"mean": cfg.augmentation.mean, "std": cfg.augmentation.std}
-    return functools.partial(transforms.normalise, **colour, dtype=dtype_of(cfg.precision))
-
-
 def scorer(
-    validate: Callable[..., dict[str, float] | None],
-    net: Any,
-    cfg: Any,
-    world: Any,
-    protocol: Protocol,
-    clips_per_forward: int | None,
+    net: Any, cfg: Any, world: Any, protocol: Protocol, clips_per_forward: int | None
 ) -> Callable[..., dict[str, float] | None]:
-    """`main.validate` with all that follows from network, config and protocol; it is given the videos."""
-    from utils.run import autocast
+    """Return `utils.engine.evaluate.evaluate` with all that follows from network, config and protocol."""
+    from utils.engine.evaluate import evaluate, of_config
 
     return functools.partial(
-        validate,
-        net,
-        world=world,
-        num_class=cfg.model.num_class,
-        normalise=normaliser(cfg),
-        autocast=lambda: autocast(cfg.precision, world.device),
-        clips_per_forward=clips_per_forward,
-        average=protocol.average,
+        evaluate, net, **of_config(cfg, world), clips_per_forward=clips_per_forward, average=protocol.average
     )

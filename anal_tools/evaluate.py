@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anal_tools import identity
-from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
+from anal_tools.eval_model import build_for_evaluation, choose_weights, prepare, read_steady, scorer
 from utils import faults
 from utils.faults import UserError, refuse_odd_file
 from utils.watchdog import Watchdog
@@ -23,13 +23,11 @@ if TYPE_CHECKING:
 _ENDINGS = (".pth.tar", ".pth", ".pyth", ".pt", ".pdparams", ".pkl", ".safetensors", ".ckpt", ".tar")  # of weights
 _NAME_BYTES = 200  # of a result: locks and reports put words before and after it
 
-__all__ = ["build_for_evaluation", "choose_weights", "evaluate", "main", "normaliser"]
-
-NEEDS_VALIDATE = True
+__all__ = ["build_for_evaluation", "choose_weights", "evaluate", "main"]
 
 
-def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -> int:
-    """Parse the command line and evaluate; `validate` is main.validate."""
+def main(argv: list[str]) -> int:
+    """Parse the command line and evaluate."""
     parser = argparse.ArgumentParser(prog="main.py eval", description="Evaluate a checkpoint, write results/<name>.")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
@@ -43,7 +41,7 @@ def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -
     overrides = list(args.set)
     overrides += [f"common.val_source={args.list.resolve()}"] if args.list else []
     overrides += [f"common.val_root={args.root.resolve()}"] if args.root else []
-    return evaluate(args.exp, args, overrides, validate)
+    return evaluate(args.exp, args, overrides)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -69,16 +67,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def evaluate(
-    exp: Path, args: argparse.Namespace, overrides: list[str], validate: Callable[..., dict[str, float] | None]
-) -> int:
+def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
     """Score every video of the validation list exactly once and write `results/<name>`.
 
     Args:
         exp: experiment folder.
         args: the options of `main`.
         overrides: `key=value` texts that replace config values.
-        validate: main.validate.
 
     Returns:
         0, or 75 when a signal stopped it.
@@ -87,7 +82,8 @@ def evaluate(
     from datasets import eval_loader, loader
     from methods import interop
     from utils import config, dist, run_dir, signals
-    from utils.run import STOPPED, model_arguments
+    from utils.engine.network import model_arguments
+    from utils.engine.run import STOPPED
 
     cfg = config.load(exp, overrides)
     config.check_files(cfg, ("val",))
@@ -115,7 +111,7 @@ def evaluate(
         stack.callback(videos.close)
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
         writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep, owner=earlier.owner)
-        metrics = scorer(validate, net, cfg, world, protocol, args.chunk)(
+        metrics = scorer(net, cfg, world, protocol, args.chunk)(
             videos,
             keep=stack.enter_context(watched(exp, cfg, world, name, videos)).passing(writer.keep),
             stop=stop,

@@ -152,7 +152,7 @@ def start(pretrained: bool | str) -> str:
 
 def cost(cfg: Config) -> tuple[int, int]:
     """Parameters, and multiply-accumulates of one view (T frames of input_size) in evaluation, BN included."""
-    from utils.run import model_arguments
+    from utils.engine.network import model_arguments
 
     arguments = model_arguments(cfg, pretrained=False)
     return _cost(tuple(sorted(arguments.items())), cfg.augmentation.input_size)

@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,15 +24,14 @@ if TYPE_CHECKING:
     from anal_tools.predict_model import Predictor
     from anal_tools.predict_sources import Source
 
-NEEDS_VALIDATE = True
 TOLERANCE = 1e-4  # of the logits' largest magnitude, at least 1
 CLIPS = 4  # of the validation list, where --check names none
 FACTS = "zoetrope"
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
-def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
-    """Parse the command line and export; `validate` is main.validate."""
+def main(argv: list[str]) -> int:
+    """Parse the command line and export."""
     parser = argparse.ArgumentParser(prog="main.py export", description="Write the model as ONNX or torch.export file.")
     parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment folder or checkpoint")
     parser.add_argument("--to", choices=tuple(SUFFIXES), required=True, help="onnx, or torch.export's .pt2")
@@ -41,11 +40,11 @@ def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: EXP/results/TYPE_BACKBONE.*")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     args = parser.parse_args(argv)
-    print(export(args, validate))
+    print(export(args))
     return 0
 
 
-def export(args: argparse.Namespace, validate: Callable[..., Any]) -> str:
+def export(args: argparse.Namespace) -> str:
     """Write the file; returns what to print.
 
     Raises:
@@ -71,7 +70,7 @@ def export(args: argparse.Namespace, validate: Callable[..., Any]) -> str:
             program = traced(net, facts)
             write_onnx(program, facts, temporary) if args.to == "onnx" else write_torch(program, facts, temporary)
         with predicting(temporary, args.to, predictor) as exported:
-            lines = compare(dataclasses.replace(predictor, net=net), exported, sources, validate)
+            lines = compare(dataclasses.replace(predictor, net=net), exported, sources)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -222,7 +221,7 @@ def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Sourc
     return []
 
 
-def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source], validate: Callable[..., Any]) -> list[str]:
+def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source]) -> list[str]:
     """Logits of the checkpoint and of the exported file on the same clips; lines to print.
 
     Raises:
@@ -240,7 +239,7 @@ def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source], val
     with torch.inference_mode():
         rows = [("3 clips of noise", ours.net(noise).numpy(), exported.net(noise).numpy())]
     if sources:
-        pairs = zip(look(ours, sources, World(), validate), look(exported, sources, World(), validate), strict=True)
+        pairs = zip(look(ours, sources, World()), look(exported, sources, World()), strict=True)
         good = [(a.logits, b.logits) for a, b in pairs if a.logits is not None and b.logits is not None]
         if not good:
             raise UserError("export: none of the videos to check could be read; name others with --check")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +16,12 @@ from anal_tools.results import Results
 from datasets.bad_media import printable
 from utils import faults, metrics
 
-NEEDS_VALIDATE = True
 FILE = "reference_result.txt"
 _BLOCK = 256  # videos whose views are in memory at a time
 
 
-def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -> int:
-    """Parse the command line, evaluate if nothing is there, write the file; `validate` is main.validate."""
+def main(argv: list[str]) -> int:
+    """Parse the command line, evaluate if nothing is there, write the file."""
     parser = argparse.ArgumentParser(
         prog="main.py get_reference_results", description=f"Write results/{FILE} of an evaluation."
     )
@@ -33,7 +32,7 @@ def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -
     if not any((args.exp / "results").glob(wanted)):
         from anal_tools import evaluate
 
-        code = evaluate.main([str(args.exp), *(["--name", args.name] if args.name else [])], validate=validate)
+        code = evaluate.main([str(args.exp), *(["--name", args.name] if args.name else [])])
         if code:
             return code
     if faults.rank_from_environment() == 0:

@@ -38,7 +38,7 @@ _ROOTS = (
     "utils.transforms",
 )
 #: Files that call the above and import nearly all else; only their own text counts.
-_CALLERS = ("main.py", "anal_tools/eval_model.py")
+_CALLERS = ("utils/engine/evaluate.py", "utils/engine/network.py", "anal_tools/eval_model.py")
 _SHOWN = 4  # differences that a message names
 
 
@@ -69,7 +69,7 @@ def identity(
         {part: value}. Key order, the name of a root and the number of ranks do not matter.
     """
     from datasets import loader
-    from utils.run import model_arguments
+    from utils.engine.network import model_arguments
 
     views = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average", "preset")}
     types = {type(module).__module__ for module in net.modules()}

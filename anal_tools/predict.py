@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from anal_tools.predict_sources import Source
     from utils.dist import World
 
-NEEDS_VALIDATE = True
 TOP = 5
 NOT_FINITE = "its scores are not finite numbers; try --set common.precision=fp32"
 
@@ -54,8 +53,8 @@ class Found:
     cues: list[Any] = dataclasses.field(default_factory=list)
 
 
-def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
-    """Parse the command line and predict; `validate` is main.validate."""
+def main(argv: list[str]) -> int:
+    """Parse the command line and predict."""
     parser = argparse.ArgumentParser(prog="main.py predict", description="Say what is seen in videos.")
     parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment, checkpoint, or exported .onnx file")
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="videos, folders, folders of images, list files")
@@ -70,10 +69,10 @@ def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
     parser.add_argument("--video", action="store_true", help="write each video with its predictions drawn in, as mp4")
     parser.add_argument("--logits", action="store_true", help="keep the logits of every view in infer.json")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
-    return predict(parser.parse_args(argv), validate)
+    return predict(parser.parse_args(argv))
 
 
-def predict(args: argparse.Namespace, validate: Callable[..., Any]) -> int:
+def predict(args: argparse.Namespace) -> int:
     """Score all sources, print the table, write the files.
 
     Returns:
@@ -100,7 +99,7 @@ def predict(args: argparse.Namespace, validate: Callable[..., Any]) -> int:
         predictor = load(args, world)
         print(f"{predictor.about['weights']} ({predictor.about['engine']}), {len(sources)} source(s)", flush=True)
         args.out.mkdir(parents=True, exist_ok=True)
-        found = look(predictor, sources, world, validate)
+        found = look(predictor, sources, world)
         for one, name in zip(found, names, strict=True):
             if not one.failure:
                 finish(one, name, args, predictor, world)
@@ -127,11 +126,12 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
     return own if args.model is None else predict_model.from_onnx(args.model, world, like=own)
 
 
-def look(predictor: Predictor, sources: Sequence[Source], world: World, validate: Callable[..., Any]) -> list[Found]:
+def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[Found]:
     """Score the sources as an evaluation does, those of each reader together; in the order of `sources`."""
     from anal_tools.predict_sources import records_of
     from datasets.eval_loader import EvalLoader
     from utils import metrics
+    from utils.engine.evaluate import evaluate
 
     found = [Found(source, failure=source.reason) for source in sources]
     for reader in ("video", "frames"):
@@ -155,7 +155,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World, validate
                 one.failure = NOT_FINITE
 
         with EvalLoader(records_of(one.source for one in mine), predictor.spec, reading, device=world.device) as videos:
-            validate(
+            evaluate(
                 predictor.net,
                 videos,
                 world=world,

@@ -81,10 +81,11 @@ def from_experiment(
     Raises:
         UserError: no such file, or weights that do not fit.
     """
-    from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady
+    from anal_tools.eval_model import build_for_evaluation, choose_weights, prepare, read_steady
     from anal_tools.protocols import Protocol
     from methods import interop
-    from utils.run import autocast, model_arguments
+    from utils.engine import evaluate
+    from utils.engine.network import autocast, model_arguments
 
     if target.is_dir() or target.suffix in (".yaml", ".yml"):
         cfg = _load_config(target, overrides)
@@ -104,7 +105,7 @@ def from_experiment(
     return Predictor(
         net=prepare(cfg, Protocol(spec), build, plain=plain)[0],
         spec=spec,
-        normalise=normaliser(cfg),
+        normalise=evaluate.normaliser(cfg),
         autocast=lambda: autocast(cfg.precision, world.device),
         classes=list(classes),
         reading=reading(cfg),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from utils.faults import UserError
+from utils.ledger import BadEvent
 
 POLICIES = ("error", "skip", "substitute")
 #: Substitutes that are tried for one clip before it is skipped.
@@ -33,33 +34,6 @@ class BadSample:
     path: str
     reason: str
     times: int = 1
-
-
-@dataclasses.dataclass(frozen=True)
-class BadEvent:
-    """One failure, for the log.
-
-    Attributes:
-        position: global position of the clip (-1 in an evaluation).
-        sample: index of the record that failed.
-        path, reason: which file, and why.
-        action: what became of the clip.
-        new: the sample had not failed before.
-        timeout: it was given up for being late: not a property of the file, to be journalled for an exact resume.
-        crashed: it was given up because reading it ended a reader process twice (perhaps for lack of memory): the same.
-    """
-
-    position: int
-    sample: int
-    path: str
-    reason: str
-    action: str
-    new: bool
-    timeout: bool = False
-    crashed: bool = False
-
-    def __str__(self) -> str:
-        return f"bad sample {self.sample} ({self.path}): {self.reason}; {self.action}"
 
 
 class Ledger:
@@ -90,7 +64,7 @@ class Ledger:
         self._events.append(event)
         if self.policy == "error":
             raise UserError(
-                f"{event.path}: {event.reason}; mend or remove it, or set data.on_bad to substitute or skip"
+                f"{event.path}: {event.reason}; repair or remove it, or set data.on_bad to substitute or skip"
             )
         if len(self.samples) > self.limit:
             raise UserError(

@@ -17,6 +17,7 @@ from datasets.sampling import PRESETS
 from datasets.views import eval_spec, resolve_eval
 from utils import config, lr_schedule
 from utils.config import schema
+from utils.engine import setup
 from utils.faults import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -162,13 +163,13 @@ def small(exp: Path, data: Path) -> list[str]:
 def test_one_training_step_at_small_size(exp: Path, tmp_path: Path, motion_videos: Path) -> None:
     """The real start of a run (config, lists, model, optimiser), one batch of real videos, one step."""
     (tmp_path / "config.yaml").write_bytes((exp / "config.yaml").read_bytes())
-    with main.start(tmp_path, overrides=small(exp, motion_videos), fresh=False) as run:
-        before = run.net.classifier.weight.detach().clone()
-        step, batches = next(iter(main.train_loader(run)))
-        numbers = main.train_step(run, step, batches, stop=False, save=False)
+    with setup.start(tmp_path, overrides=small(exp, motion_videos), fresh=False) as run:
+        before = run.learner.net.classifier.weight.detach().clone()
+        step, batches = next(run.steps())
+        numbers = main.train_step(run.learner, step, batches, stop=False, save=False)
         assert np.isfinite(numbers["loss"])
         assert numbers["loss"] > 0
-        assert not torch.equal(before, run.net.classifier.weight), "the step changed nothing"
+        assert not torch.equal(before, run.learner.net.classifier.weight), "the step changed nothing"
 
 
 def test_the_schema_allows_what_the_plan_knows() -> None:

@@ -206,21 +206,21 @@ def test_accuracy_is_of_clips_that_could_be_read_and_mirrored_ones_change_their_
     settings += ["common.data.bad_budget=1.0", "common.augmentation.mix_up=false", "common.seed=3"]
     plain, seen = main.train_step, []
 
-    def observed(run, step, batches, **wishes):
-        inner, rows = run.loss, []
+    def observed(learner, step, batches, **requests):
+        inner, rows = learner.loss, []
 
-        def loss(answer, clips, batch, lam):
-            value, logits = inner(answer, clips, batch, lam)
-            rows.append((batch.weights, logits.argmax(1) == batch.labels))
+        def loss(answer, clips, labels, weights, lam):
+            value, logits = inner(answer, clips, labels, weights, lam)
+            rows.append((weights, logits.argmax(1) == labels))
             before = batches[len(rows) - 1]
             expected = [label ^ 1 if flip else label for label, flip in zip(before.labels, before.flip, strict=True)]
-            assert batch.labels.tolist() == [int(label) for label in expected]
-            seen.extend(zip(before.flip.tolist(), batch.weights.tolist(), strict=True))
+            assert labels.tolist() == [int(label) for label in expected]
+            seen.extend(zip(before.flip.tolist(), weights.tolist(), strict=True))
             return value, logits
 
-        run.loss = loss
-        numbers = plain(run, step, batches, **wishes)
-        run.loss = inner
+        learner.loss = loss
+        numbers = plain(learner, step, batches, **requests)
+        learner.loss = inner
         weights, right = (torch.cat(parts) for parts in zip(*rows, strict=True))
         if weights.any():
             assert numbers["prec1"] == pytest.approx(100 * right[weights > 0].double().mean().item())

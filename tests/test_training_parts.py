@@ -284,18 +284,18 @@ def test_what_a_compiled_model_needs_on_a_gpu(
 ) -> None:
     import importlib.util
 
-    from utils import run as runs
+    from utils.engine import network
 
     monkeypatch.delenv("CC", raising=False)
     (tmp_path / "Python.h").touch()
     (tmp_path / "gcc").touch(mode=0o755)
     include = tmp_path / "none" if lacks == "headers" else tmp_path
     monkeypatch.setenv("PATH", str(tmp_path / "none" if lacks == "compiler" else tmp_path))
-    monkeypatch.setattr(runs.sysconfig, "get_path", lambda name: str(include))
+    monkeypatch.setattr(network.sysconfig, "get_path", lambda name: str(include))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if lacks == "triton" else object())
     said: list[str] = []
     monkeypatch.setattr(torch, "compile", lambda net, mode: "compiled")
-    found = runs.compiled(torch.nn.Identity(), True, torch.device("cuda", 0), said.append)
+    found = network.compiled(torch.nn.Identity(), True, torch.device("cuda", 0), said.append)
     if lacks:
         assert isinstance(found, torch.nn.Identity)
         assert len(said) == 1

@@ -10,7 +10,7 @@ from torch import nn
 import methods
 from tests import experiment
 from utils import checkpoint, config
-from utils.run import model_arguments
+from utils.engine.network import model_arguments
 
 NAMES = [f"class {k}" for k in range(8)]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +39,7 @@ __all__ = [
     "find",
     "find_on_all_ranks",
     "load",
+    "listed",
     "load_model",
     "newest",
     "save",
@@ -49,6 +50,13 @@ __all__ = [
 _LISTED = 8  # keys named in a message about a model that does not fit
 
 
+Check = Callable[[Path, Mapping[str, Any]], object]
+
+
+def _accept(path: Path, state: Mapping[str, Any]) -> None:
+    """Accept any checkpoint that can be read."""
+
+
 class Found(NamedTuple):
     """What `find` chose, and the sentences for the log that say why."""
 
@@ -57,11 +65,15 @@ class Found(NamedTuple):
     messages: list[str]
 
 
-def find(folder: Path) -> Found | None:
+def find(folder: Path, check: Check = _accept) -> Found | None:
     """Find the newest checkpoint of a run that verifies: the highest (token, step) of latest, previous and best.
 
     Among equals the latest goes first, then previous, then best. docs/cluster.md says what a token is; names that a
     start keeps for itself (`kept`) count like the name they stand for.
+
+    Args:
+        folder: an experiment folder.
+        check: called with (path, state); raises CorruptCheckpoint if a run cannot resume from it.
 
     Returns:
         None if the folder holds none of the names: a new run.
@@ -81,7 +93,10 @@ def find(folder: Path) -> Found | None:
     def is_good(path: Path) -> bool:
         try:
             state = load(path)
-            _check_whole(path, state)
+            check(path, state)
+            for name, value in (("step", state.get("step")), ("token", state.get("token", 0))):
+                if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                    raise CorruptCheckpoint(path, f"its {name} is not a count: no run can resume from it")
         except CorruptCheckpoint as error:
             reasons[path] = error.reason
             return False
@@ -189,14 +204,14 @@ def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
         raise UserError(f"{error.filename or run_dir.exp}: cannot be written ({error.strerror or error})") from error
 
 
-def find_on_all_ranks(folder: Path, world: World) -> Found | None:
+def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Found | None:
     """`find`, decided by rank 0 and read by all, so that no two ranks go on from different files.
 
     Raises:
         UserError: on every rank, when rank 0 finds checkpoints and none that can be read, or a rank reads another file.
     """
     if world.size == 1:
-        return find(folder)
+        return find(folder, check)
     names = (LATEST, PREVIOUS, BEST)
     # number of the name, token of a kept name, step
     choice = torch.tensor([-1, 0, -1], dtype=torch.int64, device=world.device)
@@ -204,7 +219,7 @@ def find_on_all_ranks(folder: Path, world: World) -> Found | None:
     failure: UserError | None = None
     if world.is_main:
         try:
-            found = find(folder)
+            found = find(folder, check)
         except UserError as error:
             failure, choice[0] = error, -2
         if found:
@@ -254,9 +269,9 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
         )
     shapes = [f"{key} {tuple(state_model[key].shape)} in the file, {tuple(own[key].shape)} here" for key in reshaped]
     parts = [
-        _listed("missing in the file", missing),
-        _listed("not in the model", unknown),
-        _listed("another shape", shapes),
+        listed("missing in the file", missing),
+        listed("not in the model", unknown),
+        listed("another shape", shapes),
     ]
     raise UserError(f"{path}: weights of another model; " + "; ".join(part for part in parts if part))
 
@@ -336,60 +351,8 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-# What a run takes from a checkpoint without asking: each key with the types that it may have.
-_NEEDED: dict[str, tuple[type, ...]] = {
-    "step": (int,),
-    "validated_step": (int,),
-    "best_prec1": (float, int),
-    "window": (dict,),
-    "shards": (int,),
-    "model": (dict,),
-    "optimizer": (dict,),
-    "scaler": (dict,),
-    "group_statistics": (Tensor, type(None)),
-    "config": (dict,),
-    "lists": (dict,),
-}
-
-
-def _check_whole(path: Path, state: Mapping[str, Any]) -> None:
-    """CorruptCheckpoint if a run cannot go on from this: another program's file, or one that was cut down."""
-    needed = dict(_NEEDED)
-    config = state.get("config")
-    config = config if isinstance(config, Mapping) else {}
-    second = config.get("distill")
-    second = second if isinstance(second, Mapping) else {}
-    mutual = second.get("kind") == "dml"
-    if config.get("ema"):
-        needed["ema"] = (dict,)
-    if second.get("teacher"):
-        needed |= {"distill": (dict,)} | ({"peer": (dict,)} if mutual else {})
-    missing = [key for key in needed if key not in state]
-    odd = [key for key in needed if key in state and not _is_a(state[key], needed[key])]
-    odd += [key for key in ("model", "ema", "peer") if key in needed and key in state and not _is_weights(state[key])]
-    if not _is_a(state.get("token", 0), (int,)) or state.get("token", 0) < 0:
-        odd.append("token")
-    odd += [key for key, least in (("step", 0), ("shards", 1)) if key not in [*missing, *odd] and state[key] < least]
-    if "distill" in needed and not odd + missing and ("model" if mutual else "weights_hash") not in state["distill"]:
-        odd.append("distill")
-    if not odd + missing and not all(isinstance(values, list) for values in state["window"].values()):
-        odd.append("window")
-    if missing or odd:
-        wrong = [_listed("it has no", missing), _listed("not what a run writes", list(dict.fromkeys(odd)))]
-        raise CorruptCheckpoint(
-            path, f"{'; '.join(text for text in wrong if text)}: no checkpoint that a training run can go on from"
-        )
-
-
-def _is_a(value: object, types: tuple[type, ...]) -> bool:
-    return isinstance(value, types) and not isinstance(value, bool)
-
-
-def _is_weights(value: object) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(tensor, Tensor) for tensor in value.values())
-
-
-def _listed(what: str, keys: list[str]) -> str:
+def listed(what: str, keys: list[str]) -> str:
+    """Return `what: a, b, ...` for some keys, "" for none."""
     if not keys:
         return ""
     more = f", ... {len(keys)} in all" if len(keys) > _LISTED else ""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,12 +27,10 @@ class Pace:
     Args:
         world: the ranks.
         shards: which of them share BN groups, whose forward passes wait for one another.
-        say: writes a line to the log.
-        name: a rank in words, with its host where it is known.
     """
 
-    def __init__(self, world: World, shards: ShardPlan, say: Callable[[str], None], name: Callable[[int], str]) -> None:
-        self.world, self.shards, self.say, self.name = world, shards, say, name
+    def __init__(self, world: World, shards: ShardPlan) -> None:
+        self.world, self.shards = world, shards
         self._seconds, self._passes = 0.0, 0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._windows = 0
@@ -54,12 +52,15 @@ class Pace:
         self._passes += 1
         return logits
 
-    def report(self, *, data: float, step: float) -> None:
-        """Compare the ranks over the steps since the last call and say what stands out, once. Collective.
+    def report(self, *, data: float, step: float) -> list[tuple[int | None, str]]:
+        """Compare the ranks over the steps since the last call. Collective.
 
         Args:
             data: this rank's average wait for clips, seconds a step.
             step: average duration of a step, seconds.
+
+        Returns:
+            On the main rank (rank or None for all, sentence) for what stands out and did not at the last call.
         """
         self._seconds += sum(first.elapsed_time(last) for first, last in self._events) / 1000
         rows = torch.zeros(self.world.size, 2, dtype=torch.float64, device=self.world.device)
@@ -71,14 +72,12 @@ class Pace:
         self._windows += 1
         table = self.world.sum_(rows).tolist()
         if not self.world.is_main or self._windows == 1:  # the first window holds the start of the readers
-            return
+            return []
         span = min(self.shards.group_size, self.shards.world)
         found = standing_out([row[0] for row in table], [row[1] for row in table], step, span)
         kinds = [kind for kind, _, _ in found]
-        if found and kinds != self._said:
-            for _, rank, text in found:
-                self.say(text if rank is None else f"{self.name(rank)} is the slowest: {text}")
-        self._said = kinds
+        is_new, self._said = kinds != self._said, kinds
+        return [(rank, text) for _, rank, text in found] if is_new else []
 
 
 def standing_out(

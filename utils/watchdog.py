@@ -187,7 +187,7 @@ class Watchdog:
             step += 1
 
     def passing(self, keep: Callable[[Any, Any], None] | None = None) -> Callable[[Any, Any], None]:
-        """`keep` of `main.validate`: every video that is scored is progress."""
+        """Return `keep` of `evaluate`: every video that is scored is progress."""
 
         def kept(item: Any, logits: Any) -> None:
             self.progress()

@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
-from collections.abc import Callable
-from typing import Any
 
 from utils import faults
 from utils.faults import UserError
-
-NEEDS_VALIDATE = True
 
 # what is measured: (module whose main(argv) does it, one line of help); imported when it is called
 KINDS = {
@@ -21,8 +17,8 @@ KINDS = {
 }
 
 
-def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
-    """Call the kind of benchmark; one that evaluates is handed `validate`, as a verb is."""
+def main(argv: list[str]) -> int:
+    """Call the kind of benchmark."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python main.py benchmark KIND EXP ...   (KIND --help shows its options)\n")
         print("\n".join(f"  {kind:<6}{text}" for kind, (_, text) in KINDS.items()))
@@ -31,10 +27,7 @@ def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
         raise UserError(
             f"no benchmark called {argv[0]!r}{faults.did_you_mean(argv[0], KINDS)}; there are {', '.join(KINDS)}"
         )
-    module = importlib.import_module(KINDS[argv[0]][0])
-    if getattr(module, "NEEDS_VALIDATE", False):
-        return module.main(argv[1:], validate=validate)
-    return module.main(argv[1:])
+    return importlib.import_module(KINDS[argv[0]][0]).main(argv[1:])
 
 
 def not_negative(text: str) -> int:

@@ -13,15 +13,12 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-NEEDS_VALIDATE = True
 
-
-def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
-    """Parse the command line and measure; `validate` is main.validate."""
+def main(argv: list[str]) -> int:
+    """Parse the command line and measure."""
     from anal_tools.benchmark import not_negative
     from anal_tools.evaluate import add_options, positive
 
@@ -35,12 +32,12 @@ def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     add_options(parser)
     args = parser.parse_args(argv)
-    figures = measure(args, validate)
+    figures = measure(args)
     print(json.dumps(figures) if args.json else as_table(figures))
     return 0
 
 
-def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> dict[str, Any]:
     """All figures of one evaluation.
 
     Returns:
@@ -65,7 +62,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
         net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), plain=args.plain)
         records = loader.records_of(cfg, "val")
         watch = Stopwatch(net, world.device)
-        run = scorer(validate, net, cfg, world, protocol, args.chunk)
+        run = scorer(net, cfg, world, protocol, args.chunk)
         last = min(len(records), args.warmup + args.videos)
         first = min(args.warmup, last - 1)
         before = memory(world.device, reset=True)
@@ -104,7 +101,7 @@ def network(cfg: Any, args: argparse.Namespace, world: Any) -> Any:
     import methods
     from anal_tools.eval_model import build_for_evaluation, choose_weights
     from utils import checkpoint
-    from utils.run import model_arguments, place
+    from utils.engine.network import model_arguments, place
 
     has_any = any(checkpoint.newest(args.exp, name) for name in (checkpoint.BEST, checkpoint.LATEST))
     if args.checkpoint is None and not has_any:

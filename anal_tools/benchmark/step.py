@@ -114,7 +114,7 @@ class Step:
 
         import methods
         from utils import optim, sync_bn
-        from utils.run import compiled, dtype_of, model_arguments, place
+        from utils.engine.network import compiled, dtype_of, model_arguments, place
         from utils.shards import ShardPlan
 
         torch.manual_seed(cfg.seed)
@@ -157,7 +157,7 @@ class Step:
             fenced: wait for the GPU after each part; else the times are those of the host.
         """
         from utils import draws, loss, optim
-        from utils.run import autocast
+        from utils.engine.network import autocast
 
         clock = _Clock(self.device if fenced else None)
         self.model.train()
@@ -184,7 +184,7 @@ class Step:
         """One forward pass in evaluation mode: (wall, CPU) seconds."""
         import torch
 
-        from utils.run import autocast
+        from utils.engine.network import autocast
 
         self.net.eval()
         clips = self._input()
@@ -198,7 +198,7 @@ class Step:
     def _input(self) -> torch.Tensor:
         """Normalised clips (B, C, T, H, W)."""
         from utils import transforms
-        from utils.run import dtype_of
+        from utils.engine.network import dtype_of
 
         clips = transforms.normalise(self.clips, dtype=dtype_of(self.cfg.precision))
         return clips.contiguous() if self.plain else clips

@@ -145,7 +145,7 @@ common:
 def measure() -> dict[str, list[float]]:
     """Train with clips in memory in place of the loader; return the CPU seconds of each step, ours and bare."""
     import main
-    import utils.run
+    from utils.engine import run, setup
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -156,8 +156,8 @@ def measure() -> dict[str, list[float]]:
         text = CONFIG.format(folder=folder, clips=CLIPS, frames=FRAMES, size=SIZE, classes=CLASSES, steps=steps)
         (folder / "config.yaml").write_text(text)
         seconds: dict[str, list[float]] = {"bare": [], "ours": []}
-        main.train_loader = lambda run: InMemory(seconds)
-        utils.run.Run.save = lambda self, name: None  # what is measured is a step, not the end of the run
+        setup.train_loader = lambda *_: InMemory(seconds)
+        run.Run.save = lambda self, name="": None  # what is measured is a step, not the end of the run
         main.train(folder)
     return seconds
 

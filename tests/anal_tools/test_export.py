@@ -212,4 +212,4 @@ def test_a_folder_in_the_way_is_found_before_anything_is_loaded(tmp_path: Path) 
 
 
 def main_export(exp: Path, out: Path) -> int:
-    return export.main([str(exp), "--to", "onnx", "--out", str(out)], validate=main.validate)
+    return export.main([str(exp), "--to", "onnx", "--out", str(out)])

@@ -22,7 +22,7 @@ def breaks(method: str) -> dict[str, Any]:
 
     import methods
     from utils import dist, draws, sync_bn
-    from utils.run import place
+    from utils.engine.network import place
     from utils.shards import ShardPlan
 
     torch.manual_seed(0)

@@ -123,20 +123,13 @@ def not_averaged(model: Any, world: Any) -> Any:
 
 
 def build(gpu: Gpu, folder: Path, method: str, sets: list[str], shards: Any, world: Any) -> Any:
-    """A `Run` with all parts that a training step uses, built by the code that training uses."""
-    import methods
+    """A `Learner`, built by the code that training uses."""
     from tests import experiment
-    from utils import config, dist, pace, parts
-    from utils.run import Run
+    from utils import config
+    from utils.engine import learner
 
-    dist.data_parallel = not_averaged
     cfg = config.load(experiment.make(folder / "exp", folder), sets)
-    made = parts.build(cfg, world, shards, None, methods.build, lambda text: None)
-    run = object.__new__(Run)
-    run.__dict__.update(cfg=cfg, world=world, shards=shards, step=0, mirrored=None, **made)
-    run.pace = pace.Pace(world, shards, lambda text: None, str)
-    run.watch = types.SimpleNamespace(phase=lambda *_: None)
-    return run
+    return learner.build(cfg, world, shards, None, lambda text: None, wrap=not_averaged)
 
 
 def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, several: bool) -> Any:
@@ -226,16 +219,16 @@ def figures(mode: Any) -> dict[str, Any]:
 
 
 def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> dict[str, Any]:
-    """Five videos of six views through `main.validate`, one that failed, and padding."""
+    """Five videos of six views through `evaluate`, one that failed, and padding."""
     import numpy as np
     import torch
 
-    import main
     import methods
     from datasets.eval_loader import VideoItem
     from datasets.views import VideoPlan
     from utils import dist, transfer, transforms
-    from utils.run import autocast, dtype_of, place
+    from utils.engine.evaluate import evaluate
+    from utils.engine.network import autocast, dtype_of, place
 
     mode, views = gpu.fresh(), 6
     options = {"alpha": 4} if method == "slowfast" else {}
@@ -260,7 +253,7 @@ def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> d
             spec = types.SimpleNamespace(views=views)
 
         mode.forget()
-        main.validate(
+        evaluate(
             net,
             Videos(items),  # type: ignore[arg-type]
             world=dist.World(device=gpu.device),
@@ -277,8 +270,9 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
     import torch
 
     import methods
-    from utils import dist, distill, draws, precise_bn, sync_bn, transfer, transforms
-    from utils.run import autocast, place
+    from utils import dist, draws, sync_bn, transfer, transforms
+    from utils.engine import distill, precise_bn
+    from utils.engine.network import autocast, place
     from utils.shards import ShardPlan
 
     mode, world = gpu.fresh(), dist.World(device=gpu.device)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import types
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +54,10 @@ def as_rank(rank: int, ranks: int, total: int, group: int, *, precise: bool) -> 
 
 def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, group: int, *, precise: bool) -> None:
     import main
-    import methods
     from datasets.train_loader import Batch
     from tests import experiment
-    from utils import config, dist, pace, parts, precise_bn, transforms
-    from utils.run import Run
+    from utils import config, dist, transforms
+    from utils.engine import learner, precise_bn
     from utils.shards import ShardPlan
 
     sets = [f"model.kwargs.bn_group_size={group}", "batch_size=2", "ema=0.99", "clip_grad=10"]
@@ -67,13 +65,9 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
     cfg = config.load(experiment.make(folder / "exp", folder), [f"common.{word}" for word in sets])
     world = dist.World(rank, ranks, rank, torch.device("cpu"), "gloo")
     shards = ShardPlan(total=total, batch_size=2, world=ranks, rank=rank, group_size=group)
-    made = parts.build(cfg, world, shards, None, methods.build, lambda text: None)
-    run: Any = object.__new__(Run)
-    run.__dict__.update(cfg=cfg, world=world, shards=shards, step=0, mirrored=None, **made)
-    run.pace = pace.Pace(world, shards, lambda text: None, str)
-    run.watch = types.SimpleNamespace(phase=lambda *_: None)
-    if hasattr(run.model, "register_comm_hook"):  # DDP starts its own collectives where no dispatcher sees them
-        run.model.register_comm_hook(log, of_bucket)
+    made = learner.build(cfg, world, shards, None, lambda text: None)
+    if hasattr(made.model, "register_comm_hook"):  # DDP starts its own collectives where no dispatcher sees them
+        made.model.register_comm_hook(log, of_bucket)
 
     def batch(part: tuple[int, ...]) -> Batch:
         clips = torch.zeros(2 * len(part), 2, 32, 32, 3, dtype=torch.uint8)
@@ -84,12 +78,12 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
 
     for number in range(2):
         log.found.clear()
-        main.train_step(run, number, [batch(part) for part in shards.micro_batches], stop=False, save=False)
+        main.train_step(made, number, [batch(part) for part in shards.micro_batches], stop=False, save=False)
     if precise:
         clips = [transforms.normalise(batch(part).clips) for part in shards.micro_batches]
-        precise_bn.averages(run.net, [lambda net, x=x: net(x) for x in clips], world)
-    run.statistics.for_evaluation()
-    run.statistics.group_state()
+        precise_bn.averages(made.net, [lambda net, x=x: net(x) for x in clips], world)
+    made.statistics.for_evaluation()
+    made.statistics.group_state()
 
 
 def of_bucket(log: Collectives, bucket):  # noqa: ANN001, ANN201  DDP reads the annotations

@@ -24,7 +24,7 @@ _MODULES = (
     *("main", "anal_tools.evaluate", "anal_tools.result_parts", "torch.utils.tensorboard"),
     *("datasets.dump.verb", "datasets.dump.write", "datasets.eval_loader", "datasets.loader", "datasets.workers"),
     *("datasets.scan.page", "datasets.scan.verb", "methods", "methods.interop", "methods.tsm", "methods.tsn"),
-    *("utils.checkpoint", "utils.chunks", "utils.parts", "utils.precise_bn", "utils.run"),
+    *("utils.checkpoint", "utils.chunks", "utils.engine.setup"),
 )
 
 

@@ -30,7 +30,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,7 +88,7 @@ def env(machine: Machine) -> dict[str, Any]:
     """Names and versions of everything that the figures depend on."""
     import torch
 
-    from utils.run import _missing_for_triton
+    from utils.engine.network import _missing_for_triton
 
     cuda = torch.cuda.is_available()
     driver = _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
@@ -434,14 +433,13 @@ def run_of(
     data: Path | None = None,
     batch: int = 2,
 ) -> tuple[Any, list[Any]]:
-    """A `Run` of a small model without dropout, and one micro-batch with every augmentation."""
+    """A `Learner` of a small model without dropout, and one micro-batch with every augmentation."""
     import torch
 
-    import methods
     from datasets.train_loader import Batch
     from tests import experiment
-    from utils import config, dist, pace, parts, transfer
-    from utils.run import Run
+    from utils import config, dist, transfer
+    from utils.engine import learner
     from utils.shards import ShardPlan
 
     backbone = "resnet50" if size > 64 else "resnet18"
@@ -453,11 +451,7 @@ def run_of(
         cfg = config.load(exp, [f"common.{word}" for word in words])
     world = dist.World(device=device)
     shards = ShardPlan(total=1, batch_size=batch, world=1, rank=0, group_size=1)
-    made = parts.build(cfg, world, shards, None, methods.build, lambda text: None)
-    run: Any = object.__new__(Run)
-    run.__dict__.update(cfg=cfg, world=world, shards=shards, step=0, mirrored=None, **made)
-    run.pace = pace.Pace(world, shards, lambda text: None, str)
-    run.watch = SimpleNamespace(phase=lambda *_: None)
+    made = learner.build(cfg, world, shards, None, lambda text: None)
     generator = torch.Generator().manual_seed(1)
     frames = cfg.model.num_segments * cfg.data.clip_len
     clips = torch.randint(0, 256, (batch, frames, size, size, 3), generator=generator, dtype=torch.uint8)
@@ -473,7 +467,7 @@ def run_of(
         shards=(0,),
         positions=list(range(batch)),
     )
-    return run, [one]
+    return made, [one]
 
 
 def one_step(run: Any, number: int, batches: list[Any], **more: Any) -> float:

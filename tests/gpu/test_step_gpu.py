@@ -13,7 +13,7 @@ import main
 import methods
 from networks.convolution import Conv2d, Conv3d
 from tests import experiment
-from utils.run import autocast, compiled, place
+from utils.engine.network import autocast, compiled, place
 
 pytestmark = pytest.mark.gpu
 METHODS = {

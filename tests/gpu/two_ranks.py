@@ -48,16 +48,13 @@ def verb(rank: int, size: int, device_name: str, folder: Path, scale: str) -> in
 
 def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
     """Losses of two shards on one or two ranks in float64, after each step."""
-    import types
-
     import torch
 
     import main
-    import methods
     from datasets.train_loader import Batch
     from tests import experiment
-    from utils import config, pace, parts, transfer
-    from utils.run import Run
+    from utils import config, transfer
+    from utils.engine import learner
     from utils.shards import ShardPlan
 
     side = 32 if scale == "small" else 64
@@ -65,11 +62,7 @@ def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
     words += [f"augmentation.input_size={side}", f"augmentation.test_resize={side + 4}", "augmentation.mix_up=0"]
     cfg = config.load(experiment.make(folder, folder.parent), [f"common.{word}" for word in words])
     shards = ShardPlan(total=2, batch_size=2, world=world.size, rank=world.rank, group_size=2)
-    made = parts.build(cfg, world, shards, None, methods.build, lambda text: None)
-    run: Any = object.__new__(Run)
-    run.__dict__.update(cfg=cfg, world=world, shards=shards, step=0, mirrored=None, **made)
-    run.pace = pace.Pace(world, shards, lambda text: None, str)
-    run.watch = types.SimpleNamespace(phase=lambda *_: None)
+    made = learner.build(cfg, world, shards, None, lambda text: None)
 
     def batch(part: tuple[int, ...]) -> Batch:
         generator = torch.Generator()
@@ -87,7 +80,7 @@ def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
     losses: list[float] = []
     for step in range(STEPS + 1):
         batches = [batch(part) for part in shards.micro_batches]
-        losses.append(main.train_step(run, step, batches, stop=False, save=False)["loss"])
+        losses.append(main.train_step(made, step, batches, stop=False, save=False)["loss"])
         yield losses
 
 

@@ -15,8 +15,8 @@ import methods
 from methods._output import Output
 from networks import BACKBONES
 from utils.config import model_options
+from utils.engine.network import place
 from utils.faults import UserError
-from utils.run import place
 
 FOLDER = Path(methods.__file__).parent
 NO_MODELS = ("fetch", "macs", "folding", "positions")  # a verb, a counter, and two ways to evaluate a model

@@ -15,7 +15,7 @@ from torch import nn
 import methods
 from methods._output import Output
 from utils import optim
-from utils.run import place
+from utils.engine.network import place
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 CASES = {

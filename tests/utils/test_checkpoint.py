@@ -13,11 +13,12 @@ from torch import nn
 
 from utils import checkpoint, dist
 from utils.checkpoint import BEST, LATEST, PREVIOUS
+from utils.engine.state import check
 from utils.faults import UserError
 
 
 def state(step: int, size: int = 1000) -> dict:
-    """What `find` takes for a checkpoint that a run can go on from."""
+    """What `find` takes for a checkpoint from which a run can resume."""
     plain = {"step": step, "validated_step": -1, "best_prec1": 1.5, "shards": 1, "group_statistics": None}
     tables = {name: {} for name in ("optimizer", "scaler", "window", "lists")}
     weight = torch.full((size,), float(step))
@@ -111,13 +112,13 @@ def test_a_file_that_no_run_can_go_on_from_is_passed_over(tmp_path: Path, what: 
     for step in (10, 20):
         checkpoint.save(tmp_path, LATEST, state(step))
     torch.save(FOREIGN[what](state(30)), tmp_path / LATEST)
-    found = checkpoint.find(tmp_path)
+    found = checkpoint.find(tmp_path, check)
     assert found is not None
     assert (found.path.name, found.state["step"]) == (PREVIOUS, 10)
-    assert "no checkpoint that a training run can go on from" in found.messages[0]
+    assert "no checkpoint that a training run can resume from" in found.messages[0]
     (tmp_path / PREVIOUS).unlink()
     with pytest.raises(UserError, match=r"no checkpoint can be read \(ckpt\.pth\.tar is passed over: .*--fresh"):
-        checkpoint.find(tmp_path)
+        checkpoint.find(tmp_path, check)
 
 
 @pytest.mark.parametrize("what", ["folder", "loop", "fifo", "dangling", "missing", "no step"])

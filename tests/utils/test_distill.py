@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.distill import Mutual, Pair, Teacher, kd_per_clip, mutual_per_clip, recolour
+from utils.engine.distill import Mutual, Pair, Teacher, kd_per_clip, mutual_per_clip, recolour
 from utils.loss import classification_loss
 
 

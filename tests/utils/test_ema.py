@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.ema import Ema, effective_decay
+from utils.engine.ema import Ema, effective_decay
 
 
 def test_effective_decay_grows_to_the_wanted_one() -> None:

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from tests.ranks import run_ranks
-from utils import precise_bn
 from utils.dist import World
+from utils.engine import precise_bn
 from utils.shards import ShardPlan
 from utils.sync_bn import GroupBatchNorm, Statistics, convert
 

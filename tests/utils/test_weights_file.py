@@ -26,10 +26,11 @@ from methods import fetch, interop
 from tests import weights
 from tests.benchmarks.reliability import checkpoint_mutants
 from tests.fuzz import weights as fuzz
-from utils import checkpoint, config, distill, weights_file
+from utils import checkpoint, config, weights_file
 from utils.dist import World
+from utils.engine import distill
+from utils.engine.network import model_arguments
 from utils.faults import UserError
-from utils.run import model_arguments
 from utils.weights_file import opcodes
 
 

@@ -85,9 +85,10 @@ def readers(exp: Path, work: Path) -> dict[str, Callable[[Path], Any]]:
     from anal_tools import predict_model
     from anal_tools.eval_model import build_for_evaluation, read_steady
     from methods import interop
-    from utils import checkpoint, config, distill
+    from utils import checkpoint, config
     from utils.dist import World
-    from utils.run import model_arguments
+    from utils.engine import distill
+    from utils.engine.network import model_arguments
 
     cfg = config.load(exp, RUN)
     arguments = model_arguments(cfg, pretrained=False)

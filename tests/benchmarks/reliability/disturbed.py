@@ -162,7 +162,7 @@ def warm_up() -> None:
     import datasets.loader  # noqa: F401
     import main  # noqa: F401
     import methods
-    import utils.parts  # noqa: F401
+    import utils.engine.setup  # noqa: F401
 
     methods.names()
     threads = len(os.listdir("/proc/self/task"))

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from datasets.bad_media import BadEvent
-from utils import bad_samples
-from utils.bad_samples import BadSamples
+from utils import ledger
 from utils.faults import UserError
+from utils.ledger import BadSamples
 from utils.log import RunLog
 
 
@@ -25,8 +25,8 @@ def journal(exp: Path, budget: float = 1.0, videos: int = 10) -> tuple[BadSample
     return BadSamples(exp, log, videos=videos, bad_budget=budget), log
 
 
-def ledger(exp: Path) -> dict:
-    return json.loads((exp / bad_samples.LEDGER).read_text())
+def summed_up(exp: Path) -> dict:
+    return json.loads((exp / ledger.LEDGER).read_text())
 
 
 def test_ledger_counts_and_names_the_worst_first(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_ledger_counts_and_names_the_worst_first(tmp_path: Path) -> None:
         bad.note([event(13, 7, "it is late", late=True)], step=3)
         bad.sum_up(5, 2)
         bad.sum_up(7, 3, enforce=False)
-    found = ledger(tmp_path)
+    found = summed_up(tmp_path)
     assert (found["step"], found["epoch"], found["videos"]) == (7, 3, 10)
     assert [entry["path"] for entry in found["bad"]] == ["v7.mp4", "v2.mp4"]
     assert found["bad"][0] | {"reasons": sorted(found["bad"][0]["reasons"])} == {
@@ -57,7 +57,7 @@ def test_nothing_is_written_where_everything_could_be_read(tmp_path: Path) -> No
     bad, log = journal(tmp_path)
     with log:
         bad.sum_up(5, 1)
-    assert not (tmp_path / bad_samples.LEDGER).exists()
+    assert not (tmp_path / ledger.LEDGER).exists()
     assert (tmp_path / "log.txt").read_text() == ""
 
 
@@ -66,29 +66,29 @@ def test_steps_done_again_after_a_restart_count_once(tmp_path: Path) -> None:
         bad, log = journal(tmp_path)
         with log:
             bad.note([event(3, 7)], step=1)
-    with (tmp_path / bad_samples.JOURNAL).open("a") as file:
+    with (tmp_path / ledger.JOURNAL).open("a") as file:
         file.write('{"step": 2, "posi')  # torn by a kill
-    assert len(bad.rows()) == 1
+    assert len(ledger.rows(tmp_path)) == 1
 
 
 def test_late_samples_of_one_part_of_a_run_are_not_those_of_another(tmp_path: Path) -> None:
     bad, log = journal(tmp_path)
     with log:
         bad.note([event(3, 7, late=True), event(4, 8)], step=1)
-        bad.note([event(12, 5, late=True)], step=3, during=bad_samples.PRECISE_BN)
-        bad.note([event(-1, 9, late=True)], step=3, during=bad_samples.VALIDATION)
-    assert bad.given_up() == {(3, 7)}
-    assert bad.given_up(bad_samples.PRECISE_BN, 3) == {(12, 5)}
-    assert bad.given_up(bad_samples.PRECISE_BN, 6) == set()
+        bad.note([event(12, 5, late=True)], step=3, during=ledger.PRECISE_BN)
+        bad.note([event(-1, 9, late=True)], step=3, during=ledger.VALIDATION)
+    assert ledger.given_up(tmp_path) == {(3, 7)}
+    assert ledger.given_up(tmp_path, ledger.PRECISE_BN, 3) == {(12, 5)}
+    assert ledger.given_up(tmp_path, ledger.PRECISE_BN, 6) == set()
 
 
 def test_a_clip_that_ended_its_reader_twice_fails_again_after_a_resume(tmp_path: Path) -> None:
     bad, log = journal(tmp_path)
     with log:
         bad.note([event(9, 8), event(10, 5, "ended its reader", crashed=True)], step=1)
-        bad.going_on(step=1, clips=4, validated=0)
-        assert bad.given_up() == {(10, 5)}
-        assert [row["position"] for row in bad.rows()] == [10], "the other file is read again"
+        bad.resume(ledger.resume_marker(step=1, clips=4, validated=0))
+        assert ledger.given_up(tmp_path) == {(10, 5)}
+        assert [row["position"] for row in ledger.rows(tmp_path)] == [10], "the other file is read again"
 
 
 def test_under_on_bad_error_a_late_clip_is_read_again_by_the_next_process(tmp_path: Path) -> None:
@@ -96,8 +96,8 @@ def test_under_on_bad_error_a_late_clip_is_read_again_by_the_next_process(tmp_pa
     bad = BadSamples(tmp_path, log, videos=10, bad_budget=1.0, first_is_fatal=True)
     with log:
         bad.note([event(10, 5, late=True)], step=1)  # the loader raises: the process ends
-        bad.going_on(step=1, clips=4, validated=0)
-        assert bad.given_up() == set(), "else no process would ever get beyond this clip"
+        bad.resume(ledger.resume_marker(step=1, clips=4, validated=0))
+        assert ledger.given_up(tmp_path) == set(), "else no process would ever get beyond this clip"
 
 
 def test_budget_is_that_of_an_epoch_over_all_ranks(tmp_path: Path) -> None:
@@ -115,15 +115,15 @@ def test_budget_is_that_of_an_epoch_over_all_ranks(tmp_path: Path) -> None:
 def test_what_a_process_that_goes_on_reads_again_is_dropped_and_comes_back_if_it_is_still_bad(tmp_path: Path) -> None:
     bad, log = journal(tmp_path)
     with log:
-        bad.going_on(step=2, clips=8, validated=2)
-        assert not (tmp_path / bad_samples.JOURNAL).exists(), "a run without bad samples has no journal"
+        bad.resume(ledger.resume_marker(step=2, clips=8, validated=2))
+        assert not (tmp_path / ledger.JOURNAL).exists(), "a run without bad samples has no journal"
         bad.note([event(3, 7), event(9, 8), event(10, 5, late=True)], step=2)  # 9 and 10 were read ahead
-        bad.note([event(12, 1), event(13, 2, late=True)], step=2, during=bad_samples.PRECISE_BN)
-        bad.note([event(-1, 4)], step=2, during=bad_samples.VALIDATION)
-        bad.note([event(-1, 4, late=True), event(-1, 3)], step=4, during=bad_samples.VALIDATION)
+        bad.note([event(12, 1), event(13, 2, late=True)], step=2, during=ledger.PRECISE_BN)
+        bad.note([event(-1, 4)], step=2, during=ledger.VALIDATION)
+        bad.note([event(-1, 4, late=True), event(-1, 3)], step=4, during=ledger.VALIDATION)
         bad.sum_up(4, 1)
-        bad.going_on(step=2, clips=8, validated=2)
-        kept = {(row["during"], row["position"], row["step"]) for row in bad.rows()}
+        bad.resume(ledger.resume_marker(step=2, clips=8, validated=2))
+        kept = {(row["during"], row["position"], row["step"]) for row in ledger.rows(tmp_path)}
         assert kept == {
             ("training", 3, 2),  # it has happened
             ("training", 10, 2),  # late: it fails again in the steps that are done again
@@ -131,13 +131,15 @@ def test_what_a_process_that_goes_on_reads_again_is_dropped_and_comes_back_if_it
             ("precise batch norm", 13, 2),
             ("validation", -1, 2),
         }
-        assert bad.given_up() == {(10, 5)}
-        bad.going_on(step=2, clips=8, validated=0)  # an older process: the validation of step 2 is owed
-        assert {row["position"] for row in bad.rows()} == {3, 10, 13}
+        assert ledger.given_up(tmp_path) == {(10, 5)}
+        bad.resume(
+            ledger.resume_marker(step=2, clips=8, validated=0)
+        )  # an older process: the validation of step 2 is owed
+        assert {row["position"] for row in ledger.rows(tmp_path)} == {3, 10, 13}
         bad.note([event(9, 8)], step=3)
-        assert {row["position"] for row in bad.rows()} == {3, 9, 10, 13}
-        bad.going_on(step=0, clips=0, validated=-1)
-        assert {row["position"] for row in bad.rows()} == {10, 13}
+        assert {row["position"] for row in ledger.rows(tmp_path)} == {3, 9, 10, 13}
+        bad.resume(ledger.resume_marker(step=0, clips=0, validated=-1))
+        assert {row["position"] for row in ledger.rows(tmp_path)} == {10, 13}
 
 
 def test_a_budget_that_is_used_up_is_complained_of_once(tmp_path: Path) -> None:
@@ -148,9 +150,9 @@ def test_a_budget_that_is_used_up_is_complained_of_once(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"3 of 10 videos .* allows 2"):
             bad.sum_up(2, 1)
     other.note([event(7, 7, late=True)], step=2)  # a rank that ended a moment later than the one that complained
-    assert other.given_up() == {(1, 1), (7, 7)}
-    other.going_on(step=1, clips=4, validated=-1)
-    assert other.given_up() == set(), "what stopped the run is to be read anew, not to fail again unread"
+    assert ledger.given_up(tmp_path) == {(1, 1), (7, 7)}
+    other.resume(ledger.resume_marker(step=1, clips=4, validated=-1))
+    assert ledger.given_up(tmp_path) == set(), "what stopped the run is to be read anew, not to fail again unread"
     other.sum_up(2, 1)
     text = (tmp_path / "log.txt").read_text()
     assert "epoch 1: 3 of them were known when data.bad_budget stopped the run: it does not count them again" in text
@@ -165,10 +167,10 @@ def test_the_loaders_own_budget_error_is_marked_too(tmp_path: Path) -> None:
     bad, log = journal(tmp_path, budget=0.2)
     with log:
         bad.note([event(0, 0), event(10, 0), event(1, 1)], step=1)
-        assert "stopped" not in (tmp_path / bad_samples.JOURNAL).read_text()
+        assert "stopped" not in (tmp_path / ledger.JOURNAL).read_text()
         for _ in range(2):
             bad.note([event(2, 2)], step=1)
-        markers = [line for line in (tmp_path / bad_samples.JOURNAL).read_text().splitlines() if "position" not in line]
+        markers = [line for line in (tmp_path / ledger.JOURNAL).read_text().splitlines() if "position" not in line]
     assert markers == ['{"stopped": 1}']
 
 
@@ -177,6 +179,6 @@ def test_the_ledger_forgets_what_was_mended(tmp_path: Path) -> None:
     with log:
         bad.note([event(9, 8)], step=3)
         bad.sum_up(3, 1)
-        bad.going_on(step=2, clips=8, validated=2)
+        bad.resume(ledger.resume_marker(step=2, clips=8, validated=2))
         bad.sum_up(3, 1)
-    assert ledger(tmp_path)["bad"] == []
+    assert summed_up(tmp_path)["bad"] == []

@@ -12,13 +12,14 @@ before the checkpoint stay and are counted, but a budget that they used up stops
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from utils import log
 from utils.faults import UserError
@@ -29,38 +30,31 @@ TRAINING, PRECISE_BN, VALIDATION = "training", "precise batch norm", "validation
 _NAMED = 5
 
 
-class Event(Protocol):
-    """What is told of one failure; datasets.bad_media.BadEvent."""
+@dataclasses.dataclass(frozen=True)
+class BadEvent:
+    """One failure, for the log.
 
-    @property
-    def position(self) -> int:
-        """Global position of the clip, -1 in a validation."""
-        ...
+    Attributes:
+        position: global position of the clip (-1 in an evaluation).
+        sample: index of the record that failed.
+        path, reason: which file, and why.
+        action: what became of the clip.
+        new: the sample had not failed before.
+        timeout: it was given up for being late: not a property of the file, to be journalled for an exact resume.
+        crashed: it was given up because reading it ended a reader process twice (perhaps for lack of memory): the same.
+    """
 
-    @property
-    def sample(self) -> int:
-        """Index of the record."""
-        ...
+    position: int
+    sample: int
+    path: str
+    reason: str
+    action: str
+    new: bool
+    timeout: bool = False
+    crashed: bool = False
 
-    @property
-    def path(self) -> str:
-        """Which file."""
-        ...
-
-    @property
-    def reason(self) -> str:
-        """Why."""
-        ...
-
-    @property
-    def timeout(self) -> bool:
-        """It was given up for being late."""
-        ...
-
-    @property
-    def crashed(self) -> bool:
-        """It was given up because it ended its reader process twice."""
-        ...
+    def __str__(self) -> str:
+        return f"bad sample {self.sample} ({self.path}): {self.reason}; {self.action}"
 
 
 class BadSamples:
@@ -83,7 +77,7 @@ class BadSamples:
         self._told: set[tuple[str, int]] = set()
         self._stopped = False  # the budget ends this process
 
-    def note(self, events: Iterable[Event], step: int, during: str = TRAINING) -> None:
+    def note(self, events: Iterable[BadEvent], step: int, during: str = TRAINING) -> None:
         """Journal failures, and log each sample when it is met for the first time. Any rank may.
 
         Args:
@@ -106,55 +100,14 @@ class BadSamples:
         if not self._stopped and sum(part == TRAINING for part, _ in self._told) > self.limit:
             self._stop(step)  # the loader's ledger has the same budget for its process: it raises
 
-    def going_on(self, *, step: int, clips: int, validated: int) -> None:
-        """Journal that this process resumes from a checkpoint. One rank, before any other calls `given_up`.
-
-        Args:
-            step: finished iterations.
-            clips: positions that these have taken: the next one is the first that is read again.
-            validated: step of the last validation that was completed.
-        """
+    def resume(self, marker: dict[str, Any]) -> None:
+        """Journal that this process resumes from a checkpoint (`resume_marker`). One rank does."""
         if log.read_journal(self.exp / JOURNAL):
-            self.log.journal(JOURNAL, {"resume": step, "clips": clips, "validated": validated})
+            self.log.journal(JOURNAL, marker)
 
     def _stop(self, step: int) -> None:
         self._stopped = True
         self.log.journal(JOURNAL, {"stopped": step})
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The journal, oldest first, without what a process that went on has read again; nothing counts twice.
-
-        Returns:
-            Rows as `note` writes them, with ``during``, and ``stopped``: the budget has ended a process after it.
-        """
-        found: dict[tuple[Any, ...], dict[str, Any]] = {}
-        stopped = False
-        for row in log.read_journal(self.exp / JOURNAL):
-            if "resume" in row:
-                for old in found.values() if stopped else ():  # other ranks have journalled until they ended too
-                    old["stopped"] = True
-                found = {key: old for key, old in found.items() if not _is_read_again(old, row)}
-                stopped = False
-            elif "stopped" in row:
-                stopped = True
-            else:
-                row |= {"during": row.get("during", TRAINING), "stopped": False}
-                during = row["during"]
-                found.setdefault((during, row["sample"], row["position"], during == TRAINING or row["step"]), row)
-        return list(found.values())
-
-    def given_up(self, during: str = TRAINING, step: int | None = None) -> set[tuple[int, int]]:
-        """Return (position, sample) of the clips that must fail again when that part of the run is repeated.
-
-        They were late or ended their reader process twice. Both depend on the machine as much as on the file, so a
-        second try could succeed and change the bits of the run.
-
-        Args:
-            during: the part of the run.
-            step: only the clips that failed after so many finished iterations.
-        """
-        rows = [row for row in self.rows() if _is_kept(row) and row["during"] == during]
-        return {(row["position"], row["sample"]) for row in rows if step is None or row["step"] == step}
 
     def sum_up(self, step: int, epoch: int, *, enforce: bool = True) -> None:
         """At the end of an epoch: write the ledger, and one line into the log if there is anything to tell.
@@ -168,18 +121,18 @@ class BadSamples:
             UserError: more videos were bad in this epoch than `bad_budget` allows, not counting what an earlier
                 process had met before it ended with this very error.
         """
-        rows = self.rows()
-        if rows or (self.exp / LEDGER).exists():
-            self._write(step, epoch, rows)
-        if not rows:
+        found = rows(self.exp)
+        if found or (self.exp / LEDGER).exists():
+            self._write(step, epoch, found)
+        if not found:
             return
         # Clips are read ahead: what belongs to the next epoch counts there.
         positions = range((epoch - 1) * self.videos, epoch * self.videos)
-        here = [row for row in rows if row["during"] == TRAINING and row["position"] in positions]
+        here = [row for row in found if row["during"] == TRAINING and row["position"] in positions]
         bad = {row["sample"] for row in here}
-        everywhere = {(row["during"] == VALIDATION, row["sample"]) for row in rows}
+        everywhere = {(row["during"] == VALIDATION, row["sample"]) for row in found}
         count = f"{len(bad)} of {self.videos} videos could not be read, {len(everywhere)} in the run so far"
-        self.log.line(f"epoch {epoch}: {count}: {named(rows)} ({LEDGER})")
+        self.log.line(f"epoch {epoch}: {count}: {named(found)} ({LEDGER})")
         counted = {row["sample"] for row in here if not row["stopped"]}
         if len(bad) > self.limit >= len(counted):
             known = f"{len(bad - counted)} of them were known when data.bad_budget stopped the run"
@@ -199,6 +152,62 @@ class BadSamples:
         part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
         part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
         os.replace(part, target)
+
+
+def resume_marker(*, step: int, clips: int, validated: int) -> dict[str, Any]:
+    """Return the journal's record of a resume.
+
+    Args:
+        step: finished iterations.
+        clips: positions that these have taken: the next one is the first that is read again.
+        validated: step of the last validation that was completed.
+    """
+    return {"resume": step, "clips": clips, "validated": validated}
+
+
+def rows(exp: Path, marker: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Read the journal, oldest first, without what resumed processes have read again: nothing counts twice.
+
+    Args:
+        exp: the experiment folder.
+        marker: of a resume that is not in the journal yet.
+
+    Returns:
+        Rows as `BadSamples.note` writes them, with ``during``, and ``stopped``: the budget ended a process after it.
+    """
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    stopped = False
+    for row in [*log.read_journal(exp / JOURNAL), *([marker] if marker else [])]:
+        if "resume" in row:
+            for old in found.values() if stopped else ():  # other ranks have journalled until they ended too
+                old["stopped"] = True
+            found = {key: old for key, old in found.items() if not _is_read_again(old, row)}
+            stopped = False
+        elif "stopped" in row:
+            stopped = True
+        else:
+            row |= {"during": row.get("during", TRAINING), "stopped": False}
+            during = row["during"]
+            found.setdefault((during, row["sample"], row["position"], during == TRAINING or row["step"]), row)
+    return list(found.values())
+
+
+def given_up(
+    exp: Path, during: str = TRAINING, step: int | None = None, marker: dict[str, Any] | None = None
+) -> set[tuple[int, int]]:
+    """Return (position, sample) of the clips that must fail again when that part of the run is repeated.
+
+    They were late or ended their reader process twice. Both depend on the machine as much as on the file, so a
+    second try could succeed and change the bits of the run.
+
+    Args:
+        exp: the experiment folder.
+        during: the part of the run.
+        step: only the clips that failed after so many finished iterations.
+        marker: of a resume that is not in the journal yet.
+    """
+    kept = [row for row in rows(exp, marker) if _is_kept(row) and row["during"] == during]
+    return {(row["position"], row["sample"]) for row in kept if step is None or row["step"] == step}
 
 
 def _is_read_again(row: dict[str, Any], marker: dict[str, Any]) -> bool:

@@ -9,13 +9,22 @@ of the running buffers) takes the place of the running ones. Nothing of the trai
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from datasets import loader
+from utils import ledger
 from utils.dist import World
+from utils.engine.network import autocast
 from utils.sync_bn import GroupBatchNorm
+
+if TYPE_CHECKING:
+    from datasets.train_loader import TrainLoader
+    from utils.engine.run import Run
 
 
 def averages(
@@ -95,3 +104,56 @@ def applied(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
     finally:
         for name, buffer in buffers.items():
             buffer.copy_(before[name])
+
+
+@contextlib.contextmanager
+def network(run: Run) -> Iterator[nn.Module | None]:
+    """Give the network to validate with: the moving average if there is one, with precise batch norm where it is due.
+
+    None is given when a signal stopped the precise batch norm. Collective.
+    """
+    cfg, learner, state = run.cfg, run.learner, run.state
+    net = learner.ema.net if learner.ema else learner.net
+    wanted, every = cfg.precise_bn.batches, cfg.precise_bn.every_iters or 1
+    if not wanted or (state.step % every and state.step != run.last):
+        yield net
+        return
+    began = time.monotonic()
+    clips = loader.build(
+        cfg,
+        "train",
+        run.world,
+        learner.shards,
+        start=state.step,
+        stop=state.step + wanted,
+        records=run.train_records,
+        replay=ledger.given_up(run.folder.exp, ledger.PRECISE_BN, state.step),
+    )
+    with clips, run.monitor.watch.during("precise batch norm", None, clips.being_read):
+        values = averages(net, _forwards(run, clips), run.world)
+    if values is None:
+        yield None
+        return
+    state.precise_bn = state.step, values
+    run.log.line(f"batch-norm statistics averaged over {wanted} batches ({time.monotonic() - began:.1f} s)")
+    with applied(net, values):
+        yield net
+
+
+def _forwards(run: Run, batches: TrainLoader) -> Iterator[Callable[[nn.Module], object] | None]:
+    """Give a function for each micro-batch that runs a network on it, augmented but not mixed; None: stop."""
+    for _, micro_batches in batches:
+        run.monitor.note(batches, ledger.PRECISE_BN)
+        run.stop.ask(batches.trouble)
+        if run.world.any(run.stop.received):
+            yield None
+            return
+        for batch in micro_batches:
+            clips, _ = run.learner.augment(batch)  # (B, C, T, H, W)
+
+            def forward(net: nn.Module, clips: Tensor = clips) -> object:
+                with autocast(run.cfg.precision, run.world.device):
+                    return net(clips)
+
+            yield forward
+        run.monitor.watch.progress()

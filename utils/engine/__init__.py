@@ -1,0 +1,1 @@
+"""The training and evaluation engine: above `datasets` and `methods`, below `main.py` and `anal_tools`."""

@@ -1,0 +1,102 @@
+"""Score videos with a network: the one function behind `train`'s validation, `eval`, `predict` and `export`."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from datasets.eval_loader import rounds
+from utils import chunks, ranking, transforms
+from utils.engine import network
+
+if TYPE_CHECKING:
+    from datasets.eval_loader import EvalLoader, VideoItem
+    from utils.config import Config
+    from utils.dist import World
+    from utils.signals import StopFlag
+
+
+def evaluate(
+    net: torch.nn.Module,
+    videos: EvalLoader,
+    *,
+    world: World,
+    num_class: int,
+    normalise: Callable[[torch.Tensor], torch.Tensor],
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    clips_per_forward: int | None = 32,
+    average: str = "prob",
+    keep: Callable[[VideoItem, torch.Tensor | None], None] | None = None,
+    stop: StopFlag | None = None,
+    earlier: Iterable[tuple[int, torch.Tensor | None]] = (),
+) -> dict[str, float] | None:
+    """Score every video exactly once over all ranks. The one place that scores.
+
+    A video that cannot be read counts as wrong. All ranks do the same number of rounds, so that they can agree to stop
+    in each. When memory runs out, fewer views go through the network at once and the evaluation continues.
+
+    Args:
+        net: clips (N, C, T, H, W) -> logits (N, K); it is put into evaluation mode.
+        videos: the loader.
+        world: the ranks.
+        num_class: K.
+        normalise: uint8 (N, T, H, W, C) -> float (N, C, T, H, W).
+        autocast: the mixed-precision region of a forward pass.
+        clips_per_forward: views that go through the network at once; None to find it by measuring.
+        average: how the views of a video are joined, one of `metrics.AVERAGES`.
+        keep: called with (item, logits (V, K) float32, None for a failed video).
+        stop: stops the evaluation after a round in which any rank has received a signal.
+        earlier: (sample, logits (V, K)) of videos that were scored before and count too; each on one rank only.
+
+    Returns:
+        What `metrics.Tally.metrics` says, for a list with several labels per video `ranking.Gathered.metrics`; None
+        when stopped by a signal.
+    """
+
+    def forward(clips: torch.Tensor) -> torch.Tensor:
+        with autocast():
+            return net(normalise(clips)).float()
+
+    net.eval()
+    tally = ranking.tally_of(videos.records, num_class, device=world.device, average=average)
+    for sample, logits in earlier:
+        tally.add(sample, logits)
+    views = videos.spec.views
+    runner = chunks.Chunks(forward, world.device, size=clips_per_forward, net=net)
+    full = max(1, runner.group // views) * views  # of a round; the last one may have fewer
+    with torch.inference_mode(), chunks.full_precision():
+        for items in rounds(videos, runner.group):  # empty on a rank that has run out of videos
+            cuts = [(cut, views) for _, cut in items if cut is not None]
+            scores = iter(runner.run(*chunks.joined(cuts), full).split(views) if cuts else ())
+            for item, cut in items:
+                own = next(scores) if cut is not None else None  # (V, K)
+                tally.add(item.sample, own)
+                if keep is not None:
+                    keep(item, own)
+            if stop is not None:
+                stop.ask(videos.trouble)
+                if world.any(stop.received):
+                    return None
+        world.sum_(tally.counts)
+    return tally.metrics()
+
+
+def of_config(cfg: Config, world: World) -> dict[str, Any]:
+    """Return the arguments of `evaluate` that follow from a config: world, num_class, normalise, autocast."""
+    return {
+        "world": world,
+        "num_class": cfg.model.num_class,
+        "normalise": normaliser(cfg),
+        "autocast": functools.partial(network.autocast, cfg.precision, world.device),
+    }
+
+
+def normaliser(cfg: Config) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function from uint8 clips (N, T, H, W, C) to the network's input, with the colours of a config."""
+    wanted = cfg.augmentation
+    dtype = network.dtype_of(cfg.precision)
+    return functools.partial(transforms.normalise, mean=wanted.mean, std=wanted.std, dtype=dtype)

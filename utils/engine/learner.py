@@ -1,0 +1,271 @@
+"""What a training step uses and changes: networks, optimiser, batch-norm statistics and the averages beside them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+import methods
+from utils import checkpoint, dist, draws, mixup, optim, pace, sync_bn, transforms
+from utils.engine import distill
+from utils.engine.ema import Ema
+from utils.engine.network import autocast, compiled, dtype_of, model_arguments, place
+from utils.faults import AgreedError, UserError
+from utils.loss import training_loss
+
+if TYPE_CHECKING:
+    from datasets.train_loader import Batch
+    from utils.config import Config
+    from utils.dist import World
+    from utils.shards import ShardPlan
+
+_NAMED = 16  # videos that an error names
+
+
+@dataclass
+class Learner:
+    """The parts of a training step, built from a config by `build`.
+
+    Attributes:
+        cfg, world, shards: the experiment, the ranks, this rank's share of the global batch.
+        net: the network that is validated and saved.
+        model: the same as training calls it: with the second network of mutual learning, compiled, averaging its
+            gradients over the ranks.
+        optimizer, scaler: SGD and the loss scale of fp16.
+        statistics: running statistics of the batch-norm groups.
+        ema: moving average of the weights, if any.
+        distill: teacher or second network, if any.
+        mirrored: (K,) class of each class's mirror image, if `data.flip_labels` names some.
+        path_at: global position -> path of the clip, for messages.
+        on_phase: called with (name, step) when a part of the step begins: the watchdog.
+    """
+
+    cfg: Config
+    world: World
+    shards: ShardPlan
+    net: nn.Module
+    model: Any
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    statistics: sync_bn.Statistics
+    ema: Ema | None
+    distill: distill.Teacher | distill.Mutual | None
+    mirrored: torch.Tensor | None = None
+    path_at: Callable[[int], str] = str
+    on_phase: Callable[[str, int], object] = lambda name, step: None
+    pace: pace.Pace = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pace = pace.Pace(self.world, self.shards)
+
+    def begin(self, step: int) -> float:
+        """Put the networks into training mode, drop the gradients; return the mixup weight of this step (1: none)."""
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        beta = self.cfg.augmentation.mix_up
+        return draws.beta(self.cfg.seed, step, beta) if beta else 1.0
+
+    @contextlib.contextmanager
+    def micro_batch(self, step: int, batch: Batch, *, is_last: bool) -> Iterator[None]:
+        """Draw dropout masks by (step, shards); average gradients over the ranks after the last micro-batch only."""
+        waits = contextlib.nullcontext() if is_last or self.world.size == 1 else self.model.no_sync()
+        with waits, draws.using(self.cfg.seed, step, batch.shards, self.shards.batch_size):
+            yield
+
+    def augment(self, batch: Batch, lam: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+        """Apply what the plans of a batch drew, and mix neighbouring clips with the weights `lam` and 1 - `lam`.
+
+        Returns:
+            clips (B, C, T, H, W), normalised; labels, those of mirror images where `data.flip_labels` names them.
+        """
+        wanted = self.cfg.augmentation
+        drawn = {"flip": batch.flip, "jitter": batch.jitter, "erase": batch.erase}
+        colours = {"mean": wanted.mean, "std": wanted.std, "dtype": dtype_of(self.cfg.precision)}
+        clips = transforms.augment(batch.clips, **drawn, **colours)  # (B, T, H, W, C) -> (B, C, T, H, W)
+        if lam != 1.0:
+            clips = mixup.mix(clips, lam)
+        if self.mirrored is None:
+            return clips, batch.labels
+        return clips, transforms.mirrored_labels(batch.labels, batch.flip, self.mirrored)
+
+    def forward(self, clips: torch.Tensor) -> Any:
+        """Return what the model answers to (B, C, T, H, W): (B, K), or an object with logits and aux of that shape."""
+        with autocast(self.cfg.precision, self.world.device):
+            return self.pace.forward(self.model, clips)
+
+    def loss(
+        self, answer: Any, clips: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, lam: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (loss, logits (B, K)) of an answer to clips that were mixed with weight `lam`."""
+        targets = {"kind": self.cfg.loss, "label_smooth": self.cfg.label_smooth, "weights": weights, "lam": lam}
+        if self.distill is None:
+            return training_loss(answer, labels, **targets)
+        return self.distill.loss(answer, clips, labels, **targets)
+
+    def share(self, batch: Batch) -> float:
+        """Return the share of the global batch that a micro-batch is."""
+        return len(batch.shards) / self.shards.total
+
+    def backward(self, loss: torch.Tensor, share: float) -> None:
+        """Add the gradients of a micro-batch. The ranks' gradients are averaged, and their sum is meant."""
+        self.scaler.scale(loss * (share * self.world.size)).backward()
+
+    def update(self, step: int) -> None:
+        """Step the optimiser, then the running statistics and the average of the weights. Collective."""
+        self.on_phase("optimiser step", step)
+        optim.apply(self.optimizer, self.scaler, max_norm=self.cfg.clip_grad)
+        self.statistics.after_step()
+        if self.ema:
+            self.statistics.for_evaluation()  # group 0's, where groups have their own
+            self.ema.update(self.net, step)
+
+    def non_finite(self, step: int, losses: Mapping[tuple[int, ...], torch.Tensor]) -> AgreedError:
+        """Return the error that every rank raises together. It names the videos whose loss is not a number.
+
+        Args:
+            step: the iteration.
+            losses: mean loss of each of this rank's micro-batches, by its shards.
+        """
+        bad = torch.zeros(self.shards.total, dtype=torch.float64, device=self.world.device)
+        for shards, value in losses.items():
+            bad[list(shards)] = float(not math.isfinite(value.item()))
+        self.world.sum_(bad)
+        positions = [p for shard in bad.nonzero().flatten().tolist() for p in self.shards.positions(step, shard)]
+        names = ", ".join(self.path_at(position) for position in positions[:_NAMED])
+        return AgreedError(
+            f"the loss of iteration {step + 1} is not finite; all ranks stopped before the optimiser step and the last "
+            f"checkpoint is as it was. Videos in the batch: {names}{', ...' if len(positions) > _NAMED else ''}. "
+            "Lower the learning rate, set common.clip_grad, or look at these videos"
+        )
+
+
+def build(
+    cfg: Config,
+    world: World,
+    shards: ShardPlan,
+    saved: Mapping[str, Any] | None,
+    say: Callable[[str], object],
+    *,
+    wrap: Callable[[nn.Module, World], Any] = dist.data_parallel,
+) -> Learner:
+    """Build the parts of a training step from a config.
+
+    Args:
+        saved: the checkpoint with which the run resumes, if any; `state.load` fills the parts from it.
+        say: writes a line of the log.
+        wrap: lets several ranks average the gradients of a model.
+
+    Raises:
+        UserError: the config names weights that do not fit.
+    """
+    torch.manual_seed(cfg.seed)  # the initial weights are the same on every rank
+    if cfg.deterministic:
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not cfg.deterministic  # clips have one size: the fastest kernel is looked for once
+
+    net = methods.build(**model_arguments(cfg, pretrained=False if saved else cfg.model.pretrained))
+    net = place(net, world.device, cfg.precision)
+    second = _second(cfg, world, saved)
+    trained = distill.Pair(net, second.peer) if second and second.peer else net  # what the optimiser works on
+    trained = sync_bn.convert(trained, shards, sync_stats=cfg.model.kwargs["bn_sync_stats"])
+
+    ema = Ema(net, cfg.ema) if cfg.ema else None
+    statistics = sync_bn.Statistics(trained, shards, world)
+    policy = {name: getattr(cfg, name) for name in ("momentum", "weight_decay", "nesterov", "no_wd", "policy")}
+    networks = [trained.student, trained.peer] if isinstance(trained, distill.Pair) else [net]
+    optimizer = optim.build(*networks, lr=cfg.lr_scheduler.base_lr, **policy)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.precision == "fp16")
+
+    model: Any = compiled(trained, cfg.compile, world.device, say)
+    if world.size > 1:
+        model = wrap(model, world)
+    return Learner(cfg, world, shards, net, model, optimizer, scaler, statistics, ema, second)
+
+
+def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> distill.Teacher | distill.Mutual | None:
+    """The network that `distill` asks for, on the device."""
+    plain = cfg.distill
+    if plain.teacher is None:
+        return None
+    assert plain.weight is not None, "filled in when the config was loaded"
+    on_device = functools.partial(place, device=world.device, precision=cfg.precision)
+    if plain.kind == "dml" and saved:  # the checkpoint has all of it: the named files are not needed any more
+        arguments = saved["distill"]["model"]
+        return distill.Mutual(
+            on_device(_named_draws(methods.build(**arguments))), weight=plain.weight, arguments=arguments
+        )
+    source = distill.find(Path(plain.teacher), cfg)
+    own = model_arguments(cfg, pretrained=False)
+    arguments = model_arguments(source.cfg, pretrained=False) | {"num_segments": own["num_segments"]}
+    if plain.kind == "dml":
+        net = _filled(arguments, source)
+        return distill.Mutual(on_device(_named_draws(net)), weight=plain.weight, arguments=arguments)
+    with torch.random.fork_rng(devices=[]):  # whatever the teacher draws, the student's numbers stay as they are
+        net = _trained(arguments, source)
+    colours = [(pixels.mean, pixels.std) for pixels in (source.cfg.augmentation, cfg.augmentation)]
+    return distill.Teacher(
+        on_device(net),
+        temperature=plain.temperature,
+        weight=plain.weight,
+        recolour=distill.recolour(colours[0], colours[1], world.device),
+        autocast=lambda: autocast(cfg.precision, world.device),
+        weights_hash=_same_file(source.file, saved, world),
+    )
+
+
+def _filled(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
+    """A network with the weights of its source; random ones where that has none."""
+    if source.state is None:
+        own: dict[str, Any] = {**arguments, "pretrained": source.cfg.model.pretrained}
+        return methods.build(**own)
+    net = methods.build(**arguments)
+    weights, said = checkpoint.evaluated_weights(source.state)
+    checkpoint.load_model(net, weights, source.file or "the checkpoint")
+    net.pretrained_note = f"{said}, from {source.file}"  # pyright: ignore[reportArgumentType]
+    return net
+
+
+def _trained(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
+    """The same, and its classifier must have come from a file: a network that knows nothing cannot teach."""
+    torch.manual_seed(0)
+    net = _filled(arguments, source)
+    torch.manual_seed(0)
+    fresh = {key: own for key, own in methods.build(**arguments).named_parameters() if key.startswith("classifier.")}
+    if all(torch.equal(net.get_parameter(key), own) for key, own in fresh.items()):
+        raise UserError(
+            f"common.distill.teacher: {source.file or 'the experiment'} holds no trained classifier for these classes: "
+            "train the teacher first, or name its weights"
+        )
+    return net
+
+
+def _named_draws(peer: nn.Module) -> nn.Module:
+    """Dropout masks of its own: they follow from a layer's name, and the student has layers of the same names."""
+    draws.prepare(nn.ModuleDict({"peer": peer}))
+    return peer
+
+
+def _same_file(file: Path | None, saved: Mapping[str, Any] | None, world: World) -> str:
+    """sha256 of the teacher's weights; a run that goes on with another file is refused."""
+    digest = ""
+
+    def check() -> None:
+        nonlocal digest
+        digest = checkpoint.file_hash(file) if file else ""
+        kept = saved["distill"]["weights_hash"] if saved else digest
+        if kept != digest:
+            raise UserError(
+                f"common.distill.teacher: {file} has changed since this run started with it; put the old file back, "
+                "or start over with --fresh"
+            )
+
+    world.on_main(check)
+    return digest

@@ -1,0 +1,126 @@
+"""What is observed of a training run: phases, slow ranks, bad samples, the progress line."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from utils import ledger, watchdog
+from utils.log import Meter
+
+if TYPE_CHECKING:
+    from datasets.eval_loader import EvalLoader
+    from datasets.records import Records
+    from datasets.train_loader import Batch, TrainLoader
+    from utils.engine.learner import Learner
+    from utils.engine.state import TrainState
+    from utils.log import RunLog
+    from utils.run_dir import RunDir
+
+OF_A_STEP = ("loss", "prec1", "prec5")  # the meters that a checkpoint keeps
+
+
+class Monitor:
+    """Watches a run, and writes what it finds to the log and to `jobs/`.
+
+    Args:
+        state: of the run; its window of meters is kept up to date.
+        folder: the experiment folder.
+        log: where lines are written.
+        records: the training list.
+
+    Attributes:
+        watch: the watchdog; it only takes notes until the run enters it.
+        bad: the journal of bad samples.
+    """
+
+    def __init__(self, state: TrainState, folder: RunDir, log: RunLog, records: Records) -> None:
+        cfg, world = state.learner.cfg, state.learner.world
+        self.state, self.folder, self.log, self.records = state, folder, log, records
+        self.watch = watchdog.Watchdog(
+            folder.exp, seconds=60 * cfg.watchdog_minutes, rank=world.rank, ranks=world.size, say=log.event
+        )
+        self.bad = ledger.BadSamples(
+            folder.exp,
+            log,
+            videos=len(records),
+            bad_budget=cfg.data.bad_budget,
+            first_is_fatal=cfg.data.on_bad == "error",
+        )
+        self._meters = {name: Meter(cfg.print_freq, state.window.get(name, ())) for name in OF_A_STEP}
+        self._meters |= {name: Meter(cfg.print_freq) for name in ("time", "data")}
+        self._clock, self._waited = time.monotonic(), 0.0
+
+    @property
+    def learner(self) -> Learner:
+        """The parts of the training step."""
+        return self.state.learner
+
+    def restart_clock(self) -> None:
+        """Leave the time since the last step out of the next one's: a validation, a start."""
+        self._clock = time.monotonic()
+
+    def after_step(self, numbers: dict[str, float], lr: float, loader: TrainLoader, last: int) -> None:
+        """Take in the numbers of a step; every `print_freq` steps write the progress line. Collective.
+
+        Args:
+            numbers: of `main.train_step`.
+            lr: the learning rate of the step.
+            loader: it read the clips.
+            last: iterations of the run.
+        """
+        now = time.monotonic()
+        self._meters["time"].add(now - self._clock)
+        self._meters["data"].add(loader.seconds_waiting - self._waited)
+        self._clock, self._waited = now, loader.seconds_waiting
+        for name in OF_A_STEP:
+            if not math.isnan(numbers[name]):  # the accuracy of a step of which no clip could be read
+                self._meters[name].add(numbers[name])
+        self.state.window = {name: meter.state() for name, meter in self._meters.items()}
+
+        self.note(loader)
+        self.end_epoch(is_last=self.state.step == last)
+        if self.state.step % self.learner.cfg.print_freq == 0:
+            self._report(lr, loader, last)
+
+    def _report(self, lr: float, loader: TrainLoader, last: int) -> None:
+        self.folder.look()
+        step, meters = self.state.step, self._meters
+        self.log.training(step, last, meters, lr=lr, clips=self.learner.shards.global_batch)
+        for rank, text in self.learner.pace.report(data=meters["data"].average, step=meters["time"].average):
+            self.log.line(text if rank is None else f"{self.watch.who(rank)} is the slowest: {text}")
+        loader.traffic.write(self.log, step)
+        self.write_notes(loader)
+
+    def note(self, loader: TrainLoader | EvalLoader, during: str = ledger.TRAINING) -> None:
+        """Journal the bad samples that a loader has met since the last call."""
+        self.bad.note(loader.ledger.take_events(), self.state.step, during)
+
+    def write_notes(self, loader: TrainLoader) -> None:
+        """Write what else a loader reports."""
+        for text in loader.notes():
+            self.log.event(text)
+
+    def end_epoch(self, *, is_last: bool = False, final: bool = False) -> None:
+        """Sum up the bad samples if an epoch ends with this step, or the run. Collective.
+
+        Args:
+            is_last: this is the last step: `final` follows after its validation.
+            final: the run ends here.
+        """
+        batch, videos = self.learner.shards.global_batch, len(self.records)
+        clips = self.state.step * batch
+        epoch = clips // videos
+        if final:
+            epoch = -(-clips // videos)
+        elif is_last or epoch == (clips - batch) // videos:
+            return
+        self.learner.world.barrier()  # the journals of all ranks are complete up to this step
+        self.learner.world.on_main(lambda: self.bad.sum_up(self.state.step, epoch, enforce=not final))
+
+    def names(self, micro_batches: Iterable[Batch]) -> list[str]:
+        """Return the clips of this rank's share of a global batch, for the watchdog."""
+        samples = [sample for batch in micro_batches for sample in batch.samples]
+        return [f"sample {sample}: {self.records.path(sample)}" for sample in samples]

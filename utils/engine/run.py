@@ -1,0 +1,207 @@
+"""One training run as `main.train` loops over it: its batches, its checkpoints, its validations, its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from datasets import eval_loader, loader
+from utils import checkpoint, faults, ledger, lr_schedule, optim
+from utils.engine import precise_bn
+from utils.engine.evaluate import evaluate, of_config
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from datasets.records import Records
+    from datasets.train_loader import Batch, TrainLoader
+    from utils.config import Config
+    from utils.dist import World
+    from utils.engine.learner import Learner
+    from utils.engine.monitor import Monitor
+    from utils.engine.state import TrainState
+    from utils.log import RunLog
+    from utils.run_dir import RunDir
+    from utils.signals import StopFlag
+
+STOPPED = 75  # exit code of a run that a signal stopped: its state is saved, and the same command resumes it
+
+
+@dataclass
+class Run:
+    """One training run; `setup.start` makes it.
+
+    Attributes:
+        cfg: the experiment.
+        state: what a checkpoint holds: the learner and the counters.
+        folder: the experiment folder, locked.
+        log: log.txt and the curves.
+        monitor: what is observed.
+        batches: the loader of the training clips.
+        stop: set by a signal, or by readers that do not start.
+        train_records, val_records: the lists.
+    """
+
+    cfg: Config
+    state: TrainState
+    folder: RunDir
+    log: RunLog
+    monitor: Monitor
+    batches: TrainLoader
+    stop: StopFlag
+    train_records: Records
+    val_records: Records
+    _saved_at: float = field(default_factory=time.monotonic)
+    _has_validated: bool = False  # this process, on at least one video that could be read
+
+    @property
+    def learner(self) -> Learner:
+        """The parts of the training step."""
+        return self.state.learner
+
+    @property
+    def world(self) -> World:
+        """The ranks."""
+        return self.learner.world
+
+    @property
+    def last(self) -> int:
+        """The last iteration of the run."""
+        assert self.cfg.lr_scheduler.max_iter is not None, "lengths were resolved at the start"
+        return self.cfg.lr_scheduler.max_iter
+
+    @property
+    def is_finished(self) -> bool:
+        """True when the last iteration was validated."""
+        return self.state.validated_step == self.last
+
+    # ---------------------------------------------------------------- between two steps
+
+    def steps(self) -> Iterator[tuple[int, list[Batch]]]:
+        """Give (step, this rank's micro-batches) from the first step that is not done, and set its learning rate."""
+        for step, micro_batches in self.monitor.watch.steps(self.batches, self.monitor.names):
+            optim.set_lr(self.learner.optimizer, self.lr_at(step))
+            yield step, micro_batches
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of an iteration."""
+        plain, epoch = self.cfg.lr_scheduler, len(self.train_records) / self.learner.shards.global_batch
+        names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "lr_steps", "lr_mults", "warmup_type")
+        return lr_schedule.lr_at(
+            step,
+            **{name: getattr(plain, name) for name in names},
+            max_iter=self.last,
+            epoch_iters=epoch if plain.step_by == "epoch" else None,
+            warmup_epoch_iters=epoch if plain.warmup_by == "epoch" else None,
+        )
+
+    def requests(self) -> dict[str, bool]:
+        """Return what this rank requests of the next step: to stop after it, to save after it."""
+        self.stop.ask(self.batches.trouble)
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return {"stop": self.stop.received, "save": self.world.is_main and minutes > self.cfg.save_minutes}
+
+    def after_step(self, step: int, numbers: dict[str, float]) -> None:
+        """Count a step, and write its progress line if one is due. Collective."""
+        self.state.step = step + 1
+        self.monitor.after_step(numbers, self.lr_at(step), self.batches, self.last)
+
+    def save(self, name: str = checkpoint.LATEST) -> None:
+        """Write a checkpoint. Collective: group statistics are gathered, then rank 0 writes."""
+        with self.monitor.watch.during(f"writing {name}"):
+            self.learner.statistics.for_evaluation()
+            values = self.state.values()
+
+            def write() -> None:
+                with self.folder.saving(name) as check:
+                    keep_as = self.folder.token if self.folder.has_predecessor else None
+                    checkpoint.save(self.folder.exp, name, values, check=check, keep_as=keep_as)
+
+            self.world.on_main(write)
+            self.log.flush()
+        if name == checkpoint.LATEST:
+            self._saved_at = time.monotonic()
+
+    # ---------------------------------------------------------------- validation
+
+    @property
+    def is_at_validation(self) -> bool:
+        """True when the run validates after the iteration that is finished now."""
+        assert self.cfg.val_freq is not None, "lengths were resolved at the start"
+        return self.state.step % self.cfg.val_freq == 0 or self.state.step == self.last
+
+    @property
+    def owes_validation(self) -> bool:
+        """True when this step was saved, but the process ended before its validation did."""
+        return self.state.step > 0 and self.is_at_validation and self.state.validated_step < self.state.step
+
+    def validate(self) -> bool:
+        """Validate, write the numbers, keep the checkpoint if it is the best so far. Collective.
+
+        Returns:
+            False when a signal stopped it; the validation is then owed.
+        """
+        self.learner.statistics.for_evaluation()
+        result = self._scores()
+        if result is None:
+            return False
+        self.folder.look()
+        self.state.validated_step = self.state.step
+        self.log.validation(self.state.step, result)
+        reached = result.get("mean_average_precision", result["top1"])
+        if reached > self.state.best_prec1:
+            self.state.best_prec1 = reached
+            self.save(checkpoint.BEST)
+        self.batches.traffic.write_total(self.log, self.world)
+        self.monitor.restart_clock()
+        return True
+
+    def _scores(self) -> dict[str, float] | None:
+        """Score the validation list with the views of the config; None: stopped."""
+        watch = self.monitor.watch
+        with precise_bn.network(self) as net:
+            if net is None:
+                return None
+            with (
+                loader.build(self.cfg, "val", self.world, records=self.val_records) as videos,
+                watch.during("validation", None, videos.being_read),
+            ):
+                result = evaluate(
+                    net,
+                    videos,
+                    **of_config(self.cfg, self.world),
+                    clips_per_forward=self.cfg.batch_size,
+                    keep=watch.passing(),
+                    stop=self.stop,
+                )
+                if result is not None and not self._has_validated:  # a wrong root or reader, not some bad files
+                    if eval_loader.read_nothing(result):
+                        raise eval_loader.none_readable(videos)
+                    self._has_validated = True
+                self.monitor.note(videos, ledger.VALIDATION)
+                for text in videos.notes():
+                    self.log.once(f"validation: {text}")
+                videos.traffic.write(self.log)
+        return result
+
+    # ---------------------------------------------------------------- the end
+
+    def stopped(self) -> int:
+        """Write the last line of a run that was asked to stop; return its exit code."""
+        why = self.stop.name or "another rank"  # which has had a signal or a trouble, and reports the latter itself
+        self.log.line(f"stopped by {why} at iteration {self.state.step}, saved; the same command continues")
+        if self.stop.trouble and not self.world.is_main:
+            self.log.event(f"rank {self.world.rank} stopped the run: {self.stop.trouble}")
+            faults.tell(UserError(f"stopped by {self.stop.trouble}; everything is saved"))
+        return STOPPED
+
+    def finish(self) -> int:
+        """Sum up, save once more (the last validation is part of the state), and return 0. Collective."""
+        self.monitor.end_epoch(final=True)
+        self.monitor.write_notes(self.batches)
+        self.save()
+        criterion = "mAP" if self.val_records.several else "Prec@1"
+        best, path = f"best {criterion} {self.state.best_prec1:.3f}", self.folder.path(checkpoint.LATEST)
+        self.log.line(f"finished: {self.last} iterations, {best}, {path}")
+        return 0

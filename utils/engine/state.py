@@ -1,0 +1,260 @@
+"""What a checkpoint holds: one list, `ENTRIES`, from which saving, loading and checking follow.
+
+A new thing in a checkpoint is a new entry: how its value is read from a run, how it is put back, and what a file must
+hold for a run to resume. Order, augmentation, dropout and mixup are functions of (seed, step), so one integer stands
+for them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from utils import checkpoint
+from utils.checkpoint import CorruptCheckpoint
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from utils.checkpoint import Found
+    from utils.engine.learner import Learner
+
+Values = Mapping[str, Any]
+
+
+@dataclass
+class TrainState:
+    """The resumable state of a run.
+
+    Attributes:
+        learner: networks, optimiser and statistics.
+        facts: plain values that say what the run is: config, classes, lists, resize, code, token.
+        step: finished iterations.
+        validated_step: the last step whose validation was completed.
+        best_prec1: per cent, of what the best checkpoint is chosen by; -1: never validated.
+        window: last `print_freq` values of the logged meters.
+        precise_bn: (step, batch-norm statistics of its validation).
+    """
+
+    learner: Learner
+    facts: dict[str, Any]
+    step: int = 0
+    validated_step: int = -1
+    best_prec1: float = -1.0
+    window: dict[str, list[float]] = field(default_factory=dict)
+    precise_bn: tuple[int, dict[str, Tensor]] | None = None
+
+    def values(self) -> dict[str, Any]:
+        """Return what a checkpoint holds."""
+        made = {entry.name: entry.save(self) for entry in ENTRIES}
+        return {name: value for name, value in made.items() if value is not ABSENT}
+
+    def load(self, found: Found) -> None:
+        """Resume from a checkpoint.
+
+        Raises:
+            UserError: it does not fit the config.
+        """
+        for entry in ENTRIES:
+            if entry.load is not None and entry.name in found.state:
+                entry.load(self, found)
+
+
+ABSENT = object()  # a run without this entry
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that a checkpoint holds.
+
+    Attributes:
+        name: its key.
+        save: a run's value, or ABSENT.
+        load: put a checkpoint's value back; None: the value is for readers of the file.
+        types: of the value, where a run cannot resume without it; empty: it may be missing.
+        needed: whether a run of this config (plain values) needs it.
+        is_right: more that the value must be.
+    """
+
+    name: str
+    save: Callable[[TrainState], Any]
+    load: Callable[[TrainState, Found], object] | None = None
+    types: tuple[type, ...] = ()
+    needed: Callable[[Values], bool] = lambda config: True
+    is_right: Callable[[Any, Values], bool] = lambda value, config: True
+
+
+def check(path: Path, values: Values) -> None:
+    """Raise CorruptCheckpoint if no run can resume from a file: another program's, or one that was cut down."""
+    config = values.get("config")
+    config = config if isinstance(config, Mapping) else {}
+    wanted = [entry for entry in ENTRIES if entry.types and entry.needed(config)]
+    missing = [entry.name for entry in wanted if entry.name not in values]
+    odd = [entry.name for entry in wanted if entry.name in values and not _fits(entry, values[entry.name], config)]
+    if missing or odd:
+        wrong = [checkpoint.listed("it has no", missing), checkpoint.listed("not what a run writes", odd)]
+        raise CorruptCheckpoint(
+            path, f"{'; '.join(text for text in wrong if text)}: no checkpoint that a training run can resume from"
+        )
+
+
+def _fits(entry: Entry, value: object, config: Values) -> bool:
+    return isinstance(value, entry.types) and not isinstance(value, bool) and entry.is_right(value, config)
+
+
+def _is_weights(value: Any, config: Values) -> bool:
+    return all(isinstance(tensor, Tensor) for tensor in value.values())
+
+
+def _is_window(value: Any, config: Values) -> bool:
+    return all(isinstance(numbers, list) for numbers in value.values())
+
+
+def _second(config: Values) -> Values:
+    """The `distill` part of a config."""
+    found = config.get("distill")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _is_mutual(config: Values) -> bool:
+    return bool(_second(config).get("teacher")) and _second(config).get("kind") == "dml"
+
+
+def _is_second(value: Any, config: Values) -> bool:
+    return ("model" if _is_mutual(config) else "weights_hash") in value
+
+
+def _of_second(name: str) -> Callable[[TrainState], Any]:
+    def save(state: TrainState) -> Any:
+        second = state.learner.distill
+        return second.state().get(name, ABSENT) if second else ABSENT
+
+    return save
+
+
+def _load_peer(state: TrainState, found: Found) -> None:
+    second = state.learner.distill
+    if second and second.peer:
+        checkpoint.load_model(second.peer, found.state["peer"], f"{found.path}, second network")
+
+
+def _load_ema(state: TrainState, found: Found) -> None:
+    if state.learner.ema:
+        checkpoint.load_model(state.learner.ema.net, found.state["ema"], f"{found.path}, average of the weights")
+
+
+def _load_optimizer(state: TrainState, found: Found) -> None:
+    """Load what the optimiser kept. torch compares the numbers of groups and of parameters, but no shapes."""
+    optimizer, scaler = state.learner.optimizer, state.learner.scaler
+    try:
+        optimizer.load_state_dict(found.state["optimizer"])
+        scaler.load_state_dict(found.state["scaler"])
+        wrong = [
+            tuple(value.shape)
+            for parameter, kept in optimizer.state.items()
+            for value in kept.values()
+            if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape
+        ]
+        names = ("lr", "momentum", "weight_decay", "nesterov")
+        lacking = [name for name in names if any(name not in group for group in optimizer.param_groups)]
+        reason = f"values of another shape, {wrong[0]}" if wrong else f"no {lacking[0]} in it" if lacking else ""
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
+        reason = str(error)
+    if reason:
+        raise UserError(
+            f"{found.path}: the optimiser's state is of another model or recipe ({reason}); put the run's own "
+            "checkpoint back, or start over with --fresh, which moves the old run to old/"
+        )
+
+
+def _precise_bn(state: TrainState) -> Any:
+    if state.precise_bn is None or state.precise_bn[0] != state.step:
+        return ABSENT
+    return state.precise_bn[1]
+
+
+def _counter(name: str, *types: type, is_right: Callable[[Any, Values], bool] = lambda value, config: True) -> Entry:
+    """An attribute of TrainState that is saved as it is."""
+    return Entry(
+        name,
+        save=lambda state: getattr(state, name),
+        load=lambda state, found: setattr(state, name, found.state[name]),
+        types=types,
+        is_right=is_right,
+    )
+
+
+def _fact(name: str, *types: type) -> Entry:
+    """One of the `facts`."""
+    return Entry(name, save=lambda state: state.facts[name], types=types)
+
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        "model",
+        save=lambda state: state.learner.net.state_dict(),
+        load=lambda state, found: checkpoint.load_model(state.learner.net, found.state["model"], found.path),
+        types=(dict,),
+        is_right=_is_weights,
+    ),
+    Entry(
+        "peer",
+        save=_of_second("peer"),
+        load=_load_peer,
+        types=(dict,),
+        needed=_is_mutual,
+        is_right=_is_weights,
+    ),
+    Entry(
+        "ema",
+        save=lambda state: state.learner.ema.net.state_dict() if state.learner.ema else ABSENT,
+        load=_load_ema,
+        types=(dict,),
+        needed=lambda config: bool(config.get("ema")),
+        is_right=_is_weights,
+    ),
+    Entry(
+        "group_statistics",
+        save=lambda state: state.learner.statistics.group_state(),
+        load=lambda state, found: state.learner.statistics.load_group_state(found.state["group_statistics"]),
+        types=(Tensor, type(None)),
+    ),
+    Entry(
+        "optimizer",
+        save=lambda state: state.learner.optimizer.state_dict(),
+        load=_load_optimizer,
+        types=(dict,),
+    ),
+    Entry("scaler", save=lambda state: state.learner.scaler.state_dict(), types=(dict,)),  # loaded with the optimiser
+    Entry("precise_bn", save=_precise_bn),
+    Entry(
+        "distill",
+        save=_of_second("distill"),
+        types=(dict,),
+        needed=lambda config: bool(_second(config).get("teacher")),
+        is_right=_is_second,
+    ),
+    _counter("step", int),
+    _counter("validated_step", int),
+    _counter("best_prec1", float, int),
+    _counter("window", dict, is_right=_is_window),
+    Entry("seed", save=lambda state: state.learner.cfg.seed),
+    Entry(
+        "shards",
+        save=lambda state: state.learner.shards.total,
+        types=(int,),
+        is_right=lambda value, config: value >= 1,
+    ),
+    Entry("global_batch", save=lambda state: state.learner.shards.global_batch),
+    _fact("config", dict),
+    _fact("classes"),
+    _fact("resize"),
+    _fact("lists", dict),
+    _fact("code"),
+    _fact("token"),
+    Entry("versions", save=lambda state: checkpoint.versions()),
+)
