@@ -168,5 +168,6 @@ def _match_memory_format(optimizer: Optimizer) -> None:
     """Momentum from a checkpoint gets the strides of its parameter; fused kernels need them equal."""
     for parameter, state in optimizer.state.items():
         buffer = state.get("momentum_buffer")
-        if buffer is not None and buffer.stride() != parameter.stride():
+        # Another shape is left alone: a copy would broadcast it, and hide that the checkpoint is of another model.
+        if buffer is not None and buffer.shape == parameter.shape and buffer.stride() != parameter.stride():
             state["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
