@@ -118,6 +118,27 @@ def test_the_tree_is_seen() -> None:
     assert {room_of(name) for name in python_files()} >= {"main", *ROOMS}
 
 
+TOP_LEVEL = {
+    "methods",
+    "networks",
+    "datasets",
+    "utils",
+    "anal_tools",
+    "exps",
+    "pretrained",
+    "data",
+    "main.py",
+    "launch",
+}
+TOP_LEVEL |= {"README.md", "tests", "docs", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "pyproject.toml"}
+
+
+def test_the_top_level_is_the_users() -> None:
+    """A verb that runs in the repository without `--out` leaves a folder there: it must not be committed."""
+    found = {Path(name).parts[0] for name in tracked()}
+    assert {name for name in found if not name.startswith(".")} - TOP_LEVEL == set()
+
+
 @pytest.mark.parametrize("room", ALLOWED)
 def test_import_direction(room: str) -> None:
     wrong = []
