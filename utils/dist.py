@@ -19,6 +19,7 @@ from utils.faults import AgreedError, LostRank, UserError
 from utils.reduce import AveragedGradients
 
 JOIN_SECONDS = 300.0  # how long the ranks wait for each other at the start; $ZOETROPE_JOIN_SECONDS overrides
+_ABSENT_SECONDS = 2.0  # for the question who is missing, when the time to join is over
 COLLECTIVE_SECONDS = 1800.0  # after this long a frozen peer counts as lost; $ZOETROPE_COLLECTIVE_SECONDS overrides
 
 # What gloo says when a peer has died or stays silent: in plain RuntimeErrors, where NCCL has an exception class.
@@ -298,9 +299,14 @@ def _meet(place: _Place, seconds: float) -> Store:
         raise UserError(f"two processes say they are {where} at {host}:{port}: do two jobs share MASTER_PORT?")
     keys = [f"rank{rank}" for rank in range(place.size)]
     try:
-        store.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
+        # Each request is bounded too: the machine that holds the store may have become unreachable.
+        left = timedelta(seconds=max(deadline - time.monotonic(), 0.1))
+        store.set_timeout(left)
+        store.wait(keys, left)
     except RuntimeError as error:
+        store.set_timeout(timedelta(seconds=_ABSENT_SECONDS))
         raise UserError(f"{where}: {_absent(store, keys)} within {seconds:g} s: see the logs of the others") from error
+    store.set_timeout(min(timedelta(seconds=seconds), collective_timeout()))
     return store
 
 
