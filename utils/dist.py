@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from queue import Empty, Queue
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,7 +22,10 @@ from utils.faults import AgreedError, LostRank, UserError
 from utils.reduce import AveragedGradients
 
 JOIN_SECONDS = 300.0  # how long the ranks wait for each other at the start; $ZOETROPE_JOIN_SECONDS overrides
+_ANSWER_SECONDS = 2.0  # for the answer of the store when the time to join is over
 COLLECTIVE_SECONDS = 1800.0  # after this long a frozen peer counts as lost; $ZOETROPE_COLLECTIVE_SECONDS overrides
+
+T = TypeVar("T")
 
 # What gloo says when a peer has died or stays silent: in plain RuntimeErrors, where NCCL has an exception class.
 _LOST_SIGNS = (
@@ -282,12 +288,11 @@ def _meet(place: _Place, seconds: float) -> Store:
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     where = f"rank {place.rank} of {place.size}"
     try:
-        server = TCPStore(
-            host, port, None, place.rank == 0 and not agent, timedelta(seconds=seconds), wait_for_workers=False
-        )
+        timeout, hosts = timedelta(seconds=seconds), place.rank == 0 and not agent
+        server = _within(deadline, lambda: TCPStore(host, port, None, hosts, timeout, wait_for_workers=False))
         store = PrefixStore(f"zoetrope/{attempt}", server)
-        size = store.compare_set("size", "", str(place.size)).decode()
-        arrived = store.add(f"rank{place.rank}", 1)
+        size = _within(deadline, lambda: store.compare_set("size", "", str(place.size))).decode()
+        arrived = _within(deadline, lambda: store.add(f"rank{place.rank}", 1))
     except (RuntimeError, ValueError) as error:
         if "EADDRINUSE" in str(error) or "already in use" in str(error):
             raise UserError(f"{where}: port {port} is taken on {host}: set MASTER_PORT to a free one") from error
@@ -298,16 +303,44 @@ def _meet(place: _Place, seconds: float) -> Store:
         raise UserError(f"two processes say they are {where} at {host}:{port}: do two jobs share MASTER_PORT?")
     keys = [f"rank{rank}" for rank in range(place.size)]
     try:
-        store.wait(keys, timedelta(seconds=max(deadline - time.monotonic(), 0.1)))
+        left = timedelta(seconds=max(deadline - time.monotonic(), 0.1))
+        _within(deadline + _ANSWER_SECONDS, lambda: store.wait(keys, left))
     except RuntimeError as error:
         raise UserError(f"{where}: {_absent(store, keys)} within {seconds:g} s: see the logs of the others") from error
+    store.set_timeout(min(timedelta(seconds=seconds), collective_timeout()))
     return store
+
+
+def _within(deadline: float, action: Callable[[], T]) -> T:
+    """Return the result of a request to a store, or raise RuntimeError at a time of the monotonic clock.
+
+    A request to a machine that has become unreachable lasts longer than its own timeout: torch then cancels it, and
+    waits as long again for the answer to that.
+    """
+    done: Queue[tuple[T, None] | tuple[None, BaseException]] = Queue()
+
+    def run() -> None:
+        try:
+            done.put((action(), None))
+        except BaseException as error:  # noqa: BLE001  raised by the caller's thread
+            done.put((None, error))
+
+    threading.Thread(target=run, name="request to the store", daemon=True).start()
+    try:
+        result, error = done.get(timeout=max(deadline - time.monotonic(), 0.1))
+    except Empty:
+        faults.end_at_once()  # the thread cannot be stopped
+        raise RuntimeError("no answer") from None
+    if error is not None:
+        raise error
+    return result  # pyright: ignore[reportReturnType]
 
 
 def _absent(store: Store, keys: list[str]) -> str:
     """How many joined and who is missing, as far as can be told: rank 0 may have taken the store down already."""
     try:
-        missing = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        deadline = time.monotonic() + _ANSWER_SECONDS
+        missing = [rank for rank, key in enumerate(keys) if not _within(deadline, lambda key=key: store.check([key]))]
     except RuntimeError:
         return f"not all of {len(keys)} ranks joined"
     names = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import random
@@ -158,7 +159,7 @@ def _changed(rng: random.Random, tree: Any) -> Any:
     for _ in range(rng.randint(1, 3)):
         place, key = _place(rng, tree)
         if place is None:
-            return rng.choice(_VALUES)
+            return copy.deepcopy(rng.choice(_VALUES))
         match rng.randrange(8):
             case 0:
                 del place[key]
@@ -171,7 +172,7 @@ def _changed(rng: random.Random, tree: Any) -> Any:
             case 4 | 5:
                 place[key] = rng.choice(mutators.NUMBERS)
             case _:
-                place[key] = rng.choice(_VALUES)
+                place[key] = copy.deepcopy(rng.choice(_VALUES))  # a change of it must not change the table
     return tree
 
 

@@ -310,3 +310,50 @@ def test_illegal_plans_list_the_legal_numbers_of_ranks() -> None:
                 ShardPlan(total, 2, world, 0, group)
     with pytest.raises(ValueError, match="not a shard plan"):
         ShardPlan(4, 8, world=2, rank=2)
+
+
+SILENT_STORE = """
+import os, signal, sys
+from datetime import timedelta
+from torch.distributed import TCPStore
+store = TCPStore("127.0.0.1", 0, None, True, timedelta(seconds=60), wait_for_workers=False)
+print(store.port, flush=True)
+if sys.argv[1] == "waiting":
+    store.wait(["zoetrope/0/rank1"], timedelta(seconds=60))
+os.kill(os.getpid(), signal.SIGSTOP)
+"""
+LATE_RANK = """
+import os, sys, time
+from utils import dist, faults
+began = time.monotonic()
+def run():
+    try:
+        dist.join(seconds=float(sys.argv[1]), device="cpu")
+    finally:
+        print(time.monotonic() - began, flush=True)
+    return 0
+faults.leave_process(lambda: faults.leave_exit_code(faults.call(run)))
+"""
+
+
+@pytest.mark.parametrize("moment", ["connecting", "waiting"])
+def test_a_meeting_point_that_falls_silent_costs_the_time_to_join_once(moment: str) -> None:
+    """The store's machine is cut off while a rank connects, or waits there: torch waits twice as long, or for ever."""
+    words = [sys.executable, "-c", SILENT_STORE, moment]
+    store = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert store.stdout is not None
+    port = store.stdout.readline().strip()
+    env = {"RANK": "1", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    env = {**os.environ, **env, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    words = [sys.executable, "-c", LATE_RANK, "4"]
+    rank = subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        out, err = rank.communicate(timeout=90)
+    finally:
+        for process in (store, rank):
+            process.kill()
+            process.communicate()
+    assert rank.returncode == 2, err
+    assert "rank 1 of 3" in err
+    assert "within 4 s" in err
+    assert float(out) <= 4 + 6

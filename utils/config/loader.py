@@ -22,6 +22,7 @@ FILE = "config.yaml"
 ROOT_KEY = "common"
 _KWARGS = ("model", "kwargs")
 _LONGEST_NAME = 200  # of a key in a message
+_MOST_LETTERS = 1500  # of one problem in a message
 
 Keys = tuple[Any, ...]  # ("model", "type"): without the root key
 
@@ -93,7 +94,8 @@ class _Draft:
         self.in_error.add(_dotted(keys))
 
     def report(self) -> str:
-        lines = [text for _, text in sorted(self.problems, key=lambda problem: problem[0])]
+        sorted_problems = sorted(self.problems, key=lambda problem: problem[0])
+        lines = [model_options.shortened(text, _MOST_LETTERS) for _, text in sorted_problems]
         return lines[0] if len(lines) == 1 else "\n".join([f"the config has {len(lines)} problems", *lines])
 
     def take(self, document: yaml_lines.Document) -> None:
@@ -201,7 +203,8 @@ class _Draft:
             ("backbone", backbone, model_options.backbones()),
         ):
             if isinstance(name, str) and name not in known:
-                text = f"there is no {'method' if key == 'type' else key} called {name}{did_you_mean(name, known)}"
+                called = model_options.shortened(name)
+                text = f"there is no {'method' if key == 'type' else key} called {called}{did_you_mean(name, known)}"
                 self.problem(("model", key), f"{text}; there are {', '.join(known)}")
         raw = values["model.kwargs"]
         if not isinstance(raw, dict):

@@ -119,7 +119,12 @@ def shown(value: Any) -> str:
         text = "null" if value is None else "a section" if isinstance(value, dict) else repr(value)
     if isinstance(value, tuple):
         text = "[" + ", ".join(shown(item) for item in value) + "]"
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shortened(text)
+
+
+def shortened(text: str, letters: int = 60) -> str:
+    """Return at most so many letters of a text."""
+    return text if len(text) <= letters else text[: letters - 3] + "..."
 
 
 def _functions(file: Path) -> list[ast.FunctionDef]:
