@@ -66,7 +66,7 @@ class Analysis:
             UserError: its files do not fit together, or a bad rule.
         """
         names = class_names(results)
-        predicted = metrics.predictions(results.scores)
+        predicted = results.videos.predicted
         return cls(
             results=results,
             names=names,
@@ -253,12 +253,8 @@ def summary(found: Analysis, doubtful: int) -> list[str]:
     """What a person wants to see first."""
     results, names, matrix, videos = found.results, found.names, found.matrix, found.videos
     total = len(found.predicted)
-    top5 = metrics.top_k_accuracy(results.scores, results.labels, 5)
-    mean = metrics.mean_class_accuracy(found.predicted, results.labels, len(names))
-    lines = [
-        f"{results.name}: {total} videos, {len(names)} classes",
-        f"top-1 {100 * matrix.trace() / total:.2f}  top-5 {100 * top5:.2f}  mean class accuracy {100 * mean:.2f}",
-    ]
+    numbers = [f"{one.title} {results.numbers[one.name]:.2f}" for one in metrics.metrics_of("analyze")]
+    lines = [f"{results.name}: {total} videos, {len(names)} classes", "  ".join(numbers)]
     if found.allowed:
         second = allowed_pairs.accuracy(found.predicted, results.labels, found.allowed)
         lines.append(f"top-1 {100 * second:.2f} with {len(found.allowed)} allowed pairs counted as right")

@@ -115,7 +115,7 @@ def pair(a: Results, b: Results) -> Pairing:
             f"{shown(a.ids[rows_a[row]])}: label {labels[row]} in one list and {b.labels[rows_b[row]]} in the other; "
             "compare evaluations of the same labels"
         )
-    right_a, right_b = (metrics.predictions(one.scores[rows]) == labels for one, rows in ((a, rows_a), (b, rows_b)))
+    right_a, right_b = (one.videos.right()[rows] for one, rows in ((a, rows_a), (b, rows_b)))
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     count = a.scores.shape[1]
     videos = np.bincount(labels, minlength=count)
@@ -195,14 +195,11 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
     lines = []
     width = max(len(one.title) for one in experiments)
     for one in experiments:
-        numbers = one.results.summary.get("metrics", {})
-        protocol = one.results.summary.get("protocol", {}).get("text", "")
-        shares = "  ".join(
-            f"{title} {numbers[key]:.2f}"
-            for title, key in (("top-1", "top1"), ("top-5", "top5"))
-            if numbers.get(key) is not None
-        )
-        lines.append(f"{one.title:<{width}}  {shares}  {len(one.results.ids)} videos, {protocol}")
+        results = one.results
+        protocol = results.summary.get("protocol", {}).get("text", "")
+        shown_here = metrics.metrics_of("compare", multi_label=results.multi_label)
+        shares = "  ".join(f"{metric.title} {results.numbers[metric.name]:.2f}" for metric in shown_here)
+        lines.append(f"{one.title:<{width}}  {shares}  {len(results.ids)} videos, {protocol}")
     for a, b in itertools.combinations(experiments, 2):
         found = pair(a.results, b.results)
         lines += [

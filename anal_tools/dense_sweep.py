@@ -17,6 +17,7 @@ import numpy as np
 from anal_tools import score, scoring
 from anal_tools.protocols import FAMILIES
 from anal_tools.results import Results
+from utils import metrics
 from utils.faults import UserError
 
 FILE = "dense_sweep"  # in results/<name>/, as .csv and .png
@@ -64,18 +65,20 @@ def sweep(results: Results, clips: Sequence[int] | None = None) -> list[dict[str
         for clip in counts:
             chosen = scoring.smaller(kept, f"{clip}x{crop}")
             scores = scoring.scores_of(results, chosen)
-            right = {k: scoring.right_at_k(scores, results.labels, results.targets, k) for k in (1, 5)}
+            videos = metrics.Videos(scores, results.labels, results.targets)
+            right = videos.right().astype(np.float64)
+            numbers = metrics.evaluate(videos)
             rows.append(
                 {
                     "clips": clip,
                     "crops": crop,
                     "views": len(chosen.views),
                     "gmacs": None if per_view is None else per_view * len(chosen.views),
-                    "top1": 100 * right[1].mean(),
-                    "top5": 100 * right[5].mean(),
-                    "top1_interval": [100 * end for end in scoring.interval(right[1])],
+                    "top1": numbers["top1"],
+                    "top5": numbers["top5"],
+                    "top1_interval": [100 * end for end in scoring.interval(right)],
                     "note": chosen.note,
-                    "right": right[1],
+                    "right": right,
                 }
             )
     return sorted(rows, key=lambda row: (row["views"], -row["crops"]))

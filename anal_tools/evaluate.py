@@ -258,6 +258,7 @@ class Earlier:
 def report(folder: Path, records: Any, summary: dict[str, Any], owner: bytes) -> None:
     """Merge the parts of the evaluation `owner`, write the summary and print its numbers."""
     from anal_tools import result_parts
+    from utils import log, metrics
 
     ids = [records.path(i) for i in range(len(records))]
     targets = getattr(records, "targets", None)
@@ -265,20 +266,9 @@ def report(folder: Path, records: Any, summary: dict[str, Any], owner: bytes) ->
     numbers, counts, failed = summary["metrics"], summary["counts"], summary["failures"]
     print(f"{summary['weights']} on {summary['list']}: {summary['protocol']['text']}")
     print(f"   {summary['weights_are']}")
-    print(
-        f" * Prec@1 {numbers['top1']:.3f}\tPrec@5 {numbers['top5']:.3f}\tLoss {numbers['loss']:.4f}\t"
-        f"total_num = {numbers['num_videos']:.0f}"
-    )
-    if targets is None:
-        print(
-            f"   mean class accuracy {numbers['mean_class_accuracy']:.3f}, clip-1 accuracy {numbers['clip1']:.3f}, "
-            f"clip accuracy {numbers['clip']:.3f}, calibration error {numbers['calibration_error']:.3f}"
-        )
-    else:
-        print(
-            f"   mAP {numbers['mean_average_precision']:.3f}, GAP {numbers['gap']:.3f}, hit@1 {numbers['hit1']:.3f}, "
-            f"PERR {numbers['perr']:.3f}"
-        )
+    print(log.format_validation(numbers))
+    more = [one for one in metrics.metrics_of(multi_label=targets is not None) if "line" not in one.places]
+    print("   " + ", ".join(f"{one.title} {numbers[one.name]:.3f}" for one in more))
     print(
         f"   {counts['failed']} videos could not be read (empty), {counts['repaired']} were repaired (corrupt), "
         f"{counts['duplicates']} stand in the list twice; {summary['cost']['gmacs_per_video']:.1f} GMAC a video"

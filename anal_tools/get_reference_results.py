@@ -14,7 +14,7 @@ import numpy as np
 
 from anal_tools.results import Results
 from datasets.bad_media import printable
-from utils import faults, metrics
+from utils import faults
 
 NEEDS_VALIDATE = True
 FILE = "reference_result.txt"
@@ -50,7 +50,7 @@ def write_reference_results(exp: Path, results: Results) -> Path:
     Returns:
         The file.
     """
-    predicted = metrics.predictions(results.scores)
+    predicted = results.videos.predicted
     path = Path(exp) / "results" / FILE
     rows = zip(results.ids, highest_logits(results), predicted, results.labels, strict=True)
     write_lines(path, (f"{one_line(name)} {logit:.2f} {guess} {label}" for name, logit, guess, label in rows))

@@ -34,7 +34,7 @@ _ROOTS = (
     "methods.folding",
     "methods.positions",
     "utils.chunks",
-    "utils.ranking",
+    "utils.metrics",
     "utils.transforms",
 )
 #: Files that call the above and import nearly all else; only their own text counts.

@@ -19,8 +19,7 @@ from datasets.plan import sampling_of
 from datasets.sampling import Sampling, test_frames
 from datasets.views import EVAL_CROPS, EvalSpec, eval_spec
 from utils.faults import UserError, did_you_mean
-
-AVERAGES = ("prob", "logit", "sum")
+from utils.metrics import AVERAGES
 
 #: Whose crops: number of crops -> key of EVAL_CROPS. "plain" is ours: centre, three and ten nest in each other.
 FAMILIES: dict[str, dict[int, str]] = {
@@ -98,10 +97,8 @@ class Protocol:
 
     def check_numbers(self) -> None:
         """Raise ValueError for values of a file that no evaluation can have."""
-        from utils import metrics
-
-        if self.average not in metrics.AVERAGES:
-            raise ValueError(f"average {self.average!r} is none of {', '.join(metrics.AVERAGES)}")
+        if self.average not in AVERAGES:
+            raise ValueError(f"average {self.average!r} is none of {', '.join(AVERAGES)}")
         sampling = self.spec.sampling
         numbers = [self.spec.num_clips, self.spec.scale, self.spec.crop_size]
         numbers += [sampling.num_segments, sampling.clip_len, sampling.frame_interval]

@@ -321,9 +321,6 @@ def _merge(
     for name, text in texts.items():
         _write_new(folder / name, text)
 
-    if targets is None:
-        calibration = {"calibration_error": 100 * metrics.calibration_error(scores, labels)}
-        summary = summary | {"metrics": summary["metrics"] | calibration}
     names = [*(f"{name}.npy" for name in (*arrays, *small)), *texts]
     summary = summary | _counts(ledger, ids)
     summary["files"] = {name: _synced_hash(_new(folder / name)) for name in names}

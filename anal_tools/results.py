@@ -140,10 +140,20 @@ class Results:
         """How the videos were shown, as plain values (`anal_tools.protocols.Protocol.from_dict` reads it)."""
         return self.summary["protocol"]
 
+    @cached_property
+    def videos(self) -> metrics.Videos:
+        """The scores as metrics take them."""
+        return metrics.Videos(self.scores, self.labels, self.targets)
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """Every metric, computed from the scores: also those that are younger than this evaluation."""
+        return metrics.evaluate(self.videos)
+
     @property
     def failed(self) -> np.ndarray:
         """(N,) bool: the video could not be read; it counts as wrong."""
-        return np.asarray(np.isnan(self.scores).any(axis=1))
+        return self.videos.failed
 
     @property
     def verified(self) -> bool:
@@ -348,8 +358,3 @@ def _stamp(summary_file: Path) -> tuple[int, ...] | None:
 
 def _replaced(folder: Path) -> UserError:
     return UserError(f"{folder}: was evaluated anew while it was read; run this command again")
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, float64 inside, float32 out."""
-    return metrics.probabilities(logits).astype(np.float32)

@@ -13,10 +13,8 @@ import numpy as np
 
 from anal_tools import protocols, scoring
 from anal_tools.results import Results
+from utils import metrics
 from utils.faults import UserError
-
-_MULTI_LABEL = {"mAP": "mean_average_precision", "GAP": "gap", "hit@1": "hit1", "PERR": "perr"}
-_ONE_LABEL = {"top-1": "top1", "top-5": "top5", "class mean": "mean_class_accuracy", "calib.": "calibration_error"}
 
 
 def main(argv: list[str]) -> int:
@@ -113,22 +111,32 @@ def row(
         orders = scoring.aligned(models)
         fused = [own[order] for (_, own), order in zip(parts, orders, strict=True)]
         scores = scoring.fuse(fused, weights, chosen.protocol.average)
-    found = scoring.numbers(scores, first.labels, first.targets)
+    videos = metrics.Videos(scores, first.labels, first.targets)
     draws = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
-    for k in (1, 5):
-        right = scoring.right_at_k(scores, first.labels, first.targets, k)
-        found[f"top{k}_interval"] = [100 * end for end in scoring.interval(right, **draws)]  # type: ignore[assignment]
+    ends = {f"top{k}_interval": [100 * end for end in scoring.interval(videos.right(k), **draws)] for k in (1, 5)}
     spec = chosen.protocol.spec
     gmacs = [model.summary.get("cost", {}).get("gmacs_per_view") for model in models]
     cost = sum(one * len(part[0].views) for one, part in zip(gmacs, parts, strict=True)) if None not in gmacs else None
     about = {"views": f"{spec.num_clips}x{spec.crops_per_clip}", "number": number, "average": chosen.protocol.average}
-    return about | {"gmacs": cost, **found, "note": "; ".join(notes), "protocol": dataclasses.asdict(chosen.protocol)}
+    return about | {
+        "gmacs": cost,
+        **metrics.evaluate(videos),
+        **ends,
+        "note": "; ".join(notes),
+        "protocol": dataclasses.asdict(chosen.protocol),
+    }
 
 
 def table(found: Sequence[dict[str, Any]], *, multi_label: bool = False) -> str:
     """The rows as text, the intervals beside top-1, the notes below."""
-    columns = _MULTI_LABEL if multi_label else _ONE_LABEL
-    heads = ["views", "average", "GMAC/video", *columns, "top-1 interval" if not multi_label else "hit@1 interval"]
+    shown = metrics.metrics_of("score", multi_label=multi_label)
+    heads = [
+        "views",
+        "average",
+        "GMAC/video",
+        *(metric.head or metric.title for metric in shown),
+        "top-1 interval" if not multi_label else "hit@1 interval",
+    ]
     lines = [heads]
     notes: list[str] = []
     for one in found:
@@ -138,7 +146,7 @@ def table(found: Sequence[dict[str, Any]], *, multi_label: bool = False) -> str:
             mark = f" [{notes.index(one['note']) + 1}]"
         low, high = one["top1_interval"]
         cost = "?" if one["gmacs"] is None else f"{one['gmacs']:.1f}"
-        values = [f"{one[key]:.2f}" for key in columns.values()]
+        values = [f"{one[metric.name]:.2f}" for metric in shown]
         lines.append([one["views"] + mark, one["average"], cost, *values, f"{low:.2f} .. {high:.2f}"])
     widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
     text = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in lines]

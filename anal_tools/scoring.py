@@ -13,7 +13,7 @@ from anal_tools.protocols import FAMILIES, Protocol, nested_clips, nested_crops,
 from anal_tools.result_parts import score_in_blocks
 from anal_tools.results import Results
 from datasets.views import EVAL_CROPS
-from utils import config, metrics, ranking
+from utils import config, metrics
 from utils.faults import UserError
 
 
@@ -186,24 +186,6 @@ def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = 
     return metrics.probabilities(np.sum(logs, axis=0))
 
 
-def numbers(scores: np.ndarray, labels: np.ndarray, targets: np.ndarray | None = None) -> dict[str, float]:
-    """The metrics of an evaluation from its videos' scores, in per cent; `loss` in nats."""
-    failed = np.isnan(scores).any(axis=1)
-    found: dict[str, float] = {"num_videos": len(scores), "failed": int(failed.sum())}
-    if targets is not None:
-        more = ranking.multi_label_metrics(scores, targets)
-        return found | more | {"top1": more["hit1"], "top5": 100 * ranking.hit_at_k(scores, targets, 5)}
-    predicted = metrics.predictions(scores)
-    own = scores[np.flatnonzero(~failed), labels[~failed]]
-    return found | {
-        "top1": 100 * metrics.top_k_accuracy(scores, labels, 1),
-        "top5": 100 * metrics.top_k_accuracy(scores, labels, 5),
-        "mean_class_accuracy": 100 * metrics.mean_class_accuracy(predicted, labels, scores.shape[1]),
-        "calibration_error": 100 * metrics.calibration_error(scores, labels),
-        "loss": float(-np.log(np.maximum(own, 1e-300)).mean()) if len(own) else float("nan"),
-    }
-
-
 def interval(right: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean over videos (Efron and Tibshirani 1993, section 13.3).
 
@@ -225,16 +207,6 @@ def interval(right: np.ndarray, *, level: float = 0.95, resamples: int = 2000, s
     means = generator.multinomial(len(right), counts / len(right), size=resamples) @ values / len(right)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
-
-
-def right_at_k(scores: np.ndarray, labels: np.ndarray, targets: np.ndarray | None, k: int) -> np.ndarray:
-    """(N,) 1.0 where one of a video's labels is among the first k predictions."""
-    if targets is not None:
-        return np.array([ranking.hit_at_k(scores[i : i + 1], targets[i : i + 1], k) for i in range(len(scores))])
-    own = np.take_along_axis(scores, labels[:, None].astype(np.int64), axis=1)
-    tied = (scores == own) & (np.arange(scores.shape[1]) > labels[:, None])
-    rank = ((scores > own) | tied).sum(axis=1)
-    return ((rank < k) & ~np.isnan(scores).any(axis=1)).astype(np.float64)
 
 
 def config_of(results: Results) -> Any:

@@ -97,7 +97,7 @@ def build(
 def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """The numbers above everything."""
     rows = dict(content.facts(one, analysis))
-    low, high = (100 * end for end in scoring.interval(analysis.predicted == one.results.labels))
+    low, high = (100 * end for end in scoring.interval(one.results.videos.right()))
     return [
         (rows["top-1"].split(" %")[0] + " %", f"top-1, 95 % interval {low:.1f} to {high:.1f}"),
         (rows["top-5"], "top-5"),

@@ -16,7 +16,7 @@ from anal_tools.compare import Experiment
 from anal_tools.get_reference_results import shown
 from anal_tools.report.page import words
 from anal_tools.results import Results
-from utils import log, metrics
+from utils import log, metrics, ranking
 from utils.faults import UserError
 
 UNREAD, ABSENT = 0xFFFF, 0xFFFE  # instead of a predicted class; js/data.js has the same
@@ -83,10 +83,9 @@ def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.nd
     unread = np.any(np.isnan(own_scores), axis=1)
     own_scores[unread] = 0
     top = min(TOP, own_scores.shape[1])
-    # Of equal scores the higher class first, as everywhere (utils/metrics.py).
-    order = own_scores.shape[1] - 1 - np.argsort(-own_scores[:, ::-1], axis=1, kind="stable")  # (n, K)
+    order = ranking.order(own_scores)  # (n, K)
     own = np.take_along_axis(own_scores, labels[there][:, None].astype(np.int64), axis=1)[:, 0]
-    rank = (order == labels[there][:, None]).argmax(axis=1)
+    rank = ranking.rank_of(own_scores, labels[there])
     guess = np.full((count, top), ABSENT, np.uint16)
     score, true_score, true_rank = np.zeros((count, top)), np.zeros(count), np.zeros(count)
     guess[here] = np.where(unread[:, None], UNREAD, order[:, :top])
@@ -120,21 +119,18 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
 def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """Titles and texts of the table on the first page; every experiment has the same titles."""
     summary, predicted = one.results.summary, analysis.predicted
-    numbers, protocol = summary.get("metrics", {}), summary.get("protocol", {})
+    protocol = summary.get("protocol", {})
     cost, counts = summary.get("cost", {}), summary.get("counts", {})
-    total, right = len(predicted), int(analysis.matrix.trace())
-    low, high = (100 * end for end in scoring.interval(predicted == one.results.labels))
+    low, high = (100 * end for end in scoring.interval(one.results.videos.right()))
     allowed = allowed_pairs.accuracy(predicted, one.results.labels, analysis.allowed)
-    top5 = metrics.top_k_accuracy(one.results.scores, one.results.labels, 5)
-    mean = metrics.mean_class_accuracy(predicted, one.results.labels, len(analysis.names))
-    calibration = numbers.get("calibration_error")
+    first, *others = [
+        (metric.title, metric.on_page(one.results.numbers[metric.name])) for metric in metrics.metrics_of("report")
+    ]
     rows = [
-        ("top-1", f"{100 * right / total:.2f} %  (95 % interval {low:.2f} to {high:.2f}, bootstrap over videos)"),
+        (first[0], f"{first[1]}  (95 % interval {low:.2f} to {high:.2f}, bootstrap over videos)"),
         ("top-1 with allowed pairs", f"{100 * allowed:.2f} %" if analysis.allowed else ""),
-        ("top-5", f"{100 * top5:.2f} %"),
-        ("mean class accuracy", f"{100 * mean:.2f} %"),
-        ("calibration error", f"{calibration:.2f} %" if isinstance(calibration, float) else "–"),
-        ("videos", f"{total}, {int((predicted < 0).sum())} of them could not be read and count as wrong"),
+        *others,
+        ("videos", f"{len(predicted)}, {int((predicted < 0).sum())} of them could not be read and count as wrong"),
         ("repaired, repeated", f"{counts.get('repaired', 0)}, {counts.get('duplicates', 0)}"),
         ("protocol", str(protocol.get("text", "–"))),
         ("GMACs of a video", f"{cost['gmacs_per_video']:.2f}" if cost.get("gmacs_per_video") else "–"),
@@ -160,14 +156,15 @@ def points(results: Results) -> list[dict[str, Any]]:
             continue  # these crops were not kept
         whole = len(chosen.views) == kept.spec.views
         scores = results.scores if whole else scoring.scores_of(results, chosen)
+        numbers = metrics.evaluate(metrics.Videos(scores, results.labels))
         views = len(chosen.views)
         found.append(
             {
                 "text": f"{count} x {crops}" + (" (near)" if chosen.note else ""),
                 "views": views,
                 "gmacs": round(per_view * views, 3) if per_view else None,
-                "top1": 100 * metrics.top_k_accuracy(scores, results.labels, 1),
-                "top5": 100 * metrics.top_k_accuracy(scores, results.labels, 5),
+                "top1": numbers["top1"],
+                "top5": numbers["top5"],
             }
         )
     return sorted(found, key=lambda point: point["views"])

@@ -152,15 +152,6 @@ def test_intervals_are_seeded_and_about_right() -> None:
     assert all(np.isnan(scoring.interval(np.zeros(0))))
 
 
-def test_right_at_k_is_the_accuracy() -> None:
-    scores = np.random.default_rng(0).integers(0, 4, (300, 7)).astype(float)
-    labels = np.random.default_rng(1).integers(0, 7, 300)
-    scores[3] = np.nan
-    for k in (1, 5, 9):
-        mean = scoring.right_at_k(scores, labels, None, k).mean()
-        assert mean == pytest.approx(metrics.top_k_accuracy(scores, labels, k))
-
-
 def test_dense_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exp = made(tmp_path / "a", 1)
     assert dense_sweep.main([str(exp)]) == 0
