@@ -13,8 +13,9 @@ import numpy as np
 
 from anal_tools import allowed_pairs, label_errors
 from anal_tools.allowed_pairs import Pair
-from anal_tools.get_reference_results import one_line, shown, write_lines, write_reference_results
-from anal_tools.results import Results
+from anal_tools.evaluate.results import Results
+from anal_tools.get_reference_results import write_reference_results
+from anal_tools.text import one_line, shown, write_lines
 from utils import metrics, ranking
 from utils.faults import UserError
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from anal_tools import score
-from anal_tools.get_reference_results import shown
-from anal_tools.results import Results
+from anal_tools.evaluate.results import Results
+from anal_tools.text import shown
 from utils import metrics
 from utils.faults import UserError
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from anal_tools import score, scoring
-from anal_tools.protocols import FAMILIES
-from anal_tools.results import Results
+from anal_tools import score, text
+from anal_tools.evaluate import scoring
+from anal_tools.evaluate.protocols import FAMILIES
+from anal_tools.evaluate.results import Results
 from utils import metrics
 from utils.faults import UserError
 
@@ -101,19 +102,14 @@ def knee(rows: Sequence[dict[str, Any]]) -> int:
 def table(rows: Sequence[dict[str, Any]], best: int) -> str:
     """The rows as text; the knee is marked, and views that a tool would place elsewhere."""
     lines = [["clips x crops", "views", "GMAC/video", "top-1", "interval", "top-5", ""]]
-    notes: list[str] = []
+    notes = text.Notes()
     for index, row in enumerate(rows):
         low, high = row["top1_interval"]
-        marks = ["knee"] if index == best else []
-        if row["note"]:
-            notes += [row["note"]] if row["note"] not in notes else []
-            marks.append(f"[{notes.index(row['note']) + 1}]")
+        marks = ("knee" if index == best else "") + notes.mark(row["note"])
         cost = "?" if row["gmacs"] is None else f"{row['gmacs']:.1f}"
         shown = [f"{row['clips']} x {row['crops']}", str(row["views"]), cost, f"{row['top1']:.2f}"]
-        lines.append([*shown, f"{low:.2f} .. {high:.2f}", f"{row['top5']:.2f}", " ".join(marks)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*text, *(f"[{number}] {note}" for number, note in enumerate(notes, start=1))])
+        lines.append([*shown, f"{low:.2f} .. {high:.2f}", f"{row['top5']:.2f}", marks.strip()])
+    return "\n".join([*text.columns(lines), *notes.lines()])
 
 
 def write(results: Results, rows: Sequence[dict[str, Any]], best: int) -> list[Path]:

@@ -21,8 +21,8 @@ from utils.faults import UserError
 if TYPE_CHECKING:
     import torch
 
-    from anal_tools.predict_model import Predictor
-    from anal_tools.predict_sources import Source
+    from anal_tools.predict.predictor import Predictor
+    from anal_tools.predict.sources import Source
 
 NEEDS_VALIDATE = True
 TOLERANCE = 1e-4  # of the logits' largest magnitude, at least 1
@@ -51,13 +51,13 @@ def export(args: argparse.Namespace, validate: Callable[..., Any]) -> str:
     Raises:
         UserError: no such checkpoint, no onnx, nothing to compare with, or other logits than the checkpoint's.
     """
-    from anal_tools import predict_model
+    from anal_tools.predict.predictor import from_experiment
     from utils.dist import World
 
     if args.out is not None:
         check_out(args.out, args.to)
     overrides = [*args.set, "common.precision=fp32"]  # whatever it was trained with
-    predictor = predict_model.from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
+    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
     net = plain(predictor.net)
     folder = args.target / "results" if args.target.is_dir() else args.target.parent
     out = args.out or folder / f"{predictor.about['type']}_{predictor.about['backbone']}{SUFFIXES[args.to]}"
@@ -189,11 +189,11 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
     """The file that was just written, ready to predict, one view at a time to see that any batch goes."""
     import torch
 
-    from anal_tools import predict_model
+    from anal_tools.predict.predictor import from_onnx
     from utils.dist import World
 
     if kind == "onnx":
-        exported = predict_model.from_onnx(file, World(), like=like)
+        exported = from_onnx(file, World(), like=like)
     else:
         with quiet():
             # This reads pickles where a file has any, and this one is our own of a moment ago.
@@ -205,7 +205,7 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
 
 def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
     """What --check names, else the first videos of the validation list, else nothing: noise is then compared."""
-    from anal_tools.predict_sources import Source, expand
+    from anal_tools.predict.sources import Source, expand
     from datasets.loader import records_of
     from datasets.readers.facts_cache import family_of
     from utils import config

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from anal_tools import protocols, scoring
-from anal_tools.results import Results
+from anal_tools import text
+from anal_tools.evaluate import protocols, scoring
+from anal_tools.evaluate.results import Results
 from utils import metrics
 from utils.faults import UserError
 
@@ -35,7 +36,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if not 0 < args.level < 1 or args.resamples < 1:
         raise UserError("--level lies between 0 and 1, --resamples is at least 1")
-    models = [load(text) for text in args.exp]
+    models = [load(where) for where in args.exp]
     weights = parse_weights(args.weights, len(models))
     found = [
         row(models, weights, protocol=args.protocol, views=views, average=average, args=args)
@@ -53,30 +54,30 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def load(text: str) -> Results:
+def load(where: str) -> Results:
     """The results that EXP or EXP:NAME means; a folder whose own name has a colon is found first."""
-    if Path(text).is_dir():
-        return Results.load(Path(text))
-    exp, colon, name = text.rpartition(":")
+    if Path(where).is_dir():
+        return Results.load(Path(where))
+    exp, colon, name = where.rpartition(":")
     if not colon or not Path(exp).is_dir():
-        raise UserError(f"{text}: there is no such experiment folder")
+        raise UserError(f"{where}: there is no such experiment folder")
     return Results.load(Path(exp), name)
 
 
-def parse_weights(text: str | None, models: int) -> list[float]:
+def parse_weights(given: str | None, models: int) -> list[float]:
     """One positive number per model.
 
     Raises:
         UserError: another number of weights, or one that is not positive.
     """
-    if text is None:
+    if given is None:
         return [1.0] * models
     try:
-        weights = [float(word) for word in text.split(",")]
+        weights = [float(word) for word in given.split(",")]
     except ValueError as error:
-        raise UserError(f"--weights {text}: numbers separated by commas, such as 2,1") from error
+        raise UserError(f"--weights {given}: numbers separated by commas, such as 2,1") from error
     if len(weights) != models or not all(np.isfinite(weights)) or min(weights) <= 0:
-        raise UserError(f"--weights {text}: give one positive number for each of the {models} experiments")
+        raise UserError(f"--weights {given}: give one positive number for each of the {models} experiments")
     return weights
 
 
@@ -137,17 +138,12 @@ def table(found: Sequence[dict[str, Any]], *, multi_label: bool = False) -> str:
         *(metric.head or metric.title for metric in shown),
         "top-1 interval" if not multi_label else "hit@1 interval",
     ]
-    lines = [heads]
-    notes: list[str] = []
+    lines, notes = [heads], text.Notes()
     for one in found:
-        mark = ""
-        if one["note"]:
-            notes += [one["note"]] if one["note"] not in notes else []
-            mark = f" [{notes.index(one['note']) + 1}]"
         low, high = one["top1_interval"]
         cost = "?" if one["gmacs"] is None else f"{one['gmacs']:.1f}"
         values = [f"{one[metric.name]:.2f}" for metric in shown]
-        lines.append([one["views"] + mark, one["average"], cost, *values, f"{low:.2f} .. {high:.2f}"])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    text = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join([*text, *(f"[{number}] {note}" for number, note in enumerate(notes, start=1))])
+        lines.append(
+            [one["views"] + notes.mark(one["note"]), one["average"], cost, *values, f"{low:.2f} .. {high:.2f}"]
+        )
+    return "\n".join([*text.columns(lines), *notes.lines()])

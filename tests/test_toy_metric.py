@@ -11,7 +11,7 @@ import pytest
 
 import main
 from anal_tools import compare
-from anal_tools.results import Results
+from anal_tools.evaluate.results import Results
 from launch import collect, grid
 from launch.grid import Sweep
 from tests.experiment import make

@@ -49,7 +49,7 @@ class Videos:
     @cached_property
     def failed(self) -> np.ndarray:
         """(N,) bool: the video could not be read, which counts as wrong."""
-        return np.isnan(self.scores).any(axis=1) if self.unread is None else self.unread
+        return np.asarray(np.isnan(self.scores).any(axis=1)) if self.unread is None else self.unread
 
     @cached_property
     def predicted(self) -> np.ndarray:

@@ -35,7 +35,7 @@ def before(scores: _Array, own: _Array, classes: _Array, labels: _Array) -> _Arr
     Returns:
         (N, K) bool.
     """
-    return (scores > own) | ((scores == own) & (classes > labels))
+    return (scores > own) | ((scores == own) & (classes > labels))  # pyright: ignore[reportReturnType]
 
 
 def order(scores: np.ndarray) -> np.ndarray:

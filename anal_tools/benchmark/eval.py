@@ -49,8 +49,8 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
     """
     import torch
 
-    from anal_tools.eval_model import prepare, scorer
     from anal_tools.evaluate import chosen_protocol
+    from anal_tools.evaluate.network import prepare, scorer
     from datasets import loader
     from utils import config, dist
 
@@ -102,7 +102,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
 def network(cfg: Any, args: argparse.Namespace, world: Any) -> Any:
     """The experiment's network with the weights of its checkpoint, or with random ones where it has none."""
     import methods
-    from anal_tools.eval_model import build_for_evaluation, choose_weights
+    from anal_tools.evaluate.network import build_for_evaluation, choose_weights
     from utils import checkpoint
     from utils.run import model_arguments, place
 

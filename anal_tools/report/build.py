@@ -10,11 +10,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from anal_tools import analyze, compare, label_errors, scoring
+from anal_tools import analyze, compare, label_errors
 from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
-from anal_tools.get_reference_results import shown
+from anal_tools.evaluate import scoring
 from anal_tools.report import content, media, page
+from anal_tools.text import shown
 from utils.faults import UserError
 
 MOST = 8  # experiments that the page has colours for

@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from anal_tools import allowed_pairs, analyze, compare, label_errors, scoring
+from anal_tools import allowed_pairs, analyze, compare, label_errors
 from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
-from anal_tools.get_reference_results import shown
+from anal_tools.evaluate import scoring
+from anal_tools.evaluate.results import Results
 from anal_tools.report.page import words
-from anal_tools.results import Results
+from anal_tools.text import shown
 from utils import log, metrics, ranking
 from utils.faults import UserError
 

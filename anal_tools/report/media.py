@@ -23,7 +23,7 @@ import numpy as np
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
-    from anal_tools.results import Results
+    from anal_tools.evaluate.results import Results
     from datasets.readers import Reader, ReaderSpec
     from datasets.records import Records
     from datasets.views import EvalSpec
@@ -63,7 +63,7 @@ def source_of(exp: Path, results: Results) -> Source:
     Raises:
         UserError: the list, its folder or the config is not there any more, or the list has changed.
     """
-    from anal_tools import scoring
+    from anal_tools.evaluate import scoring
     from datasets.loader import reading, records_of
     from utils import config
 

@@ -16,9 +16,9 @@ import torch
 
 import main
 import methods
-from anal_tools import scoring
+from anal_tools.evaluate import scoring
+from anal_tools.evaluate.results import Results
 from anal_tools.report import media
-from anal_tools.results import Results
 from tests.experiment import make
 from tests.ranks import ROOT
 from utils import checkpoint, metrics

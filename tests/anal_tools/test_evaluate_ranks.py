@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import main
-from anal_tools.results import Results
+from anal_tools.evaluate.results import Results
 from tests.experiment import make
 from tests.ranks import ROOT
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import main
-from anal_tools import part_file, result_parts, results
+from anal_tools.evaluate import part_file, result_parts, results
 from tests.experiment import make
 
 KEY = {"weights": "w", "list": "l"}

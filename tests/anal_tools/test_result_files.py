@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import main
-from anal_tools import eval_model, evaluate, result_parts, results
+from anal_tools import evaluate
+from anal_tools.evaluate import network, result_parts, results
 from methods import interop
 from tests.experiment import make
 from tests.ranks import run_ranks
@@ -260,7 +261,7 @@ def read_own(world: dist.World, folder: str) -> str:
     weights = Path(folder) / f"{world.rank}.pth"
     torch.save({"model": world.rank}, weights)
     try:
-        eval_model.read_steady(weights, checkpoint.load, world)
+        network.read_steady(weights, checkpoint.load, world)
     except AgreedError as error:
         return str(error)
     return ""

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anal_tools import dense_sweep, score, scoring
-from anal_tools.protocols import Protocol
-from anal_tools.results import Results
+from anal_tools import dense_sweep, score
+from anal_tools.evaluate import scoring
+from anal_tools.evaluate.protocols import Protocol
+from anal_tools.evaluate.results import Results
 from datasets.sampling import Sampling
 from datasets.views import EvalSpec
 from tests.evaluated import write_results

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from anal_tools import protocols
+from anal_tools.evaluate import protocols
 from utils import metrics
 from utils.faults import UserError, refuse_odd_file
 
@@ -137,7 +137,7 @@ class Results:
 
     @property
     def protocol(self) -> dict[str, Any]:
-        """How the videos were shown, as plain values (`anal_tools.protocols.Protocol.from_dict` reads it)."""
+        """How the videos were shown, as plain values (`anal_tools.evaluate.protocols.Protocol.from_dict` reads it)."""
         return self.summary["protocol"]
 
     @cached_property

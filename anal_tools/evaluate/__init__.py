@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anal_tools import identity
-from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
+from anal_tools.evaluate import identity
+from anal_tools.evaluate.network import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
 from utils import faults
 from utils.faults import UserError, refuse_odd_file
 from utils.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from anal_tools import protocols
+    from anal_tools.evaluate import protocols
 
 _ENDINGS = (".pth.tar", ".pth", ".pyth", ".pt", ".pdparams", ".pkl", ".safetensors", ".ckpt", ".tar")  # of weights
 _NAME_BYTES = 200  # of a result: locks and reports put words before and after it
@@ -48,7 +48,7 @@ def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which views an evaluation takes and how they are computed."""
-    from anal_tools import protocols
+    from anal_tools.evaluate import protocols
 
     how = parser.add_argument_group("which views of a video (default: those of training's validation)")
     how.add_argument("--protocol", choices=sorted(protocols.PRESETS), help="the published test of a tool")
@@ -83,7 +83,7 @@ def evaluate(
     Returns:
         0, or 75 when a signal stopped it.
     """
-    from anal_tools import result_parts
+    from anal_tools.evaluate import result_parts
     from datasets import eval_loader, loader
     from methods import interop
     from utils import config, dist, run_dir, signals
@@ -142,7 +142,7 @@ def evaluate(
 
 def chosen_protocol(cfg: Any, args: argparse.Namespace) -> protocols.Protocol:
     """The protocol that the command line asks for."""
-    from anal_tools import protocols
+    from anal_tools.evaluate import protocols
 
     names = ("protocol", "views", "scale", "crop_size", "average", "per_position")
     return protocols.choose(cfg, **{name: getattr(args, name) for name in names})
@@ -221,7 +221,7 @@ class Earlier:
     def __init__(self, world: Any, folder: Path, videos: int, find_key: Callable[[], dict[str, Any]]) -> None:
         import torch
 
-        from anal_tools import result_parts
+        from anal_tools.evaluate import result_parts
 
         self.world, self.parts = world, []
         owner, rows = slice(1, 33), slice(33, None)
@@ -257,7 +257,7 @@ class Earlier:
 
 def report(folder: Path, records: Any, summary: dict[str, Any], owner: bytes) -> None:
     """Merge the parts of the evaluation `owner`, write the summary and print its numbers."""
-    from anal_tools import result_parts
+    from anal_tools.evaluate import result_parts
     from utils import log, metrics
 
     ids = [records.path(i) for i in range(len(records))]

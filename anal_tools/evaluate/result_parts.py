@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from anal_tools import identity, part_file, results
-from anal_tools.protocols import Protocol
+from anal_tools.evaluate import identity, part_file, results
+from anal_tools.evaluate.protocols import Protocol
 from datasets.views import view_table
 from utils import metrics
 from utils.faults import UserError

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from utils.faults import AgreedError, UserError
 
 if TYPE_CHECKING:
-    from anal_tools.protocols import Protocol
+    from anal_tools.evaluate.protocols import Protocol
     from utils.dist import World
 
 _SAME = 1e-5  # largest difference of a class probability that counts as the same answer

@@ -81,8 +81,8 @@ def from_experiment(
     Raises:
         UserError: no such file, or weights that do not fit.
     """
-    from anal_tools.eval_model import build_for_evaluation, choose_weights, normaliser, prepare, read_steady
-    from anal_tools.protocols import Protocol
+    from anal_tools.evaluate.network import build_for_evaluation, choose_weights, normaliser, prepare, read_steady
+    from anal_tools.evaluate.protocols import Protocol
     from methods import interop
     from utils.run import autocast, model_arguments
 

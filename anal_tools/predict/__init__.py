@@ -19,8 +19,8 @@ import numpy as np
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
-    from anal_tools.predict_model import Predictor
-    from anal_tools.predict_sources import Source
+    from anal_tools.predict.predictor import Predictor
+    from anal_tools.predict.sources import Source
     from utils.dist import World
 
 NEEDS_VALIDATE = True
@@ -40,7 +40,7 @@ class Found:
         failure: why it could not be read; the other fields are then empty.
         missing: frames at its end that do not decode; `frames` is without them.
         unwritten: why its subtitles or its video could not be written.
-        cues: what is seen over time (`anal_tools.predict_files.Cue`), one cue without windows.
+        cues: what is seen over time (`anal_tools.predict.outputs.Cue`), one cue without windows.
     """
 
     source: Source
@@ -82,18 +82,18 @@ def predict(args: argparse.Namespace, validate: Callable[..., Any]) -> int:
     Raises:
         UserError: a model or a list that cannot be used, contradictory options, or a file that would be replaced.
     """
-    from anal_tools import predict_files, predict_targets
-    from anal_tools.predict_sources import expand
+    from anal_tools.predict import out_folder, outputs
+    from anal_tools.predict.sources import expand
     from utils import dist
 
-    predict_targets.check_seconds(window=args.window, stride=args.stride)
+    out_folder.check_seconds(window=args.window, stride=args.stride)
     if args.srt and args.window is None:
         args.window = 2.0
-    predict_targets.check_folder(args.out)
+    out_folder.check_folder(args.out)
     sources = expand(args.sources, args.root)
-    names = predict_targets.file_names(sources)
+    names = out_folder.file_names(sources)
     endings = [ending for ending, wanted in ((".srt", args.srt), (".mp4", args.video)) if wanted]
-    predict_targets.check_targets(args.out, names, endings, [*args.sources, *(source.path for source in sources)])
+    out_folder.check_targets(args.out, names, endings, [*args.sources, *(source.path for source in sources)])
     with contextlib.ExitStack() as stack:
         world = dist.join()
         stack.push(dist.leave)
@@ -105,8 +105,8 @@ def predict(args: argparse.Namespace, validate: Callable[..., Any]) -> int:
             if not one.failure:
                 finish(one, name, args, predictor, world)
             print(as_text(one, predictor.classes), flush=True)
-    infer = args.out / predict_targets.INFER
-    predict_files.write_json(infer, as_json(found, predictor, logits=args.logits))
+    infer = args.out / out_folder.INFER
+    outputs.write_json(infer, as_json(found, predictor, logits=args.logits))
     failed, unwritten = (sum(bool(getattr(one, name)) for one in found) for name in ("failure", "unwritten"))
     lost = f", {unwritten} without their files" if unwritten else ""
     print(f"{len(found) - failed} predicted, {failed} not readable{lost}; {infer}")
@@ -115,21 +115,21 @@ def predict(args: argparse.Namespace, validate: Callable[..., Any]) -> int:
 
 def load(args: argparse.Namespace, world: World) -> Predictor:
     """The model that the command line names."""
-    from anal_tools import predict_model
+    from anal_tools.predict import predictor
 
     if args.target.suffix == ".onnx":
-        return predict_model.from_onnx(args.model or args.target, world)
+        return predictor.from_onnx(args.model or args.target, world)
     if args.engine == "onnx" and args.model is None:
         raise UserError("predict: --engine onnx needs --model FILE.onnx (of `python main.py export EXP --to onnx`)")
     if args.engine == "torch" and args.model is not None:
         raise UserError("predict: --model goes with --engine onnx; a checkpoint is named by --checkpoint FILE")
-    own = predict_model.from_experiment(args.target, args.checkpoint, args.set, world)
-    return own if args.model is None else predict_model.from_onnx(args.model, world, like=own)
+    own = predictor.from_experiment(args.target, args.checkpoint, args.set, world)
+    return own if args.model is None else predictor.from_onnx(args.model, world, like=own)
 
 
 def look(predictor: Predictor, sources: Sequence[Source], world: World, validate: Callable[..., Any]) -> list[Found]:
     """Score the sources as an evaluation does, those of each reader together; in the order of `sources`."""
-    from anal_tools.predict_sources import records_of
+    from anal_tools.predict.sources import records_of
     from datasets.eval_loader import EvalLoader
     from utils import metrics
 
@@ -170,7 +170,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World, validate
 
 def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """The facts of a video, what is seen over time, and the files that were asked for; a failure is noted."""
-    from anal_tools.predict_sources import records_of
+    from anal_tools.predict.sources import records_of
     from datasets.readers import open_reader
     from datasets.readers.ending import on_what_decodes
 
@@ -193,26 +193,26 @@ def over_time(one: Found, reader: Any, args: argparse.Namespace, predictor: Pred
     Raises:
         MediaError: a frame does not decode.
     """
-    from anal_tools import predict_files, predict_windows
+    from anal_tools.predict import outputs, sliding
     from utils import metrics
 
     assert one.score is not None
     facts = reader.probe(0)
     one.frames, one.fps = facts.frames, facts.fps
-    whole = predict_files.top_classes(one.score, predictor.classes, TOP)
-    one.cues = [predict_files.Cue(0.0, facts.frames / facts.fps, whole)]
+    whole = outputs.top_classes(one.score, predictor.classes, TOP)
+    one.cues = [outputs.Cue(0.0, facts.frames / facts.fps, whole)]
     if args.window is None:
         return
-    parts = predict_windows.windows(facts, args.window, args.stride or max(args.window / 2, 1e-3))
-    scored = predict_windows.window_logits(
+    parts = sliding.windows(facts, args.window, args.stride or max(args.window / 2, 1e-3))
+    scored = sliding.window_logits(
         reader, 0, parts, spec=predictor.spec, score=lambda views: predictor.logits(views, world.device)
     )
     cues = []
     for part, logits in zip(parts, scored, strict=True):
         if not np.isfinite(logits).all():
             raise MediaError(one.source.path, NOT_FINITE)
-        top = predict_files.top_classes(metrics.merge_views(logits[None])[0], predictor.classes, TOP)
-        cues.append(predict_files.Cue(part.start, part.end, top))
+        top = outputs.top_classes(metrics.merge_views(logits[None])[0], predictor.classes, TOP)
+        cues.append(outputs.Cue(part.start, part.end, top))
     one.cues = cues
 
 
@@ -222,20 +222,20 @@ def write_files(one: Found, reader: Any, name: str, args: argparse.Namespace) ->
     Raises:
         MediaError: a frame does not decode.
     """
-    from anal_tools import predict_files, predict_targets
+    from anal_tools.predict import out_folder, outputs
 
     def kept(file: str, write: Callable[[Path], None]) -> None:
         target = args.out / file
         replaces = os.path.lexists(target)  # then it is noted already
         write(target)
         if not replaces:
-            predict_targets.note(args.out, file)
+            out_folder.note(args.out, file)
 
     try:
         if args.srt:
-            kept(f"{name}.srt", lambda file: predict_files.write_srt(file, one.cues))
+            kept(f"{name}.srt", lambda file: outputs.write_srt(file, one.cues))
         if args.video:
-            kept(f"{name}.mp4", lambda file: predict_files.write_video(file, reader, 0, one.cues))
+            kept(f"{name}.mp4", lambda file: outputs.write_video(file, reader, 0, one.cues))
     except (UserError, OSError) as error:
         one.unwritten = str(error)
 
@@ -249,8 +249,8 @@ def _reader(spec: Any, kind: str) -> Any:
 
 def as_text(one: Found, classes: list[str]) -> str:
     """One block of the table: the video, then rank, score and name of its best classes."""
-    from anal_tools.get_reference_results import one_line
-    from anal_tools.predict_files import top_classes
+    from anal_tools.predict.outputs import top_classes
+    from anal_tools.text import one_line
 
     name = one_line(str(one.source))
     if one.failure or one.score is None:
@@ -267,8 +267,8 @@ def as_text(one: Found, classes: list[str]) -> str:
 
 def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> dict[str, Any]:
     """The content of infer.json; docs/predict.md describes it."""
-    from anal_tools.predict_files import top_classes
-    from anal_tools.protocols import Protocol
+    from anal_tools.evaluate.protocols import Protocol
+    from anal_tools.predict.outputs import top_classes
 
     videos = []
     for one in found:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from anal_tools.protocols import Protocol
+    from anal_tools.evaluate.protocols import Protocol
     from datasets.records import Records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,7 @@ _ROOTS = (
     "utils.transforms",
 )
 #: Files that call the above and import nearly all else; only their own text counts.
-_CALLERS = ("main.py", "anal_tools/eval_model.py")
+_CALLERS = ("main.py", "anal_tools/evaluate/network.py")
 _SHOWN = 4  # differences that a message names
 
 
