@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from anal_tools.evaluate.protocols import Protocol
     from datasets.records import Records
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 _LIBRARIES = ("torch", "torchvision", "numpy", "av", "simplejpeg", "opencv-python-headless", "opencv-python")
 _LIBRARIES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 #: Modules that read, transform and score whatever the method; their imports are followed too.
