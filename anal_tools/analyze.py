@@ -7,7 +7,6 @@ import csv
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -205,17 +204,17 @@ def suspect_lines(found: Analysis, doubtful: Sequence[label_errors.Suspect]) -> 
     ]
 
 
-def matrix_table(found: Analysis) -> list[list[Any]]:
+def matrix_table(found: Analysis) -> list[list[object]]:
     """Counts with the true classes down and the predicted ones across, and their heads."""
     heads = [f"{index}({name})" for index, name in enumerate(found.names)]
     return [["gt \\ pred", *heads], *([head, *row] for head, row in zip(heads, found.matrix.tolist(), strict=True))]
 
 
-def class_table(found: Analysis) -> list[list[Any]]:
+def class_table(found: Analysis) -> list[list[object]]:
     """One row a class: its counts, recall, precision, average precision, and what it is mostly taken for."""
     numbers = per_class(found)
     errors = found.errors(())
-    rows: list[list[Any]] = [
+    rows: list[list[object]] = [
         ["class", "name", "videos", "right", "recall", "predicted", "precision", "average_precision",
          "mostly_taken_for", "count"]
     ]  # fmt: skip

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -163,7 +162,7 @@ def config_differences(experiments: Sequence[Experiment]) -> list[tuple[str, lis
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _described(one: Experiment) -> dict[str, Any]:
+def _described(one: Experiment) -> dict[str, object]:
     """The config that the evaluation kept (older results: that of the folder), and how it was evaluated."""
     from utils import config
 
@@ -178,14 +177,14 @@ def _described(one: Experiment) -> dict[str, Any]:
     return {"config": kept, "protocol": protocol, "evaluation": rest}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
     for key, value in values.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """A value in one line, as the tables show it."""
     return shown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from anal_tools import text
 from utils.faults import UserError
@@ -104,7 +103,7 @@ def convert(
     return "\n".join([*lines, f"\nwrote {out}"])
 
 
-def options_table(implied: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+def options_table(implied: Mapping[str, object], arguments: Mapping[str, object]) -> str:
     """Which options of the model the file shows, and what the config says."""
     rows = [("option", "the file", "the config")]
     rows += [(name, str(value), str(arguments.get(name, "default"))) for name, value in implied.items()]

@@ -21,7 +21,7 @@ from utils.faults import UserError
 if TYPE_CHECKING:
     import torch
 
-    from anal_tools.predict.predictor import Predictor
+    from anal_tools.predict.predictor import ModelFacts, Predictor
     from anal_tools.predict.sources import Source
 
 NEEDS_VALIDATE = True
@@ -92,13 +92,13 @@ def check_out(out: Path, kind: str) -> None:
         raise UserError(f"{out} is a folder; give another --out, the name of a file")
 
 
-def facts_of(predictor: Predictor) -> dict[str, Any]:
+def facts_of(predictor: Predictor) -> ModelFacts:
     """All that turns a video into the input of the network, and its scores into names."""
     from datasets.readers.resize import KERNEL
     from utils import checkpoint, run_dir
 
     spec = predictor.spec
-    colour = predictor.normalise.keywords  # type: ignore[attr-defined]  # of functools.partial
+    colour = predictor.normalise.keywords
     return {
         "format": 1,
         "input": ["batch", 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size],
@@ -124,14 +124,14 @@ def plain(net: torch.nn.Module) -> torch.nn.Module:
     return net
 
 
-def traced(net: torch.nn.Module, facts: dict[str, Any]) -> torch.export.ExportedProgram:
+def traced(net: torch.nn.Module, facts: ModelFacts) -> torch.export.ExportedProgram:
     """The network as a graph for any number of views, of which both kinds of file are made."""
     import torch
 
     return torch.export.export(net, (example(facts),), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def write_onnx(program: torch.export.ExportedProgram, facts: dict[str, Any], file: Path) -> None:
+def write_onnx(program: torch.export.ExportedProgram, facts: ModelFacts, file: Path) -> None:
     """One file with weights inside; the facts stand in its metadata."""
     import torch
 
@@ -153,14 +153,14 @@ def write_onnx(program: torch.export.ExportedProgram, facts: dict[str, Any], fil
     model.save(os.fspath(file), external_data=False)
 
 
-def write_torch(program: torch.export.ExportedProgram, facts: dict[str, Any], file: Path) -> None:
+def write_torch(program: torch.export.ExportedProgram, facts: ModelFacts, file: Path) -> None:
     """A torch.export archive; the facts are its extra file zoetrope.json."""
     import torch
 
     torch.export.save(program, file, extra_files={f"{FACTS}.json": json.dumps(facts)})
 
 
-def example(facts: dict[str, Any]) -> torch.Tensor:
+def example(facts: ModelFacts) -> torch.Tensor:
     """Two clips of seeded noise."""
     import torch
 

@@ -6,8 +6,8 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,38 @@ from anal_tools.evaluate import protocols, scoring
 from anal_tools.evaluate.results import Results
 from utils import metrics
 from utils.faults import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: some views of the models, joined and scored.
+
+    Attributes:
+        views: clips x crops.
+        number: of views of all models.
+        average: how they are joined.
+        gmacs: of a video; None where an evaluation did not keep it.
+        numbers: every metric.
+        intervals: k -> ends of the bootstrap interval of the top-k accuracy, per cent.
+        note: in which way the views are others than those of the protocol, "" if they are not.
+        protocol: of the first model.
+    """
+
+    views: str
+    number: int
+    average: str
+    gmacs: float | None
+    numbers: dict[str, float]
+    intervals: dict[int, list[float]]
+    note: str
+    protocol: protocols.Protocol
+
+    def to_json(self) -> str:
+        """Return the row as one line of JSON."""
+        about = {"views": self.views, "number": self.number, "average": self.average, "gmacs": self.gmacs}
+        ends = {f"top{k}_interval": interval for k, interval in self.intervals.items()}
+        rest = {"note": self.note, "protocol": dataclasses.asdict(self.protocol)}
+        return json.dumps(about | self.numbers | ends | rest)
 
 
 def main(argv: list[str]) -> int:
@@ -44,7 +76,7 @@ def main(argv: list[str]) -> int:
         for average in (args.average.split(",") if args.average else [None])
     ]
     if args.json:
-        print("\n".join(json.dumps(one) for one in found))
+        print("\n".join(one.to_json() for one in found))
         return 0
     names = ", ".join(f"{model.exp} ({model.name})" for model in models)
     print(f"{names}: {len(models[0].ids)} videos")
@@ -89,8 +121,8 @@ def row(
     views: str | None,
     average: str | None,
     args: argparse.Namespace,
-) -> dict[str, Any]:
-    """One line of the table: the chosen views of all models, joined and scored."""
+) -> Row:
+    """Return one line of the table: the chosen views of all models, joined and scored."""
     if average is not None and average not in protocols.AVERAGES:
         raise UserError(f"--average {average}: give one of {', '.join(protocols.AVERAGES)}")
     parts, notes, number = [], [], 0
@@ -114,21 +146,22 @@ def row(
         scores = scoring.fuse(fused, weights, chosen.protocol.average)
     videos = metrics.Videos(scores, first.labels, first.targets)
     draws = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
-    ends = {f"top{k}_interval": [100 * end for end in scoring.interval(videos.right(k), **draws)] for k in (1, 5)}
     spec = chosen.protocol.spec
     gmacs = [model.summary.get("cost", {}).get("gmacs_per_view") for model in models]
     cost = sum(one * len(part[0].views) for one, part in zip(gmacs, parts, strict=True)) if None not in gmacs else None
-    about = {"views": f"{spec.num_clips}x{spec.crops_per_clip}", "number": number, "average": chosen.protocol.average}
-    return about | {
-        "gmacs": cost,
-        **metrics.evaluate(videos),
-        **ends,
-        "note": "; ".join(notes),
-        "protocol": dataclasses.asdict(chosen.protocol),
-    }
+    return Row(
+        views=f"{spec.num_clips}x{spec.crops_per_clip}",
+        number=number,
+        average=chosen.protocol.average,
+        gmacs=cost,
+        numbers=metrics.evaluate(videos),
+        intervals={k: [100 * end for end in scoring.interval(videos.right(k), **draws)] for k in (1, 5)},
+        note="; ".join(notes),
+        protocol=chosen.protocol,
+    )
 
 
-def table(found: Sequence[dict[str, Any]], *, multi_label: bool = False) -> str:
+def table(found: Sequence[Row], *, multi_label: bool = False) -> str:
     """The rows as text, the intervals beside top-1, the notes below."""
     shown = metrics.metrics_of("score", multi_label=multi_label)
     heads = [
@@ -140,10 +173,8 @@ def table(found: Sequence[dict[str, Any]], *, multi_label: bool = False) -> str:
     ]
     lines, notes = [heads], text.Notes()
     for one in found:
-        low, high = one["top1_interval"]
-        cost = "?" if one["gmacs"] is None else f"{one['gmacs']:.1f}"
-        values = [f"{one[metric.name]:.2f}" for metric in shown]
-        lines.append(
-            [one["views"] + notes.mark(one["note"]), one["average"], cost, *values, f"{low:.2f} .. {high:.2f}"]
-        )
+        low, high = one.intervals[1]
+        cost = "?" if one.gmacs is None else f"{one.gmacs:.1f}"
+        values = [f"{one.numbers[metric.name]:.2f}" for metric in shown]
+        lines.append([one.views + notes.mark(one.note), one.average, cost, *values, f"{low:.2f} .. {high:.2f}"])
     return "\n".join([*text.columns(lines), *notes.lines()])

@@ -12,6 +12,7 @@ from utils import faults
 from utils.faults import UserError
 
 NEEDS_VALIDATE = True
+Figures = dict[str, Any]  # what a benchmark prints as one JSON line
 
 # what is measured: (module whose main(argv) does it, one line of help); imported when it is called
 KINDS = {

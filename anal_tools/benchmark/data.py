@@ -14,12 +14,14 @@ import os
 import time
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.faults import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from anal_tools.benchmark import Figures
     from anal_tools.benchmark.data_desk import Bench
+    from utils.config import Config
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +50,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> Figures:
     """All figures: one row per reader, and what follows from them."""
     from anal_tools.benchmark.data_desk import Bench
     from utils import config
@@ -101,7 +103,7 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def in_folder(cfg: Any, folder: str) -> Any:
+def in_folder(cfg: Config, folder: str) -> Config:
     """The configuration with the media of a dump, which holds a list of the same name."""
     source = Path(folder) / Path(cfg.train_source).name
     if not source.is_file():
@@ -130,10 +132,10 @@ def with_workers(bench: Bench, count: int, clips: int) -> dict[str, float]:
         loader.close()
 
 
-def verdict(rows: list[dict[str, Any]], batch: int, step_time: float | None, cores: int) -> dict[str, Any]:
+def verdict(rows: list[Figures], batch: int, step_time: float | None, cores: int) -> Figures:
     """Which reader is fastest here, and whether a device that needs a batch every `step_time` seconds waits."""
     fastest = max(rows, key=lambda row: row["clips_per_cpu_s"])
-    answer: dict[str, Any] = {"fastest": fastest["reader"]}
+    answer: Figures = {"fastest": fastest["reader"]}
     if step_time is None:
         return answer
     needed = batch / step_time
@@ -149,7 +151,7 @@ def verdict(rows: list[dict[str, Any]], batch: int, step_time: float | None, cor
     return answer
 
 
-def as_table(figures: dict[str, Any]) -> str:
+def as_table(figures: Figures) -> str:
     """The figures for a person."""
     lines = [f"clips of {figures['clip']}, batch {figures['batch']}, {figures['cores']} cores"]
     for row in figures["readers"]:

@@ -15,7 +15,15 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from anal_tools.benchmark import Figures
+    from utils.config import Config
+    from utils.dist import World
 
 NEEDS_VALIDATE = True
 
@@ -40,7 +48,7 @@ def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str, Any]:
+def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> Figures:
     """All figures of one evaluation.
 
     Returns:
@@ -99,7 +107,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
     }
 
 
-def network(cfg: Any, args: argparse.Namespace, world: Any) -> Any:
+def network(cfg: Config, args: argparse.Namespace, world: World) -> nn.Module:
     """The experiment's network with the weights of its checkpoint, or with random ones where it has none."""
     import methods
     from anal_tools.evaluate.network import build_for_evaluation, choose_weights
@@ -125,7 +133,7 @@ class Stopwatch:
         largest: clips of its largest call.
     """
 
-    def __init__(self, net: Any, device: Any) -> None:
+    def __init__(self, net: nn.Module, device: torch.device) -> None:
         self.device = device
         self.reset()
         net.register_forward_pre_hook(self._begin)
@@ -135,11 +143,11 @@ class Stopwatch:
         """Start at 0."""
         self.wall, self.cpu, self.largest = 0.0, 0.0, 0
 
-    def _begin(self, _net: Any, _clips: Any) -> None:
+    def _begin(self, _net: nn.Module, _clips: tuple[Tensor, ...]) -> None:
         self._wait()
         self.began = time.perf_counter(), time.process_time()
 
-    def _end(self, _net: Any, clips: Any, _logits: Any) -> None:
+    def _end(self, _net: nn.Module, clips: tuple[Tensor, ...], _logits: Tensor) -> None:
         self._wait()
         self.wall += time.perf_counter() - self.began[0]
         self.cpu += time.process_time() - self.began[1]
@@ -158,7 +166,7 @@ def cpu_seconds() -> float:
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
-def memory(device: Any, *, reset: bool) -> float:
+def memory(device: torch.device, *, reset: bool) -> float:
     """MiB in use now (`reset`: the peak is forgotten), or else the peak since then."""
     if device.type == "cuda":
         import torch
@@ -177,7 +185,7 @@ def memory(device: Any, *, reset: bool) -> float:
     return float("nan")
 
 
-def as_table(figures: dict[str, Any]) -> str:
+def as_table(figures: Figures) -> str:
     """The figures for a person."""
     f = figures
     return "\n".join(

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 from anal_tools.evaluate import identity
 from anal_tools.evaluate.network import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
@@ -18,7 +18,15 @@ from utils.faults import UserError, refuse_odd_file
 from utils.watchdog import Watchdog
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from anal_tools.evaluate import protocols
+    from anal_tools.evaluate.network import State
+    from anal_tools.evaluate.results import Summary
+    from datasets.eval_loader import EvalLoader
+    from datasets.records import Records
+    from utils.config import Config
+    from utils.dist import World
 
 _ENDINGS = (".pth.tar", ".pth", ".pyth", ".pt", ".pdparams", ".pkl", ".safetensors", ".ckpt", ".tar")  # of weights
 _NAME_BYTES = 200  # of a result: locks and reports put words before and after it
@@ -140,7 +148,7 @@ def evaluate(
     return 0
 
 
-def chosen_protocol(cfg: Any, args: argparse.Namespace) -> protocols.Protocol:
+def chosen_protocol(cfg: Config, args: argparse.Namespace) -> protocols.Protocol:
     """The protocol that the command line asks for."""
     from anal_tools.evaluate import protocols
 
@@ -177,7 +185,7 @@ def checked_name(name: str) -> str:
     raise UserError(f"--name {name!r}: the name of a result {says}; choose another with --name")
 
 
-def watched(exp: Path, cfg: Any, world: Any, name: str, videos: Any) -> Watchdog:
+def watched(exp: Path, cfg: Config, world: World, name: str, videos: EvalLoader) -> Watchdog:
     """The watchdog of an evaluation: every video is progress."""
     limit = 60 * cfg.watchdog_minutes
     watch = Watchdog(exp, seconds=limit, rank=world.rank, ranks=world.size, kind=f"eval-{name}")
@@ -185,19 +193,20 @@ def watched(exp: Path, cfg: Any, world: Any, name: str, videos: Any) -> Watchdog
     return watch
 
 
-def about(cfg: Any, protocol: protocols.Protocol, records: Any, weights: Path, state: dict[str, Any]) -> dict[str, Any]:
+def about(cfg: Config, protocol: protocols.Protocol, records: Records, weights: Path, state: State) -> Summary:
     """What was evaluated, on what and how."""
     from datasets.class_names import read_class_names
     from utils import checkpoint, config
 
     return {
         "protocol": protocol.to_dict(),
+        "metrics": {},
         "list": str(cfg.val_source),
         "list_hash": records.list_hash,
         "root": records.root,
         "weights": str(weights),
         "weights_are": checkpoint.evaluated_weights(state)[1],
-        "step": state.get("step"),
+        "step": cast("int | None", state.get("step")),
         "class_names": read_class_names(config.class_names_file(cfg), cfg.model.num_class),
         "config": config.to_dict(cfg),
     }
@@ -218,7 +227,7 @@ class Earlier:
         owner: sha256 of the identity, the mark of its part files, the same on all ranks.
     """
 
-    def __init__(self, world: Any, folder: Path, videos: int, find_key: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, world: World, folder: Path, videos: int, find_key: Callable[[], dict[str, object]]) -> None:
         import torch
 
         from anal_tools.evaluate import result_parts
@@ -244,7 +253,7 @@ class Earlier:
         if world.is_main and self.done:
             print(f"going on: {len(self.done)} of {videos} videos were scored before", flush=True)
 
-    def logits(self) -> Iterator[tuple[int, Any]]:
+    def logits(self) -> Iterator[tuple[int, Tensor | None]]:
         """(sample, logits (V, K) or None) of each video that is done; on rank 0 only, so that each counts once."""
         import torch
 
@@ -255,23 +264,24 @@ class Earlier:
                 yield int(sample), scores
 
 
-def report(folder: Path, records: Any, summary: dict[str, Any], owner: bytes) -> None:
+def report(folder: Path, records: Records, summary: Summary, owner: bytes) -> None:
     """Merge the parts of the evaluation `owner`, write the summary and print its numbers."""
     from anal_tools.evaluate import result_parts
     from utils import log, metrics
 
     ids = [records.path(i) for i in range(len(records))]
-    targets = getattr(records, "targets", None)
+    targets = records.targets
     summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets, owner=owner)
-    numbers, counts, failed = summary["metrics"], summary["counts"], summary["failures"]
-    print(f"{summary['weights']} on {summary['list']}: {summary['protocol']['text']}")
-    print(f"   {summary['weights_are']}")
+    numbers, counts, failed = summary["metrics"], summary.get("counts", {}), summary.get("failures", {})
+    print(f"{summary.get('weights')} on {summary.get('list')}: {summary['protocol']['text']}")
+    print(f"   {summary.get('weights_are')}")
     print(log.format_validation(numbers))
     more = [one for one in metrics.metrics_of(multi_label=targets is not None) if "line" not in one.places]
     print("   " + ", ".join(f"{one.title} {numbers[one.name]:.3f}" for one in more))
+    gmacs = summary.get("cost", {}).get("gmacs_per_video", 0)
     print(
         f"   {counts['failed']} videos could not be read (empty), {counts['repaired']} were repaired (corrupt), "
-        f"{counts['duplicates']} stand in the list twice; {summary['cost']['gmacs_per_video']:.1f} GMAC a video"
+        f"{counts['duplicates']} stand in the list twice; {gmacs:.1f} GMAC a video"
     )
     for path, reason in list(failed.items())[:10]:
         print(f"   not readable (counts as wrong): {reason if path in reason else f'{path}: {reason}'}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from anal_tools.evaluate.results import Results
 from datasets.views import EVAL_CROPS
 from utils import config, metrics
 from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from utils.config import Config
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ def interval(right: np.ndarray, *, level: float = 0.95, resamples: int = 2000, s
     return float(low), float(high)
 
 
-def config_of(results: Results) -> Any:
+def config_of(results: Results) -> Config:
     """The configuration that an evaluation was made with, as nested attributes.
 
     Raises:
@@ -218,10 +222,8 @@ def config_of(results: Results) -> Any:
     if "config" not in results.summary:
         raise UserError(f"{results.folder}: made before configs were kept in results; evaluate again, or use --views")
     # An earlier version did not write the keys that came later: they hold their defaults.
-    return _as_attributes(config.with_defaults(results.summary["config"]))
+    return cast("Config", _as_attributes(config.with_defaults(results.summary["config"])))
 
 
-def _as_attributes(value: Any) -> Any:
-    from types import SimpleNamespace
-
+def _as_attributes(value: object) -> object:
     return SimpleNamespace(**{k: _as_attributes(v) for k, v in value.items()}) if isinstance(value, dict) else value

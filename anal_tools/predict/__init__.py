@@ -19,8 +19,13 @@ import numpy as np
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anal_tools.predict.outputs import Cue
     from anal_tools.predict.predictor import Predictor
     from anal_tools.predict.sources import Source
+    from datasets.eval_loader import VideoItem
+    from datasets.readers import Reader, ReaderSpec
     from utils.dist import World
 
 NEEDS_VALIDATE = True
@@ -51,7 +56,7 @@ class Found:
     failure: str = ""
     missing: int = 0
     unwritten: str = ""
-    cues: list[Any] = dataclasses.field(default_factory=list)
+    cues: list[Cue] = dataclasses.field(default_factory=list)
 
 
 def main(argv: list[str], *, validate: Callable[..., Any]) -> int:
@@ -143,7 +148,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World, validate
         reading = dataclasses.replace(base, reader=_reader(base.reader, reader), workers=max(1, base.workers))
         reading = dataclasses.replace(reading, workers=min(reading.workers, len(mine)), on_bad="skip")
 
-        def keep(item: Any, logits: Any, mine: list[Found] = mine) -> None:
+        def keep(item: VideoItem, logits: Tensor | None, mine: list[Found] = mine) -> None:
             one = mine[item.sample]
             if logits is None:
                 one.failure = str(item.failure).removeprefix(f"{one.source}: ")
@@ -178,7 +183,7 @@ def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
 
-            def work(reader: Any) -> None:
+            def work(reader: Reader) -> None:
                 over_time(one, reader, args, predictor, world)
                 write_files(one, reader, name, args)
 
@@ -187,7 +192,7 @@ def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor
             one.failure = error.reason
 
 
-def over_time(one: Found, reader: Any, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
+def over_time(one: Found, reader: Reader, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """Facts and cues of a video.
 
     Raises:
@@ -216,7 +221,7 @@ def over_time(one: Found, reader: Any, args: argparse.Namespace, predictor: Pred
     one.cues = cues
 
 
-def write_files(one: Found, reader: Any, name: str, args: argparse.Namespace) -> None:
+def write_files(one: Found, reader: Reader, name: str, args: argparse.Namespace) -> None:
     """Subtitles and video, where they are asked for; what cannot be written is noted, the scores stay.
 
     Raises:
@@ -240,7 +245,7 @@ def write_files(one: Found, reader: Any, name: str, args: argparse.Namespace) ->
         one.unwritten = str(error)
 
 
-def _reader(spec: Any, kind: str) -> Any:
+def _reader(spec: ReaderSpec, kind: str) -> ReaderSpec:
     """The reader of a source: names of frame files as configured, if the config is about frames."""
     from datasets.readers import ReaderSpec
 
@@ -265,7 +270,7 @@ def as_text(one: Found, classes: list[str]) -> str:
     return "\n".join([f"{name}  ({one.frames} frames, {one.frames / max(one.fps, 1e-9):.2f} s{less})", *rows])
 
 
-def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> dict[str, Any]:
+def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> dict[str, object]:
     """The content of infer.json; docs/predict.md describes it."""
     from anal_tools.evaluate.protocols import Protocol
     from anal_tools.predict.outputs import top_classes
@@ -275,7 +280,12 @@ def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> di
         if one.failure or one.score is None:
             continue
         top = top_classes(one.score, predictor.classes, TOP)
-        entry = {"source": one.source.path, "frames": one.frames, "fps": round(one.fps, 4), "top": top}
+        entry: dict[str, object] = {
+            "source": one.source.path,
+            "frames": one.frames,
+            "fps": round(one.fps, 4),
+            "top": top,
+        }
         if len(one.cues) > 1:
             entry["windows"] = [cue.to_dict() for cue in one.cues]
         if logits and one.logits is not None:

@@ -8,13 +8,13 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 from anal_tools import analyze, compare, label_errors
 from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
 from anal_tools.evaluate import scoring
 from anal_tools.report import content, media, page
+from anal_tools.report.media import Pictures
 from anal_tools.text import shown
 from utils.faults import UserError
 
@@ -137,7 +137,7 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
 
 def pictures_of(
     experiments: Sequence[Experiment], analyses: Sequence[Analysis], folder: Path, *, pictures: int, clips: int
-) -> tuple[dict[int, dict[str, Any]], str]:
+) -> tuple[dict[int, Pictures], str]:
     """The pictures of the chosen videos, and a line for the page that says what they show or why there are none."""
     rows = chosen_rows(experiments, analyses)[:pictures]
     if not rows:

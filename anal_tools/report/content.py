@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
+from anal_tools.report.media import Pictures
 from anal_tools.report.page import words
 from anal_tools.text import shown
 from utils import log, metrics, ranking
@@ -29,13 +30,23 @@ CLIPS = (1, 2, 3, 5, 10)
 _ALIKE_LIMIT = 1000  # classes up to which they are ordered by likeness: it takes the cube of their number
 
 
+class ViewPoint(TypedDict):
+    """Accuracy of some of the kept views."""
+
+    text: str
+    views: int
+    gmacs: float | None
+    top1: float
+    top5: float
+
+
 def blocks(
     experiments: Sequence[Experiment],
     analyses: Sequence[Analysis],
-    media: dict[int, dict[str, Any]],
+    media: dict[int, Pictures],
     *,
     pictures: str,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """All JSON blocks of the page, by their element's id.
 
     Args:
@@ -46,7 +57,7 @@ def blocks(
     """
     first = experiments[0].results
     rows = [compare.common_rows(first.ids, one.results.ids) for one in experiments]
-    found: dict[str, Any] = {
+    found: dict[str, object] = {
         "report-data": {
             "classes": analyses[0].names,
             "videos": len(first.ids),
@@ -99,7 +110,7 @@ def _16(shares: np.ndarray) -> np.ndarray:
     return np.clip(np.round(shares * 65535), 0, 65535)
 
 
-def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarray]) -> dict[str, object]:
     """What the page must know of one experiment besides its predictions."""
     place = dict(zip(rows[1].tolist(), rows[0].tolist(), strict=True))
     doubtful = label_errors.suspects(one.results.scores, one.results.labels)
@@ -144,12 +155,12 @@ def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     return [(title, shown(text)) for title, text in rows if text]
 
 
-def points(results: Results) -> list[dict[str, Any]]:
+def points(results: Results) -> list[ViewPoint]:
     """Accuracy of the kept views and of parts of them, fewest views first."""
     kept = scoring.kept_protocol(results)
     per_view = results.summary.get("cost", {}).get("gmacs_per_view")
     clips = sorted({count for count in CLIPS if count < kept.spec.num_clips} | {kept.spec.num_clips})
-    found = []
+    found: list[ViewPoint] = []
     for count, crops in itertools.product(clips, (1, 3, 10)):
         try:
             chosen = scoring.smaller(kept, f"{count}x{crops}")
@@ -211,7 +222,7 @@ def curves(exp: Path) -> dict[str, list[list[float]]]:
     return found
 
 
-def comparison(experiments: Sequence[Experiment]) -> dict[str, Any]:
+def comparison(experiments: Sequence[Experiment]) -> dict[str, object]:
     """Tests of all pairs, how the classes moved, and in what the experiments differ."""
     pairs = []
     for a, b in itertools.combinations(range(len(experiments)), 2):

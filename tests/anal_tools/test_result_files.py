@@ -117,7 +117,7 @@ class Item:
         frames, clip_rows, boxes = np.arange(8), np.zeros((1, 8), np.int64), np.zeros((1, 4), np.int64)
 
     def __init__(self, sample: int) -> None:
-        self.sample, self.failure = sample, None
+        self.sample, self.failure, self.repaired = sample, None, ""
 
 
 def test_parts_that_find_no_room(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_an_earlier_result_stays_until_the_new_one_is_there(exp: Path, monkeypat
     assert np.array_equal(before.logits, old), "what is open stays what it was"
     assert after.frames.shape == (23, 1, 2)
     for name in ("frames", "views", "ledger"):
-        with pytest.raises(UserError, match="evaluated anew while it was read"):
+        with pytest.raises(UserError, match="evaluated again while it was read"):
             getattr(again, name)
 
 
