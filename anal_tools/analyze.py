@@ -131,26 +131,17 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
 
 
 def class_names(results: Results) -> list[str]:
-    """The K names; K is the width of the scores, which is the config's num_class, so that no class is ever left out.
+    """Return the K names; no class is left out, whether a video has it or not.
 
     Raises:
-        UserError: the files of the evaluation do not fit together, or its videos have several labels.
+        UserError: there are no videos, or they have several labels.
     """
-    where, (rows, num_class) = results.folder, results.scores.shape
     if results.multi_label:
+        where = results.folder
         raise UserError(f"{where}: these videos have several labels; their metrics are in {where}.json")
-    if not (rows == len(results.labels) == len(results.ids) == len(results.logits)):
-        raise UserError(f"{where}: its files have different numbers of videos; run the evaluation again")
-    if rows == 0:
-        raise UserError(f"{where}: no videos in it; evaluate a list that has some")
-    if results.labels.min() < 0 or results.labels.max() >= num_class:
-        raise UserError(
-            f"{where}: a label outside 0..{num_class - 1}; run the evaluation again with the list's classes"
-        )
-    names = results.summary.get("class_names") or [str(k) for k in range(num_class)]
-    if len(names) != num_class:
-        raise UserError(f"{where}.json: {len(names)} class names for {num_class} classes; run the evaluation again")
-    return [shown(name) for name in names]
+    if not results.ids:
+        raise UserError(f"{results.folder}: no videos in it; evaluate a list that has some")
+    return [shown(name) for name in results.class_names]
 
 
 def error_lines(found: Analysis) -> list[str]:

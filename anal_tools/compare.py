@@ -10,7 +10,6 @@ import csv
 import io
 import itertools
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from anal_tools import score
+from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.text import shown
 from utils import metrics
@@ -104,7 +104,7 @@ def pair(a: Results, b: Results) -> Pairing:
     """
     if a.summary.get("class_names") != b.summary.get("class_names"):
         raise UserError(f"{a.name} and {b.name}: their classes differ; compare evaluations of the same classes")
-    rows_a, rows_b = common_rows(a.ids, b.ids)
+    rows_a, rows_b = scoring.common_rows(a.ids, b.ids)
     if not len(rows_a):
         raise UserError(f"{a.name} and {b.name}: no video in common; compare evaluations of the same list")
     labels = a.labels[rows_a]
@@ -121,23 +121,6 @@ def pair(a: Results, b: Results) -> Pairing:
     gained = np.bincount(labels, weights=right_b.astype(float) - right_a, minlength=count)
     change = np.divide(gained, videos, out=np.full(count, np.nan), where=videos > 0)
     return Pairing(rows_a, rows_b, right_a, right_b, only_a, only_b, mcnemar(only_a, only_b), change)
-
-
-def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the videos that stand in both lists, in the order of the first; the i-th of equal paths is the i-th."""
-    places = {key: row for row, key in enumerate(_numbered(b))}
-    found = [(row, places[key]) for row, key in enumerate(_numbered(a)) if key in places]
-    rows = np.array(found, dtype=np.int64).reshape(-1, 2)
-    return rows[:, 0], rows[:, 1]
-
-
-def _numbered(ids: Sequence[str]) -> list[tuple[str, int]]:
-    seen: Counter[str] = Counter()
-    keys = []
-    for name in ids:
-        keys.append((name, seen[name]))
-        seen[name] += 1
-    return keys
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

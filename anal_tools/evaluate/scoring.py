@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -131,43 +132,56 @@ class _Views:
         return self.logits[rows][:, self.views]
 
 
+def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the videos that both lists have, in the order of the first.
+
+    A list may name a video twice: the i-th of equal paths is the i-th in the other list.
+    """
+    places = {key: row for row, key in enumerate(_numbered(b))}
+    found = [(row, places[key]) for row, key in enumerate(_numbered(a)) if key in places]
+    rows = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return rows[:, 0], rows[:, 1]
+
+
+def _numbered(ids: Sequence[str]) -> list[tuple[str, int]]:
+    """Each path with how often it stood before."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for name in ids:
+        keys.append((name, seen[name]))
+        seen[name] += 1
+    return keys
+
+
 def aligned(models: Sequence[Results]) -> list[np.ndarray]:
-    """For each evaluation the row of every video of the first one; the lists may differ in order only.
+    """Return for each evaluation the row of every video of the first one; the lists may differ in order only.
 
     Raises:
         UserError: a video is missing in one of them, has another label, or the classes differ.
     """
     first = models[0]
-    wanted = _keys(first.ids)
     rows = []
     for other in models:
         if other.num_class != first.num_class or other.class_names != first.class_names:
             raise UserError(
                 f"{first.folder} and {other.folder}: different classes; these models cannot be put together"
             )
-        place = {key: row for row, key in enumerate(_keys(other.ids))}
-        missing = [key for key in wanted if key not in place]
-        if missing or len(place) != len(wanted):
-            name = missing[0][0] if missing else next(key[0] for key in place if key not in set(wanted))
+        here, there = common_rows(first.ids, other.ids)
+        if len(here) < max(len(first.ids), len(other.ids)):
+            alone = [model.ids[row] for model, own in ((first, here), (other, there)) for row in _others(model, own)]
             raise UserError(
-                f"{first.folder} and {other.folder} were evaluated on different lists: {name!r} is in one of them only"
+                f"{first.folder} and {other.folder} were evaluated on different lists: {alone[0]!r} is in one of them "
+                "only"
             )
-        order = np.array([place[key] for key in wanted], np.int64)
-        wrong = np.flatnonzero(other.labels[order] != first.labels)
+        wrong = np.flatnonzero(other.labels[there] != first.labels)
         if len(wrong):
             raise UserError(f"{first.folder} and {other.folder}: {first.ids[wrong[0]]!r} has different labels in them")
-        rows.append(order)
+        rows.append(there)
     return rows
 
 
-def _keys(ids: Sequence[str]) -> list[tuple[str, int]]:
-    """Each path with how often it stood before, since a list may name a video twice."""
-    seen: dict[str, int] = {}
-    keys = []
-    for path in ids:
-        seen[path] = seen.get(path, -1) + 1
-        keys.append((path, seen[path]))
-    return keys
+def _others(model: Results, rows: np.ndarray) -> np.ndarray:
+    return np.setdiff1d(np.arange(len(model.ids)), rows)
 
 
 def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = "prob") -> np.ndarray:

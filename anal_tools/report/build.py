@@ -97,12 +97,12 @@ def build(
 
 def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """The numbers above everything."""
-    rows = dict(content.facts(one, analysis))
+    numbers = one.results.numbers
     low, high = (100 * end for end in scoring.interval(one.results.videos.right()))
     return [
-        (rows["top-1"].split(" %")[0] + " %", f"top-1, 95 % interval {low:.1f} to {high:.1f}"),
-        (rows["top-5"], "top-5"),
-        (rows["mean class accuracy"], "mean class accuracy"),
+        (f"{numbers['top1']:.2f} %", f"top-1, 95 % interval {low:.1f} to {high:.1f}"),
+        (f"{numbers['top5']:.2f} %", "top-5"),
+        (f"{numbers['mean_class_accuracy']:.2f} %", "mean class accuracy"),
         (f"{len(analysis.predicted):,}", f"videos in {len(analysis.names)} classes"),
     ]
 
@@ -122,7 +122,7 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
     errors = first.errors()
     wanted += sorted(examples.values(), key=lambda r: -errors[results.labels[r], first.predicted[r]])[: analyze.TOP]
     for one, analysis in zip(experiments[1:], analyses[1:], strict=True):
-        here, there = compare.common_rows(results.ids, one.results.ids)
+        here, there = scoring.common_rows(results.ids, one.results.ids)
         place = dict(zip(there.tolist(), here.tolist(), strict=True))
         wanted += [place[row] for row in analyze.worst_videos(analysis) if row in place]
     wanted += [s.row for s in label_errors.suspects(results.scores, results.labels)[: analyze.TOP]]

@@ -56,7 +56,7 @@ def blocks(
         pictures: a line about them.
     """
     first = experiments[0].results
-    rows = [compare.common_rows(first.ids, one.results.ids) for one in experiments]
+    rows = [scoring.common_rows(first.ids, one.results.ids) for one in experiments]
     found: dict[str, object] = {
         "report-data": {
             "classes": analyses[0].names,
