@@ -106,9 +106,11 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     exp = Path(exp)
     results = Results.load(exp, name)
     folder = exp / "results"
+
     found = Analysis.of(results, good_pairs)
     files = [write_reference_results(exp, results)]
     doubtful = label_errors.suspects(results.scores, results.labels)
+
     for file, lines in (
         ("top100_errors.txt", error_lines(found)),
         ("top100_videos.txt", video_lines(found)),
@@ -116,6 +118,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     ):
         files.append(folder / file)
         write_lines(files[-1], lines)
+
     for file, table in (
         ("confusion_matrix.csv", matrix_table(found)),
         ("per_class.csv", class_table(found)),
@@ -123,6 +126,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
         files.append(folder / file)
         with open(files[-1], "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             csv.writer(stream).writerows(table)
+
     files.append(folder / "confusion_matrix.png")
     from anal_tools import confusion_plot
 
@@ -251,6 +255,7 @@ def summary(found: Analysis, doubtful: int) -> list[str]:
         lines.append(f"top-1 {100 * second:.2f} with {len(found.allowed)} allowed pairs counted as right")
     if unread := int((found.predicted < 0).sum()):
         lines.append(f"{unread} videos could not be read and count as wrong")
+
     recall = found.recall
     worst = [k for k in np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable")[:5] if recall[k] < 1]
     if worst:
@@ -260,6 +265,7 @@ def summary(found: Analysis, doubtful: int) -> list[str]:
     if pairs := confused_pairs(found)[:5]:
         lines.append("most confused:")
         lines += [f"  {names[a]} and {names[b]}: {matrix[a, b]} + {matrix[b, a]} videos" for a, b, _ in pairs]
+
     if doubtful:
         lines.append(f"{doubtful} videos look mislabelled to this model (label_suspects.txt)")
     if absent := int((videos == 0).sum()):

@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if len(args.exp) < 2:
         raise UserError("compare: name at least two experiment folders (EXP:NAME for another evaluation of the same)")
+
     experiments = [load(str(exp)) for exp in args.exp]
     print("\n".join(text(experiments)))
     if args.out:
@@ -107,6 +108,7 @@ def pair(a: Results, b: Results) -> Pairing:
     rows_a, rows_b = scoring.common_rows(a.ids, b.ids)
     if not len(rows_a):
         raise UserError(f"{a.name} and {b.name}: no video in common; compare evaluations of the same list")
+
     labels = a.labels[rows_a]
     if (labels != b.labels[rows_b]).any():
         row = int(np.flatnonzero(labels != b.labels[rows_b])[0])
@@ -114,8 +116,10 @@ def pair(a: Results, b: Results) -> Pairing:
             f"{shown(a.ids[rows_a[row]])}: label {labels[row]} in one list and {b.labels[rows_b[row]]} in the other; "
             "compare evaluations of the same labels"
         )
+
     right_a, right_b = (one.videos.right()[rows] for one, rows in ((a, rows_a), (b, rows_b)))
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+
     count = a.scores.shape[1]
     videos = np.bincount(labels, minlength=count)
     gained = np.bincount(labels, weights=right_b.astype(float) - right_a, minlength=count)
@@ -182,6 +186,7 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
         shown_here = metrics.metrics_of("compare", multi_label=results.multi_label)
         shares = "  ".join(f"{metric.title} {results.numbers[metric.name]:.2f}" for metric in shown_here)
         lines.append(f"{one.title:<{width}}  {shares}  {len(results.ids)} videos, {protocol}")
+
     for a, b in itertools.combinations(experiments, 2):
         found = pair(a.results, b.results)
         lines += [
@@ -191,6 +196,7 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
             f" ({verdict(found)})",
             *_moved(found, a.results.class_names),
         ]
+
     differences = config_differences(experiments)
     lines += ["", "differences of config and evaluation:" if differences else "config and evaluation are the same"]
     lines += [f"  {key}: {' | '.join(values)}" for key, values in differences]
@@ -227,6 +233,7 @@ def class_csv(experiments: Sequence[Experiment]) -> str:
         videos = np.bincount(labels, minlength=len(names))
         right = np.bincount(labels, weights=found.right_b, minlength=len(names))
         columns.append(np.divide(right, videos, out=np.full(len(names), np.nan), where=videos > 0))
+
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     writer.writerow(["class", "name", *(one.title for one in experiments)])

@@ -65,6 +65,7 @@ def main(argv: list[str]) -> int:
     words = args.clips.split(",") if args.clips else []
     if not all(word.isdigit() and int(word) > 0 for word in words):
         raise UserError(f"--clips {args.clips}: whole numbers separated by commas, such as 1,2,5,10")
+
     wanted = [int(word) for word in words] or None
     rows = sweep(results, clips=wanted)
     best = knee(rows)
@@ -89,6 +90,7 @@ def sweep(results: Results, clips: Sequence[int] | None = None) -> list[Row]:
     counts = sorted({n for n in clips or (1, 2, 3, 4, 5, 7, 10, 15, 20, 30) if 1 <= n <= most} | {most})
     crops = [n for n in sorted(FAMILIES["plain"]) if n == kept.spec.crops_per_clip or n == 1]
     per_view = results.summary.get("cost", {}).get("gmacs_per_view")
+
     rows = []
     for crop in crops:
         for clip in counts:
@@ -163,6 +165,7 @@ def draw(path: Path, rows: Sequence[Row], best: int, *, title: str) -> None:
     figure = Figure(figsize=(7.0, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+
     known = all(row.gmacs for row in rows)
     for crop in sorted({row.crops for row in rows}):
         own = [row for row in rows if row.crops == crop]
@@ -175,8 +178,10 @@ def draw(path: Path, rows: Sequence[Row], best: int, *, title: str) -> None:
         for row in own:
             place = (row.cost, row.top1)
             axes.annotate(f"{row.clips}x{crop}", place, (4, -11), textcoords="offset points", fontsize=7)
+
     chosen = rows[best]
     axes.plot([chosen.cost], [chosen.top1], "o", markersize=15, fillstyle="none", color="black", label="knee", zorder=5)
+
     axes.set_xscale("log")
     axes.set_xlabel("GMAC a video" if known else "views a video")
     axes.set_ylabel("top-1, per cent")

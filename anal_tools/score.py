@@ -65,9 +65,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--resamples", type=int, default=2000, help="lists drawn for them (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of these draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON line per row instead of the table")
+
     args = parser.parse_args(argv)
     if not 0 < args.level < 1 or args.resamples < 1:
         raise UserError("--level lies between 0 and 1, --resamples is at least 1")
+
     models = [load(where) for where in args.exp]
     weights = parse_weights(args.weights, len(models))
     found = [
@@ -75,6 +77,7 @@ def main(argv: list[str]) -> int:
         for views in (args.views.split(",") if args.views else [None])
         for average in (args.average.split(",") if args.average else [None])
     ]
+
     if args.json:
         print("\n".join(one.to_json() for one in found))
         return 0
@@ -138,14 +141,17 @@ def row(
         parts.append((chosen, scoring.scores_of(model, chosen)))
         number += len(chosen.views)
         notes += [chosen.note] if chosen.note and chosen.note not in notes else []
+
     chosen, scores = parts[0]
     first = models[0]
     if len(models) > 1:
         orders = scoring.aligned(models)
         fused = [own[order] for (_, own), order in zip(parts, orders, strict=True)]
         scores = scoring.fuse(fused, weights, chosen.protocol.average)
+
     videos = metrics.Videos(scores, first.labels, first.targets)
     draws = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
+
     spec = chosen.protocol.spec
     gmacs = [model.summary.get("cost", {}).get("gmacs_per_view") for model in models]
     cost = sum(one * len(part[0].views) for one, part in zip(gmacs, parts, strict=True)) if None not in gmacs else None
@@ -171,6 +177,7 @@ def table(found: Sequence[Row], *, multi_label: bool = False) -> str:
         *(metric.head or metric.title for metric in shown),
         "top-1 interval" if not multi_label else "hit@1 interval",
     ]
+
     lines, notes = [heads], text.Notes()
     for one in found:
         low, high = one.intervals[1]

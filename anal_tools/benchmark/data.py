@@ -57,6 +57,7 @@ def measure(args: argparse.Namespace) -> Figures:
 
     cfg = config.load(args.exp, args.set)
     config.check_files(cfg, ("train",))
+
     wanted = [text.partition("=") for text in args.readers] or [(cfg.data.reader, "", "")]
     workers = numbers(args.workers)
     choices = typing.get_args(type(cfg.data).model_fields["reader"].annotation)
@@ -66,6 +67,7 @@ def measure(args: argparse.Namespace) -> Figures:
                 f"benchmark data: there is no reader {name!r}{did_you_mean(name, choices)}; "
                 f"choose one of {', '.join(choices)}"
             )
+
     rows, benches = [], []
     for name, _, folder in wanted:
         media = in_folder(cfg, folder) if folder else cfg
@@ -81,6 +83,7 @@ def measure(args: argparse.Namespace) -> Figures:
     finally:
         for bench in benches:
             bench.close()
+
     return {
         "bench": "data",
         "clip": f"{cfg.model.num_segments} x {cfg.data.clip_len} frames of {cfg.augmentation.input_size} pixels",
@@ -138,6 +141,7 @@ def verdict(rows: list[Figures], batch: int, step_time: float | None, cores: int
     answer: Figures = {"fastest": fastest["reader"]}
     if step_time is None:
         return answer
+
     needed = batch / step_time
     answer["needed_clips_per_s"] = round(needed, 2)
     for row in rows:
@@ -168,6 +172,7 @@ def as_table(figures: Figures) -> str:
             f"  {count:>2} worker(s) {each['clips_per_s']:9.2f} clips/s" + (f", {each['bad']} bad" * bool(each["bad"]))
             for count, each in row["workers"].items()
         ]
+
     lines.append(f"fastest here: {figures['fastest']}")
     if figures["step_time"] is None:
         lines.append("give --step-time (from `benchmark step`) to see whether the GPU would wait")

@@ -52,6 +52,7 @@ class Bench:
         self.spec = train_spec(cfg)
         self.reading = loaders.reading(self.cfg)
         shape = (self.spec.sampling.frames_per_clip, self.spec.input_size, self.spec.input_size, 3)
+
         self.slot = Slot.create("zoetrope-bench", int(np.prod(shape)))
         setup = Setup(reader=self.reading.reader.to_json(), train=self.spec.to_json(), eval="", seed=cfg.seed)
         self.desk: Desk | None = Desk(setup, self.records, [self.slot])
@@ -135,6 +136,7 @@ class Bench:
                     break
             else:
                 spent["other"] += own
+
         total = sum(spent.values()) or 1.0
         return {stage: round(seconds / total, 3) for stage, seconds in spent.items()}
 

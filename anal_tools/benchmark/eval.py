@@ -64,6 +64,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> Figures:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+
     cfg = config.load(args.exp, args.set)
     config.check_files(cfg, ("val",))
     protocol = chosen_protocol(cfg, args)
@@ -88,6 +89,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> Figures:
                 waited = videos.seconds_waiting
             wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
         peak = memory(world.device, reset=False)
+
     seconds = {"": wall, "model_": watch.wall, "waiting_": waited, "cpu_": cpu, "model_cpu_": watch.cpu}
     return {
         "bench": "eval",

@@ -90,6 +90,7 @@ class Protocol:
         # Until it had a name of its own, `three` meant PySlowFast's.
         if "family" not in values and spec.get("crops") == "three":
             spec["crops"] = "three_psf"
+
         spec["sampling"] = Sampling(**spec["sampling"])
         family = values.get("family") or next(
             (key for key, crops in FAMILIES.items() if spec["crops"] in crops.values()), "plain"
@@ -158,6 +159,7 @@ def choose(
             f"--protocol {protocol}: there is none of that name{did_you_mean(protocol, PRESETS)}; "
             f"there are {', '.join(PRESETS)}"
         )
+
     changes: dict[str, int | str] = {}
     if views is not None:
         clips, crops = parse_views(views)
@@ -165,10 +167,12 @@ def choose(
     changes |= {key: value for key, value in (("scale", scale), ("crop_size", crop_size)) if value is not None}
     if scale is not None and crop_size is None and found.spec.crop_size == found.spec.scale:
         changes["crop_size"] = scale
+
     if average is not None and average not in AVERAGES:
         raise UserError(f"--average {average}: give one of {', '.join(AVERAGES)}")
     if per_position and (average or found.average) == "logit":
         raise UserError("--per-position gives probabilities, which have no mean of logits; add --average prob")
+
     return dataclasses.replace(
         found,
         spec=dataclasses.replace(found.spec, **changes),

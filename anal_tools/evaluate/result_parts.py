@@ -199,6 +199,7 @@ def _earlier_parts(
         )
         before, start = (aside, aside_start) if aside == key else (None, 0)
     same = before is not None
+
     seen, parts, owner = np.zeros(videos, bool), [], owner_of(key)
     for path in [*folder.glob("*.tmp"), *sorted(folder.glob("part-*.npz"))]:
         part = _usable(path, owner, seen) if same and path.suffix == ".npz" else None
@@ -208,6 +209,7 @@ def _earlier_parts(
         start = max(start, int(path.name.split("-")[1]))
         seen[part["samples"]] = True
         parts.append(part)
+
     start = start + 1 if same else 0
     _write(folder / _NOTE, json.dumps({"key": key, "starts": start}) + "\n")
     return start, parts
@@ -237,6 +239,7 @@ def _exchange(folder: Path, *, bring_back: bool) -> None:
     aside.mkdir()
     for path in [folder / _NOTE, *folder.glob("part-*.npz")]:
         path.rename(aside / path.name)
+
     if bring_back:
         for path in [*coming.glob("part-*.npz"), coming / _NOTE]:
             path.rename(folder / path.name)
@@ -406,6 +409,7 @@ def _joined(
                 _check_views(path, part[name].shape[1:], arrays[name].shape[1:])
                 arrays[name][rows] = part[name]
         parts.append({name: part[name] for name in ("samples", "failed", "repaired")})
+
     samples = np.concatenate([part["samples"] for part in parts]) if parts else np.zeros(0, np.int64)
     if not np.array_equal(np.sort(samples), np.arange(videos)):
         raise UserError(

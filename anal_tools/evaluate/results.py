@@ -363,6 +363,7 @@ def read_summary(path: Path) -> Summary:
         raise Damaged(f"{path.name} holds no summary")
     if ("files" in summary or "checksum" in summary) and summary.get("checksum") != _own_checksum(summary, path.name):
         raise Damaged(f"{path.name} has another checksum than it says")
+
     wanted = {"class_names": list, "metrics": dict, "protocol": dict}
     optional = {"counts": dict, "failures": dict, "cost": dict, "config": dict, "files": dict}
     for key, kind in (wanted | optional).items():
@@ -389,17 +390,20 @@ def check_shapes(found: Results) -> None:
     for name, (array, dimensions, kinds) in shapes.items():
         if array.ndim != dimensions or array.dtype.kind not in kinds:
             raise Damaged(f"{name}.npy has shape {array.shape} and type {array.dtype}, which {name} never have")
+
     counts = {"ids.txt": len(found.ids)} | {f"{name}.npy": len(array) for name, (array, _, _) in shapes.items()}
     counted = found.summary.get("counts", {})
     counts |= {"counts.videos": counted["videos"]} if "videos" in counted else {}
     if len(set(counts.values())) > 1:
         each = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise Damaged(f"different numbers of videos: {each}")
+
     classes = {name: array.shape[-1] for name, (array, _, _) in shapes.items() if name != "labels"}
     classes["class_names"] = len(found.class_names)
     if len(set(classes.values())) > 1:
         each = ", ".join(f"{name} {count}" for name, count in classes.items())
         raise Damaged(f"different numbers of classes: {each}")
+
     if logits.shape[1] < 1:
         raise Damaged("logits.npy has no views")
     lowest = -1 if targets is not None else 0

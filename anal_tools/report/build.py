@@ -31,10 +31,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--good-pairs", type=Path, default=None, metavar="FILE", help="allowed pairs, `child -> parent` a line"
     )
+
     args = parser.parse_args(list(argv))
     if min(args.pictures, args.clips) < 0:
         raise UserError("report: --pictures and --clips are numbers of videos, 0 or more")
+
     started = time.monotonic()
+
     try:
         index = build(args.exp, out=args.out, pictures=args.pictures, clips=args.clips, good_pairs=args.good_pairs)
     except OSError as error:
@@ -69,16 +72,19 @@ def build(
     """
     if len(where) > MOST:
         raise UserError(f"report: at most {MOST} experiments fit on a page; compare has no such limit")
+
     experiments = [compare.load(one) for one in where]
     analyses = [Analysis.of(one.results, good_pairs) for one in experiments]
     if len(analyses[0].names) >= content.ABSENT:
         raise UserError(f"report: {len(analyses[0].names)} classes are more than a page can show")
     for other in experiments[1:]:
         compare.pair(experiments[0].results, other.results)  # that they fit together, before any work
+
     folder = out or experiments[0].exp / "report"
     folder.mkdir(parents=True, exist_ok=True)
     found, note = pictures_of(experiments, analyses, folder / "media", pictures=pictures, clips=clips)
     blocks = content.blocks(experiments, analyses, found, pictures=note)
+
     protocol = shown(str(experiments[0].results.summary.get("protocol", {}).get("text", "")))
     text = page.render(
         title=" and ".join(one.title for one in experiments),
@@ -88,6 +94,7 @@ def build(
         sections=[name for name in page.SECTIONS if name != "compare" or len(experiments) > 1],
         blocks=blocks,
     )
+
     index = folder / "index.html"
     temporary = folder / "index.html.tmp"
     temporary.write_text(text, encoding="utf-8")
@@ -116,21 +123,25 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
     first, results = analyses[0], experiments[0].results
     mistakes = analyze.worst_videos(first, len(results.ids))
     wanted = mistakes[: analyze.TOP]
+
     examples: dict[tuple[int, int], int] = {}
     for row in mistakes:
         examples.setdefault((int(results.labels[row]), int(first.predicted[row])), row)
     errors = first.errors()
     wanted += sorted(examples.values(), key=lambda r: -errors[results.labels[r], first.predicted[r]])[: analyze.TOP]
+
     for one, analysis in zip(experiments[1:], analyses[1:], strict=True):
         here, there = scoring.common_rows(results.ids, one.results.ids)
         place = dict(zip(there.tolist(), here.tolist(), strict=True))
         wanted += [place[row] for row in analyze.worst_videos(analysis) if row in place]
     wanted += [s.row for s in label_errors.suspects(results.scores, results.labels)[: analyze.TOP]]
+
     right: dict[int, int] = {}
     for row, (label, guess) in enumerate(zip(results.labels.tolist(), first.predicted.tolist(), strict=True)):
         if label == guess:
             right.setdefault(label, row)
     wanted += [*right.values(), *range(len(results.ids))]
+
     unread = first.predicted < 0
     return [row for row in dict.fromkeys(wanted) if not unread[row]]
 
@@ -142,11 +153,13 @@ def pictures_of(
     rows = chosen_rows(experiments, analyses)[:pictures]
     if not rows:
         return {}, ""
+
     try:
         source = media.source_of(experiments[0].exp, experiments[0].results)
     except UserError as error:
         print(f"no pictures: {shown(str(error))}")
         return {}, f"No pictures: {shown(str(error))}"
+
     found, failed = media.make(source, rows, folder, clips=clips, say=print)
     media.forget_others(folder, found)
     for line in failed[:5]:

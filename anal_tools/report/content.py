@@ -56,6 +56,7 @@ def blocks(
         pictures: a line about them.
     """
     first = experiments[0].results
+
     rows = [scoring.common_rows(first.ids, one.results.ids) for one in experiments]
     found: dict[str, object] = {
         "report-data": {
@@ -74,6 +75,7 @@ def blocks(
             "comparison": comparison(experiments) if len(experiments) > 1 else None,
         }
     }
+
     for index, (one, own) in enumerate(zip(experiments, rows, strict=True)):
         found[f"experiment-{index}"] = arrays(one.results.scores, one.results.labels, own, len(first.ids))
     for piece, start in enumerate(range(0, len(first.ids), PIECE)):
@@ -94,10 +96,12 @@ def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.nd
     own_scores = np.asarray(scores[there], dtype=np.float64)
     unread = np.any(np.isnan(own_scores), axis=1)
     own_scores[unread] = 0
+
     top = min(TOP, own_scores.shape[1])
     order = ranking.order(own_scores)  # (n, K)
     own = np.take_along_axis(own_scores, labels[there][:, None].astype(np.int64), axis=1)[:, 0]
     rank = ranking.rank_of(own_scores, labels[there])
+
     guess = np.full((count, top), ABSENT, np.uint16)
     score, true_score, true_rank = np.zeros((count, top)), np.zeros(count), np.zeros(count)
     guess[here] = np.where(unread[:, None], UNREAD, order[:, :top])
@@ -135,9 +139,11 @@ def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     cost, counts = summary.get("cost", {}), summary.get("counts", {})
     low, high = (100 * end for end in scoring.interval(one.results.videos.right()))
     allowed = allowed_pairs.accuracy(predicted, one.results.labels, analysis.allowed)
+
     first, *others = [
         (metric.title, metric.on_page(one.results.numbers[metric.name])) for metric in metrics.metrics_of("report")
     ]
+
     rows = [
         (first[0], f"{first[1]}  (95 % interval {low:.2f} to {high:.2f}, bootstrap over videos)"),
         ("top-1 with allowed pairs", f"{100 * allowed:.2f} %" if analysis.allowed else ""),
@@ -198,6 +204,7 @@ def alike(matrix: np.ndarray) -> np.ndarray:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     near = shares + shares.T  # of groups; -1 where there is none any more
     np.fill_diagonal(near, -1)
+
     groups = [[k] for k in range(count)]
     for _ in range(count - 1):
         a, b = sorted(divmod(int(near.argmax()), count))
@@ -214,6 +221,7 @@ def curves(exp: Path) -> dict[str, list[list[float]]]:
     path = exp / "events" / log.SCALARS
     if not path.is_file():
         return {}
+
     found = {}
     for tag, points in log.read_scalars(path).items():
         finite = [[step, float(f"{value:.6g}")] for step, value in points if math.isfinite(value)]
