@@ -54,9 +54,13 @@ class Notes:
         return [f"[{number}] {text}" for number, text in enumerate(self.texts, start=1)]
 
 
-def write_lines(path: Path, lines: Iterable[str]) -> None:
-    """Write a text file whose names may hold bytes that are not UTF-8; it is whole or not there."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(line + "\n" for line in lines)
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file that is either the old or the whole new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write a text file whose names may hold bytes that are not UTF-8."""
+    write_whole(path, "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape"))

@@ -11,16 +11,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from anal_tools.evaluate import identity
+from anal_tools.evaluate import identity, protocols, result_parts
 from anal_tools.evaluate.network import build_for_evaluation, choose_weights, normaliser, prepare, read_steady, scorer
-from utils import faults
+from utils import faults, log
 from utils.faults import UserError, refuse_odd_file
+from utils.metrics import metrics_of
 from utils.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anal_tools.evaluate import protocols
     from anal_tools.evaluate.network import State
     from anal_tools.evaluate.results import Summary
     from datasets.eval_loader import EvalLoader
@@ -56,8 +56,6 @@ def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which views an evaluation takes and how they are computed."""
-    from anal_tools.evaluate import protocols
-
     how = parser.add_argument_group("which views of a video (default: those of training's validation)")
     how.add_argument("--protocol", choices=sorted(protocols.PRESETS), help="the published test of a tool")
     how.add_argument("--views", metavar="V", help="centre, 3crop, 10crop, or CLIPSxCROPS such as 10x3")
@@ -91,7 +89,6 @@ def evaluate(
     Returns:
         0, or 75 when a signal stopped it.
     """
-    from anal_tools.evaluate import result_parts
     from datasets import eval_loader, loader
     from methods import interop
     from utils import config, dist, run_dir, signals
@@ -150,8 +147,6 @@ def evaluate(
 
 def chosen_protocol(cfg: Config, args: argparse.Namespace) -> protocols.Protocol:
     """The protocol that the command line asks for."""
-    from anal_tools.evaluate import protocols
-
     names = ("protocol", "views", "scale", "crop_size", "average", "per_position")
     return protocols.choose(cfg, **{name: getattr(args, name) for name in names})
 
@@ -230,8 +225,6 @@ class Earlier:
     def __init__(self, world: World, folder: Path, videos: int, find_key: Callable[[], dict[str, object]]) -> None:
         import torch
 
-        from anal_tools.evaluate import result_parts
-
         self.world, self.parts = world, []
         owner, rows = slice(1, 33), slice(33, None)
         message = torch.zeros(33 + videos, dtype=torch.int64)
@@ -266,9 +259,6 @@ class Earlier:
 
 def report(folder: Path, records: Records, summary: Summary, owner: bytes) -> None:
     """Merge the parts of the evaluation `owner`, write the summary and print its numbers."""
-    from anal_tools.evaluate import result_parts
-    from utils import log, metrics
-
     ids = [records.path(i) for i in range(len(records))]
     targets = records.targets
     summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets, owner=owner)
@@ -276,7 +266,7 @@ def report(folder: Path, records: Records, summary: Summary, owner: bytes) -> No
     print(f"{summary.get('weights')} on {summary.get('list')}: {summary['protocol']['text']}")
     print(f"   {summary.get('weights_are')}")
     print(log.format_validation(numbers))
-    more = [one for one in metrics.metrics_of(multi_label=targets is not None) if "line" not in one.places]
+    more = [one for one in metrics_of(multi_label=targets is not None) if "line" not in one.places]
     print("   " + ", ".join(f"{one.title} {numbers[one.name]:.3f}" for one in more))
     gmacs = summary.get("cost", {}).get("gmacs_per_video", 0)
     print(

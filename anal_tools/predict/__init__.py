@@ -16,16 +16,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from anal_tools.evaluate.protocols import Protocol
+from anal_tools.predict import out_folder, outputs, sliding
+from anal_tools.predict.outputs import Cue, top_classes
+from anal_tools.predict.sources import Source, expand, records_of
+from anal_tools.text import one_line
+from datasets.readers import Reader, ReaderSpec, open_reader
+from datasets.readers.ending import on_what_decodes
+from utils import metrics
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anal_tools.predict.outputs import Cue
     from anal_tools.predict.predictor import Predictor
-    from anal_tools.predict.sources import Source
     from datasets.eval_loader import VideoItem
-    from datasets.readers import Reader, ReaderSpec
     from utils.dist import World
 
 NEEDS_VALIDATE = True
@@ -87,8 +92,6 @@ def predict(args: argparse.Namespace, validate: Callable[..., Any]) -> int:
     Raises:
         UserError: a model or a list that cannot be used, contradictory options, or a file that would be replaced.
     """
-    from anal_tools.predict import out_folder, outputs
-    from anal_tools.predict.sources import expand
     from utils import dist
 
     out_folder.check_seconds(window=args.window, stride=args.stride)
@@ -134,9 +137,7 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
 
 def look(predictor: Predictor, sources: Sequence[Source], world: World, validate: Callable[..., Any]) -> list[Found]:
     """Score the sources as an evaluation does, those of each reader together; in the order of `sources`."""
-    from anal_tools.predict.sources import records_of
     from datasets.eval_loader import EvalLoader
-    from utils import metrics
 
     found = [Found(source, failure=source.reason) for source in sources]
     for reader in ("video", "frames"):
@@ -175,10 +176,6 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World, validate
 
 def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """The facts of a video, what is seen over time, and the files that were asked for; a failure is noted."""
-    from anal_tools.predict.sources import records_of
-    from datasets.readers import open_reader
-    from datasets.readers.ending import on_what_decodes
-
     spec = _reader(predictor.reading.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
@@ -198,14 +195,11 @@ def over_time(one: Found, reader: Reader, args: argparse.Namespace, predictor: P
     Raises:
         MediaError: a frame does not decode.
     """
-    from anal_tools.predict import outputs, sliding
-    from utils import metrics
-
     assert one.score is not None
     facts = reader.probe(0)
     one.frames, one.fps = facts.frames, facts.fps
-    whole = outputs.top_classes(one.score, predictor.classes, TOP)
-    one.cues = [outputs.Cue(0.0, facts.frames / facts.fps, whole)]
+    whole = top_classes(one.score, predictor.classes, TOP)
+    one.cues = [Cue(0.0, facts.frames / facts.fps, whole)]
     if args.window is None:
         return
     parts = sliding.windows(facts, args.window, args.stride or max(args.window / 2, 1e-3))
@@ -216,8 +210,8 @@ def over_time(one: Found, reader: Reader, args: argparse.Namespace, predictor: P
     for part, logits in zip(parts, scored, strict=True):
         if not np.isfinite(logits).all():
             raise MediaError(one.source.path, NOT_FINITE)
-        top = outputs.top_classes(metrics.merge_views(logits[None])[0], predictor.classes, TOP)
-        cues.append(outputs.Cue(part.start, part.end, top))
+        top = top_classes(metrics.merge_views(logits[None])[0], predictor.classes, TOP)
+        cues.append(Cue(part.start, part.end, top))
     one.cues = cues
 
 
@@ -227,7 +221,6 @@ def write_files(one: Found, reader: Reader, name: str, args: argparse.Namespace)
     Raises:
         MediaError: a frame does not decode.
     """
-    from anal_tools.predict import out_folder, outputs
 
     def kept(file: str, write: Callable[[Path], None]) -> None:
         target = args.out / file
@@ -247,16 +240,11 @@ def write_files(one: Found, reader: Reader, name: str, args: argparse.Namespace)
 
 def _reader(spec: ReaderSpec, kind: str) -> ReaderSpec:
     """The reader of a source: names of frame files as configured, if the config is about frames."""
-    from datasets.readers import ReaderSpec
-
     return spec if spec.kind == kind else ReaderSpec(kind, fps=spec.fps, missing_share=spec.missing_share)
 
 
 def as_text(one: Found, classes: list[str]) -> str:
     """One block of the table: the video, then rank, score and name of its best classes."""
-    from anal_tools.predict.outputs import top_classes
-    from anal_tools.text import one_line
-
     name = one_line(str(one.source))
     if one.failure or one.score is None:
         return f"{name}\n   not readable: {one_line(one.failure)}"
@@ -272,9 +260,6 @@ def as_text(one: Found, classes: list[str]) -> str:
 
 def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> dict[str, object]:
     """The content of infer.json; docs/predict.md describes it."""
-    from anal_tools.evaluate.protocols import Protocol
-    from anal_tools.predict.outputs import top_classes
-
     videos = []
     for one in found:
         if one.failure or one.score is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from anal_tools.text import write_whole
 from datasets.readers import Reader
 from utils import ranking
 from utils.faults import UserError
@@ -60,9 +61,7 @@ def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> li
 
 def write_json(path: Path, content: dict[str, object]) -> None:
     """Write a JSON file whole or not at all; bytes of names that are not UTF-8 stand as escapes."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="ascii")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("ascii"))
 
 
 def write_srt(path: Path, cues: Sequence[Cue]) -> None:
@@ -72,9 +71,7 @@ def write_srt(path: Path, cues: Sequence[Cue]) -> None:
         lines = [f"{entry['name']}  {entry['score']:.2f}" for entry in cue.top[:3]]
         text = "\n".join(" ".join(line.split()) for line in lines)  # a blank line would end the block
         blocks.append(f"{number}\n{_stamp(cue.start)} --> {_stamp(cue.end)}\n{text}\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("\n".join(blocks), encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    write_whole(path, "\n".join(blocks).encode("utf-8", "backslashreplace"))
 
 
 def _stamp(seconds: float) -> str:

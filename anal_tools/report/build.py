@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -15,7 +14,7 @@ from anal_tools.compare import Experiment
 from anal_tools.evaluate import scoring
 from anal_tools.report import content, media, page
 from anal_tools.report.media import Pictures
-from anal_tools.text import shown
+from anal_tools.text import shown, write_whole
 from utils.faults import UserError
 
 MOST = 8  # experiments that the page has colours for
@@ -96,9 +95,7 @@ def build(
     )
 
     index = folder / "index.html"
-    temporary = folder / "index.html.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, index)
+    write_whole(index, text.encode())
     return index
 
 
