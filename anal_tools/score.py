@@ -153,8 +153,10 @@ def row(
     draws = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
 
     spec = chosen.protocol.spec
-    gmacs = [model.summary.get("cost", {}).get("gmacs_per_view") for model in models]
-    cost = sum(one * len(part[0].views) for one, part in zip(gmacs, parts, strict=True)) if None not in gmacs else None
+    cost: float | None = 0
+    for model, (own, _) in zip(models, parts, strict=True):
+        per_view = model.summary.get("cost", {}).get("gmacs_per_view")
+        cost = None if cost is None or per_view is None else cost + per_view * len(own.views)
     return Row(
         views=f"{spec.num_clips}x{spec.crops_per_clip}",
         number=number,

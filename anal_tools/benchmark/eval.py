@@ -96,7 +96,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> Figures:
         "model": f"{cfg.model.type} {cfg.model.backbone}",
         "protocol": protocol.text,
         "views": protocol.spec.views,
-        "gmacs_per_video": cost["gmacs_per_video"],
+        "gmacs_per_video": cost.get("gmacs_per_video"),
         "device": str(world.device),
         "threads": torch.get_num_threads(),
         "videos": last - first,

@@ -139,7 +139,8 @@ def evaluate(
             raise eval_loader.none_readable(videos)
         world.barrier()
         summary = about(cfg, protocol, records, weights, state)
-        summary |= {"weights_hash": weights_hash, "metrics": metrics, "cost": cost, "ranks": world.size}
+        summary["weights_hash"], summary["metrics"] = weights_hash, metrics
+        summary["cost"], summary["ranks"] = cost, world.size
         summary["seconds"] = round(time.monotonic() - started, 3)
         world.on_main(lambda: report(folder, records, summary, earlier.owner))
     return 0

@@ -56,7 +56,7 @@ def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> li
         count: how many; all where there are fewer.
     """
     best = ranking.order(score[None])[0, :count]
-    return [{"label": int(k), "name": classes[k], "score": round(float(score[k]), 6)} for k in best]
+    return [TopClass(label=k, name=classes[k], score=round(float(score[k]), 6)) for k in best.tolist()]
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:

@@ -137,6 +137,7 @@ def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     summary, predicted = one.results.summary, analysis.predicted
     protocol = summary.get("protocol", {})
     cost, counts = summary.get("cost", {}), summary.get("counts", {})
+    gmacs, parameters = cost.get("gmacs_per_video"), cost.get("parameters")
     low, high = (100 * end for end in scoring.interval(one.results.videos.right()))
     allowed = allowed_pairs.accuracy(predicted, one.results.labels, analysis.allowed)
 
@@ -151,8 +152,8 @@ def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
         ("videos", f"{len(predicted)}, {int((predicted < 0).sum())} of them could not be read and count as wrong"),
         ("repaired, repeated", f"{counts.get('repaired', 0)}, {counts.get('duplicates', 0)}"),
         ("protocol", str(protocol.get("text", "–"))),
-        ("GMACs of a video", f"{cost['gmacs_per_video']:.2f}" if cost.get("gmacs_per_video") else "–"),
-        ("parameters", f"{cost['parameters'] / 1e6:.2f} million" if cost.get("parameters") else "–"),
+        ("GMACs of a video", f"{gmacs:.2f}" if gmacs else "–"),
+        ("parameters", f"{parameters / 1e6:.2f} million" if parameters else "–"),
         ("list", str(summary.get("list", "–"))),
         ("weights", str(summary.get("weights", "–"))),
         ("iteration", str(summary.get("step") or "–")),

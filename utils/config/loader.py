@@ -315,7 +315,7 @@ def _in_words(error: ErrorDetails, keys: Keys) -> str:
     if kind == "value_error":
         return f"{context['error']}" + ("" if "must be true" not in str(context["error"]) else f", not {shown}")
     if kind in ("too_short", "too_long"):
-        wanted = context.get("min_length", context.get("max_length"))
+        wanted = context["min_length"] if "min_length" in context else context["max_length"]
         most = "at most " if wanted > _FIXED_LENGTH else ""
         return f"must hold {most}{wanted} numbers, not {context['actual_length']}"
     if kind == "string_too_long":
