@@ -253,7 +253,8 @@ class Tally:
         views = torch.stack(list(self._waiting.values())).cpu().numpy().astype(np.float64)  # (n, V, K)
         self._waiting.clear()
 
-        scores = video_scores(views, self.average, multi_label=self.targets is not None)
+        with np.errstate(invalid="ignore"):  # a network that has diverged: nan is right for no label
+            scores = video_scores(views, self.average, multi_label=self.targets is not None)
         own = np.repeat(self.labels[samples], views.shape[1])
         right = ranking.rank_of(views.reshape(len(own), -1), own).reshape(views.shape[:2]) == 0
         more = np.stack([np.ones(len(views)), np.ones(len(views)), right[:, 0], right.mean(axis=1)], axis=1)

@@ -208,9 +208,9 @@ def test_a_reader_takes_a_result_anew_that_was_replaced_meanwhile(exp: Path, mon
     name, read, reads = "moving", results.Results._read, []
     assert main.main(["eval", str(exp), "--name", name]) == 0
 
-    def read_during_an_evaluation(*arguments: Any) -> dict[str, Any]:
+    def read_during_an_evaluation(*arguments: Any) -> results.Results:
         content = read(*arguments)
-        reads.append(content["summary"]["weights"])
+        reads.append(content.summary["weights"])
         if len(reads) == 1:
             file = str(exp / "ckpt_prev.pth.tar")
             assert main.main(["eval", str(exp), "--name", name, "--checkpoint", file]) == 0
