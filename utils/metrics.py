@@ -209,7 +209,7 @@ class Tally:
         labels: (N,) of the list.
         num_class: K.
         targets: (N, K) bool of a list with several labels per video.
-        device: where `counts` lives.
+        device: where `counts` is, for the sum over the ranks.
         average: how the views of a video are joined, one of `AVERAGES`.
     """
 
@@ -227,9 +227,9 @@ class Tally:
         if average not in AVERAGES:
             raise ValueError(f"average {average!r} is none of {', '.join(AVERAGES)}")
         self.labels, self.targets = np.asarray(labels, dtype=np.int64), targets
-        self.average = average
+        self.average, self.device = average, torch.device(device)
         # Scores, then: was it seen, could it be read, is its first view right, the share of views that are.
-        self._table = torch.zeros(len(self.labels), num_class + 4, dtype=torch.float64, device=device)
+        self._table = torch.zeros(len(self.labels), num_class + 4, dtype=torch.float64)
         self._waiting: dict[int, Tensor] = {}
 
     def add(self, sample: int, logits: Tensor | None) -> None:
@@ -258,14 +258,17 @@ class Tally:
         own = np.repeat(self.labels[samples], views.shape[1])
         right = ranking.rank_of(views.reshape(len(own), -1), own).reshape(views.shape[:2]) == 0
         more = np.stack([np.ones(len(views)), np.ones(len(views)), right[:, 0], right.mean(axis=1)], axis=1)
-        rows = torch.from_numpy(np.concatenate([scores, more], axis=1))
-        self._table[samples] = rows.to(self._table.device)
+        self._table[samples] = torch.from_numpy(np.concatenate([scores, more], axis=1))
 
     @property
     def counts(self) -> Tensor:
-        """(N, K + 4) float64: what ranks sum up."""
+        """(N, K + 4) float64, on the device: what ranks sum up, once all videos are added."""
+        from utils import transfer
+
         if self._waiting:
             self._join_views()
+        if self._table.device.type == "cpu":
+            self._table = transfer.to_device(self._table, self.device)
         return self._table
 
     @counts.setter
