@@ -55,8 +55,8 @@ def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> li
         classes: K names.
         count: how many; all where there are fewer.
     """
-    best = ranking.order(score[None])[0, :count]
-    return [TopClass(label=k, name=classes[k], score=round(float(score[k]), 6)) for k in best.tolist()]
+    best: list[int] = ranking.order(score[None])[0, :count].tolist()
+    return [TopClass(label=k, name=classes[k], score=round(float(score[k]), 6)) for k in best]
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:
