@@ -7,14 +7,14 @@ import csv
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from anal_tools import allowed_pairs, label_errors
 from anal_tools.allowed_pairs import Pair
-from anal_tools.get_reference_results import one_line, shown, write_lines, write_reference_results
-from anal_tools.results import Results
+from anal_tools.evaluate.results import Results
+from anal_tools.get_reference_results import write_reference_results
+from anal_tools.text import one_line, shown, write_lines
 from utils import metrics, ranking
 from utils.faults import UserError
 
@@ -66,7 +66,7 @@ class Analysis:
             UserError: its files do not fit together, or a bad rule.
         """
         names = class_names(results)
-        predicted = metrics.predictions(results.scores)
+        predicted = results.videos.predicted
         return cls(
             results=results,
             names=names,
@@ -106,9 +106,11 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     exp = Path(exp)
     results = Results.load(exp, name)
     folder = exp / "results"
+
     found = Analysis.of(results, good_pairs)
     files = [write_reference_results(exp, results)]
     doubtful = label_errors.suspects(results.scores, results.labels)
+
     for file, lines in (
         ("top100_errors.txt", error_lines(found)),
         ("top100_videos.txt", video_lines(found)),
@@ -116,6 +118,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     ):
         files.append(folder / file)
         write_lines(files[-1], lines)
+
     for file, table in (
         ("confusion_matrix.csv", matrix_table(found)),
         ("per_class.csv", class_table(found)),
@@ -123,6 +126,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
         files.append(folder / file)
         with open(files[-1], "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             csv.writer(stream).writerows(table)
+
     files.append(folder / "confusion_matrix.png")
     from anal_tools import confusion_plot
 
@@ -131,26 +135,17 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
 
 
 def class_names(results: Results) -> list[str]:
-    """The K names; K is the width of the scores, which is the config's num_class, so that no class is ever left out.
+    """Return the K names; no class is left out, whether a video has it or not.
 
     Raises:
-        UserError: the files of the evaluation do not fit together, or its videos have several labels.
+        UserError: there are no videos, or they have several labels.
     """
-    where, (rows, num_class) = results.folder, results.scores.shape
     if results.multi_label:
+        where = results.folder
         raise UserError(f"{where}: these videos have several labels; their metrics are in {where}.json")
-    if not (rows == len(results.labels) == len(results.ids) == len(results.logits)):
-        raise UserError(f"{where}: its files have different numbers of videos; run the evaluation again")
-    if rows == 0:
-        raise UserError(f"{where}: no videos in it; evaluate a list that has some")
-    if results.labels.min() < 0 or results.labels.max() >= num_class:
-        raise UserError(
-            f"{where}: a label outside 0..{num_class - 1}; run the evaluation again with the list's classes"
-        )
-    names = results.summary.get("class_names") or [str(k) for k in range(num_class)]
-    if len(names) != num_class:
-        raise UserError(f"{where}.json: {len(names)} class names for {num_class} classes; run the evaluation again")
-    return [shown(name) for name in names]
+    if not results.ids:
+        raise UserError(f"{results.folder}: no videos in it; evaluate a list that has some")
+    return [shown(name) for name in results.class_names]
 
 
 def error_lines(found: Analysis) -> list[str]:
@@ -204,17 +199,17 @@ def suspect_lines(found: Analysis, doubtful: Sequence[label_errors.Suspect]) -> 
     ]
 
 
-def matrix_table(found: Analysis) -> list[list[Any]]:
+def matrix_table(found: Analysis) -> list[list[object]]:
     """Counts with the true classes down and the predicted ones across, and their heads."""
     heads = [f"{index}({name})" for index, name in enumerate(found.names)]
     return [["gt \\ pred", *heads], *([head, *row] for head, row in zip(heads, found.matrix.tolist(), strict=True))]
 
 
-def class_table(found: Analysis) -> list[list[Any]]:
+def class_table(found: Analysis) -> list[list[object]]:
     """One row a class: its counts, recall, precision, average precision, and what it is mostly taken for."""
     numbers = per_class(found)
     errors = found.errors(())
-    rows: list[list[Any]] = [
+    rows: list[list[object]] = [
         ["class", "name", "videos", "right", "recall", "predicted", "precision", "average_precision",
          "mostly_taken_for", "count"]
     ]  # fmt: skip
@@ -253,17 +248,14 @@ def summary(found: Analysis, doubtful: int) -> list[str]:
     """What a person wants to see first."""
     results, names, matrix, videos = found.results, found.names, found.matrix, found.videos
     total = len(found.predicted)
-    top5 = metrics.top_k_accuracy(results.scores, results.labels, 5)
-    mean = metrics.mean_class_accuracy(found.predicted, results.labels, len(names))
-    lines = [
-        f"{results.name}: {total} videos, {len(names)} classes",
-        f"top-1 {100 * matrix.trace() / total:.2f}  top-5 {100 * top5:.2f}  mean class accuracy {100 * mean:.2f}",
-    ]
+    numbers = [f"{one.title} {results.numbers[one.name]:.2f}" for one in metrics.metrics_of("analyze")]
+    lines = [f"{results.name}: {total} videos, {len(names)} classes", "  ".join(numbers)]
     if found.allowed:
         second = allowed_pairs.accuracy(found.predicted, results.labels, found.allowed)
         lines.append(f"top-1 {100 * second:.2f} with {len(found.allowed)} allowed pairs counted as right")
     if unread := int((found.predicted < 0).sum()):
         lines.append(f"{unread} videos could not be read and count as wrong")
+
     recall = found.recall
     worst = [k for k in np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable")[:5] if recall[k] < 1]
     if worst:
@@ -273,6 +265,7 @@ def summary(found: Analysis, doubtful: int) -> list[str]:
     if pairs := confused_pairs(found)[:5]:
         lines.append("most confused:")
         lines += [f"  {names[a]} and {names[b]}: {matrix[a, b]} + {matrix[b, a]} videos" for a, b, _ in pairs]
+
     if doubtful:
         lines.append(f"{doubtful} videos look mislabelled to this model (label_suspects.txt)")
     if absent := int((videos == 0).sum()):

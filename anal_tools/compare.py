@@ -10,17 +10,16 @@ import csv
 import io
 import itertools
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from anal_tools import score
-from anal_tools.get_reference_results import shown
-from anal_tools.results import Results
+from anal_tools.evaluate import scoring
+from anal_tools.evaluate.results import Results
+from anal_tools.text import shown
 from utils import metrics
 from utils.faults import UserError
 
@@ -35,6 +34,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if len(args.exp) < 2:
         raise UserError("compare: name at least two experiment folders (EXP:NAME for another evaluation of the same)")
+
     experiments = [load(str(exp)) for exp in args.exp]
     print("\n".join(text(experiments)))
     if args.out:
@@ -105,9 +105,10 @@ def pair(a: Results, b: Results) -> Pairing:
     """
     if a.summary.get("class_names") != b.summary.get("class_names"):
         raise UserError(f"{a.name} and {b.name}: their classes differ; compare evaluations of the same classes")
-    rows_a, rows_b = common_rows(a.ids, b.ids)
+    rows_a, rows_b = scoring.common_rows(a.ids, b.ids)
     if not len(rows_a):
         raise UserError(f"{a.name} and {b.name}: no video in common; compare evaluations of the same list")
+
     labels = a.labels[rows_a]
     if (labels != b.labels[rows_b]).any():
         row = int(np.flatnonzero(labels != b.labels[rows_b])[0])
@@ -115,30 +116,15 @@ def pair(a: Results, b: Results) -> Pairing:
             f"{shown(a.ids[rows_a[row]])}: label {labels[row]} in one list and {b.labels[rows_b[row]]} in the other; "
             "compare evaluations of the same labels"
         )
-    right_a, right_b = (metrics.predictions(one.scores[rows]) == labels for one, rows in ((a, rows_a), (b, rows_b)))
+
+    right_a, right_b = (one.videos.right()[rows] for one, rows in ((a, rows_a), (b, rows_b)))
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+
     count = a.scores.shape[1]
     videos = np.bincount(labels, minlength=count)
     gained = np.bincount(labels, weights=right_b.astype(float) - right_a, minlength=count)
     change = np.divide(gained, videos, out=np.full(count, np.nan), where=videos > 0)
     return Pairing(rows_a, rows_b, right_a, right_b, only_a, only_b, mcnemar(only_a, only_b), change)
-
-
-def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the videos that stand in both lists, in the order of the first; the i-th of equal paths is the i-th."""
-    places = {key: row for row, key in enumerate(_numbered(b))}
-    found = [(row, places[key]) for row, key in enumerate(_numbered(a)) if key in places]
-    rows = np.array(found, dtype=np.int64).reshape(-1, 2)
-    return rows[:, 0], rows[:, 1]
-
-
-def _numbered(ids: Sequence[str]) -> list[tuple[str, int]]:
-    seen: Counter[str] = Counter()
-    keys = []
-    for name in ids:
-        keys.append((name, seen[name]))
-        seen[name] += 1
-    return keys
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
@@ -163,7 +149,7 @@ def config_differences(experiments: Sequence[Experiment]) -> list[tuple[str, lis
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def _described(one: Experiment) -> dict[str, Any]:
+def _described(one: Experiment) -> dict[str, object]:
     """The config that the evaluation kept (older results: that of the folder), and how it was evaluated."""
     from utils import config
 
@@ -178,14 +164,14 @@ def _described(one: Experiment) -> dict[str, Any]:
     return {"config": kept, "protocol": protocol, "evaluation": rest}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
+    found: dict[str, object] = {}
     for key, value in values.items():
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     """A value in one line, as the tables show it."""
     return shown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
@@ -195,14 +181,12 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
     lines = []
     width = max(len(one.title) for one in experiments)
     for one in experiments:
-        numbers = one.results.summary.get("metrics", {})
-        protocol = one.results.summary.get("protocol", {}).get("text", "")
-        shares = "  ".join(
-            f"{title} {numbers[key]:.2f}"
-            for title, key in (("top-1", "top1"), ("top-5", "top5"))
-            if numbers.get(key) is not None
-        )
-        lines.append(f"{one.title:<{width}}  {shares}  {len(one.results.ids)} videos, {protocol}")
+        results = one.results
+        protocol = results.summary.get("protocol", {}).get("text", "")
+        shown_here = metrics.metrics_of("compare", multi_label=results.multi_label)
+        shares = "  ".join(f"{metric.title} {results.numbers[metric.name]:.2f}" for metric in shown_here)
+        lines.append(f"{one.title:<{width}}  {shares}  {len(results.ids)} videos, {protocol}")
+
     for a, b in itertools.combinations(experiments, 2):
         found = pair(a.results, b.results)
         lines += [
@@ -212,6 +196,7 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
             f" ({verdict(found)})",
             *_moved(found, a.results.class_names),
         ]
+
     differences = config_differences(experiments)
     lines += ["", "differences of config and evaluation:" if differences else "config and evaluation are the same"]
     lines += [f"  {key}: {' | '.join(values)}" for key, values in differences]
@@ -248,6 +233,7 @@ def class_csv(experiments: Sequence[Experiment]) -> str:
         videos = np.bincount(labels, minlength=len(names))
         right = np.bincount(labels, weights=found.right_b, minlength=len(names))
         columns.append(np.divide(right, videos, out=np.full(len(names), np.nan), where=videos > 0))
+
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     writer.writerow(["class", "name", *(one.title for one in experiments)])

@@ -31,14 +31,17 @@ def draw(path: Path, matrix: np.ndarray, names: list[str], *, title: str) -> Non
     figure = Figure(figsize=(side + 1, side), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     # The square root keeps errors of a few per cent visible beside a diagonal near one.
     image = axes.imshow(shares, cmap="viridis", norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="equal")
     figure.colorbar(image, ax=axes, shrink=0.8, label="share of the true class")
+
     accuracy = matrix.diagonal().sum() / max(matrix.sum(), 1)
     axes.set_title(f"{_short(title, 60)}: {100 * accuracy:.1f} % of {matrix.sum()} videos right", parse_math=False)
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
+
     if count <= _NAMED:
         labels = [_short(name, _NAME_LENGTH) for name in names]
         axes.set_xticks(range(count), labels, rotation=90, fontsize=8, parse_math=False)
@@ -49,6 +52,7 @@ def draw(path: Path, matrix: np.ndarray, names: list[str], *, title: str) -> Non
         for row, column in np.argwhere(matrix > 0):
             colour = "black" if shares[row, column] > 0.4 else "white"
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=colour, fontsize=8)
+
     with warnings.catch_warnings():
         # The font shipped with matplotlib lacks many scripts; a box in a picture is no reason to speak.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from anal_tools import text
 from utils.faults import UserError
 
 
@@ -103,10 +103,8 @@ def convert(
     return "\n".join([*lines, f"\nwrote {out}"])
 
 
-def options_table(implied: Mapping[str, Any], arguments: Mapping[str, Any]) -> str:
+def options_table(implied: Mapping[str, object], arguments: Mapping[str, object]) -> str:
     """Which options of the model the file shows, and what the config says."""
     rows = [("option", "the file", "the config")]
-    for name, value in implied.items():
-        rows.append((name, str(value), str(arguments.get(name, "default"))))
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join("  ".join(f"{text:<{w}}" for text, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    rows += [(name, str(value), str(arguments.get(name, "default"))) for name, value in implied.items()]
+    return "\n".join(text.columns(rows, left=range(3)))

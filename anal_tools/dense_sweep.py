@@ -9,17 +9,48 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from anal_tools import score, scoring
-from anal_tools.protocols import FAMILIES
-from anal_tools.results import Results
+from anal_tools import score, text
+from anal_tools.evaluate import scoring
+from anal_tools.evaluate.protocols import FAMILIES
+from anal_tools.evaluate.results import Results
+from utils import metrics
 from utils.faults import UserError
 
 FILE = "dense_sweep"  # in results/<name>/, as .csv and .png
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of clips and crops.
+
+    Attributes:
+        clips, crops, views: how many.
+        gmacs: of a video; None if unknown.
+        top1, top5: per cent.
+        top1_interval: its ends, per cent.
+        note: "" if the views are exactly those of the tool.
+        right: (N,) 1.0 for each video whose first prediction is right.
+    """
+
+    clips: int
+    crops: int
+    views: int
+    gmacs: float | None
+    top1: float
+    top5: float
+    top1_interval: list[float]
+    note: str
+    right: np.ndarray
+
+    @property
+    def cost(self) -> float:
+        """GMACs, or the number of views where they are unknown."""
+        return self.gmacs or self.views
 
 
 def main(argv: list[str]) -> int:
@@ -34,6 +65,7 @@ def main(argv: list[str]) -> int:
     words = args.clips.split(",") if args.clips else []
     if not all(word.isdigit() and int(word) > 0 for word in words):
         raise UserError(f"--clips {args.clips}: whole numbers separated by commas, such as 1,2,5,10")
+
     wanted = [int(word) for word in words] or None
     rows = sweep(results, clips=wanted)
     best = knee(rows)
@@ -43,7 +75,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def sweep(results: Results, clips: Sequence[int] | None = None) -> list[dict[str, Any]]:
+def sweep(results: Results, clips: Sequence[int] | None = None) -> list[Row]:
     """One row for each number of clips and of crops that the kept views have.
 
     Args:
@@ -51,81 +83,81 @@ def sweep(results: Results, clips: Sequence[int] | None = None) -> list[dict[str
         clips: numbers of clips; None: 1, 2, 3, 5, 10, ... up to the kept ones.
 
     Returns:
-        Rows with clips, crops, views, gmacs (a video; None if unknown), top1, top5, top1_interval (per cent), note;
-        cheapest first.
+        The rows, cheapest first.
     """
     kept = scoring.kept_protocol(results)
     most = kept.spec.num_clips
     counts = sorted({n for n in clips or (1, 2, 3, 4, 5, 7, 10, 15, 20, 30) if 1 <= n <= most} | {most})
     crops = [n for n in sorted(FAMILIES["plain"]) if n == kept.spec.crops_per_clip or n == 1]
     per_view = results.summary.get("cost", {}).get("gmacs_per_view")
+
     rows = []
     for crop in crops:
         for clip in counts:
             chosen = scoring.smaller(kept, f"{clip}x{crop}")
             scores = scoring.scores_of(results, chosen)
-            right = {k: scoring.right_at_k(scores, results.labels, results.targets, k) for k in (1, 5)}
+            videos = metrics.Videos(scores, results.labels, results.targets)
+            right = videos.right().astype(np.float64)
+            numbers = metrics.evaluate(videos)
+            views = len(chosen.views)
             rows.append(
-                {
-                    "clips": clip,
-                    "crops": crop,
-                    "views": len(chosen.views),
-                    "gmacs": None if per_view is None else per_view * len(chosen.views),
-                    "top1": 100 * right[1].mean(),
-                    "top5": 100 * right[5].mean(),
-                    "top1_interval": [100 * end for end in scoring.interval(right[1])],
-                    "note": chosen.note,
-                    "right": right[1],
-                }
+                Row(
+                    clips=clip,
+                    crops=crop,
+                    views=views,
+                    gmacs=None if per_view is None else per_view * views,
+                    top1=numbers["top1"],
+                    top5=numbers["top5"],
+                    top1_interval=[100 * end for end in scoring.interval(right)],
+                    note=chosen.note,
+                    right=right,
+                )
             )
-    return sorted(rows, key=lambda row: (row["views"], -row["crops"]))
+    return sorted(rows, key=lambda row: (row.views, -row.crops))
 
 
-def knee(rows: Sequence[dict[str, Any]]) -> int:
+def knee(rows: Sequence[Row]) -> int:
     """The cheapest row whose top-1 may as well be the best one's: the difference lies within its 95 % error.
 
     The difference is taken video by video, since both rows saw the same ones; the error is 1.96 standard errors.
     """
-    best = max(range(len(rows)), key=lambda i: (rows[i]["top1"], -rows[i]["views"]))
+    best = max(range(len(rows)), key=lambda i: (rows[i].top1, -rows[i].views))
     for index, row in enumerate(rows):
-        difference = rows[best]["right"] - row["right"]
+        difference = rows[best].right - row.right
         error = 1.96 * difference.std() / np.sqrt(max(len(difference), 1))
         if difference.mean() <= error:
             return index
     return best
 
 
-def table(rows: Sequence[dict[str, Any]], best: int) -> str:
+def table(rows: Sequence[Row], best: int) -> str:
     """The rows as text; the knee is marked, and views that a tool would place elsewhere."""
     lines = [["clips x crops", "views", "GMAC/video", "top-1", "interval", "top-5", ""]]
-    notes: list[str] = []
+    notes = text.Notes()
     for index, row in enumerate(rows):
-        low, high = row["top1_interval"]
-        marks = ["knee"] if index == best else []
-        if row["note"]:
-            notes += [row["note"]] if row["note"] not in notes else []
-            marks.append(f"[{notes.index(row['note']) + 1}]")
-        cost = "?" if row["gmacs"] is None else f"{row['gmacs']:.1f}"
-        shown = [f"{row['clips']} x {row['crops']}", str(row["views"]), cost, f"{row['top1']:.2f}"]
-        lines.append([*shown, f"{low:.2f} .. {high:.2f}", f"{row['top5']:.2f}", " ".join(marks)])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    text = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    return "\n".join([*text, *(f"[{number}] {note}" for number, note in enumerate(notes, start=1))])
+        low, high = row.top1_interval
+        marks = ("knee" if index == best else "") + notes.mark(row.note)
+        cost = "?" if row.gmacs is None else f"{row.gmacs:.1f}"
+        shown = [f"{row.clips} x {row.crops}", str(row.views), cost, f"{row.top1:.2f}"]
+        lines.append([*shown, f"{low:.2f} .. {high:.2f}", f"{row.top5:.2f}", marks.strip()])
+    return "\n".join([*text.columns(lines), *notes.lines()])
 
 
-def write(results: Results, rows: Sequence[dict[str, Any]], best: int) -> list[Path]:
+def write(results: Results, rows: Sequence[Row], best: int) -> list[Path]:
     """Write the table as CSV and the picture; returns both files."""
     table_file, picture = results.folder / f"{FILE}.csv", results.folder / f"{FILE}.png"
     with table_file.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         names = ("clips", "crops", "views", "gmacs", "top1", "top5", "top1_interval", "note")
         writer.writerow([*names, "knee"])
-        writer.writerows([*(row[name] for name in names), int(index == best)] for index, row in enumerate(rows))
+        writer.writerows(
+            [*(getattr(row, name) for name in names), int(index == best)] for index, row in enumerate(rows)
+        )
     draw(picture, rows, best, title=f"{results.exp.resolve().name}, {results.name}: {len(results.ids)} videos")
     return [table_file, picture]
 
 
-def draw(path: Path, rows: Sequence[dict[str, Any]], best: int, *, title: str) -> None:
+def draw(path: Path, rows: Sequence[Row], best: int, *, title: str) -> None:
     """Accuracy with its interval against cost, one line per number of crops, the knee circled."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -133,23 +165,23 @@ def draw(path: Path, rows: Sequence[dict[str, Any]], best: int, *, title: str) -
     figure = Figure(figsize=(7.0, 4.2), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    known = all(row["gmacs"] for row in rows)
-    key = "gmacs" if known else "views"
-    for crop in sorted({row["crops"] for row in rows}):
-        own = [row for row in rows if row["crops"] == crop]
-        x, y = [row[key] for row in own], [row["top1"] for row in own]
-        low = [max(0.0, row["top1"] - row["top1_interval"][0]) for row in own]
-        high = [max(0.0, row["top1_interval"][1] - row["top1"]) for row in own]
+
+    known = all(row.gmacs for row in rows)
+    for crop in sorted({row.crops for row in rows}):
+        own = [row for row in rows if row.crops == crop]
+        x, y = [row.cost for row in own], [row.top1 for row in own]
+        low = [max(0.0, row.top1 - row.top1_interval[0]) for row in own]
+        high = [max(0.0, row.top1_interval[1] - row.top1) for row in own]
         axes.errorbar(
             x, y, yerr=[low, high], marker="o", capsize=3, label=f"{crop} crop{'s' if crop > 1 else ''} a clip"
         )
         for row in own:
-            place = (row[key], row["top1"])
-            axes.annotate(f"{row['clips']}x{crop}", place, (4, -11), textcoords="offset points", fontsize=7)
+            place = (row.cost, row.top1)
+            axes.annotate(f"{row.clips}x{crop}", place, (4, -11), textcoords="offset points", fontsize=7)
+
     chosen = rows[best]
-    axes.plot(
-        [chosen[key]], [chosen["top1"]], "o", markersize=15, fillstyle="none", color="black", label="knee", zorder=5
-    )
+    axes.plot([chosen.cost], [chosen.top1], "o", markersize=15, fillstyle="none", color="black", label="knee", zorder=5)
+
     axes.set_xscale("log")
     axes.set_xlabel("GMAC a video" if known else "views a video")
     axes.set_ylabel("top-1, per cent")

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anal_tools.text import columns
 from utils import config
 from utils.faults import UserError
 
@@ -174,14 +175,8 @@ def _cost(arguments: tuple[tuple[str, Any], ...], size: int) -> tuple[int, int]:
 def text(rows: Sequence[dict[str, str]]) -> str:
     """The table for a terminal: columns line up, numbers at the right; without the protocols."""
     shown = [name for name in COLUMNS if name not in _TOO_WIDE]
-    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in shown}
-    lines = []
-    for values in [{name: name for name in shown}, *rows]:
-        cells = [
-            values[name].rjust(widths[name]) if COLUMNS[name] else values[name].ljust(widths[name]) for name in shown
-        ]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
+    words = [number for number, name in enumerate(shown) if not COLUMNS[name]]
+    return "\n".join(columns([shown, *([row[name] for name in shown] for row in rows)], left=words))
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:

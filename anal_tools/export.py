@@ -14,15 +14,15 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.faults import UserError
 
 if TYPE_CHECKING:
     import torch
 
-    from anal_tools.predict_model import Predictor
-    from anal_tools.predict_sources import Source
+    from anal_tools.predict.predictor import ModelFacts, Predictor
+    from anal_tools.predict.sources import Source
 
 TOLERANCE = 1e-4  # of the logits' largest magnitude, at least 1
 CLIPS = 4  # of the validation list, where --check names none
@@ -50,13 +50,13 @@ def export(args: argparse.Namespace) -> str:
     Raises:
         UserError: no such checkpoint, no onnx, nothing to compare with, or other logits than the checkpoint's.
     """
-    from anal_tools import predict_model
+    from anal_tools.predict.predictor import from_experiment
     from utils.dist import World
 
     if args.out is not None:
         check_out(args.out, args.to)
     overrides = [*args.set, "common.precision=fp32"]  # whatever it was trained with
-    predictor = predict_model.from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
+    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
     net = plain(predictor.net)
     folder = args.target / "results" if args.target.is_dir() else args.target.parent
     out = args.out or folder / f"{predictor.about['type']}_{predictor.about['backbone']}{SUFFIXES[args.to]}"
@@ -91,13 +91,13 @@ def check_out(out: Path, kind: str) -> None:
         raise UserError(f"{out} is a folder; give another --out, the name of a file")
 
 
-def facts_of(predictor: Predictor) -> dict[str, Any]:
+def facts_of(predictor: Predictor) -> ModelFacts:
     """All that turns a video into the input of the network, and its scores into names."""
     from datasets.readers.resize import KERNEL
     from utils import checkpoint, run_dir
 
     spec = predictor.spec
-    colour = predictor.normalise.keywords  # type: ignore[attr-defined]  # of functools.partial
+    colour = predictor.normalise.keywords
     return {
         "format": 1,
         "input": ["batch", 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size],
@@ -123,14 +123,14 @@ def plain(net: torch.nn.Module) -> torch.nn.Module:
     return net
 
 
-def traced(net: torch.nn.Module, facts: dict[str, Any]) -> torch.export.ExportedProgram:
+def traced(net: torch.nn.Module, facts: ModelFacts) -> torch.export.ExportedProgram:
     """The network as a graph for any number of views, of which both kinds of file are made."""
     import torch
 
     return torch.export.export(net, (example(facts),), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def write_onnx(program: torch.export.ExportedProgram, facts: dict[str, Any], file: Path) -> None:
+def write_onnx(program: torch.export.ExportedProgram, facts: ModelFacts, file: Path) -> None:
     """One file with weights inside; the facts stand in its metadata."""
     import torch
 
@@ -152,14 +152,14 @@ def write_onnx(program: torch.export.ExportedProgram, facts: dict[str, Any], fil
     model.save(os.fspath(file), external_data=False)
 
 
-def write_torch(program: torch.export.ExportedProgram, facts: dict[str, Any], file: Path) -> None:
+def write_torch(program: torch.export.ExportedProgram, facts: ModelFacts, file: Path) -> None:
     """A torch.export archive; the facts are its extra file zoetrope.json."""
     import torch
 
     torch.export.save(program, file, extra_files={f"{FACTS}.json": json.dumps(facts)})
 
 
-def example(facts: dict[str, Any]) -> torch.Tensor:
+def example(facts: ModelFacts) -> torch.Tensor:
     """Two clips of seeded noise."""
     import torch
 
@@ -188,11 +188,11 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
     """The file that was just written, ready to predict, one view at a time to see that any batch goes."""
     import torch
 
-    from anal_tools import predict_model
+    from anal_tools.predict.predictor import from_onnx
     from utils.dist import World
 
     if kind == "onnx":
-        exported = predict_model.from_onnx(file, World(), like=like)
+        exported = from_onnx(file, World(), like=like)
     else:
         with quiet():
             # This reads pickles where a file has any, and this one is our own of a moment ago.
@@ -204,7 +204,7 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
 
 def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
     """What --check names, else the first videos of the validation list, else nothing: noise is then compared."""
-    from anal_tools.predict_sources import Source, expand
+    from anal_tools.predict.sources import Source, expand
     from datasets.loader import records_of
     from datasets.readers.facts_cache import family_of
     from utils import config

@@ -6,15 +6,13 @@ One line per video, `path max_logit predicted label`; the evaluation is run firs
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from anal_tools.results import Results
-from datasets.bad_media import printable
-from utils import faults, metrics
+from anal_tools.evaluate.results import Results
+from anal_tools.text import one_line, shown, write_lines
+from utils import faults
 
 FILE = "reference_result.txt"
 _BLOCK = 256  # videos whose views are in memory at a time
@@ -49,7 +47,7 @@ def write_reference_results(exp: Path, results: Results) -> Path:
     Returns:
         The file.
     """
-    predicted = metrics.predictions(results.scores)
+    predicted = results.videos.predicted
     path = Path(exp) / "results" / FILE
     rows = zip(results.ids, highest_logits(results), predicted, results.labels, strict=True)
     write_lines(path, (f"{one_line(name)} {logit:.2f} {guess} {label}" for name, logit, guess, label in rows))
@@ -64,24 +62,3 @@ def highest_logits(results: Results) -> np.ndarray:
         for start in range(0, len(logits), _BLOCK)
     ]
     return np.concatenate(blocks) if blocks else np.zeros(0)
-
-
-def write_lines(path: Path, lines: Iterator[str] | list[str]) -> None:
-    """Write a text file whose names may hold bytes that are not UTF-8; it is whole or not there."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
-        file.writelines(line + "\n" for line in lines)
-    os.replace(temporary, path)
-
-
-def one_line(text: str) -> str:
-    r"""`text` with tabs, line ends and other control characters written as \t, \n, \x1b ...; all else as it is."""
-    if text.isprintable():  # most are, and lists are long
-        return text
-    breaks = "\u2028\u2029\x85"
-    return "".join(ascii(c)[1:-1] if ord(c) < 32 or ord(c) == 127 or c in breaks else c for c in text)
-
-
-def shown(text: str) -> str:
-    """`text` for a screen: on one line, and bytes that were not UTF-8 as escapes."""
-    return printable(one_line(text))

@@ -6,17 +6,48 @@ import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from anal_tools import protocols, scoring
-from anal_tools.results import Results
+from anal_tools import text
+from anal_tools.evaluate import protocols, scoring
+from anal_tools.evaluate.results import Results
+from utils import metrics
 from utils.faults import UserError
 
-_MULTI_LABEL = {"mAP": "mean_average_precision", "GAP": "gap", "hit@1": "hit1", "PERR": "perr"}
-_ONE_LABEL = {"top-1": "top1", "top-5": "top5", "class mean": "mean_class_accuracy", "calib.": "calibration_error"}
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: some views of the models, joined and scored.
+
+    Attributes:
+        views: clips x crops.
+        number: of views of all models.
+        average: how they are joined.
+        gmacs: of a video; None where an evaluation did not keep it.
+        numbers: every metric.
+        intervals: k -> ends of the bootstrap interval of the top-k accuracy, per cent.
+        note: in which way the views are others than those of the protocol, "" if they are not.
+        protocol: of the first model.
+    """
+
+    views: str
+    number: int
+    average: str
+    gmacs: float | None
+    numbers: dict[str, float]
+    intervals: dict[int, list[float]]
+    note: str
+    protocol: protocols.Protocol
+
+    def to_json(self) -> str:
+        """Return the row as one line of JSON."""
+        about = {"views": self.views, "number": self.number, "average": self.average, "gmacs": self.gmacs}
+        ends = {f"top{k}_interval": interval for k, interval in self.intervals.items()}
+        rest = {"note": self.note, "protocol": dataclasses.asdict(self.protocol)}
+        return json.dumps(about | self.numbers | ends | rest)
 
 
 def main(argv: list[str]) -> int:
@@ -34,18 +65,21 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--resamples", type=int, default=2000, help="lists drawn for them (default: 2000)")
     parser.add_argument("--seed", type=int, default=0, help="of these draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON line per row instead of the table")
+
     args = parser.parse_args(argv)
     if not 0 < args.level < 1 or args.resamples < 1:
         raise UserError("--level lies between 0 and 1, --resamples is at least 1")
-    models = [load(text) for text in args.exp]
+
+    models = [load(where) for where in args.exp]
     weights = parse_weights(args.weights, len(models))
     found = [
         row(models, weights, protocol=args.protocol, views=views, average=average, args=args)
         for views in (args.views.split(",") if args.views else [None])
         for average in (args.average.split(",") if args.average else [None])
     ]
+
     if args.json:
-        print("\n".join(json.dumps(one) for one in found))
+        print("\n".join(one.to_json() for one in found))
         return 0
     names = ", ".join(f"{model.exp} ({model.name})" for model in models)
     print(f"{names}: {len(models[0].ids)} videos")
@@ -55,30 +89,30 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def load(text: str) -> Results:
+def load(where: str) -> Results:
     """The results that EXP or EXP:NAME means; a folder whose own name has a colon is found first."""
-    if Path(text).is_dir():
-        return Results.load(Path(text))
-    exp, colon, name = text.rpartition(":")
+    if Path(where).is_dir():
+        return Results.load(Path(where))
+    exp, colon, name = where.rpartition(":")
     if not colon or not Path(exp).is_dir():
-        raise UserError(f"{text}: there is no such experiment folder")
+        raise UserError(f"{where}: there is no such experiment folder")
     return Results.load(Path(exp), name)
 
 
-def parse_weights(text: str | None, models: int) -> list[float]:
+def parse_weights(given: str | None, models: int) -> list[float]:
     """One positive number per model.
 
     Raises:
         UserError: another number of weights, or one that is not positive.
     """
-    if text is None:
+    if given is None:
         return [1.0] * models
     try:
-        weights = [float(word) for word in text.split(",")]
+        weights = [float(word) for word in given.split(",")]
     except ValueError as error:
-        raise UserError(f"--weights {text}: numbers separated by commas, such as 2,1") from error
+        raise UserError(f"--weights {given}: numbers separated by commas, such as 2,1") from error
     if len(weights) != models or not all(np.isfinite(weights)) or min(weights) <= 0:
-        raise UserError(f"--weights {text}: give one positive number for each of the {models} experiments")
+        raise UserError(f"--weights {given}: give one positive number for each of the {models} experiments")
     return weights
 
 
@@ -90,8 +124,8 @@ def row(
     views: str | None,
     average: str | None,
     args: argparse.Namespace,
-) -> dict[str, Any]:
-    """One line of the table: the chosen views of all models, joined and scored."""
+) -> Row:
+    """Return one line of the table: the chosen views of all models, joined and scored."""
     if average is not None and average not in protocols.AVERAGES:
         raise UserError(f"--average {average}: give one of {', '.join(protocols.AVERAGES)}")
     parts, notes, number = [], [], 0
@@ -107,39 +141,49 @@ def row(
         parts.append((chosen, scoring.scores_of(model, chosen)))
         number += len(chosen.views)
         notes += [chosen.note] if chosen.note and chosen.note not in notes else []
+
     chosen, scores = parts[0]
     first = models[0]
     if len(models) > 1:
         orders = scoring.aligned(models)
         fused = [own[order] for (_, own), order in zip(parts, orders, strict=True)]
         scores = scoring.fuse(fused, weights, chosen.protocol.average)
-    found = scoring.numbers(scores, first.labels, first.targets)
+
+    videos = metrics.Videos(scores, first.labels, first.targets)
     draws = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
-    for k in (1, 5):
-        right = scoring.right_at_k(scores, first.labels, first.targets, k)
-        found[f"top{k}_interval"] = [100 * end for end in scoring.interval(right, **draws)]  # type: ignore[assignment]
+
     spec = chosen.protocol.spec
-    gmacs = [model.summary.get("cost", {}).get("gmacs_per_view") for model in models]
-    cost = sum(one * len(part[0].views) for one, part in zip(gmacs, parts, strict=True)) if None not in gmacs else None
-    about = {"views": f"{spec.num_clips}x{spec.crops_per_clip}", "number": number, "average": chosen.protocol.average}
-    return about | {"gmacs": cost, **found, "note": "; ".join(notes), "protocol": dataclasses.asdict(chosen.protocol)}
+    cost: float | None = 0
+    for model, (own, _) in zip(models, parts, strict=True):
+        per_view = model.summary.get("cost", {}).get("gmacs_per_view")
+        cost = None if cost is None or per_view is None else cost + per_view * len(own.views)
+    return Row(
+        views=f"{spec.num_clips}x{spec.crops_per_clip}",
+        number=number,
+        average=chosen.protocol.average,
+        gmacs=cost,
+        numbers=metrics.evaluate(videos),
+        intervals={k: [100 * end for end in scoring.interval(videos.right(k), **draws)] for k in (1, 5)},
+        note="; ".join(notes),
+        protocol=chosen.protocol,
+    )
 
 
-def table(found: Sequence[dict[str, Any]], *, multi_label: bool = False) -> str:
+def table(found: Sequence[Row], *, multi_label: bool = False) -> str:
     """The rows as text, the intervals beside top-1, the notes below."""
-    columns = _MULTI_LABEL if multi_label else _ONE_LABEL
-    heads = ["views", "average", "GMAC/video", *columns, "top-1 interval" if not multi_label else "hit@1 interval"]
-    lines = [heads]
-    notes: list[str] = []
+    shown = metrics.metrics_of("score", multi_label=multi_label)
+    heads = [
+        "views",
+        "average",
+        "GMAC/video",
+        *(metric.head or metric.title for metric in shown),
+        "top-1 interval" if not multi_label else "hit@1 interval",
+    ]
+
+    lines, notes = [heads], text.Notes()
     for one in found:
-        mark = ""
-        if one["note"]:
-            notes += [one["note"]] if one["note"] not in notes else []
-            mark = f" [{notes.index(one['note']) + 1}]"
-        low, high = one["top1_interval"]
-        cost = "?" if one["gmacs"] is None else f"{one['gmacs']:.1f}"
-        values = [f"{one[key]:.2f}" for key in columns.values()]
-        lines.append([one["views"] + mark, one["average"], cost, *values, f"{low:.2f} .. {high:.2f}"])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-    text = ["  ".join(word.rjust(width) for word, width in zip(line, widths, strict=True)) for line in lines]
-    return "\n".join([*text, *(f"[{number}] {note}" for number, note in enumerate(notes, start=1))])
+        low, high = one.intervals[1]
+        cost = "?" if one.gmacs is None else f"{one.gmacs:.1f}"
+        values = [f"{one.numbers[metric.name]:.2f}" for metric in shown]
+        lines.append([one.views + notes.mark(one.note), one.average, cost, *values, f"{low:.2f} .. {high:.2f}"])
+    return "\n".join([*text.columns(lines), *notes.lines()])

@@ -12,13 +12,8 @@ from typing import Any
 
 from launch import grid, progress, sweep
 from launch.grid import Cell, Sweep
-from utils import log
+from utils import log, metrics
 from utils.faults import UserError
-
-NUMBERS = {
-    "train": ("step", "best_top1", "top1", "top5", "loss_val"),
-    "eval": ("top1", "top5", "mean_class_accuracy", "loss", "num_videos", "failed_videos"),
-}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -33,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
     found = sweep.states(wanted, cells)
     rows = [_row(wanted, cell) for cell in cells if found[cell.name].kind == "done"]
     keys = list(dict.fromkeys(key for cell in cells for key, _ in cell.values))
-    header = ["cell", "exp", *keys, *NUMBERS[wanted.verb]]
+    header = list(dict.fromkeys(["cell", "exp", *keys, *(name for row in rows for name in row)]))
     table = [[row.get(name, "") for name in header] for row in rows]
     text = markdown(header, table)
     others = [f"{found[cell.name].kind}: {cell.name}: {found[cell.name].why}".rstrip(": ") for cell in cells]
@@ -60,16 +55,17 @@ def _row(wanted: Sweep, cell: Cell) -> dict[str, Any]:
     row: dict[str, Any] = {"cell": cell.name, "exp": "/".join(cell.source.parts[-2:]), **dict(cell.values)}
     if wanted.verb == "eval":
         summary = json.loads(wanted.result_of(cell).read_text(encoding="utf-8"))
-        metrics, counts = summary["metrics"], summary.get("counts", {})
-        row |= {name: metrics[name] for name in NUMBERS["eval"] if name in metrics}
-        row["num_videos"], row["failed_videos"] = int(metrics["num_videos"]), counts.get("failed", 0)
+        numbers, counts = summary["metrics"], summary.get("counts", {})
+        row |= {metric.name: numbers[metric.name] for metric in metrics.shown_in("collect", numbers)}
+        row["num_videos"], row["failed_videos"] = int(numbers["num_videos"]), counts.get("failed", 0)
     else:
         exp = wanted.exp_of(cell)
         curves = log.read_scalars(exp / "events" / log.SCALARS)
-        last = {tag: points[-1][1] for tag, points in curves.items() if points}
-        row |= {"top1": last.get("acc1_val"), "top5": last.get("acc5_val"), "loss_val": last.get("loss_val")}
-        row["best_top1"] = max((value for _, value in curves.get("acc1_val", [])), default=None)
         row["step"] = progress.read(exp).step
+        row["best_top1"] = max((value for _, value in curves.get("acc1_val", [])), default=None)
+        for metric in metrics.metrics_of("collect", multi_label="map_val" in curves):
+            if points := curves.get(metric.tag):
+                row["loss_val" if metric.name == "loss" else metric.name] = points[-1][1]
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 

@@ -20,7 +20,7 @@ def fold(model: nn.Module) -> int:
 
     A pair is two neighbours of an `nn.Sequential`, or attributes named conv1 and bn1, conv and bn, ... of one module:
     the names that all networks and methods here use for a convolution whose only reader is that BN layer. Whoever folds
-    a model of unknown make compares its answers before and after (`anal_tools/eval_model.py` does).
+    a model of unknown make compares its answers before and after (`anal_tools/evaluate/network.py` does).
 
     Args:
         model: float32 or float64; it cannot be trained afterwards.

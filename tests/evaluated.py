@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from anal_tools import results
-from anal_tools.protocols import Protocol
+from anal_tools.evaluate import results
+from anal_tools.evaluate.protocols import Protocol
 from datasets.plan import Facts
 from datasets.sampling import Sampling
 from datasets.views import EvalSpec, resolve_eval, view_table

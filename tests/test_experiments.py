@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import main
-from anal_tools import experiments, protocols
+from anal_tools import experiments
+from anal_tools.evaluate import protocols
 from datasets.plan import TRAIN_CROPS, Facts, draw, resolve, train_spec
 from datasets.sampling import PRESETS
 from datasets.views import eval_spec, resolve_eval

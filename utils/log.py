@@ -19,11 +19,14 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
 
 from utils.append_file import AppendFile
 from utils.event_file import EventFile
 from utils.faults import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
+
+if TYPE_CHECKING:
+    from utils.metrics import Metric
 
 SCALARS = "scalars.jsonl"
 
@@ -216,7 +219,7 @@ class RunLog:
         self.scalars(step, tags)
 
     def validation(self, step: int, result: Mapping[str, float]) -> None:
-        """The validation line and its scalars. `result` has top1, top5 (per cent), loss, num_videos, perhaps failed."""
+        """Write the validation line and its scalars; `result` is that of `metrics.evaluate`."""
         if not self.is_main:
             return
         self.line(format_validation(result))
@@ -224,10 +227,7 @@ class RunLog:
             self.line(
                 f"{result['failed']:.0f} of {result['num_videos']:.0f} videos could not be read and count as wrong"
             )
-        tags = {"loss_val": result["loss"], "acc1_val": result["top1"], "acc5_val": result["top5"]}
-        if "mean_average_precision" in result:
-            tags["map_val"] = result["mean_average_precision"]
-        self.scalars(step, tags)
+        self.scalars(step, {metric.tag: result[metric.name] for metric in _shown_in("curve", result)})
 
     def flush(self) -> None:
         """Hand what was written to the disk, so that after a power cut the log is no older than the checkpoint."""
@@ -259,14 +259,16 @@ def format_line(step: int, last: int, meters: Mapping[str, Meter], *, lr: float,
     return f"Iter: [{step}/{last}] {' '.join(parts)} LR {lr:.6f} ETA {eta} clips/s {rate:.1f}"
 
 
+def _shown_in(place: Literal["line", "curve"], result: Mapping[str, float]) -> list[Metric]:
+    from utils import metrics  # numpy costs the commands of the login node 0.2 s, and they only read logs
+
+    return metrics.shown_in(place, result)
+
+
 def format_validation(result: Mapping[str, float]) -> str:
-    """The validation line; tabs as seed 004's code prints them. A list with several labels per video adds its mAP."""
-    several = result.get("mean_average_precision")
-    return (
-        f" * Prec@1 {result['top1']:.3f}\tPrec@5 {result['top5']:.3f}\tLoss {result['loss']:.4f}\t"
-        + ("" if several is None else f"mAP {several:.3f}\t")
-        + f"total_num = {result['num_videos']:.0f}"
-    )
+    """Return the validation line: every metric that `METRICS` puts there, separated by tabs."""
+    numbers = [metric.in_line(result[metric.name]) for metric in _shown_in("line", result)]
+    return " * " + "\t".join([*numbers, f"total_num = {result['num_videos']:.0f}"])
 
 
 def parse_log(path: Path) -> list[dict[str, float]]:

@@ -1,26 +1,299 @@
-"""Accuracy: top-k, mean class accuracy, the confusion matrix; on tensors while training, on arrays afterwards.
+"""Every number of an evaluation: the formulas, the table that names them, and the tally that ranks sum up.
 
-One rule for equal scores everywhere: the higher class index ranks first (that of MMAction2's top-k), so that top-1, the
-predictions and the confusion matrix always agree. A row that holds a nan is right for no label: a video that could not
-be read counts as wrong.
+`METRICS` is the list of all metrics. Training's validation, `eval`, `score`, `analyze`, `report`, `compare` and the
+tables of sweeps show what stands there, so a new metric is one entry. `utils/ranking.py` has the rule for equal scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from utils import mixup
+from utils import ranking
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 AVERAGES = ("prob", "logit", "sum")  # how the views of a video are joined
-_LOSS_UNIT = 2.0**24  # losses are summed as integers of this fraction: the sum over ranks does not depend on the order
+_UNIT = 2.0**24  # losses and shares of views are summed as integers of this fraction: the sum has no rounding
+_BLOCK = 64  # videos whose views a tally joins at once
+
+Place = Literal["line", "curve", "score", "analyze", "report", "compare", "collect"]
+EVERYWHERE: tuple[Place, ...] = ("line", "curve", "score", "analyze", "report", "compare", "collect")
+
+
+@dataclass(frozen=True)
+class Videos:
+    """The scores of a list, from which every metric is computed.
+
+    Attributes:
+        scores: (N, K) probabilities; a row of nan has no prediction.
+        labels: (N,) int.
+        targets: (N, K) bool of a list with several labels per video, else None.
+        views: (N, 2) of each video: 1 if its first view alone is right, the share of its views that are right; None
+            where the views were not looked at.
+        unread: (N,) bool: `failed`, where a row of nan may also be what a network answered.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    targets: np.ndarray | None = None
+    views: np.ndarray | None = None
+    unread: np.ndarray | None = None
+
+    @cached_property
+    def failed(self) -> np.ndarray:
+        """(N,) bool: the video could not be read, which counts as wrong."""
+        return np.asarray(np.isnan(self.scores).any(axis=1)) if self.unread is None else self.unread
+
+    @cached_property
+    def predicted(self) -> np.ndarray:
+        """(N,) the class that ranks first, -1 for a video that could not be read."""
+        return ranking.predictions(self.scores)
+
+    @cached_property
+    def ranks(self) -> np.ndarray:
+        """(N,) the rank of a video's label, or of the best of its labels: 0 is first."""
+        targets = self.targets
+        if targets is None:
+            return ranking.rank_of(self.scores, self.labels)
+        return ranking.rank_of_best(self.scores, targets)
+
+    def right(self, k: int = 1) -> np.ndarray:
+        """(N,) bool: a label of the video is among its first k predictions. The one place that decides it."""
+        return self.ranks < k
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of an evaluation.
+
+    Attributes:
+        name: its key in results.
+        compute: the number, in the unit that is shown (shares in per cent).
+        title: its name in text and on pages.
+        labels: lists that have it: with one label per video, several, or both (None).
+        places: where it is shown besides the results themselves.
+        head: its name in tables, if another than `title`.
+        line: its name in the line of a validation, if another than `title`.
+        curve: its tag in TensorBoard, if another than `<name>_val`.
+        digits: behind the point, in the line of a validation.
+        unit: behind the number on a page.
+        needs_views: it is of single views, so only an evaluation itself has it.
+    """
+
+    name: str
+    compute: Callable[[Videos], float]
+    title: str
+    labels: Literal["one", "several"] | None = None
+    places: tuple[Place, ...] = EVERYWHERE
+    head: str = ""
+    line: str = ""
+    curve: str = ""
+    digits: int = 3
+    unit: str = " %"
+    needs_views: bool = False
+
+    def in_line(self, value: float) -> str:
+        """`Prec@1 93.125`: as the line of a validation has it."""
+        return f"{self.line or self.title} {value:.{self.digits}f}"
+
+    def on_page(self, value: float) -> str:
+        """`93.12 %`, or a dash for a number that there is not."""
+        return f"{value:.2f}{self.unit}" if np.isfinite(value) else "–"
+
+    @property
+    def tag(self) -> str:
+        """Name of its curve."""
+        return self.curve or f"{self.name}_val"
+
+
+def metrics_of(place: Place | None = None, *, multi_label: bool = False) -> list[Metric]:
+    """Return the metrics that lists of this kind have and that `place` shows, in the order of the table."""
+    kind = "several" if multi_label else "one"
+    return [one for one in METRICS if one.labels in (None, kind) and (place is None or place in one.places)]
+
+
+def shown_in(place: Place, result: Mapping[str, float]) -> list[Metric]:
+    """Return the metrics of a result that `place` shows."""
+    multi_label = "mean_average_precision" in result
+    return [metric for metric in metrics_of(place, multi_label=multi_label) if metric.name in result]
+
+
+def evaluate(videos: Videos) -> dict[str, float]:
+    """Return num_videos, failed, and every metric of `METRICS` that these videos have."""
+    found: dict[str, float] = {"num_videos": len(videos.scores), "failed": int(videos.failed.sum())}
+    for metric in metrics_of(multi_label=videos.targets is not None):
+        if not metric.needs_views or videos.views is not None:
+            found[metric.name] = metric.compute(videos)
+    return found
+
+
+def _top(k: int) -> Callable[[Videos], float]:
+    return lambda videos: 100 * int(videos.right(k).sum()) / max(len(videos.labels), 1)
+
+
+def _loss(videos: Videos) -> float:
+    """Cross-entropy in nats, mean over the videos that could be read; with several labels also over the classes."""
+    read = ~videos.failed
+    if not read.any():
+        return float("nan")
+    scores = videos.scores[read].astype(np.float64)
+    if videos.targets is not None:
+        good = scores.clip(1e-12, 1 - 1e-12)
+        return float(-np.log(np.where(videos.targets[read], good, 1 - good)).mean())
+    own = np.take_along_axis(scores, videos.labels[read][:, None], axis=1).clip(1e-300, 1)
+    return float(np.rint(np.log(1 / own) * _UNIT).sum() / _UNIT / len(own))
+
+
+def _mean_class(videos: Videos) -> float:
+    return 100 * mean_class_accuracy(videos.predicted, videos.labels, videos.scores.shape[1])
+
+
+def _of_views(column: int) -> Callable[[Videos], float]:
+    def mean(videos: Videos) -> float:
+        assert videos.views is not None
+        return float(100 * np.rint(videos.views[:, column] * _UNIT).sum() / _UNIT / max(len(videos.views), 1))
+
+    return mean
+
+
+def _calibration(videos: Videos) -> float:
+    return 100 * calibration_error(videos.scores, videos.labels)
+
+
+def _of_targets(compute: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[Videos], float]:
+    def share(videos: Videos) -> float:
+        assert videos.targets is not None
+        return 100 * compute(videos.scores, videos.targets)
+
+    return share
+
+
+_map = _of_targets(ranking.mean_average_precision)
+_gap = _of_targets(ranking.global_average_precision)
+_perr = _of_targets(ranking.precision_at_equal_recall)
+
+
+_SCORES: tuple[Place, ...] = ("score", "analyze", "report", "collect")
+_NOT_SCORE: tuple[Place, ...] = ("line", "curve", "compare", "collect")
+
+#: Every metric, in the order in which tables show them. A new one is a row here and its test.
+METRICS: list[Metric] = [
+    Metric("top1", _top(1), "top-1", "one", line="Prec@1", curve="acc1_val"),
+    Metric("top5", _top(5), "top-5", "one", line="Prec@5", curve="acc5_val"),
+    # With several labels these are YouTube-8M's hit@1, and hit@5. `score` shows hit@1 under its own name.
+    Metric("top1", _top(1), "top-1", "several", _NOT_SCORE, line="Prec@1", curve="acc1_val"),
+    Metric("top5", _top(5), "top-5", "several", _NOT_SCORE, line="Prec@5", curve="acc5_val"),
+    Metric("mean_class_accuracy", _mean_class, "mean class accuracy", "one", _SCORES, head="class mean"),
+    Metric("loss", _loss, "loss", None, ("line", "curve", "collect"), line="Loss", digits=4, unit=""),
+    Metric("clip1", _of_views(0), "clip-1 accuracy", "one", (), needs_views=True),
+    Metric("clip", _of_views(1), "clip accuracy", "one", (), needs_views=True),
+    Metric("calibration_error", _calibration, "calibration error", "one", ("score", "report"), head="calib."),
+    Metric("mean_average_precision", _map, "mAP", "several", ("line", "curve", "score", "collect"), curve="map_val"),
+    Metric("gap", _gap, "GAP", "several", ("score",)),
+    Metric("hit1", _top(1), "hit@1", "several", ("score",)),
+    Metric("perr", _perr, "PERR", "several", ("score",)),
+]
+
+
+class Tally:
+    """The scores of an evaluation, one tensor that ranks can sum; each video is on one rank.
+
+    Args:
+        labels: (N,) of the list.
+        num_class: K.
+        targets: (N, K) bool of a list with several labels per video.
+        device: where `counts` is, for the sum over the ranks.
+        average: how the views of a video are joined, one of `AVERAGES`.
+    """
+
+    def __init__(
+        self,
+        labels: np.ndarray | Sequence[int],
+        num_class: int,
+        *,
+        targets: np.ndarray | None = None,
+        device: torch.device | str = "cpu",
+        average: str = "prob",
+    ) -> None:
+        import torch
+
+        if average not in AVERAGES:
+            raise ValueError(f"average {average!r} is none of {', '.join(AVERAGES)}")
+        self.labels, self.targets = np.asarray(labels, dtype=np.int64), targets
+        self.average, self.device = average, torch.device(device)
+        # Scores, then: was it seen, could it be read, is its first view right, the share of views that are.
+        self._table = torch.zeros(len(self.labels), num_class + 4, dtype=torch.float64)
+        self._waiting: dict[int, Tensor] = {}
+
+    def add(self, sample: int, logits: Tensor | None) -> None:
+        """Take one video.
+
+        Args:
+            sample: its index in the list.
+            logits: (V, K) of its views; None if it could not be read.
+        """
+        if logits is None:
+            self._table[sample, -4] = 1
+            return
+        self._waiting[sample] = logits
+        if len(self._waiting) == _BLOCK:  # a GPU is waited for once a block, not once a video
+            self._join_views()
+
+    def _join_views(self) -> None:
+        import torch
+
+        samples = list(self._waiting)
+        views = torch.stack(list(self._waiting.values())).cpu().numpy().astype(np.float64)  # (n, V, K)
+        self._waiting.clear()
+
+        with np.errstate(invalid="ignore"):  # a network that has diverged: nan is right for no label
+            scores = video_scores(views, self.average, multi_label=self.targets is not None)
+        own = np.repeat(self.labels[samples], views.shape[1])
+        right = ranking.rank_of(views.reshape(len(own), -1), own).reshape(views.shape[:2]) == 0
+        more = np.stack([np.ones(len(views)), np.ones(len(views)), right[:, 0], right.mean(axis=1)], axis=1)
+        self._table[samples] = torch.from_numpy(np.concatenate([scores, more], axis=1))
+
+    @property
+    def counts(self) -> Tensor:
+        """(N, K + 4) float64, on the device: what ranks sum up, once all videos are added."""
+        from utils import transfer
+
+        if self._waiting:
+            self._join_views()
+        if self._table.device.type == "cpu":
+            self._table = transfer.to_device(self._table, self.device)
+        return self._table
+
+    @counts.setter
+    def counts(self, table: Tensor) -> None:
+        self._table = table
+
+    def metrics(self) -> dict[str, float]:
+        """Return `evaluate` of the videos that were added."""
+        table = self.counts.cpu().numpy()
+        seen = table[:, -4] > 0
+        table = table[seen]
+        failed = table[:, -3] == 0
+        return evaluate(
+            Videos(
+                scores=np.where(failed[:, None], np.nan, table[:, :-4]),
+                labels=self.labels[seen],
+                targets=None if self.targets is None else np.asarray(self.targets, dtype=bool)[seen],
+                views=table[:, -2:],
+                unread=failed,
+            )
+        )
 
 
 def correct_at_k(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
-    """Which clips have their label among the k highest scores.
+    """Return which clips have their label among the k highest scores.
 
     Args:
         logits: (B, K).
@@ -30,15 +303,17 @@ def correct_at_k(logits: Tensor, labels: Tensor, ks: tuple[int, ...] = (1, 5)) -
     Returns:
         (len(ks), B) bool, on the device of the logits; nothing is read back from it.
     """
-    own = logits.gather(1, labels.unsqueeze(1))  # (B, 1)
-    tied = (logits == own) & (torch.arange(logits.shape[1], device=logits.device) > labels.unsqueeze(1))
-    rank = ((logits > own) | tied).sum(1)  # (B,) 0 for the best
+    import torch
+
+    labels = labels.unsqueeze(1)  # (B, 1)
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    rank = ranking.before(logits, logits.gather(1, labels), classes, labels).sum(1)  # (B,) 0 for the best
     readable = ~logits.isnan().any(1)
     return torch.stack([(rank < k) & readable for k in ks])
 
 
 def hit_at_k(logits: Tensor, targets: Tensor, ks: tuple[int, ...] = (1, 5)) -> Tensor:
-    """`correct_at_k` for several labels per clip: is any of them among the k highest scores?
+    """Return which clips have any of their several labels among the k highest scores.
 
     Args:
         logits: (B, K).
@@ -48,7 +323,7 @@ def hit_at_k(logits: Tensor, targets: Tensor, ks: tuple[int, ...] = (1, 5)) -> T
     Returns:
         (len(ks), B) bool.
     """
-    best = logits.masked_fill(targets <= 0, -torch.inf)
+    best = logits.masked_fill(targets <= 0, float("-inf"))
     # The highest score of a clip's own labels, the higher class index of equal ones, is the one that is found first.
     own = logits.shape[1] - 1 - best.flip(1).argmax(1)
     return correct_at_k(logits, own, ks) & (targets > 0).any(1)
@@ -62,11 +337,14 @@ def mixed_accuracy(
     ks: tuple[int, ...] = (1, 5),
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Top-k accuracies of a batch in per cent, (len(ks),) float32; under mixup those of both labels, weighted alike.
+    """Return the top-k accuracies of a batch in per cent, (len(ks),) float32.
 
-    Several labels per clip, (B, K), count as `hit_at_k`. With `weights` (B,) the mean is weighted by them: clips of
-    weight 0, which could not be read, do not count; 0 where none could.
+    Under mixup they are those of both labels, weighted like the labels. Several labels per clip, (B, K), count as
+    `hit_at_k`. With `weights` (B,) the mean is weighted by them: clips of weight 0, which could not be read, do not
+    count; 0 where none could.
     """
+    from utils import mixup
+
     correct = correct_at_k if labels.dim() == 1 else hit_at_k
     right = correct(logits, labels, ks).float()
     if lam != 1.0:
@@ -74,89 +352,7 @@ def mixed_accuracy(
     if weights is None:
         return 100 * right.mean(1)
     total = weights.to(right.dtype).sum()
-    return 100 * (right @ weights.to(right.dtype)) / torch.where(total == 0, 1, total)
-
-
-class Tally:
-    """Exact counts of an evaluation, one integer tensor that ranks can sum.
-
-    Args:
-        labels: (N,) of the list.
-        num_class: K.
-        device: where `counts` lives.
-        average: how the views of a video are joined, one of `AVERAGES`.
-
-    Attributes:
-        counts: (7 + 3K,) int64: videos, failed, right at 1, right at 5, loss, right first views, shares of right views;
-            then per class: right, videos, predicted.
-    """
-
-    def __init__(
-        self,
-        labels: np.ndarray | Sequence[int],
-        num_class: int,
-        *,
-        device: torch.device | str = "cpu",
-        average: str = "prob",
-    ) -> None:
-        if average not in AVERAGES:
-            raise ValueError(f"average {average!r} is none of {', '.join(AVERAGES)}")
-        self.labels, self.num_class, self.average = labels, num_class, average
-        self.counts = torch.zeros(7 + 3 * num_class, dtype=torch.int64, device=device)
-
-    def add(self, sample: int, logits: Tensor | None) -> None:
-        """Count one video.
-
-        Args:
-            sample: its index in the list.
-            logits: (V, K) of its views; None if it could not be read.
-        """
-        label = int(self.labels[sample])
-        videos, per_class = self.counts[:7], self.counts[7:].view(3, self.num_class)
-        videos[0] += 1
-        per_class[1, label] += 1
-        if logits is None:
-            videos[1] += 1
-            return
-        wide = logits.double()
-        logs = wide.log_softmax(1)
-        if self.average == "logit":
-            score = wide.mean(0).softmax(0)  # (K,)
-            loss = -wide.mean(0).log_softmax(0)[label]
-        else:
-            score = logs.exp().mean(0)  # (K,)
-            loss = np.log(len(wide)) - logs[:, label].logsumexp(0)  # of the mean probability
-        own = torch.full((len(wide),), label, device=score.device)
-        right = correct_at_k(score.unsqueeze(0), own[:1])[:, 0]
-        views = correct_at_k(wide, own, (1,))[0]  # (V,)
-        videos[2:4] += right
-        videos[4] += (loss.clamp(max=1e6) * _LOSS_UNIT).round().long()
-        videos[5] += views[0]
-        videos[6] += (views.double().mean() * _LOSS_UNIT).round().long()
-        per_class[0, label] += right[0]
-        highest_index_first = self.num_class - 1 - score.flip(0).argmax()
-        per_class[2].index_add_(0, highest_index_first.view(1), videos.new_ones(1))
-
-    def metrics(self) -> dict[str, float]:
-        """The counts as numbers.
-
-        Returns:
-            num_videos, failed; top1, top5, mean_class_accuracy (per cent of all videos); loss (mean over the videos
-            that could be read); clip1 and clip (per cent: the first view alone; all views, each on its own).
-        """
-        total, failed, top1, top5, loss, clip1, clip = self.counts[:7].tolist()
-        right, videos, predicted = self.counts[7:].view(3, self.num_class).cpu().numpy()
-        count = max(total, 1)
-        return {
-            "num_videos": total,
-            "failed": failed,
-            "top1": 100 * top1 / count,
-            "top5": 100 * top5 / count,
-            "mean_class_accuracy": 100 * _mean_over_seen(right, videos, predicted),
-            "loss": loss / _LOSS_UNIT / (total - failed) if total > failed else float("nan"),
-            "clip1": 100 * clip1 / count,
-            "clip": 100 * clip / _LOSS_UNIT / count,
-        }
+    return 100 * (right @ weights.to(right.dtype)) / total.masked_fill(total == 0, 1)
 
 
 def merge_views(values: np.ndarray, average: str = "prob", *, multi_label: bool = False) -> np.ndarray:
@@ -208,22 +404,10 @@ def probabilities(logits: np.ndarray, *, multi_label: bool = False) -> np.ndarra
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
-def predictions(scores: np.ndarray) -> np.ndarray:
-    """(N, K) -> (N,) int64, the class that ranks first; -1 for a row with a nan."""
-    scores = np.asarray(scores)
-    first = scores.shape[1] - 1 - scores[:, ::-1].argmax(axis=1)
-    return np.where(np.isnan(scores).any(axis=1), -1, first)
-
-
 def top_k_accuracy(scores: np.ndarray, labels: np.ndarray, k: int) -> float:
     """Share of rows with the label among the k highest scores, 0..1."""
-    scores, labels = np.asarray(scores), np.asarray(labels)
-    if len(labels) == 0:
-        return 0.0
-    own = np.take_along_axis(scores, labels[:, None], axis=1)
-    tied = (scores == own) & (np.arange(scores.shape[1]) > labels[:, None])
-    rank = ((scores > own) | tied).sum(axis=1)
-    return float(((rank < k) & ~np.isnan(scores).any(axis=1)).mean())
+    right = ranking.rank_of(np.asarray(scores), np.asarray(labels)) < k
+    return float(right.mean()) if len(right) else 0.0
 
 
 def confusion_matrix(
@@ -295,7 +479,7 @@ def calibration_error(scores: np.ndarray, labels: np.ndarray, bins: int = 15) ->
         labels: (N,).
         bins: equal parts of 0..1.
     """
-    guesses = predictions(scores)
+    guesses = ranking.predictions(scores)
     read = guesses >= 0
     if not read.any():
         return float("nan")

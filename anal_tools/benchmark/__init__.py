@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+from typing import Any
 
 from utils import faults
 from utils.faults import UserError
+
+Figures = dict[str, Any]  # what a benchmark prints as one JSON line
 
 # what is measured: (module whose main(argv) does it, one line of help); imported when it is called
 KINDS = {

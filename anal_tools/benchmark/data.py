@@ -14,12 +14,14 @@ import os
 import time
 import typing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.faults import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from anal_tools.benchmark import Figures
     from anal_tools.benchmark.data_desk import Bench
+    from utils.config import Config
 
 
 def main(argv: list[str]) -> int:
@@ -48,13 +50,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> Figures:
     """All figures: one row per reader, and what follows from them."""
     from anal_tools.benchmark.data_desk import Bench
     from utils import config
 
     cfg = config.load(args.exp, args.set)
     config.check_files(cfg, ("train",))
+
     wanted = [text.partition("=") for text in args.readers] or [(cfg.data.reader, "", "")]
     workers = numbers(args.workers)
     choices = typing.get_args(type(cfg.data).model_fields["reader"].annotation)
@@ -64,6 +67,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 f"benchmark data: there is no reader {name!r}{did_you_mean(name, choices)}; "
                 f"choose one of {', '.join(choices)}"
             )
+
     rows, benches = [], []
     for name, _, folder in wanted:
         media = in_folder(cfg, folder) if folder else cfg
@@ -79,6 +83,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     finally:
         for bench in benches:
             bench.close()
+
     return {
         "bench": "data",
         "clip": f"{cfg.model.num_segments} x {cfg.data.clip_len} frames of {cfg.augmentation.input_size} pixels",
@@ -101,7 +106,7 @@ def numbers(text: str) -> list[int]:
     return found
 
 
-def in_folder(cfg: Any, folder: str) -> Any:
+def in_folder(cfg: Config, folder: str) -> Config:
     """The configuration with the media of a dump, which holds a list of the same name."""
     source = Path(folder) / Path(cfg.train_source).name
     if not source.is_file():
@@ -130,12 +135,13 @@ def with_workers(bench: Bench, count: int, clips: int) -> dict[str, float]:
         loader.close()
 
 
-def verdict(rows: list[dict[str, Any]], batch: int, step_time: float | None, cores: int) -> dict[str, Any]:
+def verdict(rows: list[Figures], batch: int, step_time: float | None, cores: int) -> Figures:
     """Which reader is fastest here, and whether a device that needs a batch every `step_time` seconds waits."""
     fastest = max(rows, key=lambda row: row["clips_per_cpu_s"])
-    answer: dict[str, Any] = {"fastest": fastest["reader"]}
+    answer: Figures = {"fastest": fastest["reader"]}
     if step_time is None:
         return answer
+
     needed = batch / step_time
     answer["needed_clips_per_s"] = round(needed, 2)
     for row in rows:
@@ -149,7 +155,7 @@ def verdict(rows: list[dict[str, Any]], batch: int, step_time: float | None, cor
     return answer
 
 
-def as_table(figures: dict[str, Any]) -> str:
+def as_table(figures: Figures) -> str:
     """The figures for a person."""
     lines = [f"clips of {figures['clip']}, batch {figures['batch']}, {figures['cores']} cores"]
     for row in figures["readers"]:
@@ -166,6 +172,7 @@ def as_table(figures: dict[str, Any]) -> str:
             f"  {count:>2} worker(s) {each['clips_per_s']:9.2f} clips/s" + (f", {each['bad']} bad" * bool(each["bad"]))
             for count, each in row["workers"].items()
         ]
+
     lines.append(f"fastest here: {figures['fastest']}")
     if figures["step_time"] is None:
         lines.append("give --step-time (from `benchmark step`) to see whether the GPU would wait")

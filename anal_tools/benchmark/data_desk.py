@@ -7,7 +7,7 @@ import functools
 import pstats
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from datasets.slots import Slot
 from datasets.train_loader import TrainLoader
 from datasets.workers import Desk, Setup
 from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from anal_tools.benchmark import Figures
+    from utils.config import Config
 
 #: Stage -> parts of the names under which a profile shows the functions that belong to it; the first that fits counts.
 STAGES = {
@@ -41,13 +45,14 @@ class Bench:
         clips: how many will be timed at most, so that every round takes other ones.
     """
 
-    def __init__(self, cfg: Any, name: str, folder: str, *, clips: int) -> None:
+    def __init__(self, cfg: Config, name: str, folder: str, *, clips: int) -> None:
         self.cfg, self.name = cfg.model_copy(update={"data": cfg.data.model_copy(update={"reader": name})}), name
         self.label = f"{name} ({folder})" if folder else name
         self.records = loaders.records_of(self.cfg, "train")
         self.spec = train_spec(cfg)
         self.reading = loaders.reading(self.cfg)
         shape = (self.spec.sampling.frames_per_clip, self.spec.input_size, self.spec.input_size, 3)
+
         self.slot = Slot.create("zoetrope-bench", int(np.prod(shape)))
         setup = Setup(reader=self.reading.reader.to_json(), train=self.spec.to_json(), eval="", seed=cfg.seed)
         self.desk: Desk | None = Desk(setup, self.records, [self.slot])
@@ -78,7 +83,7 @@ class Bench:
             self.stored += bytes_read() - before
             good = [plan for plan in plans if plan["ok"]]
             self.done += len(good)
-            raw = functools.partial(data_raw.decode, self.records, self.reading.reader)
+            raw = functools.partial(data_raw.decode, self.records)
             cpu = time.process_time()
             for plan in good:
                 raw(plan["sample"], plan["frames"])
@@ -103,7 +108,7 @@ class Bench:
             self.told = f"{answer['path']}: {answer['reason']}"
         return answer
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Figures:
         """What was measured so far."""
         if not self.done:
             raise UserError(f"benchmark data: reader {self.label} could not read one clip: {self.told}")
@@ -122,7 +127,7 @@ class Bench:
     def stages(self) -> dict[str, float]:
         """Share of the CPU time of each stage, by a profile; Python around them is a stage of its own."""
         spent = dict.fromkeys([*STAGES, "other"], 0.0)
-        table: dict[Any, Any] = pstats.Stats(self.profile).stats  # type: ignore[attr-defined]
+        table: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = pstats.Stats(self.profile).stats  # type: ignore[attr-defined]
         for (file, _, function), (_, _, own, _, _) in table.items():
             shown = f"{Path(file).name}:{function}"
             for stage, names in STAGES.items():
@@ -131,6 +136,7 @@ class Bench:
                     break
             else:
                 spent["other"] += own
+
         total = sum(spent.values()) or 1.0
         return {stage: round(seconds / total, 3) for stage, seconds in spent.items()}
 

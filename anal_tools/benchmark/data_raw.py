@@ -7,18 +7,18 @@ the wanted ones. For a folder or a shard: read and decode the files of the frame
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import simplejpeg
 
 from datasets.readers.frame_shard import SUFFIX, FrameShard
+from datasets.readers.frames import Layout, find_layout
 from datasets.readers.frames import decode as decode_image
-from datasets.readers.frames import find_layout
+from datasets.records import Records
 
-_LAYOUTS: dict[str, Any] = {}
+_LAYOUTS: dict[str, Layout] = {}
 
 
-def decode(records: Any, spec: Any, sample: int, frames: list[int]) -> int:
+def decode(records: Records, sample: int, frames: list[int]) -> int:
     """Decode distinct frames of a record; returns how many."""
     path, start = records.full_path(sample), int(records.starts[sample])
     wanted = sorted({start + ordinal for ordinal in frames})
@@ -35,7 +35,9 @@ def decode(records: Any, spec: Any, sample: int, frames: list[int]) -> int:
 
 def _folder(path: str, wanted: list[int]) -> int:
     if path not in _LAYOUTS:
-        _LAYOUTS[path] = find_layout(os.listdir(path))
+        layout = find_layout(os.listdir(path))
+        assert layout is not None, "the reader has found frames here"
+        _LAYOUTS[path] = layout
     layout = _LAYOUTS[path]
     for ordinal in wanted:
         name = os.path.join(path, layout.template.format(layout.base + ordinal))

@@ -14,7 +14,15 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from anal_tools.benchmark import Figures
+    from utils.config import Config
+    from utils.dist import World
 
 
 def main(argv: list[str]) -> int:
@@ -37,7 +45,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> Figures:
     """All figures of one evaluation.
 
     Returns:
@@ -46,13 +54,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """
     import torch
 
-    from anal_tools.eval_model import prepare, scorer
     from anal_tools.evaluate import chosen_protocol
+    from anal_tools.evaluate.network import prepare, scorer
     from datasets import loader
     from utils import config, dist
 
     if args.threads:
         torch.set_num_threads(args.threads)
+
     cfg = config.load(args.exp, args.set)
     config.check_files(cfg, ("val",))
     protocol = chosen_protocol(cfg, args)
@@ -77,13 +86,14 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 waited = videos.seconds_waiting
             wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
         peak = memory(world.device, reset=False)
+
     seconds = {"": wall, "model_": watch.wall, "waiting_": waited, "cpu_": cpu, "model_cpu_": watch.cpu}
     return {
         "bench": "eval",
         "model": f"{cfg.model.type} {cfg.model.backbone}",
         "protocol": protocol.text,
         "views": protocol.spec.views,
-        "gmacs_per_video": cost["gmacs_per_video"],
+        "gmacs_per_video": cost.get("gmacs_per_video"),
         "device": str(world.device),
         "threads": torch.get_num_threads(),
         "videos": last - first,
@@ -96,10 +106,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def network(cfg: Any, args: argparse.Namespace, world: Any) -> Any:
+def network(cfg: Config, args: argparse.Namespace, world: World) -> nn.Module:
     """The experiment's network with the weights of its checkpoint, or with random ones where it has none."""
     import methods
-    from anal_tools.eval_model import build_for_evaluation, choose_weights
+    from anal_tools.evaluate.network import build_for_evaluation, choose_weights
     from utils import checkpoint
     from utils.engine.network import model_arguments, place
 
@@ -122,7 +132,7 @@ class Stopwatch:
         largest: clips of its largest call.
     """
 
-    def __init__(self, net: Any, device: Any) -> None:
+    def __init__(self, net: nn.Module, device: torch.device) -> None:
         self.device = device
         self.reset()
         net.register_forward_pre_hook(self._begin)
@@ -132,11 +142,11 @@ class Stopwatch:
         """Start at 0."""
         self.wall, self.cpu, self.largest = 0.0, 0.0, 0
 
-    def _begin(self, _net: Any, _clips: Any) -> None:
+    def _begin(self, _net: nn.Module, _clips: tuple[Tensor, ...]) -> None:
         self._wait()
         self.began = time.perf_counter(), time.process_time()
 
-    def _end(self, _net: Any, clips: Any, _logits: Any) -> None:
+    def _end(self, _net: nn.Module, clips: tuple[Tensor, ...], _logits: Tensor) -> None:
         self._wait()
         self.wall += time.perf_counter() - self.began[0]
         self.cpu += time.process_time() - self.began[1]
@@ -155,7 +165,7 @@ def cpu_seconds() -> float:
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
-def memory(device: Any, *, reset: bool) -> float:
+def memory(device: torch.device, *, reset: bool) -> float:
     """MiB in use now (`reset`: the peak is forgotten), or else the peak since then."""
     if device.type == "cuda":
         import torch
@@ -174,7 +184,7 @@ def memory(device: Any, *, reset: bool) -> float:
     return float("nan")
 
 
-def as_table(figures: dict[str, Any]) -> str:
+def as_table(figures: Figures) -> str:
     """The figures for a person."""
     f = figures
     return "\n".join(

@@ -11,11 +11,12 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
+    from anal_tools.benchmark import Figures
     from utils.config import Config
     from utils.dist import World
 
@@ -46,7 +47,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measure(args: argparse.Namespace) -> dict[str, Any]:
+def measure(args: argparse.Namespace) -> Figures:
     """All figures of one configuration.
 
     Returns:
@@ -72,7 +73,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows = [step.run() for _ in range(warmup + args.iters)][warmup:]
     loop = step.loop(args.iters)
     evaluated = [step.evaluate() for _ in range(1 + args.iters)][1:]
-    figures: dict[str, Any] = {
+    figures: Figures = {
         "bench": "step",
         "model": f"{cfg.model.type} {cfg.model.backbone}",
         "input": [cfg.batch_size, *shape[1:]],
@@ -275,7 +276,7 @@ def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
-def as_table(figures: dict[str, Any]) -> str:
+def as_table(figures: Figures) -> str:
     """Figures as lines for people."""
     shape = " x ".join(map(str, figures["input"]))
     kind = ", ".join(

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-from anal_tools import analyze, compare, label_errors, scoring
+from anal_tools import analyze, compare, label_errors
 from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
-from anal_tools.get_reference_results import shown
+from anal_tools.evaluate import scoring
 from anal_tools.report import content, media, page
+from anal_tools.report.media import Pictures
+from anal_tools.text import shown, write_whole
 from utils.faults import UserError
 
 MOST = 8  # experiments that the page has colours for
@@ -30,10 +30,13 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--good-pairs", type=Path, default=None, metavar="FILE", help="allowed pairs, `child -> parent` a line"
     )
+
     args = parser.parse_args(list(argv))
     if min(args.pictures, args.clips) < 0:
         raise UserError("report: --pictures and --clips are numbers of videos, 0 or more")
+
     started = time.monotonic()
+
     try:
         index = build(args.exp, out=args.out, pictures=args.pictures, clips=args.clips, good_pairs=args.good_pairs)
     except OSError as error:
@@ -68,16 +71,19 @@ def build(
     """
     if len(where) > MOST:
         raise UserError(f"report: at most {MOST} experiments fit on a page; compare has no such limit")
+
     experiments = [compare.load(one) for one in where]
     analyses = [Analysis.of(one.results, good_pairs) for one in experiments]
     if len(analyses[0].names) >= content.ABSENT:
         raise UserError(f"report: {len(analyses[0].names)} classes are more than a page can show")
     for other in experiments[1:]:
         compare.pair(experiments[0].results, other.results)  # that they fit together, before any work
+
     folder = out or experiments[0].exp / "report"
     folder.mkdir(parents=True, exist_ok=True)
     found, note = pictures_of(experiments, analyses, folder / "media", pictures=pictures, clips=clips)
     blocks = content.blocks(experiments, analyses, found, pictures=note)
+
     protocol = shown(str(experiments[0].results.summary.get("protocol", {}).get("text", "")))
     text = page.render(
         title=" and ".join(one.title for one in experiments),
@@ -87,21 +93,20 @@ def build(
         sections=[name for name in page.SECTIONS if name != "compare" or len(experiments) > 1],
         blocks=blocks,
     )
+
     index = folder / "index.html"
-    temporary = folder / "index.html.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, index)
+    write_whole(index, text.encode())
     return index
 
 
 def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """The numbers above everything."""
-    rows = dict(content.facts(one, analysis))
-    low, high = (100 * end for end in scoring.interval(analysis.predicted == one.results.labels))
+    numbers = one.results.numbers
+    low, high = (100 * end for end in scoring.interval(one.results.videos.right()))
     return [
-        (rows["top-1"].split(" %")[0] + " %", f"top-1, 95 % interval {low:.1f} to {high:.1f}"),
-        (rows["top-5"], "top-5"),
-        (rows["mean class accuracy"], "mean class accuracy"),
+        (f"{numbers['top1']:.2f} %", f"top-1, 95 % interval {low:.1f} to {high:.1f}"),
+        (f"{numbers['top5']:.2f} %", "top-5"),
+        (f"{numbers['mean_class_accuracy']:.2f} %", "mean class accuracy"),
         (f"{len(analysis.predicted):,}", f"videos in {len(analysis.names)} classes"),
     ]
 
@@ -115,37 +120,43 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
     first, results = analyses[0], experiments[0].results
     mistakes = analyze.worst_videos(first, len(results.ids))
     wanted = mistakes[: analyze.TOP]
+
     examples: dict[tuple[int, int], int] = {}
     for row in mistakes:
         examples.setdefault((int(results.labels[row]), int(first.predicted[row])), row)
     errors = first.errors()
     wanted += sorted(examples.values(), key=lambda r: -errors[results.labels[r], first.predicted[r]])[: analyze.TOP]
+
     for one, analysis in zip(experiments[1:], analyses[1:], strict=True):
-        here, there = compare.common_rows(results.ids, one.results.ids)
+        here, there = scoring.common_rows(results.ids, one.results.ids)
         place = dict(zip(there.tolist(), here.tolist(), strict=True))
         wanted += [place[row] for row in analyze.worst_videos(analysis) if row in place]
     wanted += [s.row for s in label_errors.suspects(results.scores, results.labels)[: analyze.TOP]]
+
     right: dict[int, int] = {}
     for row, (label, guess) in enumerate(zip(results.labels.tolist(), first.predicted.tolist(), strict=True)):
         if label == guess:
             right.setdefault(label, row)
     wanted += [*right.values(), *range(len(results.ids))]
+
     unread = first.predicted < 0
     return [row for row in dict.fromkeys(wanted) if not unread[row]]
 
 
 def pictures_of(
     experiments: Sequence[Experiment], analyses: Sequence[Analysis], folder: Path, *, pictures: int, clips: int
-) -> tuple[dict[int, dict[str, Any]], str]:
+) -> tuple[dict[int, Pictures], str]:
     """The pictures of the chosen videos, and a line for the page that says what they show or why there are none."""
     rows = chosen_rows(experiments, analyses)[:pictures]
     if not rows:
         return {}, ""
+
     try:
         source = media.source_of(experiments[0].exp, experiments[0].results)
     except UserError as error:
         print(f"no pictures: {shown(str(error))}")
         return {}, f"No pictures: {shown(str(error))}"
+
     found, failed = media.make(source, rows, folder, clips=clips, say=print)
     media.forget_others(folder, found)
     for line in failed[:5]:

@@ -6,17 +6,19 @@ import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 
-from anal_tools import allowed_pairs, analyze, compare, label_errors, scoring
+from anal_tools import allowed_pairs, analyze, compare, label_errors
 from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
-from anal_tools.get_reference_results import shown
+from anal_tools.evaluate import scoring
+from anal_tools.evaluate.results import Results
+from anal_tools.report.media import Pictures
 from anal_tools.report.page import words
-from anal_tools.results import Results
-from utils import log, metrics
+from anal_tools.text import shown
+from utils import log, metrics, ranking
 from utils.faults import UserError
 
 UNREAD, ABSENT = 0xFFFF, 0xFFFE  # instead of a predicted class; js/data.js has the same
@@ -28,13 +30,23 @@ CLIPS = (1, 2, 3, 5, 10)
 _ALIKE_LIMIT = 1000  # classes up to which they are ordered by likeness: it takes the cube of their number
 
 
+class ViewPoint(TypedDict):
+    """Accuracy of some of the kept views."""
+
+    text: str
+    views: int
+    gmacs: float | None
+    top1: float
+    top5: float
+
+
 def blocks(
     experiments: Sequence[Experiment],
     analyses: Sequence[Analysis],
-    media: dict[int, dict[str, Any]],
+    media: dict[int, Pictures],
     *,
     pictures: str,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """All JSON blocks of the page, by their element's id.
 
     Args:
@@ -44,8 +56,9 @@ def blocks(
         pictures: a line about them.
     """
     first = experiments[0].results
-    rows = [compare.common_rows(first.ids, one.results.ids) for one in experiments]
-    found: dict[str, Any] = {
+
+    rows = [scoring.common_rows(first.ids, one.results.ids) for one in experiments]
+    found: dict[str, object] = {
         "report-data": {
             "classes": analyses[0].names,
             "videos": len(first.ids),
@@ -62,6 +75,7 @@ def blocks(
             "comparison": comparison(experiments) if len(experiments) > 1 else None,
         }
     }
+
     for index, (one, own) in enumerate(zip(experiments, rows, strict=True)):
         found[f"experiment-{index}"] = arrays(one.results.scores, one.results.labels, own, len(first.ids))
     for piece, start in enumerate(range(0, len(first.ids), PIECE)):
@@ -82,11 +96,12 @@ def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.nd
     own_scores = np.asarray(scores[there], dtype=np.float64)
     unread = np.any(np.isnan(own_scores), axis=1)
     own_scores[unread] = 0
+
     top = min(TOP, own_scores.shape[1])
-    # Of equal scores the higher class first, as everywhere (utils/metrics.py).
-    order = own_scores.shape[1] - 1 - np.argsort(-own_scores[:, ::-1], axis=1, kind="stable")  # (n, K)
+    order = ranking.order(own_scores)  # (n, K)
     own = np.take_along_axis(own_scores, labels[there][:, None].astype(np.int64), axis=1)[:, 0]
-    rank = (order == labels[there][:, None]).argmax(axis=1)
+    rank = ranking.rank_of(own_scores, labels[there])
+
     guess = np.full((count, top), ABSENT, np.uint16)
     score, true_score, true_rank = np.zeros((count, top)), np.zeros(count), np.zeros(count)
     guess[here] = np.where(unread[:, None], UNREAD, order[:, :top])
@@ -99,7 +114,7 @@ def _16(shares: np.ndarray) -> np.ndarray:
     return np.clip(np.round(shares * 65535), 0, 65535)
 
 
-def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarray]) -> dict[str, Any]:
+def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarray]) -> dict[str, object]:
     """What the page must know of one experiment besides its predictions."""
     place = dict(zip(rows[1].tolist(), rows[0].tolist(), strict=True))
     doubtful = label_errors.suspects(one.results.scores, one.results.labels)
@@ -120,25 +135,25 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
 def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """Titles and texts of the table on the first page; every experiment has the same titles."""
     summary, predicted = one.results.summary, analysis.predicted
-    numbers, protocol = summary.get("metrics", {}), summary.get("protocol", {})
+    protocol = summary.get("protocol", {})
     cost, counts = summary.get("cost", {}), summary.get("counts", {})
-    total, right = len(predicted), int(analysis.matrix.trace())
-    low, high = (100 * end for end in scoring.interval(predicted == one.results.labels))
+    gmacs, parameters = cost.get("gmacs_per_video"), cost.get("parameters")
+    low, high = (100 * end for end in scoring.interval(one.results.videos.right()))
     allowed = allowed_pairs.accuracy(predicted, one.results.labels, analysis.allowed)
-    top5 = metrics.top_k_accuracy(one.results.scores, one.results.labels, 5)
-    mean = metrics.mean_class_accuracy(predicted, one.results.labels, len(analysis.names))
-    calibration = numbers.get("calibration_error")
+
+    first, *others = [
+        (metric.title, metric.on_page(one.results.numbers[metric.name])) for metric in metrics.metrics_of("report")
+    ]
+
     rows = [
-        ("top-1", f"{100 * right / total:.2f} %  (95 % interval {low:.2f} to {high:.2f}, bootstrap over videos)"),
+        (first[0], f"{first[1]}  (95 % interval {low:.2f} to {high:.2f}, bootstrap over videos)"),
         ("top-1 with allowed pairs", f"{100 * allowed:.2f} %" if analysis.allowed else ""),
-        ("top-5", f"{100 * top5:.2f} %"),
-        ("mean class accuracy", f"{100 * mean:.2f} %"),
-        ("calibration error", f"{calibration:.2f} %" if isinstance(calibration, float) else "–"),
-        ("videos", f"{total}, {int((predicted < 0).sum())} of them could not be read and count as wrong"),
+        *others,
+        ("videos", f"{len(predicted)}, {int((predicted < 0).sum())} of them could not be read and count as wrong"),
         ("repaired, repeated", f"{counts.get('repaired', 0)}, {counts.get('duplicates', 0)}"),
         ("protocol", str(protocol.get("text", "–"))),
-        ("GMACs of a video", f"{cost['gmacs_per_video']:.2f}" if cost.get("gmacs_per_video") else "–"),
-        ("parameters", f"{cost['parameters'] / 1e6:.2f} million" if cost.get("parameters") else "–"),
+        ("GMACs of a video", f"{gmacs:.2f}" if gmacs else "–"),
+        ("parameters", f"{parameters / 1e6:.2f} million" if parameters else "–"),
         ("list", str(summary.get("list", "–"))),
         ("weights", str(summary.get("weights", "–"))),
         ("iteration", str(summary.get("step") or "–")),
@@ -147,12 +162,12 @@ def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     return [(title, shown(text)) for title, text in rows if text]
 
 
-def points(results: Results) -> list[dict[str, Any]]:
+def points(results: Results) -> list[ViewPoint]:
     """Accuracy of the kept views and of parts of them, fewest views first."""
     kept = scoring.kept_protocol(results)
     per_view = results.summary.get("cost", {}).get("gmacs_per_view")
     clips = sorted({count for count in CLIPS if count < kept.spec.num_clips} | {kept.spec.num_clips})
-    found = []
+    found: list[ViewPoint] = []
     for count, crops in itertools.product(clips, (1, 3, 10)):
         try:
             chosen = scoring.smaller(kept, f"{count}x{crops}")
@@ -160,14 +175,15 @@ def points(results: Results) -> list[dict[str, Any]]:
             continue  # these crops were not kept
         whole = len(chosen.views) == kept.spec.views
         scores = results.scores if whole else scoring.scores_of(results, chosen)
+        numbers = metrics.evaluate(metrics.Videos(scores, results.labels))
         views = len(chosen.views)
         found.append(
             {
                 "text": f"{count} x {crops}" + (" (near)" if chosen.note else ""),
                 "views": views,
                 "gmacs": round(per_view * views, 3) if per_view else None,
-                "top1": 100 * metrics.top_k_accuracy(scores, results.labels, 1),
-                "top5": 100 * metrics.top_k_accuracy(scores, results.labels, 5),
+                "top1": numbers["top1"],
+                "top5": numbers["top5"],
             }
         )
     return sorted(found, key=lambda point: point["views"])
@@ -189,6 +205,7 @@ def alike(matrix: np.ndarray) -> np.ndarray:
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     near = shares + shares.T  # of groups; -1 where there is none any more
     np.fill_diagonal(near, -1)
+
     groups = [[k] for k in range(count)]
     for _ in range(count - 1):
         a, b = sorted(divmod(int(near.argmax()), count))
@@ -205,6 +222,7 @@ def curves(exp: Path) -> dict[str, list[list[float]]]:
     path = exp / "events" / log.SCALARS
     if not path.is_file():
         return {}
+
     found = {}
     for tag, points in log.read_scalars(path).items():
         finite = [[step, float(f"{value:.6g}")] for step, value in points if math.isfinite(value)]
@@ -213,7 +231,7 @@ def curves(exp: Path) -> dict[str, list[list[float]]]:
     return found
 
 
-def comparison(experiments: Sequence[Experiment]) -> dict[str, Any]:
+def comparison(experiments: Sequence[Experiment]) -> dict[str, object]:
     """Tests of all pairs, how the classes moved, and in what the experiments differ."""
     pairs = []
     for a, b in itertools.combinations(range(len(experiments)), 2):

@@ -16,14 +16,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from anal_tools.text import write_whole
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
-    from anal_tools.results import Results
+    from anal_tools.evaluate.results import Results
     from datasets.readers import Reader, ReaderSpec
     from datasets.records import Records
     from datasets.views import EvalSpec
@@ -38,6 +39,23 @@ CODEC, SUFFIX = "libvpx", "webm"
 _LAYOUT = [TILE_HEIGHT, SHEET_COLUMNS, SHEET_GAP, CLIP_SIDE, CLIP_RATE, CLIP_SECONDS]
 # One thread: several videos are done at a time, and libvpx's threads wait for each other by spinning.
 _OPTIONS = {"deadline": "realtime", "cpu-used": "12", "crf": "20", "b": "200k", "threads": "1"}
+
+
+class _Sheet(TypedDict):
+    sheet: str
+    frames: list[int]
+    of: int
+    columns: int
+    width: int
+    height: int
+
+
+class Pictures(_Sheet, total=False):
+    """What the page must know of the pictures of one video; the rest only where it has a clip."""
+
+    clip: str
+    times: list[float]
+    part: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +81,7 @@ def source_of(exp: Path, results: Results) -> Source:
     Raises:
         UserError: the list, its folder or the config is not there any more, or the list has changed.
     """
-    from anal_tools import scoring
+    from anal_tools.evaluate import scoring
     from datasets.loader import reading, records_of
     from utils import config
 
@@ -85,7 +103,7 @@ def source_of(exp: Path, results: Results) -> Source:
 
 def make(
     source: Source, rows: Sequence[int], folder: Path, *, clips: int, say: Callable[[str], None] = lambda text: None
-) -> tuple[dict[int, dict[str, Any]], list[str]]:
+) -> tuple[dict[int, Pictures], list[str]]:
     """Make sheets of frames for `rows`, clips for the first `clips` of them; what is there already stays as it is.
 
     Args:
@@ -102,10 +120,10 @@ def make(
 
     folder.mkdir(parents=True, exist_ok=True)
     wanted = [(row, number < clips) for number, row in enumerate(rows)]
-    found: dict[int, dict[str, Any]] = {}
+    found: dict[int, Pictures] = {}
     failed = []
 
-    def one(job: tuple[int, bool]) -> tuple[int, dict[str, Any] | str]:
+    def one(job: tuple[int, bool]) -> tuple[int, Pictures | str]:
         reader = open_reader(source.reader, source.records)  # one each: readers keep a state
         try:
             return job[0], _pictures(source, reader, job[0], folder, with_clip=job[1])
@@ -126,7 +144,7 @@ def make(
     return found, failed
 
 
-def forget_others(folder: Path, found: dict[int, dict[str, Any]]) -> None:
+def forget_others(folder: Path, found: dict[int, Pictures]) -> None:
     """Delete pictures of earlier reports; other files, should there be any, are not ours to delete."""
     kept = {Path(path).name for one in found.values() for path in (one["sheet"], one.get("clip", ""))}
     for path in folder.iterdir():
@@ -134,7 +152,7 @@ def forget_others(folder: Path, found: dict[int, dict[str, Any]]) -> None:
             path.unlink()
 
 
-def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_clip: bool) -> dict[str, Any]:
+def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_clip: bool) -> Pictures:
     """Sheet and clip of one video; see `make`."""
     from datasets.views import resolve_eval
 
@@ -155,7 +173,7 @@ def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_cl
         _write_sheet(crops[:, :, ::-1] if plan.flips[view] else crops, sheet)
     columns, (height, width) = min(len(picked), SHEET_COLUMNS), _tile(box[3] - box[1], box[2] - box[0])
     rows = -(-len(picked) // columns)
-    pictures: dict[str, Any] = {
+    pictures: Pictures = {
         "sheet": f"media/{sheet.name}",
         "frames": picked.tolist(),
         "of": len(seen),
@@ -197,7 +215,7 @@ def clip_part(frames: int, fps: float, seen: np.ndarray) -> range:
     return range(start, start + length, step)
 
 
-def _stem(source: Source, row: int, how: list[Any]) -> str:
+def _stem(source: Source, row: int, how: list[object]) -> str:
     """A file name for one video's pictures: other videos, lists or views have another."""
     path = source.records.full_path(row)
     stamp = os.stat(path)
@@ -225,7 +243,7 @@ def _write_sheet(crops: np.ndarray, path: Path) -> None:
         y, x = place // columns * down, place % columns * across
         small = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA)
         sheet[y : y + height, x : x + width] = small
-    _replace(path, simplejpeg.encode_jpeg(sheet, quality=85, colorsubsampling="420"))
+    write_whole(path, simplejpeg.encode_jpeg(sheet, quality=85, colorsubsampling="420"))
 
 
 def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], rate: float, path: Path) -> None:
@@ -249,10 +267,4 @@ def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], ra
         for picture in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))  # type: ignore[union-attr]
         container.mux(stream.encode(None))  # type: ignore[union-attr]
-    _replace(path, file.getvalue())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    write_whole(path, file.getvalue())

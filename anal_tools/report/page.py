@@ -14,7 +14,6 @@ import json
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,7 @@ def render(
     headline: Sequence[tuple[str, str]],
     footer: str,
     sections: Sequence[str],
-    blocks: Mapping[str, Any],
+    blocks: Mapping[str, object],
 ) -> str:
     """The page.
 
@@ -87,7 +86,7 @@ def policy(style: str, script: str) -> str:
     return "; ".join(f"{name} {value}" for name, value in parts.items())
 
 
-def as_json(values: Any) -> str:
+def as_json(values: object) -> str:
     """JSON that can stand in a script element: ASCII, and no character that HTML gives a meaning to."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

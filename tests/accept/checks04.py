@@ -75,7 +75,7 @@ def videos_of(work: Path, count: int) -> dict[str, Path]:
 
 def load(exp: Path, name: str) -> Any:
     """The results of one evaluation."""
-    from anal_tools.results import Results
+    from anal_tools.evaluate.results import Results
 
     return Results.load(exp, name)
 
@@ -158,7 +158,7 @@ def _wait_for_part(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 def rescoring(work: Path) -> dict:
     """1, 3 and 10 views out of 30 kept ones, three averages, against evaluations of their own."""
-    from anal_tools import scoring
+    from anal_tools.evaluate import scoring
 
     exp = experiment(work / "rescored", **videos_of(work, 23))
     command("main.py", "eval", exp, "--views", "10x3", "--name", "thirty", env=ONE_THREAD)

@@ -28,7 +28,7 @@ SECTIONS = ("summary", "matrix", "errors", "classes", "videos", "labels", "compa
 
 def synthetic(folder: Path) -> list[Path]:
     """Two experiments with 20,000 results of 400 classes each; every video is a link to one of 48 small real ones."""
-    from anal_tools.protocols import Protocol
+    from anal_tools.evaluate.protocols import Protocol
     from datasets.plan import Facts
     from datasets.sampling import Sampling
     from datasets.views import EvalSpec, resolve_eval
@@ -330,9 +330,9 @@ def media_of(index: Path) -> dict[str, dict[str, Any]]:
 
 def frames_of(exp: Path, row: int, count: int) -> list[int]:
     """The frames that a fresh plan of the video takes, evenly picked."""
-    from anal_tools import scoring
+    from anal_tools.evaluate import scoring
+    from anal_tools.evaluate.results import Results
     from anal_tools.report import media
-    from anal_tools.results import Results
     from datasets.readers import open_reader
     from datasets.views import resolve_eval
 
@@ -349,8 +349,8 @@ def sheet_distance(exp: Path, row: int, one: dict[str, Any], folder: Path) -> tu
     import cv2
     import simplejpeg
 
+    from anal_tools.evaluate.results import Results
     from anal_tools.report import media
-    from anal_tools.results import Results
     from datasets.readers import open_reader
     from datasets.views import resolve_eval
 

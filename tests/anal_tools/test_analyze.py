@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import main
-from anal_tools import analyze, get_reference_results
-from anal_tools.results import Results
+from anal_tools import analyze
+from anal_tools import text as text_tools
+from anal_tools.evaluate.results import Results
 from tests.evaluated import guessed, write_results
 from tests.experiment import make as make_experiment
 from utils.faults import UserError
@@ -188,9 +189,9 @@ def test_reference_results_evaluate_where_there_are_none(tmp_path: Path, motion_
 
 @pytest.mark.parametrize("text", ["a b", "\u65e5", 'it\'s "x"'])
 def test_one_line_leaves_ordinary_text(text: str) -> None:
-    assert get_reference_results.one_line(text) == text
+    assert text_tools.one_line(text) == text
 
 
 def test_one_line_escapes_what_breaks_lines() -> None:
-    assert get_reference_results.one_line("a\tb\nc\r\x1b\u2028\x85") == "a\\tb\\nc\\r\\x1b\\u2028\\x85"
-    assert get_reference_results.shown("a\n\udcff") == "a\\n\\udcff"
+    assert text_tools.one_line("a\tb\nc\r\x1b\u2028\x85") == "a\\tb\\nc\\r\\x1b\\u2028\\x85"
+    assert text_tools.shown("a\n\udcff") == "a\\n\\udcff"

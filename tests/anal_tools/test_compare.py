@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from anal_tools import compare
-from anal_tools.results import Results
+from anal_tools.evaluate.results import Results
 from tests.evaluated import guessed, write_results
 from utils.faults import UserError
 

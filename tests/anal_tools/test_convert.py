@@ -10,7 +10,7 @@ import torch
 
 import main
 import methods
-from anal_tools.results import Results
+from anal_tools.evaluate.results import Results
 from tests import experiment, weights
 from tests.datasets.videos import write_video
 from utils import checkpoint

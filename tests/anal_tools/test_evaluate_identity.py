@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 import main
-from anal_tools import identity, result_parts
-from anal_tools.results import Results
+from anal_tools.evaluate import identity, result_parts
+from anal_tools.evaluate.results import Results
 from tests.experiment import few_videos, make
 from utils.faults import UserError
 

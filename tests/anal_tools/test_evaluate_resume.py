@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import main
-from anal_tools import part_file, result_parts, results
+from anal_tools.evaluate import part_file, result_parts, results
 from tests.experiment import make
 
 KEY = {"weights": "w", "list": "l"}
@@ -124,7 +124,7 @@ def test_a_lower_number_of_starts_overwrites_no_part(tmp_path: Path) -> None:
 
 def test_a_slow_evaluation_writes_parts_by_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Item:
-        sample, failure = 3, "x"
+        sample, failure, repaired = 3, "x", ""
 
     monkeypatch.setattr(result_parts, "PART_SECONDS", -1.0)
     writer = result_parts.PartWriter(tmp_path, 2, start=4)

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import main
 import methods
-from anal_tools import export, predict_model
+from anal_tools import export
+from anal_tools.predict import predictor
 from tests import weights
 from tests.datasets.videos import write_video
 from utils.dist import World
@@ -86,7 +87,7 @@ def test_onnx_file(program: tuple, tmp_path: Path) -> None:
     with export.quiet():
         export.write_onnx(graph, facts, tmp_path / "m.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]  # weights inside
-    session, text = predict_model.session(tmp_path / "m.onnx")
+    session, text = predictor.session(tmp_path / "m.onnx")
     same(net, session, clips)
     assert json.loads(text) == facts
 
@@ -141,7 +142,7 @@ def test_predict_runs_it_and_sees_the_same(exported: tuple[Path, Path, Path], tm
 
 def test_the_file_carries_its_preprocessing(exported: tuple[Path, Path, Path]) -> None:
     _, file, _ = exported
-    _, text = predict_model.session(file)
+    _, text = predictor.session(file)
     facts = json.loads(text)
     assert facts["input"] == ["batch", 3, 2, 32, 32]
     assert facts["views"]["sampling"]["preset"] == "tsn"
@@ -193,12 +194,12 @@ def test_other_files_are_refused(exported: tuple[Path, Path, Path], tmp_path: Pa
     exp, file, root = exported
     (tmp_path / "text.onnx").write_text("no model")
     with pytest.raises(UserError, match=r"text.onnx: onnxruntime cannot load it"):
-        predict_model.from_onnx(tmp_path / "text.onnx", World())
+        predictor.from_onnx(tmp_path / "text.onnx", World())
     model = onnx.load(str(file))
     del model.metadata_props[:]
     onnx.save(model, str(tmp_path / "bare.onnx"))
     with pytest.raises(UserError, match=r"bare.onnx: it holds no facts about its input"):
-        predict_model.from_onnx(tmp_path / "bare.onnx", World())
+        predictor.from_onnx(tmp_path / "bare.onnx", World())
     argv = ["predict", exp, root / "a.mp4", "--engine", "onnx", "--model", file, "--out", tmp_path]
     assert main.main([str(word) for word in [*argv, "--set", "augmentation.test_resize=40"]]) == 2
 

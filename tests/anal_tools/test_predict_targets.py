@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import main
-from anal_tools import predict_targets
-from anal_tools.predict_sources import Source
+from anal_tools.predict import out_folder
+from anal_tools.predict.sources import Source
 from tests import weights
 from tests.datasets.videos import write_video
 from utils import checkpoint
@@ -66,8 +66,8 @@ def test_only_its_own_files_are_replaced(
     (tmp_path / "a.srt").unlink()
     for _ in range(2):
         assert run(*command) == 0
-    assert predict_targets.written(tmp_path) == {"a.srt"}
-    assert len((tmp_path / predict_targets.WRITTEN).read_text().splitlines()) == 1
+    assert out_folder.written(tmp_path) == {"a.srt"}
+    assert len((tmp_path / out_folder.WRITTEN).read_text().splitlines()) == 1
 
 
 def test_what_cannot_be_written_loses_no_scores(
@@ -98,11 +98,11 @@ def test_a_folder_that_cannot_be_is_found_first(
         assert "source(s)" not in said.out
     (tmp_path / "infer.json").mkdir()
     with pytest.raises(UserError, match=r"infer\.json is there"):
-        predict_targets.check_targets(tmp_path, [], [], [])
+        out_folder.check_targets(tmp_path, [], [], [])
 
 
 def test_every_source_has_a_name_of_its_own() -> None:
-    names = predict_targets.file_names([Source(f"/x/{n}", "video") for n in ("a.mp4", "a-2.mp4", "a.avi", "a-2.avi")])
+    names = out_folder.file_names([Source(f"/x/{n}", "video") for n in ("a.mp4", "a-2.mp4", "a.avi", "a-2.avi")])
     assert names == ["a", "a-2", "a-3", "a-2-2"]
 
 

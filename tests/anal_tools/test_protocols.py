@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from anal_tools import protocols
-from anal_tools.protocols import Protocol, choose, nested_clips, nested_crops, parse_views
+from anal_tools.evaluate import protocols
+from anal_tools.evaluate.protocols import Protocol, choose, nested_clips, nested_crops, parse_views
 from datasets.sampling import Sampling
 from datasets.views import EvalSpec
 from utils.faults import UserError

@@ -17,8 +17,8 @@ import simplejpeg
 
 import main
 from anal_tools import compare
+from anal_tools.evaluate.results import Results
 from anal_tools.report import build, content, media, page
-from anal_tools.results import Results
 from tests.evaluated import guessed, motion_results, write_results
 from tests.experiment import make as make_experiment
 from utils.faults import UserError
@@ -227,7 +227,7 @@ def test_classes_that_are_confused_stand_together() -> None:
 
 
 def test_parts_of_kept_views(tmp_path: Path) -> None:
-    from anal_tools.protocols import Protocol
+    from anal_tools.evaluate.protocols import Protocol
     from datasets.sampling import Sampling
     from datasets.views import EvalSpec
 

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from anal_tools.protocols import Protocol
+from anal_tools.evaluate.protocols import Protocol
+from anal_tools.evaluate.results import Results
 from anal_tools.report import build
-from anal_tools.results import Results
 from datasets.sampling import Sampling
 from datasets.views import EvalSpec
 from tests.chromium import Visit, visit

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 import main
-from anal_tools import part_file, result_parts
-from anal_tools.results import Results
+from anal_tools.evaluate import part_file, result_parts
+from anal_tools.evaluate.results import Results
 from tests.evaluated import BROKEN, broken, guessed, sealed, write_results
 from tests.fuzz import result_parts as fuzz
 from utils.faults import UserError

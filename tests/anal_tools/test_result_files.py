@@ -16,7 +16,8 @@ import pytest
 import torch
 
 import main
-from anal_tools import eval_model, evaluate, result_parts, results
+from anal_tools import evaluate
+from anal_tools.evaluate import network, result_parts, results
 from methods import interop
 from tests.experiment import make
 from tests.ranks import run_ranks
@@ -116,7 +117,7 @@ class Item:
         frames, clip_rows, boxes = np.arange(8), np.zeros((1, 8), np.int64), np.zeros((1, 4), np.int64)
 
     def __init__(self, sample: int) -> None:
-        self.sample, self.failure = sample, None
+        self.sample, self.failure, self.repaired = sample, None, ""
 
 
 def test_parts_that_find_no_room(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_an_earlier_result_stays_until_the_new_one_is_there(exp: Path, monkeypat
     assert np.array_equal(before.logits, old), "what is open stays what it was"
     assert after.frames.shape == (23, 1, 2)
     for name in ("frames", "views", "ledger"):
-        with pytest.raises(UserError, match="evaluated anew while it was read"):
+        with pytest.raises(UserError, match="evaluated again while it was read"):
             getattr(again, name)
 
 
@@ -207,9 +208,9 @@ def test_a_reader_takes_a_result_anew_that_was_replaced_meanwhile(exp: Path, mon
     name, read, reads = "moving", results.Results._read, []
     assert main.main(["eval", str(exp), "--name", name]) == 0
 
-    def read_during_an_evaluation(*arguments: Any) -> dict[str, Any]:
+    def read_during_an_evaluation(*arguments: Any) -> results.Results:
         content = read(*arguments)
-        reads.append(content["summary"]["weights"])
+        reads.append(content.summary["weights"])
         if len(reads) == 1:
             file = str(exp / "ckpt_prev.pth.tar")
             assert main.main(["eval", str(exp), "--name", name, "--checkpoint", file]) == 0
@@ -260,7 +261,7 @@ def read_own(world: dist.World, folder: str) -> str:
     weights = Path(folder) / f"{world.rank}.pth"
     torch.save({"model": world.rank}, weights)
     try:
-        eval_model.read_steady(weights, checkpoint.load, world)
+        network.read_steady(weights, checkpoint.load, world)
     except AgreedError as error:
         return str(error)
     return ""

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from anal_tools import dense_sweep, score, scoring
-from anal_tools.protocols import Protocol
-from anal_tools.results import Results
+from anal_tools import dense_sweep, score
+from anal_tools.evaluate import scoring
+from anal_tools.evaluate.protocols import Protocol
+from anal_tools.evaluate.results import Results
 from datasets.sampling import Sampling
 from datasets.views import EvalSpec
 from tests.evaluated import write_results
@@ -152,24 +153,15 @@ def test_intervals_are_seeded_and_about_right() -> None:
     assert all(np.isnan(scoring.interval(np.zeros(0))))
 
 
-def test_right_at_k_is_the_accuracy() -> None:
-    scores = np.random.default_rng(0).integers(0, 4, (300, 7)).astype(float)
-    labels = np.random.default_rng(1).integers(0, 7, 300)
-    scores[3] = np.nan
-    for k in (1, 5, 9):
-        mean = scoring.right_at_k(scores, labels, None, k).mean()
-        assert mean == pytest.approx(metrics.top_k_accuracy(scores, labels, k))
-
-
 def test_dense_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exp = made(tmp_path / "a", 1)
     assert dense_sweep.main([str(exp)]) == 0
     text = capsys.readouterr().out
     found = dense_sweep.sweep(Results.load(exp))
-    assert [row["views"] for row in found] == sorted(row["views"] for row in found)
-    assert {(row["clips"], row["crops"]) for row in found} >= {(1, 1), (1, 3), (5, 1), (10, 1), (10, 3)}
-    assert [row["note"] == "" for row in found if row["clips"] in (1, 2, 5, 10)] == [True] * 8
-    assert all(row["note"] for row in found if row["clips"] in (3, 4, 7))
+    assert [row.views for row in found] == sorted(row.views for row in found)
+    assert {(row.clips, row.crops) for row in found} >= {(1, 1), (1, 3), (5, 1), (10, 1), (10, 3)}
+    assert [row.note == "" for row in found if row.clips in (1, 2, 5, 10)] == [True] * 8
+    assert all(row.note for row in found if row.clips in (3, 4, 7))
     best = dense_sweep.knee(found)
     assert text.count("knee") == 1
     lines = (exp / "results/best/dense_sweep.csv").read_text().splitlines()
@@ -182,8 +174,8 @@ def test_dense_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_knee_is_the_cheapest_row_that_is_as_good() -> None:
-    def row(views: int, right: list[float]) -> dict:
-        return {"views": views, "top1": 100 * np.mean(right), "right": np.array(right)}
+    def row(views: int, right: list[float]) -> dense_sweep.Row:
+        return dense_sweep.Row(views, 1, views, None, 100 * float(np.mean(right)), 100.0, [0, 0], "", np.array(right))
 
     good = [1.0] * 90 + [0.0] * 10
     assert dense_sweep.knee([row(1, [1.0] * 50 + [0.0] * 50), row(3, good), row(30, good)]) == 1

@@ -297,8 +297,8 @@ def test_text_that_names_other_files_is_no_media(name: str, tmp_path: Path) -> N
 
 
 def test_a_loop_of_links_is_named_by_predict(tmp_path: Path) -> None:
-    from anal_tools.predict_sources import Source
-    from anal_tools.predict_targets import file_names
+    from anal_tools.predict.out_folder import file_names
+    from anal_tools.predict.sources import Source
 
     (tmp_path / "a.mp4").symlink_to("b.mp4")
     (tmp_path / "b.mp4").symlink_to("a.mp4")

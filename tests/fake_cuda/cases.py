@@ -249,7 +249,7 @@ def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> d
         items += [VideoItem(5, 0, None, None, "bad"), VideoItem(-1, -1, None, None, None)]
 
         class Videos(list):  # type: ignore[type-arg]
-            records = types.SimpleNamespace(labels=np.arange(6) % 8, several=False)
+            records = types.SimpleNamespace(labels=np.arange(6) % 8, several=False, targets=None)
             spec = types.SimpleNamespace(views=views)
 
         mode.forget()

@@ -109,7 +109,7 @@ def _experiment(folder: Path, data: Path, lists: Path) -> Path:
 
 def _part_for_each_video() -> None:
     """Let an evaluation write a part file for each video, as a slow one does."""
-    from anal_tools import result_parts
+    from anal_tools.evaluate import result_parts
 
     result_parts.PART_SECONDS = -1.0
 

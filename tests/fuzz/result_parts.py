@@ -20,15 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from anal_tools import analyze, compare, part_file, result_parts, results, score
-from anal_tools.protocols import Protocol
+from anal_tools import analyze, compare, score
+from anal_tools.evaluate import part_file, result_parts, results
+from anal_tools.evaluate.protocols import Protocol
 from datasets.sampling import Sampling
 from datasets.views import EvalSpec
 from tests.evaluated import guessed, write_results
 from utils.faults import UserError
 
 NAME = "result_parts"
-MODULES = ["anal_tools/part_file.py", "anal_tools/results.py"]
+MODULES = ["anal_tools/evaluate/part_file.py", "anal_tools/evaluate/results.py"]
 
 _KEY = {"weights": "w"}
 _VIDEOS = 6

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import methods
-from anal_tools.results import Results
+from anal_tools.evaluate.results import Results
 from launch import collect, sweep
 from tests.experiment import few_videos, make
 from utils import checkpoint

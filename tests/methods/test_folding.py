@@ -84,7 +84,7 @@ class ReadTwice(nn.Module):
 
 
 def test_an_evaluation_keeps_a_network_that_cannot_be_folded(capsys: pytest.CaptureFixture[str]) -> None:
-    from anal_tools.eval_model import quick
+    from anal_tools.evaluate.network import quick
 
     torch.manual_seed(1)
     net, untouched = ReadTwice().eval(), ReadTwice().eval()

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from anal_tools.eval_model import choose_weights
+from anal_tools.evaluate.network import choose_weights
 from tests.odd import put_something_odd
 from tests.utils.test_checkpoint import names, state
 from tests.utils.test_run_dir import plant

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils import metrics
+from utils import metrics, ranking
 
 
 def test_golden_tables_of_mmaction2(shared_data: Path) -> None:
@@ -50,7 +50,7 @@ def test_tensors_and_arrays_agree_with_a_sort() -> None:
     for row, k in zip(right, (1, 3, 5), strict=True):
         assert row.tolist() == (ranks < k).tolist()
         assert metrics.top_k_accuracy(scores, labels, k) == pytest.approx((ranks < k).mean())
-    assert ((metrics.predictions(scores) == labels) == (ranks == 0)).all()
+    assert ((ranking.predictions(scores) == labels) == (ranks == 0)).all()
 
 
 def test_few_classes_and_nan() -> None:
@@ -59,7 +59,7 @@ def test_few_classes_and_nan() -> None:
     top1, top5 = metrics.correct_at_k(logits, labels, (1, 5))
     assert top1.tolist() == [False, False, False]
     assert top5.tolist() == [True, False, False]
-    assert metrics.predictions(logits.numpy()).tolist() == [1, -1, -1]
+    assert ranking.predictions(logits.numpy()).tolist() == [1, -1, -1]
     assert metrics.top_k_accuracy(logits.numpy()[:1], labels.numpy()[:1], 50) == 1.0
 
 
@@ -90,7 +90,7 @@ def test_tally_equals_the_metrics_on_arrays_and_adds_up_over_ranks() -> None:
     assert (ours["num_videos"], ours["failed"]) == (23, 1)
     assert ours["top1"] == pytest.approx(100 * metrics.top_k_accuracy(scores, labels, 1))
     assert ours["top5"] == pytest.approx(100 * metrics.top_k_accuracy(scores, labels, 5))
-    per_class = metrics.mean_class_accuracy(metrics.predictions(scores), np.array(labels), 6)
+    per_class = metrics.mean_class_accuracy(ranking.predictions(scores), np.array(labels), 6)
     assert ours["mean_class_accuracy"] == pytest.approx(100 * per_class)
     good = [i for i in range(23) if i != 4]
     assert ours["loss"] == pytest.approx(-np.log(scores[good, np.array(labels)[good]]).mean(), abs=1e-6)
@@ -166,7 +166,7 @@ def test_per_class_numbers_against_scikit_learn() -> None:
     scores = generator.normal(size=(400, 7))
     labels = generator.integers(0, 7, 400)
     labels[labels == 6] = 5  # class 6 has no video
-    predicted = metrics.predictions(scores)
+    predicted = ranking.predictions(scores)
     classes = np.arange(7)
     precision, recall = metrics.precision_and_recall(predicted, labels, 7)
     known = precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=np.nan)

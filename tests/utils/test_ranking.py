@@ -41,6 +41,10 @@ def test_golden_average_precision_of_mmaction2(shared_data: Path) -> None:
         assert ranking.mean_average_precision(scores, targets) == pytest.approx(row["mean_average_precision"], abs=1e-9)
 
 
+def right(scores: np.ndarray, targets: np.ndarray, k: int = 1) -> np.ndarray:
+    return metrics.Videos(scores, targets.argmax(1), targets).right(k)
+
+
 def slow_gap(scores: np.ndarray, targets: np.ndarray, top: int) -> float:
     """YouTube-8M's definition, one prediction after the other; of equal scores the higher class first."""
     pooled = []
@@ -72,16 +76,16 @@ def test_youtube8m_metrics_are_their_formulas() -> None:
             assert ranking.global_average_precision(scores, targets, top) == pytest.approx(expected, abs=1e-9)
         assert ranking.precision_at_equal_recall(scores, targets) == pytest.approx(slow_perr(scores, targets), abs=1e-9)
         hits = [own[24 - row[::-1].argmax()] for row, own in zip(scores, targets, strict=True)]
-        assert ranking.hit_at_k(scores, targets) == pytest.approx(np.mean(hits), abs=1e-9)
+        assert right(scores, targets).mean() == pytest.approx(np.mean(hits), abs=1e-9)
 
 
 def test_a_video_that_could_not_be_read_finds_nothing() -> None:
     scores, targets = np.array([[0.9, 0.1], [np.nan, np.nan]]), np.array([[True, False], [True, True]])
-    found = ranking.multi_label_metrics(scores, targets)
+    found = metrics.evaluate(metrics.Videos(scores, targets.argmax(1), targets))
     assert found["hit1"] == 50.0
     assert found["perr"] == 50.0
     assert found["gap"] == pytest.approx(100 / 3)
-    for function in (ranking.hit_at_k, ranking.precision_at_equal_recall, ranking.global_average_precision):
+    for function in (ranking.precision_at_equal_recall, ranking.global_average_precision):
         assert function(np.zeros((0, 2)), np.zeros((0, 2), bool)) == 0
 
 
@@ -113,11 +117,4 @@ def test_gathered_scores_add_up_over_ranks() -> None:
     scores[4] = np.nan
     assert (found[1]["num_videos"], found[1]["failed"]) == (23, 1)
     assert found[1]["gap"] == pytest.approx(100 * ranking.global_average_precision(scores, targets), abs=1e-9)
-    assert found[1]["top1"] == found[1]["hit1"] == pytest.approx(100 * ranking.hit_at_k(scores, targets), abs=1e-9)
-
-
-def test_one_label_per_video_takes_the_plain_tally() -> None:
-    class One:
-        targets, labels = None, [0, 1]
-
-    assert isinstance(ranking.tally_of(One(), 3), metrics.Tally)
+    assert found[1]["top1"] == found[1]["hit1"] == pytest.approx(100 * right(scores, targets).mean())

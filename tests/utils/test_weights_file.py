@@ -21,7 +21,8 @@ import torch
 from torch import nn
 
 import methods
-from anal_tools import eval_model, predict_model
+from anal_tools.evaluate import network
+from anal_tools.predict import predictor
 from methods import fetch, interop
 from tests import weights
 from tests.benchmarks.reliability import checkpoint_mutants
@@ -78,8 +79,8 @@ def test_a_flipped_bit_is_found_by_every_reader(exp: Path, damaged: Path) -> Non
     (damaged.parent / "config.yaml").write_bytes((exp / "config.yaml").read_bytes())
     readers = {
         "eval": lambda: interop.load_checkpoint(damaged, arguments),
-        "predict": lambda: predict_model.from_experiment(damaged, None, [], World()),
-        "export": lambda: predict_model.from_experiment(exp, str(damaged), [], World(), plain=True),
+        "predict": lambda: predictor.from_experiment(damaged, None, [], World()),
+        "export": lambda: predictor.from_experiment(exp, str(damaged), [], World(), plain=True),
         "pretrained": lambda: methods.build(**arguments | {"pretrained": str(damaged)}),
         "pretrained folder": lambda: methods.build(**arguments | {"pretrained": str(damaged.parent)}),
         "teacher": lambda: distill.find(damaged, cfg),
@@ -137,7 +138,7 @@ def test_a_damaged_best_is_no_reason_to_take_the_latest(exp: Path, tmp_path: Pat
     cfg = config.load(exp)
     arguments = model_arguments(cfg, pretrained=False)
     for read in (
-        lambda: interop.load_checkpoint(eval_model.choose_weights(tmp_path, None), arguments),
+        lambda: interop.load_checkpoint(network.choose_weights(tmp_path, None), arguments),
         lambda: methods.build(**arguments | {"pretrained": str(tmp_path)}),
         lambda: distill.find(tmp_path, cfg),
         lambda: interop.what_is(best),

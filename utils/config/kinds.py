@@ -14,7 +14,7 @@ MOST_JITTER = 100
 MOST_NAME_BYTES = 255
 
 
-def key(meaning: str, *, default: Any = ..., free: bool = False, why: str = "", **limits: Any) -> Any:
+def key(meaning: str, *, default: object = ..., free: bool = False, why: str = "", **limits: Any) -> Any:
     """Declare one config key.
 
     Args:
@@ -27,38 +27,38 @@ def key(meaning: str, *, default: Any = ..., free: bool = False, why: str = "", 
     return Field(default, description=meaning, json_schema_extra={"free": free, "why": why}, **limits)
 
 
-def section(meaning: str, *, default: Any = ...) -> Any:
-    """A group of keys; `default` is its class where every key has a default."""
-    if default is ...:
+def section(meaning: str, *, default: type[BaseModel] | None = None) -> Any:
+    """Declare a group of keys; `default` is its class where every key has a default."""
+    if default is None:
         return Field(description=meaning)
     return Field(default_factory=default, description=meaning)
 
 
-def off_is_none(value: Any) -> Any:
+def off_is_none(value: object) -> object:
     """`false` and 0 mean that something is off."""
     return None if value is False or (value == 0 and isinstance(value, (int, float))) else value
 
 
-def off_is_zero(value: Any) -> Any:
+def off_is_zero(value: object) -> object:
     """`false` and null mean 0."""
     return 0.0 if value is False or value is None else value
 
 
-def switch_or_text(value: Any) -> Any:
+def switch_or_text(value: object) -> object:
     """True, false or a path."""
     if not isinstance(value, bool) and not (isinstance(value, str) and value):
         raise ValueError("must be true, false or a path")
     return value
 
 
-def switch_or_bn(value: Any) -> Any:
+def switch_or_bn(value: object) -> object:
     """True, false or the word bn."""
     if not isinstance(value, bool) and value != "bn":
         raise ValueError("must be true, false or bn")
     return value
 
 
-def auto_or_base(value: Any) -> Any:
+def auto_or_base(value: object) -> object:
     """The word auto, 0 or 1."""
     if isinstance(value, bool) or value not in ("auto", 0, 1):
         raise ValueError("must be auto, 0 or 1")
@@ -95,7 +95,7 @@ def server_list(value: tuple[str, ...] | str) -> tuple[str, ...] | str:
 def within(low: float, high: float) -> AfterValidator:
     """Check that a number, or each number of a sequence, lies in [low, high]; None is off and passes."""
 
-    def check(values: Any) -> Any:
+    def check(values: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
         each = values if isinstance(values, tuple) else () if values is None else (values,)
         wrong = [value for value in each if not low <= value <= high]
         if wrong:

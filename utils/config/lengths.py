@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 from utils.config.schema import Config, is_free, leaves
 from utils.faults import UserError
@@ -29,7 +29,7 @@ def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
     """
     per_epoch = videos / global_batch
     plain = cfg.lr_scheduler
-    changes: dict[str, Any] = {}
+    changes: dict[str, int | tuple[int, ...]] = {}
     if plain.max_epoch is not None:
         changes["max_iter"] = math.ceil(plain.max_epoch * per_epoch)
     if plain.warmup_epochs is not None:
@@ -64,12 +64,12 @@ def _check(max_iter: int, warmup_steps: int, lr_steps: tuple[int, ...], videos: 
         )
 
 
-def to_dict(cfg: Config) -> dict[str, Any]:
+def to_dict(cfg: Config) -> dict[str, object]:
     """The config as nested dicts of plain JSON values, in the order of the schema."""
     return cfg.model_dump(mode="json")
 
 
-def from_dict(tree: dict[str, Any]) -> Config:
+def from_dict(tree: Mapping[str, object]) -> Config:
     """The config that `to_dict` wrote, for instance into a checkpoint.
 
     Raises:
@@ -78,14 +78,14 @@ def from_dict(tree: dict[str, Any]) -> Config:
     return Config.model_validate(_with_tuples(tree))
 
 
-def _with_tuples(value: Any) -> Any:
+def _with_tuples(value: object) -> object:
     """JSON has lists where a config has tuples."""
     if isinstance(value, dict):
         return {name: _with_tuples(inner) for name, inner in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any, Any, bool]]:
+def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[tuple[str, object, object, bool]]:
     """What changed between two `to_dict` forms.
 
     A key that one of them lacks (written by another version) counts as holding its default.
@@ -106,9 +106,9 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, Any
     return found
 
 
-def with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
+def with_defaults(tree: Mapping[str, object]) -> dict[str, object]:
     """Return a `to_dict` form, perhaps of an earlier version, with the default of each key that it lacks."""
-    full: dict[str, Any] = {name: dict(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    full: dict[str, object] = {name: dict(value) if isinstance(value, dict) else value for name, value in tree.items()}
     flat = _flat(tree)
     for key, default in _defaults().items():
         *sections, name = key.split(".")
@@ -117,14 +117,15 @@ def with_defaults(tree: dict[str, Any]) -> dict[str, Any]:
         place = full
         for section in sections:
             inner = place.get(section)
-            place[section] = dict(inner) if isinstance(inner, dict) else {}
-            place = place[section]
+            copy: dict[str, object] = dict(inner) if isinstance(inner, dict) else {}
+            place[section] = copy
+            place = copy
         place.setdefault(name, default)
     return full
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{name}.")
@@ -133,6 +134,6 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _defaults() -> dict[str, Any]:
+def _defaults() -> dict[str, object]:
     plain = {key: info.get_default() for key, info in leaves() if not info.is_required()}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}

@@ -7,12 +7,13 @@ found wrong, and goes on with the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from utils.config import model_options, paths, rules, yaml_lines
 from utils.config.schema import DISTILL_WEIGHT, PAIRS, BatchNorm, Config, leaves, sections
@@ -24,7 +25,8 @@ _KWARGS = ("model", "kwargs")
 _LONGEST_NAME = 200  # of a key in a message
 _MOST_LETTERS = 1500  # of one problem in a message
 
-Keys = tuple[Any, ...]  # ("model", "type"): without the root key
+_Section = TypeVar("_Section", bound=BaseModel)
+Keys = tuple[Hashable, ...]  # ("model", "type"): without the root key
 
 
 def load(exp_or_file: Path | str, overrides: Sequence[str] = ()) -> Config:
@@ -138,7 +140,7 @@ class _Draft:
         else:
             self._put(keys, document.value)
 
-    def _put(self, keys: Keys, value: Any) -> None:
+    def _put(self, keys: tuple[str, ...], value: object) -> None:
         place = self.raw
         for depth, name in enumerate(keys[:-1], start=1):
             if not isinstance(place.get(name), dict):
@@ -172,21 +174,21 @@ class _Draft:
             return None
         return self._finish(config, kwargs)
 
-    def _against_schema(self, kind: type[BaseModel], raw: Any, prefix: Keys) -> Any:
+    def _against_schema(self, kind: type[_Section], raw: object, prefix: Keys) -> _Section | None:
         try:
             return kind.model_validate(raw)
         except ValidationError as errors:
             for error in errors.errors(include_url=False):
                 keys = _known_part(prefix + tuple(error["loc"]), prefix)
                 if _dotted(keys) not in self.in_error:  # one problem per key: the first says enough
-                    self.problem(keys, _in_words(dict(error), keys))
+                    self.problem(keys, _in_words(error, keys))
         return None
 
-    def _values(self, config: Config | None) -> dict[str, Any]:
+    def _values(self, config: Config | None) -> dict[str, object]:
         """Dotted key -> value; from the raw values where some are wrong, so that the rest can still be compared."""
-        values: dict[str, Any] = {}
+        values: dict[str, object] = {}
         for key, info in leaves():
-            value: Any = config if config is not None else self.raw
+            value: object = config if config is not None else self.raw
             for name in key.split("."):
                 if isinstance(value, BaseModel):
                     value = getattr(value, name)
@@ -195,7 +197,7 @@ class _Draft:
             values[key] = info.get_default(call_default_factory=True, validated_data={}) if value is ... else value
         return values
 
-    def _model_options(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _model_options(self, values: Mapping[str, object]) -> dict[str, object]:
         """Check model.type, model.backbone and model.kwargs; returns the kwargs with the batch-norm keys filled in."""
         method, backbone = values["model.type"], values["model.backbone"]
         for key, name, known in (
@@ -229,20 +231,20 @@ class _Draft:
                 self.problem((*_KWARGS, option.name), f"missing: {option.where} gives it no default")
         return {**raw, **(checked.model_dump() if checked else {})}
 
-    def _finish(self, config: Config, kwargs: dict[str, Any]) -> Config:
+    def _finish(self, config: Config, kwargs: dict[str, object]) -> Config:
         """Fill in what follows from other values, and where each value is from."""
         origins = {_dotted(keys): where for keys, where in self.where.items()}
         scheduler = config.lr_scheduler
-        changes: dict[str, Any] = {}
+        changes: dict[str, object] = {}
         if scheduler.warmup_steps is None and scheduler.warmup_epochs is None:
             changes["warmup_steps"] = 0
         if scheduler.warmup_lr is None:
             changes["warmup_lr"] = scheduler.base_lr
             origins["lr_scheduler.warmup_lr"] = "computed: base_lr, there is no warm-up"
-        model: dict[str, Any] = {"kwargs": kwargs}
+        model: dict[str, object] = {"kwargs": kwargs}
         if isinstance(config.model.pretrained, str):
             model["pretrained"] = str(paths.resolve(config.model.pretrained, self.file.parent))
-        root_keys: dict[str, Any] = {
+        root_keys: dict[str, object] = {
             "model": config.model.model_copy(update=model),
             "lr_scheduler": scheduler.model_copy(update=changes),
         }
@@ -260,14 +262,14 @@ class _Draft:
         return result
 
 
-def _remove(raw: dict[str, Any], keys: Keys) -> None:
+def _remove(raw: object, keys: Keys) -> None:
     for name in keys[:-1]:
-        raw = raw.get(name) if isinstance(raw, dict) else {}  # type: ignore[assignment]
+        raw = raw.get(name) if isinstance(raw, dict) else None
     if isinstance(raw, dict):
         raw.pop(keys[-1], None)
 
 
-def _dotted(keys: Iterable[Any]) -> str:
+def _dotted(keys: Iterable[object]) -> str:
     return ".".join(map(str, keys))
 
 
@@ -278,23 +280,28 @@ def _known_part(keys: Keys, prefix: Keys) -> Keys:
     section, depth = Config, 0
     for name in keys:
         depth += 1
-        inner = section.model_fields[name].annotation if name in section.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        section = _inner(section, name)
+        if section is None:
             break
-        section = inner
     return keys[:depth]
+
+
+def _inner(section: type[BaseModel], name: Hashable) -> type[BaseModel] | None:
+    """Return the section called `name` in another one; None if that is a key, or nothing."""
+    info = section.model_fields.get(str(name))
+    kind = info.annotation if info else None
+    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _section_of(keys: Keys) -> type[BaseModel]:
     """Return the section in which the last of `keys` stands, or would stand."""
     section: type[BaseModel] = Config
     for name in keys[:-1]:
-        inner = section.model_fields[name].annotation if name in section.model_fields else None
-        section = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else Config
+        section = _inner(section, name) or Config
     return section
 
 
-def _in_words(error: Mapping[str, Any], keys: Keys) -> str:
+def _in_words(error: ErrorDetails, keys: Keys) -> str:
     """One pydantic error as a sentence for the user."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     shown = model_options.shown(value)
@@ -311,7 +318,7 @@ def _in_words(error: Mapping[str, Any], keys: Keys) -> str:
     if kind == "value_error":
         return f"{context['error']}" + ("" if "must be true" not in str(context["error"]) else f", not {shown}")
     if kind in ("too_short", "too_long"):
-        wanted = context.get("min_length", context.get("max_length"))
+        wanted = context["min_length"] if "min_length" in context else context["max_length"]
         most = "at most " if wanted > _FIXED_LENGTH else ""
         return f"must hold {most}{wanted} numbers, not {context['actual_length']}"
     if kind == "string_too_long":
@@ -379,6 +386,6 @@ def _nearest(keys: Keys) -> str:
     return f" (did you mean {ROOT_KEY}.{names[found[15:-2]]}?)" if found else ""
 
 
-def _other_case(value: Any, choices: Sequence[str]) -> str:
+def _other_case(value: object, choices: Sequence[str]) -> str:
     same = [choice for choice in choices if choice.lower() == str(value).lower()]
     return f" (did you mean {same[0]}?)" if same else ""

@@ -15,7 +15,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 MOST, MOST_ITEMS, MOST_LETTERS = 65_536, 1000, 4000  # of one option
@@ -79,7 +78,7 @@ def options(method: str, backbone: str, root: Path = ROOT) -> dict[str, Option]:
     return {name: option for name, option in found.items() if name not in GIVEN_BY_US}
 
 
-def mismatch(value: Any, annotation: str) -> str | None:
+def mismatch(value: object, annotation: str) -> str | None:
     """What is wrong with a plain value for a parameter annotated so; None if it fits or the annotation is not simple.
 
     Knows bool, int, float, str, None, unions, Literal, tuple/list/Sequence of these; an int fits a float.
@@ -93,7 +92,7 @@ def mismatch(value: Any, annotation: str) -> str | None:
     return f"must be {_in_words(tree)}, not {shown(value)}"
 
 
-def excess(value: Any) -> str | None:
+def excess(value: object) -> str | None:
     """Return what is wrong with the size of a value for any option, or None.
 
     An option's own code decides what it accepts. These limits keep numbers away from it that can only end in an
@@ -112,7 +111,7 @@ def excess(value: Any) -> str | None:
     return None
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A value as YAML would write it, shortened."""
     text = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else None
     if text is None:
@@ -154,7 +153,7 @@ _KINDS = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}
 _WORDS = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "a text", "None": "null"}
 
 
-def _fits(value: Any, annotation: ast.expr) -> bool:
+def _fits(value: object, annotation: ast.expr) -> bool:
     match annotation:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _fits(value, left) or _fits(value, right)
@@ -175,7 +174,7 @@ def _fits(value: Any, annotation: ast.expr) -> bool:
     return True
 
 
-def _literal(choices: ast.expr) -> list[Any]:
+def _literal(choices: ast.expr) -> list[object]:
     value = ast.literal_eval(choices)
     return list(value) if isinstance(choices, ast.Tuple) else [value]
 

@@ -25,7 +25,7 @@ class Unknown(Exception):
     """The value of this key is missing or wrong."""
 
 
-def broken_rules(values: Mapping[str, Any], in_error: set[str]) -> list[Problem]:
+def broken_rules(values: Mapping[str, object], in_error: set[str]) -> list[Problem]:
     """Apply all rules.
 
     Args:

@@ -9,9 +9,10 @@ import argparse
 import json
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+
+from pydantic.fields import FieldInfo
 
 from utils.config.lengths import to_dict
 from utils.config.loader import load
@@ -65,7 +66,7 @@ def _origin(cfg: Config, key: str) -> str:
     return cfg.origin(key).rpartition("/")[2]
 
 
-def _lines(cfg: Config, tree: dict[str, Any], prefix: str) -> Iterator[str]:
+def _lines(cfg: Config, tree: Mapping[str, object], prefix: str) -> Iterator[str]:
     indent = "    " * (prefix.count(".") + 1)
     for name, value in tree.items():
         key = f"{prefix}{name}"
@@ -92,7 +93,7 @@ def json_schema() -> str:
     return json.dumps(_without_own_words(schema), indent=1) + "\n"
 
 
-def _without_own_words(node: Any) -> Any:
+def _without_own_words(node: object) -> object:
     """Drop what only we understand (`free`) and what says nothing new (pydantic's titles of keys)."""
     if isinstance(node, dict):
         kept = {name: _without_own_words(value) for name, value in node.items() if name not in ("free", "why")}
@@ -132,7 +133,7 @@ def markdown() -> str:
     return "\n".join(text)
 
 
-def _table(fields: typing.Iterable[tuple[str, Any]]) -> Iterator[str]:
+def _table(fields: Iterable[tuple[str, FieldInfo]]) -> Iterator[str]:
     yield "| key | type | range | default | resume | meaning |"
     yield "|---|---|---|---|---|---|"
     for key, info in fields:
@@ -142,7 +143,7 @@ def _table(fields: typing.Iterable[tuple[str, Any]]) -> Iterator[str]:
         yield f"| `{key}` | {_type(info.annotation)} | {limits} | {default} | {resume} | {meaning} |"
 
 
-def _range(parts: Sequence[Any]) -> str:
+def _range(parts: Sequence[object]) -> str:
     """Return the limits of a number, or of each number of a list, as text; nothing where there are none.
 
     Args:
@@ -150,7 +151,7 @@ def _range(parts: Sequence[Any]) -> str:
     """
     found: dict[str, str] = {}
 
-    def walk(part: Any) -> None:
+    def walk(part: object) -> None:
         if limits := getattr(getattr(part, "func", None), "limits", None):
             found.update(zip((">=", "<="), (f"{limit:g}" for limit in limits), strict=True))
         for sign, name in _SIGNS.items():
@@ -167,17 +168,17 @@ def _range(parts: Sequence[Any]) -> str:
     return ", ".join(f"{sign} {limit}" for sign, limit in found.items())
 
 
-def _value(value: Any) -> str:
+def _value(value: object) -> str:
     if value is None:
         return "null"
     return json.dumps(list(value) if isinstance(value, tuple) else value)
 
 
 _SIGNS = {">": "gt", ">=": "ge", "<": "lt", "<=": "le"}
-_WORDS = {bool: "true, false", int: "integer", float: "number", str: "text"}
+_WORDS: dict[object, str] = {bool: "true, false", int: "integer", float: "number", str: "text"}
 
 
-def _type(kind: Any) -> str:
+def _type(kind: object) -> str:
     """A type in words: `number`, `list of integers`, `one of A, B`."""
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:

@@ -14,7 +14,6 @@ import re
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -44,7 +43,7 @@ class Document:
         problems: (path, line, text) of everything that cannot be taken as it stands.
     """
 
-    value: Any = None
+    value: object = None
     lines: dict[Path_, int] = field(default_factory=dict)
     problems: list[tuple[Path_, int, str]] = field(default_factory=list)
 
@@ -88,7 +87,7 @@ def parse(text: str) -> Document:
     return document
 
 
-def scalar(text: str) -> Any:
+def scalar(text: str) -> bool | float | str | None:
     """The value of a plain (unquoted) scalar."""
     if text in _NULL:
         return None
@@ -120,7 +119,7 @@ class _Walk:
         self.document = document
         self.count = 0
 
-    def value(self, node: yaml.Node, path: Path_) -> Any:
+    def value(self, node: yaml.Node, path: Path_) -> object:
         line = node.start_mark.line + 1
         self.document.lines.setdefault(path, line)
         self.count += 1
@@ -135,8 +134,8 @@ class _Walk:
             return tuple(self.value(item, (*path, index)) for index, item in enumerate(node.value))
         return scalar(node.value) if getattr(node, "style", None) is None else node.value
 
-    def mapping(self, node: yaml.MappingNode, path: Path_) -> dict[Hashable, Any]:
-        result: dict[Hashable, Any] = {}
+    def mapping(self, node: yaml.MappingNode, path: Path_) -> dict[Hashable, object]:
+        result: dict[Hashable, object] = {}
         for name_node, value_node in node.value:
             line = name_node.start_mark.line + 1
             if not isinstance(name_node, yaml.ScalarNode):

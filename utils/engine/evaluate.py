@@ -95,7 +95,7 @@ def of_config(cfg: Config, world: World) -> dict[str, Any]:
     }
 
 
-def normaliser(cfg: Config) -> Callable[[torch.Tensor], torch.Tensor]:
+def normaliser(cfg: Config) -> functools.partial[torch.Tensor]:
     """Return the function from uint8 clips (N, T, H, W, C) to the network's input, with the colours of a config."""
     wanted = cfg.augmentation
     dtype = network.dtype_of(cfg.precision)

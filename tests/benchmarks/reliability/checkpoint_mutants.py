@@ -82,8 +82,8 @@ def regions_of(data: bytes) -> dict[str, list[tuple[int, int]]]:
 def readers(exp: Path, work: Path) -> dict[str, Callable[[Path], Any]]:
     """Return, by name, the functions through which the verbs read weights; each returns all that it took from them."""
     import methods
-    from anal_tools import predict_model
-    from anal_tools.eval_model import build_for_evaluation, read_steady
+    from anal_tools.evaluate.network import build_for_evaluation, read_steady
+    from anal_tools.predict import predictor
     from methods import interop
     from utils import checkpoint, config
     from utils.dist import World
@@ -108,8 +108,8 @@ def readers(exp: Path, work: Path) -> dict[str, Callable[[Path], Any]]:
         return net.state_dict(), checkpoint.evaluated_weights(state), state
 
     def predicted(target: Path, name: str | None) -> Any:
-        predictor = predict_model.from_experiment(target, name, [], World(), plain=True)
-        return predictor.net.state_dict(), predictor.classes, predictor.spec.to_json()
+        made = predictor.from_experiment(target, name, [], World(), plain=True)
+        return made.net.state_dict(), made.classes, made.spec.to_json()
 
     def pretrained(file: Path) -> Any:
         return methods.build(**{**arguments, "pretrained": str(file)}).state_dict()

@@ -64,7 +64,7 @@ class Change:
 
 def stop_after(count: int) -> None:
     """Let this process stop its evaluation by a signal after so many videos, each in a part of its own."""
-    from anal_tools import result_parts
+    from anal_tools.evaluate import result_parts
 
     result_parts.PART_SECONDS = -1.0
     keep, seen = result_parts.PartWriter.keep, []
@@ -187,7 +187,7 @@ def _turned_keys(exp: Path) -> None:
 
 def rows_of(exp: Path) -> dict[str, bytes]:
     """The kept views of each video, by its path."""
-    from anal_tools.results import Results
+    from anal_tools.evaluate.results import Results
 
     found = Results.load(exp, "n")
     return {path: np.ascontiguousarray(found.logits[i]).tobytes() for i, path in enumerate(found.ids)}

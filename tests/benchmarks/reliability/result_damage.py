@@ -54,7 +54,7 @@ def places(path: Path) -> dict[str, tuple[int, int]]:
 
 def part_files(rng: random.Random, folder: Path) -> Counter[str]:
     """Damage a part file in all places, and read it."""
-    from anal_tools import part_file, result_parts
+    from anal_tools.evaluate import part_file, result_parts
 
     owner = result_parts.owner_of({"weights": "w"})
     noise = np.random.default_rng(rng.randrange(10**6))
@@ -116,7 +116,7 @@ def resumed(rng: random.Random, folder: Path) -> Counter[str]:
 
 def results(rng: random.Random, folder: Path) -> Counter[str]:
     """Damage finished results, and read them with every verb."""
-    from anal_tools.results import Results
+    from anal_tools.evaluate.results import Results
     from utils.faults import UserError
 
     counts: Counter[str] = Counter()

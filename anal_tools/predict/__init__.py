@@ -12,15 +12,25 @@ import dataclasses
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from anal_tools.evaluate.protocols import Protocol
+from anal_tools.predict import out_folder, outputs, sliding
+from anal_tools.predict.outputs import Cue, top_classes
+from anal_tools.predict.sources import Source, expand, records_of
+from anal_tools.text import one_line
+from datasets.readers import Reader, ReaderSpec, open_reader
+from datasets.readers.ending import on_what_decodes
+from utils import metrics
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
-    from anal_tools.predict_model import Predictor
-    from anal_tools.predict_sources import Source
+    from torch import Tensor
+
+    from anal_tools.predict.predictor import Predictor
+    from datasets.eval_loader import VideoItem
     from utils.dist import World
 
 TOP = 5
@@ -39,7 +49,7 @@ class Found:
         failure: why it could not be read; the other fields are then empty.
         missing: frames at its end that do not decode; `frames` is without them.
         unwritten: why its subtitles or its video could not be written.
-        cues: what is seen over time (`anal_tools.predict_files.Cue`), one cue without windows.
+        cues: what is seen over time (`anal_tools.predict.outputs.Cue`), one cue without windows.
     """
 
     source: Source
@@ -50,7 +60,7 @@ class Found:
     failure: str = ""
     missing: int = 0
     unwritten: str = ""
-    cues: list[Any] = dataclasses.field(default_factory=list)
+    cues: list[Cue] = dataclasses.field(default_factory=list)
 
 
 def main(argv: list[str]) -> int:
@@ -81,18 +91,16 @@ def predict(args: argparse.Namespace) -> int:
     Raises:
         UserError: a model or a list that cannot be used, contradictory options, or a file that would be replaced.
     """
-    from anal_tools import predict_files, predict_targets
-    from anal_tools.predict_sources import expand
     from utils import dist
 
-    predict_targets.check_seconds(window=args.window, stride=args.stride)
+    out_folder.check_seconds(window=args.window, stride=args.stride)
     if args.srt and args.window is None:
         args.window = 2.0
-    predict_targets.check_folder(args.out)
+    out_folder.check_folder(args.out)
     sources = expand(args.sources, args.root)
-    names = predict_targets.file_names(sources)
+    names = out_folder.file_names(sources)
     endings = [ending for ending, wanted in ((".srt", args.srt), (".mp4", args.video)) if wanted]
-    predict_targets.check_targets(args.out, names, endings, [*args.sources, *(source.path for source in sources)])
+    out_folder.check_targets(args.out, names, endings, [*args.sources, *(source.path for source in sources)])
     with contextlib.ExitStack() as stack:
         world = dist.join()
         stack.push(dist.leave)
@@ -104,8 +112,8 @@ def predict(args: argparse.Namespace) -> int:
             if not one.failure:
                 finish(one, name, args, predictor, world)
             print(as_text(one, predictor.classes), flush=True)
-    infer = args.out / predict_targets.INFER
-    predict_files.write_json(infer, as_json(found, predictor, logits=args.logits))
+    infer = args.out / out_folder.INFER
+    outputs.write_json(infer, as_json(found, predictor, logits=args.logits))
     failed, unwritten = (sum(bool(getattr(one, name)) for one in found) for name in ("failure", "unwritten"))
     lost = f", {unwritten} without their files" if unwritten else ""
     print(f"{len(found) - failed} predicted, {failed} not readable{lost}; {infer}")
@@ -114,23 +122,21 @@ def predict(args: argparse.Namespace) -> int:
 
 def load(args: argparse.Namespace, world: World) -> Predictor:
     """The model that the command line names."""
-    from anal_tools import predict_model
+    from anal_tools.predict import predictor
 
     if args.target.suffix == ".onnx":
-        return predict_model.from_onnx(args.model or args.target, world)
+        return predictor.from_onnx(args.model or args.target, world)
     if args.engine == "onnx" and args.model is None:
         raise UserError("predict: --engine onnx needs --model FILE.onnx (of `python main.py export EXP --to onnx`)")
     if args.engine == "torch" and args.model is not None:
         raise UserError("predict: --model goes with --engine onnx; a checkpoint is named by --checkpoint FILE")
-    own = predict_model.from_experiment(args.target, args.checkpoint, args.set, world)
-    return own if args.model is None else predict_model.from_onnx(args.model, world, like=own)
+    own = predictor.from_experiment(args.target, args.checkpoint, args.set, world)
+    return own if args.model is None else predictor.from_onnx(args.model, world, like=own)
 
 
 def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[Found]:
     """Score the sources as an evaluation does, those of each reader together; in the order of `sources`."""
-    from anal_tools.predict_sources import records_of
     from datasets.eval_loader import EvalLoader
-    from utils import metrics
     from utils.engine.evaluate import evaluate
 
     found = [Found(source, failure=source.reason) for source in sources]
@@ -143,7 +149,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
         reading = dataclasses.replace(base, reader=_reader(base.reader, reader), workers=max(1, base.workers))
         reading = dataclasses.replace(reading, workers=min(reading.workers, len(mine)), on_bad="skip")
 
-        def keep(item: Any, logits: Any, mine: list[Found] = mine) -> None:
+        def keep(item: VideoItem, logits: Tensor | None, mine: list[Found] = mine) -> None:
             one = mine[item.sample]
             if logits is None:
                 one.failure = str(item.failure).removeprefix(f"{one.source}: ")
@@ -170,15 +176,11 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
 
 def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """The facts of a video, what is seen over time, and the files that were asked for; a failure is noted."""
-    from anal_tools.predict_sources import records_of
-    from datasets.readers import open_reader
-    from datasets.readers.ending import on_what_decodes
-
     spec = _reader(predictor.reading.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
 
-            def work(reader: Any) -> None:
+            def work(reader: Reader) -> None:
                 over_time(one, reader, args, predictor, world)
                 write_files(one, reader, name, args)
 
@@ -187,71 +189,62 @@ def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor
             one.failure = error.reason
 
 
-def over_time(one: Found, reader: Any, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
+def over_time(one: Found, reader: Reader, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """Facts and cues of a video.
 
     Raises:
         MediaError: a frame does not decode.
     """
-    from anal_tools import predict_files, predict_windows
-    from utils import metrics
-
     assert one.score is not None
     facts = reader.probe(0)
     one.frames, one.fps = facts.frames, facts.fps
-    whole = predict_files.top_classes(one.score, predictor.classes, TOP)
-    one.cues = [predict_files.Cue(0.0, facts.frames / facts.fps, whole)]
+    whole = top_classes(one.score, predictor.classes, TOP)
+    one.cues = [Cue(0.0, facts.frames / facts.fps, whole)]
     if args.window is None:
         return
-    parts = predict_windows.windows(facts, args.window, args.stride or max(args.window / 2, 1e-3))
-    scored = predict_windows.window_logits(
+    parts = sliding.windows(facts, args.window, args.stride or max(args.window / 2, 1e-3))
+    scored = sliding.window_logits(
         reader, 0, parts, spec=predictor.spec, score=lambda views: predictor.logits(views, world.device)
     )
     cues = []
     for part, logits in zip(parts, scored, strict=True):
         if not np.isfinite(logits).all():
             raise MediaError(one.source.path, NOT_FINITE)
-        top = predict_files.top_classes(metrics.merge_views(logits[None])[0], predictor.classes, TOP)
-        cues.append(predict_files.Cue(part.start, part.end, top))
+        top = top_classes(metrics.merge_views(logits[None])[0], predictor.classes, TOP)
+        cues.append(Cue(part.start, part.end, top))
     one.cues = cues
 
 
-def write_files(one: Found, reader: Any, name: str, args: argparse.Namespace) -> None:
+def write_files(one: Found, reader: Reader, name: str, args: argparse.Namespace) -> None:
     """Subtitles and video, where they are asked for; what cannot be written is noted, the scores stay.
 
     Raises:
         MediaError: a frame does not decode.
     """
-    from anal_tools import predict_files, predict_targets
 
     def kept(file: str, write: Callable[[Path], None]) -> None:
         target = args.out / file
         replaces = os.path.lexists(target)  # then it is noted already
         write(target)
         if not replaces:
-            predict_targets.note(args.out, file)
+            out_folder.note(args.out, file)
 
     try:
         if args.srt:
-            kept(f"{name}.srt", lambda file: predict_files.write_srt(file, one.cues))
+            kept(f"{name}.srt", lambda file: outputs.write_srt(file, one.cues))
         if args.video:
-            kept(f"{name}.mp4", lambda file: predict_files.write_video(file, reader, 0, one.cues))
+            kept(f"{name}.mp4", lambda file: outputs.write_video(file, reader, 0, one.cues))
     except (UserError, OSError) as error:
         one.unwritten = str(error)
 
 
-def _reader(spec: Any, kind: str) -> Any:
+def _reader(spec: ReaderSpec, kind: str) -> ReaderSpec:
     """The reader of a source: names of frame files as configured, if the config is about frames."""
-    from datasets.readers import ReaderSpec
-
     return spec if spec.kind == kind else ReaderSpec(kind, fps=spec.fps, missing_share=spec.missing_share)
 
 
 def as_text(one: Found, classes: list[str]) -> str:
     """One block of the table: the video, then rank, score and name of its best classes."""
-    from anal_tools.get_reference_results import one_line
-    from anal_tools.predict_files import top_classes
-
     name = one_line(str(one.source))
     if one.failure or one.score is None:
         return f"{name}\n   not readable: {one_line(one.failure)}"
@@ -265,17 +258,19 @@ def as_text(one: Found, classes: list[str]) -> str:
     return "\n".join([f"{name}  ({one.frames} frames, {one.frames / max(one.fps, 1e-9):.2f} s{less})", *rows])
 
 
-def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> dict[str, Any]:
+def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> dict[str, object]:
     """The content of infer.json; docs/predict.md describes it."""
-    from anal_tools.predict_files import top_classes
-    from anal_tools.protocols import Protocol
-
     videos = []
     for one in found:
         if one.failure or one.score is None:
             continue
         top = top_classes(one.score, predictor.classes, TOP)
-        entry = {"source": one.source.path, "frames": one.frames, "fps": round(one.fps, 4), "top": top}
+        entry: dict[str, object] = {
+            "source": one.source.path,
+            "frames": one.frames,
+            "fps": round(one.fps, 4),
+            "top": top,
+        }
         if len(one.cues) > 1:
             entry["windows"] = [cue.to_dict() for cue in one.cues]
         if logits and one.logits is not None:

@@ -22,20 +22,77 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypedDict, TypeVar, cast
 
 import numpy as np
 
-from anal_tools import protocols
+from anal_tools.evaluate import protocols
 from utils import metrics
 from utils.faults import UserError, refuse_odd_file
 
-_Content = TypeVar("_Content")
-_TRIES = 3  # times that a result is read anew because it was replaced meanwhile
+_T = TypeVar("_T")
+_TRIES = 3  # times that a result is read again because it was replaced while it was read
+
+
+class Cost(TypedDict, total=False):
+    """What scoring a video takes, in 10^9 multiply-accumulates, and the size of the network."""
+
+    gmacs_per_view: float
+    gmacs_per_video: float
+    parameters: int
+
+
+class _AlwaysThere(TypedDict):
+    protocol: dict[str, object]
+    class_names: list[str]
+    metrics: dict[str, float]
+
+
+class Summary(_AlwaysThere, total=False):
+    """The content of `results/<name>.json`; results of earlier versions lack some of it."""
+
+    list: str
+    list_hash: str
+    root: str
+    weights: str
+    weights_are: str
+    weights_hash: str
+    step: int | None
+    config: dict[str, object]
+    cost: Cost
+    ranks: int
+    seconds: float
+    counts: dict[str, int]
+    failures: dict[str, str]
+    files: dict[str, str]
+    checksum: str
+
+
+class View(TypedDict):
+    """One view of the protocol; the box is that on the first video that could be read."""
+
+    clip: int
+    crop: int
+    place: str
+    box: tuple[int, int, int, int] | None
+    flip: bool
+
+
+class LedgerRow(TypedDict):
+    """A video that failed or was repaired."""
+
+    sample: int
+    path: str
+    status: str
+    reason: str
+
+
+class Damaged(ValueError):  # noqa: N818 (the state of a file)
+    """A file of a result that is not as it was written."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +107,7 @@ class Results:
     labels: np.ndarray
     logits: np.ndarray
     scores: np.ndarray
-    summary: dict[str, Any]
+    summary: Summary
     exp: Path = Path()
     targets: np.ndarray | None = None
     stamp: tuple[int, ...] | None = None  # of the summary file as it was read
@@ -68,52 +125,54 @@ class Results:
         Raises:
             UserError: there is none, or its files are not complete.
         """
-        folder = Path(exp) / "results"
+        exp = Path(exp)
         if name is None:
-            found = cls.names(exp)
-            if not found:
+            names = cls.names(exp)
+            if not names:
                 raise UserError(f"{exp}: no results yet; run `python main.py eval {exp}` first")
-            name = found[-1]
-        summary_file = folder / f"{name}.json"
+            name = names[-1]
+        summary_file = exp / "results" / f"{name}.json"
         if not summary_file.is_file():
             known = ", ".join(sorted(cls.names(exp))) or "none"
             raise UserError(f"{summary_file}: no finished evaluation of that name (there are: {known})")
-        parts = folder / name
+
+        folder = exp / "results" / name
         for _ in range(_TRIES):
             stamp = _stamp(summary_file)
             try:
-                content = cls._read(parts, summary_file)
+                found = cls._read(exp, name, stamp)
             except (OSError, Damaged) as error:
                 if _stamp(summary_file) == stamp:
-                    raise UserError(f"{parts}: cannot be read ({error}); run the evaluation again") from error
+                    raise UserError(f"{folder}: cannot be read ({error}); run the evaluation again") from error
                 continue
             if stamp is not None and _stamp(summary_file) == stamp:
-                return cls(name=name, exp=Path(exp), stamp=stamp, **content)
-        raise _replaced(parts)
+                return found
+        raise _replaced(folder)
 
-    @staticmethod
-    def _read(parts: Path, summary_file: Path) -> dict[str, Any]:
+    @classmethod
+    def _read(cls, exp: Path, name: str, stamp: tuple[int, ...] | None) -> Results:
         """Read and check everything but frames, views and ledger, which not every reader needs."""
+        folder = exp / "results" / name
         for file in ("labels.npy", "scores.npy", "logits.npy", "targets.npy", "ids.txt"):
-            refuse_odd_file(parts / file)
-        summary = read_summary(summary_file)
+            refuse_odd_file(folder / file)
+        summary = read_summary(exp / "results" / f"{name}.json")
         hashes = summary.get("files")
-        content: dict[str, Any] = {"summary": summary}
-        for key in ("labels", "scores"):
-            content[key] = _array(parts / f"{key}.npy", hashes)
-        content["logits"] = _array(parts / "logits.npy", hashes, mapped=True)
-        content["ids"] = _lines(parts / "ids.txt", hashes, str)
-        several = parts / "targets.npy"
-        has_targets = several.exists() if hashes is None else several.name in hashes
-        content["targets"] = _array(several, hashes) if has_targets else None
-        check_shapes(**content)
-        return content
 
-    def _of_this_evaluation(self, content: _Content) -> _Content:
-        """What was just read from the folder, if no other evaluation has taken it over since `load`."""
-        if self.stamp is not None and _stamp(self.exp / "results" / f"{self.name}.json") != self.stamp:
-            raise _replaced(self.folder)
-        return content
+        files = _Files(folder, hashes)
+        has_targets = (folder / "targets.npy").exists() if hashes is None else "targets.npy" in hashes
+        found = cls(
+            name=name,
+            labels=files.array("labels.npy"),
+            scores=files.array("scores.npy"),
+            logits=files.array("logits.npy", mapped=True),
+            ids=files.lines("ids.txt", str),
+            targets=files.array("targets.npy") if has_targets else None,
+            summary=summary,
+            exp=exp,
+            stamp=stamp,
+        )
+        check_shapes(found)
+        return found
 
     @property
     def folder(self) -> Path:
@@ -136,14 +195,24 @@ class Results:
         return self.targets is not None
 
     @property
-    def protocol(self) -> dict[str, Any]:
-        """How the videos were shown, as plain values (`anal_tools.protocols.Protocol.from_dict` reads it)."""
+    def protocol(self) -> dict[str, object]:
+        """How the videos were shown, as plain values (`Protocol.from_dict` reads it)."""
         return self.summary["protocol"]
+
+    @cached_property
+    def videos(self) -> metrics.Videos:
+        """The scores as metrics take them."""
+        return metrics.Videos(self.scores, self.labels, self.targets)
+
+    @cached_property
+    def numbers(self) -> dict[str, float]:
+        """Every metric, computed from the scores: also those that are younger than this evaluation."""
+        return metrics.evaluate(self.videos)
 
     @property
     def failed(self) -> np.ndarray:
         """(N,) bool: the video could not be read; it counts as wrong."""
-        return np.asarray(np.isnan(self.scores).any(axis=1))
+        return self.videos.failed
 
     @property
     def verified(self) -> bool:
@@ -153,49 +222,111 @@ class Results:
     @cached_property
     def frames(self) -> np.ndarray:
         """(N, V, T) int32, memory-mapped."""
-        found = self._checked("frames.npy", lambda path, hashes: _array(path, hashes, mapped=True))
+        found = self._opened(lambda files: files.array("frames.npy", mapped=True))
         if found.ndim != 3 or found.shape[:2] != self.logits.shape[:2] or found.dtype.kind != "i":
             raise self._unfit(f"frames.npy has shape {found.shape}, logits.npy {self.logits.shape}")
         return found
 
     @cached_property
-    def views(self) -> list[dict[str, Any]]:
-        """Of each view: clip, crop, place, box (x1, y1, x2, y2), flip."""
-        found = self._checked("views.json", _json)
+    def views(self) -> list[View]:
+        """The V views, in the order of `logits`."""
+        found = self._opened(lambda files: files.json("views.json"))
         if not isinstance(found, list) or not all(isinstance(view, dict) and view.keys() >= _VIEW for view in found):
             raise self._unfit("views.json does not describe views")
         return found
 
     @cached_property
-    def ledger(self) -> list[dict[str, Any]]:
-        """Videos that failed or were repaired: sample, path, status, reason."""
+    def ledger(self) -> list[LedgerRow]:
+        """Videos that failed or were repaired."""
         if not self.verified and not (self.folder / "ledger.jsonl").is_file():  # of an earlier version: failures only
             reasons = self.summary.get("failures", {})
-            rows = [(i, self.ids[i]) for i in np.flatnonzero(self.failed)]
-            return [{"sample": int(i), "path": p, "status": "failed", "reason": reasons.get(p, "")} for i, p in rows]
-        found = self._checked("ledger.jsonl", lambda path, hashes: _lines(path, hashes, dict))
+            rows = [(int(i), self.ids[i]) for i in np.flatnonzero(self.failed)]
+            return [{"sample": i, "path": p, "status": "failed", "reason": reasons.get(p, "")} for i, p in rows]
+        found = self._opened(lambda files: files.lines("ledger.jsonl", dict))
         if not all(row.keys() >= _LEDGER and row["sample"] in range(len(self.ids)) for row in found):
             raise self._unfit("ledger.jsonl names no video of this list")
-        return found
+        return cast("list[LedgerRow]", found)
 
-    def _checked(self, name: str, read: Callable[[Path, Any], Any]) -> Any:
+    def _opened(self, read: Callable[[_Files], _T]) -> _T:
+        """Read a file of the folder, unless another evaluation has taken the folder over since `load`."""
+        failure, found = None, None
         try:
-            found = read(self.folder / name, self.summary.get("files"))
+            found = read(_Files(self.folder, self.summary.get("files")))
         except (OSError, Damaged) as error:
-            self._of_this_evaluation(None)
-            raise self._unfit(str(error)) from error
-        return self._of_this_evaluation(found)
+            failure = error
+        if self.stamp is not None and _stamp(self.exp / "results" / f"{self.name}.json") != self.stamp:
+            raise _replaced(self.folder) from failure
+        if failure is not None:
+            raise self._unfit(str(failure)) from failure
+        return cast("_T", found)
 
     def _unfit(self, reason: str) -> UserError:
         return UserError(f"{self.folder}: cannot be read ({reason}); run the evaluation again")
 
 
-class Damaged(ValueError):  # noqa: N818 (the state of a file)
-    """A file of a result that is not as it was written."""
-
-
 _VIEW = {"clip", "crop", "flip"}
 _LEDGER = {"sample", "path", "status", "reason"}
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The one opener of a result's files: each is a regular file, and has the checksum that the summary says.
+
+    Attributes:
+        folder: where they are.
+        hashes: name -> sha256; None for results of an earlier version, whose bytes are taken as they are.
+    """
+
+    folder: Path
+    hashes: Mapping[str, str] | None
+
+    def content(self, name: str) -> bytes:
+        """Return the content of a file."""
+        data = self._path(name).read_bytes()
+        self._compare(name, hashlib.sha256(data).hexdigest())
+        return data
+
+    def array(self, name: str, *, mapped: bool = False) -> np.ndarray:
+        """Return an array; a mapped one stays on the disk."""
+        if mapped and self.hashes is not None:
+            self._compare(name, file_hash(self._path(name)))
+        try:
+            if mapped:
+                return np.load(self._path(name), mmap_mode="r", allow_pickle=False)
+            return np.load(io.BytesIO(self.content(name)), allow_pickle=False)
+        except (OSError, Damaged):
+            raise
+        except Exception as error:  # damaged bytes make numpy raise almost anything
+            raise Damaged(f"{name}: {error or type(error).__name__}") from error
+
+    def json(self, name: str) -> object:
+        """Return the value in a JSON file."""
+        return _parsed(self.content(name), name)
+
+    def lines(self, name: str, kind: type[_T]) -> list[_T]:
+        """Return the JSON values of a file with one a line, all of one kind."""
+        rows = [_parsed(line, name) for line in self.content(name).splitlines()]
+        if not all(isinstance(row, kind) for row in rows):
+            raise Damaged(f"{name} has a line that is no {kind.__name__}")
+        return cast("list[_T]", rows)
+
+    def _path(self, name: str) -> Path:
+        """Refuse a pipe, device or folder in the place of a file: opening a pipe may never return."""
+        path = self.folder / name
+        if path.exists() and not path.is_file():
+            raise Damaged(f"{name} is not a regular file")
+        return path
+
+    def _compare(self, name: str, digest: str) -> None:
+        if self.hashes is not None and self.hashes.get(name) != digest:
+            raise Damaged(f"{name} has another checksum than the summary says")
+
+
+def _parsed(data: bytes, name: str) -> object:
+    try:
+        return json.loads(data.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{name}: {error}") from error
 
 
 def file_hash(path: Path) -> str:
@@ -207,31 +338,32 @@ def file_hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def summary_checksum(summary: dict[str, Any]) -> str:
+def summary_checksum(summary: Mapping[str, object]) -> str:
     """Return the sha256 of all that a summary says, whatever the order of its keys and its spaces."""
     content = {key: value for key, value in summary.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _own_checksum(summary: dict[str, Any], name: str) -> str:
+def _own_checksum(summary: Mapping[str, object], name: str) -> str:
     try:
         return summary_checksum(summary)
     except RecursionError as error:
         raise Damaged(f"{name}: {error}") from error
 
 
-def read_summary(path: Path) -> dict[str, Any]:
-    """Return what `results/<name>.json` says, checked.
+def read_summary(path: Path) -> Summary:
+    """Read `results/<name>.json` and check it.
 
     Raises:
         Damaged: no summary, or not as it was written.
         OSError: it cannot be read.
     """
-    summary = _parsed(_bytes(path), path.name)
+    summary = _Files(path.parent, None).json(path.name)
     if not isinstance(summary, dict):
         raise Damaged(f"{path.name} holds no summary")
     if ("files" in summary or "checksum" in summary) and summary.get("checksum") != _own_checksum(summary, path.name):
         raise Damaged(f"{path.name} has another checksum than it says")
+
     wanted = {"class_names": list, "metrics": dict, "protocol": dict}
     optional = {"counts": dict, "failures": dict, "cost": dict, "config": dict, "files": dict}
     for key, kind in (wanted | optional).items():
@@ -247,33 +379,31 @@ def read_summary(path: Path) -> dict[str, Any]:
         protocols.Protocol.from_dict(summary["protocol"])
     except Exception as error:  # of values that are not those of a protocol almost anything can be raised
         raise Damaged(f"{path.name}: 'protocol' is not one ({type(error).__name__}: {error})") from error
-    return summary
+    return cast("Summary", summary)
 
 
-def check_shapes(
-    ids: list[str],
-    labels: np.ndarray,
-    scores: np.ndarray,
-    logits: np.ndarray,
-    targets: np.ndarray | None,
-    summary: dict[str, Any],
-) -> None:
+def check_shapes(found: Results) -> None:
     """Raise Damaged if the files are not of one evaluation: N videos, K classes, kinds of numbers, range of labels."""
+    labels, logits, scores, targets = found.labels, found.logits, found.scores, found.targets
     shapes = {"labels": (labels, 1, "iu"), "scores": (scores, 2, "f"), "logits": (logits, 3, "f")}
     shapes |= {} if targets is None else {"targets": (targets, 2, "b")}
     for name, (array, dimensions, kinds) in shapes.items():
         if array.ndim != dimensions or array.dtype.kind not in kinds:
             raise Damaged(f"{name}.npy has shape {array.shape} and type {array.dtype}, which {name} never have")
-    counts = {"ids.txt": len(ids)} | {f"{name}.npy": len(array) for name, (array, _, _) in shapes.items()}
-    counts |= {"counts.videos": summary["counts"]["videos"]} if "videos" in summary.get("counts", {}) else {}
+
+    counts = {"ids.txt": len(found.ids)} | {f"{name}.npy": len(array) for name, (array, _, _) in shapes.items()}
+    counted = found.summary.get("counts", {})
+    counts |= {"counts.videos": counted["videos"]} if "videos" in counted else {}
     if len(set(counts.values())) > 1:
         each = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise Damaged(f"different numbers of videos: {each}")
+
     classes = {name: array.shape[-1] for name, (array, _, _) in shapes.items() if name != "labels"}
-    classes["class_names"] = len(summary["class_names"])
+    classes["class_names"] = len(found.class_names)
     if len(set(classes.values())) > 1:
         each = ", ".join(f"{name} {count}" for name, count in classes.items())
         raise Damaged(f"different numbers of classes: {each}")
+
     if logits.shape[1] < 1:
         raise Damaged("logits.npy has no views")
     lowest = -1 if targets is not None else 0
@@ -281,64 +411,8 @@ def check_shapes(
         raise Damaged(f"labels.npy has a label outside 0..{scores.shape[1] - 1}")
 
 
-def _regular(path: Path) -> Path:
-    """Raise Damaged if a pipe, device or folder is in the place of a file: opening a pipe may never return."""
-    if path.exists() and not path.is_file():
-        raise Damaged(f"{path.name} is not a regular file")
-    return path
-
-
-def _bytes(path: Path) -> bytes:
-    return _regular(path).read_bytes()
-
-
-def _compare(data: bytes | Path, name: str, hashes: dict[str, Any] | None) -> None:
-    """Raise Damaged if bytes, or a file, are not those whose hash the summary has."""
-    if hashes is None:  # of an earlier version
-        return
-    found = file_hash(data) if isinstance(data, Path) else hashlib.sha256(data).hexdigest()
-    if hashes.get(name) != found:
-        raise Damaged(f"{name} has another checksum than the summary says")
-
-
-def _array(path: Path, hashes: dict[str, Any] | None, *, mapped: bool = False) -> np.ndarray:
-    data = _regular(path) if mapped else _bytes(path)
-    _compare(data, path.name, hashes)
-    try:
-        if isinstance(data, Path):
-            return np.load(data, mmap_mode="r", allow_pickle=False)
-        return np.load(io.BytesIO(data), allow_pickle=False)
-    except OSError:
-        raise
-    except Exception as error:  # damaged bytes make numpy raise almost anything
-        raise Damaged(f"{path.name}: {error or type(error).__name__}") from error
-
-
-def _parsed(data: bytes, name: str) -> Any:
-    try:
-        return json.loads(data.decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{name}: {error}") from error
-
-
-def _json(path: Path, hashes: dict[str, Any] | None) -> Any:
-    data = _bytes(path)
-    _compare(data, path.name, hashes)
-    return _parsed(data, path.name)
-
-
-def _lines(path: Path, hashes: dict[str, Any] | None, kind: type) -> list[Any]:
-    """Return the JSON values of a file with one a line, all of one kind."""
-    data = _bytes(path)
-    _compare(data, path.name, hashes)
-    rows = [_parsed(line, path.name) for line in data.splitlines()]
-    if not all(isinstance(row, kind) for row in rows):
-        raise Damaged(f"{path.name} has a line that is no {kind.__name__}")
-    return rows
-
-
 def _stamp(summary_file: Path) -> tuple[int, ...] | None:
-    """What tells one summary file from another of the same name; None if there is none."""
+    """Return what tells one summary file from another of the same name; None if there is none."""
     try:
         status = summary_file.stat()
     except OSError:
@@ -347,9 +421,4 @@ def _stamp(summary_file: Path) -> tuple[int, ...] | None:
 
 
 def _replaced(folder: Path) -> UserError:
-    return UserError(f"{folder}: was evaluated anew while it was read; run this command again")
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Softmax over the last axis, float64 inside, float32 out."""
-    return metrics.probabilities(logits).astype(np.float32)
+    return UserError(f"{folder}: was evaluated again while it was read; run this command again")

@@ -15,17 +15,25 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from anal_tools import identity, part_file, results
-from anal_tools.protocols import Protocol
+from anal_tools.evaluate import identity, part_file, results
+from anal_tools.evaluate.protocols import Protocol
 from datasets.views import view_table
 from utils import metrics
 from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from anal_tools.evaluate.results import LedgerRow, Summary
+    from datasets.eval_loader import VideoItem
+    from datasets.views import VideoPlan
 
 PART_SECONDS = 10.0  # a killed evaluation has lost at most this much work
 _NOTE = "parts.json"  # which evaluation the parts beside it are of, and how often it was started
@@ -62,6 +70,24 @@ def writing(folder: Path) -> Iterator[None]:
         raise UserError(text) from error
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """Scores (V, K) of a video that could be read, and which frames and boxes were scored."""
+
+    logits: Tensor
+    plan: VideoPlan
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One video of a part; `failed` and `repaired` are reasons, "" for none."""
+
+    sample: int
+    failed: str
+    repaired: str
+    seen: _Seen | None
+
+
 class PartWriter:
     """One rank's share of the results, appended to part files while the evaluation runs."""
 
@@ -79,18 +105,17 @@ class PartWriter:
         identity (`owner_of`).
         """
         self.folder, self.rank, self.size, self.dtype = folder, rank, videos_per_part, dtype
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[_Row] = []
         self.start, self.number, self.flushed = start, 0, time.monotonic()
         self.owner = owner or owner_of({})
 
-    def keep(self, item: Any, logits: Any | None) -> None:
-        """Remember one video; `item` is a VideoItem, `logits` (V, K) on any device or None for one that failed."""
-        row = {"sample": item.sample, "failed": item.failure or "", "repaired": getattr(item, "repaired", "")}
-        if logits is not None:
-            row["logits"] = logits.float().cpu().numpy().astype(self.dtype)
-            row["frames"] = item.plan.frames[item.plan.clip_rows].astype(np.int32)  # (V, T)
-            row["boxes"] = item.plan.boxes  # (V, 4)
-        self.rows.append(row)
+    def keep(self, item: VideoItem, logits: Tensor | None) -> None:
+        """Remember one video: its item, and (V, K) on any device or None for one that failed.
+
+        The logits stay where they are until a part is written: a GPU is not waited for once a video.
+        """
+        seen = None if logits is None or item.plan is None else _Seen(logits, item.plan)
+        self.rows.append(_Row(item.sample, item.failure or "", item.repaired, seen))
         if len(self.rows) >= self.size or time.monotonic() - self.flushed > PART_SECONDS:
             self.flush()
 
@@ -103,33 +128,40 @@ class PartWriter:
         self.flushed = time.monotonic()
         if not self.rows:
             return
-        good = [row for row in self.rows if "logits" in row]
         arrays = {
-            "samples": np.array([row["sample"] for row in self.rows], dtype=np.int64),
-            "failed": np.array([row["failed"] for row in self.rows], dtype=str),
-            "repaired": np.array([row["repaired"] for row in self.rows], dtype=str),
-            "logits": np.stack([row["logits"] for row in good]) if good else np.zeros((0, 0, 0), self.dtype),
-            "frames": np.stack([row["frames"] for row in good]) if good else np.zeros((0, 0, 0), np.int32),
-            "boxes": good[0]["boxes"] if good else np.zeros((0, 4), np.int64),  # of one video, for views.json
+            "samples": np.array([row.sample for row in self.rows], dtype=np.int64),
+            "failed": np.array([row.failed for row in self.rows], dtype=str),
+            "repaired": np.array([row.repaired for row in self.rows], dtype=str),
+            "logits": np.zeros((0, 0, 0), self.dtype),
+            "frames": np.zeros((0, 0, 0), np.int32),
+            "boxes": np.zeros((0, 4), np.int64),  # of one video, for views.json
         }
+        seen = [row.seen for row in self.rows if row.seen is not None]
+        if seen:
+            import torch
+
+            logits = torch.stack([one.logits for one in seen]).float().cpu().numpy()  # (n, V, K)
+            arrays["logits"] = logits.astype(self.dtype, copy=False)
+            arrays["frames"] = np.stack([one.plan.frames[one.plan.clip_rows] for one in seen]).astype(np.int32)
+            arrays["boxes"] = seen[0].plan.boxes
+
+        name = f"part-{self.start:04d}-{self.rank:04d}-{self.number:06d}.npz"
         with writing(self.folder):
-            part_file.write(
-                self.folder / f"part-{self.start:04d}-{self.rank:04d}-{self.number:06d}.npz", arrays, self.owner
-            )
+            part_file.write(self.folder / name, arrays, self.owner)
         self.rows, self.number = [], self.number + 1
 
 
-def owner_of(key: dict[str, Any]) -> bytes:
+def owner_of(key: Mapping[str, object]) -> bytes:
     """Return the sha256 of an evaluation's identity; every part file carries it."""
     return hashlib.sha256(_text_of(key).encode()).digest()
 
 
-def _text_of(key: dict[str, Any]) -> str:
+def _text_of(key: Mapping[str, object]) -> str:
     return json.dumps(key, sort_keys=True)
 
 
 def earlier_parts(
-    folder: Path, key: dict[str, Any], videos: int, say: Callable[[str], object] = print
+    folder: Path, key: Mapping[str, object], videos: int, say: Callable[[str], object] = print
 ) -> tuple[int, list[dict[str, np.ndarray]]]:
     """Return what an unfinished evaluation of this name left, if it was the same evaluation.
 
@@ -154,7 +186,7 @@ def earlier_parts(
 
 
 def _earlier_parts(
-    folder: Path, key: dict[str, Any], videos: int, say: Callable[[str], object]
+    folder: Path, key: dict[str, object], videos: int, say: Callable[[str], object]
 ) -> tuple[int, list[dict[str, np.ndarray]]]:
     folder.mkdir(parents=True, exist_ok=True)
     before, start = _read_note(folder)
@@ -167,6 +199,7 @@ def _earlier_parts(
         )
         before, start = (aside, aside_start) if aside == key else (None, 0)
     same = before is not None
+
     seen, parts, owner = np.zeros(videos, bool), [], owner_of(key)
     for path in [*folder.glob("*.tmp"), *sorted(folder.glob("part-*.npz"))]:
         part = _usable(path, owner, seen) if same and path.suffix == ".npz" else None
@@ -176,12 +209,13 @@ def _earlier_parts(
         start = max(start, int(path.name.split("-")[1]))
         seen[part["samples"]] = True
         parts.append(part)
+
     start = start + 1 if same else 0
     _write(folder / _NOTE, json.dumps({"key": key, "starts": start}) + "\n")
     return start, parts
 
 
-def _read_note(folder: Path) -> tuple[dict[str, Any] | None, int]:
+def _read_note(folder: Path) -> tuple[dict[str, object] | None, int]:
     """Return identity and number of starts of the unfinished evaluation in a folder; (None, 0) without one."""
     if not (folder / _NOTE).is_file():  # nothing, or a pipe, which must not be opened
         return None, 0
@@ -205,6 +239,7 @@ def _exchange(folder: Path, *, bring_back: bool) -> None:
     aside.mkdir()
     for path in [folder / _NOTE, *folder.glob("part-*.npz")]:
         path.rename(aside / path.name)
+
     if bring_back:
         for path in [*coming.glob("part-*.npz"), coming / _NOTE]:
             path.rename(folder / path.name)
@@ -259,11 +294,11 @@ def merge(
     folder: Path,
     ids: Sequence[str],
     labels: np.ndarray,
-    summary: dict[str, Any],
+    summary: Summary,
     *,
     targets: np.ndarray | None = None,
     owner: bytes | None = None,
-) -> dict[str, Any]:
+) -> Summary:
     """Join all part files into the final arrays and write the summary.
 
     Args:
@@ -296,9 +331,9 @@ def _merge(
     owner: bytes,
     ids: Sequence[str],
     labels: np.ndarray,
-    summary: dict[str, Any],
+    summary: Summary,
     targets: np.ndarray | None,
-) -> dict[str, Any]:
+) -> Summary:
     parts, arrays, boxes = _joined(folder, owner, len(ids), len(summary["class_names"]))
     protocol = Protocol.from_dict(summary["protocol"])
     if boxes is not None:
@@ -321,12 +356,14 @@ def _merge(
     for name, text in texts.items():
         _write_new(folder / name, text)
 
-    if targets is None:
-        calibration = {"calibration_error": 100 * metrics.calibration_error(scores, labels)}
-        summary = summary | {"metrics": summary["metrics"] | calibration}
     names = [*(f"{name}.npy" for name in (*arrays, *small)), *texts]
-    summary = summary | _counts(ledger, ids)
-    summary["files"] = {name: _synced_hash(_new(folder / name)) for name in names}
+    failed = {row["path"]: row["reason"] for row in ledger if row["status"] == "failed"}
+    summary = {
+        **summary,
+        "counts": _counts(ledger, ids),
+        "failures": failed,
+        "files": {name: _synced_hash(_new(folder / name)) for name in names},
+    }
     summary = json.loads(json.dumps(summary))  # as it will be read
     summary["checksum"] = results.summary_checksum(summary)
     _write_new(summary_file(folder), json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
@@ -348,7 +385,7 @@ def _check_views(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) 
 
 def _joined(
     folder: Path, owner: bytes, videos: int, num_class: int
-) -> tuple[list[dict[str, np.ndarray]], dict[str, Any], np.ndarray | None]:
+) -> tuple[list[dict[str, np.ndarray]], dict[str, np.memmap], np.ndarray | None]:
     """Copy the parts of an evaluation into the new files logits.npy and frames.npy, one part in memory at a time.
 
     Returns:
@@ -372,6 +409,7 @@ def _joined(
                 _check_views(path, part[name].shape[1:], arrays[name].shape[1:])
                 arrays[name][rows] = part[name]
         parts.append({name: part[name] for name in ("samples", "failed", "repaired")})
+
     samples = np.concatenate([part["samples"] for part in parts]) if parts else np.zeros(0, np.int64)
     if not np.array_equal(np.sort(samples), np.arange(videos)):
         raise UserError(
@@ -415,22 +453,21 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _counts(ledger: Sequence[dict[str, Any]], ids: Sequence[str]) -> dict[str, Any]:
-    """How many videos were scored, repaired and failed, and why those failed."""
-    failed = [row for row in ledger if row["status"] == "failed"]
-    counts = {
+def _counts(ledger: Sequence[LedgerRow], ids: Sequence[str]) -> dict[str, int]:
+    """Return how many videos were scored, repaired and failed."""
+    failed = sum(row["status"] == "failed" for row in ledger)
+    return {
         "videos": len(ids),
-        "scored": len(ids) - len(failed),
-        "repaired": len(ledger) - len(failed),
-        "failed": len(failed),
+        "scored": len(ids) - failed,
+        "repaired": len(ledger) - failed,
+        "failed": failed,
         "duplicates": len(ids) - len(set(ids)),
     }
-    return {"counts": counts, "failures": {row["path"]: row["reason"] for row in failed}}
 
 
-def _ledger(parts: Sequence[Any], ids: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for each video that failed or was repaired, in list order."""
-    rows = []
+def _ledger(parts: Sequence[dict[str, np.ndarray]], ids: Sequence[str]) -> list[LedgerRow]:
+    """Return a row for each video that failed or was repaired, in list order."""
+    rows: list[LedgerRow] = []
     for part in parts:
         for sample, failed, repaired in zip(*(part[k] for k in ("samples", "failed", "repaired")), strict=True):
             if failed or repaired:
@@ -440,7 +477,7 @@ def _ledger(parts: Sequence[Any], ids: Sequence[str]) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["sample"])
 
 
-def _final_arrays(folder: Path, part: dict[str, np.ndarray], videos: int) -> dict[str, Any]:
+def _final_arrays(folder: Path, part: dict[str, np.ndarray], videos: int) -> dict[str, np.memmap]:
     """Return the new files logits.npy and frames.npy as arrays, of the shapes of a part, filled for failed videos."""
     made = {}
     for name, fill in (("logits", np.nan), ("frames", -1)):

@@ -9,11 +9,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
+from anal_tools.text import write_whole
 from datasets.readers import Reader
+from utils import ranking
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -24,20 +26,28 @@ CHUNK_BYTES = 1 << 28  # frames of the annotated video that are decoded at once
 CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that this PyAV has
 
 
+class TopClass(TypedDict):
+    """One of the best classes of a video."""
+
+    label: int
+    name: str
+    score: float
+
+
 @dataclass(frozen=True)
 class Cue:
     """What is said of a part of a video: seconds and the best classes (label, name, score), best first."""
 
     start: float
     end: float
-    top: list[dict[str, Any]]
+    top: list[TopClass]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """As it stands in infer.json."""
         return {"start": round(self.start, 3), "end": round(self.end, 3), "top": self.top}
 
 
-def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> list[dict[str, Any]]:
+def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> list[TopClass]:
     """The best classes of one video, best first; of equal scores the higher label, as the accuracy ranks them.
 
     Args:
@@ -45,15 +55,13 @@ def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> li
         classes: K names.
         count: how many; all where there are fewer.
     """
-    order = np.lexsort((-np.arange(len(score)), -score))[:count]
-    return [{"label": int(k), "name": classes[k], "score": round(float(score[k]), 6)} for k in order]
+    best: list[int] = ranking.order(score[None])[0, :count].tolist()
+    return [TopClass(label=k, name=classes[k], score=round(float(score[k]), 6)) for k in best]
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, object]) -> None:
     """Write a JSON file whole or not at all; bytes of names that are not UTF-8 stand as escapes."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="ascii")
-    os.replace(temporary, path)
+    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("ascii"))
 
 
 def write_srt(path: Path, cues: Sequence[Cue]) -> None:
@@ -63,9 +71,7 @@ def write_srt(path: Path, cues: Sequence[Cue]) -> None:
         lines = [f"{entry['name']}  {entry['score']:.2f}" for entry in cue.top[:3]]
         text = "\n".join(" ".join(line.split()) for line in lines)  # a blank line would end the block
         blocks.append(f"{number}\n{_stamp(cue.start)} --> {_stamp(cue.end)}\n{text}\n")
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("\n".join(blocks), encoding="utf-8", errors="backslashreplace")
-    os.replace(temporary, path)
+    write_whole(path, "\n".join(blocks).encode("utf-8", "backslashreplace"))
 
 
 def _stamp(seconds: float) -> str:
@@ -111,7 +117,7 @@ def write_video(path: Path, reader: Reader, record: int, cues: Sequence[Cue]) ->
         temporary.unlink(missing_ok=True)
 
 
-def draw(image: np.ndarray, top: Sequence[dict[str, Any]]) -> None:
+def draw(image: np.ndarray, top: Sequence[TopClass]) -> None:
     """Write the three best classes into the upper left corner of (H, W, 3) uint8, in place; ASCII letters only."""
     import cv2
 

@@ -10,8 +10,8 @@ import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,8 +19,10 @@ from datasets.plan import sampling_of
 from datasets.sampling import Sampling, test_frames
 from datasets.views import EVAL_CROPS, EvalSpec, eval_spec
 from utils.faults import UserError, did_you_mean
+from utils.metrics import AVERAGES
 
-AVERAGES = ("prob", "logit", "sum")
+if TYPE_CHECKING:
+    from utils.config import Config
 
 #: Whose crops: number of crops -> key of EVAL_CROPS. "plain" is ours: centre, three and ten nest in each other.
 FAMILIES: dict[str, dict[int, str]] = {
@@ -63,7 +65,7 @@ class Protocol:
             f"({spec.crops}), {joined}" + (f", softmax per {self.window}x{self.window} window" if self.window else "")
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values for the results' JSON file."""
         spec = self.spec
         return {
@@ -77,7 +79,7 @@ class Protocol:
         }
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Protocol:
+    def from_dict(cls, values: Mapping[str, Any]) -> Protocol:
         """The inverse of `to_dict`, also for results of earlier versions.
 
         Raises:
@@ -88,6 +90,7 @@ class Protocol:
         # Until it had a name of its own, `three` meant PySlowFast's.
         if "family" not in values and spec.get("crops") == "three":
             spec["crops"] = "three_psf"
+
         spec["sampling"] = Sampling(**spec["sampling"])
         family = values.get("family") or next(
             (key for key, crops in FAMILIES.items() if spec["crops"] in crops.values()), "plain"
@@ -98,10 +101,8 @@ class Protocol:
 
     def check_numbers(self) -> None:
         """Raise ValueError for values of a file that no evaluation can have."""
-        from utils import metrics
-
-        if self.average not in metrics.AVERAGES:
-            raise ValueError(f"average {self.average!r} is none of {', '.join(metrics.AVERAGES)}")
+        if self.average not in AVERAGES:
+            raise ValueError(f"average {self.average!r} is none of {', '.join(AVERAGES)}")
         sampling = self.spec.sampling
         numbers = [self.spec.num_clips, self.spec.scale, self.spec.crop_size]
         numbers += [sampling.num_segments, sampling.clip_len, sampling.frame_interval]
@@ -126,7 +127,7 @@ def parse_views(text: str) -> tuple[int, int]:
 
 
 def choose(
-    cfg: Any,
+    cfg: Config,
     *,
     protocol: str | None = None,
     views: str | None = None,
@@ -158,17 +159,20 @@ def choose(
             f"--protocol {protocol}: there is none of that name{did_you_mean(protocol, PRESETS)}; "
             f"there are {', '.join(PRESETS)}"
         )
-    changes: dict[str, Any] = {}
+
+    changes: dict[str, int | str] = {}
     if views is not None:
         clips, crops = parse_views(views)
         changes |= {"num_clips": clips, "crops": FAMILIES[found.family][crops]}
     changes |= {key: value for key, value in (("scale", scale), ("crop_size", crop_size)) if value is not None}
     if scale is not None and crop_size is None and found.spec.crop_size == found.spec.scale:
         changes["crop_size"] = scale
+
     if average is not None and average not in AVERAGES:
         raise UserError(f"--average {average}: give one of {', '.join(AVERAGES)}")
     if per_position and (average or found.average) == "logit":
         raise UserError("--per-position gives probabilities, which have no mean of logits; add --average prob")
+
     return dataclasses.replace(
         found,
         spec=dataclasses.replace(found.spec, **changes),
@@ -177,50 +181,50 @@ def choose(
     )
 
 
-def _tsn_25x10(cfg: Any) -> Protocol:
+def _tsn_25x10(cfg: Config) -> Protocol:
     """TSN (Wang et al. 2016, section 3.3): 25 frames, 4 corners and the centre, mirrored; scores before the softmax."""
     sampling = Sampling("tsn", 25, clip_len=cfg.data.clip_len)
     return Protocol(EvalSpec(sampling, 1, "ten", 256, 224, "tsm"), "logit", "tsm")
 
 
-def _tsm_sampling(cfg: Any) -> Sampling:
+def _tsm_sampling(cfg: Config) -> Sampling:
     """The TSM repository's own test clips: dense where the experiment samples densely, else one frame per segment."""
     return Sampling("tsm_dense" if cfg.data.sampling == "tsm_dense" else "tsn", cfg.model.num_segments)
 
 
-def _tsm_efficient(cfg: Any) -> Protocol:
+def _tsm_efficient(cfg: Config) -> Protocol:
     """TSM (Lin et al. 2019, section 5.1): one clip, one centre crop of 224."""
     return Protocol(EvalSpec(_tsm_sampling(cfg), 1, "centre_tsm", 256, 224, "tsm"), "logit", "tsm")
 
 
-def _tsm_accurate(cfg: Any) -> Protocol:
+def _tsm_accurate(cfg: Config) -> Protocol:
     """TSM: full resolution, three crops of 256, of ten dense clips (Kinetics) or two (`twice_sample`)."""
     sampling = _tsm_sampling(cfg)
     clips = 10 if sampling.preset == "tsm_dense" else 2
     return Protocol(EvalSpec(sampling, clips, "three_tsm", 256, 256, "tsm"), "logit", "tsm")
 
 
-def _sth_2x3(cfg: Any) -> Protocol:
+def _sth_2x3(cfg: Config) -> Protocol:
     """Something-Something in the TSM paper: two clips, three crops of 256."""
     sampling = Sampling("tsn", cfg.model.num_segments)
     return Protocol(EvalSpec(sampling, 2, "three_tsm", 256, 256, "tsm"), "logit", "tsm")
 
 
-def _k400_10x3(cfg: Any) -> Protocol:
+def _k400_10x3(cfg: Config) -> Protocol:
     """SlowFast (Feichtenhofer et al. 2019, section 4.1): ten clips, three crops of 256; crops of the clips' tool."""
     family = {"pysf": "psf", "mm0": "mm", "mm1": "mm", "tsm_dense": "tsm"}.get(cfg.data.sampling, "plain")
     rounding = family if family in ("psf", "tsm") else "mm"
     return Protocol(EvalSpec(sampling_of(cfg), 10, FAMILIES[family][3], 256, 256, rounding), "prob", family)
 
 
-def _pptsn_tencrop(cfg: Any) -> Protocol:
+def _pptsn_tencrop(cfg: Config) -> Protocol:
     """PP-TSN (PaddleVideo, docs/en/model_zoo/recognition/pp-tsn.md): segment centres, ten crops, features averaged."""
     sampling = Sampling("pp_tsm" if cfg.data.sampling == "pp_tsm" else "pp", cfg.model.num_segments)
     return Protocol(EvalSpec(sampling, 1, "ten", 256, 224, "tsm"), "logit", "plain")
 
 
 #: --protocol -> what it means for an experiment. Sources: each tool's published test settings.
-PRESETS: dict[str, Callable[[Any], Protocol]] = {
+PRESETS: dict[str, Callable[[Config], Protocol]] = {
     "tsn-25x10": _tsn_25x10,
     "tsm-efficient": _tsm_efficient,
     "tsm-accurate": _tsm_accurate,

@@ -107,6 +107,7 @@ def _in_list(file: Path, root: Path | None) -> list[Source]:
         paths = [_place(line.strip(), base) for line in lines if line.strip()]
         if paths and all(os.path.lexists(path) for path in paths):
             return [_one(path) for path in paths]
+
     try:
         records = Records.load(file, base, num_class=None)
     except UserError as error:

@@ -22,9 +22,11 @@ from utils.faults import UserError
 if TYPE_CHECKING:
     import torch
 
+    from anal_tools.evaluate.network import State
     from utils.config import Config
     from utils.dist import World
 
+ModelFacts = dict[str, Any]  # the JSON in an exported file; docs/predict.md has its keys
 ONNX_FACTS = "zoetrope"  # the key of an ONNX file's metadata under which anal_tools/export.py puts its facts
 
 
@@ -45,12 +47,12 @@ class Predictor:
 
     net: torch.nn.Module
     spec: EvalSpec
-    normalise: Callable[[torch.Tensor], torch.Tensor]
-    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+    normalise: functools.partial[torch.Tensor]
+    autocast: Callable[[], contextlib.AbstractContextManager[object]]
     classes: list[str]
     reading: Reading
     clips: int
-    about: dict[str, Any]
+    about: dict[str, str]
 
     def logits(self, views: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Scores of uint8 views (V, T, h, w, C): (V, K) float32, `clips` views at a time."""
@@ -81,8 +83,8 @@ def from_experiment(
     Raises:
         UserError: no such file, or weights that do not fit.
     """
-    from anal_tools.eval_model import build_for_evaluation, choose_weights, prepare, read_steady
-    from anal_tools.protocols import Protocol
+    from anal_tools.evaluate.network import build_for_evaluation, choose_weights, prepare, read_steady
+    from anal_tools.evaluate.protocols import Protocol
     from methods import interop
     from utils.engine import evaluate
     from utils.engine.network import autocast, model_arguments
@@ -120,7 +122,7 @@ def from_experiment(
     )
 
 
-def _own_checkpoint(file: Path) -> dict[str, Any]:
+def _own_checkpoint(file: Path) -> State:
     """A checkpoint of a run; one of another project is refused with what there is to say about it."""
     from methods import interop
     from utils import checkpoint, weights_file
@@ -138,7 +140,7 @@ def _own_checkpoint(file: Path) -> dict[str, Any]:
     )
 
 
-def config_of(state: Mapping[str, Any], file: Path, overrides: list[str]) -> Config:
+def config_of(state: Mapping[str, object], file: Path, overrides: list[str]) -> Config:
     """The config that a checkpoint was written with.
 
     Raises:
@@ -253,7 +255,7 @@ def session(file: Path) -> tuple[torch.nn.Module, str]:
     return Session(), runtime.get_modelmeta().custom_metadata_map.get(ONNX_FACTS, "")
 
 
-def read_facts(text: str, file: Path) -> dict[str, Any]:
+def read_facts(text: str, file: Path) -> ModelFacts:
     """The preprocessing facts of an exported file, checked.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -97,7 +97,7 @@ def _plan(facts: Facts, part: Window, spec: EvalSpec, record: int) -> VideoPlan:
 
 def _groups(plans: Sequence[VideoPlan]) -> Iterator[list[VideoPlan]]:
     """Neighbouring windows whose frames are read in one go."""
-    group: list[Any] = []
+    group: list[VideoPlan] = []
     held = 0
     for plan in plans:
         if group and held + len(plan.frames) > FRAMES_HELD:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from anal_tools.protocols import FAMILIES, Protocol, nested_clips, nested_crops, parse_views
-from anal_tools.result_parts import score_in_blocks
-from anal_tools.results import Results
+from anal_tools.evaluate.protocols import FAMILIES, Protocol, nested_clips, nested_crops, parse_views
+from anal_tools.evaluate.result_parts import score_in_blocks
+from anal_tools.evaluate.results import Results
 from datasets.views import EVAL_CROPS
-from utils import config, metrics, ranking
+from utils import config, metrics
 from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from utils.config import Config
 
 
 @dataclass(frozen=True)
@@ -127,43 +132,56 @@ class _Views:
         return self.logits[rows][:, self.views]
 
 
+def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the videos that both lists have, in the order of the first.
+
+    A list may name a video twice: the i-th of equal paths is the i-th in the other list.
+    """
+    places = {key: row for row, key in enumerate(_numbered(b))}
+    found = [(row, places[key]) for row, key in enumerate(_numbered(a)) if key in places]
+    rows = np.array(found, dtype=np.int64).reshape(-1, 2)
+    return rows[:, 0], rows[:, 1]
+
+
+def _numbered(ids: Sequence[str]) -> list[tuple[str, int]]:
+    """Each path with how often it stood before."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for name in ids:
+        keys.append((name, seen[name]))
+        seen[name] += 1
+    return keys
+
+
 def aligned(models: Sequence[Results]) -> list[np.ndarray]:
-    """For each evaluation the row of every video of the first one; the lists may differ in order only.
+    """Return for each evaluation the row of every video of the first one; the lists may differ in order only.
 
     Raises:
         UserError: a video is missing in one of them, has another label, or the classes differ.
     """
     first = models[0]
-    wanted = _keys(first.ids)
     rows = []
     for other in models:
         if other.num_class != first.num_class or other.class_names != first.class_names:
             raise UserError(
                 f"{first.folder} and {other.folder}: different classes; these models cannot be put together"
             )
-        place = {key: row for row, key in enumerate(_keys(other.ids))}
-        missing = [key for key in wanted if key not in place]
-        if missing or len(place) != len(wanted):
-            name = missing[0][0] if missing else next(key[0] for key in place if key not in set(wanted))
+        here, there = common_rows(first.ids, other.ids)
+        if len(here) < max(len(first.ids), len(other.ids)):
+            alone = [model.ids[row] for model, own in ((first, here), (other, there)) for row in _others(model, own)]
             raise UserError(
-                f"{first.folder} and {other.folder} were evaluated on different lists: {name!r} is in one of them only"
+                f"{first.folder} and {other.folder} were evaluated on different lists: {alone[0]!r} is in one of them "
+                "only"
             )
-        order = np.array([place[key] for key in wanted], np.int64)
-        wrong = np.flatnonzero(other.labels[order] != first.labels)
+        wrong = np.flatnonzero(other.labels[there] != first.labels)
         if len(wrong):
             raise UserError(f"{first.folder} and {other.folder}: {first.ids[wrong[0]]!r} has different labels in them")
-        rows.append(order)
+        rows.append(there)
     return rows
 
 
-def _keys(ids: Sequence[str]) -> list[tuple[str, int]]:
-    """Each path with how often it stood before, since a list may name a video twice."""
-    seen: dict[str, int] = {}
-    keys = []
-    for path in ids:
-        seen[path] = seen.get(path, -1) + 1
-        keys.append((path, seen[path]))
-    return keys
+def _others(model: Results, rows: np.ndarray) -> np.ndarray:
+    return np.setdiff1d(np.arange(len(model.ids)), rows)
 
 
 def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = "prob") -> np.ndarray:
@@ -184,24 +202,6 @@ def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = 
         return np.sum([share * np.asarray(own, np.float64) for own, share in zip(scores, shares, strict=True)], axis=0)
     logs = [share * np.log(np.maximum(own, 1e-300)) for own, share in zip(scores, shares, strict=True)]
     return metrics.probabilities(np.sum(logs, axis=0))
-
-
-def numbers(scores: np.ndarray, labels: np.ndarray, targets: np.ndarray | None = None) -> dict[str, float]:
-    """The metrics of an evaluation from its videos' scores, in per cent; `loss` in nats."""
-    failed = np.isnan(scores).any(axis=1)
-    found: dict[str, float] = {"num_videos": len(scores), "failed": int(failed.sum())}
-    if targets is not None:
-        more = ranking.multi_label_metrics(scores, targets)
-        return found | more | {"top1": more["hit1"], "top5": 100 * ranking.hit_at_k(scores, targets, 5)}
-    predicted = metrics.predictions(scores)
-    own = scores[np.flatnonzero(~failed), labels[~failed]]
-    return found | {
-        "top1": 100 * metrics.top_k_accuracy(scores, labels, 1),
-        "top5": 100 * metrics.top_k_accuracy(scores, labels, 5),
-        "mean_class_accuracy": 100 * metrics.mean_class_accuracy(predicted, labels, scores.shape[1]),
-        "calibration_error": 100 * metrics.calibration_error(scores, labels),
-        "loss": float(-np.log(np.maximum(own, 1e-300)).mean()) if len(own) else float("nan"),
-    }
 
 
 def interval(right: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
@@ -227,17 +227,7 @@ def interval(right: np.ndarray, *, level: float = 0.95, resamples: int = 2000, s
     return float(low), float(high)
 
 
-def right_at_k(scores: np.ndarray, labels: np.ndarray, targets: np.ndarray | None, k: int) -> np.ndarray:
-    """(N,) 1.0 where one of a video's labels is among the first k predictions."""
-    if targets is not None:
-        return np.array([ranking.hit_at_k(scores[i : i + 1], targets[i : i + 1], k) for i in range(len(scores))])
-    own = np.take_along_axis(scores, labels[:, None].astype(np.int64), axis=1)
-    tied = (scores == own) & (np.arange(scores.shape[1]) > labels[:, None])
-    rank = ((scores > own) | tied).sum(axis=1)
-    return ((rank < k) & ~np.isnan(scores).any(axis=1)).astype(np.float64)
-
-
-def config_of(results: Results) -> Any:
+def config_of(results: Results) -> Config:
     """The configuration that an evaluation was made with, as nested attributes.
 
     Raises:
@@ -246,10 +236,8 @@ def config_of(results: Results) -> Any:
     if "config" not in results.summary:
         raise UserError(f"{results.folder}: made before configs were kept in results; evaluate again, or use --views")
     # An earlier version did not write the keys that came later: they hold their defaults.
-    return _as_attributes(config.with_defaults(results.summary["config"]))
+    return cast("Config", _as_attributes(config.with_defaults(results.summary["config"])))
 
 
-def _as_attributes(value: Any) -> Any:
-    from types import SimpleNamespace
-
+def _as_attributes(value: object) -> object:
     return SimpleNamespace(**{k: _as_attributes(v) for k, v in value.items()}) if isinstance(value, dict) else value

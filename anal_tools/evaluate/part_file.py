@@ -84,6 +84,7 @@ def read(path: Path, owner: bytes) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # damaged bytes make zipfile and numpy raise almost anything
         raise Damaged(path, str(error) or type(error).__name__) from error
+
     claimed, digest = found.pop("owner").tobytes(), found.pop("sha256").tobytes()
     if _digest(found, claimed) != digest:
         raise Damaged(path, "wrong checksum")
@@ -100,6 +101,7 @@ def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
         raise ValueError(f"{name} is compressed")
     data = archive.read(info)  # to its end, so that its CRC is compared
+
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
     header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -123,6 +125,7 @@ def _fits(part: dict[str, np.ndarray]) -> bool:
     kinds = {"samples": "i1", "failed": "U1", "repaired": "U1", "logits": "f3", "frames": "i3", "boxes": "i2"}
     if any(f"{part[name].dtype.kind}{part[name].ndim}" != kind for name, kind in kinds.items()):
         return False
+
     lengths = {len(part[name]) for name in ("samples", "failed", "repaired")}
     good = int((part["failed"] == "").sum())
     boxes = (part["logits"].shape[1], 4) if good else (0, 4)

@@ -6,13 +6,19 @@ import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.faults import AgreedError, UserError
 
 if TYPE_CHECKING:
-    from anal_tools.protocols import Protocol
+    from torch import nn
+
+    from anal_tools.evaluate.protocols import Protocol
+    from anal_tools.evaluate.results import Cost
+    from utils.config import Config
     from utils.dist import World
+
+State = dict[str, object]  # of a checkpoint
 
 _SAME = 1e-5  # largest difference of a class probability that counts as the same answer
 _TRIES = 3  # times that weights are read anew because their file was replaced meanwhile
@@ -41,7 +47,7 @@ def choose_weights(exp: Path, wanted: str | None) -> Path:
     raise UserError(f"{first}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
 
 
-def read_steady(weights: Path, read: Callable[[Path], dict[str, Any]], world: World) -> tuple[dict[str, Any], str]:
+def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> tuple[State, str]:
     """Weights and the hash of the very file they are from, the same on all ranks.
 
     A training run may replace the file at any moment: then it is read again.
@@ -76,7 +82,7 @@ def read_steady(weights: Path, read: Callable[[Path], dict[str, Any]], world: Wo
     )
 
 
-def _read_once(weights: Path, read: Callable[[Path], dict[str, Any]]) -> tuple[dict[str, Any], str, bool]:
+def _read_once(weights: Path, read: Callable[[Path], State]) -> tuple[State, str, bool]:
     """What is in the file, its hash, and whether it was one and the same file all the time."""
     from utils import checkpoint
 
@@ -101,7 +107,7 @@ def _same_on_all_ranks(digest: str, world: World) -> bool:
     return torch.equal(world.broadcast_(own.clone()), own)
 
 
-def build_for_evaluation(cfg: Any, state: dict[str, Any], weights: Path, world: Any) -> Any:
+def build_for_evaluation(cfg: Config, state: State, weights: Path, world: World) -> nn.Module:
     """The model of the config with a checkpoint's weights, in eval mode on the device."""
     import methods
     from utils import checkpoint
@@ -112,7 +118,7 @@ def build_for_evaluation(cfg: Any, state: dict[str, Any], weights: Path, world: 
     return place(net, world.device, cfg.precision).eval()
 
 
-def prepare(cfg: Any, protocol: Protocol, build: Callable[[], Any], *, plain: bool) -> tuple[Any, dict[str, Any]]:
+def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, plain: bool) -> tuple[nn.Module, Cost]:
     """What scores the views of a protocol, and what a view costs.
 
     Args:
@@ -137,8 +143,11 @@ def prepare(cfg: Any, protocol: Protocol, build: Callable[[], Any], *, plain: bo
         gmacs = macs.count_macs(net, shape) / 1e9
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{cfg.model.type} cannot be shown these views ({protocol.text}): {error}") from error
-    cost = {"gmacs_per_view": round(gmacs, 4), "gmacs_per_video": round(gmacs * spec.views, 4)}
-    cost["parameters"] = macs.count_parameters(net)
+    cost: Cost = {
+        "gmacs_per_view": round(gmacs, 4),
+        "gmacs_per_video": round(gmacs * spec.views, 4),
+        "parameters": macs.count_parameters(net),
+    }
     if not plain and cfg.precision in ("fp32", "fp64"):
         net = quick(net, shape, build)
     if protocol.window:
@@ -148,7 +157,7 @@ def prepare(cfg: Any, protocol: Protocol, build: Callable[[], Any], *, plain: bo
     return net, cost
 
 
-def quick(net: Any, shape: tuple[int, ...], again: Callable[[], Any]) -> Any:
+def quick(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]) -> nn.Module:
     """The network in the form that is fastest in evaluation; as it was (`again`) if that changes its answers.
 
     Batch norm becomes part of the convolutions (methods/folding.py).
@@ -175,7 +184,7 @@ def quick(net: Any, shape: tuple[int, ...], again: Callable[[], Any]) -> Any:
 
 
 def scorer(
-    net: Any, cfg: Any, world: Any, protocol: Protocol, clips_per_forward: int | None
+    net: nn.Module, cfg: Config, world: World, protocol: Protocol, clips_per_forward: int | None
 ) -> Callable[..., dict[str, float] | None]:
     """Return `utils.engine.evaluate.evaluate` with all that follows from network, config and protocol."""
     from utils.engine.evaluate import evaluate, of_config

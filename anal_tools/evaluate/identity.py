@@ -14,15 +14,18 @@ import importlib.metadata
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anal_tools.protocols import Protocol
-    from datasets.records import Records
+    from torch import nn
 
-ROOT = Path(__file__).resolve().parents[1]
+    from anal_tools.evaluate.protocols import Protocol
+    from datasets.records import Records
+    from utils.config import Config
+
+ROOT = Path(__file__).resolve().parents[2]
 _LIBRARIES = ("torch", "torchvision", "numpy", "av", "simplejpeg", "opencv-python-headless", "opencv-python")
 _LIBRARIES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 #: Modules that read, transform and score whatever the method; their imports are followed too.
@@ -34,25 +37,25 @@ _ROOTS = (
     "methods.folding",
     "methods.positions",
     "utils.chunks",
-    "utils.ranking",
+    "utils.metrics",
     "utils.transforms",
 )
 #: Files that call the above and import nearly all else; only their own text counts.
-_CALLERS = ("utils/engine/evaluate.py", "utils/engine/network.py", "anal_tools/eval_model.py")
+_CALLERS = ("utils/engine/evaluate.py", "utils/engine/network.py", "anal_tools/evaluate/network.py")
 _SHOWN = 4  # differences that a message names
 
 
 def identity(
-    cfg: Any,
+    cfg: Config,
     records: Records,
     protocol: Protocol,
-    net: Any,
+    net: nn.Module,
     *,
     weights_hash: str,
     plain: bool,
     number_format: str,
     device: str,
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return what decides the score of a video, as plain values in named parts.
 
     Args:
@@ -90,7 +93,7 @@ def identity(
     }
 
 
-def _reader(cfg: Any) -> dict[str, Any]:
+def _reader(cfg: Config) -> dict[str, object]:
     """Return how files become frames; the servers of memcached only change where the same frames come from."""
     from datasets import loader
 
@@ -197,7 +200,7 @@ def _nodes(node: ast.AST) -> Iterator[ast.AST]:
         yield from _nodes(child)
 
 
-def differences(old: Any, new: dict[str, Any]) -> str:
+def differences(old: object, new: Mapping[str, object]) -> str:
     """Describe how two identities differ, in one line; "" if they are the same.
 
     Args:
@@ -223,6 +226,6 @@ def differences(old: Any, new: dict[str, Any]) -> str:
     return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -9,16 +9,24 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
-from anal_tools import identity
-from anal_tools.eval_model import build_for_evaluation, choose_weights, prepare, read_steady, scorer
-from utils import faults
+from anal_tools.evaluate import identity, protocols, result_parts
+from anal_tools.evaluate.network import build_for_evaluation, choose_weights, prepare, read_steady, scorer
+from utils import faults, log
 from utils.faults import UserError, refuse_odd_file
+from utils.metrics import metrics_of
 from utils.watchdog import Watchdog
 
 if TYPE_CHECKING:
-    from anal_tools import protocols
+    from torch import Tensor
+
+    from anal_tools.evaluate.network import State
+    from anal_tools.evaluate.results import Summary
+    from datasets.eval_loader import EvalLoader
+    from datasets.records import Records
+    from utils.config import Config
+    from utils.dist import World
 
 _ENDINGS = (".pth.tar", ".pth", ".pyth", ".pt", ".pdparams", ".pkl", ".safetensors", ".ckpt", ".tar")  # of weights
 _NAME_BYTES = 200  # of a result: locks and reports put words before and after it
@@ -46,8 +54,6 @@ def main(argv: list[str]) -> int:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which views an evaluation takes and how they are computed."""
-    from anal_tools import protocols
-
     how = parser.add_argument_group("which views of a video (default: those of training's validation)")
     how.add_argument("--protocol", choices=sorted(protocols.PRESETS), help="the published test of a tool")
     how.add_argument("--views", metavar="V", help="centre, 3crop, 10crop, or CLIPSxCROPS such as 10x3")
@@ -78,7 +84,6 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
     Returns:
         0, or 75 when a signal stopped it.
     """
-    from anal_tools import result_parts
     from datasets import eval_loader, loader
     from methods import interop
     from utils import config, dist, run_dir, signals
@@ -130,16 +135,15 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
             raise eval_loader.none_readable(videos)
         world.barrier()
         summary = about(cfg, protocol, records, weights, state)
-        summary |= {"weights_hash": weights_hash, "metrics": metrics, "cost": cost, "ranks": world.size}
+        summary["weights_hash"], summary["metrics"] = weights_hash, metrics
+        summary["cost"], summary["ranks"] = cost, world.size
         summary["seconds"] = round(time.monotonic() - started, 3)
         world.on_main(lambda: report(folder, records, summary, earlier.owner))
     return 0
 
 
-def chosen_protocol(cfg: Any, args: argparse.Namespace) -> protocols.Protocol:
+def chosen_protocol(cfg: Config, args: argparse.Namespace) -> protocols.Protocol:
     """The protocol that the command line asks for."""
-    from anal_tools import protocols
-
     names = ("protocol", "views", "scale", "crop_size", "average", "per_position")
     return protocols.choose(cfg, **{name: getattr(args, name) for name in names})
 
@@ -173,7 +177,7 @@ def checked_name(name: str) -> str:
     raise UserError(f"--name {name!r}: the name of a result {says}; choose another with --name")
 
 
-def watched(exp: Path, cfg: Any, world: Any, name: str, videos: Any) -> Watchdog:
+def watched(exp: Path, cfg: Config, world: World, name: str, videos: EvalLoader) -> Watchdog:
     """The watchdog of an evaluation: every video is progress."""
     limit = 60 * cfg.watchdog_minutes
     watch = Watchdog(exp, seconds=limit, rank=world.rank, ranks=world.size, kind=f"eval-{name}")
@@ -181,19 +185,20 @@ def watched(exp: Path, cfg: Any, world: Any, name: str, videos: Any) -> Watchdog
     return watch
 
 
-def about(cfg: Any, protocol: protocols.Protocol, records: Any, weights: Path, state: dict[str, Any]) -> dict[str, Any]:
+def about(cfg: Config, protocol: protocols.Protocol, records: Records, weights: Path, state: State) -> Summary:
     """What was evaluated, on what and how."""
     from datasets.class_names import read_class_names
     from utils import checkpoint, config
 
     return {
         "protocol": protocol.to_dict(),
+        "metrics": {},
         "list": str(cfg.val_source),
         "list_hash": records.list_hash,
         "root": records.root,
         "weights": str(weights),
         "weights_are": checkpoint.evaluated_weights(state)[1],
-        "step": state.get("step"),
+        "step": cast("int | None", state.get("step")),
         "class_names": read_class_names(config.class_names_file(cfg), cfg.model.num_class),
         "config": config.to_dict(cfg),
     }
@@ -214,10 +219,8 @@ class Earlier:
         owner: sha256 of the identity, the mark of its part files, the same on all ranks.
     """
 
-    def __init__(self, world: Any, folder: Path, videos: int, find_key: Callable[[], dict[str, Any]]) -> None:
+    def __init__(self, world: World, folder: Path, videos: int, find_key: Callable[[], dict[str, object]]) -> None:
         import torch
-
-        from anal_tools import result_parts
 
         self.world, self.parts = world, []
         owner, rows = slice(1, 33), slice(33, None)
@@ -240,7 +243,7 @@ class Earlier:
         if world.is_main and self.done:
             print(f"going on: {len(self.done)} of {videos} videos were scored before", flush=True)
 
-    def logits(self) -> Iterator[tuple[int, Any]]:
+    def logits(self) -> Iterator[tuple[int, Tensor | None]]:
         """(sample, logits (V, K) or None) of each video that is done; on rank 0 only, so that each counts once."""
         import torch
 
@@ -251,33 +254,21 @@ class Earlier:
                 yield int(sample), scores
 
 
-def report(folder: Path, records: Any, summary: dict[str, Any], owner: bytes) -> None:
+def report(folder: Path, records: Records, summary: Summary, owner: bytes) -> None:
     """Merge the parts of the evaluation `owner`, write the summary and print its numbers."""
-    from anal_tools import result_parts
-
     ids = [records.path(i) for i in range(len(records))]
-    targets = getattr(records, "targets", None)
+    targets = records.targets
     summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets, owner=owner)
-    numbers, counts, failed = summary["metrics"], summary["counts"], summary["failures"]
-    print(f"{summary['weights']} on {summary['list']}: {summary['protocol']['text']}")
-    print(f"   {summary['weights_are']}")
-    print(
-        f" * Prec@1 {numbers['top1']:.3f}\tPrec@5 {numbers['top5']:.3f}\tLoss {numbers['loss']:.4f}\t"
-        f"total_num = {numbers['num_videos']:.0f}"
-    )
-    if targets is None:
-        print(
-            f"   mean class accuracy {numbers['mean_class_accuracy']:.3f}, clip-1 accuracy {numbers['clip1']:.3f}, "
-            f"clip accuracy {numbers['clip']:.3f}, calibration error {numbers['calibration_error']:.3f}"
-        )
-    else:
-        print(
-            f"   mAP {numbers['mean_average_precision']:.3f}, GAP {numbers['gap']:.3f}, hit@1 {numbers['hit1']:.3f}, "
-            f"PERR {numbers['perr']:.3f}"
-        )
+    numbers, counts, failed = summary["metrics"], summary.get("counts", {}), summary.get("failures", {})
+    print(f"{summary.get('weights')} on {summary.get('list')}: {summary['protocol']['text']}")
+    print(f"   {summary.get('weights_are')}")
+    print(log.format_validation(numbers))
+    more = [one for one in metrics_of(multi_label=targets is not None) if "line" not in one.places]
+    print("   " + ", ".join(f"{one.title} {numbers[one.name]:.3f}" for one in more))
+    gmacs = summary.get("cost", {}).get("gmacs_per_video", 0)
     print(
         f"   {counts['failed']} videos could not be read (empty), {counts['repaired']} were repaired (corrupt), "
-        f"{counts['duplicates']} stand in the list twice; {summary['cost']['gmacs_per_video']:.1f} GMAC a video"
+        f"{counts['duplicates']} stand in the list twice; {gmacs:.1f} GMAC a video"
     )
     for path, reason in list(failed.items())[:10]:
         print(f"   not readable (counts as wrong): {reason if path in reason else f'{path}: {reason}'}")

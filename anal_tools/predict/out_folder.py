@@ -14,7 +14,7 @@ from datasets.bad_media import printable
 from utils.faults import UserError
 
 if TYPE_CHECKING:
-    from anal_tools.predict_sources import Source
+    from anal_tools.predict.sources import Source
 
 INFER = "infer.json"
 WRITTEN = "written.jsonl"  # in --out: names of the subtitles and videos that are ours to replace, a JSON text each
