@@ -61,7 +61,7 @@ lint: $(VENV)/installed-dev
 	@$(PY) -m pyright
 
 accept: $(VENV)/installed-dev
-	@$(PY) tests/accept/issue$(ISSUE).py $(if $(ROWS),--rows $(ROWS))
+	@$(PY) -m tests.benchmarks.issues $(ISSUE) $(if $(ROWS),--rows $(ROWS))
 
 fuzz: $(VENV)/installed-dev
 	@$(PY) -m tests.fuzz.runner --count $(COUNT) --targets $(TARGETS)

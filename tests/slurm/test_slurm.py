@@ -1,4 +1,4 @@
-"""The launcher on a real SLURM: a short choice; the long runs are the rows of tests/accept/issue02.py."""
+"""The launcher on a real SLURM: a short choice; the long runs are the rows of tests/benchmarks/cluster."""
 
 from __future__ import annotations
 
