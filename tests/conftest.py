@@ -25,7 +25,7 @@ def shared_data() -> Path:
     """Real videos, lists and golden tables beside the checkout; tests that need them skip where they are absent."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("the shared test data (../shared/data) is not on this machine")
+        pytest.skip("real media and lists without a licence (../shared/data) are not on this machine")
     return folder
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from datasets import crops
 from datasets import sampling_rules as rules
 from datasets.views import EVAL_CROPS, ROUNDINGS
-from tests.benchmarks.rows import ROOT, run_rows
+from tests.benchmarks.rows import run_rows
+from tests.golden import TABLES as TABLES_AT
 from utils import metrics, ranking
 from utils.lr_schedule import lr_at
 
-TABLES_AT = ROOT / "tests/data/golden"
 Row = dict[str, Any]
 
 
