@@ -42,6 +42,7 @@ def run(*argv: object) -> int:
     return main.main([str(word) for word in argv])
 
 
+@pytest.mark.system
 def test_converted_and_direct_give_the_same(
     data: Path, foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -26,6 +26,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import git
+
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("main.py", "methods", "networks", "datasets", "utils", "anal_tools", "launch", "docs")
 ROOMS = ("methods", "networks", "datasets", "utils", "utils/engine", "anal_tools", "launch", "main")
@@ -50,9 +52,7 @@ class Tree:
 
     def __init__(self, root: Path = ROOT) -> None:
         self.root = root
-        command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *PRODUCT]
-        listed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
-        self.names = sorted(name for name in set(listed) if name.endswith(".py") and (root / name).is_file())
+        self.names = [name for name in git.files(*PRODUCT, root=root) if name.endswith(".py")]
 
     @functools.cache  # noqa: B019  one tree lives as long as the program
     def text(self, name: str) -> str:
