@@ -111,6 +111,7 @@ def test_predict_says_what_a_foreign_file_lacks(
     assert "holds no config; name its experiment folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_state_dict_of_ours_is_a_checkpoint_too(data: Path, tmp_path: Path) -> None:
     exp = weights.make(tmp_path / "exp", data)
     state = checkpoint.load(exp / checkpoint.BEST)["model"]
