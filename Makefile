@@ -16,12 +16,13 @@ DEMO_RANKS ?= 2
 SYSTEM_PACKAGES := chromium-headless-shell memcached
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test nightly lint accept fuzz soak clean
+.PHONY: help demo check test nightly lint accept fuzz soak clean
 
 help:
 	@echo "make demo              make a small video data set, train TSM on it, evaluate it (minutes, no download of data)"
-	@echo "make test              install what the tests need and run them all, linters first"
-	@echo "make nightly           what is too long for make test: all plans of collectives, the rehearsal for a GPU"
+	@echo "make check             the tests that start no process, and ruff: two minutes, for while you work"
+	@echo "make test              install what the tests need; linters, and all tests but those of the night: what CI runs"
+	@echo "make nightly           all tests, more examples of each property, fuzzing, the rehearsal for a GPU: an hour"
 	@echo "make lint              ruff and pyright only"
 	@echo "make accept ISSUE=01   print each figure of an issue's table as one JSON line (ROWS=a,b for some of them)"
 	@echo "make fuzz COUNT=20000  damaged inputs for every parser (TARGETS=config,weights for some; about 5 ms an input)"
@@ -48,20 +49,29 @@ demo: $(VENV)/installed
 	@$(PY) -m anal_tools.demo_summary $(DEMO) --is-finished || $(DEMO)/eval.sh local $(DEMO_RANKS)
 	@$(PY) -m anal_tools.demo_summary $(DEMO)
 
-test: lint
-	@OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --durations=15
+# Files keep together, for their fixtures, and start in the order of tests/tiers.py: long ones first.
+PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-nightly: $(VENV)/installed-dev
-	@ZOETROPE_NIGHTLY=1 OMP_NUM_THREADS=1 $(PY) -m pytest tests/fake_cuda tests/test_exit.py
+check: $(VENV)/installed-dev
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PYTEST) --tier check
+
+test: lint
+	@$(PYTEST) --tier test --durations=15
+
+nightly: lint
+	@$(PYTEST) --tier nightly --durations=50
+	@$(PY) -m tests.fuzz.runner --count $(COUNT) --targets $(TARGETS)
 	@OMP_NUM_THREADS=1 $(PY) tests/gpu/one_gpu.py --rehearse
 
 lint: $(VENV)/installed-dev
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@$(PY) -m pyright
+	@$(PY) -m pyright --threads 2
 
 accept: $(VENV)/installed-dev
-	@$(PY) tests/accept/issue$(ISSUE).py $(if $(ROWS),--rows $(ROWS))
+	@$(PY) -m tests.benchmarks.issues $(ISSUE) $(if $(ROWS),--rows $(ROWS))
 
 fuzz: $(VENV)/installed-dev
 	@$(PY) -m tests.fuzz.runner --count $(COUNT) --targets $(TARGETS)

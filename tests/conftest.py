@@ -1,17 +1,65 @@
-"""What all tests share: where the real data is."""
+"""What all tests share: the tiers (tests/tiers.py), the real data, a small data set, a browser."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests import chromium
+from tests import chromium, tiers
 
 ROOT = Path(__file__).resolve().parents[1]
+GUARD = pytest.StashKey[tiers.Guard]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--tier`."""
+    parser.addoption("--tier", choices=tiers.TIERS, default="test", help="which tests to run (tests/tiers.py)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Listen for processes; properties get more examples at night."""
+    config.stash[GUARD] = tiers.Guard(config.getoption("--tier"))
+    config.stash[GUARD].install()
+    if config.getoption("--tier") == "nightly":
+        import hypothesis
+
+        hypothesis.settings.register_profile("nightly", max_examples=1000, deadline=None)
+        hypothesis.settings.load_profile("nightly")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the tests of the tier."""
+    tiers.choose(config, items)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Watch each test."""
+    guard = item.config.stash[GUARD]
+    guard.begin(item)
+    try:
+        return (yield)
+    finally:
+        guard.end()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Judge each test when it has ended."""
+    report = yield
+    item.config.stash[GUARD].judge(item, report)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """List what is no quick test any more."""
+    reports = [report for found in terminalreporter.stats.values() for report in found]
+    for seconds, name in tiers.slow_ones(reports):
+        terminalreporter.write_line(f"more than {tiers.CPU_SECONDS:g} s of CPU time: {seconds:.1f} s {name}")
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +73,17 @@ def shared_data() -> Path:
     """Real videos, lists and golden tables beside the checkout; tests that need them skip where they are absent."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("the shared test data (../shared/data) is not on this machine")
+        pytest.skip("real media, weights and lists without a licence (../shared/data) are not on this machine")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest data set that the verb makes, for single steps: 8 training and 8 validation videos, 64x64."""
+    from datasets import demo
+
+    folder = tmp_path_factory.mktemp("tiny")
+    assert demo.main(["--out", str(folder), "--train", "8", "--val", "8", "--workers", "1"]) == 0
     return folder
 
 
@@ -35,7 +93,7 @@ def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from datasets import demo
 
     folder = tmp_path_factory.mktemp("motion")
-    assert demo.main(["--out", str(folder), "--train", "48", "--val", "24", "--workers", "2"]) == 0
+    assert demo.main(["--out", str(folder), "--train", "48", "--val", "24", "--workers", "1"]) == 0
     val = folder / "lists" / "val.txt"
     val.write_text("".join(val.read_text().splitlines(keepends=True)[:23]))
     return folder

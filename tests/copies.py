@@ -8,22 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests import git
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def copy_repository(target: Path) -> Path:
     """Copy all files that git knows or would add; link this environment as `.venv`. Skip outside a git checkout."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip("not a git checkout")
-
-    for name in done.stdout.splitlines():
-        if (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, target / name)
+    for name in git.files():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
     (target / ".venv").symlink_to(sys.prefix)
     return target
 

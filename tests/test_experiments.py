@@ -23,9 +23,10 @@ from utils.faults import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPS = [exp for exp, _ in experiments.find([])]
-RECIPES = [exp for exp in EXPS if config.load(exp).published.source]
+CONFIGS = {exp: config.load(exp) for exp in EXPS}
+RECIPES = [exp for exp in EXPS if CONFIGS[exp].published.source]
 SMALL = {"resnet50": "resnet18", "resnet101": "resnet18", "resnet50_vd": "resnet18_vd", "resnet101_vd": "resnet18_vd"}
-# What the issue asks for: a part of a folder's name, and how many folders have it at least.
+# The published recipes that are shipped: a part of a folder's name, and how many folders have it at least.
 WANTED = {
     "kinetics400_exps/tsn_": 5,
     "kinetics400_exps/tsm_": 8,
@@ -51,6 +52,16 @@ def name_of(exp: Path) -> str:
     return str(exp.relative_to(ROOT / "exps"))
 
 
+def first_of_each_network() -> set[Path]:
+    """One experiment of each method and backbone: the others differ in data, lengths and rates."""
+    found: dict[tuple[str, str], Path] = {}
+    for exp in EXPS:
+        model = CONFIGS[exp].model
+        found.setdefault((model.type, model.backbone), exp)
+    return set(found.values())
+
+
+FIRST = first_of_each_network()
 every_experiment = pytest.mark.parametrize("exp", EXPS, ids=name_of)
 every_recipe = pytest.mark.parametrize("exp", RECIPES, ids=name_of)
 
@@ -75,7 +86,7 @@ def test_numbers_have_a_source_and_accuracy_is_called_others(exp: Path) -> None:
     text = (exp / "config.yaml").read_text(encoding="utf-8")
     assert re.search(r"^# Recipe: .{20,}", text, re.MULTILINE)
     assert re.search(r"^    published: +# by others, not reproduced here$", text, re.MULTILINE)
-    cfg = config.load(exp)
+    cfg = CONFIGS[exp]
     assert cfg.published.top1
     assert cfg.published.protocol
     assert len(text.splitlines()) <= 85, "one page"
@@ -94,7 +105,7 @@ def test_the_evaluation_beside_the_protocol_is_one(exp: Path) -> None:
     option, value = line[1].replace("-", "_"), int(line[2]) if line[2].isdigit() else line[2]
     chosen = {"protocol": None, "views": None, "scale": None, "crop_size": None, "average": None, "per_position": False}
     assert option in chosen
-    spec = protocols.choose(config.load(exp), **(chosen | {option: value})).spec
+    spec = protocols.choose(CONFIGS[exp], **(chosen | {option: value})).spec
     assert resolve_eval(Facts(300, 240, 320, 30.0), spec, 0).clip_rows.shape == (
         spec.views,
         spec.sampling.frames_per_clip,
@@ -103,7 +114,7 @@ def test_the_evaluation_beside_the_protocol_is_one(exp: Path) -> None:
 
 @every_recipe
 def test_learning_rate_starts_peaks_and_ends_as_written(exp: Path) -> None:
-    cfg = config.load(exp)
+    cfg = CONFIGS[exp]
     cfg = config.resolve_lengths(cfg, 2_000, cfg.batch_size * (cfg.shards or 1))
     plain = cfg.lr_scheduler
     names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "max_iter", "lr_steps", "lr_mults")
@@ -119,7 +130,7 @@ def test_learning_rate_starts_peaks_and_ends_as_written(exp: Path) -> None:
 @every_experiment
 def test_clips_have_the_frames_of_the_model(exp: Path) -> None:
     """The sampling preset, the crop and the lengths go together, for a long and for a very short video."""
-    cfg = config.load(exp)
+    cfg = CONFIGS[exp]
     for video in (Facts(300, 240, 320, 30.0), Facts(3, 320, 240, 25.0)):
         spec = train_spec(cfg)
         plan = resolve(draw(0, 0, 7, spec), video, spec, 0)
@@ -134,7 +145,7 @@ def test_clips_have_the_frames_of_the_model(exp: Path) -> None:
 
 def small(exp: Path, data: Path) -> list[str]:
     """Overrides that keep the experiment's method, options, frames, loss and optimiser, and shrink the rest."""
-    cfg = config.load(exp)
+    cfg = CONFIGS[exp]
     sets = {
         "model.backbone": SMALL.get(cfg.model.backbone, cfg.model.backbone),
         "model.pretrained": "false",
@@ -160,11 +171,13 @@ def small(exp: Path, data: Path) -> list[str]:
     return [f"{key}={value}" for key, value in sets.items()]
 
 
-@every_experiment
-def test_one_training_step_at_small_size(exp: Path, tmp_path: Path, motion_videos: Path) -> None:
+@pytest.mark.parametrize(
+    "exp", [pytest.param(exp, marks=() if exp in FIRST else pytest.mark.nightly) for exp in EXPS], ids=name_of
+)
+def test_one_training_step_at_small_size(exp: Path, tmp_path: Path, tiny_videos: Path) -> None:
     """The real start of a run (config, lists, model, optimiser), one batch of real videos, one step."""
     (tmp_path / "config.yaml").write_bytes((exp / "config.yaml").read_bytes())
-    with setup.start(tmp_path, overrides=small(exp, motion_videos), fresh=False) as run:
+    with setup.start(tmp_path, overrides=small(exp, tiny_videos), fresh=False) as run:
         before = run.learner.net.classifier.weight.detach().clone()
         step, batches = next(run.steps())
         numbers = main.train_step(run.learner, step, batches, stop=False, save=False)
@@ -205,6 +218,7 @@ def listed() -> list[dict[str, str]]:
     return rows
 
 
+@pytest.mark.slow
 def test_the_list_has_every_experiment_once(listed: list[dict[str, str]]) -> None:
     assert [row["experiment"] for row in listed] == sorted(map(name_of, EXPS))
     lines = experiments.text(listed).splitlines()
@@ -214,6 +228,7 @@ def test_the_list_has_every_experiment_once(listed: list[dict[str, str]]) -> Non
         assert line[:column].endswith(row["GMACs/view"]), "columns line up"
 
 
+@pytest.mark.slow
 def test_cost_and_accuracy_in_the_list(listed: list[dict[str, str]]) -> None:
     """Against the published figures: TSM repository, MMAction2, PySlowFast and TPN (tests/methods has all of them)."""
     found = {row["experiment"].removeprefix("kinetics400_exps/"): row for row in listed}
@@ -231,6 +246,7 @@ def test_cost_and_accuracy_in_the_list(listed: list[dict[str, str]]) -> None:
         assert row["top-1 / top-5"] == accuracy
 
 
+@pytest.mark.slow
 def test_the_table_of_the_docs_is_the_one_that_is_printed(listed: list[dict[str, str]]) -> None:
     page = (ROOT / experiments.DOCS).read_text(encoding="utf-8")
     assert experiments.with_table(page, experiments.markdown(listed)) == page, "run python main.py list --docs"

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.accept import golden04
+from tests.benchmarks.analysis import golden
 
 
-@pytest.mark.parametrize("table", sorted(golden04.TABLES))
-def test_every_row_is_equal(table: str, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(golden04, "TABLES", {table: golden04.TABLES[table]})
-    ((equal, rows),) = golden04.compare(shared_data / "golden/tables").values()
+@pytest.mark.parametrize("table", sorted(golden.TABLES))
+def test_every_row_is_equal(table: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(golden, "TABLES", {table: golden.TABLES[table]})
+    ((equal, rows),) = golden.compare(golden.TABLES_AT).values()
     assert rows > 0
     assert equal == rows
 
 
-def test_a_changed_row_is_noticed(shared_data: Path, tmp_path: Path) -> None:
-    for source in (shared_data / "golden/tables").glob("*.json"):
+def test_a_changed_row_is_noticed(tmp_path: Path) -> None:
+    for source in (golden.TABLES_AT).glob("*.json"):
         (tmp_path / source.name).write_bytes(source.read_bytes())
     changed = tmp_path / "psf_lr.json"
     text = changed.read_text()
@@ -28,5 +28,5 @@ def test_a_changed_row_is_noticed(shared_data: Path, tmp_path: Path) -> None:
         )
     )
     assert changed.read_text() != text
-    equal, rows = golden04.compare(tmp_path)["psf_lr"]
+    equal, rows = golden.compare(tmp_path)["psf_lr"]
     assert equal == rows - 1

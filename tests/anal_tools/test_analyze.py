@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import os
 import re
 import subprocess
@@ -38,10 +40,18 @@ def analysis(matrix: np.ndarray, allowed: frozenset[tuple[int, int]] = frozenset
     return analyze.Analysis(results, names, predicted, matrix, matrix.sum(axis=1), allowed)
 
 
-def test_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    make(tmp_path, LABELS, GUESSES, NAMES)
-    assert analyze.main([str(tmp_path)]) == 0
-    shown = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def analysed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An experiment that was analysed, and what was printed."""
+    exp = tmp_path_factory.mktemp("analysed")
+    make(exp, LABELS, GUESSES, NAMES)
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        assert analyze.main([str(exp)]) == 0
+    return exp, shown.getvalue()
+
+
+def test_the_summary_says_what_is_wrong_and_where_the_files_are(analysed: tuple[Path, str]) -> None:
+    exp, shown = analysed
     assert "best: 10 videos, 6 classes" in shown
     assert "top-1 60.00" in shown
     assert "1 videos could not be read and count as wrong" in shown
@@ -52,34 +62,49 @@ def test_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "reference_result.txt", "top100_errors.txt", "top100_videos.txt", "label_suspects.txt", "confusion_matrix.csv",
         "per_class.csv", "confusion_matrix.png",
     ):  # fmt: skip
-        assert (tmp_path / "results" / file).is_file()
-        assert str(tmp_path / "results" / file) in shown
-    assert list((tmp_path / "results").glob("*.tmp")) == []
+        assert (exp / "results" / file).is_file()
+        assert str(exp / "results" / file) in shown
+    assert list((exp / "results").glob("*.tmp")) == []
 
-    lines = (tmp_path / "results/reference_result.txt").read_text().splitlines()
+
+def test_the_reference_results_have_a_line_per_video(analysed: tuple[Path, str]) -> None:
+    exp, _ = analysed
+    lines = (exp / "results/reference_result.txt").read_text().splitlines()
     rows = [line.rsplit(" ", 3) for line in lines]
-    logits = Results.load(tmp_path).logits
+    logits = Results.load(exp).logits
     assert rows[1] == ["dir with space/video 1 7 8.mp4", f"{logits[1].mean(axis=0).max():.2f}", "1", "0"]
     assert rows[8] == ["dir with space/video 8 7 8.mp4", "nan", "-1", "3"]
     assert [int(row[3]) for row in rows] == LABELS
 
-    errors = (tmp_path / "results/top100_errors.txt").read_text("utf-8").splitlines()
+
+def test_the_worst_pairs_and_videos(analysed: tuple[Path, str]) -> None:
+    exp, _ = analysed
+    errors = (exp / "results/top100_errors.txt").read_text("utf-8").splitlines()
     assert errors == [
         "gt:0(left $x$)\tpred:1(ri\\tght\\n)\tcount:2\tprec:0.3333\terr0.6667\tgt_samples:3/10",
         "gt:1(ri\\tght\\n)\tpred:0(left $x$)\tcount:1\tprec:0.5000\terr0.5000\tgt_samples:2/10",
     ]
-    videos = [line.split("\t") for line in (tmp_path / "results/top100_videos.txt").read_text("utf-8").splitlines()]
+    videos = [line.split("\t") for line in (exp / "results/top100_videos.txt").read_text("utf-8").splitlines()]
     assert [row[0].split()[3] for row in videos] == ["4", "2", "1"]  # most confident first
     assert all(len(row) == 5 for row in videos)
 
-    with open(tmp_path / "results/confusion_matrix.csv", encoding="utf-8", newline="") as file:
+
+def test_the_confusion_matrix_has_a_row_per_class(analysed: tuple[Path, str]) -> None:
+    exp, _ = analysed
+    with open(exp / "results/confusion_matrix.csv", encoding="utf-8", newline="") as file:
         table = list(csv.reader(file))
     assert len(table) == 7
     assert all(len(row) == 7 for row in table)
     assert table[1] == ["0(left $x$)", "1", "2", "0", "0", "0", "0"]
     assert table[5][1:] == ["0"] * 6  # a class that never occurs keeps its row
+    picture = cv2.imread(str(exp / "results/confusion_matrix.png"))
+    assert picture is not None
+    assert min(picture.shape[:2]) > 500
 
-    with open(tmp_path / "results/per_class.csv", encoding="utf-8", newline="") as file:
+
+def test_figures_of_each_class(analysed: tuple[Path, str]) -> None:
+    exp, _ = analysed
+    with open(exp / "results/per_class.csv", encoding="utf-8", newline="") as file:
         classes = list(csv.DictReader(file))
     assert [row["videos"] for row in classes] == ["3", "2", "2", "2", "0", "1"]
     assert classes[0]["recall"] == "0.3333"
@@ -87,10 +112,6 @@ def test_all_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (classes[0]["mostly_taken_for"], classes[0]["count"]) == ("ri\\tght\\n", "2")
     assert classes[4]["recall"] == classes[4]["precision"] == classes[4]["average_precision"] == ""
     assert classes[3]["recall"] == "0.5000"  # the video that could not be read was not found
-
-    picture = cv2.imread(str(tmp_path / "results/confusion_matrix.png"))
-    assert picture is not None
-    assert min(picture.shape[:2]) > 500
 
 
 def test_errors_come_by_count_and_stop_at_a_hundred() -> None:

@@ -42,6 +42,7 @@ def run(*argv: object) -> int:
     return main.main([str(word) for word in argv])
 
 
+@pytest.mark.system
 def test_converted_and_direct_give_the_same(
     data: Path, foreign: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,6 +111,7 @@ def test_predict_says_what_a_foreign_file_lacks(
     assert "holds no config; name its experiment folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_state_dict_of_ours_is_a_checkpoint_too(data: Path, tmp_path: Path) -> None:
     exp = weights.make(tmp_path / "exp", data)
     state = checkpoint.load(exp / checkpoint.BEST)["model"]

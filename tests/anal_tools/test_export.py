@@ -58,12 +58,12 @@ def same(net: nn.Module, exported: nn.Module, clips: torch.Tensor) -> None:
             torch.testing.assert_close(exported(batch), wanted[: len(batch)], rtol=1e-4, atol=1e-5)
 
 
-QUICK = ("tsn", "slowfast")
+def marks_of(name: str) -> list[pytest.MarkDecorator]:
+    """Tracing is slow; what is a method's second form waits for the night."""
+    return [pytest.mark.slow, *([pytest.mark.nightly] if "-" in name else [])]
 
 
-@pytest.fixture(
-    scope="module", params=[*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in METHODS if n not in QUICK)]
-)
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=marks_of(name)) for name in METHODS])
 def program(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor, dict, torch.export.ExportedProgram]:
     """A method's network, clips, facts and the graph that both files are made of: tracing is slow, so once each."""
     net, clips = small(request.param)
@@ -82,7 +82,14 @@ def test_torch_file(program: tuple, tmp_path: Path) -> None:
     assert json.loads(extra["zoetrope.json"]) == facts
 
 
-def test_onnx_file(program: tuple, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def onnx_extra() -> None:
+    """What writes and runs ONNX files."""
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(name, reason="ONNX is not installed (pip install '.[export]')")
+
+
+def test_onnx_file(onnx_extra: None, program: tuple, tmp_path: Path) -> None:
     net, clips, facts, graph = program
     with export.quiet():
         export.write_onnx(graph, facts, tmp_path / "m.onnx")
@@ -93,7 +100,7 @@ def test_onnx_file(program: tuple, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+def exported(onnx_extra: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """An experiment, its ONNX file, and a folder with two videos and a broken one."""
     root = tmp_path_factory.mktemp("exported")
     (root / "lists").mkdir()

@@ -51,6 +51,7 @@ def infer(out: Path) -> dict:
     return json.loads((out / "infer.json").read_text())
 
 
+@pytest.mark.system
 def test_the_logits_are_those_of_an_evaluation(exp: Path, clips: Path, tmp_path: Path) -> None:
     assert run("predict", exp, clips / "a.mp4", clips / "b.avi", "--out", tmp_path, "--logits") == 0
     assert run("eval", exp) == 0
@@ -66,6 +67,7 @@ def test_the_logits_are_those_of_an_evaluation(exp: Path, clips: Path, tmp_path:
     assert found["videos"][0]["fps"] == 25
 
 
+@pytest.mark.system
 def test_everything_nameable_and_what_cannot_be_read(
     exp: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +85,7 @@ def test_everything_nameable_and_what_cannot_be_read(
     assert " 1  0." in shown
 
 
+@pytest.mark.system
 def test_lists_and_hostile_names(exp: Path, clips: Path, tmp_path: Path) -> None:
     odd = tmp_path / "-i 'x'\n$(touch y).mp4"
     raw = os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.mp4")
@@ -101,6 +104,7 @@ def test_lists_and_hostile_names(exp: Path, clips: Path, tmp_path: Path) -> None
     assert len(list((tmp_path / "o").glob("*.mp4"))) == 5
 
 
+@pytest.mark.system
 def test_over_time(exp: Path, clips: Path, tmp_path: Path) -> None:
     arguments = ("--window", "0.4", "--stride", "0.4", "--srt", "--video", "--out", tmp_path)
     assert run("predict", exp, clips / "a.mp4", *arguments) == 0
@@ -119,11 +123,13 @@ def test_over_time(exp: Path, clips: Path, tmp_path: Path) -> None:
     assert corner > 3 * rest  # text is there, and nowhere else
 
 
+@pytest.mark.system
 def test_one_window_of_the_whole_video_is_the_video(exp: Path, clips: Path, tmp_path: Path) -> None:
     assert run("predict", exp, clips / "a.mp4", clips / "frames", "--window", "60", "--out", tmp_path) == 0
     assert all("windows" not in entry for entry in infer(tmp_path)["videos"])
 
 
+@pytest.mark.system
 def test_a_checkpoint_knows_its_config(exp: Path, clips: Path, tmp_path: Path) -> None:
     for number, target in enumerate((exp, exp / "ckpt_best.pth.tar")):
         assert run("predict", target, clips / "a.mp4", "--out", tmp_path / str(number), "--logits") == 0

@@ -55,6 +55,7 @@ def test_a_source_is_never_a_target(exp: Path, clips: Path, capsys: pytest.Captu
     assert os.listdir(clips / "B") == ["a.mp4"]
 
 
+@pytest.mark.system
 def test_only_its_own_files_are_replaced(
     exp: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +71,7 @@ def test_only_its_own_files_are_replaced(
     assert len((tmp_path / out_folder.WRITTEN).read_text().splitlines()) == 1
 
 
+@pytest.mark.system
 def test_what_cannot_be_written_loses_no_scores(
     exp: Path, clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,6 +120,7 @@ def test_weights_that_are_no_numbers_are_named(
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.system
 def test_scores_that_are_no_numbers_are_a_failure(exp: Path, clips: Path, tmp_path: Path) -> None:
     """Finite weights whose products are not."""
     state = checkpoint.load(exp / checkpoint.BEST)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,17 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import crops
+from tests import golden
 from utils.faults import UserError
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 SIDES = st.integers(1, 2000)
 UNIFORMS = st.lists(st.floats(0, BELOW_ONE), min_size=22, max_size=22)
-
-
-def table(shared_data: Path, name: str) -> list[dict[str, Any]]:
-    rows = json.loads((shared_data / "golden" / "tables" / f"{name}.json").read_text())["rows"]
-    assert rows
-    return rows
 
 
 def as_lists(boxes: list[crops.Box]) -> list[list[int]]:
@@ -35,8 +27,8 @@ def inside(box: crops.Box, w: int, h: int) -> bool:
     return all(isinstance(v, int) for v in box) and 0 <= x1 < x2 <= w and 0 <= y1 < y2 <= h
 
 
-def test_crop_rows(shared_data: Path) -> None:
-    for row in table(shared_data, "crop_boxes"):
+def test_crop_rows() -> None:
+    for row in golden.rows("crop_boxes"):
         w, h, crop = row["w"], row["h"], row["crop"]
         five = as_lists(crops.five_places(w, h, crop))
         assert [list(crops.mma_center(w, h, crop))] == row["mma_center"]
@@ -51,8 +43,8 @@ def test_crop_rows(shared_data: Path) -> None:
             assert as_lists(crops.mma_three(w, h, crop)) == row["mma_three"]
 
 
-def test_paddle_rows(shared_data: Path) -> None:
-    for row in table(shared_data, "paddle_crop_boxes"):
+def test_paddle_rows() -> None:
+    for row in golden.rows("paddle_crop_boxes"):
         w, h, crop = row["w"], row["h"], row["crop"]
         ten = [[*box, flip] for box in crops.five_places(w, h, crop) for flip in (False, True)]
         assert ten == row["ten"]
@@ -60,15 +52,15 @@ def test_paddle_rows(shared_data: Path) -> None:
         assert [[*crops.mma_center(w, h, crop), False]] == row["center_floor"]
 
 
-def test_resize_rows(shared_data: Path) -> None:
-    for row in table(shared_data, "resize_sizes"):
+def test_resize_rows() -> None:
+    for row in golden.rows("resize_sizes"):
         for name in ("mma_rescale", "psf_short_side", "tsm_group_scale"):
             assert list(getattr(crops, name)(row["w"], row["h"], row["scale"])) == row[name], (name, row)
 
 
-def test_multi_scale_support(shared_data: Path) -> None:
+def test_multi_scale_support() -> None:
     grid = (np.arange(64) + 0.5) / 64  # finer than 13 places and 10 sizes
-    for row in table(shared_data, "mma_multiscale_crop_support"):
+    for row in golden.rows("mma_multiscale_crop_support"):
         settings = {
             "input_size": row["input_size"],
             "scales": row["scales"],

@@ -86,6 +86,7 @@ def test_labels_are_balanced_and_independent() -> None:
     assert not np.array_equal(motion, motion8.labels(1200, seed=1, split=0)[0])
 
 
+@pytest.mark.system
 def test_the_files_depend_on_the_seed_only(small: Path, tmp_path: Path) -> None:
     again = make(tmp_path / "b", "--workers", "2")
     for file in sorted(path.relative_to(small) for path in small.rglob("*") if path.is_file()):

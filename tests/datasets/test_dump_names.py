@@ -133,6 +133,7 @@ def test_a_result_never_replaces_its_source_or_the_videos_inside_an_older_one(vi
     assert (dst / "x" / "other").is_dir()
 
 
+@pytest.mark.system
 def test_lists_of_one_folder(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, out, empty = tmp_path / "root", tmp_path / "out", tmp_path / "empty"
     records_of(root, "x.mp4", name="a.txt")

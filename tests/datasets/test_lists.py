@@ -11,6 +11,7 @@ from datasets.class_names import read_class_names
 from datasets.lists import verb as lists
 from datasets.lists.files import Media, walk
 from datasets.records import Records
+from tests.golden import LABEL_MAPS
 from utils.faults import UserError
 
 
@@ -45,7 +46,7 @@ def test_ucf101_official_splits(shared_data: Path, tmp_path: Path, capsys: pytes
         (root / path).touch()
     out = make("ucf101", tmp_path, "--annotations", str(official), "--split", "2")
     names = read_class_names(out / "classInd.txt", 101)
-    assert names == (shared_data / "lists/official/label_maps/mmaction2__ucf101__label_map.txt").read_text().split()
+    assert names == (LABEL_MAPS / "mmaction2__ucf101__label_map.txt").read_text().split()
     assert rows(out, "train", root, 101) == [(p, names.index(p.split("/")[0])) for p in train if p not in gone]
     assert rows(out, "val", root, 101) == [(p, names.index(p.split("/")[0])) for p in test if p not in gone]
     missing = (out / "missing_train.txt").read_text() + (out / "missing_val.txt").read_text()
@@ -66,7 +67,7 @@ def test_hmdb51_official_splits_as_frames(shared_data: Path, tmp_path: Path) -> 
     touch(root, *(f"{path}/img_00001.jpg" for path in chosen))
     out = make("hmdb51", tmp_path, "--annotations", str(official))
     classes = read_class_names(out / "classInd.txt", 51)
-    assert classes == (shared_data / "lists/official/label_maps/mmaction2__hmdb51__label_map.txt").read_text().split()
+    assert classes == (LABEL_MAPS / "mmaction2__hmdb51__label_map.txt").read_text().split()
     found = dict(rows(out, "train", root, 51)) | dict(rows(out, "val", root, 51))
     assert found == {path: classes.index(path.split("/")[0]) for path in chosen if names[path][0] != "0"}
     coverage = json.loads((out / "coverage.json").read_text())
@@ -100,9 +101,9 @@ def test_kinetics_csv(tmp_path: Path) -> None:
     assert json.loads((out / "coverage.json").read_text())["unlabelled"] == 1
 
 
-def test_class_order_of_others(shared_data: Path, tmp_path: Path) -> None:
+def test_class_order_of_others(tmp_path: Path) -> None:
     """Names differ in blanks and underscores; the numbers are those of the other list."""
-    order = shared_data / "lists/official/k400/paddlevideo__Kinetics-400_label_list.txt"
+    order = LABEL_MAPS / "paddlevideo__Kinetics-400_label_list.txt"
     (tmp_path / "val.csv").write_text(KINETICS.format("val").replace('"tasting food, slowly"', "zumba"))
     touch(tmp_path / "root", "_4YTwq0-73Y_000044_000054.mp4", "-6thFyf-FCc_000100_000110.mp4")
     out = make("kinetics", tmp_path, "--annotations", str(tmp_path / "val.csv"), "--classes", str(order))
@@ -113,8 +114,8 @@ def test_class_order_of_others(shared_data: Path, tmp_path: Path) -> None:
         make("kinetics", tmp_path, "--annotations", str(tmp_path / "val.csv"), "--classes", str(order))
 
 
-def test_something_v1_and_v2(shared_data: Path, tmp_path: Path) -> None:
-    labels = (shared_data / "lists/official/label_maps/mmaction2__sthv1__label_map.txt").read_text().splitlines()
+def test_something_v1_and_v2(tmp_path: Path) -> None:
+    labels = (LABEL_MAPS / "mmaction2__sthv1__label_map.txt").read_text().splitlines()
     one, root = tmp_path / "v1", tmp_path / "root"
     one.mkdir()
     (one / "something-something-v1-labels.csv").write_text("\n".join(labels) + "\n")

@@ -75,6 +75,7 @@ def clips_of(
     return found
 
 
+@pytest.mark.system
 def test_clips_depend_on_seed_and_position_only(records: Records) -> None:
     expected = clips_of(records)
     assert sorted(expected) == list(range(24))
@@ -108,6 +109,7 @@ def test_batches_have_the_shapes_and_samples_of_the_order(records: Records) -> N
     assert batch.labels.tolist() == [sample % 2 for sample in batch.samples]
 
 
+@pytest.mark.system
 def test_clips_stay_as_they_are_until_the_next_step(records: Records) -> None:
     reading = dataclasses.replace(READING, workers=2, prefetch=1)
     with TrainLoader(records, SPEC, reading, seed=5, shards=shards(), stop=8) as loader:
@@ -142,6 +144,7 @@ def test_on_bad_skip_keeps_the_place_with_weight_zero(with_broken: Records) -> N
         assert "2 bad: broken.mp4" in loader.ledger.summary()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("workers", [0, 2])
 def test_substitute_is_the_next_of_the_label_with_the_same_draws(with_broken: Records, workers: int) -> None:
     reading = dataclasses.replace(READING, on_bad="substitute", bad_budget=0.5, workers=workers)
@@ -186,6 +189,7 @@ def test_a_journalled_time_out_fails_again_without_being_read(records: Records) 
         assert (event.position, event.sample, event.timeout) == (0, first, True)
 
 
+@pytest.mark.system
 def test_evaluation_gives_each_video_once_and_equal_rounds(records: Records, folder: Path, tmp_path: Path) -> None:
     for world in (1, 2, 3):
         seen: list[int] = []
@@ -231,6 +235,7 @@ def test_images_and_frame_folders_go_through_the_same_path(tmp_path: Path) -> No
         assert [number_in(clip[0].numpy()) for clip in batches[0].clips] == batches[0].labels.tolist()
 
 
+@pytest.mark.system
 def test_waiting_is_measured_and_nothing_stays_open(records: Records) -> None:
     records.share()
     before = set(os.listdir("/proc/self/fd"))
@@ -250,6 +255,7 @@ def test_bugs_are_not_taken_for_bad_media(records: Records) -> None:
         next(loader)
 
 
+@pytest.mark.system
 def test_build_follows_the_configuration(records: Records) -> None:
     from types import SimpleNamespace as Space
 

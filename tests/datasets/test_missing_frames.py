@@ -177,6 +177,7 @@ def test_what_only_decoding_finds_out_ends_in_the_same_video(folder: Path) -> No
     assert reader.probe(0).frames == 60, "a read does not change what the next plan sees"
 
 
+@pytest.mark.system
 def test_scan_has_a_category_of_its_own(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert scan([str(folder / "list.txt"), "--root", str(folder), "--out", str(tmp_path), "--workers", "1"]) == 0
     (part,) = json.loads((tmp_path / "scan.json").read_text())["lists"]
@@ -190,6 +191,7 @@ def test_scan_has_a_category_of_its_own(folder: Path, tmp_path: Path, capsys: py
     assert "its last 2 of 60 frames do not decode" in (tmp_path / "index.html").read_text()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("form", ["frames", "shards", "clips"])
 def test_dump_writes_the_frames_that_decode(form: str, folder: Path, tmp_path: Path) -> None:
     words = [str(folder / "list.txt"), str(tmp_path), "--as", form, "--root", str(folder), "--workers", "1"]
@@ -212,6 +214,7 @@ def clips_of(folder: Path, reading: Reading, rank: int = 0, world: int = 1) -> t
         return found, loader.notes()
 
 
+@pytest.mark.system
 def test_clips_do_not_depend_on_workers_ranks_or_a_cache(folder: Path, tmp_path: Path) -> None:
     reading = Reading(ReaderSpec("video"), on_bad="error")
     clips, notes = clips_of(folder, reading)
@@ -240,6 +243,7 @@ def test_an_evaluation_sees_the_frames_that_decode_and_repairs_none(folder: Path
             assert loader.notes() == []
 
 
+@pytest.mark.system
 def test_a_cache_of_another_share_is_not_used(folder: Path, tmp_path: Path) -> None:
     scan([str(folder / "list.txt"), "--root", str(folder), "--out", str(tmp_path), "--workers", "1"])
     records = records_of(folder, ["short.mp4 1"], name="one.txt")
@@ -251,6 +255,7 @@ def test_a_cache_of_another_share_is_not_used(folder: Path, tmp_path: Path) -> N
         reader.close()
 
 
+@pytest.mark.system
 def test_a_scan_looks_again_at_what_an_older_one_counted(folder: Path, tmp_path: Path) -> None:
     words = [str(folder / "list.txt"), "--root", str(folder), "--out", str(tmp_path), "--workers", "1"]
     scan([*words, "--decode", "header"])

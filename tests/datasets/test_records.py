@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.records import Records, read_class_names
+from tests.golden import LABEL_MAPS
 from utils.faults import UserError
 
 Row = tuple[str, int, int, int]  # path, start, frames, label
@@ -339,15 +340,15 @@ def test_class_name_refusals(tmp_path: Path, text: str, words: str) -> None:
         ("mmaction2__skeleton__label_map_ntu60", 60, "drink water", None),
     ],
 )
-def test_official_label_maps(shared_data: Path, name: str, count: int, first: str | None, last: str | None) -> None:
-    got = read_class_names(shared_data / "lists" / "official" / "label_maps" / f"{name}.txt", count)
+def test_official_label_maps(name: str, count: int, first: str | None, last: str | None) -> None:
+    got = read_class_names(LABEL_MAPS / f"{name}.txt", count)
     assert first in (None, got[0])
     assert last in (None, got[-1])
 
 
-def test_ava_has_gaps(shared_data: Path) -> None:
+def test_ava_has_gaps() -> None:
     with pytest.raises(UserError, match="gaps"):
-        read_class_names(shared_data / "lists" / "official" / "label_maps" / "mmaction2__ava__label_map.txt", 60)
+        read_class_names(LABEL_MAPS / "mmaction2__ava__label_map.txt", 60)
 
 
 def test_class_ind_of_ucf101_and_weizmann(shared_data: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,19 +11,14 @@ from hypothesis import strategies as st
 
 from datasets import sampling_rules as rules
 from datasets.sampling import PRESETS, Sampling, check_clips, test_frames, train_frames, uniforms_needed
+from tests import golden
 from utils.faults import UserError
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 
 
-def table(shared_data: Path, name: str) -> list[dict[str, Any]]:
-    rows = json.loads((shared_data / "golden" / "tables" / f"{name}.json").read_text())["rows"]
-    assert rows
-    return rows
-
-
-def test_mm1_test_rows(shared_data: Path) -> None:
-    for row in table(shared_data, "mma_sample_frames_test"):
+def test_mm1_test_rows() -> None:
+    for row in golden.rows("mma_sample_frames_test"):
         got = rules.mm1_test(
             row["num_frames"],
             row["num_clips"],
@@ -39,20 +32,20 @@ def test_mm1_test_rows(shared_data: Path) -> None:
         assert got.reshape(-1).tolist() == row["inds"], {k: v for k, v in row.items() if k != "inds"}
 
 
-def test_dense_rows(shared_data: Path) -> None:
-    for row in table(shared_data, "mma_dense_sample_frames_test"):
+def test_dense_rows() -> None:
+    for row in golden.rows("mma_dense_sample_frames_test"):
         got = rules.tsm_dense_test(row["num_frames"], row["num_clips"], row["positions"])
         assert got.reshape(-1).tolist() == row["inds"], row
 
 
-def test_uniform_rows(shared_data: Path) -> None:
-    for row in table(shared_data, "mma_uniform_sample_test"):
+def test_uniform_rows() -> None:
+    for row in golden.rows("mma_uniform_sample_test"):
         got = rules.mm_uniform_test(row["num_frames"], row["clip_len"], row["num_clips"])
         assert got.reshape(-1).tolist() == row["inds"], row
 
 
-def test_pysf_rows(shared_data: Path) -> None:
-    for row in table(shared_data, "psf_temporal_test"):
+def test_pysf_rows() -> None:
+    for row in golden.rows("psf_temporal_test"):
         got = rules.pysf_test(
             row["video_frames"],
             row["num_frames_out"],
@@ -65,8 +58,8 @@ def test_pysf_rows(shared_data: Path) -> None:
         assert got.tolist() == row["inds"], {k: v for k, v in row.items() if k != "inds"}
 
 
-def test_tsm_rows(shared_data: Path) -> None:
-    for row in table(shared_data, "tsm_orig_indices"):
+def test_tsm_rows() -> None:
+    for row in golden.rows("tsm_orig_indices"):
         n, s = row["num_frames"], row["num_segments"]
         assert rules.tsn_val(n, s).tolist() == row["val"], row
         assert rules.tsm_test(n, s).tolist() == row["test"], row
@@ -74,8 +67,8 @@ def test_tsm_rows(shared_data: Path) -> None:
         assert rules.tsm_dense_test(n, s).reshape(-1).tolist() == row["test_dense"], row
 
 
-def test_paddle_rows(shared_data: Path) -> None:
-    for row in table(shared_data, "paddle_sampler_valid"):
+def test_paddle_rows() -> None:
+    for row in golden.rows("paddle_sampler_valid"):
         n, s = row["num_frames"], row["num_seg"]
         if row.get("select_left"):
             got = rules.pp_tsn_valid(n, s)
@@ -92,9 +85,9 @@ def test_paddle_rows(shared_data: Path) -> None:
         assert (got + 1).tolist() == row["frame"], row
 
 
-def test_mm_train_support(shared_data: Path) -> None:
+def test_mm_train_support() -> None:
     rng = np.random.default_rng(0)
-    for row in table(shared_data, "mma_sample_frames_train_support"):
+    for row in golden.rows("mma_sample_frames_train_support"):
         n, clips, length, interval = row["num_frames"], row["num_clips"], row["clip_len"], row["frame_interval"]
         keep = row.get("keep_tail_frames", False)
         draws = 3000

@@ -221,6 +221,7 @@ def test_variable_rate_is_seen_in_the_stamps(stamps: list[int], variable: bool |
     assert is_variable(stamps) is variable
 
 
+@pytest.mark.system
 def test_every_frame_is_decoded_by_all_only(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", "libx264", 40, options={"g": "10", "bf": "0", "sc_threshold": "0"})
     from datasets.readers.video_index import build_index

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import json
 import os
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 from datasets.readers import ReaderSpec, open_reader
 from datasets.readers.video import VideoReader
 from datasets.readers.video_index import Grade, build_index
+from tests import golden
 from tests.datasets.videos import SIZE, decode_all, number_in, records_of, write_cut, write_video
 from utils.faults import MediaError
 
@@ -258,7 +258,7 @@ def test_corrupted_file_gives_its_first_frames_and_refuses_the_rest(shared_data:
 
 
 def test_pixels_equal_another_decoder_of_the_field(shared_data: Path, tmp_path: Path) -> None:
-    rows = json.loads((shared_data / "golden/tables/decoded_frames.json").read_text())["rows"]
+    rows = golden.rows("decoded_frames")
     for row in rows:
         name = "single/mmaction2/" + Path(row["file"]).name
         reader = open_videos(tmp_path, [name], root=shared_data)

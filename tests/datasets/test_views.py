@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from datasets.plan import Facts
 from datasets.sampling import Sampling
 from datasets.views import EVAL_CROPS, ROUNDINGS, EvalSpec, eval_spec, resolve_eval, view_table
+from tests import golden
 from utils.faults import MediaError, UserError
 
 TSN8 = Sampling("tsn", 8)
@@ -99,22 +98,21 @@ def test_views_travel_as_json() -> None:
         assert EvalSpec.from_json(spec.to_json()) == spec
 
 
-def test_every_tool_has_its_crops_and_sizes(shared_data: Path) -> None:
+def test_every_tool_has_its_crops_and_sizes() -> None:
     """The rules under the names that protocols use, against the tools' own boxes; flips where the tool mirrors."""
-    tables = shared_data / "golden/tables"
     names = {"mma_center": "centre", "psf_uniform": "three_psf", "tsm_fullres": "three_tsm", "mma_three": "three_mm"}
-    for row in json.loads((tables / "crop_boxes.json").read_text())["rows"]:
+    for row in golden.rows("crop_boxes"):
         for column, crops in names.items():
             if row[column] is not None:
                 views = EVAL_CROPS[crops].views(row["w"], row["h"], row["crop"])
                 assert [list(box) for _, box, _ in views] == row[column], (column, row["w"], row["h"])
         ten = EVAL_CROPS["ten"].views(row["w"], row["h"], row["crop"])
         assert [list(box) for _, box, _ in ten] == row["mma_ten"]
-    for row in json.loads((tables / "paddle_crop_boxes.json").read_text())["rows"]:
+    for row in golden.rows("paddle_crop_boxes"):
         for column, crops in (("ten", "ten"), ("center_round", "centre_tsm"), ("center_floor", "centre")):
             views = EVAL_CROPS[crops].views(row["w"], row["h"], row["crop"])
             assert [[*box, flip] for _, box, flip in views] == row[column]
-    for row in json.loads((tables / "resize_sizes.json").read_text())["rows"]:
+    for row in golden.rows("resize_sizes"):
         for column, rounding in (("mma_rescale", "mm"), ("psf_short_side", "psf"), ("tsm_group_scale", "tsm")):
             assert list(ROUNDINGS[rounding](row["w"], row["h"], row["scale"])) == row[column]
 

@@ -1,8 +1,10 @@
-"""Compile the guard of the fake GPU, once for each test process."""
+"""Compile the guard of the fake GPU, once for a version of it, of PyTorch and of the compiler."""
 
 from __future__ import annotations
 
+import fcntl
 import functools
+import hashlib
 import json
 import os
 import shutil
@@ -34,18 +36,28 @@ def library() -> Path:
     assert spec.origin is not None
     torch_folder = Path(spec.origin).parent
     include, libraries = torch_folder / "include", torch_folder / "lib"
-    made = Path(tempfile.mkdtemp(prefix="fake-cuda-")) / "guard.so"
-    command = [compiler, "-O1", "-shared", "-fPIC", "-std=c++20", str(HERE / "guard.cpp"), "-o", str(made)]
+    source = HERE / "guard.cpp"
+    command = [compiler, "-O1", "-shared", "-fPIC", "-std=c++20", str(source)]
     command += [f"-I{include}", f"-L{libraries}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{libraries}"]
-    subprocess.run(command, check=True, timeout=240)
-    _remove_at_exit(made.parent)
+    key = hashlib.sha256(repr([command, torch.__version__]).encode() + source.read_bytes()).hexdigest()[:16]
+    made = _cache() / f"guard-{key}.so"
+    with open(made.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a test run wait for the one that compiles
+        if not made.exists():
+            with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+                subprocess.run([*command, "-o", f"{folder}/guard.so"], check=True, timeout=240)
+                os.replace(f"{folder}/guard.so", made)
     return made
 
 
-def _remove_at_exit(folder: Path) -> None:
-    import atexit
-
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+def _cache() -> Path:
+    """Return the folder of the user's caches, or a new one where none can be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "zoetrope-tests"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.mkdtemp(prefix="zoetrope-fake-cuda-"))
+    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="zoetrope-fake-cuda-"))
 
 
 def run(module: str, *words: str, timeout: float = 240) -> list[dict[str, Any]]:

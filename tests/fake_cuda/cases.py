@@ -28,6 +28,7 @@ METHODS: dict[str, list[str]] = {  # method -> overrides without which its small
 }
 PLAIN = ["common.augmentation.colorjitter=null", "common.augmentation.random_erasing=null"]
 PLAIN += ["common.augmentation.mix_up=0"]
+BESIDE_TRAINING = ("validation fp32", "validation bf16, measured", "precise BN and distillation")
 CLIPPED = ["common.clip_grad=40", "common.ema=0.999"]
 
 

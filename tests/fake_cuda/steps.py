@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.fake_cuda import build
+from tests.fake_cuda import build, cases
 
 RECORDED = Path(__file__).with_name("recorded.json")
 ONE_WAIT = ["an event is waited for at utils/transfer.py"]
@@ -21,9 +21,23 @@ BESIDE = {
 }
 
 
-def check(method: str) -> list[dict[str, Any]]:
-    """Run all cases of a method and assert what every case must show. Return their figures."""
-    found = build.run("cases", method)
+#: Costly, and the same code for every method: two of them show it in `make test`, the others in `make nightly`.
+NIGHTLY_CASES = ("bf16 4 micro-batches",)
+SHOWN_BY = ("tsn", "slowfast")
+
+
+def names_of(method: str, *, nightly: bool) -> list[str]:
+    """Return the cases of a method that `make test` runs, or those that `make nightly` adds."""
+    every = [*cases.cases_of(method), *cases.BESIDE_TRAINING]
+    added = [name for name in every if name in NIGHTLY_CASES and method not in SHOWN_BY]
+    return added if nightly else [name for name in every if name not in added]
+
+
+def check(method: str, *, nightly: bool = False) -> list[dict[str, Any]]:
+    """Run cases of a method and assert what every case must show. Return their figures."""
+    names = names_of(method, nightly=nightly)
+    found = build.run("cases", method, *names)
+    assert [figures["case"] for figures in found] == names
     recorded = json.loads(RECORDED.read_text())
     for figures in found:
         name = f"{method} {figures['case']}"

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.fake_cuda.cases import METHODS
 
-NIGHTLY = pytest.mark.skipif(not os.environ.get("ZOETROPE_NIGHTLY"), reason="one of the methods of `make nightly`")
+NIGHTLY = pytest.mark.nightly
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-NIGHTLY = pytest.mark.skipif(not os.environ.get("ZOETROPE_NIGHTLY"), reason="one of the plans of `make nightly`")
+NIGHTLY = pytest.mark.nightly
 PLANS = [  # shards of the global batch, shards of a BN group, ranks
     pytest.param(6, 6, 3, id="one group, two micro-batches of three ranks"),
     pytest.param(8, 2, 4, id="two groups at once, two micro-batches"),

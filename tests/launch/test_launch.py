@@ -84,6 +84,7 @@ def test_words_that_reach_main(exp: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert launcher.main(["eval", exp.name, "local", "0"]) == 2
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -193,6 +193,7 @@ def test_environment_of_another_launcher_is_left_behind(monkeypatch: pytest.Monk
     assert local.environment({"OMP_NUM_THREADS": "7"}, 2)["OMP_NUM_THREADS"] == "7"
 
 
+@pytest.mark.system
 def test_more_ranks_than_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = tmp_path / "nvidia-smi"
     fake.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pickletools
@@ -95,7 +96,7 @@ def exp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     small = tmp_path / "small-tree"
     small.mkdir()
     (small / "main.py").write_text("")
-    monkeypatch.setattr(snapshot.take, "__defaults__", (small,))
+    monkeypatch.setattr(snapshot, "take", functools.partial(snapshot.take, root=small))
     return folder
 
 

@@ -15,6 +15,7 @@ from tests.experiment import few_videos, make
 from utils import checkpoint
 
 
+@pytest.mark.system
 def test_cells_of_an_evaluation_sweep_are_results_of_their_own(
     tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,7 +57,10 @@ def five_losses(case: str) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("slowonly-resnet18", "slowfast-resnet18", "tpn-slowonly-resnet18")
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW else ()) for case in CASES])
 def test_losses_are_what_they_were(case: str) -> None:
     assert five_losses(case) == pytest.approx(json.loads(GOLDEN.read_text())[case], rel=1e-4)
 

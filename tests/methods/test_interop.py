@@ -24,19 +24,22 @@ from tests import parity_entry
 from utils.faults import UserError
 from utils.weights_file import arrays
 
-# One quick case of every family; the others are marked slow.
+# One quick case of every family; `make nightly` runs the others too.
 QUICK = {
     "mma_tsn_r18", "mma_tsm_mobilenetv2", "tsm_orig_mobilenetv2", "tsn_orig_r50", "psf_slow_r50_4x16",
     "ptv_slowfast_r50", "paddle_pptsn_r50_odd", "tpn_orig_slowonly_r50_8x8_fcn",
 }  # fmt: skip
-SLOW = {
+OTHERS = {
     "mma_slowfast_r50_4x16", "mma_slowfast_r50_8x8", "mma_slowonly_r50_8x8", "mma_tpn_slowonly_r50_8x8",
     "mma_tpn_tsm_r50_1x1x8", "mma_tsm_r50", "mma_tsm_r50_nl", "mma_tsn_r50", "paddle_pptsm_r50", "paddle_pptsn_r50",
     "paddle_tsm_r50", "paddle_tsn_r50", "psf_slow_r50_8x8", "psf_slowfast_nln_r50_8x8", "psf_slowfast_r50_4x16",
     "psf_slowfast_r50_8x8", "ptv_slow_r50", "tpn_orig_slowonly_r50_32x2", "tpn_orig_slowonly_r50_8x8",
     "tpn_orig_tsm_r50_sthv1", "tsm_orig_r101_blockres", "tsm_orig_r50_blockres", "tsm_orig_r50_nl",
 }  # fmt: skip
-CASES = [*sorted(QUICK), *(pytest.param(case, marks=pytest.mark.slow) for case in sorted(SLOW))]
+CASES = [
+    *(pytest.param(case, marks=pytest.mark.slow if "tpn" in case else ()) for case in sorted(QUICK)),
+    *(pytest.param(case, marks=pytest.mark.nightly) for case in sorted(OTHERS)),
+]
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +73,7 @@ def test_logits_of_the_peers(parity: ModuleType, shared_data: Path, tmp_path: Pa
 
 def test_every_case_is_listed(shared_data: Path) -> None:
     folder = shared_data / "golden" / "parity"
-    assert {file.stem for file in folder.glob("*.json")} == QUICK | SLOW
+    assert {file.stem for file in folder.glob("*.json")} == QUICK | OTHERS
 
 
 def build(method: str = "slowonly", **options: object) -> nn.Module:
@@ -205,6 +208,7 @@ def test_what_a_file_implies(tmp_path: Path) -> None:
     assert interop.implied(build("slowonly").state_dict(), [], "pyslowfast", {})["type"] == "slowonly"
 
 
+@pytest.mark.slow
 def test_options_of_every_parity_case_are_implied(parity: ModuleType, shared_data: Path, tmp_path: Path) -> None:
     """What tests/parity_entry.py writes from the description is what the file itself shows."""
     for case in sorted(QUICK):
@@ -266,6 +270,7 @@ def test_truncated_torch_files(tmp_path: Path) -> None:
             interop.read(tmp_path / "x.pth")
 
 
+@pytest.mark.slow
 def test_caffe2_names(tmp_path: Path) -> None:
     """A SlowFast under Caffe2's blob names, as a pickle of arrays."""
     torch.manual_seed(3)

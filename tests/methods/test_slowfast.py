@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -13,6 +10,7 @@ from torch.nn import functional as F
 import methods
 from methods._non_local import NonLocal
 from methods.slowfast import Lateral, slow_frames
+from tests import golden
 from utils.faults import UserError
 
 MM = {"lateral_norm": False, "slow_index": "strided", "slow_first": False}
@@ -40,10 +38,8 @@ def test_slow_frames(alpha: int, rule: str, expected: list[int]) -> None:
     assert slow_frames(32, alpha, rule) == expected
 
 
-def test_slow_frames_equal_the_peers_tables(shared_data: Path) -> None:
-    table = json.loads((shared_data / "golden" / "tables" / "slow_pathway_indices.json").read_text())
-    assert table["rows"]
-    for row in table["rows"]:
+def test_slow_frames_equal_the_peers_tables() -> None:
+    for row in golden.rows("slow_pathway_indices"):
         assert slow_frames(row["T"], row["alpha"], "linspace") == row["psf"]
         assert slow_frames(row["T"], row["alpha"], "strided") == row["mma"]
 

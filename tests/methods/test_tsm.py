@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -12,6 +9,7 @@ from torch import nn
 import methods
 from methods import tsm
 from methods.tsm import TemporalPool, TemporalShift, temporal_shift
+from tests import golden
 from utils.faults import UserError
 
 
@@ -37,10 +35,8 @@ def reference_shift(x: torch.Tensor, t: int, div: int, *, direction: str) -> tor
     return out
 
 
-def test_shift_equals_the_authors_table(shared_data: Path) -> None:
-    table = json.loads((shared_data / "golden" / "tables" / "temporal_shift.json").read_text())
-    assert table["rows"]
-    for row in table["rows"]:
+def test_shift_equals_the_authors_table() -> None:
+    for row in golden.rows("temporal_shift"):
         n, t, c = row["n"], row["t"], row["c"]
         x = torch.arange(n * t * c, dtype=torch.float32).view(n * t, c, 1, 1)
         assert temporal_shift(x, num_segments=t, shift_div=row["div"]).flatten().tolist() == row["tsm"]

@@ -1,4 +1,7 @@
-"""The launcher on a real SLURM: a short choice; the long runs are the rows of tests/accept/issue02.py."""
+"""The launcher on a real SLURM: one run that is stopped and requeued, more in `make nightly`.
+
+The long runs are the rows of tests/benchmarks/cluster.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from utils.log import parse_log
 pytestmark = pytest.mark.slurm
 
 
+@pytest.mark.nightly
 def test_a_request_of_32_has_the_shape_that_was_asked_for(
     slurm: LocalSlurm, tmp_path: Path, motion_videos: Path
 ) -> None:
@@ -73,6 +77,7 @@ def test_stopped_requeued_and_cancelled(slurm: LocalSlurm, tmp_path: Path, motio
     assert json.loads((exp / "jobs/jobs.jsonl").read_text())["job"] == job
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 def test_two_nodes_share_memcached_servers_that_start_with_the_job(slurm: LocalSlurm, tmp_path: Path) -> None:
     data = tmp_path / "data"

@@ -121,6 +121,7 @@ def test_torchrun_wins_over_slurm_and_slurm_over_single(clean_env: pytest.Monkey
     assert dist._place(os.environ).size == 1
 
 
+@pytest.mark.system
 def test_slurm_address_is_exported_or_the_first_host_of_the_step(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_env(clean_env, SLURM)
     place = dist._place(os.environ)

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
+from tests import golden
 from utils import metrics, ranking
 
 
-def test_golden_tables_of_mmaction2(shared_data: Path) -> None:
-    rows = json.loads((shared_data / "golden/tables/mma_metrics.json").read_text())["rows"]
+def test_golden_tables_of_mmaction2() -> None:
+    rows = golden.rows("mma_metrics")
     for row in rows:
         scores, labels = np.array(row["scores"]), np.array(row["labels"])
         count = scores.shape[1]
@@ -24,8 +22,8 @@ def test_golden_tables_of_mmaction2(shared_data: Path) -> None:
             np.testing.assert_allclose(matrix, row[f"confusion_{key}"], atol=1e-12)
 
 
-def test_golden_meter_of_pyslowfast(shared_data: Path) -> None:
-    rows = json.loads((shared_data / "golden/tables/psf_test_meter.json").read_text())["rows"]
+def test_golden_meter_of_pyslowfast() -> None:
+    rows = golden.rows("psf_test_meter")
     for row in rows:
         clips, labels = np.array(row["clip_preds"]), np.array(row["labels"])
         views = clips.reshape(len(labels), -1, clips.shape[1])

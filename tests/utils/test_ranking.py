@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import json
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from tests import golden
 from utils import metrics, ranking
 
 
@@ -34,8 +33,8 @@ def test_average_precision_against_scikit_learn() -> None:
         assert ranking.mean_average_precision(values, targets) == pytest.approx(theirs[seen].mean(), abs=1e-9)
 
 
-def test_golden_average_precision_of_mmaction2(shared_data: Path) -> None:
-    for row in json.loads((shared_data / "golden/tables/mma_metrics.json").read_text())["rows"]:
+def test_golden_average_precision_of_mmaction2() -> None:
+    for row in golden.rows("mma_metrics"):
         scores, labels = np.array(row["scores"]), np.array(row["labels"])
         targets = np.eye(scores.shape[1], dtype=bool)[labels]
         assert ranking.mean_average_precision(scores, targets) == pytest.approx(row["mean_average_precision"], abs=1e-9)

@@ -83,6 +83,7 @@ def test_lock_that_cannot_be_understood(exp: Path, content: bytes) -> None:
     RunDir.open(exp).close()
 
 
+@pytest.mark.system
 @pytest.mark.parametrize(
     ("answer", "alive"),
     [
@@ -105,6 +106,7 @@ def test_slurm_is_asked(exp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         RunDir.open(exp).close()
 
 
+@pytest.mark.system
 def test_requeued_job_does_not_wait_for_its_own_earlier_start(exp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "77")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "2")

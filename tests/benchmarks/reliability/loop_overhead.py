@@ -1,4 +1,4 @@
-"""Loop overhead: steps of main.train and of a bare PyTorch loop in turn, as the row of issue 01, with an interval."""
+"""Loop overhead: steps of main.train and of a bare PyTorch loop in turn, with an interval."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def row(processes: int = 4) -> dict[str, Any]:
     ours, bare = [], []
     for _ in range(processes):
         done = subprocess.run(
-            [sys.executable, "tests/accept/loop_overhead.py"],
+            [sys.executable, "-m", "tests.benchmarks.training.bare_loop"],
             cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             capture_output=True,

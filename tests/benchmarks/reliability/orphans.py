@@ -14,14 +14,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from launch import processes
+from tests.benchmarks.experiments import demo_videos, small_experiment
+from tests.benchmarks.reliability.marked import Mark, wait_for
+
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/accept")]
-
-from checks01 import demo_videos, small_experiment  # noqa: E402
-
-from launch import processes  # noqa: E402
-from tests.benchmarks.reliability.marked import Mark, wait_for  # noqa: E402
-
 LIMIT = 10.0
 SETS = ("common.model.backbone=mobilenetv2", "common.workers=2")
 Case = tuple[str, int, str, str]  # verb, ranks, victim, moment

@@ -18,13 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.benchmarks.experiments import demo_videos, small_experiment
+from tests.benchmarks.reliability.marked import Mark, wait_for
+
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/accept")]
-
-from checks01 import demo_videos, small_experiment  # noqa: E402
-
-from tests.benchmarks.reliability.marked import Mark, wait_for  # noqa: E402
-
 COLLECTIVE_SECONDS = 10
 JOIN_SECONDS = 40  # on a busy machine the ranks are not at the meeting at the same time
 LEAVING_SECONDS = 10.0  # on top: the interpreter's end, on a busy machine

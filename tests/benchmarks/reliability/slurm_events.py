@@ -18,16 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.cluster import slurm
+from tests.benchmarks.experiments import demo_videos, logged_losses, small_experiment
+from tests.benchmarks.reliability.marked import VARIABLE, Mark, wait_for
+from tests.benchmarks.rows import train
+from tests.slurm.cluster import LocalSlurm, NoSlurm, until
+
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests/accept")]
-
-import checks02  # noqa: E402
-from checks01 import demo_videos, logged_losses, small_experiment  # noqa: E402
-from rows import train  # noqa: E402
-
-from tests.benchmarks.reliability.marked import VARIABLE, Mark, wait_for  # noqa: E402
-from tests.slurm.cluster import LocalSlurm, NoSlurm, until  # noqa: E402
-
 RANKS = 4
 EVENTS = ["node_killed"] * 3 + ["preempted"] * 2 + ["rank_killed"] * 2
 EVENTS += ["signalled", "requeued_by_hand", "step_daemon_killed", "srun_killed"]
@@ -35,7 +32,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 STEPS = int(os.environ.get("ZOETROPE_STEPS") or 240)
 
 
-class Rough(checks02.Rough):
+class Rough(slurm.Rough):
     """A run with 4 ranks and further events. All its processes carry a mark."""
 
     def __init__(self, cluster: LocalSlurm, exp: Path, chance: random.Random) -> None:
@@ -138,7 +135,7 @@ def row(names: list[str] | None = None) -> dict:
 def _measure(work: Path, events: list[str], seed: int) -> dict:
     chance = random.Random(seed)
     chance.shuffle(events)
-    cluster = checks02.slurm(work, gpus_per_node=2)
+    cluster = slurm.slurm(work, gpus_per_node=2)
     data = demo_videos(work / "data", 64, 24)
     settings = {"steps": STEPS, "val_freq": STEPS // 4, "print_freq": 1}
     extra = "    save_minutes: 0.02\n    ema: 0.9\n"

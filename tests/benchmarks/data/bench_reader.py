@@ -1,0 +1,111 @@
+"""Our side of `peers pair --ours`: training clips per CPU-second of one process and one thread.
+
+Data and pipes are those of `peers bench-data`: 16 clips of 340x256 in DIR, TSN-8 or 32x2, a random resized crop to 224.
+The clips go through `datasets.workers.Desk`, which is what every reader process of training runs; flipping and packing
+are left to the device.
+
+    python -m tests.benchmarks.data.bench_reader --data DIR --backend video --pipe sparse8 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+import numpy as np  # noqa: E402
+
+from datasets.plan import TrainSpec  # noqa: E402
+from datasets.readers import ReaderSpec  # noqa: E402
+from datasets.records import Records  # noqa: E402
+from datasets.sampling import Sampling  # noqa: E402
+from datasets.slots import Slot  # noqa: E402
+from datasets.workers import Desk, Setup  # noqa: E402
+
+# backend: (reader, folder of DIR, how a path of it ends, clips that are timed)
+BACKENDS = {
+    "frames": ("frames", "frames", "", 320),
+    "shards": ("frames", "shards", ".fsh", 320),
+    "memcached": ("memcached", "frames", "", 320),
+    "video": ("video", "videos", ".mp4", 32),
+    "clips": ("video", "clips", ".mp4", 160),
+}
+PIPES = {"sparse8": Sampling("mm1", 8), "dense32x2": Sampling("mm1", 1, 32, 2)}
+WARM_UP, FRAMES = 4, 300
+
+
+def desk(args: argparse.Namespace) -> Desk:
+    """The work of a reader process, in this one."""
+    reader, folder, ending, _ = BACKENDS[args.backend]
+    root = args.root or args.data / folder
+    lists = args.data / f"list_bench_{args.backend}.txt"
+    names = sorted(path.stem for path in (args.data / "videos").iterdir())
+    count = "" if reader == "video" else f" {FRAMES}"
+    content = "".join(f"{name}{ending}{count} {number % 4}\n" for number, name in enumerate(names))
+    if not lists.exists() or lists.read_text() != content:
+        lists.write_text(content)
+    records = Records.load(lists, root, num_class=4)
+    crop = {"crop": "random_resized", "area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)}
+    spec = TrainSpec(sampling=PIPES[args.pipe], input_size=224, **crop)
+    known = {field.name for field in dataclasses.fields(ReaderSpec)}
+    extra = json.loads(args.spec)
+    if extra.keys() - known:
+        raise SystemExit(f"ReaderSpec has no {', '.join(extra.keys() - known)}; it has {', '.join(sorted(known))}")
+    clip = spec.sampling.frames_per_clip * 224 * 224 * 3
+    setup = Setup(reader=ReaderSpec(kind=reader, **extra).to_json(), train=spec.to_json(), eval="", seed=args.seed)
+    return Desk(setup, records, [Slot.create("bench-clips", clip)])
+
+
+def ask(work: Desk, position: int) -> dict:
+    """One clip: plan, read, answer, as a request of the training loader has it."""
+    videos = len(work.records)
+    request = {"id": position, "slot": 0, "offset": 0, "kind": "train", "epoch": position // videos}
+    answer = work.answer({**request, "position": position, "sample": position % videos})
+    if not answer["ok"]:
+        raise SystemExit(f"clip {position} cannot be read: {answer}")
+    json.dumps(answer)
+    return answer
+
+
+def main() -> int:
+    """Time the clips and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="what `peers data` made")
+    parser.add_argument("--backend", choices=BACKENDS, default="video")
+    parser.add_argument("--pipe", choices=PIPES, default="sparse8")
+    parser.add_argument("--clips", type=int, help="how many to time (320 from frames, 32 from videos)")
+    parser.add_argument("--root", type=Path, help="where the media are, instead of the backend's folder of DIR")
+    parser.add_argument("--spec", default="{}", help="more fields of ReaderSpec, as JSON")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    args = parser.parse_args()
+    import cv2
+
+    cv2.setNumThreads(0)
+    count = args.clips or BACKENDS[args.backend][3]
+    work = desk(args)
+    for position in range(count - WARM_UP, count):  # the last videos: nothing of the first is in a cache
+        ask(work, position)
+    wall, cpu = time.perf_counter(), time.process_time()
+    for position in range(count):
+        answer = ask(work, position)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    shape = [len(answer["frames"]), 224, 224, 3]
+    digest = int(work.slots[0].view(0, (int(np.prod(shape)),)).sum(dtype=np.int64))
+    figures = {"bench": "data", "backend": args.backend, "pipe": args.pipe, "clips": count}
+    figures |= {"clips_per_cpu_s": round(count / cpu, 2), "clips_per_wall_s": round(count / wall, 2)}
+    figures |= {"shape": shape, "sum": digest}
+    print(json.dumps(figures) if args.json else "\n".join(f"{key:>18}  {value}" for key, value in figures.items()))
+    work.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""What a step of ours costs beside the same step in a bare PyTorch loop; bare_loop.py times both in turn."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+
+from tests.benchmarks.rows import command, run_rows
+
+
+def loop_overhead(rounds: int) -> dict:
+    """Steps of ours and of a bare loop in turn in one process; the ratio of CPU seconds, median over processes."""
+    ratios = []
+    for _ in range(rounds):
+        done = command("-m", "tests.benchmarks.training.bare_loop", env={"OMP_NUM_THREADS": "1"})
+        ratios.append(json.loads(done.stdout.strip().splitlines()[-1])["ours_over_bare"])
+    median = statistics.median(ratios)
+    return {"measured": {"median": round(median, 4), "rounds": [round(r, 4) for r in ratios]}, "holds": median <= 1.02}
+
+
+ROWS = {
+    "overhead": (
+        "training step / bare PyTorch step, R18 TSN 4x8x112x112",
+        "<= 1.02",
+        lambda: loop_overhead(rounds=7),
+    ),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(run_rows(ROWS))
