@@ -1,9 +1,9 @@
 """What training sends over the network, and how well it should scale: arithmetic, and a count of real gloo runs.
 
-    python -m anal_tools.scaling                    tables for 8 .. 1024 GPUs (docs/scaling.md holds them)
-    python -m anal_tools.scaling --method tsm --step 0.25 --net 100 --group 16
-    python -m anal_tools.scaling --sizes            count parameters and batch-norm channels of every method
-    torchrun --standalone --nproc-per-node 4 -m anal_tools.scaling --count     bytes of real steps on gloo / predicted
+    python -m tests.benchmarks.scaling                    tables for 8 .. 1024 GPUs (docs/scaling.md holds them)
+    python -m tests.benchmarks.scaling --method tsm --step 0.25 --net 100 --group 16
+    python -m tests.benchmarks.scaling --sizes            count parameters and batch-norm channels of every method
+    torchrun --standalone --nproc-per-node 4 -m tests.benchmarks.scaling --count  bytes of real gloo steps / predicted
 
 The tables need no torch; SIZES was written by --sizes and a test compares it with the models.
 """
@@ -259,7 +259,9 @@ def _written() -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Print what was asked for."""
-    parser = argparse.ArgumentParser(prog="anal_tools.scaling", description="Communication and efficiency at scale.")
+    parser = argparse.ArgumentParser(
+        prog="tests.benchmarks.scaling", description="Communication and efficiency at scale."
+    )
     parser.add_argument("--method", help="this method only")
     parser.add_argument("--step", type=float, default=0.25, help="computing seconds of a micro-batch on one GPU")
     parser.add_argument("--net", type=float, default=100.0, help="network of a node, Gbit/s in each direction")

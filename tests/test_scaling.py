@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from anal_tools import scaling
-from anal_tools.scaling import Links, Traffic, exposed, seconds, sent, table, traffic
+from tests.benchmarks import scaling
+from tests.benchmarks.scaling import Links, Traffic, exposed, seconds, sent, table, traffic
 from tests.ranks import run_ranks
 from utils.shards import ShardPlan
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize(("method", "backbone"), [("tsn", "mobilenetv2"), ("slowfast", "resnet50")])
@@ -83,8 +83,8 @@ def counted(world):  # noqa: ANN001, ANN201
 
 def test_the_tables_of_the_documentation_are_what_the_script_prints() -> None:
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
-    argv = [sys.executable, "-m", "anal_tools.scaling", "--method", "tsm"]
+    argv = [sys.executable, "-m", "tests.benchmarks.scaling", "--method", "tsm"]
     told = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert told.strip() in text
-    program = "import sys; from anal_tools import scaling; scaling.main([]); sys.exit('torch' in sys.modules)"
+    program = "import sys; from tests.benchmarks import scaling; scaling.main([]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False).returncode == 0
