@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from methods import fetch
+from methods import fetch, interop
 from networks import BACKBONES
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
@@ -62,8 +62,6 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
     Raises:
         UserError: no such file, not a weights file, or keys that do not match; the model is then not changed.
     """
-    from methods import interop  # it imports the methods, which import this
-
     note = ""
     if pretrained:
         path = _published(backbone) if pretrained is True else _named(str(pretrained))
@@ -111,8 +109,6 @@ def _named(text: str) -> Path:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file: of a checkpoint those that a run validated with, else see `interop.tensors_of`."""
-    from methods import interop
-
     content = interop.content_of(path)
     if weights_file.is_checkpoint(content):
         return checkpoint.evaluated_weights(content)[0]
@@ -121,8 +117,6 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
     """Put the tensors into the model, all that must fit or none, and return the line for the log."""
-    from methods import interop
-
     own = model.state_dict()
     if any(key.startswith("backbone.") for key in state):  # a model of ours: its classifier fits or is left out
         num_class = len((state if "classifier.weight" in state else own)["classifier.weight"])
