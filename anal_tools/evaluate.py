@@ -28,8 +28,8 @@ __all__ = ["build_for_evaluation", "choose_weights", "evaluate", "main", "normal
 NEEDS_VALIDATE = True
 
 
-def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -> int:
-    """Parse the command line and evaluate; `validate` is main.validate."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb eval; the launcher checks with it before a start."""
     parser = argparse.ArgumentParser(prog="main.py eval", description="Evaluate a checkpoint, write results/<name>.")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
@@ -39,7 +39,12 @@ def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     add_options(parser)
     parser.add_argument("--keep", choices=("float32", "float16"), default="float32", help="number format of kept views")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str], *, validate: Callable[..., dict[str, float] | None]) -> int:
+    """Parse the command line and evaluate; `validate` is main.validate."""
+    args = parser().parse_args(argv)
     overrides = list(args.set)
     overrides += [f"common.val_source={args.list.resolve()}"] if args.list else []
     overrides += [f"common.val_root={args.root.resolve()}"] if args.root else []
@@ -83,6 +88,7 @@ def evaluate(
     Returns:
         0, or 75 when a signal stopped it.
     """
+    import methods
     from anal_tools import result_parts
     from datasets import eval_loader, loader
     from methods import interop
@@ -100,8 +106,8 @@ def evaluate(
         world = dist.join()
         stack.push(dist.leave)
         records = loader.records_of(cfg, "val")
-        arguments = model_arguments(cfg, pretrained=False)
-        read = functools.partial(interop.load_checkpoint, arguments=arguments)  # also others' files
+        build_plain = functools.partial(methods.build, **model_arguments(cfg, pretrained=False))
+        read = functools.partial(interop.load_checkpoint, build=build_plain)  # also others' files
         state, weights_hash = read_steady(weights, read, world)
         build = functools.partial(build_for_evaluation, cfg, state, weights, world)
         net, cost = prepare(cfg, protocol, build, plain=args.plain)

@@ -6,7 +6,6 @@ One line per video, `path max_logit predicted label`; the evaluation is run firs
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from anal_tools.results import Results
 from datasets.bad_media import printable
-from utils import faults, metrics
+from utils import faults, files, metrics
 
 NEEDS_VALIDATE = True
 FILE = "reference_result.txt"
@@ -69,10 +68,8 @@ def highest_logits(results: Results) -> np.ndarray:
 
 def write_lines(path: Path, lines: Iterator[str] | list[str]) -> None:
     """Write a text file whose names may hold bytes that are not UTF-8; it is whole or not there."""
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
+    with files.replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.writelines(line + "\n" for line in lines)
-    os.replace(temporary, path)
 
 
 def one_line(text: str) -> str:

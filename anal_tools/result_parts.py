@@ -24,7 +24,7 @@ import numpy as np
 from anal_tools import identity, part_file, results
 from anal_tools.protocols import Protocol
 from datasets.views import view_table
-from utils import metrics
+from utils import files, metrics
 from utils.faults import UserError
 
 PART_SECONDS = 10.0  # a killed evaluation has lost at most this much work
@@ -388,7 +388,7 @@ def _synced_hash(path: Path) -> str:
     """Return the sha256 of a file whose bytes are on the disk now."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    return results.file_hash(path)
+    return files.sha256(path)
 
 
 def _publish(folder: Path, names: Sequence[str]) -> None:
@@ -400,19 +400,8 @@ def _publish(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         os.replace(_new(folder / name), folder / name)
     os.replace(_new(summary), summary)
-    _sync_folder(folder)
-    _sync_folder(summary.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
-            raise
-    finally:
-        os.close(descriptor)
+    files.sync_folder(folder)
+    files.sync_folder(summary.parent)
 
 
 def _counts(ledger: Sequence[dict[str, Any]], ids: Sequence[str]) -> dict[str, Any]:

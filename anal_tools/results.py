@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from anal_tools import protocols
-from utils import metrics
+from utils import files, metrics
 from utils.faults import UserError, refuse_odd_file
 
 _Content = TypeVar("_Content")
@@ -198,15 +198,6 @@ _VIEW = {"clip", "crop", "flip"}
 _LEDGER = {"sample", "path", "status", "reason"}
 
 
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def summary_checksum(summary: dict[str, Any]) -> str:
     """Return the sha256 of all that a summary says, whatever the order of its keys and its spaces."""
     content = {key: value for key, value in summary.items() if key != "checksum"}
@@ -296,7 +287,7 @@ def _compare(data: bytes | Path, name: str, hashes: dict[str, Any] | None) -> No
     """Raise Damaged if bytes, or a file, are not those whose hash the summary has."""
     if hashes is None:  # of an earlier version
         return
-    found = file_hash(data) if isinstance(data, Path) else hashlib.sha256(data).hexdigest()
+    found = files.sha256(data) if isinstance(data, Path) else hashlib.sha256(data).hexdigest()
     if hashes.get(name) != found:
         raise Damaged(f"{name} has another checksum than the summary says")
 

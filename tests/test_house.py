@@ -22,22 +22,19 @@ ALLOWED = {
     "methods": {"networks", "utils"},
     "datasets": {"utils"},
     "anal_tools": {"utils", "datasets", "methods"},
-    "launch": {"utils"},
+    "launch": {"utils", "anal_tools"},
     "main": set(ROOMS) - {"launch"},
 }
-EXCEPTIONS = {
-    ("launch/job.py", "main"),  # inside the job, lazily
-    ("utils/faults.py", "datasets"),  # only to see whose package of that name was found
-}
+EXCEPTIONS = {("launch/job.py", "main")}  # inside the job, lazily
 # Heavy or optional: imported inside the function that needs it.
 LAZY = {
-    "av", "nvidia", "pymemcache", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript", "torchvision",
-    "matplotlib", "sklearn",
+    "av", "nvidia", "psutil", "pymemcache", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript",
+    "torchvision", "matplotlib", "sklearn",
 }  # fmt: skip
 # Read on login nodes, in worker processes or by quick verbs: importing them must not import torch.
 TORCH_FREE = (
     "launch/*.py", "utils/config/*.py", "utils/faults.py", "utils/lr_schedule.py", "utils/run_dir.py",
-    "methods/fetch.py",
+    "methods/fetch.py", "utils/schedulers/*.py", "utils/processes.py", "anal_tools/new.py",
     "datasets/records.py", "datasets/order.py", "datasets/sampling.py", "datasets/crops.py", "datasets/plan.py",
     "datasets/views.py",
     "datasets/readers/*.py", "datasets/workers.py", "datasets/dali/encoded.py", "datasets/dump/video.py",
@@ -86,6 +83,15 @@ def imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
 
 
+def named_modules(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
+    """Dotted names of our modules in strings, such as a table of verbs or the words after `-m`, with their lines."""
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.split(".")[0] in ROOMS:
+            place = node.value.replace(".", "/")
+            if "." in node.value and {f"{place}.py", f"{place}/__init__.py"} & set(tracked()):
+                yield node.value, node.lineno
+
+
 def at_import(nodes: list[ast.stmt]) -> Iterator[ast.AST]:
     """The statements that run when the module is imported: not those of functions, nor `if TYPE_CHECKING`."""
     for node in nodes:
@@ -118,11 +124,18 @@ def test_the_tree_is_seen() -> None:
 def test_import_direction(room: str) -> None:
     wrong = []
     for name in (n for n in python_files() if room_of(n) == room):
-        for module, line in imports(not_for_types(tree(name))):
+        nodes = list(not_for_types(tree(name)))
+        for module, line in (*imports(iter(nodes)), *named_modules(iter(nodes))):
             other = module.split(".")[0]
             if other in (*ROOMS, "main") and other not in {room, *ALLOWED[room]} and (name, module) not in EXCEPTIONS:
                 wrong.append(f"{name}:{line} imports {module}")
     assert wrong == []
+
+
+def test_a_verb_that_a_table_names_counts_as_an_import() -> None:
+    assert "anal_tools.new" in [module for module, _ in named_modules(ast.walk(tree("main.py")))]
+    text = ast.parse("VERBS = {'x': ('launch.job', 'no module of ours: launch.none')}")
+    assert list(named_modules(ast.walk(text))) == [("launch.job", 1)]
 
 
 def test_optional_libraries_are_imported_where_they_are_used() -> None:

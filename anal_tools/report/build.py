@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -15,6 +14,7 @@ from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
 from anal_tools.get_reference_results import shown
 from anal_tools.report import content, media, page
+from utils import files
 from utils.faults import UserError
 
 MOST = 8  # experiments that the page has colours for
@@ -88,9 +88,7 @@ def build(
         blocks=blocks,
     )
     index = folder / "index.html"
-    temporary = folder / "index.html.tmp"
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, index)
+    files.write_text(index, text)
     return index
 
 

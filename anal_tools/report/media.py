@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from utils import files
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def _write_sheet(crops: np.ndarray, path: Path) -> None:
         y, x = place // columns * down, place % columns * across
         small = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA)
         sheet[y : y + height, x : x + width] = small
-    _replace(path, simplejpeg.encode_jpeg(sheet, quality=85, colorsubsampling="420"))
+    files.write(path, simplejpeg.encode_jpeg(sheet, quality=85, colorsubsampling="420"))
 
 
 def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], rate: float, path: Path) -> None:
@@ -249,10 +250,4 @@ def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], ra
         for picture in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))  # type: ignore[union-attr]
         container.mux(stream.encode(None))  # type: ignore[union-attr]
-    _replace(path, file.getvalue())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    files.write(path, file.getvalue())

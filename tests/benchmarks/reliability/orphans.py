@@ -19,8 +19,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/accept")]
 
 from checks01 import demo_videos, small_experiment  # noqa: E402
 
-from launch import processes  # noqa: E402
 from tests.benchmarks.reliability.marked import Mark, wait_for  # noqa: E402
+from utils import processes  # noqa: E402
 
 LIMIT = 10.0
 SETS = ("common.model.backbone=mobilenetv2", "common.workers=2")

@@ -1,4 +1,4 @@
-"""What SLURM may be asked for: `cluster.yaml` and the flags, every field against an allow-list.
+"""What a scheduler may be asked for: `cluster.yaml` and the flags, every field against an allow-list.
 
 What is special: a text that passes here stands in an sbatch script. So a field holds the characters that SLURM's own
 syntax needs and no other: no space, no quote, no newline, no `;`, `$`, `` ` ``. The lines of `setup` are the site's
@@ -14,10 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from utils import schedulers
 from utils.config import yaml_lines
 from utils.faults import UserError, did_you_mean
 
-SHIPPED = Path(__file__).with_name("cluster.yaml")
+SHIPPED = Path(__file__).resolve().parents[1] / "launch" / "cluster.yaml"
 MOST_MINUTES = 366 * 24 * 60
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,127}")
@@ -48,7 +49,7 @@ _INTEGERS = {
     "max_restarts": (0, 100_000),
     "max_stalled": (1, 1000),
 }
-_CHOICES = {"gpu_request": ("gpus-per-node", "gres", "none")}
+_CHOICES = {"gpu_request": ("gpus-per-node", "gres", "none"), "scheduler": tuple(schedulers.names())}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?")
 
@@ -58,6 +59,7 @@ class Settings:
     """One partition's settings: `defaults`, changed by `partitions.NAME`, changed by the flags.
 
     Attributes:
+        scheduler: what has the partition, a file of `utils/schedulers/`.
         gpus_per_node: GPUs, and so ranks, of one node.
         cpus_per_gpu: CPU cores of each rank.
         mem: memory of a whole node; a request for a part of a node gets that part of it. None: not asked for.
@@ -73,6 +75,7 @@ class Settings:
         environment: variables of the ranks.
     """
 
+    scheduler: str = "slurm"
     gpus_per_node: int = 8
     cpus_per_gpu: int = 8
     mem: str | None = None
