@@ -28,7 +28,7 @@ ALLOWED = {
 EXCEPTIONS = {("launch/job.py", "main")}  # inside the job, lazily
 # Heavy or optional: imported inside the function that needs it.
 LAZY = {
-    "av", "nvidia", "psutil", "pymemcache", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript",
+    "av", "nvidia", "psutil", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript",
     "torchvision", "matplotlib", "sklearn",
 }  # fmt: skip
 # Read on login nodes, in worker processes or by quick verbs: importing them must not import torch.
