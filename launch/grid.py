@@ -200,10 +200,7 @@ def make(sweep: Sweep, cell: Cell) -> Path:
     file.write_text(text, encoding="utf-8")
     if config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise RuntimeError(f"{file} does not give the config that it was written from")
-    for verb in ("train", "eval"):
-        script = folder / f"{verb}.sh"
-        script.write_text(new.script(verb, folder), encoding="utf-8")
-        script.chmod(0o755)
+    new.write_scripts(folder)
     return folder
 
 

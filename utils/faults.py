@@ -95,6 +95,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def listed(what: str, names: Iterable[str], *, most: int = 6) -> str:
+    """Return `what: a, b, c, ... 12 in all`; "" for no names."""
+    found = list(names)
+    more = f", ... {len(found)} in all" if len(found) > most else ""
+    return f"{what}: {', '.join(found[:most])}{more}" if found else ""
+
+
 def rank_from_environment() -> int:
     """The rank of this process as torchrun or SLURM tell it; 0 when alone. Needs no torch."""
     if "RANK" in os.environ:

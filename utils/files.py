@@ -66,21 +66,26 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of JSON lines; skip a torn line, return none for a missing file."""
+def read_lines(path: Path) -> list[Any]:
+    """Return the values of a file of JSON lines; skip a torn line, return none for a missing file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
-    rows = []
+    values = []
     for line in lines:
         with contextlib.suppress(ValueError):
-            rows.append(json.loads(line))
-    return [row for row in rows if isinstance(row, dict)]
+            values.append(json.loads(line))
+    return values
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row, in one write; make the folder where it is missing."""
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the objects among the values of a file of JSON lines."""
+    return [row for row in read_lines(path) if isinstance(row, dict)]
+
+
+def append_row(path: Path, row: Mapping[str, Any] | str) -> None:
+    """Append one value, in one write; make the folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row) + "\n")

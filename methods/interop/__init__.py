@@ -22,7 +22,7 @@ from methods.interop._implied import implied
 from methods.interop._names import Converted
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
-from utils.faults import UserError, did_you_mean
+from utils.faults import UserError, did_you_mean, listed
 
 _PROJECTS = {
     "mmaction": "MMAction2",
@@ -74,7 +74,7 @@ class Report:
         parts = [f"{len(self.loaded)} tensors from {self.family}"]
         for name in _KINDS:
             if getattr(self, name):
-                parts.append(_listed(_KINDS[name], getattr(self, name)))
+                parts.append(listed(_KINDS[name], getattr(self, name)))
         return "; ".join(parts)
 
     def table(self) -> str:
@@ -181,7 +181,7 @@ def check_finite(state: Mapping[str, Any], path: str | Path) -> None:
     ]
     if bad:
         raise UserError(
-            f"{path}: {_listed('NaN or infinity in', bad)}; the training that wrote them diverged, or the file is "
+            f"{path}: {listed('NaN or infinity in', bad)}; the training that wrote them diverged, or the file is "
             "damaged: take an earlier checkpoint or another copy"
         )
 
@@ -221,9 +221,9 @@ def other_network(state: Mapping[str, Tensor], model: nn.Module) -> str:
 
 def _misfit(path: Path, report: Report, problems: Sequence[str]) -> UserError:
     """What is wrong with a file that does not fill the model, and what the model should be for it."""
-    listed = [_listed(kind, getattr(report, kind)) for kind in ("missing", "unexpected") if getattr(report, kind)]
+    misfits = [listed(kind, getattr(report, kind)) for kind in ("missing", "unexpected") if getattr(report, kind)]
     hint = f"the file shows {', '.join(f'{key}: {value}' for key, value in report.implied.items())}"
-    return UserError(f"{path} ({report.family}) does not fit the model: {'; '.join([*problems, *listed, hint])}")
+    return UserError(f"{path} ({report.family}) does not fit the model: {'; '.join([*problems, *misfits, hint])}")
 
 
 def what_is(path: str | Path, *, family: str = "auto") -> tuple[str, dict[str, Any]]:
@@ -331,8 +331,3 @@ def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, cla
         inflated["classifier.weight"] = columns.roll(-first, 1)
         result.changed["classifier.weight"] = "columns of the two pathways exchanged"
     return inflated
-
-
-def _listed(what: str, names: list[str] | dict[str, str]) -> str:
-    more = f", ... {len(names)} in all" if len(names) > _LISTED else ""
-    return f"{what}: {', '.join(list(names)[:_LISTED])}{more}"
