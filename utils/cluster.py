@@ -21,23 +21,16 @@ from utils.faults import UserError, did_you_mean
 SHIPPED = Path(__file__).resolve().parents[1] / "launch" / "cluster.yaml"
 MOST_MINUTES = 366 * 24 * 60
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,127}")
+_NAME = (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,127}"), "letters, digits and _ . + @ -")
+_HOSTS = (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]{0,4095}"), "host names, such as n1,n[4-7]")
+_AFTER = r"(?:after|afterany|afterok|afternotok|afterburstbuffer|aftercorr)(?::[0-9]+(?:_[0-9]+)?(?:\+[0-9]+)?)+"
 _PATTERNS = {
-    "partition": (_NAME, "letters, digits and _ . + @ -"),
-    "account": (_NAME, "letters, digits and _ . + @ -"),
-    "qos": (_NAME, "letters, digits and _ . + @ -"),
-    "reservation": (_NAME, "letters, digits and _ . + @ -"),
-    "wckey": (_NAME, "letters, digits and _ . + @ -"),
-    "gpu_type": (_NAME, "letters, digits and _ . + @ -"),
+    **dict.fromkeys(("partition", "account", "qos", "reservation", "wckey", "gpu_type"), _NAME),
+    **dict.fromkeys(("nodelist", "exclude"), _HOSTS),
     "mem": (re.compile(r"[1-9][0-9]{0,9}[KMGT]?"), "memory of a whole node, such as 240G"),
-    "nodelist": (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]{0,4095}"), "host names, such as n1,n[4-7]"),
-    "exclude": (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]{0,4095}"), "host names, such as n1,n[4-7]"),
     "constraint": (re.compile(r"[A-Za-z0-9_(\[][A-Za-z0-9_.:=&|*,()\[\]-]{0,511}"), "features, such as volta&ib"),
     "dependency": (
-        re.compile(
-            r"(?:singleton|(?:after|afterany|afterok|afternotok|afterburstbuffer|aftercorr)(?::[0-9]+(?:_[0-9]+)?(?:\+[0-9]+)?)+)"
-            r"(?:[,?](?:singleton|(?:after|afterany|afterok|afternotok|afterburstbuffer|aftercorr)(?::[0-9]+(?:_[0-9]+)?(?:\+[0-9]+)?)+))*"
-        ),
+        re.compile(rf"(?:singleton|{_AFTER})(?:[,?](?:singleton|{_AFTER}))*"),
         "such as afterok:1234 or singleton",
     ),
 }

@@ -1,7 +1,8 @@
 """This machine as a scheduler: a job is a process in the background with a keeper, and nothing waits for its turn.
 
 A partition of `cluster.yaml` with `scheduler: local` submits here. The keeper passes signals on, notes the exit code
-and starts the job again when it is requeued. What it knows of a job is one file in the user's state folder.
+and starts the job again when it is requeued. What it knows of a job is one file in the user's state folder. There is no
+time limit, and fields of the partition that only a cluster has do not count.
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ class Local(Scheduler):
         """Refuse several nodes."""
         if request.nodes > 1:
             raise UserError(f"{request.ranks} ranks need {request.nodes} nodes, and {request.partition} is one machine")
+
+    def on_each_node(self, nodes: int) -> str:
+        """Return no words: the command that starts the ranks starts their servers too."""
+        return ""
 
     def submit(self, request: Request, tasks: Sequence[Task], code: Path, *, parallel: int | None = None) -> list[str]:
         """Start a keeper for each task."""
