@@ -153,7 +153,9 @@ def mark_of_run(exp: Path) -> list[int] | None:
 def requeue_and_wait(is_main: bool) -> None:
     """Let rank 0 ask the scheduler to start this job again; every rank then waits for its end."""
     place = schedulers.here()
-    if is_main and place:
+    if place is None:  # nothing would end the ranks
+        sys.exit(STOPPED)
+    if is_main:
         scheduler, job = schedulers.named(place.scheduler), place.job
         try:
             state = scheduler.states([job]).get(job, "ended")

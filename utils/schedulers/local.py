@@ -100,12 +100,13 @@ def keep(job: str) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: asked.append(number))
     mine = {"machine": processes.machine(), "pid": os.getpid(), "ticks": processes.start_ticks(os.getpid())}
+    about.pop("code", None)
     while True:
         restarts = about.get("restarts", -1) + 1
         about |= {**mine, "restarts": restarts}
         files.write_text(_file(job), json.dumps(about))
         with open(about["outputs"][0], "ab") as out, open(about["outputs"][1], "ab") as errors:
-            env = {**os.environ, JOB: f"{SCHEDULER.name}:{job}", RESTARTS: str(restarts)}
+            env = {**os.environ, "PYTHONPATH": about["cwd"], JOB: f"{SCHEDULER.name}:{job}", RESTARTS: str(restarts)}
             process = subprocess.Popen(about["command"], cwd=about["cwd"], env=env, stdout=out, stderr=errors)
             passed = 0
             while process.poll() is None:
