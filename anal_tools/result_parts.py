@@ -177,7 +177,7 @@ def _earlier_parts(
         seen[part["samples"]] = True
         parts.append(part)
     start = start + 1 if same else 0
-    _write(folder / _NOTE, json.dumps({"key": key, "starts": start}) + "\n")
+    files.write_text(folder / _NOTE, json.dumps({"key": key, "starts": start}) + "\n", errors="surrogateescape")
     return start, parts
 
 
@@ -386,8 +386,7 @@ def _joined(
 
 def _synced_hash(path: Path) -> str:
     """Return the sha256 of a file whose bytes are on the disk now."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    files.sync_file(path)
     return files.sha256(path)
 
 
@@ -463,9 +462,3 @@ def _new(path: Path) -> Path:
 def _write_new(path: Path, text: str) -> None:
     _new(path).unlink(missing_ok=True)  # whatever was left there, such as a pipe
     _new(path).write_text(text, "utf-8", errors="surrogateescape")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file that is either the old or the whole new one."""
-    _write_new(path, text)
-    os.replace(_new(path), path)

@@ -7,7 +7,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ def replacing(path: Path, *, temporary: Path | None = None, sync: bool = False) 
         sync: hand the bytes to the disk before the file gets its name.
     """
     temporary = temporary or path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # whatever was left there, such as a pipe
     try:
         yield temporary
         if sync:
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
+            sync_file(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -43,6 +44,20 @@ def write(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     """Replace a text file as a whole; `errors` says what becomes of names that are not UTF-8."""
     write(path, text.encode("utf-8", errors))
+
+
+def sync_file(path: Path) -> None:
+    """Hand the bytes of a file to the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def remove_old(paths: Iterable[Path], seconds: float = 24 * 3600) -> None:
+    """Remove what processes that were killed long ago left half made."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
 
 
 def sync_folder(folder: Path) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from utils import processes, schedulers
+from utils import files, processes, schedulers
 from utils.faults import UserError, fail_point, refuse_odd_file
 
 HEARTBEAT_SECONDS = 30.0
@@ -97,7 +97,7 @@ def take(path: Path) -> Held:
         UserError: a live process holds it.
         OSError: the folder cannot be written.
     """
-    _sweep(path)
+    files.remove_old([*path.parent.glob(f"{path.name}.claim-*"), *path.parent.glob(f"{path.name}.*.tmp")])
     me = this_process()
     _acquire(path, path, me)
     return Held(path, me)
@@ -134,7 +134,7 @@ def record_of(path: Path, me: Holder) -> Iterator[tuple[Path, float]]:
     try:
         yield record, record.stat().st_mtime
     finally:
-        with contextlib.suppress(OSError):  # `_sweep` removes it: a lock that was taken is not given up for it
+        with contextlib.suppress(OSError):  # `take` removes it later: a lock that was taken is not given up for it
             record.unlink()
 
 
@@ -214,11 +214,3 @@ def this_process() -> Holder:
     about = {"scheduler": place.scheduler, "job": place.job, "restarts": str(place.restarts)} if place else {}
     ticks = processes.start_ticks(pid)
     return Holder(uuid.uuid4().hex, socket.gethostname(), processes.machine(), pid, ticks, since, **about)
-
-
-def _sweep(path: Path) -> None:
-    """Remove what processes killed long ago left beside the lock."""
-    for left in [*path.parent.glob(f"{path.name}.claim-*"), *path.parent.glob(f"{path.name}.*.tmp")]:
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                left.unlink()
