@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +43,6 @@ def with_toy(copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     schedulers.named.cache_clear()
     yield copy
     schedulers.named.cache_clear()
-    sys.modules.pop("utils.schedulers.toy", None)
 
 
 @pytest.fixture(params=["local", "toy"])
