@@ -37,7 +37,7 @@ VERBS = {
     "export": ("anal_tools.export", "the trained model as ONNX or torch.export file, checked on clips"),
     "config": ("anal_tools.check_config", "print the resolved config and where each value is from; check its files"),
     "list": ("anal_tools.experiments", "all experiments: model, data, cost, and the accuracy others published"),
-    "new": ("launch.new", "make a new experiment folder from an existing one"),
+    "new": ("anal_tools.new", "make a new experiment folder from an existing one"),
     "fetch": ("methods.fetch", "download pretrained weights into pretrained/"),
     "lists": ("datasets.lists.verb", "official annotation files of a data set as list files; what is missing"),
     "scan": ("datasets.scan.verb", "look at every file of a list: what can be read, real frame counts, copies"),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 from datasets.bad_media import printable
+from utils import files
 
 
 def one_line(text: str) -> str:
@@ -54,13 +54,6 @@ class Notes:
         return [f"[{number}] {text}" for number, text in enumerate(self.texts, start=1)]
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that is either the old or the whole new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
-
-
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write a text file whose names may hold bytes that are not UTF-8."""
-    write_whole(path, "".join(line + "\n" for line in lines).encode("utf-8", "surrogateescape"))
+    files.write_text(path, "".join(line + "\n" for line in lines), errors="surrogateescape")

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from datasets import motion8
+from utils import files
 from utils.faults import UserError
 from utils.signals import end_with_parent
 
@@ -77,7 +78,7 @@ def open_folder(out: Path, settings: dict[str, Any]) -> None:
         (out / part).mkdir(parents=True, exist_ok=True)
     for stale in (out / "videos").glob("*.tmp"):
         stale.unlink()
-    _replace(file, (json.dumps(settings, indent=1) + "\n").encode())
+    files.write(file, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def all_labels(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -119,10 +120,10 @@ def write_lists(out: Path, settings: dict[str, Any]) -> None:
         ("", "_shape"), (motion8.MOTIONS, motion8.SHAPES), all_labels(settings), strict=True
     ):
         lines = [f"{name_of(i)} {motion8.FRAMES} {label[i]}\n" for i in range(len(label))]
-        _replace(out / "lists" / f"train{suffix}.txt", "".join(lines[:train]).encode())
-        _replace(out / "lists" / f"val{suffix}.txt", "".join(lines[train:]).encode())
+        files.write(out / "lists" / f"train{suffix}.txt", "".join(lines[:train]).encode())
+        files.write(out / "lists" / f"val{suffix}.txt", "".join(lines[train:]).encode())
         classes = "".join(f"{k} {name}\n" for k, name in enumerate(names))
-        _replace(out / "lists" / f"classInd{suffix}.txt", classes.encode())
+        files.write(out / "lists" / f"classInd{suffix}.txt", classes.encode())
 
 
 def name_of(index: int) -> str:
@@ -160,14 +161,7 @@ def encode(frames: np.ndarray) -> bytes:
 def _write_video(job: tuple[str, int, int, int, int]) -> None:
     path, seed, index, motion, shape = job
     frames = motion8.clip(seed, index, motion8.MOTIONS[motion], motion8.SHAPES[shape])
-    _replace(Path(path), encode(frames))
-
-
-def _replace(path: Path, content: bytes) -> None:
-    # A reader, and the next run, sees the whole file or none.
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    files.write(Path(path), encode(frames))
 
 
 def _follow_parent(parent: int) -> None:

@@ -7,7 +7,6 @@ into anonymous memory (memfd) that worker processes map read-only: they cost mem
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import mmap
 import os
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from datasets import several_labels
 from datasets.class_names import read_class_names
 from datasets.list_formats import place_of, read_list
+from utils import files
 from utils.faults import UserError
 
 __all__ = ["Records", "read_class_names", "records_of"]
@@ -98,7 +98,7 @@ class Records:
             columns["label_ends"] = np.frombuffer(raw.label_ends, np.int64)
         _check_labels(file, columns, num_class)
         highest = int(columns.get("all_labels", columns["labels"]).max())
-        info = {"list_hash": _sha256(file), "list_file": file, "root": base, "duplicates": duplicates}
+        info = {"list_hash": files.sha256(file), "list_file": file, "root": base, "duplicates": duplicates}
         return cls(columns, info | {"num_class": highest + 1 if num_class is None else num_class})
 
     def __len__(self) -> int:
@@ -221,14 +221,6 @@ def _map(fd: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         columns[name] = np.frombuffer(memory, np.dtype(dtype), length, at)
         at += columns[name].nbytes
     return columns, header["info"]
-
-
-def _sha256(file: str) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _check_labels(file: str, columns: dict[str, NDArray[Any]], num_class: int | None) -> None:

@@ -11,17 +11,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from launch import collect, jobs, local, memcached, options, slurm, snapshot, sweep, verbs
-from launch.cluster import minutes
-from utils import config, faults, run_dir
+from launch import collect, jobs, local, memcached, options, scheduler, snapshot, sweep, verbs
+from launch.job import Run
+from utils import config, faults
+from utils.cluster import minutes
 from utils.faults import UserError, did_you_mean
-from utils.log import utc_stamp
+from utils.schedulers import Request
 
 STARTS = ("train", "eval")
 VERBS = {**verbs.VERBS, "sweep": sweep.main, "collect": collect.main}
-FIELDS = ("exclude", "constraint", "qos", "account", "nodelist", "dependency")
 SWITCHES = {
     "dry_run": "print the script, a task's command and the resolved config; submit nothing",
     "follow": "print the log until the job has ended",
@@ -41,13 +40,13 @@ def launch(argv: Sequence[str]) -> int:
     if args.verb not in STARTS:
         near = did_you_mean(args.verb, (*STARTS, *VERBS))
         raise UserError(f"no verb called {args.verb!r}{near}; there are {', '.join((*STARTS, *VERBS))}")
-    options.check(args.verb, rest, near=["set", "time", *FIELDS, *SWITCHES])
+    options.check(args.verb, rest, near=["set", "time", *scheduler.FLAGS, *SWITCHES])
     if args.ranks < 0:
         raise UserError(f"N must be 0 or more, not {args.ranks}")
     sets = [word for override in args.set for word in ("--set", override)]
     exp = os.path.abspath(args.exp)
     words = [args.verb, exp, *sets, *(word for word in rest if word != "--")]
-    flags = {name: getattr(args, name) for name in (*FIELDS, "time")}
+    flags = {name: getattr(args, name) for name in ("time", *scheduler.FLAGS)}
     if args.partition == "local":
         given = [name for name in (*flags, *SWITCHES) if getattr(args, name)]
         if given:
@@ -56,35 +55,33 @@ def launch(argv: Sequence[str]) -> int:
         if megabytes:
             os.environ.update(memcached.start_here(megabytes))
         return local.run(words, args.ranks)
-    wanted = slurm.request(args.verb, args.exp, args.partition, args.ranks, words, flags, ask=not args.dry_run)
+    wanted = scheduler.request(args.verb, args.exp, args.partition, args.ranks, flags, ask=not args.dry_run)
     cfg = _load(args, rest)
-    wanted = dataclasses.replace(wanted, memcached=memcached.wanted(cfg))
+    wanted = dataclasses.replace(wanted, servers=scheduler.server_lines(wanted, memcached.wanted(cfg)))
+    task = scheduler.task(wanted, exp, words)
     if args.dry_run:
         from utils.config.verb import as_yaml
 
-        print(f"{slurm.dry_run(wanted)}\n\n# the resolved config\n{as_yaml(cfg)}")
+        print(scheduler.preview(wanted, task), f"# the resolved config\n{as_yaml(cfg)}", sep="\n\n")
         return 0
-    return _submit(wanted, force=args.force, follow=args.follow)
+    return _submit(wanted, task, force=args.force, follow=args.follow)
 
 
-def _submit(wanted: slurm.Request, *, force: bool, follow: bool) -> int:
+def _submit(wanted: Request, task: Run, *, force: bool, follow: bool) -> int:
     """Submit one job and note it in the experiment's list."""
-    exp = Path(wanted.exp)
-    live = {} if force else jobs.live(exp, wanted.verb) if wanted.verb == "train" else {}
-    for job, state in live.items():
+    exp = Path(task.exp)
+    is_training = task.words[0] == "train"
+    for job, row in jobs.live(exp, "train").items() if is_training and not force else ():
         raise UserError(
-            f"{exp}: job {job} of this experiment is {state}; two would write the same checkpoint. "
+            f"{exp}: job {job} of this experiment is {row['state']}; two would write the same checkpoint. "
             f"`python -m launch cancel {exp}` ends it, --force submits all the same"
         )
     code = snapshot.take(exp / "jobs" / "code")
-    job = slurm.submit(wanted, str(code))
-    row: dict[str, Any] = {"job": job, "verb": wanted.verb, "partition": wanted.partition, "ranks": wanted.ranks}
-    row |= {"nodes": wanted.nodes, "time": utc_stamp(), "revision": run_dir.revision(code), "code": str(code)}
-    jobs.record(exp, row | {"words": list(wanted.words)})
+    (row,) = scheduler.submit(wanted, [task], code)
     shape = f"{wanted.nodes} node(s) x {wanted.tasks} rank(s)"
-    print(f"submitted job {job} to {wanted.partition}: {shape}; its log: {verbs.output(exp, job)}")
+    print(f"submitted job {row['job']} to {wanted.partition}: {shape}; its log: {verbs.output(exp, row)}")
     if follow:
-        return verbs.follow(exp, job)
+        return verbs.follow(exp, row)
     print(f"python -m launch status|log|cancel|requeue {exp}")
     return 0
 
@@ -111,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     group = parser.add_argument_group("on a partition of SLURM")
     group.add_argument("--time", type=minutes, help="time limit, such as 90 (minutes), 12:00:00 or 3-00:00")
-    for name in FIELDS:
+    for name in scheduler.FLAGS:
         group.add_argument(f"--{name}", help=f"sbatch's --{name}")
     for name, text in SWITCHES.items():
         group.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)

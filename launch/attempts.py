@@ -5,20 +5,46 @@ A row is written by the process that runs the cell, so a killed one leaves a sta
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch import progress
+from utils import files
 from utils.log import utc_stamp
+from utils.schedulers import Place
 
 FILE = "attempts.jsonl"
 
 
 def note(folder: Path, cell: str, event: str, **more: Any) -> None:
     """One row about a cell of the sweep in `folder`."""
-    progress.append_row(folder / FILE, {"cell": cell, "event": event, "time": utc_stamp(), **more})
+    files.append_row(folder / FILE, {"cell": cell, "event": event, "time": utc_stamp(), **more})
+
+
+@contextlib.contextmanager
+def noted(folder: Path, cell: str, place: Place, *, is_main: bool) -> Iterator[None]:
+    """Note the start and the end of a cell that a job runs in here; rank 0 does it for all."""
+    job = {"scheduler": place.scheduler, "job": place.job}
+    if is_main:
+        note(folder, cell, "start", **job, restart=place.restarts)
+    code = 1
+    try:
+        yield
+        code = 0
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 1
+        raise
+    finally:
+        if is_main:
+            note(folder, cell, "end", **job, code=code)
+
+
+def has_ended_well(folder: Path, cell: str, job: str) -> bool:
+    """Return True if this very job has done the cell: somebody requeued it by hand."""
+    return any((row.get("cell"), row.get("job"), row.get("code")) == (cell, job, 0) for row in read(folder))
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
     """The rows of a sweep, oldest first; none if nothing has been started."""
-    return progress.read_rows(folder / FILE)
+    return files.read_rows(folder / FILE)

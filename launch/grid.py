@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch import new
-from utils import config
+from anal_tools import new
+from utils import config, files
 from utils.config.verb import as_yaml
 from utils.faults import UserError
 
@@ -120,9 +120,7 @@ class Sweep:
         """Write `sweep.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         about = {"verb": self.verb, "exps": [str(exp) for exp in self.exps], "grid": self.grid, "options": self.options}
-        temporary = self.folder / f"{FILE}.tmp"
-        temporary.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, self.folder / FILE)
+        files.write_text(self.folder / FILE, json.dumps(about, indent=2) + "\n")
 
 
 def folder_of(name: str, into: Path = SWEEPS) -> Path:
@@ -202,10 +200,7 @@ def make(sweep: Sweep, cell: Cell) -> Path:
     file.write_text(text, encoding="utf-8")
     if config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise RuntimeError(f"{file} does not give the config that it was written from")
-    for verb in ("train", "eval"):
-        script = folder / f"{verb}.sh"
-        script.write_text(new.script(verb, folder), encoding="utf-8")
-        script.chmod(0o755)
+    new.write_scripts(folder)
     return folder
 
 

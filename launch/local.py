@@ -27,8 +27,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from launch import processes
-from utils import signals
+from utils import processes, signals
 from utils.faults import UserError
 
 ROOT = Path(__file__).resolve().parents[1]

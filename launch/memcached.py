@@ -32,6 +32,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from utils import files
 from utils.faults import UserError
 from utils.signals import end_with_parent
 
@@ -136,7 +137,7 @@ def serve(folder: Path, *, megabytes: int, unix: bool) -> int:
         try:
             address = f"unix:{own}/s" if unix else f"{place[1]}:{_port(ports, server)}"
             _await_answer(address, server)
-            _write(said, address)
+            files.write_text(said, f"{address}\n")
             while not ended and server.poll() is None:
                 time.sleep(0.1)
         finally:
@@ -144,12 +145,6 @@ def serve(folder: Path, *, megabytes: int, unix: bool) -> int:
             server.terminate()
             code = server.wait()
     return 0 if ended else code
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(f"{text}\n", "utf-8")
-    os.replace(temporary, file)
 
 
 def _port(file: Path, server: subprocess.Popen[bytes]) -> int:
@@ -208,23 +203,21 @@ def _start_here(megabytes: int) -> dict[str, str]:
     return {FOLDER: str(folder), NODES: "1"}
 
 
-def job_lines(folder: str, *, nodes: int, megabytes: int, python: str = sys.executable) -> list[str]:
-    """Shell lines that start one server on each node of a SLURM job, beside the step of the ranks.
+def job_lines(folder: Path, job: str, step: str, *, nodes: int, megabytes: int) -> tuple[str, ...]:
+    """Return shell lines that start one server on each node of a job, beside its ranks.
 
     Args:
         folder: on a file system that all nodes share; a folder of the job's id is made in it.
+        job: what the shell expands to the job's id.
+        step: words that run a command once on every node.
     """
-    run = f"{shlex.quote(python)} -m launch.memcached"
-    # srun takes the job's GPUs from these variables, and then refuses --gres=none.
-    forget = "".join(f"-u SLURM_{name} " for name in ("GPUS", "GPUS_PER_NODE", "GPUS_PER_TASK", "TRES_PER_TASK"))
-    step = f"env {forget}srun --overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1 --cpus-per-task=1"
-    step += " --gres=none"
+    run = f"{shlex.quote(sys.executable)} -m launch.memcached"
     unix = " --unix" if nodes == 1 else ""
-    return [
-        f'export {FOLDER}={shlex.quote(folder)}/"$SLURM_JOB_ID" {NODES}={nodes}',
+    return (
+        f'export {FOLDER}={shlex.quote(str(folder))}/"{job}" {NODES}={nodes}',
         f'{run} prepare "${FOLDER}" && {step} --output="${FOLDER}"/%N.log '
         f'{run} serve "${FOLDER}" --megabytes {megabytes}{unix} &',
-    ]
+    )
 
 
 def main(argv: Sequence[str]) -> int:

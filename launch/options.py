@@ -1,20 +1,21 @@
-"""The options of `main.py train` and `main.py eval`: a mistyped one is told before a start or a place in a queue."""
+"""Check the options of `main.py train` and `main.py eval` with their own parsers, before a job is submitted."""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable, Sequence
 
 from utils.faults import UserError, did_you_mean
+from utils.options import train_parser
 
-# Verb -> its options, and whether a value follows. The parsers themselves import torch; a test compares.
-OPTIONS = {
-    "train": {"--set": True, "--fresh": False},
-    "eval": {
-        "--set": True, "--checkpoint": True, "--list": True, "--root": True, "--name": True, "--keep": True,
-        "--protocol": True, "--views": True, "--scale": True, "--crop-size": True, "--average": True,
-        "--per-position": False, "--chunk": True, "--plain": False,
-    },
-}  # fmt: skip
+
+def parser_of(verb: str) -> argparse.ArgumentParser:
+    """Return the parser that main.py uses for this verb."""
+    if verb == "train":
+        return train_parser()
+    from anal_tools import evaluate
+
+    return evaluate.parser()
 
 
 def check(verb: str, words: Sequence[str], *, near: Iterable[str] = ()) -> None:
@@ -26,17 +27,16 @@ def check(verb: str, words: Sequence[str], *, near: Iterable[str] = ()) -> None:
         near: names of further options, of the command that calls, for a hint.
 
     Raises:
-        UserError: the first word that is none of its options, nor the value of one.
+        UserError: a word that is none of its options, or a value that one of them does not take.
     """
-    known, left = OPTIONS[verb], [word for word in words if word != "--"]
-    while left:
-        word = left.pop(0)
-        name, equals, _ = word.partition("=")
-        meant = [name] if name in known else [option for option in known if option.startswith(name)]
-        if not name.startswith("--") or len(meant) != 1:  # argparse too takes the beginning of a name
-            hint = did_you_mean(name, [*known, *(f"--{other}".replace("_", "-") for other in near)])
-            raise UserError(f"{verb} has no option {word!r}{hint}; it takes {', '.join(known)}")
-        if known[meant[0]] and not equals:
-            if not left:
-                raise UserError(f"{verb}: {meant[0]} needs a value")
-            left.pop(0)
+    parser = parser_of(verb)
+    parser.exit_on_error = False
+    try:
+        _, unknown = parser.parse_known_args(["EXP", *(word for word in words if word != "--")])
+    except argparse.ArgumentError as error:
+        raise UserError(f"{verb}: {error}") from error
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings if name not in ("-h", "--help")]
+        name = unknown[0].partition("=")[0]
+        hint = did_you_mean(name, [*known, *(f"--{other}".replace("_", "-") for other in near)])
+        raise UserError(f"{verb} has no option {unknown[0]!r}{hint}; it takes {', '.join(known)}")

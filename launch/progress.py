@@ -1,15 +1,12 @@
-"""How far the run in an experiment folder has come, read from its files; and small files of JSON lines."""
+"""How far the run in an experiment folder has come, read from its files."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from utils import log
 from utils.faults import kind_of_file
@@ -78,27 +75,3 @@ def _iteration(exp: Path) -> tuple[int | None, int | None]:
 def mark(exp: Path) -> list[int]:
     """What grows when a job gets on: the last iteration, and the number of part files of evaluations."""
     return [_iteration(exp)[0] or 0, len(list((exp / "results").glob("*/part-*.npz")))]
-
-
-def read_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines; a torn line is passed over, a missing file has none."""
-    rows = []
-    try:
-        text = file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    for line in text.splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict):
-            rows.append(row)
-    return rows
-
-
-def append_row(file: Path, row: Mapping[str, Any]) -> None:
-    """Append one row, in one write."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -18,11 +17,12 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Any, TextIO
 
-from launch import attempts, grid, jobs, options, processes, sweep_job
+from launch import attempts, grid, jobs, options, scheduler, snapshot, verbs
 from launch.grid import Cell, Sweep
-from utils import config
+from utils import config, processes
+from utils.cluster import minutes
 from utils.faults import UserError
 from utils.signals import end_with_parent
 
@@ -61,15 +61,34 @@ def main(argv: Sequence[str]) -> int:
             grid.make(sweep, cell)
     if args.partition == "local":
         return _Local(sweep, args.ranks, args.parallel or 1).run(chosen)
-    return sweep_job.submit(sweep, chosen, args.partition, args.ranks, args.parallel or 4, vars(args))
+    return submit(sweep, chosen, args.partition, args.ranks, args.parallel or 4, vars(args))
+
+
+def submit(
+    sweep: Sweep, cells: Sequence[Cell], partition: str, ranks: int, parallel: int, flags: Mapping[str, Any]
+) -> int:
+    """Submit the cells, as one array where the scheduler has arrays; note each cell's job."""
+    wanted = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
+    code = snapshot.take(sweep.folder / "jobs" / "code")
+    runs = [
+        scheduler.task(wanted, str(sweep.exp_of(cell)), sweep.words(cell), sweep=str(sweep.folder), cell=cell.name)
+        for cell in cells
+    ]
+    rows = scheduler.submit(wanted, runs, code, parallel=parallel, sweep=sweep.name)
+    for cell, row in zip(cells, rows, strict=True):
+        attempts.note(sweep.folder, cell.name, "submit", scheduler=row["scheduler"], job=row["job"])
+    first = rows[0]["job"].partition("_")[0]
+    at_once = min(parallel, len(rows))
+    print(f"submitted {len(rows)} cells to {partition} as job {first}, {at_once} at a time; their output:")
+    print(f"  {wanted.folder}; `launch collect {sweep.name}` makes the table")
+    return 0
 
 
 def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
     """What has become of each cell."""
     rows = attempts.read(sweep.folder)
     last = {row["cell"]: row for row in rows if isinstance(row.get("cell"), str)}
-    asked = {row["job"] for row in last.values() if row.get("job")}
-    alive = jobs.states(asked) if asked else {}
+    alive = jobs.states(row for row in last.values() if row.get("job"))
     found = {}
     for cell in cells:
         row = last.get(cell.name, {})
@@ -80,28 +99,14 @@ def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
             found[cell.name] = State(_NEW)
         elif row["event"] == "end":
             kind = _STOPPED if row["code"] == STOPPED else _FAILED
-            found[cell.name] = State(kind, reason(sweep, cell, job, row["code"]))
-        elif job and (state := _queue_state(job, alive)):
-            found[cell.name] = State(_LIVE, f"job {job} {state}")
-        elif not job and processes.is_running(row.get("pid"), row.get("ticks")):
+            found[cell.name] = State(kind, reason(sweep, cell, row, row["code"]))
+        elif job in alive:
+            found[cell.name] = State(_LIVE, f"job {job} {alive[job]}")
+        elif "pid" in row and processes.lives(row["pid"], row["ticks"]):
             found[cell.name] = State(_LIVE, f"process {row['pid']}")
         else:
-            found[cell.name] = State(_FAILED, reason(sweep, cell, job, None))
+            found[cell.name] = State(_FAILED, reason(sweep, cell, row, None))
     return found
-
-
-def _queue_state(job: str, alive: Mapping[str, str]) -> str | None:
-    """The state of a job or array task; waiting tasks stand in the queue as one line, such as 12_[3-5,7%2]."""
-    if job in alive:
-        return alive[job]
-    array, _, task = job.partition("_")
-    for key, state in alive.items() if task else ():
-        if key.startswith(f"{array}_["):
-            listed = re.split(r"[%\]]", key.partition("[")[2])[0]
-            for first, last in re.findall(r"(\d+)(?:-(\d+))?", listed):
-                if int(first) <= int(task) <= int(last or first):
-                    return state
-    return None
 
 
 def is_finished(sweep: Sweep, cell: Cell) -> bool:
@@ -116,11 +121,11 @@ def is_finished(sweep: Sweep, cell: Cell) -> bool:
     return end > text.rfind("] Iter: [")
 
 
-def reason(sweep: Sweep, cell: Cell, job: str | None, code: int | None) -> str:
+def reason(sweep: Sweep, cell: Cell, row: Mapping[str, Any], code: int | None) -> str:
     """Why a cell ended, in one line: its last `error:` line, else its last line."""
     ended = "it ended without saying so (killed?)" if code is None else f"exit code {code}"
     try:
-        lines = output(sweep, cell, job).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = output(sweep, cell, row).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ended
     said = [line.strip() for line in lines if line.strip()]
@@ -128,10 +133,10 @@ def reason(sweep: Sweep, cell: Cell, job: str | None, code: int | None) -> str:
     return f"{ended}: {(errors or said)[-1][:300]}" if said else ended
 
 
-def output(sweep: Sweep, cell: Cell, job: str | None) -> Path:
-    """Where the errors of a cell's last attempt stand."""
-    if job:
-        return sweep.folder / "jobs" / "slurm" / f"{job}_0_log.err"
+def output(sweep: Sweep, cell: Cell, row: Mapping[str, Any]) -> Path:
+    """Return the file with the errors of a cell's last attempt, of which `row` is a note."""
+    if row.get("job"):
+        return verbs.output(sweep.folder, row, end="err")
     return sweep.folder / "output" / f"{cell.name}.txt"
 
 
@@ -177,7 +182,7 @@ class _Local:
 
     def _start(self, cell: Cell) -> None:
         slot = self.free.pop(0)
-        file = output(self.sweep, cell, None)
+        file = output(self.sweep, cell, {})
         file.parent.mkdir(parents=True, exist_ok=True)
         verb, exp, *rest = self.sweep.words(cell)
         argv = [sys.executable, "-m", "launch", verb, exp, "local", str(self.ranks), *rest]
@@ -212,7 +217,7 @@ class _Local:
             code = process.returncode
             attempts.note(self.sweep.folder, cell.name, "end", code=code)
             if code not in (0, STOPPED):
-                failed.append((cell, reason(self.sweep, cell, None, code)))
+                failed.append((cell, reason(self.sweep, cell, {}, code)))
             print(f"ended   {cell.name}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
         return failed
 
@@ -282,10 +287,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retry", action="store_true", help="run the failed cells only")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and what has become of them")
-    from launch.cluster import minutes
-
     group = parser.add_argument_group("on a partition of SLURM")
     group.add_argument("--time", type=minutes, help="time limit of a cell, such as 90 (minutes) or 12:00:00")
-    for name in ("exclude", "constraint", "qos", "account", "nodelist", "dependency"):
+    for name in scheduler.FLAGS:
         group.add_argument(f"--{name}", help=f"sbatch's --{name}")
     return parser

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from launch import jobs, progress
 from utils.faults import UserError
 
-NEXT_LOOK = 5.0  # seconds between two questions to SLURM while a job is followed
+NEXT_LOOK = 5.0  # seconds between two questions to the scheduler while a job is followed
 
 
 def status(argv: Sequence[str]) -> int:
@@ -21,9 +21,9 @@ def status(argv: Sequence[str]) -> int:
     parser.add_argument("-n", type=int, default=5, help="how many jobs, newest last")
     args = parser.parse_args(argv)
     exp, rows = _jobs_of(args.exp)
-    states = jobs.states(row["job"] for row in rows)
+    states = jobs.states(rows)
     for row in rows[-args.n :]:
-        state = states.get(row["job"]) or jobs.outcome(row["job"])
+        state = states.get(row["job"]) or jobs.scheduler_of(row).outcome(row["job"]).text
         code = f"code {row.get('revision', '?')}"
         where = f"{row.get('partition')} {row.get('ranks')}"
         print(f"{row['job']:>9}  {row.get('verb', '?'):5}  {state:24}  {where}  {code}  {row.get('time')}")
@@ -40,17 +40,15 @@ def log(argv: Sequence[str]) -> int:
     parser.add_argument("--follow", "-f", action="store_true", help="go on until the job has ended")
     args = parser.parse_args(argv)
     exp, rows = _jobs_of(args.exp)
-    row = next((row for row in reversed(rows) if args.job in (None, row["job"])), None)
-    if row is None:
-        raise UserError(f"{exp}: job {args.job} is not one of its jobs; `launch status {exp}` lists them")
-    out, errors = (output(exp, row["job"], args.rank, end) for end in ("out", "err"))
+    row = _chosen(exp, rows, args.job)
+    out, errors = (output(exp, row, args.rank, end) for end in ("out", "err"))
     for file in (errors, out):
         if file.is_file() and file.stat().st_size:
             print(f"==> {file}")
             print("\n".join(file.read_text(encoding="utf-8", errors="replace").splitlines()[-args.n :]))
     if not out.is_file():
         print(f"job {row['job']} has not written anything yet: {out}")
-    return follow(exp, row["job"], at_end=True, rank=args.rank) if args.follow else 0
+    return follow(exp, row, at_end=True, rank=args.rank) if args.follow else 0
 
 
 def cancel(argv: Sequence[str]) -> int:
@@ -58,33 +56,31 @@ def cancel(argv: Sequence[str]) -> int:
     args = _parser("cancel", "end the experiment's jobs; a run that is training saves first").parse_args(argv)
     exp, _ = _jobs_of(args.exp)
     live = jobs.live(exp)
-    for job in live:
-        done = jobs.run("scancel", job)
-        if done.returncode:
-            raise UserError(f"scancel {job}: {done.stderr.strip()}")
-        print(f"cancelled {job} ({live[job]})")
+    for job, row in live.items():
+        jobs.scheduler_of(row).cancel(job)
+        print(f"cancelled {job} ({row['state']})")
     if not live:
         print("no job of this experiment waits or runs")
     return 0
 
 
 def requeue(argv: Sequence[str]) -> int:
-    """Start the newest job again, as SLURM does after a preemption."""
+    """Start the newest job again, as a scheduler does after a preemption."""
     parser = _parser("requeue", "start the newest job again, with the code that it was submitted with")
     parser.add_argument("--job", help="another job than the newest")
     args = parser.parse_args(argv)
     exp, rows = _jobs_of(args.exp)
-    job = args.job or rows[-1]["job"]
-    if job not in {row["job"] for row in rows}:
-        raise UserError(f"{exp}: job {job} is not one of its jobs; `launch status {exp}` lists them")
+    row = _chosen(exp, rows, args.job)
+    job = row["job"]
     others = [other for other in jobs.live(exp, "train") if other != job]
-    if others and any(row["job"] == job and row.get("verb") == "train" for row in rows):
+    if others and row.get("verb") == "train":
         raise UserError(f"{exp}: job {others[0]} trains here; cancel it first")
-    done = jobs.run("scontrol", "requeue", job)
-    if done.returncode:
+    try:
+        jobs.scheduler_of(row).requeue(job)
+    except UserError as error:
         raise UserError(
-            f"job {job} cannot be started again ({done.stderr.strip()}); train.sh or eval.sh continues the run"
-        )
+            f"job {job} cannot be started again ({error}); train.sh or eval.sh continues the run"
+        ) from error
     print(f"job {job} will start again")
     return 0
 
@@ -97,8 +93,8 @@ def list_(argv: Sequence[str]) -> int:
     found = [(exp, jobs.submitted(exp)) for exp in jobs.experiments(args.folder)]
     found = [(exp, rows) for exp, rows in found if rows]
     try:
-        states = jobs.states(row["job"] for _, rows in found for row in rows)
-    except UserError as error:  # on a machine without SLURM the rest is still worth reading
+        states = jobs.states(row for _, rows in found for row in rows)
+    except UserError as error:  # on a machine without the scheduler the rest is still worth reading
         print(f"note: {error}", file=sys.stderr)
         states = {}
     for exp, rows in found:
@@ -119,23 +115,24 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def output(exp: Path, job: str, rank: int = 0, end: str = "out") -> Path:
-    """Where a rank's output of a job stands; restarts append to it."""
-    return exp / "jobs" / "slurm" / f"{job}_{rank}_log.{end}"
+def output(exp: Path, row: Mapping[str, Any], rank: int = 0, end: str = "out") -> Path:
+    """Return the file of a rank's output of a job; restarts append to it."""
+    scheduler = jobs.scheduler_of(row)
+    return scheduler.output(exp / "jobs" / scheduler.name, row["job"], rank, end)
 
 
-def follow(exp: Path, job: str, *, at_end: bool = False, rank: int = 0) -> int:
+def follow(exp: Path, row: Mapping[str, Any], *, at_end: bool = False, rank: int = 0) -> int:
     """Print a rank's output as it grows, until the job has left the queue; Ctrl-C stops looking, not the job.
 
     Returns:
         The job's exit code; 130 after Ctrl-C.
     """
-    file = output(exp, job, rank)
+    job, file = row["job"], output(exp, row, rank)
     where = file.stat().st_size if at_end and file.is_file() else 0
     look = 0.0
     try:
         while True:
-            ended = time.monotonic() > look and job not in jobs.states([job])
+            ended = time.monotonic() > look and not jobs.states([row])
             look = time.monotonic() + NEXT_LOOK if time.monotonic() > look else look
             if file.is_file():
                 with file.open("rb") as stream:
@@ -149,11 +146,9 @@ def follow(exp: Path, job: str, *, at_end: bool = False, rank: int = 0) -> int:
     except KeyboardInterrupt:
         print(f"\njob {job} goes on; `python -m launch log {exp} --follow` looks again", file=sys.stderr)
         return 130
-    known = jobs.details(job)
-    state = known.get("JobState", "COMPLETED")
-    print(f"job {job}: {state}")
-    code, _, number = known.get("ExitCode", "0:0").partition(":")
-    return int(code) or (128 + int(number or 0) if number not in ("", "0") else int(state != "COMPLETED"))
+    outcome = jobs.scheduler_of(row).outcome(job)
+    print(f"job {job}: {outcome.text}")
+    return outcome.code
 
 
 def _parser(verb: str, text: str) -> argparse.ArgumentParser:
@@ -167,6 +162,14 @@ def _jobs_of(exp: Path) -> tuple[Path, list[dict[str, Any]]]:
     if not rows:
         raise UserError(f"{exp}: no job was submitted from here (no {jobs.FILE})")
     return exp, rows
+
+
+def _chosen(exp: Path, rows: Sequence[dict[str, Any]], job: str | None) -> dict[str, Any]:
+    """Return the row of a job, by default of the newest."""
+    row = next((row for row in reversed(rows) if job in (None, row["job"])), None)
+    if row is None:
+        raise UserError(f"{exp}: job {job} is not one of its jobs; `launch status {exp}` lists them")
+    return row
 
 
 def _reached(reached: progress.Progress) -> str:

@@ -8,18 +8,17 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from methods import fetch
+from methods import fetch, interop
 from networks import BACKBONES
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
-from utils.faults import UserError, did_you_mean
+from utils.faults import UserError, did_you_mean, listed
 
 Model = TypeVar("Model", bound=nn.Module)
 
 # Classifiers of the published image networks (1000 classes).
 _IMAGE_CLASSIFIERS = ("fc.", "classifier.")
 _OUR_CLASSIFIERS = ("classifier.", "aux_head.fc.")
-_LISTED = 8
 
 
 def function(name: str) -> Callable[..., nn.Module]:
@@ -62,8 +61,6 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
     Raises:
         UserError: no such file, not a weights file, or keys that do not match; the model is then not changed.
     """
-    from methods import interop  # it imports the methods, which import this
-
     note = ""
     if pretrained:
         path = _published(backbone) if pretrained is True else _named(str(pretrained))
@@ -111,8 +108,6 @@ def _named(text: str) -> Path:
 
 def _read(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a file: of a checkpoint those that a run validated with, else see `interop.tensors_of`."""
-    from methods import interop
-
     content = interop.content_of(path)
     if weights_file.is_checkpoint(content):
         return checkpoint.evaluated_weights(content)[0]
@@ -121,8 +116,6 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
     """Put the tensors into the model, all that must fit or none, and return the line for the log."""
-    from methods import interop
-
     own = model.state_dict()
     if any(key.startswith("backbone.") for key in state):  # a model of ours: its classifier fits or is left out
         num_class = len((state if "classifier.weight" in state else own)["classifier.weight"])
@@ -138,9 +131,9 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
     # Files from before 2018 do not count batches; the count changes nothing.
     needed = {key for key in needed if not key.endswith("num_batches_tracked")}
     faults = [
-        _listed("missing in the file", [key for key in own if key in needed and key not in new]),
-        _listed("not in the model", [key for key in new if key not in own]),
-        _listed("another shape", [key for key in own if key in new and new[key].shape != own[key].shape]),
+        listed("missing in the file", [key for key in own if key in needed and key not in new]),
+        listed("not in the model", [key for key in new if key not in own]),
+        listed("another shape", [key for key in own if key in new and new[key].shape != own[key].shape]),
     ]
     if any(faults):
         faults = [interop.other_network(state, model), *faults]
@@ -148,9 +141,3 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
     interop.check_finite(new, path)
     model.load_state_dict(new, strict=False)
     return f"weights from {path}: {len(new)} tensors{left_out}"
-
-
-def _listed(what: str, keys: list[str]) -> str:
-    """`what: a, b, c, ... 12 in all`, or nothing."""
-    more = f", ... {len(keys)} in all" if len(keys) > _LISTED else ""
-    return f"{what}: {', '.join(keys[:_LISTED])}{more}" if keys else ""

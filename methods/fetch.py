@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
+from utils import files
 from utils.faults import UserError, did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,7 +85,7 @@ def download(url: str, target: Path) -> str:
     _check_address(url)
     wanted = _hash_in(target.name)
     if target.exists():
-        if wanted and not _sha256(target).startswith(wanted):
+        if wanted and not files.sha256(target).startswith(wanted):
             raise UserError(
                 f"fetch: {target} is there, but its sha256 does not begin with {wanted}; remove it and fetch again"
             )
@@ -96,7 +97,7 @@ def download(url: str, target: Path) -> str:
         if note.get("url") != _hash_of(url) and (note or not wanted):  # a part that nobody noted is told by its hash
             _drop(part)
         _receive_with_retries(url, part)
-        digest = _sha256(part)
+        digest = files.sha256(part)
         if wanted and not digest.startswith(wanted):
             _drop(part)
             raise UserError(
@@ -260,11 +261,3 @@ def _hash_in(name: str) -> str:
     """The hexadecimal digits before the ending, 8 or more of them: `resnet50-19c8e357.pth` -> `19c8e357`."""
     match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
     return match.group(1) if match else ""
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

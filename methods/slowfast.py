@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from methods import _backbones
 from methods._heads import class_scores, new_classifier, new_dropout
 from methods._non_local import NonLocal, add_non_local
+from methods._traits import ClassifierColumns
 from methods.positions import window_means
 from networks.convolution import Conv3d
 from networks.resnet3d import KERNELS_FAST, KERNELS_SLOW, ResNet3d
@@ -136,6 +137,8 @@ class SlowFast(nn.Module):
         self.dropout = new_dropout(dropout)
         self.classifier = new_classifier(backbone.feature_dim, num_class, fc_std)
         self.slow_first, self.slow_index = slow_first, slow_index
+        self.weight_options = {"slow_index": slow_index}
+        self.classifier_columns = ClassifierColumns(slow_first, backbone.fast.feature_dim)
         self.frames_per_clip = num_segments
 
     def forward(self, clips: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from methods import _backbones
 from methods._heads import class_scores, new_classifier, new_dropout
 from methods._output import Output
-from methods.tsm import insert_shift
+from methods.tsm import TemporalShift, insert_shift
 from networks.convolution import Conv3d
 from networks.pooling import max_pool3d
 from networks.resnet import BasicBlock, Bottleneck, ResNet
@@ -157,6 +157,10 @@ class TPN(nn.Module):
         self.dropout = new_dropout(dropout)
         self.classifier = new_classifier(feature_dim, num_class, fc_std)
         self.aux_weight, self.fcn_pool, self.shift_shortcut = aux_weight, fcn_pool, shift_shortcut
+        self.weights_without = () if aux_weight else ("aux_head.",)
+        self.weight_options = {"flow": neck.flow}
+        if any(isinstance(module, TemporalShift) for module in backbone.modules()):
+            self.weight_options["shift_shortcut"] = str(shift_shortcut).lower()
         self.frames_per_clip = num_segments
 
     def forward(self, clips: Tensor) -> Tensor | Output:

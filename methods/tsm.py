@@ -99,6 +99,7 @@ class TemporalShift(nn.Module):
     def __init__(self, num_segments: int, shift_div: int, direction: str) -> None:
         super().__init__()
         self.num_segments, self.shift_div, self.direction = num_segments, shift_div, direction
+        self.weight_options = {"shift_direction": direction}
 
     def forward(self, x: Tensor) -> Tensor:
         """(B*T, C, H, W) -> the same shape."""

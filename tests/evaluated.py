@@ -15,7 +15,7 @@ from anal_tools.evaluate.protocols import Protocol
 from datasets.plan import Facts
 from datasets.sampling import Sampling
 from datasets.views import EvalSpec, resolve_eval, view_table
-from utils import metrics
+from utils import files, metrics
 
 
 def write_results(
@@ -102,7 +102,7 @@ def sealed(exp: Path) -> Path:
     file = exp / "results/best.json"
     summary = json.loads(file.read_text())
     names = ("ids.txt", "ledger.jsonl", "views.json", "labels.npy", "logits.npy", "scores.npy", "frames.npy")
-    summary["files"] = {name: results.file_hash(exp / "results/best" / name) for name in names}
+    summary["files"] = {name: files.sha256(exp / "results/best" / name) for name in names}
     summary["checksum"] = results.summary_checksum(summary)
     file.write_text(json.dumps(summary))
     return exp

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import checkpoint_names, weights_file
+from utils import checkpoint_names, files, weights_file
 from utils.checkpoint_names import BEST, LATEST, PREVIOUS
 from utils.faults import UserError, fail_point, kind_of_file
 
@@ -100,7 +100,7 @@ def save(
         if rotate:
             os.replace(spare, previous)
         fail_point("checkpoint.done")
-        _sync_folder(folder)
+        files.sync_folder(folder)
     except (OSError, RuntimeError) as error:
         cause = _os_error(error)
         if cause is None:
@@ -194,17 +194,6 @@ def _refuse_odd_files(*paths: Path) -> None:
         kind = kind_of_file(path)
         if kind is not None:
             raise OSError(errno.EEXIST, f"{path.name} is {kind}, not a file: move it away")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def _require_space(folder: Path, name: str, state: dict[str, Any]) -> None:

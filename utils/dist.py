@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,13 +16,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from utils import faults, transfer
+from utils import faults, schedulers, transfer
 from utils.faults import AgreedError, LostRank, UserError
 from utils.reduce import AveragedGradients
+from utils.schedulers import Place, integer
 
 JOIN_SECONDS = 300.0  # how long the ranks wait for each other at the start; $ZOETROPE_JOIN_SECONDS overrides
 _ANSWER_SECONDS = 2.0  # for the answer of the store when the time to join is over
 COLLECTIVE_SECONDS = 1800.0  # after this long a frozen peer counts as lost; $ZOETROPE_COLLECTIVE_SECONDS overrides
+TORCHRUN = "torchrun"
 
 T = TypeVar("T")
 
@@ -146,18 +147,10 @@ def _is_lost(error: RuntimeError) -> bool:
     return any(sign in str(error) for sign in _LOST_SIGNS)
 
 
-@dataclass(frozen=True)
-class _Place:
-    source: str
-    rank: int
-    size: int
-    local_rank: int
-
-
 def join(expected: int | None = None, *, seconds: float | None = None, device: str | None = None) -> World:
-    """Find the other ranks and meet them: torchrun's variables, else SLURM's, else a world of one.
+    """Find the other ranks and meet them: torchrun's variables, else the scheduler's, else a world of one.
 
-    torchrun goes first, so that it wins inside a SLURM allocation. Either all ranks join or everyone gets an error:
+    torchrun goes first, so that it wins inside an allocation. Either all ranks join or everyone gets an error:
     never a smaller world.
 
     Args:
@@ -170,10 +163,10 @@ def join(expected: int | None = None, *, seconds: float | None = None, device: s
     """
     place = _place(os.environ)
     if expected is None and os.environ.get("ZOETROPE_RANKS"):
-        expected = _integer(os.environ, "ZOETROPE_RANKS")
+        expected = integer(os.environ, "ZOETROPE_RANKS")
     if expected is not None and expected != place.size:
         raise UserError(
-            f"{expected} ranks were asked for but {place.source} started {place.size}: "
+            f"{expected} ranks were asked for but {place.scheduler or 'this command'} started {place.size}: "
             f"start {expected} processes (train.sh does), or ask for {place.size} with ZOETROPE_RANKS={place.size}"
         )
     where = _device(place, device)
@@ -223,29 +216,29 @@ def collective_timeout() -> timedelta:
     return timedelta(seconds=_seconds("ZOETROPE_COLLECTIVE_SECONDS", COLLECTIVE_SECONDS))
 
 
-def _place(env: Mapping[str, str]) -> _Place:
-    """Rank, size and local rank from the environment, in the order torchrun, SLURM step, single."""
+def _place(env: Mapping[str, str]) -> Place:
+    """Rank, size and local rank from the environment, in the order torchrun, scheduler, single."""
     if all(env.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
-        source, names = "torchrun", ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    elif env.get("SLURM_PROCID") and env.get("SLURM_STEP_ID"):
-        source, names = "SLURM", ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
+        rank, size = integer(env, "RANK"), integer(env, "WORLD_SIZE")
+        local_rank = integer(env, "LOCAL_RANK") if env.get("LOCAL_RANK") else rank
+        place = Place(TORCHRUN, rank=rank, size=size, local_rank=local_rank)
     else:
-        return _Place("this command", 0, 1, 0)
-    rank, size = _integer(env, names[0]), _integer(env, names[1])
-    local_rank = _integer(env, names[2]) if env.get(names[2]) else rank
-    if not 0 <= rank < size:
-        raise UserError(f"{names[0]}={rank} is not a rank of {names[1]}={size}: start with train.sh or torchrun")
-    return _Place(source, rank, size, local_rank)
+        place = schedulers.here(env) or Place("")
+    if not 0 <= place.rank < place.size:
+        raise UserError(
+            f"{place.scheduler} gave RANK={place.rank} of {place.size} ranks: start with train.sh or torchrun"
+        )
+    return place
 
 
-def _device(place: _Place, wanted: str | None) -> torch.device:
+def _device(place: Place, wanted: str | None) -> torch.device:
     count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
     if count == 0:
         if wanted == "cuda":
             raise UserError(f"rank {place.rank}: no CUDA GPU on this machine: ask for the CPU or check nvidia-smi")
         return torch.device("cpu")
-    # SLURM can bind one GPU to each task, which then is number 0 for every one of them.
-    index = 0 if place.source == "SLURM" and count == 1 else place.local_rank
+    # A scheduler can bind one GPU to each task, which then is number 0 for every one of them.
+    index = 0 if place.scheduler != TORCHRUN and count == 1 else place.local_rank
     if index >= count:
         raise UserError(
             f"rank {place.rank} is number {place.local_rank} on its machine, which shows {count} GPUs: "
@@ -255,33 +248,10 @@ def _device(place: _Place, wanted: str | None) -> torch.device:
     return torch.device("cuda", index)
 
 
-def _address(place: _Place, env: Mapping[str, str]) -> tuple[str, int]:
-    """Host and port of rank 0: exported by the batch script (containers lack scontrol), else the step's first host."""
-    if env.get("MASTER_ADDR"):
-        host = env["MASTER_ADDR"]
-    else:
-        nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST") or ""
-        advice = "export MASTER_ADDR (the first host of the job) in the batch script"
-        try:
-            reply = subprocess.run(
-                ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, timeout=60, check=True
-            )
-        except (OSError, subprocess.SubprocessError) as error:
-            raise UserError(f"SLURM_STEP_NODELIST={nodes!r} could not be expanded ({error}): {advice}") from error
-        hosts = reply.stdout.split()
-        if not hosts:
-            raise UserError(f"SLURM_STEP_NODELIST={nodes!r} names no host: {advice}")
-        host = hosts[0]
-    if env.get("MASTER_PORT"):
-        return host, _integer(env, "MASTER_PORT")
-    if place.source == "SLURM" and env.get("SLURM_JOB_ID"):
-        return host, 20000 + _integer(env, "SLURM_JOB_ID") % 20000  # two jobs on one node do not clash
-    raise UserError("MASTER_PORT is not set: start the ranks with train.sh or torchrun")
-
-
-def _meet(place: _Place, seconds: float) -> Store:
+def _meet(place: Place, seconds: float) -> Store:
     """A store that all ranks have reached, or a UserError on every rank that says who is missing."""
-    host, port = _address(place, os.environ)
+    scheduler = schedulers.Scheduler() if place.scheduler == TORCHRUN else schedulers.named(place.scheduler)
+    host, port = scheduler.rendezvous(place, os.environ)
     deadline = time.monotonic() + seconds
     # torchrun's agent already holds the store, for several attempts if it restarts the ranks.
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -345,13 +315,6 @@ def _absent(store: Store, keys: list[str]) -> str:
         return f"not all of {len(keys)} ranks joined"
     names = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
     return f"only {len(keys) - len(missing)} of {len(keys)} ranks joined, missing: {names}"
-
-
-def _integer(env: Mapping[str, str], name: str) -> int:
-    try:
-        return int(env[name])
-    except (KeyError, ValueError):
-        raise UserError(f"the environment variable {name}={env.get(name)!r} must be a whole number") from None
 
 
 def _seconds(name: str, default: float) -> float:

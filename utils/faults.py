@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import importlib.util
 import os
 import signal
 import socket
@@ -92,6 +93,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean X?)` for the nearest known word, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def listed(what: str, names: Iterable[str], *, most: int = 6) -> str:
+    """Return `what: a, b, c, ... 12 in all`; "" for no names."""
+    found = list(names)
+    more = f", ... {len(found)} in all" if len(found) > most else ""
+    return f"{what}: {', '.join(found[:most])}{more}" if found else ""
 
 
 def rank_from_environment() -> int:
@@ -245,14 +253,13 @@ def check_repository(root: Path) -> None:
     """`datasets` and `utils` are common names: refuse to run with somebody else's.
 
     Raises:
-        UserError: another package of that name was imported first.
+        UserError: another package of that name comes first on the path.
     """
-    import datasets
-
-    found = Path(datasets.__file__ or "/").resolve()
+    spec = importlib.util.find_spec("datasets")
+    found = Path(spec.origin if spec and spec.origin else "/").resolve()
     if root.resolve() not in found.parents:
         raise UserError(
-            f"another package called datasets was imported, from {found}; set PYTHONPATH={root.resolve()} "
+            f"another package called datasets is found first, at {found}; set PYTHONPATH={root.resolve()} "
             "and run python without -P"
         )
 
@@ -302,15 +309,13 @@ def fail_point(name: str) -> None:
 def _fail(wanted: str, action: str) -> None:
     target = os.getpid()
     if action == "reader":
-        children = [pid for task in os.listdir("/proc/self/task") for pid in _children(task)]
+        from utils import processes
+
+        children = processes.children(target)
         if not children:
             return
-        target = max(children)
+        target = children[-1]
     if log := os.environ.get("ZOETROPE_FAILPOINT_LOG"):
         with open(log, "a", encoding="utf-8") as file:
             file.write(wanted + "\n")
     os.kill(target, signal.SIGKILL if action == "reader" else _FAIL_ACTIONS[action])
-
-
-def _children(task: str) -> list[int]:
-    return [int(pid) for pid in Path(f"/proc/self/task/{task}/children").read_text(encoding="utf-8").split()]

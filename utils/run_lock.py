@@ -14,7 +14,6 @@ import json
 import os
 import re
 import socket
-import subprocess
 import threading
 import time
 import uuid
@@ -22,11 +21,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from utils import files, processes, schedulers
 from utils.faults import UserError, fail_point, refuse_odd_file
 
 HEARTBEAT_SECONDS = 30.0
 DEAD_SECONDS = 300.0  # a heartbeat older than this counts as dead where nothing better can be known
-_LIVE_STATES = {"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "CONFIGURING", "RESIZING"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,8 @@ class Holder:
     ticks: int = 0  # the process's start in clock ticks since boot
     since: str = "?"
     job: str = ""
-    restarts: str = ""  # how often SLURM had requeued the job
+    restarts: str = ""  # how often the scheduler had started the job again
+    scheduler: str = "slurm"  # older locks have no other
 
 
 class Held:
@@ -97,7 +97,7 @@ def take(path: Path) -> Held:
         UserError: a live process holds it.
         OSError: the folder cannot be written.
     """
-    _sweep(path)
+    files.remove_old([*path.parent.glob(f"{path.name}.claim-*"), *path.parent.glob(f"{path.name}.*.tmp")])
     me = this_process()
     _acquire(path, path, me)
     return Held(path, me)
@@ -134,7 +134,7 @@ def record_of(path: Path, me: Holder) -> Iterator[tuple[Path, float]]:
     try:
         yield record, record.stat().st_mtime
     finally:
-        with contextlib.suppress(OSError):  # `_sweep` removes it: a lock that was taken is not given up for it
+        with contextlib.suppress(OSError):  # `take` removes it later: a lock that was taken is not given up for it
             record.unlink()
 
 
@@ -177,7 +177,7 @@ def _token_of(path: Path) -> str | None:
 
 
 def _is_alive(holder: Holder, silent_seconds: float, me: Holder) -> bool:
-    """By the process table on the same machine, else by squeue, else by the heartbeat."""
+    """By the process table on the same machine, else by the scheduler, else by the heartbeat."""
     known = _is_known_alive(holder, me)
     return silent_seconds < DEAD_SECONDS if known is None else known
 
@@ -190,39 +190,12 @@ def is_certainly_dead(holder: Holder, me: Holder) -> bool:
 def _is_known_alive(holder: Holder, me: Holder) -> bool | None:
     """What the process table or the scheduler says; None if neither can be asked."""
     if holder.pid and holder.machine and holder.machine == me.machine:
-        return _lives(holder.pid, holder.ticks)
-    if holder.job and holder.job == me.job and holder.restarts != me.restarts:
+        return processes.lives(holder.pid, holder.ticks)
+    if holder.job and (holder.scheduler, holder.job) == (me.scheduler, me.job) and holder.restarts != me.restarts:
         return False  # an earlier start of this very job, requeued since
-    return _job_lives(holder.job)
-
-
-def _lives(pid: int, ticks: int) -> bool | None:
-    now = _start_ticks(pid)
-    if now != -1:
-        return now == ticks
-    try:
-        os.kill(pid, 0)
-    except PermissionError:
-        return None  # another user's process, and /proc shows only our own (hidepid)
-    except (OSError, OverflowError):
-        return False
-    return False  # its unreaped rest
-
-
-def _job_lives(job: str) -> bool | None:
-    """What SLURM says about a job; None if it cannot be asked."""
-    if not re.fullmatch("[0-9]+(_[0-9]+)?", job):
+    if not holder.job or holder.scheduler not in schedulers.names():
         return None
-    try:
-        answer = subprocess.run(
-            ["squeue", "--noheader", "--jobs", job, "--format", "%T"],
-            capture_output=True, text=True, timeout=30, stdin=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None
-    if answer.returncode != 0:
-        return False if "Invalid job id" in answer.stderr else None
-    return any(state in _LIVE_STATES for state in answer.stdout.split())
+    return schedulers.named(holder.scheduler).is_alive(holder.job)
 
 
 def _in_use(lock: Path, holder: Holder, silent_seconds: float) -> str:
@@ -237,31 +210,7 @@ def _in_use(lock: Path, holder: Holder, silent_seconds: float) -> str:
 def this_process() -> Holder:
     """Describe this process, with a token that no other has."""
     since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
-    job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "")
-    pid = os.getpid()
-    return Holder(uuid.uuid4().hex, socket.gethostname(), _machine(), pid, _start_ticks(pid), since, job, restarts)
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _start_ticks(pid: int) -> int:
-    """Field 22 of /proc/PID/stat; -1 if there is no such process, or only its unreaped rest."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return -1
-    return -1 if fields[0] in "ZX" else int(fields[19])
-
-
-def _sweep(path: Path) -> None:
-    """Remove what processes killed long ago left beside the lock."""
-    for left in [*path.parent.glob(f"{path.name}.claim-*"), *path.parent.glob(f"{path.name}.*.tmp")]:
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                left.unlink()
+    pid, place = os.getpid(), schedulers.here()
+    about = {"scheduler": place.scheduler, "job": place.job, "restarts": str(place.restarts)} if place else {}
+    ticks = processes.start_ticks(pid)
+    return Holder(uuid.uuid4().hex, socket.gethostname(), processes.machine(), pid, ticks, since, **about)

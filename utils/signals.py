@@ -23,9 +23,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import FrameType
 from typing import Any, ClassVar, TypeVar
+
+from utils import processes
 
 ASKS_TO_STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 LAUNCHER = "ZOETROPE_LAUNCHER"  # "<process id> <start in clock ticks>" of the launcher that started torchrun
@@ -160,15 +161,9 @@ def on_lasting_thread(action: Callable[[], Result]) -> Result:
     return _lasting[os.getpid()].submit(action).result()
 
 
-def start_ticks(pid: int) -> int:
-    """Return the start of a process in clock ticks since boot; -1 if it does not exist or is a zombie."""
-    fields = _stat(pid)
-    return -1 if not fields or fields[0] in "ZX" else int(fields[19])
-
-
 def launcher_variable() -> dict[str, str]:
     """Return the environment that makes ranks follow this process."""
-    return {LAUNCHER: f"{os.getpid()} {start_ticks(os.getpid())}"}
+    return {LAUNCHER: f"{os.getpid()} {processes.start_ticks(os.getpid())}"}
 
 
 _following = threading.Lock()
@@ -182,18 +177,17 @@ def follow_launcher(env: Mapping[str, str] | None = None) -> None:
     """
     env = os.environ if env is None else env
     parent, is_torchrun = os.getppid(), "TORCHELASTIC_RUN_ID" in env
-    is_task = "SLURM_STEP_ID" in env and _command(parent) in ("slurmstepd", "slurmd")
+    is_task = "SLURM_STEP_ID" in env and processes.command(parent) in ("slurmstepd", "slurmd")
     if not (is_torchrun or is_task) or not _following.acquire(blocking=False):
         return
     pid, ticks = (int(word) for word in env.get(LAUNCHER, "0 0").split())
 
     def is_orphan() -> bool:
-        return os.getppid() != parent or (ticks > 0 and start_ticks(pid) != ticks)
+        return os.getppid() != parent or (ticks > 0 and processes.start_ticks(pid) != ticks)
 
     # The parent may have died before we asked for its id: then `parent` is the process that has adopted us.
-    stat = _stat(parent)
-    grandparent_is_other = ticks > 0 and is_torchrun and (not stat or int(stat[1]) != pid)
-    if grandparent_is_other or _command(parent) == "slurmd" or _is_plain_init(parent) or is_orphan():
+    grandparent_is_other = ticks > 0 and is_torchrun and processes.parent(parent) != pid
+    if grandparent_is_other or processes.command(parent) == "slurmd" or _is_plain_init(parent) or is_orphan():
         os._exit(1)
 
     def follow() -> None:
@@ -206,29 +200,9 @@ def follow_launcher(env: Mapping[str, str] | None = None) -> None:
     threading.Thread(target=follow, name="follow launcher", daemon=True).start()
 
 
-def _command(pid: int) -> str:
-    """Return the name of a process's program, at most 15 characters; empty if there is no such process."""
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        return ""
-
-
 def _is_plain_init(parent: int) -> bool:
     """Return True if process 1 is our parent and is no launcher; in a container torchrun may be process 1 itself."""
     if parent != 1:
         return False
-    try:
-        words = Path("/proc/1/cmdline").read_bytes()
-    except OSError:
-        return True
-    return b"python" not in words and b"torch" not in words and b"slurmstepd" not in words
-
-
-def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat from the state on: state, parent, ...; empty if there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return []
-    return text.rpartition(")")[2].split()
+    words = " ".join(processes.words(1))
+    return not any(launcher in words for launcher in ("python", "torch", "slurmstepd"))

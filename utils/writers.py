@@ -13,7 +13,7 @@ import re
 import time
 from pathlib import Path
 
-from utils import run_lock
+from utils import files, run_lock
 from utils.faults import UserError
 
 _FILE = re.compile(r"writer-(\d{1,9})\.json")
@@ -44,7 +44,7 @@ class Writer:
         Raises:
             OSError: the folder cannot be written.
         """
-        _sweep(folder)
+        files.remove_old(folder.glob("writer-*.json.*.tmp"))
         token = max([above, *_tokens(folder)]) + 1
         while True:
             with run_lock.record_of(folder / f"writer-{token}.json", me) as (record, _):
@@ -102,14 +102,6 @@ class Writer:
         """Say that this start will never write again."""
         with contextlib.suppress(OSError):
             self.path.unlink()
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what starts that were killed long ago left half made."""
-    for left in folder.glob("writer-*.json.*.tmp"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                left.unlink()
 
 
 def _tokens(folder: Path) -> list[int]:

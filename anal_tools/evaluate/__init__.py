@@ -34,8 +34,8 @@ _NAME_BYTES = 200  # of a result: locks and reports put words before and after i
 __all__ = ["build_for_evaluation", "choose_weights", "evaluate", "main"]
 
 
-def main(argv: list[str]) -> int:
-    """Parse the command line and evaluate."""
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the verb eval; the launcher checks with it before a start."""
     parser = argparse.ArgumentParser(prog="main.py eval", description="Evaluate a checkpoint, write results/<name>.")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
@@ -45,7 +45,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     add_options(parser)
     parser.add_argument("--keep", choices=("float32", "float16"), default="float32", help="number format of kept views")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Parse the command line and evaluate."""
+    args = parser().parse_args(argv)
     overrides = list(args.set)
     overrides += [f"common.val_source={args.list.resolve()}"] if args.list else []
     overrides += [f"common.val_root={args.root.resolve()}"] if args.root else []
@@ -84,6 +89,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
     Returns:
         0, or 75 when a signal stopped it.
     """
+    import methods
     from datasets import eval_loader, loader
     from methods import interop
     from utils import config, dist, run_dir, signals
@@ -101,8 +107,8 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         world = dist.join()
         stack.push(dist.leave)
         records = loader.records_of(cfg, "val")
-        arguments = model_arguments(cfg, pretrained=False)
-        read = functools.partial(interop.load_checkpoint, arguments=arguments)  # also others' files
+        build_plain = functools.partial(methods.build, **model_arguments(cfg, pretrained=False))
+        read = functools.partial(interop.load_checkpoint, build=build_plain)  # also others' files
         state, weights_hash = read_steady(weights, read, world)
         build = functools.partial(build_for_evaluation, cfg, state, weights, world)
         net, cost = prepare(cfg, protocol, build, plain=args.plain)

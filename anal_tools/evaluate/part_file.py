@@ -6,16 +6,16 @@ part carries the sha256 of names, types, shapes and bytes of all arrays, and a r
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
-import os
 import stat
 import zipfile
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+
+from utils import files
 
 COLUMNS = ("samples", "failed", "repaired", "logits", "frames", "boxes")
 _HEADER_BYTES = 65536  # largest header of an array
@@ -50,15 +50,8 @@ def write(path: Path, arrays: dict[str, np.ndarray], owner: bytes) -> None:
     Raises:
         OSError: the file system does not take it; an earlier file of this name stays.
     """
-    temporary = path.with_suffix(".tmp")
-    try:
-        with temporary.open("wb") as file:
-            store(file, arrays, owner)
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    with files.replacing(path, temporary=path.with_suffix(".tmp")) as temporary, temporary.open("wb") as file:
+        store(file, arrays, owner)
 
 
 def store(file: IO[bytes], arrays: dict[str, np.ndarray], owner: bytes) -> None:

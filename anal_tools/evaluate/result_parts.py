@@ -25,7 +25,7 @@ import numpy as np
 from anal_tools.evaluate import identity, part_file, results
 from anal_tools.evaluate.protocols import Protocol
 from datasets.views import view_table
-from utils import metrics
+from utils import files, metrics
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _earlier_parts(
         parts.append(part)
 
     start = start + 1 if same else 0
-    _write(folder / _NOTE, json.dumps({"key": key, "starts": start}) + "\n")
+    files.write_text(folder / _NOTE, json.dumps({"key": key, "starts": start}) + "\n", errors="surrogateescape")
     return start, parts
 
 
@@ -424,9 +424,8 @@ def _joined(
 
 def _synced_hash(path: Path) -> str:
     """Return the sha256 of a file whose bytes are on the disk now."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return results.file_hash(path)
+    files.sync_file(path)
+    return files.sha256(path)
 
 
 def _publish(folder: Path, names: Sequence[str]) -> None:
@@ -438,19 +437,8 @@ def _publish(folder: Path, names: Sequence[str]) -> None:
     for name in names:
         os.replace(_new(folder / name), folder / name)
     os.replace(_new(summary), summary)
-    _sync_folder(folder)
-    _sync_folder(summary.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot, and need not
-            raise
-    finally:
-        os.close(descriptor)
+    files.sync_folder(folder)
+    files.sync_folder(summary.parent)
 
 
 def _counts(ledger: Sequence[LedgerRow], ids: Sequence[str]) -> dict[str, int]:
@@ -511,9 +499,3 @@ def _new(path: Path) -> Path:
 def _write_new(path: Path, text: str) -> None:
     _new(path).unlink(missing_ok=True)  # whatever was left there, such as a pipe
     _new(path).write_text(text, "utf-8", errors="surrogateescape")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a text file that is either the old or the whole new one."""
-    _write_new(path, text)
-    os.replace(_new(path), path)

@@ -31,7 +31,7 @@ from typing import TypedDict, TypeVar, cast
 import numpy as np
 
 from anal_tools.evaluate import protocols
-from utils import metrics
+from utils import files, metrics
 from utils.faults import UserError, refuse_odd_file
 
 _T = TypeVar("_T")
@@ -289,7 +289,7 @@ class _Files:
     def array(self, name: str, *, mapped: bool = False) -> np.ndarray:
         """Return an array; a mapped one stays on the disk."""
         if mapped and self.hashes is not None:
-            self._compare(name, file_hash(self._path(name)))
+            self._compare(name, files.sha256(self._path(name)))
         try:
             if mapped:
                 return np.load(self._path(name), mmap_mode="r", allow_pickle=False)
@@ -327,15 +327,6 @@ def _parsed(data: bytes, name: str) -> object:
         return json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{name}: {error}") from error
-
-
-def file_hash(path: Path) -> str:
-    """Return the sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def summary_checksum(summary: Mapping[str, object]) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import os
 from collections.abc import Iterable, Sequence
@@ -11,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets.bad_media import printable
+from utils import files
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -97,23 +96,13 @@ def check_targets(out: Path, names: Iterable[str], endings: Sequence[str], sourc
 
 
 def written(out: Path) -> set[str]:
-    """Names of the files in a folder that earlier runs wrote."""
-    try:
-        lines = (out / WRITTEN).read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return set()
-    found = set()
-    for line in lines:
-        with contextlib.suppress(ValueError):  # a line that was cut off
-            name = json.loads(line)
-            found |= {name} if isinstance(name, str) else set()
-    return found
+    """Return the names of the files in a folder that earlier runs wrote."""
+    return {name for name in files.read_lines(out / WRITTEN) if isinstance(name, str)}
 
 
 def note(out: Path, file: str) -> None:
     """Remember that a file is ours, so that a later run may replace it."""
-    with (out / WRITTEN).open("a", encoding="ascii") as lines:
-        lines.write(json.dumps(file) + "\n")
+    files.append_row(out / WRITTEN, file)
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 
-from anal_tools.text import write_whole
 from datasets.readers import Reader
-from utils import ranking
+from utils import files, ranking
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> li
 
 def write_json(path: Path, content: dict[str, object]) -> None:
     """Write a JSON file whole or not at all; bytes of names that are not UTF-8 stand as escapes."""
-    write_whole(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode("ascii"))
+    files.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def write_srt(path: Path, cues: Sequence[Cue]) -> None:
@@ -71,7 +70,7 @@ def write_srt(path: Path, cues: Sequence[Cue]) -> None:
         lines = [f"{entry['name']}  {entry['score']:.2f}" for entry in cue.top[:3]]
         text = "\n".join(" ".join(line.split()) for line in lines)  # a blank line would end the block
         blocks.append(f"{number}\n{_stamp(cue.start)} --> {_stamp(cue.end)}\n{text}\n")
-    write_whole(path, "\n".join(blocks).encode("utf-8", "backslashreplace"))
+    files.write_text(path, "\n".join(blocks), errors="backslashreplace")
 
 
 def _stamp(seconds: float) -> str:
@@ -100,9 +99,8 @@ def write_video(path: Path, reader: Reader, record: int, cues: Sequence[Cue]) ->
     if codec is None:
         raise UserError(f"{path}: this PyAV has no encoder for mp4 ({', '.join(CODECS)})")
     rate = Fraction(min(max(facts.fps, 1.0), 240.0)).limit_denominator(1001)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        with av.open(os.fspath(temporary), "w", format="mp4") as output:
+        with files.replacing(path) as temporary, av.open(os.fspath(temporary), "w", format="mp4") as output:
             stream: Any = output.add_stream(codec, rate=rate)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.codec_context.thread_count = 1
@@ -110,11 +108,8 @@ def write_video(path: Path, reader: Reader, record: int, cues: Sequence[Cue]) ->
                 draw(image, _cue_at(cues, ordinal / facts.fps).top)
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             output.mux(stream.encode(None))
-        os.replace(temporary, path)
     except FFmpegError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def draw(image: np.ndarray, top: Sequence[TopClass]) -> None:

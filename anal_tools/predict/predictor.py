@@ -83,6 +83,7 @@ def from_experiment(
     Raises:
         UserError: no such file, or weights that do not fit.
     """
+    import methods
     from anal_tools.evaluate.network import build_for_evaluation, choose_weights, prepare, read_steady
     from anal_tools.evaluate.protocols import Protocol
     from methods import interop
@@ -93,7 +94,8 @@ def from_experiment(
         cfg = _load_config(target, overrides)
         exp = target if target.is_dir() else target.parent
         weights = choose_weights(exp, checkpoint_name)
-        read = functools.partial(interop.load_checkpoint, arguments=model_arguments(cfg, pretrained=False))
+        build_plain = functools.partial(methods.build, **model_arguments(cfg, pretrained=False))
+        read = functools.partial(interop.load_checkpoint, build=build_plain)
         state, weights_hash = read_steady(weights, read, world)
     else:
         weights = target

@@ -14,7 +14,8 @@ from anal_tools.compare import Experiment
 from anal_tools.evaluate import scoring
 from anal_tools.report import content, media, page
 from anal_tools.report.media import Pictures
-from anal_tools.text import shown, write_whole
+from anal_tools.text import shown
+from utils import files
 from utils.faults import UserError
 
 MOST = 8  # experiments that the page has colours for
@@ -95,7 +96,7 @@ def build(
     )
 
     index = folder / "index.html"
-    write_whole(index, text.encode())
+    files.write_text(index, text)
     return index
 
 

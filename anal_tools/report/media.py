@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from anal_tools.text import write_whole
+from utils import files
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
@@ -243,7 +243,7 @@ def _write_sheet(crops: np.ndarray, path: Path) -> None:
         y, x = place // columns * down, place % columns * across
         small = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA)
         sheet[y : y + height, x : x + width] = small
-    write_whole(path, simplejpeg.encode_jpeg(sheet, quality=85, colorsubsampling="420"))
+    files.write(path, simplejpeg.encode_jpeg(sheet, quality=85, colorsubsampling="420"))
 
 
 def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], rate: float, path: Path) -> None:
@@ -267,4 +267,4 @@ def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], ra
         for picture in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))  # type: ignore[union-attr]
         container.mux(stream.encode(None))  # type: ignore[union-attr]
-    write_whole(path, file.getvalue())
+    files.write(path, file.getvalue())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from datasets.list_formats import is_json
 from datasets.records import Records
+from utils import files
 from utils.faults import UserError
 
 FAILED = "failed.txt"
@@ -114,14 +114,6 @@ def _was_written_here(file: Path) -> bool:
 
 def write_text(file: Path, text: str) -> None:
     """Replace a small file as a whole."""
-    tmp = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    try:
-        with tmp.open("w", errors="surrogateescape") as output:
-            output.write(text)
-            output.flush()
-            os.fsync(output.fileno())
-        os.replace(tmp, file)
-    except OSError:
-        with contextlib.suppress(OSError):  # no later dump has this process number, so none would replace it
-            tmp.unlink()
-        raise
+    own = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    with files.replacing(file, temporary=own, sync=True) as temporary:
+        temporary.write_text(text, errors="surrogateescape")

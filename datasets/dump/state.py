@@ -13,6 +13,7 @@ from typing import Any
 from datasets.dump.names import FAILED, Names, read_json, write_text
 from datasets.dump.settings import Settings
 from datasets.dump.video import other_source, stamp
+from utils import files
 from utils.faults import MediaError, UserError
 
 Entry = dict[str, Any]
@@ -83,19 +84,13 @@ class State:
             return file.read(1) == b"\n"
 
     def _read(self) -> None:
-        file = self._own / "manifest.jsonl"
-        if file.exists():
-            for line in file.read_text(errors="replace").splitlines():
-                try:
-                    entry = json.loads(line)
-                    if not isinstance(entry["frames"], int):
-                        continue
-                    if "target" in entry:
-                        self._known[entry["target"]] = entry
-                    else:
-                        self._older[entry["path"]] = entry
-                except (ValueError, KeyError, TypeError):
-                    continue  # the line that a killed dump was writing; its video speaks for itself
+        for entry in files.read_rows(self._own / "manifest.jsonl"):
+            if not isinstance(entry.get("frames"), int):
+                continue
+            if isinstance(entry.get("target"), str):
+                self._known[entry["target"]] = entry
+            elif isinstance(entry.get("path"), str):
+                self._older[entry["path"]] = entry
 
     def done(self, target: str, shown: str, path: str) -> Entry | None:
         """The entry of a video that needs no work: same settings, source unchanged, and it is still there.

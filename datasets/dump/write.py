@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from datasets.dump.pixels import Coder, Scaler
 from datasets.dump.settings import Settings
 from datasets.dump.source import Picture, decoded
 from datasets.readers.frame_shard import FrameShard, ShardWriter
+from utils import files
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
@@ -165,8 +167,7 @@ class ClipFile:
         """See `Writer`."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        with open(self._tmp, "rb") as file:
-            os.fsync(file.fileno())
+        files.sync_file(Path(self._tmp))
         return os.path.getsize(self._tmp)
 
     def abandon(self) -> None:

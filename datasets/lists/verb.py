@@ -24,6 +24,7 @@ from datasets.class_names import read_class_names
 from datasets.list_formats import fits_a_line
 from datasets.lists.files import Media, best, by_name, walk
 from datasets.lists.official import READ, Annotations, Item, read, reorder
+from utils import files
 from utils.faults import UserError
 
 _WORST = 10  # classes named in the terminal
@@ -215,18 +216,16 @@ def _coverage(
     }
 
 
-def publish(files: Mapping[Path, bytes], *, force: bool) -> None:
+def publish(contents: Mapping[Path, bytes], *, force: bool) -> None:
     """Write files under another name first; refuse all where one is there and differs, unless forced."""
     try:
-        differing = [path for path, data in files.items() if path.exists() and path.read_bytes() != data]
+        differing = [path for path, data in contents.items() if path.exists() and path.read_bytes() != data]
         if differing and not force:
             names = ", ".join(str(path) for path in differing)
             raise UserError(f"--out: {names} would change; choose another folder, or replace them with --force")
-        for path, data in files.items():
+        for path, data in contents.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.tmp")
-            temporary.write_bytes(data)
-            os.replace(temporary, path)
+            files.write(path, data)
     except OSError as error:
         raise UserError(f"--out: {error.filename}: {error.strerror}") from error
 

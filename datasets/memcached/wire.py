@@ -1,15 +1,10 @@
-"""One connection to one memcached server: pymemcache speaks, the socket below it keeps the deadline of the whole call.
+"""One connection to one memcached server: five commands of its text protocol, with a deadline for the whole call.
 
-What pymemcache lacks for us is added from outside, by its `socket_module` argument and the method that it leaves open
-for other ways of taking values (`_extract_value`):
-
-- Its timeout bounds each receive, so a server that trickles bytes is never late. Here every wait is bounded by what is
-  left of the call's time, connecting and authentication included.
-- It receives 4096 bytes at a time. Small receives cost system calls, and have stalled on the loopback; here a large
-  buffer is filled, a line or a value is taken out of it, and a value is copied once.
-
-- It reads a line until its end, however long that is, and takes values of any size and number. Here an answer is
-  bounded in bytes (`Limits`): what is longer than the request can ask for ends the connection.
+- Every wait is bounded by what is left of the call's time, connecting and authentication included: a server that
+  trickles bytes is late.
+- A large buffer is filled, a line or a value is taken out of it, and a value is copied once. Small receives cost system
+  calls, and have stalled on the loopback.
+- An answer is bounded in bytes (`Limits`): what is longer than the request can ask for ends the connection.
 
 Every value carries a header, `<2sBBI`: magic, version, kind, length of the payload. Then comes a checksum:
 
@@ -20,9 +15,9 @@ Every value carries a header, `<2sBBI`: magic, version, kind, length of the payl
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
-import functools
 import hashlib
 import hmac
 import ipaddress
@@ -41,7 +36,7 @@ import xxhash
 from utils.faults import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 HEADER = struct.Struct("<2sBBI")
 MAGIC, IMAGE = b"FS", 1
@@ -198,6 +193,10 @@ def is_address(host: str) -> bool:
     return True
 
 
+class NoRoom(Exception):  # noqa: N818 (what a server says, not a fault)
+    """A server has no room for a value, or takes none of its size."""
+
+
 class Connection:
     """One connection, opened when it is first used and again after every error.
 
@@ -210,15 +209,10 @@ class Connection:
 
     def __init__(self, server: str, *, timeout: float, connect_timeout: float, secret: bytes | None = None) -> None:
         self.timeout, self.connect_timeout, self.secret = timeout, connect_timeout, secret
-        self.deadline = 0.0
-        self.left = Limits()  # of the call that is being made
         self.stale = False  # set by any thread: the next call opens another connection
-        address = parse(server)
-        self.needs_look_up = isinstance(address, tuple) and not is_address(address[0])
-        self._header_bytes = 0
-        self._client = _client_class()(
-            address, connect_timeout=1, timeout=1, no_delay=True, default_noreply=False, socket_module=_Module(self)
-        )
+        self._address = parse(server)
+        self.needs_look_up = isinstance(self._address, tuple) and not is_address(self._address[0])
+        self._stream: _Stream | None = None
 
     def get_many(
         self, keys: Sequence[bytes], deadline: float | None = None, *, header_bytes: int = 16, largest: int = 0
@@ -231,148 +225,185 @@ class Connection:
             header_bytes: where a value is cut into header and payload.
             largest: bytes of the largest frame that came from the disk; bounds the answer.
         """
-        self._header_bytes = header_bytes
-        return self._call(deadline, self._client.get_many, keys, limits=Limits.of(len(keys), largest))
+        asked, found = set(keys), {}
+        if not asked:
+            return found
+        with self._call(Limits.of(len(keys), largest), deadline) as stream:
+            stream.send(b"get %b\r\n" % b" ".join(keys))
+            while (line := stream.line()) != b"END":
+                words = line.split()
+                if len(words) != 4 or words[0] != b"VALUE" or words[1] not in asked or not words[3].isdigit():
+                    raise _unexpected(line)
+                size = int(words[3])
+                stream.announce(size)
+                header = stream.take(min(size, header_bytes))
+                found[words[1]] = header, stream.take(size - len(header))
+                if stream.take(2) != b"\r\n":
+                    raise ValueError("a value is longer than was announced")
+        return found
 
     def set(self, key: bytes, value: bytes) -> None:
-        """Store one value and wait for the answer; MemcacheServerError if the server has no room for it."""
-        self._call(None, self._client.set, key, value)
+        """Store one value and wait for the answer; raise NoRoom if the server does not take it."""
+        with self._call(Limits()) as stream:
+            stream.send(b"set %b 0 0 %d\r\n%b\r\n" % (key, len(value), value))
+            line = stream.line()
+            if line.startswith(b"SERVER_ERROR"):
+                raise NoRoom(line.decode("latin-1"))
+            if line != b"STORED":
+                raise _unexpected(line)
 
     def present(self, keys: Sequence[bytes]) -> list[bool]:
-        """Which keys the server has, without their values."""
-        return self._call(None, self._client.present, keys, limits=Limits.of(len(keys), 0))
+        """Return which keys the server has, without their values, in one round trip of meta gets."""
+        found = []
+        with self._call(Limits.of(len(keys), 0)) as stream:
+            stream.send(b"".join(b"mg %b k\r\n" % key for key in keys))
+            for key in keys:
+                line = stream.line()
+                found.append(line == b"HD k" + key)
+                if not found[-1] and line.split(b" ")[0] != b"EN":
+                    raise _unexpected(line)
+        return found
 
     def version(self) -> bytes:
-        """The server's version."""
-        return self._call(None, self._client.version)
+        """Return the server's version."""
+        with self._call(Limits()) as stream:
+            stream.send(b"version\r\n")
+            line = stream.line()
+            if not line.startswith(b"VERSION "):
+                raise _unexpected(line)
+            return line.partition(b" ")[2]
 
     def stats(self) -> dict[str, str]:
-        """The server's own counters."""
-        found = self._call(None, self._client.stats)
-        return {_text(name): _text(value) for name, value in found.items()}
+        """Return the server's own counters."""
+        found = {}
+        with self._call(Limits()) as stream:
+            stream.send(b"stats\r\n")
+            while (line := stream.line()) != b"END":
+                word, name, value = line.decode("latin-1").split(" ", 2)
+                if word != "STAT":
+                    raise _unexpected(line)
+                found[name] = value
+        return found
 
     def close(self) -> None:
         """Close the descriptor; nothing is sent, so that a forked child may close what it inherited."""
-        self._client.close()
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            stream.close()
 
-    def take_line(self, size: int, line: int) -> None:
-        """Count bytes of a line that has `line` bytes so far; AnswerTooLarge if it has too many."""
-        self.left.lines -= size
-        if line > self.left.line or self.left.lines < 0:
-            raise AnswerTooLarge("the server sends lines without end")
-
-    def take_value(self, size: int) -> int:
-        """Count a value that the server announces and return the length of its header; raise AnswerTooLarge."""
-        self.left.values -= size
-        self.left.count -= 1
-        if size > self.left.value or self.left.values < 0 or self.left.count < 0:
-            raise AnswerTooLarge(f"the server sends more than was asked for (a value of {size} bytes)")
-        return min(size, self._header_bytes)
-
-    def _call(self, deadline: float | None, function: Any, *args: Any, limits: Limits | None = None) -> Any:
-        self.left = limits or Limits()
-        self.deadline = time.monotonic() + self.timeout if deadline is None else deadline
+    @contextlib.contextmanager
+    def _call(self, limits: Limits, deadline: float | None = None) -> Iterator[_Stream]:
+        """Give the open stream for one request and its answer; close it after an error, which leaves half an answer."""
+        deadline = time.monotonic() + self.timeout if deadline is None else deadline
         if self.stale:
             self.stale = False
-            self._client.close()
+            self.close()
         try:
-            return function(*args)
+            if self._stream is None:
+                self._stream = self._connected(deadline)
+            self._stream.deadline, self._stream.left = deadline, limits
+            yield self._stream
         except BaseException:
-            # pymemcache does this for an Exception; a KeyboardInterrupt in mid-call must not leave half an answer.
-            self._client.close()
+            self.close()
             raise
 
+    def _connected(self, deadline: float) -> _Stream:
+        """Connect to the first address of the server that answers, and send the secret."""
+        error: OSError = ConnectionError("the server has no address")
+        for family, address in self._addresses():
+            stream = _Stream(family, deadline)
+            try:
+                stream.connect(address, min(deadline, time.monotonic() + self.connect_timeout))
+                if self.secret is not None:
+                    stream.send(b"set auth 0 0 %d\r\n%b\r\n" % (len(self.secret), self.secret))
+                    if stream.line() != b"STORED":
+                        raise ConnectionError("the secret was refused")
+                return stream
+            except OSError as failure:
+                stream.close()
+                error = failure
+            except BaseException:
+                stream.close()
+                raise
+        raise error
 
-def _text(value: Any) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+    def _addresses(self) -> list[tuple[int, Any]]:
+        if isinstance(self._address, str):
+            return [(socket.AF_UNIX, self._address)]
+        found = socket.getaddrinfo(*self._address, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        return [(info[0], info[4]) for info in found]
 
 
-class _Module:
-    """What a Client takes for the module `socket`."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(socket, name)
-
-    def socket(self, family: int, kind: int, proto: int = 0) -> _Socket:
-        """A socket that keeps the deadline."""
-        return _Socket(socket.socket(family, kind | socket.SOCK_CLOEXEC, proto), self._connection)
+def _unexpected(line: bytes) -> ValueError:
+    return ValueError(f"an answer that was not asked for: {line[:80]!r}")
 
 
-class _Socket:
-    """The methods of a socket that pymemcache calls, and `take`."""
+class _Stream:
+    """The bytes of one connection: every wait ends at the deadline, and what is received is counted.
 
-    def __init__(self, inner: socket.socket, connection: Connection) -> None:
-        self._inner, self.connection = inner, connection
-        inner.setblocking(False)
+    Attributes:
+        deadline: of the call, monotonic [s].
+        left: what the answer may still have.
+    """
+
+    def __init__(self, family: int, deadline: float) -> None:
+        self.deadline, self.left = deadline, Limits()
+        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+        if family != socket.AF_UNIX:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
-        self._line = self._last = 0  # bytes of the line that is being received, and the last of them
         self._readable, self._writable = select.poll(), select.poll()
-        self._readable.register(inner, select.POLLIN)
-        self._writable.register(inner, select.POLLOUT)
-
-    def setsockopt(self, *args: Any) -> None:
-        self._inner.setsockopt(*args)
-
-    def settimeout(self, _: float | None) -> None:
-        """Nothing: the deadline counts."""
+        self._readable.register(self._socket, select.POLLIN)
+        self._writable.register(self._socket, select.POLLOUT)
 
     def close(self) -> None:
-        self._inner.close()
+        self._socket.close()
 
-    def connect(self, address: Any) -> None:
-        """Connect, and say the secret, within the connect timeout and the deadline."""
-        wait_until = min(self.connection.deadline, time.monotonic() + self.connection.connect_timeout)
-        failed = self._inner.connect_ex(address)
+    def connect(self, address: Any, deadline: float) -> None:
+        """Connect before `deadline`."""
+        failed = self._socket.connect_ex(address)
         if failed == errno.EINPROGRESS:
-            self._wait(self._writable, wait_until)
-            failed = self._inner.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            self._wait(self._writable, deadline)
+            failed = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failed:
             raise OSError(failed, os.strerror(failed))
-        if self.connection.secret is not None:
-            words = self.connection.secret
-            self.sendall(b"set auth 0 0 %d\r\n%b\r\n" % (len(words), words))
-            answer = b""
-            while not answer.endswith(b"\n"):
-                more = self.recv(256)  # which bounds the length of a line
-                if not more:
-                    raise ConnectionError("closed instead of taking the secret")
-                answer += more
-            if answer != b"STORED\r\n":
-                raise ConnectionError("the secret was refused")
 
-    def sendall(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Send everything before the deadline."""
         sent, view = 0, memoryview(data)
         while sent < len(data):
             try:
-                sent += self._inner.send(view[sent:])
+                sent += self._socket.send(view[sent:])
             except BlockingIOError:
-                self._wait(self._writable, self.connection.deadline)
+                self._wait(self._writable, self.deadline)
 
-    def recv(self, size: int) -> bytes:
-        """At most one line, at most `size` bytes; nothing at the end of the stream."""
-        if self._start == self._end and not self._fill():
-            return b""
-        stop = min(self._start + size, self._end)
-        line_end = self._buffer.find(b"\n", self._start, stop)
-        stop = stop if line_end < 0 else line_end + 1
-        self._line += stop - self._start
-        self.connection.take_line(stop - self._start, self._line)
-        # A line ends with CR LF, which may come in two parts; a bare LF is a part of it.
-        before = self._buffer[stop - 2] if stop - 2 >= self._start else self._last
-        self._last = self._buffer[stop - 1]
-        if line_end >= 0 and before == _CR:
-            self._line = 0
-        start, self._start = self._start, stop
-        return bytes(self._view[start:stop])
+    def line(self) -> bytes:
+        """Return the next line without its CR LF; a bare LF is a part of it. Raise AnswerTooLarge."""
+        line = b""
+        while not line.endswith(b"\r\n"):
+            if self._start == self._end and not self._fill():
+                raise ConnectionError("the server closed the connection")
+            found = self._buffer.find(b"\n", self._start, self._end)
+            stop = self._end if found < 0 else found + 1
+            line += self._view[self._start : stop]
+            self.left.lines -= stop - self._start
+            if len(line) > self.left.line or self.left.lines < 0:
+                raise AnswerTooLarge("the server sends lines without end")
+            self._start = stop
+        return line[:-2]
+
+    def announce(self, size: int) -> None:
+        """Count a value of `size` bytes that the server announces; raise AnswerTooLarge."""
+        self.left.values -= size
+        self.left.count -= 1
+        if size > self.left.value or self.left.values < 0 or self.left.count < 0:
+            raise AnswerTooLarge(f"the server sends more than was asked for (a value of {size} bytes)")
 
     def take(self, size: int) -> bytes:
-        """Exactly `size` bytes; ConnectionError where the stream ends before."""
+        """Return exactly `size` bytes; raise ConnectionError where the stream ends before."""
         if self._end - self._start >= size:
             start, self._start = self._start, self._start + size
             return bytes(self._view[start : self._start])
@@ -389,9 +420,9 @@ class _Socket:
     def _fill(self) -> bool:
         """Receive what there is into the empty buffer; False at the end of the stream."""
         while True:
-            self._wait(self._readable, self.connection.deadline)
+            self._wait(self._readable, self.deadline)
             try:
-                self._start, self._end = 0, self._inner.recv_into(self._buffer)
+                self._start, self._end = 0, self._socket.recv_into(self._buffer)
                 return self._end > 0
             except BlockingIOError:
                 continue
@@ -403,36 +434,3 @@ class _Socket:
         late = left < -LATE_SECONDS
         if late or not poll.poll(math.ceil(max(left, LAST_WAIT_SECONDS) * 1000)):
             raise TimeoutError("the server took too long")
-
-
-@functools.cache
-def _client_class() -> type[Any]:
-    try:
-        from pymemcache.client.base import Client
-    except ImportError as error:
-        raise UserError("reader memcached needs the package pymemcache: pip install 'pymemcache>=4'") from error
-
-    class FrameClient(Client):
-        """A Client that takes values from `_Socket` without further copies, header and payload apart."""
-
-        def _extract_value(
-            self, expect_cas: bool, line: bytes, buf: bytes, remapped_keys: dict, prefixed_keys: list
-        ) -> tuple[Any, Any, bytes]:
-            words = line.split()
-            key = remapped_keys.get(words[1]) if len(words) == 4 and words[3].isdigit() else None
-            if buf or expect_cas or key is None:
-                raise ValueError(f"an answer that was not asked for: {line[:80]!r}")
-            size = int(words[3])
-            sock: Any = self.sock
-            header = sock.take(sock.connection.take_value(size))
-            payload = sock.take(size - len(header))
-            if sock.take(2) != b"\r\n":
-                raise ValueError("a value is longer than was announced")
-            return key, (header, payload), b""
-
-        def present(self, keys: Sequence[bytes]) -> list[bool]:
-            """One round trip of meta gets that ask for the key only, one line of answer for each."""
-            lines = self._misc_cmd([b"mg %b k\r\n" % key for key in keys], b"mg", False)
-            return [line == b"HD k" + key for line, key in zip(lines, keys, strict=True)]
-
-    return FrameClient

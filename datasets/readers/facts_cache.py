@@ -13,12 +13,14 @@ import json
 import os
 from collections.abc import Iterable
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xxhash
 
 from datasets.plan import Facts
+from utils import files
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -127,15 +129,11 @@ def write(path: str | os.PathLike[str], rows: Iterable[tuple[int, Entry]]) -> in
         for name, value in row.items():
             columns[name].append(value)
     text = json.dumps({"entries": len(latest), "words": words, **_versions()}).encode("ascii")
-    target = os.fspath(path)
-    with open(f"{target}.tmp", "wb") as f:
+    with files.replacing(Path(path), sync=True) as temporary, open(temporary, "wb") as f:
         f.write(_MAGIC + len(text).to_bytes(8, "little") + text)
         for name, kind in _COLUMNS.items():
             f.write(bytes(-f.tell() % _ALIGN))
             f.write(np.array(columns[name], kind).data)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(f"{target}.tmp", target)
     return len(latest)
 
 

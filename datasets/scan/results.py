@@ -15,6 +15,7 @@ from datasets.bad_media import printable
 from datasets.class_names import read_class_names
 from datasets.records import Records
 from datasets.scan.journal import Found
+from utils import files
 from utils.faults import UserError
 
 SUMMARY, PAGE = "scan.json", "index.html"
@@ -56,17 +57,10 @@ def write(
     summary["lists"] = [_of_list(records, own, classes, level) for records, own in zip(lists, found, strict=True)]
     summary["same"] = [_of_group(group, lists) for group in groups]
     for records, own in zip(lists, found, strict=True):
-        replace(out / clean_name(records.list_file), _clean(records, own))
-    replace(out / SUMMARY, json.dumps(summary, indent=1).encode("ascii"))
-    replace(out / PAGE, scan_page.render(summary).encode("utf-8"))
+        files.write(out / clean_name(records.list_file), _clean(records, own))
+    files.write(out / SUMMARY, json.dumps(summary, indent=1).encode("ascii"))
+    files.write(out / PAGE, scan_page.render(summary).encode("utf-8"))
     return summary
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Write a file so that nobody ever sees half of it."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
 
 
 def _clean(records: Records, found: list[Found]) -> bytes:

@@ -1,13 +1,14 @@
 """Weights that others have published, into our models: `load_weights(model, "file.pyth")`.
 
-One file per family of names. The model must have been built with the options that the weights were trained with; what
-tensors cannot tell (the frames of the Slow pathway, the direction of the shift) is checked against the family's rule.
+One file per family of names. A method says what its weights are like (`methods/_traits.py`). The model must have been
+built with the options that the weights were trained with; what tensors cannot tell (the frames of the Slow pathway, the
+direction of the shift) is checked against the family's rule.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -15,15 +16,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from methods._traits import ClassifierColumns
 from methods.interop._files import content_of, read, tensors_of
 from methods.interop._implied import implied
 from methods.interop._names import Converted
-from methods.slowfast import SlowFast
-from methods.tpn import TPN
-from methods.tsm import TemporalShift
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
-from utils.faults import UserError, did_you_mean
+from utils.faults import UserError, did_you_mean, listed
 
 _PROJECTS = {
     "mmaction": "MMAction2",
@@ -75,7 +74,7 @@ class Report:
         parts = [f"{len(self.loaded)} tensors from {self.family}"]
         for name in _KINDS:
             if getattr(self, name):
-                parts.append(_listed(_KINDS[name], getattr(self, name)))
+                parts.append(listed(_KINDS[name], getattr(self, name)))
         return "; ".join(parts)
 
     def table(self) -> str:
@@ -182,7 +181,7 @@ def check_finite(state: Mapping[str, Any], path: str | Path) -> None:
     ]
     if bad:
         raise UserError(
-            f"{path}: {_listed('NaN or infinity in', bad)}; the training that wrote them diverged, or the file is "
+            f"{path}: {listed('NaN or infinity in', bad)}; the training that wrote them diverged, or the file is "
             "damaged: take an earlier checkpoint or another copy"
         )
 
@@ -222,9 +221,9 @@ def other_network(state: Mapping[str, Tensor], model: nn.Module) -> str:
 
 def _misfit(path: Path, report: Report, problems: Sequence[str]) -> UserError:
     """What is wrong with a file that does not fill the model, and what the model should be for it."""
-    listed = [_listed(kind, getattr(report, kind)) for kind in ("missing", "unexpected") if getattr(report, kind)]
+    misfits = [listed(kind, getattr(report, kind)) for kind in ("missing", "unexpected") if getattr(report, kind)]
     hint = f"the file shows {', '.join(f'{key}: {value}' for key, value in report.implied.items())}"
-    return UserError(f"{path} ({report.family}) does not fit the model: {'; '.join([*problems, *listed, hint])}")
+    return UserError(f"{path} ({report.family}) does not fit the model: {'; '.join([*problems, *misfits, hint])}")
 
 
 def what_is(path: str | Path, *, family: str = "auto") -> tuple[str, dict[str, Any]]:
@@ -239,12 +238,12 @@ def what_is(path: str | Path, *, family: str = "auto") -> tuple[str, dict[str, A
     return name, implied(module.to_ours(state).state, state, name, module.NEEDS)
 
 
-def load_checkpoint(path: str | Path, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def load_checkpoint(path: str | Path, build: Callable[[], nn.Module]) -> dict[str, Any]:
     """A checkpoint of ours as it is, or one made of weights that others have published: what an evaluation starts from.
 
     Args:
         path: a checkpoint, a state dict of ours, or a file that `load_weights` takes.
-        arguments: of `methods.build`, for the model that foreign weights must fit, classifier included.
+        build: gives the model that foreign weights must fit, classifier included.
 
     Returns:
         The checkpoint; of a foreign file a dict with `model` (a state dict of ours) and `report`.
@@ -252,8 +251,6 @@ def load_checkpoint(path: str | Path, arguments: Mapping[str, Any]) -> dict[str,
     Raises:
         UserError: the file cannot be read, or it does not fit.
     """
-    import methods
-
     path = Path(path)
     content = content_of(path)
     if weights_file.is_checkpoint(content):
@@ -263,7 +260,7 @@ def load_checkpoint(path: str | Path, arguments: Mapping[str, Any]) -> dict[str,
     if "classifier.weight" in state and all(name.startswith(_OURS) for name in state):
         check_finite(state, path)
         return {"model": state}
-    model = methods.build(**{**arguments, "pretrained": False})
+    model = build()
     report = load_tensors(model, state, path)
     return {"model": model.state_dict(), "report": str(report)}
 
@@ -296,14 +293,10 @@ def _family(state: Mapping[str, Tensor], family: str, path: Path) -> tuple[str, 
 
 def _wrong_options(model: nn.Module, needs: Mapping[str, str]) -> list[str]:
     """Options of the model that change the result but no tensor, where they are not the family's."""
-    directions = {module.direction for module in model.modules() if isinstance(module, TemporalShift)}
-    have: dict[str, set[str]] = {"shift_direction": directions}
-    if isinstance(model, SlowFast):
-        have["slow_index"] = {model.slow_index}
-    if isinstance(model, TPN):
-        have["flow"] = {model.neck.flow}
-        if directions:
-            have["shift_shortcut"] = {str(model.shift_shortcut).lower()}
+    have: dict[str, set[str]] = {}
+    for module in model.modules():
+        for option, value in getattr(module, "weight_options", {}).items():
+            have.setdefault(option, set()).add(value)
     return [
         f"the weights need {option}: {value}, the model has {found}"
         for option, value in needs.items()
@@ -316,9 +309,9 @@ def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, cla
     """The state with what this model needs changed; notes go to `result.changed` and `result.skipped`."""
     own = model.state_dict()
     state = dict(result.state)
+    without = getattr(model, "weights_without", ())
     for name in list(state):
-        unwanted = not classifier and name.startswith(_CLASSIFIERS)
-        if unwanted or (name.startswith("aux_head.") and isinstance(model, TPN) and model.aux_head is None):
+        if name.startswith((*without, *(() if classifier else _CLASSIFIERS))):
             result.skipped.append(name)
             del state[name]
         elif name.endswith("_non_local.out.bias"):  # our block leaves it to the BN behind it, which subtracts a mean
@@ -330,19 +323,11 @@ def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, cla
     inflated = inflate(state, {name: tensor.shape for name, tensor in own.items()})
     result.changed.update({name: "inflated" for name in state if inflated[name] is not state[name]})
     columns = inflated.get("classifier.weight")
-    if (
-        isinstance(model, SlowFast)
-        and columns is not None
-        and columns.dim() == 2
-        and slow_first not in (None, model.slow_first)
-    ):
-        fast = model.backbone.fast.feature_dim
-        first = fast if model.slow_first else columns.shape[1] - fast  # columns that go to the end
+    pathways: ClassifierColumns | None = getattr(model, "classifier_columns", None)
+    in_another_order = pathways is not None and slow_first not in (None, pathways.slow_first)
+    if pathways is not None and in_another_order and columns is not None and columns.dim() == 2:
+        fast = pathways.fast
+        first = fast if pathways.slow_first else columns.shape[1] - fast  # columns that go to the end
         inflated["classifier.weight"] = columns.roll(-first, 1)
         result.changed["classifier.weight"] = "columns of the two pathways exchanged"
     return inflated
-
-
-def _listed(what: str, names: list[str] | dict[str, str]) -> str:
-    more = f", ... {len(names)} in all" if len(names) > _LISTED else ""
-    return f"{what}: {', '.join(list(names)[:_LISTED])}{more}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from methods import fetch
-from utils import weights_file
+from utils import files, weights_file
 from utils.faults import UserError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "blobs")
@@ -87,11 +86,7 @@ def _check_published(path: Path) -> None:
     if stamp in _verified:
         return
     wanted = path.stem.rpartition("-")[2]
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if not digest.hexdigest().startswith(wanted):
+    if not files.sha256(path).startswith(wanted):
         raise UserError(
             f"{path}: its sha256 does not begin with {wanted}, as the published file's does; it is damaged or another "
             "file. Remove it and fetch it again, or rename it if it is your own"

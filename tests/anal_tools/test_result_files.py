@@ -226,8 +226,8 @@ def replacing(weights: Path, others: list[Path]) -> Callable[..., Any]:
     """`interop.load_checkpoint` during a training run, which puts the next of `others` in place after each reading."""
     load = interop.load_checkpoint
 
-    def load_and_replace(path: Path, arguments: Any) -> dict[str, Any]:
-        state = load(path, arguments)
+    def load_and_replace(path: Path, build: Any) -> dict[str, Any]:
+        state = load(path, build)
         if others:
             spare = weights.with_name("spare")
             spare.write_bytes(others.pop(0).read_bytes())

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from launch import local, processes
-from utils import signals
+from launch import local
+from utils import processes
 from utils.faults import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -173,7 +173,7 @@ def test_ranks_that_cannot_save_in_time_are_killed_without_their_torchrun(tmp_pa
     ranks = processes.children(torchrun)
     os.kill(process.pid, signal.SIGSTOP)  # the launcher cannot help
     os.kill(torchrun, signal.SIGKILL)
-    until(lambda: all(signals.start_ticks(pid) < 0 for pid in ranks), 10)
+    until(lambda: all(processes.start_ticks(pid) < 0 for pid in ranks), 10)
     os.kill(process.pid, signal.SIGCONT)
     process.communicate(timeout=10)
     assert process.returncode == 137

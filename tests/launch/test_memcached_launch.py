@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from datasets.memcached.wire import Connection, read_secret
-from launch import memcached, slurm
-from launch.cluster import Settings
+from launch import memcached, scheduler
 from tests.memcached import MISSING, wait_for
+from utils.cluster import Settings
+from utils.schedulers import Request, slurm
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 ROOT = Path(__file__).resolve().parents[2]
@@ -126,13 +128,14 @@ def test_a_public_address_gets_no_server(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("nodes", "unix"), [(1, True), (4, False)])
 def test_a_job_that_asks_for_servers_starts_one_per_node(tmp_path: Path, nodes: int, unix: bool) -> None:
     exp = tmp_path / "it's here"
-    wanted = slurm.Request("train", str(exp), "part", nodes, 8, Settings(), ("train", str(exp)), memcached=512)
-    lines = slurm.setup_lines(wanted, str(ROOT))
+    wanted = Request("train-x", exp / "jobs/slurm", "part", nodes, 8, Settings())
+    servers = scheduler.server_lines(wanted, 512)
+    lines = slurm.setup_lines(dataclasses.replace(wanted, servers=servers), str(ROOT))
     (step,) = [line for line in lines if "launch.memcached serve" in line]
     assert f"--overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1" in step
     assert step.endswith("--unix &" if unix else "--megabytes 512 &")
     script = tmp_path / "lines.sh"
     script.write_text("\n".join(lines))
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
-    plain = slurm.setup_lines(slurm.Request("train", str(exp), "part", nodes, 8, Settings(), ("train",)), str(ROOT))
+    plain = slurm.setup_lines(dataclasses.replace(wanted, servers=scheduler.server_lines(wanted, 0)), str(ROOT))
     assert not any("memcached" in line for line in plain)

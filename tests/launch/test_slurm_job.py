@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from launch import job, progress
+from utils import files
+from utils.schedulers import Place
 
 ROOT = Path(__file__).resolve().parents[2]
 LOG = "[2026-01-01T00:00:00+00:00] Iter: [{step}/100] Time 1.0 (1.0)\n"
@@ -40,7 +42,12 @@ def main(words):
 SCONTROL = """\
 #!/bin/sh
 echo "$@" >> {calls}
-case $1 in show) echo "JobId=1 JobState={state} Reason=None" ;; requeue) exit {code} ;; esac
+exit {code}
+"""
+SQUEUE = """\
+#!/bin/sh
+echo asked >> {calls}
+printf '12|12|{state}|None|12\n12_4|12|{state}|None|13\n'
 """
 TASK = (
     "import sys; sys.path.insert(1, sys.argv[1]); from launch import job; job.KILLED_WITHIN = float(sys.argv[4])\n"
@@ -54,8 +61,10 @@ class Task:
     def __init__(self, folder: Path, code: int, *, state: str = "RUNNING", requeue: int = 0, wait: float = 0.5, **env):
         self.folder = folder
         (folder / "main.py").write_text(MAIN)
-        (folder / "scontrol").write_text(SCONTROL.format(calls=folder / "calls", state=state, code=requeue))
-        (folder / "scontrol").chmod(0o755)
+        (folder / "scontrol").write_text(SCONTROL.format(calls=folder / "calls", code=requeue))
+        (folder / "squeue").write_text(SQUEUE.format(calls=folder / "calls", state=state))
+        for name in ("scontrol", "squeue"):
+            (folder / name).chmod(0o755)
         words = [sys.executable, "-c", TASK, str(ROOT), str(folder), "-", str(wait), str(code)]
         own = {"PYTHONPATH": f"{folder}", "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
         own |= {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", **env}
@@ -96,7 +105,7 @@ def test_stopped_and_saved_asks_for_another_turn_and_waits(tmp_path: Path) -> No
     code, out, _ = task.end()
     assert time.monotonic() - began > 1.4
     assert code == 75
-    assert task.calls() == ["show job -o 12", "requeue 12"]
+    assert task.calls() == ["asked", "requeue 12"]
     assert "job 12 will be started again" in out
 
 
@@ -112,11 +121,11 @@ def test_other_ranks_only_wait(tmp_path: Path) -> None:
     assert task.calls() == []
 
 
-@pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PENDING"])
-def test_a_job_that_was_cancelled_or_requeued_by_hand_is_left_alone(tmp_path: Path, state: str) -> None:
+@pytest.mark.parametrize(("state", "said"), [("COMPLETING",) * 2, ("CANCELLED", "ended"), ("PENDING",) * 2])
+def test_a_job_that_was_cancelled_or_requeued_by_hand_is_left_alone(tmp_path: Path, state: str, said: str) -> None:
     task = Task(tmp_path, 75, state=state)
-    assert f"job 12 is {state}: not asked to start again" in task.end()[1]
-    assert task.calls() == ["show job -o 12"]
+    assert f"job 12 is {said}: not asked to start again" in task.end()[1]
+    assert task.calls() == ["asked"]
 
 
 def test_a_requeue_that_is_refused_is_loud(tmp_path: Path) -> None:
@@ -126,7 +135,7 @@ def test_a_requeue_that_is_refused_is_loud(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
-@pytest.mark.parametrize(("rank", "calls"), [("0", ["show job -o 12", "requeue 12"]), ("1", [])])
+@pytest.mark.parametrize(("rank", "calls"), [("0", ["asked", "requeue 12"]), ("1", [])])
 def test_a_signal_before_the_first_step(tmp_path: Path, number: signal.Signals, rank: str, calls: list[str]) -> None:
     task = Task(tmp_path, -1, SLURM_PROCID=rank)
     end = time.monotonic() + 30
@@ -148,31 +157,28 @@ def run(exp: Path, words: list[str], **changes) -> job.Run:
     return job.Run(str(exp), words, **({"max_restarts": 10, "max_stalled": 2} | changes))
 
 
-def test_restarts_are_counted_and_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_ID", "12")
-    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+def test_restarts_are_counted_and_limited(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     one = run(tmp_path, ["train", str(tmp_path)])
-    assert one.note_restart(1) is None
+    assert one.note_restart(Place("slurm", "12", 1)) is None
     log.write_text(log.read_text() + LOG.format(step=5))
-    assert [one.note_restart(2), one.note_restart(3)] == [None, None]
-    reason = one.note_restart(4)
+    assert [one.note_restart(Place("slurm", "12", 2)), one.note_restart(Place("slurm", "12", 3))] == [None, None]
+    reason = one.note_restart(Place("slurm", "12", 4))
     assert reason is not None
     assert "3 times in a row without progress" in reason
     log.write_text(log.read_text() + LOG.format(step=6))
-    assert one.note_restart(5) is None
+    assert one.note_restart(Place("slurm", "12", 5)) is None
     (tmp_path / "results/best").mkdir(parents=True)
     (tmp_path / "results/best/part-0000-0000-000000.npz").write_text("")
-    assert one.note_restart(10) is None
-    reason = one.note_restart(11)
+    assert one.note_restart(Place("slurm", "12", 10)) is None
+    reason = one.note_restart(Place("slurm", "12", 11))
     assert reason is not None
     assert "more than max_restarts = 10" in reason
     text = log.read_text()
     assert [f"restart {n} of job 12" in text for n in (1, 2, 3, 4, 5, 10, 11)] == [True] * 7
-    rows = progress.read_rows(tmp_path / "jobs" / job.RESTARTS)
+    rows = files.read_rows(tmp_path / "jobs" / job.RESTARTS)
     assert [row["progress"] for row in rows] == [[0, 0], [5, 0], [5, 0], [5, 0], [6, 0], [6, 1], [6, 1]]
-    monkeypatch.setenv("SLURM_JOB_ID", "13")
-    assert run(tmp_path, []).note_restart(1) is None, "another job starts with a new count"
+    assert run(tmp_path, []).note_restart(Place("slurm", "13", 1)) is None, "another job starts with a new count"
 
 
 def test_a_job_that_gives_up_leaves_with_1(tmp_path: Path) -> None:
@@ -215,6 +221,6 @@ def test_progress(tmp_path: Path) -> None:
     assert progress.read(tmp_path) == progress.Progress(20, None, 20.0, "mAP")
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n[]\n{"torn\n')
-    progress.append_row(file, {"a": 2})
-    assert progress.read_rows(file) == [{"a": 1}, {"a": 2}]
+    files.append_row(file, {"a": 2})
+    assert files.read_rows(file) == [{"a": 1}, {"a": 2}]
     assert json.loads(file.read_text().splitlines()[-1]) == {"a": 2}

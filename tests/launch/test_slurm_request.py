@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from launch import __main__ as launcher
-from launch import jobs, slurm, snapshot
+from launch import jobs, scheduler, snapshot
 from utils.faults import UserError
+from utils.schedulers import slurm
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """\
@@ -104,15 +105,15 @@ def exp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ("ranks", "shape"), [(1, (1, 1)), (5, (1, 5)), (8, (1, 8)), (16, (2, 8)), (32, (4, 8)), (1024, (128, 8))]
 )
 def test_nodes_times_gpus(ranks: int, shape: tuple[int, int]) -> None:
-    assert slurm.split(ranks, 8) == shape
+    assert scheduler.split(ranks, 8) == shape
 
 
 @pytest.mark.parametrize(("ranks", "near"), [(9, "8 or 16"), (30, "24 or 32"), (33, "32 or 40")])
 def test_a_number_that_does_not_divide(ranks: int, near: str) -> None:
     with pytest.raises(UserError, match=f"ask for {near} "):
-        slurm.split(ranks, 8)
+        scheduler.split(ranks, 8)
     with pytest.raises(UserError, match="N must be 1 or more"):
-        slurm.split(0, 8)
+        scheduler.split(0, 8)
 
 
 def test_dry_run_prints_everything_and_submits_nothing(exp: Path, stub: Stub, capsys) -> None:

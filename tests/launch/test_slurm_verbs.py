@@ -73,7 +73,7 @@ def test_requeue(exp: Path, stub: Stub, capsys) -> None:
 def test_log_and_follow(exp: Path, stub: Stub, capsys) -> None:
     assert launcher.main(["log", str(exp)]) == 0
     assert "job 3 has not written anything yet" in capsys.readouterr().out
-    out = verbs.output(exp, "3")
+    out = verbs.output(exp, {"job": "3"})
     out.parent.mkdir(parents=True)
     out.write_text("one\ntwo\nthree\n")
     stub.answers(scontrol={"out": SHOW.format(state="FAILED", code="3:0")})
@@ -96,11 +96,9 @@ def test_list_works_without_slurm_too(exp: Path, stub: Stub, tmp_path: Path, cap
 
 def test_array_cells_and_ended_jobs(stub: Stub) -> None:
     stub.answers(squeue={"out": "5_1|5|RUNNING|None\n5_[2-3]|5|PENDING|JobArrayTaskLimit\n6|6|CANCELLED|None"})
-    assert jobs.states(["5_1", "6"]) == {
-        "5_1": "RUNNING",
-        "5_[2-3]": "PENDING (JobArrayTaskLimit)",
-        "5": "PENDING (JobArrayTaskLimit)",
-    }
+    asked = [{"job": job} for job in ("5_1", "5_3", "5_4", "6", "--help")]
+    assert jobs.states(asked) == {"5_1": "RUNNING", "5_3": "PENDING (JobArrayTaskLimit)"}
+    assert stub.calls("squeue")[0][2] == "5,6"
     assert jobs.states([]) == {}
 
 

@@ -18,6 +18,7 @@ from tests.ranks import ROOT, RankError, Ranks, run_ranks
 from utils import dist
 from utils.dist import World
 from utils.faults import UserError
+from utils.schedulers.slurm import SCHEDULER
 from utils.shards import ShardPlan, legal_ranks
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "ZOETROPE_RANKS",
@@ -111,12 +112,12 @@ def test_a_single_process_is_a_world_of_one(clean_env: pytest.MonkeyPatch) -> No
 def test_torchrun_wins_over_slurm_and_slurm_over_single(clean_env: pytest.MonkeyPatch) -> None:
     set_env(clean_env, SLURM)
     place = dist._place(os.environ)
-    assert (place.source, place.rank, place.size, place.local_rank) == ("SLURM", 5, 8, 1)
+    assert (place.scheduler, place.rank, place.size, place.local_rank) == ("slurm", 5, 8, 1)
     set_env(clean_env, TORCHRUN)
     place = dist._place(os.environ)
-    assert (place.source, place.rank, place.size, place.local_rank) == ("torchrun", 2, 4, 0)
+    assert (place.scheduler, place.rank, place.size, place.local_rank) == ("torchrun", 2, 4, 0)
     clean_env.delenv("RANK")  # MASTER_ADDR alone does not mean torchrun: batch scripts export it too
-    assert dist._place(os.environ).source == "SLURM"
+    assert dist._place(os.environ).scheduler == "slurm"
     clean_env.delenv("SLURM_STEP_ID")  # the batch script itself, outside srun
     assert dist._place(os.environ).size == 1
 
@@ -125,20 +126,20 @@ def test_torchrun_wins_over_slurm_and_slurm_over_single(clean_env: pytest.Monkey
 def test_slurm_address_is_exported_or_the_first_host_of_the_step(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_env(clean_env, SLURM)
     place = dist._place(os.environ)
-    assert dist._address(place, {**os.environ, "MASTER_ADDR": "n1", "MASTER_PORT": "77"}) == ("n1", 77)
-    assert dist._address(place, {**os.environ, "MASTER_ADDR": "n1"}) == ("n1", 20000 + 40007 % 20000)
+    assert SCHEDULER.rendezvous(place, {**os.environ, "MASTER_ADDR": "n1", "MASTER_PORT": "77"}) == ("n1", 77)
+    assert SCHEDULER.rendezvous(place, {**os.environ, "MASTER_ADDR": "n1"}) == ("n1", 20000 + 40007 % 20000)
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(
         '#!/bin/sh\n[ "$1 $2" = "show hostnames" ] && [ "$3" = "gpu[7-8]" ] && printf "gpu7\\ngpu8\\n"\n'
     )
     scontrol.chmod(0o755)
     clean_env.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert dist._address(place, {**os.environ, "SLURM_STEP_NODELIST": "gpu[7-8]"})[0] == "gpu7"
+    assert SCHEDULER.rendezvous(place, {**os.environ, "SLURM_STEP_NODELIST": "gpu[7-8]"})[0] == "gpu7"
     with pytest.raises(UserError, match="export MASTER_ADDR"):
-        dist._address(place, {**os.environ, "SLURM_STEP_NODELIST": "other"})
+        SCHEDULER.rendezvous(place, {**os.environ, "SLURM_STEP_NODELIST": "other"})
     clean_env.setenv("PATH", str(tmp_path / "none"))
     with pytest.raises(UserError, match="export MASTER_ADDR"):
-        dist._address(place, {**os.environ, "SLURM_STEP_NODELIST": "gpu[7-8]"})
+        SCHEDULER.rendezvous(place, {**os.environ, "SLURM_STEP_NODELIST": "gpu[7-8]"})
 
 
 def test_another_number_of_ranks_than_asked_for(clean_env: pytest.MonkeyPatch) -> None:
@@ -146,7 +147,7 @@ def test_another_number_of_ranks_than_asked_for(clean_env: pytest.MonkeyPatch) -
     with pytest.raises(UserError, match="4 ranks were asked for but this command started 1"):
         dist.join(device="cpu")
     set_env(clean_env, SLURM)
-    with pytest.raises(UserError, match="2 ranks were asked for but SLURM started 8"):
+    with pytest.raises(UserError, match="2 ranks were asked for but slurm started 8"):
         dist.join(2, device="cpu")
 
 

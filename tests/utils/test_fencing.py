@@ -25,7 +25,7 @@ from anal_tools.evaluate.network import choose_weights
 from tests.odd import put_something_odd
 from tests.utils.test_checkpoint import names, state
 from tests.utils.test_run_dir import plant
-from utils import checkpoint, checkpoint_names, faults, run_lock, writers
+from utils import checkpoint, checkpoint_names, faults, processes, run_lock, writers
 from utils.checkpoint import BEST, LATEST, PREVIOUS
 from utils.checkpoint_names import kept_name
 from utils.faults import UserError
@@ -91,7 +91,7 @@ def test_the_token_of_an_owner_that_died_before_it_wrote_is_passed_over(exp: Pat
     (exp / "jobs").mkdir()
     (exp / "jobs/writer-1.json").write_text("")  # its owner is unknown
     put_something_odd(exp / "jobs/writer-2.json", "fifo")
-    (exp / "jobs/writer-3.json").write_text(json.dumps({"token": "0" * 32, "pid": 1, "machine": run_lock._machine()}))
+    (exp / "jobs/writer-3.json").write_text(json.dumps({"token": "0" * 32, "pid": 1, "machine": processes.machine()}))
     with start(exp) as run:
         assert run.token == 4
         assert run.has_predecessor

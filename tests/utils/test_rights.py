@@ -12,7 +12,7 @@ import pytest
 from tests import users
 from tests.users import ANNE, BERT, CARL, GROUP, User
 from tests.utils.test_fencing import save, saved, start
-from utils import checkpoint, faults, run_lock
+from utils import checkpoint, faults, processes
 from utils.checkpoint import BEST, LATEST
 from utils.run_dir import RunDir
 
@@ -96,7 +96,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_passed_over_for_an_older_one(s
 
 def test_a_live_process_that_proc_does_not_show_keeps_its_lock(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With hidepid other users' processes are not in /proc; the kernel still says that they are there."""
-    monkeypatch.setattr(run_lock, "_start_ticks", lambda pid: -1 if pid != os.getpid() else 7)
+    monkeypatch.setattr(processes, "start_ticks", lambda pid: -1 if pid != os.getpid() else 7)
     reading, writing = os.pipe()
     more, stop = os.pipe()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import run_dir, run_lock
+from utils import processes, run_dir, run_lock
 from utils.faults import UserError
 from utils.run_dir import RunDir
 
@@ -60,7 +60,7 @@ def test_dead_process_of_this_machine_is_replaced_at_once(exp: Path, repo_root: 
 
 
 def test_same_pid_started_later_is_another_process(exp: Path) -> None:
-    plant(exp, machine=run_lock._machine(), pid=os.getpid(), ticks=1)
+    plant(exp, machine=processes.machine(), pid=os.getpid(), ticks=1)
     with RunDir.open(exp):
         assert lock_of(exp)["token"] != "0" * 32
 
@@ -87,15 +87,15 @@ def test_lock_that_cannot_be_understood(exp: Path, content: bytes) -> None:
 @pytest.mark.parametrize(
     ("answer", "alive"),
     [
-        ("echo RUNNING", True),
-        ("echo COMPLETED", False),
+        ("echo '77|77|RUNNING|None|77'", True),
+        ("echo '77|77|COMPLETED|None|77'", False),
         ("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1", False),
     ],
 )
 def test_slurm_is_asked(exp: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, alive: bool) -> None:
     tool = tmp_path / "bin" / "squeue"
     tool.parent.mkdir()
-    tool.write_text(f'#!/bin/sh\n[ "$*" = "--noheader --jobs 77 --format %T" ] || exit 3\n{answer}\n')
+    tool.write_text(f'#!/bin/sh\n[ "$*" = "--noheader --jobs 77 --format %i|%F|%T|%r|%A" ] || exit 3\n{answer}\n')
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
     plant(exp, job="77", silent=400 if alive else 0)  # the heartbeat says the opposite

@@ -78,7 +78,7 @@ def test_a_flipped_bit_is_found_by_every_reader(exp: Path, damaged: Path) -> Non
     arguments = model_arguments(cfg, pretrained=False)
     (damaged.parent / "config.yaml").write_bytes((exp / "config.yaml").read_bytes())
     readers = {
-        "eval": lambda: interop.load_checkpoint(damaged, arguments),
+        "eval": lambda: interop.load_checkpoint(damaged, lambda: methods.build(**arguments)),
         "predict": lambda: predictor.from_experiment(damaged, None, [], World()),
         "export": lambda: predictor.from_experiment(exp, str(damaged), [], World(), plain=True),
         "pretrained": lambda: methods.build(**arguments | {"pretrained": str(damaged)}),
@@ -138,7 +138,7 @@ def test_a_damaged_best_is_no_reason_to_take_the_latest(exp: Path, tmp_path: Pat
     cfg = config.load(exp)
     arguments = model_arguments(cfg, pretrained=False)
     for read in (
-        lambda: interop.load_checkpoint(network.choose_weights(tmp_path, None), arguments),
+        lambda: interop.load_checkpoint(network.choose_weights(tmp_path, None), lambda: methods.build(**arguments)),
         lambda: methods.build(**arguments | {"pretrained": str(tmp_path)}),
         lambda: distill.find(tmp_path, cfg),
         lambda: interop.what_is(best),

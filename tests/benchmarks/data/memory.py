@@ -43,8 +43,8 @@ def memory(work: Path) -> dict:
 
 def missing(name: str) -> str:
     """Why a reader cannot be used here; empty if it can."""
-    if name == "memcached" and not (shutil.which("memcached") and importlib.util.find_spec("pymemcache")):
-        return "memcached or pymemcache is not installed"
+    if name == "memcached" and not shutil.which("memcached"):
+        return "memcached is not installed"
     return "NVIDIA DALI is not installed" if name == "dali" and not importlib.util.find_spec("nvidia.dali") else ""
 
 

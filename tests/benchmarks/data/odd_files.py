@@ -104,7 +104,7 @@ def specs(work: Path) -> Iterator[tuple[str, contextlib.AbstractContextManager[R
 def memcached(work: Path) -> Iterator[Row | None]:
     """A memcached of our own on a socket in a short folder; None where there is none."""
     program = shutil.which("memcached")
-    if program is None or importlib.util.find_spec("pymemcache") is None:
+    if program is None:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="zoe-") as folder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -103,7 +104,9 @@ def readers(exp: Path, work: Path) -> dict[str, Callable[[Path], Any]]:
         return folder
 
     def evaluated(file: Path) -> Any:
-        state, _ = read_steady(file, lambda path: interop.load_checkpoint(path, arguments), World())
+        state, _ = read_steady(
+            file, functools.partial(interop.load_checkpoint, build=lambda: methods.build(**arguments)), World()
+        )
         net = build_for_evaluation(cfg, state, file, World())
         return net.state_dict(), checkpoint.evaluated_weights(state), state
 

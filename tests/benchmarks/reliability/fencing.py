@@ -97,10 +97,10 @@ def on_another_machine(words: list[str]) -> int:
     """Train as a process of another host would: no process table in common with the frozen one."""
     import socket
 
-    from utils import run_lock
+    from utils import processes
 
     socket.gethostname = lambda: "node8"
-    run_lock._machine = lambda: "node8 another boot"
+    processes.machine = lambda: "node8 another boot"
     return main.main(words)
 
 

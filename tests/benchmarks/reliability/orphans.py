@@ -14,9 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import processes
 from tests.benchmarks.experiments import demo_videos, small_experiment
 from tests.benchmarks.reliability.marked import Mark, wait_for
+from utils import processes
 
 ROOT = Path(__file__).resolve().parents[3]
 LIMIT = 10.0

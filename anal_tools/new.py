@@ -56,10 +56,7 @@ def make(path: Path, source: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         text = f"# Made from {printable(file)}\n{file.read_text(encoding='utf-8-sig')}"
         (folder / "config.yaml").write_text(text, encoding="utf-8")
-        for verb in ("train", "eval"):
-            script_file = folder / f"{verb}.sh"
-            script_file.write_text(script(verb, folder), encoding="utf-8")
-            script_file.chmod(0o755)
+        write_scripts(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
     after = config.load(folder)
@@ -78,6 +75,14 @@ def _nearest(source: Path) -> str:
 def printable(text: object) -> str:
     """A text that stays on its line of a file, whatever a path holds."""
     return "".join(sign if sign.isprintable() else " " for sign in str(text))
+
+
+def write_scripts(folder: Path) -> None:
+    """Write `train.sh` and `eval.sh` into an experiment folder."""
+    for verb in ("train", "eval"):
+        file = folder / f"{verb}.sh"
+        file.write_text(script(verb, folder), encoding="utf-8")
+        file.chmod(0o755)
 
 
 def script(verb: str, folder: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import cluster
+from utils import cluster
 from utils.faults import UserError
 
 FILE = """\

@@ -1,4 +1,4 @@
-"""What SLURM may be asked for: `cluster.yaml` and the flags, every field against an allow-list.
+"""What a scheduler may be asked for: `cluster.yaml` and the flags, every field against an allow-list.
 
 What is special: a text that passes here stands in an sbatch script. So a field holds the characters that SLURM's own
 syntax needs and no other: no space, no quote, no newline, no `;`, `$`, `` ` ``. The lines of `setup` are the site's
@@ -14,29 +14,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from utils import schedulers
 from utils.config import yaml_lines
 from utils.faults import UserError, did_you_mean
 
-SHIPPED = Path(__file__).with_name("cluster.yaml")
+SHIPPED = Path(__file__).resolve().parents[1] / "launch" / "cluster.yaml"
 MOST_MINUTES = 366 * 24 * 60
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,127}")
+_NAME = (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+@-]{0,127}"), "letters, digits and _ . + @ -")
+_HOSTS = (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]{0,4095}"), "host names, such as n1,n[4-7]")
+_AFTER = r"(?:after|afterany|afterok|afternotok|afterburstbuffer|aftercorr)(?::[0-9]+(?:_[0-9]+)?(?:\+[0-9]+)?)+"
 _PATTERNS = {
-    "partition": (_NAME, "letters, digits and _ . + @ -"),
-    "account": (_NAME, "letters, digits and _ . + @ -"),
-    "qos": (_NAME, "letters, digits and _ . + @ -"),
-    "reservation": (_NAME, "letters, digits and _ . + @ -"),
-    "wckey": (_NAME, "letters, digits and _ . + @ -"),
-    "gpu_type": (_NAME, "letters, digits and _ . + @ -"),
+    **dict.fromkeys(("partition", "account", "qos", "reservation", "wckey", "gpu_type"), _NAME),
+    **dict.fromkeys(("nodelist", "exclude"), _HOSTS),
     "mem": (re.compile(r"[1-9][0-9]{0,9}[KMGT]?"), "memory of a whole node, such as 240G"),
-    "nodelist": (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]{0,4095}"), "host names, such as n1,n[4-7]"),
-    "exclude": (re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,\[\]-]{0,4095}"), "host names, such as n1,n[4-7]"),
     "constraint": (re.compile(r"[A-Za-z0-9_(\[][A-Za-z0-9_.:=&|*,()\[\]-]{0,511}"), "features, such as volta&ib"),
     "dependency": (
-        re.compile(
-            r"(?:singleton|(?:after|afterany|afterok|afternotok|afterburstbuffer|aftercorr)(?::[0-9]+(?:_[0-9]+)?(?:\+[0-9]+)?)+)"
-            r"(?:[,?](?:singleton|(?:after|afterany|afterok|afternotok|afterburstbuffer|aftercorr)(?::[0-9]+(?:_[0-9]+)?(?:\+[0-9]+)?)+))*"
-        ),
+        re.compile(rf"(?:singleton|{_AFTER})(?:[,?](?:singleton|{_AFTER}))*"),
         "such as afterok:1234 or singleton",
     ),
 }
@@ -48,7 +42,7 @@ _INTEGERS = {
     "max_restarts": (0, 100_000),
     "max_stalled": (1, 1000),
 }
-_CHOICES = {"gpu_request": ("gpus-per-node", "gres", "none")}
+_CHOICES = {"gpu_request": ("gpus-per-node", "gres", "none"), "scheduler": tuple(schedulers.names())}
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?")
 
@@ -58,6 +52,7 @@ class Settings:
     """One partition's settings: `defaults`, changed by `partitions.NAME`, changed by the flags.
 
     Attributes:
+        scheduler: what has the partition, a file of `utils/schedulers/`.
         gpus_per_node: GPUs, and so ranks, of one node.
         cpus_per_gpu: CPU cores of each rank.
         mem: memory of a whole node; a request for a part of a node gets that part of it. None: not asked for.
@@ -73,6 +68,7 @@ class Settings:
         environment: variables of the ranks.
     """
 
+    scheduler: str = "slurm"
     gpus_per_node: int = 8
     cpus_per_gpu: int = 8
     mem: str | None = None

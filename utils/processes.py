@@ -1,0 +1,138 @@
+"""Other processes of this machine: which run, which are below ours, and whether one is still the one we knew."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def children(pid: int) -> list[int]:
+    """Return the ids of the processes whose parent is `pid`, oldest first."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return sorted(child.pid for child in psutil.Process(pid).children())
+    return []
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the ids of the processes below `pid`, parents before their children."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return []
+
+
+def command(pid: int) -> str:
+    """Return the name of a process's program; empty if there is no such process."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).name()
+    return ""
+
+
+def parent(pid: int) -> int:
+    """Return the id of a process's parent; 0 if there is no such process."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).ppid()
+    return 0
+
+
+def words(pid: int) -> list[str]:
+    """Return the words of a process's command line; none if there is no such process, or it may not be seen."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).cmdline()
+    return []
+
+
+def send(pids: list[int], number: signal.Signals) -> None:
+    """Signal each process that still exists."""
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def reap() -> None:
+    """Take the exit codes of children that have ended, adopted ones too, so that no zombie is left."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+def catches(pid: int, number: signal.Signals) -> bool:
+    """Return True if the process has a handler of its own for this signal; False if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    masks = [line.split()[1] for line in status.splitlines() if line.startswith("SigCgt:")]
+    return bool(masks) and bool(int(masks[0], 16) >> (number - 1) & 1)
+
+
+def start_ticks(pid: int) -> int:
+    """Return the start of a process in clock ticks since boot; -1 if it does not exist or is a zombie.
+
+    psutil has no such number: its creation time adds the boot time, which moves when the clock is set.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return -1
+    fields = text.rpartition(")")[2].split()  # "pid (name) state ppid ...", the name may hold anything
+    return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+def machine() -> str:
+    """Return what tells this boot and pid namespace from others: a pid means the same process only within it."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def lives(pid: int, ticks: int) -> bool | None:
+    """Return whether the process that had this id at this start still runs; None if we may not see it."""
+    now = start_ticks(pid)
+    if now != -1:
+        return now == ticks
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return None  # another user's process, and /proc shows only our own (hidepid)
+    except (OSError, OverflowError):
+        return False
+    return False  # its unreaped rest
+
+
+def gpu_count(environment: Mapping[str, str]) -> int:
+    """Return how many NVIDIA GPUs a process started with this environment can use; 0 without a driver."""
+    visible = environment.get("CUDA_VISIBLE_DEVICES")
+    present = _gpus_present()
+    if visible is None or not present:
+        return present
+    listed = visible.split(",") if visible.strip() else []
+    end = next((i for i, name in enumerate(listed) if name.strip() in ("-1", "")), len(listed))  # as CUDA reads it
+    return min(end, present)
+
+
+def _gpus_present() -> int:
+    try:
+        listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+        if listing.returncode == 0:
+            return sum(line.startswith("GPU ") for line in listing.stdout.splitlines())
+    except (OSError, subprocess.TimeoutExpired):
+        pass
+    folder = Path("/proc/driver/nvidia/gpus")
+    return len(list(folder.iterdir())) if folder.is_dir() else 0

@@ -1,0 +1,229 @@
+"""The seam to what starts jobs: each file of this folder is one scheduler, and `cluster.yaml` chooses it by name.
+
+A file defines `SCHEDULER`, an object of a class below `Scheduler`. The launcher submits through it. The ranks ask it
+who they are and which job still lives, so it is a leaf: it imports neither the launcher nor torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import pkgutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from utils.cluster import Settings
+
+JOB = "ZOETROPE_JOB"  # NAME:ID of the job, for the ranks of a scheduler without variables of its own
+RESTARTS = "ZOETROPE_RESTARTS"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a job needs, checked.
+
+    Attributes:
+        name: of the job; letters, digits and _ . -
+        folder: where the scheduler keeps its files and the output of the ranks; absolute.
+        partition: a queue of the scheduler.
+        nodes, tasks: nodes, and ranks on each of them; one rank per GPU.
+        settings: limits and options of the partition.
+        servers: shell lines that start servers beside the ranks; see `Scheduler.on_each_node`.
+    """
+
+    name: str
+    folder: Path
+    partition: str
+    nodes: int
+    tasks: int
+    settings: Settings
+    servers: tuple[str, ...] = ()
+
+    @property
+    def ranks(self) -> int:
+        """Ranks of the whole job."""
+        return self.nodes * self.tasks
+
+
+class Task(Protocol):
+    """What every rank of a job runs: call it in the rank's process, or start its command. It can be pickled."""
+
+    def __call__(self) -> None:
+        """Run in this process; leave with the exit code of the rank."""
+        ...
+
+    def command(self) -> list[str]:
+        """Return the command of one rank."""
+        ...
+
+    def on_this_machine(self, ranks: int) -> list[str]:
+        """Return one command that starts all ranks on this machine and waits for them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a process is to its scheduler.
+
+    Attributes:
+        scheduler: name of the scheduler.
+        job: id of the job; "" outside one.
+        restarts: how often the scheduler has started the job again.
+        rank, size, local_rank: of this process; size 1 outside a step of several ranks.
+        nodes: of the job, as the scheduler writes them; "" if it does not.
+    """
+
+    scheduler: str
+    job: str = ""
+    restarts: int = 0
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    nodes: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: a few words, and an exit code."""
+
+    text: str
+    code: int
+
+
+class Scheduler:
+    """One scheduler: `submit`, `states`, `cancel` and `requeue` are to be written, the rest has a default.
+
+    The defaults fit a scheduler that gives its ranks torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
+    MASTER_PORT) and the two that are named above.
+    """
+
+    name = ""
+    job_in_shell = ""  # what expands to the job's id in a line of `Request.servers`
+
+    # For the launcher.
+
+    def check(self, request: Request) -> None:
+        """Raise a UserError for what this scheduler cannot run. Start no command."""
+
+    def require_partition(self, partition: str, known: Sequence[str]) -> None:
+        """Raise a UserError if there is no such queue, with a hint among the `known` names."""
+
+    def on_each_node(self, nodes: int) -> str | None:
+        """Return the shell words that run a command once on every node, beside the ranks; None if it cannot."""
+        return None
+
+    def preview(self, request: Request, task: Task, code: str) -> str:
+        """Return what `submit` would hand to the scheduler, for a reader."""
+        return "\n".join([f"# {request.ranks} ranks, each runs in {code}:", " ".join(task.command())])
+
+    def submit(self, request: Request, tasks: Sequence[Task], code: Path, *, parallel: int | None = None) -> list[str]:
+        """Submit one job for each task, at most `parallel` at a time. Return their ids.
+
+        Args:
+            code: folder that the ranks run in, their copy of the repository.
+
+        Raises:
+            UserError: the scheduler refused them, or is not here.
+        """
+        raise NotImplementedError
+
+    def states(self, jobs: Iterable[str]) -> dict[str, str]:
+        """Return the states of those jobs that wait (``PENDING...``) or run.
+
+        Raises:
+            UserError: the scheduler cannot be asked.
+        """
+        raise NotImplementedError
+
+    def outcome(self, job: str) -> Outcome:
+        """Return how a job ended that neither waits nor runs."""
+        return Outcome("ended", 0)
+
+    def cancel(self, job: str) -> None:
+        """End a job; its ranks get a signal that lets them save. Raise a UserError if that fails."""
+        raise NotImplementedError
+
+    def requeue(self, job: str) -> None:
+        """End a job and start it again under its id, from the launcher or one of its ranks. Raise a UserError."""
+        raise NotImplementedError
+
+    def output(self, folder: Path, job: str, rank: int = 0, end: str = "out") -> Path:
+        """Return the file of a rank's output (end "out") or errors ("err"); restarts append to it."""
+        return folder / f"{job}_{rank}_log.{end}"
+
+    # For the ranks.
+
+    def is_alive(self, job: str) -> bool | None:
+        """Return whether processes of a job may run now; None if the scheduler cannot say."""
+        try:
+            return not self.states([job]).get(job, "PENDING").startswith("PENDING")
+        except UserError:
+            return None
+
+    def place(self, env: Mapping[str, str]) -> Place | None:
+        """Return what this process is; None if this scheduler has not started it."""
+        name, _, job = env.get(JOB, "").partition(":")
+        if name != self.name:
+            return None
+        return Place(self.name, job, int(env.get(RESTARTS) or 0), int(env.get("RANK") or 0))
+
+    def rendezvous(self, place: Place, env: Mapping[str, str]) -> tuple[str, int]:
+        """Return host and port where the ranks of this job meet; rank 0 listens there. Raise a UserError."""
+        if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT"):
+            raise UserError("MASTER_ADDR and MASTER_PORT are not set: start the ranks with train.sh or torchrun")
+        return env["MASTER_ADDR"], integer(env, "MASTER_PORT")
+
+
+def names() -> list[str]:
+    """Return the names of all schedulers."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+@functools.cache
+def named(name: str) -> Scheduler:
+    """Return the scheduler of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in names():
+        raise UserError(f"no scheduler called {name!r}; there are {', '.join(names())}")
+    return importlib.import_module(f"{__name__}.{name}").SCHEDULER
+
+
+def here(env: Mapping[str, str] | None = None) -> Place | None:
+    """Return what this process is to the scheduler that started it; None if none has."""
+    env = os.environ if env is None else env
+    places = (named(name).place(env) for name in names())
+    return next((place for place in places if place is not None), None)
+
+
+def integer(env: Mapping[str, str], name: str) -> int:
+    """Return the number that a variable of the environment holds. Raise a UserError for anything else."""
+    try:
+        return int(env[name])
+    except (KeyError, ValueError):
+        raise UserError(f"the environment variable {name}={env.get(name)!r} must be a whole number") from None
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of a scheduler.
+
+    Raises:
+        UserError: it is not here, or it hangs.
+    """
+    try:
+        return subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", timeout=60, check=False, stdin=subprocess.DEVNULL
+        )
+    except FileNotFoundError as error:
+        raise UserError(f"{argv[0]} is not here: run this on a machine with {argv[0]}") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        raise UserError(f"{argv[0]} did not answer ({error})") from error
