@@ -24,7 +24,7 @@ import numpy as np
 from anal_tools import identity, part_file, results
 from anal_tools.protocols import Protocol
 from datasets.views import view_table
-from utils import metrics
+from utils import metrics, transfer
 from utils.faults import UserError
 
 PART_SECONDS = 10.0  # a killed evaluation has lost at most this much work
@@ -87,7 +87,7 @@ class PartWriter:
         """Remember one video; `item` is a VideoItem, `logits` (V, K) on any device or None for one that failed."""
         row = {"sample": item.sample, "failed": item.failure or "", "repaired": getattr(item, "repaired", "")}
         if logits is not None:
-            row["logits"] = logits.float().cpu().numpy().astype(self.dtype)
+            row["logits"] = transfer.Readback(logits.float())  # read in `flush`: the host need not wait for each video
             row["frames"] = item.plan.frames[item.plan.clip_rows].astype(np.int32)  # (V, T)
             row["boxes"] = item.plan.boxes  # (V, 4)
         self.rows.append(row)
@@ -108,7 +108,9 @@ class PartWriter:
             "samples": np.array([row["sample"] for row in self.rows], dtype=np.int64),
             "failed": np.array([row["failed"] for row in self.rows], dtype=str),
             "repaired": np.array([row["repaired"] for row in self.rows], dtype=str),
-            "logits": np.stack([row["logits"] for row in good]) if good else np.zeros((0, 0, 0), self.dtype),
+            "logits": np.stack([row["logits"].read().numpy().astype(self.dtype) for row in good])
+            if good
+            else np.zeros((0, 0, 0), self.dtype),
             "frames": np.stack([row["frames"] for row in good]) if good else np.zeros((0, 0, 0), np.int32),
             "boxes": good[0]["boxes"] if good else np.zeros((0, 4), np.int64),  # of one video, for views.json
         }

@@ -72,8 +72,6 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
     run.__dict__.update(cfg=cfg, world=world, shards=shards, step=0, mirrored=None, **made)
     run.pace = pace.Pace(world, shards, lambda text: None, str)
     run.watch = types.SimpleNamespace(phase=lambda *_: None)
-    if hasattr(run.model, "register_comm_hook"):  # DDP starts its own collectives where no dispatcher sees them
-        run.model.register_comm_hook(log, of_bucket)
 
     def batch(part: tuple[int, ...]) -> Batch:
         clips = torch.zeros(2 * len(part), 2, 32, 32, 3, dtype=torch.uint8)
@@ -90,13 +88,6 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
         precise_bn.averages(run.net, [lambda net, x=x: net(x) for x in clips], world)
     run.statistics.for_evaluation()
     run.statistics.group_state()
-
-
-def of_bucket(log: Collectives, bucket):  # noqa: ANN001, ANN201  DDP reads the annotations
-    log.found.append(["bucket", [bucket.buffer().numel()], str(bucket.buffer().dtype), 0])
-    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    done.set_result(bucket.buffer())
-    return done
 
 
 if __name__ == "__main__":
