@@ -104,13 +104,12 @@ class PartWriter:
         if not self.rows:
             return
         good = [row for row in self.rows if "logits" in row]
+        logits = [row["logits"].read().numpy().astype(self.dtype) for row in good]
         arrays = {
             "samples": np.array([row["sample"] for row in self.rows], dtype=np.int64),
             "failed": np.array([row["failed"] for row in self.rows], dtype=str),
             "repaired": np.array([row["repaired"] for row in self.rows], dtype=str),
-            "logits": np.stack([row["logits"].read().numpy().astype(self.dtype) for row in good])
-            if good
-            else np.zeros((0, 0, 0), self.dtype),
+            "logits": np.stack(logits) if good else np.zeros((0, 0, 0), self.dtype),
             "frames": np.stack([row["frames"] for row in good]) if good else np.zeros((0, 0, 0), np.int32),
             "boxes": good[0]["boxes"] if good else np.zeros((0, 4), np.int64),  # of one video, for views.json
         }

@@ -159,8 +159,8 @@ def pack(
         without: see `EncodedReader.encode`.
 
     Returns:
-        {"form", "files": bytes of each, "rows", "box", "codec", "matrix", "decoded": bytes of whole frames} as in
-        `Encoded`, or {"refused": why}: then nothing was written.
+        {"form", "files": bytes of each, "rows", "box", "codec", "matrix", "frame": (height, width) as stored,
+        "decoded": bytes of whole frames} as in `Encoded`, or {"refused": why}: then nothing was written.
     """
     decoded = len(np.unique(frames)) * facts.height * facts.width * 3
     try:
@@ -182,6 +182,7 @@ def pack(
         "rows": encoded.rows.tolist(),
         "codec": encoded.codec,
         "matrix": encoded.matrix,
+        "frame": (facts.height, facts.width),
         "decoded": decoded,
         "box": (0, 0, facts.width, facts.height) if box is None else box,
     }

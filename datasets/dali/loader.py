@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from datasets.bad_media import printable
-from datasets.dali import capability
+from datasets.dali import capability, sessions
 from datasets.dali.pipeline import Decoder, mode, require_dali
 from datasets.dali.queue import Breaker, Job, Queue, clip_of
 from datasets.eval_loader import EvalLoader
@@ -52,7 +52,7 @@ class Decoding(Loader):
         self._said: list[str] = []
         self._sizes = {"clips": clips, "frames": frames}
         self._queues: dict[str, Queue] = {}
-        self._breaker = Breaker()
+        self._breaker, self._sessions = Breaker(), sessions.of(torch.device(device))
         self._refused: dict[int, str] = {}  # samples that DALI could not decode
         # Decoded clips are copied out of DALI's buffers beside the training step, not behind it.
         self._stream: Any = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
@@ -76,13 +76,14 @@ class Decoding(Loader):
 
     def _queue(self, form: str) -> Queue:
         if form not in self._queues:
-            self._queues[form] = Queue(Decoder(form, self.device, stream=self._stream, **self._sizes), self._breaker)
+            decoder = Decoder(form, self.device, stream=self._stream, **self._sizes)
+            self._queues[form] = Queue(decoder, self._breaker, self._sessions)
         return self._queues[form]
 
     def _look_at(self, sample: int, answer: Answer) -> None:
-        """Count a clip that is there and was not decoded by DALI."""
+        """Count a clip that is there as pixels: DALI did not decode it."""
         reason = answer.get("refused") or self._refused.get(sample)
-        if reason and answer["ok"]:
+        if reason and answer["ok"] and not answer.get("files"):
             self.fallbacks[reason] += 1
             if (times := self.fallbacks[reason]) in _SAID_AT:
                 path = printable(self.records.path(sample))

@@ -13,6 +13,7 @@ import dataclasses
 import torch
 
 from datasets.dali.pipeline import FAILURES, Clip, Decoder, reason_of
+from datasets.dali.sessions import Sessions
 from datasets.pool import Answer
 from datasets.slots import Slot
 from utils.faults import UserError
@@ -44,8 +45,8 @@ def clip_of(answer: Answer, slot: Slot, offset: int) -> Clip:
         start += length
     rows = torch.tensor(answer["rows"], dtype=torch.int32).numpy()
     x1, y1, x2, y2 = answer["box"]
-    size = (answer["size"][0], answer["size"][1])
-    return Clip(answer["form"], files, rows, (x1, y1, x2, y2), size, answer["codec"], answer["matrix"])
+    size, frame = tuple(answer["size"]), tuple(answer["frame"])
+    return Clip(answer["form"], files, rows, (x1, y1, x2, y2), size, answer["codec"], answer["matrix"], frame)
 
 
 class Breaker:
@@ -91,12 +92,13 @@ class Queue:
 
     Args:
         decoder: runs the jobs.
-        breaker: shared by all queues of a loader.
+        breaker, sessions: shared by all queues of a loader.
     """
 
-    def __init__(self, decoder: Decoder, breaker: Breaker) -> None:
+    def __init__(self, decoder: Decoder, breaker: Breaker, sessions: Sessions | None = None) -> None:
         self._decoder, self._breaker = decoder, breaker
-        self._jobs: collections.deque[tuple[Job, list[int]]] = collections.deque()  # and which clips are decoded
+        self._sessions = sessions or Sessions(None)
+        self._jobs: collections.deque[tuple[Job, dict[int, str]]] = collections.deque()  # and why clips are left out
 
     def submit(self, job: Job) -> None:
         """Start a job."""
@@ -111,8 +113,9 @@ class Queue:
         Raises:
             UserError: the GPU has no memory left.
         """
-        job, given = self._jobs.popleft()
-        left_out = [(job.names[i], "DALI decodes no such clip here") for i in range(len(job.clips)) if i not in given]
+        job, refused = self._jobs.popleft()
+        left_out = [(job.names[i], reason) for i, reason in refused.items()]
+        given = [i for i in range(len(job.clips)) if i not in refused]
         if not given:
             return left_out
         try:
@@ -128,12 +131,19 @@ class Queue:
         self._jobs.clear()
         self._decoder.close()
 
-    def _start(self, job: Job) -> list[int]:
-        """Give DALI the clips whose codecs it decodes; which these are."""
-        given = [i for i, clip in enumerate(job.clips) if clip.codec not in self._breaker.closed]
+    def _start(self, job: Job) -> dict[int, str]:
+        """Give DALI the clips that it decodes. Return why it does not get the others, by their number."""
+        refused = {i: reason for i, clip in enumerate(job.clips) if (reason := self._refusal(clip))}
+        given = [clip for i, clip in enumerate(job.clips) if i not in refused]
         if given:
-            self._decoder.submit([job.clips[i] for i in given])
-        return given
+            self._decoder.submit(given)
+        return refused
+
+    def _refusal(self, clip: Clip) -> str | None:
+        """Return why DALI does not get a clip; None if it does."""
+        if clip.codec in self._breaker.closed:
+            return "DALI decodes no such clip here"
+        return self._sessions.refusal(clip.codec, clip.frame) if clip.form == "video" else None
 
     def _deliver(self, job: Job, given: list[int]) -> None:
         self._decoder.deliver([job.outs[i] for i in given])
