@@ -38,7 +38,7 @@ class Job:
 
 
 def clip_of(answer: Answer, slot: Slot, offset: int) -> Clip:
-    """What an answer's clip is decoded from; its bytes lie in the slot one behind the other."""
+    """Return what an answer's clip is decoded from; its bytes lie in the slot one behind the other."""
     files, start = [], offset
     for length in answer["files"]:
         files.append(slot.view(start, (length,)))
@@ -53,7 +53,7 @@ class Breaker:
     """Counts what could be decoded, by codec. A codec with failures and no success is not sent any more.
 
     Attributes:
-        said: lines for the log, taken away by the reader.
+        lines: for the log; the loader takes them away.
     """
 
     AFTER = 8  # failures without a success
@@ -63,7 +63,7 @@ class Breaker:
         self._decoded: collections.Counter[str] = collections.Counter()
         self._failed: collections.Counter[str] = collections.Counter()
         self._closed: set[str] = set()
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def note(self, codec: str, *, decoded: bool, reason: str = "") -> None:
         """Count one clip."""
@@ -75,7 +75,7 @@ class Breaker:
         """Send no clip of this codec to DALI from now on."""
         if codec not in self._closed:
             self._closed.add(codec)
-            self.said.append(f"dali: {codec} is decoded on the CPU from here on, {reason}")
+            self.lines.append(f"dali: {codec} is decoded on the CPU from here on, {reason}")
 
     def has_decoded(self, codec: str) -> bool:
         """Return True if a clip of this codec was decoded before."""
@@ -151,7 +151,7 @@ class Queue:
             self._breaker.note(job.clips[i].codec, decoded=True)
 
     def _one_by_one(self, job: Job, given: list[int], reason: str) -> list[tuple[int, str]]:
-        """Decode the clips of a failed run alone; the others' failures."""
+        """Decode the clips of a failed run alone. Return the failures."""
         self._decoder.restart()
         failed: list[tuple[int, str]] = []
         if len(given) == 1:

@@ -17,7 +17,7 @@ MOST = 100
 #: Surfaces of a session: what DALI takes where a stream does not say, and two for output.
 SURFACES = 20 + 2
 #: Of the GPU's memory.
-SHARE = 1 / 8
+SHARE = 1 / 4
 
 
 class Sessions:

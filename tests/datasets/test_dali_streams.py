@@ -231,7 +231,7 @@ class TestRuns:
             assert sorted(name for name, _ in queue.collect()) == list(range(16))
         assert len(built) <= 3
         assert breaker.closed == ["vp9"]
-        assert len(breaker.said) == 1
+        assert len(breaker.lines) == 1
         queue.close()
 
     def test_bad_files_do_not_close_a_codec_that_is_decoded(self, tmp_path: Path) -> None:

@@ -18,5 +18,5 @@ def test_all_methods_and_enough_cases() -> None:
     from tests.fake_cuda.test_steps_of_clips import OF_CLIPS
 
     assert {*OF_IMAGES, *OF_CLIPS} == set(cases.METHODS)
-    per_method = 3  # validations, and what stands beside training
+    per_method = 3  # validations, and what runs beside training
     assert sum(len(cases.cases_of(method)) + per_method for method in cases.METHODS) >= 60
