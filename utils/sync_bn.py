@@ -191,7 +191,9 @@ def _from_all_ranks(own: torch.Tensor, group: dist.ProcessGroup, size: int) -> t
     if dist.get_backend(group) == "gloo":
         dist.all_gather(list(everyone.unbind()), own, group=group)
     else:
-        dist.all_gather_into_tensor(everyone, own, group=group)
+        # The name of the function before torch 2.13, where the old one warns.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(everyone, own, group=group)
     return everyone
 
 

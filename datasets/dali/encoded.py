@@ -114,7 +114,7 @@ class EncodedReader:
         index = self._video.index(i)
         ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
         if ordinals.min() < 0 or ordinals.max() >= index.facts.frames:
-            raise Refused("a frame is not there")  # which one, is said by the one who reads it
+            raise Refused("a frame is not there")  # its reader as pixels names it
         path, shown, codec = self.records.full_path(i), self.records.path(i), codec_of(index)
         if codec in without:
             raise Refused(f"DALI decodes no {codec} here")
@@ -159,8 +159,8 @@ def pack(
         without: see `EncodedReader.encode`.
 
     Returns:
-        {"form", "files": bytes of each, "rows", "box", "codec", "matrix", "decoded": bytes of whole frames} as in
-        `Encoded`, or {"refused": why}: then nothing was written.
+        {"form", "files": bytes of each, "rows", "box", "codec", "matrix", "frame": (height, width) as stored,
+        "decoded": bytes of whole frames} as in `Encoded`, or {"refused": why}: then nothing was written.
     """
     decoded = len(np.unique(frames)) * facts.height * facts.width * 3
     try:
@@ -172,7 +172,7 @@ def pack(
     except Refused as refusal:
         return {"refused": str(refusal)}
     except MediaError as error:
-        return {"refused": error.reason}  # the one who reads it as pixels says which frame, or mends it
+        return {"refused": error.reason}  # its reader as pixels names the frame, or repairs the clip
     slot.grow(offset + encoded.size)
     out = slot.view(offset, (encoded.size,))
     out[:] = np.frombuffer(b"".join(encoded.files), np.uint8)
@@ -182,6 +182,7 @@ def pack(
         "rows": encoded.rows.tolist(),
         "codec": encoded.codec,
         "matrix": encoded.matrix,
+        "frame": (facts.height, facts.width),
         "decoded": decoded,
         "box": (0, 0, facts.width, facts.height) if box is None else box,
     }

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from datasets.bad_media import printable
-from datasets.dali import capability
+from datasets.dali import capability, sessions
 from datasets.dali.pipeline import Decoder, mode, require_dali
 from datasets.dali.queue import Breaker, Job, Queue, clip_of
 from datasets.eval_loader import EvalLoader
@@ -38,21 +38,21 @@ RUN_BYTES = 4 << 30
 #: Videos of an evaluation that are decoded in one run, so that several NVDEC engines work.
 VIDEOS = 4
 #: A reason is logged when it has been met so often.
-_SAID_AT = {10**power for power in (0, 2, 4, 6, 8)}
+_LOGGED_AT = {10**power for power in (0, 2, 4, 6, 8)}
 
 
 class Decoding(Loader):
     """What both loaders share: DALI's queues, and the count of clips that were read without it."""
 
     def _prepare(self, device: torch.device | str, clips: int, frames: int) -> None:
-        """Before anything is started: is DALI there, and how large are its runs."""
+        """Check that DALI is installed, and keep how large its runs are. Call it before anything is started."""
         require_dali()
         #: Why clips were read on the CPU -> how many.
         self.fallbacks: collections.Counter[str] = collections.Counter()
-        self._said: list[str] = []
+        self._lines: list[str] = []
         self._sizes = {"clips": clips, "frames": frames}
         self._queues: dict[str, Queue] = {}
-        self._breaker = Breaker()
+        self._breaker, self._sessions = Breaker(), sessions.of(torch.device(device))
         self._refused: dict[int, str] = {}  # samples that DALI could not decode
         # Decoded clips are copied out of DALI's buffers beside the training step, not behind it.
         self._stream: Any = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
@@ -65,31 +65,32 @@ class Decoding(Loader):
         super().close()
 
     def notes(self) -> list[str]:
-        """Lines for the log since the last call: why clips were read on the CPU, said at the first and then seldom."""
-        said, self._said = [*self._breaker.said, *self._said], []
-        self._breaker.said.clear()
-        return super().notes() + said  # type: ignore[misc]
+        """Return lines for the log since the last call: why clips were read on the CPU, at first and then seldom."""
+        lines, self._lines = [*self._breaker.lines, *self._lines], []
+        self._breaker.lines.clear()
+        return super().notes() + lines  # type: ignore[misc]
 
     def _as_bytes(self, sample: int, room: int | None) -> dict[str, Any]:
-        """What a request says so that a sample comes as stored bytes; nothing if it has to come as pixels."""
+        """Return what a request needs to bring a sample as stored bytes; nothing if it has to come as pixels."""
         return {} if sample in self._refused else {"encoded": True, "room": room, "without": self._breaker.closed}
 
     def _queue(self, form: str) -> Queue:
         if form not in self._queues:
-            self._queues[form] = Queue(Decoder(form, self.device, stream=self._stream, **self._sizes), self._breaker)
+            decoder = Decoder(form, self.device, stream=self._stream, **self._sizes)
+            self._queues[form] = Queue(decoder, self._breaker, self._sessions)
         return self._queues[form]
 
     def _look_at(self, sample: int, answer: Answer) -> None:
-        """Count a clip that is there and was not decoded by DALI."""
+        """Count a clip that is there as pixels: DALI did not decode it."""
         reason = answer.get("refused") or self._refused.get(sample)
-        if reason and answer["ok"]:
+        if reason and answer["ok"] and not answer.get("files"):
             self.fallbacks[reason] += 1
-            if (times := self.fallbacks[reason]) in _SAID_AT:
+            if (times := self.fallbacks[reason]) in _LOGGED_AT:
                 path = printable(self.records.path(sample))
-                self._said.append(f"dali: {times} clip(s) decoded on the CPU, the last of {path}: {reason}")
+                self._lines.append(f"dali: {times} clip(s) decoded on the CPU, the last of {path}: {reason}")
 
     def _empty(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Memory on the device for decoded clips, of the stream that fills it."""
+        """Return memory on the device for decoded clips, of the stream that fills it."""
         with torch.cuda.stream(self._stream):
             return torch.empty(shape, dtype=torch.uint8, device=self.device)
 
@@ -99,7 +100,7 @@ class Decoding(Loader):
             out.zero_() if pixels is None else out.copy_(torch.from_numpy(pixels))
 
     def _hand_out(self, clips: torch.Tensor) -> torch.Tensor:
-        """Clips that are complete, for the stream of the training step."""
+        """Return complete clips, for the stream of the training step."""
         if self._stream is not None:
             current = torch.cuda.current_stream(self.device)
             current.wait_stream(self._stream)
@@ -283,7 +284,7 @@ class DaliEvalLoader(Decoding, EvalLoader):
             self._decoded |= dict(zip(numbers, outs, strict=True))
 
     def _next_of_one_form(self) -> tuple[str, list[int]]:
-        """The next rounds that go into one run of DALI; none if the next one was read as pixels."""
+        """Return the next rounds that go into one run of DALI; none if the next one was read as pixels."""
         form, numbers, size = "", [], 0
         while self._next_run in self._ready and len(numbers) < VIDEOS:
             answer = self._ready[self._next_run]
@@ -303,7 +304,7 @@ class DaliEvalLoader(Decoding, EvalLoader):
 
 
 def stored(reading: Reading, device: torch.device | str) -> Reading:
-    """How the reader processes read for DALI: bytes for the decoder of this device."""
+    """Return how the reader processes read for DALI: bytes for the decoder of this device."""
     device = torch.device(device)
     limits = capability.limits(device) if device.type == "cuda" else None
     spec = dataclasses.replace(reading.reader, kind="encoded", decoder=mode(device), limits=limits)

@@ -42,6 +42,7 @@ class Clip:
         size: (h, w) of the result.
         codec: "jpeg", or the codec of the video.
         matrix: name of the colour matrix in `bitstream.MATRICES`; None for BT.601, which is what DALI takes all for.
+        frame: (height, width) of a stored frame.
     """
 
     form: str
@@ -51,6 +52,7 @@ class Clip:
     size: tuple[int, int]
     codec: str = ""
     matrix: str | None = None
+    frame: tuple[int, int] = (0, 0)
 
 
 def require_dali() -> Any:

@@ -13,6 +13,7 @@ import dataclasses
 import torch
 
 from datasets.dali.pipeline import FAILURES, Clip, Decoder, reason_of
+from datasets.dali.sessions import Sessions
 from datasets.pool import Answer
 from datasets.slots import Slot
 from utils.faults import UserError
@@ -37,22 +38,22 @@ class Job:
 
 
 def clip_of(answer: Answer, slot: Slot, offset: int) -> Clip:
-    """What an answer's clip is decoded from; its bytes lie in the slot one behind the other."""
+    """Return what an answer's clip is decoded from; its bytes lie in the slot one behind the other."""
     files, start = [], offset
     for length in answer["files"]:
         files.append(slot.view(start, (length,)))
         start += length
     rows = torch.tensor(answer["rows"], dtype=torch.int32).numpy()
     x1, y1, x2, y2 = answer["box"]
-    size = (answer["size"][0], answer["size"][1])
-    return Clip(answer["form"], files, rows, (x1, y1, x2, y2), size, answer["codec"], answer["matrix"])
+    size, frame = tuple(answer["size"]), tuple(answer["frame"])
+    return Clip(answer["form"], files, rows, (x1, y1, x2, y2), size, answer["codec"], answer["matrix"], frame)
 
 
 class Breaker:
     """Counts what could be decoded, by codec. A codec with failures and no success is not sent any more.
 
     Attributes:
-        said: lines for the log, taken away by the reader.
+        lines: for the log; the loader takes them away.
     """
 
     AFTER = 8  # failures without a success
@@ -62,7 +63,7 @@ class Breaker:
         self._decoded: collections.Counter[str] = collections.Counter()
         self._failed: collections.Counter[str] = collections.Counter()
         self._closed: set[str] = set()
-        self.said: list[str] = []
+        self.lines: list[str] = []
 
     def note(self, codec: str, *, decoded: bool, reason: str = "") -> None:
         """Count one clip."""
@@ -74,7 +75,7 @@ class Breaker:
         """Send no clip of this codec to DALI from now on."""
         if codec not in self._closed:
             self._closed.add(codec)
-            self.said.append(f"dali: {codec} is decoded on the CPU from here on, {reason}")
+            self.lines.append(f"dali: {codec} is decoded on the CPU from here on, {reason}")
 
     def has_decoded(self, codec: str) -> bool:
         """Return True if a clip of this codec was decoded before."""
@@ -91,12 +92,13 @@ class Queue:
 
     Args:
         decoder: runs the jobs.
-        breaker: shared by all queues of a loader.
+        breaker, sessions: shared by all queues of a loader.
     """
 
-    def __init__(self, decoder: Decoder, breaker: Breaker) -> None:
+    def __init__(self, decoder: Decoder, breaker: Breaker, sessions: Sessions | None = None) -> None:
         self._decoder, self._breaker = decoder, breaker
-        self._jobs: collections.deque[tuple[Job, list[int]]] = collections.deque()  # and which clips are decoded
+        self._sessions = sessions or Sessions(None)
+        self._jobs: collections.deque[tuple[Job, dict[int, str]]] = collections.deque()  # and why clips are left out
 
     def submit(self, job: Job) -> None:
         """Start a job."""
@@ -111,8 +113,9 @@ class Queue:
         Raises:
             UserError: the GPU has no memory left.
         """
-        job, given = self._jobs.popleft()
-        left_out = [(job.names[i], "DALI decodes no such clip here") for i in range(len(job.clips)) if i not in given]
+        job, refused = self._jobs.popleft()
+        left_out = [(job.names[i], reason) for i, reason in refused.items()]
+        given = [i for i in range(len(job.clips)) if i not in refused]
         if not given:
             return left_out
         try:
@@ -128,12 +131,19 @@ class Queue:
         self._jobs.clear()
         self._decoder.close()
 
-    def _start(self, job: Job) -> list[int]:
-        """Give DALI the clips whose codecs it decodes; which these are."""
-        given = [i for i, clip in enumerate(job.clips) if clip.codec not in self._breaker.closed]
+    def _start(self, job: Job) -> dict[int, str]:
+        """Give DALI the clips that it decodes. Return why it does not get the others, by their number."""
+        refused = {i: reason for i, clip in enumerate(job.clips) if (reason := self._refusal(clip))}
+        given = [clip for i, clip in enumerate(job.clips) if i not in refused]
         if given:
-            self._decoder.submit([job.clips[i] for i in given])
-        return given
+            self._decoder.submit(given)
+        return refused
+
+    def _refusal(self, clip: Clip) -> str | None:
+        """Return why DALI does not get a clip; None if it does."""
+        if clip.codec in self._breaker.closed:
+            return "DALI decodes no such clip here"
+        return self._sessions.refusal(clip.codec, clip.frame) if clip.form == "video" else None
 
     def _deliver(self, job: Job, given: list[int]) -> None:
         self._decoder.deliver([job.outs[i] for i in given])
@@ -141,7 +151,7 @@ class Queue:
             self._breaker.note(job.clips[i].codec, decoded=True)
 
     def _one_by_one(self, job: Job, given: list[int], reason: str) -> list[tuple[int, str]]:
-        """Decode the clips of a failed run alone; the others' failures."""
+        """Decode the clips of a failed run alone. Return the failures."""
         self._decoder.restart()
         failed: list[tuple[int, str]] = []
         if len(given) == 1:

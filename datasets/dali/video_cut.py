@@ -1,9 +1,9 @@
 """A small mp4 with just the packets that some frames of a video need, for decoders that take whole files. Torch-free.
 
-What a hardware decoder is given is made here, so what it must get right is small: one video stream, no edit list, no
-rotation, no audio, constant frame rate, and frame k of the cut is the packet with the k-th smallest time stamp. Runs of
-packets begin where a decoder can begin and end with the last wanted frame; H.264 pictures that nothing refers to and
-nobody wants are left out, so there is less to decode.
+A hardware decoder gets only files that are written here, so it has little to get right: one video stream, no edit list,
+no rotation, no audio, constant frame rate, and frame k of the cut is the packet with the k-th smallest time stamp. Runs
+of packets begin where a decoder can begin and end with the last wanted frame. H.264 pictures that are not wanted and
+that nothing refers to are left out, so there is less to decode.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _choose(
                 raise _NoBeginning
             # Pictures shown before the key frame that a run begins with refer to what was left out.
             leading = start > end and index.pts[position] < index.pts[start]
-            if position in wanted or not (leading or nals.nobody_needs(packet)):
+            if position in wanted or not (leading or nals.is_unneeded(packet)):
                 chosen.append((position, packet))
         end = last + 1
     return chosen
@@ -208,7 +208,7 @@ class _Nals:
             return any(head >> 1 & 63 in (19, 20) for head in self.heads(packet))
         return True
 
-    def nobody_needs(self, packet: av.Packet) -> bool:
+    def is_unneeded(self, packet: av.Packet) -> bool:
         """Whether no other picture refers to this one."""
         if self.codec != "h264":
             return False

@@ -17,10 +17,15 @@ import torch
 
 from datasets.dali import bitstream
 from datasets.dali.video_cut import Refused, cut
+from datasets.plan import TrainSpec
 from datasets.readers import ReaderSpec, open_reader
 from datasets.readers.video_index import build_index
+from datasets.reading import Reading
+from datasets.sampling import Sampling
+from datasets.views import EvalSpec
 from tests.datasets.videos import SIZE, number_in, records_of, write_video
 from utils.faults import UserError
+from utils.shards import ShardPlan
 
 NVDEC = frozenset({"h264", "hevc", "vp9"})
 
@@ -30,15 +35,17 @@ def cut_of(path: Path, wanted: list[int] | None = None) -> tuple[bytes, np.ndarr
     return cut(str(path), path.name, index, wanted or [3, 20], NVDEC, (16, 4096))
 
 
-def write_flat(path: Path, codec: str, tag: int, yuv: tuple[int, int, int], options: dict[str, str]) -> None:
+def write_flat(
+    path: Path, codec: str, tag: int, yuv: tuple[int, int, int], options: dict[str, str], side: int = SIZE
+) -> None:
     """A video of one colour, tagged."""
     with av.open(str(path), "w") as output:
         stream = output.add_stream(codec, rate=25, options=options)
-        stream.width, stream.height, stream.pix_fmt = SIZE, SIZE, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
         stream.codec_context.colorspace = tag
         stream.codec_context.color_range = 1
         for _ in range(8):
-            frame = av.VideoFrame(SIZE, SIZE, "yuv420p")
+            frame = av.VideoFrame(side, side, "yuv420p")
             for plane, value in zip(frame.planes, yuv, strict=True):
                 plane.update(np.full(plane.buffer_size, value, np.uint8).tobytes())
             frame.colorspace, frame.color_range = tag, 1
@@ -224,7 +231,7 @@ class TestRuns:
             assert sorted(name for name, _ in queue.collect()) == list(range(16))
         assert len(built) <= 3
         assert breaker.closed == ["vp9"]
-        assert len(breaker.said) == 1
+        assert len(breaker.lines) == 1
         queue.close()
 
     def test_bad_files_do_not_close_a_codec_that_is_decoded(self, tmp_path: Path) -> None:
@@ -246,6 +253,7 @@ class TestRuns:
         queue.close()
 
     def test_running_out_of_memory_is_no_bad_file(self) -> None:
+        from datasets.dali import pipeline
         from datasets.dali.queue import Breaker, Job, Queue
 
         class Full:
@@ -256,10 +264,73 @@ class TestRuns:
                 raise RuntimeError("Critical error in pipeline: CUDA_ERROR_OUT_OF_MEMORY(2): out of memory")
 
         queue = Queue(Full(), Breaker())  # type: ignore[arg-type]
-        clip = type("Clip", (), {"codec": "h264"})()
+        clip = pipeline.Clip("video", [], np.array([0]), (0, 0, 8, 8), (8, 8), "h264")
         queue.submit(Job([clip], [torch.zeros(1)], [0]))
         with pytest.raises(UserError, match="batch_size"):
             queue.collect()
+
+
+class TestSessions:
+    """The estimate of what DALI's sessions take; it needs no GPU."""
+
+    def test_sizes_are_admitted_until_the_budget_is_full(self) -> None:
+        from datasets.dali.sessions import Sessions, session_bytes
+
+        assert session_bytes(1080, 1920) == 22 * 1088 * 1920 * 3 // 2
+        sessions = Sessions(16 * session_bytes(1080, 1920) + 8 * session_bytes(240, 320), at_once=8)
+        assert sessions.refusal("h264", (1080, 1920)) is None
+        assert sessions.refusal("hevc", (1080, 1920)) is None
+        assert "one more frame size" in str(sessions.refusal("h264", (1088, 1920)))
+        assert sessions.refusal("h264", (240, 320)) is None
+        assert sessions.refusal("vp9", (240, 320)) is not None
+        for codec in ("h264", "hevc"):  # the answers stay
+            assert sessions.refusal(codec, (1080, 1920)) is None
+        assert sessions.refusal("h264", (1088, 1920)) is not None
+
+    def test_any_number_of_sizes_fits_where_the_hundred_largest_do(self) -> None:
+        from datasets.dali.sessions import Sessions, session_bytes
+
+        sessions = Sessions(100 * session_bytes(480, 640), at_once=8)
+        sizes = [(height, width) for height in range(240, 481, 16) for width in range(320, 641, 16)]
+        assert all(sessions.refusal("h264", size) is None for size in sizes)
+        assert sessions.refusal("h264", (4096, 4096)) is not None
+
+    def test_there_is_no_limit_on_the_cpu(self) -> None:
+        from datasets.dali import sessions
+
+        assert sessions.of(torch.device("cpu")).refusal("vp9", (16384, 16384)) is None
+
+    def test_another_frame_size_is_read_by_pyav(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
+        from datasets.dali import sessions
+        from datasets.dali.loader import DaliEvalLoader, DaliTrainLoader
+
+        write_video(tmp_path / "large.mp4", "libvpx-vp9", 12, options={"g": "12", "cpu-used": "8"})
+        write_flat(tmp_path / "small.mp4", "libvpx-vp9", 6, (120, 90, 180), {"cpu-used": "8"}, side=SIZE // 2)
+        names = ["large.mp4 0", "small.mp4 1", "large.mp4 0", "small.mp4 1"]
+        records = records_of(tmp_path, names)
+        one_size = sessions.THREADS["mixed"] * sessions.session_bytes(SIZE, SIZE)
+        monkeypatch.setattr(sessions, "of", lambda device: sessions.Sessions(one_size))
+        reading = Reading(ReaderSpec("video"), workers=0, prefetch=2)
+        views = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
+        with DaliEvalLoader(records, views, reading) as loader:
+            for item in loader:
+                assert item.frames is not None
+                assert item.plan is not None
+                if item.label == 0:
+                    assert [number_in(frame.numpy()) for frame in item.frames] == item.plan.frames.tolist()
+                else:
+                    assert item.frames.float().flatten(0, 2).std(0).max() < 2
+            assert list(loader.fallbacks.values()) == [2]
+            assert "one more frame size" in next(iter(loader.fallbacks))
+        spec = TrainSpec(Sampling("tsn", 4), input_size=32, crop="centre", flip=False)
+        plan = ShardPlan(total=1, batch_size=4, world=1, rank=0, group_size=1)
+        with DaliTrainLoader(records, spec, reading, seed=1, shards=plan, stop=3) as loader:
+            for _, batches in loader:
+                assert sorted(batches[0].samples) == [0, 1, 2, 3]
+                for clip, label in zip(batches[0].clips.float(), batches[0].labels.tolist(), strict=True):
+                    assert (clip.flatten(0, 2).std(0).max() < 2) == (label == 1)
+            assert sum(loader.fallbacks.values()) == 6
 
 
 def test_runs_keep_to_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:

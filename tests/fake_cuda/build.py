@@ -62,7 +62,8 @@ def _cache() -> Path:
 
 def run(module: str, *words: str, timeout: float = 240) -> list[dict[str, Any]]:
     """The JSON lines that a module of this folder prints, in a process with the fake GPU."""
-    command = [sys.executable, "-m", f"tests.fake_cuda.{module}", str(library()), *words]
+    # A FutureWarning is how torch announces that a function will go: an error, as everywhere in the tests.
+    command = [sys.executable, "-W", "error::FutureWarning", "-m", f"tests.fake_cuda.{module}", str(library()), *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

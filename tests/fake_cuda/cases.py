@@ -105,24 +105,6 @@ def ranks_joined(size: int) -> Any:
         dist.destroy_process_group()
 
 
-def not_averaged(model: Any, world: Any) -> Any:
-    """Stands in for `dist.data_parallel`, which compares and sends values; fake tensors have none."""
-    import torch
-
-    class Alone(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = model
-
-        def forward(self, *inputs: Any) -> Any:
-            return self.module(*inputs)
-
-        def no_sync(self) -> contextlib.AbstractContextManager[None]:
-            return contextlib.nullcontext()
-
-    return Alone()
-
-
 def build(gpu: Gpu, folder: Path, method: str, sets: list[str], shards: Any, world: Any) -> Any:
     """A `Learner`, built by the code that training uses."""
     from tests import experiment
@@ -130,7 +112,7 @@ def build(gpu: Gpu, folder: Path, method: str, sets: list[str], shards: Any, wor
     from utils.engine import learner
 
     cfg = config.load(experiment.make(folder / "exp", folder), sets)
-    return learner.build(cfg, world, shards, None, lambda text: None, wrap=not_averaged)
+    return learner.build(cfg, world, shards, None, lambda text: None)
 
 
 def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, several: bool) -> Any:
@@ -220,11 +202,12 @@ def figures(mode: Any) -> dict[str, Any]:
 
 
 def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> dict[str, Any]:
-    """Five videos of six views through `evaluate`, one that failed, and padding."""
+    """Five videos of six views through `evaluate`, one that failed, and padding; their scores are kept."""
     import numpy as np
     import torch
 
     import methods
+    from anal_tools.evaluate.result_parts import PartWriter
     from datasets.eval_loader import VideoItem
     from datasets.views import VideoPlan
     from utils import dist, transfer, transforms
@@ -233,7 +216,7 @@ def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> d
 
     mode, views = gpu.fresh(), 6
     options = {"alpha": 4} if method == "slowfast" else {}
-    with mode:
+    with tempfile.TemporaryDirectory() as folder, mode:
         net = methods.build(type=method, backbone="resnet18", num_class=8, num_segments=8, **options)
         net = place(net, gpu.device, precision)
         boxes, flips = np.array([[0, 0, 32, 32]] * views), np.arange(views) % 2 == 0
@@ -262,8 +245,11 @@ def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> d
             normalise=functools.partial(transforms.normalise, dtype=dtype_of(precision)),
             autocast=lambda: autocast(precision, gpu.device),
             clips_per_forward=at_once,
+            keep=(writer := PartWriter(Path(folder), 0)).keep,
         )
-        return figures(mode)
+        found = figures(mode)
+        writer.flush()
+        return found
 
 
 def beside(gpu: Gpu, method: str) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def make() -> Any:
     }
     scaling = {aten._amp_foreach_non_finite_check_and_unscale_, aten._amp_update_scale_}
     no_kernel = {aten.empty, aten.empty_like, aten.new_empty, aten.empty_strided, aten.new_empty_strided, aten.detach}
-    no_kernel |= {aten.lift_fresh, aten._unsafe_view, aten.alias, aten._reshape_alias}
+    no_kernel |= {aten.lift_fresh, aten._unsafe_view, aten.alias, aten._reshape_alias, torch.ops.prim.device}
     layouts = {4: torch.channels_last, 5: torch.channels_last_3d}
 
     class FakeGpu(TorchDispatchMode):
@@ -305,6 +305,7 @@ def _patch(torch: Any, gpu: Any) -> None:
     cuda.is_available, cuda.device_count, cuda.current_device = lambda: True, lambda: 1, lambda: 0
     cuda._lazy_init, cuda.is_initialized = lambda: None, lambda: False
     cuda.is_bf16_supported = lambda *_, **__: True
+    cuda.get_device_capability = lambda *_: (9, 0)  # broadcast reads it
     cuda.reset_peak_memory_stats = cuda.empty_cache = lambda *_: None
     cuda.memory_allocated, cuda.max_memory_allocated = lambda *_: 10**9, lambda *_: 2 * 10**9
     cuda.memory_reserved, cuda.mem_get_info = lambda *_: 2 * 10**9, lambda *_: (8 * 10**10, 8 * 10**10)

@@ -66,8 +66,6 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
     world = dist.World(rank, ranks, rank, torch.device("cpu"), "gloo")
     shards = ShardPlan(total=total, batch_size=2, world=ranks, rank=rank, group_size=group)
     made = learner.build(cfg, world, shards, None, lambda text: None)
-    if hasattr(made.model, "register_comm_hook"):  # DDP starts its own collectives where no dispatcher sees them
-        made.model.register_comm_hook(log, of_bucket)
 
     def batch(part: tuple[int, ...]) -> Batch:
         clips = torch.zeros(2 * len(part), 2, 32, 32, 3, dtype=torch.uint8)
@@ -84,13 +82,6 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
         precise_bn.averages(made.net, [lambda net, x=x: net(x) for x in clips], world)
     made.statistics.for_evaluation()
     made.statistics.group_state()
-
-
-def of_bucket(log: Collectives, bucket):  # noqa: ANN001, ANN201  DDP reads the annotations
-    log.found.append(["bucket", [bucket.buffer().numel()], str(bucket.buffer().dtype), 0])
-    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    done.set_result(bucket.buffer())
-    return done
 
 
 if __name__ == "__main__":

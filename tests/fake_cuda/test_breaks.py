@@ -19,12 +19,15 @@ NIGHTLY = pytest.mark.nightly
     "method", [pytest.param(name, marks=[] if name in ("tsn", "slowfast") else NIGHTLY) for name in METHODS]
 )
 def test_only_dropout_breaks_the_graph(method: str) -> None:
-    # Its masks come from a generator that is seeded for each shard, which a graph cannot hold.
+    # Its masks come from a generator that is seeded for each shard, which a graph cannot hold. With torch 2.11 the
+    # same lines also break in torch's own file.
+    known = {"utils/draws.py", "polyfills/__init__.py"}
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.fake_cuda.breaks", method]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["files"] == ["utils/draws.py"]
+    assert "utils/draws.py" in found["files"]
+    assert set(found["files"]) <= known
     assert found["more"] == 0
     assert found["graphs"] <= 4

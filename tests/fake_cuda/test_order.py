@@ -34,6 +34,8 @@ def test_the_same_order_on_every_rank(total: int, group: int, ranks: int) -> Non
     first, *others = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(others) == ranks - 1
     assert all(other == first for other in others)
+    gradients = [shape[0] for _, shape, kind, _ in first if kind == "torch.float32" and len(shape) == 1]
+    assert sum(gradients) > 11_000_000, "the weights of ResNet-18"
     kinds = {name for name, *_ in first}
     assert any(shape == [7] for _, shape, *_ in first), "the numbers of the step"
     assert len(first) > (20 * total // ranks if group > 1 else 2), kinds

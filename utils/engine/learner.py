@@ -153,15 +153,12 @@ def build(
     shards: ShardPlan,
     saved: Mapping[str, Any] | None,
     say: Callable[[str], object],
-    *,
-    wrap: Callable[[nn.Module, World], Any] = dist.data_parallel,
 ) -> Learner:
     """Build the parts of a training step from a config.
 
     Args:
         saved: the checkpoint with which the run resumes, if any; `state.load` fills the parts from it.
         say: writes a line of the log.
-        wrap: lets several ranks average the gradients of a model.
 
     Raises:
         UserError: the config names weights that do not fit.
@@ -186,7 +183,7 @@ def build(
 
     model: Any = compiled(trained, cfg.compile, world.device, say)
     if world.size > 1:
-        model = wrap(model, world)
+        model = dist.data_parallel(model, world)
     return Learner(cfg, world, shards, net, model, optimizer, scaler, statistics, ema, second)
 
 
