@@ -18,7 +18,7 @@ from utils import faults, signals
 from utils.faults import UserError
 
 if TYPE_CHECKING:
-    from datasets.train_loader import Batch
+    from datasets.loading.train import Batch
     from utils.engine.learner import Learner
 
 # verb: (module whose main(argv) does it, one line of help)
@@ -42,8 +42,8 @@ VERBS = {
     "lists": ("datasets.lists.verb", "official annotation files of a data set as list files; what is missing"),
     "scan": ("datasets.scan.verb", "look at every file of a list: what can be read, real frame counts, copies"),
     "dump": ("datasets.dump.verb", "videos as JPEG folders, shards, or clips that are cheap to sample"),
-    "preload": ("datasets.preload", "put the frames of an experiment into memcached servers before training"),
-    "demo-data": ("datasets.demo", "make the small motion data set of the demo"),
+    "preload": ("datasets.memcached.preload", "put the frames of an experiment into memcached servers before training"),
+    "demo-data": ("datasets.demo.verb", "make the small motion data set of the demo"),
 }
 
 

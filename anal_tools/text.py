@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
-from datasets.bad_media import printable
+from datasets.loading.bad_media import printable
 from utils import files
 
 

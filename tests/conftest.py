@@ -80,7 +80,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The smallest data set that the verb makes, for single steps: 8 training and 8 validation videos, 64x64."""
-    from datasets import demo
+    from datasets.demo import verb as demo
 
     folder = tmp_path_factory.mktemp("tiny")
     assert demo.main(["--out", str(folder), "--train", "8", "--val", "8", "--workers", "1"]) == 0
@@ -90,7 +90,7 @@ def tiny_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of the demo's kind, made by its own verb: 48 training and 23 validation videos, 64x64."""
-    from datasets import demo
+    from datasets.demo import verb as demo
 
     folder = tmp_path_factory.mktemp("motion")
     assert demo.main(["--out", str(folder), "--train", "48", "--val", "24", "--workers", "1"]) == 0

@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from datasets.records import Records
+    from datasets.lists.records import Records
     from utils.metrics import Tally
 
 _Array = TypeVar("_Array", "np.ndarray", "torch.Tensor")

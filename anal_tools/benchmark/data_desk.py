@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from anal_tools.benchmark import data_raw
-from datasets import loader as loaders
-from datasets.plan import train_spec
-from datasets.slots import Slot
-from datasets.train_loader import TrainLoader
-from datasets.workers import Desk, Setup
+from datasets.loading import loader as loaders
+from datasets.loading.slots import Slot
+from datasets.loading.train import TrainLoader
+from datasets.loading.workers import Desk, Setup
+from datasets.plan.train import train_spec
 from utils.faults import UserError
 
 if TYPE_CHECKING:

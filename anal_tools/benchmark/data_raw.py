@@ -10,10 +10,10 @@ import os
 
 import simplejpeg
 
+from datasets.lists.records import Records
 from datasets.readers.frame_shard import SUFFIX, FrameShard
 from datasets.readers.frames import Layout, find_layout
 from datasets.readers.frames import decode as decode_image
-from datasets.records import Records
 
 _LAYOUTS: dict[str, Layout] = {}
 

@@ -56,7 +56,7 @@ def measure(args: argparse.Namespace) -> Figures:
 
     from anal_tools.evaluate import chosen_protocol
     from anal_tools.evaluate.network import prepare, scorer
-    from datasets import loader
+    from datasets.loading import loader
     from utils import config, dist
 
     if args.threads:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from anal_tools.evaluate.network import State
     from anal_tools.evaluate.results import Summary
-    from datasets.eval_loader import EvalLoader
-    from datasets.records import Records
+    from datasets.lists.records import Records
+    from datasets.loading.eval import EvalLoader
     from utils.config import Config
     from utils.dist import World
 
@@ -90,7 +90,8 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         0, or 75 when a signal stopped it.
     """
     import methods
-    from datasets import eval_loader, loader
+    from datasets.loading import eval as eval_loader
+    from datasets.loading import loader
     from methods import interop
     from utils import config, dist, run_dir, signals
     from utils.engine.network import model_arguments
@@ -193,7 +194,7 @@ def watched(exp: Path, cfg: Config, world: World, name: str, videos: EvalLoader)
 
 def about(cfg: Config, protocol: protocols.Protocol, records: Records, weights: Path, state: State) -> Summary:
     """What was evaluated, on what and how."""
-    from datasets.class_names import read_class_names
+    from datasets.lists.class_names import read_class_names
     from utils import checkpoint, config
 
     return {

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from anal_tools.evaluate.protocols import Protocol
-    from datasets.records import Records
+    from datasets.lists.records import Records
     from utils.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,10 +30,10 @@ _LIBRARIES = ("torch", "torchvision", "numpy", "av", "simplejpeg", "opencv-pytho
 _LIBRARIES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 #: Modules that read, transform and score whatever the method; their imports are followed too.
 _ROOTS = (
-    "datasets.workers",
-    "datasets.eval_loader",
+    "datasets.loading.workers",
+    "datasets.loading.eval",
     "datasets.readers.resize",
-    "datasets.views",
+    "datasets.plan.views",
     "methods.folding",
     "methods.positions",
     "utils.chunks",
@@ -71,7 +71,7 @@ def identity(
     Returns:
         {part: value}. Key order, the name of a root and the number of ranks do not matter.
     """
-    from datasets import loader
+    from datasets.loading import loader
     from utils.engine.network import model_arguments
 
     views = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average", "preset")}
@@ -95,7 +95,7 @@ def identity(
 
 def _reader(cfg: Config) -> dict[str, object]:
     """Return how files become frames; the servers of memcached only change where the same frames come from."""
-    from datasets import loader
+    from datasets.loading import loader
 
     spec = json.loads(loader.reading(cfg).reader.to_json())
     memcached = spec.pop("memcached") or {}

@@ -24,7 +24,7 @@ import numpy as np
 
 from anal_tools.evaluate import identity, part_file, results
 from anal_tools.evaluate.protocols import Protocol
-from datasets.views import view_table
+from datasets.plan.views import view_table
 from utils import files, metrics
 from utils.faults import UserError
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anal_tools.evaluate.results import LedgerRow, Summary
-    from datasets.eval_loader import VideoItem
-    from datasets.views import VideoPlan
+    from datasets.loading.eval import VideoItem
+    from datasets.plan.views import VideoPlan
 
 PART_SECONDS = 10.0  # a killed evaluation has lost at most this much work
 _NOTE = "parts.json"  # which evaluation the parts beside it are of, and how often it was started

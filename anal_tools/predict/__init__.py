@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from anal_tools.predict.predictor import Predictor
-    from datasets.eval_loader import VideoItem
+    from datasets.loading.eval import VideoItem
     from utils.dist import World
 
 TOP = 5
@@ -136,7 +136,7 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
 
 def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[Found]:
     """Score the sources as an evaluation does, those of each reader together; in the order of `sources`."""
-    from datasets.eval_loader import EvalLoader
+    from datasets.loading.eval import EvalLoader
     from utils.engine.evaluate import evaluate
 
     found = [Found(source, failure=source.reason) for source in sources]

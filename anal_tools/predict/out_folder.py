@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.bad_media import printable
+from datasets.loading.bad_media import printable
 from utils import files
 from utils.faults import UserError
 

@@ -18,7 +18,7 @@ from utils import files, ranking
 from utils.faults import UserError
 
 if TYPE_CHECKING:
-    from datasets.plan import Facts
+    from datasets.plan.facts import Facts
 
 SHORT_SIDE = 480  # pixels; larger videos are scaled down to it
 CHUNK_BYTES = 1 << 28  # frames of the annotated video that are decoded at once

@@ -14,7 +14,7 @@ import main
 from anal_tools.evaluate.results import Results
 from anal_tools.predict import outputs, sliding
 from anal_tools.predict.sources import expand
-from datasets.plan import Facts
+from datasets.plan.facts import Facts
 from tests import weights
 from tests.datasets.videos import frame_image, write_video
 from utils.faults import UserError

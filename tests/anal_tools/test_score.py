@@ -12,8 +12,8 @@ from anal_tools import dense_sweep, score
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.protocols import Protocol
 from anal_tools.evaluate.results import Results
-from datasets.sampling import Sampling
-from datasets.views import EvalSpec
+from datasets.plan.sampling import Sampling
+from datasets.plan.views import EvalSpec
 from tests.evaluated import write_results
 from utils import metrics
 from utils.faults import UserError

@@ -17,12 +17,12 @@ import torch
 
 from datasets.dali import bitstream
 from datasets.dali.video_cut import Refused, cut
-from datasets.plan import TrainSpec
+from datasets.loading.base import Reading
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec
+from datasets.plan.views import EvalSpec
 from datasets.readers import ReaderSpec, open_reader
 from datasets.readers.video_index import build_index
-from datasets.reading import Reading
-from datasets.sampling import Sampling
-from datasets.views import EvalSpec
 from tests.datasets.videos import SIZE, number_in, records_of, write_video
 from utils.faults import UserError
 from utils.shards import ShardPlan
@@ -344,7 +344,7 @@ def test_runs_keep_to_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_clip_with_too_large_frames_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.dali import encoded
-    from datasets.slots import Slot
+    from datasets.loading.slots import Slot
 
     write_video(tmp_path / "v.mp4", "libvpx-vp9", 12, options={"cpu-used": "8"})
     records = records_of(tmp_path, ["v.mp4 0"])

@@ -54,7 +54,7 @@ def as_rank(rank: int, ranks: int, total: int, group: int, *, precise: bool) -> 
 
 def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, group: int, *, precise: bool) -> None:
     import main
-    from datasets.train_loader import Batch
+    from datasets.loading.train import Batch
     from tests import experiment
     from utils import config, dist, transforms
     from utils.engine import learner, precise_bn

@@ -51,7 +51,7 @@ def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
     import torch
 
     import main
-    from datasets.train_loader import Batch
+    from datasets.loading.train import Batch
     from tests import experiment
     from utils import config, transfer
     from utils.engine import learner

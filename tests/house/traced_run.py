@@ -144,7 +144,7 @@ def main() -> int:
     root, folder = Path(sys.argv[1]).resolve(), Path(sys.argv[2])
     sys.path.insert(0, str(root))
     import main as program
-    from datasets import demo
+    from datasets.demo import verb as demo
 
     data, exp = folder / "data", folder / "exp"
     assert demo.main(["--out", str(data), "--train", "24", "--val", "8", "--workers", "1"]) == 0

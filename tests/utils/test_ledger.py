@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.bad_media import BadEvent
+from datasets.loading.bad_media import BadEvent
 from utils import ledger
 from utils.faults import UserError
 from utils.ledger import BadSamples

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from datasets.eval_loader import rounds
+from datasets.loading.eval import rounds
 from utils import chunks, ranking, transforms
 from utils.engine import network
 
 if TYPE_CHECKING:
-    from datasets.eval_loader import EvalLoader, VideoItem
+    from datasets.loading.eval import EvalLoader, VideoItem
     from utils.config import Config
     from utils.dist import World
     from utils.signals import StopFlag

@@ -22,7 +22,7 @@ from utils.faults import AgreedError, UserError
 from utils.loss import training_loss
 
 if TYPE_CHECKING:
-    from datasets.train_loader import Batch
+    from datasets.loading.train import Batch
     from utils.config import Config
     from utils.dist import World
     from utils.shards import ShardPlan

@@ -11,9 +11,9 @@ from utils import ledger, watchdog
 from utils.log import Meter
 
 if TYPE_CHECKING:
-    from datasets.eval_loader import EvalLoader
-    from datasets.records import Records
-    from datasets.train_loader import Batch, TrainLoader
+    from datasets.lists.records import Records
+    from datasets.loading.eval import EvalLoader
+    from datasets.loading.train import Batch, TrainLoader
     from utils.engine.learner import Learner
     from utils.engine.state import TrainState
     from utils.log import RunLog

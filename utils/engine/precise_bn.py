@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from datasets import loader
+from datasets.loading import loader
 from utils import ledger
 from utils.dist import World
 from utils.engine.network import autocast
 from utils.sync_bn import GroupBatchNorm
 
 if TYPE_CHECKING:
-    from datasets.train_loader import TrainLoader
+    from datasets.loading.train import TrainLoader
     from utils.engine.run import Run
 
 

@@ -7,15 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from datasets import eval_loader, loader
+from datasets.loading import eval as eval_loader
+from datasets.loading import loader
 from utils import checkpoint, faults, ledger, lr_schedule, optim
 from utils.engine import precise_bn
 from utils.engine.evaluate import evaluate, of_config
 from utils.faults import UserError
 
 if TYPE_CHECKING:
-    from datasets.records import Records
-    from datasets.train_loader import Batch, TrainLoader
+    from datasets.lists.records import Records
+    from datasets.loading.train import Batch, TrainLoader
     from utils.config import Config
     from utils.dist import World
     from utils.engine.learner import Learner

@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets import first_look, loader, order
-from datasets.class_names import read_class_names
+from datasets.lists import first_look
+from datasets.lists.class_names import read_class_names
+from datasets.loading import loader
+from datasets.plan.train import order
 from datasets.readers.resize import KERNEL
 from utils import checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state
@@ -17,8 +19,8 @@ from utils.engine.run import Run
 from utils.shards import ShardPlan
 
 if TYPE_CHECKING:
-    from datasets.records import Records
-    from datasets.train_loader import TrainLoader
+    from datasets.lists.records import Records
+    from datasets.loading.train import TrainLoader
     from utils.config import Config
     from utils.dist import World
 

@@ -10,7 +10,7 @@ import torch
 from utils import metrics
 
 if TYPE_CHECKING:
-    from datasets.train_loader import Batch
+    from datasets.loading.train import Batch
     from utils.dist import Pending, World
 
 NAMES = ("loss", "prec1", "prec5", "counted", "non_finite", "stop", "save")

@@ -121,8 +121,8 @@ def clip_hashes(exp: Path, ranks: int, steps: int) -> dict[int, str]:
     """Position -> sha256 of the decoded clip and of everything that its plan drew, as each rank's loader gives it."""
     import torch
 
-    from datasets import loader
-    from datasets.records import Records
+    from datasets.lists.records import Records
+    from datasets.loading import loader
     from utils import config, dist
     from utils.shards import ShardPlan
 
