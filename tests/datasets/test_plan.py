@@ -22,7 +22,7 @@ from datasets.plan import (
     resolve,
     train_spec,
 )
-from datasets.sampling import Sampling
+from datasets.plan.sampling import Sampling
 from utils.faults import MediaError, UserError
 
 TSN8 = Sampling("tsn", 8)

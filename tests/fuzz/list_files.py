@@ -7,9 +7,9 @@ import os
 import random
 from pathlib import Path
 
-from datasets.class_names import read_class_names
-from datasets.list_formats import place_of
-from datasets.records import Records
+from datasets.lists.class_names import read_class_names
+from datasets.lists.formats import place_of
+from datasets.lists.records import Records
 from tests.fuzz import mutators
 from utils.faults import UserError
 

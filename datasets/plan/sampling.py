@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from datasets import sampling_rules as rules
-from datasets.sampling_rules import Floats, Ints
+from datasets.plan.rules import Floats, Ints
+from datasets.plan.train import rules as rules
 from utils.faults import UserError
 
 

@@ -26,13 +26,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from datasets.slots import Slot
-from datasets.workers import MESSAGE_BYTES, Desk, Setup
+from datasets.loading.slots import Slot
+from datasets.loading.workers import MESSAGE_BYTES, Desk, Setup
 from utils.faults import UserError
 from utils.signals import on_lasting_thread
 
 if TYPE_CHECKING:
-    from datasets.records import Records
+    from datasets.lists.records import Records
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
@@ -266,7 +266,7 @@ class Pool:
         def start() -> subprocess.Popen[bytes]:
             signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # inherited, so it holds from the first moment
             return subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "datasets.workers", self._setup, str(row)],
+                [sys.executable, "-X", "faulthandler", "-m", "datasets.loading.workers", self._setup, str(row)],
                 stdin=self._queue_end.fileno(),
                 stdout=theirs.fileno(),
                 pass_fds=fds,

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets import crops
-from datasets.crops import Box, Size
-from datasets.order import uniforms
-from datasets.sampling import Sampling, train_frames, uniforms_needed
+from datasets.plan.crops import Box, Size
+from datasets.plan.order import uniforms
+from datasets.plan.sampling import Sampling, train_frames, uniforms_needed
+from datasets.plan.train import crops
 from utils.faults import MediaError, UserError
 
 # Counter blocks: switching one augmentation on leaves the draws of the others as they are. Never renumber.
