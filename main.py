@@ -24,8 +24,8 @@ from utils.faults import UserError
 if TYPE_CHECKING:
     import torch
 
-    from datasets.eval_loader import EvalLoader
-    from datasets.train_loader import Batch, TrainLoader
+    from datasets.loading.eval import EvalLoader
+    from datasets.loading.train import Batch, TrainLoader
     from utils.dist import World
     from utils.run import Run
 
@@ -50,8 +50,8 @@ VERBS = {
     "lists": ("datasets.lists.verb", "official annotation files of a data set as list files; what is missing"),
     "scan": ("datasets.scan.verb", "look at every file of a list: what can be read, real frame counts, copies"),
     "dump": ("datasets.dump.verb", "videos as JPEG folders, shards, or clips that are cheap to sample"),
-    "preload": ("datasets.preload", "put the frames of an experiment into memcached servers before training"),
-    "demo-data": ("datasets.demo", "make the small motion data set of the demo"),
+    "preload": ("datasets.memcached.preload", "put the frames of an experiment into memcached servers before training"),
+    "demo-data": ("datasets.demo.verb", "make the small motion data set of the demo"),
 }
 
 
@@ -191,7 +191,7 @@ def train_step(
     """
     import torch
 
-    from datasets import order
+    from datasets.plan import order
     from utils import draws, metrics, mixup, optim, transforms
     from utils.run import autocast
 
@@ -276,7 +276,7 @@ def validate(
     """
     import torch
 
-    from datasets.eval_loader import rounds
+    from datasets.loading.eval import rounds
     from utils import chunks, ranking
 
     def forward(clips: torch.Tensor) -> torch.Tensor:
@@ -311,8 +311,9 @@ def validate(
 def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
     """Set a run up: config -> ranks -> folder and lock -> lists -> model -> checkpoint; undone on leaving."""
     import methods
-    from datasets import first_look, loader
-    from datasets.class_names import read_class_names
+    from datasets.lists import first_look
+    from datasets.lists.class_names import read_class_names
+    from datasets.loading import loader
     from datasets.readers.resize import KERNEL
     from utils import checkpoint, config, dist, log, parts, run_dir
     from utils.run import Run
@@ -365,7 +366,7 @@ def start(exp: Path, *, overrides: Sequence[str], fresh: bool) -> Iterator[Run]:
 
 def train_loader(run: Run) -> TrainLoader:
     """Start the reader processes; they give the batches from `run.step` on."""
-    from datasets import loader
+    from datasets.loading import loader
 
     training = loader.build(
         run.cfg, "train", run.world, run.shards, start=run.step, records=run.train_records, replay=run.bad.given_up()
@@ -378,7 +379,8 @@ def train_loader(run: Run) -> TrainLoader:
 
 def validate_run(run: Run, stop: signals.StopFlag) -> dict[str, float] | None:
     """`validate` with the config's own views on the validation list, as training does every `val_freq`."""
-    from datasets import eval_loader, loader
+    from datasets.loading import eval as eval_loader
+    from datasets.loading import loader
     from utils import bad_samples, transforms
     from utils.run import autocast, dtype_of
 

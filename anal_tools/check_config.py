@@ -6,9 +6,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from datasets import first_look
-from datasets.class_names import read_class_names
-from datasets.records import Records, records_of
+from datasets.lists import first_look
+from datasets.lists.class_names import read_class_names
+from datasets.lists.records import Records, records_of
 from utils.config import Config, check_files, class_names_file, verb
 from utils.faults import UserError
 

@@ -73,7 +73,7 @@ def convert(
     import torch
 
     import methods
-    from datasets.class_names import read_class_names
+    from datasets.lists.class_names import read_class_names
     from methods import interop
     from utils import checkpoint, config, run_dir
     from utils.run import model_arguments

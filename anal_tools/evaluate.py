@@ -84,7 +84,8 @@ def evaluate(
         0, or 75 when a signal stopped it.
     """
     from anal_tools import result_parts
-    from datasets import eval_loader, loader
+    from datasets.loading import eval as eval_loader
+    from datasets.loading import loader
     from methods import interop
     from utils import config, dist, run_dir, signals
     from utils.run import STOPPED, model_arguments
@@ -187,7 +188,7 @@ def watched(exp: Path, cfg: Any, world: Any, name: str, videos: Any) -> Watchdog
 
 def about(cfg: Any, protocol: protocols.Protocol, records: Any, weights: Path, state: dict[str, Any]) -> dict[str, Any]:
     """What was evaluated, on what and how."""
-    from datasets.class_names import read_class_names
+    from datasets.lists.class_names import read_class_names
     from utils import checkpoint, config
 
     return {

@@ -206,7 +206,7 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
 def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
     """What --check names, else the first videos of the validation list, else nothing: noise is then compared."""
     from anal_tools.predict_sources import Source, expand
-    from datasets.loader import records_of
+    from datasets.loading.loader import records_of
     from datasets.readers.facts_cache import family_of
     from utils import config
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from anal_tools.results import Results
-from datasets.bad_media import printable
+from datasets.loading.bad_media import printable
 from utils import faults, metrics
 
 NEEDS_VALIDATE = True

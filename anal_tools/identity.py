@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from anal_tools.protocols import Protocol
-    from datasets.records import Records
+    from datasets.lists.records import Records
 
 ROOT = Path(__file__).resolve().parents[1]
 _LIBRARIES = ("torch", "torchvision", "numpy", "av", "simplejpeg", "opencv-python-headless", "opencv-python")
 _LIBRARIES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 #: Modules that read, transform and score whatever the method; their imports are followed too.
 _ROOTS = (
-    "datasets.workers",
-    "datasets.eval_loader",
+    "datasets.loading.workers",
+    "datasets.loading.eval",
     "datasets.readers.resize",
-    "datasets.views",
+    "datasets.plan.views",
     "methods.folding",
     "methods.positions",
     "utils.chunks",
@@ -68,7 +68,7 @@ def identity(
     Returns:
         {part: value}. Key order, the name of a root and the number of ranks do not matter.
     """
-    from datasets import loader
+    from datasets.loading import loader
     from utils.run import model_arguments
 
     views = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average", "preset")}
@@ -92,7 +92,7 @@ def identity(
 
 def _reader(cfg: Any) -> dict[str, Any]:
     """Return how files become frames; the servers of memcached only change where the same frames come from."""
-    from datasets import loader
+    from datasets.loading import loader
 
     spec = json.loads(loader.reading(cfg).reader.to_json())
     memcached = spec.pop("memcached") or {}

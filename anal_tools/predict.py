@@ -130,7 +130,7 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
 def look(predictor: Predictor, sources: Sequence[Source], world: World, validate: Callable[..., Any]) -> list[Found]:
     """Score the sources as an evaluation does, those of each reader together; in the order of `sources`."""
     from anal_tools.predict_sources import records_of
-    from datasets.eval_loader import EvalLoader
+    from datasets.loading.eval import EvalLoader
     from utils import metrics
 
     found = [Found(source, failure=source.reason) for source in sources]

@@ -17,7 +17,7 @@ from datasets.readers import Reader
 from utils.faults import UserError
 
 if TYPE_CHECKING:
-    from datasets.plan import Facts
+    from datasets.plan.facts import Facts
 
 SHORT_SIDE = 480  # pixels; larger videos are scaled down to it
 CHUNK_BYTES = 1 << 28  # frames of the annotated video that are decoded at once

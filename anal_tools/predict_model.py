@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.class_names import read_class_names
-from datasets.loader import reading
+from datasets.lists.class_names import read_class_names
+from datasets.loading.base import Reading
+from datasets.loading.loader import reading
+from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers import ReaderSpec
-from datasets.reading import Reading
-from datasets.views import EvalSpec, eval_spec
 from utils.faults import UserError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.bad_media import printable
+from datasets.lists.records import Records
+from datasets.loading.bad_media import printable
 from datasets.readers.frames import IMAGES, find_layout
-from datasets.records import Records
 from utils.faults import UserError
 
 VIDEOS = (

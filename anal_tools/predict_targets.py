@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datasets.bad_media import printable
+from datasets.loading.bad_media import printable
 from utils.faults import UserError
 
 if TYPE_CHECKING:

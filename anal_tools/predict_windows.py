@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.plan import Facts
+from datasets.plan.facts import Facts
+from datasets.plan.views import EvalSpec, VideoPlan, resolve_eval
 from datasets.readers import Reader
-from datasets.views import EvalSpec, VideoPlan, resolve_eval
 
 if TYPE_CHECKING:
     import torch

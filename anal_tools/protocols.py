@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.plan import sampling_of
-from datasets.sampling import Sampling, test_frames
-from datasets.views import EVAL_CROPS, EvalSpec, eval_spec
+from datasets.plan.sampling import Sampling, sampling_of, test_frames
+from datasets.plan.views import EVAL_CROPS, EvalSpec, eval_spec
 from utils.faults import UserError, did_you_mean
 
 AVERAGES = ("prob", "logit", "sum")

@@ -23,7 +23,7 @@ import numpy as np
 
 from anal_tools import identity, part_file, results
 from anal_tools.protocols import Protocol
-from datasets.views import view_table
+from datasets.plan.views import view_table
 from utils import metrics
 from utils.faults import UserError
 

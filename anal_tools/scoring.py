@@ -12,7 +12,7 @@ import numpy as np
 from anal_tools.protocols import FAMILIES, Protocol, nested_clips, nested_crops, parse_views
 from anal_tools.result_parts import score_in_blocks
 from anal_tools.results import Results
-from datasets.views import EVAL_CROPS
+from datasets.plan.views import EVAL_CROPS
 from utils import config, metrics, ranking
 from utils.faults import UserError
 

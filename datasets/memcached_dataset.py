@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from datasets.lists.records import Records
 from datasets.memcached.servers import servers_of
 from datasets.memcached.source import MemcachedReader
 from datasets.readers.frames import decode
 from datasets.readers.spec import ReaderSpec
-from datasets.records import Records
 from utils.config.schema import Memcached
 
 Paths = str | os.PathLike[str]

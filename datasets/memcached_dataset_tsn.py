@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from datasets.memcached_dataset import McRecords
-from datasets.order import uniforms
-from datasets.sampling import Sampling, test_frames, train_frames, uniforms_needed
+from datasets.plan.order import uniforms
+from datasets.plan.sampling import Sampling, test_frames, train_frames, uniforms_needed
 from utils.faults import UserError
 
 _TEMPORAL = 1  # as in plan.py: the same seed draws the same frames

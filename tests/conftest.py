@@ -32,7 +32,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small data set of the demo's kind, made by its own verb: 48 training and 23 validation videos, 64x64."""
-    from datasets import demo
+    from datasets.demo import verb as demo
 
     folder = tmp_path_factory.mktemp("motion")
     assert demo.main(["--out", str(folder), "--train", "48", "--val", "24", "--workers", "2"]) == 0

@@ -12,9 +12,9 @@ import numpy as np
 
 from anal_tools import results
 from anal_tools.protocols import Protocol
-from datasets.plan import Facts
-from datasets.sampling import Sampling
-from datasets.views import EvalSpec, resolve_eval, view_table
+from datasets.plan.facts import Facts
+from datasets.plan.sampling import Sampling
+from datasets.plan.views import EvalSpec, resolve_eval, view_table
 from utils import metrics
 
 

@@ -12,9 +12,10 @@ import torch
 
 import main
 from anal_tools import experiments, protocols
-from datasets.plan import TRAIN_CROPS, Facts, draw, resolve, train_spec
-from datasets.sampling import PRESETS
-from datasets.views import eval_spec, resolve_eval
+from datasets.plan.facts import Facts
+from datasets.plan.sampling import PRESETS
+from datasets.plan.train import TRAIN_CROPS, draw, resolve, train_spec
+from datasets.plan.views import eval_spec, resolve_eval
 from utils import config, lr_schedule
 from utils.config import schema
 from utils.faults import UserError

@@ -38,11 +38,10 @@ LAZY = {
 TORCH_FREE = (
     "launch/*.py", "utils/config/*.py", "utils/faults.py", "utils/lr_schedule.py", "utils/run_dir.py",
     "methods/fetch.py",
-    "datasets/records.py", "datasets/order.py", "datasets/sampling.py", "datasets/crops.py", "datasets/plan.py",
-    "datasets/views.py",
-    "datasets/readers/*.py", "datasets/workers.py", "datasets/dali/encoded.py", "datasets/dump/video.py",
-    "datasets/scan/*.py", "datasets/lists/*.py",
-    "datasets/demo.py", "datasets/motion8.py", "docs/pictures/*.py",
+    "datasets/plan/*.py", "datasets/plan/ops/*.py", "datasets/lists/records.py",
+    "datasets/readers/*.py", "datasets/loading/workers.py", "datasets/dali/encoded.py", "datasets/dump/video.py",
+    "datasets/scan/*.py", "datasets/lists/*.py", "datasets/demo/*.py",
+    "docs/pictures/*.py",
 )  # fmt: skip
 DISTRIBUTED = {"utils/dist.py", "utils/reduce.py", "utils/sync_bn.py", "main.py"}
 

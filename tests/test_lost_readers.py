@@ -113,8 +113,8 @@ def test_a_clip_that_ended_its_reader_twice_is_skipped_again_after_a_resume(
     tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second process could read it: the steps are repeated as they were, and end with the same bits."""
-    from datasets.order import sample_at
-    from datasets.records import Records
+    from datasets.lists.records import Records
+    from datasets.plan.order import sample_at
 
     records = Records.load(motion_videos / "lists/train.txt", str(motion_videos), num_class=8)
     (tmp_path / "sitecustomize.py").write_text(CRASHES)  # runs in each reader, as a decoder that runs out of memory

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 import main
-from datasets import loader, order
+from datasets.loading import loader
+from datasets.plan import order
 from tests.experiment import few_videos, fingerprint, make
 from tests.ranks import ROOT
 from utils import config

@@ -30,7 +30,7 @@ _NAMED = 5
 
 
 class Event(Protocol):
-    """What is told of one failure; datasets.bad_media.BadEvent."""
+    """What is told of one failure; datasets.loading.bad_media.BadEvent."""
 
     @property
     def position(self) -> int:

@@ -26,8 +26,8 @@ from utils.loss import training_loss
 from utils.signals import StopFlag
 
 if TYPE_CHECKING:
-    from datasets.records import Records
-    from datasets.train_loader import Batch, TrainLoader
+    from datasets.lists.records import Records
+    from datasets.loading.train import Batch, TrainLoader
     from utils.config import Config
     from utils.dist import World
     from utils.distill import Mutual, Teacher
@@ -380,7 +380,7 @@ class Run:
 
         Args:
             losses: mean loss of each of this rank's micro-batches, by its shards.
-            sample_at: position -> sample, of datasets.order.
+            sample_at: position -> sample, of datasets.plan.order.
         """
         bad = torch.zeros(self.shards.total, dtype=torch.float64, device=self.world.device)
         for shards, value in losses.items():

@@ -1,8 +1,8 @@
 """What is done to a batch of clips on the training device: flip, colour jitter, erasing, normalising, cutting views.
 
-Nothing here draws a random number: the plans have (datasets/plan.py). All of it is the same code on CPU and GPU, and
-every clip comes out with the same bits whatever the other clips of its batch are. The drawn parameters stay on the CPU:
-reading them from a GPU would make the host wait for it.
+Nothing here draws a random number: the plans have (datasets/plan/train.py). All of it is the same code on CPU and GPU,
+and every clip comes out with the same bits whatever the other clips of its batch are. The drawn parameters stay on the
+CPU: reading them from a GPU would make the host wait for it.
 
 Axes: B clips, T frames, H, W, C = 3 channels RGB, F parameter sets per clip (1: one for the clip, T: one a frame).
 """

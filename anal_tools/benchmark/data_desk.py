@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from anal_tools.benchmark import data_raw
-from datasets import loader as loaders
-from datasets.plan import train_spec
-from datasets.slots import Slot
-from datasets.train_loader import TrainLoader
-from datasets.workers import Desk, Setup
+from datasets.loading import loader as loaders
+from datasets.loading.slots import Slot
+from datasets.loading.train import TrainLoader
+from datasets.loading.workers import Desk, Setup
+from datasets.plan.train import train_spec
 from utils.faults import UserError
 
 #: Stage -> parts of the names under which a profile shows the functions that belong to it; the first that fits counts.

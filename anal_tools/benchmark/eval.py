@@ -51,7 +51,7 @@ def measure(args: argparse.Namespace, validate: Callable[..., Any]) -> dict[str,
 
     from anal_tools.eval_model import prepare, scorer
     from anal_tools.evaluate import chosen_protocol
-    from datasets import loader
+    from datasets.loading import loader
     from utils import config, dist
 
     if args.threads:

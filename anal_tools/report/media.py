@@ -24,9 +24,9 @@ from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
     from anal_tools.results import Results
+    from datasets.lists.records import Records
+    from datasets.plan.views import EvalSpec
     from datasets.readers import Reader, ReaderSpec
-    from datasets.records import Records
-    from datasets.views import EvalSpec
 
 TILE_HEIGHT = 128  # pixels of a frame on the sheet; shown smaller, sharp on dense screens
 SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4  # of one view; pixels between them
@@ -64,7 +64,7 @@ def source_of(exp: Path, results: Results) -> Source:
         UserError: the list, its folder or the config is not there any more, or the list has changed.
     """
     from anal_tools import scoring
-    from datasets.loader import reading, records_of
+    from datasets.loading.loader import reading, records_of
     from utils import config
 
     cfg = scoring.config_of(results) if "data" in results.summary.get("config", {}) else config.load(exp)
@@ -136,7 +136,7 @@ def forget_others(folder: Path, found: dict[int, dict[str, Any]]) -> None:
 
 def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_clip: bool) -> dict[str, Any]:
     """Sheet and clip of one video; see `make`."""
-    from datasets.views import resolve_eval
+    from datasets.plan.views import resolve_eval
 
     facts = reader.probe(row)
     plan = resolve_eval(facts, source.spec, row)

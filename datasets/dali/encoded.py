@@ -21,10 +21,10 @@ from datasets.readers.video import VideoReader
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
-    from datasets.plan import Facts
+    from datasets.lists.records import Records
+    from datasets.loading.slots import Slot
+    from datasets.plan.facts import Facts
     from datasets.readers.spec import ReaderSpec
-    from datasets.records import Records
-    from datasets.slots import Slot
 
 #: What DALI 2.4 decodes, and the smallest and largest side of a frame [pixels]. Its CPU build has no H.264 and no HEVC.
 #: AVI and other files without exact stamps are refused before, so MPEG-4 of old data sets is not among them. AV1 is not

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.bad_media import printable
 from datasets.dali import capability
 from datasets.dali.pipeline import Decoder, mode, require_dali
 from datasets.dali.queue import Breaker, Job, Queue, clip_of
-from datasets.eval_loader import EvalLoader
-from datasets.plan import TrainSpec
-from datasets.pool import Answer
-from datasets.reading import Loader, Reading
-from datasets.records import Records
-from datasets.train_loader import Batch, Shards, TrainLoader, _Row, _Step
-from datasets.views import EvalSpec, VideoPlan
+from datasets.lists.records import Records
+from datasets.loading.bad_media import printable
+from datasets.loading.base import Loader, Reading
+from datasets.loading.eval import EvalLoader
+from datasets.loading.pool import Answer
+from datasets.loading.train import Batch, Shards, TrainLoader, _Row, _Step
+from datasets.plan.train import TrainSpec
+from datasets.plan.views import EvalSpec, VideoPlan
 
 #: Room for the stored bytes of one training clip; what needs more is read as pixels. Pages are taken when written.
 ROOM = 32 << 20

@@ -13,8 +13,8 @@ import dataclasses
 import torch
 
 from datasets.dali.pipeline import FAILURES, Clip, Decoder, reason_of
-from datasets.pool import Answer
-from datasets.slots import Slot
+from datasets.loading.pool import Answer
+from datasets.loading.slots import Slot
 from utils.faults import UserError
 
 #: How DALI and the driver report that the memory of the GPU is exhausted.

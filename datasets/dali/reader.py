@@ -20,9 +20,9 @@ from datasets.readers.resize import Box
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
-    from datasets.plan import Facts
+    from datasets.lists.records import Records
+    from datasets.plan.facts import Facts
     from datasets.readers.spec import ReaderSpec
-    from datasets.records import Records
 
 
 class DaliReader:

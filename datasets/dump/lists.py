@@ -8,8 +8,8 @@ from collections.abc import Iterable
 
 from datasets.dump.settings import Settings
 from datasets.dump.state import Entry
+from datasets.lists.records import Records
 from datasets.readers.frame_shard import SUFFIX
-from datasets.records import Records
 from utils.faults import UserError
 
 #: Endings that a name loses; any other dot belongs to the name.

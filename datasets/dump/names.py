@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from datasets.list_formats import is_json
-from datasets.records import Records
+from datasets.lists.formats import is_json
+from datasets.lists.records import Records
 from utils.faults import UserError
 
 FAILED = "failed.txt"

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import av
     from av.video.reformatter import VideoReformatter
 
-    from datasets.plan import Facts
+    from datasets.plan.facts import Facts
 
 _PNG_LEVEL = 3
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from datasets.plan import Facts
+from datasets.plan.facts import Facts
 from datasets.readers.ending import EndsEarly, is_tolerable
 from datasets.readers.frame_source import FilesSource
 from datasets.readers.frames import decode, find_layout, image_size

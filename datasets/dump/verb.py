@@ -15,10 +15,10 @@ from datasets.dump.lists import list_lines, target_names
 from datasets.dump.names import FAILED, Names, list_name, write_text
 from datasets.dump.settings import FORMS, Settings
 from datasets.dump.state import Entry, State
-from datasets.pool import Answer, Pool
+from datasets.lists.records import Records
+from datasets.loading.pool import Answer, Pool
+from datasets.loading.workers import Setup
 from datasets.readers.spec import MISSING_SHARE, ReaderSpec
-from datasets.records import Records
-from datasets.workers import Setup
 from utils.faults import UserError
 
 LAYOUTS = ("auto", "path_labels", "path_frames_labels")

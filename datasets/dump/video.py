@@ -11,9 +11,9 @@ from datasets.dump.pixels import Coder
 from datasets.dump.settings import Settings
 from datasets.dump.source import Source, open_source, rate
 from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_of
+from datasets.lists.records import Records
 from datasets.readers.ending import EndsEarly
 from datasets.readers.spec import MISSING_SHARE
-from datasets.records import Records
 from utils.faults import MediaError, UserError
 
 _OF_THE_FOLDER = {  # no video can be written there, so none of them has failed

@@ -19,11 +19,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.bad_media import printable
-from datasets.class_names import read_class_names
-from datasets.list_formats import fits_a_line
+from datasets.lists.class_names import read_class_names
 from datasets.lists.files import Media, best, by_name, walk
+from datasets.lists.formats import fits_a_line
 from datasets.lists.official import READ, Annotations, Item, read, reorder
+from datasets.loading.bad_media import printable
 from utils.faults import UserError
 
 _WORST = 10  # classes named in the terminal

@@ -22,10 +22,10 @@ from datasets.readers.frames import FramesReader
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
+    from datasets.lists.records import Records
     from datasets.readers.frame_shard import Description
     from datasets.readers.frame_source import FrameSource
     from datasets.readers.spec import ReaderSpec
-    from datasets.records import Records
 
 PLAIN_SEAL = Seal()
 _AT_ONCE = 64  # frames that `warm` holds in memory

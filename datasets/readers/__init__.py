@@ -9,7 +9,7 @@ from datasets.readers.spec import Reader, ReaderSpec
 from utils.faults import UserError
 
 if TYPE_CHECKING:
-    from datasets.records import Records
+    from datasets.lists.records import Records
 
 __all__ = ["KERNEL", "READERS", "Box", "Reader", "ReaderSpec", "open_reader"]
 

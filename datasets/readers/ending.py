@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
-    from datasets.plan import Facts
+    from datasets.plan.facts import Facts
     from datasets.readers.spec import Reader
 
 _Result = TypeVar("_Result")

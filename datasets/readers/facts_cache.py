@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xxhash
 
-from datasets.plan import Facts
+from datasets.plan.facts import Facts
 from utils.faults import UserError
 
 if TYPE_CHECKING:
+    from datasets.lists.records import Records
     from datasets.readers.resize import Box
     from datasets.readers.spec import Reader, ReaderSpec
-    from datasets.records import Records
 
 #: Raise it when `probe` of a reader answers differently for the same file: older caches are refused then.
 PROBE_VERSION = 2

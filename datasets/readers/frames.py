@@ -22,15 +22,15 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from datasets.plan import Facts
+from datasets.plan.facts import Facts
 from datasets.readers.frame_shard import Description
 from datasets.readers.frame_source import FilesSource, FrameSource
 from datasets.readers.resize import Box, place
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
+    from datasets.lists.records import Records
     from datasets.readers.spec import ReaderSpec
-    from datasets.records import Records
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 #: Prefixes that tools give to RGB frames, most usual first: they win over others (flow_x_, ...) of the same length.

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
+    from datasets.plan.views import VideoPlan
     from datasets.readers.spec import Reader
-    from datasets.views import VideoPlan
 
 MOST_MISSING = 0.5  # share of the frames that may be replaced
 _ATTEMPTS = 40  # reads that may fail while the missing frames are searched for

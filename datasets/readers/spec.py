@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from datasets.plan import Facts
+    from datasets.plan.facts import Facts
     from datasets.readers.resize import Box
 
 

@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     import av
     from av.video.reformatter import VideoReformatter
 
-    from datasets.plan import Facts
+    from datasets.lists.records import Records
+    from datasets.plan.facts import Facts
     from datasets.readers.spec import ReaderSpec
-    from datasets.records import Records
 
 _OPEN_INDEXES = 8
 #: Largest file whose packets are kept for the read that follows its probe [bytes].

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.plan import Facts
+from datasets.plan.facts import Facts
 from datasets.readers.bitstreams import PacketCheck
 from datasets.readers.ending import is_tolerable
 from datasets.readers.spec import MISSING_SHARE

@@ -19,8 +19,8 @@ from datasets.readers.spec import Reader, ReaderSpec
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
-    from datasets.plan import Facts
-    from datasets.records import Records
+    from datasets.lists.records import Records
+    from datasets.plan.facts import Facts
 
 #: How much of a file is decoded; each level includes those before it.
 LEVELS = ("header", "ends", "all")

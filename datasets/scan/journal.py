@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets.plan import Facts
+from datasets.plan.facts import Facts
 from datasets.readers import facts_cache
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.file import LEVELS

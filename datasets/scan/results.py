@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from datasets.bad_media import printable
-from datasets.class_names import read_class_names
-from datasets.records import Records
+from datasets.lists.class_names import read_class_names
+from datasets.lists.records import Records
+from datasets.loading.bad_media import printable
 from datasets.scan.journal import Found
 from utils.faults import UserError
 

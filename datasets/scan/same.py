@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from datasets.lists.records import Records
 from datasets.readers.spec import ReaderSpec
-from datasets.records import Records
 from datasets.scan.journal import Found
 from datasets.scan.work import ask
 

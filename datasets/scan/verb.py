@@ -15,10 +15,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from datasets.lists.records import Records
 from datasets.readers import facts_cache
 from datasets.readers.frame_shard import TEMPLATE
 from datasets.readers.spec import MISSING_SHARE, ReaderSpec
-from datasets.records import Records
 from datasets.scan import results as scan_results
 from datasets.scan.file import LEVELS
 from datasets.scan.journal import JOURNAL, Journal

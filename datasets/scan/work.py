@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.pool import Pool
+from datasets.lists.records import Records
+from datasets.loading.pool import Pool
+from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
-from datasets.records import Records
 from datasets.scan.journal import Found, Journal
-from datasets.workers import Setup
 from utils.faults import UserError
 
 _AHEAD = 4  # requests per process that are under way

@@ -1,8 +1,8 @@
 """Our side of `peers pair --ours`: training clips per CPU-second of one process and one thread.
 
 Data and pipes are those of `peers bench-data`: 16 clips of 340x256 in DIR, TSN-8 or 32x2, a random resized crop to 224.
-The clips go through `datasets.workers.Desk`, which is what every reader process of training runs; flipping and packing
-are left to the device.
+The clips go through `datasets.loading.workers.Desk`, which is what every reader process of training runs; flipping and
+packing are left to the device.
 
     python tests/accept/bench_reader.py --data DIR --backend video --pipe sparse8 --json
 """
@@ -24,12 +24,12 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 
-from datasets.plan import TrainSpec  # noqa: E402
+from datasets.lists.records import Records  # noqa: E402
+from datasets.loading.slots import Slot  # noqa: E402
+from datasets.loading.workers import Desk, Setup  # noqa: E402
+from datasets.plan.sampling import Sampling  # noqa: E402
+from datasets.plan.train import TrainSpec  # noqa: E402
 from datasets.readers import ReaderSpec  # noqa: E402
-from datasets.records import Records  # noqa: E402
-from datasets.sampling import Sampling  # noqa: E402
-from datasets.slots import Slot  # noqa: E402
-from datasets.workers import Desk, Setup  # noqa: E402
 
 # backend: (reader, folder of DIR, how a path of it ends, clips that are timed)
 BACKENDS = {

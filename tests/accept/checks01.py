@@ -264,8 +264,8 @@ def clip_hashes(exp: Path, ranks: int, steps: int) -> dict[int, str]:
     sys.path.insert(0, str(ROOT))
     import torch
 
-    from datasets import loader
-    from datasets.records import Records
+    from datasets.lists.records import Records
+    from datasets.loading import loader
     from utils import config, dist
     from utils.shards import ShardPlan
 

@@ -74,7 +74,7 @@ def _elastic(exp: Path, ranks: int, stop: int) -> subprocess.CompletedProcess:
 
 STUCK = """\
 import sys, time, main
-from datasets.workers import Desk
+from datasets.loading.workers import Desk
 train = Desk._train
 def stuck(desk, request):
     if request["position"] == 21:
@@ -141,8 +141,8 @@ def _stuck_decode(work: Path, data: Path, minutes: float) -> dict:
 
 def _sample_at(position: int, data: Path) -> str:
     sys.path.insert(0, str(ROOT))
-    from datasets.order import sample_at
-    from datasets.records import Records
+    from datasets.lists.records import Records
+    from datasets.plan.order import sample_at
 
     records = Records.load(data / "lists/train.txt", str(data), num_class=8)
     return records.path(sample_at(position, 0, len(records)))

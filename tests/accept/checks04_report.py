@@ -29,9 +29,9 @@ SECTIONS = ("summary", "matrix", "errors", "classes", "videos", "labels", "compa
 def synthetic(folder: Path) -> list[Path]:
     """Two experiments with 20,000 results of 400 classes each; every video is a link to one of 48 small real ones."""
     from anal_tools.protocols import Protocol
-    from datasets.plan import Facts
-    from datasets.sampling import Sampling
-    from datasets.views import EvalSpec, resolve_eval
+    from datasets.plan.facts import Facts
+    from datasets.plan.sampling import Sampling
+    from datasets.plan.views import EvalSpec, resolve_eval
     from tests.evaluated import write_results
     from tests.experiment import make
 
@@ -333,8 +333,8 @@ def frames_of(exp: Path, row: int, count: int) -> list[int]:
     from anal_tools import scoring
     from anal_tools.report import media
     from anal_tools.results import Results
+    from datasets.plan.views import resolve_eval
     from datasets.readers import open_reader
-    from datasets.views import resolve_eval
 
     results = Results.load(exp)
     source = media.source_of(exp, results)
@@ -351,8 +351,8 @@ def sheet_distance(exp: Path, row: int, one: dict[str, Any], folder: Path) -> tu
 
     from anal_tools.report import media
     from anal_tools.results import Results
+    from datasets.plan.views import resolve_eval
     from datasets.readers import open_reader
-    from datasets.views import resolve_eval
 
     source = media.source_of(exp, Results.load(exp))
     with contextlib.closing(open_reader(source.reader, source.records)) as reader:

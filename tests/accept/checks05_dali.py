@@ -62,7 +62,7 @@ def videos(folder: Path, codec: str) -> Any:
     import av
     import numpy as np
 
-    from datasets.records import Records
+    from datasets.lists.records import Records
     from tests.datasets.videos import frame_image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,11 +88,11 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
     """Every 7th frame of every video, whole, by the evaluation loader: ordinals, and colours beside PyAV."""
     import numpy as np
 
-    from datasets.loader import loaders
+    from datasets.loading.base import Reading
+    from datasets.loading.loader import loaders
+    from datasets.plan.sampling import Sampling
+    from datasets.plan.views import EvalSpec
     from datasets.readers import ReaderSpec, open_reader
-    from datasets.reading import Reading
-    from datasets.sampling import Sampling
-    from datasets.views import EvalSpec
     from tests.datasets.videos import number_in
 
     spec = EvalSpec(Sampling("mm1", 40), scale=HEIGHT, crop_size=224)
@@ -120,11 +120,11 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
 
 def training(records: Any, pipe: tuple, reader: str, device: str, stop: int) -> Any:
     """The training loader with a random resized crop to 224 and 8 reader processes (2 on a CPU)."""
-    from datasets.loader import loaders
-    from datasets.plan import TrainSpec
+    from datasets.loading.base import Reading
+    from datasets.loading.loader import loaders
+    from datasets.plan.sampling import Sampling
+    from datasets.plan.train import TrainSpec
     from datasets.readers import ReaderSpec
-    from datasets.reading import Reading
-    from datasets.sampling import Sampling
     from utils.shards import ShardPlan
 
     spec = TrainSpec(Sampling(*pipe), input_size=224, crop="random_resized")
@@ -212,9 +212,9 @@ def decode_limit(records: Any, pipe: tuple, device: str) -> float:
 def stored(records: Any, pipe: tuple, where: str) -> Iterator[list[Any]]:
     """What the reader processes deliver for the first steps."""
     from datasets.dali.encoded import EncodedReader
-    from datasets.plan import TrainSpec, draw, resolve
+    from datasets.plan.sampling import Sampling
+    from datasets.plan.train import TrainSpec, draw, resolve
     from datasets.readers import ReaderSpec
-    from datasets.sampling import Sampling
 
     spec = TrainSpec(Sampling(*pipe), input_size=224, crop="random_resized")
     reader = EncodedReader(ReaderSpec("encoded", decoder=where), records)

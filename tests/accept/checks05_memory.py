@@ -84,12 +84,12 @@ def read(name: str, folder: str) -> dict[str, Any]:
     """Read CLIPS clips of four frames as a reader process does; growth of resident memory by its median slope."""
     import contextlib
 
-    from datasets.plan import TrainSpec
+    from datasets.lists.records import Records
+    from datasets.loading.slots import Slot
+    from datasets.loading.workers import Desk, Setup
+    from datasets.plan.sampling import Sampling
+    from datasets.plan.train import TrainSpec
     from datasets.readers import ReaderSpec
-    from datasets.records import Records
-    from datasets.sampling import Sampling
-    from datasets.slots import Slot
-    from datasets.workers import Desk, Setup
 
     spec = TrainSpec(Sampling("tsn", 4), input_size=32, crop="random_resized")
     records = Records.load(f"{folder}/train.txt", folder, num_class=1)
@@ -155,12 +155,12 @@ def from_list(count: str, path: str) -> dict[str, float]:
     """The training loader with its reader processes on a list: memory of all, shared pages counted once, in MB."""
     import torch
 
-    from datasets import train_loader
-    from datasets.plan import TrainSpec
+    from datasets.lists.records import Records
+    from datasets.loading import train as train_loader
+    from datasets.loading.base import Reading
+    from datasets.plan.sampling import Sampling
+    from datasets.plan.train import TrainSpec
     from datasets.readers import ReaderSpec
-    from datasets.reading import Reading
-    from datasets.records import Records
-    from datasets.sampling import Sampling
     from utils.shards import ShardPlan
 
     torch.set_num_threads(1)

@@ -220,8 +220,8 @@ def ask_reader(content: Row, name: str) -> Row:
     """Facts and three frames of one file by one of our readers; of frame readers, of the folder that was kept of it."""
     import numpy as np
 
+    from datasets.lists.records import Records
     from datasets.readers import ReaderSpec, open_reader
-    from datasets.records import Records
     from utils.faults import MediaError
 
     kind, reference = content["kind"], content["reference"][name]
@@ -420,10 +420,10 @@ def facts_gain() -> None:
     """CPU of probing and reading TSN-8 at 224 pixels without and with `data.facts`: median of 7, in ms."""
     import numpy as np
 
-    from datasets.plan import TrainSpec, draw, resolve
+    from datasets.lists.records import Records
+    from datasets.plan.sampling import Sampling
+    from datasets.plan.train import TrainSpec, draw, resolve
     from datasets.readers import ReaderSpec, open_reader
-    from datasets.records import Records
-    from datasets.sampling import Sampling
     from datasets.scan import verb as scan_verb
 
     data, spec = ROOT.parent / "shared" / "data", TrainSpec(Sampling("tsn", 8))

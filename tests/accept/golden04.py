@@ -9,9 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets import crops
-from datasets import sampling_rules as rules
-from datasets.views import EVAL_CROPS, ROUNDINGS
+from datasets.plan import crops, rules
+from datasets.plan.views import EVAL_CROPS, ROUNDINGS
 from utils import metrics, ranking
 from utils.lr_schedule import lr_at
 

@@ -93,7 +93,7 @@ class InMemory:
     def __iter__(self):
         import torch
 
-        from datasets.loader import Batch
+        from datasets.loading.loader import Batch
 
         for step in range(WARM_UP + STEPS):
             began = time.process_time()

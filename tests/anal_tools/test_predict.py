@@ -14,7 +14,7 @@ import main
 from anal_tools import predict_files, predict_windows
 from anal_tools.predict_sources import expand
 from anal_tools.results import Results
-from datasets.plan import Facts
+from datasets.plan.facts import Facts
 from tests import weights
 from tests.datasets.videos import frame_image, write_video
 from utils.faults import UserError

@@ -7,8 +7,8 @@ import pytest
 
 from anal_tools import protocols
 from anal_tools.protocols import Protocol, choose, nested_clips, nested_crops, parse_views
-from datasets.sampling import Sampling
-from datasets.views import EvalSpec
+from datasets.plan.sampling import Sampling
+from datasets.plan.views import EvalSpec
 from utils.faults import UserError
 
 

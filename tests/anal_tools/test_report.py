@@ -72,8 +72,8 @@ def test_what_the_page_holds_is_what_was_evaluated(exp: Path, index: Path) -> No
 
 
 def test_sheets_show_the_frames_that_the_model_saw(exp: Path, index: Path, motion_videos: Path) -> None:
+    from datasets.lists.records import Records
     from datasets.readers import ReaderSpec, open_reader
-    from datasets.records import Records
 
     results, shown = Results.load(exp), blocks_of(index)["report-data"]["media"]
     assert len(shown) == 10
@@ -228,8 +228,8 @@ def test_classes_that_are_confused_stand_together() -> None:
 
 def test_parts_of_kept_views(tmp_path: Path) -> None:
     from anal_tools.protocols import Protocol
-    from datasets.sampling import Sampling
-    from datasets.views import EvalSpec
+    from datasets.plan.sampling import Sampling
+    from datasets.plan.views import EvalSpec
 
     spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
     logits = np.random.default_rng(0).normal(size=(50, 30, 6))

@@ -14,8 +14,8 @@ import pytest
 from anal_tools.protocols import Protocol
 from anal_tools.report import build
 from anal_tools.results import Results
-from datasets.sampling import Sampling
-from datasets.views import EvalSpec
+from datasets.plan.sampling import Sampling
+from datasets.plan.views import EvalSpec
 from tests.chromium import Visit, visit
 from tests.evaluated import motion_results, write_results
 from tests.experiment import make as make_experiment

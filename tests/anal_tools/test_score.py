@@ -11,8 +11,8 @@ import pytest
 from anal_tools import dense_sweep, score, scoring
 from anal_tools.protocols import Protocol
 from anal_tools.results import Results
-from datasets.sampling import Sampling
-from datasets.views import EvalSpec
+from datasets.plan.sampling import Sampling
+from datasets.plan.views import EvalSpec
 from tests.evaluated import write_results
 from utils import metrics
 from utils.faults import UserError

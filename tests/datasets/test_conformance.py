@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from datasets.dump import verb as dump
-from datasets.plan import TrainSpec, draw, resolve
+from datasets.lists.records import Records
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec, draw, resolve
 from datasets.readers import READERS, Reader, ReaderSpec, open_reader
-from datasets.records import Records
-from datasets.sampling import Sampling
 from tests.datasets.videos import SIZE, number_in, write_cut, write_video
 from tests.memcached import MISSING, Server
 

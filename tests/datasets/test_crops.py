@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import crops
+from datasets.plan import crops
 from utils.faults import UserError
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))

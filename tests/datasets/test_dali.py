@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import simplejpeg
 
+from datasets.lists.records import Records
 from datasets.readers import ReaderSpec, open_reader
-from datasets.records import Records
 from tests.conftest import ROOT
 from tests.datasets.videos import SIZE, frame_image, number_in, records_of, write_cut, write_video
 from utils.faults import MediaError
@@ -155,7 +155,7 @@ def test_the_definition_for_a_gpu_is_accepted_everywhere() -> None:
 def test_without_dali_the_error_names_the_extra(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['nvidia.dali'] = None\n"
-        "from datasets.loader import loaders\n"
+        "from datasets.loading.loader import loaders\n"
         "from datasets.dali.pipeline import require_dali\n"
         "from utils.faults import UserError\n"
         "try:\n    require_dali()\nexcept UserError as error:\n    print(error)\n"
@@ -167,7 +167,7 @@ def test_without_dali_the_error_names_the_extra(tmp_path: Path) -> None:
 
 def test_reader_processes_import_neither_torch_nor_dali(tmp_path: Path) -> None:
     code = (
-        "import sys\nimport datasets.workers, datasets.dali.encoded\n"
+        "import sys\nimport datasets.loading.workers, datasets.dali.encoded\n"
         "print([name for name in sys.modules if name in ('torch', 'nvidia.dali')])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

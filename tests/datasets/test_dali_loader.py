@@ -12,15 +12,15 @@ import pytest
 import simplejpeg
 import torch
 
-from datasets.eval_loader import EvalLoader
-from datasets.order import sample_at
-from datasets.plan import TrainSpec
+from datasets.lists.records import Records
+from datasets.loading.base import Reading
+from datasets.loading.eval import EvalLoader
+from datasets.loading.train import Batch, TrainLoader
+from datasets.plan.order import sample_at
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec
+from datasets.plan.views import EvalSpec
 from datasets.readers import ReaderSpec
-from datasets.reading import Reading
-from datasets.records import Records
-from datasets.sampling import Sampling
-from datasets.train_loader import Batch, TrainLoader
-from datasets.views import EvalSpec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
 from utils.faults import UserError
 from utils.shards import ShardPlan
@@ -196,7 +196,7 @@ def test_signals_of_a_job_do_not_end_reader_processes(records: Records) -> None:
 
 
 def test_build_takes_the_loaders_of_the_reader() -> None:
-    from datasets.loader import loaders
+    from datasets.loading.loader import loaders
 
     assert loaders("dali") == (DaliTrainLoader, DaliEvalLoader)
     assert loaders("video") == (TrainLoader, EvalLoader)

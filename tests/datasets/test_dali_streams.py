@@ -273,7 +273,7 @@ def test_runs_keep_to_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_clip_with_too_large_frames_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.dali import encoded
-    from datasets.slots import Slot
+    from datasets.loading.slots import Slot
 
     write_video(tmp_path / "v.mp4", "libvpx-vp9", 12, options={"cpu-used": "8"})
     records = records_of(tmp_path, ["v.mp4 0"])

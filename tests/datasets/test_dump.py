@@ -16,9 +16,9 @@ import pytest
 
 from datasets.dump import verb as dump
 from datasets.dump.settings import Settings
+from datasets.lists.records import Records
 from datasets.readers import Reader, ReaderSpec, open_reader
 from datasets.readers.frames import decode
-from datasets.records import Records
 from tests.datasets.videos import number_in, write_video
 from utils.faults import UserError
 

@@ -20,8 +20,8 @@ from datasets.dump.settings import Settings
 from datasets.dump.source import Picture
 from datasets.dump.video import Dumper
 from datasets.dump.write import ClipFile
-from datasets.plan import Facts
-from datasets.records import Records
+from datasets.lists.records import Records
+from datasets.plan.facts import Facts
 from tests.datasets.videos import write_video
 from utils.faults import MediaError, UserError
 

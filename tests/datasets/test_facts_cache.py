@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.plan import TrainSpec, draw, resolve
+from datasets.lists.records import Records
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec, draw, resolve
 from datasets.readers import ReaderSpec, open_reader
 from datasets.readers.facts_cache import FactsCache, KnownFacts
 from datasets.readers.frame_shard import ShardWriter
-from datasets.records import Records
-from datasets.sampling import Sampling
 from datasets.scan import verb as scan
 from tests.datasets.videos import frame_image, number_in, write_video
 from utils.faults import MediaError, UserError
@@ -121,9 +121,9 @@ def test_wrong_caches_are_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_training_takes_facts_from_the_config(motion_videos: Path, tmp_path: Path) -> None:
-    from datasets import loader
-    from datasets.plan import train_spec
-    from datasets.train_loader import TrainLoader
+    from datasets.loading import loader
+    from datasets.loading.train import TrainLoader
+    from datasets.plan.train import train_spec
     from tests import experiment
     from utils import config
     from utils.shards import ShardPlan

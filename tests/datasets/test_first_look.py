@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from anal_tools import check_config
-from datasets import first_look
-from datasets.records import Records
+from datasets.lists import first_look
+from datasets.lists.records import Records
 from utils import config
 from utils.config import verb
 from utils.faults import UserError

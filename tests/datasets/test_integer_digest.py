@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from datasets import order, plan, sampling, views
-from datasets.plan import Facts, TrainSpec
-from datasets.sampling import Sampling
+from datasets.plan import order, sampling, views
+from datasets.plan import train as plan
+from datasets.plan.facts import Facts
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec
 
 DIGESTS = Path(__file__).resolve().parents[1] / "data" / "integer_digests.json"
 VIDEOS = [Facts(n, h, w, fps) for n, (h, w), fps in itertools.product((1, 7, 16, 300), ((64, 64), (240, 427)), (25.0,))]

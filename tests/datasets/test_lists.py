@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from datasets.class_names import read_class_names
 from datasets.lists import verb as lists
+from datasets.lists.class_names import read_class_names
 from datasets.lists.files import Media, walk
-from datasets.records import Records
+from datasets.lists.records import Records
 from utils.faults import UserError
 
 

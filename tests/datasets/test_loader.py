@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import torch
 
-from datasets.eval_loader import EvalLoader
-from datasets.order import sample_at
-from datasets.plan import TrainSpec
+from datasets.lists.records import Records
+from datasets.loading.base import Reading
+from datasets.loading.eval import EvalLoader
+from datasets.loading.train import Batch, TrainLoader
+from datasets.plan.order import sample_at
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec
+from datasets.plan.views import EvalSpec
 from datasets.readers import ReaderSpec
-from datasets.reading import Reading
-from datasets.records import Records
-from datasets.sampling import Sampling
-from datasets.train_loader import Batch, TrainLoader
-from datasets.views import EvalSpec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
 from utils.faults import UserError
 from utils.shards import ShardPlan
@@ -253,7 +253,7 @@ def test_bugs_are_not_taken_for_bad_media(records: Records) -> None:
 def test_build_follows_the_configuration(records: Records) -> None:
     from types import SimpleNamespace as Space
 
-    from datasets.loader import build
+    from datasets.loading.loader import build
     from utils.dist import World
 
     augmentation = Space(

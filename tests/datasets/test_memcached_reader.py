@@ -14,17 +14,17 @@ import pytest
 import simplejpeg
 import torch
 
-from datasets import preload
+from datasets.lists.records import Records
+from datasets.loading.base import Reading
+from datasets.loading.train import TrainLoader
+from datasets.memcached import preload
 from datasets.memcached.report import NAMES, Traffic, line, total_line
 from datasets.memcached.servers import FOLDER, NODES, servers_of, started
 from datasets.memcached_dataset import McDataset
 from datasets.memcached_dataset_tsn import McTSNDataset
-from datasets.plan import TrainSpec
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec
 from datasets.readers import ReaderSpec
-from datasets.reading import Reading
-from datasets.records import Records
-from datasets.sampling import Sampling
-from datasets.train_loader import TrainLoader
 from tests.datasets.videos import decode_all, frame_image, records_of
 from tests.experiment import make
 from tests.memcached import MISSING, Server, wait_for

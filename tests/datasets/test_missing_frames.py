@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from datasets.dump.verb import main as dump
-from datasets.eval_loader import EvalLoader
-from datasets.plan import TrainSpec
+from datasets.loading.base import Reading
+from datasets.loading.eval import EvalLoader
+from datasets.loading.train import TrainLoader
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec
+from datasets.plan.views import EvalSpec
 from datasets.readers import ReaderSpec, open_reader
 from datasets.readers.ending import EndsEarly, is_tolerable, on_what_decodes
 from datasets.readers.video_index import Grade, build_index
-from datasets.reading import Reading
-from datasets.sampling import Sampling
 from datasets.scan.verb import main as scan
-from datasets.train_loader import TrainLoader
-from datasets.views import EvalSpec
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
 from tests.datasets.videos import decode_all, number_in, records_of, write_video
 from utils.faults import MediaError

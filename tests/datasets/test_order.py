@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.order import PLAN, epoch_of, of, order, sample_at, uniforms, words
+from datasets.plan.order import PLAN, epoch_of, of, order, sample_at, uniforms, words
 
 ORDER_0_0_10 = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 ORDER_1_5_10 = [8, 3, 5, 6, 1, 2, 7, 0, 4, 9]

@@ -13,16 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.plan import (
-    TRAIN_CROPS,
-    Facts,
-    Plan,
-    TrainSpec,
-    draw,
-    resolve,
-    train_spec,
-)
-from datasets.sampling import Sampling
+from datasets.plan.facts import Facts
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TRAIN_CROPS, Plan, TrainSpec, draw, resolve, train_spec
 from utils.faults import MediaError, UserError
 
 TSN8 = Sampling("tsn", 8)

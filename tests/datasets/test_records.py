@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.records import Records, read_class_names
+from datasets.lists.records import Records, read_class_names
 from utils.faults import UserError
 
 Row = tuple[str, int, int, int]  # path, start, frames, label
@@ -218,7 +218,7 @@ def test_real_lists(shared_data: Path) -> None:
 
 MEASURE = """
 import resource, sys, time
-from datasets.records import Records
+from datasets.lists.records import Records
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 start = time.process_time()
 records = Records.load(sys.argv[1], "/", num_class=400)
@@ -248,7 +248,7 @@ def test_a_million_records(tmp_path: Path, repo_root: Path) -> None:
 
 CHILD = """
 import sys
-from datasets.records import Records
+from datasets.lists.records import Records
 records = Records.from_fd(int(sys.argv[1]))
 try:
     records.labels[0] = 5

@@ -3,10 +3,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.plan import Facts
+from datasets.plan.facts import Facts
+from datasets.plan.sampling import Sampling
+from datasets.plan.views import EvalSpec, resolve_eval
 from datasets.readers.repair import read_what_decodes
-from datasets.sampling import Sampling
-from datasets.views import EvalSpec, resolve_eval
 from utils.faults import MediaError
 
 ERROR = MediaError("v.mp4", "frame 7 of 40 does not decode")

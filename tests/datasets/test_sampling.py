@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets import sampling_rules as rules
-from datasets.sampling import PRESETS, Sampling, check_clips, test_frames, train_frames, uniforms_needed
+from datasets.plan import rules
+from datasets.plan.sampling import PRESETS, Sampling, check_clips, test_frames, train_frames, uniforms_needed
 from utils.faults import UserError
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))

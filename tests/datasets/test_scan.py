@@ -14,8 +14,8 @@ import cv2
 import numpy as np
 import pytest
 
+from datasets.lists.records import Records
 from datasets.readers import ReaderSpec
-from datasets.records import Records
 from datasets.scan import verb as scan
 from datasets.scan.file import is_variable
 from datasets.scan.journal import Journal

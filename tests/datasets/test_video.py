@@ -196,8 +196,8 @@ def test_play_list_may_not_reach_the_network(tmp_path: Path) -> None:
 
 
 def test_same_clip_from_video_and_from_a_lossless_dump(tmp_path: Path) -> None:
-    from datasets.plan import TrainSpec, draw, resolve
-    from datasets.sampling import Sampling
+    from datasets.plan.sampling import Sampling
+    from datasets.plan.train import TrainSpec, draw, resolve
 
     path = write_video(tmp_path / "a.mp4", X264, 90, options={"g": "12"})
     (tmp_path / "a").mkdir()

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.plan import Facts
-from datasets.sampling import Sampling
-from datasets.views import EVAL_CROPS, ROUNDINGS, EvalSpec, eval_spec, resolve_eval, view_table
+from datasets.plan.facts import Facts
+from datasets.plan.sampling import Sampling
+from datasets.plan.views import EVAL_CROPS, ROUNDINGS, EvalSpec, eval_spec, resolve_eval, view_table
 from utils.faults import MediaError, UserError
 
 TSN8 = Sampling("tsn", 8)

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets.plan import TrainSpec
-from datasets.pool import Answer, Inline, Pool, Service
+from datasets.lists.records import Records
+from datasets.loading.pool import Answer, Inline, Pool, Service
+from datasets.loading.slots import Slot
+from datasets.loading.workers import Setup, video_plan
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec
+from datasets.plan.views import EvalSpec
 from datasets.readers import ReaderSpec
-from datasets.records import Records
-from datasets.sampling import Sampling
-from datasets.slots import Slot
-from datasets.views import EvalSpec
-from datasets.workers import Setup, video_plan
 from tests.datasets.videos import number_in, records_of, write_video
 from utils.faults import UserError
 
@@ -115,7 +115,7 @@ def test_evaluation_grows_the_slot_on_both_sides(records: Records) -> None:
 
 
 def test_workers_have_no_torch_and_ignore_job_signals(records: Records) -> None:
-    code = "import sys, datasets.workers, datasets.readers.video, datasets.readers.frames, datasets.dump.video"
+    code = "import sys, datasets.loading.workers, datasets.readers.video, datasets.readers.frames, datasets.dump.video"
     code += "\nsys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
     slot = Slot.create("test", BYTES)
@@ -227,10 +227,10 @@ def test_no_orphans_after_the_parent_was_killed(videos: Path, tmp_path: Path) ->
     (tmp_path / "l.txt").write_text("v0.mp4 0\n")
     code = f"""
 import sys, time
-from datasets.pool import Pool
-from datasets.records import Records
-from datasets.slots import Slot
-from datasets.workers import Setup
+from datasets.loading.pool import Pool
+from datasets.lists.records import Records
+from datasets.loading.slots import Slot
+from datasets.loading.workers import Setup
 records = Records.load({str(tmp_path / "l.txt")!r}, {str(videos)!r}, num_class=None)
 setup = Setup(reader={ReaderSpec("video").to_json()!r}, train={SPEC.to_json()!r}, eval="", seed=0)
 pool = Pool(setup, records, [Slot.create("test", {BYTES})], 2, 30)
@@ -318,7 +318,7 @@ def test_a_reader_that_gets_stuck_while_starting_is_dropped_and_the_other_goes_o
     try:
         stuck = pool.pids[0]
         os.kill(stuck, signal.SIGSTOP)
-        monkeypatch.setattr("datasets.pool._START_SECONDS", 3.0)
+        monkeypatch.setattr("datasets.loading.pool._START_SECONDS", 3.0)
         for number in range(1, 9):
             pool.submit(request(number, number % 4, offset=(number - 1) * BYTES))
         assert all(answer["ok"] for answer in collect(pool, 8).values())

@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from datasets.records import Records
+from datasets.lists.records import Records
 
 SIZE = 96
 BITS = 8

@@ -143,7 +143,7 @@ def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, several: bool) -> A
     """A micro-batch as `TrainLoader` hands it over."""
     import torch
 
-    from datasets.train_loader import Batch
+    from datasets.loading.train import Batch
     from utils import transfer
 
     frames, side = cfg.model.num_segments * cfg.data.clip_len, cfg.augmentation.input_size
@@ -232,8 +232,8 @@ def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> d
 
     import main
     import methods
-    from datasets.eval_loader import VideoItem
-    from datasets.views import VideoPlan
+    from datasets.loading.eval import VideoItem
+    from datasets.plan.views import VideoPlan
     from utils import dist, transfer, transforms
     from utils.run import autocast, dtype_of, place
 

@@ -35,7 +35,7 @@ def steps(gpu: cases.Gpu, workers: int, may_pin: bool) -> dict[str, Any]:
     import torch
 
     import main
-    from datasets import loader
+    from datasets.loading import loader
     from tests.fake_cuda import mode as modes
     from utils import dist
     from utils.shards import ShardPlan

@@ -56,7 +56,7 @@ def as_rank(rank: int, ranks: int, total: int, group: int, *, precise: bool) -> 
 def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, group: int, *, precise: bool) -> None:
     import main
     import methods
-    from datasets.train_loader import Batch
+    from datasets.loading.train import Batch
     from tests import experiment
     from utils import config, dist, pace, parts, precise_bn, transforms
     from utils.run import Run

@@ -42,7 +42,7 @@ def of(data: Path, template: Path) -> dict[str, Command]:
     """All commands.
 
     Args:
-        data: a small data set (`datasets.demo`).
+        data: a small data set (`datasets.demo.verb`).
         template: an empty folder; gets the experiment that the evaluations start from.
     """
     lists = template / "lists"
@@ -119,7 +119,7 @@ def _read_here() -> None:
     import datasets.dump.verb
     import datasets.scan.same
     import datasets.scan.work
-    from datasets.pool import Inline
+    from datasets.loading.pool import Inline
 
     class Here(Inline):
         def __init__(self, setup: Any, records: Any, slots: Any, workers: int, deadline: float) -> None:

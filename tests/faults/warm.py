@@ -22,7 +22,13 @@ from pathlib import Path
 SECONDS = 180.0  # of one command
 _MODULES = (
     *("main", "anal_tools.evaluate", "anal_tools.result_parts", "torch.utils.tensorboard"),
-    *("datasets.dump.verb", "datasets.dump.write", "datasets.eval_loader", "datasets.loader", "datasets.workers"),
+    *(
+        "datasets.dump.verb",
+        "datasets.dump.write",
+        "datasets.loading.eval",
+        "datasets.loading.loader",
+        "datasets.loading.workers",
+    ),
     *("datasets.scan.page", "datasets.scan.verb", "methods", "methods.interop", "methods.tsm", "methods.tsn"),
     *("utils.checkpoint", "utils.chunks", "utils.parts", "utils.precise_bn", "utils.run"),
 )

@@ -7,18 +7,18 @@ import os
 import random
 from pathlib import Path
 
-from datasets.class_names import read_class_names
-from datasets.list_formats import place_of
-from datasets.records import Records
+from datasets.lists.class_names import read_class_names
+from datasets.lists.formats import place_of
+from datasets.lists.records import Records
 from tests.fuzz import mutators
 from utils.faults import UserError
 
 NAME = "list_files"
 MODULES = [
-    "datasets/class_names.py",
-    "datasets/list_formats.py",
-    "datasets/records.py",
-    "datasets/several_labels.py",
+    "datasets/lists/class_names.py",
+    "datasets/lists/formats.py",
+    "datasets/lists/records.py",
+    "datasets/lists/several_labels.py",
 ]
 _CLASSES = 12
 _SHOWN = 5

@@ -22,8 +22,8 @@ import numpy as np
 
 from anal_tools import analyze, compare, part_file, result_parts, results, score
 from anal_tools.protocols import Protocol
-from datasets.sampling import Sampling
-from datasets.views import EvalSpec
+from datasets.plan.sampling import Sampling
+from datasets.plan.views import EvalSpec
 from tests.evaluated import guessed, write_results
 from utils.faults import UserError
 

@@ -18,11 +18,11 @@ from typing import Any
 import av
 import numpy as np
 
+from datasets.lists.records import Records
 from datasets.readers.ending import on_what_decodes
 from datasets.readers.spec import ReaderSpec
 from datasets.readers.video import VideoReader
 from datasets.readers.video_index import open_container, video_stream
-from datasets.records import Records
 from tests.datasets.media_files import DIVX_PACKED, XVID, avi_bytes, encode, packed, placeholder
 from tests.datasets.videos import frame_image
 from utils.faults import MediaError

@@ -72,7 +72,7 @@ class Machine:
     @functools.cached_property
     def motion(self) -> Path:
         """The demo's videos."""
-        from datasets import demo
+        from datasets.demo import verb as demo
 
         out = self.folder / "motion"
         count = self.pick(96, 48, 16)
@@ -398,7 +398,7 @@ def torchcodec(machine: Machine) -> dict[str, Any]:
 
 def data_wait(machine: Machine) -> dict[str, Any]:
     """Share of a real training step that waits for clips, and what copying ahead leaves of it."""
-    from datasets import loader
+    from datasets.loading import loader
     from utils import dist
     from utils.shards import ShardPlan
 
@@ -438,7 +438,7 @@ def run_of(
     import torch
 
     import methods
-    from datasets.train_loader import Batch
+    from datasets.loading.train import Batch
     from tests import experiment
     from utils import config, dist, pace, parts, transfer
     from utils.run import Run

@@ -54,7 +54,7 @@ def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
 
     import main
     import methods
-    from datasets.train_loader import Batch
+    from datasets.loading.train import Batch
     from tests import experiment
     from utils import config, pace, parts, transfer
     from utils.run import Run

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.bad_media import BadEvent
+from datasets.loading.bad_media import BadEvent
 from utils import bad_samples
 from utils.bad_samples import BadSamples
 from utils.faults import UserError

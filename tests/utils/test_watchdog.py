@@ -107,7 +107,7 @@ def test_signs_of_ranks_that_are_no_more_are_swept(tmp_path: Path) -> None:
 
 STUCK = """\
 import sys, time, main
-from datasets.workers import Desk
+from datasets.loading.workers import Desk
 train = Desk._train
 def stuck(desk, request):
     if request["position"] == 9:
@@ -123,8 +123,8 @@ def test_a_decode_that_hangs_in_the_rank_is_named(tmp_path: Path, motion_videos:
     argv = [sys.executable, "-c", STUCK, "train", str(exp), "--set", "watchdog_minutes=0.05"]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 70, done.stderr
-    from datasets.order import sample_at
-    from datasets.records import Records
+    from datasets.lists.records import Records
+    from datasets.plan.order import sample_at
 
     name = Records.load(motion_videos / "lists/train.txt", motion_videos, num_class=8).path(sample_at(9, 0, 48))
     assert "hangs: data of iteration 3 has taken" in done.stderr

@@ -52,7 +52,7 @@ def measure(exp: Path, when: str) -> dict[str, Any]:
 
 def row(rounds: int = 3) -> dict[str, Any]:
     """Medians of some rounds, both in turn."""
-    from datasets import demo
+    from datasets.demo import verb as demo
     from tests import experiment
 
     with tempfile.TemporaryDirectory() as name:

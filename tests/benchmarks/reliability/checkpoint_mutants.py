@@ -30,7 +30,7 @@ VERBS = ("eval", "predict", "export", "pretrained", "teacher")
 def trained(folder: Path) -> tuple[Path, Path]:
     """Train a tiny run with moving average, precise batch norm and two BN groups; return (experiment, videos)."""
     import main
-    from datasets import demo
+    from datasets.demo import verb as demo
     from tests import experiment
     from utils import checkpoint
 

@@ -18,9 +18,9 @@ from pathlib import Path
 import av
 import numpy as np
 
+from datasets.lists.records import Records
 from datasets.readers import ReaderSpec, open_reader
 from datasets.readers.video_index import build_index
-from datasets.records import Records
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
 from tests.datasets.videos import frame_image
 from utils.faults import MediaError

@@ -159,7 +159,7 @@ def warm_up() -> None:
     import torch.distributed
     import torch.utils.tensorboard  # noqa: F401
 
-    import datasets.loader  # noqa: F401
+    import datasets.loading.loader  # noqa: F401
     import main  # noqa: F401
     import methods
     import utils.parts  # noqa: F401

@@ -82,7 +82,7 @@ class World:
     """Data, weights and experiments of all cases, below one folder."""
 
     def __init__(self, folder: Path) -> None:
-        from datasets import demo
+        from datasets.demo import verb as demo
 
         self.folder, data = folder, folder / "data"
         demo.main(["--out", str(data), "--train", "8", "--val", str(VIDEOS * 2), "--workers", "1"])

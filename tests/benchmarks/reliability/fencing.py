@@ -26,7 +26,7 @@ from pathlib import Path
 import torch
 
 import main
-from datasets import demo
+from datasets.demo import verb as demo
 from tests import users
 from tests.experiment import few_videos, make
 from utils import checkpoint, checkpoint_names, log

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 import main
-from datasets import demo
+from datasets.demo import verb as demo
 from tests import users
 from tests.experiment import few_videos, make
 from tests.users import ANNE, BERT, CARL, GROUP, User

@@ -50,7 +50,7 @@ def row(counts: dict[str, int | None] | None = None, data: Path | None = None) -
     wrong: list[Case] = []
     with tempfile.TemporaryDirectory(prefix="zoetrope-nth-") as name:
         if data is None:
-            from datasets import demo
+            from datasets.demo import verb as demo
 
             data = Path(name) / "data"
             demo.main(["--out", str(data), "--train", "48", "--val", "24", "--workers", "1"])

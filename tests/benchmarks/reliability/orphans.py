@@ -116,7 +116,7 @@ class Trial:
     def _await_moment(self, launcher: subprocess.Popen[bytes]) -> None:
         def readers() -> int:
             commands = self.mark.processes().values()
-            return sum("datasets.workers" in words or "spawn_main" in words for words in commands)
+            return sum("datasets.loading.workers" in words or "spawn_main" in words for words in commands)
 
         if self.moment == "start":
             time.sleep(self.chance.uniform(0.0, 8.0))

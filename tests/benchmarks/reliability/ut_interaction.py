@@ -62,8 +62,8 @@ def counts_in(list_file: Path) -> dict[str, int]:
 
 def pixels_equal(truth: dict[str, list[np.ndarray]], rng: random.Random) -> int:
     """Return the number of videos of which frames at random differ by more than the rounding of another swscale."""
+    from datasets.lists.records import Records
     from datasets.readers import ReaderSpec, open_reader
-    from datasets.records import Records
 
     records = Records.load(LISTS / "all.txt", SHARED, num_class=None)
     reader, differing = open_reader(ReaderSpec("video"), records), 0

@@ -6,12 +6,17 @@ clip is the middle one of those it could draw, so that a validation gives the sa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from datasets import sampling_rules as rules
-from datasets.sampling_rules import Floats, Ints
+from datasets.plan import rules
+from datasets.plan.rules import Floats, Ints
 from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from utils.config import Config
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,18 @@ class Sampling:
     def frames_per_clip(self) -> int:
         """T, frames of one clip."""
         return self.num_segments * self.clip_len
+
+
+def sampling_of(cfg: Config) -> Sampling:
+    """The Sampling of a loaded configuration."""
+    return Sampling(cfg.data.sampling, cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval)
+
+
+def spec_fields(text: str) -> dict[str, Any]:
+    """Fields of a spec written as JSON: JSON has lists where we have tuples, and a dict where we have a Sampling."""
+    values: dict[str, Any] = json.loads(text)
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    return {**fields, "sampling": Sampling(**values["sampling"])}
 
 
 def uniforms_needed(s: Sampling) -> int:

@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.bad_media import printable
+from datasets.loading.bad_media import printable
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
+    from datasets.lists.records import Records
+    from datasets.plan.views import EvalSpec
     from datasets.readers.spec import ReaderSpec
-    from datasets.records import Records
-    from datasets.views import EvalSpec
 
 _SAY_SECONDS = 2.0
 _NAMED = 20
@@ -64,8 +64,8 @@ def main(argv: Sequence[str]) -> int:
     Returns:
         0 when all was read (stored or refused by a full server), 1 when videos could not be read, 130 when stopped.
     """
-    from datasets import loader
-    from datasets.views import eval_spec
+    from datasets.loading import loader
+    from datasets.plan.views import eval_spec
     from utils import config
 
     args = _arguments(argv)
@@ -150,7 +150,7 @@ def _work(
 ) -> None:
     """One thread: take samples until there are none."""
     from datasets.memcached.source import MemcachedReader
-    from datasets.views import resolve_eval
+    from datasets.plan.views import resolve_eval
 
     reader = MemcachedReader(spec, records)
     reader.look_below()

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from datasets.lists.files import VIDEOS
-from datasets.records import Records
+from datasets.lists.records import Records
 from utils.faults import UserError
 
 LOOKED_AT = 8  # videos of a list

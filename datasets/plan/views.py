@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets import crops
-from datasets.crops import Box, Size
-from datasets.plan import Facts, check_facts, sampling_of, spec_fields
-from datasets.sampling import Sampling, check_clips, test_frames
+from datasets.plan import crops
+from datasets.plan.crops import Box, Size
+from datasets.plan.facts import Facts, check_facts
+from datasets.plan.sampling import Sampling, check_clips, sampling_of, spec_fields, test_frames
 from utils.faults import UserError
 
 

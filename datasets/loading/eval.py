@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from datasets.bad_media import BadEvent, Ledger, printable
-from datasets.pool import Answer
-from datasets.reading import Loader, Reading
-from datasets.records import Records
-from datasets.views import EvalSpec, VideoPlan
-from datasets.workers import Setup, video_plan
+from datasets.lists.records import Records
+from datasets.loading.bad_media import BadEvent, Ledger, printable
+from datasets.loading.base import Loader, Reading
+from datasets.loading.pool import Answer
+from datasets.loading.workers import Setup, video_plan
+from datasets.plan.views import EvalSpec, VideoPlan
 from utils import transforms
 from utils.faults import AgreedError
 

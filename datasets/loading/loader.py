@@ -8,16 +8,16 @@ from typing import Any, Literal, overload
 
 import torch
 
-from datasets.bad_media import BadEvent, Ledger
-from datasets.eval_loader import EvalLoader, VideoItem
+from datasets.lists.records import Records, records_of
+from datasets.loading.bad_media import BadEvent, Ledger
+from datasets.loading.base import Reading
+from datasets.loading.eval import EvalLoader, VideoItem
+from datasets.loading.train import Batch, Shards, TrainLoader
 from datasets.memcached.servers import servers_of
-from datasets.plan import train_spec
+from datasets.plan.train import train_spec
+from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers.facts_cache import FactsCache
 from datasets.readers.spec import ReaderSpec
-from datasets.reading import Reading
-from datasets.records import Records, records_of
-from datasets.train_loader import Batch, Shards, TrainLoader
-from datasets.views import EvalSpec, eval_spec
 
 __all__ = [
     "BadEvent",

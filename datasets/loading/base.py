@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from datasets.bad_media import printable
+from datasets.lists.records import Records
+from datasets.loading.bad_media import printable
+from datasets.loading.pool import Answer, Inline, Pool, Service
+from datasets.loading.slots import Slot
+from datasets.loading.workers import Setup
 from datasets.memcached.report import Traffic
-from datasets.pool import Answer, Inline, Pool, Service
 from datasets.readers.spec import ReaderSpec
-from datasets.records import Records
-from datasets.slots import Slot
-from datasets.workers import Setup
 from utils import transfer
 from utils.config.schema import Data
 from utils.faults import UserError

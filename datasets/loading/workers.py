@@ -1,4 +1,4 @@
-"""Reader processes: `python -m datasets.workers` serves requests until its input ends. Torch-free.
+"""Reader processes: `python -m datasets.loading.workers` serves requests until its input ends. Torch-free.
 
 A worker takes one request at a time from the queue that all workers share (its standard input, a SEQPACKET socket: one
 message per JSON line), draws, probes, resolves and reads into a shared slot, and sends one JSON line back. Before the
@@ -25,14 +25,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datasets.plan import Facts, Plan, TrainSpec, draw, resolve
+from datasets.lists.records import Records
+from datasets.loading.slots import Slot
+from datasets.plan.facts import Facts
+from datasets.plan.train import Plan, TrainSpec, draw, resolve
+from datasets.plan.views import EvalSpec, VideoPlan, resolve_eval
 from datasets.readers import open_reader
 from datasets.readers.ending import EndsEarly, on_what_decodes
 from datasets.readers.repair import read_what_decodes
 from datasets.readers.spec import ReaderSpec
-from datasets.records import Records
-from datasets.slots import Slot
-from datasets.views import EvalSpec, VideoPlan, resolve_eval
 from utils.faults import MediaError, UserError
 from utils.signals import end_with_parent
 

@@ -26,18 +26,18 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from datasets.slots import Slot
-from datasets.workers import MESSAGE_BYTES, Desk, Setup
+from datasets.loading.slots import Slot
+from datasets.loading.workers import MESSAGE_BYTES, Desk, Setup
 from utils.faults import UserError
 from utils.signals import on_lasting_thread
 
 if TYPE_CHECKING:
-    from datasets.records import Records
+    from datasets.lists.records import Records
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
 
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 #: A job's signals are the trainer's business; a worker that died of one would look like a broken video.
 _JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 _LOOK_SECONDS = 0.25
@@ -266,7 +266,7 @@ class Pool:
         def start() -> subprocess.Popen[bytes]:
             signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # inherited, so it holds from the first moment
             return subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "datasets.workers", self._setup, str(row)],
+                [sys.executable, "-X", "faulthandler", "-m", "datasets.loading.workers", self._setup, str(row)],
                 stdin=self._queue_end.fileno(),
                 stdout=theirs.fileno(),
                 pass_fds=fds,

@@ -16,13 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from datasets import order as orders
-from datasets.bad_media import MAX_SUBSTITUTES, BadEvent, Ledger, Substitutes, printable
-from datasets.plan import TrainSpec
-from datasets.pool import Answer
-from datasets.reading import Loader, Reading
-from datasets.records import Records
-from datasets.workers import Setup
+from datasets.lists.records import Records
+from datasets.loading.bad_media import MAX_SUBSTITUTES, BadEvent, Ledger, Substitutes, printable
+from datasets.loading.base import Loader, Reading
+from datasets.loading.pool import Answer
+from datasets.loading.workers import Setup
+from datasets.plan import order as orders
+from datasets.plan.train import TrainSpec
 from utils import transfer
 from utils.faults import UserError
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets import several_labels
-from datasets.class_names import read_class_names
-from datasets.list_formats import place_of, read_list
+from datasets.lists import several_labels
+from datasets.lists.class_names import read_class_names
+from datasets.lists.formats import place_of, read_list
 from utils.faults import UserError
 
 __all__ = ["Records", "read_class_names", "records_of"]

@@ -10,7 +10,7 @@ numbers at the end of a line belong to it, so paths that end in a blank and a nu
 
 from __future__ import annotations
 
-from datasets.list_formats import (
+from datasets.lists.formats import (
     Columns,
     blocks,
     bounded,

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets import motion8
+from datasets.demo import motion8
 from utils.faults import UserError
 from utils.signals import end_with_parent
 

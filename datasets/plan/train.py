@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets import crops
-from datasets.crops import Box, Size
-from datasets.order import uniforms
-from datasets.sampling import Sampling, train_frames, uniforms_needed
-from utils.faults import MediaError, UserError
+from datasets.plan import crops
+from datasets.plan.crops import Box, Size
+from datasets.plan.facts import Facts, check_facts
+from datasets.plan.order import uniforms
+from datasets.plan.sampling import Sampling, sampling_of, spec_fields, train_frames, uniforms_needed
+from utils.faults import UserError
 
 # Counter blocks: switching one augmentation on leaves the draws of the others as they are. Never renumber.
 _TEMPORAL, _CROP, _FLIP, _JITTER, _ERASE = 1, 2, 3, 4, 5
@@ -27,16 +28,6 @@ _TEMPORAL, _CROP, _FLIP, _JITTER, _ERASE = 1, 2, 3, 4, 5
 _CROP_UNIFORMS = crops.RANDOM_RESIZED_UNIFORMS
 _ERASE_TRIES = 100
 _ERASE_UNIFORMS = 1 + 2 * _ERASE_TRIES + 2  # whether, areas and aspects, y, x
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a plan must know of a video: frames, height and width in pixels after rotation, frames per second."""
-
-    frames: int
-    height: int
-    width: int
-    fps: float
 
 
 @dataclass(frozen=True)
@@ -191,25 +182,6 @@ def train_spec(cfg: Any) -> TrainSpec:
         erasing=None if a.random_erasing is None else tuple(a.random_erasing),
         erasing_per_frame=a.random_erasing_per_frame,
     )
-
-
-def sampling_of(cfg: Any) -> Sampling:
-    """The Sampling of a loaded configuration."""
-    return Sampling(cfg.data.sampling, cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval)
-
-
-def spec_fields(text: str) -> dict[str, Any]:
-    """Fields of a spec written as JSON: JSON has lists where we have tuples, and a dict where we have a Sampling."""
-    values: dict[str, Any] = json.loads(text)
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return {**fields, "sampling": Sampling(**values["sampling"])}
-
-
-def check_facts(facts: Facts, sample: int) -> None:
-    """Refuse a video that has nothing to read (MediaError)."""
-    if facts.frames < 1 or facts.height < 1 or facts.width < 1:
-        reason = f"nothing to read: {facts.frames} frames of {facts.width}x{facts.height} pixels"
-        raise MediaError(f"sample {sample}", reason)
 
 
 def _jitter(u: NDArray[np.float64], jitter: Sequence[float]) -> NDArray[np.float64]:
