@@ -8,6 +8,7 @@ read, transform and score.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -94,7 +95,7 @@ def _reader(cfg: Any) -> dict[str, Any]:
     """Return how files become frames; the servers of memcached only change where the same frames come from."""
     from datasets.loading import loader
 
-    spec = json.loads(loader.reading(cfg).reader.to_json())
+    spec = dataclasses.asdict(loader.reading(cfg).reader)
     memcached = spec.pop("memcached") or {}
     facts = spec.pop("facts")
     spec["namespace"] = memcached.get("namespace")

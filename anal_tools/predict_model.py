@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from datasets.lists.class_names import read_class_names
 from datasets.loading.base import Reading
 from datasets.loading.loader import reading
+from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers import ReaderSpec
 from utils.faults import UserError
@@ -197,7 +198,7 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
 
     net, text = session(file)
     facts = read_facts(text, file)
-    spec = EvalSpec.from_json(json.dumps(facts["views"]))
+    spec = EvalSpec(**{**facts["views"], "sampling": Sampling(**facts["views"]["sampling"])})
     if like is not None and (spec != like.spec or facts["classes"] != like.classes):
         what = "views" if spec != like.spec else "class names"
         raise UserError(f"{file}: its {what} are not those of the experiment; export it again, or name the file alone")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable
 from typing import Any
@@ -72,7 +71,7 @@ class Protocol:
             "average": self.average,
             "family": self.family,
             "window": self.window,
-            **json.loads(spec.to_json()),
+            **dataclasses.asdict(spec),
         }
 
     @classmethod

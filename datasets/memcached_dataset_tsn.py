@@ -19,9 +19,9 @@ import torch
 from datasets.memcached_dataset import McRecords
 from datasets.plan.order import uniforms
 from datasets.plan.sampling import Sampling, test_frames, train_frames, uniforms_needed
+from datasets.plan.train import TEMPORAL  # the same seed draws the same frames as a run
 from utils.faults import UserError
 
-_TEMPORAL = 1  # as in plan.py: the same seed draws the same frames
 DENSE_CLIPS = 10
 
 
@@ -72,7 +72,7 @@ class McTSNDataset(McRecords):
         """(T,) ordinals of the frames that item i shows now."""
         facts = self.reader.probe(i)
         if self.mode == "train":
-            u = uniforms(self.seed, self.epoch, i, _TEMPORAL, uniforms_needed(self.sampling))
+            u = uniforms(self.seed, self.epoch, i, TEMPORAL, uniforms_needed(self.sampling))
             return np.asarray(train_frames(self.sampling, facts.frames, facts.fps, u)).reshape(-1)
         clips = DENSE_CLIPS if self.mode == "dense" else 1
         return np.asarray(test_frames(self.sampling, facts.frames, facts.fps, clips)).reshape(-1)

@@ -43,6 +43,8 @@ TORCH_FREE = (
     "datasets/scan/*.py", "datasets/lists/*.py", "datasets/demo/*.py",
     "docs/pictures/*.py",
 )  # fmt: skip
+# Pickles of the reader processes: they come through a socket that our own processes alone inherit.
+OWN_PIPES = {("datasets/loading/messages.py", "pickle.loads")}
 DISTRIBUTED = {"utils/dist.py", "utils/reduce.py", "utils/sync_bn.py", "main.py"}
 
 
@@ -208,7 +210,7 @@ def test_no_call_that_runs_foreign_text() -> None:
         f"{name}:{node.lineno} {_forbidden(node)}"
         for name in python_files(tests=True)
         for node in ast.walk(tree(name))
-        if isinstance(node, ast.Call) and _forbidden(node)
+        if isinstance(node, ast.Call) and _forbidden(node) and (name, _forbidden(node)) not in OWN_PIPES
     ]
     assert wrong == []
 

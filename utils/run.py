@@ -209,9 +209,8 @@ class Run:
 
     def augmentation(self, batch: Batch) -> dict[str, Any]:
         """Keyword arguments of `transforms.augment` for one batch: what its plans drew, and the colour statistics."""
-        wanted = self.cfg.augmentation
-        drawn = {"flip": batch.flip, "jitter": batch.jitter, "erase": batch.erase}
-        return drawn | {"mean": wanted.mean, "std": wanted.std, "dtype": dtype_of(self.cfg.precision)}
+        wanted, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
+        return {"drawn": batch.drawn, "mean": wanted.mean, "std": wanted.std, "dtype": dtype}
 
     def relabelled(self, batch: Batch) -> Batch:
         """The batch as it is to be classified: a mirrored clip has the mirrored class where `data.flip_labels` says."""

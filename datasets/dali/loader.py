@@ -24,7 +24,7 @@ from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from datasets.loading.base import Loader, Reading
 from datasets.loading.eval import EvalLoader
-from datasets.loading.pool import Answer
+from datasets.loading.messages import Answer, AsStored
 from datasets.loading.train import Batch, Shards, TrainLoader, _Row, _Step
 from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec, VideoPlan
@@ -43,6 +43,8 @@ _SAID_AT = {10**power for power in (0, 2, 4, 6, 8)}
 
 class Decoding(Loader):
     """What both loaders share: DALI's queues, and the count of clips that were read without it."""
+
+    _room_bytes: int | None = None  # for the stored bytes of one sample; None = its slot grows
 
     def _prepare(self, device: torch.device | str, clips: int, frames: int) -> None:
         """Before anything is started: is DALI there, and how large are its runs."""
@@ -70,9 +72,9 @@ class Decoding(Loader):
         self._breaker.said.clear()
         return super().notes() + said  # type: ignore[misc]
 
-    def _as_bytes(self, sample: int, room: int | None) -> dict[str, Any]:
-        """What a request says so that a sample comes as stored bytes; nothing if it has to come as pixels."""
-        return {} if sample in self._refused else {"encoded": True, "room": room, "without": self._breaker.closed}
+    def _stored(self, sample: int) -> AsStored | None:
+        """Ask for stored bytes, unless the sample has to come as pixels."""
+        return None if sample in self._refused else AsStored(self._room_bytes, tuple(self._breaker.closed))
 
     def _queue(self, form: str) -> Queue:
         if form not in self._queues:
@@ -81,8 +83,8 @@ class Decoding(Loader):
 
     def _look_at(self, sample: int, answer: Answer) -> None:
         """Count a clip that is there and was not decoded by DALI."""
-        reason = answer.get("refused") or self._refused.get(sample)
-        if reason and answer["ok"]:
+        reason = answer.refused or self._refused.get(sample)
+        if reason and answer.ok:
             self.fallbacks[reason] += 1
             if (times := self.fallbacks[reason]) in _SAID_AT:
                 path = printable(self.records.path(sample))
@@ -128,6 +130,8 @@ class _Ahead:
 class DaliTrainLoader(Decoding, TrainLoader):
     """`TrainLoader` whose clips are decoded by DALI; same arguments, same batches."""
 
+    _room_bytes = ROOM
+
     def __init__(
         self,
         records: Records,
@@ -148,12 +152,8 @@ class DaliTrainLoader(Decoding, TrainLoader):
     def _room(self, clip_bytes: int) -> int:
         return max(clip_bytes, ROOM)
 
-    def _ask(self, step: _Step, row: _Row) -> None:
-        row.how = self._as_bytes(row.asked, ROOM)
-        super()._ask(step, row)
-
     def _take(self, answer: Answer) -> None:
-        self._look_at(self._where[answer["id"]][1].asked, answer)
+        self._look_at(self._where[answer.id][1].asked, answer)
         super()._take(answer)
 
     def _finish(self, step: _Step) -> None:
@@ -198,14 +198,14 @@ class DaliTrainLoader(Decoding, TrainLoader):
                 answer = row.answer
                 if answer is None:
                     self._put(out[at], None)
-                elif answer["id"] not in ahead.answers:
-                    ahead.answers.add(answer["id"])
-                    if answer.get("files"):
-                        runs.setdefault(answer["form"], []).append(at)
+                elif answer.id not in ahead.answers:
+                    ahead.answers.add(answer.id)
+                    if answer.stored:
+                        runs.setdefault(answer.stored.form, []).append(at)
                     else:
                         self._put(out[at], self._slots[step.slot].view(row.place * self._place_bytes, self._clip))
             for form, places in runs.items():
-                for part in within_budget(places, [rows[at].answer or {} for at in places]):
+                for part in within_budget(places, [rows[at].answer for at in places]):
                     self._waiting.append(self._run_of(step, form, rows, part, out))
 
     def _run_of(self, step: _Step, form: str, rows: list[_Row], places: list[int], out: torch.Tensor) -> _Run:
@@ -250,9 +250,6 @@ class DaliEvalLoader(Decoding, EvalLoader):
         self._decoded: dict[int, torch.Tensor] = {}  # round -> frames
         super().__init__(records, spec, stored(reading, device), device=device, **more)
 
-    def _ask(self, index: int, **how: Any) -> None:
-        super()._ask(index, **how, **self._as_bytes(self._mine[index], None))
-
     def _finish(self, index: int) -> None:
         """Wait until the video of a round is read and decoded, and start to decode those after it."""
         super()._finish(index)
@@ -265,7 +262,7 @@ class DaliEvalLoader(Decoding, EvalLoader):
                 self._ask(number)
             super()._finish(index)  # what DALI refused was asked for again
         for answer in self._checked(self._service.ready()):
-            self._ready[self._where.pop(answer["id"])] = answer
+            self._ready[self._where.pop(answer.id)] = answer
         self._start()
         self._look_at(self._mine[index], self._ready[index])
 
@@ -287,13 +284,13 @@ class DaliEvalLoader(Decoding, EvalLoader):
         form, numbers, size = "", [], 0
         while self._next_run in self._ready and len(numbers) < VIDEOS:
             answer = self._ready[self._next_run]
-            own = answer["form"] if answer["ok"] and answer.get("files") else ""
-            if numbers and (own != form or size + answer["decoded"] > RUN_BYTES):
+            own = answer.stored
+            if numbers and (own is None or own.form != form or size + own.decoded > RUN_BYTES):
                 break
             self._next_run += 1
-            if not own:
+            if own is None:
                 break
-            form, size = own, size + answer["decoded"]
+            form, size = own.form, size + own.decoded
             numbers.append(self._next_run - 1)
         return form, numbers
 
@@ -310,15 +307,16 @@ def stored(reading: Reading, device: torch.device | str) -> Reading:
     return dataclasses.replace(reading, reader=spec)
 
 
-def within_budget(places: list[int], answers: list[Answer]) -> Iterator[list[int]]:
+def within_budget(places: list[int], answers: list[Answer | None]) -> Iterator[list[int]]:
     """Cut a list of clips into runs whose whole frames fit into `RUN_BYTES`."""
     part: list[int] = []
     size = 0
     for place, answer in zip(places, answers, strict=True):
-        if part and size + answer["decoded"] > RUN_BYTES:
+        decoded = answer.stored.decoded if answer and answer.stored else 0
+        if part and size + decoded > RUN_BYTES:
             yield part
             part, size = [], 0
         part.append(place)
-        size += answer["decoded"]
+        size += decoded
     if part:
         yield part

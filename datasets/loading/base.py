@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
-from datasets.loading.pool import Answer, Inline, Pool, Service
+from datasets.loading.messages import Answer, Task
+from datasets.loading.pool import Inline, Pool, Service
 from datasets.loading.slots import Slot
 from datasets.loading.workers import Setup
 from datasets.memcached.report import Traffic
@@ -119,8 +120,8 @@ class Loader(abc.ABC):
     def _reason(self, sample: int, answer: Answer) -> str:
         """Return why a video could not be read; of a missing one also where it was looked for."""
         full = self.records.full_path(sample)
-        missing = not answer.get("timeout") and not os.path.exists(full)
-        return f"{answer['reason']} (there is no {printable(full)})" if missing else answer["reason"]
+        missing = not answer.timeout and not os.path.exists(full)
+        return f"{answer.reason} (there is no {printable(full)})" if missing else answer.reason
 
     @abc.abstractmethod
     def _sample_of(self, request: int) -> int | None:
@@ -148,9 +149,9 @@ class Loader(abc.ABC):
         for slot in self._slots:
             slot.close()
 
-    def _submit(self, **fields: Any) -> int:
+    def _submit(self, task: Task) -> int:
         self._ids += 1
-        self._service.submit({"id": self._ids, **fields})
+        self._service.submit(self._ids, task)
         return self._ids
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -166,12 +167,12 @@ class Loader(abc.ABC):
     def _checked(self, answers: list[Answer]) -> list[Answer]:
         """Count what readers counted; raise what is not the media's fault."""
         for answer in answers:
-            if answer.get("counters"):
-                self.traffic.add(answer["counters"])
-            if answer.get("missing"):
-                self._shorter[answer["sample"]] = answer["missing"]
-            if "user" in answer:
-                raise UserError(answer["user"])
-            if "bug" in answer:
-                raise RuntimeError(f"reading failed in a way that is not the file's fault:\n{answer['bug']}")
+            if answer.counters:
+                self.traffic.add(answer.counters)
+            if answer.missing and answer.plan is not None:
+                self._shorter[answer.plan.sample] = answer.missing
+            if answer.user:
+                raise UserError(answer.user)
+            if answer.bug:
+                raise RuntimeError(f"reading failed in a way that is not the file's fault:\n{answer.bug}")
         return answers

@@ -6,10 +6,9 @@ clip is the middle one of those it could draw, so that a validation gives the sa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets.plan import rules
 from datasets.plan.rules import Floats, Ints
@@ -58,13 +57,6 @@ class Sampling:
 def sampling_of(cfg: Config) -> Sampling:
     """The Sampling of a loaded configuration."""
     return Sampling(cfg.data.sampling, cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval)
-
-
-def spec_fields(text: str) -> dict[str, Any]:
-    """Fields of a spec written as JSON: JSON has lists where we have tuples, and a dict where we have a Sampling."""
-    values: dict[str, Any] = json.loads(text)
-    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    return {**fields, "sampling": Sampling(**values["sampling"])}
 
 
 def uniforms_needed(s: Sampling) -> int:

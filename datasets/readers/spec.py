@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ MISSING_SHARE = 0.05
 
 @dataclasses.dataclass(frozen=True)
 class ReaderSpec:
-    """Which reader, and how its files are named; plain values, so that it travels to worker processes as JSON.
+    """Which reader, and how its files are named; plain values, so that it travels to reader processes.
 
     Attributes:
         kind: a key of `datasets.readers.READERS`.
@@ -44,15 +43,6 @@ class ReaderSpec:
     decoder: str = "cpu"
     missing_share: float = MISSING_SHARE
     limits: dict[str, tuple[int, int]] | None = None
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ReaderSpec:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
 
 
 class Reader(Protocol):

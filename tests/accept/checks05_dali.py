@@ -123,11 +123,11 @@ def training(records: Any, pipe: tuple, reader: str, device: str, stop: int) -> 
     from datasets.loading.base import Reading
     from datasets.loading.loader import loaders
     from datasets.plan.sampling import Sampling
-    from datasets.plan.train import TrainSpec
     from datasets.readers import ReaderSpec
+    from tests.datasets.specs import train_spec
     from utils.shards import ShardPlan
 
-    spec = TrainSpec(Sampling(*pipe), input_size=224, crop="random_resized")
+    spec = train_spec(Sampling(*pipe), input_size=224, crop="random_resized")
     reading = Reading(ReaderSpec(reader), workers=2 if device == "cpu" else 8, prefetch=4, on_bad="error")
     shards = ShardPlan(total=1, batch_size=BATCH, world=1, rank=0, group_size=1)
     return loaders(reader)[0](records, spec, reading, seed=1, shards=shards, stop=stop, device=device)
@@ -213,10 +213,11 @@ def stored(records: Any, pipe: tuple, where: str) -> Iterator[list[Any]]:
     """What the reader processes deliver for the first steps."""
     from datasets.dali.encoded import EncodedReader
     from datasets.plan.sampling import Sampling
-    from datasets.plan.train import TrainSpec, draw, resolve
+    from datasets.plan.train import draw, resolve
     from datasets.readers import ReaderSpec
+    from tests.datasets.specs import train_spec
 
-    spec = TrainSpec(Sampling(*pipe), input_size=224, crop="random_resized")
+    spec = train_spec(Sampling(*pipe), input_size=224, crop="random_resized")
     reader = EncodedReader(ReaderSpec("encoded", decoder=where), records)
     for step in range(6):
         clips = []

@@ -422,11 +422,12 @@ def facts_gain() -> None:
 
     from datasets.lists.records import Records
     from datasets.plan.sampling import Sampling
-    from datasets.plan.train import TrainSpec, draw, resolve
+    from datasets.plan.train import draw, resolve
     from datasets.readers import ReaderSpec, open_reader
     from datasets.scan import verb as scan_verb
+    from tests.datasets.specs import train_spec
 
-    data, spec = ROOT.parent / "shared" / "data", TrainSpec(Sampling("tsn", 8))
+    data, spec = ROOT.parent / "shared" / "data", train_spec(Sampling("tsn", 8))
     names = ("ucf11/v_biking_01_01.mpg", "c3d/v_ApplyEyeMakeup_g01_c01.avi", "mmaction2/demo.mp4")
     out = np.empty((8, 224, 224, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:

@@ -267,25 +267,32 @@ def test_runs_keep_to_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.dali import loader
 
     monkeypatch.setattr(loader, "RUN_BYTES", 100)
-    answers: list[Any] = [{"decoded": size} for size in (40, 60, 1, 90, 300, 10)]
+    from datasets.dali import encoded
+    from datasets.loading.messages import Answer
+
+    sizes = (40, 60, 1, 90, 300, 10)
+    stored = [encoded.Stored("images", [], np.zeros(0), "jpeg", None, (0, 0, 1, 1), size) for size in sizes]
+    answers: list[Any] = [Answer(1, stored=one) for one in stored]
     assert list(loader.within_budget([0, 1, 2, 3, 4, 5], answers)) == [[0, 1], [2, 3], [4], [5]]
 
 
 def test_a_clip_with_too_large_frames_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.dali import encoded
+    from datasets.loading.messages import AsStored
     from datasets.loading.slots import Slot
+    from datasets.plan.train import Plan
 
     write_video(tmp_path / "v.mp4", "libvpx-vp9", 12, options={"cpu-used": "8"})
     records = records_of(tmp_path, ["v.mp4 0"])
     reader = encoded.EncodedReader(ReaderSpec("encoded", decoder="cpu"), records)
-    slot, frames = Slot.create("test", 0), np.array([1, 1, 2])
-    found = encoded.pack(reader, 0, frames, None, reader.probe(0), slot, 0, None)
-    assert found["decoded"] == 2 * SIZE * SIZE * 3  # a repeated frame counts once
-    monkeypatch.setattr(encoded, "DECODED_BYTES", found["decoded"] - 1)
-    assert "before they are cropped" in encoded.pack(reader, 0, frames, None, reader.probe(0), slot, 0, None)["refused"]
-    assert (
-        "no vp9 here" in encoded.pack(reader, 0, frames[:1], None, reader.probe(0), slot, 0, None, ["vp9"])["refused"]
-    )
+    slot = Slot.create("test", 0)
+    plan = Plan(0, np.array([1, 1, 2]), (0, 0, SIZE, SIZE), (SIZE, SIZE), {})
+    wanted = AsStored(None)
+    decoded = encoded.pack(reader, plan, None, slot, 0, wanted)["stored"].decoded
+    assert decoded == 2 * SIZE * SIZE * 3  # a repeated frame counts once
+    assert "no vp9 here" in encoded.pack(reader, plan, None, slot, 0, AsStored(None, ("vp9",)))["refused"]
+    monkeypatch.setattr(encoded, "DECODED_BYTES", decoded - 1)
+    assert "before they are cropped" in encoded.pack(reader, plan, None, slot, 0, wanted)["refused"]
     slot.close()
     reader.close()
 

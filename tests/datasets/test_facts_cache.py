@@ -10,11 +10,12 @@ import pytest
 
 from datasets.lists.records import Records
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec, draw, resolve
+from datasets.plan.train import draw, resolve
 from datasets.readers import ReaderSpec, open_reader
 from datasets.readers.facts_cache import FactsCache, KnownFacts
 from datasets.readers.frame_shard import ShardWriter
 from datasets.scan import verb as scan
+from tests.datasets.specs import train_spec
 from tests.datasets.videos import frame_image, number_in, write_video
 from utils.faults import MediaError, UserError
 
@@ -53,14 +54,14 @@ def data(tmp_path: Path) -> Path:
 def plans(kind: str, data: Path, name: str, facts: Path | None) -> tuple[list, KnownFacts | None]:
     records = Records.load(data / name, data, num_class=2)
     reader = open_reader(ReaderSpec(kind, facts=None if facts is None else str(facts)), records)
-    spec = TrainSpec(Sampling("tsn", 3), input_size=32)
+    spec = train_spec(Sampling("tsn", 3), input_size=32)
     made = []
     for position in range(6 if kind == "frames" else 8):
         i = position % len(records)
         plan = resolve(draw(7, 0, position, spec), reader.probe(i), spec, i)
         clip = np.empty((3, 32, 32, 3), np.uint8)
         reader.read(i, plan.frames, plan.box, plan.size, clip)
-        made.append((reader.probe(i), plan.frames.tolist(), plan.box, plan.flip, clip.tobytes()))
+        made.append((reader.probe(i), plan.frames.tolist(), plan.box, clip.tobytes()))
     reader.close()
     return made, reader if isinstance(reader, KnownFacts) else None
 

@@ -23,8 +23,8 @@ from datasets.memcached.servers import FOLDER, NODES, servers_of, started
 from datasets.memcached_dataset import McDataset
 from datasets.memcached_dataset_tsn import McTSNDataset
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec
 from datasets.readers import ReaderSpec
+from tests.datasets.specs import train_spec
 from tests.datasets.videos import decode_all, frame_image, records_of
 from tests.experiment import make
 from tests.memcached import MISSING, Server, wait_for
@@ -36,7 +36,7 @@ from utils.shards import ShardPlan
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 12
-SPEC = TrainSpec(Sampling("tsn", 4), input_size=32)
+SPEC = train_spec(Sampling("tsn", 4), input_size=32)
 
 
 @pytest.fixture(scope="module")

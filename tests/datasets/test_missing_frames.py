@@ -17,13 +17,13 @@ from datasets.loading.base import Reading
 from datasets.loading.eval import EvalLoader
 from datasets.loading.train import TrainLoader
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec
 from datasets.readers import ReaderSpec, open_reader
 from datasets.readers.ending import EndsEarly, is_tolerable, on_what_decodes
 from datasets.readers.video_index import Grade, build_index
 from datasets.scan.verb import main as scan
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
+from tests.datasets.specs import train_spec
 from tests.datasets.videos import decode_all, number_in, records_of, write_video
 from utils.faults import MediaError
 from utils.shards import ShardPlan
@@ -201,7 +201,7 @@ def test_dump_writes_the_frames_that_decode(form: str, folder: Path, tmp_path: P
 def clips_of(folder: Path, reading: Reading, rank: int = 0, world: int = 1) -> tuple[dict[int, str], list[str]]:
     """Position -> hash of the clip, and the notes."""
     records = records_of(folder, ["whole.mp4 0", "short.mp4 1", "vp9.mp4 0"], name=f"train{rank}.txt")
-    spec, found = TrainSpec(Sampling("tsn", 30), input_size=32), {}
+    spec, found = train_spec(Sampling("tsn", 30), input_size=32), {}
     plan = ShardPlan(total=2, batch_size=2, world=world, rank=rank, group_size=1)
     with TrainLoader(records, spec, reading, seed=4, shards=plan, stop=6) as loader:
         for _, batches in loader:

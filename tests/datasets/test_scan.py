@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from datasets.lists.records import Records
+from datasets.loading.messages import Look
 from datasets.readers import ReaderSpec
 from datasets.scan import verb as scan
 from datasets.scan.file import is_variable
@@ -248,8 +249,7 @@ def test_frame_counts_of_the_list_are_given_back(data: Path) -> None:
     from datasets.scan.work import ask
 
     records = records_of(data, ["a.mp4 99 0"], name="told.txt")
-    requests = [{"sample": 0, "what": "header", "known": None}]
-    answers = list(ask(records, ReaderSpec("frames"), requests, 1, 60.0))
+    answers = list(ask(records, ReaderSpec("frames"), [Look(0, "header")], 1, 60.0))
     assert answers[0][1]["frames"] == 12
     assert np.array_equal(records.frames, [99])
 

@@ -197,7 +197,8 @@ def test_play_list_may_not_reach_the_network(tmp_path: Path) -> None:
 
 def test_same_clip_from_video_and_from_a_lossless_dump(tmp_path: Path) -> None:
     from datasets.plan.sampling import Sampling
-    from datasets.plan.train import TrainSpec, draw, resolve
+    from datasets.plan.train import draw, resolve
+    from tests.datasets.specs import train_spec
 
     path = write_video(tmp_path / "a.mp4", X264, 90, options={"g": "12"})
     (tmp_path / "a").mkdir()
@@ -205,7 +206,7 @@ def test_same_clip_from_video_and_from_a_lossless_dump(tmp_path: Path) -> None:
         cv2.imwrite(str(tmp_path / "a" / f"img_{ordinal + 1:05d}.png"), image[..., ::-1])
     video = open_videos(tmp_path, ["a.mp4"])
     dump = open_reader(ReaderSpec("frames"), records_of(tmp_path, ["a 90 0"], name="frames.txt"))
-    spec = TrainSpec(Sampling("tsn", 8), input_size=56)
+    spec = train_spec(Sampling("tsn", 8), input_size=56)
     for position in range(10):
         plans = [resolve(draw(3, 0, position, spec), reader.probe(0), spec, 0) for reader in (video, dump)]
         clips = [np.empty((8, 56, 56, 3), np.uint8) for _ in plans]

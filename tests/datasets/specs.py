@@ -1,0 +1,25 @@
+"""Specs for tests, from the config keys: the schema alone has defaults."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from datasets.plan import train
+from datasets.plan.sampling import Sampling
+from datasets.plan.train import TrainSpec
+from utils.config.schema import Augmentation
+
+
+def train_spec(
+    sampling: Sampling, input_size: int = 224, crop: str = "multi_scale", *, flip: bool = True, **keys: Any
+) -> TrainSpec:
+    """Return the spec of these keys of `augmentation`."""
+    cfg: Any = SimpleNamespace(
+        augmentation=Augmentation(input_size=input_size, crop=crop, **keys),
+        model=SimpleNamespace(num_segments=sampling.num_segments),
+        data=SimpleNamespace(
+            sampling=sampling.preset, clip_len=sampling.clip_len, frame_interval=sampling.frame_interval, flip=flip
+        ),
+    )
+    return train.train_spec(cfg)
