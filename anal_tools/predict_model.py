@@ -18,6 +18,7 @@ from datasets.loading.loader import reading
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers import ReaderSpec
+from utils.config.schema import Data
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -203,13 +204,14 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
         what = "views" if spec != like.spec else "class names"
         raise UserError(f"{file}: its {what} are not those of the experiment; export it again, or name the file alone")
     colour = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
+    video = ReaderSpec("video", missing_share=Data().missing_share)
     return Predictor(
         net=net,
         spec=spec,
         normalise=functools.partial(transforms.normalise, **colour, dtype=torch.float32),
         autocast=contextlib.nullcontext,
         classes=list(facts["classes"]),
-        reading=like.reading if like else Reading(ReaderSpec("video"), workers=1, on_bad="substitute"),
+        reading=like.reading if like else Reading(video, workers=1, on_bad="substitute"),
         clips=like.clips if like else 8,
         about={
             "engine": "onnx",

@@ -22,7 +22,7 @@ from datasets.memcached.servers import servers_of
 from datasets.memcached.source import MemcachedReader
 from datasets.readers.frames import decode
 from datasets.readers.spec import ReaderSpec
-from utils.config.schema import Memcached
+from utils.config.schema import Data, Memcached
 
 Paths = str | os.PathLike[str]
 
@@ -55,7 +55,9 @@ class McRecords(torch.utils.data.Dataset):
         if servers is not None:
             named = servers if isinstance(servers, str) else tuple(servers)
             plain = servers_of(Memcached.model_validate({"servers": named, **options}))
-        self.spec = ReaderSpec("memcached", template=template, frame_base=frame_base, memcached=plain)
+        self.spec = ReaderSpec(
+            "memcached", missing_share=Data().missing_share, template=template, frame_base=frame_base, memcached=plain
+        )
         self._reader: MemcachedReader | None = None
 
     def __len__(self) -> int:

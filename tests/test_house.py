@@ -31,7 +31,7 @@ EXCEPTIONS = {
 }
 # Heavy or optional: imported inside the function that needs it.
 LAZY = {
-    "av", "nvidia", "pymemcache", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript", "torchvision",
+    "av", "nvidia", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript", "torchvision",
     "matplotlib", "sklearn",
 }  # fmt: skip
 # Read on login nodes, in worker processes or by quick verbs: importing them must not import torch.

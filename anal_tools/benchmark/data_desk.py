@@ -82,7 +82,7 @@ class Bench:
             raw = functools.partial(data_raw.decode, self.records, self.reading.reader)
             cpu = time.process_time()
             for plan in good:
-                raw(plan.sample, plan.frames)
+                raw(plan.sample, plan.frames.tolist())
             self.raw_cpu += time.process_time() - cpu
             self.profile.enable()
             for position in range(first, first + min(clips, _PROFILED)):

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from datasets.readers.bitstreams import is_progressive
+
 #: Name -> weights of red and blue in luma.
 MATRICES = {
     "bt601": (0.299, 0.114),
@@ -26,8 +28,6 @@ WITHOUT_MATRIX = frozenset({0, 8, 11, 12, 13, 14, 15, 16, 17})
 _UNKNOWN = 2
 _VP9_TAGS = (_UNKNOWN, 5, 1, 6, 7, 9, _UNKNOWN, 0)
 _VP9_SYNC = b"\x49\x83\x42"
-#: Profiles whose sequence parameter set has the fields of high profiles.
-_HIGH_PROFILES = frozenset({100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135})
 
 
 def correction(name: str) -> np.ndarray:
@@ -70,91 +70,4 @@ def vp9_colour_tag(key_frame: bytes) -> int:
 
 def h264_may_have_fields(configuration: bytes | None) -> bool:
     """Return True unless every sequence parameter set of an avcC record promises whole frames."""
-    sets = _parameter_sets(configuration or b"")
-    return not sets or not all(_has_frames_only(data) for data in sets)
-
-
-def _parameter_sets(configuration: bytes) -> list[bytes]:
-    if len(configuration) < 7 or configuration[0] != 1:
-        return []
-    found, at = [], 6
-    for _ in range(configuration[5] & 31):
-        size = int.from_bytes(configuration[at : at + 2], "big")
-        found.append(configuration[at + 2 : at + 2 + size])
-        at += 2 + size
-    return found
-
-
-def _has_frames_only(data: bytes) -> bool:
-    """The flag frame_mbs_only_flag of a sequence parameter set; False if the set is cut off."""
-    bits = _Bits(data[1:].replace(b"\0\0\3", b"\0\0"))
-    try:
-        profile = bits.take(8)
-        bits.take(16)  # constraints, level
-        bits.unsigned()
-        if profile in _HIGH_PROFILES:
-            _skip_high_profile(bits)
-        bits.unsigned()  # log2_max_frame_num_minus4
-        order = bits.unsigned()
-        if order == 0:
-            bits.unsigned()
-        elif order == 1:
-            bits.take(1)
-            bits.skip(2)
-            bits.skip(bits.unsigned())
-        bits.unsigned()  # max_num_ref_frames
-        bits.take(1)
-        bits.skip(2)  # width and height
-        return bool(bits.take(1))
-    except IndexError:
-        return False
-
-
-def _skip_high_profile(bits: _Bits) -> None:
-    if bits.unsigned() == 3:  # chroma_format_idc
-        bits.take(1)
-    bits.skip(2)  # bit depths
-    bits.take(1)
-    if bits.take(1):  # scaling matrices; 4:4:4 has more than eight lists, and is refused elsewhere
-        for number in range(8):
-            if bits.take(1):
-                _skip_scaling_list(bits, 16 if number < 6 else 64)
-
-
-def _skip_scaling_list(bits: _Bits, size: int) -> None:
-    last = following = 8
-    for _ in range(size):
-        if following:
-            following = (last + bits.signed()) % 256
-        last = following or last
-
-
-class _Bits:
-    """Bits of a string from the first on; IndexError at its end."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data, self.at = data, 0
-
-    def take(self, count: int) -> int:
-        value = 0
-        for _ in range(count):
-            value = value << 1 | self.data[self.at >> 3] >> (7 - self.at & 7) & 1
-            self.at += 1
-        return value
-
-    def unsigned(self) -> int:
-        """An Exp-Golomb code (section 9.1)."""
-        zeros = 0
-        while not self.take(1):
-            zeros += 1
-        return (1 << zeros) - 1 + self.take(zeros)
-
-    def skip(self, codes: int) -> None:
-        """Pass over Exp-Golomb codes."""
-        for _ in range(codes):
-            self.unsigned()
-
-    def signed(self) -> int:
-        """The same, mapped to integers."""
-        code = self.unsigned()
-        return (code + 1) // 2 if code % 2 else -(code // 2)
+    return not configuration or configuration[0] != 1 or not is_progressive(configuration)

@@ -18,7 +18,8 @@ from datasets.lists.records import Records
 from datasets.loading.messages import Answer, DumpVideo
 from datasets.loading.pool import each
 from datasets.loading.workers import Setup
-from datasets.readers.spec import MISSING_SHARE, ReaderSpec
+from datasets.readers.spec import ReaderSpec
+from utils.config.schema import Data
 from utils.faults import UserError
 
 LAYOUTS = ("auto", "path_labels", "path_frames_labels")
@@ -94,7 +95,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--missing-share",
         type=float,
-        default=MISSING_SHARE,
+        default=Data().missing_share,
         help="as data.missing_share: share of its frames that a video may lack at its end (%(default)s)",
     )
     return parser.parse_args(argv)

@@ -13,7 +13,6 @@ from datasets.dump.source import Source, open_source, rate
 from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_of
 from datasets.lists.records import Records
 from datasets.readers.ending import EndsEarly
-from datasets.readers.spec import MISSING_SHARE
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
@@ -32,7 +31,7 @@ _OF_THE_FOLDER = {  # no video can be written there, so none of them has failed
 class Dumper:
     """Does tasks of the kind `DumpVideo`."""
 
-    def __init__(self, records: Records, missing_share: float = MISSING_SHARE) -> None:
+    def __init__(self, records: Records, missing_share: float) -> None:
         self.records = records
         self.missing_share = missing_share
 

@@ -392,10 +392,10 @@ class Pool:
                 self._unsent.appendleft(current)
         return done
 
-    def _fail(self, number: int, reason: str, **kind: bool) -> Answer:
-        """Make the answer of a task that was given up; `kind`: timeout=True or crashed=True."""
+    def _fail(self, number: int, reason: str, *, timeout: bool = False, crashed: bool = False) -> Answer:
+        """Make the answer of a task that was given up."""
         self._pending.pop(number)
-        return Answer(number, reason=reason, **kind)
+        return Answer(number, reason=reason, timeout=timeout, crashed=crashed)
 
     def _answer_here(self) -> Answer:
         """Read the oldest task in this process, because no worker is left and none starts."""

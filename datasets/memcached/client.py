@@ -30,7 +30,7 @@ from typing import Any
 
 import xxhash
 
-from datasets.memcached.wire import Connection, CorruptValue, Seal, parse
+from datasets.memcached.wire import Connection, CorruptValue, NoRoom, Seal, parse
 
 QUEUE_CLIPS = 64
 QUEUE_BYTES = 64 << 20
@@ -281,11 +281,9 @@ class MemcachedPool:
         return stored
 
     def _store(self, state: _State, server: Server, key: bytes, payload: bytes, size: int) -> bool:
-        from pymemcache.exceptions import MemcacheServerError
-
         try:
             server.filling.set(key, self.seal.pack(key, payload))
-        except MemcacheServerError:  # no room under -M, or larger than the server takes
+        except NoRoom:  # no room under -M, or larger than the server takes
             state.counts["fill_full"] += 1
             if server.refused(size):
                 state.events.append((server.name, "full, keeps what it has"))

@@ -1,15 +1,10 @@
-"""One connection to one memcached server: pymemcache speaks, the socket below it keeps the deadline of the whole call.
+"""One connection to one memcached server: five commands of its text protocol, within the deadline of the whole call.
 
-What pymemcache lacks for us is added from outside, by its `socket_module` argument and the method that it leaves open
-for other ways of taking values (`_extract_value`):
-
-- Its timeout bounds each receive, so a server that trickles bytes is never late. Here every wait is bounded by what is
-  left of the call's time, connecting and authentication included.
-- It receives 4096 bytes at a time. Small receives cost system calls, and have stalled on the loopback; here a large
-  buffer is filled, a line or a value is taken out of it, and a value is copied once.
-
-- It reads a line until its end, however long that is, and takes values of any size and number. Here an answer is
-  bounded in bytes (`Limits`): what is longer than the request can ask for ends the connection.
+- Every wait is bounded by the time that is left of the call, connecting and authentication included: a server that
+  trickles bytes is late too.
+- A large buffer is filled at once, since small receives cost system calls and have stalled on the loopback. A line or a
+  value is taken out of it, and a value is copied once.
+- An answer is bounded in bytes (`Limits`): what is longer than the request can ask for ends the connection.
 
 Every value carries a header, `<2sBBI`: magic, version, kind, length of the payload. Then comes a checksum:
 
@@ -22,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import functools
 import hashlib
 import hmac
 import ipaddress
@@ -34,14 +28,14 @@ import socket
 import struct
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeVar
 
 import xxhash
 
 from utils.faults import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 HEADER = struct.Struct("<2sBBI")
 MAGIC, IMAGE = b"FS", 1
@@ -53,7 +47,7 @@ VALUE_BYTES, VALUES_BYTES = 1 << 20, 8 << 20  # of one value, and of all of one 
 ROOM = 4  # one value may have so many times the bytes of the largest frame that the disk gave
 LATE_SECONDS, LAST_WAIT_SECONDS = 0.1, 0.01
 _UNIX = "unix:"
-_CR = ord("\r")
+_T = TypeVar("_T")
 
 
 class CorruptValue(Exception):
@@ -62,6 +56,10 @@ class CorruptValue(Exception):
 
 class AnswerTooLarge(Exception):
     """A server sends more than the request can ask for."""
+
+
+class NoRoom(Exception):
+    """A server answers SERVER_ERROR: it has no room for a value, or takes none of that size."""
 
 
 class Seal:
@@ -210,15 +208,10 @@ class Connection:
 
     def __init__(self, server: str, *, timeout: float, connect_timeout: float, secret: bytes | None = None) -> None:
         self.timeout, self.connect_timeout, self.secret = timeout, connect_timeout, secret
-        self.deadline = 0.0
-        self.left = Limits()  # of the call that is being made
         self.stale = False  # set by any thread: the next call opens another connection
-        address = parse(server)
-        self.needs_look_up = isinstance(address, tuple) and not is_address(address[0])
-        self._header_bytes = 0
-        self._client = _client_class()(
-            address, connect_timeout=1, timeout=1, no_delay=True, default_noreply=False, socket_module=_Module(self)
-        )
+        self._address = parse(server)
+        self.needs_look_up = isinstance(self._address, tuple) and not is_address(self._address[0])
+        self._stream: _Stream | None = None
 
     def get_many(
         self, keys: Sequence[bytes], deadline: float | None = None, *, header_bytes: int = 16, largest: int = 0
@@ -231,170 +224,196 @@ class Connection:
             header_bytes: where a value is cut into header and payload.
             largest: bytes of the largest frame that came from the disk; bounds the answer.
         """
-        self._header_bytes = header_bytes
-        return self._call(deadline, self._client.get_many, keys, limits=Limits.of(len(keys), largest))
+
+        def ask(stream: _Stream) -> dict[bytes, tuple[bytes, bytes]]:
+            wanted, found = set(keys), {}
+            stream.send(b"get %b\r\n" % b" ".join(keys))
+            while (line := stream.answer()) != b"END":
+                words = line.split()
+                if len(words) != 4 or words[0] != b"VALUE" or words[1] not in wanted or not words[3].isdigit():
+                    raise ValueError(f"an answer that was not asked for: {line[:80]!r}")
+                found[words[1]] = stream.value(int(words[3]), header_bytes)
+            return found
+
+        return self._call(ask, deadline, Limits.of(len(keys), largest))
 
     def set(self, key: bytes, value: bytes) -> None:
-        """Store one value and wait for the answer; MemcacheServerError if the server has no room for it."""
-        self._call(None, self._client.set, key, value)
+        """Store one value and wait for the answer; NoRoom if the server has no room for it."""
+        self._one_line(b"set %b 0 0 %d\r\n%b\r\n" % (key, len(value), value), b"STORED")
 
     def present(self, keys: Sequence[bytes]) -> list[bool]:
-        """Which keys the server has, without their values."""
-        return self._call(None, self._client.present, keys, limits=Limits.of(len(keys), 0))
+        """Which keys the server has, without their values: one line of answer for each, in one round trip."""
+
+        def ask(stream: _Stream) -> list[bool]:
+            stream.send(b"".join(b"mg %b k\r\n" % key for key in keys))
+            return [stream.answer() == b"HD k" + key for key in keys]
+
+        return self._call(ask, limits=Limits.of(len(keys), 0))
 
     def version(self) -> bytes:
         """The server's version."""
-        return self._call(None, self._client.version)
+        return self._one_line(b"version\r\n", b"VERSION")
 
     def stats(self) -> dict[str, str]:
         """The server's own counters."""
-        found = self._call(None, self._client.stats)
-        return {_text(name): _text(value) for name, value in found.items()}
+
+        def ask(stream: _Stream) -> dict[str, str]:
+            found = {}
+            stream.send(b"stats\r\n")
+            while (line := stream.answer()) != b"END":
+                word, name, value = (*line.decode("latin-1").split(" ", 2), "", "")[:3]
+                if word != "STAT":
+                    raise ValueError(f"an answer that was not asked for: {line[:80]!r}")
+                found[name] = value
+            return found
+
+        return self._call(ask)
 
     def close(self) -> None:
         """Close the descriptor; nothing is sent, so that a forked child may close what it inherited."""
-        self._client.close()
+        if self._stream is not None:
+            self._stream.close()
+        self._stream = None
 
-    def take_line(self, size: int, line: int) -> None:
-        """Count bytes of a line that has `line` bytes so far; AnswerTooLarge if it has too many."""
-        self.left.lines -= size
-        if line > self.left.line or self.left.lines < 0:
-            raise AnswerTooLarge("the server sends lines without end")
+    def _one_line(self, command: bytes, word: bytes) -> bytes:
+        """Send a command; return what follows `word` in its answer of one line."""
 
-    def take_value(self, size: int) -> int:
-        """Count a value that the server announces and return the length of its header; raise AnswerTooLarge."""
-        self.left.values -= size
-        self.left.count -= 1
-        if size > self.left.value or self.left.values < 0 or self.left.count < 0:
-            raise AnswerTooLarge(f"the server sends more than was asked for (a value of {size} bytes)")
-        return min(size, self._header_bytes)
+        def ask(stream: _Stream) -> bytes:
+            stream.send(command)
+            first, _, rest = stream.answer().partition(b" ")
+            if first != word:
+                raise ValueError(f"{first[:80]!r} instead of {word!r}")
+            return rest
 
-    def _call(self, deadline: float | None, function: Any, *args: Any, limits: Limits | None = None) -> Any:
-        self.left = limits or Limits()
-        self.deadline = time.monotonic() + self.timeout if deadline is None else deadline
+        return self._call(ask)
+
+    def _call(self, ask: Callable[[_Stream], _T], deadline: float | None = None, limits: Limits | None = None) -> _T:
+        deadline = time.monotonic() + self.timeout if deadline is None else deadline
         if self.stale:
             self.stale = False
-            self._client.close()
+            self.close()
         try:
-            return function(*args)
-        except BaseException:
-            # pymemcache does this for an Exception; a KeyboardInterrupt in mid-call must not leave half an answer.
-            self._client.close()
+            if self._stream is None:
+                self._stream = _Stream(self._address)
+                self._stream.begin(deadline, limits or Limits())
+                self._stream.connect(self.connect_timeout, self.secret)
+            else:
+                self._stream.begin(deadline, limits or Limits())
+            return ask(self._stream)
+        except BaseException:  # a KeyboardInterrupt in mid-call must not leave half an answer
+            self.close()
             raise
 
 
-def _text(value: Any) -> str:
-    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+class _Stream:
+    """A socket that keeps the deadline and the limits of a call."""
 
-
-class _Module:
-    """What a Client takes for the module `socket`."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(socket, name)
-
-    def socket(self, family: int, kind: int, proto: int = 0) -> _Socket:
-        """A socket that keeps the deadline."""
-        return _Socket(socket.socket(family, kind | socket.SOCK_CLOEXEC, proto), self._connection)
-
-
-class _Socket:
-    """The methods of a socket that pymemcache calls, and `take`."""
-
-    def __init__(self, inner: socket.socket, connection: Connection) -> None:
-        self._inner, self.connection = inner, connection
-        inner.setblocking(False)
+    def __init__(self, address: tuple[str, int] | str) -> None:
+        if isinstance(address, str):
+            family, self._address = socket.AF_UNIX, address
+        else:
+            family, _, _, _, self._address = socket.getaddrinfo(*address, type=socket.SOCK_STREAM)[0]
+        self._socket = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        self._socket.setblocking(False)
+        if family != socket.AF_UNIX:
+            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._deadline, self._left = 0.0, Limits()
         self._buffer = bytearray(BUFFER_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
-        self._line = self._last = 0  # bytes of the line that is being received, and the last of them
         self._readable, self._writable = select.poll(), select.poll()
-        self._readable.register(inner, select.POLLIN)
-        self._writable.register(inner, select.POLLOUT)
+        self._readable.register(self._socket, select.POLLIN)
+        self._writable.register(self._socket, select.POLLOUT)
 
-    def setsockopt(self, *args: Any) -> None:
-        self._inner.setsockopt(*args)
-
-    def settimeout(self, _: float | None) -> None:
-        """Nothing: the deadline counts."""
+    def begin(self, deadline: float, limits: Limits) -> None:
+        """Begin a call."""
+        self._deadline, self._left = deadline, limits
 
     def close(self) -> None:
-        self._inner.close()
+        self._socket.close()
 
-    def connect(self, address: Any) -> None:
-        """Connect, and say the secret, within the connect timeout and the deadline."""
-        wait_until = min(self.connection.deadline, time.monotonic() + self.connection.connect_timeout)
-        failed = self._inner.connect_ex(address)
+    def connect(self, timeout: float, secret: bytes | None) -> None:
+        """Connect within `timeout` and the deadline, and send the secret."""
+        wait_until = min(self._deadline, time.monotonic() + timeout)
+        failed = self._socket.connect_ex(self._address)
         if failed == errno.EINPROGRESS:
             self._wait(self._writable, wait_until)
-            failed = self._inner.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            failed = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if failed:
             raise OSError(failed, os.strerror(failed))
-        if self.connection.secret is not None:
-            words = self.connection.secret
-            self.sendall(b"set auth 0 0 %d\r\n%b\r\n" % (len(words), words))
-            answer = b""
-            while not answer.endswith(b"\n"):
-                more = self.recv(256)  # which bounds the length of a line
-                if not more:
-                    raise ConnectionError("closed instead of taking the secret")
-                answer += more
-            if answer != b"STORED\r\n":
+        if secret is not None:
+            self.send(b"set auth 0 0 %d\r\n%b\r\n" % (len(secret), secret))
+            if self.line() != b"STORED":
                 raise ConnectionError("the secret was refused")
 
-    def sendall(self, data: bytes) -> None:
+    def send(self, data: bytes) -> None:
         """Send everything before the deadline."""
         sent, view = 0, memoryview(data)
         while sent < len(data):
             try:
-                sent += self._inner.send(view[sent:])
+                sent += self._socket.send(view[sent:])
             except BlockingIOError:
-                self._wait(self._writable, self.connection.deadline)
+                self._wait(self._writable, self._deadline)
 
-    def recv(self, size: int) -> bytes:
-        """At most one line, at most `size` bytes; nothing at the end of the stream."""
-        if self._start == self._end and not self._fill():
-            return b""
-        stop = min(self._start + size, self._end)
-        line_end = self._buffer.find(b"\n", self._start, stop)
-        stop = stop if line_end < 0 else line_end + 1
-        self._line += stop - self._start
-        self.connection.take_line(stop - self._start, self._line)
-        # A line ends with CR LF, which may come in two parts; a bare LF is a part of it.
-        before = self._buffer[stop - 2] if stop - 2 >= self._start else self._last
-        self._last = self._buffer[stop - 1]
-        if line_end >= 0 and before == _CR:
-            self._line = 0
-        start, self._start = self._start, stop
-        return bytes(self._view[start:stop])
+    def answer(self) -> bytes:
+        """Return one line of an answer; raise what it refuses."""
+        line = self.line()
+        if line.startswith(b"SERVER_ERROR"):
+            raise NoRoom(line[:80].decode("latin-1"))
+        if line.startswith((b"ERROR", b"CLIENT_ERROR")):
+            raise ValueError(f"the server refuses the request: {line[:80]!r}")
+        return line
 
-    def take(self, size: int) -> bytes:
-        """Exactly `size` bytes; ConnectionError where the stream ends before."""
+    def line(self) -> bytes:
+        """Return one line without the CR LF at its end; a bare LF is a part of it."""
+        line = bytearray()
+        while not line.endswith(b"\r\n"):
+            self._fill_if_empty()
+            end = self._buffer.find(b"\n", self._start, self._end)
+            stop = self._end if end < 0 else end + 1
+            self._left.lines -= stop - self._start
+            if len(line) + stop - self._start > self._left.line or self._left.lines < 0:
+                raise AnswerTooLarge("the server sends lines without end")
+            line += self._view[self._start : stop]
+            self._start = stop
+        return bytes(line[:-2])
+
+    def value(self, size: int, header_bytes: int) -> tuple[bytes, bytes]:
+        """Return (header, payload) of a value that the server has announced."""
+        self._left.values -= size
+        self._left.count -= 1
+        if size > self._left.value or self._left.values < 0 or self._left.count < 0:
+            raise AnswerTooLarge(f"the server sends more than was asked for (a value of {size} bytes)")
+        header = self._take(min(size, header_bytes))
+        payload = self._take(size - len(header))
+        if self._take(2) != b"\r\n":
+            raise ValueError("a value is longer than was announced")
+        return header, payload
+
+    def _take(self, size: int) -> bytes:
+        """Return exactly `size` bytes."""
         if self._end - self._start >= size:
             start, self._start = self._start, self._start + size
             return bytes(self._view[start : self._start])
         parts = []
         while size:
-            if self._start == self._end and not self._fill():
-                raise ConnectionError("the server closed the connection in the middle of a value")
+            self._fill_if_empty()
             step = min(size, self._end - self._start)
             parts.append(bytes(self._view[self._start : self._start + step]))
             self._start += step
             size -= step
         return b"".join(parts)
 
-    def _fill(self) -> bool:
-        """Receive what there is into the empty buffer; False at the end of the stream."""
-        while True:
-            self._wait(self._readable, self.connection.deadline)
+    def _fill_if_empty(self) -> None:
+        """Receive what there is into an empty buffer; ConnectionError at the end of the stream."""
+        while self._start == self._end:
+            self._wait(self._readable, self._deadline)
             try:
-                self._start, self._end = 0, self._inner.recv_into(self._buffer)
-                return self._end > 0
+                self._start, self._end = 0, self._socket.recv_into(self._buffer)
             except BlockingIOError:
                 continue
+            if not self._end:
+                raise ConnectionError("the server closed the connection in the middle of an answer")
 
     def _wait(self, poll: select.poll, deadline: float) -> None:
         # A machine with too much to do may stop this process for longer than a call may take; an answer that lies
@@ -403,36 +422,3 @@ class _Socket:
         late = left < -LATE_SECONDS
         if late or not poll.poll(math.ceil(max(left, LAST_WAIT_SECONDS) * 1000)):
             raise TimeoutError("the server took too long")
-
-
-@functools.cache
-def _client_class() -> type[Any]:
-    try:
-        from pymemcache.client.base import Client
-    except ImportError as error:
-        raise UserError("reader memcached needs the package pymemcache: pip install 'pymemcache>=4'") from error
-
-    class FrameClient(Client):
-        """A Client that takes values from `_Socket` without further copies, header and payload apart."""
-
-        def _extract_value(
-            self, expect_cas: bool, line: bytes, buf: bytes, remapped_keys: dict, prefixed_keys: list
-        ) -> tuple[Any, Any, bytes]:
-            words = line.split()
-            key = remapped_keys.get(words[1]) if len(words) == 4 and words[3].isdigit() else None
-            if buf or expect_cas or key is None:
-                raise ValueError(f"an answer that was not asked for: {line[:80]!r}")
-            size = int(words[3])
-            sock: Any = self.sock
-            header = sock.take(sock.connection.take_value(size))
-            payload = sock.take(size - len(header))
-            if sock.take(2) != b"\r\n":
-                raise ValueError("a value is longer than was announced")
-            return key, (header, payload), b""
-
-        def present(self, keys: Sequence[bytes]) -> list[bool]:
-            """One round trip of meta gets that ask for the key only, one line of answer for each."""
-            lines = self._misc_cmd([b"mg %b k\r\n" % key for key in keys], b"mg", False)
-            return [line == b"HD k" + key for line, key in zip(lines, keys, strict=True)]
-
-    return FrameClient

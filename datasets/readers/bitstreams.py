@@ -77,7 +77,7 @@ class PacketCheck:
         """
         if self.codec != "h264":
             return False
-        return not any(map(_is_progressive, (self._extradata, first_key or b"")))
+        return not any(map(is_progressive, (self._extradata, first_key or b"")))
 
     def looks_whole(self, data: bytes) -> bool:
         """Return False where a packet cannot be what an encoder wrote: zeroed, overwritten, cut off."""
@@ -331,7 +331,7 @@ def _nals_fit(data: bytes, codec: str, prefix: int) -> bool:
     return picture and at == len(data)
 
 
-def _is_progressive(data: bytes) -> bool:
+def is_progressive(data: bytes) -> bool:
     """Return whether H.264 parameter sets are there and allow whole frames only (frame_mbs_only_flag)."""
     flags = []
     for unit in _sequence_sets(data):

@@ -30,7 +30,7 @@ from datasets.loading.slots import Slot  # noqa: E402
 from datasets.loading.workers import Desk, Setup  # noqa: E402
 from datasets.plan.sampling import Sampling  # noqa: E402
 from datasets.readers import ReaderSpec  # noqa: E402
-from tests.datasets.specs import train_spec  # noqa: E402
+from tests.datasets.specs import reader_spec, train_spec  # noqa: E402
 
 # backend: (reader, folder of DIR, how a path of it ends, clips that are timed)
 BACKENDS = {
@@ -62,7 +62,7 @@ def desk(args: argparse.Namespace) -> Desk:
     if extra.keys() - known:
         raise SystemExit(f"ReaderSpec has no {', '.join(extra.keys() - known)}; it has {', '.join(sorted(known))}")
     clip = spec.sampling.frames_per_clip * 224 * 224 * 3
-    setup = Setup(ReaderSpec(kind=reader, **extra), train=spec, seed=args.seed)
+    setup = Setup(reader_spec(kind=reader, **extra), train=spec, seed=args.seed)
     return Desk(setup, records, [Slot.create("bench-clips", clip)])
 
 

@@ -43,8 +43,8 @@ def memory(work: Path) -> dict:
 
 def missing(name: str) -> str:
     """Why a reader cannot be used here; empty if it can."""
-    if name == "memcached" and not (shutil.which("memcached") and importlib.util.find_spec("pymemcache")):
-        return "memcached or pymemcache is not installed"
+    if name == "memcached" and not shutil.which("memcached"):
+        return "memcached is not installed"
     return "NVIDIA DALI is not installed" if name == "dali" and not importlib.util.find_spec("nvidia.dali") else ""
 
 
@@ -89,15 +89,14 @@ def read(name: str, folder: str) -> dict[str, Any]:
     from datasets.loading.slots import Slot
     from datasets.loading.workers import Desk, Setup
     from datasets.plan.sampling import Sampling
-    from datasets.readers import ReaderSpec
-    from tests.datasets.specs import train_spec
+    from tests.datasets.specs import reader_spec, train_spec
 
     spec = train_spec(Sampling("tsn", 4), input_size=32, crop="random_resized")
     records = Records.load(f"{folder}/train.txt", folder, num_class=1)
     kind = {"shards": "frames", "clips": "video"}.get(name, name)
     with contextlib.ExitStack() as stack:
         cached = stack.enter_context(server()) if kind == "memcached" else None
-        reader = ReaderSpec(kind, memcached=cached)
+        reader = reader_spec(kind, memcached=cached)
         desk = Desk(Setup(reader, train=spec), records, [Slot.create("m", 1 << 20)])
         points = []
         for position in range(CLIPS):
@@ -159,15 +158,14 @@ def from_list(count: str, path: str) -> dict[str, float]:
     from datasets.loading import train as train_loader
     from datasets.loading.base import Reading
     from datasets.plan.sampling import Sampling
-    from datasets.readers import ReaderSpec
-    from tests.datasets.specs import train_spec
+    from tests.datasets.specs import reader_spec, train_spec
     from utils.shards import ShardPlan
 
     torch.set_num_threads(1)
     records = Records.load(path, "/nowhere", num_class=400)
     assert len(records) == int(count)
     spec = train_spec(Sampling("tsn", 4), input_size=32, crop="random_resized")
-    reading = Reading(ReaderSpec("video"), workers=WORKERS, on_bad="skip", bad_budget=1.0)
+    reading = Reading(reader_spec("video"), workers=WORKERS, on_bad="skip", bad_budget=1.0)
     shards = ShardPlan(total=1, batch_size=8, world=1, rank=0, group_size=1)
     with train_loader.TrainLoader(records, spec, reading, seed=0, shards=shards) as loader:
         next(loader)

@@ -104,7 +104,7 @@ def specs(work: Path) -> Iterator[tuple[str, contextlib.AbstractContextManager[R
 def memcached(work: Path) -> Iterator[Row | None]:
     """A memcached of our own on a socket in a short folder; None where there is none."""
     program = shutil.which("memcached")
-    if program is None or importlib.util.find_spec("pymemcache") is None:
+    if program is None:
         yield None
         return
     with tempfile.TemporaryDirectory(prefix="zoe-") as folder:
@@ -221,7 +221,8 @@ def ask_reader(content: Row, name: str) -> Row:
     import numpy as np
 
     from datasets.lists.records import Records
-    from datasets.readers import ReaderSpec, open_reader
+    from datasets.readers import open_reader
+    from tests.datasets.specs import reader_spec
     from utils.faults import MediaError
 
     kind, reference = content["kind"], content["reference"][name]
@@ -235,7 +236,7 @@ def ask_reader(content: Row, name: str) -> Row:
             listed.write(f"{path}\t0\n")
             listed.flush()
             records = Records.load(listed.name, root, num_class=1)
-        return open_reader(ReaderSpec(kind, **content["spec"]), records)
+        return open_reader(reader_spec(kind, **content["spec"]), records)
 
     try:
         if as_frames:
@@ -423,9 +424,9 @@ def facts_gain() -> None:
     from datasets.lists.records import Records
     from datasets.plan.sampling import Sampling
     from datasets.plan.train import draw, resolve
-    from datasets.readers import ReaderSpec, open_reader
+    from datasets.readers import open_reader
     from datasets.scan import verb as scan_verb
-    from tests.datasets.specs import train_spec
+    from tests.datasets.specs import reader_spec, train_spec
 
     data, spec = ROOT.parent / "shared" / "data", train_spec(Sampling("tsn", 8))
     names = ("ucf11/v_biking_01_01.mpg", "c3d/v_ApplyEyeMakeup_g01_c01.avi", "mmaction2/demo.mp4")
@@ -439,7 +440,7 @@ def facts_gain() -> None:
             taken: dict[str | None, list[float]] = {None: [], f"{folder}/facts.bin": []}
             for position in range(7):
                 for facts, times in taken.items():
-                    reader = open_reader(ReaderSpec("video", facts=facts), records)
+                    reader = open_reader(reader_spec("video", facts=facts), records)
                     began = time.process_time()
                     plan = resolve(draw(1, 0, position, spec), reader.probe(i), spec, i)
                     reader.read(i, plan.frames, plan.box, plan.size, out)

@@ -8,7 +8,9 @@ from typing import Any
 from datasets.plan import train
 from datasets.plan.sampling import Sampling
 from datasets.plan.train import TrainSpec
-from utils.config.schema import Augmentation
+from datasets.readers import video_index
+from datasets.readers.spec import ReaderSpec
+from utils.config.schema import Augmentation, Data
 
 
 def train_spec(
@@ -23,3 +25,13 @@ def train_spec(
         ),
     )
     return train.train_spec(cfg)
+
+
+def reader_spec(kind: str, **fields: Any) -> ReaderSpec:
+    """Return the spec of a reader."""
+    return ReaderSpec(kind, **{"missing_share": Data().missing_share, **fields})
+
+
+def build_index(path: str, shown: str) -> video_index.Index:
+    """Return the index of a video file."""
+    return video_index.build_index(path, shown, missing_share=Data().missing_share)

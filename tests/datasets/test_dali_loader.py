@@ -19,8 +19,7 @@ from datasets.loading.train import Batch, TrainLoader
 from datasets.plan.order import sample_at
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
-from datasets.readers import ReaderSpec
-from tests.datasets.specs import train_spec
+from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
 from utils.faults import UserError
 from utils.shards import ShardPlan
@@ -33,7 +32,7 @@ SPEC = train_spec(
     Sampling("tsn", 4), input_size=32, colorjitter=(0.2, 0.2, 0.2, 0.1), random_erasing=(0.5, 0.02, 0.4, 0.3)
 )
 VIEWS = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
-READING = Reading(ReaderSpec("video"), workers=0, prefetch=2, on_bad="error")
+READING = Reading(reader_spec("video"), workers=0, prefetch=2, on_bad="error")
 VIDEOS = 6
 FIELDS = ("labels", "weights")
 
@@ -41,7 +40,7 @@ FIELDS = ("labels", "weights")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """VP9 files v0..v5, an H.264 file, which DALI's CPU build does not read, a damaged one, JPEG frames, no video."""
-    from datasets.readers.video_index import build_index
+    from tests.datasets.specs import build_index
 
     made = tmp_path_factory.mktemp("videos")
     for i in range(VIDEOS):
@@ -163,7 +162,7 @@ def test_evaluation_gives_each_video_once_with_its_frames(folder: Path, tmp_path
         reading = dataclasses.replace(READING, on_bad="skip", workers=workers)
         with (
             DaliEvalLoader(records, VIEWS, reading) as ours,
-            EvalLoader(records, VIEWS, dataclasses.replace(reading, reader=ReaderSpec("encoded"))) as theirs,
+            EvalLoader(records, VIEWS, dataclasses.replace(reading, reader=reader_spec("encoded"))) as theirs,
         ):
             for item, other in zip(ours, theirs, strict=True):
                 assert (item.sample, item.label, item.failure) == (other.sample, other.label, other.failure)

@@ -17,8 +17,8 @@ import torch
 
 from datasets.dali import bitstream
 from datasets.dali.video_cut import Refused, cut
-from datasets.readers import ReaderSpec, open_reader
-from datasets.readers.video_index import build_index
+from datasets.readers import open_reader
+from tests.datasets.specs import build_index, reader_spec
 from tests.datasets.videos import SIZE, number_in, records_of, write_video
 from utils.faults import UserError
 
@@ -100,7 +100,7 @@ def test_colours_are_those_of_pyav(tag: int, yuv: tuple[int, int, int], tmp_path
     records = records_of(tmp_path, ["v.mp4 0"])
     clips = []
     for kind in ("dali", "video"):
-        reader = open_reader(ReaderSpec(kind), records)
+        reader = open_reader(reader_spec(kind), records)
         clip = np.zeros((2, 32, 32, 3), np.uint8)
         reader.read(0, np.array([0, 5]), (8, 8, 72, 72), (32, 32), clip)
         assert not getattr(reader, "fallbacks", None)
@@ -158,7 +158,7 @@ def test_barcodes_of_what_is_accepted(tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
     shown = write_hidden(tmp_path / "hidden.mp4")
     records = records_of(tmp_path, ["hidden.mp4 0", "plain.mp4 0"])
-    reader, video = (open_reader(ReaderSpec(kind), records) for kind in ("dali", "video"))
+    reader, video = (open_reader(reader_spec(kind), records) for kind in ("dali", "video"))
     assert video.probe(0).frames == shown < video.probe(1).frames
     for number, refused in ((0, True), (1, False)):
         reader.fallbacks.clear()  # type: ignore[attr-defined]
@@ -284,7 +284,7 @@ def test_a_clip_with_too_large_frames_is_refused(tmp_path: Path, monkeypatch: py
 
     write_video(tmp_path / "v.mp4", "libvpx-vp9", 12, options={"cpu-used": "8"})
     records = records_of(tmp_path, ["v.mp4 0"])
-    reader = encoded.EncodedReader(ReaderSpec("encoded", decoder="cpu"), records)
+    reader = encoded.EncodedReader(reader_spec("encoded", decoder="cpu"), records)
     slot = Slot.create("test", 0)
     plan = Plan(0, np.array([1, 1, 2]), (0, 0, SIZE, SIZE), (SIZE, SIZE), {})
     wanted = AsStored(None)

@@ -53,7 +53,7 @@ def dump_one(records: Records, i: int, dst: Path, form: str = "frames", **settin
     (dst / ".dump").mkdir(parents=True, exist_ok=True)
     wanted = Settings(form, **settings)
     target = dst / target_names(records, wanted, set())[records.path(i)]
-    return Dumper(records).answer(i, DumpVideo(i, wanted, str(target), str(dst / ".dump")))
+    return Dumper(records, 0.05).answer(i, DumpVideo(i, wanted, str(target), str(dst / ".dump")))
 
 
 def test_the_list_itself_and_files_of_others_are_never_replaced(tmp_path: Path) -> None:

@@ -16,8 +16,7 @@ from datasets.loading.train import Batch, TrainLoader
 from datasets.plan.order import sample_at
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
-from datasets.readers import ReaderSpec
-from tests.datasets.specs import train_spec
+from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
 from utils.faults import UserError
 from utils.shards import ShardPlan
@@ -26,7 +25,7 @@ SPEC = train_spec(
     Sampling("tsn", 4), input_size=32, colorjitter=(0.2, 0.2, 0.2, 0.1), random_erasing=(0.5, 0.02, 0.4, 0.3)
 )
 VIEWS = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
-READING = Reading(ReaderSpec("video"), workers=0, prefetch=2, on_bad="error")
+READING = Reading(reader_spec("video"), workers=0, prefetch=2, on_bad="error")
 VIDEOS = 7
 
 
@@ -226,7 +225,7 @@ def test_images_and_frame_folders_go_through_the_same_path(tmp_path: Path) -> No
         cv2.imwrite(str(tmp_path / f"p{i}.png"), frame_image(i)[..., ::-1])
     records = records_of(tmp_path, [f"p{i}.png {i}" for i in range(3)])
     spec = train_spec(Sampling("tsn", 1), input_size=96, crop="centre", flip=False)
-    reading = dataclasses.replace(READING, reader=ReaderSpec("frames"))
+    reading = dataclasses.replace(READING, reader=reader_spec("frames"))
     with TrainLoader(records, spec, reading, seed=0, shards=shards(3, 1), stop=1) as loader:
         _, batches = next(loader)
         assert [number_in(clip[0].numpy()) for clip in batches[0].clips] == batches[0].labels.tolist()
@@ -289,7 +288,7 @@ def test_build_follows_the_configuration(records: Records) -> None:
 def test_the_defaults_of_reading_are_those_of_the_config() -> None:
     from utils.config.schema import Data
 
-    reading, data = Reading(ReaderSpec("video")), Data()
+    reading, data = Reading(reader_spec("video")), Data()
     given = (reading.deadline, reading.on_bad, reading.bad_budget, reading.prefetch)
     assert given == (data.deadline_seconds, data.on_bad, data.bad_budget, data.prefetch)
 

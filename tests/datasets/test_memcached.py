@@ -151,7 +151,7 @@ def test_a_frozen_server_costs_one_time_out_and_comes_back(start: Start, video: 
 
 
 def test_a_server_that_trickles_is_late(video: Path) -> None:
-    """One byte every 20 ms: pymemcache alone would wait for the whole value."""
+    """One byte every 20 ms: a bound on each receive would wait for the whole value."""
     port, stop = free_port(), threading.Event()
     listener = socket.create_server(("127.0.0.1", port))
 

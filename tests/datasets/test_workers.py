@@ -22,8 +22,7 @@ from datasets.loading.workers import Setup
 from datasets.plan.sampling import Sampling
 from datasets.plan.train import Plan, TrainSpec
 from datasets.plan.views import EvalSpec, VideoPlan
-from datasets.readers import ReaderSpec
-from tests.datasets.specs import train_spec
+from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import number_in, records_of, write_video
 from utils.faults import UserError
 
@@ -43,7 +42,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def setup_of(spec: TrainSpec = SPEC, views: EvalSpec | None = None) -> Setup:
-    return Setup(ReaderSpec("video"), train=spec, eval=views, seed=7)
+    return Setup(reader_spec("video"), train=spec, eval=views, seed=7)
 
 
 def request(number: int, sample: int, *, offset: int = 0) -> tuple[int, ReadClip]:
