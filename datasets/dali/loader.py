@@ -173,7 +173,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
             self._look_ahead()
 
     def _look_ahead(self) -> None:
-        for answer in self._checked(self._service.ready()):
+        for answer in self._answers(wait=False):
             self._take(answer)
         for following in self._steps:
             if following.open:
@@ -261,7 +261,7 @@ class DaliEvalLoader(Decoding, EvalLoader):
                 del self._ready[number], self._decoded[number]
                 self._ask(number)
             super()._finish(index)  # what DALI refused was asked for again
-        for answer in self._checked(self._service.ready()):
+        for answer in self._answers(wait=False):
             self._ready[self._where.pop(answer.id)] = answer
         self._start()
         self._look_at(self._mine[index], self._ready[index])

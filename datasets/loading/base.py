@@ -157,15 +157,12 @@ class Loader(abc.ABC):
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         return transfer.to_device(tensor, self.device)
 
-    def _answers(self) -> list[Answer]:
-        """Wait for answers."""
-        answers = self._service.answers()
-        if not answers:
-            raise RuntimeError("the loader waits for a clip that nobody reads")
-        return self._checked(answers)
+    def _answers(self, *, wait: bool = True) -> list[Answer]:
+        """Return the answers that are there, at least one with `wait`; raise what is not the media's fault."""
+        answers = self._service.answers() if wait else self._service.ready()
+        if wait and not answers:
+            raise RuntimeError("the loader waits for a clip that no process reads")
 
-    def _checked(self, answers: list[Answer]) -> list[Answer]:
-        """Count what readers counted; raise what is not the media's fault."""
         for answer in answers:
             if answer.counters:
                 self.traffic.add(answer.counters)

@@ -180,7 +180,7 @@ class TrainLoader(Loader):
         """Start to copy the next step's clips to a GPU if they are read. Returns at once; on a CPU it does nothing."""
         if self._copies is None or self._copied is not None or not self._steps:
             return
-        for answer in self._checked(self._service.ready()):
+        for answer in self._answers(wait=False):
             self._take(answer)
         if not self._steps[0].open:
             self._copied = self._copy(self._steps.popleft(), self._copies)

@@ -109,14 +109,15 @@ def draw(seed: int, epoch: int, position: int, spec: TrainSpec) -> Draws:
         position: global position, running through epochs.
         spec: says which augmentations are on.
     """
-
-    def numbers(block: int, rows: int, count: int) -> NDArray[np.float64]:
-        return uniforms(seed, epoch, position, block, rows * count).reshape(rows, count)
+    drawn = {}
+    for name, op in spec.ops.items():
+        rows = spec.rows(name)
+        drawn[name] = uniforms(seed, epoch, position, op.block, rows * op.uniforms).reshape(rows, op.uniforms)
 
     return Draws(
-        temporal=numbers(TEMPORAL, 1, uniforms_needed(spec.sampling))[0],
-        crop=numbers(_CROP, 1, crops.RANDOM_RESIZED_UNIFORMS)[0].tolist(),
-        ops={name: numbers(op.block, spec.rows(name), op.uniforms) for name, op in spec.ops.items()},
+        temporal=uniforms(seed, epoch, position, TEMPORAL, uniforms_needed(spec.sampling)),
+        crop=uniforms(seed, epoch, position, _CROP, crops.RANDOM_RESIZED_UNIFORMS).tolist(),
+        ops=drawn,
     )
 
 
