@@ -25,9 +25,10 @@ from datasets.loading.bad_media import printable
 from datasets.loading.base import Loader, Reading
 from datasets.loading.eval import EvalLoader
 from datasets.loading.messages import Answer, AsStored
-from datasets.loading.train import Batch, Shards, TrainLoader, _Row, _Step
+from datasets.loading.train import Batch, TrainLoader, _Row, _Step
 from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec, VideoPlan
+from utils.shards import ShardPlan
 
 #: Room for the stored bytes of one training clip; what needs more is read as pixels. Pages are taken when written.
 ROOM = 32 << 20
@@ -138,7 +139,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
         spec: TrainSpec,
         reading: Reading,
         *,
-        shards: Shards,
+        shards: ShardPlan,
         device: torch.device | str = "cpu",
         **more: Any,
     ) -> None:

@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -48,35 +48,6 @@ _AHEAD = 4  # tasks per process that are under way in `each`
 T = TypeVar("T", bound=Task)
 
 
-class Service(Protocol):
-    """Something that reads clips: a pool of processes, or this process."""
-
-    @property
-    def trouble(self) -> str | None:
-        """Why this service should be replaced soon: workers that do not start. None while all is well."""
-        ...
-
-    def submit(self, number: int, task: Task) -> None:
-        """Queue one task under a positive number that was not used before."""
-        ...
-
-    def answers(self) -> list[Answer]:
-        """Wait until there is an answer to a submitted task, and give all that are there."""
-        ...
-
-    def ready(self) -> list[Answer]:
-        """Answers that are there already, without waiting."""
-        ...
-
-    def busy(self) -> list[int]:
-        """Ids of the tasks that are being read now; any thread may ask."""
-        ...
-
-    def close(self) -> None:
-        """Stop at once."""
-        ...
-
-
 class Inline:
     """Answers tasks in this process, one at a time and in order."""
 
@@ -88,11 +59,11 @@ class Inline:
         self._current: int | None = None
 
     def submit(self, number: int, task: Task) -> None:
-        """See `Service`."""
+        """See `Pool`."""
         self._waiting.append((number, task))
 
     def answers(self) -> list[Answer]:
-        """See `Service`."""
+        """See `Pool`."""
         if not self._waiting:
             return []
         self._current, task = self._waiting.popleft()
@@ -101,15 +72,15 @@ class Inline:
         return [answer]
 
     def ready(self) -> list[Answer]:
-        """See `Service`; nothing is read unless somebody waits for it."""
+        """Return nothing: a task is read only when the loader waits for it."""
         return []
 
     def busy(self) -> list[int]:
-        """See `Service`."""
+        """See `Pool`."""
         return [] if self._current is None else [self._current]
 
     def close(self) -> None:
-        """See `Service`."""
+        """See `Pool`."""
         self._waiting.clear()
         self._desk.close()
 
@@ -177,6 +148,9 @@ class Pool:
         workers: number of processes.
         deadline: seconds that one task may take.
         stand_in: read the tasks in this process if no worker starts; else `answers` raises UserError.
+
+    Attributes:
+        trouble: why this pool should be replaced soon: workers that do not start. None while all is well.
     """
 
     def __init__(
@@ -228,13 +202,13 @@ class Pool:
         return [worker.process.pid for worker in self._workers]
 
     def submit(self, number: int, task: Task) -> None:
-        """See `Service`."""
+        """Queue one task under a positive number that was not used before."""
         self._pending[number] = task
         self._unsent.append(number)
         self._send()
 
     def answers(self) -> list[Answer]:
-        """See `Service`."""
+        """Wait until there is an answer to a submitted task, and give all that are there."""
         done: list[Answer] = []
         self._quiet_since = time.monotonic()
         while self._pending and not done:
@@ -251,17 +225,17 @@ class Pool:
         return done
 
     def ready(self) -> list[Answer]:
-        """See `Service`."""
+        """Answers that are there already, without waiting."""
         self._send()
         return [answer for worker in list(self._workers) for answer in self._receive(worker)]
 
     def busy(self) -> list[int]:
-        """See `Service`."""
+        """Numbers of the tasks that are being read now; any thread may ask."""
         here = self._inline.busy() if self._inline else []
         return here + [current for current, _ in (worker.busy_with() for worker in list(self._workers)) if current]
 
     def close(self) -> None:
-        """See `Service`. Workers hold nothing that needs an orderly end."""
+        """Stop at once. Workers hold nothing that needs an orderly end."""
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
@@ -424,6 +398,10 @@ class Pool:
             self._quiet_since = now
             return done
         return []
+
+
+#: What reads for a loader: processes, or this process.
+Service = Pool | Inline
 
 
 def _end_in_words(code: int | None) -> str:

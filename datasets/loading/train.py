@@ -11,7 +11,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Collection, Iterator
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from datasets.plan.train import Plan, TrainSpec
 from datasets.plan.views import VideoPlan
 from utils import transfer
 from utils.faults import UserError
+from utils.shards import ShardPlan
 
 
 @dataclasses.dataclass
@@ -57,24 +57,6 @@ class Batch:
         return (
             self.drawn["flip"].flatten() if "flip" in self.drawn else torch.zeros(len(self.samples), dtype=torch.bool)
         )
-
-
-class Shards(Protocol):
-    """What the loader needs of utils.shards.ShardPlan."""
-
-    @property
-    def batch_size(self) -> int:
-        """Clips per shard."""
-        ...
-
-    @property
-    def micro_batches(self) -> tuple[tuple[int, ...], ...]:
-        """Shards of each micro-batch of this rank."""
-        ...
-
-    def positions(self, step: int, shard: int) -> range:
-        """Global positions of one shard at one step."""
-        ...
 
 
 @dataclasses.dataclass
@@ -123,7 +105,7 @@ class TrainLoader(Loader):
         reading: Reading,
         *,
         seed: int,
-        shards: Shards,
+        shards: ShardPlan,
         start: int = 0,
         stop: int | None = None,
         device: torch.device | str = "cpu",
