@@ -43,7 +43,9 @@ def augment(
     """
     parts = [(*ops.part(name), rows) for name, rows in (drawn or {}).items()]  # (stage, apply, rows)
     number = torch.float64 if dtype == torch.float64 else torch.float32
-    scale, shift = _colour(mean, std, number, clips.device)
+    # (v - mean) / std = v * scale + shift
+    scale = transfer.constant(tuple(1 / s for s in std), number, clips.device)
+    shift = transfer.constant(tuple(-m / s for m, s in zip(mean, std, strict=True)), number, clips.device)
 
     def colour(rgb: Sequence[int]) -> Tensor:
         return transfer.constant(tuple(rgb), number, clips.device) / 255 * scale + shift
@@ -151,15 +153,6 @@ def cut_views(frames: Tensor, clip_rows: np.ndarray, boxes: np.ndarray, flips: n
         view_frames = frames[:, y1:y2, x1:x2].index_select(0, rows[view])  # (T, h, w, C)
         out[view] = view_frames.flip(2) if mirrored else view_frames
     return out
-
-
-def _colour(
-    mean: Sequence[float], std: Sequence[float], dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    """(scale, shift) per channel with (v - mean) / std = v * scale + shift."""
-    scale = transfer.constant(tuple(1 / s for s in std), dtype, device)
-    shift = transfer.constant(tuple(-m / s for m, s in zip(mean, std, strict=True)), dtype, device)
-    return scale, shift
 
 
 def _normalised(clips: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

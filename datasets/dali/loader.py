@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,7 +25,7 @@ from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from datasets.loading.base import Loader, Reading
 from datasets.loading.eval import EvalLoader
-from datasets.loading.messages import Answer, AsStored
+from datasets.loading.messages import Answer, AsStored, ReadClip, ReadVideo
 from datasets.loading.train import Batch, TrainLoader, _Row, _Step
 from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec, VideoPlan
@@ -44,8 +45,6 @@ _SAID_AT = {10**power for power in (0, 2, 4, 6, 8)}
 
 class Decoding(Loader):
     """What both loaders share: DALI's queues, and the count of clips that were read without it."""
-
-    _room_bytes: int | None = None  # for the stored bytes of one sample; None = its slot grows
 
     def _prepare(self, device: torch.device | str, clips: int, frames: int) -> None:
         """Before anything is started: is DALI there, and how large are its runs."""
@@ -73,9 +72,9 @@ class Decoding(Loader):
         self._breaker.said.clear()
         return super().notes() + said  # type: ignore[misc]
 
-    def _stored(self, sample: int) -> AsStored | None:
-        """Ask for stored bytes, unless the sample has to come as pixels."""
-        return None if sample in self._refused else AsStored(self._room_bytes, tuple(self._breaker.closed))
+    def _as_stored(self, sample: int, room: int | None = None) -> AsStored | None:
+        """Ask for stored bytes, unless the sample has to come as pixels; room None: its slot grows."""
+        return None if sample in self._refused else AsStored(room, tuple(self._breaker.closed))
 
     def _queue(self, form: str) -> Queue:
         if form not in self._queues:
@@ -131,8 +130,6 @@ class _Ahead:
 class DaliTrainLoader(Decoding, TrainLoader):
     """`TrainLoader` whose clips are decoded by DALI; same arguments, same batches."""
 
-    _room_bytes = ROOM
-
     def __init__(
         self,
         records: Records,
@@ -153,12 +150,16 @@ class DaliTrainLoader(Decoding, TrainLoader):
     def _room(self, clip_bytes: int) -> int:
         return max(clip_bytes, ROOM)
 
+    def _task(self, step: _Step, row: _Row) -> ReadClip:
+        return dataclasses.replace(super()._task(step, row), stored=self._as_stored(row.asked, ROOM))
+
     def _take(self, answer: Answer) -> None:
         self._look_at(self._where[answer.id][1].asked, answer)
         super()._take(answer)
 
     def _finish(self, step: _Step) -> None:
         """Wait until all clips of a step are read and decoded, and start to decode those of the steps after it."""
+        waited, began = self.seconds_waiting, time.perf_counter()
         super()._finish(step)
         self._plan(step)
         while any(run.step is step for run in (*self._running, *self._waiting)):
@@ -167,6 +168,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
             super()._finish(step)  # what DALI refused was asked for again
             self._plan(step)
         self._look_ahead()
+        self.seconds_waiting = waited + time.perf_counter() - began  # the decoding too
 
     def copy_ahead(self) -> None:
         """Start to decode the steps whose clips are read."""
@@ -250,6 +252,9 @@ class DaliEvalLoader(Decoding, EvalLoader):
         self._next_run = 0  # the first round that was not looked at for decoding
         self._decoded: dict[int, torch.Tensor] = {}  # round -> frames
         super().__init__(records, spec, stored(reading, device), device=device, **more)
+
+    def _task(self, index: int) -> ReadVideo:
+        return dataclasses.replace(super()._task(index), stored=self._as_stored(self._mine[index]))
 
     def _finish(self, index: int) -> None:
         """Wait until the video of a round is read and decoded, and start to decode those after it."""

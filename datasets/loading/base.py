@@ -11,13 +11,12 @@ import torch
 
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
-from datasets.loading.messages import Answer, Task
+from datasets.loading.messages import Answer
 from datasets.loading.pool import Inline, Pool, Service
 from datasets.loading.slots import Slot
 from datasets.loading.workers import Setup
 from datasets.memcached.report import Traffic
 from datasets.readers.spec import ReaderSpec
-from utils import transfer
 from utils.config.schema import Data
 from utils.faults import UserError
 
@@ -74,7 +73,7 @@ class Loader(abc.ABC):
         self._slots = [Slot.create("zoetrope-clips", slot_bytes) for _ in range(slots)]
         self._shorter: dict[int, int] = {}  # sample -> frames at its end that do not decode
         self._reported = 0  # digits of the number of such videos in the last note
-        self._ids = 0
+        self._number = 0  # of the last task
         self._closed = False
         try:
             self._service: Service = (
@@ -148,14 +147,6 @@ class Loader(abc.ABC):
     def _close_slots(self) -> None:
         for slot in self._slots:
             slot.close()
-
-    def _submit(self, task: Task) -> int:
-        self._ids += 1
-        self._service.submit(self._ids, task)
-        return self._ids
-
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return transfer.to_device(tensor, self.device)
 
     def _answers(self, *, wait: bool = True) -> list[Answer]:
         """Return the answers that are there, at least one with `wait`; raise what is not the media's fault."""

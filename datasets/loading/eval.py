@@ -12,10 +12,10 @@ import torch
 from datasets.lists.records import Records
 from datasets.loading.bad_media import BadEvent, Ledger, printable
 from datasets.loading.base import Loader, Reading
-from datasets.loading.messages import Answer, AsStored, ReadVideo
+from datasets.loading.messages import Answer, ReadVideo
 from datasets.loading.workers import Setup
 from datasets.plan.views import EvalSpec, VideoPlan
-from utils import transforms
+from utils import transfer, transforms
 from utils.faults import AgreedError
 
 Cut = Callable[[int, int], torch.Tensor]  # (start, stop) -> these views of a video
@@ -121,12 +121,12 @@ class EvalLoader(Loader):
 
     def _ask(self, index: int) -> None:
         """Ask for the video of a round."""
-        sample = self._mine[index]
-        self._where[self._submit(ReadVideo(sample, self._slot_of[index], self._stored(sample)))] = index
+        self._number += 1
+        self._where[self._number] = index
+        self._service.submit(self._number, self._task(index))
 
-    def _stored(self, sample: int) -> AsStored | None:
-        """Whether a sample is wanted as stored bytes."""
-        return None
+    def _task(self, index: int) -> ReadVideo:
+        return ReadVideo(self._mine[index], self._slot_of[index])
 
     def _sample_of(self, request: int) -> int | None:
         number = self._where.get(request)
@@ -146,7 +146,7 @@ class EvalLoader(Loader):
     def _frames(self, slot: int, plan: VideoPlan) -> torch.Tensor:
         """(F, H, W, 3) uint8 on the device: the frames of a video that was read into a slot."""
         shape = (len(plan.frames), *plan.size, 3)
-        return self._to_device(torch.from_numpy(self._slots[slot].view(0, shape)))
+        return transfer.to_device(torch.from_numpy(self._slots[slot].view(0, shape)), self.device)
 
 
 def rounds(loader: EvalLoader, views: int) -> Iterator[list[tuple[VideoItem, Cut | None]]]:

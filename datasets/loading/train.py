@@ -18,7 +18,7 @@ import torch
 from datasets.lists.records import Records
 from datasets.loading.bad_media import MAX_SUBSTITUTES, BadEvent, Ledger, Substitutes, printable
 from datasets.loading.base import Loader, Reading
-from datasets.loading.messages import Answer, AsStored, ReadClip
+from datasets.loading.messages import Answer, ReadClip
 from datasets.loading.workers import Setup
 from datasets.plan import order as orders
 from datasets.plan.train import Plan, TrainSpec
@@ -116,7 +116,9 @@ class TrainLoader(Loader):
             raise UserError("the training list has no videos")
         self.spec = spec
         self.seed = seed
+        self._videos = len(records)
         self.shards = shards
+        self._micro_batches = shards.micro_batches
         self.ledger = Ledger(len(records), reading.bad_budget, reading.on_bad)
         self._replay = set(replay)
         self._sample_at = orders.of(order, seed, records)
@@ -148,13 +150,15 @@ class TrainLoader(Loader):
         if self._held is not None:
             self._free.append(self._held)
             self._held = None
-        self._take_back_slots()
+        if self._copies is not None:
+            self._take_back_slots()
         self._ask_ahead()
         if self._copies is not None:
             return self._handed_over(self._copies)
         if not self._steps:
             raise StopIteration
-        step = self._finished()
+        step = self._steps.popleft()
+        self._finish(step)
         self._held = step.slot
         return step.step, self._batches(step)
 
@@ -186,14 +190,6 @@ class TrainLoader(Loader):
             if not self._pages.add(slot.view(0, (size,))):
                 break
 
-    def _finished(self) -> _Step:
-        """The next step, all of its clips read."""
-        step = self._steps.popleft()
-        began = time.perf_counter()
-        self._finish(step)
-        self.seconds_waiting += time.perf_counter() - began
-        return step
-
     def _handed_over(self, copies: transfer.CopyStream) -> tuple[int, list[Batch]]:
         """The next step on a GPU, for the current stream."""
         if self._copied is None:
@@ -205,10 +201,12 @@ class TrainLoader(Loader):
                 self._ask_ahead()
                 if not self._steps:
                     raise StopIteration
-            self._copied = self._copy(self._finished(), copies)
-        (step, batches), self._copied = self._copied, None
+            step = self._steps.popleft()
+            self._finish(step)
+            self._copied = self._copy(step, copies)
+        (done, batches), self._copied = self._copied, None
         copies.hand_over(tensor for batch in batches for tensor in (batch.clips, batch.labels, batch.weights))
-        return step.step, batches
+        return done.step, batches
 
     def _copy(self, step: _Step, copies: transfer.CopyStream) -> tuple[_Step, list[Batch]]:
         with copies.entered():
@@ -227,14 +225,16 @@ class TrainLoader(Loader):
 
     def _finish(self, step: _Step) -> None:
         """Wait until all clips of a step are read."""
+        began = time.perf_counter()
         while step.open:
             for answer in self._answers():
                 self._take(answer)
+        self.seconds_waiting += time.perf_counter() - began
 
     def _ask_ahead(self) -> None:
         while self._free and (self._stop is None or self._next < self._stop):
             rows: list[_Row] = []
-            for micro_batch in self.shards.micro_batches:
+            for micro_batch in self._micro_batches:
                 for shard in micro_batch:
                     for position in self.shards.positions(self._next, shard):
                         sample = self._sample_at(position)
@@ -250,19 +250,13 @@ class TrainLoader(Loader):
             reason = "was given up before the resume, because it was late or ended its reader process"
             self._failed(step, row, Answer(0, reason=reason, timeout=True))
             return
-        task = ReadClip(
-            row.asked,
-            row.position // len(self.records),
-            row.position,
-            step.slot,
-            row.place * self._place_bytes,
-            self._stored(row.asked),
-        )
-        self._where[self._submit(task)] = (step, row)
+        self._number += 1
+        self._where[self._number] = (step, row)
+        self._service.submit(self._number, self._task(step, row))
 
-    def _stored(self, sample: int) -> AsStored | None:
-        """Whether a sample is wanted as stored bytes."""
-        return None
+    def _task(self, step: _Step, row: _Row) -> ReadClip:
+        epoch = row.position // self._videos
+        return ReadClip(row.asked, epoch, row.position, step.slot, row.place * self._place_bytes)
 
     def _sample_of(self, request: int) -> int | None:
         entry = self._where.get(request)
@@ -270,7 +264,7 @@ class TrainLoader(Loader):
 
     def _take(self, answer: Answer) -> None:
         step, row = self._where.pop(answer.id)
-        if answer.ok:
+        if answer.plan is not None:
             row.answer = answer
             step.open -= 1
         else:
@@ -296,7 +290,7 @@ class TrainLoader(Loader):
 
     def _batches(self, step: _Step) -> list[Batch]:
         batches, first = [], 0
-        for micro_batch in self.shards.micro_batches:
+        for micro_batch in self._micro_batches:
             last = first + len(micro_batch) * self.shards.batch_size
             batches.append(self._batch(step, step.rows[first:last], micro_batch))
             first = last
@@ -304,11 +298,16 @@ class TrainLoader(Loader):
 
     def _batch(self, step: _Step, rows: list[_Row], shards: tuple[int, ...]) -> Batch:
         plans = [row.answer.plan if row.answer else None for row in rows]
-        samples = [row.asked if row.answer else row.sample for row in rows]
+        samples = [row.asked if row.answer else row.sample for row in rows]  # a substitute shows its own labels
+        if self.records.several:
+            labels = torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))
+        else:
+            labels = torch.tensor([int(self.records.labels[sample]) for sample in samples])
+        weights = torch.tensor([float(row.answer is not None) for row in rows])
         return Batch(
             clips=self._clips(step, rows),
-            labels=self._to_device(self._labels(samples)),
-            weights=self._to_device(torch.tensor([float(row.answer is not None) for row in rows])),
+            labels=transfer.to_device(labels, self.device),
+            weights=transfer.to_device(weights, self.device),
             samples=samples,
             drawn={name: self._drawn(name, plans) for name in self.spec.ops},
             shards=shards,
@@ -321,15 +320,9 @@ class TrainLoader(Loader):
         for index, row in enumerate(rows):
             if row.answer is None:
                 clips[index] = 0  # a reader may have written a part before it failed
-        return self._to_device(torch.from_numpy(clips))
-
-    def _labels(self, samples: list[int]) -> torch.Tensor:
-        """(B,) int64, or (B, K) float32 of a list with several labels per video (a substitute shows its own)."""
-        if self.records.several:
-            return torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))
-        return torch.tensor([int(self.records.labels[sample]) for sample in samples])
+        return transfer.to_device(torch.from_numpy(clips), self.device)
 
     def _drawn(self, name: str, plans: list[Plan | VideoPlan | None]) -> torch.Tensor:
         """(B, F, ...): what the plans drew for one augmentation; a clip that is not there stays as it is."""
-        neutral = np.stack([self.spec.ops[name].neutral] * self.spec.rows(name))
-        return torch.from_numpy(np.stack([plan.ops[name] if isinstance(plan, Plan) else neutral for plan in plans]))
+        rows = [plan.ops[name] if isinstance(plan, Plan) else self.spec.neutral(name) for plan in plans]
+        return torch.from_numpy(np.stack(rows))

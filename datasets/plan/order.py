@@ -77,11 +77,6 @@ def _permutation(random_words: NDArray[np.uint64]) -> NDArray[np.int64]:
     return permutation
 
 
-def epoch_of(position: int, n: int) -> int:
-    """The epoch that a global position falls into, with n videos and no drop-last."""
-    return position // n
-
-
 def sample_at(position: int, seed: int, n: int) -> int:
     """Index of the video at a global position, 0..n-1."""
     return int(order(seed, position // n, n)[position % n])

@@ -61,9 +61,10 @@ class TrainSpec:
         if self.crop not in TRAIN_CROPS:
             raise UserError(f"augmentation.crop: unknown crop {self.crop!r}; there are {', '.join(TRAIN_CROPS)}")
 
-    def rows(self, name: str) -> int:
-        """F, rows that an augmentation has for each clip: 1, or T where it is drawn for each frame."""
-        return self.sampling.frames_per_clip if self.ops[name].per_frame else 1
+    def neutral(self, name: str) -> np.ndarray:
+        """(F, ...) rows of an augmentation that change nothing."""
+        op = self.ops[name]
+        return np.stack([op.neutral] * (self.sampling.frames_per_clip if op.per_frame else 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +112,7 @@ def draw(seed: int, epoch: int, position: int, spec: TrainSpec) -> Draws:
     """
     drawn = {}
     for name, op in spec.ops.items():
-        rows = spec.rows(name)
+        rows = spec.sampling.frames_per_clip if op.per_frame else 1
         drawn[name] = uniforms(seed, epoch, position, op.block, rows * op.uniforms).reshape(rows, op.uniforms)
 
     return Draws(

@@ -108,7 +108,7 @@ def readers(exp: Path, work: Path) -> dict[str, Callable[[Path], Any]]:
 
     def predicted(target: Path, name: str | None) -> Any:
         predictor = predict_model.from_experiment(target, name, [], World(), plain=True)
-        return predictor.net.state_dict(), predictor.classes, predictor.spec.to_json()
+        return predictor.net.state_dict(), predictor.classes, repr(predictor.spec)
 
     def pretrained(file: Path) -> Any:
         return methods.build(**{**arguments, "pretrained": str(file)}).state_dict()
