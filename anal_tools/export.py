@@ -105,7 +105,7 @@ def facts_of(predictor: Predictor) -> ModelFacts:
         "values": "pixel / 255, minus mean, divided by std, per channel",
         "mean": list(colour["mean"]),
         "std": list(colour["std"]),
-        "views": json.loads(spec.to_json()),
+        "views": dataclasses.asdict(spec),
         "resize": KERNEL,
         "score": "mean over the views of a video of the softmax of the logits",
         "classes": predictor.classes,

@@ -5,11 +5,12 @@
     image, label = images[0]
 
 It works without a server (everything comes from the disk), with a DataLoader of any start method, and after a server
-has gone.
+has gone. Experiments do not need it: `data.reader: memcached` reads the same frames.
 """
 
 from __future__ import annotations
 
+import abc
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,18 +23,20 @@ from datasets.memcached.servers import servers_of
 from datasets.memcached.source import MemcachedReader
 from datasets.readers.frames import decode
 from datasets.readers.spec import ReaderSpec
-from utils.config.schema import Memcached
+from utils.config.schema import Data, Memcached
 
 Paths = str | os.PathLike[str]
 
 
-class McRecords(torch.utils.data.Dataset):
+class McRecords(torch.utils.data.Dataset, abc.ABC):
     """What both data sets share: the list, and a reader that each process opens for itself.
 
     Args:
         root: folder in front of the paths of the list.
         source: list file.
         servers: "host:port" and "unix:/path", or a file with one per line; None = no server.
+        transform: called with the pixels, uint8 RGB; None gives them as a torch tensor.
+        encoded: give the bytes of the files instead, for a decoder elsewhere.
         template, frame_base: names of frame files, as in `ReaderSpec`; None = found by looking.
         options: of `data.memcached`: timeout_ms, connect_timeout_ms, secret_file, namespace.
     """
@@ -43,23 +46,36 @@ class McRecords(torch.utils.data.Dataset):
         root: Paths,
         source: Paths,
         servers: Sequence[str] | Paths | None = None,
+        transform: Callable[[np.ndarray], Any] | None = None,
         *,
+        encoded: bool = False,
         template: str | None = None,
         frame_base: int | None = None,
         **options: Any,
     ) -> None:
         self.records = Records.load(source, root, num_class=None)
-        if isinstance(servers, os.PathLike):
-            servers = os.fspath(servers)
+        self.transform, self.encoded = transform, encoded
         plain: dict[str, Any] = {"servers": [], **options}
         if servers is not None:
-            named = servers if isinstance(servers, str) else tuple(servers)
+            named = os.fspath(servers) if isinstance(servers, (str, os.PathLike)) else tuple(servers)
             plain = servers_of(Memcached.model_validate({"servers": named, **options}))
-        self.spec = ReaderSpec("memcached", template=template, frame_base=frame_base, memcached=plain)
+        share = Data().missing_share
+        self.spec = ReaderSpec(
+            "memcached", missing_share=share, template=template, frame_base=frame_base, memcached=plain
+        )
         self._reader: MemcachedReader | None = None
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def __getitem__(self, i: int) -> tuple[Any, int]:
+        """(pixels or bytes, label) of record i; MediaError names a file that cannot be read."""
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        shown = self._read(i)
+        if not self.encoded:
+            shown = torch.from_numpy(shown) if self.transform is None else self.transform(shown)
+        return shown, int(self.records.labels[i])
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_reader": None}
@@ -71,10 +87,6 @@ class McRecords(torch.utils.data.Dataset):
             self._reader = MemcachedReader(self.spec, self.records)
         return self._reader
 
-    def label(self, i: int) -> int:
-        """Label of record i."""
-        return int(self.records.labels[i])
-
     def counters(self) -> dict[str, float]:
         """Hits, misses, corrupt values, time-outs, ... in this process since the last call."""
         return self.reader.counters().get("counts", {})
@@ -85,36 +97,15 @@ class McRecords(torch.utils.data.Dataset):
             self._reader.close()
             self._reader = None
 
+    @abc.abstractmethod
+    def _read(self, i: int) -> Any:
+        """Pixels of record i, uint8 RGB; its bytes if they are to be `encoded`."""
+
 
 class McDataset(McRecords):
-    """Images: item i is (image, label).
+    """Images: item i is (image (H, W, 3), label); arguments as in `McRecords`."""
 
-    Args:
-        root, source, servers, options: see `McRecords`.
-        transform: called with the image, (H, W, 3) uint8 RGB; None gives it as a torch tensor.
-        encoded: give the bytes of the file instead, for a decoder elsewhere.
-    """
-
-    def __init__(
-        self,
-        root: Paths,
-        source: Paths,
-        servers: Sequence[str] | Paths | None = None,
-        transform: Callable[[np.ndarray], Any] | None = None,
-        *,
-        encoded: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(root, source, servers, **options)
-        self.transform, self.encoded = transform, encoded
-
-    def __getitem__(self, i: int) -> tuple[Any, int]:
-        """(image, label) of record i; MediaError names a file that cannot be read."""
-        if not 0 <= i < len(self):
-            raise IndexError(i)
+    def _read(self, i: int) -> Any:
         path = self.records.full_path(i)
         data = self.reader.source.read(path)
-        if self.encoded:
-            return data, self.label(i)
-        image = decode(data, path)
-        return (torch.from_numpy(image) if self.transform is None else self.transform(image)), self.label(i)
+        return data if self.encoded else decode(data, path)

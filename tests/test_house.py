@@ -37,12 +37,13 @@ LAZY = {
 TORCH_FREE = (
     "launch/*.py", "utils/config/*.py", "utils/faults.py", "utils/lr_schedule.py", "utils/run_dir.py",
     "methods/fetch.py", "utils/schedulers/*.py", "utils/processes.py", "anal_tools/new.py",
-    "datasets/records.py", "datasets/order.py", "datasets/sampling.py", "datasets/crops.py", "datasets/plan.py",
-    "datasets/views.py",
-    "datasets/readers/*.py", "datasets/workers.py", "datasets/dali/encoded.py", "datasets/dump/video.py",
-    "datasets/scan/*.py", "datasets/lists/*.py",
-    "datasets/demo.py", "datasets/motion8.py", "docs/pictures/*.py",
+    "datasets/plan/*.py", "datasets/plan/ops/*.py", "datasets/lists/records.py",
+    "datasets/readers/*.py", "datasets/loading/workers.py", "datasets/dali/encoded.py", "datasets/dump/video.py",
+    "datasets/scan/*.py", "datasets/lists/*.py", "datasets/demo/*.py",
+    "docs/pictures/*.py",
 )  # fmt: skip
+# Pickles of the reader processes: they come through a socket that our own processes alone inherit.
+OWN_PIPES = {("datasets/loading/messages.py", "pickle.loads")}
 DISTRIBUTED = {"utils/dist.py", "utils/reduce.py", "utils/sync_bn.py"}
 
 
@@ -243,7 +244,7 @@ def test_no_call_that_runs_foreign_text() -> None:
         f"{name}:{node.lineno} {_forbidden(node)}"
         for name in python_files(tests=True)
         for node in ast.walk(tree(name))
-        if isinstance(node, ast.Call) and _forbidden(node)
+        if isinstance(node, ast.Call) and _forbidden(node) and (name, _forbidden(node)) not in OWN_PIPES
     ]
     assert wrong == []
 

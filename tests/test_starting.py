@@ -16,7 +16,7 @@ import torch
 
 import main
 from datasets.loading import loader
-from datasets.plan.train import order
+from datasets.plan import order
 from tests.experiment import few_videos, fingerprint, make
 from tests.ranks import ROOT
 from utils import config

@@ -67,12 +67,12 @@ class ShardPlan:
     def micro_batches(self) -> tuple[tuple[int, ...], ...]:
         """The shards of each of this rank's micro-batches, in the order they run."""
         mine = tuple(range(self.rank, self.total, self.world))
-        width = self.shards_per_micro_batch
+        width = max(1, self.group_size // self.world)
         return tuple(mine[i : i + width] for i in range(0, len(mine), width))
 
     def positions(self, step: int, shard: int) -> range:
         """Positions in the endless order of samples that `shard` of global batch `step` holds."""
-        start = step * self.global_batch + shard * self.batch_size
+        start = (step * self.total + shard) * self.batch_size
         return range(start, start + self.batch_size)
 
     def group_of(self, shard: int) -> int:

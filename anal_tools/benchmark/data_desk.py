@@ -7,12 +7,13 @@ import functools
 import pstats
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from anal_tools.benchmark import data_raw
 from datasets.loading import loader as loaders
+from datasets.loading.messages import Answer, ReadClip
 from datasets.loading.slots import Slot
 from datasets.loading.train import TrainLoader
 from datasets.loading.workers import Desk, Setup
@@ -54,7 +55,7 @@ class Bench:
         shape = (self.spec.sampling.frames_per_clip, self.spec.input_size, self.spec.input_size, 3)
 
         self.slot = Slot.create("zoetrope-bench", int(np.prod(shape)))
-        setup = Setup(reader=self.reading.reader.to_json(), train=self.spec.to_json(), eval="", seed=cfg.seed)
+        setup = Setup(self.reading.reader, train=self.spec, seed=cfg.seed)
         self.desk: Desk | None = Desk(setup, self.records, [self.slot])
         self.next, self.clips = 0, clips
         self.cpu = self.raw_cpu = 0.0
@@ -78,15 +79,15 @@ class Bench:
         try:
             first, self.next = self.next, self.next + clips
             before, cpu = bytes_read(), time.process_time()
-            plans = [self.ask(position) for position in range(first, first + clips)]
+            answers = [self.ask(position) for position in range(first, first + clips)]
             self.cpu += time.process_time() - cpu
             self.stored += bytes_read() - before
-            good = [plan for plan in plans if plan["ok"]]
+            good = [answer.plan for answer in answers if answer.plan is not None]
             self.done += len(good)
             raw = functools.partial(data_raw.decode, self.records)
             cpu = time.process_time()
             for plan in good:
-                raw(plan["sample"], plan["frames"])
+                raw(plan.sample, plan.frames.tolist())
             self.raw_cpu += time.process_time() - cpu
             self.profile.enable()
             for position in range(first, first + min(clips, _PROFILED)):
@@ -95,17 +96,16 @@ class Bench:
         finally:
             cv2.setNumThreads(threads)
 
-    def ask(self, position: int) -> dict[str, Any]:
+    def ask(self, position: int) -> Answer:
         """One clip, as a reader process answers; a bad video is passed over and counted."""
         assert self.desk is not None
         videos = len(self.records)
-        request = {"id": position + 1, "slot": 0, "offset": 0, "kind": "train", "epoch": position // videos}
-        answer = self.desk.answer({**request, "position": position, "sample": position % videos})
-        if "bug" in answer or "user" in answer:
-            raise UserError(f"benchmark data: reader {self.label}: {answer.get('user') or answer['bug']}")
-        if not answer["ok"]:
+        answer = self.desk.answer(position + 1, ReadClip(position % videos, position // videos, position))
+        if answer.bug or answer.user:
+            raise UserError(f"benchmark data: reader {self.label}: {answer.user or answer.bug}")
+        if not answer.ok:
             self.bad += 1
-            self.told = f"{answer['path']}: {answer['reason']}"
+            self.told = f"{answer.path}: {answer.reason}"
         return answer
 
     def figures(self) -> Figures:

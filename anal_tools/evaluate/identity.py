@@ -8,6 +8,7 @@ read, transform and score.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import importlib.metadata
@@ -16,7 +17,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import nn
@@ -97,12 +98,13 @@ def _reader(cfg: Config) -> dict[str, object]:
     """Return how files become frames; the servers of memcached only change where the same frames come from."""
     from datasets.loading import loader
 
-    spec = json.loads(loader.reading(cfg).reader.to_json())
+    spec: dict[str, Any] = dataclasses.asdict(loader.reading(cfg).reader)
     memcached = spec.pop("memcached") or {}
     facts = spec.pop("facts")
     spec["namespace"] = memcached.get("namespace")
     spec["facts"] = hashlib.sha256(Path(facts).read_bytes()).hexdigest() if facts else None
-    return spec | {"on_bad": cfg.data.on_bad}
+    spec["on_bad"] = cfg.data.on_bad
+    return spec
 
 
 def _versions() -> dict[str, str]:

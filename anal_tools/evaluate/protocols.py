@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -74,7 +73,7 @@ class Protocol:
             "average": self.average,
             "family": self.family,
             "window": self.window,
-            **json.loads(spec.to_json()),
+            **dataclasses.asdict(spec),
         }
 
     @classmethod

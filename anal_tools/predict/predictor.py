@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from datasets.lists.class_names import read_class_names
 from datasets.loading.base import Reading
 from datasets.loading.loader import reading
+from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers import ReaderSpec
+from utils.config.schema import Data
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -202,18 +204,19 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
 
     net, text = session(file)
     facts = read_facts(text, file)
-    spec = EvalSpec.from_json(json.dumps(facts["views"]))
+    spec = EvalSpec(**{**facts["views"], "sampling": Sampling(**facts["views"]["sampling"])})
     if like is not None and (spec != like.spec or facts["classes"] != like.classes):
         what = "views" if spec != like.spec else "class names"
         raise UserError(f"{file}: its {what} are not those of the experiment; export it again, or name the file alone")
     colour = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
+    video = ReaderSpec("video", missing_share=Data().missing_share)
     return Predictor(
         net=net,
         spec=spec,
         normalise=functools.partial(transforms.normalise, **colour, dtype=torch.float32),
         autocast=contextlib.nullcontext,
         classes=list(facts["classes"]),
-        reading=like.reading if like else Reading(ReaderSpec("video"), workers=1, on_bad="substitute"),
+        reading=like.reading if like else Reading(video, workers=1, on_bad="substitute"),
         clips=like.clips if like else 8,
         about={
             "engine": "onnx",

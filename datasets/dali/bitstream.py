@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from datasets.readers import bitstreams
+from datasets.readers.bitstreams import is_progressive
 
 #: Name -> weights of red and blue in luma.
 MATRICES = {
@@ -70,5 +70,4 @@ def vp9_colour_tag(key_frame: bytes) -> int:
 
 def h264_may_have_fields(configuration: bytes | None) -> bool:
     """Return True unless every sequence parameter set of an avcC record promises whole frames."""
-    data = configuration or b""
-    return data[:1] != b"\x01" or not bitstreams.is_progressive(data)
+    return not configuration or configuration[0] != 1 or not is_progressive(configuration)

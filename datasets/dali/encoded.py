@@ -22,8 +22,11 @@ from utils.faults import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
+    from datasets.loading.messages import AsStored
     from datasets.loading.slots import Slot
     from datasets.plan.facts import Facts
+    from datasets.plan.train import Plan
+    from datasets.plan.views import VideoPlan
     from datasets.readers.spec import ReaderSpec
 
 #: What DALI 2.4 decodes, and the smallest and largest side of a frame [pixels]. Its CPU build has no H.264 and no HEVC.
@@ -137,55 +140,61 @@ class EncodedReader:
         return Encoded("images", files, rows.astype(np.int32).reshape(-1))
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Stored:
+    """Which stored bytes lie in a slot, one file behind the other.
+
+    Attributes:
+        form, rows, codec, matrix: as in `Encoded`.
+        files: bytes of each file.
+        box: part of the frames that is wanted.
+        decoded: bytes of the whole frames.
+        frame: (height, width) as stored.
+    """
+
+    form: str
+    files: list[int]
+    rows: np.ndarray
+    codec: str
+    matrix: str | None
+    box: Box
+    decoded: int
+    frame: tuple[int, int]
+
+
 def pack(
-    reader: EncodedReader,
-    i: int,
-    frames: np.ndarray,
-    box: Box | None,
-    facts: Facts,
-    slot: Slot,
-    offset: int,
-    room: int | None,
-    without: Sequence[str] = (),
+    reader: Any, plan: Plan | VideoPlan, box: Box | None, slot: Slot, offset: int, wanted: AsStored
 ) -> dict[str, Any]:
     """Put the stored bytes of some frames into a slot.
 
     Args:
-        reader: gives them.
-        i, frames, box: which frames of which record, and the part of them; box None = whole frames.
-        facts: of the record.
+        reader: an EncodedReader, perhaps behind a cache of facts.
+        plan, box: which frames of which record, and the part of them; box None = whole frames.
         slot, offset: where they go.
-        room: most bytes; None lets the slot grow.
-        without: see `EncodedReader.encode`.
+        wanted: room, and codecs to leave out.
 
     Returns:
-        {"form", "files": bytes of each, "rows", "box", "codec", "matrix", "frame": (height, width) as stored,
-        "decoded": bytes of whole frames} as in `Encoded`, or {"refused": why}: then nothing was written.
+        Fields of an `Answer`: `stored`, or `refused`; then nothing was written.
     """
-    decoded = len(np.unique(frames)) * facts.height * facts.width * 3
+    facts: Facts = reader.probe(plan.sample)
+    decoded = len(np.unique(plan.frames)) * facts.height * facts.width * 3
     try:
         if decoded > DECODED_BYTES:
             raise Refused(f"its frames take {decoded >> 20} MiB before they are cropped")
-        encoded = reader.encode(i, frames, without)
-        if room is not None and encoded.size > room:
-            raise Refused(f"its frames are stored in more than {room >> 20} MiB")
+        encoded: Encoded = reader.encode(plan.sample, plan.frames, wanted.without)
+        if wanted.room is not None and encoded.size > wanted.room:
+            raise Refused(f"its frames are stored in more than {wanted.room >> 20} MiB")
     except Refused as refusal:
         return {"refused": str(refusal)}
     except MediaError as error:
         return {"refused": error.reason}  # its reader as pixels names the frame, or repairs the clip
+
     slot.grow(offset + encoded.size)
     out = slot.view(offset, (encoded.size,))
     out[:] = np.frombuffer(b"".join(encoded.files), np.uint8)
-    return {
-        "form": encoded.form,
-        "files": [len(file) for file in encoded.files],
-        "rows": encoded.rows.tolist(),
-        "codec": encoded.codec,
-        "matrix": encoded.matrix,
-        "frame": (facts.height, facts.width),
-        "decoded": decoded,
-        "box": (0, 0, facts.width, facts.height) if box is None else box,
-    }
+    box = (0, 0, facts.width, facts.height) if box is None else box
+    sizes, frame = [len(file) for file in encoded.files], (facts.height, facts.width)
+    return {"stored": Stored(encoded.form, sizes, encoded.rows, encoded.codec, encoded.matrix, box, decoded, frame)}
 
 
 def _check_jpeg(data: bytes, size: tuple[int, int]) -> None:

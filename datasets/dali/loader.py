@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,10 +25,11 @@ from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from datasets.loading.base import Loader, Reading
 from datasets.loading.eval import EvalLoader
-from datasets.loading.pool import Answer
-from datasets.loading.train import Batch, Shards, TrainLoader, _Row, _Step
+from datasets.loading.messages import Answer, AsStored, ReadClip, ReadVideo
+from datasets.loading.train import Batch, TrainLoader, _Row, _Step
 from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec, VideoPlan
+from utils.shards import ShardPlan
 
 #: Room for the stored bytes of one training clip; what needs more is read as pixels. Pages are taken when written.
 ROOM = 32 << 20
@@ -70,9 +72,9 @@ class Decoding(Loader):
         self._breaker.lines.clear()
         return super().notes() + lines  # type: ignore[misc]
 
-    def _as_bytes(self, sample: int, room: int | None) -> dict[str, Any]:
-        """Return what a request needs to bring a sample as stored bytes; nothing if it has to come as pixels."""
-        return {} if sample in self._refused else {"encoded": True, "room": room, "without": self._breaker.closed}
+    def _as_stored(self, sample: int, room: int | None = None) -> AsStored | None:
+        """Ask for stored bytes, unless the sample has to come as pixels; room None: its slot grows."""
+        return None if sample in self._refused else AsStored(room, tuple(self._breaker.closed))
 
     def _queue(self, form: str) -> Queue:
         if form not in self._queues:
@@ -82,8 +84,8 @@ class Decoding(Loader):
 
     def _look_at(self, sample: int, answer: Answer) -> None:
         """Count a clip that is there as pixels: DALI did not decode it."""
-        reason = answer.get("refused") or self._refused.get(sample)
-        if reason and answer["ok"] and not answer.get("files"):
+        reason = answer.refused or self._refused.get(sample)
+        if reason and answer.ok and answer.stored is None:
             self.fallbacks[reason] += 1
             if (times := self.fallbacks[reason]) in _LOGGED_AT:
                 path = printable(self.records.path(sample))
@@ -135,7 +137,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
         spec: TrainSpec,
         reading: Reading,
         *,
-        shards: Shards,
+        shards: ShardPlan,
         device: torch.device | str = "cpu",
         **more: Any,
     ) -> None:
@@ -149,16 +151,16 @@ class DaliTrainLoader(Decoding, TrainLoader):
     def _room(self, clip_bytes: int) -> int:
         return max(clip_bytes, ROOM)
 
-    def _ask(self, step: _Step, row: _Row) -> None:
-        row.how = self._as_bytes(row.asked, ROOM)
-        super()._ask(step, row)
+    def _task(self, step: _Step, row: _Row) -> ReadClip:
+        return dataclasses.replace(super()._task(step, row), stored=self._as_stored(row.asked, ROOM))
 
     def _take(self, answer: Answer) -> None:
-        self._look_at(self._where[answer["id"]][1].asked, answer)
+        self._look_at(self._where[answer.id][1].asked, answer)
         super()._take(answer)
 
     def _finish(self, step: _Step) -> None:
         """Wait until all clips of a step are read and decoded, and start to decode those of the steps after it."""
+        waited, began = self.seconds_waiting, time.perf_counter()
         super()._finish(step)
         self._plan(step)
         while any(run.step is step for run in (*self._running, *self._waiting)):
@@ -167,6 +169,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
             super()._finish(step)  # what DALI refused was asked for again
             self._plan(step)
         self._look_ahead()
+        self.seconds_waiting = waited + time.perf_counter() - began  # the decoding too
 
     def copy_ahead(self) -> None:
         """Start to decode the steps whose clips are read."""
@@ -174,7 +177,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
             self._look_ahead()
 
     def _look_ahead(self) -> None:
-        for answer in self._checked(self._service.ready()):
+        for answer in self._answers(wait=False):
             self._take(answer)
         for following in self._steps:
             if following.open:
@@ -199,14 +202,14 @@ class DaliTrainLoader(Decoding, TrainLoader):
                 answer = row.answer
                 if answer is None:
                     self._put(out[at], None)
-                elif answer["id"] not in ahead.answers:
-                    ahead.answers.add(answer["id"])
-                    if answer.get("files"):
-                        runs.setdefault(answer["form"], []).append(at)
+                elif answer.id not in ahead.answers:
+                    ahead.answers.add(answer.id)
+                    if answer.stored:
+                        runs.setdefault(answer.stored.form, []).append(at)
                     else:
                         self._put(out[at], self._slots[step.slot].view(row.place * self._place_bytes, self._clip))
             for form, places in runs.items():
-                for part in within_budget(places, [rows[at].answer or {} for at in places]):
+                for part in within_budget(places, [rows[at].answer for at in places]):
                     self._waiting.append(self._run_of(step, form, rows, part, out))
 
     def _run_of(self, step: _Step, form: str, rows: list[_Row], places: list[int], out: torch.Tensor) -> _Run:
@@ -251,8 +254,8 @@ class DaliEvalLoader(Decoding, EvalLoader):
         self._decoded: dict[int, torch.Tensor] = {}  # round -> frames
         super().__init__(records, spec, stored(reading, device), device=device, **more)
 
-    def _ask(self, index: int, **how: Any) -> None:
-        super()._ask(index, **how, **self._as_bytes(self._mine[index], None))
+    def _task(self, index: int) -> ReadVideo:
+        return dataclasses.replace(super()._task(index), stored=self._as_stored(self._mine[index]))
 
     def _finish(self, index: int) -> None:
         """Wait until the video of a round is read and decoded, and start to decode those after it."""
@@ -265,8 +268,8 @@ class DaliEvalLoader(Decoding, EvalLoader):
                 del self._ready[number], self._decoded[number]
                 self._ask(number)
             super()._finish(index)  # what DALI refused was asked for again
-        for answer in self._checked(self._service.ready()):
-            self._ready[self._where.pop(answer["id"])] = answer
+        for answer in self._answers(wait=False):
+            self._ready[self._where.pop(answer.id)] = answer
         self._start()
         self._look_at(self._mine[index], self._ready[index])
 
@@ -288,13 +291,13 @@ class DaliEvalLoader(Decoding, EvalLoader):
         form, numbers, size = "", [], 0
         while self._next_run in self._ready and len(numbers) < VIDEOS:
             answer = self._ready[self._next_run]
-            own = answer["form"] if answer["ok"] and answer.get("files") else ""
-            if numbers and (own != form or size + answer["decoded"] > RUN_BYTES):
+            own = answer.stored
+            if numbers and (own is None or own.form != form or size + own.decoded > RUN_BYTES):
                 break
             self._next_run += 1
-            if not own:
+            if own is None:
                 break
-            form, size = own, size + answer["decoded"]
+            form, size = own.form, size + own.decoded
             numbers.append(self._next_run - 1)
         return form, numbers
 
@@ -311,15 +314,16 @@ def stored(reading: Reading, device: torch.device | str) -> Reading:
     return dataclasses.replace(reading, reader=spec)
 
 
-def within_budget(places: list[int], answers: list[Answer]) -> Iterator[list[int]]:
+def within_budget(places: list[int], answers: list[Answer | None]) -> Iterator[list[int]]:
     """Cut a list of clips into runs whose whole frames fit into `RUN_BYTES`."""
     part: list[int] = []
     size = 0
     for place, answer in zip(places, answers, strict=True):
-        if part and size + answer["decoded"] > RUN_BYTES:
+        decoded = answer.stored.decoded if answer and answer.stored else 0
+        if part and size + decoded > RUN_BYTES:
             yield part
             part, size = [], 0
         part.append(place)
-        size += answer["decoded"]
+        size += decoded
     if part:
         yield part

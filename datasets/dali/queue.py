@@ -14,7 +14,7 @@ import torch
 
 from datasets.dali.pipeline import FAILURES, Clip, Decoder, reason_of
 from datasets.dali.sessions import Sessions
-from datasets.loading.pool import Answer
+from datasets.loading.messages import Answer
 from datasets.loading.slots import Slot
 from utils.faults import UserError
 
@@ -39,14 +39,16 @@ class Job:
 
 def clip_of(answer: Answer, slot: Slot, offset: int) -> Clip:
     """Return what an answer's clip is decoded from; its bytes lie in the slot one behind the other."""
+    stored = answer.stored
+    assert stored is not None
+    assert answer.plan is not None
     files, start = [], offset
-    for length in answer["files"]:
+    for length in stored.files:
         files.append(slot.view(start, (length,)))
         start += length
-    rows = torch.tensor(answer["rows"], dtype=torch.int32).numpy()
-    x1, y1, x2, y2 = answer["box"]
-    size, frame = tuple(answer["size"]), tuple(answer["frame"])
-    return Clip(answer["form"], files, rows, (x1, y1, x2, y2), size, answer["codec"], answer["matrix"], frame)
+    return Clip(
+        stored.form, files, stored.rows, stored.box, answer.plan.size, stored.codec, stored.matrix, stored.frame
+    )
 
 
 class Breaker:

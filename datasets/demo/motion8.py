@@ -7,7 +7,7 @@ What is special:
 - Where the shape stands is drawn so that one frame says little about the axis of motion either.
 - The shape class, colour, textures, speed, size and place are independent of the motion.
 
-Pure functions of (seed, index); numpy only, no files. `datasets/demo.py` writes the videos.
+Pure functions of (seed, index); numpy only, no files. `datasets/demo/verb.py` writes the videos.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.demo.verb import motion8
+from datasets.demo import motion8
 from utils import files
 from utils.faults import UserError
 from utils.signals import end_with_parent

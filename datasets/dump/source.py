@@ -12,7 +12,6 @@ from datasets.plan.facts import Facts
 from datasets.readers.ending import EndsEarly, is_tolerable
 from datasets.readers.frame_source import FilesSource
 from datasets.readers.frames import decode, find_layout, image_size
-from datasets.readers.spec import MISSING_SHARE
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class VideoSource:
 Source = FolderSource | VideoSource
 
 
-def open_source(path: str, shown: str, missing_share: float = MISSING_SHARE) -> Source:
+def open_source(path: str, shown: str, missing_share: float) -> Source:
     """The source at a path; MediaError if there is nothing that can be read."""
     if FilesSource().is_folder(path):
         return FolderSource(path, shown)

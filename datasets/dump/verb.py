@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.dump.lists import list_lines, target_names
@@ -16,13 +15,14 @@ from datasets.dump.names import FAILED, Names, list_name, write_text
 from datasets.dump.settings import FORMS, Settings
 from datasets.dump.state import Entry, State
 from datasets.lists.records import Records
-from datasets.loading.pool import Answer, Pool
+from datasets.loading.messages import Answer, DumpVideo
+from datasets.loading.pool import each
 from datasets.loading.workers import Setup
-from datasets.readers.spec import MISSING_SHARE, ReaderSpec
+from datasets.readers.spec import ReaderSpec
+from utils.config.schema import Data
 from utils.faults import UserError
 
 LAYOUTS = ("auto", "path_labels", "path_frames_labels")
-_AHEAD = 4
 _LINE_SECONDS = 10.0
 
 
@@ -95,7 +95,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--missing-share",
         type=float,
-        default=MISSING_SHARE,
+        default=Data().missing_share,
         help="as data.missing_share: share of its frames that a video may lack at its end (%(default)s)",
     )
     return parser.parse_args(argv)
@@ -137,14 +137,15 @@ def run(
     failures: dict[str, str] = {}
     progress = Progress(len(todo))
     shorter: list[str] = []
-    for i, answer in _ask(records, state, targets, todo, spec, workers, deadline):
-        shown = records.path(i)
-        if answer["ok"]:
-            entry = {key: value for key, value in answer.items() if key not in ("id", "ok", "kept", "missing")}
-            shorter += [shown] * bool(answer.get("missing"))
+    tasks = [DumpVideo(i, state.settings, str(state.folder / targets[records.path(i)]), str(state.tmp)) for i in todo]
+    for task, answer in each(Setup(spec), records, tasks, workers, deadline):
+        shown = records.path(task.sample)
+        if answer.ok:
+            entry = {key: value for key, value in answer.found.items() if key not in ("kept", "missing")}
+            shorter += [shown] * bool(answer.found.get("missing"))
             done[targets[shown]] = state.add(targets[shown], entry)
         else:
-            failures[shown] = _reason(answer)
+            failures[shown] = answer.why
         progress.advance(answer)
     file = state.note_failures(targets, failures)
     lines = list_lines(records, targets, done)
@@ -164,45 +165,6 @@ def run(
     return 1 if failures or not lines else 0
 
 
-def _ask(
-    records: Records,
-    state: State,
-    targets: dict[str, str],
-    todo: list[int],
-    spec: ReaderSpec,
-    workers: int,
-    deadline: float,
-) -> Iterator[tuple[int, Answer]]:
-    """(record, answer) of each video in the order in which they are done."""
-    if not todo:
-        return
-    setup = Setup(reader=spec.to_json(), train="", eval="", seed=0)
-    pool = Pool(setup, records, [], min(workers, len(todo)), deadline)
-    settings, ahead, under_way = dataclasses.asdict(state.settings), iter(enumerate(todo, start=1)), {}
-    try:
-        while True:
-            while len(under_way) < _AHEAD * workers and (following := next(ahead, None)) is not None:
-                number, i = following
-                under_way[number] = i
-                target = str(state.folder / targets[records.path(i)])
-                request = {"id": number, "kind": "dump", "sample": i, "settings": settings, "target": target}
-                pool.submit({**request, "tmp": str(state.tmp)})
-            if not under_way:
-                return
-            for answer in pool.answers():
-                if "user" in answer:
-                    raise UserError(answer["user"])
-                yield under_way.pop(answer["id"]), answer
-    finally:
-        pool.close()
-
-
-def _reason(answer: Answer) -> str:
-    if "bug" in answer:
-        return f"not expected: {answer['bug'].strip().splitlines()[-1]}"
-    return answer["reason"]
-
-
 class Progress:
     """A line every few seconds: videos done and failed, frames/s, MB/s, time left."""
 
@@ -213,12 +175,12 @@ class Progress:
     def advance(self, answer: Answer) -> None:
         """Count one answer."""
         self._done += 1
-        self._failed += not answer["ok"]
-        if answer.get("kept"):
+        self._failed += not answer.ok
+        if answer.found.get("kept"):
             self._kept += 1
-        elif answer["ok"]:
-            self._frames += answer["frames"]
-            self._bytes += answer["bytes"]
+        elif answer.ok:
+            self._frames += answer.found["frames"]
+            self._bytes += answer.found["bytes"]
         now = time.monotonic()
         if now - self._shown >= _LINE_SECONDS or self._done == self._videos:
             self._shown = now

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets.dump.pixels import Coder
 from datasets.dump.settings import Settings
@@ -13,8 +13,10 @@ from datasets.dump.source import Source, open_source, rate
 from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_of
 from datasets.lists.records import Records
 from datasets.readers.ending import EndsEarly
-from datasets.readers.spec import MISSING_SHARE
 from utils.faults import MediaError, UserError
+
+if TYPE_CHECKING:
+    from datasets.loading.messages import DumpVideo
 
 _OF_THE_FOLDER = {  # no video can be written there, so none of them has failed
     errno.EDQUOT: "the quota is used up; make room",
@@ -27,18 +29,18 @@ _OF_THE_FOLDER = {  # no video can be written there, so none of them has failed
 
 
 class Dumper:
-    """Answers requests of the kind "dump"; see `answer`."""
+    """Does tasks of the kind `DumpVideo`."""
 
-    def __init__(self, records: Records, missing_share: float = MISSING_SHARE) -> None:
+    def __init__(self, records: Records, missing_share: float) -> None:
         self.records = records
         self.missing_share = missing_share
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, number: int, task: DumpVideo) -> dict[str, Any]:
         """Dump one video.
 
         Args:
-            request: "sample" (index of the record), "settings", "target" (final path), "tmp" (below it: a folder on the
-                same file system).
+            number: of the task; with the process id it names the temporary file.
+            task: what to dump, and where to.
 
         Returns:
             The video's line in the manifest: path, source, stamp, digest, frames, height, width, fps, bytes; kept (it
@@ -48,9 +50,9 @@ class Dumper:
             MediaError: the video cannot be read to its end, or not be written in this form.
             UserError: nothing can be written there at all.
         """
-        settings = Settings(**request["settings"])
-        path, shown = self.records.full_path(request["sample"]), self.records.path(request["sample"])
-        target, tmp = request["target"], os.path.join(request["tmp"], f"{os.getpid()}-{request['id']}")
+        settings, target = task.settings, task.target
+        path, shown = self.records.full_path(task.sample), self.records.path(task.sample)
+        tmp = os.path.join(task.tmp, f"{os.getpid()}-{number}")
         made = {"path": shown, "source": os.path.abspath(path), "stamp": stamp(path), "digest": settings.digest()}
         if os.path.lexists(target):
             note = self._note(target, path, shown, settings)

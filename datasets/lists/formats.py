@@ -20,6 +20,7 @@ start with a header whose last column is called `label`. Paths may contain the s
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from array import array
@@ -146,15 +147,22 @@ def blocks(list_file: str) -> Iterator[tuple[int, list[bytes]]]:
         yield number, [rest]
 
 
+def record_blocks(list_file: str, separator: bytes | None) -> Iterator[list[tuple[int, bytes]]]:
+    """Give (line number, line) of the records, neither blank nor header, in blocks with at least one."""
+    is_first = True
+    for start, lines in blocks(list_file):
+        rows = [(number, line) for number, line in enumerate(lines, start) if line and not line.isspace()]
+        if is_first and rows:
+            is_first = False
+            if is_header(rows[0][1], separator):
+                del rows[0]
+        if rows:
+            yield rows
+
+
 def _records(list_file: str, separator: bytes | None) -> Iterator[tuple[int, bytes]]:
-    """(line number, line) of every record: neither blank nor header."""
-    first = True
-    for number, lines in blocks(list_file):
-        for i, line in enumerate(lines):
-            if line and not line.isspace():
-                if not (first and is_header(line, separator)):
-                    yield number + i, line
-                first = False
+    """(line number, line) of every record."""
+    return itertools.chain.from_iterable(record_blocks(list_file, separator))
 
 
 def is_header(line: bytes, separator: bytes | None) -> bool:
@@ -245,38 +253,37 @@ def _fits(shape: tuple[int, int], layout: int, blanks_in_paths: bool) -> bool:
 
 
 def _read_text(list_file: str, root: str) -> Columns:
-    separator, shapes = _survey_all(list_file)
-    if not shapes:
-        raise UserError(f"{list_file}: the list is empty; expected lines of `{_LAYOUTS[2]}`")
-    layout = _numbers_per_line(shapes)
-    blanks = any(fields > numbers + 1 for fields, numbers in shapes if numbers >= layout)
-    bad = sum(count for shape, count in shapes.items() if not _fits(shape, layout, blanks))
-    if bad:
-        _refuse(list_file, separator, layout, blanks, bad)
+    separator, layout = _layout_of(list_file)
     columns = Columns()
-    first = True
-    for number, lines in blocks(list_file):
-        rows = [line.rsplit(separator, layout) for line in lines if line and not line.isspace()]
-        if first and rows:
-            header = is_header(next(line for line in lines if line and not line.isspace()), separator)
-            rows = rows[1:] if header else rows
-            first = False
-        if not rows:
-            continue
+    for records in record_blocks(list_file, separator):
+        rows = [line.rsplit(separator, layout) for _, line in records]
         paths = [unquoted(row[0]) if separator else row[0].strip() for row in rows]
         try:
             columns.add(paths, [[int(row[k]) for row in rows] for k in range(1, layout + 1)])
         except (OverflowError, ValueError):
-            wrong = next((k for k, line in enumerate(lines) if _exceeds(line.rsplit(separator, layout)[1:])), 0)
-            raise UserError(
-                f"{list_file}:{number + wrong}: a number exceeds 32 bits; expected `{_LAYOUTS[layout]}`"
-            ) from None
+            wrong = next((k for k, row in enumerate(rows) if _exceeds(row[1:])), 0)
+            where = f"{list_file}:{records[wrong][0]}"
+            raise UserError(f"{where}: a number exceeds 32 bits; expected `{_LAYOUTS[layout]}`") from None
         check_paths(list_file, paths, root, len(columns.labels) - len(paths))
+
     for name, column in (("num_frames", columns.frames), ("offset", columns.starts)):
         if column and min(column) < 0:
             record = next(i for i, value in enumerate(column) if value < 0)
             raise UserError(f"{place_of(list_file, record)}: {name} is {column[record]}; it cannot be negative")
     return columns
+
+
+def _layout_of(list_file: str) -> tuple[bytes | None, int]:
+    """Return separator and layout (numbers a line) of a list; UserError where lines do not fit it."""
+    separator, shapes = _survey_all(list_file)
+    if not shapes:
+        raise UserError(f"{list_file}: the list is empty; expected lines of `{_LAYOUTS[2]}`")
+    layout = _numbers_per_line(shapes)
+    blanks_in_paths = any(fields > numbers + 1 for fields, numbers in shapes if numbers >= layout)
+    bad = sum(count for shape, count in shapes.items() if not _fits(shape, layout, blanks_in_paths))
+    if bad:
+        _refuse(list_file, separator, layout, blanks_in_paths, bad)
+    return separator, layout
 
 
 def _exceeds(fields: list[bytes]) -> bool:

@@ -15,10 +15,10 @@ from datasets.lists.formats import (
     blocks,
     bounded,
     check_paths,
-    is_header,
     is_json,
     is_number,
     read_list,
+    record_blocks,
     unquoted,
 )
 from utils.faults import UserError
@@ -69,31 +69,28 @@ def _fields(line: bytes, separator: bytes | None) -> tuple[bytes, list[int]]:
 
 def _read_text(list_file: str, root: str, layout: str) -> Columns:
     separator, first = _separator(list_file), 2 if layout == "path_frames_labels" else 1
-    columns, said, bad, is_first = Columns(), [], 0, True
-    for start, lines in blocks(list_file):
+    columns, said, bad = Columns(), [], 0
+    for records in record_blocks(list_file, separator):
         paths: list[bytes] = []
         numbers: list[list[int]] = []
-        for number, line in enumerate(lines, start):
-            if not line or line.isspace() or (is_first and is_header(line, separator)):
-                is_first = is_first and (not line or line.isspace())
-                continue
-            is_first = False
+        for number, line in records:
             path, row = _fields(line, separator)
             if len(row) < first:
                 bad += 1
-                if len(said) < _SHOWN:
-                    text = line.strip().decode("utf-8", "replace")[:80]
-                    said.append(f"{list_file}:{number}: expected `{LAYOUTS[layout]}`, found {text!r}")
+                text = line.strip().decode("utf-8", "replace")[:80]
+                said.append(f"{list_file}:{number}: expected `{LAYOUTS[layout]}`, found {text!r}")
+                del said[_SHOWN:]
                 continue
             if max(map(abs, row)) >= 2**31:
                 raise UserError(f"{list_file}:{number}: a number exceeds 32 bits; expected `{LAYOUTS[layout]}`")
+            if first == 2 and row[0] < 0:
+                raise UserError(f"{list_file}:{number}: num_frames is {row[0]}; it cannot be negative")
             paths.append(path)
             numbers.append(row)
-            if first == 2 and numbers[-1][0] < 0:
-                raise UserError(f"{list_file}:{number}: num_frames is {numbers[-1][0]}; it cannot be negative")
         if paths and not bad:
             _add(columns, paths, numbers, first)
             check_paths(list_file, paths, root, len(columns.labels) - len(paths))
+
     if bad:
         more = [f"{list_file}: {bad - len(said)} more lines do not fit"] if bad > len(said) else []
         raise UserError("\n".join([*said, *more]))

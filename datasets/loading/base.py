@@ -5,18 +5,18 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
-from datasets.loading.pool import Answer, Inline, Pool, Service
+from datasets.loading.messages import Answer
+from datasets.loading.pool import Inline, Pool, Service
 from datasets.loading.slots import Slot
 from datasets.loading.workers import Setup
 from datasets.memcached.report import Traffic
 from datasets.readers.spec import ReaderSpec
-from utils import transfer
 from utils.config.schema import Data
 from utils.faults import UserError
 
@@ -73,7 +73,7 @@ class Loader(abc.ABC):
         self._slots = [Slot.create("zoetrope-clips", slot_bytes) for _ in range(slots)]
         self._shorter: dict[int, int] = {}  # sample -> frames at its end that do not decode
         self._reported = 0  # digits of the number of such videos in the last note
-        self._ids = 0
+        self._number = 0  # of the last task
         self._closed = False
         try:
             self._service: Service = (
@@ -119,8 +119,8 @@ class Loader(abc.ABC):
     def _reason(self, sample: int, answer: Answer) -> str:
         """Return why a video could not be read; of a missing one also where it was looked for."""
         full = self.records.full_path(sample)
-        missing = not answer.get("timeout") and not os.path.exists(full)
-        return f"{answer['reason']} (there is no {printable(full)})" if missing else answer["reason"]
+        missing = not answer.timeout and not os.path.exists(full)
+        return f"{answer.reason} (there is no {printable(full)})" if missing else answer.reason
 
     @abc.abstractmethod
     def _sample_of(self, request: int) -> int | None:
@@ -148,30 +148,19 @@ class Loader(abc.ABC):
         for slot in self._slots:
             slot.close()
 
-    def _submit(self, **fields: Any) -> int:
-        self._ids += 1
-        self._service.submit({"id": self._ids, **fields})
-        return self._ids
+    def _answers(self, *, wait: bool = True) -> list[Answer]:
+        """Return the answers that are there, at least one with `wait`; raise what is not the media's fault."""
+        answers = self._service.answers() if wait else self._service.ready()
+        if wait and not answers:
+            raise RuntimeError("the loader waits for a clip that no process reads")
 
-    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
-        return transfer.to_device(tensor, self.device)
-
-    def _answers(self) -> list[Answer]:
-        """Wait for answers."""
-        answers = self._service.answers()
-        if not answers:
-            raise RuntimeError("the loader waits for a clip that nobody reads")
-        return self._checked(answers)
-
-    def _checked(self, answers: list[Answer]) -> list[Answer]:
-        """Count what readers counted; raise what is not the media's fault."""
         for answer in answers:
-            if answer.get("counters"):
-                self.traffic.add(answer["counters"])
-            if answer.get("missing"):
-                self._shorter[answer["sample"]] = answer["missing"]
-            if "user" in answer:
-                raise UserError(answer["user"])
-            if "bug" in answer:
-                raise RuntimeError(f"reading failed in a way that is not the file's fault:\n{answer['bug']}")
+            if answer.counters:
+                self.traffic.add(answer.counters)
+            if answer.missing and answer.plan is not None:
+                self._shorter[answer.plan.sample] = answer.missing
+            if answer.user:
+                raise UserError(answer.user)
+            if answer.bug:
+                raise RuntimeError(f"reading failed in a way that is not the file's fault:\n{answer.bug}")
         return answers

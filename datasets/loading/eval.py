@@ -6,17 +6,16 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
-from typing import Any
 
 import torch
 
 from datasets.lists.records import Records
 from datasets.loading.bad_media import BadEvent, Ledger, printable
 from datasets.loading.base import Loader, Reading
-from datasets.loading.pool import Answer
-from datasets.loading.workers import Setup, video_plan
+from datasets.loading.messages import Answer, ReadVideo
+from datasets.loading.workers import Setup
 from datasets.plan.views import EvalSpec, VideoPlan
-from utils import transforms
+from utils import transfer, transforms
 from utils.faults import AgreedError
 
 Cut = Callable[[int, int], torch.Tensor]  # (start, stop) -> these views of a video
@@ -80,8 +79,7 @@ class EvalLoader(Loader):
         self._slot_of: dict[int, int] = {}
         self._free = list(range(max(1, reading.prefetch) + 1))
         self._held: int | None = None
-        repair = reading.on_bad == "substitute"
-        setup = Setup(reader=reading.reader.to_json(), train="", eval=spec.to_json(), seed=0, repair=repair)
+        setup = Setup(reading.reader, eval=spec, repair=reading.on_bad == "substitute")
         super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=0, device=device)
         self._begin()
 
@@ -113,7 +111,7 @@ class EvalLoader(Loader):
         """Wait until the video of a round is read."""
         while index not in self._ready:
             for answer in self._answers():
-                self._ready[self._where.pop(answer["id"])] = answer
+                self._ready[self._where.pop(answer.id)] = answer
 
     def _ask_ahead(self) -> None:
         while self._free and self._asked < len(self._mine):
@@ -121,11 +119,14 @@ class EvalLoader(Loader):
             self._ask(self._asked)
             self._asked += 1
 
-    def _ask(self, index: int, **how: Any) -> None:
-        """Ask for the video of a round; `how`: what else the request says."""
-        slot, sample = self._slot_of[index], self._mine[index]
-        request = self._submit(**how, slot=slot, offset=0, kind="eval", epoch=0, position=-1, sample=sample)
-        self._where[request] = index
+    def _ask(self, index: int) -> None:
+        """Ask for the video of a round."""
+        self._number += 1
+        self._where[self._number] = index
+        self._service.submit(self._number, self._task(index))
+
+    def _task(self, index: int) -> ReadVideo:
+        return ReadVideo(self._mine[index], self._slot_of[index])
 
     def _sample_of(self, request: int) -> int | None:
         number = self._where.get(request)
@@ -133,19 +134,19 @@ class EvalLoader(Loader):
 
     def _item(self, sample: int, answer: Answer) -> VideoItem:
         label = int(self.records.labels[sample])
-        if not answer["ok"]:
-            path, reason = printable(answer["path"] or self.records.path(sample)), self._reason(sample, answer)
-            kind = {"timeout": bool(answer.get("timeout")), "crashed": bool(answer.get("crashed"))}
-            self.ledger.add(BadEvent(-1, sample, path, reason, "counts as wrong", True, **kind))
+        if not answer.ok:
+            path, reason = printable(answer.path or self.records.path(sample)), self._reason(sample, answer)
+            event = BadEvent(-1, sample, path, reason, "counts as wrong", True, answer.timeout, answer.crashed)
+            self.ledger.add(event)
             return VideoItem(sample, label, None, None, f"{path}: {reason}")
-        plan = video_plan(answer)
+        assert isinstance(answer.plan, VideoPlan)
         assert self._held is not None
-        return VideoItem(sample, label, self._frames(self._held, plan), plan, None, answer["repaired"])
+        return VideoItem(sample, label, self._frames(self._held, answer.plan), answer.plan, None, answer.repaired)
 
     def _frames(self, slot: int, plan: VideoPlan) -> torch.Tensor:
         """(F, H, W, 3) uint8 on the device: the frames of a video that was read into a slot."""
         shape = (len(plan.frames), *plan.size, 3)
-        return self._to_device(torch.from_numpy(self._slots[slot].view(0, shape)))
+        return transfer.to_device(torch.from_numpy(self._slots[slot].view(0, shape)), self.device)
 
 
 def rounds(loader: EvalLoader, views: int) -> Iterator[list[tuple[VideoItem, Cut | None]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 
@@ -12,12 +12,17 @@ from datasets.lists.records import Records, records_of
 from datasets.loading.bad_media import BadEvent, Ledger
 from datasets.loading.base import Reading
 from datasets.loading.eval import EvalLoader, VideoItem
-from datasets.loading.train import Batch, Shards, TrainLoader
+from datasets.loading.train import Batch, TrainLoader
 from datasets.memcached.servers import servers_of
 from datasets.plan.train import train_spec
 from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers.facts_cache import FactsCache
 from datasets.readers.spec import ReaderSpec
+
+if TYPE_CHECKING:
+    from utils.config import Config
+    from utils.dist import World
+    from utils.shards import ShardPlan
 
 __all__ = [
     "BadEvent",
@@ -33,7 +38,7 @@ __all__ = [
 ]
 
 
-def reading(cfg: Any) -> Reading:
+def reading(cfg: Config) -> Reading:
     """How a configuration wants media to be read."""
     data = cfg.data
     if data.facts is not None:
@@ -43,7 +48,7 @@ def reading(cfg: Any) -> Reading:
         reader=ReaderSpec(
             kind=data.reader,
             template=None if data.template in (None, "auto") else data.template,
-            frame_base=None if data.frame_base in (None, "auto") else data.frame_base,
+            frame_base=data.frame_base if isinstance(data.frame_base, int) else None,
             memcached=memcached,
             facts=data.facts,
             missing_share=data.missing_share,
@@ -67,10 +72,10 @@ def loaders(reader: str) -> tuple[type[TrainLoader], type[EvalLoader]]:
 
 @overload
 def build(
-    cfg: Any,
+    cfg: Config,
     split: Literal["train"],
-    world: Any,
-    shards: Shards,
+    world: World,
+    shards: ShardPlan,
     *,
     start: int = 0,
     stop: int | None = None,
@@ -81,9 +86,9 @@ def build(
 
 @overload
 def build(
-    cfg: Any,
+    cfg: Config,
     split: Literal["val"],
-    world: Any,
+    world: World,
     *,
     records: Records | None = None,
     spec: EvalSpec | None = None,
@@ -92,10 +97,10 @@ def build(
 
 
 def build(
-    cfg: Any,
+    cfg: Config,
     split: str,
-    world: Any,
-    shards: Shards | None = None,
+    world: World,
+    shards: ShardPlan | None = None,
     *,
     start: int = 0,
     stop: int | None = None,

@@ -1,19 +1,19 @@
-"""The parent's side of the reader processes: submit requests, collect answers, replace workers that hang or die.
+"""The parent's side of the reader processes: submit tasks, collect answers, replace workers that hang or die.
 
-All workers take requests from one shared queue, so a slow video never holds up requests behind it. A worker whose
-request is older than the deadline is killed and replaced, and the request fails. A worker that dies by itself is
-replaced; its request is tried once more, then it fails. `Inline` does the same work in this process (`workers: 0`),
-without a deadline.
+All workers take tasks from one shared queue, so a slow video never holds up those behind it. A worker whose task is
+older than the deadline is killed and replaced, and the task fails. A worker that dies by itself is replaced; its task
+is tried once more, then it fails. `Inline` does the same work in this process (`workers: 0`), without a deadline.
 
 Workers that do not start (no memory, a stalled file system, a damaged installation) end no run at once: `trouble` then
 holds the reason, nothing more is started, and the remaining workers serve. If none remains, this process reads the
-requests itself, so that a training step can be completed and saved.
+tasks itself, so that a training step can be completed and saved.
 """
 
 from __future__ import annotations
 
 import collections
-import json
+import dataclasses
+import itertools
 import os
 import selectors
 import signal
@@ -21,96 +21,95 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from datasets.loading.messages import MESSAGE_BYTES, Answer, Task, packed, unpacked
 from datasets.loading.slots import Slot
-from datasets.loading.workers import MESSAGE_BYTES, Desk, Setup
+from datasets.loading.workers import Desk, Setup
 from utils.faults import UserError
 from utils.signals import on_lasting_thread
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
 
-Request = dict[str, Any]
-Answer = dict[str, Any]
-
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 #: A job's signals are the trainer's business; a worker that died of one would look like a broken video.
 _JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
 _LOOK_SECONDS = 0.25
 _STALL_SECONDS = 2.0
 _START_SECONDS = 120.0
 _START_FAILURES = 3
+_AHEAD = 4  # tasks per process that are under way in `each`
 
-
-class Service(Protocol):
-    """Something that reads clips: a pool of processes, or this process."""
-
-    @property
-    def trouble(self) -> str | None:
-        """Why this service should be replaced soon: workers that do not start. None while all is well."""
-        ...
-
-    def submit(self, request: Request) -> None:
-        """Queue one request; its "id" is a positive integer that was not used before."""
-        ...
-
-    def answers(self) -> list[Answer]:
-        """Wait until there is an answer to a submitted request, and give all that are there."""
-        ...
-
-    def ready(self) -> list[Answer]:
-        """Answers that are there already, without waiting."""
-        ...
-
-    def busy(self) -> list[int]:
-        """Ids of the requests that are being read now; any thread may ask."""
-        ...
-
-    def close(self) -> None:
-        """Stop at once."""
-        ...
+T = TypeVar("T", bound=Task)
 
 
 class Inline:
-    """Answers requests in this process, one at a time and in order."""
+    """Answers tasks in this process, one at a time and in order."""
 
     trouble: str | None = None
 
     def __init__(self, setup: Setup, records: Records, slots: list[Slot]) -> None:
         self._desk = Desk(setup, records, slots)
-        self._waiting: collections.deque[Request] = collections.deque()
+        self._waiting: collections.deque[tuple[int, Task]] = collections.deque()
         self._current: int | None = None
 
-    def submit(self, request: Request) -> None:
-        """See `Service`."""
-        self._waiting.append(request)
+    def submit(self, number: int, task: Task) -> None:
+        """See `Pool`."""
+        self._waiting.append((number, task))
 
     def answers(self) -> list[Answer]:
-        """See `Service`."""
+        """See `Pool`."""
         if not self._waiting:
             return []
-        request = self._waiting.popleft()
-        self._current = request["id"]
-        answer = self._desk.answer(request)
+        self._current, task = self._waiting.popleft()
+        answer = self._desk.answer(self._current, task)
         self._current = None
         return [answer]
 
     def ready(self) -> list[Answer]:
-        """See `Service`; nothing is read unless somebody waits for it."""
+        """Return nothing: a task is read only when the loader waits for it."""
         return []
 
     def busy(self) -> list[int]:
-        """See `Service`."""
+        """See `Pool`."""
         return [] if self._current is None else [self._current]
 
     def close(self) -> None:
-        """See `Service`."""
+        """See `Pool`."""
         self._waiting.clear()
         self._desk.close()
+
+
+def each(
+    setup: Setup, records: Records, tasks: Sequence[T], workers: int, deadline: float
+) -> Iterator[tuple[T, Answer]]:
+    """Do tasks in reader processes; yield each with its answer as soon as it is done.
+
+    Raises:
+        UserError: a task is wrong in itself, or no process starts.
+    """
+    if not tasks:
+        return
+    pool = Pool(setup, records, [], min(workers, len(tasks)), deadline)
+    try:
+        ahead, under_way = iter(enumerate(tasks, start=1)), {}
+        while True:
+            for number, task in itertools.islice(ahead, _AHEAD * workers - len(under_way)):
+                under_way[number] = task
+                pool.submit(number, task)
+            if not under_way:
+                return
+            for answer in pool.answers():
+                if answer.user:
+                    raise UserError(answer.user)
+                yield under_way.pop(answer.id), answer
+    finally:
+        pool.close()
 
 
 class _Worker:
@@ -125,7 +124,7 @@ class _Worker:
         self.born = time.monotonic()
 
     def busy_with(self) -> tuple[int, float]:
-        """(id of the current request or 0, seconds that it has taken)."""
+        """(id of the current task or 0, seconds that it has taken)."""
         while True:
             current = int(self.control[0])
             seconds = (time.monotonic_ns() - int(self.control[1])) / 1e9
@@ -145,10 +144,13 @@ class Pool:
     Args:
         setup: what workers need to know; descriptors, folder and parent are filled in here.
         records: shared with the workers, not copied.
-        slots: shared memory that requests refer to by index.
+        slots: shared memory that tasks refer to by index.
         workers: number of processes.
-        deadline: seconds that one request may take.
-        stand_in: read the requests in this process if no worker starts; else `answers` raises UserError.
+        deadline: seconds that one task may take.
+        stand_in: read the tasks in this process if no worker starts; else `answers` raises UserError.
+
+    Attributes:
+        trouble: why this pool should be replaced soon: workers that do not start. None while all is well.
     """
 
     def __init__(
@@ -166,19 +168,23 @@ class Pool:
         self.trouble: str | None = None
         self._stand_in = stand_in
         self._inline: Inline | None = None
-        self._plain_setup = setup
-        self._pending: dict[int, Request] = {}  # submitted, not answered
+        self._pending: dict[int, Task] = {}  # submitted, not answered
         self._unsent: collections.deque[int] = collections.deque()
-        self._crashed: set[int] = set()  # requests that took a worker with them once
+        self._crashed: set[int] = set()  # tasks that took a worker with them once
         self._start_failures = 0
         self._quiet_since = time.monotonic()
         self._control = Slot.create("zoetrope-control", workers * 16)
         self._records = records  # they own the descriptor that workers inherit
         self._records_fd = records.share()
         self._slots = slots
-        values = {**json.loads(setup.to_json()), "control_fd": self._control.fd, "records_fd": self._records_fd}
-        values |= {"slot_fds": [slot.fd for slot in slots], "folder": os.getcwd(), "parent": os.getpid()}
-        self._setup = json.dumps(values)
+        self._setup = dataclasses.replace(
+            setup,
+            control_fd=self._control.fd,
+            records_fd=self._records_fd,
+            slot_fds=tuple(slot.fd for slot in slots),
+            folder=os.getcwd(),
+            parent=os.getpid(),
+        )
         self._queue, self._queue_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._queue.setblocking(False)
         self._selector = selectors.DefaultSelector()
@@ -195,14 +201,14 @@ class Pool:
         """Process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
-    def submit(self, request: Request) -> None:
-        """See `Service`."""
-        self._pending[request["id"]] = request
-        self._unsent.append(request["id"])
+    def submit(self, number: int, task: Task) -> None:
+        """Queue one task under a positive number that was not used before."""
+        self._pending[number] = task
+        self._unsent.append(number)
         self._send()
 
     def answers(self) -> list[Answer]:
-        """See `Service`."""
+        """Wait until there is an answer to a submitted task, and give all that are there."""
         done: list[Answer] = []
         self._quiet_since = time.monotonic()
         while self._pending and not done:
@@ -219,17 +225,17 @@ class Pool:
         return done
 
     def ready(self) -> list[Answer]:
-        """See `Service`."""
+        """Answers that are there already, without waiting."""
         self._send()
         return [answer for worker in list(self._workers) for answer in self._receive(worker)]
 
     def busy(self) -> list[int]:
-        """See `Service`."""
+        """Numbers of the tasks that are being read now; any thread may ask."""
         here = self._inline.busy() if self._inline else []
         return here + [current for current, _ in (worker.busy_with() for worker in list(self._workers)) if current]
 
     def close(self) -> None:
-        """See `Service`. Workers hold nothing that needs an orderly end."""
+        """Stop at once. Workers hold nothing that needs an orderly end."""
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
@@ -260,13 +266,14 @@ class Pool:
         control = self._control.view(row * 16, (2,), np.int64)
         control[:] = 0
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours.send(packed(dataclasses.replace(self._setup, row=row)))
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         fds = (self._control.fd, self._records_fd, *(slot.fd for slot in self._slots))
 
         def start() -> subprocess.Popen[bytes]:
             signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # inherited, so it holds from the first moment
             return subprocess.Popen(
-                [sys.executable, "-X", "faulthandler", "-m", "datasets.loading.workers", self._setup, str(row)],
+                [sys.executable, "-X", "faulthandler", "-m", "datasets.loading.workers"],
                 stdin=self._queue_end.fileno(),
                 stdout=theirs.fileno(),
                 pass_fds=fds,
@@ -298,10 +305,11 @@ class Pool:
 
     def _send(self) -> None:
         while self._unsent:
-            request = self._pending.get(self._unsent[0])
-            if request is not None:
+            number = self._unsent[0]
+            task = self._pending.get(number)
+            if task is not None:
                 try:
-                    self._queue.send(json.dumps(request).encode() + b"\n")
+                    self._queue.send(packed((number, task)))
                 except BlockingIOError:
                     return  # the queue is full; workers have plenty to do
             self._unsent.popleft()
@@ -316,11 +324,11 @@ class Pool:
                 return done
             if not message:
                 return done
-            answer = json.loads(message)
-            if "ready" in answer:
+            answer: Answer | None = unpacked(message)
+            if answer is None:
                 worker.ready = True
                 self._start_failures = 0
-            elif self._pending.pop(answer["id"], None) is not None:
+            elif self._pending.pop(answer.id, None) is not None:
                 done.append(answer)
 
     def _look_at(self, worker: _Worker) -> list[Answer]:
@@ -343,7 +351,7 @@ class Pool:
     def _bury(self, worker: _Worker, code: int | None) -> list[Answer]:
         """Take a worker away that ended by itself, or (code None) that never got ready, and start another one.
 
-        The request it had gets a second chance; if that ends a worker too, the file is to blame.
+        The task it had gets a second chance; if that ends a worker too, the file is to blame.
         """
         if code is not None and not worker.ready and not int(worker.control[0]):
             self._note_failed_start(_end_in_words(code))
@@ -358,27 +366,28 @@ class Pool:
                 self._unsent.appendleft(current)
         return done
 
-    def _fail(self, request_id: int, reason: str, **kind: bool) -> Answer:
-        """Make the answer of a request that was given up; `kind`: timeout=True or crashed=True."""
-        self._pending.pop(request_id)
-        return {"id": request_id, "ok": False, "path": None, "reason": reason, **kind}
+    def _fail(self, number: int, reason: str, *, timeout: bool = False, crashed: bool = False) -> Answer:
+        """Make the answer of a task that was given up."""
+        self._pending.pop(number)
+        return Answer(number, reason=reason, timeout=timeout, crashed=crashed)
 
     def _answer_here(self) -> Answer:
-        """Read the oldest request in this process, because no worker is left and none starts."""
+        """Read the oldest task in this process, because no worker is left and none starts."""
         if not self._stand_in:
             raise UserError(
                 f"stopped by {self.trouble}; look at free memory, at the limit of processes and at the file system of "
                 "the code, then run the same command again"
             )
         if self._inline is None:
-            self._inline = Inline(self._plain_setup, self._records, self._slots)
-        self._inline.submit(self._pending.pop(min(self._pending)))
+            self._inline = Inline(self._setup, self._records, self._slots)
+        number = min(self._pending)
+        self._inline.submit(number, self._pending.pop(number))
         return self._inline.answers()[0]
 
     def _rescue(self) -> list[Answer]:
-        """Requests wait, yet all workers idle: a worker died between taking a request and noting its id.
+        """Tasks wait, yet all workers idle: a worker died between taking a task and noting its id.
 
-        All workers are replaced before those requests are sent again, so that none of them can still write.
+        All workers are replaced before those tasks are sent again, so that none of them can still write.
         """
         now = time.monotonic()
         if self._unsent or any(not worker.ready or worker.busy_with()[0] for worker in self._workers):
@@ -389,6 +398,10 @@ class Pool:
             self._quiet_since = now
             return done
         return []
+
+
+#: What reads for a loader: processes, or this process.
+Service = Pool | Inline
 
 
 def _end_in_words(code: int | None) -> str:

@@ -11,7 +11,6 @@ import dataclasses
 import sys
 import time
 from collections.abc import Collection, Iterator
-from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,28 +18,27 @@ import torch
 from datasets.lists.records import Records
 from datasets.loading.bad_media import MAX_SUBSTITUTES, BadEvent, Ledger, Substitutes, printable
 from datasets.loading.base import Loader, Reading
-from datasets.loading.pool import Answer
+from datasets.loading.messages import Answer, ReadClip
 from datasets.loading.workers import Setup
-from datasets.plan.train import TrainSpec
-from datasets.plan.train import order as orders
+from datasets.plan import order as orders
+from datasets.plan.train import Plan, TrainSpec
+from datasets.plan.views import VideoPlan
 from utils import transfer
 from utils.faults import UserError
-
-#: Jitter row of a clip that is not there: factors 1, 1, 1, hue shift 0, operations in their order.
-_NO_JITTER = (1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 2.0, 3.0)
+from utils.shards import ShardPlan
 
 
 @dataclasses.dataclass
 class Batch:
-    """One micro-batch. B clips, T frames, F = 1 (clip-consistent) or T.
+    """One micro-batch. B clips, T frames, F = 1 row for a clip, or T.
 
     Attributes:
         clips: (B, T, H, W, 3) uint8 RGB. On the CPU a view of shared memory: valid until the next step is asked for.
         labels: (B,) int64; where videos have several labels (B, K) float32, 1 at each.
         weights: (B,) float32, 0 for a clip that could not be read (its pixels are 0).
         samples: records shown (a substitute's own index).
-        flip: (B,) bool. jitter: (B, F, 8) float64 or None. erase: (B, F, 4) int64 or None; rows as in plan.Plan. These
-            three are on the CPU, where the augmentation reads them.
+        drawn: name of an augmentation -> (B, F, ...) rows as in `Plan.ops`, in the order of application; on the CPU,
+            where they are read.
         shards: shards that make up the batch, in order.
         positions: global position of each clip.
     """
@@ -49,29 +47,16 @@ class Batch:
     labels: torch.Tensor
     weights: torch.Tensor
     samples: list[int]
-    flip: torch.Tensor
-    jitter: torch.Tensor | None
-    erase: torch.Tensor | None
+    drawn: dict[str, torch.Tensor]
     shards: tuple[int, ...]
     positions: list[int]
 
-
-class Shards(Protocol):
-    """What the loader needs of utils.shards.ShardPlan."""
-
     @property
-    def batch_size(self) -> int:
-        """Clips per shard."""
-        ...
-
-    @property
-    def micro_batches(self) -> tuple[tuple[int, ...], ...]:
-        """Shards of each micro-batch of this rank."""
-        ...
-
-    def positions(self, step: int, shard: int) -> range:
-        """Global positions of one shard at one step."""
-        ...
+    def flip(self) -> torch.Tensor:
+        """(B,) bool on the CPU: which clips are mirrored."""
+        return (
+            self.drawn["flip"].flatten() if "flip" in self.drawn else torch.zeros(len(self.samples), dtype=torch.bool)
+        )
 
 
 @dataclasses.dataclass
@@ -84,7 +69,6 @@ class _Row:
     place: int
     tries: int = 0
     answer: Answer | None = None
-    how: dict[str, Any] = dataclasses.field(default_factory=dict)  # what else the request says
 
 
 @dataclasses.dataclass
@@ -121,7 +105,7 @@ class TrainLoader(Loader):
         reading: Reading,
         *,
         seed: int,
-        shards: Shards,
+        shards: ShardPlan,
         start: int = 0,
         stop: int | None = None,
         device: torch.device | str = "cpu",
@@ -132,7 +116,9 @@ class TrainLoader(Loader):
             raise UserError("the training list has no videos")
         self.spec = spec
         self.seed = seed
+        self._videos = len(records)
         self.shards = shards
+        self._micro_batches = shards.micro_batches
         self.ledger = Ledger(len(records), reading.bad_budget, reading.on_bad)
         self._replay = set(replay)
         self._sample_at = orders.of(order, seed, records)
@@ -145,7 +131,7 @@ class TrainLoader(Loader):
         self._clip = (spec.sampling.frames_per_clip, spec.input_size, spec.input_size, 3)
         self._place_bytes = self._room(int(np.prod(self._clip)))
         clips = sum(len(shard_list) for shard_list in shards.micro_batches) * shards.batch_size
-        setup = Setup(reader=reading.reader.to_json(), train=spec.to_json(), eval="", seed=seed)
+        setup = Setup(reading.reader, train=spec, seed=seed)
         size = clips * self._place_bytes
         super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=size, device=device)
         self._copies = transfer.CopyStream(self.device) if self._copies_from_slots() else None
@@ -164,13 +150,15 @@ class TrainLoader(Loader):
         if self._held is not None:
             self._free.append(self._held)
             self._held = None
-        self._take_back_slots()
+        if self._copies is not None:
+            self._take_back_slots()
         self._ask_ahead()
         if self._copies is not None:
             return self._handed_over(self._copies)
         if not self._steps:
             raise StopIteration
-        step = self._finished()
+        step = self._steps.popleft()
+        self._finish(step)
         self._held = step.slot
         return step.step, self._batches(step)
 
@@ -178,7 +166,7 @@ class TrainLoader(Loader):
         """Start to copy the next step's clips to a GPU if they are read. Returns at once; on a CPU it does nothing."""
         if self._copies is None or self._copied is not None or not self._steps:
             return
-        for answer in self._checked(self._service.ready()):
+        for answer in self._answers(wait=False):
             self._take(answer)
         if not self._steps[0].open:
             self._copied = self._copy(self._steps.popleft(), self._copies)
@@ -202,14 +190,6 @@ class TrainLoader(Loader):
             if not self._pages.add(slot.view(0, (size,))):
                 break
 
-    def _finished(self) -> _Step:
-        """The next step, all of its clips read."""
-        step = self._steps.popleft()
-        began = time.perf_counter()
-        self._finish(step)
-        self.seconds_waiting += time.perf_counter() - began
-        return step
-
     def _handed_over(self, copies: transfer.CopyStream) -> tuple[int, list[Batch]]:
         """The next step on a GPU, for the current stream."""
         if self._copied is None:
@@ -221,10 +201,12 @@ class TrainLoader(Loader):
                 self._ask_ahead()
                 if not self._steps:
                     raise StopIteration
-            self._copied = self._copy(self._finished(), copies)
-        (step, batches), self._copied = self._copied, None
+            step = self._steps.popleft()
+            self._finish(step)
+            self._copied = self._copy(step, copies)
+        (done, batches), self._copied = self._copied, None
         copies.hand_over(tensor for batch in batches for tensor in (batch.clips, batch.labels, batch.weights))
-        return step.step, batches
+        return done.step, batches
 
     def _copy(self, step: _Step, copies: transfer.CopyStream) -> tuple[_Step, list[Batch]]:
         with copies.entered():
@@ -243,14 +225,16 @@ class TrainLoader(Loader):
 
     def _finish(self, step: _Step) -> None:
         """Wait until all clips of a step are read."""
+        began = time.perf_counter()
         while step.open:
             for answer in self._answers():
                 self._take(answer)
+        self.seconds_waiting += time.perf_counter() - began
 
     def _ask_ahead(self) -> None:
         while self._free and (self._stop is None or self._next < self._stop):
             rows: list[_Row] = []
-            for micro_batch in self.shards.micro_batches:
+            for micro_batch in self._micro_batches:
                 for shard in micro_batch:
                     for position in self.shards.positions(self._next, shard):
                         sample = self._sample_at(position)
@@ -264,26 +248,23 @@ class TrainLoader(Loader):
     def _ask(self, step: _Step, row: _Row) -> None:
         if (row.position, row.asked) in self._replay:
             reason = "was given up before the resume, because it was late or ended its reader process"
-            self._failed(step, row, {"ok": False, "path": None, "reason": reason, "timeout": True})
+            self._failed(step, row, Answer(0, reason=reason, timeout=True))
             return
-        request = self._submit(
-            **row.how,
-            slot=step.slot,
-            offset=row.place * self._place_bytes,
-            kind="train",
-            epoch=orders.epoch_of(row.position, len(self.records)),
-            position=row.position,
-            sample=row.asked,
-        )
-        self._where[request] = (step, row)
+        self._number += 1
+        self._where[self._number] = (step, row)
+        self._service.submit(self._number, self._task(step, row))
+
+    def _task(self, step: _Step, row: _Row) -> ReadClip:
+        epoch = row.position // self._videos
+        return ReadClip(row.asked, epoch, row.position, step.slot, row.place * self._place_bytes)
 
     def _sample_of(self, request: int) -> int | None:
         entry = self._where.get(request)
         return None if entry is None else entry[1].asked
 
     def _take(self, answer: Answer) -> None:
-        step, row = self._where.pop(answer["id"])
-        if answer["ok"]:
+        step, row = self._where.pop(answer.id)
+        if answer.plan is not None:
             row.answer = answer
             step.open -= 1
         else:
@@ -291,7 +272,7 @@ class TrainLoader(Loader):
 
     def _failed(self, step: _Step, row: _Row, answer: Answer) -> None:
         """A clip could not be read: ask for its substitute, or leave its place empty."""
-        path = printable(answer["path"] or self.records.path(row.asked))
+        path = printable(answer.path or self.records.path(row.asked))
         following = None
         if self.reading.on_bad == "substitute" and row.tries < MAX_SUBSTITUTES:
             following = self._substitutes.after(row.asked)
@@ -299,8 +280,8 @@ class TrainLoader(Loader):
         action = "skipped (weight 0)" if following is None else f"sample {following} stands in"
         action = "the run stops" if self.reading.on_bad == "error" else action
         new, reason = row.asked not in self.ledger.samples, self._reason(row.asked, answer)
-        kind = {"timeout": bool(answer.get("timeout")), "crashed": bool(answer.get("crashed"))}
-        self.ledger.add(BadEvent(row.position, row.asked, path, reason, action, new, **kind))
+        event = BadEvent(row.position, row.asked, path, reason, action, new, answer.timeout, answer.crashed)
+        self.ledger.add(event)
         if following is None:
             step.open -= 1
         else:
@@ -309,27 +290,26 @@ class TrainLoader(Loader):
 
     def _batches(self, step: _Step) -> list[Batch]:
         batches, first = [], 0
-        for micro_batch in self.shards.micro_batches:
+        for micro_batch in self._micro_batches:
             last = first + len(micro_batch) * self.shards.batch_size
             batches.append(self._batch(step, step.rows[first:last], micro_batch))
             first = last
         return batches
 
     def _batch(self, step: _Step, rows: list[_Row], shards: tuple[int, ...]) -> Batch:
-        answers = [row.answer for row in rows]
-        # Whether a run draws jitter and erasing, and for how many rows, is a matter of the spec alone.
-        frames = self._clip[0]
-        jitter_rows = 0 if self.spec.jitter is None else frames if self.spec.jitter_per_frame else 1
-        erase_rows = 0 if self.spec.erasing is None else frames if self.spec.erasing_per_frame else 1
-        samples = [row.asked if row.answer else row.sample for row in rows]
+        plans = [row.answer.plan if row.answer else None for row in rows]
+        samples = [row.asked if row.answer else row.sample for row in rows]  # a substitute shows its own labels
+        if self.records.several:
+            labels = torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))
+        else:
+            labels = torch.tensor([int(self.records.labels[sample]) for sample in samples])
+        weights = torch.tensor([float(row.answer is not None) for row in rows])
         return Batch(
             clips=self._clips(step, rows),
-            labels=self._to_device(self._labels(samples)),
-            weights=self._to_device(torch.tensor([float(row.answer is not None) for row in rows])),
+            labels=transfer.to_device(labels, self.device),
+            weights=transfer.to_device(weights, self.device),
             samples=samples,
-            flip=torch.tensor([bool(answer and answer["flip"]) for answer in answers]),
-            jitter=self._stack(answers, "jitter", jitter_rows, _NO_JITTER, torch.float64),
-            erase=self._stack(answers, "erase", erase_rows, (0, 0, 0, 0), torch.int64),
+            drawn={name: self._drawn(name, plans) for name in self.spec.ops},
             shards=shards,
             positions=[row.position for row in rows],
         )
@@ -340,18 +320,9 @@ class TrainLoader(Loader):
         for index, row in enumerate(rows):
             if row.answer is None:
                 clips[index] = 0  # a reader may have written a part before it failed
-        return self._to_device(torch.from_numpy(clips))
+        return transfer.to_device(torch.from_numpy(clips), self.device)
 
-    def _labels(self, samples: list[int]) -> torch.Tensor:
-        """(B,) int64, or (B, K) float32 of a list with several labels per video (a substitute shows its own)."""
-        if self.records.several:
-            return torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))
-        return torch.tensor([int(self.records.labels[sample]) for sample in samples])
-
-    def _stack(
-        self, answers: list[Answer | None], name: str, rows: int, neutral: tuple[float, ...], dtype: torch.dtype
-    ) -> torch.Tensor | None:
-        if not rows:
-            return None
-        values = [answer[name] if answer and answer[name] is not None else [neutral] * rows for answer in answers]
-        return torch.tensor(values, dtype=dtype)
+    def _drawn(self, name: str, plans: list[Plan | VideoPlan | None]) -> torch.Tensor:
+        """(B, F, ...): what the plans drew for one augmentation; a clip that is not there stays as it is."""
+        rows = [plan.ops[name] if isinstance(plan, Plan) else self.spec.neutral(name) for plan in plans]
+        return torch.from_numpy(np.stack(rows))

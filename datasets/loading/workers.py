@@ -1,232 +1,202 @@
-"""Reader processes: `python -m datasets.loading.workers` serves requests until its input ends. Torch-free.
+"""Reader processes: `python -m datasets.loading.workers` serves tasks until its input ends. Torch-free.
 
-A worker takes one request at a time from the queue that all workers share (its standard input, a SEQPACKET socket: one
-message per JSON line), draws, probes, resolves and reads into a shared slot, and sends one JSON line back. Before the
-work it writes the request's id and the time into its row of the control block, so that the parent can see a late one.
-It dies with its parent (PR_SET_PDEATHSIG), and leaves when the queue is closed.
-
-Request: {"id", "slot", "offset", "kind": "train" | "eval", "epoch", "position", "sample"}, or "kind": "scan" with what
-scan/file.py says, or "dump" with what dump/video.py says; with "encoded" and "room" the answer may be stored bytes
-(dali/encoded.py) instead of pixels.
-Answer:  {"id", "ok": true, <fields of the plan>} | {"id", "ok": false, "path", "reason"} | {"id", "ok": false, "bug"}.
+A worker takes one task at a time from the queue that all workers share (its standard input, a SEQPACKET socket), draws,
+probes, resolves and reads into a shared slot, and sends an answer back (messages.py). Its first message is its `Setup`,
+on the socket for answers. Before the work it writes the task's id and the time into its row of the control block, so
+that the parent can see a late one. It dies with its parent (PR_SET_PDEATHSIG), and leaves when the queue is closed.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import signal
 import socket
-import sys
 import time
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from datasets.lists.records import Records
+from datasets.loading.messages import (
+    MESSAGE_BYTES,
+    Answer,
+    DumpVideo,
+    Look,
+    ReadClip,
+    ReadVideo,
+    Task,
+    packed,
+    unpacked,
+)
 from datasets.loading.slots import Slot
-from datasets.plan.facts import Facts
-from datasets.plan.train import Plan, TrainSpec, draw, resolve
-from datasets.plan.views import EvalSpec, VideoPlan, resolve_eval
+from datasets.plan.train import TrainSpec, draw, resolve
+from datasets.plan.views import EvalSpec, resolve_eval
 from datasets.readers import open_reader
 from datasets.readers.ending import EndsEarly, on_what_decodes
 from datasets.readers.repair import read_what_decodes
-from datasets.readers.spec import ReaderSpec
+from datasets.readers.spec import Reader, ReaderSpec
 from utils.faults import MediaError, UserError
 from utils.signals import end_with_parent
 
 if TYPE_CHECKING:
+    from datasets.plan.crops import Box
     from datasets.scan.file import Examiner
-
-MESSAGE_BYTES = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """All that a worker needs to know, as one JSON line in its arguments.
+    """All that a worker needs to know.
 
     Attributes:
-        reader, train, eval: specs as JSON; an empty string where there is none.
+        reader: which reader.
+        train, eval: which clips or views; None where there are none.
         seed: of the run.
         repair: in an evaluation, show the nearest frame where one does not decode.
         records_fd, control_fd, slot_fds: inherited descriptors (unused by the inline desk).
+        row: of the control block.
         folder: working directory of the parent, which relative paths are relative to.
         parent: process id of the parent.
     """
 
-    reader: str
-    train: str
-    eval: str
-    seed: int
+    reader: ReaderSpec
+    train: TrainSpec | None = None
+    eval: EvalSpec | None = None
+    seed: int = 0
     repair: bool = False
     records_fd: int = -1
     control_fd: int = -1
     slot_fds: tuple[int, ...] = ()
+    row: int = 0
     folder: str = "."
     parent: int = 0
 
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
 
 class Desk:
-    """Answers requests: the work itself, the same inside a worker and inline."""
+    """Does tasks: the work itself, the same inside a worker and inline."""
 
     def __init__(self, setup: Setup, records: Records, slots: list[Slot]) -> None:
-        self.seed = setup.seed
-        self.train = TrainSpec.from_json(setup.train) if setup.train else None
-        self.eval = EvalSpec.from_json(setup.eval) if setup.eval else None
-        self.repair = setup.repair
+        self.setup = setup
         self.records = records
         self.slots = slots
-        self._spec = ReaderSpec.from_json(setup.reader)
-        self.reader = open_reader(self._spec, records)
+        self.reader = open_reader(setup.reader, records)
         self._examiner: Examiner | None = None
 
     def close(self) -> None:
         """Close the reader."""
         self.reader.close()
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Do one request; what the reader has counted meanwhile travels with the answer."""
-        answer = self._answer(request)
-        counters = getattr(self.reader, "counters", None)
-        return answer | {"counters": counters()} if counters else answer
-
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Bad media is an answer, not an exception."""
+    def answer(self, number: int, task: Task) -> Answer:
+        """Do one task; what the reader has counted since the last one travels with the answer."""
+        work = {ReadClip: self._clip, ReadVideo: self._video, Look: self._look, DumpVideo: self._dump}[type(task)]
         try:
-            work = {"train": self._train, "eval": self._eval, "scan": self._scan, "dump": self._dump}[request["kind"]]
-            fields = work(request)
+            answer: Answer = work(number, task)
         except MediaError as error:
-            return {"id": request["id"], "ok": False, "path": error.path, "reason": error.reason}
+            answer = Answer(number, path=error.path, reason=error.reason)
         except UserError as error:
-            return {"id": request["id"], "ok": False, "user": str(error)}
+            answer = Answer(number, user=str(error))
         except Exception:  # noqa: BLE001  the parent raises it with this traceback
-            return {"id": request["id"], "ok": False, "bug": traceback.format_exc()}
-        return {"id": request["id"], "ok": True, **fields}
+            answer = Answer(number, bug=traceback.format_exc())
+        counters = getattr(self.reader, "counters", None)
+        return dataclasses.replace(answer, counters=counters()) if counters else answer
 
-    def _train(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self.train is not None
-        sample = request["sample"]
-        spec, draws = self.train, draw(self.seed, request["epoch"], request["position"], self.train)
+    def _clip(self, number: int, task: ReadClip) -> Answer:
+        spec, sample = self.setup.train, task.sample
+        assert spec is not None
+        draws = draw(self.setup.seed, task.epoch, task.position, spec)
 
-        def work(reader: Any) -> dict[str, Any]:
+        def work(reader: Reader) -> Answer:
             facts = reader.probe(sample)
             plan = resolve(draws, facts, spec, sample)
-            stored = self._stored(request, plan, facts)
-            if not stored.get("files"):
-                out = self.slots[request["slot"]].view(request["offset"], (len(plan.frames), *plan.size, 3))
+            answer = Answer(number, plan)
+            if task.stored is not None:
+                answer = self._stored(answer, task, plan.box)
+            if answer.stored is None:
+                out = self.slots[task.slot].view(task.offset, (len(plan.frames), *plan.size, 3))
                 reader.read(sample, plan.frames, plan.box, plan.size, out)
-            return plan_to_dict(plan) | stored
+            return answer
 
-        fields, missing = on_what_decodes(self.reader, sample, work)
-        return fields | {"missing": missing} if missing else fields
+        answer, missing = on_what_decodes(self.reader, sample, work)
+        return dataclasses.replace(answer, missing=missing) if missing else answer
 
-    def _stored(self, request: dict[str, Any], plan: Plan | VideoPlan, facts: Facts) -> dict[str, Any]:
-        """The bytes of a clip for a decoder on the device, where the request wants them; see encoded.pack."""
-        if not request.get("encoded"):
-            return {}
-        from datasets.dali.encoded import pack
+    def _video(self, number: int, task: ReadVideo) -> Answer:
+        answer, missing = on_what_decodes(self.reader, task.sample, lambda reader: self._whole(reader, number, task))
+        return dataclasses.replace(answer, missing=missing) if missing else answer
 
-        slot, box = self.slots[request["slot"]], plan.box if isinstance(plan, Plan) else None
-        reader: Any = self.reader  # an EncodedReader, maybe behind a cache of facts
-        room, without = request["room"], request.get("without", ())
-        return pack(reader, plan.sample, plan.frames, box, facts, slot, request["offset"], room, without)
-
-    def _scan(self, request: dict[str, Any]) -> dict[str, Any]:
-        from datasets.scan.file import Examiner
-
-        if self._examiner is None:
-            self._examiner = Examiner(self._spec, self.records)
-        return self._examiner.answer(request)
-
-    def _dump(self, request: dict[str, Any]) -> dict[str, Any]:
-        from datasets.dump.video import Dumper
-
-        return Dumper(self.records, self._spec.missing_share).answer(request)
-
-    def _eval(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self.eval is not None
-        sample = request["sample"]
-        fields, missing = on_what_decodes(self.reader, sample, lambda reader: self._eval_with(reader, request))
-        return fields | {"missing": missing} if missing else fields
-
-    def _eval_with(self, reader: Any, request: dict[str, Any]) -> dict[str, Any]:
+    def _whole(self, reader: Reader, number: int, task: ReadVideo) -> Answer:
         """Plan and read one video with a reader."""
-        assert self.eval is not None
-        sample, slot = request["sample"], self.slots[request["slot"]]
-        facts = reader.probe(sample)
-        plan = resolve_eval(facts, self.eval, sample)
-        stored = self._stored(request, plan, facts)
-        if stored.get("files"):
-            return plan_to_dict(plan) | stored | {"repaired": ""}
+        spec, slot = self.setup.eval, self.slots[task.slot]
+        assert spec is not None
+        plan = resolve_eval(reader.probe(task.sample), spec, task.sample)
+        answer = Answer(number, plan)
+        if task.stored is not None:
+            answer = self._stored(answer, task, None)
+            if answer.stored is not None:
+                return answer
+
         shape = (len(plan.frames), *plan.size, 3)
         slot.grow(int(np.prod(shape)))
-        out, repaired = slot.view(0, shape), ""
+        out = slot.view(0, shape)
         try:
-            reader.read(sample, plan.frames, None, plan.size, out)
+            reader.read(task.sample, plan.frames, None, plan.size, out)
         except EndsEarly:
             raise
         except MediaError as error:
-            if not self.repair:
+            if not self.setup.repair:
                 raise
-            plan = dataclasses.replace(plan, frames=read_what_decodes(reader, plan, out, error))
-            repaired = error.reason
-        return plan_to_dict(plan) | stored | {"repaired": repaired}
+            shown = dataclasses.replace(plan, frames=read_what_decodes(reader, plan, out, error))
+            return dataclasses.replace(answer, plan=shown, repaired=error.reason)
+        return answer
 
+    def _stored(self, answer: Answer, task: ReadClip | ReadVideo, box: Box | None) -> Answer:
+        """Put the bytes of a clip into the slot, for a decoder on the device; say why where that is not possible."""
+        from datasets.dali.encoded import pack
 
-def plan_to_dict(plan: Plan | VideoPlan) -> dict[str, Any]:
-    """A plan as plain values; floats survive JSON exactly."""
-    fields = {field.name: getattr(plan, field.name) for field in dataclasses.fields(plan)}
-    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in fields.items()}
+        assert answer.plan is not None
+        assert task.stored is not None
+        return dataclasses.replace(
+            answer, **pack(self.reader, answer.plan, box, self.slots[task.slot], task.offset, task.stored)
+        )
 
+    def _look(self, number: int, task: Look) -> Answer:
+        from datasets.scan.file import Examiner
 
-def video_plan(answer: dict[str, Any]) -> VideoPlan:
-    """The inverse of `plan_to_dict` for the plan of a video."""
-    return VideoPlan(
-        sample=answer["sample"],
-        frames=np.array(answer["frames"], np.int64),
-        size=(answer["size"][0], answer["size"][1]),
-        clip_rows=np.array(answer["clip_rows"], np.int64),
-        boxes=np.array(answer["boxes"], np.int64),
-        flips=np.array(answer["flips"], bool),
-    )
+        if self._examiner is None:
+            self._examiner = Examiner(self.setup.reader, self.records)
+        return Answer(number, found=self._examiner.answer(task))
+
+    def _dump(self, number: int, task: DumpVideo) -> Answer:
+        from datasets.dump.video import Dumper
+
+        return Answer(number, found=Dumper(self.records, self.setup.reader.missing_share).answer(number, task))
 
 
 def _serve(desk: Desk, queue: socket.socket, out: socket.socket, control: np.ndarray) -> None:
-    out.send(b'{"ready": true}\n')
-    while True:
-        message = queue.recv(MESSAGE_BYTES)
-        if not message:  # the parent closed the queue or is gone
-            return
-        request = json.loads(message)
+    out.send(packed(None))  # ready
+    while message := queue.recv(MESSAGE_BYTES):  # else the parent closed the queue or is gone
+        number, task = unpacked(message)
         control[1] = time.monotonic_ns()
-        control[0] = request["id"]
-        answer = desk.answer(request)
+        control[0] = number
+        answer = desk.answer(number, task)
         control[0] = 0
-        out.send(json.dumps(answer).encode() + b"\n")
+        out.send(packed(answer))
 
 
-def main(setup_json: str, row: str) -> None:
-    """Run one worker; `row` is its line in the control block."""
-    values = json.loads(setup_json)
-    setup = Setup(**{**values, "slot_fds": tuple(values["slot_fds"])})
-    spec = ReaderSpec.from_json(setup.reader)
-    if spec.kind == "dali":  # DALI runs beside the model, never in a reader process
-        setup = dataclasses.replace(setup, reader=dataclasses.replace(spec, kind="encoded").to_json())
+def main() -> None:
+    """Run one worker."""
+    queue = socket.socket(fileno=os.dup(0))
+    out = socket.socket(fileno=os.dup(1))
+    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    setup: Setup = unpacked(out.recv(MESSAGE_BYTES))
+    if setup.reader.kind == "dali":  # DALI runs beside the model, never in a reader process
+        setup = dataclasses.replace(setup, reader=dataclasses.replace(setup.reader, kind="encoded"))
     end_with_parent(setup.parent, signal.SIGKILL)()
     import cv2
 
     cv2.setNumThreads(0)  # one worker is one core
-    queue = socket.socket(fileno=os.dup(0))
-    out = socket.socket(fileno=os.dup(1))
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
     os.chdir(setup.folder)
-    control = Slot(setup.control_fd).view(int(row) * 16, (2,), np.int64)
+    control = Slot(setup.control_fd).view(setup.row * 16, (2,), np.int64)
     desk = Desk(setup, Records.from_fd(setup.records_fd), [Slot(fd) for fd in setup.slot_fds])
     try:
         _serve(desk, queue, out, control)
@@ -239,4 +209,4 @@ def main(setup_json: str, row: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

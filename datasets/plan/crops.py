@@ -137,9 +137,9 @@ def multi_scale(
     u: Sequence[float],
     *,
     input_size: int,
-    scales: Sequence[float] = (1, 0.875, 0.75, 0.66),
-    max_distort: int = 1,
-    more_fix_crop: bool = True,
+    scales: Sequence[float],
+    max_distort: int,
+    more_fix_crop: bool,
     fix_crop: bool = True,
 ) -> Box:
     """Corner cropping with scale jitter (TSN, Wang et al., ECCV 2016, section 3.2; MMAction2 MultiScaleCrop).
@@ -169,8 +169,8 @@ def random_resized(
     h: int,
     u: Sequence[float],
     *,
-    area: tuple[float, float] = (0.08, 1.0),
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
+    area: Sequence[float],
+    aspect: Sequence[float],
 ) -> Box:
     """Inception-style crop (Szegedy et al., CVPR 2015, section 6; MMAction2 RandomResizedCrop).
 
@@ -236,9 +236,9 @@ def multi_scale_random(
     *,
     crop: int,
     side: int,
-    scales: Sequence[float] = (1, 0.875, 0.75, 0.66),
-    max_distort: int = 1,
-    more_fix_crop: bool = True,
+    scales: Sequence[float],
+    max_distort: int,
+    more_fix_crop: bool,
 ) -> Box:
     """PP-TSM's training crop: a multi-scale crop scaled to a square, then a random square of it, as one box.
 

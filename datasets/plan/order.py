@@ -14,10 +14,13 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from datasets.lists.records import Records
 
 _MASK = (1 << 64) - 1
 ORDER, PLAN = 0, 1  # domains
@@ -74,29 +77,12 @@ def _permutation(random_words: NDArray[np.uint64]) -> NDArray[np.int64]:
     return permutation
 
 
-def epoch_of(position: int, n: int) -> int:
-    """The epoch that a global position falls into, with n videos and no drop-last."""
-    return position // n
-
-
 def sample_at(position: int, seed: int, n: int) -> int:
     """Index of the video at a global position, 0..n-1."""
     return int(order(seed, position // n, n)[position % n])
 
 
-class Labelled(Protocol):
-    """What an order needs to know of a list."""
-
-    def __len__(self) -> int:
-        """Videos."""
-        ...
-
-    def members(self) -> Iterable[NDArray[np.int64]]:
-        """The videos of each class that has any."""
-        ...
-
-
-def of(kind: str, seed: int, records: Labelled) -> Callable[[int], int]:
+def of(kind: str, seed: int, records: Records) -> Callable[[int], int]:
     """The function position -> index of the video, for `data.order`.
 
     Args:

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from datasets.plan import rules
 from datasets.plan.rules import Floats, Ints
-from datasets.plan.train import rules as rules
 from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from utils.config import Config
+
+
+_NO_FRAMES = "a video of {} frames gives no clip"
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,11 @@ class Sampling:
         return self.num_segments * self.clip_len
 
 
+def sampling_of(cfg: Config) -> Sampling:
+    """The Sampling of a loaded configuration."""
+    return Sampling(cfg.data.sampling, cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval)
+
+
 def uniforms_needed(s: Sampling) -> int:
     """How many uniforms `train_frames` takes: the same for every video."""
     return s.num_segments if _PRESETS[s.preset].per_segment else 1
@@ -70,7 +82,8 @@ def train_frames(s: Sampling, num_frames: int, fps: float, u: Floats) -> Ints:
     Raises:
         ValueError: no frames.
     """
-    _check_frames(num_frames)
+    if num_frames < 1:
+        raise ValueError(_NO_FRAMES.format(num_frames))
     return _PRESETS[s.preset].train(s, num_frames, fps, u).reshape(-1)
 
 
@@ -82,7 +95,8 @@ def test_frames(s: Sampling, num_frames: int, fps: float, num_clips: int = 1) ->
         ValueError: no frames.
     """
     check_clips(s, num_clips)
-    _check_frames(num_frames)
+    if num_frames < 1:
+        raise ValueError(_NO_FRAMES.format(num_frames))
     return _PRESETS[s.preset].test(s, num_frames, fps, num_clips).reshape(num_clips, s.frames_per_clip)
 
 
@@ -97,11 +111,6 @@ def check_clips(s: Sampling, num_clips: int) -> None:
             f"num_clips: {num_clips} test clips are not defined for sampling preset {s.preset!r} with "
             f"{s.num_segments} segments; " + ("give at least 1" if num_clips < 1 else f"give at most {most}")
         )
-
-
-def _check_frames(num_frames: int) -> None:
-    if num_frames < 1:
-        raise ValueError(f"a video of {num_frames} frames gives no clip")
 
 
 def _mm_test(rule: Callable[..., Ints], s: Sampling, n: int, clips: int) -> Ints:

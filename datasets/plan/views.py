@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.plan import crops
 from datasets.plan.crops import Box, Size
 from datasets.plan.facts import Facts, check_facts
 from datasets.plan.sampling import Sampling, check_clips, sampling_of, test_frames
-from datasets.plan.train import crops, spec_fields
 from utils.faults import UserError
 
 
@@ -76,7 +75,7 @@ ROUNDINGS: dict[str, Callable[[int, int, int], Size]] = {
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """Which views an evaluation takes of each video; plain values, so that it travels as JSON.
+    """Which views an evaluation takes of each video.
 
     Args:
         sampling: frames of a clip.
@@ -122,15 +121,6 @@ class EvalSpec:
     def views(self) -> int:
         """V, views of each video."""
         return self.num_clips * self.crops_per_clip
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> EvalSpec:
-        """The inverse of `to_json`."""
-        return cls(**spec_fields(text))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -13,16 +12,14 @@ if TYPE_CHECKING:
     from datasets.readers.resize import Box
 
 
-#: Default of `data.missing_share`: largest share of the frames of a video that may be missing at its end.
-MISSING_SHARE = 0.05
-
-
 @dataclasses.dataclass(frozen=True)
 class ReaderSpec:
-    """Which reader, and how its files are named; plain values, so that it travels to worker processes as JSON.
+    """Which reader, and how its files are named; plain values, so that it travels to reader processes.
 
     Attributes:
         kind: a key of `datasets.readers.READERS`.
+        missing_share: largest share of the frames of a video that may be missing at its end; beyond it the video is
+            bad.
         template: name of a frame file as a format string, for example "img_{:05d}.jpg"; None = found by listing.
         frame_base: number of the first frame file, 0 or 1; None = found by listing.
         fps: frame rate of frame folders, which do not state one [frames/s].
@@ -31,28 +28,18 @@ class ReaderSpec:
         decoder: of the reader `dali`: what the bytes are for, "cpu" or "mixed" (a GPU).
         limits: of the reader `dali`: codec -> smallest and largest side that this GPU decodes [pixels]; None = those of
             DALI.
-        missing_share: largest share of the frames of a video that may be missing at its end; beyond it the video is
-            bad.
     """
 
     kind: str
+    _: dataclasses.KW_ONLY
+    missing_share: float
     template: str | None = None
     frame_base: int | None = None
     fps: float = 30.0
     memcached: dict[str, Any] | None = None
     facts: str | None = None
     decoder: str = "cpu"
-    missing_share: float = MISSING_SHARE
     limits: dict[str, tuple[int, int]] | None = None
-
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps(dataclasses.asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ReaderSpec:
-        """The inverse of `to_json`."""
-        return cls(**json.loads(text))
 
 
 class Reader(Protocol):

@@ -80,7 +80,7 @@ class VideoReader:
 
     def probe(self, i: int) -> Facts:
         """Facts of record i; see `Reader.probe`. A start or a length in the list selects a part of the file."""
-        facts = self._index(i).facts
+        facts = self.index(i).facts
         start = int(self.records.starts[i])
         if start == 0:
             return facts
@@ -91,7 +91,7 @@ class VideoReader:
 
     def missing(self, i: int) -> int:
         """Return the number of frames at the end of record i that do not decode and that `probe` leaves out."""
-        return self._index(i).missing
+        return self.index(i).missing
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
         """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`.
@@ -101,7 +101,7 @@ class VideoReader:
         """
         if out.shape != (len(frames), *size, 3):
             raise ValueError(f"out has shape {out.shape}, expected {(len(frames), *size, 3)}")
-        shown, index = self.records.path(i), self._index(i)
+        shown, index = self.records.path(i), self.index(i)
         ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
         facts = index.facts
         if ordinals.min() < 0 or ordinals.max() >= facts.frames:
@@ -121,10 +121,6 @@ class VideoReader:
         if pending:
             raise MediaError(shown, f"frame {min(pending)} of {facts.frames} does not decode")
 
-    def index(self, i: int) -> Index:
-        """The packet table of record i; MediaError on bad media."""
-        return self._index(i)
-
     def assume(self, i: int, index: Index) -> None:
         """Take an index that was made before; the caller answers for it that the file is still the same."""
         path = self.records.full_path(i)
@@ -133,7 +129,8 @@ class VideoReader:
         if len(self._indexes) > _OPEN_INDEXES:
             self._indexes.popitem(last=False)
 
-    def _index(self, i: int) -> Index:
+    def index(self, i: int) -> Index:
+        """Return the packet table of record i; MediaError on bad media."""
         path = self.records.full_path(i)
         if path not in self._indexes:
             self._drop()

@@ -35,7 +35,6 @@ import numpy as np
 from datasets.plan.facts import Facts
 from datasets.readers.bitstreams import PacketCheck
 from datasets.readers.ending import is_tolerable
-from datasets.readers.spec import MISSING_SHARE
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
@@ -227,14 +226,12 @@ class Decoding:
             self.trouble = self.trouble or error.strerror or str(error)
 
 
-def build_index(path: str, shown: str, *, missing_share: float = MISSING_SHARE) -> Index:
+def build_index(path: str, shown: str, *, missing_share: float) -> Index:
     """Make the index of one file; see `index_file`."""
     return index_file(path, shown, missing_share=missing_share)[0]
 
 
-def index_file(
-    path: str, shown: str, *, keep: int = 0, missing_share: float = MISSING_SHARE
-) -> tuple[Index, Kept | None]:
+def index_file(path: str, shown: str, *, keep: int = 0, missing_share: float) -> tuple[Index, Kept | None]:
     """Make the index of one file, and keep it open where its frames can be found by time.
 
     Args:

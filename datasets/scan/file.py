@@ -19,7 +19,10 @@ from datasets.readers.spec import Reader, ReaderSpec
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datasets.lists.records import Records
+    from datasets.loading.messages import Look
     from datasets.plan.facts import Facts
 
 #: How much of a file is decoded; each level includes those before it.
@@ -46,20 +49,18 @@ class Examiner:
         self.records = records
         self._readers: dict[str, Reader] = {}
 
-    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One request: {"sample", "what": a level or "digest", "known": the stamp of an earlier answer or None}.
+    def answer(self, task: Look) -> dict[str, Any]:
+        """Do one task.
 
         Returns:
             {"same": True} where the file is what it was; {"digest"} of its bytes; else what `look` says.
         """
-        i = request["sample"]
-        if request["what"] == "digest":
-            return {"digest": _digest(self.records.full_path(i), request["names"])}
-        if request["known"] is not None:
-            known = Stamp(*request["known"])
-            if stamp_of(self.records.full_path(i), known.witness) == known:
-                return {"same": True}
-        return self.look(i, request["what"])
+        path, known = self.records.full_path(task.sample), task.known
+        if task.what == "digest":
+            return {"digest": _digest(path, task.names)}
+        if known is not None and stamp_of(path, known.witness) == known:
+            return {"same": True}
+        return self.look(task.sample, task.what)
 
     def look(self, i: int, level: str) -> dict[str, Any]:
         """All about record i: plain values; `bad` says why it cannot be read, or is "".
@@ -212,7 +213,7 @@ def _folder(path: str, first: str, frames: int) -> dict[str, Any]:
     return {"stamp": stamp_of(path, first), "first": first, "files": numbered, "notes": notes}
 
 
-def _digest(path: str, names: list[str]) -> str:
+def _digest(path: str, names: Sequence[str]) -> str:
     """xxh3 of the bytes of a file, or of some files of a folder; "" where it cannot be read."""
     digest = xxhash.xxh3_128()
     try:

@@ -120,12 +120,12 @@ class Journal:
             self._lists[clean] = owner
             self._write({"clean": clean, "list": owner[0], "root": owner[1]})
 
-    def stamp(self, path: str, start: int, level: str) -> list[Any] | None:
+    def stamp(self, path: str, start: int, level: str) -> facts_cache.Stamp | None:
         """The stamp under which a path need not be looked at again at this level; None where it must."""
         entry = self.known.get((path, start))
         if entry is None or entry.get("again") or LEVELS.index(entry["level"]) < LEVELS.index(level):
             return None
-        return entry["stamp"]
+        return facts_cache.Stamp(*entry["stamp"]) if entry["stamp"] else None
 
     def facts(self) -> Iterator[tuple[int, facts_cache.Entry]]:
         """Rows of the facts cache: everything that `probe` gave an answer for."""

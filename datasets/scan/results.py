@@ -80,12 +80,11 @@ def _clean(records: Records, found: list[Found]) -> bytes:
 
 
 def _of_list(records: Records, found: list[Found], classes: Path | None, level: str) -> dict[str, Any]:
+    """All that scan.json says of one list."""
     good = [entry for entry in found if not entry["bad"]]
     frames = np.array([entry["frames"] for entry in good], np.int64)
     rates = np.array([entry["fps"] for entry in good])
-    told = [(i, int(records.frames[i])) for i in range(len(found)) if records.frames[i] >= 0 and not found[i]["bad"]]
-    parts = bool(np.any(records.starts > 0))  # of a list with an offset, a record may end before its video does
-    wrong = [i for i, count in told if count > found[i]["frames"] or (count != found[i]["frames"] and not parts)]
+    videos = [entry for entry in good if entry["kind"] == "video"]
     return {
         "list": str(records.list_file),
         "root": records.root,
@@ -96,23 +95,11 @@ def _of_list(records: Records, found: list[Found], classes: Path | None, level: 
         "decode": level,
         "clean": clean_name(records.list_file),
         "several_labels": records.several,
-        "bad": [_named(records, i, entry["bad"]) for i, entry in enumerate(found) if entry["bad"]],
         "reasons": _counted(_kind_of_reason(entry["bad"]) for entry in found if entry["bad"]),
-        "notes": [_named(records, i, note) for i, entry in enumerate(found) for note in entry["notes"]],
-        "shorter": [
-            _named(
-                records, i, f"its last {entry['shorter']} of {entry['frames'] + entry['shorter']} frames do not decode"
-            )
-            for i, entry in enumerate(found)
-            if not entry["bad"] and entry.get("shorter")
-        ],
-        "wrong_counts": [
-            _named(records, i, f"the list says {records.frames[i]} frames, there are {found[i]['frames']}")
-            for i in wrong
-        ],
+        **_remarks(records, found),
         "kinds": _counted(entry["kind"] for entry in good),
-        "codecs": _counted(entry.get("codec", "") for entry in good if entry["kind"] == "video"),
-        "formats": _counted(entry.get("format", "") for entry in good if entry["kind"] == "video"),
+        "codecs": _counted(entry.get("codec", "") for entry in videos),
+        "formats": _counted(entry.get("format", "") for entry in videos),
         "sizes": _counted(f"{entry['width']}x{entry['height']}" for entry in good),
         "rotated": sum(bool(entry.get("turns")) for entry in good),
         "variable_rate": sum(entry.get("vfr") is True for entry in good),
@@ -122,6 +109,25 @@ def _of_list(records: Records, found: list[Found], classes: Path | None, level: 
         "seconds": _spread(frames / rates),
         "classes": _classes(records, found, classes),
     }
+
+
+def _remarks(records: Records, found: list[Found]) -> dict[str, list[dict[str, Any]]]:
+    """What there is to say of single files: bad, shorter, with a wrong frame count, notes."""
+    bad, notes, shorter, wrong_counts = [], [], [], []
+    parts = bool(np.any(records.starts > 0))  # of a list with an offset, a record may end before its video does
+    for i, entry in enumerate(found):
+        notes += [_named(records, i, note) for note in entry["notes"]]
+        if entry["bad"]:
+            bad.append(_named(records, i, entry["bad"]))
+            continue
+
+        frames, missing, told = entry["frames"], entry.get("shorter"), int(records.frames[i])
+        if missing:
+            text = f"its last {missing} of {frames + missing} frames do not decode"
+            shorter.append(_named(records, i, text))
+        if told > frames or (0 <= told < frames and not parts):
+            wrong_counts.append(_named(records, i, f"the list says {told} frames, there are {frames}"))
+    return {"bad": bad, "notes": notes, "shorter": shorter, "wrong_counts": wrong_counts}
 
 
 def _named(records: Records, i: int, what: str) -> dict[str, Any]:

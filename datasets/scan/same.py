@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from datasets.lists.records import Records
+from datasets.loading.messages import Look
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.journal import Found
 from datasets.scan.work import ask
@@ -61,20 +62,20 @@ def _digests(
     digests: dict[str, list[tuple[int, int]]] = {}
     for number, records in enumerate(lists):
         wanted = [i for group in sizes.values() if len(group) > 1 for owner, i in group if owner == number]
-        requests = [{"sample": i, "what": "digest", "names": _three(found[number][i]), "known": None} for i in wanted]
-        for i, answer in ask(records, spec, requests, workers, deadline):
+        tasks = [Look(i, "digest", names=_three(found[number][i])) for i in wanted]
+        for i, answer in ask(records, spec, tasks, workers, deadline):
             if answer.get("digest"):
                 entry = found[number][i]
                 digests.setdefault(f"{entry['kind']} {entry['frames']} {answer['digest']}", []).append((number, i))
     return [{"how": "bytes", "members": sorted(group)} for group in digests.values() if len(group) > 1]
 
 
-def _three(entry: Found) -> list[str]:
+def _three(entry: Found) -> tuple[str, ...]:
     """First, middle and last frame file of a folder; nothing for a file."""
     if entry["kind"] != "folder":
-        return []
+        return ()
     stem, suffix = os.path.splitext(entry["first"])
     digits = len(stem) - len(stem.rstrip("0123456789"))
     prefix, first = stem[: len(stem) - digits], int(stem[len(stem) - digits :])
     ordinals = sorted({0, entry["frames"] // 2, entry["frames"] - 1})
-    return [f"{prefix}{first + ordinal:0{digits}d}{suffix}" for ordinal in ordinals]
+    return tuple(f"{prefix}{first + ordinal:0{digits}d}{suffix}" for ordinal in ordinals)

@@ -18,13 +18,14 @@ from pathlib import Path
 from datasets.lists.records import Records
 from datasets.readers import facts_cache
 from datasets.readers.frame_shard import TEMPLATE
-from datasets.readers.spec import MISSING_SHARE, ReaderSpec
+from datasets.readers.spec import ReaderSpec
 from datasets.scan import results as scan_results
 from datasets.scan.file import LEVELS
 from datasets.scan.journal import JOURNAL, Journal
 from datasets.scan.results import clean_name
 from datasets.scan.same import same_content
 from datasets.scan.work import examine
+from utils.config.schema import Data
 from utils.faults import UserError
 
 FACTS = "facts.bin"
@@ -109,7 +110,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--missing-share",
         type=float,
-        default=MISSING_SHARE,
+        default=Data().missing_share,
         help="as data.missing_share: share of its frames that a video may lack at its end (%(default)s)",
     )
     args = parser.parse_args(argv)

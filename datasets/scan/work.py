@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sys
 import time
@@ -11,13 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets.lists.records import Records
-from datasets.loading.pool import Pool
+from datasets.loading.messages import Look
+from datasets.loading.pool import each
 from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.journal import Found, Journal
-from utils.faults import UserError
-
-_AHEAD = 4  # requests per process that are under way
 
 
 def examine(
@@ -32,10 +31,10 @@ def examine(
     for i in range(len(records)):
         owners.setdefault((os.path.abspath(records.full_path(i)), int(records.starts[i])), []).append(i)
     found: list[Found] = [{}] * len(records)
-    requests = [{"sample": own[0], "what": level, "known": journal.stamp(*key, level)} for key, own in owners.items()]
-    progress = Progress(Path(records.list_file).name, len(requests))
+    tasks = [Look(own[0], level, journal.stamp(*key, level)) for key, own in owners.items()]
+    progress = Progress(Path(records.list_file).name, len(tasks))
     keys = {own[0]: key for key, own in owners.items()}
-    for sample, answer in ask(records, spec, requests, workers, deadline):
+    for sample, answer in ask(records, spec, tasks, workers, deadline):
         if "same" in answer:
             answer = journal.known[keys[sample]]
         else:
@@ -47,40 +46,19 @@ def examine(
 
 
 def ask(
-    records: Records, spec: ReaderSpec, requests: list[Found], workers: int, deadline: float
+    records: Records, spec: ReaderSpec, tasks: list[Look], workers: int, deadline: float
 ) -> Iterator[tuple[int, Found]]:
-    """(sample, answer) of each request in the order in which they are done; a process that fails is an answer too."""
-    if not requests:
-        return
-    told, records.frames = records.frames, np.full(len(records), -1, np.int32)  # the readers count for themselves
+    """(sample, answer) of each task in the order in which they are done; a process that fails is an answer too."""
+    told = records.frames
+    records.frames = np.full(len(records), -1, np.int32)  # the readers count for themselves
+    done = each(Setup(spec), records, tasks, workers, deadline)
     try:
-        setup = Setup(reader=spec.to_json(), train="", eval="", seed=0)
-        pool = Pool(setup, records, [], min(workers, len(requests)), deadline)
+        first = next(done, None)  # starts the processes, which take the records as they are now
     finally:
         records.frames = told
-    ahead = iter(enumerate(requests, start=1))
-    try:
-        under_way: dict[int, int] = {}
-        while True:
-            while len(under_way) < _AHEAD * workers and (following := next(ahead, None)) is not None:
-                under_way[following[0]] = following[1]["sample"]
-                pool.submit({"id": following[0], "kind": "scan", **following[1]})
-            if not under_way:
-                return
-            for answer in pool.answers():
-                yield under_way.pop(answer["id"]), _plain(answer)
-    finally:
-        pool.close()
-
-
-def _plain(answer: Found) -> Found:
-    """What the pool says of a file that hung or crashed becomes a reason; such a file is tried again next time."""
-    if answer["ok"]:
-        return {name: value for name, value in answer.items() if name not in ("id", "ok", "counters")}
-    if "user" in answer:
-        raise UserError(answer["user"])
-    reason = answer["reason"] if "reason" in answer else f"not expected: {answer['bug'].strip().splitlines()[-1]}"
-    return {"bad": reason, "notes": [], "again": True}
+    for task, answer in done if first is None else itertools.chain([first], done):
+        # A file that hung or crashed is tried again next time.
+        yield task.sample, answer.found if answer.ok else {"bad": answer.why, "notes": [], "again": True}
 
 
 class Progress:

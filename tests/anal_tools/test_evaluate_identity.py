@@ -163,7 +163,7 @@ def test_files_follow_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert wanted <= found.keys()
     assert not any(name.startswith(("anal_tools/", "launch/")) for name in found)
     all_files = identity.source_hashes({"methods.tsm"})
-    for name in ("utils/transforms.py", "datasets/views.py", "datasets/readers/resize.py", "methods/folding.py"):
+    for name in ("utils/transforms.py", "datasets/plan/views.py", "datasets/readers/resize.py", "methods/folding.py"):
         assert name in all_files
 
     package = tmp_path / "mine"

@@ -73,13 +73,14 @@ def test_what_the_page_holds_is_what_was_evaluated(exp: Path, index: Path) -> No
 
 def test_sheets_show_the_frames_that_the_model_saw(exp: Path, index: Path, motion_videos: Path) -> None:
     from datasets.lists.records import Records
-    from datasets.readers import ReaderSpec, open_reader
+    from datasets.readers import open_reader
+    from tests.datasets.specs import reader_spec
 
     results, shown = Results.load(exp), blocks_of(index)["report-data"]["media"]
     assert len(shown) == 10
     assert sum("clip" in one for one in shown.values()) == 3
     records = Records.load(motion_videos / "lists/val.txt", motion_videos, num_class=8)
-    reader = open_reader(ReaderSpec("video"), records)
+    reader = open_reader(reader_spec("video"), records)
     for row, one in shown.items():
         assert one["frames"] == results.frames[int(row), 0].tolist()
         sheet = simplejpeg.decode_jpeg((index.parent / one["sheet"]).read_bytes()).astype(float)

@@ -16,8 +16,9 @@ import pytest
 from datasets.dump import verb as dump
 from datasets.lists.records import Records
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec, draw, resolve
-from datasets.readers import READERS, Reader, ReaderSpec, open_reader
+from datasets.plan.train import draw, resolve
+from datasets.readers import READERS, Reader, open_reader
+from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import SIZE, number_in, write_cut, write_video
 from tests.memcached import MISSING, Server
 
@@ -38,8 +39,8 @@ FORMS: dict[str, tuple[str, str | None]] = {
 #: of 255, for dali: mean difference of a clip, its bias.
 MEAN, BIAS = 4.0, 2.0
 SPECS = {
-    "TSN-8": TrainSpec(Sampling("tsn", 8), input_size=64, crop="random_resized"),
-    "8x2": TrainSpec(Sampling("mm1", 1, 8, 2), input_size=80, crop="multi_scale"),
+    "TSN-8": train_spec(Sampling("tsn", 8), input_size=64, crop="random_resized"),
+    "8x2": train_spec(Sampling("mm1", 1, 8, 2), input_size=80, crop="multi_scale"),
 }
 
 
@@ -109,7 +110,7 @@ def opened(folder: Path, kind: str, server: Server | None) -> tuple[Reader, Reco
     records = Records.load(folder / "train.txt", folder, num_class=1)
     places = {"timeout_ms": 5000.0, "connect_timeout_ms": 5000.0, "secret_file": None, "namespace": ""}
     cached = {"servers": [server.name], **places} if kind == "memcached" and server else None
-    return open_reader(ReaderSpec(kind, memcached=cached), records), records
+    return open_reader(reader_spec(kind, memcached=cached), records), records
 
 
 def read(reader: Reader, i: int, frames: np.ndarray, box, size: tuple[int, int]) -> np.ndarray:

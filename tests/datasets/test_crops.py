@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.plan.train import crops
+from datasets.plan import crops
 from tests import golden
 from utils.faults import UserError
 

@@ -11,8 +11,9 @@ import pytest
 import simplejpeg
 
 from datasets.lists.records import Records
-from datasets.readers import ReaderSpec, open_reader
+from datasets.readers import open_reader
 from tests.conftest import ROOT
+from tests.datasets.specs import reader_spec
 from tests.datasets.videos import SIZE, frame_image, number_in, records_of, write_cut, write_video
 from utils.faults import MediaError
 
@@ -40,7 +41,7 @@ def both(records: Records, i: int, frames: list[int], box, size: tuple[int, int]
     """A clip by the readers `dali` and `video`; DALI must have decoded it."""
     clips = []
     for kind in ("dali", "video"):
-        reader = open_reader(ReaderSpec(kind), records)
+        reader = open_reader(reader_spec(kind), records)
         clip = np.zeros((len(frames), *size, 3), np.uint8)
         reader.read(i, np.array(frames), box, size, clip)
         if kind == "dali":
@@ -84,7 +85,7 @@ def test_jpeg_frames_differ_by_rounding_only(shard: bool, tmp_path: Path) -> Non
     for box, size in ((None, (SIZE, SIZE)), ((5, 2, 90, 80), (56, 64)), ((10, 10, 60, 60), (112, 112))):
         clips = []
         for kind in ("dali", "frames"):
-            reader = open_reader(ReaderSpec(kind), records)
+            reader = open_reader(reader_spec(kind), records)
             clip = np.zeros((5, *size, 3), np.uint8)
             reader.read(0, np.array([0, 11, 4, 4, 7]), box, size, clip)
             assert not getattr(reader, "fallbacks", None)
@@ -102,9 +103,9 @@ def test_what_dali_is_not_given_is_read_by_pyav_and_counted(tmp_path: Path) -> N
     for number in range(3):
         cv2.imwrite(str(tmp_path / "png" / f"img_{number + 1:05d}.png"), frame_image(number)[..., ::-1])
     records = records_of(tmp_path, ["h264.mp4 0", "old.avi 0", "png 0"])
-    reader = open_reader(ReaderSpec("dali"), records)
+    reader = open_reader(reader_spec("dali"), records)
     for i in range(3):
-        plain = open_reader(ReaderSpec("frames" if i == 2 else "video"), records)
+        plain = open_reader(reader_spec("frames" if i == 2 else "video"), records)
         clips = [np.zeros((2, 48, 48, 3), np.uint8) for _ in range(2)]
         for one, clip in zip((reader, plain), clips, strict=True):
             one.read(i, np.array([0, 2]), (0, 0, 90, 90), (48, 48), clip)
@@ -116,7 +117,7 @@ def test_what_dali_is_not_given_is_read_by_pyav_and_counted(tmp_path: Path) -> N
 
 
 def test_damaged_files_fail_as_they_do_elsewhere(folder: Path, tmp_path: Path) -> None:
-    from datasets.readers.video_index import build_index
+    from tests.datasets.specs import build_index
 
     path = folder / "gop12.mp4"
     sizes = build_index(str(path), path.name).sizes
@@ -126,7 +127,7 @@ def test_damaged_files_fail_as_they_do_elsewhere(folder: Path, tmp_path: Path) -
     (tmp_path / "damaged.mp4").write_bytes(data)
     (tmp_path / "broken.mp4").write_bytes(b"nothing of the kind")
     records = records_of(tmp_path, ["damaged.mp4 0", "broken.mp4 0", "absent.mp4 0"])
-    reader = open_reader(ReaderSpec("dali"), records)
+    reader = open_reader(reader_spec("dali"), records)
     clip = np.zeros((3, SIZE, SIZE, 3), np.uint8)
     with pytest.raises(MediaError, match="only 25 of its 60 frames decode"):
         reader.read(0, np.array([3, 26, 59]), None, (SIZE, SIZE), clip)

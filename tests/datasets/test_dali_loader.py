@@ -18,9 +18,8 @@ from datasets.loading.eval import EvalLoader
 from datasets.loading.train import Batch, TrainLoader
 from datasets.plan.order import sample_at
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec
-from datasets.readers import ReaderSpec
+from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
 from utils.faults import UserError
 from utils.shards import ShardPlan
@@ -29,17 +28,19 @@ pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip ins
 
 from datasets.dali.loader import DaliEvalLoader, DaliTrainLoader  # noqa: E402
 
-SPEC = TrainSpec(Sampling("tsn", 4), input_size=32, jitter=(0.2, 0.2, 0.2, 0.1), erasing=(0.5, 0.02, 0.4, 0.3))
+SPEC = train_spec(
+    Sampling("tsn", 4), input_size=32, colorjitter=(0.2, 0.2, 0.2, 0.1), random_erasing=(0.5, 0.02, 0.4, 0.3)
+)
 VIEWS = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
-READING = Reading(ReaderSpec("video"), workers=0, prefetch=2, on_bad="error")
+READING = Reading(reader_spec("video"), workers=0, prefetch=2, on_bad="error")
 VIDEOS = 6
-FIELDS = ("labels", "weights", "flip", "jitter", "erase")
+FIELDS = ("labels", "weights")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """VP9 files v0..v5, an H.264 file, which DALI's CPU build does not read, a damaged one, JPEG frames, no video."""
-    from datasets.readers.video_index import build_index
+    from tests.datasets.specs import build_index
 
     made = tmp_path_factory.mktemp("videos")
     for i in range(VIDEOS):
@@ -90,6 +91,9 @@ def assert_same(one: dict[int, tuple[Batch, int]], other: dict[int, tuple[Batch,
         assert batch.samples[row] == reference.samples[at]
         for name in FIELDS:
             assert torch.equal(getattr(batch, name)[row], getattr(reference, name)[at]), name
+        assert list(batch.drawn) == list(reference.drawn) != []
+        for name, rows in batch.drawn.items():
+            assert torch.equal(rows[row], reference.drawn[name][at]), name
         difference = (batch.clips[row].int() - reference.clips[at].int()).abs().float()
         assert difference.mean() <= tolerance
 
@@ -109,7 +113,7 @@ def test_same_clips_as_the_video_reader_at_any_layout(records: Records) -> None:
 def test_forms_and_fallbacks_share_a_batch(folder: Path, tmp_path: Path) -> None:
     names = ["v1.mp4", "jpeg", "h264.mp4", "v2.mp4"]
     records = records_of(tmp_path, [f"{name} {i}" for i, name in enumerate(names)], root=folder)
-    spec = TrainSpec(Sampling("tsn", 4), input_size=96, crop="centre", flip=False)
+    spec = train_spec(Sampling("tsn", 4), input_size=96, crop="centre", flip=False)
     with DaliTrainLoader(records, spec, READING, seed=1, shards=shards(4, 1), stop=3) as loader:
         for _, batches in loader:
             assert sorted(batches[0].samples) == [0, 1, 2, 3]
@@ -158,7 +162,7 @@ def test_evaluation_gives_each_video_once_with_its_frames(folder: Path, tmp_path
         reading = dataclasses.replace(READING, on_bad="skip", workers=workers)
         with (
             DaliEvalLoader(records, VIEWS, reading) as ours,
-            EvalLoader(records, VIEWS, dataclasses.replace(reading, reader=ReaderSpec("encoded"))) as theirs,
+            EvalLoader(records, VIEWS, dataclasses.replace(reading, reader=reader_spec("encoded"))) as theirs,
         ):
             for item, other in zip(ours, theirs, strict=True):
                 assert (item.sample, item.label, item.failure) == (other.sample, other.label, other.failure)

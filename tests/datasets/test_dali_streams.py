@@ -19,10 +19,9 @@ from datasets.dali import bitstream
 from datasets.dali.video_cut import Refused, cut
 from datasets.loading.base import Reading
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec
-from datasets.readers import ReaderSpec, open_reader
-from datasets.readers.video_index import build_index
+from datasets.readers import open_reader
+from tests.datasets.specs import build_index, reader_spec, train_spec
 from tests.datasets.videos import SIZE, number_in, records_of, write_video
 from utils.faults import UserError
 from utils.shards import ShardPlan
@@ -107,7 +106,7 @@ def test_colours_are_those_of_pyav(tag: int, yuv: tuple[int, int, int], tmp_path
     records = records_of(tmp_path, ["v.mp4 0"])
     clips = []
     for kind in ("dali", "video"):
-        reader = open_reader(ReaderSpec(kind), records)
+        reader = open_reader(reader_spec(kind), records)
         clip = np.zeros((2, 32, 32, 3), np.uint8)
         reader.read(0, np.array([0, 5]), (8, 8, 72, 72), (32, 32), clip)
         assert not getattr(reader, "fallbacks", None)
@@ -165,7 +164,7 @@ def test_barcodes_of_what_is_accepted(tmp_path: Path) -> None:
     pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
     shown = write_hidden(tmp_path / "hidden.mp4")
     records = records_of(tmp_path, ["hidden.mp4 0", "plain.mp4 0"])
-    reader, video = (open_reader(ReaderSpec(kind), records) for kind in ("dali", "video"))
+    reader, video = (open_reader(reader_spec(kind), records) for kind in ("dali", "video"))
     assert video.probe(0).frames == shown < video.probe(1).frames
     for number, refused in ((0, True), (1, False)):
         reader.fallbacks.clear()  # type: ignore[attr-defined]
@@ -311,7 +310,7 @@ class TestSessions:
         records = records_of(tmp_path, names)
         one_size = sessions.THREADS["mixed"] * sessions.session_bytes(SIZE, SIZE)
         monkeypatch.setattr(sessions, "of", lambda device: sessions.Sessions(one_size))
-        reading = Reading(ReaderSpec("video"), workers=0, prefetch=2)
+        reading = Reading(reader_spec("video"), workers=0, prefetch=2)
         views = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
         with DaliEvalLoader(records, views, reading) as loader:
             for item in loader:
@@ -323,7 +322,7 @@ class TestSessions:
                     assert item.frames.float().flatten(0, 2).std(0).max() < 2
             assert list(loader.fallbacks.values()) == [2]
             assert "one more frame size" in next(iter(loader.fallbacks))
-        spec = TrainSpec(Sampling("tsn", 4), input_size=32, crop="centre", flip=False)
+        spec = train_spec(Sampling("tsn", 4), input_size=32, crop="centre", flip=False)
         plan = ShardPlan(total=1, batch_size=4, world=1, rank=0, group_size=1)
         with DaliTrainLoader(records, spec, reading, seed=1, shards=plan, stop=3) as loader:
             for _, batches in loader:
@@ -338,25 +337,32 @@ def test_runs_keep_to_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.dali import loader
 
     monkeypatch.setattr(loader, "RUN_BYTES", 100)
-    answers: list[Any] = [{"decoded": size} for size in (40, 60, 1, 90, 300, 10)]
+    from datasets.dali import encoded
+    from datasets.loading.messages import Answer
+
+    sizes = (40, 60, 1, 90, 300, 10)
+    stored = [encoded.Stored("images", [], np.zeros(0), "jpeg", None, (0, 0, 1, 1), size) for size in sizes]
+    answers: list[Any] = [Answer(1, stored=one) for one in stored]
     assert list(loader.within_budget([0, 1, 2, 3, 4, 5], answers)) == [[0, 1], [2, 3], [4], [5]]
 
 
 def test_a_clip_with_too_large_frames_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.dali import encoded
+    from datasets.loading.messages import AsStored
     from datasets.loading.slots import Slot
+    from datasets.plan.train import Plan
 
     write_video(tmp_path / "v.mp4", "libvpx-vp9", 12, options={"cpu-used": "8"})
     records = records_of(tmp_path, ["v.mp4 0"])
-    reader = encoded.EncodedReader(ReaderSpec("encoded", decoder="cpu"), records)
-    slot, frames = Slot.create("test", 0), np.array([1, 1, 2])
-    found = encoded.pack(reader, 0, frames, None, reader.probe(0), slot, 0, None)
-    assert found["decoded"] == 2 * SIZE * SIZE * 3  # a repeated frame counts once
-    monkeypatch.setattr(encoded, "DECODED_BYTES", found["decoded"] - 1)
-    assert "before they are cropped" in encoded.pack(reader, 0, frames, None, reader.probe(0), slot, 0, None)["refused"]
-    assert (
-        "no vp9 here" in encoded.pack(reader, 0, frames[:1], None, reader.probe(0), slot, 0, None, ["vp9"])["refused"]
-    )
+    reader = encoded.EncodedReader(reader_spec("encoded", decoder="cpu"), records)
+    slot = Slot.create("test", 0)
+    plan = Plan(0, np.array([1, 1, 2]), (0, 0, SIZE, SIZE), (SIZE, SIZE), {})
+    wanted = AsStored(None)
+    decoded = encoded.pack(reader, plan, None, slot, 0, wanted)["stored"].decoded
+    assert decoded == 2 * SIZE * SIZE * 3  # a repeated frame counts once
+    assert "no vp9 here" in encoded.pack(reader, plan, None, slot, 0, AsStored(None, ("vp9",)))["refused"]
+    monkeypatch.setattr(encoded, "DECODED_BYTES", decoded - 1)
+    assert "before they are cropped" in encoded.pack(reader, plan, None, slot, 0, wanted)["refused"]
     slot.close()
     reader.close()
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import RidgeClassifier
 
+from datasets.demo import motion8
 from datasets.demo import verb as demo
-from datasets.demo.verb import motion8
 from utils.faults import UserError
 
 PAIRS = (("left", "right"), ("up", "down"), ("clockwise", "counter-clockwise"), ("grow", "shrink"))

@@ -17,8 +17,9 @@ import pytest
 from datasets.dump import verb as dump
 from datasets.dump.settings import Settings
 from datasets.lists.records import Records
-from datasets.readers import Reader, ReaderSpec, open_reader
+from datasets.readers import Reader, open_reader
 from datasets.readers.frames import decode
+from tests.datasets.specs import reader_spec
 from tests.datasets.videos import number_in, write_video
 from utils.faults import UserError
 
@@ -54,7 +55,7 @@ def pixels(reader: Reader, i: int) -> np.ndarray:
 
 def dumped(kind: str, dst: Path) -> tuple[Reader, Records]:
     records = Records.load(dst / "train.txt", dst, num_class=3)
-    return open_reader(ReaderSpec(kind), records), records
+    return open_reader(reader_spec(kind), records), records
 
 
 @pytest.mark.parametrize(("form", "kind"), [("frames", "frames"), ("shards", "frames"), ("clips", "video")])
@@ -77,7 +78,7 @@ def test_folders_and_shards_are_the_same_bytes_and_close_to_the_video(videos: Pa
     assert records.path(0).endswith(".fsh")
     assert folder.probe(0).height == shard.probe(0).height == 64
     assert (pixels(folder, 0) == pixels(shard, 0)).all()
-    original = open_reader(ReaderSpec("video"), Records.load(videos / "train.txt", videos, num_class=3))
+    original = open_reader(reader_spec("video"), Records.load(videos / "train.txt", videos, num_class=3))
     wanted = np.empty((FRAMES, 64, 64, 3), np.uint8)
     original.read(0, np.arange(FRAMES), None, (64, 64), wanted)
     inner = np.abs(pixels(shard, 0).astype(int) - wanted)[:, :, 1:7]  # not across the edges of the bars
@@ -85,7 +86,7 @@ def test_folders_and_shards_are_the_same_bytes_and_close_to_the_video(videos: Pa
 
 
 def test_lossless_dumps_show_exactly_what_the_video_shows(videos: Path, tmp_path: Path) -> None:
-    original = open_reader(ReaderSpec("video"), Records.load(videos / "train.txt", videos, num_class=3))
+    original = open_reader(reader_spec("video"), Records.load(videos / "train.txt", videos, num_class=3))
     for form, kind in (("frames", "frames"), ("shards", "frames"), ("clips", "video")):
         run_dump(videos, tmp_path / form, "--as", form, "--lossless")
         reader, _ = dumped(kind, tmp_path / form)
@@ -167,12 +168,12 @@ def test_shards_of_folders_keep_the_bytes_and_foreign_files_are_left_alone(video
 def test_turned_videos_are_stored_upright(shared_data: Path, tmp_path: Path) -> None:
     odd = shared_data / "odd" / "decord"
     (tmp_path / "train.txt").write_text("video_90.mov 0\nvideo_180.mov 1\n")
-    original = open_reader(ReaderSpec("video"), Records.load(tmp_path / "train.txt", odd, num_class=2))
+    original = open_reader(reader_spec("video"), Records.load(tmp_path / "train.txt", odd, num_class=2))
     for form, kind in (("frames", "frames"), ("clips", "video")):
         argv = ["--as", form, "--quality", "95", "--crf", "5", "--short-side", "0", "--root", str(odd)]
         assert run_dump(tmp_path, tmp_path / form, *argv) == 0
         reader = open_reader(
-            ReaderSpec(kind), Records.load(tmp_path / form / "train.txt", tmp_path / form, num_class=2)
+            reader_spec(kind), Records.load(tmp_path / form / "train.txt", tmp_path / form, num_class=2)
         )
         for i in range(2):
             difference = np.abs(pixels(reader, i).astype(int) - pixels(original, i))

@@ -21,6 +21,7 @@ from datasets.dump.source import Picture
 from datasets.dump.video import Dumper
 from datasets.dump.write import ClipFile
 from datasets.lists.records import Records
+from datasets.loading.messages import DumpVideo
 from datasets.plan.facts import Facts
 from tests.datasets.videos import write_video
 from utils.faults import MediaError, UserError
@@ -52,8 +53,7 @@ def dump_one(records: Records, i: int, dst: Path, form: str = "frames", **settin
     (dst / ".dump").mkdir(parents=True, exist_ok=True)
     wanted = Settings(form, **settings)
     target = dst / target_names(records, wanted, set())[records.path(i)]
-    request = {"id": i, "sample": i, "settings": vars(wanted), "target": str(target), "tmp": str(dst / ".dump")}
-    return Dumper(records).answer(request)
+    return Dumper(records, 0.05).answer(i, DumpVideo(i, wanted, str(target), str(dst / ".dump")))
 
 
 def test_the_list_itself_and_files_of_others_are_never_replaced(tmp_path: Path) -> None:

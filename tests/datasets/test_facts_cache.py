@@ -10,11 +10,12 @@ import pytest
 
 from datasets.lists.records import Records
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec, draw, resolve
-from datasets.readers import ReaderSpec, open_reader
+from datasets.plan.train import draw, resolve
+from datasets.readers import open_reader
 from datasets.readers.facts_cache import FactsCache, KnownFacts
 from datasets.readers.frame_shard import ShardWriter
 from datasets.scan import verb as scan
+from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, write_video
 from utils.faults import MediaError, UserError
 
@@ -52,15 +53,15 @@ def data(tmp_path: Path) -> Path:
 
 def plans(kind: str, data: Path, name: str, facts: Path | None) -> tuple[list, KnownFacts | None]:
     records = Records.load(data / name, data, num_class=2)
-    reader = open_reader(ReaderSpec(kind, facts=None if facts is None else str(facts)), records)
-    spec = TrainSpec(Sampling("tsn", 3), input_size=32)
+    reader = open_reader(reader_spec(kind, facts=None if facts is None else str(facts)), records)
+    spec = train_spec(Sampling("tsn", 3), input_size=32)
     made = []
     for position in range(6 if kind == "frames" else 8):
         i = position % len(records)
         plan = resolve(draw(7, 0, position, spec), reader.probe(i), spec, i)
         clip = np.empty((3, 32, 32, 3), np.uint8)
         reader.read(i, plan.frames, plan.box, plan.size, clip)
-        made.append((reader.probe(i), plan.frames.tolist(), plan.box, plan.flip, clip.tobytes()))
+        made.append((reader.probe(i), plan.frames.tolist(), plan.box, clip.tobytes()))
     reader.close()
     return made, reader if isinstance(reader, KnownFacts) else None
 
@@ -79,18 +80,18 @@ def test_a_file_that_changed_is_probed_again(data: Path) -> None:
     write_video(data / "a.mp4", "libx264", 12)
     cv2.imwrite(str(data / "f" / "img_00001.jpg"), frame_image(1, 48, 64))  # in place: the folder's time stays
     records = Records.load(data / "video.txt", data, num_class=2)
-    assert open_reader(ReaderSpec("video", facts=str(cache)), records).probe(0).frames == 12
+    assert open_reader(reader_spec("video", facts=str(cache)), records).probe(0).frames == 12
     frames = Records.load(data / "frames.txt", data, num_class=2)
-    assert open_reader(ReaderSpec("frames", facts=str(cache)), frames).probe(0).height == 48
+    assert open_reader(reader_spec("frames", facts=str(cache)), frames).probe(0).height == 48
     os.remove(data / "b.avi")
     with pytest.raises(MediaError, match="No such file"):
-        open_reader(ReaderSpec("video", facts=str(cache)), records).probe(1)
+        open_reader(reader_spec("video", facts=str(cache)), records).probe(1)
 
 
 def test_facts_spare_the_decoding_that_counts(data: Path) -> None:
     """A transport stream is decoded to its end to count its frames; known, only the frames up to the wanted one are."""
     records = Records.load(data / "video.txt", data, num_class=2)
-    reader = open_reader(ReaderSpec("video", facts=str(data.parent / "scan" / "facts.bin")), records)
+    reader = open_reader(reader_spec("video", facts=str(data.parent / "scan" / "facts.bin")), records)
     assert reader.probe(2).frames == 30
     whole = (data / "c.ts").stat()
     with open(data / "c.ts", "r+b") as file:  # the second half is gone, and nobody looks at it
@@ -104,7 +105,7 @@ def test_facts_spare_the_decoding_that_counts(data: Path) -> None:
 def test_naming_of_frames_is_part_of_the_answer(data: Path) -> None:
     cache = str(data.parent / "scan" / "facts.bin")
     frames = Records.load(data / "frames.txt", data, num_class=2)
-    reader = open_reader(ReaderSpec("frames", fps=12.0, facts=cache), frames)
+    reader = open_reader(reader_spec("frames", fps=12.0, facts=cache), frames)
     assert reader.probe(0).fps == 12.0
     assert isinstance(reader, KnownFacts)
     assert reader.hits == 0

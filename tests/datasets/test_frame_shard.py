@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from datasets.readers import ReaderSpec, open_reader
+from datasets.readers import open_reader
 from datasets.readers.frame_shard import FrameShard, ShardWriter
 from datasets.readers.frame_source import FilesSource
+from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image, number_in, records_of
 from utils.faults import MediaError
 
@@ -43,7 +44,7 @@ def test_a_shard_answers_like_a_folder(tmp_path: Path) -> None:
 def test_the_reader_reads_shards_and_knows_their_facts(tmp_path: Path) -> None:
     write_shard(tmp_path / "v.fsh")
     records = records_of(tmp_path, ["v.fsh 0 12 0", "v.fsh 4 5 0", "v.fsh 8 9 0"])
-    reader = open_reader(ReaderSpec("frames", template="other_{:d}.jpg", frame_base=0), records)
+    reader = open_reader(reader_spec("frames", template="other_{:d}.jpg", frame_base=0), records)
     facts = reader.probe(0)
     assert (facts.frames, facts.height, facts.width, facts.fps) == (12, 48, 64, 25.0)
     out = np.empty((3, 48, 64, 3), np.uint8)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from datasets.readers import Reader, ReaderSpec, open_reader
+from datasets.readers import Reader, open_reader
 from datasets.readers.frames import Layout, decode, find_layout
+from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image, number_in, records_of
 from utils.faults import MediaError, UserError
 
@@ -27,7 +28,7 @@ def write_frames(folder: Path, template: str, base: int, count: int, size: tuple
 
 
 def open_frames(folder: Path, lines: list[str], **spec: object) -> Reader:
-    return open_reader(ReaderSpec("frames", **spec), records_of(folder, lines))  # type: ignore[arg-type]
+    return open_reader(reader_spec("frames", **spec), records_of(folder, lines))  # type: ignore[arg-type]
 
 
 def numbers(reader: Reader, i: int, frames: list[int]) -> list[int]:
@@ -148,13 +149,13 @@ def test_fifo_and_empty_folder_do_not_hang(tmp_path: Path) -> None:
 def test_unknown_reader_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "v").mkdir()
     with pytest.raises(UserError, match="choose one of frames, "):
-        open_reader(ReaderSpec("vide"), records_of(tmp_path, ["v 0"]))
+        open_reader(reader_spec("vide"), records_of(tmp_path, ["v 0"]))
 
 
 def test_real_frame_folders(shared_data: Path, tmp_path: Path) -> None:
     root = shared_data / "frames" / "raivokoot_demo"
     lines = ["jumping/0001 17 0", "running/0002 15 1"]
-    reader = open_reader(ReaderSpec("frames"), records_of(tmp_path, lines, root=root))
+    reader = open_reader(reader_spec("frames"), records_of(tmp_path, lines, root=root))
     assert [reader.probe(i).frames for i in range(2)] == [17, 15]
 
 

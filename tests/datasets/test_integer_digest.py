@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from datasets import plan
+from datasets.plan import order, sampling, views
+from datasets.plan import train as plan
 from datasets.plan.facts import Facts
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec, order, sampling, views
+from tests.datasets.specs import train_spec
 
 DIGESTS = Path(__file__).resolve().parents[1] / "data" / "integer_digests.json"
 VIDEOS = [Facts(n, h, w, fps) for n, (h, w), fps in itertools.product((1, 7, 16, 300), ((64, 64), (240, 427)), (25.0,))]
@@ -79,10 +80,12 @@ def training_plans() -> str:
     """Digest frames, boxes, flips and erased boxes of training clips."""
     digest = Digest()
     for rule, crop in itertools.product(samplings(), plan.TRAIN_CROPS):
-        spec = TrainSpec(rule, 56, crop, erasing=(0.5, 0.02, 0.4, 0.3), erasing_per_frame=rule.num_segments > 1)
+        spec = train_spec(
+            rule, 56, crop, random_erasing=(0.5, 0.02, 0.4, 0.3), random_erasing_per_frame=rule.num_segments > 1
+        )
         for position, facts in itertools.product(POSITIONS, VIDEOS):
-            made = plan.resolve(plan.draw(3, order.epoch_of(position, 23), position, spec), facts, spec, 5)
-            digest.add(made.frames, made.box, made.size, made.flip, made.erase)
+            made = plan.resolve(plan.draw(3, position // 23, position, spec), facts, spec, 5)
+            digest.add(made.frames, made.box, made.size, made.ops["flip"][0, 0], made.ops["random_erasing"])
     return digest.sha.hexdigest()
 
 

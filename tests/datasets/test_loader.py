@@ -15,16 +15,17 @@ from datasets.loading.eval import EvalLoader
 from datasets.loading.train import Batch, TrainLoader
 from datasets.plan.order import sample_at
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec
-from datasets.readers import ReaderSpec
+from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
 from utils.faults import UserError
 from utils.shards import ShardPlan
 
-SPEC = TrainSpec(Sampling("tsn", 4), input_size=32, jitter=(0.2, 0.2, 0.2, 0.1), erasing=(0.5, 0.02, 0.4, 0.3))
+SPEC = train_spec(
+    Sampling("tsn", 4), input_size=32, colorjitter=(0.2, 0.2, 0.2, 0.1), random_erasing=(0.5, 0.02, 0.4, 0.3)
+)
 VIEWS = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
-READING = Reading(ReaderSpec("video"), workers=0, prefetch=2, on_bad="error")
+READING = Reading(reader_spec("video"), workers=0, prefetch=2, on_bad="error")
 VIDEOS = 7
 
 
@@ -58,7 +59,7 @@ def digest(batch: Batch) -> dict[int, str]:
     found = {}
     for i, position in enumerate(batch.positions):
         parts = [batch.clips[i], batch.labels[i], batch.flip[i], batch.weights[i]]
-        parts += [part[i] for part in (batch.jitter, batch.erase) if part is not None]
+        parts += [rows[i] for rows in batch.drawn.values()]
         data = b"".join(part.contiguous().numpy().tobytes() for part in parts) + str(batch.samples[i]).encode()
         found[position] = hashlib.sha256(data).hexdigest()
     return found
@@ -99,10 +100,9 @@ def test_batches_have_the_shapes_and_samples_of_the_order(records: Records) -> N
     batch = batches[0]
     assert batch.clips.shape == (2, 4, 32, 32, 3)
     assert batch.clips.dtype == torch.uint8
-    assert batch.jitter is not None
-    assert batch.jitter.shape == (2, 1, 8)
-    assert batch.erase is not None
-    assert batch.erase.shape == (2, 1, 4)
+    shapes = {"flip": (2, 1, 1), "colorjitter": (2, 1, 8), "random_erasing": (2, 1, 4)}
+    assert {name: tuple(rows.shape) for name, rows in batch.drawn.items()} == shapes
+    assert list(batch.drawn) == list(shapes), "in the order of application"
     assert batch.labels.dtype == torch.int64
     assert batch.positions == list(plan.positions(2, batch.shards[0]))
     assert batch.samples == [sample_at(position, 5, VIDEOS) for position in batch.positions]
@@ -228,8 +228,8 @@ def test_images_and_frame_folders_go_through_the_same_path(tmp_path: Path) -> No
     for i in range(3):
         cv2.imwrite(str(tmp_path / f"p{i}.png"), frame_image(i)[..., ::-1])
     records = records_of(tmp_path, [f"p{i}.png {i}" for i in range(3)])
-    spec = TrainSpec(Sampling("tsn", 1), input_size=96, crop="centre", flip=False)
-    reading = dataclasses.replace(READING, reader=ReaderSpec("frames"))
+    spec = train_spec(Sampling("tsn", 1), input_size=96, crop="centre", flip=False)
+    reading = dataclasses.replace(READING, reader=reader_spec("frames"))
     with TrainLoader(records, spec, reading, seed=0, shards=shards(3, 1), stop=1) as loader:
         _, batches = next(loader)
         assert [number_in(clip[0].numpy()) for clip in batches[0].clips] == batches[0].labels.tolist()
@@ -281,7 +281,7 @@ def test_build_follows_the_configuration(records: Records) -> None:
     with build(cfg, "train", World(), shards()) as train:
         steps = list(train)
     assert [step for step, _ in steps] == [0, 1]
-    assert steps[0][1][0].jitter is None
+    assert list(steps[0][1][0].drawn) == ["flip"]
     labels = [label for _, batches in steps for batch in batches for label in batch.labels.tolist()]
     assert all({first, second} == {0, 1} for first, second in zip(labels[::2], labels[1::2], strict=True)), "balanced"
     with build(cfg, "val", World()) as val:
@@ -294,7 +294,7 @@ def test_build_follows_the_configuration(records: Records) -> None:
 def test_the_defaults_of_reading_are_those_of_the_config() -> None:
     from utils.config.schema import Data
 
-    reading, data = Reading(ReaderSpec("video")), Data()
+    reading, data = Reading(reader_spec("video")), Data()
     given = (reading.deadline, reading.on_bad, reading.bad_budget, reading.prefetch)
     assert given == (data.deadline_seconds, data.on_bad, data.bad_budget, data.prefetch)
 

@@ -23,8 +23,8 @@ from datasets.memcached.servers import FOLDER, NODES, servers_of, started
 from datasets.memcached_dataset import McDataset
 from datasets.memcached_dataset_tsn import McTSNDataset
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec
 from datasets.readers import ReaderSpec
+from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import decode_all, frame_image, records_of
 from tests.experiment import make
 from tests.memcached import MISSING, Server, wait_for
@@ -36,7 +36,7 @@ from utils.shards import ShardPlan
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 12
-SPEC = TrainSpec(Sampling("tsn", 4), input_size=32)
+SPEC = train_spec(Sampling("tsn", 4), input_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +71,9 @@ def test_the_same_clips_as_from_the_disk_and_every_frame_is_counted(
     folder: Path, tmp_path: Path, server: Server, workers: int
 ) -> None:
     records = records_of(tmp_path, (folder / "list.txt").read_text().splitlines(), root=folder)
-    wanted, silent = clips(records, ReaderSpec("frames"), 0)
+    wanted, silent = clips(records, reader_spec("frames"), 0)
     assert silent.report() == ([], {})
-    spec = ReaderSpec("memcached", memcached={"servers": [server.name], "timeout_ms": 5000})
+    spec = reader_spec("memcached", memcached={"servers": [server.name], "timeout_ms": 5000})
     for _ in range(2):
         got, traffic = clips(records, spec, workers)
         assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
@@ -155,7 +155,7 @@ def test_modes_of_the_segment_data_set(folder: Path) -> None:
 
 def test_preload_stores_everything_once(folder: Path, tmp_path: Path, server: Server) -> None:
     records = records_of(tmp_path, ["gone 12 0", *(folder / "list.txt").read_text().splitlines()], root=folder)
-    spec = ReaderSpec("memcached", memcached={"servers": [server.name], "timeout_ms": 5000})
+    spec = reader_spec("memcached", memcached={"servers": [server.name], "timeout_ms": 5000})
     half = preload.preload(records, spec, range(0, 7, 2), None, workers=1)
     assert (half.done, half.frames, half.there, half.stored) == (4, 36, 0, 36)
     assert len(half.failed) == 1

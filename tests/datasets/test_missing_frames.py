@@ -17,13 +17,13 @@ from datasets.loading.base import Reading
 from datasets.loading.eval import EvalLoader
 from datasets.loading.train import TrainLoader
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec
-from datasets.readers import ReaderSpec, open_reader
+from datasets.readers import open_reader
 from datasets.readers.ending import EndsEarly, is_tolerable, on_what_decodes
-from datasets.readers.video_index import Grade, build_index
+from datasets.readers.video_index import Grade
 from datasets.scan.verb import main as scan
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
+from tests.datasets.specs import build_index, reader_spec, train_spec
 from tests.datasets.videos import decode_all, number_in, records_of, write_video
 from utils.faults import MediaError
 from utils.shards import ShardPlan
@@ -34,7 +34,7 @@ WITH_B = {"bf": "2", "g": "12"}
 def frames_of(folder: Path, name: str, missing_share: float = 0.05) -> list[int]:
     """Numbers of all frames by the reader, in one read."""
     reader = open_reader(
-        ReaderSpec("video", missing_share=missing_share), records_of(folder, [f"{name} 0"], name="one.txt")
+        reader_spec("video", missing_share=missing_share), records_of(folder, [f"{name} 0"], name="one.txt")
     )
 
     def work(reader) -> list[int]:
@@ -170,7 +170,7 @@ def test_a_video_that_lacks_more_is_bad(name: str, share: float, folder: Path) -
 def test_what_only_decoding_finds_out_ends_in_the_same_video(folder: Path) -> None:
     assert build_index(str(folder / "vp9.mp4"), "vp9.mp4").facts.frames == 60, "its headers promise them"
     assert frames_of(folder, "vp9.mp4") == list(range(58))
-    reader = open_reader(ReaderSpec("video"), records_of(folder, ["vp9.mp4 0"], name="vp9.txt"))
+    reader = open_reader(reader_spec("video"), records_of(folder, ["vp9.mp4 0"], name="vp9.txt"))
     with pytest.raises(EndsEarly) as caught:
         reader.read(0, np.array([3, 59]), None, (8, 8), np.empty((2, 8, 8, 3), np.uint8))
     assert (caught.value.frames, caught.value.missing) == (58, 2)
@@ -203,7 +203,7 @@ def test_dump_writes_the_frames_that_decode(form: str, folder: Path, tmp_path: P
 def clips_of(folder: Path, reading: Reading, rank: int = 0, world: int = 1) -> tuple[dict[int, str], list[str]]:
     """Position -> hash of the clip, and the notes."""
     records = records_of(folder, ["whole.mp4 0", "short.mp4 1", "vp9.mp4 0"], name=f"train{rank}.txt")
-    spec, found = TrainSpec(Sampling("tsn", 30), input_size=32), {}
+    spec, found = train_spec(Sampling("tsn", 30), input_size=32), {}
     plan = ShardPlan(total=2, batch_size=2, world=world, rank=rank, group_size=1)
     with TrainLoader(records, spec, reading, seed=4, shards=plan, stop=6) as loader:
         for _, batches in loader:
@@ -216,7 +216,7 @@ def clips_of(folder: Path, reading: Reading, rank: int = 0, world: int = 1) -> t
 
 @pytest.mark.system
 def test_clips_do_not_depend_on_workers_ranks_or_a_cache(folder: Path, tmp_path: Path) -> None:
-    reading = Reading(ReaderSpec("video"), on_bad="error")
+    reading = Reading(reader_spec("video"), on_bad="error")
     clips, notes = clips_of(folder, reading)
     assert len(clips) == 24
     assert len(notes) == 1
@@ -227,7 +227,7 @@ def test_clips_do_not_depend_on_workers_ranks_or_a_cache(folder: Path, tmp_path:
     for level in ("header", "all"):
         out = tmp_path / level
         scan([str(folder / "list.txt"), "--root", str(folder), "--out", str(out), "--decode", level, "--workers", "1"])
-        cached = dataclasses.replace(reading, reader=ReaderSpec("video", facts=str(out / "facts.bin")))
+        cached = dataclasses.replace(reading, reader=reader_spec("video", facts=str(out / "facts.bin")))
         assert clips_of(folder, cached) == (clips, notes)
 
 
@@ -235,7 +235,7 @@ def test_an_evaluation_sees_the_frames_that_decode_and_repairs_none(folder: Path
     records = records_of(folder, ["whole.mp4 0", "short.mp4 1", "vp9.mp4 0"], name="val.txt")
     views = EvalSpec(Sampling("tsn", 60), scale=48, crop_size=32)
     for on_bad in ("error", "substitute"):
-        with EvalLoader(records, views, Reading(ReaderSpec("video"), on_bad=on_bad)) as loader:
+        with EvalLoader(records, views, Reading(reader_spec("video"), on_bad=on_bad)) as loader:
             items = [(item.failure, item.repaired, item.plan.frames.tolist()) for item in loader if item.plan]
             assert [item[:2] for item in items] == [(None, "")] * 3
             assert items[1][2] == items[2][2] != items[0][2]
@@ -248,7 +248,7 @@ def test_a_cache_of_another_share_is_not_used(folder: Path, tmp_path: Path) -> N
     scan([str(folder / "list.txt"), "--root", str(folder), "--out", str(tmp_path), "--workers", "1"])
     records = records_of(folder, ["short.mp4 1"], name="one.txt")
     for share, hits in ((0.05, 1), (0.5, 0)):
-        reader = open_reader(ReaderSpec("video", facts=str(tmp_path / "facts.bin"), missing_share=share), records)
+        reader = open_reader(reader_spec("video", facts=str(tmp_path / "facts.bin"), missing_share=share), records)
         assert reader.probe(0).frames == 58
         assert reader.hits == hits  # type: ignore[attr-defined]
         assert reader.missing(0) == 2  # type: ignore[attr-defined]
@@ -298,7 +298,7 @@ def test_text_that_names_other_files_is_no_media(name: str, tmp_path: Path) -> N
     for secret in ("../secret.mp4", str(tmp_path / "secret.mp4"), "../fifo.ts"):
         (root / name).write_text(PLAYLISTS[name].format(secret=secret))
         with pytest.raises(MediaError, match="not a video container|cannot be opened"):
-            open_reader(ReaderSpec("video"), records_of(root, [f"{name} 0"])).probe(0)
+            open_reader(reader_spec("video"), records_of(root, [f"{name} 0"])).probe(0)
 
 
 def test_a_loop_of_links_is_named_by_predict(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.plan import rules
 from datasets.plan.sampling import PRESETS, Sampling, check_clips, test_frames, train_frames, uniforms_needed
-from datasets.plan.train import rules as rules
 from tests import golden
 from utils.faults import UserError
 

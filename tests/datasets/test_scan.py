@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from datasets.lists.records import Records
-from datasets.readers import ReaderSpec
+from datasets.loading.messages import Look
 from datasets.scan import verb as scan
 from datasets.scan.file import is_variable
 from datasets.scan.journal import Journal
 from datasets.scan.page import render
+from tests.datasets.specs import reader_spec
 from tests.datasets.videos import decode_all, frame_image, records_of, write_video
 from utils.faults import UserError
 
@@ -166,7 +167,7 @@ def test_foreign_files_and_wrong_arguments_are_refused(data: Path, tmp_path: Pat
     assert (tmp_path / "files.jsonl").read_text() == "mine\n"
     with pytest.raises(UserError, match="not written by a scan"):
         run(data, tmp_path)  # and the first refusal left no lock behind
-    with Journal(tmp_path / "held", ReaderSpec("frames")), pytest.raises(UserError, match="another scan is writing"):
+    with Journal(tmp_path / "held", reader_spec("frames")), pytest.raises(UserError, match="another scan is writing"):
         run(data, tmp_path / "held")
     with open(tmp_path / "held" / "files.jsonl", "a") as file:
         file.write('{"path": 3}\n')
@@ -224,7 +225,7 @@ def test_variable_rate_is_seen_in_the_stamps(stamps: list[int], variable: bool |
 @pytest.mark.system
 def test_every_frame_is_decoded_by_all_only(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", "libx264", 40, options={"g": "10", "bf": "0", "sc_threshold": "0"})
-    from datasets.readers.video_index import build_index
+    from tests.datasets.specs import build_index
 
     index = build_index(str(tmp_path / "a.mp4"), "a.mp4")
     data = bytearray((tmp_path / "a.mp4").read_bytes())
@@ -249,8 +250,7 @@ def test_frame_counts_of_the_list_are_given_back(data: Path) -> None:
     from datasets.scan.work import ask
 
     records = records_of(data, ["a.mp4 99 0"], name="told.txt")
-    requests = [{"sample": 0, "what": "header", "known": None}]
-    answers = list(ask(records, ReaderSpec("frames"), requests, 1, 60.0))
+    answers = list(ask(records, reader_spec("frames"), [Look(0, "header")], 1, 60.0))
     assert answers[0][1]["frames"] == 12
     assert np.array_equal(records.frames, [99])
 
@@ -326,7 +326,7 @@ def test_all_frames_of_a_folder_are_decoded_in_pieces(tmp_path: Path, monkeypatc
     monkeypatch.setattr(
         FramesReader, "_bytes", lambda self, i, layout, all_: (asked.append(len(all_)), read(self, i, layout, all_))[1]
     )
-    examiner = Examiner(ReaderSpec("frames"), records_of(tmp_path, ["v 0"]))
+    examiner = Examiner(reader_spec("frames"), records_of(tmp_path, ["v 0"]))
     assert examiner.look(0, "all")["bad"] == ""
     assert max(asked) == 64
     assert sum(count for count in asked if count > 3) == 150

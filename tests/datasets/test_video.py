@@ -12,10 +12,11 @@ import cv2
 import numpy as np
 import pytest
 
-from datasets.readers import ReaderSpec, open_reader
+from datasets.readers import open_reader
 from datasets.readers.video import VideoReader
-from datasets.readers.video_index import Grade, build_index
+from datasets.readers.video_index import Grade
 from tests import golden
+from tests.datasets.specs import build_index, reader_spec
 from tests.datasets.videos import SIZE, decode_all, number_in, records_of, write_cut, write_video
 from utils.faults import MediaError
 
@@ -42,7 +43,7 @@ CASES = {
 
 
 def open_videos(folder: Path, names: list[str], root: Path | None = None) -> VideoReader:
-    reader = open_reader(ReaderSpec("video"), records_of(folder, [f"{name} 0" for name in names], root=root))
+    reader = open_reader(reader_spec("video"), records_of(folder, [f"{name} 0" for name in names], root=root))
     assert isinstance(reader, VideoReader)
     return reader
 
@@ -143,7 +144,7 @@ def test_names_that_look_like_options_or_protocols(name: str, tmp_path: Path) ->
     shutil.copy(write_video(tmp_path / "plain.mp4", X264, 12), tmp_path / name)
     records = records_of(tmp_path, [f"{name}\t0" if " " in name else f"{name} 0"])
     assert records.path(0) == name
-    reader = open_reader(ReaderSpec("video"), records)
+    reader = open_reader(reader_spec("video"), records)
     out = np.empty((1, SIZE, SIZE, 3), np.uint8)
     reader.read(0, np.array([5]), None, (SIZE, SIZE), out)
     assert number_in(out[0]) == 5
@@ -197,15 +198,16 @@ def test_play_list_may_not_reach_the_network(tmp_path: Path) -> None:
 
 def test_same_clip_from_video_and_from_a_lossless_dump(tmp_path: Path) -> None:
     from datasets.plan.sampling import Sampling
-    from datasets.plan.train import TrainSpec, draw, resolve
+    from datasets.plan.train import draw, resolve
+    from tests.datasets.specs import train_spec
 
     path = write_video(tmp_path / "a.mp4", X264, 90, options={"g": "12"})
     (tmp_path / "a").mkdir()
     for ordinal, image in enumerate(decode_all(path)):
         cv2.imwrite(str(tmp_path / "a" / f"img_{ordinal + 1:05d}.png"), image[..., ::-1])
     video = open_videos(tmp_path, ["a.mp4"])
-    dump = open_reader(ReaderSpec("frames"), records_of(tmp_path, ["a 90 0"], name="frames.txt"))
-    spec = TrainSpec(Sampling("tsn", 8), input_size=56)
+    dump = open_reader(reader_spec("frames"), records_of(tmp_path, ["a 90 0"], name="frames.txt"))
+    spec = train_spec(Sampling("tsn", 8), input_size=56)
     for position in range(10):
         plans = [resolve(draw(3, 0, position, spec), reader.probe(0), spec, 0) for reader in (video, dump)]
         clips = [np.empty((8, 56, 56, 3), np.uint8) for _ in plans]

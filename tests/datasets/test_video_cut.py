@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from datasets.dali.video_cut import Refused, cut
-from datasets.readers.video_index import build_index
+from tests.datasets.specs import build_index
 from tests.datasets.videos import decode_all, write_cut, write_video
 
 CODECS = frozenset({"h264", "hevc", "vp9", "mjpeg"})

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
-import json
 import os
 import signal
 import subprocess
@@ -15,17 +15,20 @@ import numpy as np
 import pytest
 
 from datasets.lists.records import Records
-from datasets.loading.pool import Answer, Inline, Pool, Service
+from datasets.loading.messages import Answer, ReadClip, ReadVideo
+from datasets.loading.pool import Inline, Pool, Service
 from datasets.loading.slots import Slot
-from datasets.loading.workers import Setup, video_plan
+from datasets.loading.workers import Setup
 from datasets.plan.sampling import Sampling
-from datasets.plan.train import TrainSpec
-from datasets.plan.views import EvalSpec
-from datasets.readers import ReaderSpec
+from datasets.plan.train import Plan, TrainSpec
+from datasets.plan.views import EvalSpec, VideoPlan
+from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import number_in, records_of, write_video
 from utils.faults import UserError
 
-SPEC = TrainSpec(Sampling("tsn", 4), input_size=32, jitter=(0.2, 0.2, 0.2, 0.1), erasing=(0.5, 0.02, 0.4, 0.3))
+SPEC = train_spec(
+    Sampling("tsn", 4), input_size=32, colorjitter=(0.2, 0.2, 0.2, 0.1), random_erasing=(0.5, 0.02, 0.4, 0.3)
+)
 CLIP = (4, 32, 32, 3)
 BYTES = int(np.prod(CLIP))
 
@@ -39,19 +42,17 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def setup_of(spec: TrainSpec = SPEC, views: EvalSpec | None = None) -> Setup:
-    reader = ReaderSpec("video").to_json()
-    return Setup(reader=reader, train=spec.to_json(), eval=views.to_json() if views else "", seed=7)
+    return Setup(reader_spec("video"), train=spec, eval=views, seed=7)
 
 
-def request(number: int, sample: int, *, position: int | None = None, offset: int = 0, slot: int = 0) -> dict:
-    at = number if position is None else position
-    return dict(id=number, slot=slot, offset=offset, kind="train", epoch=0, position=at, sample=sample)  # noqa: C408
+def request(number: int, sample: int, *, offset: int = 0) -> tuple[int, ReadClip]:
+    return number, ReadClip(sample, 0, number, 0, offset)
 
 
 def collect(service: Service, count: int) -> dict[int, Answer]:
     answers: dict[int, Answer] = {}
     while len(answers) < count:
-        answers |= {answer["id"]: answer for answer in service.answers()}
+        answers |= {answer.id: answer for answer in service.answers()}
     return answers
 
 
@@ -81,10 +82,10 @@ def test_pool_and_inline_give_the_same_clips_and_plans(records: Records) -> None
         results = []
         for service in services:
             for number in range(1, 13):
-                service.submit(request(number, number % 4, offset=(number - 1) * BYTES))
+                service.submit(*request(number, number % 4, offset=(number - 1) * BYTES))
             results.append(collect(service, 12))
-        # JSON turns tuples into lists and keeps every bit of a float.
-        assert results[0] == json.loads(json.dumps(results[1]), object_hook=_integer_keys)
+        for number in range(1, 13):
+            assert values_of(results[0][number]) == values_of(results[1][number])
         clips = [slot[0].view(0, (12, *CLIP)) for slot in slots]
         assert clips[0].any()
         assert np.array_equal(*clips)
@@ -95,8 +96,13 @@ def test_pool_and_inline_give_the_same_clips_and_plans(records: Records) -> None
             slot[0].close()
 
 
-def _integer_keys(values: dict) -> dict:
-    return {int(key) if key.isdigit() else key: value for key, value in values.items()}
+def values_of(answer: Answer) -> list:
+    """All that an answer says, as plain values: every bit of a float counts."""
+    plan = answer.plan
+    assert isinstance(plan, Plan)
+    rows = {name: row.tolist() for name, row in plan.ops.items()}
+    assert list(rows) == ["flip", "colorjitter", "random_erasing"]
+    return [dataclasses.replace(answer, plan=None).__dict__, plan.sample, plan.frames.tolist(), plan.box, rows]
 
 
 def test_evaluation_grows_the_slot_on_both_sides(records: Records) -> None:
@@ -104,8 +110,9 @@ def test_evaluation_grows_the_slot_on_both_sides(records: Records) -> None:
     views = EvalSpec(Sampling("tsn", 4), num_clips=1, crops="centre", scale=48, crop_size=32)
     pool = Pool(setup_of(views=views), records, [slot], 1, 30)
     try:
-        pool.submit(dict(id=1, slot=0, offset=0, kind="eval", epoch=0, position=-1, sample=3))  # noqa: C408
-        plan = video_plan(collect(pool, 1)[1])
+        pool.submit(1, ReadVideo(3))
+        plan = collect(pool, 1)[1].plan
+        assert isinstance(plan, VideoPlan)
         frames = slot.view(0, (len(plan.frames), *plan.size, 3))
         assert plan.size == (48, 48)
         assert [number_in(image) for image in frames] == plan.frames.tolist()
@@ -125,8 +132,8 @@ def test_workers_have_no_torch_and_ignore_job_signals(records: Records) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
             for pid in pids:
                 os.kill(pid, number)
-        pool.submit(request(1, 0))
-        assert collect(pool, 1)[1]["ok"]
+        pool.submit(*request(1, 0))
+        assert collect(pool, 1)[1].ok
         assert pool.pids == pids
         assert pool.restarts == 0
         for pid in pids:
@@ -168,15 +175,15 @@ def test_late_worker_is_killed_and_the_others_requests_go_on(slow_records: Recor
     slot = Slot.create("test", 4 * BYTES)
     pool = Pool(setup_of(), slow_records, [slot], 1, 1.0)
     try:
-        pool.submit(request(1, 0))
+        pool.submit(*request(1, 0))
         for number in (2, 3):
-            pool.submit(request(number, 1, offset=number * BYTES))
+            pool.submit(*request(number, 1, offset=number * BYTES))
         pid = stop_in_a_request(pool, 1)
         answers = collect(pool, 3)
-        assert answers[1]["reason"] == "took longer than 1 s"
-        assert answers[1]["timeout"]
-        assert answers[2]["ok"]
-        assert answers[3]["ok"]
+        assert answers[1].reason == "took longer than 1 s"
+        assert answers[1].timeout
+        assert answers[2].ok
+        assert answers[3].ok
         assert pool.restarts == 1
         assert not alive(pid)
     finally:
@@ -189,7 +196,7 @@ def test_a_worker_that_dies_gets_its_request_tried_once_more(slow_records: Recor
     slot = Slot.create("test", BYTES)
     pool = Pool(setup_of(), slow_records, [slot], 1, 60)
     try:
-        pool.submit(request(1, 0))
+        pool.submit(*request(1, 0))
         for _ in range(crashes):
             os.kill(stop_in_a_request(pool, 1), signal.SIGKILL)
             wait_for(lambda: pool._workers[0].process.poll() is not None)
@@ -197,10 +204,10 @@ def test_a_worker_that_dies_gets_its_request_tried_once_more(slow_records: Recor
                 assert pool._look_at(pool._workers[0]) == []
                 pool._send()
         answer = collect(pool, 1)[1]
-        assert answer["ok"] == (crashes == 1)
+        assert answer.ok == (crashes == 1)
         if crashes == 2:
-            assert answer["reason"] == "reading it ended the reader process twice (ended by SIGKILL)"
-            assert answer["crashed"]
+            assert answer.reason == "reading it ended the reader process twice (ended by SIGKILL)"
+            assert answer.crashed
     finally:
         pool.close()
         slot.close()
@@ -213,7 +220,7 @@ def test_closing_is_prompt_and_leaves_nothing(records: Records) -> None:
     slot = Slot.create("test", 64 * BYTES)
     pool = Pool(setup_of(), records, [slot], 2, 30)
     for number in range(1, 60):
-        pool.submit(request(number, number % 4, offset=number * BYTES))
+        pool.submit(*request(number, number % 4, offset=number * BYTES))
     collect(pool, 3)
     pids, began = pool.pids, time.monotonic()
     pool.close()
@@ -230,11 +237,10 @@ import sys, time
 from datasets.loading.pool import Pool
 from datasets.lists.records import Records
 from datasets.loading.slots import Slot
-from datasets.loading.workers import Setup
+from tests.datasets.test_workers import request, setup_of
 records = Records.load({str(tmp_path / "l.txt")!r}, {str(videos)!r}, num_class=None)
-setup = Setup(reader={ReaderSpec("video").to_json()!r}, train={SPEC.to_json()!r}, eval="", seed=0)
-pool = Pool(setup, records, [Slot.create("test", {BYTES})], 2, 30)
-pool.submit(dict(id=1, slot=0, offset=0, kind="train", epoch=0, position=0, sample=0))
+pool = Pool(setup_of(), records, [Slot.create("test", {BYTES})], 2, 30)
+pool.submit(*request(1, 0))
 pool.answers()
 print(*pool.pids, flush=True)
 time.sleep(60)
@@ -258,8 +264,8 @@ def test_relative_paths_mean_the_parents_folder(videos: Path, tmp_path: Path, mo
     records = Records.load("../" + os.path.relpath(videos / "l.txt", tmp_path.parent), videos, num_class=None)
     pool = Pool(setup_of(), records, [slot], 1, 30)
     try:
-        pool.submit(request(1, 0))
-        assert collect(pool, 1)[1]["ok"]
+        pool.submit(*request(1, 0))
+        assert collect(pool, 1)[1].ok
     finally:
         pool.close()
         slot.close()
@@ -283,8 +289,8 @@ def test_readers_that_do_not_start_are_stood_in_for_and_reported(
     try:
         for service in (inline, pool):
             for number in range(1, 5):
-                service.submit(request(number, number - 1, offset=(number - 1) * BYTES))
-            assert all(answer["ok"] for answer in collect(service, 4).values())
+                service.submit(*request(number, number - 1, offset=(number - 1) * BYTES))
+            assert all(answer.ok for answer in collect(service, 4).values())
         assert pool.trouble == f"reader processes that do not start (3 in a row, the last: {why})"
         assert pool.pids == []
         assert np.array_equal(*(slot[0].view(0, (4, *CLIP)) for slot in slots)), "the same pixels"
@@ -302,7 +308,7 @@ def test_readers_that_do_not_start_end_a_scan_with_a_sentence(
     slot = Slot.create("test", BYTES)
     pool = Pool(setup_of(), records, [slot], 1, 30)
     try:
-        pool.submit(request(1, 0))
+        pool.submit(*request(1, 0))
         with pytest.raises(UserError, match=r"processes that do not start \(3 in a row.* run the same"):
             pool.answers()
     finally:
@@ -320,12 +326,12 @@ def test_a_reader_that_gets_stuck_while_starting_is_dropped_and_the_other_goes_o
         os.kill(stuck, signal.SIGSTOP)
         monkeypatch.setattr("datasets.loading.pool._START_SECONDS", 3.0)
         for number in range(1, 9):
-            pool.submit(request(number, number % 4, offset=(number - 1) * BYTES))
-        assert all(answer["ok"] for answer in collect(pool, 8).values())
+            pool.submit(*request(number, number % 4, offset=(number - 1) * BYTES))
+        assert all(answer.ok for answer in collect(pool, 8).values())
         wait_for(lambda: pool._look_at(pool._workers[0]) == [] and stuck not in pool.pids)
         assert pool.trouble == f"reader processes that do not start (process {stuck} was not ready after 3 s)"
-        pool.submit(request(9, 0))
-        assert collect(pool, 1)[9]["ok"]
+        pool.submit(*request(9, 0))
+        assert collect(pool, 1)[9].ok
         assert not alive(stuck)
     finally:
         pool.close()
@@ -341,8 +347,8 @@ def test_readers_outlive_the_thread_that_made_the_pool(records: Records) -> None
     maker.join()
     (pool,) = made
     try:
-        pool.submit(request(1, 0))
-        assert collect(pool, 1)[1]["ok"]
+        pool.submit(*request(1, 0))
+        assert collect(pool, 1)[1].ok
         time.sleep(0.2)
         assert all(alive(pid) for pid in pool.pids)
         assert pool.restarts == 0

@@ -127,14 +127,17 @@ def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, several: bool) -> A
     to = functools.partial(transfer.to_device, device=gpu.device)
     jitter = torch.tensor([1.1, 0.9, 1.2, 0.05, 2.0, 0.0, 1.0, 3.0], dtype=torch.float64).repeat(count, 1, 1)
     jitter[::2, :, 4:] = torch.arange(4.0)
+    drawn = {"flip": (torch.arange(count) % 2 == 0).view(-1, 1, 1)}
+    if cfg.augmentation.colorjitter is not None:
+        drawn["colorjitter"] = jitter
+    if cfg.augmentation.random_erasing is not None:
+        drawn["random_erasing"] = torch.tensor([[[1, 1, 5, 5]]]).repeat(count, 1, 1)
     return Batch(
         clips=to(torch.zeros(count, frames, side, side, 3, dtype=torch.uint8)),
         labels=to(torch.zeros(count, 8)) if several else to(torch.arange(count) % 8),
         weights=to(torch.ones(count)),
         samples=list(range(count)),
-        flip=torch.arange(count) % 2 == 0,
-        jitter=None if cfg.augmentation.colorjitter is None else jitter,
-        erase=None if cfg.augmentation.random_erasing is None else torch.tensor([[[1, 1, 5, 5]]]).repeat(count, 1, 1),
+        drawn=drawn,
         shards=shards,
         positions=list(range(count)),
     )

@@ -83,7 +83,7 @@ def wait_until_read(batches: Any) -> None:
     end = time.monotonic() + 30
     service = batches._service
     while hasattr(service, "_workers") and batches._steps and batches._steps[0].open and time.monotonic() < end:
-        for answer in batches._checked(service.ready()):
+        for answer in batches._answers(wait=False):
             batches._take(answer)
         time.sleep(0.01)
 

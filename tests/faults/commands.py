@@ -42,7 +42,7 @@ def of(data: Path, template: Path) -> dict[str, Command]:
     """All commands.
 
     Args:
-        data: a small data set (`datasets.demo`).
+        data: a small data set (`datasets.demo.verb`).
         template: an empty folder; gets the experiment that the evaluations start from.
     """
     lists = template / "lists"

@@ -15,10 +15,10 @@ from utils.faults import UserError
 
 NAME = "list_files"
 MODULES = [
-    "datasets/class_names.py",
-    "datasets/list_formats.py",
-    "datasets/records.py",
-    "datasets/several_labels.py",
+    "datasets/lists/class_names.py",
+    "datasets/lists/formats.py",
+    "datasets/lists/records.py",
+    "datasets/lists/several_labels.py",
 ]
 _CLASSES = 12
 _SHOWN = 5

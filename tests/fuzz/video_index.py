@@ -20,10 +20,10 @@ import numpy as np
 
 from datasets.lists.records import Records
 from datasets.readers.ending import on_what_decodes
-from datasets.readers.spec import ReaderSpec
 from datasets.readers.video import VideoReader
 from datasets.readers.video_index import open_container, video_stream
 from tests.datasets.media_files import DIVX_PACKED, XVID, avi_bytes, encode, packed, placeholder
+from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image
 from utils.faults import MediaError
 
@@ -230,7 +230,7 @@ def run(data: bytes, folder: Path) -> str:
             video_stream(container, path.name)
     except MediaError:
         return "stage0"
-    reader = VideoReader(ReaderSpec("video", missing_share=0.25), _records(folder))
+    reader = VideoReader(reader_spec("video", missing_share=0.25), _records(folder))
     try:
         on_what_decodes(reader, 0, _use)
     except MediaError:

@@ -461,9 +461,11 @@ def run_of(
         labels=transfer.to_device(torch.arange(batch) % 8, device),
         weights=transfer.to_device(torch.ones(batch), device),
         samples=list(range(batch)),
-        flip=torch.arange(batch) % 2 == 0,
-        jitter=jitter,
-        erase=torch.tensor([[[1, 1, 5, 5]]]).repeat(batch, 1, 1),
+        drawn={
+            "flip": (torch.arange(batch) % 2 == 0).view(-1, 1, 1),
+            "colorjitter": jitter,
+            "random_erasing": torch.tensor([[[1, 1, 5, 5]]]).repeat(batch, 1, 1),
+        },
         shards=(0,),
         positions=list(range(batch)),
     )

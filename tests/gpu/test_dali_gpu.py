@@ -50,12 +50,13 @@ def test_nvdec_gives_the_frames_of_every_ordinal(
 ) -> None:
     import numpy as np
 
-    from datasets.readers import ReaderSpec, open_reader
+    from datasets.readers import open_reader
+    from tests.datasets.specs import reader_spec
     from tests.datasets.videos import number_in, records_of
 
     write(tmp_path / "v.mp4", codec, options)
     records = records_of(tmp_path, ["v.mp4 0"])
-    reader, plain = (open_reader(ReaderSpec(kind), records) for kind in ("dali", "video"))
+    reader, plain = (open_reader(reader_spec(kind), records) for kind in ("dali", "video"))
     generator = np.random.default_rng(3)
     for frames in ([0, 119, 7, 7], (np.arange(32) * 2 + 40).tolist(), *generator.integers(0, 120, (4, 8)).tolist()):
         clip, reference = (np.zeros((len(frames), 224, 300, 3), np.uint8) for _ in range(2))
@@ -70,7 +71,8 @@ def test_jpeg_frames_on_the_gpu(device: torch.device, tmp_path: Path) -> None:
     import numpy as np
     import simplejpeg
 
-    from datasets.readers import ReaderSpec, open_reader
+    from datasets.readers import open_reader
+    from tests.datasets.specs import reader_spec
     from tests.datasets.videos import frame_image, number_in, records_of
 
     (tmp_path / "v").mkdir()
@@ -78,7 +80,7 @@ def test_jpeg_frames_on_the_gpu(device: torch.device, tmp_path: Path) -> None:
         data = simplejpeg.encode_jpeg(frame_image(number, 256, 340), quality=90, colorsubsampling="420")
         (tmp_path / "v" / f"img_{number + 1:05d}.jpg").write_bytes(data)
     records = records_of(tmp_path, ["v 16 0"])
-    reader, plain = (open_reader(ReaderSpec(kind), records) for kind in ("dali", "frames"))
+    reader, plain = (open_reader(reader_spec(kind), records) for kind in ("dali", "frames"))
     clip, reference = (np.zeros((4, 224, 224, 3), np.uint8) for _ in range(2))
     for one, out in ((reader, clip), (plain, reference)):
         one.read(0, np.array([0, 15, 3, 3]), (0, 0, 340, 256), (224, 224), out)

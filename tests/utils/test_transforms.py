@@ -11,7 +11,9 @@ import torch
 
 from utils import transforms, vision
 from utils.faults import UserError
-from utils.transforms import FILL, IMAGENET_MEAN, IMAGENET_STD, augment, cut_views, normalise
+from utils.ops.colorjitter import _NO_CHANGE
+from utils.ops.random_erasing import FILL
+from utils.transforms import IMAGENET_MEAN, IMAGENET_STD, cut_views, normalise
 
 B, T, H, W = 3, 4, 10, 14
 
@@ -31,6 +33,12 @@ def random_jitter(sets: int, seed: int = 1) -> torch.Tensor:
     rows[..., 3] = generator.uniform(-0.5, 0.5, (B, sets))
     rows[..., 4:] = [[generator.permutation(4) for _ in range(sets)] for _ in range(B)]
     return torch.from_numpy(rows)
+
+
+def augment(clips: torch.Tensor, *, flip=None, jitter=None, erase=None, **more) -> torch.Tensor:
+    """`transforms.augment` of what is given."""
+    drawn = {"flip": None if flip is None else flip.view(-1, 1, 1), "colorjitter": jitter, "random_erasing": erase}
+    return transforms.augment(clips, {name: rows for name, rows in drawn.items() if rows is not None}, **more)
 
 
 def grey_of(frame: np.ndarray) -> np.ndarray:
@@ -105,7 +113,7 @@ def test_every_order_of_the_operations(order: tuple[int, ...]) -> None:
 def test_one_operation_at_a_time(number: int) -> None:
     clips, jitter = random_clips(5), random_jitter(T)
     for other in {0, 1, 2, 3} - {number}:
-        jitter[..., other] = transforms._NO_CHANGE[other]
+        jitter[..., other] = _NO_CHANGE[other]
     out = augment(clips, jitter=jitter, dtype=torch.float64)
     np.testing.assert_allclose(out.numpy(), reference(clips, jitter=jitter), atol=1e-12)
 
@@ -167,9 +175,9 @@ def test_normalise_is_augment_with_nothing_drawn() -> None:
 
 def test_wrong_shapes_are_refused() -> None:
     clips = random_clips()
-    with pytest.raises(ValueError, match=r"jitter \(3, 2, 8\) does not fit 3 clips of 4 frames"):
+    with pytest.raises(ValueError, match=r"colorjitter \(3, 2, 8\) does not fit 3 clips of 4 frames"):
         augment(clips, jitter=random_jitter(2))
-    with pytest.raises(ValueError, match=r"erase \(2, 1, 4\) does not fit 3 clips of 4 frames"):
+    with pytest.raises(ValueError, match=r"random_erasing \(2, 1, 4\) does not fit 3 clips of 4 frames"):
         augment(clips, erase=ERASE[1][:2])
 
 

@@ -86,10 +86,9 @@ class Learner:
         Returns:
             clips (B, C, T, H, W), normalised; labels, those of mirror images where `data.flip_labels` names them.
         """
-        wanted = self.cfg.augmentation
-        drawn = {"flip": batch.flip, "jitter": batch.jitter, "erase": batch.erase}
-        colours = {"mean": wanted.mean, "std": wanted.std, "dtype": dtype_of(self.cfg.precision)}
-        clips = transforms.augment(batch.clips, **drawn, **colours)  # (B, T, H, W, C) -> (B, C, T, H, W)
+        wanted, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
+        # (B, T, H, W, C) -> (B, C, T, H, W)
+        clips = transforms.augment(batch.clips, batch.drawn, mean=wanted.mean, std=wanted.std, dtype=dtype)
         if lam != 1.0:
             clips = mixup.mix(clips, lam)
         if self.mirrored is None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from datasets.lists import first_look
 from datasets.lists.class_names import read_class_names
 from datasets.loading import loader
-from datasets.plan.train import order
+from datasets.plan import order
 from datasets.readers.resize import KERNEL
 from utils import checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state

@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.plan.train import crops
-from datasets.plan.train import rules as rules
+from datasets.plan import crops, rules
 from datasets.plan.views import EVAL_CROPS, ROUNDINGS
 from tests.benchmarks.rows import run_rows
 from tests.golden import TABLES as TABLES_AT

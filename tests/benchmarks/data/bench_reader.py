@@ -1,8 +1,8 @@
 """Our side of `peers pair --ours`: training clips per CPU-second of one process and one thread.
 
 Data and pipes are those of `peers bench-data`: 16 clips of 340x256 in DIR, TSN-8 or 32x2, a random resized crop to 224.
-The clips go through `datasets.loading.workers.Desk`, which is what every reader process of training runs; flipping and packing
-are left to the device.
+The clips go through `datasets.loading.workers.Desk`, which is what every reader process of training runs; flipping and
+packing are left to the device.
 
     python -m tests.benchmarks.data.bench_reader --data DIR --backend video --pipe sparse8 --json
 """
@@ -22,12 +22,13 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 import numpy as np  # noqa: E402
 
-from datasets.plan import TrainSpec  # noqa: E402
-from datasets.readers import ReaderSpec  # noqa: E402
 from datasets.lists.records import Records  # noqa: E402
-from datasets.plan.sampling import Sampling  # noqa: E402
+from datasets.loading.messages import ReadClip, packed  # noqa: E402
 from datasets.loading.slots import Slot  # noqa: E402
 from datasets.loading.workers import Desk, Setup  # noqa: E402
+from datasets.plan.sampling import Sampling  # noqa: E402
+from datasets.readers import ReaderSpec  # noqa: E402
+from tests.datasets.specs import reader_spec, train_spec  # noqa: E402
 
 # backend: (reader, folder of DIR, how a path of it ends, clips that are timed)
 BACKENDS = {
@@ -53,24 +54,23 @@ def desk(args: argparse.Namespace) -> Desk:
         lists.write_text(content)
     records = Records.load(lists, root, num_class=4)
     crop = {"crop": "random_resized", "area": (0.08, 1.0), "aspect": (3 / 4, 4 / 3)}
-    spec = TrainSpec(sampling=PIPES[args.pipe], input_size=224, **crop)
+    spec = train_spec(PIPES[args.pipe], input_size=224, **crop)
     known = {field.name for field in dataclasses.fields(ReaderSpec)}
     extra = json.loads(args.spec)
     if extra.keys() - known:
         raise SystemExit(f"ReaderSpec has no {', '.join(extra.keys() - known)}; it has {', '.join(sorted(known))}")
     clip = spec.sampling.frames_per_clip * 224 * 224 * 3
-    setup = Setup(reader=ReaderSpec(kind=reader, **extra).to_json(), train=spec.to_json(), eval="", seed=args.seed)
+    setup = Setup(reader_spec(kind=reader, **extra), train=spec, seed=args.seed)
     return Desk(setup, records, [Slot.create("bench-clips", clip)])
 
 
 def ask(work: Desk, position: int) -> dict:
     """One clip: plan, read, answer, as a request of the training loader has it."""
     videos = len(work.records)
-    request = {"id": position, "slot": 0, "offset": 0, "kind": "train", "epoch": position // videos}
-    answer = work.answer({**request, "position": position, "sample": position % videos})
-    if not answer["ok"]:
+    answer = work.answer(position, ReadClip(position % videos, position // videos, position))
+    if not answer.ok:
         raise SystemExit(f"clip {position} cannot be read: {answer}")
-    json.dumps(answer)
+    packed(answer)
     return answer
 
 
@@ -97,7 +97,7 @@ def main() -> int:
     for position in range(count):
         answer = ask(work, position)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    shape = [len(answer["frames"]), 224, 224, 3]
+    shape = [len(answer.plan.frames), 224, 224, 3]
     digest = int(work.slots[0].view(0, (int(np.prod(shape)),)).sum(dtype=np.int64))
     figures = {"bench": "data", "backend": args.backend, "pipe": args.pipe, "clips": count}
     figures |= {"clips_per_cpu_s": round(count / cpu, 2), "clips_per_wall_s": round(count / wall, 2)}

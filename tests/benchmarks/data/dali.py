@@ -89,17 +89,18 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
     import numpy as np
 
     from datasets.loading.loader import loaders
-    from datasets.readers import ReaderSpec, open_reader
     from datasets.loading.base import Reading
     from datasets.plan.sampling import Sampling
     from datasets.plan.views import EvalSpec
+    from datasets.readers import open_reader
+    from tests.datasets.specs import reader_spec
     from tests.datasets.videos import number_in
 
     spec = EvalSpec(Sampling("mm1", 40), scale=HEIGHT, crop_size=224)
     wrong = frames = 0
     means, biases = [], []
-    plain = open_reader(ReaderSpec("video"), records)
-    with loaders("dali")[1](records, spec, Reading(ReaderSpec("dali"), workers=2), device=device) as items:
+    plain = open_reader(reader_spec("video"), records)
+    with loaders("dali")[1](records, spec, Reading(reader_spec("dali"), workers=2), device=device) as items:
         for item in items:
             assert item.frames is not None, item.failure
             assert item.plan is not None
@@ -121,14 +122,12 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
 def training(records: Any, pipe: tuple, reader: str, device: str, stop: int) -> Any:
     """The training loader with a random resized crop to 224 and 8 reader processes (2 on a CPU)."""
     from datasets.loading.loader import loaders
-    from datasets.plan.train import TrainSpec
-    from datasets.readers import ReaderSpec
-    from datasets.loading.base import Reading
     from datasets.plan.sampling import Sampling
+    from tests.datasets.specs import reader_spec, train_spec
     from utils.shards import ShardPlan
 
-    spec = TrainSpec(Sampling(*pipe), input_size=224, crop="random_resized")
-    reading = Reading(ReaderSpec(reader), workers=2 if device == "cpu" else 8, prefetch=4, on_bad="error")
+    spec = train_spec(Sampling(*pipe), input_size=224, crop="random_resized")
+    reading = Reading(reader_spec(reader), workers=2 if device == "cpu" else 8, prefetch=4, on_bad="error")
     shards = ShardPlan(total=1, batch_size=BATCH, world=1, rank=0, group_size=1)
     return loaders(reader)[0](records, spec, reading, seed=1, shards=shards, stop=stop, device=device)
 
@@ -212,12 +211,12 @@ def decode_limit(records: Any, pipe: tuple, device: str) -> float:
 def stored(records: Any, pipe: tuple, where: str) -> Iterator[list[Any]]:
     """What the reader processes deliver for the first steps."""
     from datasets.dali.encoded import EncodedReader
-    from datasets.plan.train import TrainSpec, draw, resolve
-    from datasets.readers import ReaderSpec
     from datasets.plan.sampling import Sampling
+    from datasets.plan.train import draw, resolve
+    from tests.datasets.specs import reader_spec, train_spec
 
-    spec = TrainSpec(Sampling(*pipe), input_size=224, crop="random_resized")
-    reader = EncodedReader(ReaderSpec("encoded", decoder=where), records)
+    spec = train_spec(Sampling(*pipe), input_size=224, crop="random_resized")
+    reader = EncodedReader(reader_spec("encoded", decoder=where), records)
     for step in range(6):
         clips = []
         for position in range(step * BATCH, (step + 1) * BATCH):

@@ -83,26 +83,25 @@ def read(name: str, folder: str) -> dict[str, Any]:
     """Read CLIPS clips of four frames as a reader process does; growth of resident memory by its median slope."""
     import contextlib
 
-    from datasets.plan.train import TrainSpec
-    from datasets.readers import ReaderSpec
     from datasets.lists.records import Records
-    from datasets.plan.sampling import Sampling
+    from datasets.loading.messages import ReadClip
     from datasets.loading.slots import Slot
     from datasets.loading.workers import Desk, Setup
+    from datasets.plan.sampling import Sampling
+    from tests.datasets.specs import reader_spec, train_spec
 
-    spec = TrainSpec(Sampling("tsn", 4), input_size=32, crop="random_resized")
+    spec = train_spec(Sampling("tsn", 4), input_size=32, crop="random_resized")
     records = Records.load(f"{folder}/train.txt", folder, num_class=1)
     kind = {"shards": "frames", "clips": "video"}.get(name, name)
     with contextlib.ExitStack() as stack:
         cached = stack.enter_context(server()) if kind == "memcached" else None
-        reader = ReaderSpec(kind, memcached=cached).to_json()
-        desk = Desk(Setup(reader=reader, train=spec.to_json(), eval="", seed=0), records, [Slot.create("m", 1 << 20)])
+        reader = reader_spec(kind, memcached=cached)
+        desk = Desk(Setup(reader, train=spec), records, [Slot.create("m", 1 << 20)])
         points = []
         for position in range(CLIPS):
             epoch, sample = divmod(position, len(records))
-            request = {"id": 1, "slot": 0, "offset": 0, "kind": "train", "epoch": epoch, "position": position}
-            answer = desk.answer({**request, "sample": sample})
-            if not answer["ok"]:
+            answer = desk.answer(1, ReadClip(sample, epoch, position))
+            if not answer.ok:
                 raise SystemExit(f"{name}: {answer}")
             if position % EVERY == EVERY - 1:
                 points.append((position, resident_mib()))
@@ -155,18 +154,16 @@ def from_list(count: str, path: str) -> dict[str, float]:
     import torch
 
     from datasets.loading import train as train_loader
-    from datasets.plan.train import TrainSpec
-    from datasets.readers import ReaderSpec
     from datasets.loading.base import Reading
-    from datasets.lists.records import Records
     from datasets.plan.sampling import Sampling
+    from tests.datasets.specs import reader_spec, train_spec
     from utils.shards import ShardPlan
 
     torch.set_num_threads(1)
     records = Records.load(path, "/nowhere", num_class=400)
     assert len(records) == int(count)
-    spec = TrainSpec(Sampling("tsn", 4), input_size=32, crop="random_resized")
-    reading = Reading(ReaderSpec("video"), workers=WORKERS, on_bad="skip", bad_budget=1.0)
+    spec = train_spec(Sampling("tsn", 4), input_size=32, crop="random_resized")
+    reading = Reading(reader_spec("video"), workers=WORKERS, on_bad="skip", bad_budget=1.0)
     shards = ShardPlan(total=1, batch_size=8, world=1, rank=0, group_size=1)
     with train_loader.TrainLoader(records, spec, reading, seed=0, shards=shards) as loader:
         next(loader)

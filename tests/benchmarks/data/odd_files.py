@@ -220,8 +220,9 @@ def ask_reader(content: Row, name: str) -> Row:
     """Facts and three frames of one file by one of our readers; of frame readers, of the folder that was kept of it."""
     import numpy as np
 
-    from datasets.readers import ReaderSpec, open_reader
     from datasets.lists.records import Records
+    from datasets.readers import open_reader
+    from tests.datasets.specs import reader_spec
     from utils.faults import MediaError
 
     kind, reference = content["kind"], content["reference"][name]
@@ -235,7 +236,7 @@ def ask_reader(content: Row, name: str) -> Row:
             listed.write(f"{path}\t0\n")
             listed.flush()
             records = Records.load(listed.name, root, num_class=1)
-        return open_reader(ReaderSpec(kind, **content["spec"]), records)
+        return open_reader(reader_spec(kind, **content["spec"]), records)
 
     try:
         if as_frames:
@@ -420,13 +421,14 @@ def facts_gain() -> None:
     """CPU of probing and reading TSN-8 at 224 pixels without and with `data.facts`: median of 7, in ms."""
     import numpy as np
 
-    from datasets.plan.train import TrainSpec, draw, resolve
-    from datasets.readers import ReaderSpec, open_reader
     from datasets.lists.records import Records
     from datasets.plan.sampling import Sampling
+    from datasets.plan.train import draw, resolve
+    from datasets.readers import open_reader
     from datasets.scan import verb as scan_verb
+    from tests.datasets.specs import reader_spec, train_spec
 
-    data, spec = ROOT.parent / "shared" / "data", TrainSpec(Sampling("tsn", 8))
+    data, spec = ROOT.parent / "shared" / "data", train_spec(Sampling("tsn", 8))
     names = ("ucf11/v_biking_01_01.mpg", "c3d/v_ApplyEyeMakeup_g01_c01.avi", "mmaction2/demo.mp4")
     out = np.empty((8, 224, 224, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
@@ -438,7 +440,7 @@ def facts_gain() -> None:
             taken: dict[str | None, list[float]] = {None: [], f"{folder}/facts.bin": []}
             for position in range(7):
                 for facts, times in taken.items():
-                    reader = open_reader(ReaderSpec("video", facts=facts), records)
+                    reader = open_reader(reader_spec("video", facts=facts), records)
                     began = time.process_time()
                     plan = resolve(draw(1, 0, position, spec), reader.probe(i), spec, i)
                     reader.read(i, plan.frames, plan.box, plan.size, out)

@@ -112,7 +112,7 @@ def readers(exp: Path, work: Path) -> dict[str, Callable[[Path], Any]]:
 
     def predicted(target: Path, name: str | None) -> Any:
         made = predictor.from_experiment(target, name, [], World(), plain=True)
-        return made.net.state_dict(), made.classes, made.spec.to_json()
+        return made.net.state_dict(), made.classes, repr(made.spec)
 
     def pretrained(file: Path) -> Any:
         return methods.build(**{**arguments, "pretrained": str(file)}).state_dict()

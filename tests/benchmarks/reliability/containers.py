@@ -19,9 +19,9 @@ import av
 import numpy as np
 
 from datasets.lists.records import Records
-from datasets.readers import ReaderSpec, open_reader
-from datasets.readers.video_index import build_index
+from datasets.readers import open_reader
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
+from tests.datasets.specs import build_index, reader_spec
 from tests.datasets.videos import frame_image
 from utils.faults import MediaError
 
@@ -135,7 +135,7 @@ def compare(path: Path, rng: random.Random) -> tuple[str, str]:
     listed = path.with_suffix(".txt")
     listed.write_text(f"{path.name} 0\n")
     records = Records.load(listed, path.parent, num_class=None)
-    reader = open_reader(ReaderSpec("video"), records)
+    reader = open_reader(reader_spec("video"), records)
     try:
         facts = reader.probe(0)
         grade = build_index(str(path), path.name).grade.value

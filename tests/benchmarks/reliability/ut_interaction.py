@@ -63,10 +63,11 @@ def counts_in(list_file: Path) -> dict[str, int]:
 def pixels_equal(truth: dict[str, list[np.ndarray]], rng: random.Random) -> int:
     """Return the number of videos of which frames at random differ by more than the rounding of another swscale."""
     from datasets.lists.records import Records
-    from datasets.readers import ReaderSpec, open_reader
+    from datasets.readers import open_reader
+    from tests.datasets.specs import reader_spec
 
     records = Records.load(LISTS / "all.txt", SHARED, num_class=None)
-    reader, differing = open_reader(ReaderSpec("video"), records), 0
+    reader, differing = open_reader(reader_spec("video"), records), 0
     for i in range(len(records)):
         images = truth[Path(records.path(i)).stem]
         facts = reader.probe(i)

@@ -103,9 +103,7 @@ class InMemory:
                         labels=self.labels[step % 8],
                         weights=torch.ones(CLIPS),
                         samples=list(range(CLIPS)),
-                        flip=torch.zeros(CLIPS, dtype=torch.bool),
-                        jitter=None,
-                        erase=None,
+                        drawn={},
                         shards=(0,),
                         positions=list(range(step * CLIPS, (step + 1) * CLIPS)),
                     )

@@ -137,8 +137,8 @@ def clip_hashes(exp: Path, ranks: int, steps: int) -> dict[int, str]:
             for batch in micro_batches:
                 for row, position in enumerate(batch.positions):
                     digest = hashlib.sha256(batch.clips[row].numpy().tobytes())
-                    for drawn in (batch.flip, batch.jitter, batch.erase, batch.labels):
-                        digest.update(drawn[row].numpy().tobytes() if drawn is not None else b"-")
+                    for rows in (*batch.drawn.values(), batch.labels):
+                        digest.update(rows[row].numpy().tobytes())
                     found[position] = digest.hexdigest()
             if step + 1 == steps:
                 break

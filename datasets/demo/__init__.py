@@ -1,0 +1,1 @@
+"""motion8, the small data set of the demo."""

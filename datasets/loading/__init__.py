@@ -1,0 +1,1 @@
+"""From plans to batches: the reader processes and the loaders."""

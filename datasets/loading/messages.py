@@ -1,0 +1,138 @@
+"""What the loaders and their reader processes send each other: tasks and answers, as pickled frozen dataclasses.
+
+Both ends of a socket are our own processes, which inherit it, so no one else can write into it. Torch-free.
+"""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datasets.dali.encoded import Stored
+    from datasets.dump.settings import Settings
+    from datasets.plan.train import Plan
+    from datasets.plan.views import VideoPlan
+    from datasets.readers.facts_cache import Stamp
+
+MESSAGE_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class AsStored:
+    """The wish for stored bytes instead of pixels, for a decoder on the device.
+
+    Attributes:
+        room: most bytes; None lets the slot grow.
+        without: codecs of which the decoder has failed to decode anything.
+    """
+
+    room: int | None
+    without: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ReadClip:
+    """Draw, resolve and read the training clip at a global position into a slot."""
+
+    sample: int
+    epoch: int
+    position: int
+    slot: int = 0
+    offset: int = 0
+    stored: AsStored | None = None
+
+
+@dataclass(frozen=True)
+class ReadVideo:
+    """Read the distinct frames of a video at test scale into a slot, which grows."""
+
+    sample: int
+    slot: int = 0
+    stored: AsStored | None = None
+    offset = 0
+
+
+@dataclass(frozen=True)
+class Look:
+    """Look at one file of a list, for a scan.
+
+    Attributes:
+        what: a level of `scan.file.LEVELS`, or "digest".
+        known: the stamp of an earlier answer, None if there is none.
+        names: "digest": the files of a folder whose bytes count.
+    """
+
+    sample: int
+    what: str
+    known: Stamp | None = None
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class DumpVideo:
+    """Store one video: `target` is the final path, `tmp` a folder on the same file system."""
+
+    sample: int
+    settings: Settings
+    target: str
+    tmp: str
+
+
+Task = ReadClip | ReadVideo | Look | DumpVideo
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What became of a task. Bad media is an answer, not an exception.
+
+    Attributes:
+        id: of the task.
+        plan: of a clip or a video.
+        stored: which bytes lie in the slot, where stored bytes were wanted and are there.
+        refused: why stored bytes were wanted and pixels are there.
+        repaired: what is wrong with a video that is shown with some frames repeated.
+        found: of a scan or a dump.
+        missing: frames at the end of the video that do not decode.
+        counters: what the reader has counted since the last answer.
+        reason: why the media cannot be read, "" if they can. `path` is the file that failed, if it is known.
+        timeout, crashed: the task was given up because it was late, or ended its process twice.
+        user: the text of a `UserError`.
+        bug: the traceback of any other error.
+    """
+
+    id: int
+    plan: Plan | VideoPlan | None = None
+    stored: Stored | None = None
+    refused: str = ""
+    repaired: str = ""
+    found: dict[str, Any] = field(default_factory=dict)
+    missing: int = 0
+    counters: dict[str, Any] | None = None
+    path: str | None = None
+    reason: str = ""
+    timeout: bool = False
+    crashed: bool = False
+    user: str = ""
+    bug: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the task was done."""
+        return not (self.reason or self.user or self.bug)
+
+    @property
+    def why(self) -> str:
+        """Why the task was not done, in one line."""
+        return self.reason or f"not expected: {self.bug.strip().splitlines()[-1]}"
+
+
+def packed(message: object) -> bytes:
+    """Return the bytes of a message."""
+    return pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+
+
+def unpacked(data: bytes) -> Any:
+    """Return the message of these bytes, which another process of ours has packed."""
+    return pickle.loads(data)  # noqa: S301  see above: nobody else writes here

@@ -1,0 +1,55 @@
+"""Random erasing (Zhong et al., AAAI 2020, algorithm 1; `augmentation.random_erasing`)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from utils.config import Config
+
+_TRIES = 100
+
+
+@dataclass(frozen=True)
+class RandomErasing:
+    """Rows: (F, 4) int64, y, x, h, w in the clip after the flip; h = 0 where nothing is erased.
+
+    Args:
+        numbers: (p, sl, sh, r1): probability, least and largest share of the area, least aspect.
+        per_frame: one erased box per frame instead of one per clip.
+    """
+
+    numbers: tuple[float, ...]
+    per_frame: bool = False
+    block: ClassVar[int] = 5
+    uniforms: ClassVar[int] = 1 + 2 * _TRIES + 2  # whether, areas and aspects, y, x
+    neutral: ClassVar[np.ndarray] = np.zeros(4, np.int64)
+
+    def resolve(self, u: NDArray[np.float64], side: int) -> NDArray[np.int64]:
+        """See `Op`."""
+        p, least, most, aspect = self.numbers
+        boxes = np.zeros((len(u), 4), np.int64)
+        for row in np.flatnonzero(u[:, 0] < p):
+            drawn = u[row].tolist()
+            for area, shape in zip(drawn[1:-2:2], drawn[2:-2:2], strict=True):
+                pixels = (least + area * (most - least)) * side * side
+                ratio = aspect + shape * (1 / aspect - aspect)  # h / w: uniform, as published
+                h, w = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
+                if 0 < h < side and 0 < w < side:
+                    y, x = int(drawn[-2] * (side - h + 1)), int(drawn[-1] * (side - w + 1))
+                    boxes[row] = (min(y, side - h), min(x, side - w), h, w)
+                    break
+        return boxes
+
+
+def from_config(cfg: Config) -> RandomErasing | None:
+    """See the package."""
+    wanted = cfg.augmentation
+    if wanted.random_erasing is None:
+        return None
+    return RandomErasing(wanted.random_erasing, wanted.random_erasing_per_frame)
