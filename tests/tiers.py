@@ -223,7 +223,8 @@ class Guard:
         seconds = time.process_time() - self.cpu_before
         report.user_properties.append((CPU_PROPERTY, seconds))
         why = f"started a process: {self.started[0]}" if self.started else None
-        if seconds > CPU_SECONDS and self.tier == "nightly":
+        has_more_examples = getattr(getattr(item, "function", None), "is_hypothesis_test", False)
+        if seconds > CPU_SECONDS and self.tier == "nightly" and not has_more_examples:
             why = (
                 why or f"took {seconds:.1f} s of CPU time, more than {CPU_SECONDS:g}; mark it `slow` or make it faster"
             )

@@ -266,7 +266,10 @@ def upward(tree: Tree) -> list[str]:
 
 # -------------------------------------------------------------------------------------------------------------- traced
 def traced(root: Path) -> dict[str, Any]:
-    """Run six steps of a tiny experiment of that checkout in a process of its own and read what it entered."""
+    """Run six steps of a tiny experiment of that checkout in a process of its own and read what it entered.
+
+    Python 3.10 does not name the class of a function that runs, so this needs 3.11.
+    """
     with tempfile.TemporaryDirectory(prefix="zoetrope-measure-") as folder:
         env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
         command = [sys.executable, str(Path(__file__).with_name("traced_run.py")), str(root), folder]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def test_no_figure_gets_worse(name: str) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="the tracer needs Python 3.11")
 @pytest.mark.parametrize("name", TRACED_BOUNDS)
 def test_no_traced_figure_gets_worse(name: str) -> None:
     assert traced()[name] <= TRACED_BOUNDS[name][0]

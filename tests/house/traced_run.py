@@ -72,7 +72,7 @@ class Tracer:
         """Return `file:function` of product code; None for the rest."""
         if code not in self.names:
             file = code.co_filename.removeprefix(self.root)
-            name = code.co_qualname if sys.version_info >= (3, 11) else code.co_name
+            name = code.co_qualname
             is_function = bool(code.co_flags & inspect.CO_OPTIMIZED) and "<" not in code.co_name  # no class, no lambda
             self.names[code] = f"{file}:{name}" if file.startswith(ROOMS) and is_function else None
         return self.names[code]
