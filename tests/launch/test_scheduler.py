@@ -21,6 +21,7 @@ from tests.launch.conformance import (  # noqa: F401
     test_the_lock_asks_who_lives,
 )
 from utils import cluster, schedulers
+from utils.schedulers import local
 
 ROOT = Path(__file__).resolve().parents[2]
 TOY = Path(__file__).with_name("toy_scheduler.py")
@@ -54,6 +55,8 @@ def case(
     made = Case(schedulers.named(request.param), "here", with_toy, tmp_path / "work")
     yield made
     made.close()
+    for keeper in (*local._keepers, *getattr(made.scheduler, "keepers", ())):
+        keeper.wait(timeout=60)
 
 
 def test_a_new_scheduler_is_one_file(

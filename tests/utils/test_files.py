@@ -15,9 +15,14 @@ from utils import files
 def test_after_an_error_the_old_file_stays_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     files.write_text(file, "old\n")
-    with pytest.raises(ZeroDivisionError), files.replacing(file) as temporary:  # noqa: PT012
-        temporary.write_text("half")
-        raise ZeroDivisionError
+
+    def fail() -> None:
+        with files.replacing(file) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert file.read_text() == "old\n"
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
