@@ -61,8 +61,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--views", metavar="V,...", help="centre, 3crop, 10x1, ...: a row each (default: all views)")
     parser.add_argument("--average", metavar="A,...", help=f"of {', '.join(protocols.AVERAGES)}: a row each")
     parser.add_argument("--weights", metavar="W,...", help="of the models, one per EXP (default: equal)")
-    parser.add_argument("--level", type=float, default=0.95, help="of the bootstrap intervals (default: 0.95)")
-    parser.add_argument("--resamples", type=int, default=2000, help="lists drawn for them (default: 2000)")
+    parser.add_argument("--level", type=float, default=scoring.LEVEL, help="of the intervals (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=scoring.RESAMPLES, help="lists drawn (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of these draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON line per row instead of the table")
 
