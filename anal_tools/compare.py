@@ -121,9 +121,7 @@ def pair(a: Results, b: Results) -> Pairing:
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
 
     count = a.scores.shape[1]
-    videos = np.bincount(labels, minlength=count)
-    gained = np.bincount(labels, weights=right_b.astype(float) - right_a, minlength=count)
-    change = np.divide(gained, videos, out=np.full(count, np.nan), where=videos > 0)
+    change = metrics.class_means(right_b.astype(float) - right_a, labels, count)
     return Pairing(rows_a, rows_b, right_a, right_b, only_a, only_b, mcnemar(only_a, only_b), change)
 
 
@@ -229,10 +227,7 @@ def class_csv(experiments: Sequence[Experiment]) -> str:
     columns = []
     for one in experiments:
         found = pair(first, one.results)
-        labels = first.labels[found.rows_a]
-        videos = np.bincount(labels, minlength=len(names))
-        right = np.bincount(labels, weights=found.right_b, minlength=len(names))
-        columns.append(np.divide(right, videos, out=np.full(len(names), np.nan), where=videos > 0))
+        columns.append(metrics.class_means(found.right_b, first.labels[found.rows_a], len(names)))
 
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,39 +17,10 @@ from anal_tools import score, text
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.protocols import FAMILIES
 from anal_tools.evaluate.results import Results
-from utils import metrics
+from anal_tools.score import Row
 from utils.faults import UserError
 
 FILE = "dense_sweep"  # in results/<name>/, as .csv and .png
-
-
-@dataclass(frozen=True)
-class Row:
-    """One number of clips and crops.
-
-    Attributes:
-        clips, crops, views: how many.
-        gmacs: of a video; None if unknown.
-        top1, top5: per cent.
-        top1_interval: its ends, per cent.
-        note: "" if the views are exactly those of the tool.
-        right: (N,) 1.0 for each video whose first prediction is right.
-    """
-
-    clips: int
-    crops: int
-    views: int
-    gmacs: float | None
-    top1: float
-    top5: float
-    top1_interval: list[float]
-    note: str
-    right: np.ndarray
-
-    @property
-    def cost(self) -> float:
-        """GMACs, or the number of views where they are unknown."""
-        return self.gmacs or self.views
 
 
 def main(argv: list[str]) -> int:
@@ -89,31 +59,13 @@ def sweep(results: Results, clips: Sequence[int] | None = None) -> list[Row]:
     most = kept.spec.num_clips
     counts = sorted({n for n in clips or (1, 2, 3, 4, 5, 7, 10, 15, 20, 30) if 1 <= n <= most} | {most})
     crops = [n for n in sorted(FAMILIES["plain"]) if n == kept.spec.crops_per_clip or n == 1]
-    per_view = results.summary.get("cost", {}).get("gmacs_per_view")
+    rows = [score.row([results], views=f"{clip}x{crop}") for crop in crops for clip in counts]
+    return sorted(rows, key=lambda row: (row.number, -row.protocol.spec.crops_per_clip))
 
-    rows = []
-    for crop in crops:
-        for clip in counts:
-            chosen = scoring.smaller(kept, f"{clip}x{crop}")
-            scores = scoring.scores_of(results, chosen)
-            videos = metrics.Videos(scores, results.labels, results.targets)
-            right = videos.right().astype(np.float64)
-            numbers = metrics.evaluate(videos)
-            views = len(chosen.views)
-            rows.append(
-                Row(
-                    clips=clip,
-                    crops=crop,
-                    views=views,
-                    gmacs=None if per_view is None else per_view * views,
-                    top1=numbers["top1"],
-                    top5=numbers["top5"],
-                    top1_interval=[100 * end for end in scoring.interval(right)],
-                    note=chosen.note,
-                    right=right,
-                )
-            )
-    return sorted(rows, key=lambda row: (row.views, -row.crops))
+
+def _cost(row: Row) -> float:
+    """GMACs of a video, or its number of views where they are unknown."""
+    return row.gmacs or row.number
 
 
 def knee(rows: Sequence[Row]) -> int:
@@ -121,9 +73,9 @@ def knee(rows: Sequence[Row]) -> int:
 
     The difference is taken video by video, since both rows saw the same ones; the error is 1.96 standard errors.
     """
-    best = max(range(len(rows)), key=lambda i: (rows[i].top1, -rows[i].views))
+    best = max(range(len(rows)), key=lambda i: (rows[i].top1, -rows[i].number))
     for index, row in enumerate(rows):
-        difference = rows[best].right - row.right
+        difference = rows[best].right.astype(np.float64) - row.right
         error = 1.96 * difference.std() / np.sqrt(max(len(difference), 1))
         if difference.mean() <= error:
             return index
@@ -135,11 +87,11 @@ def table(rows: Sequence[Row], best: int) -> str:
     lines = [["clips x crops", "views", "GMAC/video", "top-1", "interval", "top-5", ""]]
     notes = text.Notes()
     for index, row in enumerate(rows):
-        low, high = row.top1_interval
+        spec, (low, high) = row.protocol.spec, row.intervals[1]
         marks = ("knee" if index == best else "") + notes.mark(row.note)
         cost = "?" if row.gmacs is None else f"{row.gmacs:.1f}"
-        shown = [f"{row.clips} x {row.crops}", str(row.views), cost, f"{row.top1:.2f}"]
-        lines.append([*shown, f"{low:.2f} .. {high:.2f}", f"{row.top5:.2f}", marks.strip()])
+        shown = [f"{spec.num_clips} x {spec.crops_per_clip}", str(row.number), cost, f"{row.top1:.2f}"]
+        lines.append([*shown, f"{low:.2f} .. {high:.2f}", f"{row.numbers['top5']:.2f}", marks.strip()])
     return "\n".join([*text.columns(lines), *notes.lines()])
 
 
@@ -148,11 +100,11 @@ def write(results: Results, rows: Sequence[Row], best: int) -> list[Path]:
     table_file, picture = results.folder / f"{FILE}.csv", results.folder / f"{FILE}.png"
     with table_file.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        names = ("clips", "crops", "views", "gmacs", "top1", "top5", "top1_interval", "note")
-        writer.writerow([*names, "knee"])
-        writer.writerows(
-            [*(getattr(row, name) for name in names), int(index == best)] for index, row in enumerate(rows)
-        )
+        writer.writerow(["clips", "crops", "views", "gmacs", "top1", "top5", "top1_interval", "note", "knee"])
+        for index, row in enumerate(rows):
+            spec = row.protocol.spec
+            about = [spec.num_clips, spec.crops_per_clip, row.number, row.gmacs, row.top1, row.numbers["top5"]]
+            writer.writerow([*about, row.intervals[1], row.note, int(index == best)])
     draw(picture, rows, best, title=f"{results.exp.resolve().name}, {results.name}: {len(results.ids)} videos")
     return [table_file, picture]
 
@@ -167,20 +119,22 @@ def draw(path: Path, rows: Sequence[Row], best: int, *, title: str) -> None:
     axes = figure.add_subplot()
 
     known = all(row.gmacs for row in rows)
-    for crop in sorted({row.crops for row in rows}):
-        own = [row for row in rows if row.crops == crop]
-        x, y = [row.cost for row in own], [row.top1 for row in own]
-        low = [max(0.0, row.top1 - row.top1_interval[0]) for row in own]
-        high = [max(0.0, row.top1_interval[1] - row.top1) for row in own]
+    for crop in sorted({row.protocol.spec.crops_per_clip for row in rows}):
+        own = [row for row in rows if row.protocol.spec.crops_per_clip == crop]
+        x, y = [_cost(row) for row in own], [row.top1 for row in own]
+        low = [max(0.0, row.top1 - row.intervals[1][0]) for row in own]
+        high = [max(0.0, row.intervals[1][1] - row.top1) for row in own]
         axes.errorbar(
             x, y, yerr=[low, high], marker="o", capsize=3, label=f"{crop} crop{'s' if crop > 1 else ''} a clip"
         )
         for row in own:
-            place = (row.cost, row.top1)
-            axes.annotate(f"{row.clips}x{crop}", place, (4, -11), textcoords="offset points", fontsize=7)
+            place = (_cost(row), row.top1)
+            axes.annotate(row.views, place, (4, -11), textcoords="offset points", fontsize=7)
 
     chosen = rows[best]
-    axes.plot([chosen.cost], [chosen.top1], "o", markersize=15, fillstyle="none", color="black", label="knee", zorder=5)
+    axes.plot(
+        [_cost(chosen)], [chosen.top1], "o", markersize=15, fillstyle="none", color="black", label="knee", zorder=5
+    )
 
     axes.set_xscale("log")
     axes.set_xlabel("GMAC a video" if known else "views a video")

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from utils import metrics
+
 
 @dataclass(frozen=True)
 class Suspect:
@@ -45,14 +47,8 @@ def suspects(scores: np.ndarray, labels: np.ndarray) -> list[Suspect]:
         return []
     read, own_class = scores[rows], labels[rows]
     own = read[np.arange(len(rows)), own_class].astype(np.float64)
-    videos = np.bincount(own_class, minlength=scores.shape[1])
     # A class without videos has no threshold: nothing is confident in it.
-    threshold = np.divide(
-        np.bincount(own_class, weights=own, minlength=scores.shape[1]),
-        videos,
-        out=np.full(scores.shape[1], np.inf),
-        where=videos > 0,
-    )
+    threshold = metrics.class_means(own, own_class, scores.shape[1], empty=np.inf)
     confident = np.where(read >= threshold, read, -1.0)  # (n, K)
     other = confident.argmax(axis=1)
     best = confident[np.arange(len(rows)), other].astype(np.float64)

@@ -23,28 +23,36 @@ class Row:
     """One line of the table: some views of the models, joined and scored.
 
     Attributes:
-        views: clips x crops.
+        protocol: of the first model.
         number: of views of all models.
-        average: how they are joined.
         gmacs: of a video; None where an evaluation did not keep it.
         numbers: every metric.
+        right: (N,) bool: the first prediction is right.
         intervals: k -> ends of the bootstrap interval of the top-k accuracy, per cent.
         note: in which way the views are others than those of the protocol, "" if they are not.
-        protocol: of the first model.
     """
 
-    views: str
+    protocol: protocols.Protocol
     number: int
-    average: str
     gmacs: float | None
     numbers: dict[str, float]
+    right: np.ndarray
     intervals: dict[int, list[float]]
     note: str
-    protocol: protocols.Protocol
+
+    @property
+    def top1(self) -> float:
+        """Per cent."""
+        return self.numbers["top1"]
+
+    @property
+    def views(self) -> str:
+        """Clips x crops."""
+        return f"{self.protocol.spec.num_clips}x{self.protocol.spec.crops_per_clip}"
 
     def to_json(self) -> str:
         """Return the row as one line of JSON."""
-        about = {"views": self.views, "number": self.number, "average": self.average, "gmacs": self.gmacs}
+        about = {"views": self.views, "number": self.number, "average": self.protocol.average, "gmacs": self.gmacs}
         ends = {f"top{k}_interval": interval for k, interval in self.intervals.items()}
         rest = {"note": self.note, "protocol": dataclasses.asdict(self.protocol)}
         return json.dumps(about | self.numbers | ends | rest)
@@ -61,8 +69,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--views", metavar="V,...", help="centre, 3crop, 10x1, ...: a row each (default: all views)")
     parser.add_argument("--average", metavar="A,...", help=f"of {', '.join(protocols.AVERAGES)}: a row each")
     parser.add_argument("--weights", metavar="W,...", help="of the models, one per EXP (default: equal)")
-    parser.add_argument("--level", type=float, default=0.95, help="of the bootstrap intervals (default: 0.95)")
-    parser.add_argument("--resamples", type=int, default=2000, help="lists drawn for them (default: 2000)")
+    parser.add_argument("--level", type=float, default=scoring.LEVEL, help="of the intervals (default: %(default)s)")
+    parser.add_argument("--resamples", type=int, default=scoring.RESAMPLES, help="lists drawn (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of these draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON line per row instead of the table")
 
@@ -72,8 +80,9 @@ def main(argv: list[str]) -> int:
 
     models = [load(where) for where in args.exp]
     weights = parse_weights(args.weights, len(models))
+    draws = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
     found = [
-        row(models, weights, protocol=args.protocol, views=views, average=average, args=args)
+        row(models, weights, protocol=args.protocol, views=views, average=average, **draws)
         for views in (args.views.split(",") if args.views else [None])
         for average in (args.average.split(",") if args.average else [None])
     ]
@@ -118,12 +127,14 @@ def parse_weights(given: str | None, models: int) -> list[float]:
 
 def row(
     models: Sequence[Results],
-    weights: Sequence[float],
+    weights: Sequence[float] = (1.0,),
     *,
-    protocol: str | None,
-    views: str | None,
-    average: str | None,
-    args: argparse.Namespace,
+    protocol: str | None = None,
+    views: str | None = None,
+    average: str | None = None,
+    level: float = scoring.LEVEL,
+    resamples: int = scoring.RESAMPLES,
+    seed: int = 0,
 ) -> Row:
     """Return one line of the table: the chosen views of all models, joined and scored."""
     if average is not None and average not in protocols.AVERAGES:
@@ -150,22 +161,19 @@ def row(
         scores = scoring.fuse(fused, weights, chosen.protocol.average)
 
     videos = metrics.Videos(scores, first.labels, first.targets)
-    draws = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
-
-    spec = chosen.protocol.spec
+    draws = {"level": level, "resamples": resamples, "seed": seed}
     cost: float | None = 0
     for model, (own, _) in zip(models, parts, strict=True):
         per_view = model.summary.get("cost", {}).get("gmacs_per_view")
         cost = None if cost is None or per_view is None else cost + per_view * len(own.views)
     return Row(
-        views=f"{spec.num_clips}x{spec.crops_per_clip}",
+        protocol=chosen.protocol,
         number=number,
-        average=chosen.protocol.average,
         gmacs=cost,
         numbers=metrics.evaluate(videos),
+        right=videos.right(),
         intervals={k: [100 * end for end in scoring.interval(videos.right(k), **draws)] for k in (1, 5)},
         note="; ".join(notes),
-        protocol=chosen.protocol,
     )
 
 
@@ -185,5 +193,7 @@ def table(found: Sequence[Row], *, multi_label: bool = False) -> str:
         low, high = one.intervals[1]
         cost = "?" if one.gmacs is None else f"{one.gmacs:.1f}"
         values = [f"{one.numbers[metric.name]:.2f}" for metric in shown]
-        lines.append([one.views + notes.mark(one.note), one.average, cost, *values, f"{low:.2f} .. {high:.2f}"])
+        lines.append(
+            [one.views + notes.mark(one.note), one.protocol.average, cost, *values, f"{low:.2f} .. {high:.2f}"]
+        )
     return "\n".join([*text.columns(lines), *notes.lines()])

@@ -450,22 +450,31 @@ def _mean_over_seen(right: np.ndarray, videos: np.ndarray, predicted: np.ndarray
     return float((right[seen] / np.maximum(videos[seen], 1)).mean()) if seen.any() else 0.0
 
 
+def class_means(values: np.ndarray, classes: np.ndarray, num_class: int, *, empty: float = np.nan) -> np.ndarray:
+    """Return the mean of the values of each class, (K,) float64; `empty` for a class without any.
+
+    Args:
+        values: (N,) numbers, or bool for a share.
+        classes: (N,) int, the class of each value.
+        num_class: K.
+        empty: what a class without values gets.
+    """
+    count = np.bincount(classes, minlength=num_class)
+    total = np.bincount(classes, weights=np.asarray(values, dtype=np.float64), minlength=num_class)
+    return np.divide(total, count, out=np.full(num_class, empty), where=count > 0)
+
+
 def precision_and_recall(predicted: np.ndarray, labels: np.ndarray, num_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per class: share of its predictions that are right, and of its videos that are found; nan where there are none.
+    """Return per class the share of its predictions that are right, and of its videos that are found; nan for none.
 
     A video that could not be read (predicted -1) is a video of its class that was not found.
 
     Returns:
         Two (K,) float64.
     """
-    matrix = confusion_matrix(predicted, labels, num_class)
-    videos = np.bincount(np.asarray(labels, dtype=np.int64), minlength=num_class)
-    right, guessed = matrix.diagonal().astype(np.float64), matrix.sum(axis=0)
-    nan = np.full(num_class, np.nan)
-    return (
-        np.divide(right, guessed, out=nan.copy(), where=guessed > 0),
-        np.divide(right, videos, out=nan.copy(), where=videos > 0),
-    )
+    predicted, labels = np.asarray(predicted, dtype=np.int64), np.asarray(labels, dtype=np.int64)
+    right, guessed = predicted == labels, predicted >= 0
+    return class_means(right[guessed], predicted[guessed], num_class), class_means(right, labels, num_class)
 
 
 def calibration_error(scores: np.ndarray, labels: np.ndarray, bins: int = 15) -> float:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from utils.config import Config
 
 
+LEVEL, RESAMPLES = 0.95, 2000  # of bootstrap intervals
+
+
 @dataclass(frozen=True)
 class Subset:
     """Some of the kept views.
@@ -204,7 +207,9 @@ def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = 
     return metrics.probabilities(np.sum(logs, axis=0))
 
 
-def interval(right: np.ndarray, *, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> tuple[float, float]:
+def interval(
+    right: np.ndarray, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean over videos (Efron and Tibshirani 1993, section 13.3).
 
     Args:

@@ -18,6 +18,7 @@ from anal_tools.text import shown
 from utils import files
 from utils.faults import UserError
 
+PICTURES, CLIPS = 200, 100  # videos that are shown with frames, and with a clip
 MOST = 8  # experiments that the page has colours for
 
 
@@ -26,8 +27,8 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="main.py report", description="Write EXP/report/index.html.")
     parser.add_argument("exp", nargs="+", help="evaluated experiment folders; EXP:NAME takes the results NAME")
     parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="default: report/ in the first EXP")
-    parser.add_argument("--pictures", type=int, default=200, metavar="N", help="videos that are shown with frames")
-    parser.add_argument("--clips", type=int, default=100, metavar="N", help="of these, how many with a clip")
+    parser.add_argument("--pictures", type=int, default=PICTURES, metavar="N", help="videos that are shown with frames")
+    parser.add_argument("--clips", type=int, default=CLIPS, metavar="N", help="of these, how many with a clip")
     parser.add_argument(
         "--good-pairs", type=Path, default=None, metavar="FILE", help="allowed pairs, `child -> parent` a line"
     )
@@ -51,8 +52,8 @@ def build(
     where: Sequence[str],
     *,
     out: Path | None = None,
-    pictures: int = 200,
-    clips: int = 100,
+    pictures: int = PICTURES,
+    clips: int = CLIPS,
     good_pairs: Path | None = None,
 ) -> Path:
     """Write the page of one experiment or several.

@@ -10,7 +10,7 @@ from typing import TypedDict
 
 import numpy as np
 
-from anal_tools import allowed_pairs, analyze, compare, label_errors
+from anal_tools import allowed_pairs, analyze, compare, label_errors, score
 from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
 from anal_tools.evaluate import scoring
@@ -165,25 +165,20 @@ def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
 def points(results: Results) -> list[ViewPoint]:
     """Accuracy of the kept views and of parts of them, fewest views first."""
     kept = scoring.kept_protocol(results)
-    per_view = results.summary.get("cost", {}).get("gmacs_per_view")
     clips = sorted({count for count in CLIPS if count < kept.spec.num_clips} | {kept.spec.num_clips})
     found: list[ViewPoint] = []
     for count, crops in itertools.product(clips, (1, 3, 10)):
         try:
-            chosen = scoring.smaller(kept, f"{count}x{crops}")
+            row = score.row([results], views=f"{count}x{crops}")
         except UserError:
             continue  # these crops were not kept
-        whole = len(chosen.views) == kept.spec.views
-        scores = results.scores if whole else scoring.scores_of(results, chosen)
-        numbers = metrics.evaluate(metrics.Videos(scores, results.labels))
-        views = len(chosen.views)
         found.append(
             {
-                "text": f"{count} x {crops}" + (" (near)" if chosen.note else ""),
-                "views": views,
-                "gmacs": round(per_view * views, 3) if per_view else None,
-                "top1": numbers["top1"],
-                "top5": numbers["top5"],
+                "text": f"{count} x {crops}" + (" (near)" if row.note else ""),
+                "views": row.number,
+                "gmacs": round(row.gmacs, 3) if row.gmacs else None,
+                "top1": row.top1,
+                "top5": row.numbers["top5"],
             }
         )
     return sorted(found, key=lambda point: point["views"])

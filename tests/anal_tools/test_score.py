@@ -158,10 +158,10 @@ def test_dense_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert dense_sweep.main([str(exp)]) == 0
     text = capsys.readouterr().out
     found = dense_sweep.sweep(Results.load(exp))
-    assert [row.views for row in found] == sorted(row.views for row in found)
-    assert {(row.clips, row.crops) for row in found} >= {(1, 1), (1, 3), (5, 1), (10, 1), (10, 3)}
-    assert [row.note == "" for row in found if row.clips in (1, 2, 5, 10)] == [True] * 8
-    assert all(row.note for row in found if row.clips in (3, 4, 7))
+    assert [row.number for row in found] == sorted(row.number for row in found)
+    assert {row.views for row in found} >= {"1x1", "1x3", "5x1", "10x1", "10x3"}
+    assert [row.note == "" for row in found if row.protocol.spec.num_clips in (1, 2, 5, 10)] == [True] * 8
+    assert all(row.note for row in found if row.protocol.spec.num_clips in (3, 4, 7))
     best = dense_sweep.knee(found)
     assert text.count("knee") == 1
     lines = (exp / "results/best/dense_sweep.csv").read_text().splitlines()
@@ -174,8 +174,10 @@ def test_dense_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_the_knee_is_the_cheapest_row_that_is_as_good() -> None:
-    def row(views: int, right: list[float]) -> dense_sweep.Row:
-        return dense_sweep.Row(views, 1, views, None, 100 * float(np.mean(right)), 100.0, [0, 0], "", np.array(right))
+    kept = Protocol(EvalSpec(Sampling("tsn", 8), 1, "centre"))
+
+    def row(views: int, right: list[float]) -> score.Row:
+        return score.Row(kept, views, None, {"top1": 100 * float(np.mean(right))}, np.array(right), {}, "")
 
     good = [1.0] * 90 + [0.0] * 10
     assert dense_sweep.knee([row(1, [1.0] * 50 + [0.0] * 50), row(3, good), row(30, good)]) == 1

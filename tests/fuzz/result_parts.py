@@ -14,7 +14,6 @@ import random
 import shutil
 import tempfile
 import zipfile
-from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +142,7 @@ def _run_result(files: dict[str, bytes], folder: Path) -> str:
         return "stage0" if not _is_object(files[_SUMMARY]) else _refused(folder)
     try:
         found = _read_all(folder)
-        options = Namespace(level=0.95, resamples=10, seed=0)
-        row = score.row([found], [1.0], protocol=None, views=None, average=None, args=options)
+        row = score.row([found], resamples=10)
         score.table([row], multi_label=found.multi_label)
         if not found.multi_label:
             analyze.Analysis.of(found)
