@@ -12,7 +12,7 @@ from typing import Any
 
 from launch import grid, progress, sweep
 from launch.grid import Cell, Sweep
-from utils import log, metrics
+from utils import log
 from utils.faults import UserError
 
 
@@ -52,6 +52,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _row(wanted: Sweep, cell: Cell) -> dict[str, Any]:
     """What a finished cell reached."""
+    from utils import metrics  # numpy, which starting a run on a login node does without
+
     row: dict[str, Any] = {"cell": cell.name, "exp": "/".join(cell.source.parts[-2:]), **dict(cell.values)}
     if wanted.verb == "eval":
         summary = json.loads(wanted.result_of(cell).read_text(encoding="utf-8"))

@@ -341,7 +341,7 @@ def test_runs_keep_to_their_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.loading.messages import Answer
 
     sizes = (40, 60, 1, 90, 300, 10)
-    stored = [encoded.Stored("images", [], np.zeros(0), "jpeg", None, (0, 0, 1, 1), size) for size in sizes]
+    stored = [encoded.Stored("images", [], np.zeros(0), "jpeg", None, (0, 0, 1, 1), size, (1, 1)) for size in sizes]
     answers: list[Any] = [Answer(1, stored=one) for one in stored]
     assert list(loader.within_budget([0, 1, 2, 3, 4, 5], answers)) == [[0, 1], [2, 3], [4], [5]]
 
