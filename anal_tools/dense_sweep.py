@@ -75,7 +75,7 @@ def knee(rows: Sequence[Row]) -> int:
     """
     best = max(range(len(rows)), key=lambda i: (rows[i].top1, -rows[i].number))
     for index, row in enumerate(rows):
-        difference = rows[best].right.astype(np.float64) - row.right
+        difference = rows[best].right[1].astype(np.float64) - row.right[1]
         error = 1.96 * difference.std() / np.sqrt(max(len(difference), 1))
         if difference.mean() <= error:
             return index

@@ -27,7 +27,7 @@ class Row:
         number: of views of all models.
         gmacs: of a video; None where an evaluation did not keep it.
         numbers: every metric.
-        right: (N,) bool: the first prediction is right.
+        right: k -> (N,) bool: a label is among the first k predictions.
         intervals: k -> ends of the bootstrap interval of the top-k accuracy, per cent.
         note: in which way the views are others than those of the protocol, "" if they are not.
     """
@@ -36,7 +36,7 @@ class Row:
     number: int
     gmacs: float | None
     numbers: dict[str, float]
-    right: np.ndarray
+    right: dict[int, np.ndarray]
     intervals: dict[int, list[float]]
     note: str
 
@@ -161,6 +161,7 @@ def row(
         scores = scoring.fuse(fused, weights, chosen.protocol.average)
 
     videos = metrics.Videos(scores, first.labels, first.targets)
+    right = {k: videos.right(k) for k in (1, 5)}
     draws = {"level": level, "resamples": resamples, "seed": seed}
     cost: float | None = 0
     for model, (own, _) in zip(models, parts, strict=True):
@@ -171,8 +172,8 @@ def row(
         number=number,
         gmacs=cost,
         numbers=metrics.evaluate(videos),
-        right=videos.right(),
-        intervals={k: [100 * end for end in scoring.interval(videos.right(k), **draws)] for k in (1, 5)},
+        right=right,
+        intervals={k: [100 * end for end in scoring.interval(own, **draws)] for k, own in right.items()},
         note="; ".join(notes),
     )
 

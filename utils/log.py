@@ -227,7 +227,10 @@ class RunLog:
             self.line(
                 f"{result['failed']:.0f} of {result['num_videos']:.0f} videos could not be read and count as wrong"
             )
-        self.scalars(step, {metric.tag: result[metric.name] for metric in _shown_in("curve", result)})
+        shown = sorted(
+            _shown_in("curve", result), key=lambda metric: metric.name != "loss"
+        )  # the loss first, as training
+        self.scalars(step, {metric.tag: result[metric.name] for metric in shown})
 
     def flush(self) -> None:
         """Hand what was written to the disk, so that after a power cut the log is no older than the checkpoint."""

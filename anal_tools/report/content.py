@@ -177,8 +177,8 @@ def points(results: Results) -> list[ViewPoint]:
                 "text": f"{count} x {crops}" + (" (near)" if row.note else ""),
                 "views": row.number,
                 "gmacs": round(row.gmacs, 3) if row.gmacs else None,
-                "top1": row.top1,
-                "top5": row.numbers["top5"],
+                "top1": 100 * float(row.right[1].mean()),
+                "top5": 100 * float(row.right[5].mean()),
             }
         )
     return sorted(found, key=lambda point: point["views"])
