@@ -48,7 +48,7 @@ def reading(cfg: Config) -> Reading:
         reader=ReaderSpec(
             kind=data.reader,
             template=None if data.template in (None, "auto") else data.template,
-            frame_base=None if data.frame_base in (None, "auto") else data.frame_base,
+            frame_base=data.frame_base if isinstance(data.frame_base, int) else None,
             memcached=memcached,
             facts=data.facts,
             missing_share=data.missing_share,
