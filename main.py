@@ -7,7 +7,6 @@ holds. Nothing heavy is imported before a verb needs it, so that help and config
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -70,11 +69,9 @@ def call_verb(verb: str, argv: list[str]) -> int:
             f"no verb called {verb!r}{faults.did_you_mean(verb, VERBS)}; `python main.py --help` lists them"
         )
     if verb == "train":
-        parser = argparse.ArgumentParser(prog="main.py train", description=VERBS["train"][1])
-        parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
-        parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for this run")
-        parser.add_argument("--fresh", action="store_true", help="move an earlier run to old/ and start again")
-        args = parser.parse_args(argv)
+        from utils.options import train_parser
+
+        args = train_parser().parse_args(argv)
         return train(args.exp, overrides=args.set, fresh=args.fresh)
     return importlib.import_module(VERBS[verb][0]).main(argv)
 

@@ -75,7 +75,7 @@ def convert(
     import methods
     from datasets.lists.class_names import read_class_names
     from methods import interop
-    from utils import checkpoint, config, run_dir
+    from utils import checkpoint, config, files, run_dir
     from utils.engine.network import model_arguments
 
     if out.exists():
@@ -92,7 +92,7 @@ def convert(
         "config": config.to_dict(cfg),
         "classes": read_class_names(config.class_names_file(cfg), cfg.model.num_class),
         "step": 0,
-        "converted": {"file": source.name, "sha256": checkpoint.file_hash(source), "family": report.family},
+        "converted": {"file": source.name, "sha256": files.sha256(source), "family": report.family},
         "code": run_dir.revision(),
         "versions": checkpoint.versions(),
     }

@@ -6,7 +6,6 @@ latest -> previous -> best to the newest that verifies, and says what it did.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, load, peek, save
 from utils.checkpoint_names import kept_name, publish, split_name
 from utils.checkpoint_names import present as present_names
-from utils.faults import AgreedError, UserError
+from utils.faults import AgreedError, UserError, listed
 
 if TYPE_CHECKING:
     from utils.dist import World
@@ -35,11 +34,9 @@ __all__ = [
     "Found",
     "check_resume",
     "evaluated_weights",
-    "file_hash",
     "find",
     "find_on_all_ranks",
     "load",
-    "listed",
     "load_model",
     "newest",
     "save",
@@ -269,9 +266,9 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
         )
     shapes = [f"{key} {tuple(state_model[key].shape)} in the file, {tuple(own[key].shape)} here" for key in reshaped]
     parts = [
-        listed("missing in the file", missing),
-        listed("not in the model", unknown),
-        listed("another shape", shapes),
+        listed("missing in the file", missing, most=_LISTED),
+        listed("not in the model", unknown, most=_LISTED),
+        listed("another shape", shapes, most=_LISTED),
     ]
     raise UserError(f"{path}: weights of another model; " + "; ".join(part for part in parts if part))
 
@@ -340,20 +337,3 @@ def check_resume(
 def versions() -> dict[str, str]:
     """What a checkpoint says about the software that wrote it."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
-
-
-def file_hash(path: Path) -> str:
-    """sha256 of a file, in hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def listed(what: str, keys: list[str]) -> str:
-    """Return `what: a, b, ...` for some keys, "" for none."""
-    if not keys:
-        return ""
-    more = f", ... {len(keys)} in all" if len(keys) > _LISTED else ""
-    return f"{what}: {', '.join(keys[:_LISTED])}{more}"

@@ -12,17 +12,17 @@ before the checkpoint stay and are counted, but a budget that they used up stops
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from utils import log
-from utils.faults import UserError
+from utils import files, log
+from utils.faults import UserError, refuse_odd_file
 
 JOURNAL = "jobs/bad_samples.jsonl"
 LEDGER = "jobs/bad_samples.json"
@@ -102,7 +102,7 @@ class BadSamples:
 
     def resume(self, marker: dict[str, Any]) -> None:
         """Journal that this process resumes from a checkpoint (`resume_marker`). One rank does."""
-        if log.read_journal(self.exp / JOURNAL):
+        if _journal(self.exp):
             self.log.journal(JOURNAL, marker)
 
     def _stop(self, step: int) -> None:
@@ -149,9 +149,19 @@ class BadSamples:
         target.parent.mkdir(parents=True, exist_ok=True)
         content = {"step": step, "epoch": epoch, "videos": self.videos, "bad": table(rows)}
         # A name of this start's own: a later one removes it, so that this process cannot rename it when it wakes up.
-        part = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-        part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
-        os.replace(part, target)
+        own = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+        with files.replacing(target, temporary=own) as part:
+            part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
+
+
+def _journal(exp: Path) -> list[dict[str, Any]]:
+    """Return the rows of the journal without a torn last line. One that cannot be read is an error: it decides bits."""
+    path, found = exp / JOURNAL, []
+    refuse_odd_file(path)
+    for text in path.read_text("utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(text))
+    return found
 
 
 def resume_marker(*, step: int, clips: int, validated: int) -> dict[str, Any]:
@@ -177,7 +187,7 @@ def rows(exp: Path, marker: dict[str, Any] | None = None) -> list[dict[str, Any]
     """
     found: dict[tuple[Any, ...], dict[str, Any]] = {}
     stopped = False
-    for row in [*log.read_journal(exp / JOURNAL), *([marker] if marker else [])]:
+    for row in [*_journal(exp), *([marker] if marker else [])]:
         if "resume" in row:
             for old in found.values() if stopped else ():  # other ranks have journalled until they ended too
                 old["stopped"] = True

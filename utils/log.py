@@ -296,18 +296,6 @@ def parse_log(path: Path) -> list[dict[str, float]]:
     return lines
 
 
-def read_journal(path: Path) -> list[dict[str, Any]]:
-    """The records of a `journal`; a last line torn by a kill is passed over."""
-    refuse_odd_file(path)
-    rows = []
-    for text in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(text))
-        except ValueError:
-            continue
-    return rows
-
-
 def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
     """The curves of an ``events/scalars.jsonl``: tag -> [(step, value)], each step once, in the order of the steps.
 

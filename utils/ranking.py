@@ -17,8 +17,6 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
-    from datasets.lists.records import Records
-    from utils.metrics import Tally
 
 _Array = TypeVar("_Array", "np.ndarray", "torch.Tensor")
 
@@ -122,13 +120,6 @@ def global_average_precision(scores: np.ndarray, targets: np.ndarray, top: int =
     right = right[np.argsort(-pooled, kind="stable")]
     precision = np.cumsum(right) / np.arange(1, len(right) + 1)
     return float(precision[right].sum() / labels)
-
-
-def tally_of(records: Records, num_class: int, *, device: torch.device | str = "cpu", average: str = "prob") -> Tally:
-    """Return what sums up the evaluation of a list."""
-    from utils.metrics import Tally
-
-    return Tally(records.labels, num_class, targets=records.targets, device=device, average=average)
 
 
 def _lowest_if_unread(scores: np.ndarray) -> np.ndarray:

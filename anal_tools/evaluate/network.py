@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils import files
 from utils.faults import AgreedError, UserError
 
 if TYPE_CHECKING:
@@ -84,7 +85,6 @@ def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> t
 
 def _read_once(weights: Path, read: Callable[[Path], State]) -> tuple[State, str, bool]:
     """What is in the file, its hash, and whether it was one and the same file all the time."""
-    from utils import checkpoint
 
     def stamp() -> tuple[int, ...]:
         status = weights.stat()
@@ -93,7 +93,7 @@ def _read_once(weights: Path, read: Callable[[Path], State]) -> tuple[State, str
     try:
         before = stamp()
         state = read(weights)
-        digest = checkpoint.file_hash(weights)
+        digest = files.sha256(weights)
         return state, digest, stamp() == before
     except OSError as error:
         raise UserError(f"{weights}: cannot be read ({error.strerror}); is it being moved?") from error

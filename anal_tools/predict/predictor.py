@@ -18,6 +18,7 @@ from datasets.loading.loader import reading
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers import ReaderSpec
+from utils import files
 from utils.config.schema import Data
 from utils.faults import UserError
 
@@ -200,7 +201,7 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
     """
     import torch
 
-    from utils import checkpoint, transforms
+    from utils import transforms
 
     net, text = session(file)
     facts = read_facts(text, file)
@@ -221,7 +222,7 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
         about={
             "engine": "onnx",
             "weights": str(file),
-            "weights_hash": checkpoint.file_hash(file),
+            "weights_hash": files.sha256(file),
             "type": facts["type"],
             "backbone": facts["backbone"],
         },

@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets.lists.files import VIDEOS
 from datasets.lists.records import Records
+from datasets.loading.bad_media import printable
 from utils.faults import UserError
 
 LOOKED_AT = 8  # videos of a list
@@ -48,19 +49,19 @@ def check_files(cfg: Any, split: str, records: Records) -> None:
         number = "the only video" if len(paths) == 1 else f"none of {len(paths)} videos"
         exists = "does not exist" if len(paths) == 1 else f"of {len(records):,} that were looked at exists"
         raise UserError(
-            f"{records.list_file}: {number} {exists} below {records.root}, for example {_shown(paths[0])}: "
+            f"{records.list_file}: {number} {exists} below {records.root}, for example {printable(paths[0])}: "
             f"is common.{split}_root the folder from which these paths start?{_hint(records, indices[0])}"
         )
     reader = cfg.data.reader
     if reader == "video" and all(map(os.path.isdir, there)):
         raise UserError(
-            f"{records.list_file}: its videos are folders, for example {_shown(there[0])}: for folders of images set "
-            "data.reader: frames"
+            f"{records.list_file}: its videos are folders, for example {printable(there[0])}: for folders of images "
+            "set data.reader: frames"
         )
     if reader in ("frames", "memcached") and all(map(is_video, there)):
         advice = "" if reader == "frames" else "; memcached takes frames only, `main.py dump` makes them"
         raise UserError(
-            f"{records.list_file}: its videos are video files, for example {_shown(there[0])}: set data.reader: "
+            f"{records.list_file}: its videos are video files, for example {printable(there[0])}: set data.reader: "
             f"video{advice}"
         )
 
@@ -90,7 +91,7 @@ def _hint(records: Records, i: int) -> str:
     near = [os.path.dirname(root), *_subfolders(root)]
     for folder in near:
         if os.path.exists(os.path.join(folder, path)):
-            return f" It exists below {_shown(folder)}."
+            return f" It exists below {printable(folder)}."
     return ""
 
 
@@ -118,7 +119,7 @@ def both_lists(train: Records, val: Records) -> list[str]:
     videos = "1 video of the validation list is" if len(common) == 1 else f"{len(common):,} videos are"
     return [
         f"WARNING: {videos} in both lists ({train.list_file}, {val.list_file}), for example "
-        f"{_shown(os.fsdecode(path))}{where}: the validation accuracy will be too high"
+        f"{printable(os.fsdecode(path))}{where}: the validation accuracy will be too high"
     ]
 
 
@@ -140,8 +141,3 @@ def _real(root: bytes, folder: bytes, follow: bool) -> bytes:
         return os.path.realpath(full) if follow else os.path.normpath(full)
     except (OSError, ValueError):
         return os.path.normpath(full)
-
-
-def _shown(path: str) -> str:
-    """A path that any log can take."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -6,8 +6,12 @@ Layouts, in fields from the right (numbers are whole):
     path num_frames label          TSN, TSM, PaddleVideo and MMAction2 frames, seed 004
     path offset num_frames label   MMAction2 rawframes with_offset
     JSON                           MMAction2: dicts with a path, `label`, `total_frames`; a list or its `data_list`
-    path label label ...           MMAction2 videos, multi_class         } only where they are asked for
-    path num_frames label ...      MMAction2 rawframes, multi_class      } (several_labels.py)
+    path label label ...           MMAction2 videos, multi_class       `data.list_layout: path_labels`
+    path num_frames label ...      MMAction2 rawframes, multi_class    `data.list_layout: path_frames_labels`
+
+The last two look like other layouts (a label could be a number of frames), so they are read only where the config asks
+for them. Then all numbers at the end of a line belong to it, and a path that ends in a blank and a number needs tabs or
+commas.
 
 Fields are separated by tabs, commas or blanks: the first of these that gives most lines a label at their end. A csv may
 start with a header whose last column is called `label`. Paths may contain the separator. A list has one layout:
@@ -37,6 +41,8 @@ _BLOCK = 1 << 20  # bytes read at a time
 _SHOWN = 5  # bad lines named in one message
 _MOST_DIGITS = 20
 _LAYOUTS = {1: "path label", 2: "path num_frames label", 3: "path offset num_frames label"}
+#: `data.list_layout` -> layout with several labels.
+SEVERAL = {"path_labels": "path label [label ...]", "path_frames_labels": "path num_frames label [label ...]"}
 _LABEL_WORDS = {b"label", b"labels", b"class", b"class_id", b"class_index", b"class_idx", b"label_id", b"target"}
 _PATH_KEYS = ("filename", "frame_dir", "video_dir", "img_dir", "path")
 
@@ -95,12 +101,13 @@ class Columns:
         return int(np.count_nonzero(keys[1:] == keys[:-1]))
 
 
-def read_list(list_file: str, root: str) -> Columns:
+def read_list(list_file: str, root: str, layout: str = "auto") -> Columns:
     """Read a list of samples.
 
     Args:
         list_file: its path.
         root: folder below which all paths must stay, absolute.
+        layout: "auto", or a key of `SEVERAL`. A JSON list says by itself which labels are meant.
 
     Raises:
         UserError: missing, empty or unreadable list; lines that do not fit the layout of the others; a path outside
@@ -108,8 +115,11 @@ def read_list(list_file: str, root: str) -> Columns:
     """
     try:
         if is_json(list_file):
-            return _read_json(list_file, root)
-        return _read_text(list_file, root)
+            columns = _read_json(list_file, root)
+            if layout != "auto" and not columns.label_ends:
+                columns.add_labels([[label] for label in columns.labels])
+            return columns
+        return _read_text(list_file, root) if layout == "auto" else _read_labels(list_file, root, layout)
     except FileNotFoundError:
         raise UserError(f"{list_file}: there is no such list file; check its path") from None
     except OSError as error:
@@ -330,6 +340,64 @@ def check_paths(list_file: str, paths: list[bytes], root: str, before: int) -> N
             if not path:
                 raise UserError(f"{where}: the path is empty")
             raise UserError(f"{where}: {os.fsdecode(path)!r:.200} leads out of the root {root}; give a path below it")
+
+
+# ------------------------------------------------------------------------------------------------------- several labels
+
+
+def _separator(list_file: str) -> bytes | None:
+    found = {mark for _, lines in blocks(list_file) for mark in (b"\t", b",") for line in lines if mark in line}
+    return b"\t" if b"\t" in found else b"," if found else None
+
+
+def _fields(line: bytes, separator: bytes | None) -> tuple[bytes, list[int]]:
+    """The path of a line and the numbers behind it; empty fields at the end (of a spreadsheet) do not count."""
+    text = line.strip() if separator is None else line.strip().rstrip(separator + b" ")
+    parts = text.split(separator)
+    count = 0
+    while count < len(parts) - 1 and is_number(parts[-1 - count]):
+        count += 1
+    path = text.rsplit(separator, count)[0] if count else text
+    return unquoted(path) if separator else path, [bounded(part) for part in parts[len(parts) - count :]]
+
+
+def _read_labels(list_file: str, root: str, layout: str) -> Columns:
+    separator, first = _separator(list_file), 2 if layout == "path_frames_labels" else 1
+    columns, said, bad = Columns(), [], 0
+    for records in record_blocks(list_file, separator):
+        paths: list[bytes] = []
+        numbers: list[list[int]] = []
+        for number, line in records:
+            path, row = _fields(line, separator)
+            if len(row) < first:
+                bad += 1
+                text = line.strip().decode("utf-8", "replace")[:80]
+                said.append(f"{list_file}:{number}: expected `{SEVERAL[layout]}`, found {text!r}")
+                del said[_SHOWN:]
+                continue
+            if max(map(abs, row)) >= 2**31:
+                raise UserError(f"{list_file}:{number}: a number exceeds 32 bits; expected `{SEVERAL[layout]}`")
+            if first == 2 and row[0] < 0:
+                raise UserError(f"{list_file}:{number}: num_frames is {row[0]}; it cannot be negative")
+            paths.append(path)
+            numbers.append(row)
+        if paths and not bad:
+            _add_labelled(columns, paths, numbers, first)
+            check_paths(list_file, paths, root, len(columns.labels) - len(paths))
+
+    if bad:
+        more = [f"{list_file}: {bad - len(said)} more lines do not fit"] if bad > len(said) else []
+        raise UserError("\n".join([*said, *more]))
+    if not columns.labels:
+        raise UserError(f"{list_file}: the list is empty; expected lines of `{SEVERAL[layout]}`")
+    return columns
+
+
+def _add_labelled(columns: Columns, paths: list[bytes], numbers: list[list[int]], first: int) -> None:
+    labels = [row[first - 1 :] for row in numbers]
+    frames = [[row[0] for row in numbers]] if first == 2 else []
+    columns.add(paths, [*frames, [own[0] for own in labels]])
+    columns.add_labels(labels)
 
 
 # ----------------------------------------------------------------------------------------------------------------- JSON

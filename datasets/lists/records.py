@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.lists import several_labels
 from datasets.lists.class_names import read_class_names
 from datasets.lists.formats import place_of, read_list
 from utils import files
@@ -72,7 +71,7 @@ class Records:
         num_class: int | None,
         layout: str = "auto",
     ) -> Records:
-        """Read a list file in any layout of `list_formats`, or one of `several_labels`.
+        """Read a list file in any layout of `formats`.
 
         Args:
             list_file: its path.
@@ -84,7 +83,7 @@ class Records:
             UserError: whatever is wrong with the list, with file, line and what was expected.
         """
         file, base = os.fspath(list_file), os.path.abspath(os.fspath(root))
-        raw = read_list(file, base) if layout == "auto" else several_labels.read(file, base, layout)
+        raw = read_list(file, base, layout)
         count, duplicates = len(raw.labels), raw.duplicates()
         columns: dict[str, NDArray[Any]] = {
             "paths": np.frombuffer(raw.paths, np.uint8),

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Literal, overload
 import torch
 
 from datasets.lists.records import Records, records_of
-from datasets.loading.bad_media import BadEvent, Ledger
 from datasets.loading.base import Reading
-from datasets.loading.eval import EvalLoader, VideoItem
-from datasets.loading.train import Batch, TrainLoader
+from datasets.loading.eval import EvalLoader
+from datasets.loading.train import TrainLoader
 from datasets.memcached.servers import servers_of
 from datasets.plan.train import train_spec
 from datasets.plan.views import EvalSpec, eval_spec
@@ -23,19 +22,6 @@ if TYPE_CHECKING:
     from utils.config import Config
     from utils.dist import World
     from utils.shards import ShardPlan
-
-__all__ = [
-    "BadEvent",
-    "Batch",
-    "EvalLoader",
-    "Ledger",
-    "Reading",
-    "TrainLoader",
-    "VideoItem",
-    "build",
-    "reading",
-    "records_of",
-]
 
 
 def reading(cfg: Config) -> Reading:

@@ -252,18 +252,8 @@ class KnownFacts:
 
         facts = dataclasses.replace(entry.facts, frames=entry.facts.frames + int(self.records.starts[i]))
         none = np.zeros(0, np.int64)
-        index = Index(
-            facts,
-            Grade(entry.grade),
-            entry.turns,
-            entry.decoder,
-            none,
-            none,
-            none,
-            none.astype(bool),
-            none,
-            entry.missing,
-        )
+        packets = (none, none, none, none.astype(bool), none)
+        index = Index(facts, Grade(entry.grade), entry.turns, entry.decoder, *packets, entry.missing)
         self.reader.assume(i, index)  # type: ignore[attr-defined]
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:

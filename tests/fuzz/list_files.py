@@ -18,7 +18,6 @@ MODULES = [
     "datasets/lists/class_names.py",
     "datasets/lists/formats.py",
     "datasets/lists/records.py",
-    "datasets/lists/several_labels.py",
 ]
 _CLASSES = 12
 _SHOWN = 5

@@ -11,7 +11,7 @@ from torch import nn
 import methods
 from methods import fetch
 from networks import BACKBONES
-from utils import checkpoint
+from utils import checkpoint, files
 from utils.faults import UserError
 
 
@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def published(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: dict, **how: object) -> Path:
     """Write a published file, whose name carries the first digits of its sha256."""
     torch.save(state, folder / "new", **how)
-    file = folder / f"{name}-{checkpoint.file_hash(folder / 'new')[:8]}.pth"
+    file = folder / f"{name}-{files.sha256(folder / 'new')[:8]}.pth"
     (folder / "new").rename(file)
     monkeypatch.setitem(fetch.FILES, name, file.name)
     return file

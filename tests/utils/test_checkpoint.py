@@ -409,9 +409,7 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
     assert lines == sorted(expected), done.stderr
 
 
-def test_file_hash_and_versions(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(b"abc")
-    assert checkpoint.file_hash(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+def test_versions(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, LATEST, {"step": 1, "versions": checkpoint.versions()})
     assert checkpoint.load(tmp_path / LATEST)["versions"]["torch"] == str(torch.__version__)
 

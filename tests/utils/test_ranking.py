@@ -100,7 +100,7 @@ def test_gathered_scores_add_up_over_ranks() -> None:
     logits = torch.randn(23, 3, 25, generator=torch.Generator().manual_seed(0))
     found = {}
     for ranks in (1, 3):
-        parts = [ranking.tally_of(Several(targets), 25) for _ in range(ranks)]
+        parts = [metrics.Tally(targets.argmax(1), 25, targets=targets) for _ in range(ranks)]
         for i in range(23):
             parts[i % ranks].add(i, None if i == 4 else logits[i])
         for other in parts[1:]:

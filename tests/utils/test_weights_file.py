@@ -27,7 +27,7 @@ from methods import fetch, interop
 from tests import weights
 from tests.benchmarks.reliability import checkpoint_mutants
 from tests.fuzz import weights as fuzz
-from utils import checkpoint, config, weights_file
+from utils import checkpoint, config, files, weights_file
 from utils.dist import World
 from utils.engine import distill
 from utils.engine.network import model_arguments
@@ -412,7 +412,7 @@ def test_published_files_are_compared_with_their_hash(
     """The older format has no checksum: one bit in the weights shows in the published sha256 only."""
     monkeypatch.setattr(fetch, "FOLDER", tmp_path)
     torch.save(image_weights, tmp_path / "new", _use_new_zipfile_serialization=False)
-    file = tmp_path / f"resnet18-{checkpoint.file_hash(tmp_path / 'new')[:8]}.pth"
+    file = tmp_path / f"resnet18-{files.sha256(tmp_path / 'new')[:8]}.pth"
     (tmp_path / "new").rename(file)
     monkeypatch.setitem(fetch.FILES, "resnet18", file.name)
     build(True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from datasets.loading.eval import rounds
-from utils import chunks, ranking, transforms
+from utils import chunks, metrics, transforms
 from utils.engine import network
 
 if TYPE_CHECKING:
@@ -53,8 +53,7 @@ def evaluate(
         earlier: (sample, logits (V, K)) of videos that were scored before and count too; each on one rank only.
 
     Returns:
-        What `metrics.Tally.metrics` says, for a list with several labels per video `ranking.Gathered.metrics`; None
-        when stopped by a signal.
+        What `metrics.Tally.metrics` returns; None when a signal stopped it.
     """
 
     def forward(clips: torch.Tensor) -> torch.Tensor:
@@ -62,7 +61,8 @@ def evaluate(
             return net(normalise(clips)).float()
 
     net.eval()
-    tally = ranking.tally_of(videos.records, num_class, device=world.device, average=average)
+    records = videos.records
+    tally = metrics.Tally(records.labels, num_class, targets=records.targets, device=world.device, average=average)
     for sample, logits in earlier:
         tally.add(sample, logits)
     views = videos.spec.views

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import methods
-from utils import checkpoint, dist, draws, mixup, optim, pace, sync_bn, transforms
+from utils import checkpoint, dist, draws, files, mixup, optim, pace, sync_bn, transforms
 from utils.engine import distill
 from utils.engine.ema import Ema
 from utils.engine.network import autocast, compiled, dtype_of, model_arguments, place
@@ -255,7 +255,7 @@ def _same_file(file: Path | None, saved: Mapping[str, Any] | None, world: World)
 
     def check() -> None:
         nonlocal digest
-        digest = checkpoint.file_hash(file) if file else ""
+        digest = files.sha256(file) if file else ""
         kept = saved["distill"]["weights_hash"] if saved else digest
         if kept != digest:
             raise UserError(

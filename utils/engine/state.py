@@ -17,7 +17,7 @@ from torch import Tensor
 
 from utils import checkpoint
 from utils.checkpoint import CorruptCheckpoint
-from utils.faults import UserError
+from utils.faults import UserError, listed
 
 if TYPE_CHECKING:
     from utils.checkpoint import Found
@@ -96,7 +96,7 @@ def check(path: Path, values: Values) -> None:
     missing = [entry.name for entry in wanted if entry.name not in values]
     odd = [entry.name for entry in wanted if entry.name in values and not _fits(entry, values[entry.name], config)]
     if missing or odd:
-        wrong = [checkpoint.listed("it has no", missing), checkpoint.listed("not what a run writes", odd)]
+        wrong = [listed("it has no", missing, most=8), listed("not what a run writes", odd, most=8)]
         raise CorruptCheckpoint(
             path, f"{'; '.join(text for text in wrong if text)}: no checkpoint that a training run can resume from"
         )

@@ -89,7 +89,7 @@ class InMemory:
     def __iter__(self):
         import torch
 
-        from datasets.loading.loader import Batch
+        from datasets.loading.train import Batch
 
         for step in range(WARM_UP + STEPS):
             began = time.process_time()
