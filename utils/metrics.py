@@ -249,8 +249,10 @@ class Tally:
     def _join_views(self) -> None:
         import torch
 
+        from utils import transfer
+
         samples = list(self._waiting)
-        views = torch.stack(list(self._waiting.values())).cpu().numpy().astype(np.float64)  # (n, V, K)
+        views = transfer.to_numpy(torch.stack(list(self._waiting.values()))).astype(np.float64)  # (n, V, K)
         self._waiting.clear()
 
         with np.errstate(invalid="ignore"):  # a network that has diverged: nan is right for no label
@@ -277,7 +279,9 @@ class Tally:
 
     def metrics(self) -> dict[str, float]:
         """Return `evaluate` of the videos that were added."""
-        table = self.counts.cpu().numpy()
+        from utils import transfer
+
+        table = transfer.to_numpy(self.counts)
         seen = table[:, -4] > 0
         table = table[seen]
         failed = table[:, -3] == 0

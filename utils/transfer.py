@@ -68,6 +68,11 @@ class Readback:
         return self._tensor
 
 
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Copy a tensor to the host. On a GPU this waits for what was queued before, and for nothing else."""
+    return Readback(tensor).read().numpy()
+
+
 @functools.cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
-import math
-from typing import Any
 
 from utils import faults
 from utils.faults import UserError
-
-Figures = dict[str, Any]  # what a benchmark prints as one JSON line
 
 # what is measured: (module whose main(argv) does it, one line of help); imported when it is called
 KINDS = {
@@ -31,21 +26,3 @@ def main(argv: list[str]) -> int:
             f"no benchmark called {argv[0]!r}{faults.did_you_mean(argv[0], KINDS)}; there are {', '.join(KINDS)}"
         )
     return importlib.import_module(KINDS[argv[0]][0]).main(argv[1:])
-
-
-def not_negative(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
-    return int(text)
-
-
-def seconds(text: str) -> float:
-    """A number of seconds above 0, for argparse."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and value > 0):
-        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0, as `benchmark step` prints it")
-    return value

@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 from utils.faults import UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from anal_tools.benchmark import Figures
+    from anal_tools.benchmark.common import Figures
     from anal_tools.benchmark.data_desk import Bench
     from utils.config import Config
 
 
 def main(argv: list[str]) -> int:
     """Parse the command line, measure, print."""
-    from anal_tools.benchmark import seconds
+    from anal_tools.benchmark.common import seconds
     from anal_tools.evaluate import positive
 
     parser = argparse.ArgumentParser(prog="main.py benchmark data", description="Time the readers on this machine.")

@@ -21,7 +21,7 @@ from datasets.plan.train import train_spec
 from utils.faults import UserError
 
 if TYPE_CHECKING:
-    from anal_tools.benchmark import Figures
+    from anal_tools.benchmark.common import Figures
     from utils.config import Config
 
 #: Stage -> parts of the names under which a profile shows the functions that belong to it; the first that fits counts.

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from anal_tools.benchmark import Figures
+    from anal_tools.benchmark.common import Figures
     from utils.config import Config
     from utils.dist import World
 
 
 def main(argv: list[str]) -> int:
     """Parse the command line and measure."""
-    from anal_tools.benchmark import not_negative
+    from anal_tools.benchmark.common import not_negative
     from anal_tools.evaluate import add_options, positive
 
     parser = argparse.ArgumentParser(prog="main.py benchmark eval", description="Time an evaluation on this machine.")

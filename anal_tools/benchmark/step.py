@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from anal_tools.benchmark import Figures
+    from anal_tools.benchmark.common import Figures
     from utils.config import Config
     from utils.dist import World
 
@@ -27,7 +27,7 @@ PEAK_RUNS = 8
 
 def main(argv: list[str]) -> int:
     """Parse the command line and measure."""
-    from anal_tools.benchmark import not_negative
+    from anal_tools.benchmark.common import not_negative
     from anal_tools.evaluate import positive
 
     parser = argparse.ArgumentParser(prog="main.py benchmark step", description="Time the parts of a training step.")

@@ -140,7 +140,9 @@ class PartWriter:
         if seen:
             import torch
 
-            logits = torch.stack([one.logits for one in seen]).float().cpu().numpy()  # (n, V, K)
+            from utils import transfer
+
+            logits = transfer.to_numpy(torch.stack([one.logits for one in seen]).float())  # (n, V, K)
             arrays["logits"] = logits.astype(self.dtype, copy=False)
             arrays["frames"] = np.stack([one.plan.frames[one.plan.clip_rows] for one in seen]).astype(np.int32)
             arrays["boxes"] = seen[0].plan.boxes

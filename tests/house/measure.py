@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "datasets": {"utils"},
     "utils/engine": {"utils", "networks", "datasets", "methods"},
     "anal_tools": {"utils", "datasets", "methods", "utils/engine"},
-    "launch": {"utils"},
+    "launch": {"utils", "anal_tools"},  # a sweep writes experiment folders; options are checked by their verb's parser
     "main": {"methods", "networks", "datasets", "utils", "utils/engine", "anal_tools"},
 }
 _LAYOUT = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
