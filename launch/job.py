@@ -28,7 +28,7 @@ from utils.faults import UserError
 from utils.log import utc_stamp
 from utils.schedulers import Place, Scheduler
 
-STOPPED = 75  # what main returns when a signal stopped it and its state is saved (utils/run.py)
+STOPPED = 75  # what main returns when a signal stopped it and its state is saved (utils/engine/run.py)
 RESTARTS = "restarts.jsonl"
 _OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 ASKED_BY_SCHEDULER = tuple(number for number in signals.ASKS_TO_STOP if number not in _OF_A_TERMINAL)

@@ -335,6 +335,18 @@ def test_no_text_gets_more_words_that_are_not_used() -> None:
     assert len(found) <= WORDS_LEFT, found
 
 
+def test_files_that_texts_name_are_there() -> None:
+    """Paths of our files in documents and comments of the product follow a move."""
+    wrong = []
+    for name in (n for n in tracked() if n.endswith((".md", ".py")) and not n.startswith("tests/")):
+        for path in re.findall(
+            rf"\b((?:{'|'.join(ROOMS)}|tests)/[\w/]+\.py)\b", (ROOT / name).read_text(encoding="utf-8")
+        ):
+            if not (ROOT / path).exists() and "NAME" not in path and name != "README.md":
+                wrong.append(f"{name}: {path}")
+    assert sorted(set(wrong)) == []
+
+
 def test_readme_stays_short() -> None:
     assert (ROOT / "README.md").read_text(encoding="utf-8").count("\n") <= 250
 

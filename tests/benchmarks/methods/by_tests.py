@@ -26,11 +26,11 @@ OPERATORS: dict[str, list[str]] = {
     "ResNet-vd shortcut": ["tests/networks/test_resnet_vd.py::test_shortcut_against_its_definition"],
     "non-local attention": [f"{T}/test_non_local.py::test_against_the_definition"],
     "inflation": ["tests/networks/test_resnet3d.py::test_inflated_network_answers_a_constant_clip_like_the_2d_network"],
-    "precise-BN": ["tests/utils/test_precise_bn.py::test_equals_a_slow_reference"],
+    "precise-BN": ["tests/utils/engine/test_precise_bn.py::test_equals_a_slow_reference"],
     "KD and DML losses": [
-        "tests/utils/test_distill.py::test_kd_equals_its_closed_form",
-        "tests/utils/test_distill.py::test_kd_gradient_is_that_of_hinton_2015_equation_2",
-        "tests/utils/test_distill.py::test_mutual_equals_its_closed_form_and_paddlevideos",
+        "tests/utils/engine/test_distill.py::test_kd_equals_its_closed_form",
+        "tests/utils/engine/test_distill.py::test_kd_gradient_is_that_of_hinton_2015_equation_2",
+        "tests/utils/engine/test_distill.py::test_mutual_equals_its_closed_form_and_paddlevideos",
     ],
 }
 
