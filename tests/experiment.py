@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from tests.log_lines import parse_log
+
 CONFIG = """\
 common:
     model:
@@ -61,7 +63,6 @@ def few_videos(exp: Path, data: Path, count: int = 4) -> str:
 
 def fingerprint(exp: Path, name: str = "ckpt.pth.tar") -> str:
     """sha256 over weights, BN buffers, momentum, step, best accuracy and the logged losses."""
-    from utils import log
 
     state = torch.load(exp / name, weights_only=True)
     digest = hashlib.sha256()
@@ -69,8 +70,6 @@ def fingerprint(exp: Path, name: str = "ckpt.pth.tar") -> str:
         digest.update(key.encode() + tensor.numpy().tobytes())
     for key, values in sorted(state["optimizer"]["state"].items()):
         digest.update(str(key).encode() + values["momentum_buffer"].numpy().tobytes())
-    lines = [
-        [line[key] for key in ("step", "loss", "loss_avg", "prec1", "lr")] for line in log.parse_log(exp / "log.txt")
-    ]
+    lines = [[line[key] for key in ("step", "loss", "loss_avg", "prec1", "lr")] for line in parse_log(exp / "log.txt")]
     digest.update(json.dumps([lines, state["step"], state["best_prec1"]]).encode())
     return digest.hexdigest()

@@ -45,6 +45,7 @@ SYSTEM_FILES = (
     "tests/faults/*",
     "tests/gpu/*",
     "tests/slurm/*",
+    "tests/launch/test_scheduler.py",  # jobs of this machine
     "tests/launch/test_slurm_request.py",  # stand-ins for sbatch, squeue and scancel
     "tests/launch/test_slurm_verbs.py",
     "tests/datasets/test_workers.py",  # reader processes

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import platform
-import re
 import shlex
 import socket
 import sys
@@ -30,18 +29,12 @@ if TYPE_CHECKING:
 
 SCALARS = "scalars.jsonl"
 
-_METERS = (
+METERS = (
     ("Time", "time", 3),
     ("Data", "data", 3),
     ("Loss", "loss", 4),
     ("Prec@1", "prec1", 3),
     ("Prec@5", "prec5", 3),
-)
-_NUMBER = r"([-+.\w]+)"
-_TRAINING = re.compile(
-    r"\] Iter: \[(\d+)/(\d+)\] "
-    + " ".join(rf"{title} {_NUMBER} \({_NUMBER}\)" for title, _, _ in _METERS)
-    + rf" LR {_NUMBER}"
 )
 
 
@@ -254,7 +247,7 @@ class RunLog:
 
 def format_line(step: int, last: int, meters: Mapping[str, Meter], *, lr: float, clips: int) -> str:
     """The progress line of seed 004, ``Iter: [k/max] Time v (avg) ... LR x``, then `` ETA h:mm:ss clips/s n``."""
-    parts = [f"{title} {meters[key].value:.{n}f} ({meters[key].average:.{n}f})" for title, key, n in _METERS]
+    parts = [f"{title} {meters[key].value:.{n}f} ({meters[key].average:.{n}f})" for title, key, n in METERS]
     seconds = meters["time"].average
     left = round((last - step) * seconds) if math.isfinite(seconds) else 0
     eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
@@ -272,28 +265,6 @@ def format_validation(result: Mapping[str, float]) -> str:
     """Return the validation line: every metric that `METRICS` puts there, separated by tabs."""
     numbers = [metric.in_line(result[metric.name]) for metric in _shown_in("line", result)]
     return " * " + "\t".join([*numbers, f"total_num = {result['num_videos']:.0f}"])
-
-
-def parse_log(path: Path) -> list[dict[str, float]]:
-    """The training lines of a log.txt, one per step; steps done again after a restart count once, as done last.
-
-    Returns:
-        For each line step, last, lr, and of time, data, loss, prec1, prec5 the value and the average (``loss_avg``).
-    """
-    refuse_odd_file(path)
-    lines: list[dict[str, float]] = []
-    for text in path.read_text("utf-8", errors="replace").splitlines():
-        match = _TRAINING.search(text)
-        if not match:
-            continue
-        step, last, *numbers, lr = match.groups()
-        line = {"step": int(step), "last": int(last), "lr": float(lr)}
-        for index, (_, key, _) in enumerate(_METERS):
-            line[key], line[f"{key}_avg"] = float(numbers[2 * index]), float(numbers[2 * index + 1])
-        while lines and lines[-1]["step"] >= line["step"]:
-            lines.pop()
-        lines.append(line)
-    return lines
 
 
 def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:

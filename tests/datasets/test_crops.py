@@ -15,6 +15,8 @@ from utils.faults import UserError
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 SIDES = st.integers(1, 2000)
+SCALES = {"scales": (1, 0.875, 0.75, 0.66), "max_distort": 1}  # of TSN
+WHOLE, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)  # of Inception
 UNIFORMS = st.lists(st.floats(0, BELOW_ONE), min_size=22, max_size=22)
 
 
@@ -83,8 +85,8 @@ def test_multi_scale_does_not_snap_beyond_the_frame() -> None:
 @settings(deadline=None)
 @given(w=st.integers(2, 2000), h=st.integers(2, 2000), u=UNIFORMS, fix=st.booleans(), more=st.booleans())
 def test_random_boxes_stay_inside(w: int, h: int, u: list[float], fix: bool, more: bool) -> None:
-    assert inside(crops.multi_scale(w, h, u, input_size=224, more_fix_crop=more, fix_crop=fix), w, h)
-    assert inside(crops.random_resized(w, h, u), w, h)
+    assert inside(crops.multi_scale(w, h, u, input_size=224, more_fix_crop=more, fix_crop=fix, **SCALES), w, h)
+    assert inside(crops.random_resized(w, h, u, area=WHOLE, aspect=ASPECT), w, h)
     assert inside(crops.random_crop(w, h, u, 224), w, h)
     assert inside(crops.short_side_jitter(w, h, u, crop=224), w, h)
 
@@ -113,7 +115,9 @@ def test_scaled_short_side_is_exact(w: int, h: int, short: int) -> None:
 def test_random_resized_statistics() -> None:
     """Area and log-aspect are uniform where the first try always fits."""
     rng = np.random.default_rng(0)
-    got = [crops.random_resized(1000, 1000, rng.random(22).tolist(), area=(0.1, 0.5)) for _ in range(4000)]
+    got = [
+        crops.random_resized(1000, 1000, rng.random(22).tolist(), area=(0.1, 0.5), aspect=ASPECT) for _ in range(4000)
+    ]
     sides = np.array([(x2 - x1, y2 - y1) for x1, y1, x2, y2 in got], float)
     area = sides.prod(1) / 1e6
     aspect = np.log(sides[:, 0] / sides[:, 1])
@@ -127,7 +131,7 @@ def test_random_resized_statistics() -> None:
 
 def test_random_resized_falls_back_to_the_central_square() -> None:
     # On a strip of 20:1 a box of nearly the whole area cannot have an aspect near 1.
-    assert crops.random_resized(2000, 100, [0.99] * 22, area=(0.9, 1.0)) == (950, 0, 1050, 100)
+    assert crops.random_resized(2000, 100, [0.99] * 22, area=(0.9, 1.0), aspect=ASPECT) == (950, 0, 1050, 100)
 
 
 def test_random_crop_reaches_both_ends_and_small_frames() -> None:
@@ -147,12 +151,18 @@ def test_short_side_jitter_is_the_square_mapped_back() -> None:
 def test_multi_scale_random_is_the_inner_square_mapped_back() -> None:
     """PP-TSM on 512x512 (twice its 256): sizes 512, 448, 336 (168 of 256) or 384; 224 of 256 in each of them."""
     place = 4.5 / 13  # the centre
-    whole = crops.multi_scale_random(512, 512, (0.0, place, 0.0, 0.0, 0.0), crop=224, side=256)
+    whole = crops.multi_scale_random(
+        512, 512, (0.0, place, 0.0, 0.0, 0.0), crop=224, side=256, more_fix_crop=True, **SCALES
+    )
     assert whole == (0, 0, 448, 448)
-    last = crops.multi_scale_random(512, 512, (0.0, place, 0.0, BELOW_ONE, BELOW_ONE), crop=224, side=256)
+    last = crops.multi_scale_random(
+        512, 512, (0.0, place, 0.0, BELOW_ONE, BELOW_ONE), crop=224, side=256, more_fix_crop=True, **SCALES
+    )
     assert last == (64, 64, 512, 512)
     # The last of the ten pairs is 168 x 168, in the middle at 44: on the source 336 from 88; 224 of its 256 is 294.
-    small = crops.multi_scale_random(512, 512, (BELOW_ONE, place, 0.0, 0.0, 0.0), crop=224, side=256)
+    small = crops.multi_scale_random(
+        512, 512, (BELOW_ONE, place, 0.0, 0.0, 0.0), crop=224, side=256, more_fix_crop=True, **SCALES
+    )
     assert small == (88, 88, 382, 382)
 
 
@@ -160,4 +170,10 @@ def test_multi_scale_random_takes_any_frame() -> None:
     rng = np.random.default_rng(1)
     for w, h in ((1, 1), (2, 300), (300, 2), (340, 256), (1920, 1080)):
         for _ in range(200):
-            assert inside(crops.multi_scale_random(w, h, rng.random(22).tolist(), crop=224, side=256), w, h)
+            assert inside(
+                crops.multi_scale_random(
+                    w, h, rng.random(22).tolist(), crop=224, side=256, more_fix_crop=True, **SCALES
+                ),
+                w,
+                h,
+            )

@@ -71,8 +71,7 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
         clips = torch.zeros(2 * len(part), 2, 32, 32, 3, dtype=torch.uint8)
         clips[::2] = 255  # a constant batch has no variance
         count = len(clips)
-        flip, ones = torch.zeros(count, dtype=torch.bool), torch.ones(count)
-        return Batch(clips, torch.arange(count) % 8, ones, [0] * count, flip, None, None, part, [0] * count)
+        return Batch(clips, torch.arange(count) % 8, torch.ones(count), [0] * count, {}, part, [0] * count)
 
     for number in range(2):
         log.found.clear()

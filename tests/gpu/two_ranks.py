@@ -73,9 +73,8 @@ def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
         count = 2 * len(part)
         to = lambda tensor: transfer.to_device(tensor, world.device)  # noqa: E731
         labels = torch.tensor([(2 * shard + row) % 8 for shard in part for row in range(2)])
-        flip = torch.zeros(count, dtype=torch.bool)
         ones = torch.ones(count)
-        return Batch(to(torch.cat(pieces)), to(labels), to(ones), [0] * count, flip, None, None, part, [0] * count)
+        return Batch(to(torch.cat(pieces)), to(labels), to(ones), [0] * count, {}, part, [0] * count)
 
     losses: list[float] = []
     for step in range(STEPS + 1):

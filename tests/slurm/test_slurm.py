@@ -13,9 +13,9 @@ import simplejpeg
 
 from tests.datasets.videos import frame_image
 from tests.experiment import make
+from tests.log_lines import parse_log
 from tests.memcached import MISSING
 from tests.slurm.cluster import PARTITION, LocalSlurm, until
-from utils.log import parse_log
 
 pytestmark = pytest.mark.slurm
 

@@ -14,9 +14,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.log_lines import parse_log
 from tests.odd import put_something_odd
 from utils.faults import UserError
-from utils.log import Meter, RunLog, format_line, format_validation, parse_log, read_scalars
+from utils.log import Meter, RunLog, format_line, format_validation, read_scalars
 
 STAMP = r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\]"
 

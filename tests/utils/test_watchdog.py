@@ -108,12 +108,12 @@ def test_signs_of_ranks_that_are_no_more_are_swept(tmp_path: Path) -> None:
 STUCK = """\
 import sys, time, main
 from datasets.loading.workers import Desk
-train = Desk._train
-def stuck(desk, request):
-    if request["position"] == 9:
+clip = Desk._clip
+def stuck(desk, number, task):
+    if task.position == 9:
         time.sleep(1000)
-    return train(desk, request)
-Desk._train = stuck
+    return clip(desk, number, task)
+Desk._clip = stuck
 sys.exit(main.main(sys.argv[1:]))
 """
 

@@ -60,7 +60,7 @@ def row() -> dict[str, Any]:
     from datasets.loading import loader  # noqa: F401
     from methods import tsn  # noqa: F401
     from tests.experiment import few_videos, make
-    from utils import run  # noqa: F401
+    from utils.engine import setup  # noqa: F401
 
     wrong, slowest = [], 0.0
     with tempfile.TemporaryDirectory() as folder:
