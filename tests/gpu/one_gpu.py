@@ -368,7 +368,7 @@ def dali(machine: Machine) -> dict[str, Any]:
         return {"measured": "not measured: DALI is not installed", "holds": True}
     if machine.gpu and "libnvcuvid" not in (_output("ldconfig", "-p") or ""):
         return {"measured": "not measured: the driver's video library is not here", "holds": True}
-    import checks05_dali as checks
+    from tests.benchmarks.data import dali as checks
 
     checks.VIDEOS, checks.FRAMES = machine.pick((16, 300), (4, 60), (2, 40))
     checks.STEPS, checks.BATCH = machine.pick((24, 16), (3, 4), (1, 2))

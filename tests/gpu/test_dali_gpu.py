@@ -91,7 +91,7 @@ def test_jpeg_frames_on_the_gpu(device: torch.device, tmp_path: Path) -> None:
 
 def test_a_training_loader_fills_batches_on_the_device(device: torch.device, tmp_path: Path) -> None:
     sys.path.insert(0, str(ROOT / "tests" / "accept"))
-    import checks05_dali as checks
+    from tests.benchmarks.data import dali as checks
 
     checks.VIDEOS, checks.FRAMES, checks.STEPS = 6, 120, 6
     figures = checks.measure(tmp_path, str(device), "libx264")
