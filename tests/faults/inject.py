@@ -107,9 +107,10 @@ class Injector:
         for name, make in _OF_OS.items():
             setattr(os, name, make(self, self._real[name]))
         builtins.open = io.open = self.open  # type: ignore[assignment]
-        import numpy.lib._format_impl as numpy_format
+        from numpy.lib import format as numpy_format
 
-        numpy_format.isfileobj = lambda _: False  # type: ignore[attr-defined]  # else arrays bypass `write`
+        # Else arrays bypass `write`. The module in which NumPy looks the name up differs between its versions.
+        numpy_format.write_array.__globals__["isfileobj"] = lambda _: False
 
     def open(
         self,
