@@ -14,6 +14,7 @@ import dataclasses
 import errno
 import io
 import os
+import pathlib
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -107,9 +108,15 @@ class Injector:
         for name, make in _OF_OS.items():
             setattr(os, name, make(self, self._real[name]))
         builtins.open = io.open = self.open  # type: ignore[assignment]
-        import numpy.lib._format_impl as numpy_format
+        # Python 3.10 keeps the functions that `Path` calls in a place of their own.
+        of_path = getattr(pathlib, "_normal_accessor", None)
+        for name in _OF_OS:
+            if hasattr(of_path, name):
+                setattr(of_path, name, getattr(os, name))
+        from numpy.lib import format as numpy_format
 
-        numpy_format.isfileobj = lambda _: False  # type: ignore[attr-defined]  # else arrays bypass `write`
+        # Else arrays bypass `write`. The module in which NumPy looks the name up differs between its versions.
+        numpy_format.write_array.__globals__["isfileobj"] = lambda _: False
 
     def open(
         self,

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import os
+import pathlib
 import random
 import re
 import signal
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -398,7 +400,9 @@ class Fault:
     def __enter__(self) -> Fault:
         self._patch = pytest.MonkeyPatch()
         for name in self.names:
-            places = [(io, "open"), (builtins, "open")] if name == "open" else [(os, name)]
+            places: list[tuple[Any, str]] = [(io, "open"), (builtins, "open")] if name == "open" else [(os, name)]
+            of_path = getattr(pathlib, "_normal_accessor", None)  # where Python 3.10 keeps what `Path` calls
+            places += [(of_path, name)] if hasattr(of_path, name) else []
             for module, attribute in places:
                 self._patch.setattr(module, attribute, self._failing(getattr(module, attribute)))
         return self
