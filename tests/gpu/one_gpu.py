@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "accept")]
+sys.path[:0] = [str(ROOT)]
 os.environ.setdefault("PYTHONPATH", str(ROOT))
 
 LIMIT = 570.0  # seconds in all

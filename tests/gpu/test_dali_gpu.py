@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-from tests.conftest import ROOT
 
 pytestmark = pytest.mark.gpu
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
@@ -90,7 +87,6 @@ def test_jpeg_frames_on_the_gpu(device: torch.device, tmp_path: Path) -> None:
 
 
 def test_a_training_loader_fills_batches_on_the_device(device: torch.device, tmp_path: Path) -> None:
-    sys.path.insert(0, str(ROOT / "tests" / "accept"))
     from tests.benchmarks.data import dali as checks
 
     checks.VIDEOS, checks.FRAMES, checks.STEPS = 6, 120, 6

@@ -121,6 +121,7 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
 
 def training(records: Any, pipe: tuple, reader: str, device: str, stop: int) -> Any:
     """The training loader with a random resized crop to 224 and 8 reader processes (2 on a CPU)."""
+    from datasets.loading.base import Reading
     from datasets.loading.loader import loaders
     from datasets.plan.sampling import Sampling
     from tests.datasets.specs import reader_spec, train_spec
