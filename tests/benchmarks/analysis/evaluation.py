@@ -189,7 +189,7 @@ def differences() -> dict[str, float]:
         scores = ours.probabilities(generator.normal(size=(500, 12)) * 2)
         labels = np.concatenate([np.arange(12), generator.integers(0, 12, 488)])
         targets = np.eye(12, dtype=bool)[labels] | (generator.random((500, 12)) < 0.1)
-        predicted = ours.predictions(scores)
+        predicted = ranking.predictions(scores)
         precision, recall = ours.precision_and_recall(predicted, labels, 12)
         known = recall_score(labels, predicted, average=None)
         pairs = {

@@ -153,6 +153,7 @@ def from_list(count: str, path: str) -> dict[str, float]:
     """The training loader with its reader processes on a list: memory of all, shared pages counted once, in MB."""
     import torch
 
+    from datasets.lists.records import Records
     from datasets.loading import train as train_loader
     from datasets.loading.base import Reading
     from datasets.plan.sampling import Sampling

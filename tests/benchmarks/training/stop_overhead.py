@@ -26,7 +26,7 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
     """Wall seconds and CPU seconds of each step of both sides, on this rank."""
     import torch
 
-    from main import NUMBERS
+    from utils.engine.totals import NAMES
     from utils.signals import StopFlag
 
     gradients = torch.zeros(GRADIENTS)
@@ -36,7 +36,7 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
             side = SIDES[(index + index // 3) % 3]  # in the order a b c b c a c a b
             world.barrier()
             began, cpu = time.perf_counter(), time.process_time()
-            totals = torch.zeros(len(NUMBERS) if side == "with" else len(NUMBERS) - 2, dtype=torch.float64)
+            totals = torch.zeros(len(NAMES) if side == "with" else len(NAMES) - 2, dtype=torch.float64)
             if side == "with":
                 totals[-3:] = torch.tensor([0.0, stop.received, False])
             pending = None if side == "nothing" else world.sum_async(totals)
@@ -44,7 +44,7 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
             world.sum_(gradients)
             values = pending.read().tolist() if pending else []
             if side == "with":
-                numbers = dict(zip(NUMBERS, values, strict=True))
+                numbers = dict(zip(NAMES, values, strict=True))
                 assert numbers["stop"] + numbers["save"] == 0
             found[side].append(time.perf_counter() - began)
             found[f"cpu {side}"].append(time.process_time() - cpu)
