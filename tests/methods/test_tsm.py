@@ -168,6 +168,7 @@ def test_options_that_mobilenet_cannot_have() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracer does that
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python 3.13.0")
 def test_compiles_to_one_graph() -> None:
     """No graph break at the hand-written gradient."""
     out = torch.compile(build().eval(), backend="eager", fullgraph=True)(torch.randn(1, 3, 4, 32, 32))
