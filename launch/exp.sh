@@ -10,4 +10,6 @@ if [ "$#" -lt 4 ] && [ "${3-}" != -h ] && [ "${3-}" != --help ]; then
     echo "usage: $1.sh PARTITION N [--set KEY=VALUE ...]   e.g. $1.sh local 2 (two processes), $1.sh local 0 (one, no GPU)" >&2
     exit 2
 fi
-exec "$python" -m launch "$@"
+# Python 3.10 does not know PYTHONSAFEPATH: `-m` would import a package `utils` of the folder in which the user is.
+exec "$python" -c 'import sys; sys.path[:] = filter(None, sys.path); import runpy
+runpy.run_module("launch", run_name="__main__", alter_sys=True)' "$@"

@@ -211,13 +211,13 @@ def test_exp_sh_takes_the_virtual_environment_if_there_is_one(tmp_path: Path) ->
     shutil.copy(ROOT / "launch/exp.sh", root / "launch/exp.sh")
     for place, name in ((root / ".venv/bin", "python"), (tmp_path / "bin", "python3")):
         place.mkdir(parents=True)
-        (place / name).write_text(f'#!/bin/sh\necho {name} "$PYTHONPATH" "$@"\n')
+        (place / name).write_text(f'#!/bin/sh\nflag=$1; shift 2; echo {name} "$PYTHONPATH" "$flag" "$@"\n')
         (place / name).chmod(0o755)
     argv = [str(root / "launch/exp.sh"), "train", "/e", "local", "2"]
     path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-    assert run(argv, Path("/"), PATH=path).stdout == f"python {root} -m launch train /e local 2\n"
+    assert run(argv, Path("/"), PATH=path).stdout == f"python {root} -c train /e local 2\n"
     shutil.rmtree(root / ".venv")
-    assert run(argv, Path("/"), PATH=path, PYTHONPATH="/x").stdout == f"python3 {root}:/x -m launch train /e local 2\n"
+    assert run(argv, Path("/"), PATH=path, PYTHONPATH="/x").stdout == f"python3 {root}:/x -c train /e local 2\n"
 
 
 def test_a_mistyped_source_is_proposed(tmp_path: Path) -> None:
