@@ -112,7 +112,7 @@ class Injector:
         of_path = getattr(pathlib, "_normal_accessor", None)
         for name in _OF_OS:
             if hasattr(of_path, name):
-                setattr(of_path, name, getattr(os, name))
+                setattr(of_path, name, self.open if name == "open" else getattr(os, name))
         from numpy.lib import format as numpy_format
 
         # Else arrays bypass `write`. The module in which NumPy looks the name up differs between its versions.
