@@ -39,6 +39,7 @@ class LocalSlurm:
         self._was_up = self._tool("status").returncode == 0
         up = self._tool("up", *(["--term-only"] if term_only else []))
         if up.returncode:
+            self._turn.close()
             raise NoSlurm((up.stderr or up.stdout).strip()[-300:])
         home = Path(os.environ.get("SLURM_LOCAL_DIR", "/tmp/slurm-local"))
         file = folder / "cluster.yaml"

@@ -9,7 +9,7 @@ import pytest
 from tests.slurm.cluster import LocalSlurm, NoSlurm
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # two workers may run two files: each gives the cluster back when its file is done
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
     """The running cluster; it is left running if it was there before."""
     try:
