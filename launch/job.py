@@ -182,7 +182,7 @@ def _requeue(scheduler: Scheduler, job: str) -> None:
             flush=True,
         )
         sys.exit(STOPPED)
-    print(f"job {job} will be started again and go on from here", flush=True)
+    print(f"job {job} will be started again and resume from here", flush=True)
 
 
 def _requeue_at_once(number: int, frame: object) -> None:

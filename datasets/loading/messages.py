@@ -134,5 +134,5 @@ def packed(message: object) -> bytes:
 
 
 def unpacked(data: bytes) -> Any:
-    """Return the message of these bytes, which another process of ours has packed."""
-    return pickle.loads(data)  # noqa: S301  see above: nobody else writes here
+    """Return the message that one of our own processes packed into these bytes."""
+    return pickle.loads(data)  # noqa: S301  only our own processes have this socket

@@ -1,4 +1,4 @@
-"""An evaluation that goes on with another number of ranks, and two evaluations that want the same name."""
+"""An evaluation that resumes with another number of ranks, and two evaluations that want the same name."""
 
 from __future__ import annotations
 

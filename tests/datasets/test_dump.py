@@ -95,7 +95,7 @@ def test_lossless_dumps_show_exactly_what_the_video_shows(videos: Path, tmp_path
 
 
 def test_clips_do_not_depend_on_what_was_in_memory_before(motion_videos: Path, tmp_path: Path) -> None:
-    """The C library fills fresh memory with a byte: an encoder that reads memory nobody wrote gives other bytes."""
+    """The C library fills fresh memory with a byte: an encoder that reads unwritten memory then gives other bytes."""
     found = []
     for byte in ("0", "85", "170"):
         out = tmp_path / byte
