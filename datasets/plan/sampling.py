@@ -1,4 +1,4 @@
-"""Which frames make a clip: the presets that a configuration names, over the rules of `sampling_rules`.
+"""Which frames make a clip: the presets that a configuration names, over the formulas of `rules.py`.
 
 A clip has T = num_segments * clip_len frames. Where a tool validates on a random clip (`tsm_dense`, `pysf`), one test
 clip is the middle one of those it could draw, so that a validation gives the same numbers each time.

@@ -153,7 +153,7 @@ def resolve_eval(facts: Facts, spec: EvalSpec, sample: int) -> VideoPlan:
         MediaError: the video has no frames or no pixels.
     """
     check_facts(facts, sample)
-    clips = test_frames(spec.sampling, facts.frames, facts.fps, spec.num_clips)  # (K, T)
+    clips = test_frames(spec.sampling, facts.frames, facts.fps, spec.num_clips)  # (clips, T)
     frames, rows = np.unique(clips, return_inverse=True)
     w, h = ROUNDINGS[spec.rounding](facts.width, facts.height, spec.scale)
     views = EVAL_CROPS[spec.crops].views(w, h, spec.crop_size)
@@ -161,7 +161,7 @@ def resolve_eval(facts: Facts, spec: EvalSpec, sample: int) -> VideoPlan:
         sample=sample,
         frames=frames,
         size=(h, w),
-        clip_rows=np.repeat(rows.reshape(clips.shape), len(views), axis=0),  # (K, T) -> (V, T)
+        clip_rows=np.repeat(rows.reshape(clips.shape), len(views), axis=0),  # (clips, T) -> (V, T)
         boxes=np.tile(np.array([box for _, box, _ in views], np.int64), (spec.num_clips, 1)),
         flips=np.tile(np.array([flip for _, _, flip in views], np.bool_), spec.num_clips),
     )
