@@ -115,7 +115,7 @@ class Step:
 
         import methods
         from utils import optim, sync_bn
-        from utils.engine.network import compiled, dtype_of, model_arguments, place
+        from utils.engine.network import compiled, dtype_of, model_arguments, optimizer_arguments, place
         from utils.shards import ShardPlan
 
         torch.manual_seed(cfg.seed)
@@ -129,8 +129,7 @@ class Step:
         else:
             self.net = sync_bn.convert(place(self.net, self.device, cfg.precision), shards, sync_stats=True)
             self.statistics = sync_bn.Statistics(self.net, shards, world)
-        policy = {name: getattr(cfg, name) for name in ("momentum", "weight_decay", "nesterov", "no_wd", "policy")}
-        self.optimizer = optim.build(self.net, lr=1e-4, **policy)
+        self.optimizer = optim.build(self.net, lr=1e-4, **optimizer_arguments(cfg))
         if plain:
             for group in self.optimizer.param_groups:
                 group["fused"], group["foreach"] = False, False

@@ -121,6 +121,21 @@ def _nesterov(value: LookUp) -> Iterator[Problem]:
         yield "nesterov", "needs a momentum greater than 0"
 
 
+def _optimizer(value: LookUp) -> Iterator[Problem]:
+    of_sgd = {"policy": False, "nesterov": False, "no_wd": False, "momentum": 0.9}
+    if value("optimizer.type") == "adamw":
+        for key, default in of_sgd.items():
+            if value(key) != default:
+                yield key, "belongs to sgd and has no effect with optimizer.type: adamw; remove it"
+        return
+    for key, is_default in (
+        ("betas", tuple(value("optimizer.betas")) == (0.9, 0.999)),
+        ("eps", value("optimizer.eps") == 1e-8),
+    ):
+        if not is_default:
+            yield f"optimizer.{key}", "belongs to adamw and has no effect with optimizer.type: sgd; remove it"
+
+
 def _warm_up_ends(value: LookUp) -> Iterator[Problem]:
     for unit in (("warmup_steps", "max_iter"), ("warmup_epochs", "max_epoch")):
         short, long = (value(f"lr_scheduler.{key}") for key in unit)
@@ -212,6 +227,7 @@ _RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
     _mirrored_labels,
     _policy,
     _nesterov,
+    _optimizer,
     _warm_up_ends,
     _peak,
     _steps,

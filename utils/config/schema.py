@@ -199,6 +199,28 @@ class LrScheduler(Strict):
     )
 
 
+class Optimizer(Strict):
+    """common.optimizer."""
+
+    type: Literal["sgd", "adamw"] = key(
+        "rule of the optimiser step; adamw never decays biases, norms, positions and other 1-D parameters",
+        default="sgd",
+    )
+    betas: Annotated[Two, within(0, 0.999999999)] = key(
+        "adamw: decays of the averages of the gradient and of its square", default=(0.9, 0.999)
+    )
+    eps: float = key(
+        "adamw: added to the root of the second average",
+        default=1e-8,
+        gt=0,
+        le=1,
+        why="the rate would no longer adapt",
+    )
+    layer_decay: OffOrDecay = key(
+        "factor of the learning rate from each block of a transformer to the one below it; or false", default=None
+    )
+
+
 class Memcached(Strict):
     """common.data.memcached."""
 
@@ -408,9 +430,14 @@ class Config(Strict):
         "no weight decay on biases and batch-norm parameters; bn = on batch-norm parameters only", default=False
     )
     policy: bool = key("TSN's parameter groups with their own learning-rate and decay multipliers", default=False)
+    optimizer: Optimizer = section("how the weights are changed", default=Optimizer)
     momentum: float = key("momentum of SGD", default=0.9, ge=0, lt=1)
     weight_decay: float = key(
-        "weight decay of SGD", default=1e-4, ge=0, le=100, why="it pulls every weight to 0 faster than any loss"
+        "weight decay; AdamW's is decoupled from the gradient",
+        default=1e-4,
+        ge=0,
+        le=100,
+        why="it pulls every weight to 0 faster than any loss",
     )
     nesterov: bool = key("Nesterov's form of the momentum", default=False)
     ema: OffOrDecay = key(

@@ -17,7 +17,7 @@ import methods
 from utils import checkpoint, dist, draws, files, mixup, optim, pace, sync_bn, transforms
 from utils.engine import distill
 from utils.engine.ema import Ema
-from utils.engine.network import autocast, compiled, dtype_of, model_arguments, place
+from utils.engine.network import autocast, compiled, dtype_of, model_arguments, optimizer_arguments, place
 from utils.faults import AgreedError, UserError
 from utils.loss import training_loss
 
@@ -39,7 +39,7 @@ class Learner:
         net: the network that is validated and saved.
         model: the same as training calls it: with the second network of mutual learning, compiled, averaging its
             gradients over the ranks.
-        optimizer, scaler: SGD and the loss scale of fp16.
+        optimizer, scaler: the optimiser and the loss scale of fp16.
         statistics: running statistics of the batch-norm groups.
         ema: moving average of the weights, if any.
         distill: teacher or second network, if any.
@@ -175,9 +175,8 @@ def build(
 
     ema = Ema(net, cfg.ema) if cfg.ema else None
     statistics = sync_bn.Statistics(trained, shards, world)
-    policy = {name: getattr(cfg, name) for name in ("momentum", "weight_decay", "nesterov", "no_wd", "policy")}
     networks = [trained.student, trained.peer] if isinstance(trained, distill.Pair) else [net]
-    optimizer = optim.build(*networks, lr=cfg.lr_scheduler.base_lr, **policy)
+    optimizer = optim.build(*networks, lr=cfg.lr_scheduler.base_lr, **optimizer_arguments(cfg))
     scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.precision == "fp16")
 
     model: Any = compiled(trained, cfg.compile, world.device, say)

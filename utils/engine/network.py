@@ -22,6 +22,12 @@ def dtype_of(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
+def optimizer_arguments(cfg: Config) -> dict[str, Any]:
+    """Return the arguments of `optim.build` that a config holds."""
+    names = ("momentum", "weight_decay", "nesterov", "no_wd", "policy")
+    return {name: getattr(cfg, name) for name in names} | cfg.optimizer.model_dump()
+
+
 def place(net: torch.nn.Module, device: torch.device, precision: str) -> torch.nn.Module:
     """Move a model to its device and dtype, weights in channels_last(_3d), the layout in which clips arrive."""
     net = net.to(device, dtype_of(precision))
