@@ -259,6 +259,8 @@ def test_all_planted_faults_are_reported_at_once_and_without_torch(tmp_path: Pat
         (["augmentation.colorjitter=[.1, .1, .1, .7]"], "hue"),
         (["augmentation.random_erasing=[.5, .4, .02, .3]"], "0 < sl <= sh"),
         (["augmentation.area=[1, .08]"], "lower end"),
+        (["augmentation.randaugment=rand-m7-n4-w0"], "randaugment: must be a policy like rand-m7-n4-mstd0.5-inc1"),
+        (["augmentation.randaugment=true"], "randaugment: must be a text, not true"),
         (["augmentation.scales=[1, 2]"], "each number must lie between"),
         (["data.template=frame.jpg"], "template: must be auto or a file name with one frame number"),
         (["data.frame_base=2"], "frame_base: must be auto, 0 or 1"),

@@ -26,6 +26,7 @@ from utils.config.kinds import (
     Numbers,
     OffOrDecay,
     OffOrFour,
+    OffOrPolicy,
     OffOrPositive,
     PathText,
     ShortText,
@@ -145,6 +146,10 @@ class Augmentation(Strict):
         "[brightness, contrast, saturation, hue] strengths, or false", default=None
     )
     colorjitter_per_frame: bool = key("draw the colour jitter for each frame, not once per clip", default=False)
+    randaugment: OffOrPolicy = key(
+        "RandAugment with timm's policy, for example rand-m7-n4-mstd0.5-inc1; or false", default=None
+    )
+    randaugment_per_frame: bool = key("draw RandAugment's operations for each frame, not once per clip", default=False)
     random_erasing: Annotated[OffOrFour, AfterValidator(erasing)] = key(
         "[p, sl, sh, r1]: probability, least and largest share of the area, least aspect; or false", default=None
     )
