@@ -232,6 +232,8 @@ def test_all_planted_faults_are_reported_at_once_and_without_torch(tmp_path: Pat
         (["lr_scheduler.min_lr=.4"], "min_lr: must not be greater than the peak"),
         (["augmentation.test_resize=200"], "a crop of 224 pixels does not fit"),
         (["augmentation.mix_up=0.2", "batch_size=7"], "batch_size must be even"),
+        (["augmentation.cutmix=1", "batch_size=7"], "cutmix mixes neighbouring clips, so batch_size must be even"),
+        (["augmentation.cutmix=1", "augmentation.mix_up_switch=.3"], "no effect unless both mix_up and cutmix are on"),
         (["policy=true", "no_wd=true"], "common.policy: has no effect beside no_wd"),
         (["nesterov=true", "momentum=0"], "nesterov: needs a momentum"),
         (["optimizer.type=adamw", "nesterov=true"], "nesterov: belongs to sgd and has no effect"),

@@ -98,8 +98,14 @@ def _bytes(number: float) -> str:
 
 
 def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
-    if value("augmentation.mix_up") and value("batch_size") % 2:
-        yield "batch_size", f"mix_up mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}"
+    wanted = [name for name in ("mix_up", "cutmix") if value(f"augmentation.{name}")]
+    if wanted and value("batch_size") % 2:
+        yield (
+            "batch_size",
+            f"{wanted[0]} mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}",
+        )
+    if len(wanted) < 2 and value("augmentation.mix_up_switch") != 0.5:
+        yield "augmentation.mix_up_switch", "has no effect unless both mix_up and cutmix are on; remove it"
 
 
 def _mirrored_labels(value: LookUp) -> Iterator[Problem]:

@@ -157,6 +157,12 @@ class Augmentation(Strict):
     mix_up: Annotated[OffOrPositive, within(1e-3, 1000)] = key(
         "alpha of the Beta distribution that mixes neighbouring clips, or false", default=None
     )
+    cutmix: Annotated[OffOrPositive, within(1e-3, 1000)] = key(
+        "alpha of the Beta distribution of CutMix, which exchanges a box of neighbouring clips; or false", default=None
+    )
+    mix_up_switch: float = key(
+        "probability that a step takes cutmix where mix_up is on too, else mix_up", default=0.5, ge=0, le=1
+    )
     mean: Annotated[Three, within(0, 1)] = key("RGB mean subtracted from pixels in 0..1", default=(0.485, 0.456, 0.406))
     std: Annotated[Three, within(1e-6, 1000)] = key("RGB standard deviation divided by", default=(0.229, 0.224, 0.225))
 
