@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from methods import fetch, interop
-from networks import BACKBONES
+from networks import BACKBONES, VIDEO
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
 from utils.faults import UserError, did_you_mean, listed
@@ -18,6 +18,7 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # Classifiers of the published image networks (1000 classes).
 _IMAGE_CLASSIFIERS = ("fc.", "classifier.")
+_KINDS = ("images", "clips")
 _OUR_CLASSIFIERS = ("classifier.", "aux_head.fc.")
 
 
@@ -33,9 +34,19 @@ def function(name: str) -> Callable[..., nn.Module]:
     return BACKBONES[name]
 
 
-def make(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """A backbone without classifier: (N, 3, H, W) -> (N, feature_dim)."""
-    return function(name)(**options)
+def make(name: str, options: Mapping[str, Any], *, video: bool = False) -> Any:
+    """Build a backbone without classifier: of images, (N, 3, H, W) -> (N, feature_dim), or one of `networks.VIDEO`.
+
+    Raises:
+        UserError: there is none of this name, or it is of the other kind.
+    """
+    network = function(name)
+    if (name in VIDEO) != video:
+        fitting = ", ".join(known for known in BACKBONES if (known in VIDEO) == video)
+        raise UserError(
+            f"model.backbone: this method takes a network of {_KINDS[video]}, not {name}; there are {fitting}"
+        )
+    return network(**options)
 
 
 def feature_dim(backbone: nn.Module) -> int:
