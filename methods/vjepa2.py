@@ -12,7 +12,7 @@ arXiv:2506.09985).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +104,10 @@ class VJEPA2(nn.Module):
 
     Attributes:
         frames_per_clip: T.
+        options_left_open: options that the user has left to a rule (see methods/_traits.py).
     """
+
+    options_left_open: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -147,6 +150,7 @@ def build(
     pretrained: bool | str = False,
     patch: int = 16,
     tubelet: int = 2,
+    qkv_bias: Literal["all", "none"] = "all",
     eps: float = 1e-6,
     head_eps: float = 1e-6,
     pooler_layers: int = 3,
@@ -169,6 +173,7 @@ def build(
         pretrained: see `methods.build`.
         patch: side of a patch in pixels.
         tubelet: frames of a patch.
+        qkv_bias: whether queries, keys and values of the encoder have a bias.
         eps: of the layer norms of the encoder.
         head_eps: of the layer norms of the pooler (Hugging Face 1e-6, the authors' code 1e-5).
         pooler_layers: blocks of self-attention before the query.
@@ -185,7 +190,7 @@ def build(
         "patch": patch,
         "tubelet": tubelet,
         "positions": "rotary",
-        "qkv_bias": "all",
+        "qkv_bias": qkv_bias,
         "eps": eps,
         "final_norm": True,
         "checkpointing": checkpointing,
@@ -201,4 +206,5 @@ def build(
         dropout=dropout,
         init_scale=init_scale,
     )
+    model.options_left_open = ("pooler_heads",) if pooler_heads is None else ()
     return _backbones.load(model, pretrained, backbone)

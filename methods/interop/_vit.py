@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ SIZES = {
     (1408, 40, 22, 6144): "vit3d_giant",
 }
 _HEADS = {width: heads for width, _, heads, _ in SIZES}
+_DEPTHS = {(width, depth) for width, depth, _, _ in SIZES}
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 
 
@@ -86,10 +88,58 @@ def shape_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
+def published_heads(state: Mapping[str, Tensor], giant: int) -> dict[str, str]:
+    """Return the option `heads` of a file without config: that of the published network of this width and depth.
+
+    Args:
+        state: under our names.
+        giant: heads of the family's network of width 1408; the other widths have the same in all.
+    """
+    shape = shape_of(state)
+    if (shape.get("width"), shape.get("depth")) not in _DEPTHS:
+        return {}
+    return {"heads": str(giant if shape["width"] == 1408 else _HEADS[shape["width"]])}
+
+
 def bias_of(state: Mapping[str, Tensor]) -> str:
     """Return the network's option `qkv_bias`."""
     first = "backbone.blocks.0.attn."
     return "all" if f"{first}qkv.bias" in state else "qv" if f"{first}q_bias" in state else "none"
+
+
+def ratio(hidden: int, width: int) -> float:
+    """Return a ratio whose product with `width`, rounded down, is `hidden`."""
+    found = hidden / width
+    while int(width * found) < hidden:
+        found = math.nextafter(found, math.inf)
+    return found
+
+
+def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) -> dict[str, Any]:
+    """Return type, backbone, num_class and keys of `model.kwargs`, as far as a file tells.
+
+    Args:
+        state: under our names.
+        family: whose names the file has; "" for a model of ours.
+        needs: options that no tensor shows, as text.
+    """
+    rotary = any(name.startswith(("pooler.", "backbone.norm.")) for name in state) and bias_of(state) == "all"
+    method = family or ("vjepa2" if rotary else "videomae")
+    heads = needs.get("heads", "")
+    found = {"type": method}
+    found |= backbone_options(
+        state, heads=int(heads) if heads.isdigit() else None, bias="all" if method == "vjepa2" else "qv"
+    )
+    classifier = state.get("classifier.weight")
+    if classifier is not None and classifier.dim() == 2:
+        found["num_class"] = len(classifier)
+    found |= {key: float(needs[key]) for key in ("eps", "head_eps") if key in needs}
+    found |= {key: int(needs[key]) for key in ("pooler_heads",) if needs.get(key, "").isdigit()}
+    found |= {"pooling": "first"} if needs.get("pooling") == "first" else {}
+    if "pooler.query_tokens" in state:
+        layers = len(numbers(state, r"pooler\.blocks\.(\d+)\."))
+        found |= {"pooler_layers": layers} if layers != 3 else {}
+    return found
 
 
 def backbone_options(state: Mapping[str, Tensor], *, heads: int | None, bias: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class HfFolder:
         side: height and width of the frames that it was trained on, pixels.
         licence: as its card says, in lower case; else that of the published weights of its family.
         stated: whether the card says it.
-        about: name and card, in which the training data may be named.
+        about: its name, and front matter and title of its card, in which the training data may be named.
     """
 
     path: Path
@@ -65,7 +65,7 @@ class HfFolder:
 
 
 def is_folder(path: Path) -> bool:
-    """Return True for a Hugging Face folder, or the config.json or a safetensors file beside one."""
+    """Return True for a Hugging Face folder. An experiment has a config.yaml."""
     return (path / CONFIG).is_file() and not (path / "config.yaml").exists()
 
 
@@ -121,7 +121,7 @@ def read_folder(path: Path) -> HfFolder:
         tensors=tensors,
         converted=converted,
         model=model,
-        needs=converted.needs | family.needs(config),
+        needs=converted.needs | family.needs(config, converted.state),
         labels=labels if classifier is not None else None,
         side=family.side(config),
         licence=licence or family.LICENCE,
@@ -167,12 +167,15 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
 
 
 def _card(path: Path) -> str:
-    """Return the beginning of the folder's README.md; "" if there is none."""
+    """Return the front matter and the title of the folder's README.md; "" if there is none."""
     file = path / CARD
     if not file.is_file():
         return ""
     with file.open("rb") as opened:
-        return opened.read(_CARD_BYTES).decode("utf-8", "replace")
+        text = opened.read(_CARD_BYTES).decode("utf-8", "replace")
+    front = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
+    title = re.search(r"^# (.{1,200})$", text, re.MULTILINE)
+    return "\n".join(match[1] for match in (front, title) if match)
 
 
 def write_folder(

@@ -75,7 +75,7 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """Their state dict under our names."""
     if not is_hf(state):
         result = convert(state, RULES)
-        result.needs = dict(_ORIGINAL)
+        result.needs = _ORIGINAL | _vit.published_heads(result.state, giant=16)
     else:
         skipped, twice, plain = [], [], dict[str, Tensor]()
         for name, tensor in state.items():
@@ -104,13 +104,11 @@ def _plain(name: str) -> str:
     return name
 
 
-def needs(config: HfConfig) -> dict[str, str]:
+def needs(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the options that a folder's config says and no tensor shows, as text."""
-    eps = config.number("layer_norm_eps", 1e-12)
-    found = {"eps": f"{eps:g}", "heads": str(config.count("num_attention_heads", 12))}
-    if config.flag("use_mean_pooling", True):
-        found["head_eps"] = f"{FOLDER_HEAD_EPS:g}"
-    return found
+    found = {"eps": repr(config.number("layer_norm_eps", 1e-12))}
+    found["heads"] = str(config.count("num_attention_heads", 12))
+    return found | ({"head_eps": repr(FOLDER_HEAD_EPS)} if "fc_norm.weight" in state else {})
 
 
 def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:

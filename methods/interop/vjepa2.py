@@ -28,6 +28,10 @@ LICENCE = "mit"
 ARCHITECTURE = "VJEPA2ForVideoClassification"
 MODEL_TYPE = "vjepa2"
 AMBIGUOUS = "ask"  # in place of an option that neither tensors nor a rule decide
+CHOICES = {
+    "pooler_heads": "16 by the authors' recipe, 22 in transformers",
+    "heads": "16 or 22 in networks of this width",
+}
 
 _ORIGINAL = {"eps": "1e-06", "head_eps": "1e-05"}  # the probe's norms have torch's own epsilon
 _HEADS = 16  # of the authors' probes, by their recipe
@@ -121,8 +125,8 @@ def _original_needs(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the options of the authors' files that no tensor shows; heads are those of the network of this width."""
     query = state.get("pooler.query_tokens")
     if query is None:
-        return {"eps": _ORIGINAL["eps"]}
-    found = dict(_ORIGINAL) if "backbone.patch_embed.weight" in state else {"head_eps": _ORIGINAL["head_eps"]}
+        return {"eps": _ORIGINAL["eps"]} | _vit.published_heads(state, giant=22)
+    found = _ORIGINAL | _vit.published_heads(state, giant=22)
     # The recipe has 16 heads for every encoder; transformers takes the encoder's number. They are one number up to H.
     sure = query.shape[-1] != 1408
     return found | {"pooler_heads": str(_HEADS) if sure else AMBIGUOUS}
@@ -149,10 +153,11 @@ def _predictor(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str
     return found, left
 
 
-def needs(config: HfConfig) -> dict[str, str]:
+def needs(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the options that a folder's config says and no tensor shows, as text."""
-    eps, heads = f"{config.number('layer_norm_eps', 1e-6):g}", str(config.count("num_attention_heads", 16))
-    return {"eps": eps, "head_eps": eps, "heads": heads, "pooler_heads": heads}
+    eps, heads = repr(config.number("layer_norm_eps", 1e-6)), str(config.count("num_attention_heads", 16))
+    pooler = {"head_eps": eps, "pooler_heads": heads} if "pooler.query_tokens" in state else {}
+    return {"eps": eps, "heads": heads, **pooler}
 
 
 def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -200,7 +205,7 @@ def written(facts: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": facts["width"],
         "num_hidden_layers": facts["depth"],
         "num_attention_heads": facts["heads"],
-        "mlp_ratio": facts["mlp"] / facts["width"],
+        "mlp_ratio": _vit.ratio(facts["mlp"], facts["width"]),
         "patch_size": facts["patch"],
         "tubelet_size": facts["tubelet"],
         "in_chans": 3,
