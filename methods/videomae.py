@@ -55,6 +55,7 @@ class VideoMAE(nn.Module):
         self.backbone = backbone
         self.pooling = pooling
         self.weight_options = {"pooling": pooling}
+        self.weights_without = ("backbone.norm.",) if pooling == "mean" else ()  # of pre-training
         if pooling == "mean":
             self.fc_norm = nn.LayerNorm(backbone.feature_dim, eps=head_eps)
             self.weight_options["head_eps"] = str(head_eps)

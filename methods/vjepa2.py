@@ -104,7 +104,10 @@ class VJEPA2(nn.Module):
 
     Attributes:
         frames_per_clip: T.
+        options_left_open: options that the user has left to a rule (see methods/_traits.py).
     """
+
+    options_left_open: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -203,4 +206,5 @@ def build(
         dropout=dropout,
         init_scale=init_scale,
     )
+    model.options_left_open = ("pooler_heads",) if pooler_heads is None else ()
     return _backbones.load(model, pretrained, backbone)

@@ -179,7 +179,7 @@ class VisionTransformer3D(nn.Module):
             raise ValueError(f"freeze is {freeze}; there are {depth} blocks to freeze")
         self.feature_dim, self.depth, self.heads = width, depth, heads
         self.positions, self.checkpointing, self.freeze = positions, checkpointing, freeze
-        self.weight_options = {"eps": str(eps)}
+        self.weight_options = {"eps": str(eps), "heads": str(heads)}
         self.patch_embed = PatchEmbed(width, patch, tubelet)
         self.blocks = nn.ModuleList(
             Block(width, heads, round(width * mlp_ratio), qkv_bias=qkv_bias, eps=eps) for _ in range(depth)
