@@ -58,12 +58,12 @@ def test_head_pools_and_normalises() -> None:
     assert torch.equal(first(x), first.classifier(first.backbone(x)[:, 0]))
 
 
-def test_options_that_change_no_tensor_are_told() -> None:
-    def told(**options: object) -> dict[str, str]:
+def test_options_that_change_no_tensor_are_named() -> None:
+    def named(**options: object) -> dict[str, str]:
         return {k: v for module in small(**options).modules() for k, v in getattr(module, "weight_options", {}).items()}
 
-    assert told(eps=1e-12, head_eps=1e-5) == {"eps": "1e-12", "head_eps": "1e-05", "pooling": "mean"}
-    assert told(pooling="first") == {"eps": "1e-06", "pooling": "first"}
+    assert named(eps=1e-12, head_eps=1e-5) == {"eps": "1e-12", "head_eps": "1e-05", "heads": "2", "pooling": "mean"}
+    assert named(pooling="first") == {"eps": "1e-06", "heads": "2", "pooling": "first"}
 
 
 def test_init_scale_is_a_factor_of_the_head() -> None:

@@ -80,10 +80,10 @@ def test_order_of_frames_counts() -> None:
     assert not torch.allclose(model(x), model(frames))
 
 
-def test_options_that_change_no_tensor_are_told() -> None:
+def test_options_that_change_no_tensor_are_named() -> None:
     model = small(eps=1e-5, head_eps=1e-4, pooler_heads=3)
-    told = {k: v for module in model.modules() for k, v in getattr(module, "weight_options", {}).items()}
-    assert told == {"eps": "1e-05", "head_eps": "0.0001", "pooler_heads": "3"}
+    named = {k: v for module in model.modules() for k, v in getattr(module, "weight_options", {}).items()}
+    assert named == {"eps": "1e-05", "heads": "2", "head_eps": "0.0001", "pooler_heads": "3"}
     assert small().pooler.weight_options["pooler_heads"] == "2"
 
 
