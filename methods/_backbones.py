@@ -87,24 +87,7 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
     return model
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a model's initial weights are, beside their values.
-
-    Attributes:
-        path: of the file or folder.
-        initial: see `methods.interop.provenance.of`.
-        labels: class names in the order of the classifier that was loaded; None if none was, or nothing names them.
-        lists: hashes of the lists of the run that they are from, where they are of a checkpoint.
-    """
-
-    path: Path
-    initial: dict[str, str]
-    labels: list[str] | None = None
-    lists: dict[str, str] = field(default_factory=dict)
-
-
-def _start(model: nn.Module, path: Path) -> tuple[str, Start]:
+def _start(model: nn.Module, path: Path) -> tuple[str, provenance.Start]:
     """Fill a model from a file or folder; return the line for the log and what the weights are."""
     if hf.is_folder(path):
         opened = interop.open_weights(path)
@@ -117,9 +100,7 @@ def _start(model: nn.Module, path: Path) -> tuple[str, Start]:
         family = interop.family_of(state)
         opened = interop.Opened(state, family) if family else None
     if opened:
-        report = interop.load_tensors(
-            model, state, path, family=opened.family, classifier=None, needs=opened.needs
-        )
+        report = interop.load_tensors(model, state, path, family=opened.family, classifier=None, needs=opened.needs)
         note, labels = f"weights from {path}: {report}", opened.folder.labels if opened.folder else None
         filled = "classifier.weight" in report.loaded
     else:
@@ -129,11 +110,12 @@ def _start(model: nn.Module, path: Path) -> tuple[str, Start]:
         labels = list(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
         filled = "left out" not in note
     kept = (content or {}).get("lists")
-    start = Start(
+    start = provenance.Start(
         path,
         provenance.of(path, opened.family if opened else "", opened, content),
         labels if filled else None,
         {str(key): str(value) for key, value in kept.items()} if isinstance(kept, dict) else {},
+        opened.folder.side if opened and opened.folder else None,
     )
     licence = provenance.licence_line(start.initial)
     return note + (f"; {licence}" if licence else ""), start

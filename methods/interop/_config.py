@@ -61,10 +61,10 @@ class HfConfig:
     def side(self, name: str, default: int) -> int:
         """Return the side of a square, given once or as height and width."""
         value = self.values.get(name, default)
-        sides = value if isinstance(value, list) and len(value) == 2 else [value, value]
-        if any(type(one) is not int or not 1 <= one <= _MOST for one in sides) or sides[0] != sides[1]:
+        one = value[0] if isinstance(value, list) and value and value == [value[0]] * 2 else value
+        if type(one) is not int or not 1 <= one <= _MOST:
             raise self._wrong(name, f"a whole number from 1 to {_MOST:,}, the same for height and width")
-        return sides[0]
+        return one
 
     def number(self, name: str, default: float) -> float:
         """Return a positive number."""

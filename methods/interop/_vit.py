@@ -126,7 +126,7 @@ def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) 
     rotary = any(name.startswith(("pooler.", "backbone.norm.")) for name in state) and bias_of(state) == "all"
     method = family or ("vjepa2" if rotary else "videomae")
     heads = needs.get("heads", "")
-    found = {"type": method}
+    found: dict[str, Any] = {"type": method}
     found |= backbone_options(
         state, heads=int(heads) if heads.isdigit() else None, bias="all" if method == "vjepa2" else "qv"
     )

@@ -1,7 +1,7 @@
 """Hugging Face folders: `config.json` and `*.safetensors`, read and written. Nothing in a folder is run.
 
-A folder that asks for code (`auto_map`), brings some (`*.py`), or has pickled weights only, is refused. Before a network
-is built, its size follows from the tensors in the files, and the config must agree.
+A folder that asks for code (`auto_map`), brings some (`*.py`), or has pickled weights only, is refused. The size of a
+network follows from the tensors in the files before it is built, and the config must agree.
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ def read_folder(path: Path) -> HfFolder:
     _refuse_code(path, values)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"{path / CONFIG}: model_type is {kind!r:.60}, and folders of {', '.join(FAMILIES)} can be read")
+        raise UserError(
+            f"{path / CONFIG}: model_type is {kind!r:.60}, and folders of {', '.join(FAMILIES)} can be read"
+        )
     family = importlib.import_module(f"methods.interop.{FAMILIES[kind]}")
     tensors: dict[str, Tensor] = {}
     for file, names in _shards(path).items():

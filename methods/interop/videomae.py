@@ -96,7 +96,7 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
 
 
 def _plain(name: str) -> str:
-    """Return a name as transformers writes it: of a bare encoder with the model's prefix, biases in their first form."""
+    """Return a name as transformers writes it: with the model's prefix, which a bare encoder lacks, and `q_bias`."""
     if name.startswith(("embeddings.", "encoder.", "layernorm.")):
         name = f"videomae.{name}"
     for old, new in (("query.bias", "q_bias"), ("value.bias", "v_bias")):
