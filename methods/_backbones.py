@@ -46,9 +46,7 @@ def make(name: str, options: Mapping[str, Any], *, video: bool = False) -> Any:
     network = function(name)
     if (name in VIDEO) != video:
         fitting = ", ".join(known for known in BACKBONES if (known in VIDEO) == video)
-        raise UserError(
-            f"model.backbone: this method takes a network of {_KINDS[video]}, not {name}; there are {fitting}"
-        )
+        raise UserError(f"model.backbone: {name} is no network of {_KINDS[video]}, as this method needs; use {fitting}")
     return network(**options)
 
 

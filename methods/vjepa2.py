@@ -173,7 +173,7 @@ def build(
         pretrained: see `methods.build`.
         patch: side of a patch in pixels.
         tubelet: frames of a patch.
-        qkv_bias: whether queries, keys and values of the encoder have a bias.
+        qkv_bias: whether queries, keys and values of the encoder have a bias; those of the pooler have one.
         eps: of the layer norms of the encoder.
         head_eps: of the layer norms of the pooler (Hugging Face 1e-6, the authors' code 1e-5).
         pooler_layers: blocks of self-attention before the query.

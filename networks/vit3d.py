@@ -244,7 +244,7 @@ class VisionTransformer3D(nn.Module):
 
 
 def sinusoid(count: int, dim: int, device: torch.device | None = None) -> Tensor:
-    """Return the fixed positions of VideoMAE: (count, dim), float64.
+    """Return the fixed positions of VideoMAE: (count, dim), computed in float64, rounded to float32.
 
     Vaswani et al. 2017, arXiv:1706.03762, section 3.5, over the index n of the flattened tokens: channel j has the
     sine (j even) or cosine (j odd) of n / 10000^(2*(j//2)/dim).
@@ -252,7 +252,7 @@ def sinusoid(count: int, dim: int, device: torch.device | None = None) -> Tensor
     index = torch.arange(count, dtype=torch.float64, device=device)[:, None]
     channel = torch.arange(dim, dtype=torch.float64, device=device)
     angle = index / 10000 ** (2 * (channel // 2) / dim)  # (count, dim)
-    return torch.where(channel % 2 == 0, angle.sin(), angle.cos())
+    return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
 
 
 def rotary_tables(grid: tuple[int, int, int], head_dim: int, like: Tensor) -> Rotary:

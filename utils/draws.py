@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 _MASK = (1 << 64) - 1
 _BETA = 0x6D69787570  # keeps the draws for mixup apart from any other of the same seed and step
+_CUT = 0x6375746D6978  # and those for CutMix
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,23 @@ def prepare(model: nn.Module) -> nn.Module:
 
 def beta(seed: int, step: int, alpha: float) -> float:
     """Draw Beta(alpha, alpha) once for the whole global batch `step`: mixup's lambda (Zhang et al., ICLR 2018)."""
-    key = (_mix(seed, _BETA) << 64) | (step & _MASK)
-    return float(np.random.Generator(np.random.Philox(key=key)).beta(alpha, alpha))
+    return float(_generator(seed, step, _BETA).beta(alpha, alpha))
+
+
+def cut(seed: int, step: int, alpha: float) -> tuple[float, float, float, float]:
+    """Draw for CutMix of global batch `step`.
+
+    Returns:
+        Three uniforms in [0, 1) around Beta(alpha, alpha): whether to cut, share of the area that stays, centre y, x.
+    """
+    generator = _generator(seed, step, _CUT)
+    whether, y, x = generator.random(3).tolist()
+    return whether, float(generator.beta(alpha, alpha)), y, x
+
+
+def _generator(seed: int, step: int, purpose: int) -> np.random.Generator:
+    key = (_mix(seed, purpose) << 64) | (step & _MASK)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def _mix(*numbers: int) -> int:
