@@ -102,12 +102,11 @@ def facts_of(net: nn.Module, predictor: Predictor) -> dict[str, Any]:
     for module in net.modules():
         options |= getattr(module, "weight_options", {})
     eps = float(options["eps"])
-    if predictor.about["type"] == "vjepa2":
-        if options["heads"] != options["pooler_heads"]:
-            raise UserError(
-                f"export --to hf: transformers gives the pooler the {options['heads']} heads of the encoder, and this "
-                f"model's has {options['pooler_heads']}; --to onnx and --to torch take it"
-            )
+    if options["heads"] != options.get("pooler_heads", options["heads"]):
+        raise UserError(
+            f"export --to hf: transformers gives the pooler the {options['heads']} heads of the encoder, and this "
+            f"model's has {options['pooler_heads']}; --to onnx and --to torch take it"
+        )
     return {
         **_vit.shape_of(state),
         "heads": int(options["heads"]),

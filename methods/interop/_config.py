@@ -89,12 +89,12 @@ class HfConfig:
 
     def agree(self, found: Mapping[str, object], **said: object) -> None:
         """Refuse a config that the tensors of its folder contradict."""
-        wrong = [f"{key} {value}" for key, value in said.items() if found.get(key) != value]
+        wrong = [key for key, value in said.items() if found.get(key) != value]
         if wrong:
-            shown = ", ".join(f"{key} {value}" for key, value in found.items() if key in said) or "another network"
+            texts = [", ".join(f"{key} {values.get(key)}" for key in wrong) for values in (said, found)]
             raise UserError(
-                f"{self.path} says {', '.join(wrong)}, and the tensors of its folder show {shown}; take another copy "
-                "of the folder"
+                f"{self.path} says {texts[0]}, and the tensors of its folder show {texts[1]}; take another copy of the "
+                "folder"
             )
 
     def labels(self) -> list[str] | None:

@@ -230,5 +230,5 @@ def misfits(state: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> str:
     """
     inner = {name: tensor for name, tensor in shapes.items() if name.startswith("backbone.")}
     lacking = [name for name in inner if name not in state]
-    other = [name for name, tensor in state.items() if name in shapes and shapes[name].shape != tensor.shape]
+    other = [name for name, tensor in inner.items() if name in state and state[name].shape != tensor.shape]
     return "; ".join(filter(None, (listed("missing", lacking), listed("another shape", other))))

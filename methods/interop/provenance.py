@@ -166,7 +166,7 @@ def check_labels(theirs: Sequence[str], ours: Sequence[str], path: Path | str) -
         raise UserError(
             f"{path}: its classes are in another order than those of the list: {len(order.moved)} of {order.total}, "
             f"such as {name!r}, class {places[0]} there and class {places[1]} here; `python main.py convert {path} "
-            "--config EXP --out FILE` puts the classifier in the list's order, or set data.class_names if the names are wrong"
+            "--config EXP --out FILE` puts the classifier in the list's order, or set data.class_names if that is wrong"
         )
     if order.renamed:
         pairs = [f"{theirs[n]!r:.60} is {ours[n]!r:.60} here" for n in order.renamed[:_SHOWN]]
