@@ -129,8 +129,10 @@ def from_pretrained(path: str | Path, num_class: int | None = None, **options: A
     with torch.device("meta"):
         shapes = build(**arguments)
     found.check(shapes.state_dict())
-    model = build(**arguments, pretrained=str(found.path))
-    model.carried = found.carried  # pyright: ignore[reportArgumentType]
+    file, carried = found.path, found.carried
+    del found  # its tensors: the file is read once more
+    model = build(**arguments, pretrained=str(file))
+    model.carried = carried  # pyright: ignore[reportArgumentType]
     return model
 
 

@@ -150,7 +150,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         summary["cost"], summary["ranks"] = cost, world.size
         summary["seconds"] = round(time.monotonic() - started, 3)
         world.on_main(lambda: report(folder, records, summary, earlier.owner))
-        if world.is_main and cfg.published.top1 is not None:
+        if world.is_main and cfg.published.top1 is not None and "top1" in metrics:
             print(beside_published(cfg, protocol, metrics), flush=True)
     return 0
 
@@ -224,7 +224,7 @@ def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping
     numbers = re.findall(r"\d+", theirs)
     same = [str(spec.num_clips), str(spec.crops_per_clip)] == numbers[:2]
     return (
-        f"   top-1 {metrics['prec1']:.2f} with {spec.num_clips} clip(s) x {spec.crops_per_clip} crop(s) of "
+        f"   top-1 {metrics['top1']:.2f} with {spec.num_clips} clip(s) x {spec.crops_per_clip} crop(s) of "
         f"{spec.crop_size}; published: {published.top1:g} with {theirs} ({published.source or 'no source'})"
         + ("" if same else "; other views give another accuracy: see eval --protocol")
     )

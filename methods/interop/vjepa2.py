@@ -177,7 +177,8 @@ def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         {"q, k and v biases": _vit.bias_of(state) != "none"}, **{"q, k and v biases": config.flag("qkv_bias", True)}
     )
     heads, eps = config.count("num_attention_heads", 16), config.number("layer_norm_eps", 1e-6)
-    layers = config.count("num_pooler_layers", 3, least=0, most=64)
+    # Where the file has no pooler, a config must not make one that is larger than the encoder.
+    layers = config.count("num_pooler_layers", 3, least=0, most=max(4, config.count("num_hidden_layers", 24)))
     if "pooler.query_tokens" in state:
         found = len(_vit.numbers(state, r"pooler\.blocks\.(\d+)\."))
         config.agree({"num_pooler_layers": found}, num_pooler_layers=layers)

@@ -242,7 +242,8 @@ def test_code_and_pickles_are_never_run(tmp_path: Path) -> None:
         ("videomae", {"model_type": "timesformer"}, "model_type is 'timesformer', and folders of videomae, vjepa2"),
         ("videomae", {"id2label": {"0": "a"}}, "says classes 1, and the tensors of its folder show classes 5"),
         ("videomae", {"id2label": {"1": "a"}}, "id2label is .*must be an object of the names of the classes 0, 1, 2"),
-        ("vjepa2", {"num_pooler_layers": 60}, "says num_pooler_layers 60, and .* show num_pooler_layers 2"),
+        ("vjepa2", {"num_pooler_layers": 4}, "says num_pooler_layers 4, and .* show num_pooler_layers 2"),
+        ("vjepa2", {"num_pooler_layers": 60}, "num_pooler_layers is 60, and must be a whole number from 0 to 4"),
         ("vjepa2", {"mlp_ratio": 4.0}, "says mlp 192, and the tensors of its folder show mlp 144"),
     ],
 )
