@@ -1,6 +1,6 @@
 """Hugging Face folders as transformers writes them, and the authors' files of the same numbers, for tests.
 
-The names stand here once more, from the fact sheet and not from `methods/interop`. Values are functions of (name, shape).
+The names stand here once more, from the fact sheet and not from `methods/interop`. Values follow from (name, shape).
 """
 
 from __future__ import annotations

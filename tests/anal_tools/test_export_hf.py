@@ -103,7 +103,9 @@ def test_round_trip(kind: str, data: Path, tmp_path: Path, capsys: pytest.Captur
     config, before = (json.loads((place / "config.json").read_text()) for place in (out, folder))
     assert {key: config[key] for key in before} == before
     text = (out / "README.md").read_text()
-    assert text.startswith("---\nlibrary_name: transformers\npipeline_tag: video-classification\nlicense: cc-by-nc-4.0\n")
+    assert text.startswith(
+        "---\nlibrary_name: transformers\npipeline_tag: video-classification\nlicense: cc-by-nc-4.0\n"
+    )
     for part in ("| best | val.txt", "1 view(s) of 4 frames", "% interval", "base_lr", "sha256", "CC-BY-NC 4.0"):
         assert part in text
     assert str(tmp_path) not in text
@@ -130,9 +132,7 @@ def test_label_order(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run("eval", exp, "--checkpoint", tmp_path / "ours.pth.tar") == 0
 
 
-def test_original_encoder_and_probe_are_joined(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_original_encoder_and_probe_are_joined(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     exp = experiment(tmp_path / "exp", data, "vjepa2")
     encoder, probe = hf_folders.original_vjepa2(hf_folders.tensors("vjepa2"))
     files = tmp_path / "encoder.pt", tmp_path / "probe.pt"

@@ -18,7 +18,7 @@ from methods.interop import hf
 from tests import hf_folders
 from utils.faults import UserError
 
-# Logits of transformers 5.24 (float64) on these folders and `clips`: `tests/benchmarks/methods/hf_folders.py` repeats it.
+# Logits of transformers 5.24 (float64) on these folders and `clips`.
 GOLDEN = {
     "videomae": ([0.02086650, -0.18262792, -0.23271200, -0.01209944, -0.24482469], "videomae", {}),
     "first token": (
@@ -107,7 +107,9 @@ def test_original_vjepa2_files_are_the_same_network(tmp_path: Path) -> None:
     assert alone.carried.keys() == model.carried.keys()
     assert all(torch.equal(alone.carried[name], one) for name, one in model.carried.items())
     both = interop.open_weights(tmp_path / "encoder.pt").tensors | interop.open_weights(tmp_path / "probe.pt").tensors
-    with pytest.raises(UserError, match=r"need head_eps: 1e-05, the model has 1e-06.*pooler_heads: 16.*set model.kwargs"):
+    with pytest.raises(
+        UserError, match=r"need head_eps: 1e-05, the model has 1e-06.*pooler_heads: 16.*set model.kwargs"
+    ):
         interop.load_tensors(alone, both, tmp_path / "encoder.pt")
     report = interop.load_tensors(alone, both, tmp_path / "encoder.pt", accept=("head_eps", "pooler_heads"))
     assert report.skipped == ["pos_embed"]
@@ -126,7 +128,9 @@ def test_a_giant_probe_needs_to_be_told_its_heads(tmp_path: Path) -> None:
     options = {"backbone": "vit3d", "width": 1408, "depth": 1, "mlp_ratio": 0.1, "heads": 22, "pooler_layers": 0}
     options |= {"num_class": 5, "num_segments": 4, "head_eps": 1e-5, "patch": 8}
     state = {name.removeprefix("module."): one for name, one in probe["classifiers"][0].items()}
-    with pytest.raises(UserError, match=r"neither the file nor a rule tells pooler_heads \(16 by the authors' recipe, 22"):
+    with pytest.raises(
+        UserError, match=r"neither the file nor a rule tells pooler_heads \(16 by the authors' recipe, 22"
+    ):
         interop.load_tensors(methods.build(type="vjepa2", **options), state, Path("g.pt"))
     for heads in (16, 22):
         report = interop.load_tensors(

@@ -93,7 +93,9 @@ def test_label_order() -> None:
     theirs = ["Opening [something]", "air drumming", "zumba", "b_c"]
     check = provenance.check_labels
     assert check(theirs, ["opening something", "Air_drumming", "ZUMBA", "b c"], "f") == ""
-    with pytest.raises(UserError, match=r"f: .* another order .*: 2 of 4, such as 'air drumming', class 1 there and class 2"):
+    with pytest.raises(
+        UserError, match=r"f: .* another order .*: 2 of 4, such as 'air drumming', class 1 there and class 2"
+    ):
         check(theirs, ["opening something", "zumba", "air drumming", "b c"], "f")
     renamed = check(theirs, ["opening something", "air drumming", "yoga", "b c"], "f")
     assert "1 of its 4 classes have other names than the list's ('zumba' is 'yoga' here)" in renamed
@@ -125,6 +127,8 @@ def test_frames_several_times_the_training_size(tmp_path: Path) -> None:
 
 
 def test_the_list_of_the_training() -> None:
-    assert provenance.list_line({"train": "abc"}, "abc", "the weights w").startswith("WARNING: the weights w were trained")
+    assert provenance.list_line({"train": "abc"}, "abc", "the weights w").startswith(
+        "WARNING: the weights w were trained"
+    )
     assert provenance.list_line({"train": "abc", "val": "def"}, "def", "w") == ""
     assert provenance.list_line(None, "abc", "w") == ""
