@@ -89,6 +89,7 @@ class Probe(nn.Module):
         self.heads = nn.ModuleList([head, *(copy.deepcopy(head) for _ in self.grid[1:])])
         self.register_buffer("best", torch.zeros((), dtype=torch.int64))
         self._best, self._shows_all = 0, False
+        self.register_load_state_dict_post_hook(Probe._note_best)
         self.frames_per_clip = num_segments
 
     @property
@@ -159,8 +160,7 @@ class Probe(nn.Module):
         model.classifier = head.classifier
         return model
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+    def _note_best(self, *_: object) -> None:
         number = int(self.best)
         if not 0 <= number < len(self.heads):
             raise RuntimeError(f"best is {number}, and there are {len(self.heads)} heads")

@@ -95,8 +95,10 @@ def evaluate_heads(
 
     net.eval()
     records = videos.records
-    shared: dict[str, Any] = {"targets": records.targets, "device": world.device, "average": average}
-    tallies = [metrics.Tally(records.labels, num_class, **shared) for _ in range(max(heads, 1))]
+    tallies = [
+        metrics.Tally(records.labels, num_class, targets=records.targets, device=world.device, average=average)
+        for _ in range(max(heads, 1))
+    ]
 
     def add(sample: int, logits: torch.Tensor | None) -> None:
         for head, tally in enumerate(tallies):
