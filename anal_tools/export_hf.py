@@ -31,6 +31,7 @@ _EPSILONS = {
     "videomae": "transformers' norm behind the mean has head_eps: 1e-5",
     "vjepa2": "transformers' pooler has the epsilon of the encoder, head_eps equal to eps",
 }
+_KINDS = {"VideoMAE": "videomae", "VJEPA2": "vjepa2"}
 _PROCESSORS = {"videomae": "VideoMAEImageProcessor", "vjepa2": "VJEPA2VideoProcessor"}
 
 
@@ -42,17 +43,20 @@ def export(args: argparse.Namespace) -> str:
     """
     from anal_tools.predict.predictor import from_experiment
     from methods.interop import hf, provenance
+    from methods.probe import Probe
     from utils.dist import World
 
     overrides = [*args.set, "common.precision=fp32"]
     predictor = from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
-    kind = predictor.about["type"]
+    net = plain(predictor.net)
+    net = net.alone() if isinstance(net, Probe) else net  # the encoder with its best head
+    predictor = dataclasses.replace(predictor, net=net)
+    kind = _KINDS.get(type(net).__name__, predictor.about["type"])
     if kind not in hf.FAMILIES.values():
         raise UserError(
             f"export --to hf: transformers has no network for {kind}; it has those of "
             f"{', '.join(hf.FAMILIES.values())}. --to onnx and --to torch take every model"
         )
-    net = plain(predictor.net)
     results = args.target / "results" if args.target.is_dir() else args.target.parent
     out: Path = args.out or results / f"{kind}_{predictor.about['backbone']}_hf"
     if os.path.lexists(out):
@@ -61,7 +65,7 @@ def export(args: argparse.Namespace) -> str:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        carried, extra = carried_tensors(args.predictor, predictor)
+        carried, extra = carried_tensors(args.predictor, predictor, kind)
         facts = facts_of(net, predictor)
         try:
             hf.write_folder(
@@ -70,7 +74,7 @@ def export(args: argparse.Namespace) -> str:
             )  # fmt: skip
         except KeyError as error:
             raise UserError(f"export --to hf: transformers' {kind} has no tensor {error.args[0]}") from error
-        lines = check(net, temporary, predictor, args)
+        lines = check(net, temporary, predictor, args, kind)
         (temporary / "preprocessor_config.json").write_text(
             json.dumps(preprocessor(kind, predictor), indent=2) + "\n", encoding="utf-8"
         )
@@ -119,7 +123,7 @@ def facts_of(net: nn.Module, predictor: Predictor) -> dict[str, Any]:
     }
 
 
-def carried_tensors(named: Path | None, predictor: Predictor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def carried_tensors(named: Path | None, predictor: Predictor, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return V-JEPA 2's predictor and its keys of config.json, from --predictor or the initial weights if still there.
 
     Raises:
@@ -129,7 +133,7 @@ def carried_tensors(named: Path | None, predictor: Predictor) -> tuple[dict[str,
 
     pretrained = predictor.cfg.model.pretrained if predictor.cfg else False
     path = named or (Path(pretrained) if isinstance(pretrained, str) else None)
-    if path is None or predictor.about["type"] != "vjepa2" or (named is None and not path.exists()):
+    if path is None or kind != "vjepa2" or (named is None and not path.exists()):
         return {}, {}
     try:
         opened = interop.open_weights(path)
@@ -148,7 +152,7 @@ def carried_tensors(named: Path | None, predictor: Predictor) -> tuple[dict[str,
     return carried, keys if carried else {}
 
 
-def check(net: nn.Module, folder: Path, predictor: Predictor, args: argparse.Namespace) -> list[str]:
+def check(net: nn.Module, folder: Path, predictor: Predictor, args: argparse.Namespace, kind: str) -> list[str]:
     """Read the folder back and compare weights and logits; returns lines to print.
 
     Raises:
@@ -167,7 +171,7 @@ def check(net: nn.Module, folder: Path, predictor: Predictor, args: argparse.Nam
     try:
         return lines + compare(ours, theirs, clips_to_check(args, predictor), tolerance=TOLERANCE)
     except UserError as error:
-        rule = _EPSILONS[predictor.about["type"]]
+        rule = _EPSILONS[kind]
         raise UserError(f"{error}. {rule}; a model to be exported is best trained with it") from error
 
 

@@ -184,6 +184,28 @@ def test_pretrained_of_a_config_is_strict_about_options(tmp_path: Path) -> None:
     assert model.pretrained.initial["licence"] == "cc-by-nc-4.0"
 
 
+@pytest.mark.parametrize("kind", ["videomae", "vjepa2"])
+def test_a_probe_takes_the_encoder_alone(kind: str, tmp_path: Path) -> None:
+    folder = hf_folders.write(tmp_path / "f", kind)
+    found = dict(hf.read_folder(folder).model)
+    # The file's head has other options, which are of no concern here.
+    options = {
+        key: one for key, one in found.items() if key not in ("type", "head_eps", "pooler_heads", "pooler_layers")
+    }
+    options |= {"type": "probe", "encoder": kind, "head": "linear"}
+    model = methods.build(**options, pretrained=str(folder))
+    whole = methods.from_pretrained(folder)
+    torch.save({"model": whole.state_dict()}, tmp_path / "ours.pth")
+    again = methods.build(**options, pretrained=str(tmp_path / "ours.pth"))
+    for name, tensor in whole.backbone.state_dict().items():
+        assert torch.equal(tensor, model.backbone.state_dict()[name])
+        assert torch.equal(tensor, again.backbone.state_dict()[name])
+    assert "skipped: " in model.pretrained_note
+    assert model.pretrained.labels is None
+    with pytest.raises(UserError, match=r"set model.kwargs: \{eps: "):
+        methods.build(**options | {"eps": 0.1}, pretrained=str(folder))
+
+
 def test_a_file_of_a_folder_needs_the_folder(tmp_path: Path) -> None:
     file = hf_folders.write(tmp_path / "f", "videomae") / "model.safetensors"
     with pytest.raises(UserError, match="name its folder, whose config.json does"):
