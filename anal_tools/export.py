@@ -13,20 +13,19 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anal_tools.export_check import clips_to_check, compare, plain
 from utils.faults import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from anal_tools.predict.predictor import ModelFacts, Predictor
-    from anal_tools.predict.sources import Source
 
 TOLERANCE = 1e-4  # of the logits' largest magnitude, at least 1
-CLIPS = 4  # of the validation list, where --check names none
 FACTS = "zoetrope"
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
@@ -85,7 +84,7 @@ def export(args: argparse.Namespace) -> str:
             program = traced(net, facts)
             write_onnx(program, facts, temporary) if args.to == "onnx" else write_torch(program, facts, temporary)
         with predicting(temporary, args.to, predictor) as exported:
-            lines = compare(dataclasses.replace(predictor, net=net), exported, sources)
+            lines = compare(dataclasses.replace(predictor, net=net), exported, sources, tolerance=TOLERANCE)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -128,14 +127,6 @@ def facts_of(predictor: Predictor) -> ModelFacts:
         "code": run_dir.revision(),
         "versions": checkpoint.versions(),
     }
-
-
-def plain(net: torch.nn.Module) -> torch.nn.Module:
-    """The network as it is exported: float32, weights in the ordinary memory layout, no gradients."""
-    net = net.cpu().float().eval().requires_grad_(False)
-    for parameter in net.parameters():
-        parameter.data = parameter.data.contiguous()
-    return net
 
 
 def traced(net: torch.nn.Module, facts: ModelFacts) -> torch.export.ExportedProgram:
@@ -215,63 +206,3 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
         module.eval = lambda: module  # type: ignore[method-assign]  # it is in evaluation mode and refuses to be asked
         exported = dataclasses.replace(like, net=module)
     yield dataclasses.replace(exported, clips=1)
-
-
-def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
-    """What --check names, else the first videos of the validation list, else nothing: noise is then compared."""
-    from anal_tools.predict.sources import Source, expand
-    from datasets.loading.loader import records_of
-    from datasets.readers.facts_cache import family_of
-    from utils import config
-
-    if args.check:
-        return expand(args.check)
-    if not args.target.is_dir():
-        return []
-    cfg = config.load(args.target, args.set)
-    with contextlib.suppress(UserError):
-        records = records_of(cfg, "val")
-        paths = [records.full_path(i) for i in range(min(CLIPS, len(records)))]
-        return [Source(path, family_of(path)) for path in paths if os.path.lexists(path)]
-    return []
-
-
-def compare(
-    ours: Predictor, exported: Predictor, sources: Sequence[Source], *, tolerance: float | None = None
-) -> list[str]:
-    """Logits of the checkpoint and of the exported file on the same clips; lines to print.
-
-    Raises:
-        UserError: they differ by more than `tolerance` (default: `TOLERANCE`), or no source could be read.
-    """
-    allowed = TOLERANCE if tolerance is None else tolerance
-    import numpy as np
-    import torch
-
-    from anal_tools.predict import look
-    from utils.dist import World
-
-    spec = ours.spec
-    shape = (3, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        rows = [("3 clips of noise", ours.net(noise).numpy(), exported.net(noise).numpy())]
-    if sources:
-        pairs = zip(look(ours, sources, World()), look(exported, sources, World()), strict=True)
-        good = [(a.logits, b.logits) for a, b in pairs if a.logits is not None and b.logits is not None]
-        if not good:
-            raise UserError("export: none of the videos to check could be read; name others with --check")
-        wanted, got = (np.concatenate([pair[side] for pair in good]) for side in range(2))
-        rows.append((f"{len(good)} of {len(sources)} videos", wanted, got))
-    lines = []
-    for name, wanted, got in rows:
-        scale, gap = max(1.0, float(np.abs(wanted).max())), float(np.abs(wanted - got).max())
-        if not gap <= allowed * scale:
-            raise UserError(
-                f"export: on {name} the exported file's logits differ by {gap:.3g} (allowed {allowed * scale:.3g}); "
-                "nothing was written"
-            )
-        lines.append(f"{name}: largest difference of a logit {gap:.2g} (largest logit {scale:.3g})")
-    if not sources:
-        lines.append("no real clip was compared: name videos with --check")
-    return lines

@@ -12,19 +12,20 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anal_tools import model_card
-from anal_tools.export import clips_to_check, compare, plain
+from anal_tools.export_check import clips_to_check, compare, plain
 from utils.faults import UserError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping
 
     from torch import Tensor, nn
 
     from anal_tools.predict.predictor import Predictor
+    from methods.interop._names import Options
+    from methods.interop._vit import Facts
 
 TOLERANCE = 1e-5  # of the logits' largest magnitude, at least 1
 _EPSILONS = {
@@ -93,8 +94,8 @@ def export(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def facts_of(net: nn.Module, predictor: Predictor) -> dict[str, Any]:
-    """Return what config.json says of a network (see `methods.interop.videomae.written`).
+def facts_of(net: nn.Module, predictor: Predictor) -> Facts:
+    """Return what config.json says of a network.
 
     Raises:
         UserError: a form that transformers does not have.
@@ -105,25 +106,24 @@ def facts_of(net: nn.Module, predictor: Predictor) -> dict[str, Any]:
     options: dict[str, str] = {}
     for module in net.modules():
         options |= getattr(module, "weight_options", {})
-    eps = float(options["eps"])
     if options["heads"] != options.get("pooler_heads", options["heads"]):
         raise UserError(
             f"export --to hf: transformers gives the pooler the {options['heads']} heads of the encoder, and this "
             f"model's has {options['pooler_heads']}; --to onnx and --to torch take it"
         )
-    return {
+    return _vit.Facts(
         **_vit.shape_of(state),
-        "heads": int(options["heads"]),
-        "eps": eps,
-        "bias": _vit.bias_of(state),
-        "pooling": options.get("pooling"),
-        "pooler_layers": len(_vit.numbers(state, r"pooler\.blocks\.(\d+)\.")),
-        "frames": predictor.spec.sampling.frames_per_clip,
-        "side": predictor.spec.crop_size,
-    }
+        heads=int(options["heads"]),
+        eps=float(options["eps"]),
+        bias=_vit.bias_of(state),
+        pooling=options.get("pooling", ""),
+        pooler_layers=len(_vit.numbers(state, r"pooler\.blocks\.(\d+)\.")),
+        frames=predictor.spec.sampling.frames_per_clip,
+        side=predictor.spec.crop_size,
+    )
 
 
-def carried_tensors(named: Path | None, predictor: Predictor, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def carried_tensors(named: Path | None, predictor: Predictor, kind: str) -> tuple[dict[str, Tensor], Options]:
     """Return V-JEPA 2's predictor and its keys of config.json, from --predictor or the initial weights if still there.
 
     Raises:
@@ -145,7 +145,7 @@ def carried_tensors(named: Path | None, predictor: Predictor, kind: str) -> tupl
     carried = interop.converted(opened.tensors, family, path).carried
     if named and not carried:
         raise UserError(f"--predictor {named}: it holds no predictor of V-JEPA 2")
-    config: Mapping[str, Any] = opened.folder.config if opened.folder else {"pred_num_attention_heads": 12}
+    config = opened.folder.config if opened.folder else vjepa2.carried_keys(carried)
     keys = {
         key: value for key, value in config.items() if key.startswith("pred_") and type(value) in (int, float, bool)
     }
@@ -175,7 +175,7 @@ def check(net: nn.Module, folder: Path, predictor: Predictor, args: argparse.Nam
         raise UserError(f"{error}. {rule}; a model to be exported is best trained with it") from error
 
 
-def preprocessor(kind: str, predictor: Predictor) -> dict[str, Any]:
+def preprocessor(kind: str, predictor: Predictor) -> dict[str, object]:
     """Return preprocessor_config.json: one centre crop, as transformers' processors do it."""
     spec, colour = predictor.spec, predictor.normalise.keywords
     return {

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.protocols import Protocol
@@ -118,7 +118,7 @@ def _row(name: str, found: Results) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-def _shown(tree: Mapping[str, Any], pretrained: bool | str) -> dict[str, Any]:
+def _shown(tree: Mapping[str, object], pretrained: bool | str) -> dict[str, object]:
     """Return a config without what belongs to this machine."""
     found = {
         key: _shown(value, pretrained) if isinstance(value, Mapping) else value

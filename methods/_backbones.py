@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from methods import fetch, interop
 from methods.interop import hf, provenance
+from methods.interop._names import Options
 from networks import BACKBONES, VIDEO
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
@@ -135,7 +136,7 @@ class Described:
     """
 
     path: Path
-    arguments: dict[str, Any]
+    arguments: Options
     state: Mapping[str, Tensor]
     carried: dict[str, Tensor] = field(default_factory=dict)
 
@@ -171,7 +172,7 @@ def described(path: Path) -> Described:
     return Described(path, arguments, result.state, result.carried)
 
 
-def _built_with(config: Mapping[str, Any]) -> dict[str, Any]:
+def _built_with(config: Options) -> Options:
     """Return the arguments of `methods.build` in the config of a checkpoint."""
     model, data = config.get("model"), config.get("data")
     model, data = (part if isinstance(part, Mapping) else {} for part in (model, data))

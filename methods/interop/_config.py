@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from methods.interop._names import Options
 from utils import weights_file
 from utils.faults import UserError
 
@@ -16,7 +16,7 @@ _MOST = 65_536  # of anything in a network
 _WORD = 200  # letters of a label
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Options:
     """Return the object in a JSON file.
 
     Raises:
@@ -43,7 +43,7 @@ class HfConfig:
         values: what is in it.
     """
 
-    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, values: Options) -> None:
         self.path = path
         self.values = values
 

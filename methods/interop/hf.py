@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from methods.interop import _vit
 from methods.interop._config import HfConfig, read_json
-from methods.interop._names import Converted
+from methods.interop._names import Converted, Options
 from utils import files, weights_file
 from utils.faults import UserError, listed
 
@@ -52,10 +52,10 @@ class HfFolder:
 
     path: Path
     family: str
-    config: dict[str, Any]
+    config: Options
     tensors: dict[str, Tensor]
     converted: Converted
-    model: dict[str, Any]
+    model: Options
     needs: dict[str, str]
     labels: list[str] | None
     side: int
@@ -132,7 +132,7 @@ def read_folder(path: Path) -> HfFolder:
     )
 
 
-def _refuse_code(path: Path, values: Mapping[str, Any]) -> None:
+def _refuse_code(path: Path, values: Options) -> None:
     """Refuse a folder that brings code or asks for it."""
     asks = [key for key in ("auto_map", "custom_pipelines") if values.get(key)]
     brings = sorted(name for name in os.listdir(path) if name.endswith((".py", ".so", ".pyc")))
@@ -185,10 +185,10 @@ def write_folder(
     *,
     family: str,
     state: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
+    facts: _vit.Facts,
     labels: list[str],
     carried: Mapping[str, Tensor],
-    extra: Mapping[str, Any],
+    extra: Options,
 ) -> None:
     """Write config.json and model.safetensors into an empty folder.
 
@@ -196,7 +196,7 @@ def write_folder(
         out: the folder.
         family: "videomae" or "vjepa2".
         state: a state dict of ours.
-        facts: what tensors do not show; see `videomae.written`.
+        facts: what stands in config.json.
         labels: class names.
         carried: tensors beside the network's own, under the folder's names.
         extra: more keys of config.json.
@@ -204,13 +204,11 @@ def write_folder(
     from safetensors.torch import save_file
 
     module = importlib.import_module(f"methods.interop.{family}")
-    from methods.interop import _vit
-
     tensors = _vit.to_theirs(state, module.table(state)) | {name: tensor.clone() for name, tensor in carried.items()}
     config = {
         "architectures": [module.ARCHITECTURE],
         "model_type": module.MODEL_TYPE,
-        **module.written({**facts, "carried": carried}),
+        **module.written(facts),
         "id2label": {str(number): name for number, name in enumerate(labels)},
         "label2id": {name: number for number, name in enumerate(labels)},
         "dtype": "float32",

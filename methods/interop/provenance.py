@@ -10,9 +10,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from methods.interop import hf
+from methods.interop._names import Options
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -44,9 +45,7 @@ class Start:
     side: int | None = None
 
 
-def of(
-    path: Path, family: str, opened: Opened | None = None, content: Mapping[str, Any] | None = None
-) -> dict[str, str]:
+def of(path: Path, family: str, opened: Opened | None = None, content: Options | None = None) -> dict[str, str]:
     """Return what is known of a weights file or folder, as plain texts.
 
     Args:
@@ -74,7 +73,7 @@ def of(
     return found | {"about": about[:_LETTERS]}
 
 
-def earlier_of(content: Mapping[str, Any] | None) -> dict[str, str]:
+def earlier_of(content: Options | None) -> dict[str, str]:
     """Return what a checkpoint keeps of its own initial weights; {} if it keeps nothing, or nothing sensible."""
     found = content.get("initial") if content else None
     keys = ("name", "sha256", "licence", "licence_from", "about")

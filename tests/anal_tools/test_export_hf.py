@@ -20,6 +20,7 @@ NAMES = ["run", "jump", "sit", "stand", "fall"]
 OPTIONS = {
     "videomae": "width: 24, depth: 2, heads: 3, mlp_ratio: 2.5, patch: 8, eps: 1.0e-12, head_eps: 1.0e-05",
     "vjepa2": "width: 48, depth: 2, heads: 4, mlp_ratio: 3.0, patch: 8, pooler_layers: 2",
+    "probe": "width: 48, depth: 2, heads: 4, mlp_ratio: 3.0, patch: 8, pooler_layers: 1, lr_mults: [1, 0.1]",
 }
 CONFIG = """\
 common:
@@ -186,3 +187,22 @@ def test_an_epsilon_that_transformers_does_not_have(
     assert run("export", exp, "--to", "hf", tmp_path / "out") == 2
     assert "nothing was written. transformers' norm behind the mean has head_eps: 1e-5" in capsys.readouterr().err
     assert [place.name for place in tmp_path.iterdir()] == ["exp"]
+
+
+def test_a_probe_is_exported_with_its_best_head(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = hf_folders.write(tmp_path / "given", "vjepa2")
+    exp = experiment(tmp_path / "exp", data, "probe")
+    assert main.train(exp, overrides=[f"common.model.pretrained={folder}"]) == 0
+    sets = ["--set", f"common.model.pretrained={folder}"]
+    assert run("export", exp, "--to", "hf", tmp_path / "out", *sets) == 0
+    assert "2 of 2 videos: largest difference of a logit 0 " in capsys.readouterr().out
+    state = checkpoint.load(exp / checkpoint.BEST)["model"]
+    again = methods.from_pretrained(tmp_path / "out")
+    head = f"heads.{int(state['best'])}"
+    for name, tensor in again.state_dict().items():
+        theirs = {"pooler.": f"{head}.features.", "classifier.": f"{head}.classifier."}
+        part = next((part for part in theirs if name.startswith(part)), "")
+        assert torch.equal(tensor, state[theirs[part] + name.removeprefix(part) if part else name])
+    assert again.carried

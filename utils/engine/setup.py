@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets.lists import first_look
 from datasets.lists.class_names import read_class_names
@@ -120,7 +120,7 @@ def train_loader(
 
 
 def _initial(
-    cfg: Config, net: Module, saved: Mapping[str, Any] | None, class_names: list[str], val_records: Records
+    cfg: Config, net: Module, saved: dict[str, object] | None, class_names: list[str], val_records: Records
 ) -> tuple[dict[str, str], list[str]]:
     """Return what is known of the weights that a run starts from, and remarks on them for the log.
 
