@@ -130,6 +130,7 @@ def carried_tensors(named: Path | None, predictor: Predictor, kind: str) -> tupl
         UserError: the file that --predictor names has none.
     """
     from methods import interop
+    from methods.interop import vjepa2
 
     pretrained = predictor.cfg.model.pretrained if predictor.cfg else False
     path = named or (Path(pretrained) if isinstance(pretrained, str) else None)
