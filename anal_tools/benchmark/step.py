@@ -170,7 +170,7 @@ class Step:
                 answer = self.model(clips)
             value, _ = loss.training_loss(answer, self.labels, label_smooth=self.cfg.label_smooth)
             clock.stop("forward")
-            self.scaler.scale(value).backward()
+            self.scaler.scale(value.sum()).backward()  # of all heads of a probe
             clock.stop("backward")
         if self.statistics is not None:
             self.statistics.after_micro_batch(0)

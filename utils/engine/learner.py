@@ -15,7 +15,7 @@ from torch import nn
 
 import methods
 from utils import checkpoint, dist, draws, files, mixup, optim, pace, sync_bn, transforms
-from utils.engine import distill
+from utils.engine import distill, probes
 from utils.engine.ema import Ema
 from utils.engine.network import autocast, compiled, dtype_of, model_arguments, optimizer_of, place
 from utils.faults import AgreedError, UserError
@@ -172,6 +172,7 @@ def build(
     torch.backends.cudnn.benchmark = not cfg.deterministic  # clips have one size: the fastest kernel is looked for once
 
     net = methods.build(**model_arguments(cfg, pretrained=False if saved else cfg.model.pretrained))
+    probes.check(net, precision=cfg.precision, distills=cfg.distill.teacher is not None)
     net = place(net, world.device, cfg.precision)
     second = _second(cfg, world, saved)
     trained = distill.Pair(net, second.peer) if second and second.peer else net  # what the optimiser works on

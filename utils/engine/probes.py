@@ -9,12 +9,30 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from methods.probe import Probe
+from utils.faults import UserError
 from utils.log import RunLog, format_validation
 
 
 def count(net: nn.Module) -> int:
     """Return the number of heads of a probe with several; 0 for any other network."""
     return len(net.heads) if isinstance(net, Probe) and len(net.heads) > 1 else 0
+
+
+def check(net: nn.Module, *, precision: str, distills: bool) -> None:
+    """Refuse what would make the heads of a probe depend on each other, or what has one answer only.
+
+    Raises:
+        UserError: several heads with fp16 or with distillation.
+    """
+    if not count(net):
+        return
+    if precision == "fp16":
+        raise UserError(
+            "common.precision: with fp16, a gradient that overflows in one head of a probe skips the step of all; set "
+            "bf16 or fp32, or train one head (model.kwargs.lr_mults and decays)"
+        )
+    if distills:
+        raise UserError("common.distill: a probe with several heads has no single answer; train one head, or remove it")
 
 
 def all_heads(net: nn.Module) -> contextlib.AbstractContextManager[None]:
