@@ -9,9 +9,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from anal_tools import text
 from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def main(argv: list[str]) -> int:
@@ -20,7 +24,8 @@ def main(argv: list[str]) -> int:
         prog="main.py convert",
         description="Make a checkpoint of ours from published weights; without --config only say what they are.",
     )
-    parser.add_argument("source", type=Path, metavar="SRC", help=".pth .pth.tar .pyth .pkl .pdparams .safetensors")
+    parser.add_argument("source", type=Path, metavar="SRC", help="weights file of any kind, or a Hugging Face folder")
+    parser.add_argument("--probe", type=Path, metavar="FILE", help="V-JEPA 2: the probe for the encoder in SRC")
     parser.add_argument("--config", type=Path, metavar="EXP", help="experiment folder or config of the model to fill")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the checkpoint goes; must not exist")
     parser.add_argument("--family", default="auto", help="whose names the file has (default: told by the names)")
@@ -38,7 +43,8 @@ def main(argv: list[str]) -> int:
     if args.config is None:
         print(describe(args.source, args.family))
         return 0
-    print(convert(args.source, args.config, args.out, family=args.family, accept=args.accept, overrides=args.set))
+    print(convert(args.source, args.config, args.out,
+                  family=args.family, accept=args.accept, overrides=args.set, probe=args.probe))  # fmt: skip
     return 0
 
 
@@ -58,7 +64,14 @@ def describe(source: Path, family: str) -> str:
 
 
 def convert(
-    source: Path, exp: Path, out: Path, *, family: str, accept: list[str], overrides: list[str] | None = None
+    source: Path,
+    exp: Path,
+    out: Path,
+    *,
+    family: str,
+    accept: list[str],
+    overrides: list[str] | None = None,
+    probe: Path | None = None,
 ) -> str:
     """Fill the model of a config with published weights and write a checkpoint.
 
@@ -75,7 +88,8 @@ def convert(
     import methods
     from datasets.lists.class_names import read_class_names
     from methods import interop
-    from utils import checkpoint, config, files, run_dir
+    from methods.interop import hf, provenance
+    from utils import checkpoint, config, run_dir
     from utils.engine.network import model_arguments
 
     if out.exists():
@@ -86,21 +100,50 @@ def convert(
     torch.manual_seed(cfg.seed)  # for a classifier that is new
     arguments = model_arguments(cfg, pretrained=False)
     model = methods.build(**arguments)
-    report = interop.load_weights(model, source, family=family, classifier=None, accept=accept)
+    opened = interop.open_weights(source, family)
+    tensors = opened.tensors | (interop.open_weights(probe, family).tensors if probe else {})
+    report = interop.load_tensors(
+        model, tensors, source, family=opened.family, classifier=None, accept=accept, needs=opened.needs
+    )
+    names = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
+    labels = opened.folder.labels if opened.folder and not report.fresh else None
+    moved = reorder(model, labels, names, source) if labels else ""
     state = {
         "model": model.state_dict(),
         "config": config.to_dict(cfg),
-        "classes": read_class_names(config.class_names_file(cfg), cfg.model.num_class),
+        "classes": names,
         "step": 0,
-        "converted": {"file": source.name, "sha256": files.sha256(source), "family": report.family},
+        "converted": {"file": source.name, "sha256": hf.digest(source), "family": report.family},
+        "initial": provenance.of(source, report.family, opened),
         "code": run_dir.revision(),
         "versions": checkpoint.versions(),
     }
     checkpoint.save(out.parent, out.name, state)
     lines = [f"{source}: names of {report.family}", report.table(), "", options_table(report.implied, arguments)]
+    if moved:
+        lines.append(f"\n{moved}")
     if report.fresh:
         lines.append(f"\nthe classifier is new: {cfg.model.num_class} classes; train before you evaluate")
     return "\n".join([*lines, f"\nwrote {out}"])
+
+
+def reorder(model: nn.Module, labels: list[str], names: list[str], source: Path) -> str:
+    """Put the rows of a classifier into the order of a list's class names; return a line about it.
+
+    Raises:
+        UserError: the same classes in another order, and names that do not match one to one.
+    """
+    from methods.interop import provenance
+
+    rows = provenance.reordered(labels, names)
+    if rows is None:
+        return provenance.check_labels(labels, names, source)
+    if rows == sorted(rows):
+        return ""
+    classifier = model.get_submodule("classifier")
+    for tensor in classifier.state_dict().values():
+        tensor.copy_(tensor[rows].clone())
+    return f"the classifier's {len(rows)} rows are now in the order of the list's class names"
 
 
 def options_table(implied: Mapping[str, object], arguments: Mapping[str, object]) -> str:

@@ -1,5 +1,6 @@
-"""`python main.py export EXP --to onnx|torch`: the trained model as a file that runs without this repository.
+"""`python main.py export EXP --to onnx|torch|hf`: the trained model as a file that runs without this repository.
 
+`--to hf` writes a Hugging Face folder (anal_tools/export_hf.py). For the other two:
 The file holds the network and, as JSON, all that turns a video into its input (docs/predict.md). It gets its name only
 after it gave the same logits as the checkpoint on real clips.
 """
@@ -12,35 +13,48 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anal_tools.export_check import clips_to_check, compare, plain
 from utils.faults import UserError
 
 if TYPE_CHECKING:
     import torch
 
     from anal_tools.predict.predictor import ModelFacts, Predictor
-    from anal_tools.predict.sources import Source
 
 TOLERANCE = 1e-4  # of the logits' largest magnitude, at least 1
-CLIPS = 4  # of the validation list, where --check names none
 FACTS = "zoetrope"
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 def main(argv: list[str]) -> int:
     """Parse the command line and export."""
-    parser = argparse.ArgumentParser(prog="main.py export", description="Write the model as ONNX or torch.export file.")
+    parser = argparse.ArgumentParser(
+        prog="main.py export", description="Write the model as ONNX file, torch.export file or Hugging Face folder."
+    )
     parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment folder or checkpoint")
-    parser.add_argument("--to", choices=tuple(SUFFIXES), required=True, help="onnx, or torch.export's .pt2")
+    parser.add_argument("folder", type=Path, nargs="?", metavar="OUT", help="where it goes, as --out")
+    parser.add_argument(
+        "--to", choices=(*SUFFIXES, "hf"), required=True, help="onnx, torch.export's .pt2, or a Hugging Face folder"
+    )
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
     parser.add_argument("--check", nargs="+", default=[], metavar="FILE", help="videos on which the file is compared")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="default: EXP/results/TYPE_BACKBONE.*")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
-    args = parser.parse_args(argv)
-    print(export(args))
+    parser.add_argument("--predictor", type=Path, metavar="PATH", help="hf, V-JEPA 2: weights with the predictor")
+    args = parser.parse_intermixed_args(argv)
+    if args.folder is not None and args.out is not None:
+        raise UserError(f"export: {args.folder} and --out {args.out}: say once where the model goes")
+    args.out = args.folder or args.out
+    if args.to == "hf":
+        from anal_tools import export_hf
+
+        print(export_hf.export(args))
+    else:
+        print(export(args))
     return 0
 
 
@@ -70,7 +84,7 @@ def export(args: argparse.Namespace) -> str:
             program = traced(net, facts)
             write_onnx(program, facts, temporary) if args.to == "onnx" else write_torch(program, facts, temporary)
         with predicting(temporary, args.to, predictor) as exported:
-            lines = compare(dataclasses.replace(predictor, net=net), exported, sources)
+            lines = compare(dataclasses.replace(predictor, net=net), exported, sources, tolerance=TOLERANCE)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
@@ -113,14 +127,6 @@ def facts_of(predictor: Predictor) -> ModelFacts:
         "code": run_dir.revision(),
         "versions": checkpoint.versions(),
     }
-
-
-def plain(net: torch.nn.Module) -> torch.nn.Module:
-    """The network as it is exported: float32, weights in the ordinary memory layout, no gradients."""
-    net = net.cpu().float().eval().requires_grad_(False)
-    for parameter in net.parameters():
-        parameter.data = parameter.data.contiguous()
-    return net
 
 
 def traced(net: torch.nn.Module, facts: ModelFacts) -> torch.export.ExportedProgram:
@@ -200,60 +206,3 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
         module.eval = lambda: module  # type: ignore[method-assign]  # it is in evaluation mode and refuses to be asked
         exported = dataclasses.replace(like, net=module)
     yield dataclasses.replace(exported, clips=1)
-
-
-def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
-    """What --check names, else the first videos of the validation list, else nothing: noise is then compared."""
-    from anal_tools.predict.sources import Source, expand
-    from datasets.loading.loader import records_of
-    from datasets.readers.facts_cache import family_of
-    from utils import config
-
-    if args.check:
-        return expand(args.check)
-    if not args.target.is_dir():
-        return []
-    cfg = config.load(args.target, args.set)
-    with contextlib.suppress(UserError):
-        records = records_of(cfg, "val")
-        paths = [records.full_path(i) for i in range(min(CLIPS, len(records)))]
-        return [Source(path, family_of(path)) for path in paths if os.path.lexists(path)]
-    return []
-
-
-def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source]) -> list[str]:
-    """Logits of the checkpoint and of the exported file on the same clips; lines to print.
-
-    Raises:
-        UserError: they differ by more than `TOLERANCE`, or no source could be read.
-    """
-    import numpy as np
-    import torch
-
-    from anal_tools.predict import look
-    from utils.dist import World
-
-    spec = ours.spec
-    shape = (3, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    with torch.inference_mode():
-        rows = [("3 clips of noise", ours.net(noise).numpy(), exported.net(noise).numpy())]
-    if sources:
-        pairs = zip(look(ours, sources, World()), look(exported, sources, World()), strict=True)
-        good = [(a.logits, b.logits) for a, b in pairs if a.logits is not None and b.logits is not None]
-        if not good:
-            raise UserError("export: none of the videos to check could be read; name others with --check")
-        wanted, got = (np.concatenate([pair[side] for pair in good]) for side in range(2))
-        rows.append((f"{len(good)} of {len(sources)} videos", wanted, got))
-    lines = []
-    for name, wanted, got in rows:
-        scale, gap = max(1.0, float(np.abs(wanted).max())), float(np.abs(wanted - got).max())
-        if not gap <= TOLERANCE * scale:
-            raise UserError(
-                f"export: on {name} the exported file's logits differ by {gap:.3g} (allowed {TOLERANCE * scale:.3g}); "
-                "nothing was written"
-            )
-        lines.append(f"{name}: largest difference of a logit {gap:.2g} (largest logit {scale:.3g})")
-    if not sources:
-        lines.append("no real clip was compared: name videos with --check")
-    return lines

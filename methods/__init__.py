@@ -119,18 +119,20 @@ def from_pretrained(path: str | Path, num_class: int | None = None, **options: A
     from methods import _backbones
 
     found = _backbones.described(Path(path))
-    arguments = found.arguments | options | ({} if num_class is None else {"num_class": num_class})
+    arguments: dict[str, Any] = found.arguments | options | ({} if num_class is None else {"num_class": num_class})
     needed = ["type", "backbone", "num_class", "num_segments", *(["heads"] if found.arguments.get("width") else [])]
     lacking = [key for key in needed if key not in arguments]
     if lacking:
         raise UserError(
-            f"{path}: it does not show {', '.join(lacking)}; say so in the call: from_pretrained(PATH, {lacking[0]}=...)"
+            f"{path}: it does not show {', '.join(lacking)}; say so in the call: from_pretrained(PATH, ...)"
         )
     with torch.device("meta"):
         shapes = build(**arguments)
     found.check(shapes.state_dict())
-    model = build(**arguments, pretrained=str(found.path))
-    model.carried = found.carried  # pyright: ignore[reportArgumentType]
+    file, carried = found.path, found.carried
+    del found  # its tensors: the file is read once more
+    model = build(**arguments, pretrained=str(file))
+    model.carried = carried  # pyright: ignore[reportArgumentType]
     return model
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from methods import fetch, interop
 from methods.interop import hf, provenance
+from methods.interop._names import Options
 from networks import BACKBONES, VIDEO
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
@@ -55,7 +56,7 @@ def feature_dim(backbone: nn.Module) -> int:
     return int(backbone.feature_dim)  # pyright: ignore[reportArgumentType]
 
 
-def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
+def load(model: Model, pretrained: bool | str, backbone: str, *, encoder_only: bool = False) -> Model:
     """Fill `model.backbone`, and what else fits, with earlier weights; leave a line about it in
     `model.pretrained_note`.
 
@@ -66,6 +67,7 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
             an experiment folder (its best checkpoint, else its latest), a Hugging Face folder, or a file of another
             project (`methods.interop`). Weights of a 2D network are inflated for a 3D one.
         backbone: name of the backbone, for `pretrained=True`.
+        encoder_only: fill `model.backbone` alone, and leave out what the file has beside it.
 
     Returns:
         The same model.
@@ -77,7 +79,7 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
     if pretrained:
         path = _published(backbone) if pretrained is True else _named(str(pretrained))
         try:
-            note, start = _start(model, path)
+            note, start = _start(model, path, encoder_only=encoder_only)
         except UserError as error:
             raise UserError(f"model.pretrained: {error}") from error
         model.pretrained = start  # pyright: ignore[reportArgumentType]
@@ -85,24 +87,7 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
     return model
 
 
-@dataclass(frozen=True)
-class Start:
-    """What a model's initial weights are, beside their values.
-
-    Attributes:
-        path: of the file or folder.
-        initial: see `methods.interop.provenance.of`.
-        labels: class names in the order of the classifier that was loaded; None if none was, or nothing names them.
-        lists: hashes of the lists of the run that they are from, where they are of a checkpoint.
-    """
-
-    path: Path
-    initial: dict[str, str]
-    labels: list[str] | None = None
-    lists: dict[str, str] = field(default_factory=dict)
-
-
-def _start(model: nn.Module, path: Path) -> tuple[str, Start]:
+def _start(model: nn.Module, path: Path, *, encoder_only: bool) -> tuple[str, provenance.Start]:
     """Fill a model from a file or folder; return the line for the log and what the weights are."""
     if hf.is_folder(path):
         opened = interop.open_weights(path)
@@ -116,22 +101,24 @@ def _start(model: nn.Module, path: Path) -> tuple[str, Start]:
         opened = interop.Opened(state, family) if family else None
     if opened:
         report = interop.load_tensors(
-            model, state, path, family=opened.family, classifier=None, needs=opened.needs
-        )
+            model, state, path,
+            family=opened.family, classifier=None, needs=opened.needs, encoder_only=encoder_only,
+        )  # fmt: skip
         note, labels = f"weights from {path}: {report}", opened.folder.labels if opened.folder else None
         filled = "classifier.weight" in report.loaded
     else:
-        interop.check_kept_options(model, content or {}, path)
-        note = _fill(model, state, path)
+        interop.check_kept_options(model, content or {}, path, encoder_only=encoder_only)
+        note = _fill(model, state, path, encoder_only=encoder_only)
         found = (content or {}).get("classes")
         labels = list(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
         filled = "left out" not in note
     kept = (content or {}).get("lists")
-    start = Start(
+    start = provenance.Start(
         path,
         provenance.of(path, opened.family if opened else "", opened, content),
         labels if filled else None,
         {str(key): str(value) for key, value in kept.items()} if isinstance(kept, dict) else {},
+        opened.folder.side if opened and opened.folder else None,
     )
     licence = provenance.licence_line(start.initial)
     return note + (f"; {licence}" if licence else ""), start
@@ -149,7 +136,7 @@ class Described:
     """
 
     path: Path
-    arguments: dict[str, Any]
+    arguments: Options
     state: Mapping[str, Tensor]
     carried: dict[str, Tensor] = field(default_factory=dict)
 
@@ -185,7 +172,7 @@ def described(path: Path) -> Described:
     return Described(path, arguments, result.state, result.carried)
 
 
-def _built_with(config: Mapping[str, Any]) -> dict[str, Any]:
+def _built_with(config: Options) -> Options:
     """Return the arguments of `methods.build` in the config of a checkpoint."""
     model, data = config.get("model"), config.get("data")
     model, data = (part if isinstance(part, Mapping) else {} for part in (model, data))
@@ -229,10 +216,19 @@ def _named(text: str) -> Path:
     )
 
 
-def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:
+def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_only: bool = False) -> str:
     """Put the tensors into the model, all that must fit or none, and return the line for the log."""
     own = model.state_dict()
-    if any(key.startswith("backbone.") for key in state):  # a model of ours: its classifier fits or is left out
+    if encoder_only:
+        without = getattr(model, "weights_without", ())
+        new = {
+            key: value for key, value in state.items() if key.startswith("backbone.") and not key.startswith(without)
+        }
+        left_out, needed = (
+            "; what stands behind the encoder is left out",
+            {key for key in own if key.startswith("backbone.")},
+        )
+    elif any(key.startswith("backbone.") for key in state):  # a model of ours: its classifier fits or is left out
         num_class = len((state if "classifier.weight" in state else own)["classifier.weight"])
         foreign = num_class != len(own["classifier.weight"])
         left_out = f"; its classifier of {num_class} classes is left out" if foreign else ""

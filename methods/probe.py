@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from methods import _backbones
 from methods._heads import class_scores, new_dropout
 from methods._transformers import new_head
 from methods.videomae import VideoMAE
@@ -67,6 +68,7 @@ class Probe(nn.Module):
     """
 
     best: Tensor
+    weights_without: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -219,7 +221,6 @@ def build(
         backbone=backbone,
         num_class=num_class,
         num_segments=num_segments,
-        pretrained=pretrained,
         patch=patch,
         tubelet=tubelet,
         eps=eps,
@@ -241,7 +242,8 @@ def build(
         lr_mults=lr_mults,
         decays=decays,
     )
+    model.weights_without = getattr(source, "weights_without", ())
+    _backbones.load(model, pretrained, backbone, encoder_only=True)
     if pretrained:
-        model.pretrained_note = f"frozen encoder: {source.pretrained_note}; new heads: {len(model.heads)}"  # pyright: ignore[reportArgumentType]
-        model.pretrained = source.pretrained
+        model.pretrained_note = f"frozen encoder: {model.pretrained_note}; new heads: {len(model.heads)}"  # pyright: ignore[reportArgumentType]
     return model

@@ -6,8 +6,9 @@ import argparse
 import contextlib
 import functools
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -111,6 +112,9 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         build_plain = functools.partial(methods.build, **model_arguments(cfg, pretrained=False))
         read = functools.partial(interop.load_checkpoint, build=build_plain)  # also others' files
         state, weights_hash = read_steady(weights, read, world)
+        world.on_main(
+            lambda: print("".join(f"{line}\n" for line in remarks(cfg, protocol, records, state, weights)), end="")
+        )
         build = functools.partial(build_for_evaluation, cfg, state, weights, world)
         net, cost = prepare(cfg, protocol, build, plain=args.plain)
         folder = exp / "results" / name
@@ -146,6 +150,8 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         summary["cost"], summary["ranks"] = cost, world.size
         summary["seconds"] = round(time.monotonic() - started, 3)
         world.on_main(lambda: report(folder, records, summary, earlier.owner))
+        if world.is_main and cfg.published.top1 is not None and "top1" in metrics:
+            print(beside_published(cfg, protocol, metrics), flush=True)
     return 0
 
 
@@ -209,6 +215,40 @@ def about(cfg: Config, protocol: protocols.Protocol, records: Records, weights: 
         "class_names": read_class_names(config.class_names_file(cfg), cfg.model.num_class),
         "config": config.to_dict(cfg),
     }
+
+
+def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping[str, float]) -> str:
+    """Return the number that others published for the experiment beside the one of now, each with its views."""
+    published, spec = cfg.published, protocol.spec
+    theirs = published.protocol or "views not said"
+    numbers = re.findall(r"\d+", theirs)
+    same = [str(spec.num_clips), str(spec.crops_per_clip)] == numbers[:2]
+    return (
+        f"   top-1 {metrics['top1']:.2f} with {spec.num_clips} clip(s) x {spec.crops_per_clip} crop(s) of "
+        f"{spec.crop_size}; published: {published.top1:g} with {theirs} ({published.source or 'no source'})"
+        + ("" if same else "; other views give another accuracy: see eval --protocol")
+    )
+
+
+def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: State, weights: Path) -> list[str]:
+    """Return what may make the numbers of an evaluation other than they seem.
+
+    Raises:
+        UserError: the weights have the classes of the list in another order.
+    """
+    from datasets.lists.class_names import read_class_names
+    from methods.interop import provenance
+    from utils import config
+
+    found, classes = [], state.get("classes")
+    if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
+        ours = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
+        found.append(provenance.check_labels(classes, ours, weights))
+    initial = provenance.earlier_of(state)
+    found.append(provenance.seen_line(initial, f"{cfg.val_source} {cfg.val_root}") if initial else "")
+    found.append(provenance.list_line(state.get("lists"), records.list_hash, f"the weights {weights}"))
+    found.append(provenance.size_line(protocol.spec.crop_size, cfg.augmentation.input_size, "training clips have"))
+    return [line for line in found if line]
 
 
 class Earlier:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import files
 from utils.faults import AgreedError, UserError
 
 if TYPE_CHECKING:
@@ -85,15 +84,16 @@ def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> t
 
 def _read_once(weights: Path, read: Callable[[Path], State]) -> tuple[State, str, bool]:
     """What is in the file, its hash, and whether it was one and the same file all the time."""
+    from methods.interop import hf
 
-    def stamp() -> tuple[int, ...]:
-        status = weights.stat()
-        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    def stamp() -> list[tuple[int, ...]]:
+        found = [file.stat() for file in (hf.files_of(weights) if weights.is_dir() else [weights])]
+        return [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in found]
 
     try:
         before = stamp()
         state = read(weights)
-        digest = files.sha256(weights)
+        digest = hf.digest(weights)
         return state, digest, stamp() == before
     except OSError as error:
         raise UserError(f"{weights}: cannot be read ({error.strerror}); is it being moved?") from error

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,8 @@ class Predictor:
         reading: how media are read.
         clips: views that go through the network at once.
         about: what it is, for infer.json.
+        cfg: the config that it was made with; None for an exported file.
+        initial: what is known of the weights that its training began with (methods/interop/provenance.py).
     """
 
     net: torch.nn.Module
@@ -56,6 +58,8 @@ class Predictor:
     reading: Reading
     clips: int
     about: dict[str, str]
+    cfg: Config | None = None
+    initial: Mapping[str, str] = field(default_factory=dict)
 
     def logits(self, views: torch.Tensor, device: torch.device) -> torch.Tensor:
         """Scores of uint8 views (V, T, h, w, C): (V, K) float32, `clips` views at a time."""
@@ -90,9 +94,15 @@ def from_experiment(
     from anal_tools.evaluate.network import build_for_evaluation, choose_weights, prepare, read_steady
     from anal_tools.evaluate.protocols import Protocol
     from methods import interop
+    from methods.interop import hf, provenance
     from utils.engine import evaluate
     from utils.engine.network import autocast, model_arguments
 
+    if hf.is_folder(target):
+        raise UserError(
+            f"{target}: a Hugging Face folder says nothing of how frames are sampled; name an experiment whose model "
+            f"fits, and --checkpoint {target}"
+        )
     if target.is_dir() or target.suffix in (".yaml", ".yml"):
         cfg = _load_config(target, overrides)
         exp = target if target.is_dir() else target.parent
@@ -124,6 +134,8 @@ def from_experiment(
             "type": cfg.model.type,
             "backbone": cfg.model.backbone,
         },
+        cfg=cfg,
+        initial=provenance.earlier_of(state),
     )
 
 

@@ -48,6 +48,8 @@ _KINDS = {
     "fresh": "initialised anew",
 }
 _CLASSIFIERS = ("classifier.", "aux_head.fc.")
+_ENCODER = "backbone."
+_OF_HEADS = ("head_eps", "pooler_heads", "pooling")  # options of what stands behind the encoder
 _OURS = ("backbone.", "classifier.", "neck.", "aux_head.", "fc_norm.", "pooler.")
 
 
@@ -180,12 +182,14 @@ def load_tensors(
     classifier: bool | None = True,
     accept: Collection[str] = (),
     needs: Mapping[str, str] | None = None,
+    encoder_only: bool = False,
 ) -> Report:
     """Fill a model with the tensors of a published file that is read already; see `load_weights`.
 
     Args:
         needs: options that the model must have; None: as the family's rule says them, which for names of a Hugging
             Face folder is an error.
+        encoder_only: fill `model.backbone` and leave all else new, as a probe needs it.
 
     Raises:
         UserError: as `load_weights`.
@@ -196,6 +200,10 @@ def load_tensors(
             f"{path}: no tensor shows the epsilons and heads of this network; name its folder, whose config.json does"
         )
     result = converted(state, module, path)
+    if encoder_only:
+        result.skipped += [key for key in result.state if not key.startswith(_ENCODER)]
+        result.state = {key: value for key, value in result.state.items() if key.startswith(_ENCODER)}
+        accept, classifier = (*accept, *_OF_HEADS), False
     needed_options = {**module.NEEDS, **result.needs, **(needs or {})}
     shown = implied(result.state, state, name, needed_options)
     problems = _wrong_options(model, {key: text for key, text in needed_options.items() if key not in accept})
@@ -212,6 +220,8 @@ def load_tensors(
     ]
     absent = [part for part in getattr(module, "HEADS", ()) if not any(key.startswith(part) for key in result.state)]
     optional = () if classifier else (*_CLASSIFIERS, *absent)
+    if encoder_only:
+        optional = tuple(key for key in own if not key.startswith(_ENCODER))
     needed = [key for key in own if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
     report = Report(
         family=name,
@@ -399,7 +409,7 @@ def _wrong_options(model: nn.Module, needs: Mapping[str, str]) -> list[str]:
     return wrong
 
 
-def check_kept_options(model: nn.Module, content: Mapping[str, Any], path: Path) -> None:
+def check_kept_options(model: nn.Module, content: Mapping[str, Any], path: Path, *, encoder_only: bool = False) -> None:
     """Refuse a checkpoint of ours whose video transformer had other options that no tensor shows.
 
     Raises:
@@ -407,13 +417,14 @@ def check_kept_options(model: nn.Module, content: Mapping[str, Any], path: Path)
     """
     config = content.get("config")
     kept = config.get("model") if isinstance(config, Mapping) else None
-    if not isinstance(kept, Mapping) or kept.get("type") not in ("videomae", "vjepa2"):
+    if not isinstance(kept, Mapping) or kept.get("type") not in ("videomae", "vjepa2", "probe"):
         return
     method = importlib.import_module(f"methods.{kept['type']}")
     options = kept.get("kwargs")
     said = {key: value.default for key, value in inspect.signature(method.build).parameters.items()}
     said |= dict(options) if isinstance(options, Mapping) else {}
-    needs = {key: str(said[key]) for key in ("eps", "head_eps", "pooling", "heads", "pooler_heads") if said.get(key)}
+    keys = ("eps", "heads", *(() if encoder_only else _OF_HEADS))
+    needs = {key: str(said[key]) for key in keys if said.get(key)}
     if wrong := _wrong_options(model, needs):
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong)}")
 

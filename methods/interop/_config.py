@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+from methods.interop._names import Options
 from utils import weights_file
 from utils.faults import UserError
 
@@ -16,7 +16,7 @@ _MOST = 65_536  # of anything in a network
 _WORD = 200  # letters of a label
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Options:
     """Return the object in a JSON file.
 
     Raises:
@@ -43,7 +43,7 @@ class HfConfig:
         values: what is in it.
     """
 
-    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, values: Options) -> None:
         self.path = path
         self.values = values
 
@@ -61,10 +61,10 @@ class HfConfig:
     def side(self, name: str, default: int) -> int:
         """Return the side of a square, given once or as height and width."""
         value = self.values.get(name, default)
-        sides = value if isinstance(value, list) and len(value) == 2 else [value, value]
-        if any(type(one) is not int or not 1 <= one <= _MOST for one in sides) or sides[0] != sides[1]:
+        one = value[0] if isinstance(value, list) and value and value == [value[0]] * 2 else value
+        if type(one) is not int or not 1 <= one <= _MOST:
             raise self._wrong(name, f"a whole number from 1 to {_MOST:,}, the same for height and width")
-        return sides[0]
+        return one
 
     def number(self, name: str, default: float) -> float:
         """Return a positive number."""
@@ -89,12 +89,12 @@ class HfConfig:
 
     def agree(self, found: Mapping[str, object], **said: object) -> None:
         """Refuse a config that the tensors of its folder contradict."""
-        wrong = [f"{key} {value}" for key, value in said.items() if found.get(key) != value]
+        wrong = [key for key, value in said.items() if found.get(key) != value]
         if wrong:
-            shown = ", ".join(f"{key} {value}" for key, value in found.items() if key in said) or "another network"
+            texts = [", ".join(f"{key} {values.get(key)}" for key in wrong) for values in (said, found)]
             raise UserError(
-                f"{self.path} says {', '.join(wrong)}, and the tensors of its folder show {shown}; take another copy "
-                "of the folder"
+                f"{self.path} says {texts[0]}, and the tensors of its folder show {texts[1]}; take another copy of the "
+                "folder"
             )
 
     def labels(self) -> list[str] | None:

@@ -15,8 +15,9 @@ from methods import fetch
 from utils import files, weights_file
 from utils.faults import UserError
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "blobs")
+_WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "blobs")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
+_ENCODERS = ("target_encoder", "ema_encoder", "encoder")  # of V-JEPA 2, the first that is there
 _LISTED = 6
 _verified: set[tuple] = set()  # published files that this process has hashed
 
@@ -48,6 +49,7 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: it holds no tensors, or such that are no weights of a network.
     """
+    content = _vjepa2(content)
     for _ in range(len(_WRAPPERS)):
         inner = [content[key] for key in _WRAPPERS if isinstance(content, Mapping) and key in content]
         wrapped = [value for value in inner if isinstance(value, Mapping)]
@@ -71,6 +73,30 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state
+
+
+def _vjepa2(content: Any) -> Any:
+    """Return the tensors of a V-JEPA 2 file: of the encoder that was averaged, with the predictor; or of a probe.
+
+    A file of several probes gives the first, as transformers takes it.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    probes = content.get("classifiers")
+    if isinstance(probes, list) and probes and isinstance(probes[0], Mapping):
+        return probes[0]
+    names = [name for name in _ENCODERS if isinstance(content.get(name), Mapping)]
+    if not names:
+        return content
+    predictor = content.get("predictor")
+    parts = {"": content[names[0]], "predictor.": predictor if isinstance(predictor, Mapping) else {}}
+    return {f"{stem}{_bare(str(name))}": value for stem, part in parts.items() for name, value in part.items()}
+
+
+def _bare(name: str) -> str:
+    for prefix in ("module.", "backbone."):
+        name = name.removeprefix(prefix)
+    return name
 
 
 def _check_published(path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
 Rules = Iterable[tuple[str, str | None]]
+Options = dict[str, Any]  # plain values by name: arguments of `methods.build`, keys of a config.json
 
 
 @dataclass

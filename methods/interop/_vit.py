@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from methods.interop._names import Converted
+from methods.interop._names import Converted, Options
 
 # Our name: their names, whose tensors lie behind each other along the first axis.
 Table = Mapping[str, tuple[str, ...]]
@@ -23,6 +23,36 @@ SIZES = {
     (1280, 32, 16, 5120): "vit3d_huge",
     (1408, 40, 22, 6144): "vit3d_giant",
 }
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A network of ours, for a config.json.
+
+    Attributes:
+        width, depth, heads, mlp, patch, tubelet: of the encoder.
+        bias: its `qkv_bias`.
+        eps: of its norms.
+        pooling: VideoMAE's.
+        pooler_layers: V-JEPA 2's.
+        frames: of a clip.
+        side: height and width of its frames, pixels.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp: int
+    patch: int
+    tubelet: int
+    bias: str
+    eps: float
+    pooling: str
+    pooler_layers: int
+    frames: int
+    side: int
+
+
 _HEADS = {width: heads for width, _, heads, _ in SIZES}
 _DEPTHS = {(width, depth) for width, depth, _, _ in SIZES}
 _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
@@ -74,7 +104,7 @@ def to_theirs(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
 
 
-def shape_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Return width, depth, mlp, patch and tubelet as tensors under our names show them; {} if they do not."""
     patch, fc1 = state.get("backbone.patch_embed.weight"), state.get("backbone.blocks.0.mlp.fc1.weight")
     if patch is None or fc1 is None or patch.dim() != 5 or fc1.dim() != 2:
@@ -115,7 +145,7 @@ def ratio(hidden: int, width: int) -> float:
     return found
 
 
-def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) -> dict[str, Any]:
+def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) -> Options:
     """Return type, backbone, num_class and keys of `model.kwargs`, as far as a file tells.
 
     Args:
@@ -126,7 +156,7 @@ def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) 
     rotary = any(name.startswith(("pooler.", "backbone.norm.")) for name in state) and bias_of(state) == "all"
     method = family or ("vjepa2" if rotary else "videomae")
     heads = needs.get("heads", "")
-    found = {"type": method}
+    found: Options = {"type": method}
     found |= backbone_options(
         state, heads=int(heads) if heads.isdigit() else None, bias="all" if method == "vjepa2" else "qv"
     )
@@ -142,7 +172,7 @@ def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) 
     return found
 
 
-def backbone_options(state: Mapping[str, Tensor], *, heads: int | None, bias: str) -> dict[str, Any]:
+def backbone_options(state: Mapping[str, Tensor], *, heads: int | None, bias: str) -> Options:
     """Return `backbone` and the network's options that differ from its defaults.
 
     Args:
@@ -156,7 +186,7 @@ def backbone_options(state: Mapping[str, Tensor], *, heads: int | None, bias: st
     width, depth, mlp = shape["width"], shape["depth"], shape["mlp"]
     heads = heads or _HEADS.get(width)
     name = SIZES.get((width, depth, heads or 0, mlp))
-    found: dict[str, Any] = {"backbone": name or "vit3d"}
+    found: Options = {"backbone": name or "vit3d"}
     if not name:
         found |= {"width": width, "depth": depth, "mlp_ratio": mlp / width} | ({"heads": heads} if heads else {})
     defaults = {"tubelet": 2, "patch": 16}

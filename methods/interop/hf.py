@@ -1,7 +1,7 @@
 """Hugging Face folders: `config.json` and `*.safetensors`, read and written. Nothing in a folder is run.
 
-A folder that asks for code (`auto_map`), brings some (`*.py`), or has pickled weights only, is refused. Before a network
-is built, its size follows from the tensors in the files, and the config must agree.
+A folder that asks for code (`auto_map`), brings some (`*.py`), or has pickled weights only, is refused. The size of a
+network follows from the tensors in the files before it is built, and the config must agree.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from methods.interop import _vit
 from methods.interop._config import HfConfig, read_json
-from methods.interop._names import Converted
+from methods.interop._names import Converted, Options
 from utils import files, weights_file
 from utils.faults import UserError, listed
 
@@ -52,10 +52,10 @@ class HfFolder:
 
     path: Path
     family: str
-    config: dict[str, Any]
+    config: Options
     tensors: dict[str, Tensor]
     converted: Converted
-    model: dict[str, Any]
+    model: Options
     needs: dict[str, str]
     labels: list[str] | None
     side: int
@@ -95,7 +95,9 @@ def read_folder(path: Path) -> HfFolder:
     _refuse_code(path, values)
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"{path / CONFIG}: model_type is {kind!r:.60}, and folders of {', '.join(FAMILIES)} can be read")
+        raise UserError(
+            f"{path / CONFIG}: model_type is {kind!r:.60}, and folders of {', '.join(FAMILIES)} can be read"
+        )
     family = importlib.import_module(f"methods.interop.{FAMILIES[kind]}")
     tensors: dict[str, Tensor] = {}
     for file, names in _shards(path).items():
@@ -130,7 +132,7 @@ def read_folder(path: Path) -> HfFolder:
     )
 
 
-def _refuse_code(path: Path, values: Mapping[str, Any]) -> None:
+def _refuse_code(path: Path, values: Options) -> None:
     """Refuse a folder that brings code or asks for it."""
     asks = [key for key in ("auto_map", "custom_pipelines") if values.get(key)]
     brings = sorted(name for name in os.listdir(path) if name.endswith((".py", ".so", ".pyc")))
@@ -183,10 +185,10 @@ def write_folder(
     *,
     family: str,
     state: Mapping[str, Tensor],
-    facts: Mapping[str, Any],
+    facts: _vit.Facts,
     labels: list[str],
     carried: Mapping[str, Tensor],
-    extra: Mapping[str, Any],
+    extra: Options,
 ) -> None:
     """Write config.json and model.safetensors into an empty folder.
 
@@ -194,7 +196,7 @@ def write_folder(
         out: the folder.
         family: "videomae" or "vjepa2".
         state: a state dict of ours.
-        facts: what tensors do not show; see `videomae.written`.
+        facts: what stands in config.json.
         labels: class names.
         carried: tensors beside the network's own, under the folder's names.
         extra: more keys of config.json.
@@ -202,13 +204,11 @@ def write_folder(
     from safetensors.torch import save_file
 
     module = importlib.import_module(f"methods.interop.{family}")
-    from methods.interop import _vit
-
     tensors = _vit.to_theirs(state, module.table(state)) | {name: tensor.clone() for name, tensor in carried.items()}
     config = {
         "architectures": [module.ARCHITECTURE],
         "model_type": module.MODEL_TYPE,
-        **module.written({**facts, "carried": carried}),
+        **module.written(facts),
         "id2label": {str(number): name for number, name in enumerate(labels)},
         "label2id": {name: number for number, name in enumerate(labels)},
         "dtype": "float32",
@@ -228,5 +228,5 @@ def misfits(state: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> str:
     """
     inner = {name: tensor for name, tensor in shapes.items() if name.startswith("backbone.")}
     lacking = [name for name in inner if name not in state]
-    other = [name for name, tensor in state.items() if name in shapes and shapes[name].shape != tensor.shape]
+    other = [name for name, tensor in inner.items() if name in state and state[name].shape != tensor.shape]
     return "; ".join(filter(None, (listed("missing", lacking), listed("another shape", other))))

@@ -8,11 +8,12 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from methods.interop import hf
+from methods.interop._names import Options
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -20,11 +21,31 @@ if TYPE_CHECKING:
 
 _LETTERS = 2000  # of `about`
 _SHOWN = 4
+_LARGER = 2.0  # times the training's side
 _KINETICS = re.compile(r"(?<![a-z])k(?:inetics)?[-_ ]?(400|600|700|710)(?!\d)", re.IGNORECASE)
 _NAMES = {"cc-by-nc-4.0": "CC-BY-NC 4.0", "mit": "MIT", "apache-2.0": "Apache 2.0"}
 
 
-def of(path: Path, family: str, opened: Opened | None = None, content: Mapping[str, Any] | None = None) -> dict[str, str]:
+@dataclass(frozen=True)
+class Start:
+    """What a model's initial weights are, beside their values.
+
+    Attributes:
+        path: of the file or folder.
+        initial: see `of`.
+        labels: class names in the order of the classifier that was loaded; None if none was, or nothing names them.
+        lists: hashes of the lists of the run that they are from, where they are of a checkpoint.
+        side: height and width of the frames that they were trained on, pixels; None if nothing says it.
+    """
+
+    path: Path
+    initial: dict[str, str]
+    labels: list[str] | None = None
+    lists: dict[str, str] = field(default_factory=dict)
+    side: int | None = None
+
+
+def of(path: Path, family: str, opened: Opened | None = None, content: Options | None = None) -> dict[str, str]:
     """Return what is known of a weights file or folder, as plain texts.
 
     Args:
@@ -34,8 +55,8 @@ def of(path: Path, family: str, opened: Opened | None = None, content: Mapping[s
         content: of a checkpoint of ours.
 
     Returns:
-        name, sha256, licence ("" if unknown), licence_from ("card", "family", "checkpoint" or ""), about (texts in which
-        training data may be named).
+        name, sha256, licence ("" if unknown), licence_from ("card", "family", "checkpoint" or ""), and about: texts in
+        which training data may be named.
     """
     folder = opened.folder if opened else None
     earlier = earlier_of(content)
@@ -52,7 +73,7 @@ def of(path: Path, family: str, opened: Opened | None = None, content: Mapping[s
     return found | {"about": about[:_LETTERS]}
 
 
-def earlier_of(content: Mapping[str, Any] | None) -> dict[str, str]:
+def earlier_of(content: Options | None) -> dict[str, str]:
     """Return what a checkpoint keeps of its own initial weights; {} if it keeps nothing, or nothing sensible."""
     found = content.get("initial") if content else None
     keys = ("name", "sha256", "licence", "licence_from", "about")
@@ -66,9 +87,13 @@ def licence_line(initial: Mapping[str, str]) -> str:
     if not licence:
         return ""
     name = _NAMES.get(licence, licence)
-    terms = ", which forbids commercial use of them and of what is trained from them" if is_non_commercial(licence) else ""
-    sure = "" if initial["licence_from"] == "card" else "; it is not in the file: look at the page that it came from"
-    return f"licence of the initial weights {initial['name']}: {name}{terms}{sure}"
+    terms = (
+        ", which forbids commercial use of them and of what is trained from them" if is_non_commercial(licence) else ""
+    )
+    if initial.get("licence_from") == "family":
+        name = f"not in the file; that of the published weights of this network is {name}"
+        terms += ": look at the page that they came from"
+    return f"licence of the initial weights {initial['name']}: {name}{terms}"
 
 
 def is_non_commercial(licence: str) -> bool:
@@ -89,8 +114,8 @@ def seen_line(initial: Mapping[str, str], data: str) -> str:
         return ""
     return (
         f"WARNING: the initial weights {initial['name']} name Kinetics-{', '.join(others)} as training data, whose "
-        f"training videos include validation videos of Kinetics-{', '.join(sorted(validated))}: accuracy on this list is "
-        "too high (UniFormerV2: 90.75 instead of 85.6). Start from weights of the data set itself, or remove the "
+        f"training videos include validation videos of Kinetics-{', '.join(sorted(validated))}: accuracy on this list "
+        "is too high (UniFormerV2: 90.75 instead of 85.6). Start from weights of the data set itself, or remove the "
         "shared videos from the list"
     )
 
@@ -117,7 +142,9 @@ def label_order(theirs: Sequence[str], ours: Sequence[str]) -> LabelOrder | None
     if len(one) != len(other) or numbers in (one, other):
         return None
     places = {name: number for number, name in enumerate(other)}
-    twice = {name for names in (one, other) for name in names if names.count(name) > 1} if _repeats(one, other) else set()
+    twice = (
+        {name for names in (one, other) for name in names if names.count(name) > 1} if _repeats(one, other) else set()
+    )
     moved = [name for number, name in enumerate(one) if places.get(name, number) != number and name not in twice]
     renamed = [number for number, name in enumerate(one) if name not in places]
     return LabelOrder(moved, renamed, len(one))
@@ -136,9 +163,9 @@ def check_labels(theirs: Sequence[str], ours: Sequence[str], path: Path | str) -
         name = order.moved[0]
         places = [[_letters(one) for one in names].index(name) for names in (theirs, ours)]
         raise UserError(
-            f"{path}: its classes are in another order than those of the list: {len(order.moved)} of {order.total}, such "
-            f"as {name!r}, class {places[0]} there and class {places[1]} here; `python main.py convert {path} --config "
-            "EXP --out FILE` puts the classifier in the list's order, or set data.class_names if the names are wrong"
+            f"{path}: its classes are in another order than those of the list: {len(order.moved)} of {order.total}, "
+            f"such as {name!r}, class {places[0]} there and class {places[1]} here; `python main.py convert {path} "
+            "--config EXP --out FILE` puts the classifier in the list's order, or set data.class_names if that is wrong"
         )
     if order.renamed:
         pairs = [f"{theirs[n]!r:.60} is {ours[n]!r:.60} here" for n in order.renamed[:_SHOWN]]
@@ -149,8 +176,47 @@ def check_labels(theirs: Sequence[str], ours: Sequence[str], path: Path | str) -
     return ""
 
 
+def list_line(lists: object, list_hash: str, weights: str) -> str:
+    """Return a warning if weights were trained on the list that is scored; "" else.
+
+    Args:
+        lists: hashes of the lists of their run, by split, if a checkpoint says them.
+        list_hash: of the list that is scored.
+        weights: introduces them.
+    """
+    if not isinstance(lists, Mapping) or lists.get("train") != list_hash:
+        return ""
+    return f"WARNING: {weights} were trained on this very list: their accuracy on it says nothing of other videos"
+
+
+def check_start(start: Start, class_names: Sequence[str], side: int) -> list[str]:
+    """Compare initial weights with a run's classes and the size of its clips; return remarks.
+
+    Raises:
+        UserError: the classifier has the same classes in another order.
+    """
+    remarks = [check_labels(start.labels, class_names, start.path)] if start.labels else []
+    return [*remarks, size_line(side, start.side, f"the initial weights {start.path} were trained on")]
+
+
+def size_line(side: int, trained: int | None, what: str) -> str:
+    """Return a remark if frames are much larger than those of the training; "" else.
+
+    Args:
+        side: height and width, pixels.
+        trained: those of the training; None if nothing says it.
+        what: introduces the training's size.
+    """
+    if trained is None or side < _LARGER * trained:
+        return ""
+    return (
+        f"REMARK: frames of {side} pixels are {side / trained:.2g} times the {trained} pixels that {what}: objects "
+        "look larger than the network knows them, and fixed positions are others; accuracy usually falls"
+    )
+
+
 def reordered(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
-    """Return for each class of a list the row of the file's classifier; None where the names do not match one to one."""
+    """Return for each class of a list its row in the file's classifier; None where the names are not the same."""
     one, other = ([_letters(name) for name in names] for names in (theirs, ours))
     if _repeats(one, other) or set(one) != set(other):
         return None

@@ -7,12 +7,12 @@ the authors' files it is that of the published network of their width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from methods.interop import _vit
-from methods.interop._names import Converted, convert, has
+from methods.interop._names import Converted, Options, convert, has
 
 if TYPE_CHECKING:
     from methods.interop._config import HfConfig
@@ -96,7 +96,7 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
 
 
 def _plain(name: str) -> str:
-    """Return a name as transformers writes it: of a bare encoder with the model's prefix, biases in their first form."""
+    """Return a name as transformers writes it: with the model's prefix, which a bare encoder lacks, and `q_bias`."""
     if name.startswith(("embeddings.", "encoder.", "layernorm.")):
         name = f"videomae.{name}"
     for old, new in (("query.bias", "q_bias"), ("value.bias", "v_bias")):
@@ -111,7 +111,7 @@ def needs(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, str]:
     return found | ({"head_eps": repr(FOLDER_HEAD_EPS)} if "fc_norm.weight" in state else {})
 
 
-def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
     """Return the arguments of `methods.build` that a folder describes.
 
     Args:
@@ -146,27 +146,23 @@ def side(config: HfConfig) -> int:
     return config.side("image_size", 224)
 
 
-def written(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of config.json for a network of ours.
-
-    Args:
-        facts: width, depth, heads, mlp, patch, tubelet, bias, eps, pooling, frames, side.
-    """
+def written(facts: _vit.Facts) -> Options:
+    """Return the keys of config.json for a network of ours."""
     return {
-        "hidden_size": facts["width"],
-        "num_hidden_layers": facts["depth"],
-        "num_attention_heads": facts["heads"],
-        "intermediate_size": facts["mlp"],
-        "patch_size": facts["patch"],
-        "tubelet_size": facts["tubelet"],
+        "hidden_size": facts.width,
+        "num_hidden_layers": facts.depth,
+        "num_attention_heads": facts.heads,
+        "intermediate_size": facts.mlp,
+        "patch_size": facts.patch,
+        "tubelet_size": facts.tubelet,
         "num_channels": 3,
-        "num_frames": facts["frames"],
-        "image_size": facts["side"],
+        "num_frames": facts.frames,
+        "image_size": facts.side,
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": facts["eps"],
-        "qv_bias": facts["bias"] != "none",
-        "qkv_bias": facts["bias"] != "none",  # transformers 4's name
-        "use_mean_pooling": facts["pooling"] == "mean",
+        "layer_norm_eps": facts.eps,
+        "qv_bias": facts.bias != "none",
+        "qkv_bias": facts.bias != "none",  # transformers 4's name
+        "use_mean_pooling": facts.pooling == "mean",
     }

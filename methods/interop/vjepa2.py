@@ -7,13 +7,13 @@ names. Files of V-JEPA 2.1 are of another network and are refused.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from methods.interop import _vit
-from methods.interop._names import Converted, convert, has
+from methods.interop._names import Converted, Options, convert, has
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def needs(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, str]:
     return {"eps": eps, "heads": heads, **pooler}
 
 
-def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
     """Return the arguments of `methods.build` that a folder describes; see `videomae.arguments`."""
     config.require("hidden_act", "gelu")
     config.require("in_chans", 3)
@@ -177,7 +177,8 @@ def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
         {"q, k and v biases": _vit.bias_of(state) != "none"}, **{"q, k and v biases": config.flag("qkv_bias", True)}
     )
     heads, eps = config.count("num_attention_heads", 16), config.number("layer_norm_eps", 1e-6)
-    layers = config.count("num_pooler_layers", 3, least=0, most=64)
+    # Where the file has no pooler, a config must not make one that is larger than the encoder.
+    layers = config.count("num_pooler_layers", 3, least=0, most=max(4, config.count("num_hidden_layers", 24)))
     if "pooler.query_tokens" in state:
         found = len(_vit.numbers(state, r"pooler\.blocks\.(\d+)\."))
         config.agree({"num_pooler_layers": found}, num_pooler_layers=layers)
@@ -198,30 +199,36 @@ def side(config: HfConfig) -> int:
     return config.side("crop_size", 256)
 
 
-def written(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of config.json for a network of ours; see `videomae.written`."""
-    carried: Mapping[str, Tensor] = facts["carried"]
-    found = {
-        "hidden_size": facts["width"],
-        "num_hidden_layers": facts["depth"],
-        "num_attention_heads": facts["heads"],
-        "mlp_ratio": _vit.ratio(facts["mlp"], facts["width"]),
-        "patch_size": facts["patch"],
-        "tubelet_size": facts["tubelet"],
+def written(facts: _vit.Facts) -> Options:
+    """Return the keys of config.json for a network of ours."""
+    return {
+        "hidden_size": facts.width,
+        "num_hidden_layers": facts.depth,
+        "num_attention_heads": facts.heads,
+        "mlp_ratio": _vit.ratio(facts.mlp, facts.width),
+        "patch_size": facts.patch,
+        "tubelet_size": facts.tubelet,
         "in_chans": 3,
-        "frames_per_clip": facts["frames"],
-        "crop_size": facts["side"],
+        "frames_per_clip": facts.frames,
+        "crop_size": facts.side,
         "hidden_act": "gelu",
-        "layer_norm_eps": facts["eps"],
-        "qkv_bias": facts["bias"] != "none",
-        "num_pooler_layers": facts["pooler_layers"],
+        "layer_norm_eps": facts.eps,
+        "qkv_bias": facts.bias != "none",
+        "num_pooler_layers": facts.pooler_layers,
     }
+
+
+def carried_keys(carried: Mapping[str, Tensor]) -> Options:
+    """Return the keys of config.json for a predictor, as its tensors show them."""
     embedding = carried.get("vjepa2.predictor.embeddings.predictor_embeddings.weight")
-    if embedding is None:
-        return found
     tokens = carried.get("vjepa2.predictor.embeddings.mask_tokens")
-    depth = len(_vit.numbers(carried, r"vjepa2\.predictor\.layer\.(\d+)\."))
-    found |= {"pred_hidden_size": len(embedding), "pred_num_hidden_layers": depth}
     fc1 = carried.get("vjepa2.predictor.layer.0.mlp.fc1.weight")
-    found |= {"pred_mlp_ratio": len(fc1) / len(embedding)} if fc1 is not None else {}
-    return found | ({"pred_num_mask_tokens": len(tokens)} if tokens is not None else {})
+    if embedding is None or tokens is None or fc1 is None:
+        return {}
+    return {
+        "pred_hidden_size": len(embedding),
+        "pred_num_hidden_layers": len(_vit.numbers(carried, r"vjepa2\.predictor\.layer\.(\d+)\.")),
+        "pred_mlp_ratio": _vit.ratio(len(fc1), len(embedding)),
+        "pred_num_mask_tokens": len(tokens),
+        "pred_num_attention_heads": 12,  # of all that the authors published
+    }

@@ -86,6 +86,9 @@ ISSUES: dict[str, dict[str, str]] = {
         "vit_cpu": "methods.vit",
         "vit_memory": "methods.vit",
         "probe_heads": "methods.probe_heads",
+        "hf_round_trip": "methods.hf_folders",
+        "hf_originals": "methods.hf_folders",
+        "hf_mutants": "methods.hf_folders",
     },
 }
 

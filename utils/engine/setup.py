@@ -12,6 +12,7 @@ from datasets.lists.class_names import read_class_names
 from datasets.loading import loader
 from datasets.plan import order
 from datasets.readers.resize import KERNEL
+from methods.interop import provenance
 from utils import checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state
 from utils.engine.monitor import Monitor
@@ -19,8 +20,11 @@ from utils.engine.run import Run
 from utils.shards import ShardPlan
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+
     from datasets.lists.records import Records
     from datasets.loading.train import TrainLoader
+    from methods.interop.provenance import Start
     from utils.config import Config
     from utils.dist import World
 
@@ -74,6 +78,8 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         batches = stack.enter_context(train_loader(cfg, world, shards, train_records, step, replay))
         made = learner.build(cfg, world, shards, saved, messages.append)
         facts = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
+        facts["initial"], remarks = _initial(cfg, made.net, saved, class_names, val_records)
+        messages += remarks
         current = state.TrainState(made, facts)
         if found:
             current.load(found)
@@ -111,6 +117,23 @@ def train_loader(
 ) -> TrainLoader:
     """Start the reader processes; they give the batches from `step` on."""
     return loader.build(cfg, "train", world, shards, start=step, records=records, replay=replay)
+
+
+def _initial(
+    cfg: Config, net: Module, saved: dict[str, object] | None, class_names: list[str], val_records: Records
+) -> tuple[dict[str, str], list[str]]:
+    """Return what is known of the weights that a run starts from, and remarks on them for the log.
+
+    Raises:
+        UserError: their classifier has the classes of the lists in another order.
+    """
+    start: Start | None = getattr(net, "pretrained", None)
+    if saved or start is None:
+        return provenance.earlier_of(saved), []
+    remarks = provenance.check_start(start, class_names, cfg.augmentation.input_size)
+    remarks.append(provenance.seen_line(start.initial, f"{cfg.val_source} {cfg.val_root}"))
+    remarks.append(provenance.list_line(start.lists, val_records.list_hash, f"the initial weights {start.path}"))
+    return start.initial, [line for line in remarks if line]
 
 
 def _introduce(run: Run, *, resumed: bool) -> None:

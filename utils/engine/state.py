@@ -32,7 +32,7 @@ class TrainState:
 
     Attributes:
         learner: networks, optimiser and statistics.
-        facts: plain values that say what the run is: config, classes, lists, resize, code, token.
+        facts: plain values that say what the run is: config, classes, lists, resize, initial, code, token.
         step: finished iterations.
         validated_step: the last step whose validation was completed.
         best_prec1: per cent, of what the best checkpoint is chosen by; -1: never validated.
@@ -257,6 +257,7 @@ ENTRIES: tuple[Entry, ...] = (
     _fact("classes"),
     _fact("resize"),
     _fact("lists", dict),
+    Entry("initial", save=lambda state: state.facts.get("initial") or ABSENT),
     _fact("code"),
     _fact("token"),
     Entry("versions", save=lambda state: checkpoint.versions()),

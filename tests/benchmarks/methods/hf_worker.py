@@ -52,6 +52,29 @@ def logits(request: dict) -> dict:
     return {}
 
 
+def save(request: dict) -> dict:
+    """Write a drawn model as transformers does."""
+    model = huggingface(request["family"], request["config"])
+    draw(model, request["seed"])
+    model.save_pretrained(request["folder"])
+    return {}
+
+
+def load(request: dict) -> dict:
+    """Load a folder, and write its tensors and the logits of clips that a file holds."""
+    import transformers
+    from safetensors.torch import load_file, save_file
+
+    auto = transformers.AutoModelForVideoClassification
+    model, info = auto.from_pretrained(request["folder"], output_loading_info=True)
+    clips = load_file(request["clips"])["clips"]
+    with torch.inference_mode():
+        answer = model.eval()(clips.transpose(1, 2)).logits  # (B, C, T, H, W) -> (B, T, C, H, W)
+    tensors = {f"weights.{key}": value.contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors | {"logits": answer.contiguous()}, request["file"])
+    return {key: sorted(map(str, value)) for key, value in info.items() if value}
+
+
 class Steps:
     """Forward, backward and AdamW on one drawn batch; the loop is the same for both sides."""
 
@@ -90,8 +113,8 @@ def main() -> None:
     steps = None
     for line in sys.stdin:
         request = json.loads(line)
-        if request["do"] == "logits":
-            answer = logits(request)
+        if request["do"] != "step":
+            answer = {"logits": logits, "save": save, "load": load}[request["do"]](request)
         else:
             steps = steps or Steps(side, request)
             started = time.process_time()
