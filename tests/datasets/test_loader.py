@@ -265,7 +265,7 @@ def test_build_follows_the_configuration(records: Records) -> None:
     augmentation = Space(
         input_size=32, test_resize=48, crop="random_resized", scales=(1.0,), max_distort=1, more_fix_crop=True,
         area=(0.5, 1.0), aspect=(0.75, 1.33), colorjitter=None, colorjitter_per_frame=False, random_erasing=None,
-        random_erasing_per_frame=False,
+        random_erasing_per_frame=False, randaugment=None,
     )  # fmt: skip
     data = Space(
         reader="video", template="auto", frame_base="auto", sampling="tsn", clip_len=1, frame_interval=1,
