@@ -307,6 +307,13 @@ class Data(Strict):
         "order of the training videos; class_balanced = each class equally often, whatever its number of videos",
         default="shuffled",
     )
+    num_sample: int = key(
+        "repeated augmentation: clips of each video in a batch, of the same frames, with other crops and augmentations",
+        default=1,
+        ge=1,
+        le=64,
+        why="a batch would show one video only",
+    )
     clip_len: int = key("frames taken from each segment", default=1, ge=1, le=10_000, why=FRAMES)
     frame_interval: int = key(
         "distance of these frames, in frames of the video",
