@@ -37,7 +37,7 @@ def function(name: str) -> Callable[..., nn.Module]:
     return BACKBONES[name]
 
 
-def make(name: str, options: Mapping[str, Any], *, video: bool = False) -> Any:
+def make(name: str, options: Mapping[str, Any], *, video: bool = False) -> nn.Module:
     """Build a backbone without classifier: of images, (N, 3, H, W) -> (N, feature_dim), or one of `networks.VIDEO`.
 
     Raises:

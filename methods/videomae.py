@@ -132,6 +132,7 @@ def build(
         "freeze": freeze,
     }
     network = _backbones.make(backbone, options, video=True)
+    assert isinstance(network, VisionTransformer3D)
     model = VideoMAE(
         insert_drops(network, drop_path=drop_path, attention_dropout=attention_dropout),
         num_class=num_class,

@@ -197,6 +197,7 @@ def build(
         "freeze": freeze,
     }
     network = _backbones.make(backbone, options, video=True)
+    assert isinstance(network, VisionTransformer3D)
     heads = network.heads if pooler_heads is None else pooler_heads
     model = VJEPA2(
         insert_drops(network, drop_path=drop_path, attention_dropout=attention_dropout),

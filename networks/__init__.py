@@ -15,18 +15,18 @@ from collections.abc import Callable
 
 from torch import nn
 
+from networks import vit3d
 from networks.mobilenet import mobilenetv2
 from networks.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from networks.resnet_vd import resnet18_vd, resnet34_vd, resnet50_vd, resnet101_vd
-from networks.vit3d import vit3d, vit3d_base, vit3d_giant, vit3d_huge, vit3d_large, vit3d_small
 
 VIDEO: dict[str, Callable[..., nn.Module]] = {
-    "vit3d": vit3d,
-    "vit3d_small": vit3d_small,
-    "vit3d_base": vit3d_base,
-    "vit3d_large": vit3d_large,
-    "vit3d_huge": vit3d_huge,
-    "vit3d_giant": vit3d_giant,
+    "vit3d": vit3d.vit3d,
+    "vit3d_small": vit3d.vit3d_small,
+    "vit3d_base": vit3d.vit3d_base,
+    "vit3d_large": vit3d.vit3d_large,
+    "vit3d_huge": vit3d.vit3d_huge,
+    "vit3d_giant": vit3d.vit3d_giant,
 }
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-Rotary = tuple[Tensor, Tensor]  # factors of a channel and of its neighbour, each (N, C)
+Rotary = tuple[Tensor, ...]  # factors of a channel and of its neighbour, each (N, C)
 
 
 class PatchEmbed(nn.Conv3d):
@@ -185,7 +185,7 @@ class VisionTransformer3D(nn.Module):
             Block(width, heads, round(width * mlp_ratio), qkv_bias=qkv_bias, eps=eps) for _ in range(depth)
         )
         self.norm = nn.LayerNorm(width, eps=eps) if final_norm else nn.Identity()
-        self._table: tuple[object, Any] = (None, None)
+        self._table: tuple[object, tuple[Tensor, ...]] = (None, ())
         initialise(self)
         for module in self._frozen():
             module.requires_grad_(False)
@@ -201,11 +201,10 @@ class VisionTransformer3D(nn.Module):
             clips = clips.repeat(1, 1, tubelet, 1, 1)
         x = self.patch_embed(clips)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        rotary = None
-        if self.positions == "sinusoid":
-            x = x + self._positions(x, self.patch_embed.grid(clips))
-        else:
-            rotary = self._positions(x, self.patch_embed.grid(clips))
+        tables = self._positions(x, self.patch_embed.grid(clips))
+        rotary = tables if self.positions == "rotary" else None
+        if rotary is None:
+            x = x + tables[0]
         for block in self.blocks:
             x = self._checkpointed(block, x, rotary) if self.checkpointing and x.requires_grad else block(x, rotary)
         return self.norm(x)
@@ -218,19 +217,19 @@ class VisionTransformer3D(nn.Module):
         context = contextvars.copy_context()
         return checkpoint(context.run, block, x, rotary, use_reentrant=False)  # pyright: ignore[reportReturnType]
 
-    def _positions(self, x: Tensor, grid: tuple[int, int, int]) -> Any:
-        """Return the table of a grid, of which the last is kept."""
+    def _positions(self, x: Tensor, grid: tuple[int, int, int]) -> tuple[Tensor, ...]:
+        """Return the tables of a grid: (N, D) to add, or those of `rotate`. The last are kept."""
         key = (grid, x.dtype, x.device)
         if self._table[0] == key:
             return self._table[1]
         with torch.inference_mode(False), torch.no_grad():
             if self.positions == "sinusoid":
-                table = sinusoid(math.prod(grid), self.feature_dim, x.device).to(x.dtype)
+                tables = (sinusoid(math.prod(grid), self.feature_dim, x.device).to(x.dtype),)
             else:
-                table = rotary_tables(grid, self.feature_dim // self.heads, x)
+                tables = rotary_tables(grid, self.feature_dim // self.heads, x)
         if not torch.compiler.is_compiling():
-            self._table = (key, table)
-        return table
+            self._table = (key, tables)
+        return tables
 
     def _frozen(self) -> list[nn.Module]:
         return [self.patch_embed, *self.blocks[: self.freeze]] if self.freeze else []
@@ -255,7 +254,7 @@ def sinusoid(count: int, dim: int, device: torch.device | None = None) -> Tensor
     return torch.where(channel % 2 == 0, angle.sin(), angle.cos()).float()
 
 
-def rotary_tables(grid: tuple[int, int, int], head_dim: int, like: Tensor) -> Rotary:
+def rotary_tables(grid: tuple[int, int, int], head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Return the factors of V-JEPA 2's rotary positions (Assran et al. 2025, arXiv:2506.09985, section 2.1).
 
     The channels of a head are [time, row, column, rest]: D = 2*((head_dim//3)//2) for each axis, and a rest that is not

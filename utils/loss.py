@@ -15,13 +15,16 @@ def training_loss(answer: Any, labels: Tensor, **targets: Any) -> tuple[Tensor, 
     """The loss of whatever a model answers in training: logits, or an object with `logits`, `aux` and `aux_weight`.
 
     Args:
-        answer: (B, K), or methods._output.Output: loss(logits) + aux_weight * loss(aux), as in TPN (Yang et al. 2020).
+        answer: (B, K), or methods._output.Output: loss(logits) + aux_weight * loss(aux), as in TPN (Yang et al. 2020);
+            of a probe with several heads (heads, B, K).
         labels: (B,) int64, or (B, K) with several labels per clip.
         targets: keyword arguments of `classification_loss`.
 
     Returns:
-        (scalar loss, logits (B, K)).
+        (scalar loss, logits (B, K)); of several heads the loss and the logits of each, (heads,) and (heads, B, K).
     """
+    if isinstance(answer, Tensor) and answer.dim() == 3:
+        return torch.stack([classification_loss(logits, labels, **targets) for logits in answer]), answer
     if isinstance(answer, Tensor):
         return classification_loss(answer, labels, **targets), answer
     main = classification_loss(answer.logits, labels, **targets)

@@ -89,31 +89,40 @@ def build(
         layer_decay: factor of the rate from each layer of a transformer to the one below it; see `layer_ids`.
 
     Returns:
-        The optimiser; its groups have `name`, `lr_mult` and `decay_mult`.
+        The optimiser; its groups have `name`, `lr_mult` and `decay_mult`. A model with `own_rates` (methods/probe.py)
+        gives each of its heads groups with a rate and a decay of its own.
 
     Raises:
         ValueError: nothing to train.
         UserError: layer_decay for a network without blocks.
     """
     table = ADAMW if type == "adamw" else NO_WD_BN if no_wd == "bn" else NO_WD if no_wd else POLICY if policy else PLAIN
-    members: dict[tuple[str, int, int], list[nn.Parameter]] = {}  # (group, layer, layers above it)
+    # (group, layer, layers above it, head of a probe or -1), and of each head (number, factor, decay)
+    members: dict[tuple[str, int, int, int], list[nn.Parameter]] = {}
+    heads: dict[int, tuple[int, float, float | None]] = {}
     for model in models:
         layers = layer_ids(model) if layer_decay else {}
         top = max(layers.values(), default=0)
+        own_rates = getattr(model, "own_rates", dict)()
         for parameter, kind in _kinds(model, table, fc_lr5):
             if parameter.requires_grad:
                 layer = layers.get(parameter, top)
-                members.setdefault((kind, layer, top - layer), []).append(parameter)
+                head = own_rates.get(parameter, (-1, 1.0, None))
+                heads[head[0]] = head
+                members.setdefault((kind, layer, top - layer, head[0]), []).append(parameter)
     groups = []
-    for kind, layer, above in sorted(members, key=lambda member: (list(table).index(member[0]), *member[1:])):
+    for kind, layer, above, head in sorted(members, key=lambda member: (list(table).index(member[0]), *member[1:])):
         lr_mult, decay_mult = table[kind]
-        lr_mult *= (layer_decay or 1.0) ** above
+        _, factor, own_decay = heads[head]
+        lr_mult *= factor * (layer_decay or 1.0) ** above
+        name = f"{kind}, layer {layer}" if layer_decay else kind
         groups.append(
             {
-                "params": members[kind, layer, above],
-                "name": f"{kind}, layer {layer}" if layer_decay else kind,
+                "params": members[kind, layer, above, head],
+                "name": name if head < 0 else f"{name}, head {head}",
+                "head": head,
                 "lr": lr * lr_mult,
-                "weight_decay": weight_decay * decay_mult,
+                "weight_decay": (weight_decay if own_decay is None else own_decay) * decay_mult,
                 "lr_mult": lr_mult,
                 "decay_mult": decay_mult,
             }
@@ -161,9 +170,15 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def clip(optimizer: Optimizer, max_norm: float) -> Tensor:
-    """Scale all gradients so that their common 2-norm is at most max_norm; returns the norm before, on the device."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return nn.utils.clip_grad_norm_(parameters, max_norm)
+    """Scale all gradients so that their common 2-norm is at most max_norm, those of each head of a probe on their own.
+
+    Returns:
+        The norm before, on the device; of several heads the largest.
+    """
+    parts: dict[int, list[nn.Parameter]] = {}
+    for group in optimizer.param_groups:
+        parts.setdefault(group.get("head", -1), []).extend(group["params"])
+    return torch.stack([nn.utils.clip_grad_norm_(parameters, max_norm) for parameters in parts.values()]).max()
 
 
 def apply(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float | None = None) -> None:

@@ -79,6 +79,14 @@ ISSUES: dict[str, dict[str, str]] = {
         "gpu_step": "training.step",
     },
     "07": {name: f"reliability.{name}" for name in CLAIMS},
+    "10": {
+        "vit_sizes": "methods.vit",
+        "vit_logits": "methods.vit",
+        "vit_published": "methods.vit",
+        "vit_cpu": "methods.vit",
+        "vit_memory": "methods.vit",
+        "probe_heads": "methods.probe_heads",
+    },
 }
 
 

@@ -104,7 +104,7 @@ def test_gradients_lie_in_memory_as_the_weights_do(method: str) -> None:
     net = methods.build(type=method, backbone=network, num_class=K, num_segments=T)
     net = place(net, torch.device("cpu"), "fp32")
     other = set()
-    for name, parameter in net.named_parameters():
+    for name, parameter in ((name, own) for name, own in net.named_parameters() if own.requires_grad):
         # At the hook: what autograd keeps in `grad` has been put in order by then.
         parameter.register_hook(
             lambda grad, name=name, strides=parameter.stride(): other.add(name) if grad.stride() != strides else None

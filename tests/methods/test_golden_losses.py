@@ -30,6 +30,7 @@ CASES = {
     "tpn-tsm-resnet18": {"type": "tpn", "backbone": "resnet18", "base": "tsm"},
     "pptsn-resnet18": {"type": "pptsn", "backbone": "resnet18"},
     "pptsm-resnet18": {"type": "pptsm", "backbone": "resnet18"},
+    "probe-vit3d": {"type": "probe", "backbone": "vit3d", "width": 48, "depth": 1, "init_scale": 20.0},
     "videomae-vit3d": {"type": "videomae", "backbone": "vit3d", "width": 48, "depth": 3, "init_scale": 20.0},
     "vjepa2-vit3d": {"type": "vjepa2", "backbone": "vit3d", "width": 48, "depth": 2, "init_scale": 20.0},
 }

@@ -55,6 +55,39 @@ def evaluate(
     Returns:
         What `metrics.Tally.metrics` returns; None when a signal stopped it.
     """
+    found = evaluate_heads(
+        net,
+        videos,
+        heads=0,
+        world=world,
+        num_class=num_class,
+        normalise=normalise,
+        autocast=autocast,
+        clips_per_forward=clips_per_forward,
+        average=average,
+        keep=keep,
+        stop=stop,
+        earlier=earlier,
+    )
+    return found[0] if found else None
+
+
+def evaluate_heads(
+    net: torch.nn.Module,
+    videos: EvalLoader,
+    *,
+    heads: int,
+    world: World,
+    num_class: int,
+    normalise: Callable[[torch.Tensor], torch.Tensor],
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+    clips_per_forward: int | None = 32,
+    average: str = "prob",
+    keep: Callable[[VideoItem, torch.Tensor | None], None] | None = None,
+    stop: StopFlag | None = None,
+    earlier: Iterable[tuple[int, torch.Tensor | None]] = (),
+) -> list[dict[str, float]] | None:
+    """Do what `evaluate` does for a network that answers (N, heads, K); heads = 0: (N, K). Return a result a head."""
 
     def forward(clips: torch.Tensor) -> torch.Tensor:
         with autocast():
@@ -62,9 +95,17 @@ def evaluate(
 
     net.eval()
     records = videos.records
-    tally = metrics.Tally(records.labels, num_class, targets=records.targets, device=world.device, average=average)
+    tallies = [
+        metrics.Tally(records.labels, num_class, targets=records.targets, device=world.device, average=average)
+        for _ in range(max(heads, 1))
+    ]
+
+    def add(sample: int, logits: torch.Tensor | None) -> None:
+        for head, tally in enumerate(tallies):
+            tally.add(sample, logits[:, head] if heads and logits is not None else logits)
+
     for sample, logits in earlier:
-        tally.add(sample, logits)
+        add(sample, logits)
     views = videos.spec.views
     runner = chunks.Chunks(forward, world.device, size=clips_per_forward, net=net)
     full = max(1, runner.group // views) * views  # of a round; the last one may have fewer
@@ -73,16 +114,17 @@ def evaluate(
             cuts = [(cut, views) for _, cut in items if cut is not None]
             scores = iter(runner.run(*chunks.joined(cuts), full).split(views) if cuts else ())
             for item, cut in items:
-                own = next(scores) if cut is not None else None  # (V, K)
-                tally.add(item.sample, own)
+                own = next(scores) if cut is not None else None  # (V, K) or (V, heads, K)
+                add(item.sample, own)
                 if keep is not None:
                     keep(item, own)
             if stop is not None:
                 stop.ask(videos.trouble)
                 if world.any(stop.received):
                     return None
-        world.sum_(tally.counts)
-    return tally.metrics()
+        for tally in tallies:
+            world.sum_(tally.counts)
+    return [tally.metrics() for tally in tallies]
 
 
 def of_config(cfg: Config, world: World) -> dict[str, Any]:

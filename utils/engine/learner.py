@@ -15,7 +15,7 @@ from torch import nn
 
 import methods
 from utils import checkpoint, dist, draws, files, mixup, optim, pace, sync_bn, transforms
-from utils.engine import distill
+from utils.engine import distill, probes
 from utils.engine.ema import Ema
 from utils.engine.network import autocast, compiled, dtype_of, model_arguments, optimizer_of, place
 from utils.faults import AgreedError, UserError
@@ -115,8 +115,11 @@ class Learner:
         return len(batch.shards) / self.shards.total
 
     def backward(self, loss: torch.Tensor, share: float) -> None:
-        """Add the gradients of a micro-batch. The ranks' gradients are averaged, and their sum is meant."""
-        self.scaler.scale(loss * (share * self.world.size)).backward()
+        """Add the gradients of a micro-batch. The ranks' gradients are averaged, and their sum is meant.
+
+        The losses of several heads are summed: they share no parameter, so each head has the gradients of its own.
+        """
+        self.scaler.scale(loss.sum() * (share * self.world.size)).backward()
 
     def update(self, step: int) -> None:
         """Step the optimiser, then the running statistics and the average of the weights. Collective."""
@@ -136,7 +139,7 @@ class Learner:
         """
         bad = torch.zeros(self.shards.total, dtype=torch.float64, device=self.world.device)
         for shards, value in losses.items():
-            bad[list(shards)] = float(not math.isfinite(value.item()))
+            bad[list(shards)] = float(not all(map(math.isfinite, value.reshape(-1).tolist())))
         self.world.sum_(bad)
         positions = [p for shard in bad.nonzero().flatten().tolist() for p in self.shards.positions(step, shard)]
         names = ", ".join(self.path_at(position) for position in positions[:_NAMED])
@@ -169,6 +172,7 @@ def build(
     torch.backends.cudnn.benchmark = not cfg.deterministic  # clips have one size: the fastest kernel is looked for once
 
     net = methods.build(**model_arguments(cfg, pretrained=False if saved else cfg.model.pretrained))
+    probes.check(net, precision=cfg.precision, distills=cfg.distill.teacher is not None)
     net = place(net, world.device, cfg.precision)
     second = _second(cfg, world, saved)
     trained = distill.Pair(net, second.peer) if second and second.peer else net  # what the optimiser works on

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from utils.run_dir import RunDir
 
 OF_A_STEP = ("loss", "prec1", "prec5")  # the meters that a checkpoint keeps
+SHARED = {*OF_A_STEP, "non_finite", "stop", "save"}  # numbers of every step; others are those of single heads
 
 
 class Monitor:
@@ -52,6 +53,7 @@ class Monitor:
         )
         self._meters = {name: Meter(cfg.print_freq, state.window.get(name, ())) for name in OF_A_STEP}
         self._meters |= {name: Meter(cfg.print_freq) for name in ("time", "data")}
+        self._of_heads: dict[str, Meter] = {}  # curves
         self._clock, self._waited = time.monotonic(), 0.0
 
     @property
@@ -79,7 +81,11 @@ class Monitor:
         for name in OF_A_STEP:
             if not math.isnan(numbers[name]):  # the accuracy of a step of which no clip could be read
                 self._meters[name].add(numbers[name])
-        self.state.window = {name: meter.state() for name, meter in self._meters.items()}
+        for name in numbers.keys() - SHARED:  # of a probe with several heads
+            window = Meter(self.learner.cfg.print_freq, self.state.window.get(name, ()))
+            self._of_heads.setdefault(name, window).add(numbers[name])
+        meters = self._meters | self._of_heads
+        self.state.window = {name: meter.state() for name, meter in meters.items()}
 
         self.note(loader)
         self.end_epoch(is_last=self.state.step == last)
@@ -90,6 +96,8 @@ class Monitor:
         self.folder.look()
         step, meters = self.state.step, self._meters
         self.log.training(step, last, meters, lr=lr, clips=self.learner.shards.global_batch)
+        if self._of_heads:
+            self.log.scalars(step, {name: self._of_heads[name].average for name in sorted(self._of_heads)})
         for rank, text in self.learner.pace.report(data=meters["data"].average, step=meters["time"].average):
             self.log.line(text if rank is None else f"{self.watch.who(rank)} is the slowest: {text}")
         loader.traffic.write(self.log, step)

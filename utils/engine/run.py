@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from datasets.loading import eval as eval_loader
 from datasets.loading import loader
 from utils import checkpoint, faults, ledger, lr_schedule, optim
-from utils.engine import precise_bn
-from utils.engine.evaluate import evaluate, of_config
+from utils.engine import precise_bn, probes
+from utils.engine.evaluate import evaluate_heads, of_config
 from utils.faults import UserError
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Run:
         self.folder.look()
         self.state.validated_step = self.state.step
         self.log.validation(self.state.step, result)
-        reached = result.get("mean_average_precision", result["top1"])
+        reached = probes.criterion(result)
         if reached > self.state.best_prec1:
             self.state.best_prec1 = reached
             self.save(checkpoint.BEST)
@@ -169,14 +169,21 @@ class Run:
                 loader.build(self.cfg, "val", self.world, records=self.val_records) as videos,
                 watch.during("validation", None, videos.being_read),
             ):
-                result = evaluate(
-                    net,
-                    videos,
-                    **of_config(self.cfg, self.world),
-                    clips_per_forward=self.cfg.batch_size,
-                    keep=watch.passing(),
-                    stop=self.stop,
-                )
+                heads = probes.count(net)
+                with probes.all_heads(net):
+                    results = evaluate_heads(
+                        net,
+                        videos,
+                        heads=heads,
+                        **of_config(self.cfg, self.world),
+                        clips_per_forward=self.cfg.batch_size,
+                        keep=watch.passing(),
+                        stop=self.stop,
+                    )
+                result = results[probes.best_of(results)] if results else None
+                if results and heads:
+                    probes.choose(results, net, self.learner.net)
+                    probes.write(results, net, self.log, self.state.step)
                 if result is not None and not self._has_validated:  # a wrong root or reader, not some bad files
                     if eval_loader.read_nothing(result):
                         raise eval_loader.none_readable(videos)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from utils.dist import Pending, World
     from utils.mixup import Mix
 
-NAMES = ("loss", "prec1", "prec5", "counted", "non_finite", "stop", "save")
+NAMES = ("loss", "prec1", "prec5")  # of each head
+SHARED = ("counted", "non_finite", "stop", "save")
 
 
 class StepTotals:
@@ -31,7 +32,7 @@ class StepTotals:
     def __init__(self, world: World, *, stop: bool, save: bool) -> None:
         self.world, self._stop, self._save = world, stop, save
         self.losses: dict[tuple[int, ...], torch.Tensor] = {}
-        self._sums = torch.zeros(len(NAMES), dtype=torch.float64, device=world.device)
+        self._sums: torch.Tensor | None = None  # NAMES of the first head, of the second ..., then SHARED
         self._pending: Pending | None = None
 
     @torch.no_grad()
@@ -50,21 +51,27 @@ class StepTotals:
 
         Args:
             batch: for its shards and weights (B,).
-            loss: its mean loss.
-            logits: (B, K).
+            loss: its mean loss; of a probe with several heads (heads,).
+            logits: (B, K), or (heads, B, K).
             labels: (B,) or (B, K), as they were trained on.
             mix: how neighbouring clips were mixed.
             share: of the micro-batch in the global batch.
             is_last: True for the last micro-batch of this rank.
         """
         self.losses[batch.shards] = loss = loss.detach()
-        right = metrics.mixed_accuracy(logits, labels, mix.lam, ks=(1, 5), weights=batch.weights)  # per cent
         counted = batch.weights.double().sum()  # clips that could be read
-        self._sums[:4] += torch.stack([share * loss.double(), *(counted * right.double()), counted])
+        parts = []
+        for value, scores in zip(loss.reshape(-1), logits if logits.dim() == 3 else [logits], strict=True):
+            right = metrics.mixed_accuracy(scores, labels, mix.lam, ks=(1, 5), weights=batch.weights)  # per cent
+            parts += [share * value.double(), *(counted * right.double())]
+        added = torch.stack([*parts, counted])
+        if self._sums is None:
+            self._sums = torch.zeros(len(added) + len(SHARED) - 1, dtype=torch.float64, device=self.world.device)
+        self._sums[: len(added)] += added
         if is_last:
-            self._sums[4] = ~torch.isfinite(self._sums[0])
-            self._sums[5].fill_(self._stop)  # a number becomes an argument of the kernel, a tensor would be copied
-            self._sums[6].fill_(self._save)
+            self._sums[-3] = ~torch.isfinite(self._sums[: len(parts) : len(NAMES)]).all()
+            self._sums[-2].fill_(self._stop)  # a number becomes an argument of the kernel, a tensor would be copied
+            self._sums[-1].fill_(self._save)
             self._pending = self.world.sum_async(self._sums)
 
     def read(self) -> dict[str, float]:
@@ -72,9 +79,16 @@ class StepTotals:
 
         Returns:
             loss of the global batch, prec1 and prec5 (per cent) of its clips that could be read (nan: none could);
-            non_finite, stop, save: the number of ranks for which it is true.
+            non_finite, stop, save: the number of ranks for which it is true. With several heads these are the first
+            head's, and `loss_train/head03` and so on those of each.
         """
         assert self._pending is not None, "a rank has at least one micro-batch"
-        numbers: dict[str, float] = dict(zip(NAMES, self._pending.read().tolist(), strict=True))
+        values = self._pending.read().tolist()
+        numbers: dict[str, float] = dict(zip(SHARED, values[-len(SHARED) :], strict=True))
         counted = numbers.pop("counted") or math.nan
-        return numbers | {name: numbers[name] / counted for name in ("prec1", "prec5")}
+        columns = (values[place : -len(SHARED) : len(NAMES)] for place in range(len(NAMES)))
+        heads = [(loss, prec1 / counted, prec5 / counted) for loss, prec1, prec5 in zip(*columns, strict=True)]
+        numbers |= dict(zip(NAMES, heads[0], strict=True))
+        for number, (loss, prec1, _) in enumerate(heads if len(heads) > 1 else ()):
+            numbers |= {f"loss_train/head{number:02}": loss, f"acc1_train/head{number:02}": prec1}
+        return numbers
