@@ -295,7 +295,7 @@ class Data(Strict):
     class_names: PathText | None = key(
         "file with the class names; default: classInd.txt beside the training list", default=None, free=True
     )
-    sampling: Literal["tsn", "tsm_dense", "mm0", "mm1", "pysf", "pp", "pp_tsm", "seed004"] = key(
+    sampling: Literal["tsn", "tsm_dense", "mm0", "mm1", "pysf", "pp", "pp_tsm", "videomae", "vjepa2", "seed004"] = key(
         "whose rule picks the frames of a clip (docs/decisions.md lists them)", default="seed004"
     )
     list_layout: Literal["auto", "path_labels", "path_frames_labels"] = key(
