@@ -44,6 +44,10 @@ WANTED = {
     "kinetics400_exps/pptsm_.*dense": 2,
     "sthv1_exps/(tsn|tsm|tpn)_": 5,
     "sthv2_exps/(tsn|tsm|tpn)_": 6,
+    "kinetics400_exps/videomae_": 4,
+    "kinetics400_exps/probe_": 1,
+    "sthv2_exps/videomae_": 2,
+    "sthv2_exps/probe_": 1,
     "ucf101_exps/": 6,
     "hmdb51_exps/": 4,
 }
@@ -165,6 +169,12 @@ def small(exp: Path, data: Path) -> list[str]:
         "train_source": data / "lists/train.txt",
         "val_source": data / "lists/val.txt",
     }
+    if cfg.model.backbone.startswith("vit3d_"):  # two blocks of width 24, and pairs of two videos
+        sets |= {"model.backbone": "vit3d", "batch_size": 4, "reference_batch": 4}
+        sets |= {f"model.kwargs.{name}": value for name, value in (("width", 24), ("depth", 2), ("mlp_ratio", 2.0))}
+        sets |= {"model.kwargs.heads": 2} | (
+            {"model.kwargs.pooler_heads": 2} if "pooler_heads" in cfg.model.kwargs else {}
+        )
     if cfg.model.kwargs.get("fast_backbone"):
         sets["model.kwargs.fast_backbone"] = "resnet18"
     if cfg.data.flip_labels:

@@ -28,6 +28,7 @@ FAMILIES: dict[str, dict[int, str]] = {
     "psf": {1: "centre_psf", 3: "three_psf", 10: "ten"},
     "mm": {1: "centre", 3: "three_mm", 10: "ten"},
     "tsm": {1: "centre_tsm", 3: "three_tsm", 10: "ten"},
+    "vjepa2": {1: "centre", 3: "three_vjepa2", 10: "ten"},
 }
 _WORDS = {"centre": (1, 1), "center": (1, 1), "3crop": (1, 3), "10crop": (1, 10)}
 _LARGEST = 100_000  # of views, frames and pixels in a file
@@ -221,6 +222,21 @@ def _pptsn_tencrop(cfg: Config) -> Protocol:
     return Protocol(EvalSpec(sampling, 1, "ten", 256, 224, "tsm"), "logit", "plain")
 
 
+def _videomae(clips: int) -> Callable[[Config], Protocol]:
+    """VideoMAE (Tong et al. 2022, kinetics.py and ssv2.py): three crops of 224 along the long side."""
+    return lambda cfg: Protocol(EvalSpec(sampling_of(cfg), clips, "three", 224, 224, "tsm"))
+
+
+def _vjepa2(clips: int) -> Callable[[Config], Protocol]:
+    """V-JEPA 2 (Assran et al. 2025, configs/eval): three crops of the training size along the long side."""
+
+    def protocol(cfg: Config) -> Protocol:
+        side = cfg.augmentation.input_size
+        return Protocol(EvalSpec(sampling_of(cfg), clips, "three_vjepa2", side, side, "tsm"), family="vjepa2")
+
+    return protocol
+
+
 #: --protocol -> what it means for an experiment. Sources: each tool's published test settings.
 PRESETS: dict[str, Callable[[Config], Protocol]] = {
     "tsn-25x10": _tsn_25x10,
@@ -229,6 +245,10 @@ PRESETS: dict[str, Callable[[Config], Protocol]] = {
     "k400-10x3": _k400_10x3,
     "pptsn-tencrop": _pptsn_tencrop,
     "sth-2x3": _sth_2x3,
+    "videomae-5x3": _videomae(5),
+    "videomae-2x3": _videomae(2),
+    "vjepa2-8x3": _vjepa2(8),
+    "vjepa2-2x3": _vjepa2(2),
 }
 
 

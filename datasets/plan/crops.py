@@ -104,6 +104,13 @@ def tsm_fullres(w: int, h: int, crop: int) -> list[Box]:
     return [_at(at, 2 * y, crop, crop) for at in (0, 4 * x, 2 * x)]
 
 
+def vjepa2_uniform(w: int, h: int, crop: int) -> list[Box]:
+    """EvalVideoTransform of V-JEPA 2: start, middle, end of the long side; an odd margin leaves the last pixel out."""
+    _check(w, h, crop)
+    x, y = (w - crop) // 2, (h - crop) // 2
+    return [_at(x, at, crop, crop) if h > w else _at(at, y, crop, crop) for at in (0, max(x, y), 2 * max(x, y))]
+
+
 # ------------------------------------------------------------------------------------------------------------- training
 
 

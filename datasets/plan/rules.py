@@ -239,6 +239,49 @@ def pysf_test(
     return np.stack([_pysf_clip(start, size, count, n) for start in starts])
 
 
+# ------------------------------------------------------------------------------------------- VideoMAE and V-JEPA 2
+
+
+def _spread(start: int, size: int, count: int) -> Ints:
+    """`count` frames from the first to the last of a window, or from the first on where count is 1."""
+    return np.clip(np.linspace(start, start + size, count), start, start + size - 1).astype(np.int64)
+
+
+def _held(room: int, count: int, rate: int) -> Ints:
+    """A window that is longer than its `room` frames: every rate-th frame, then the last one over and over."""
+    points = np.linspace(0, room, room // rate)[:count]
+    points = np.concatenate((points, np.full(count - len(points), room)))
+    return np.clip(points, 0, max(room - 1, 0)).astype(np.int64)
+
+
+def videomae_train(n: int, count: int, rate: int, u: float) -> Ints:
+    """VideoMAE's dense sampling, training (kinetics.py, `loadvideo_decord`): (count,) over count * rate frames."""
+    size = count * rate
+    return _held(n, count, rate) if n <= size else _spread(int(_pick(np.array(u), 0, n - size - 1)), size, count)
+
+
+def videomae_test(n: int, count: int, rate: int, *, views: int) -> Ints:
+    """VideoMAE's dense sampling, test: (views, count), windows of every rate-th frame, spread evenly to the end."""
+    frames = np.arange(0, n, rate)
+    frames = np.concatenate((frames, np.full(max(count - len(frames), 0), frames[-1])))
+    step = (len(frames) - count) / max(views - 1, 1)
+    return np.stack([frames[int(view * step) :][:count] for view in range(views)])
+
+
+def vjepa2(n: int, count: int, rate: int, u: Floats) -> Ints:
+    """V-JEPA 2 (src/datasets/video_dataset.py, overlap allowed): (clips, count), a window in each of so many parts.
+
+    Parts shorter than a window give evenly spread windows of the whole video, which overlap.
+    """
+    size, clips = count * rate, len(u)
+    part = n // clips
+    if part > size:
+        starts = _pick(u, np.arange(clips) * part, part - size - 1)
+        return np.stack([_spread(int(start), size, count) for start in starts])
+    step = (n - size) // (clips - 1) if n > size and clips > 1 else 0
+    return _held(min(size, n) - 1, count, rate) + step * np.arange(clips)[:, None]
+
+
 # ---------------------------------------------------------------------------------------------------------- PaddleVideo
 
 

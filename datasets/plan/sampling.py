@@ -1,7 +1,8 @@
 """Which frames make a clip: the presets that a configuration names, over the formulas of `rules.py`.
 
-A clip has T = num_segments * clip_len frames. Where a tool validates on a random clip (`tsm_dense`, `pysf`), one test
-clip is the middle one of those it could draw, so that a validation gives the same numbers each time.
+A clip has T = num_segments * clip_len frames. Where a tool validates on a random clip (`tsm_dense`, `pysf`, `videomae`,
+`vjepa2`), one test clip is the middle one of those it could draw, so that a validation gives the same numbers each
+time.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from datasets.plan import rules
 from datasets.plan.rules import Floats, Ints
@@ -136,6 +139,12 @@ def _pysf_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
     return rules.pysf_test(n, s.frames_per_clip, s.frame_interval, fps, views=clips)
 
 
+def _videomae_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
+    if clips == 1:
+        return rules.videomae_train(n, s.frames_per_clip, s.frame_interval, 0.5)
+    return rules.videomae_test(n, s.frames_per_clip, s.frame_interval, views=clips)
+
+
 def _at_most(clips: int | None) -> Callable[[Sampling], int | None]:
     return lambda s: clips
 
@@ -188,6 +197,20 @@ _PRESETS: dict[str, _Preset] = {
         lambda s, n, fps, u: rules.pp_tsm_train(n, s.num_segments, u) % n,
         lambda s, n, fps, clips: rules.pp_tsm_valid(n, s.num_segments) % n,
         _at_most(1),
+    ),
+    "videomae": _Preset(
+        lambda s, n, fps, u: rules.videomae_train(n, s.frames_per_clip, s.frame_interval, float(u[0])),
+        _videomae_test,
+        _at_most(None),
+        _ALL,
+        per_segment=False,
+    ),
+    "vjepa2": _Preset(
+        lambda s, n, fps, u: rules.vjepa2(n, s.frames_per_clip, s.frame_interval, u),
+        lambda s, n, fps, clips: rules.vjepa2(n, s.frames_per_clip, s.frame_interval, np.full(clips, 0.5)),
+        _at_most(None),
+        _ALL,
+        per_segment=False,
     ),
     "seed004": _Preset(
         lambda s, n, fps, u: rules.seed004_train(n, s.num_segments, u),

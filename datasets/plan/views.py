@@ -53,7 +53,7 @@ def _three(w: int, h: int, crop: int) -> list[Box]:
 
 
 #: Views in space of each clip. Plain names are ours, the others keep a tool's order and rounding: PySlowFast (psf),
-#: MMAction2 (mm), the TSM repository (tsm). `ten` is the same in TSN, TSM, MMAction2 and PaddleVideo.
+#: MMAction2 (mm), the TSM repository (tsm), V-JEPA 2. `ten` is the same in TSN, TSM, MMAction2 and PaddleVideo.
 EVAL_CROPS: dict[str, CropRule] = {
     "centre": CropRule(lambda w, h, crop: [crops.mma_center(w, h, crop)], ("centre",)),
     "centre_psf": CropRule(lambda w, h, crop: crops.psf_uniform(w, h, crop)[1:2], ("centre",)),
@@ -62,6 +62,7 @@ EVAL_CROPS: dict[str, CropRule] = {
     "three_psf": CropRule(crops.psf_uniform, _LEFT_CENTRE_RIGHT),
     "three_mm": CropRule(crops.mma_three, ("left or top", "right or bottom", "centre"), whole_side=True),
     "three_tsm": CropRule(crops.tsm_fullres, ("left", "right", "centre")),
+    "three_vjepa2": CropRule(crops.vjepa2_uniform, _LEFT_CENTRE_RIGHT),
     "ten": CropRule(crops.five_places, _FIVE, mirrored=True),
 }
 

@@ -30,6 +30,8 @@ def test_without_options_it_is_what_training_validates_with() -> None:
     assert choose(config(val_dense=True)).spec.crops == "ten"
 
 
+VIDEOMAE, VJEPA2 = config("videomae", 1, 16, 4), config("vjepa2", 1, 16, 4)
+VJEPA2.augmentation.input_size = 256
 PUBLISHED = {
     # name: (config, sampling, clips, crops, scale, crop, rounding, average)
     "tsn-25x10": (config("mm0", 3), Sampling("tsn", 25), 1, "ten", 256, 224, "tsm", "logit"),
@@ -38,6 +40,10 @@ PUBLISHED = {
     "k400-10x3": (config("pysf", 1, 8, 8), Sampling("pysf", 1, 8, 8), 10, "three_psf", 256, 256, "psf", "prob"),
     "pptsn-tencrop": (config("pp", 3), Sampling("pp", 3), 1, "ten", 256, 224, "tsm", "logit"),
     "sth-2x3": (config("seed004"), Sampling("tsn", 8), 2, "three_tsm", 256, 256, "tsm", "logit"),
+    "videomae-5x3": (VIDEOMAE, Sampling("videomae", 1, 16, 4), 5, "three", 224, 224, "tsm", "prob"),
+    "videomae-2x3": (config("tsn", 16), Sampling("tsn", 16), 2, "three", 224, 224, "tsm", "prob"),
+    "vjepa2-8x3": (VJEPA2, Sampling("vjepa2", 1, 16, 4), 8, "three_vjepa2", 256, 256, "tsm", "prob"),
+    "vjepa2-2x3": (VJEPA2, Sampling("vjepa2", 1, 16, 4), 2, "three_vjepa2", 256, 256, "tsm", "prob"),
 }
 
 

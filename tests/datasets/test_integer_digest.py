@@ -19,10 +19,13 @@ from datasets.plan import train as plan
 from datasets.plan.facts import Facts
 from datasets.plan.sampling import Sampling
 from tests.datasets.specs import train_spec
+from utils import mixup
 
 DIGESTS = Path(__file__).resolve().parents[1] / "data" / "integer_digests.json"
 VIDEOS = [Facts(n, h, w, fps) for n, (h, w), fps in itertools.product((1, 7, 16, 300), ((64, 64), (240, 427)), (25.0,))]
 POSITIONS = (0, 1, 47, 10_000_019)
+TRANSFORMERS = ("videomae", "vjepa2")  # newer than the digests of the others
+CONVOLUTIONAL = tuple(preset for preset in sampling.PRESETS if preset not in TRANSFORMERS)
 SAMPLINGS = {
     "num_segments": {"num_segments": 8},
     "clip": {"num_segments": 1, "clip_len": 8, "frame_interval": 4},
@@ -46,10 +49,10 @@ class Digest:
                 self.sha.update(f"{array.shape}".encode() + array.astype("<i8").tobytes())
 
 
-def samplings() -> list[Sampling]:
-    """Return every preset with both kinds of numbers, where it takes them."""
+def samplings(*, presets: tuple[str, ...] = CONVOLUTIONAL) -> list[Sampling]:
+    """Return presets with both kinds of numbers, where they take them."""
     made = []
-    for preset, numbers in itertools.product(sampling.PRESETS, SAMPLINGS.values()):
+    for preset, numbers in itertools.product(presets, SAMPLINGS.values()):
         try:
             made.append(Sampling(preset, **numbers))
         except sampling.UserError:
@@ -92,7 +95,8 @@ def training_plans() -> str:
 def evaluation_plans() -> str:
     """Digest frames, boxes and flips of all views."""
     digest = Digest()
-    for rule, crops, clips in itertools.product(samplings(), views.EVAL_CROPS, (1, 3)):
+    known = [crops for crops in views.EVAL_CROPS if crops != "three_vjepa2"]  # newer than this digest
+    for rule, crops, clips in itertools.product(samplings(), known, (1, 3)):
         try:
             spec = views.EvalSpec(
                 rule, clips, crops, scale=64, crop_size=64 if views.EVAL_CROPS[crops].whole_side else 56
@@ -105,9 +109,38 @@ def evaluation_plans() -> str:
     return digest.sha.hexdigest()
 
 
+def recipe_plans() -> str:
+    """Digest what video transformers add: views of a turn, operations of RandAugment, boxes of noise and of CutMix."""
+    digest = Digest()
+    spec = train_spec(
+        Sampling("pysf", 1, 4, 4),
+        56,
+        "random_resized",
+        randaugment="rand-m7-n4-mstd0.5-inc1",
+        random_erasing=(0.25, 0.02, 0.333, 0.3),
+        random_erasing_mode="pixel",
+    )
+    for position in (*range(40), 10_000_019):
+        turn, view = order.turn_of(position, 8, 2)
+        made = plan.resolve(
+            plan.draw(3, turn // 23, position, spec, frames_of=position - 4 * view), VIDEOS[-1], spec, 5
+        )
+        digest.add([turn, view], made.frames, made.box, made.ops["randaugment"][..., 0].astype(int))
+        digest.add(made.ops["random_erasing"])
+    for rule, facts, seed in itertools.product(samplings(presets=TRANSFORMERS), VIDEOS, (0, 1)):
+        drawn = order.uniforms(seed, 0, 7, plan.TEMPORAL, sampling.uniforms_needed(rule))
+        digest.add(sampling.train_frames(rule, facts.frames, facts.fps, drawn))
+        digest.add(*(sampling.test_frames(rule, facts.frames, facts.fps, clips) for clips in (1, 2, 5)))
+    digest.add(*(views.EVAL_CROPS["three_vjepa2"].boxes(w, h, 56) for w, h in ((99, 56), (56, 100), (56, 56))))
+    for step in range(40):
+        mix = mixup.draw(3, step, mix_up=0.8, cutmix=1.0, switch=0.5, side=56)
+        digest.add(mix.box or (0, 0, 0, 0))
+    return digest.sha.hexdigest()
+
+
 def digests() -> dict[str, str]:
     """Return all digests by name."""
-    return {function.__name__: function() for function in (orders, training_plans, evaluation_plans)}
+    return {function.__name__: function() for function in (orders, training_plans, evaluation_plans, recipe_plans)}
 
 
 def test_integers_are_those_of_the_file() -> None:

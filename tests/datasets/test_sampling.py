@@ -153,6 +153,10 @@ SETTINGS = [
     Sampling("mm1", 1, 8, 8),
     Sampling("pysf", 1, 8, 8),
     Sampling("pysf", 1, 1, 1),
+    Sampling("videomae", 1, 16, 4),
+    Sampling("videomae", 1, 2, 1),
+    Sampling("vjepa2", 1, 16, 4),
+    Sampling("vjepa2", 1, 2, 3),
     Sampling("pp", 7),
     Sampling("pp_tsm", 8),
     Sampling("seed004", 3),
@@ -200,7 +204,34 @@ def test_any_draw_stays_in_range(s: Sampling, n: int, fps: float, seed: int) -> 
         assert frames.max() < n
 
 
+def test_videomae_dense_clips() -> None:
+    """By hand from kinetics.py: 64 of 100 frames; 16 x 4 of 100; 3 of every 4th frame of a short video."""
+    # The last start that can be drawn is 35 (numpy.random.randint leaves its end out), linspace includes frame 64.
+    first, last = (rules.videomae_train(100, 16, 4, u) for u in (0.0, BELOW_ONE))
+    assert first.tolist() == [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]
+    assert last.tolist() == [35 + frame for frame in first.tolist()]
+    assert rules.videomae_train(10, 4, 4, 0.3).tolist() == [0, 9, 9, 9]  # linspace(0, 10, 2), then the last frame
+    assert rules.videomae_train(3, 4, 4, 0.3).tolist() == [2, 2, 2, 2]  # no 4th frame at all: the last one
+    clips = rules.videomae_test(300, 16, 4, views=5)  # 75 frames, windows of 16 from 0, 14.75, 29.5, 44.25 and 59
+    assert [clip[0] for clip in clips] == [0, 56, 116, 176, 236]
+    assert clips[4].tolist() == list(range(236, 300, 4))
+    assert rules.videomae_test(9, 4, 4, views=2).tolist() == [[0, 4, 8, 8]] * 2
+
+
+def test_vjepa2_clips() -> None:
+    """By hand from video_dataset.py: windows in the halves of a long video, overlapping ones in a short one."""
+    long = rules.vjepa2(200, 16, 4, np.array([0.0, BELOW_ONE]))
+    assert long[0].tolist() == [0, 4, 8, 12, 17, 21, 25, 29, 34, 38, 42, 46, 51, 55, 59, 63]
+    assert long[1].tolist() == [100 + 35 + frame for frame in long[0].tolist()]
+    short = rules.vjepa2(80, 16, 4, np.full(2, 0.5))  # parts of 40: linspace(0, 63, 15), frame 62, then 16 later
+    assert short[0].tolist() == [0, 4, 9, 13, 18, 22, 27, 31, 36, 40, 45, 49, 54, 58, 62, 62]
+    assert (short[1] - short[0]).tolist() == [16] * 16
+    assert rules.vjepa2(1, 4, 4, np.full(2, 0.5)).tolist() == [[0] * 4] * 2
+
+
 def test_one_dense_clip_is_the_middle_one() -> None:
+    assert test_frames(Sampling("videomae", 1, 16, 4), 164, 30.0)[0, 0] == 50
+    assert test_frames(Sampling("vjepa2", 1, 16, 4), 164, 30.0)[0, 0] == 50
     assert test_frames(Sampling("tsm_dense", 8), 100, 30.0)[0, 0] == 18
     assert test_frames(Sampling("pysf", 1, 8, 8), 164, 30.0)[0, 0] == 50
 
