@@ -9,7 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from tests.ranks import ROOT
 from tests.recipe import words
 from tests.test_elastic import run
 from tests.test_train import RANKED, stopping
+from utils.faults import UserError
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +75,24 @@ def test_a_kill_changes_no_bit(point: str, calm: Path, tmp_path: Path, motion_vi
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     assert main.train(exp, overrides=overrides) == 0
     assert fingerprint(exp) == fingerprint(calm)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda kept: kept.pop("exp_avg_sq"), "no exp_avg_sq in it"),
+        (lambda kept: kept.update(exp_avg=torch.zeros(7)), r"values of another shape, \(7,\)"),
+    ],
+)
+def test_a_state_without_averages_is_refused(
+    damage: Callable[[dict[str, Any]], object], says: str, calm: Path, tmp_path: Path, motion_videos: Path
+) -> None:
+    exp = make(tmp_path / "damaged", motion_videos)
+    state = torch.load(calm / "ckpt.pth.tar", weights_only=True)
+    damage(state["optimizer"]["state"][3])
+    torch.save(state, exp / "ckpt.pth.tar")
+    with pytest.raises(UserError, match=f"state is of another model or recipe \\({says}"):
+        main.train(exp, overrides=[*words(), f"common.val_source={calm / 'few.txt'}"])
 
 
 def test_four_ranks_then_two_train_on_the_same_clips(tmp_path: Path, motion_videos: Path) -> None:

@@ -269,7 +269,7 @@ def videomae_test(n: int, count: int, rate: int, *, views: int) -> Ints:
 
 
 def vjepa2(n: int, count: int, rate: int, u: Floats) -> Ints:
-    """V-JEPA 2 (src/datasets/video_dataset.py, overlap allowed): (clips, count), a window in each of so many parts.
+    """V-JEPA 2 (its VideoDataset, overlap allowed): (clips, count), a window in each of so many parts.
 
     Parts shorter than a window give evenly spread windows of the whole video, which overlap.
     """

@@ -164,6 +164,9 @@ def _load_optimizer(state: TrainState, found: Found) -> None:
         ]
         names = [name for name in _NEEDED_OF_GROUPS if name in optimizer.defaults]
         lacking = [name for name in names if any(name not in group for group in optimizer.param_groups)]
+        if "betas" in optimizer.defaults:  # SGD does without what is not there, AdamW fails in its next step
+            averages = ("step", "exp_avg", "exp_avg_sq")
+            lacking += [name for name in averages if any(name not in kept for kept in optimizer.state.values())]
         reason = f"values of another shape, {wrong[0]}" if wrong else f"no {lacking[0]} in it" if lacking else ""
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         reason = str(error)
