@@ -19,7 +19,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module",
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
 _ENCODERS = ("target_encoder", "ema_encoder", "encoder")  # of V-JEPA 2, the first that is there
 _LISTED = 6
-_verified: set[tuple] = set()  # published files that this process has hashed
+_digests: dict[tuple, str] = {}  # of the files that this process has hashed, by their state
 
 
 def content_of(path: Path) -> Any:
@@ -100,24 +100,28 @@ def _bare(name: str) -> str:
 
 
 def _check_published(path: Path) -> None:
-    """Compare a file of a name that `fetch` knows with the sha256 in that name, once for each state of the file.
+    """Compare a file of a name that `fetch` knows with the sha256 in that name.
 
     Raises:
         UserError: it is another file.
     """
     if path.name not in fetch.FILES.values() or not path.is_file():
         return
-    status = path.stat()
-    stamp = (os.fspath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    if stamp in _verified:
-        return
     wanted = path.stem.rpartition("-")[2]
-    if not files.sha256(path).startswith(wanted):
+    if not digest_of(path).startswith(wanted):
         raise UserError(
             f"{path}: its sha256 does not begin with {wanted}, as the published file's does; it is damaged or another "
             "file. Remove it and fetch it again, or rename it if it is your own"
         )
-    _verified.add(stamp)
+
+
+def digest_of(path: Path) -> str:
+    """Return the sha256 of a file, in hex; a process hashes each state of a file once."""
+    status = path.stat()
+    stamp = (os.fspath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    if stamp not in _digests:
+        _digests[stamp] = files.sha256(path)
+    return _digests[stamp]
 
 
 def _tensor(value: Any) -> Tensor | None:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from methods.interop import _vit
 from methods.interop._config import HfConfig, read_json
+from methods.interop._files import digest_of
 from methods.interop._names import Converted, Options
-from utils import files, weights_file
+from utils import weights_file
 from utils.faults import UserError, listed
 
 CONFIG, WEIGHTS, INDEX, CARD = "config.json", "model.safetensors", "model.safetensors.index.json", "README.md"
@@ -81,8 +82,8 @@ def files_of(path: Path) -> list[Path]:
 def digest(path: Path) -> str:
     """Return the sha256 of a weights file; of a folder that of the hashes of its files."""
     if not path.is_dir():
-        return files.sha256(path)
-    return hashlib.sha256("".join(files.sha256(file) for file in files_of(path)).encode()).hexdigest()
+        return digest_of(path)
+    return hashlib.sha256("".join(digest_of(file) for file in files_of(path)).encode()).hexdigest()
 
 
 def read_folder(path: Path) -> HfFolder:
