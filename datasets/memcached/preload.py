@@ -162,7 +162,7 @@ def _work(
                 warmed = reader.warm(sample, None if plan is None else [int(frame) for frame in plan.frames])
             except MediaError as error:
                 failure = str(error)
-            events: list[tuple[str, str]] = reader.counters().get("events", [])
+            _, events = reader.counters() or ({}, [])
             with progress.lock:
                 progress.done += 1
                 progress.full |= {server for server, text in events if text.startswith("full")}

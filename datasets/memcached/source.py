@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from datasets.memcached.client import MemcachedPool, Settings
+from datasets.memcached.client import Counts, MemcachedPool, Settings
 from datasets.memcached.wire import Seal, frame_secret, read_secret
 from datasets.readers.frames import FramesReader
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
-    from datasets.readers.frame_shard import Description
     from datasets.readers.frame_source import FrameSource
     from datasets.readers.spec import ReaderSpec
 
@@ -59,6 +58,9 @@ class MemcachedSource:
 
     def __init__(self, inner: FrameSource, pool: MemcachedPool, namespace: str = "") -> None:
         self.inner, self.pool, self.namespace = inner, pool, namespace
+        # Only bytes come from servers.
+        self.exists, self.is_folder = inner.exists, inner.is_folder
+        self.names, self.describe = inner.names, inner.describe
 
     def read(self, path: str) -> bytes:
         """All bytes of one file; see `FrameSource.read`. Its route is its own, not its folder's."""
@@ -88,22 +90,6 @@ class MemcachedSource:
             self.pool.put_later(route, items)
             found.update(items)
         return [found[key] for key in keys]
-
-    def exists(self, path: str) -> bool:
-        """As the source below says."""
-        return self.inner.exists(path)
-
-    def is_folder(self, path: str) -> bool:
-        """As the source below says."""
-        return self.inner.is_folder(path)
-
-    def names(self, folder: str) -> list[str]:
-        """As the source below says."""
-        return self.inner.names(folder)
-
-    def describe(self, folder: str) -> Description | None:
-        """As the source below says."""
-        return self.inner.describe(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +150,10 @@ class MemcachedReader(FramesReader):
                 size += sum(map(len, data))
         return Warmed(len(names), there, stored, size)
 
-    def counters(self) -> dict[str, Any]:
-        """What was counted since the last call, as plain values; empty when there is nothing."""
+    def counters(self) -> Counts | None:
+        """What was counted since the last call, or None."""
         counts, events = self.pool.take()
-        return {"counts": counts, "events": events} if counts or events else {}
+        return (counts, events) if counts or events else None
 
     def close(self) -> None:
         """Close the connections."""

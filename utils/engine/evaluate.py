@@ -78,7 +78,7 @@ def evaluate(
                 if keep is not None:
                     keep(item, own)
             if stop is not None:
-                stop.ask(videos.trouble)
+                stop.ask(videos.service.trouble)
                 if world.any(stop.received):
                     return None
         world.sum_(tally.counts)

@@ -110,7 +110,7 @@ class Monitor:
             is_last: this is the last step: `final` follows after its validation.
             final: the run ends here.
         """
-        batch, videos = self.learner.shards.global_batch, len(self.records)
+        batch, videos = self.learner.shards.global_batch, self.bad.videos
         clips = self.state.step * batch
         epoch = clips // videos
         if final:

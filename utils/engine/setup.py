@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datasets.lists import first_look
 from datasets.lists.class_names import read_class_names
@@ -17,12 +16,6 @@ from utils.engine import learner, state
 from utils.engine.monitor import Monitor
 from utils.engine.run import Run
 from utils.shards import ShardPlan
-
-if TYPE_CHECKING:
-    from datasets.lists.records import Records
-    from datasets.loading.train import TrainLoader
-    from utils.config import Config
-    from utils.dist import World
 
 
 @contextlib.contextmanager
@@ -71,7 +64,9 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         step, validated = (saved["step"], saved["validated_step"]) if saved else (0, -1)
         marker = ledger.resume_marker(step=step, clips=step * shards.global_batch, validated=validated)
         replay = ledger.given_up(exp, marker=marker) if saved else set()
-        batches = stack.enter_context(train_loader(cfg, world, shards, train_records, step, replay))
+        batches = stack.enter_context(
+            loader.train(cfg, world, shards, start=step, records=train_records, replay=replay)
+        )
         made = learner.build(cfg, world, shards, saved, messages.append)
         facts = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
         current = state.TrainState(made, facts)
@@ -104,13 +99,6 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         # A lost rank shows as an error of DDP's or gloo's own: `contact` says what it means.
         with run_log.last_words(), dist.contact(world):
             yield run
-
-
-def train_loader(
-    cfg: Config, world: World, shards: ShardPlan, records: Records, step: int, replay: set[tuple[int, int]]
-) -> TrainLoader:
-    """Start the reader processes; they give the batches from `step` on."""
-    return loader.build(cfg, "train", world, shards, start=step, records=records, replay=replay)
 
 
 def _introduce(run: Run, *, resumed: bool) -> None:
