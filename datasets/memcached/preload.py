@@ -153,7 +153,7 @@ def _work(
     from datasets.plan.views import resolve_eval
 
     reader = MemcachedReader(spec, records)
-    reader.look_below()
+    reader.source = reader.below
     try:
         while not stop.is_set() and (sample := todo.get()) is not None:
             failure = warmed = None

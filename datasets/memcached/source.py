@@ -115,12 +115,9 @@ class MemcachedReader(FramesReader):
         wanted = dict(spec.memcached or {})
         self.pool = open_pool(wanted)
         super().__init__(spec, records, inner)
-        self._below, self._namespace = self.source, wanted.get("namespace", "")
-        self.source = MemcachedSource(self._below, self.pool, self._namespace)
-
-    def look_below(self) -> None:
-        """Probe and read from the disk only, from now on; for a reader that is there to `warm`."""
-        self.source = self._below
+        #: Where frames lie; as `source` it lets a reader probe and read from the disk only, to `warm` the servers.
+        self.below, self._namespace = self.source, wanted.get("namespace", "")
+        self.source = MemcachedSource(self.below, self.pool, self._namespace)
 
     def warm(self, i: int, ordinals: Sequence[int] | None = None) -> Warmed:
         """Store frames of record i that no server has; all of them, or those of these ordinals.
@@ -144,7 +141,7 @@ class MemcachedReader(FramesReader):
             there += len(some) - len(missing)
             if missing:
                 asked = [name for name, _ in missing]
-                below = self._below
+                below = self.below
                 data = [below.read(path)] if layout is None else below.read_many(path, asked)
                 stored += self.pool.put(route, [(key, each) for (_, key), each in zip(missing, data, strict=True)])
                 size += sum(map(len, data))

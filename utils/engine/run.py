@@ -81,7 +81,8 @@ class Run:
 
     def steps(self) -> Iterator[tuple[int, list[Batch]]]:
         """Give (step, this rank's micro-batches) from the first step that is not done, and set its learning rate."""
-        for step, micro_batches in self.monitor.watch.steps(self.batches, self.batches.being_read, self.monitor.names):
+        watch = self.monitor.watch
+        for step, micro_batches in watch.steps(iter(self.batches), self.batches.being_read, self.monitor.names):
             optim.set_lr(self.learner.optimizer, self.lr_at(step))
             yield step, micro_batches
 

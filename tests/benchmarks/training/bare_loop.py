@@ -75,6 +75,8 @@ class InMemory:
     def ledger(self) -> InMemory:
         return self
 
+    service = ledger
+
     def take_events(self) -> list:
         return []
 
