@@ -13,7 +13,6 @@ from __future__ import annotations
 import abc
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -46,16 +45,16 @@ class McRecords(torch.utils.data.Dataset, abc.ABC):
         root: Paths,
         source: Paths,
         servers: Sequence[str] | Paths | None = None,
-        transform: Callable[[np.ndarray], Any] | None = None,
+        transform: Callable[[np.ndarray], object] | None = None,
         *,
         encoded: bool = False,
         template: str | None = None,
         frame_base: int | None = None,
-        **options: Any,
+        **options: object,
     ) -> None:
         self.records = Records.load(source, root, num_class=None)
         self.transform, self.encoded = transform, encoded
-        plain: dict[str, Any] = {"servers": [], **options}
+        plain: dict[str, object] = {"servers": [], **options}
         if servers is not None:
             named = os.fspath(servers) if isinstance(servers, (str, os.PathLike)) else tuple(servers)
             plain = servers_of(Memcached.model_validate({"servers": named, **options}))
@@ -68,16 +67,16 @@ class McRecords(torch.utils.data.Dataset, abc.ABC):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, i: int) -> tuple[Any, int]:
+    def __getitem__(self, i: int) -> tuple[object, int]:
         """(pixels or bytes, label) of record i; MediaError names a file that cannot be read."""
         if not 0 <= i < len(self):
             raise IndexError(i)
         shown = self._read(i)
-        if not self.encoded:
+        if isinstance(shown, np.ndarray):
             shown = torch.from_numpy(shown) if self.transform is None else self.transform(shown)
         return shown, int(self.records.labels[i])
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_reader": None}
 
     @property
@@ -89,7 +88,8 @@ class McRecords(torch.utils.data.Dataset, abc.ABC):
 
     def counters(self) -> dict[str, float]:
         """Hits, misses, corrupt values, time-outs, ... in this process since the last call."""
-        return self.reader.counters().get("counts", {})
+        counts, _ = self.reader.counters() or ({}, [])
+        return counts
 
     def close(self) -> None:
         """Close the connections; the next access opens them again."""
@@ -98,14 +98,14 @@ class McRecords(torch.utils.data.Dataset, abc.ABC):
             self._reader = None
 
     @abc.abstractmethod
-    def _read(self, i: int) -> Any:
+    def _read(self, i: int) -> np.ndarray | bytes | list[bytes]:
         """Pixels of record i, uint8 RGB; its bytes if they are to be `encoded`."""
 
 
 class McDataset(McRecords):
     """Images: item i is (image (H, W, 3), label); arguments as in `McRecords`."""
 
-    def _read(self, i: int) -> Any:
+    def _read(self, i: int) -> np.ndarray | bytes | list[bytes]:
         path = self.records.full_path(i)
         data = self.reader.source.read(path)
         return data if self.encoded else decode(data, path)

@@ -69,7 +69,7 @@ class McTSNDataset(McRecords):
             return train_frames(self.sampling, facts.frames, facts.fps, u)
         return test_frames(self.sampling, facts.frames, facts.fps, CLIPS[self.mode]).reshape(-1)
 
-    def _read(self, i: int) -> Any:
+    def _read(self, i: int) -> np.ndarray | list[bytes]:
         frames, facts = self.frames(i), self.reader.probe(i)
         if self.encoded:
             return self.reader.files(i, frames.tolist())

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from utils import files
 from utils.log import utc_stamp
@@ -17,7 +16,7 @@ from utils.schedulers import Place
 FILE = "attempts.jsonl"
 
 
-def note(folder: Path, cell: str, event: str, **more: Any) -> None:
+def note(folder: Path, cell: str, event: str, **more: object) -> None:
     """One row about a cell of the sweep in `folder`."""
     files.append_row(folder / FILE, {"cell": cell, "event": event, "time": utc_stamp(), **more})
 
@@ -45,6 +44,6 @@ def has_ended_well(folder: Path, cell: str, job: str) -> bool:
     return any((row.get("cell"), row.get("job"), row.get("code")) == (cell, job, 0) for row in read(folder))
 
 
-def read(folder: Path) -> list[dict[str, Any]]:
+def read(folder: Path) -> list[files.Row]:
     """The rows of a sweep, oldest first; none if nothing has been started."""
     return files.read_rows(folder / FILE)

@@ -8,11 +8,10 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launch import grid, progress, sweep
 from launch.grid import Cell, Sweep
-from utils import log
+from utils import files, log
 from utils.faults import UserError
 
 
@@ -50,11 +49,11 @@ def main(argv: Sequence[str]) -> int:
     return int(any(state.kind == "failed" for state in found.values()))
 
 
-def _row(wanted: Sweep, cell: Cell) -> dict[str, Any]:
+def _row(wanted: Sweep, cell: Cell) -> files.Row:
     """What a finished cell reached."""
     from utils import metrics  # numpy, which starting a run on a login node does without
 
-    row: dict[str, Any] = {"cell": cell.name, "exp": "/".join(cell.source.parts[-2:]), **dict(cell.values)}
+    row: files.Row = {"cell": cell.name, "exp": "/".join(cell.source.parts[-2:]), **dict(cell.values)}
     if wanted.verb == "eval":
         summary = json.loads(wanted.result_of(cell).read_text(encoding="utf-8"))
         numbers, counts = summary["metrics"], summary.get("counts", {})
@@ -71,7 +70,7 @@ def _row(wanted: Sweep, cell: Cell) -> dict[str, Any]:
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 
-def markdown(header: Sequence[str], table: Sequence[Sequence[Any]]) -> str:
+def markdown(header: Sequence[str], table: Sequence[Sequence[object]]) -> str:
     """A table whose columns line up; `|` in a value is escaped."""
     texts = [[str("" if value is None else value).replace("|", "\\|") for value in row] for row in [header, *table]]
     widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
@@ -82,7 +81,7 @@ def markdown(header: Sequence[str], table: Sequence[Sequence[Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
+def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Row]) -> None:
     """Top-1 over the first key with several numbers, a line for each choice of the others; else a bar for each cell.
 
     Raises:
@@ -120,7 +119,7 @@ def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[dict[str
     pyplot.close(figure)
 
 
-def _are_numbers(rows: Sequence[dict[str, Any]], key: str) -> bool:
+def _are_numbers(rows: Sequence[files.Row], key: str) -> bool:
     try:
         return all(math.isfinite(float(row[key])) for row in rows)
     except ValueError:

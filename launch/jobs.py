@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from utils import files, schedulers
 from utils.schedulers import Scheduler
@@ -16,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
-def record(exp: Path, row: dict[str, Any]) -> None:
+def record(exp: Path, row: files.Row) -> None:
     """Append a job to the experiment's list, and the experiment to the user's list of experiments."""
     files.append_row(exp / FILE, row)
     listed = _registry()
@@ -27,7 +26,7 @@ def record(exp: Path, row: dict[str, Any]) -> None:
         return  # no home that can be written: `launch list` then finds only what stands in exps/
 
 
-def submitted(exp: Path) -> list[dict[str, Any]]:
+def submitted(exp: Path) -> list[files.Row]:
     """The jobs of an experiment, oldest first."""
     rows = files.read_rows(exp / FILE)
     return [row for row in rows if isinstance(row.get("job"), str) and _ID.fullmatch(row["job"])]
@@ -43,12 +42,12 @@ def experiments(folders: Iterable[Path]) -> list[Path]:
     return sorted(found)
 
 
-def scheduler_of(row: Mapping[str, Any]) -> Scheduler:
+def scheduler_of(row: files.Row) -> Scheduler:
     """Return the scheduler of a job; rows of older versions have only SLURM's."""
     return schedulers.named(row.get("scheduler", "slurm"))
 
 
-def states(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def states(rows: Iterable[files.Row]) -> dict[str, str]:
     """Return the state of each job that waits or runs, such as ``RUNNING`` or ``PENDING (Resources)``.
 
     Raises:
@@ -60,7 +59,7 @@ def states(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {job: state for scheduler, ids in asked.items() for job, state in scheduler.states(ids).items()}
 
 
-def live(exp: Path, verb: str | None = None) -> dict[str, dict[str, Any]]:
+def live(exp: Path, verb: str | None = None) -> dict[str, files.Row]:
     """Return the rows of the experiment's jobs that wait or run, each with its `state`, by id."""
     rows = [row for row in submitted(exp) if verb in (None, row.get("verb"))]
     found = states(rows)

@@ -30,9 +30,9 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from utils import files
+from utils.config import Config
 from utils.faults import UserError
 from utils.signals import end_with_parent
 
@@ -70,7 +70,7 @@ def arguments(*, megabytes: int, place: Sequence[str], secret: Path | None = Non
     return argv + (["-Y", str(secret)] if secret else [])
 
 
-def wanted(cfg: Any) -> int:
+def wanted(cfg: Config) -> int:
     """Memory of the servers that a configuration asks the launcher for [MB]; 0 = none."""
     data = cfg.data
     return data.memcached.megabytes if data.reader == "memcached" and data.memcached.servers == "auto" else 0

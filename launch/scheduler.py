@@ -9,13 +9,12 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from launch import job, jobs, memcached
 from launch.job import Run
-from utils import cluster, run_dir, schedulers
+from utils import cluster, files, run_dir, schedulers
 from utils.faults import UserError
 from utils.log import utc_stamp
 from utils.schedulers import Request, Scheduler
@@ -24,9 +23,7 @@ from utils.schedulers import Request, Scheduler
 FLAGS = ("exclude", "constraint", "qos", "account", "nodelist", "dependency")
 
 
-def request(
-    verb: str, folder: Path, partition: str, ranks: int, flags: Mapping[str, Any], *, ask: bool = True
-) -> Request:
+def request(verb: str, folder: Path, partition: str, ranks: int, flags: cluster.Values, *, ask: bool = True) -> Request:
     """Check everything that the scheduler will be asked for.
 
     Args:
@@ -88,7 +85,7 @@ def task(wanted: Request, exp: str, words: Sequence[str], *, sweep: str = "", ce
 
 def submit(
     wanted: Request, tasks: Sequence[Run], code: Path, *, parallel: int | None = None, **more: str
-) -> list[dict[str, Any]]:
+) -> list[files.Row]:
     """Submit a job for each task, and note each in the list of its experiment. Return the rows of the list."""
     ids = of(wanted).submit(wanted, tasks, code, parallel=parallel)
     about = {"scheduler": of(wanted).name, "partition": wanted.partition, "ranks": wanted.ranks, "nodes": wanted.nodes}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
@@ -45,7 +44,7 @@ def take(target_folder: Path, root: Path = ROOT) -> Path:
             if (root / folder).is_dir():
                 (target / folder).symlink_to((root / folder).resolve(), target_is_directory=True)
         (target / run_dir.REVISION_FILE).write_text(revision + "\n", encoding="utf-8")
-        (target / "uncommitted.diff").write_bytes(_git(root, "diff", "--binary", "HEAD") or b"")
+        (target / "uncommitted.diff").write_bytes(run_dir.git(root, "diff", "--binary", "HEAD") or b"")
     except OSError as error:
         raise UserError(f"{target_folder}: the code cannot be copied there ({error.strerror or error})") from error
     return target
@@ -55,8 +54,8 @@ def files(root: Path = ROOT) -> list[str]:
     """Relative paths of what belongs to the working tree; big files that git does not track are named and left out."""
     if run_dir.revision(root) == "unknown":
         return _walk(root)
-    tracked = _names(_git(root, "ls-files", "-c", "-z"))
-    others = _names(_git(root, "ls-files", "-o", "--exclude-standard", "-z"))
+    tracked = _names(run_dir.git(root, "ls-files", "-c", "-z"))
+    others = _names(run_dir.git(root, "ls-files", "-o", "--exclude-standard", "-z"))
     found = [name for name in tracked if os.path.lexists(root / name)]
     for name in others:
         size = os.lstat(root / name).st_size if os.path.lexists(root / name) else 0
@@ -105,14 +104,3 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 def _names(answer: bytes | None) -> list[str]:
     return [os.fsdecode(name) for name in (answer or b"").split(b"\0") if name]
-
-
-def _git(root: Path, *arguments: str) -> bytes | None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-    try:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments],
-            env=environment, capture_output=True, check=True, timeout=120, stdin=subprocess.DEVNULL,
-        ).stdout  # fmt: skip
-    except (OSError, subprocess.SubprocessError):
-        return None

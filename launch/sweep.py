@@ -14,15 +14,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
 from launch import attempts, grid, jobs, options, scheduler, snapshot, verbs
 from launch.grid import Cell, Sweep
-from utils import config, processes
-from utils.cluster import minutes
+from utils import cluster, config, files, processes
 from utils.faults import UserError
 from utils.signals import end_with_parent
 
@@ -65,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def submit(
-    sweep: Sweep, cells: Sequence[Cell], partition: str, ranks: int, parallel: int, flags: Mapping[str, Any]
+    sweep: Sweep, cells: Sequence[Cell], partition: str, ranks: int, parallel: int, flags: cluster.Values
 ) -> int:
     """Submit the cells, as one array where the scheduler has arrays; note each cell's job."""
     wanted = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
@@ -121,7 +120,7 @@ def is_finished(sweep: Sweep, cell: Cell) -> bool:
     return end > text.rfind("] Iter: [")
 
 
-def reason(sweep: Sweep, cell: Cell, row: Mapping[str, Any], code: int | None) -> str:
+def reason(sweep: Sweep, cell: Cell, row: files.Row, code: int | None) -> str:
     """Why a cell ended, in one line: its last `error:` line, else its last line."""
     ended = "it ended without saying so (killed?)" if code is None else f"exit code {code}"
     try:
@@ -133,7 +132,7 @@ def reason(sweep: Sweep, cell: Cell, row: Mapping[str, Any], code: int | None) -
     return f"{ended}: {(errors or said)[-1][:300]}" if said else ended
 
 
-def output(sweep: Sweep, cell: Cell, row: Mapping[str, Any]) -> Path:
+def output(sweep: Sweep, cell: Cell, row: files.Row) -> Path:
     """Return the file with the errors of a cell's last attempt, of which `row` is a note."""
     if row.get("job"):
         return verbs.output(sweep.folder, row, end="err")
@@ -288,7 +287,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and what has become of them")
     group = parser.add_argument_group("on a partition of SLURM")
-    group.add_argument("--time", type=minutes, help="time limit of a cell, such as 90 (minutes) or 12:00:00")
+    group.add_argument("--time", type=cluster.minutes, help="time limit of a cell, such as 90 (minutes) or 12:00:00")
     for name in scheduler.FLAGS:
         group.add_argument(f"--{name}", help=f"sbatch's --{name}")
     return parser

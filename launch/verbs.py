@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from launch import jobs, progress
+from utils import files
 from utils.faults import UserError
 
 NEXT_LOOK = 5.0  # seconds between two questions to the scheduler while a job is followed
@@ -115,13 +115,13 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 }
 
 
-def output(exp: Path, row: Mapping[str, Any], rank: int = 0, end: str = "out") -> Path:
+def output(exp: Path, row: files.Row, rank: int = 0, end: str = "out") -> Path:
     """Return the file of a rank's output of a job; restarts append to it."""
     scheduler = jobs.scheduler_of(row)
     return scheduler.output(exp / "jobs" / scheduler.name, row["job"], rank, end)
 
 
-def follow(exp: Path, row: Mapping[str, Any], *, at_end: bool = False, rank: int = 0) -> int:
+def follow(exp: Path, row: files.Row, *, at_end: bool = False, rank: int = 0) -> int:
     """Print a rank's output as it grows, until the job has left the queue; Ctrl-C stops looking, not the job.
 
     Returns:
@@ -157,14 +157,14 @@ def _parser(verb: str, text: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _jobs_of(exp: Path) -> tuple[Path, list[dict[str, Any]]]:
+def _jobs_of(exp: Path) -> tuple[Path, list[files.Row]]:
     rows = jobs.submitted(exp)
     if not rows:
         raise UserError(f"{exp}: no job was submitted from here (no {jobs.FILE})")
     return exp, rows
 
 
-def _chosen(exp: Path, rows: Sequence[dict[str, Any]], job: str | None) -> dict[str, Any]:
+def _chosen(exp: Path, rows: Sequence[files.Row], job: str | None) -> files.Row:
     """Return the row of a job, by default of the newest."""
     row = next((row for row in reversed(rows) if job in (None, row["job"])), None)
     if row is None:

@@ -79,7 +79,7 @@ from utils.shards import ShardPlan
 found = []
 for invert in (0, 0.5):
     cfg = config.load(sys.argv[1], [*sys.argv[2:], f"augmentation.invert={invert}"])
-    with loader.build(cfg, "train", World(), ShardPlan(total=1, batch_size=2, world=1, rank=0, group_size=1)) as clips:
+    with loader.train(cfg, World(), ShardPlan(total=1, batch_size=2, world=1, rank=0, group_size=1)) as clips:
         batches = [batch for _, (batch,) in clips]
     assert all(batch.clips.any() for batch in batches)
     found.append([{name: rows.tolist() for name, rows in batch.drawn.items()} for batch in batches])

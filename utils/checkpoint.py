@@ -10,13 +10,13 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, load, peek, save
+from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, State, load, peek, save
 from utils.checkpoint_names import kept_name, publish, split_name
 from utils.checkpoint_names import present as present_names
 from utils.faults import AgreedError, UserError, listed
@@ -47,10 +47,10 @@ __all__ = [
 _LISTED = 8  # keys named in a message about a model that does not fit
 
 
-Check = Callable[[Path, Mapping[str, Any]], object]
+Check = Callable[[Path, State], object]
 
 
-def _accept(path: Path, state: Mapping[str, Any]) -> None:
+def _accept(path: Path, state: State) -> None:
     """Accept any checkpoint that can be read."""
 
 
@@ -58,7 +58,7 @@ class Found(NamedTuple):
     """What `find` chose, and the sentences for the log that say why."""
 
     path: Path
-    state: dict[str, Any]
+    state: State
     messages: list[str]
 
 
@@ -84,7 +84,7 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
     for path in present:
         _require_access(path)
     orders = {path: peek(path) for path in present}
-    states: dict[Path, dict[str, Any]] = {}
+    states: dict[Path, State] = {}
     reasons: dict[Path, str] = {}
 
     def is_good(path: Path) -> bool:
@@ -273,7 +273,7 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
     raise UserError(f"{path}: weights of another model; " + "; ".join(part for part in parts if part))
 
 
-def evaluated_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]:
+def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
     """The tensors with which a run validated, and which evaluation therefore takes.
 
     Args:
@@ -298,7 +298,7 @@ def evaluated_weights(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], str]
 
 
 def check_resume(
-    state: Mapping[str, Any],
+    state: State,
     differences: Iterable[tuple[str, object, object, bool]],
     lists: Mapping[str, str] | None = None,
     kernel: str | None = None,

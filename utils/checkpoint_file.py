@@ -24,6 +24,7 @@ from utils import checkpoint_names, files, weights_file
 from utils.checkpoint_names import BEST, LATEST, PREVIOUS
 from utils.faults import UserError, fail_point, kind_of_file
 
+State = dict[str, Any]  # the content of a checkpoint; utils/engine/state.py lists it
 _STALE_SECONDS = 3600.0
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -49,7 +50,7 @@ class CorruptCheckpoint(UserError):  # noqa: N818 (the name of the state of the 
 def save(
     folder: Path,
     name: str,
-    state: dict[str, Any],
+    state: State,
     *,
     check: Callable[[Path], object] | None = None,
     keep_as: int | None = None,
@@ -128,7 +129,7 @@ def peek(path: Path) -> tuple[int, int] | None:
     return (token, step) if type(token) is int and type(step) is int else None
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> State:
     """Read one checkpoint, every byte of it checked; tensors on the CPU.
 
     Raises:
@@ -148,7 +149,7 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def _write(tmp: Path, state: dict[str, Any]) -> None:
+def _write(tmp: Path, state: State) -> None:
     with open(tmp, "wb") as file:
         torch.save(state, file)
         fail_point("checkpoint.tmp")
@@ -196,7 +197,7 @@ def _refuse_odd_files(*paths: Path) -> None:
             raise OSError(errno.EEXIST, f"{path.name} is {kind}, not a file: move it away")
 
 
-def _require_space(folder: Path, name: str, state: dict[str, Any]) -> None:
+def _require_space(folder: Path, name: str, state: State) -> None:
     usage = shutil.disk_usage(folder)
     if usage.total and usage.free < _bytes_of(state, set()):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -229,7 +230,7 @@ def _os_error(error: BaseException) -> OSError | None:
     return None
 
 
-def _failed_text(folder: Path, name: str, state: dict[str, Any], cause: OSError) -> str:
+def _failed_text(folder: Path, name: str, state: State, cause: OSError) -> str:
     any_saved = any(os.path.lexists(folder / known) for known in (LATEST, PREVIOUS, BEST))
     kept = "what was saved before it is as it was" if any_saved else "none was saved before it"
     if cause.errno not in _NO_SPACE:

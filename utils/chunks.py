@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -168,7 +167,7 @@ class LargestMap:
         for hook in self._hooks:
             hook.remove()
 
-    def _note(self, _layer: nn.Module, _arguments: Any, answer: Any) -> None:
+    def _note(self, _layer: nn.Module, _arguments: object, answer: Tensor) -> None:
         if isinstance(answer, Tensor):
             self.bytes = max(self.bytes, answer.numel() * answer.element_size())
 

@@ -18,6 +18,8 @@ from utils import schedulers
 from utils.config import yaml_lines
 from utils.faults import UserError, did_you_mean
 
+Values = Mapping[str, Any]  # fields of `Settings`; what a file or a flag gives is checked
+
 SHIPPED = Path(__file__).resolve().parents[1] / "launch" / "cluster.yaml"
 MOST_MINUTES = 366 * 24 * 60
 
@@ -99,10 +101,10 @@ class Cluster:
     """A cluster file: its path, and for each partition the values that it sets."""
 
     file: Path
-    defaults: Mapping[str, Any]
-    partitions: Mapping[str, Mapping[str, Any]]
+    defaults: Values
+    partitions: Mapping[str, Values]
 
-    def settings(self, partition: str, flags: Mapping[str, Any]) -> Settings:
+    def settings(self, partition: str, flags: Values) -> Settings:
         """The settings of one request; flags that are None do not count.
 
         Raises:
@@ -158,7 +160,7 @@ def load(file: Path | None = None) -> Cluster:
     return Cluster(file, defaults, partitions)
 
 
-def check(name: str, value: Any) -> str | None:
+def check(name: str, value: object) -> str | None:
     """What is wrong with the value of one field; None if it may stand in a script."""
     if name in _PATTERNS:
         pattern, what = _PATTERNS[name]
@@ -215,7 +217,7 @@ def _dotted(path: tuple) -> str:
     return ".".join(str(part) if str(part).isprintable() else repr(part) for part in path)
 
 
-def _mapping(value: Any, path: tuple, known: tuple[str, ...] | None, problem: Callable[[tuple, str], None]) -> dict:
+def _mapping(value: object, path: tuple, known: tuple[str, ...] | None, problem: Callable[[tuple, str], None]) -> dict:
     if value is None:
         return {}
     if not isinstance(value, dict):
@@ -230,7 +232,7 @@ def _mapping(value: Any, path: tuple, known: tuple[str, ...] | None, problem: Ca
     return found
 
 
-def _section(value: Any, path: tuple, problem: Callable[[tuple, str], None]) -> dict[str, Any]:
+def _section(value: object, path: tuple, problem: Callable[[tuple, str], None]) -> dict[str, Any]:
     """The valid values of `defaults` or of one partition; `key: null` is the same as no line."""
     section = {key: inner for key, inner in _mapping(value, path, FIELDS, problem).items() if inner is not None}
     for key in list(section):
@@ -245,7 +247,7 @@ def _section(value: Any, path: tuple, problem: Callable[[tuple, str], None]) -> 
     return section
 
 
-def _check_environment(value: Any) -> str | None:
+def _check_environment(value: object) -> str | None:
     if not isinstance(value, Mapping):
         return "must be a table of variables"
     for name, inner in value.items():
@@ -256,5 +258,5 @@ def _check_environment(value: Any) -> str | None:
     return None
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return str(int(value)) if isinstance(value, bool) else str(value)

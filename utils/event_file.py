@@ -10,9 +10,13 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from utils.append_file import AppendFile
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 
 class EventFile:
@@ -66,14 +70,14 @@ def _version() -> bytes:
     return _record(_messages()[0].Event(wall_time=time.time(), file_version="brain.Event:2"))
 
 
-def _messages() -> tuple[Any, Any]:
+def _messages() -> tuple[ModuleType, ModuleType]:
     """TensorBoard's modules of message types, which are made when they are imported."""
     from tensorboard.compat.proto import event_pb2, summary_pb2
 
     return event_pb2, summary_pb2
 
 
-def _record(event: Any) -> bytes:
+def _record(event: Message) -> bytes:
     from tensorboard.summary.writer.record_writer import RecordWriter
 
     parts: list[bytes] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +12,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+Row = dict[str, Any]  # an object of a JSON file
 
 
 @contextlib.contextmanager
@@ -60,6 +63,18 @@ def remove_old(paths: Iterable[Path], seconds: float = 24 * 3600) -> None:
                 path.unlink()
 
 
+def lock(descriptor: int) -> bool:
+    """Lock an open file until it is closed; False if another process has. Where a file system knows no locks, True."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise
+    return True
+
+
 def sync_folder(folder: Path) -> None:
     """Hand the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -81,7 +96,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def read_lines(path: Path) -> list[Any]:
+def read_lines(path: Path) -> list[object]:
     """Return the values of a file of JSON lines; skip a torn line, return none for a missing file."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -94,12 +109,12 @@ def read_lines(path: Path) -> list[Any]:
     return values
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[Row]:
     """Return the objects among the values of a file of JSON lines."""
     return [row for row in read_lines(path) if isinstance(row, dict)]
 
 
-def append_row(path: Path, row: Mapping[str, Any] | str) -> None:
+def append_row(path: Path, row: Mapping[str, object] | str) -> None:
     """Append one value, in one write; make the folder where it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

@@ -19,7 +19,6 @@ import uuid
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from utils import files, log
 from utils.faults import UserError, refuse_odd_file
@@ -108,7 +107,7 @@ class BadSamples:
         if not self._stopped and sum(part == TRAINING for part, _ in self._told) > self.limit:
             self._stop(step)  # the loader's ledger has the same budget for its process: it raises
 
-    def resume(self, marker: dict[str, Any]) -> None:
+    def resume(self, marker: files.Row) -> None:
         """Journal that this process resumes from a checkpoint (`resume_marker`). One rank does."""
         if _journal(self.exp):
             self.log.journal(JOURNAL, marker)
@@ -152,7 +151,7 @@ class BadSamples:
                 f"{self.limit}; each is named in {self.exp / LEDGER}"
             )
 
-    def _write(self, step: int, epoch: int, rows: list[dict[str, Any]]) -> None:
+    def _write(self, step: int, epoch: int, rows: list[files.Row]) -> None:
         target = self.exp / LEDGER
         target.parent.mkdir(parents=True, exist_ok=True)
         content = {"step": step, "epoch": epoch, "videos": self.videos, "bad": table(rows)}
@@ -162,7 +161,7 @@ class BadSamples:
             part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
 
 
-def _journal(exp: Path) -> list[dict[str, Any]]:
+def _journal(exp: Path) -> list[files.Row]:
     """Return the rows of the journal without a torn last line. One that cannot be read is an error: it decides bits."""
     path, found = exp / JOURNAL, []
     refuse_odd_file(path)
@@ -172,7 +171,7 @@ def _journal(exp: Path) -> list[dict[str, Any]]:
     return found
 
 
-def resume_marker(*, step: int, clips: int, validated: int) -> dict[str, Any]:
+def resume_marker(*, step: int, clips: int, validated: int) -> files.Row:
     """Return the journal's record of a resume.
 
     Args:
@@ -183,7 +182,7 @@ def resume_marker(*, step: int, clips: int, validated: int) -> dict[str, Any]:
     return {"resume": step, "clips": clips, "validated": validated}
 
 
-def rows(exp: Path, marker: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+def rows(exp: Path, marker: files.Row | None = None) -> list[files.Row]:
     """Read the journal, oldest first, without what resumed processes have read again: nothing counts twice.
 
     Args:
@@ -193,7 +192,7 @@ def rows(exp: Path, marker: dict[str, Any] | None = None) -> list[dict[str, Any]
     Returns:
         Rows as `BadSamples.note` writes them, with ``during``, and ``stopped``: the budget ended a process after it.
     """
-    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    found: dict[tuple[object, ...], files.Row] = {}
     stopped = False
     for row in [*_journal(exp), *([marker] if marker else [])]:
         if "resume" in row:
@@ -211,7 +210,7 @@ def rows(exp: Path, marker: dict[str, Any] | None = None) -> list[dict[str, Any]
 
 
 def given_up(
-    exp: Path, during: str = TRAINING, step: int | None = None, marker: dict[str, Any] | None = None
+    exp: Path, during: str = TRAINING, step: int | None = None, marker: files.Row | None = None
 ) -> set[tuple[int, int]]:
     """Return (position, sample) of the clips that must fail again when that part of the run is repeated.
 
@@ -228,7 +227,7 @@ def given_up(
     return {(row["position"], row["sample"]) for row in kept if step is None or row["step"] == step}
 
 
-def _is_read_again(row: dict[str, Any], marker: dict[str, Any]) -> bool:
+def _is_read_again(row: files.Row, marker: files.Row) -> bool:
     """Will the process that wrote the marker read what this row tells of, with an open outcome?"""
     if _is_kept(row) and row["during"] != VALIDATION:
         return False  # it fails again unread
@@ -237,14 +236,14 @@ def _is_read_again(row: dict[str, Any], marker: dict[str, Any]) -> bool:
     return row["step"] > max(marker["resume"] - 1, marker["validated"])  # a validation that is owed is done again
 
 
-def _is_kept(row: dict[str, Any]) -> bool:
+def _is_kept(row: files.Row) -> bool:
     """Return True if the row's failure is repeated after a resume instead of reading the clip again."""
     return bool(row["late"] or row.get("crashed")) and not row["stopped"]
 
 
-def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def table(rows: list[files.Row]) -> list[files.Row]:
     """One entry per file and part of the run, the most frequent first: path, sample, during, times, late, reasons."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    found: dict[tuple[str, str], files.Row] = {}
     for row in rows:
         key = (row["during"], row["path"])
         entry = {"path": row["path"], "sample": row["sample"], "during": row["during"], "times": 0, "late": 0}
@@ -256,7 +255,7 @@ def table(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found.values(), key=lambda entry: (-entry["times"], entry["during"], entry["path"]))
 
 
-def named(rows: list[dict[str, Any]]) -> str:
+def named(rows: list[files.Row]) -> str:
     """The files that failed most often, with their reasons, in one line."""
     times = Counter(row["path"] for row in rows)
     reasons = {row["path"]: row["reason"] for row in reversed(rows)}

@@ -18,14 +18,16 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, SupportsFloat
+from typing import TYPE_CHECKING, Literal, SupportsFloat
 
 from utils.append_file import AppendFile
 from utils.event_file import EventFile
 from utils.faults import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
 
 if TYPE_CHECKING:
+    from utils.config import Config
     from utils.metrics import Metric
+    from utils.shards import ShardPlan
 
 SCALARS = "scalars.jsonl"
 
@@ -164,7 +166,7 @@ class RunLog:
                     self._write(part)
             raise
 
-    def journal(self, name: str, row: Mapping[str, Any]) -> None:
+    def journal(self, name: str, row: Mapping[str, object]) -> None:
         """Append one JSON record to a file of the folder; any rank may. Raises what `AppendFile.append` does."""
         with contextlib.closing(AppendFile(self.folder / name, self._on_terminal)) as file:
             file.append((json.dumps(row) + "\n").encode())
@@ -184,7 +186,7 @@ class RunLog:
             self._events = EventFile(self.folder / "events", self._resume_step or 0, self._without_curves)
         return self._events
 
-    def start(self, exp: Path, cfg: Any, overrides: Sequence[str], shards: Any, *, revision: str) -> None:
+    def start(self, exp: Path, cfg: Config, overrides: Sequence[str], shards: ShardPlan, *, revision: str) -> None:
         """The header of a process's part of the log: what runs, where, with which config."""
         if not self.is_main:
             return

@@ -7,53 +7,48 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import psutil
+
+Answer = TypeVar("Answer")
 
 
 def children(pid: int) -> list[int]:
     """Return the ids of the processes whose parent is `pid`, oldest first."""
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return sorted(child.pid for child in psutil.Process(pid).children())
-    return []
+    return _asked(pid, lambda process: sorted(child.pid for child in process.children()), [])
 
 
 def descendants(pid: int) -> list[int]:
     """Return the ids of the processes below `pid`, parents before their children."""
-    import psutil
-
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
-    return []
+    return _asked(pid, lambda process: [child.pid for child in process.children(recursive=True)], [])
 
 
 def command(pid: int) -> str:
     """Return the name of a process's program; empty if there is no such process."""
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).name()
-    return ""
+    return _asked(pid, lambda process: process.name(), "")
 
 
 def parent(pid: int) -> int:
     """Return the id of a process's parent; 0 if there is no such process."""
-    import psutil
-
-    with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).ppid()
-    return 0
+    return _asked(pid, lambda process: process.ppid(), 0)
 
 
 def words(pid: int) -> list[str]:
     """Return the words of a process's command line; none if there is no such process, or it may not be seen."""
+    return _asked(pid, lambda process: process.cmdline(), [])
+
+
+def _asked(pid: int, question: Callable[[psutil.Process], Answer], otherwise: Answer) -> Answer:
+    """Return what psutil answers about a process; `otherwise` if it has ended or may not be seen."""
     import psutil
 
     with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).cmdline()
-    return []
+        return question(psutil.Process(pid))
+    return otherwise
 
 
 def send(pids: list[int], number: signal.Signals) -> None:

@@ -278,19 +278,21 @@ def revision(root: Path | None = None) -> str:
     root = (root or Path(__file__).parents[1]).resolve()
     if (root / REVISION_FILE).is_file():
         return (root / REVISION_FILE).read_text(encoding="utf-8").strip()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
-
-    def git(*arguments: str) -> list[str]:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=30, stdin=subprocess.DEVNULL
-        ).stdout.splitlines()
-
-    try:
-        # A copy unpacked inside somebody else's repository has not that repository's revision.
-        if [Path(line).resolve() for line in git("rev-parse", "--show-toplevel")] != [root]:
-            return "unknown"
-        (short,) = git("rev-parse", "--short=12", "--verify", "HEAD")
-        return short + ("+dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, ValueError, subprocess.SubprocessError):
+    # A copy unpacked inside somebody else's repository has not that repository's revision.
+    top, short = git(root, "rev-parse", "--show-toplevel"), git(root, "rev-parse", "--short=12", "--verify", "HEAD")
+    changes = git(root, "status", "--porcelain", "--untracked-files=no")
+    if not top or not short or changes is None or Path(os.fsdecode(top.rstrip(b"\n"))).resolve() != root:
         return "unknown"
+    return short.decode().strip() + ("+dirty" if changes else "")
+
+
+def git(root: Path, *arguments: str) -> bytes | None:
+    """Return what git prints about the repository at `root`; None if it cannot."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "-C", str(root), *arguments]
+    try:
+        return subprocess.run(
+            command, env=environment, capture_output=True, check=True, timeout=120, stdin=subprocess.DEVNULL
+        ).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import FrameType
-from typing import Any, ClassVar, TypeVar
+from typing import ClassVar, TypeVar
 
 from utils import processes
 
@@ -55,7 +55,7 @@ class StopFlag:
         self.name: str | None = None
         self.trouble: str | None = None
         self.announce = announce
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, signal._HANDLER] = {}
         self._wakeup: tuple[int, int] | None = None  # our pipe's write end, and the descriptor that was set before
 
     def __enter__(self) -> StopFlag:

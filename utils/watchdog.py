@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, TypeVar
 
 from utils import faults
 
@@ -34,18 +34,7 @@ _NAMED = 8  # samples and ranks named in one sentence
 _REPORT_SECONDS = 30.0  # a file system that hangs must not keep the process alive
 
 Item = TypeVar("Item")
-
-
-class Steps(Protocol):
-    """What the watchdog needs of a loader: it is iterated, and says what it is reading."""
-
-    def __iter__(self) -> Iterator[tuple[int, Any]]:
-        """(step, micro-batches)."""
-        ...
-
-    def being_read(self) -> list[str]:
-        """Samples that are being read at this moment."""
-        ...
+Logits = TypeVar("Logits")
 
 
 class _Now(NamedTuple):
@@ -167,17 +156,21 @@ class Watchdog:
         self._enter(before.phase, before.step, before.samples)
 
     def steps(
-        self, loader: Steps, names: Callable[[Any], Sequence[str]] = lambda batches: ()
-    ) -> Iterator[tuple[int, Any]]:
+        self,
+        items: Iterator[tuple[int, Item]],
+        reading: Callable[[], Sequence[str]],
+        names: Callable[[Item], Sequence[str]],
+    ) -> Iterator[tuple[int, Item]]:
         """The steps of a training loader; waiting for it is the phase `data`, the rest `forward/backward`.
 
         Args:
-            loader: gives (step, micro-batches).
+            items: (step, micro-batches).
+            reading: samples that are being read at this moment.
             names: samples in the micro-batches.
         """
-        step, items = self._now.step, iter(loader)
+        step = self._now.step
         while True:
-            self.phase("data", step, loader.being_read)
+            self.phase("data", step, reading)
             try:
                 step, batches = next(items)
             except StopIteration:
@@ -186,10 +179,10 @@ class Watchdog:
             yield step, batches
             step += 1
 
-    def passing(self, keep: Callable[[Any, Any], None] | None = None) -> Callable[[Any, Any], None]:
+    def passing(self, keep: Callable[[Item, Logits], None] | None = None) -> Callable[[Item, Logits], None]:
         """Return `keep` of `evaluate`: every video that is scored is progress."""
 
-        def kept(item: Any, logits: Any) -> None:
+        def kept(item: Item, logits: Logits) -> None:
             self.progress()
             if keep is not None:
                 keep(item, logits)

@@ -152,7 +152,7 @@ class Bench:
         world = dist.World(device=torch.device("cpu"))
         lengths = self.cfg.lr_scheduler.model_copy(update={"max_iter": None})
         cfg = cfg.model_copy(update={"lr_scheduler": lengths})
-        return loaders.build(cfg, "train", world, shards, records=self.records)
+        return loaders.train(cfg, world, shards, records=self.records)
 
 
 def bytes_read() -> int:

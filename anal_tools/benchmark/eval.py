@@ -81,7 +81,7 @@ def measure(args: argparse.Namespace) -> Figures:
             others = set(range(len(records))) - set(range(start, stop))
             watch.reset()
             wall, cpu = time.perf_counter(), cpu_seconds()
-            with loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=others) as videos:
+            with loader.val(cfg, world, records=records, spec=protocol.spec, skip=others) as videos:
                 run(videos)
                 waited = videos.seconds_waiting
             wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu

@@ -123,7 +123,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         how = {"plain": args.plain, "number_format": args.keep, "device": world.device.type}
         find_key = functools.partial(identity.identity, cfg, records, protocol, net, weights_hash=weights_hash, **how)
         earlier = Earlier(world, folder, len(records), find_key)
-        videos = loader.build(cfg, "val", world, records=records, spec=protocol.spec, skip=earlier.done)
+        videos = loader.val(cfg, world, records=records, spec=protocol.spec, skip=earlier.done)
         stack.callback(videos.close)
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
         writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep, owner=earlier.owner)

@@ -71,21 +71,13 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """Scores (V, K) of a video that could be read, and which frames and boxes were scored."""
-
-    logits: Tensor
-    plan: VideoPlan
-
-
-@dataclass(frozen=True)
 class _Row:
-    """One video of a part; `failed` and `repaired` are reasons, "" for none."""
+    """One video of a part: reasons, "" for none; of one that could be read its scores (V, K), and how it was seen."""
 
     sample: int
     failed: str
     repaired: str
-    seen: _Seen | None
+    seen: tuple[Tensor, VideoPlan] | None
 
 
 class PartWriter:
@@ -114,7 +106,7 @@ class PartWriter:
 
         The logits stay where they are until a part is written: a GPU is not waited for once a video.
         """
-        seen = None if logits is None or item.plan is None else _Seen(logits, item.plan)
+        seen = None if logits is None or item.plan is None else (logits, item.plan)
         self.rows.append(_Row(item.sample, item.failure or "", item.repaired, seen))
         if len(self.rows) >= self.size or time.monotonic() - self.flushed > PART_SECONDS:
             self.flush()
@@ -142,10 +134,10 @@ class PartWriter:
 
             from utils import transfer
 
-            logits = transfer.to_numpy(torch.stack([one.logits for one in seen]).float())  # (n, V, K)
+            logits = transfer.to_numpy(torch.stack([logits for logits, _ in seen]).float())  # (n, V, K)
             arrays["logits"] = logits.astype(self.dtype, copy=False)
-            arrays["frames"] = np.stack([one.plan.frames[one.plan.clip_rows] for one in seen]).astype(np.int32)
-            arrays["boxes"] = seen[0].plan.boxes
+            arrays["frames"] = np.stack([plan.frames[plan.clip_rows] for _, plan in seen]).astype(np.int32)
+            arrays["boxes"] = seen[0][1].boxes
 
         name = f"part-{self.start:04d}-{self.rank:04d}-{self.number:06d}.npz"
         with writing(self.folder):

@@ -171,7 +171,8 @@ def aligned(models: Sequence[Results]) -> list[np.ndarray]:
             )
         here, there = common_rows(first.ids, other.ids)
         if len(here) < max(len(first.ids), len(other.ids)):
-            alone = [model.ids[row] for model, own in ((first, here), (other, there)) for row in _others(model, own)]
+            ours, theirs = Counter(first.ids), Counter(other.ids)
+            alone = [*(ours - theirs), *(theirs - ours)]
             raise UserError(
                 f"{first.folder} and {other.folder} were evaluated on different lists: {alone[0]!r} is in one of them "
                 "only"
@@ -181,10 +182,6 @@ def aligned(models: Sequence[Results]) -> list[np.ndarray]:
             raise UserError(f"{first.folder} and {other.folder}: {first.ids[wrong[0]]!r} has different labels in them")
         rows.append(there)
     return rows
-
-
-def _others(model: Results, rows: np.ndarray) -> np.ndarray:
-    return np.setdiff1d(np.arange(len(model.ids)), rows)
 
 
 def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = "prob") -> np.ndarray:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -82,7 +81,8 @@ def source_of(exp: Path, results: Results) -> Source:
         UserError: the list, its folder or the config is not there any more, or the list has changed.
     """
     from anal_tools.evaluate import scoring
-    from datasets.loading.loader import reading, records_of
+    from datasets.lists.records import Records
+    from datasets.loading.loader import reading
     from utils import config
 
     cfg = scoring.config_of(results) if "data" in results.summary.get("config", {}) else config.load(exp)
@@ -93,9 +93,7 @@ def source_of(exp: Path, results: Results) -> Source:
     if not Path(root).is_dir():
         raise UserError(f"{root}: the folder of the videos is not here")
     # The list as it was evaluated; the config may have been changed since, the number of scores of a video may not.
-    model = SimpleNamespace(num_class=results.num_class)
-    evaluated = SimpleNamespace(model=model, data=cfg.data, loss=cfg.loss, val_source=str(source), val_root=root)
-    records = records_of(evaluated, "val")
+    records = Records.load(source, root, num_class=results.num_class, layout=cfg.data.list_layout)
     if records.list_hash != summary.get("list_hash"):
         raise UserError(f"{source}: the list has changed since the evaluation")
     return Source(results, records, reading(cfg).reader, scoring.kept_protocol(results).spec)

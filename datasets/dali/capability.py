@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any
 
 import torch
 
@@ -54,7 +53,7 @@ def limits(device: torch.device) -> dict[str, tuple[int, int]]:
             return {}
 
 
-def asked(library: Any) -> dict[str, tuple[int, int]]:
+def asked(library: ctypes.CDLL) -> dict[str, tuple[int, int]]:
     """Ask an open library about each codec that DALI decodes; within the limits of DALI."""
     found = {}
     for codec, (smallest, largest) in LIMITS["mixed"].items():

@@ -91,8 +91,7 @@ class EncodedReader:
 
     def missing(self, i: int) -> int:
         """See `VideoReader.missing`."""
-        reader = self._of(i)
-        return reader.missing(i) if reader is self._video else 0
+        return self._video.missing(i) if self._of(i) is self._video else 0
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
         """Pixels of frames, decoded here; see `Reader.read`."""
@@ -126,7 +125,7 @@ class EncodedReader:
         data, rows, matrix = cut(path, shown, index, ordinals.tolist(), codecs, (smallest, largest))
         return Encoded("video", [data], rows, codec, matrix)
 
-    def _of(self, i: int) -> Any:
+    def _of(self, i: int) -> VideoReader | FramesReader:
         return self._frames if family_of(self.records.full_path(i)) == "frames" else self._video
 
     def _files(self, i: int, frames: np.ndarray) -> Encoded:
@@ -164,7 +163,7 @@ class Stored:
 
 def pack(
     reader: Any, plan: Plan | VideoPlan, box: Box | None, slot: Slot, offset: int, wanted: AsStored
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Put the stored bytes of some frames into a slot.
 
     Args:

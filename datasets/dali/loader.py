@@ -25,7 +25,7 @@ from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from datasets.loading.base import Loader, Reading
 from datasets.loading.eval import EvalLoader
-from datasets.loading.messages import Answer, AsStored, ReadClip, ReadVideo
+from datasets.loading.messages import Answer, AsStored
 from datasets.loading.train import Batch, TrainLoader, _Row, _Step
 from datasets.plan.train import TrainSpec
 from datasets.plan.views import EvalSpec, VideoPlan
@@ -46,6 +46,8 @@ _LOGGED_AT = {10**power for power in (0, 2, 4, 6, 8)}
 class Decoding(Loader):
     """What both loaders share: DALI's queues, and the count of clips that were read without it."""
 
+    _most: int | None = None  # bytes of a clip; None: its slot grows
+
     def _prepare(self, device: torch.device | str, clips: int, frames: int) -> None:
         """Check that DALI is installed, and keep how large its runs are. Call it before anything is started."""
         require_dali()
@@ -57,7 +59,7 @@ class Decoding(Loader):
         self._breaker, self._sessions = Breaker(), sessions.of(torch.device(device))
         self._refused: dict[int, str] = {}  # samples that DALI could not decode
         # Decoded clips are copied out of DALI's buffers beside the training step, not behind it.
-        self._stream: Any = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
+        self._stream = torch.cuda.Stream(device) if torch.device(device).type == "cuda" else None
 
     def close(self) -> None:
         """Stop DALI and the reader processes."""
@@ -72,9 +74,9 @@ class Decoding(Loader):
         self._breaker.lines.clear()
         return super().notes() + lines  # type: ignore[misc]
 
-    def _as_stored(self, sample: int, room: int | None = None) -> AsStored | None:
-        """Ask for stored bytes, unless the sample has to come as pixels; room None: its slot grows."""
-        return None if sample in self._refused else AsStored(room, tuple(self._breaker.closed))
+    def _wish(self, sample: int) -> AsStored | None:
+        """Ask for stored bytes, unless the sample has to come as pixels."""
+        return None if sample in self._refused else AsStored(self._most, tuple(self._breaker.closed))
 
     def _queue(self, form: str) -> Queue:
         if form not in self._queues:
@@ -132,6 +134,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
     """`TrainLoader` whose clips are decoded by DALI; same arguments, same batches."""
 
     _reads_views_together = False  # each view is a clip of its own to DALI
+    _most = ROOM
 
     def __init__(
         self,
@@ -152,9 +155,6 @@ class DaliTrainLoader(Decoding, TrainLoader):
 
     def _room(self, clip_bytes: int) -> int:
         return max(clip_bytes, ROOM)
-
-    def _task(self, step: _Step, row: _Row) -> ReadClip:
-        return dataclasses.replace(super()._task(step, row), stored=self._as_stored(row.asked, ROOM))
 
     def _take(self, answer: Answer) -> None:
         self._look_at(self._where[answer.id][1].asked, answer)
@@ -255,9 +255,6 @@ class DaliEvalLoader(Decoding, EvalLoader):
         self._next_run = 0  # the first round that was not looked at for decoding
         self._decoded: dict[int, torch.Tensor] = {}  # round -> frames
         super().__init__(records, spec, stored(reading, device), device=device, **more)
-
-    def _task(self, index: int) -> ReadVideo:
-        return dataclasses.replace(super()._task(index), stored=self._as_stored(self._mine[index]))
 
     def _finish(self, index: int) -> None:
         """Wait until the video of a round is read and decoded, and start to decode those after it."""

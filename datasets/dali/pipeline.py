@@ -12,7 +12,8 @@ import collections
 import dataclasses
 import importlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Clip:
     frame: tuple[int, int] = (0, 0)
 
 
-def require_dali() -> Any:
+def require_dali() -> ModuleType:
     """The module nvidia.dali; UserError that names the extra if it is not installed."""
     try:
         return importlib.import_module("nvidia.dali")
@@ -88,7 +89,7 @@ def build(form: str, device: torch.device, *, batch: int, threads: int) -> Any:
     where, on_gpu = mode(device), device.type == "cuda"
 
     @dali.pipeline_def
-    def definition() -> Any:
+    def definition() -> object:
         """The graph that DALI runs: stored bytes and boxes in, clips out."""
         data = fn.external_source(name="data", dtype=types.UINT8, ndim=1)
         start = fn.external_source(name="start", dtype=types.INT32, ndim=1)  # y, x
@@ -127,7 +128,9 @@ class Decoder:
         stream: on which the caller copies decoded clips out; None on the CPU.
     """
 
-    def __init__(self, form: str, device: torch.device, *, clips: int, frames: int, stream: Any = None) -> None:
+    def __init__(
+        self, form: str, device: torch.device, *, clips: int, frames: int, stream: torch.cuda.Stream | None = None
+    ) -> None:
         self.form, self.device, self.stream = form, device, stream
         self._batch = clips if form == "video" else clips * frames
         self._threads = THREADS[mode(device)]
@@ -182,7 +185,7 @@ class Decoder:
             self.stream.synchronize()  # of the copies alone
         self._pipeline.release_outputs()
 
-    def _frames(self, samples: Any, clips: list[Clip]) -> Iterator[torch.Tensor]:
+    def _frames(self, samples: Sequence[object], clips: list[Clip]) -> Iterator[torch.Tensor]:
         """The distinct frames of each clip."""
         if self.form == "video":
             yield from (torch.from_dlpack(sample) for sample in samples)
@@ -201,7 +204,7 @@ class Decoder:
         self._pipeline = None
 
 
-_left_to_the_end: list[Any] = []
+_left_to_the_end: list[object] = []
 
 
 def recoloured(pixels: torch.Tensor, matrix: str) -> torch.Tensor:

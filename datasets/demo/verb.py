@@ -22,7 +22,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -58,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def open_folder(out: Path, settings: dict[str, Any]) -> None:
+def open_folder(out: Path, settings: files.Row) -> None:
     """Make the folder, or take up one that the same settings began.
 
     Raises:
@@ -81,14 +80,14 @@ def open_folder(out: Path, settings: dict[str, Any]) -> None:
     files.write(file, (json.dumps(settings, indent=1) + "\n").encode())
 
 
-def all_labels(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def all_labels(settings: files.Row) -> tuple[np.ndarray, np.ndarray]:
     """Motion and shape labels (N,) of all clips, first those of training."""
     train = motion8.labels(settings["train"], seed=settings["seed"], split=0)
     val = motion8.labels(settings["val"], seed=settings["seed"], split=1)
     return np.concatenate([train[0], val[0]]), np.concatenate([train[1], val[1]])
 
 
-def write_videos(out: Path, settings: dict[str, Any], *, workers: int) -> int:
+def write_videos(out: Path, settings: files.Row, *, workers: int) -> int:
     """Write the videos that are not there yet, with a progress line; returns how many that were."""
     motion, shape = all_labels(settings)
     jobs = [
@@ -113,7 +112,7 @@ def write_videos(out: Path, settings: dict[str, Any], *, workers: int) -> int:
     return len(jobs)
 
 
-def write_lists(out: Path, settings: dict[str, Any]) -> None:
+def write_lists(out: Path, settings: files.Row) -> None:
     """Write train and val lists (`path frames label`), for the motions and for the shapes, and the class names."""
     train = settings["train"]
     for suffix, names, label in zip(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from datasets.lists.formats import is_json
 from datasets.lists.records import Records
@@ -88,7 +87,7 @@ def list_name(list_file: Path, dst: Path) -> str:
     return name
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> files.Row:
     """A file of the dump that holds a dict; UserError if it does not."""
     try:
         content = json.loads(file.read_text())

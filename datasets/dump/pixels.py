@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -10,11 +10,11 @@ import simplejpeg
 
 from datasets.dump.settings import Settings
 from datasets.dump.source import Picture, decoded
+from datasets.readers.video import Scaler
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
     import av
-    from av.video.reformatter import VideoReformatter
 
     from datasets.plan.facts import Facts
 
@@ -51,7 +51,7 @@ class Coder:
             if not done:
                 raise MediaError(picture.name, "a frame of it cannot be written as PNG")
             return data.tobytes()
-        planes = self._scaler.jpeg_planes(frame, self.stored_size(), picture.name)
+        planes = jpeg_planes(self._scaler, frame, self.stored_size(), picture.name)
         if self.turns:
             planes = [np.ascontiguousarray(np.rot90(plane, self.turns)) for plane in planes]
         return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self.settings.quality)
@@ -71,7 +71,7 @@ class Coder:
 
     def rgb(self, frame: av.VideoFrame, name: str) -> np.ndarray:
         """(h, w, 3) upright RGB: the pixels that the reader `video` gives, scaled by area where they are scaled."""
-        image = np.rot90(self._scaler.rgb(frame, name), self.turns)
+        image = self._scaler.rgb(frame, name, self.turns)
         if image.shape[:2] != self.full:
             image = cv2.resize(np.ascontiguousarray(image), self.full[::-1], interpolation=cv2.INTER_LINEAR)
         if self.size != self.full:
@@ -79,47 +79,22 @@ class Coder:
         return np.ascontiguousarray(image)
 
 
-class Scaler:
-    """swscale for the frames of one file; on one thread, since every worker process is one core."""
+def jpeg_planes(scaler: Scaler, frame: av.VideoFrame, size: tuple[int, int], name: str) -> list[np.ndarray]:
+    """Y, U, V as JPEG has them: full range, BT.601, chroma halved."""
+    from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
-    def __init__(self) -> None:
-        self._key: tuple[object, ...] = ()
-        self._reformatter: VideoReformatter | None = None
-
-    def to(self, frame: av.VideoFrame, name: str, **wanted: Any) -> av.VideoFrame:
-        """One frame in another size or format; MediaError where its format cannot be converted."""
-        from av.error import FFmpegError
-        from av.video.reformatter import VideoReformatter
-
-        # A context of swscale keeps the colour space it was made for.
-        key = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range, *wanted.items())
-        if self._reformatter is None or key != self._key:
-            self._key, self._reformatter = key, VideoReformatter()
-        try:
-            return self._reformatter.reformat(frame, threads=1, **wanted)
-        except (FFmpegError, ValueError) as error:
-            reason = f"its pixel format {frame.format.name} cannot be converted ({error})"
-            raise MediaError(name, reason) from error
-
-    def rgb(self, frame: av.VideoFrame, name: str) -> np.ndarray:
-        """(H, W, 3) RGB, not turned; exactly the conversion of the reader `video`."""
-        return self.to(frame, name, format="rgb24").to_ndarray()
-
-    def jpeg_planes(self, frame: av.VideoFrame, size: tuple[int, int], name: str) -> list[np.ndarray]:
-        """Y, U, V as JPEG has them: full range, BT.601, chroma halved."""
-        from av.video.reformatter import ColorRange, Colorspace, Interpolation
-
-        full = self.to(
-            frame,
-            name,
-            width=size[1],
-            height=size[0],
-            format="yuvj420p",
-            dst_colorspace=Colorspace.ITU601,
-            dst_color_range=ColorRange.JPEG,
-            interpolation=Interpolation.BICUBIC,
-        )
-        return [
-            np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]  # type: ignore[arg-type]
-            for plane in full.planes
-        ]
+    full = scaler.to(
+        frame,
+        name,
+        width=size[1],
+        height=size[0],
+        format="yuvj420p",
+        dst_colorspace=Colorspace.ITU601,
+        dst_color_range=ColorRange.JPEG,
+        interpolation=Interpolation.BICUBIC,
+        threads=1,
+    )
+    return [
+        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]  # type: ignore[arg-type]
+        for plane in full.planes
+    ]

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from datasets.dump.names import FAILED, Names, read_json, write_text
 from datasets.dump.settings import Settings
 from datasets.dump.video import other_source, stamp
 from utils import files
+from utils.append_file import AppendFile
 from utils.faults import MediaError, UserError
 
-Entry = dict[str, Any]
+Entry = files.Row
 
 
 class State:
@@ -38,12 +37,8 @@ class State:
         self._own.mkdir(parents=True, exist_ok=True)
         self._lock = os.open(self._own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another dump is writing there; wait for it or choose another folder") from None
-        except OSError:
-            pass  # a file system without locks
-        try:
+            if not files.lock(self._lock):
+                raise UserError(f"{folder}: another dump is writing there; wait for it or choose another folder")
             self._check_settings(redo)
         except BaseException:
             os.close(self._lock)
@@ -54,9 +49,7 @@ class State:
         self._known: dict[str, Entry] = {}  # by target
         self._older: dict[str, Entry] = {}  # by path: lines from before they named their target
         self._read()
-        self._manifest = (self._own / "manifest.jsonl").open("a")
-        if self._manifest.tell() and not self._ends_a_line():
-            self._manifest.write("\n")
+        self._manifest = AppendFile(self._own / "manifest.jsonl", print)
 
     def close(self) -> None:
         """Let others write."""
@@ -77,11 +70,6 @@ class State:
             if before.get("form") != now["form"]:
                 raise UserError(f"{self.folder} holds {before.get('form')}; choose another folder for {now['form']}")
         write_text(file, self.settings.to_json() + "\n")
-
-    def _ends_a_line(self) -> bool:
-        with (self._own / "manifest.jsonl").open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
 
     def _read(self) -> None:
         for entry in files.read_rows(self._own / "manifest.jsonl"):
@@ -112,8 +100,7 @@ class State:
     def add(self, target: str, entry: Entry) -> Entry:
         """Note a finished video, which is on the disk; its entry."""
         entry = self._known[target] = {**entry, "target": target}
-        self._manifest.write(json.dumps(entry) + "\n")
-        self._manifest.flush()
+        self._manifest.append((json.dumps(entry) + "\n").encode())
         return entry
 
     def note_failures(self, asked: Iterable[str], failures: dict[str, str]) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets.dump.pixels import Coder
 from datasets.dump.settings import Settings
@@ -13,6 +13,7 @@ from datasets.dump.source import Source, open_source, rate
 from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_of
 from datasets.lists.records import Records
 from datasets.readers.ending import EndsEarly
+from utils import files
 from utils.faults import MediaError, UserError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class Dumper:
         self.records = records
         self.missing_share = missing_share
 
-    def answer(self, number: int, task: DumpVideo) -> dict[str, Any]:
+    def answer(self, number: int, task: DumpVideo) -> files.Row:
         """Dump one video.
 
         Args:
@@ -74,7 +75,7 @@ class Dumper:
             raise MediaError(shown, f"it cannot be written ({error.strerror or error})") from error
 
     @staticmethod
-    def _note(target: str, path: str, shown: str, settings: Settings) -> dict[str, Any]:
+    def _note(target: str, path: str, shown: str, settings: Settings) -> files.Row:
         """What the dumped video at `target` says of itself; MediaError if it must not be replaced by this one."""
         if os.path.exists(target) and os.path.samefile(target, path):
             raise MediaError(shown, f"{target} is the video itself; choose another folder")
@@ -86,7 +87,7 @@ class Dumper:
         return note
 
 
-def other_source(note: dict[str, Any], shown: str, path: str) -> str:
+def other_source(note: files.Row, shown: str, path: str) -> str:
     """The video that a dumped one was made from, if that is not the one at `path` and still exists; else "".
 
     Args:
@@ -102,7 +103,7 @@ def other_source(note: dict[str, Any], shown: str, path: str) -> str:
     return "" if os.path.exists(path) and os.path.samefile(source, path) else source
 
 
-def dump_video(source: Source, settings: Settings, target: str, tmp: str, made: dict[str, Any]) -> dict[str, Any]:
+def dump_video(source: Source, settings: Settings, target: str, tmp: str, made: files.Row) -> files.Row:
     """Read a video, write it below `tmp`, rename that to `target`.
 
     Args:
@@ -135,7 +136,7 @@ def dump_video(source: Source, settings: Settings, target: str, tmp: str, made: 
     return info | {"missing": source.missing}
 
 
-def _writer(tmp: str, coder: Coder, settings: Settings, info: dict[str, Any], source: Source) -> Writer:
+def _writer(tmp: str, coder: Coder, settings: Settings, info: files.Row, source: Source) -> Writer:
     if settings.form == "frames":
         return FolderWriter(tmp, coder, settings, info)
     if settings.form == "shards":

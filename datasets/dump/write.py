@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from datasets.dump.pixels import Coder, Scaler
+from datasets.dump.pixels import Coder
 from datasets.dump.settings import Settings
 from datasets.dump.source import Picture, decoded
 from datasets.readers.frame_shard import FrameShard, ShardWriter
+from datasets.readers.video import Scaler
 from utils import files
 from utils.faults import MediaError
 
@@ -50,7 +51,7 @@ class Writer(Protocol):
 class FolderWriter:
     """A folder of images, as TSN has them."""
 
-    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: dict[str, Any]) -> None:
+    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: files.Row) -> None:
         self._tmp, self._coder, self._settings, self._info = tmp, coder, settings, info
         self._count = self._bytes = 0
         os.makedirs(tmp)
@@ -77,7 +78,7 @@ class FolderWriter:
 class ShardFile:
     """One shard."""
 
-    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: dict[str, Any]) -> None:
+    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: files.Row) -> None:
         height, width = coder.size
         self._tmp, self._coder = tmp, coder
         self._shard = ShardWriter(
@@ -112,7 +113,7 @@ class ClipFile:
     Every frame keeps its ordinal; a variable frame rate becomes the average one.
     """
 
-    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: dict[str, Any], fps: Fraction) -> None:
+    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: files.Row, fps: Fraction) -> None:
         import av
 
         self._tmp, self._coder, self._settings, self._scaler = tmp, coder, settings, Scaler()
@@ -152,7 +153,7 @@ class ClipFile:
             return av.VideoFrame.from_ndarray(coder.rgb(frame, name), format="rgb24")
         height, width = coder.stored_size()
         wanted = {"width": width, "height": height, "format": "yuv420p", "interpolation": Interpolation.BICUBIC}
-        scaled = self._scaler.to(frame, name, **wanted)
+        scaled = self._scaler.to(frame, name, threads=1, **wanted)
         if not turns:
             return scaled
         rows = np.asarray(scaled.to_ndarray(), np.uint8)  # (H * 3 / 2, W): the three planes
@@ -191,7 +192,7 @@ def clip_options(settings: Settings) -> dict[str, str]:
     return {"crf": str(settings.crf), "preset": "medium", "tune": "fastdecode", "x264-params": params}
 
 
-def note_of(path: str, form: str) -> dict[str, Any] | None:
+def note_of(path: str, form: str) -> files.Row | None:
     """What a dumped video says of its making; None if it is none."""
     try:
         if form == "frames":

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING
 
 from datasets.lists.files import VIDEOS
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from utils.config import Config
 
 LOOKED_AT = 8  # videos of a list
 MOST_FOLDERS = 20_000  # whose links are followed, to compare the lists
@@ -21,7 +24,7 @@ _IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF")
 _HEAD = 4
 
 
-def look(cfg: Any, train: Records, val: Records, *, compare: bool = True) -> list[str]:
+def look(cfg: Config, train: Records, val: Records, *, compare: bool = True) -> list[str]:
     """Look at a few files of both lists.
 
     Args:
@@ -40,7 +43,7 @@ def look(cfg: Any, train: Records, val: Records, *, compare: bool = True) -> lis
     return both_lists(train, val) if compare else []
 
 
-def check_files(cfg: Any, split: str, records: Records) -> None:
+def check_files(cfg: Config, split: str, records: Records) -> None:
     """Look at a few files of one list: the first, the last, and some in between; see `look`."""
     indices = chosen(len(records))
     paths = [records.full_path(i) for i in indices]

@@ -452,7 +452,7 @@ def _encoded(where: str, path: str) -> bytes:
     return name
 
 
-def _entry(where: str, entry: Any) -> tuple[str, int, int, list[int]]:
+def _entry(where: str, entry: object) -> tuple[str, int, int, list[int]]:
     """(path, offset, frames, labels) of one dict of a JSON list."""
     if not isinstance(entry, dict):
         raise UserError(f"{where}: expected a dict with a path and `label`")

@@ -12,7 +12,7 @@ import mmap
 import os
 import weakref
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +22,12 @@ from datasets.lists.formats import place_of, read_list
 from utils import files
 from utils.faults import UserError
 
+if TYPE_CHECKING:
+    from utils.config import Config
+
 __all__ = ["Records", "read_class_names", "records_of"]
 
+Columns = dict[str, NDArray[Any]]  # of records, by name
 _MAGIC = b"ZOERECS1"
 _ALIGN = 64
 
@@ -42,7 +46,7 @@ class Records:
         several: whether the list may have several labels per video.
     """
 
-    def __init__(self, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
+    def __init__(self, columns: Columns, info: files.Row) -> None:
         self._fd: int | None = None
         self._info = info
         self.list_hash: str = info["list_hash"]
@@ -52,7 +56,7 @@ class Records:
         self._num_class: int = info["num_class"]
         self._use(columns)
 
-    def _use(self, columns: dict[str, NDArray[Any]]) -> None:
+    def _use(self, columns: Columns) -> None:
         self._paths: NDArray[np.uint8] = columns["paths"]
         self._ends: NDArray[np.int64] = columns["ends"]
         self.labels: NDArray[np.int32] = columns["labels"]
@@ -85,7 +89,7 @@ class Records:
         file, base = os.fspath(list_file), os.path.abspath(os.fspath(root))
         raw = read_list(file, base, layout)
         count, duplicates = len(raw.labels), raw.duplicates()
-        columns: dict[str, NDArray[Any]] = {
+        columns: Columns = {
             "paths": np.frombuffer(raw.paths, np.uint8),
             "ends": np.frombuffer(raw.ends, np.int64),
             "labels": np.frombuffer(raw.labels, np.int32),
@@ -169,8 +173,8 @@ class Records:
         """Map records that another process shared: read-only and without a copy. The descriptor may be closed after."""
         return cls(*_map(fd))
 
-    def _columns(self) -> dict[str, NDArray[Any]]:
-        columns: dict[str, NDArray[Any]] = {
+    def _columns(self) -> Columns:
+        columns: Columns = {
             "paths": self._paths,
             "ends": self._ends,
             "labels": self.labels,
@@ -182,7 +186,7 @@ class Records:
         return columns
 
 
-def records_of(cfg: Any, split: str) -> Records:
+def records_of(cfg: Config, split: str) -> Records:
     """Return the "train" or "val" list of a configuration.
 
     Raises:
@@ -195,7 +199,7 @@ def records_of(cfg: Any, split: str) -> Records:
     return records
 
 
-def _write(fd: int, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
+def _write(fd: int, columns: Columns, info: files.Row) -> None:
     """Magic, length of the header, header (JSON: dtype and length of each column, then info), columns; each aligned."""
     layout = {name: [column.dtype.str, len(column)] for name, column in columns.items()}
     # Paths on this machine need not be UTF-8; JSON keeps their surrogate escapes as \udcXX.
@@ -207,13 +211,13 @@ def _write(fd: int, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> N
             f.write(column.data)
 
 
-def _map(fd: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def _map(fd: int) -> tuple[Columns, files.Row]:
     memory = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
     if memory[: len(_MAGIC)] != _MAGIC:
         raise ValueError(f"file descriptor {fd} holds no records")
     size = int.from_bytes(memory[8:16], "little")
     header = json.loads(memory[16 : 16 + size])
-    columns: dict[str, NDArray[Any]] = {}
+    columns: Columns = {}
     at = 16 + size
     for name, (dtype, length) in header["columns"].items():
         at += -at % _ALIGN
@@ -222,7 +226,7 @@ def _map(fd: int) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     return columns, header["info"]
 
 
-def _check_labels(file: str, columns: dict[str, NDArray[Any]], num_class: int | None) -> None:
+def _check_labels(file: str, columns: Columns, num_class: int | None) -> None:
     labels: NDArray[np.int32] = columns.get("all_labels", columns["labels"])
     low, high = int(labels.min()), int(labels.max())
     if low >= 0 and (num_class is None or high < num_class):

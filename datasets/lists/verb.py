@@ -103,7 +103,7 @@ def _class_names(file: Path, count: int) -> list[str]:
 
 def lists(
     annotations: Annotations, media: Sequence[Media], *, wanted: str | None, fps: float | None
-) -> tuple[dict[str, bytes], dict[str, Any]]:
+) -> tuple[dict[str, bytes], files.Row]:
     """List files and coverage.
 
     Args:
@@ -130,7 +130,7 @@ def lists(
         )
     kind = wanted or kinds.most_common(1)[0][0]
     files: dict[str, bytes] = {}
-    coverage: dict[str, Any] = {"store": kind, "unlabelled": annotations.unlabelled, "splits": {}}
+    coverage: files.Row = {"store": kind, "unlabelled": annotations.unlabelled, "splits": {}}
     used: set[str] = set()
     for split, split_items in annotations.splits.items():
         rows, missing, ambiguous = _resolve(split_items, found, kind, split)
@@ -206,7 +206,7 @@ def _list_text(rows: Sequence[tuple[str, Item]], classes: Sequence[str], fps: fl
 
 def _coverage(
     rows: Sequence[tuple[str, Item]], missing: Sequence[Item], ambiguous: int, classes: Sequence[str]
-) -> dict[str, Any]:
+) -> files.Row:
     there, gone = (Counter(item.class_name for item in items) for items in ([item for _, item in rows], missing))
     return {
         "wanted": len(rows) + len(missing),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +9,6 @@ import numpy as np
 from utils.faults import UserError
 from utils.ledger import BadEvent
 
-POLICIES = ("error", "skip", "substitute")
 #: Substitutes that are tried for one clip before it is skipped.
 MAX_SUBSTITUTES = 5
 _NAMED = 5
@@ -19,21 +17,6 @@ _NAMED = 5
 def printable(path: str) -> str:
     """A path that any log can take: bytes that are not UTF-8 are written as escapes."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-@dataclasses.dataclass
-class BadSample:
-    """One sample that failed.
-
-    Attributes:
-        path: as the list writes it (or the frame file that failed).
-        reason: why, the first time.
-        times: how often it was met.
-    """
-
-    path: str
-    reason: str
-    times: int = 1
 
 
 class Ledger:
@@ -46,9 +29,7 @@ class Ledger:
     """
 
     def __init__(self, videos: int, bad_budget: float, policy: str) -> None:
-        if policy not in POLICIES:
-            raise UserError(f"data.on_bad: {policy!r} is not one of {', '.join(POLICIES)}")
-        self.samples: dict[int, BadSample] = {}
+        self.samples: dict[int, list[BadEvent]] = {}
         self.policy = policy
         self.limit = max(1, int(bad_budget * videos))
         self.videos = videos
@@ -56,11 +37,7 @@ class Ledger:
 
     def add(self, event: BadEvent) -> None:
         """Note a failure; UserError under the policy "error" or when the budget is used up."""
-        known = self.samples.get(event.sample)
-        if known:
-            known.times += 1
-        else:
-            self.samples[event.sample] = BadSample(event.path, event.reason)
+        self.samples.setdefault(event.sample, []).append(event)
         self._events.append(event)
         if self.policy == "error":
             raise UserError(
@@ -81,8 +58,8 @@ class Ledger:
         """One line: how many samples failed, and those that failed most often."""
         if not self.samples:
             return "no bad samples"
-        worst = sorted(self.samples.items(), key=lambda item: (-item[1].times, item[0]))[:_NAMED]
-        named = "; ".join(f"{bad.path} ({bad.reason}, {bad.times}x)" for _, bad in worst)
+        worst = sorted(self.samples.items(), key=lambda item: (-len(item[1]), item[0]))[:_NAMED]
+        named = "; ".join(f"{met[0].path} ({met[0].reason}, {len(met)}x)" for _, met in worst)
         more = len(self.samples) - len(worst)
         return f"{len(self.samples)} bad: {named}" + (f"; and {more} more" if more else "")
 

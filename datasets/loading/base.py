@@ -5,13 +5,14 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
-from datasets.loading.messages import Answer
+from datasets.loading.messages import Answer, AsStored
 from datasets.loading.pool import Inline, Pool, Service
 from datasets.loading.slots import Slot
 from datasets.loading.workers import Setup
@@ -53,6 +54,8 @@ class Reading:
 class Loader(abc.ABC):
     """Shared by both loaders: slots, the service that reads, and the answers that came early."""
 
+    _wish: Callable[[int], AsStored | None] | None = None  # which sample shall come as stored bytes
+
     def __init__(
         self,
         setup: Setup,
@@ -76,7 +79,8 @@ class Loader(abc.ABC):
         self._number = 0  # of the last task
         self._closed = False
         try:
-            self._service: Service = (
+            #: `service.trouble` says why the run should stop and start again: reader processes that do not start.
+            self.service: Service = (
                 Pool(setup, records, self._slots, reading.workers, reading.deadline, stand_in=True)
                 if reading.workers
                 else Inline(setup, records, self._slots)
@@ -89,13 +93,8 @@ class Loader(abc.ABC):
         """Stop the reader processes and give the memory back; tensors that were handed out stay valid."""
         if not self._closed:
             self._closed = True
-            self._service.close()
+            self.service.close()
             self._close_slots()
-
-    @property
-    def trouble(self) -> str | None:
-        """Why the run should stop and start again: reader processes that do not start. None while all is well."""
-        return self._service.trouble
 
     def notes(self) -> list[str]:
         """Return lines for the log since the last call: what the reader reports, other than bad samples."""
@@ -113,7 +112,7 @@ class Loader(abc.ABC):
 
     def being_read(self) -> list[str]:
         """Samples that are being read at this moment, for the watchdog; any thread may ask."""
-        samples = [sample for sample in map(self._sample_of, self._service.busy()) if sample is not None]
+        samples = [sample for sample in map(self._sample_of, self.service.busy()) if sample is not None]
         return [f"sample {sample}: {self.records.path(sample)}" for sample in samples]
 
     def _reason(self, sample: int, answer: Answer) -> str:
@@ -150,7 +149,7 @@ class Loader(abc.ABC):
 
     def _answers(self, *, wait: bool = True) -> list[Answer]:
         """Return the answers that are there, at least one with `wait`; raise what is not the media's fault."""
-        answers = self._service.answers() if wait else self._service.ready()
+        answers = self.service.answers() if wait else self.service.ready()
         if wait and not answers:
             raise RuntimeError("the loader waits for a clip that no process reads")
 

@@ -123,10 +123,9 @@ class EvalLoader(Loader):
         """Ask for the video of a round."""
         self._number += 1
         self._where[self._number] = index
-        self._service.submit(self._number, self._task(index))
-
-    def _task(self, index: int) -> ReadVideo:
-        return ReadVideo(self._mine[index], self._slot_of[index])
+        sample = self._mine[index]
+        stored = self._wish(sample) if self._wish else None
+        self.service.submit(self._number, ReadVideo(sample, self._slot_of[index], stored))
 
     def _sample_of(self, request: int) -> int | None:
         number = self._where.get(request)
@@ -189,13 +188,13 @@ def read_nothing(result: dict[str, float]) -> bool:
 def none_readable(loader: EvalLoader) -> AgreedError:
     """Return the error of such an evaluation, for every rank to raise: the first file in full, and what to check."""
     records, first = loader.records, min(loader.ledger.samples, default=0)
-    path, bad = records.full_path(first), loader.ledger.samples.get(first)
+    path, met = records.full_path(first), loader.ledger.samples.get(first)
     root = f"the root, {records.root} (common.val_root; eval --root)"
     reader = f"data.reader, {loader.reading.reader.kind}"
     check = f"{reader}, does it fit these files" if os.path.exists(path) else f"{root}, is it the folder of this list"
     also = root if os.path.exists(path) else reader
     return AgreedError(
         f"none of the {len(records)} videos of {records.list_file} can be read; the first is {printable(path)}: "
-        f"{bad.reason if bad else 'see the other ranks'}. Check {check}? Else {also}. Nothing was kept: correct it and "
-        "run the same command again"
+        f"{met[0].reason if met else 'see the other ranks'}. Check {check}? Else {also}. Nothing was kept: correct it "
+        "and run the same command again"
     )

@@ -1,12 +1,13 @@
-"""The door to the data: `build` makes the loader of a loaded configuration."""
+"""The door to the data: `train` and `val` make the loaders of a loaded configuration.
+
+A loader holds processes: close it, or use it in a `with` statement.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Literal, overload
-
-import torch
+from typing import TYPE_CHECKING
 
 from datasets.lists.records import Records, records_of
 from datasets.loading.base import Reading
@@ -56,10 +57,8 @@ def loaders(reader: str) -> tuple[type[TrainLoader], type[EvalLoader]]:
     return DaliTrainLoader, DaliEvalLoader
 
 
-@overload
-def build(
+def train(
     cfg: Config,
-    split: Literal["train"],
     world: World,
     shards: ShardPlan,
     *,
@@ -67,71 +66,50 @@ def build(
     stop: int | None = None,
     records: Records | None = None,
     replay: Collection[tuple[int, int]] = (),
-) -> TrainLoader: ...
-
-
-@overload
-def build(
-    cfg: Config,
-    split: Literal["val"],
-    world: World,
-    *,
-    records: Records | None = None,
-    spec: EvalSpec | None = None,
-    skip: Collection[int] = (),
-) -> EvalLoader: ...
-
-
-def build(
-    cfg: Config,
-    split: str,
-    world: World,
-    shards: ShardPlan | None = None,
-    *,
-    start: int = 0,
-    stop: int | None = None,
-    records: Records | None = None,
-    replay: Collection[tuple[int, int]] = (),
-    spec: EvalSpec | None = None,
-    skip: Collection[int] = (),
-) -> TrainLoader | EvalLoader:
-    """Make the loader of a configuration. It holds processes: close it, or use it in a `with` statement.
+) -> TrainLoader:
+    """Make the training loader.
 
     Args:
         cfg: a loaded configuration.
-        split: "train" or "val".
         world: rank, size and device of this process.
-        shards: train: which positions this rank has (utils.shards.ShardPlan).
-        start: train: first step.
-        stop: train: number of steps of the run; None takes lr_scheduler.max_iter, which may be None = without end.
+        shards: which positions this rank has (utils.shards.ShardPlan).
+        start: first step.
+        stop: number of steps of the run; None takes lr_scheduler.max_iter, which may be None = without end.
         records: the list, if it is loaded already.
-        replay: train: see `TrainLoader`.
-        spec: val: views; None = those of the configuration.
-        skip: val: samples that are not wanted, because they were scored before; the same on every rank.
+        replay: see `TrainLoader`.
     """
-    device: torch.device = world.device
-    if records is None:
-        records = records_of(cfg, split)
-    if split == "train":
-        if shards is None:
-            raise ValueError("the training loader needs the shards of this rank")
-        stop = cfg.lr_scheduler.max_iter if stop is None else stop
-        return loaders(cfg.data.reader)[0](
-            records,
-            train_spec(cfg),
-            dataclasses.replace(reading(cfg), prefetch=-(-cfg.data.prefetch // len(shards.micro_batches))),
-            seed=cfg.seed,
-            shards=shards,
-            start=start,
-            stop=stop,
-            device=device,
-            replay=replay,
-            order=cfg.data.order,
-            num_sample=cfg.data.num_sample,
-        )
-    if split != "val":
-        raise ValueError(f"split is train or val, not {split!r}")
+    return loaders(cfg.data.reader)[0](
+        records_of(cfg, "train") if records is None else records,
+        train_spec(cfg),
+        dataclasses.replace(reading(cfg), prefetch=-(-cfg.data.prefetch // len(shards.micro_batches))),
+        seed=cfg.seed,
+        shards=shards,
+        start=start,
+        stop=cfg.lr_scheduler.max_iter if stop is None else stop,
+        device=world.device,
+        replay=replay,
+        order=cfg.data.order,
+        num_sample=cfg.data.num_sample,
+    )
+
+
+def val(
+    cfg: Config,
+    world: World,
+    *,
+    records: Records | None = None,
+    spec: EvalSpec | None = None,
+    skip: Collection[int] = (),
+) -> EvalLoader:
+    """Make the loader of the validation list.
+
+    Args:
+        cfg, world, records: as in `train`.
+        spec: views; None = those of the configuration.
+        skip: samples that are not wanted, because they were scored before; the same on every rank.
+    """
+    records = records_of(cfg, "val") if records is None else records
     views = eval_spec(cfg) if spec is None else spec
     return loaders(cfg.data.reader)[1](
-        records, views, reading(cfg), rank=world.rank, world=world.size, device=device, skip=skip
+        records, views, reading(cfg), rank=world.rank, world=world.size, device=world.device, skip=skip
     )

@@ -9,9 +9,12 @@ import pickle
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from utils.files import Row
+
 if TYPE_CHECKING:
     from datasets.dali.encoded import Stored
     from datasets.dump.settings import Settings
+    from datasets.memcached.client import Counts
     from datasets.plan.train import Plan
     from datasets.plan.views import VideoPlan
     from datasets.readers.facts_cache import Stamp
@@ -116,9 +119,9 @@ class Answer:
     stored: Stored | None = None
     refused: str = ""
     repaired: str = ""
-    found: dict[str, Any] = field(default_factory=dict)
+    found: Row = field(default_factory=dict)
     missing: int = 0
-    counters: dict[str, Any] | None = None
+    counters: Counts | None = None
     path: str | None = None
     reason: str = ""
     timeout: bool = False

@@ -28,14 +28,9 @@ class Slot:
         os.ftruncate(slot.fd, size)
         return slot
 
-    @property
-    def size(self) -> int:
-        """Bytes of the block now; the other side may have let it grow."""
-        return os.fstat(self.fd).st_size
-
     def grow(self, size: int) -> None:
         """Let the block have at least `size` bytes."""
-        if size > self.size:
+        if size > os.fstat(self.fd).st_size:
             os.ftruncate(self.fd, size)
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: type = np.uint8) -> np.ndarray:
@@ -43,7 +38,7 @@ class Slot:
         count = int(np.prod(shape))
         end = offset + count * np.dtype(dtype).itemsize
         if end > len(self._bytes):
-            self._bytes = np.frombuffer(mmap.mmap(self.fd, self.size), np.uint8)
+            self._bytes = np.frombuffer(mmap.mmap(self.fd, 0), np.uint8)
         return self._bytes[offset:end].view(dtype).reshape(shape)
 
     def close(self) -> None:

@@ -22,7 +22,6 @@ from datasets.loading.messages import Answer, ReadClip
 from datasets.loading.workers import Setup
 from datasets.plan import order as orders
 from datasets.plan.train import Plan, TrainSpec
-from datasets.plan.views import VideoPlan
 from utils import transfer
 from utils.faults import UserError
 from utils.shards import ShardPlan
@@ -269,20 +268,19 @@ class TrainLoader(Loader):
             return
         self._number += 1
         self._where[self._number] = (step, row)
-        self._service.submit(self._number, self._task(step, row))
-
-    def _task(self, step: _Step, row: _Row) -> ReadClip:
         size, count = self.shards.batch_size, self._num_sample
         turn, view = orders.turn_of(row.position, size, count)
-        return ReadClip(
+        task = ReadClip(
             row.asked,
             turn // self._videos,
             row.position,
             step.slot,
             row.place * self._place_bytes,
+            self._wish(row.asked) if self._wish else None,
             frames_of=row.position - view * (size // count),
             views=tuple((other.position, other.place * self._place_bytes) for other in row.others),
         )
+        self.service.submit(self._number, task)
 
     def _sample_of(self, request: int) -> int | None:
         entry = self._where.get(request)
@@ -318,29 +316,34 @@ class TrainLoader(Loader):
 
     def _batches(self, step: _Step) -> list[Batch]:
         batches, first = [], 0
-        for micro_batch in self._micro_batches:
-            last = first + len(micro_batch) * self.shards.batch_size
-            batches.append(self._batch(step, step.rows[first:last], micro_batch))
-            first = last
+        for shards in self._micro_batches:
+            rows = step.rows[first : first + len(shards) * self.shards.batch_size]
+            first += len(rows)
+            plans = [row.answer.plan if row.answer else None for row in rows]
+            samples = [row.asked if row.answer else row.sample for row in rows]  # a substitute shows its own labels
+            if self.records.several:
+                labels = torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))
+            else:
+                labels = torch.from_numpy(self.records.labels[samples].astype(np.int64))
+            weights = torch.tensor([float(row.answer is not None) for row in rows])
+            drawn = {  # (B, F, ...) for each augmentation; a clip that is not there stays as it is
+                name: np.stack(
+                    [plan.ops[name] if isinstance(plan, Plan) else self.spec.neutral(name) for plan in plans]
+                )
+                for name in self.spec.ops
+            }
+            batches.append(
+                Batch(
+                    clips=self._clips(step, rows),
+                    labels=transfer.to_device(labels, self.device),
+                    weights=transfer.to_device(weights, self.device),
+                    samples=samples,
+                    drawn={name: torch.from_numpy(rows) for name, rows in drawn.items()},
+                    shards=shards,
+                    positions=[row.position for row in rows],
+                )
+            )
         return batches
-
-    def _batch(self, step: _Step, rows: list[_Row], shards: tuple[int, ...]) -> Batch:
-        plans = [row.answer.plan if row.answer else None for row in rows]
-        samples = [row.asked if row.answer else row.sample for row in rows]  # a substitute shows its own labels
-        if self.records.several:
-            labels = torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))
-        else:
-            labels = torch.tensor([int(self.records.labels[sample]) for sample in samples])
-        weights = torch.tensor([float(row.answer is not None) for row in rows])
-        return Batch(
-            clips=self._clips(step, rows),
-            labels=transfer.to_device(labels, self.device),
-            weights=transfer.to_device(weights, self.device),
-            samples=samples,
-            drawn={name: self._drawn(name, plans) for name in self.spec.ops},
-            shards=shards,
-            positions=[row.position for row in rows],
-        )
 
     def _clips(self, step: _Step, rows: list[_Row]) -> torch.Tensor:
         """(B, T, H, W, 3) uint8 on the device: the clips of a micro-batch."""
@@ -349,8 +352,3 @@ class TrainLoader(Loader):
             if row.answer is None:
                 clips[index] = 0  # a reader may have written a part before it failed
         return transfer.to_device(torch.from_numpy(clips), self.device)
-
-    def _drawn(self, name: str, plans: list[Plan | VideoPlan | None]) -> torch.Tensor:
-        """(B, F, ...): what the plans drew for one augmentation; a clip that is not there stays as it is."""
-        rows = [plan.ops[name] if isinstance(plan, Plan) else self.spec.neutral(name) for plan in plans]
-        return torch.from_numpy(np.stack(rows))

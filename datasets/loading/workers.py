@@ -95,8 +95,12 @@ class Desk:
     def answer(self, number: int, task: Task) -> Answer:
         """Do one task; what the reader has counted since the last one travels with the answer."""
         work = {ReadClip: self._clip, ReadVideo: self._video, Look: self._look, DumpVideo: self._dump}[type(task)]
+        missing = 0
         try:
-            answer: Answer = work(number, task)
+            if isinstance(task, ReadClip | ReadVideo):
+                answer, missing = on_what_decodes(self.reader, task.sample, lambda reader: work(number, task, reader))
+            else:
+                answer = work(number, task)
         except MediaError as error:
             answer = Answer(number, path=error.path, reason=error.reason)
         except UserError as error:
@@ -104,35 +108,29 @@ class Desk:
         except Exception:  # noqa: BLE001  the parent raises it with this traceback
             answer = Answer(number, bug=traceback.format_exc())
         counters = getattr(self.reader, "counters", None)
-        return dataclasses.replace(answer, counters=counters()) if counters else answer
+        if not missing and not counters:
+            return answer
+        return dataclasses.replace(answer, missing=missing, counters=counters() if counters else None)
 
-    def _clip(self, number: int, task: ReadClip) -> Answer:
-        spec, sample = self.setup.train, task.sample
+    def _clip(self, number: int, task: ReadClip, reader: Reader) -> Answer:
+        """Plan and read a training clip with a reader."""
+        spec = self.setup.train
         assert spec is not None
         first = task.position if task.frames_of is None else task.frames_of
         places = ((task.position, task.offset), *task.views)
         draws = [draw(self.setup.seed, task.epoch, position, spec, frames_of=first) for position, _ in places]
+        facts = reader.probe(task.sample)
+        plan, *views = (resolve(drawn, facts, spec, task.sample) for drawn in draws)
+        answer = Answer(number, plan, tuple(views))
+        if task.stored is not None:
+            answer = self._stored(answer, task, plan.box)
+        if answer.stored is None:
+            shape = (len(plan.frames), *plan.size, 3)
+            outs = [self.slots[task.slot].view(offset, shape) for _, offset in places]
+            _read_views(reader, facts, [plan, *views], outs)
+        return answer
 
-        def work(reader: Reader) -> Answer:
-            facts = reader.probe(sample)
-            plan, *views = (resolve(drawn, facts, spec, sample) for drawn in draws)
-            answer = Answer(number, plan, tuple(views))
-            if task.stored is not None:
-                answer = self._stored(answer, task, plan.box)
-            if answer.stored is None:
-                shape = (len(plan.frames), *plan.size, 3)
-                outs = [self.slots[task.slot].view(offset, shape) for _, offset in places]
-                _read_views(reader, facts, [plan, *views], outs)
-            return answer
-
-        answer, missing = on_what_decodes(self.reader, sample, work)
-        return dataclasses.replace(answer, missing=missing) if missing else answer
-
-    def _video(self, number: int, task: ReadVideo) -> Answer:
-        answer, missing = on_what_decodes(self.reader, task.sample, lambda reader: self._whole(reader, number, task))
-        return dataclasses.replace(answer, missing=missing) if missing else answer
-
-    def _whole(self, reader: Reader, number: int, task: ReadVideo) -> Answer:
+    def _video(self, number: int, task: ReadVideo, reader: Reader) -> Answer:
         """Plan and read one video with a reader."""
         spec, slot = self.setup.eval, self.slots[task.slot]
         assert spec is not None

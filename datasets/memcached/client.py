@@ -26,7 +26,6 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import Any
 
 import xxhash
 
@@ -41,6 +40,9 @@ _EVENTS_KEPT = 64
 #: What is counted; each name has one writing thread. `seconds` is the time that readers spent in calls.
 READ_COUNTS = ("requests", "frames", "hits", "misses", "corrupt", "timeouts", "errors", "no_server", "bytes", "seconds")
 FILL_COUNTS = ("fills", "fill_bytes", "fill_dropped", "fill_full", "fill_errors")
+
+
+Counts = tuple[dict[str, float], list[tuple[str, str]]]  # of a process since it was last asked, and (server, event)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,10 +161,10 @@ class MemcachedPool:
         self.seal = Seal(settings.frame_secret)
         self._now = _State(settings)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, Settings]:
         return {"settings": self.settings}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Settings]) -> None:
         self.settings = state["settings"]
         self.seal = Seal(self.settings.frame_secret)
         self._now = _State(self.settings)
@@ -313,7 +315,7 @@ class MemcachedPool:
         """Ask every server now: name -> whether it answered."""
         return {server.name: server.probe() for server in self._state().servers}
 
-    def take(self) -> tuple[dict[str, float], list[tuple[str, str]]]:
+    def take(self) -> Counts:
         """(what was counted since the last call, changes of state as (server, text))."""
         state = self._state()
         now = dict(state.counts)

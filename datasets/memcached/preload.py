@@ -153,7 +153,7 @@ def _work(
     from datasets.plan.views import resolve_eval
 
     reader = MemcachedReader(spec, records)
-    reader.look_below()
+    reader.source = reader.below
     try:
         while not stop.is_set() and (sample := todo.get()) is not None:
             failure = warmed = None
@@ -162,7 +162,7 @@ def _work(
                 warmed = reader.warm(sample, None if plan is None else [int(frame) for frame in plan.frames])
             except MediaError as error:
                 failure = str(error)
-            events: list[tuple[str, str]] = reader.counters().get("events", [])
+            _, events = reader.counters() or ({}, [])
             with progress.lock:
                 progress.done += 1
                 progress.full |= {server for server, text in events if text.startswith("full")}

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-#: The order in which counters travel between ranks.
-NAMES: tuple[str, ...] = (
-    "requests", "frames", "hits", "misses", "corrupt", "timeouts", "errors", "no_server", "bytes", "seconds",
-    "fills", "fill_bytes", "fill_dropped", "fill_full", "fill_errors",
-)  # fmt: skip
+from datasets.memcached.client import FILL_COUNTS, READ_COUNTS
+
+if TYPE_CHECKING:
+    from datasets.memcached.client import Counts
+    from utils.dist import World
+    from utils.log import RunLog
+
+NAMES: tuple[str, ...] = (*READ_COUNTS, *FILL_COUNTS)  # the order in which counters travel between ranks
 
 
 class Traffic:
@@ -28,11 +31,12 @@ class Traffic:
         self._events: list[tuple[str, str]] = []
         self._state: dict[str, str] = {}  # server -> what was said of it last
 
-    def add(self, news: dict[str, Any]) -> None:
+    def add(self, news: Counts) -> None:
         """Add what one `MemcachedReader.counters` gave."""
-        for name, value in news["counts"].items():
+        counts, events = news
+        for name, value in counts.items():
             self.total[name] += value
-        self._events += [(server, text) for server, text in news["events"]]
+        self._events += events
 
     def report(self) -> tuple[list[str], dict[str, float]]:
         """(lines for the log, TensorBoard tags and values) since the last report; empty where nothing was counted."""
@@ -50,7 +54,7 @@ class Traffic:
             return lines, {}
         return [*lines, line(news, seconds)], scalars(news, seconds)
 
-    def write(self, log: Any, step: int | None = None) -> None:
+    def write(self, log: RunLog, step: int | None = None) -> None:
         """Put the report of this rank into a log, and into its curves where there is a step."""
         lines, values = self.report() if self.counts else ([], {})
         for text in lines:
@@ -58,7 +62,7 @@ class Traffic:
         if values and step is not None:
             log.scalars(step, values)
 
-    def write_total(self, log: Any, world: Any) -> None:
+    def write_total(self, log: RunLog, world: World) -> None:
         """One line for all ranks since the start. Collective."""
         if self.counts:
             import torch

@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from datasets.memcached.client import MemcachedPool, Settings
+from datasets.memcached.client import Counts, MemcachedPool, Settings
 from datasets.memcached.wire import Seal, frame_secret, read_secret
 from datasets.readers.frames import FramesReader
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
-    from datasets.readers.frame_shard import Description
     from datasets.readers.frame_source import FrameSource
     from datasets.readers.spec import ReaderSpec
 
@@ -59,6 +58,9 @@ class MemcachedSource:
 
     def __init__(self, inner: FrameSource, pool: MemcachedPool, namespace: str = "") -> None:
         self.inner, self.pool, self.namespace = inner, pool, namespace
+        # Only bytes come from servers.
+        self.exists, self.is_folder = inner.exists, inner.is_folder
+        self.names, self.describe = inner.names, inner.describe
 
     def read(self, path: str) -> bytes:
         """All bytes of one file; see `FrameSource.read`. Its route is its own, not its folder's."""
@@ -89,22 +91,6 @@ class MemcachedSource:
             found.update(items)
         return [found[key] for key in keys]
 
-    def exists(self, path: str) -> bool:
-        """As the source below says."""
-        return self.inner.exists(path)
-
-    def is_folder(self, path: str) -> bool:
-        """As the source below says."""
-        return self.inner.is_folder(path)
-
-    def names(self, folder: str) -> list[str]:
-        """As the source below says."""
-        return self.inner.names(folder)
-
-    def describe(self, folder: str) -> Description | None:
-        """As the source below says."""
-        return self.inner.describe(folder)
-
 
 @dataclasses.dataclass(frozen=True)
 class Warmed:
@@ -129,12 +115,9 @@ class MemcachedReader(FramesReader):
         wanted = dict(spec.memcached or {})
         self.pool = open_pool(wanted)
         super().__init__(spec, records, inner)
-        self._below, self._namespace = self.source, wanted.get("namespace", "")
-        self.source = MemcachedSource(self._below, self.pool, self._namespace)
-
-    def look_below(self) -> None:
-        """Probe and read from the disk only, from now on; for a reader that is there to `warm`."""
-        self.source = self._below
+        #: Where frames lie; as `source` it lets a reader probe and read from the disk only, to `warm` the servers.
+        self.below, self._namespace = self.source, wanted.get("namespace", "")
+        self.source = MemcachedSource(self.below, self.pool, self._namespace)
 
     def warm(self, i: int, ordinals: Sequence[int] | None = None) -> Warmed:
         """Store frames of record i that no server has; all of them, or those of these ordinals.
@@ -158,16 +141,16 @@ class MemcachedReader(FramesReader):
             there += len(some) - len(missing)
             if missing:
                 asked = [name for name, _ in missing]
-                below = self._below
+                below = self.below
                 data = [below.read(path)] if layout is None else below.read_many(path, asked)
                 stored += self.pool.put(route, [(key, each) for (_, key), each in zip(missing, data, strict=True)])
                 size += sum(map(len, data))
         return Warmed(len(names), there, stored, size)
 
-    def counters(self) -> dict[str, Any]:
-        """What was counted since the last call, as plain values; empty when there is nothing."""
+    def counters(self) -> Counts | None:
+        """What was counted since the last call, or None."""
         counts, events = self.pool.take()
-        return {"counts": counts, "events": events} if counts or events else {}
+        return (counts, events) if counts or events else None
 
     def close(self) -> None:
         """Close the connections."""

@@ -29,7 +29,7 @@ import socket
 import struct
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import xxhash
 
@@ -47,6 +47,7 @@ LINES_BYTES = 1 << 18  # of all lines of one answer
 VALUE_BYTES, VALUES_BYTES = 1 << 20, 8 << 20  # of one value, and of all of one answer, before any frame is known
 ROOM = 4  # one value may have so many times the bytes of the largest frame that the disk gave
 LATE_SECONDS, LAST_WAIT_SECONDS = 0.1, 0.01
+Address = str | tuple[object, ...]  # as a socket takes it
 _UNIX = "unix:"
 _CR = ord("\r")
 
@@ -327,7 +328,7 @@ class Connection:
                 raise
         raise error
 
-    def _addresses(self) -> list[tuple[int, Any]]:
+    def _addresses(self) -> list[tuple[int, Address]]:
         if isinstance(self._address, str):
             return [(socket.AF_UNIX, self._address)]
         found = socket.getaddrinfo(*self._address, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
@@ -362,7 +363,7 @@ class _Stream:
     def close(self) -> None:
         self._socket.close()
 
-    def connect(self, address: Any, deadline: float) -> None:
+    def connect(self, address: Address, deadline: float) -> None:
         """Connect before `deadline`."""
         failed = self._socket.connect_ex(address)
         if failed == errno.EINPROGRESS:

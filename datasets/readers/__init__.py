@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from datasets.readers.resize import KERNEL, Box
 from datasets.readers.spec import Reader, ReaderSpec
@@ -45,7 +46,7 @@ def _encoded(spec: ReaderSpec, records: Records) -> Reader:
 
 
 #: Reader name (`data.reader` in a config) -> constructor; each imports its decoder only when it is chosen.
-READERS: dict[str, Any] = {
+READERS: dict[str, Callable[[ReaderSpec, Records], Reader]] = {
     "frames": _frames,
     "memcached": _memcached,
     "video": _video,

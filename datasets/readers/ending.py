@@ -40,7 +40,7 @@ class UpTo:
     """A reader whose record has `frames` frames; in all else the reader inside."""
 
     def __init__(self, reader: Reader, frames: int) -> None:
-        self._reader = reader
+        self._reader, self.read, self.close = reader, reader.read, reader.close
         self._frames = frames
 
     def probe(self, i: int) -> Facts:
@@ -63,7 +63,7 @@ def is_tolerable(missing: int, expected: int, share: float) -> bool:
     return 0 <= missing < expected and missing <= share * expected
 
 
-def on_what_decodes(reader: Reader, i: int, work: Callable[[Any], _Result]) -> tuple[_Result, int]:
+def on_what_decodes(reader: Reader, i: int, work: Callable[[Reader], _Result]) -> tuple[_Result, int]:
     """Do some work with record i: plan it and read it, on the frames that decode.
 
     Args:

@@ -25,7 +25,6 @@ from utils.faults import UserError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
-    from datasets.readers.resize import Box
     from datasets.readers.spec import Reader, ReaderSpec
 
 #: Raise it when `probe` of a reader answers differently for the same file: older caches are refused then.
@@ -106,7 +105,7 @@ def key_of(spec: ReaderSpec, family: str, path: str, start: int) -> int:
     return xxhash.xxh3_64_intdigest(b"\0".join(parts))
 
 
-def _versions() -> dict[str, Any]:
+def _versions() -> dict[str, object]:
     return {"probe": PROBE_VERSION, "av": metadata.version("av")}
 
 
@@ -119,7 +118,7 @@ def write(path: str | os.PathLike[str], rows: Iterable[tuple[int, Entry]]) -> in
     latest = dict(rows)
     words = sorted({word for entry in latest.values() for word in (entry.stamp.witness, entry.grade, entry.decoder)})
     number = {word: i for i, word in enumerate(words)}
-    columns: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
+    columns: dict[str, list[float]] = {name: [] for name in _COLUMNS}
     for key in sorted(latest):
         stamp, facts, grade, turns, decoder, missing = latest[key]
         row = {"key": key, "size": stamp.size, "mtime": stamp.mtime, "witness": number[stamp.witness]}
@@ -215,7 +214,7 @@ class KnownFacts:
     """
 
     def __init__(self, reader: Reader, spec: ReaderSpec, records: Records, cache: FactsCache) -> None:
-        self.reader = reader
+        self.reader, self.read, self.close = reader, reader.read, reader.close
         self.spec = spec
         self.records = records
         self.cache = cache
@@ -255,14 +254,6 @@ class KnownFacts:
         packets = (none, none, none, none.astype(bool), none)
         index = Index(facts, Grade(entry.grade), entry.turns, entry.decoder, *packets, entry.missing)
         self.reader.assume(i, index)  # type: ignore[attr-defined]
-
-    def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
-        """See `Reader.read`."""
-        self.reader.read(i, frames, box, size, out)
-
-    def close(self) -> None:
-        """See `Reader.close`."""
-        self.reader.close()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.reader, name)

@@ -23,11 +23,11 @@ import stat
 import string
 import struct
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xxhash
 
+from utils import files
 from utils.faults import MediaError
 
 SUFFIX = ".fsh"
@@ -79,7 +79,7 @@ class ShardWriter:
         height: int,
         width: int,
         fps: float = 0.0,
-        info: dict[str, Any] | None = None,
+        info: files.Row | None = None,
     ) -> None:
         self.path = path
         self._header = {"template": template, "base": base, "height": height, "width": width, "fps": fps}
@@ -165,7 +165,7 @@ class FrameShard:
             raise MediaError(self.path, "the table of the shard names bytes that are no frames; dump this video again")
         header = json.loads(bytes(table[8 * (2 * count + 1) :]))
         self.frames = count
-        self.info: dict[str, Any] = header
+        self.info: files.Row = header
         self.description = Description(
             template=str(header["template"]),
             base=int(header["base"]),

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -109,13 +109,13 @@ class VideoReader:
         rows: dict[int, list[int]] = {}
         for row, ordinal in enumerate(ordinals.tolist()):
             rows.setdefault(ordinal, []).append(row)
-        pending, colours = set(rows), _Colours(shown)
+        pending, scaler = set(rows), Scaler()
         for ordinal, frame in self._decode(i, index, sorted(rows)):
             if ordinal not in pending:
                 continue
             pending.discard(ordinal)
             first, *others = rows[ordinal]
-            place(colours.rgb(frame, index.rotation), box, (facts.height, facts.width), out[first])
+            place(scaler.rgb(frame, shown, index.rotation), box, (facts.height, facts.width), out[first])
             for row in others:
                 out[row] = out[first]
         if pending:
@@ -197,29 +197,31 @@ class VideoReader:
         return MediaError(shown, reason)
 
 
-class _Colours:
-    """Converts the frames of one read to RGB by swscale, from any pixel format."""
+class Scaler:
+    """swscale for frames of any pixel format; a context keeps its colour space, so each kind of frame has its own."""
 
-    def __init__(self, shown: str) -> None:
-        self.shown = shown
+    def __init__(self) -> None:
         self._key: tuple[object, ...] = ()
         self._reformatter: VideoReformatter | None = None
 
-    def rgb(self, frame: av.VideoFrame, quarter_turns: int) -> np.ndarray:
-        """Upright (H, W, 3) uint8 RGB of a decoded frame."""
+    def to(self, frame: av.VideoFrame, name: str, **wanted: Any) -> av.VideoFrame:
+        """One frame in another size or format; MediaError where its format cannot be converted."""
         from av.error import FFmpegError
         from av.video.reformatter import VideoReformatter
 
-        # A context of swscale keeps the colour space it was made for: one serves the frames of one kind only.
         key = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
-        key += (frame.color_primaries, frame.color_trc)
+        key += (frame.color_primaries, frame.color_trc, *wanted.items())
         if self._reformatter is None or key != self._key:
             self._key, self._reformatter = key, VideoReformatter()
         try:
-            image = self._reformatter.reformat(frame, format="rgb24").to_ndarray()
+            return self._reformatter.reformat(frame, **wanted)
         except (FFmpegError, ValueError) as error:
             reason = f"its pixel format {frame.format.name} cannot be converted ({error})"
-            raise MediaError(self.shown, reason) from error
+            raise MediaError(name, reason) from error
+
+    def rgb(self, frame: av.VideoFrame, name: str, quarter_turns: int = 0) -> np.ndarray:
+        """Upright (H, W, 3) uint8 RGB of a decoded frame."""
+        image = self.to(frame, name, format="rgb24").to_ndarray()
         return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
 
 

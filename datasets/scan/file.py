@@ -7,7 +7,7 @@ on, and what it calls bad would have been a bad sample. Nothing is written.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
@@ -16,6 +16,7 @@ from datasets.readers import READERS
 from datasets.readers.ending import on_what_decodes
 from datasets.readers.facts_cache import Stamp, family_of, stamp_of
 from datasets.readers.spec import Reader, ReaderSpec
+from utils import files
 from utils.faults import MediaError
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Examiner:
         self.records = records
         self._readers: dict[str, Reader] = {}
 
-    def answer(self, task: Look) -> dict[str, Any]:
+    def answer(self, task: Look) -> files.Row:
         """Do one task.
 
         Returns:
@@ -62,7 +63,7 @@ class Examiner:
             return {"same": True}
         return self.look(task.sample, task.what)
 
-    def look(self, i: int, level: str) -> dict[str, Any]:
+    def look(self, i: int, level: str) -> files.Row:
         """All about record i: plain values; `bad` says why it cannot be read, or is "".
 
         Args:
@@ -70,7 +71,7 @@ class Examiner:
             level: one of `LEVELS`.
         """
         path, shown = self.records.full_path(i), self.records.path(i)
-        found: dict[str, Any] = {"bad": "", "notes": [], "stamp": stamp_of(path), "level": level}
+        found: files.Row = {"bad": "", "notes": [], "stamp": stamp_of(path), "level": level}
         if found["stamp"] is None:
             return found | {"bad": _why_not_there(path), "again": True}
         family = family_of(path)
@@ -102,7 +103,7 @@ class Examiner:
             self._readers[family] = READERS[family](self.spec, self.records)
         return self._readers[family]
 
-    def _decode(self, i: int, family: str, *, whole: bool) -> dict[str, Any]:
+    def _decode(self, i: int, family: str, *, whole: bool) -> files.Row:
         """Decode the first, middle and last frame, or all of them; a fingerprint of these three pictures.
 
         A video that ends early has "probed", the frames that `probe` promises, beside the "frames" that decode.
@@ -113,7 +114,7 @@ class Examiner:
             found |= {"probed": probed, "shorter": missing}
         return found
 
-    def _look_at(self, reader: Any, i: int, family: str, whole: bool) -> dict[str, Any]:
+    def _look_at(self, reader: Reader, i: int, family: str, whole: bool) -> files.Row:
         facts: Facts = reader.probe(i)
         ends = sorted({0, facts.frames // 2, facts.frames - 1})
         pictures = np.empty((len(ends), *_SMALL, 3), np.uint8)
@@ -147,7 +148,7 @@ def _kind(path: str, family: str) -> str:
     return "folder" if os.path.isdir(path) else "shard" if path.lower().endswith(_SHARD) else "image"
 
 
-def describe(path: str, shown: str, frames: int) -> dict[str, Any]:
+def describe(path: str, shown: str, frames: int) -> files.Row:
     """Codec, format, rotation, rate and claims of a video file's header, beside the frames that were counted.
 
     Args:
@@ -170,7 +171,7 @@ def describe(path: str, shown: str, frames: int) -> dict[str, Any]:
             damaged += packet.is_corrupt
             if packet.pts is not None and not packet.is_discard:
                 stamps.append(packet.pts)
-        found: dict[str, Any] = {
+        found: files.Row = {
             "format": container.format.name,
             "codec": context.name,
             "pixels": context.pix_fmt or "",
@@ -201,7 +202,7 @@ def is_variable(stamps: list[int]) -> bool | None:
     return bool(np.abs(gaps - usual).max() > max(_VFR_TICKS, _VFR_SHARE * usual))
 
 
-def _folder(path: str, first: str, frames: int) -> dict[str, Any]:
+def _folder(path: str, first: str, frames: int) -> files.Row:
     """The stamp of a frame folder with its first file, and files beyond its `frames` numbers without a gap."""
     stem, suffix = os.path.splitext(first)
     prefix = stem.rstrip("0123456789")

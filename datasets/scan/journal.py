@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from datasets.plan.facts import Facts
 from datasets.readers import facts_cache
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.file import LEVELS
+from utils import files
 from utils.faults import UserError
 
 JOURNAL = "files.jsonl"
-Found = dict[str, Any]
+Found = files.Row
 
 
 class Journal:
@@ -46,7 +44,8 @@ class Journal:
         except OSError as error:
             raise UserError(f"--out: {error.filename}: {error.strerror}") from error
         try:
-            self._lock()
+            if not files.lock(self._out.fileno()):
+                raise UserError(f"--out: another scan is writing to {folder}")
             whole = self._load()
             self._out.truncate(whole)  # half a line of a scan that was killed
             if not whole:
@@ -54,16 +53,6 @@ class Journal:
         except BaseException:
             self._out.close()
             raise
-
-    def _lock(self) -> None:
-        """One scan at a time; where the file system knows no locks, nobody is kept out."""
-        try:
-            fcntl.flock(self._out, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"--out: another scan is writing to {self.file.parent}") from None
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-                raise
 
     def _load(self) -> int:
         """Read what is there; returns the bytes of its whole lines."""
@@ -89,7 +78,7 @@ class Journal:
                     raise UserError(f"{self.file}:{number}: this line is damaged; delete it, or the file") from None
         return whole
 
-    def _naming(self, family: str) -> list[Any]:
+    def _naming(self, family: str) -> list[object]:
         if family == "frames":
             return [self.spec.template, self.spec.frame_base, self.spec.fps]
         return [facts_cache.PROBE_VERSION, self.spec.missing_share]

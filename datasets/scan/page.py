@@ -7,7 +7,8 @@ import hashlib
 import html
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+
+from utils.files import Row
 
 _NUMBERS = ("label", "videos", "bad")  # columns that hold numbers
 _ROWS = 500  # of one table; scan.json has all
@@ -30,11 +31,11 @@ td.path { overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 """
 
 
-def render(summary: dict[str, Any]) -> str:
+def render(summary: Row) -> str:
     """The page of what `scan_results.write` found out."""
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    lists: Sequence[dict[str, Any]] = summary["lists"]
+    lists: Sequence[Row] = summary["lists"]
     names = ", ".join(Path(part["list"]).name for part in lists)
     level = {"header": "frames counted", "ends": "first, middle and last frame decoded", "all": "every frame decoded"}
     body = [f"<h1>{_text(names)}</h1>", f'<p class="quiet">{level[summary["decode"]]}, {summary["seconds"]} s</p>']
@@ -48,11 +49,11 @@ def render(summary: dict[str, Any]) -> str:
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return html.escape(str(value), quote=True)
 
 
-def _list(part: dict[str, Any]) -> str:
+def _list(part: Row) -> str:
     numbers = [
         (part["videos"], "in the list"),
         (part["good"], "can be read"),
@@ -99,7 +100,7 @@ def _table(head: Sequence[str], rows: Iterable[str], total: int) -> str:
     return f'<div class="wide"><table><tr>{columns}</tr>{"".join(rows)}</table></div>{more}'
 
 
-def _files(title: str, files: Sequence[dict[str, Any]]) -> str:
+def _files(title: str, files: Sequence[Row]) -> str:
     if not files:
         return ""
     rows = (
@@ -119,7 +120,7 @@ def _counts(title: str, counts: dict[str, int]) -> str:
     return f"<div><h3>{title}</h3>" + _table(("videos", ""), rows, len(counts)) + "</div>"
 
 
-def _same(groups: Sequence[dict[str, Any]]) -> str:
+def _same(groups: Sequence[Row]) -> str:
     ordered = sorted(groups, key=lambda group: (not group["across"], not group["labels_differ"]))
     rows = []
     for group in ordered[:_ROWS]:
@@ -134,7 +135,7 @@ def _same(groups: Sequence[dict[str, Any]]) -> str:
     return f"<h2>The same video more than once</h2>{said}" + _table(("where", "how", "files"), rows, len(groups))
 
 
-def _classes(classes: Sequence[dict[str, Any]]) -> str:
+def _classes(classes: Sequence[Row]) -> str:
     most = max((row["videos"] for row in classes), default=0) or 1
     rows = []
     for row in classes[:_ROWS]:
@@ -149,7 +150,7 @@ def _classes(classes: Sequence[dict[str, Any]]) -> str:
     return f"<h3>Classes ({len(classes):,})</h3>" + _table(("label", "name", "videos", "bad", ""), rows, len(classes))
 
 
-def _histogram(what: str, spread: dict[str, Any]) -> str:
+def _histogram(what: str, spread: Row) -> str:
     bins = spread["bins"]
     if not bins:
         return ""

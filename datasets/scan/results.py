@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -37,7 +36,7 @@ def write(
     level: str,
     classes: Path | None,
     seconds: float,
-) -> dict[str, Any]:
+) -> files.Row:
     """Write everything below `out`; each file under another name first.
 
     Args:
@@ -53,7 +52,7 @@ def write(
     """
     from datasets.scan import page as scan_page
 
-    summary: dict[str, Any] = {"format": "zoetrope.scan/1", "decode": level, "seconds": round(seconds, 1)}
+    summary: files.Row = {"format": "zoetrope.scan/1", "decode": level, "seconds": round(seconds, 1)}
     summary["lists"] = [_of_list(records, own, classes, level) for records, own in zip(lists, found, strict=True)]
     summary["same"] = [_of_group(group, lists) for group in groups]
     for records, own in zip(lists, found, strict=True):
@@ -79,7 +78,7 @@ def _clean(records: Records, found: list[Found]) -> bytes:
     return b"".join(lines)
 
 
-def _of_list(records: Records, found: list[Found], classes: Path | None, level: str) -> dict[str, Any]:
+def _of_list(records: Records, found: list[Found], classes: Path | None, level: str) -> files.Row:
     """All that scan.json says of one list."""
     good = [entry for entry in found if not entry["bad"]]
     frames = np.array([entry["frames"] for entry in good], np.int64)
@@ -111,7 +110,7 @@ def _of_list(records: Records, found: list[Found], classes: Path | None, level: 
     }
 
 
-def _remarks(records: Records, found: list[Found]) -> dict[str, list[dict[str, Any]]]:
+def _remarks(records: Records, found: list[Found]) -> dict[str, list[files.Row]]:
     """What there is to say of single files: bad, shorter, with a wrong frame count, notes."""
     bad, notes, shorter, wrong_counts = [], [], [], []
     parts = bool(np.any(records.starts > 0))  # of a list with an offset, a record may end before its video does
@@ -130,7 +129,7 @@ def _remarks(records: Records, found: list[Found]) -> dict[str, list[dict[str, A
     return {"bad": bad, "notes": notes, "shorter": shorter, "wrong_counts": wrong_counts}
 
 
-def _named(records: Records, i: int, what: str) -> dict[str, Any]:
+def _named(records: Records, i: int, what: str) -> files.Row:
     return {"path": printable(records.path(i)), "label": int(records.labels[i]), "what": printable(what)}
 
 
@@ -140,11 +139,11 @@ def _kind_of_reason(reason: str) -> str:
     return "".join("#" if letter.isdigit() else letter for letter in words)
 
 
-def _counted(values: Any) -> dict[str, int]:
+def _counted(values: Iterable[str]) -> dict[str, int]:
     return dict(Counter(values).most_common())
 
 
-def _spread(values: np.ndarray) -> dict[str, Any]:
+def _spread(values: np.ndarray) -> files.Row:
     """Least, median, most, and a histogram with equal steps up to the 99th percentile; the last bin takes the rest."""
     if not len(values):
         return {"least": 0, "median": 0, "most": 0, "bins": [], "step": 0, "from": 0}
@@ -156,7 +155,7 @@ def _spread(values: np.ndarray) -> dict[str, Any]:
     return {name: round(value, 3) for name, value in rounded.items()} | {"bins": bins}
 
 
-def _classes(records: Records, found: list[Found], classes: Path | None) -> list[dict[str, Any]]:
+def _classes(records: Records, found: list[Found], classes: Path | None) -> list[files.Row]:
     """Number of videos and of bad ones of each label, from 0 to the highest of the list or of the class names."""
     names = class_names(records, classes)
     count = len(names)
@@ -207,7 +206,7 @@ def _names_in(file: Path, count: int) -> list[str]:
         return read_class_names(file, sum(bool(line.strip()) for line in data.splitlines()))
 
 
-def _of_group(group: Found, lists: Sequence[Records]) -> dict[str, Any]:
+def _of_group(group: Found, lists: Sequence[Records]) -> files.Row:
     members = [
         {
             "list": str(lists[number].list_file),
@@ -225,7 +224,7 @@ def _of_group(group: Found, lists: Sequence[Records]) -> dict[str, Any]:
     }
 
 
-def in_words(summary: dict[str, Any], out: Path) -> list[str]:
+def in_words(summary: files.Row, out: Path) -> list[str]:
     """The result for the terminal."""
     lines = []
     for part in summary["lists"]:

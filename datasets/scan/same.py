@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from datasets.lists.records import Records
 from datasets.loading.messages import Look
@@ -54,7 +53,7 @@ def _digests(
     deadline: float,
 ) -> list[Found]:
     """Groups with equal bytes among the members whose size alone does not tell them apart."""
-    sizes: dict[Any, list[tuple[int, int]]] = {}
+    sizes: dict[object, list[tuple[int, int]]] = {}
     for number, i in members:
         entry = found[number][i]
         folder = (entry["frames"], entry["stamp"][3]) if entry["kind"] == "folder" else None

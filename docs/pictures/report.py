@@ -9,12 +9,15 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
 from tests import chromium  # noqa: E402
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 
 def main(index: Path) -> None:
@@ -37,7 +40,7 @@ def main(index: Path) -> None:
                 print(f"{name}.png, {(HERE / f'{name}.png').stat().st_size // 1000} kB")
 
 
-def prepare(page: Any, name: str) -> None:
+def prepare(page: Page, name: str) -> None:
     """Put the page into the state that the text describes."""
     if name == "report_matrix":
         page.locator("canvas.matrix").focus()

@@ -192,11 +192,11 @@ def test_signals_of_a_job_do_not_end_reader_processes(records: Records) -> None:
     reading = dataclasses.replace(READING, workers=2)
     with DaliTrainLoader(records, SPEC, reading, seed=5, shards=shards(), stop=6) as loader:
         next(loader)
-        for pid in loader._service.pids:  # type: ignore[attr-defined]
+        for pid in loader.service.pids:  # type: ignore[attr-defined]
             for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
                 os.kill(pid, number)
         assert [step for step, _ in loader] == [1, 2, 3, 4, 5]
-        assert loader._service.restarts == 0  # type: ignore[attr-defined]
+        assert loader.service.restarts == 0  # type: ignore[attr-defined]
 
 
 def test_build_takes_the_loaders_of_the_reader() -> None:

@@ -89,12 +89,12 @@ def test_the_same_clips_as_from_the_disk_and_every_frame_is_counted(
 def test_a_change_of_state_is_said_once(tmp_path: Path) -> None:
     traffic = Traffic()
     for _ in range(3):  # three reader processes find out
-        traffic.add({"counts": {"frames": 8, "no_server": 8}, "events": [["a:1", "out of use (refused)"]]})
+        traffic.add(({"frames": 8, "no_server": 8}, [("a:1", "out of use (refused)")]))
     lines, values = traffic.report()
     assert lines[0] == "WARNING: memcached a:1: out of use (refused)"
     assert len(lines) == 2
     assert values["memcached_hit_rate"] == 0.0
-    traffic.add({"counts": {}, "events": [["a:1", "in use again"]]})
+    traffic.add(({}, [("a:1", "in use again")]))
     assert traffic.report() == (["WARNING: memcached a:1: in use again"], {})
     assert total_line([0.0] * len(NAMES), 2) == ""
     assert "2 rank(s)" in total_line([8.0] * len(NAMES), 2)

@@ -51,7 +51,7 @@ def steps(gpu: cases.Gpu, workers: int, may_pin: bool) -> dict[str, Any]:
         run = cases.build(gpu, folder, "tsn", [f"common.{word}" for word in sets], shards, world)
         clip_bytes = 2 * 2 * run.cfg.augmentation.input_size**2 * 3  # of one micro-batch
         rows = []
-        with loader.build(run.cfg, "train", world, shards, stop=4) as batches:
+        with loader.train(run.cfg, world, shards, stop=4) as batches:
             free_before = len(batches._free) + len(batches._steps)
             for step, micro_batches in batches:
                 mode.forget()
@@ -81,7 +81,7 @@ def wait_until_read(batches: Any) -> None:
     import time
 
     end = time.monotonic() + 30
-    service = batches._service
+    service = batches.service
     while hasattr(service, "_workers") and batches._steps and batches._steps[0].open and time.monotonic() < end:
         for answer in batches._answers(wait=False):
             batches._take(answer)

@@ -412,7 +412,7 @@ def data_wait(machine: Machine) -> dict[str, Any]:
     workers = max(1, len(os.sched_getaffinity(0)) - 1)
     cfg = run.cfg.model_copy(update={"workers": min(workers, 12)})
     world = dist.World(device=machine.device)
-    with loader.build(cfg, "train", world, shards, stop=count + 2) as batches:
+    with loader.train(cfg, world, shards, stop=count + 2) as batches:
         waited = began = 0.0
         for number, micro_batches in batches:
             if number == 2:

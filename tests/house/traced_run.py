@@ -7,8 +7,8 @@ no comprehension, nothing inside networks/ and methods/ (the network is the pape
 
 - `clip_functions`: distinct functions entered in one steady step, from the return of the step before it to the last
   line of the loss. What a reader does below `read` and `probe` (decoding) counts as these two, and what the colour
-  operations do below utils/transforms.py as the function that was called. 66 at commit 176f066, where its review
-  counted 62 by hand.
+  operations do below utils/transforms.py as the function that was called: since they are parts of their own, these are
+  the files of utils/ops/. 66 at commit 176f066, where its review counted 62 by hand.
 - `validation_crossings`: calls from main.py to the engine, and from the engine to main.py, below the call by which
   train() starts a validation; each pair of caller and callee once. 4 at commit 176f066, where utils/run.py is the
   engine.
@@ -108,7 +108,8 @@ def is_deeper(call: Stack) -> bool:
     """Return True for a call inside a network, a reader's decoding, or a colour operation."""
     is_of_network = any(part in call[-1] for part in ("sync_bn.py", "Dropout"))
     return is_of_network or any(
-        all(name.startswith(place) for name in call[-2:]) for place in ("datasets/readers/", "utils/transforms.py")
+        all(name.startswith(place) for name in call[-2:])
+        for place in ("datasets/readers/", ("utils/transforms.py", "utils/ops/"))
     )
 
 

@@ -21,8 +21,8 @@ from methods import interop
 from methods.interop import load_weights, pyslowfast
 from networks import BACKBONES
 from tests import parity_entry
+from utils import weights_file
 from utils.faults import UserError
-from utils.weights_file import arrays
 
 # One quick case of every family; `make nightly` runs the others too.
 QUICK = {
@@ -352,7 +352,7 @@ def test_unpickler_reads_arrays_of_every_protocol(tmp_path: Path, protocol: int)
     )
     file = tmp_path / "x.pdparams"
     file.write_bytes(pickle.dumps(content, protocol=protocol))
-    found = arrays.load(file)
+    found = weights_file.read(file)
     for key in ("a", "fortran", "big", "none", "flags"):
         assert found[key].shape == content[key].shape
         assert (found[key] == content[key]).all()
@@ -381,8 +381,8 @@ def dumped(value: object, protocol: int = 4) -> bytes:
 def test_unpickler_runs_nothing(tmp_path: Path) -> None:
     file, trace = tmp_path / "x.pkl", tmp_path / "trace"
     file.write_bytes(dumped({"w": Touch(trace)}))
-    with pytest.raises(UserError, match=r"x.pkl holds more than NumPy arrays.*it names posix.mkdir"):
-        arrays.load(file)
+    with pytest.raises(UserError, match=r"x.pkl holds more than tensors, arrays.*it names posix.mkdir"):
+        weights_file.read(file)
     assert not trace.exists()
 
 
@@ -405,7 +405,7 @@ def test_unpickler_refuses(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "x.pkl"
     file.write_bytes(content)
     with pytest.raises(UserError, match="x.pkl"):
-        arrays.load(file)
+        weights_file.read(file)
 
 
 def test_a_pickle_cannot_change_the_unpickler(tmp_path: Path) -> None:
@@ -414,10 +414,10 @@ def test_a_pickle_cannot_change_the_unpickler(tmp_path: Path) -> None:
     for name in ("cnumpy.core.multiarray\nscalar\n", "c_codecs\nencode\n", "cnumpy\ndtype\n"):
         file.write_bytes(name.encode() + b"(N}S'numpy'\nNs}S'code'\nNstb.")
         with pytest.raises(UserError, match="x.pkl"):
-            arrays.load(file)
+            weights_file.read(file)
     file.write_bytes(pickle.dumps({"a": np.arange(3.0), "s": np.float64(2.5)}, 2))
-    assert arrays.load(file)["a"].tolist() == [0, 1, 2]
-    assert arrays.load(file)["s"] == 2.5
+    assert weights_file.read(file)["a"].tolist() == [0, 1, 2]
+    assert weights_file.read(file)["s"] == 2.5
 
 
 def test_shared_parts_are_read_once(tmp_path: Path) -> None:
@@ -426,4 +426,4 @@ def test_shared_parts_are_read_once(tmp_path: Path) -> None:
     for _ in range(60):
         nested = [nested, nested]
     (tmp_path / "x.pkl").write_bytes(pickle.dumps(nested, 4))
-    assert arrays.load(tmp_path / "x.pkl")[0] is not None
+    assert weights_file.read(tmp_path / "x.pkl")[0] is not None

@@ -61,11 +61,6 @@ def as_yaml(cfg: Config) -> str:
     return "\n".join(["common:", *_lines(cfg, to_dict(cfg), "")])
 
 
-def _origin(cfg: Config, key: str) -> str:
-    """Where a value is from, without the folder: all lines of one config name the same."""
-    return cfg.origin(key).rpartition("/")[2]
-
-
 def _lines(cfg: Config, tree: Mapping[str, object], prefix: str) -> Iterator[str]:
     indent = "    " * (prefix.count(".") + 1)
     for name, value in tree.items():
@@ -74,7 +69,8 @@ def _lines(cfg: Config, tree: Mapping[str, object], prefix: str) -> Iterator[str
             yield f"{indent}{name}:"
             yield from _lines(cfg, value, f"{key}.")
         else:
-            yield f"{f'{indent}{name}: {json.dumps(value)}':<60}  # {_origin(cfg, key)}"
+            origin = cfg.origin(key).rpartition("/")[2]  # without the folder: all lines of a config name the same
+            yield f"{f'{indent}{name}: {json.dumps(value)}':<60}  # {origin}"
 
 
 def json_schema() -> str:

@@ -15,7 +15,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -71,22 +71,24 @@ class Teacher:
         temperature: float,
         weight: float,
         recolour: Callable[[Tensor], Tensor] | None = None,
-        autocast: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        autocast: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext,
         weights_hash: str = "",
     ) -> None:
         self.net = net.requires_grad_(False).eval()
         self.temperature, self.weight = temperature, weight
         self.recolour, self.autocast, self.weights_hash = recolour, autocast, weights_hash
 
-    def loss(self, answer: Any, clips: Tensor, labels: Tensor, **targets: Any) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, answer: object, clips: Tensor, labels: Tensor, *, weights: Tensor | None = None, **targets: object
+    ) -> tuple[Tensor, Tensor]:
         """(loss, the student's logits); arguments as `utils.loss.training_loss`, and the clips the student saw."""
-        hard, logits = training_loss(answer, labels, **targets)
+        hard, logits = training_loss(answer, labels, weights=weights, **targets)
         with torch.no_grad(), self.autocast():
             wanted = self.net(clips if self.recolour is None else self.recolour(clips))  # (B, K)
-        soft = weighted_mean(kd_per_clip(logits, wanted, self.temperature), targets.get("weights"))
+        soft = weighted_mean(kd_per_clip(logits, wanted, self.temperature), weights)
         return (1 - self.weight) * hard + self.weight * soft, logits
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint keeps."""
         return {"distill": {"kind": "kd", "weights_hash": self.weights_hash}}
 
@@ -103,7 +105,7 @@ class Pair(nn.Module):
         super().__init__()
         self.student, self.peer = student, peer
 
-    def forward(self, clips: Tensor) -> tuple[Any, Any]:
+    def forward(self, clips: Tensor) -> tuple[object, object]:
         """(B, C, T, H, W) -> what each of the two answers."""
         return self.student(clips), self.peer(clips)
 
@@ -117,17 +119,25 @@ class Mutual:
         arguments: those of `methods.build` with which the peer was built, kept in the checkpoint.
     """
 
-    def __init__(self, peer: nn.Module, *, weight: float, arguments: dict[str, Any]) -> None:
+    def __init__(self, peer: nn.Module, *, weight: float, arguments: dict[str, object]) -> None:
         self.peer, self.weight, self.arguments = peer, weight, arguments
 
-    def loss(self, answers: tuple[Any, Any], clips: Tensor, labels: Tensor, **targets: Any) -> tuple[Tensor, Tensor]:
+    def loss(
+        self,
+        answers: tuple[object, object],
+        clips: Tensor,
+        labels: Tensor,
+        *,
+        weights: Tensor | None = None,
+        **targets: object,
+    ) -> tuple[Tensor, Tensor]:
         """(loss of both, the student's logits); `answers` are those of `Pair`."""
-        hard, logits = training_loss(answers[0], labels, **targets)
-        hard_peer, peer_logits = training_loss(answers[1], labels, **targets)
-        mutual = weighted_mean(mutual_per_clip(logits, peer_logits), targets.get("weights"))
+        hard, logits = training_loss(answers[0], labels, weights=weights, **targets)
+        hard_peer, peer_logits = training_loss(answers[1], labels, weights=weights, **targets)
+        mutual = weighted_mean(mutual_per_clip(logits, peer_logits), weights)
         return hard + hard_peer + self.weight * mutual, logits
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, object]:
         """What a checkpoint keeps: `model` is the student, `peer` the second network."""
         return {"peer": self.peer.state_dict(), "distill": {"kind": "dml", "model": self.arguments}}
 
@@ -144,7 +154,7 @@ class Source:
 
     cfg: Config
     file: Path | None
-    state: dict[str, Any] | None
+    state: checkpoint.State | None
 
 
 def find(teacher: Path, student: Config) -> Source:
@@ -171,7 +181,7 @@ def find(teacher: Path, student: Config) -> Source:
     return source
 
 
-def _state_in(file: Path) -> dict[str, Any]:
+def _state_in(file: Path) -> checkpoint.State:
     """Return the checkpoint in an experiment folder."""
     state = checkpoint.load(file)
     if not weights_file.is_checkpoint(state):

@@ -119,7 +119,7 @@ def evaluate_heads(
                 if keep is not None:
                     keep(item, own)
             if stop is not None:
-                stop.ask(videos.trouble)
+                stop.ask(videos.service.trouble)
                 if world.any(stop.received):
                     return None
         for tally in tallies:

@@ -119,7 +119,7 @@ class Monitor:
             is_last: this is the last step: `final` follows after its validation.
             final: the run ends here.
         """
-        batch, length = self.learner.shards.global_batch, len(self.records) * self.learner.cfg.data.num_sample
+        batch, length = self.learner.shards.global_batch, self.bad.videos * self.learner.cfg.data.num_sample
         clips = self.state.step * batch
         epoch = clips // length
         if final:

@@ -119,9 +119,8 @@ def network(run: Run) -> Iterator[nn.Module | None]:
         yield net
         return
     began = time.monotonic()
-    clips = loader.build(
+    clips = loader.train(
         cfg,
-        "train",
         run.world,
         learner.shards,
         start=state.step,
@@ -144,7 +143,7 @@ def _forwards(run: Run, batches: TrainLoader) -> Iterator[Callable[[nn.Module], 
     """Give a function for each micro-batch that runs a network on it, augmented but not mixed; None: stop."""
     for _, micro_batches in batches:
         run.monitor.note(batches, ledger.PRECISE_BN)
-        run.stop.ask(batches.trouble)
+        run.stop.ask(batches.service.trouble)
         if run.world.any(run.stop.received):
             yield None
             return

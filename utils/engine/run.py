@@ -81,7 +81,8 @@ class Run:
 
     def steps(self) -> Iterator[tuple[int, list[Batch]]]:
         """Give (step, this rank's micro-batches) from the first step that is not done, and set its learning rate."""
-        for step, micro_batches in self.monitor.watch.steps(self.batches, self.monitor.names):
+        watch = self.monitor.watch
+        for step, micro_batches in watch.steps(iter(self.batches), self.batches.being_read, self.monitor.names):
             optim.set_lr(self.learner.optimizer, self.lr_at(step))
             yield step, micro_batches
 
@@ -100,7 +101,7 @@ class Run:
 
     def requests(self) -> dict[str, bool]:
         """Return what this rank requests of the next step: to stop after it, to save after it."""
-        self.stop.ask(self.batches.trouble)
+        self.stop.ask(self.batches.service.trouble)
         minutes = (time.monotonic() - self._saved_at) / 60
         return {"stop": self.stop.received, "save": self.world.is_main and minutes > self.cfg.save_minutes}
 
@@ -166,7 +167,7 @@ class Run:
             if net is None:
                 return None
             with (
-                loader.build(self.cfg, "val", self.world, records=self.val_records) as videos,
+                loader.val(self.cfg, self.world, records=self.val_records) as videos,
                 watch.during("validation", None, videos.being_read),
             ):
                 heads = probes.count(net)

@@ -23,10 +23,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from datasets.lists.records import Records
-    from datasets.loading.train import TrainLoader
     from methods.interop.provenance import Start
     from utils.config import Config
-    from utils.dist import World
 
 
 @contextlib.contextmanager
@@ -75,7 +73,9 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         step, validated = (saved["step"], saved["validated_step"]) if saved else (0, -1)
         marker = ledger.resume_marker(step=step, clips=step * shards.global_batch, validated=validated)
         replay = ledger.given_up(exp, marker=marker) if saved else set()
-        batches = stack.enter_context(train_loader(cfg, world, shards, train_records, step, replay))
+        batches = stack.enter_context(
+            loader.train(cfg, world, shards, start=step, records=train_records, replay=replay)
+        )
         made = learner.build(cfg, world, shards, saved, messages.append)
         facts = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
         facts["initial"], remarks = _initial(cfg, made.net, saved, class_names, val_records)
@@ -112,13 +112,6 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         # A lost rank shows as an error of DDP's or gloo's own: `contact` says what it means.
         with run_log.last_words(), dist.contact(world):
             yield run
-
-
-def train_loader(
-    cfg: Config, world: World, shards: ShardPlan, records: Records, step: int, replay: set[tuple[int, int]]
-) -> TrainLoader:
-    """Start the reader processes; they give the batches from `step` on."""
-    return loader.build(cfg, "train", world, shards, start=step, records=records, replay=replay)
 
 
 def _initial(

@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from utils import files, processes
 from utils.faults import UserError
@@ -137,7 +136,7 @@ def _file(job: str) -> Path:
     return Path(folder).expanduser() / "zoetrope" / "jobs" / f"{job}.json"
 
 
-def _new_job(about: dict[str, Any]) -> str:
+def _new_job(about: files.Row) -> str:
     """Write the file of a job under the next free number."""
     _file("").parent.mkdir(parents=True, exist_ok=True)
     for number in itertools.count(1):
@@ -148,7 +147,7 @@ def _new_job(about: dict[str, Any]) -> str:
     raise AssertionError("there is always a next number")
 
 
-def _read(job: str) -> dict[str, Any]:
+def _read(job: str) -> files.Row:
     """Return what is known of a job; nothing if there is none."""
     try:
         return json.loads(_file(job).read_text(encoding="utf-8")) if job.startswith("local-") else {}

@@ -16,7 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.faults import UserError, did_you_mean
 from utils.schedulers import Outcome, Place, Request, Scheduler, Task, integer, run
@@ -209,7 +209,7 @@ def _executor(request: Request, code: str) -> SlurmExecutor:
             return 2
 
     settings = request.settings
-    more: dict[str, Any] = {"requeue": True, "signal": f"USR2@{settings.signal_seconds}"}
+    more: dict[str, object] = {"requeue": True, "signal": f"USR2@{settings.signal_seconds}"}
     if settings.gpu_request == "gres" or (settings.gpu_type and settings.gpu_request != "none"):
         more["gres"] = ":".join(filter(None, ["gpu", settings.gpu_type, str(request.tasks)]))
     elif settings.gpu_request == "gpus-per-node":

@@ -19,9 +19,9 @@ import os
 import stat
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor
@@ -47,15 +47,13 @@ def read(path: Path) -> Any:
         UserError: there is no such file.
     """
     path = Path(path)
-    readers = {"zip": _read_zip, "legacy": _read_legacy}
-    with opened(path) as (file, size):
+    readers = {"zip": _read_zip, "legacy": _read_legacy, "pickle": arrays.load}
+    with opened(path) as (file, size), _named(path):
         kind = kind_of(path, file, size)
-        if kind in readers:
-            return _torch_content(path, file, size, readers[kind])
-    return safetensors.load(path) if kind == "safetensors" else arrays.load(path)
+        return safetensors.load(path) if kind == "safetensors" else readers[kind](file, size)
 
 
-def read_archive(path: Path) -> Any:
+def read_archive(path: Path) -> object:
     """Return the content of a file in torch's zip format, in which every checkpoint is written.
 
     Raises:
@@ -64,13 +62,13 @@ def read_archive(path: Path) -> Any:
         UserError: there is no such file.
     """
     path = Path(path)
-    with opened(path) as (file, size):
+    with opened(path) as (file, size), _named(path):
         if kind_of(path, file, size) != "zip":
-            raise DamagedWeights(path, "it is not in torch's zip format")
-        return _torch_content(path, file, size, _read_zip)
+            raise Flaw("it is not in torch's zip format")
+        return _read_zip(file, size)
 
 
-def glance(path: Path) -> Any:
+def glance(path: Path) -> object:
     """Return the content of a file in torch's zip format for its plain values. Its tensors are not verified.
 
     Raises:
@@ -114,10 +112,11 @@ def kind_of(path: Path, file: BinaryIO, size: int) -> str:
     return "legacy" if head == _MAGIC else "pickle"
 
 
-def is_checkpoint(content: Any) -> bool:
+def is_checkpoint(content: object) -> TypeGuard[dict[str, Any]]:
     """Return True for the content of a checkpoint that a run of this program wrote."""
-    config = content.get("config") if isinstance(content, Mapping) else None
-    if not isinstance(config, Mapping) or not isinstance(config.get("precise_bn") or {}, Mapping):
+    if not isinstance(content, Mapping) or not isinstance(config := content.get("config"), Mapping):
+        return False
+    if not isinstance(config.get("precise_bn") or {}, Mapping):
         return False
     if not isinstance(config.get("ema") or 0.0, int | float):
         return False
@@ -125,7 +124,7 @@ def is_checkpoint(content: Any) -> bool:
     return all(isinstance(part, Mapping) and all(map(_is_tensor_of, part.items())) for part in parts)
 
 
-def _is_tensor_of(entry: tuple[Any, Any]) -> bool:
+def _is_tensor_of(entry: tuple[object, object]) -> bool:
     return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
 
 
@@ -160,23 +159,18 @@ def _named(path: Path) -> Iterator[None]:
         yield
     except Unwanted as error:
         raise Forbidden(
-            f"{path} holds more than tensors and plain values: it names {error}, which is never run; "
+            f"{path} holds more than tensors, arrays and plain values: it names {error}, which is never run; "
             "the file was not loaded"
         ) from error
     except Flaw as error:
         raise DamagedWeights(path, str(error)) from error
 
 
-def _torch_content(path: Path, file: BinaryIO, size: int, reader: Callable[[BinaryIO, int], Any]) -> Any:
-    with _named(path):
-        return _Plain().value(reader(file, size))
-
-
-def _read_zip(file: BinaryIO, size: int) -> Any:
+def _read_zip(file: BinaryIO, size: int) -> object:
     members = archive.members(file, size)
     archive.verify(file, members)
     _check_content(file, size, members)
-    return _torch_load(file)
+    return _Plain().value(_torch_load(file))
 
 
 def _check_content(file: BinaryIO, size: int, members: Mapping[str, archive.Member]) -> None:
@@ -197,7 +191,7 @@ def _check_content(file: BinaryIO, size: int, members: Mapping[str, archive.Memb
     opcodes.check(io.BytesIO(data), len(data), names="torch", size=size, protocol=2, storages=storage)
 
 
-def _read_legacy(file: BinaryIO, size: int) -> Any:
+def _read_legacy(file: BinaryIO, size: int) -> object:
     """Read five pickles (magic number, version, system, content, order of storages), then the storages."""
     file.seek(0)
     lengths: dict[str, tuple[int, int]] = {}
@@ -220,10 +214,10 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
         file.seek(items * item_size, os.SEEK_CUR)
     if file.tell() != size:
         raise Flaw("bytes after its last storage")
-    return _torch_load(file)
+    return _Plain().value(_torch_load(file))
 
 
-def _torch_load(file: BinaryIO | Path, *, mmap: bool = False) -> Any:
+def _torch_load(file: BinaryIO | Path, *, mmap: bool = False) -> object:
     """Let torch build what was checked."""
     if not isinstance(file, Path):
         file.seek(0)
@@ -240,10 +234,10 @@ class _Plain:
     """Copies containers into plain ones: a pickle can give an ordered dict attributes, which may hide its methods."""
 
     def __init__(self) -> None:
-        self.done: dict[int, tuple[Any, int]] = {}
+        self.done: dict[int, tuple[object, int]] = {}
         self.open: set[int] = set()
 
-    def value(self, value: Any) -> Any:
+    def value(self, value: object) -> object:
         """Return the plain value.
 
         Raises:
@@ -251,7 +245,7 @@ class _Plain:
         """
         return self._part(value, 0)[0]
 
-    def _part(self, value: Any, depth: int) -> tuple[Any, int]:
+    def _part(self, value: object, depth: int) -> tuple[object, int]:
         """Return a value and the number of its parts."""
         if not isinstance(value, dict | list | tuple):
             return value, 1
@@ -267,7 +261,7 @@ class _Plain:
             raise Flaw("containers that share parts so often that it has too many values")
         plain = [part[0] for part in parts]
         if isinstance(value, dict):
-            made: Any = dict(zip(dict.keys(value), plain, strict=True))
+            made: object = dict(zip(dict.keys(value), plain, strict=True))
         else:
             made = tuple(plain) if isinstance(value, tuple) else plain
         self.open.discard(id(value))

@@ -9,21 +9,16 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 import pickle
 from collections import OrderedDict
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from utils.weights_file import opcodes
-from utils.weights_file.flaws import DamagedWeights, Flaw, Forbidden, Unwanted
+from utils.weights_file.flaws import Flaw, Unwanted
 
 _KINDS = "fiub"  # float, int, unsigned, bool
-_GROWTH = 8  # bytes of arrays for each byte of the file: arrays may share their bytes
-_SLACK = 64 << 20
-_MOST_AXES = 64
 # Raised by the unpickler on damaged bytes.
 _ERRORS = (
     EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError, RecursionError, OverflowError,
@@ -31,36 +26,21 @@ _ERRORS = (
 _PLAIN = (bool, int, float, str, bytes, type(None))
 
 
-class _Named(pickle.UnpicklingError):
-    """A name without a stand-in."""
-
-
-def load(path: Path) -> Any:
-    """Return the file's content: dicts, lists, tuples and plain values, with NumPy arrays among them.
+def load(file: BinaryIO, size: int) -> object:
+    """Return the content of an open file: dicts, lists, tuples and plain values, with NumPy arrays among them.
 
     Raises:
-        Forbidden: it names anything but arrays and plain containers.
-        DamagedWeights: it is damaged, or its values would take many times its size.
+        Unwanted: it names anything but arrays and plain containers.
+        Flaw: it is damaged, or its values would take many times its size.
     """
+    opcodes.check(file, size, names="arrays", size=size)
+    file.seek(0)
     try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            opcodes.check(file, size, names="arrays", size=size)
-            file.seek(0)
-            return _Content(size).finished(_Unpickler(file, encoding="latin1").load())
-    except (_Named, Unwanted) as error:
-        raise Forbidden(
-            f"{path} holds more than NumPy arrays and plain containers: it names {error}, which is never run; "
-            "it was not loaded"
-        ) from error
-    except (Flaw, pickle.UnpicklingError, _BadArray) as error:
-        raise DamagedWeights(path, str(error)) from error
+        return _Content(size).finished(_Unpickler(file, encoding="latin1").load())
+    except pickle.UnpicklingError as error:
+        raise Flaw(str(error)) from error
     except _ERRORS as error:
-        raise DamagedWeights(path, type(error).__name__) from error
-
-
-class _BadArray(Exception):
-    """What the file says about an array does not fit together."""
+        raise Flaw(type(error).__name__) from error
 
 
 class _DType:
@@ -72,13 +52,13 @@ class _DType:
     def __setstate__(self, state: tuple) -> None:
         order = state[1]
         if not isinstance(order, str):  # a tuple that holds itself many times would be hashed for ever
-            raise _BadArray("a dtype without byte order")
+            raise Flaw("a dtype without byte order")
         self.order = {"|": "=", "<": "<", ">": ">", "=": "="}[order]
 
     def numpy(self) -> np.dtype:
         code = self.code.lstrip("<>=|") if isinstance(self.code, str) else ""
         if not code or code[0] not in _KINDS or code[1:] not in ("1", "2", "4", "8"):
-            raise _BadArray(f"an array of dtype {code[:20]!r}")
+            raise Flaw(f"an array of dtype {code[:20]!r}")
         return np.dtype(self.order + code)
 
 
@@ -90,7 +70,7 @@ class _Array:
 
     def numpy(self) -> np.ndarray:
         if not isinstance(getattr(self, "state", None), tuple) or len(self.state) != 5:
-            raise _BadArray("an array without content")
+            raise Flaw("an array without content")
         _, shape, dtype, fortran, content = self.state
         return _array(content, dtype, shape, "F" if fortran else "C")
 
@@ -101,7 +81,7 @@ class _Scalar:
     def __init__(self, dtype: _DType, content: object = b"") -> None:
         self.dtype, self.content = dtype, content
 
-    def numpy(self) -> Any:
+    def numpy(self) -> object:
         return _array(self.content, self.dtype, (), "C").item()
 
 
@@ -120,12 +100,12 @@ def _array(content: object, dtype: object, shape: object, order: str) -> np.ndar
     if isinstance(content, str):  # a byte string of Python 2
         content = content.encode("latin1")
     if not isinstance(dtype, _DType) or not isinstance(shape, tuple) or not isinstance(content, bytes | bytearray):
-        raise _BadArray("an array that is not plain numbers")
-    if len(shape) > _MOST_AXES or not all(type(n) is int and n >= 0 for n in shape):
-        raise _BadArray("an array whose shape is not described")
+        raise Flaw("an array that is not plain numbers")
+    if len(shape) > opcodes.MOST_AXES or not all(type(n) is int and n >= 0 for n in shape):
+        raise Flaw("an array whose shape is not described")
     kind = dtype.numpy()
     if math.prod(shape) * kind.itemsize != len(content):
-        raise _BadArray(f"an array of shape {shape} and {len(content)} bytes")
+        raise Flaw(f"an array of shape {shape} and {len(content)} bytes")
     array = np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C")
     return array.astype(kind.newbyteorder("="))  # a copy: the bytes are read-only
 
@@ -137,7 +117,7 @@ def _reconstruct(*_arguments: object) -> _Array:
 def _encode(text: str, encoding: str = "latin1") -> bytes:
     """Protocol 2 writes bytes as latin-1 text."""
     if encoding != "latin1":
-        raise _BadArray("bytes that are not written as latin1")
+        raise Flaw("bytes that are not written as latin1")
     return text.encode("latin1")
 
 
@@ -146,7 +126,7 @@ def _empty_bytes() -> bytes:
     return b""
 
 
-_NAMES: dict[tuple[str, str], Any] = {
+_NAMES: dict[tuple[str, str], object] = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct, never called
     ("_codecs", "encode"): _encode,
@@ -162,7 +142,7 @@ for _package in ("numpy.core", "numpy._core"):
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) not in _NAMES:
-            raise _Named(f"{module_name}.{global_name}")
+            raise Unwanted(f"{module_name}.{global_name}")
         found = _NAMES[module_name, global_name]
         # A pickle can set attributes of what it names: it gets a wrapper of its own, never our class or function.
         return functools.partial(found) if callable(found) else found
@@ -176,10 +156,10 @@ class _Content:
     """
 
     def __init__(self, size: int) -> None:
-        self.room = _GROWTH * size + _SLACK
-        self.done: dict[int, Any] = {}  # by identity, as parts may be shared
+        self.room = opcodes.GROWTH * size + opcodes.SLACK
+        self.done: dict[int, object] = {}  # by identity, as parts may be shared
 
-    def finished(self, value: Any) -> Any:
+    def finished(self, value: object) -> object:
         """Return the same containers with arrays."""
         if isinstance(value, _PLAIN):
             return value
@@ -188,12 +168,12 @@ class _Content:
                 made = value.numpy()
                 self.room -= getattr(made, "nbytes", 8)
                 if self.room < 0:
-                    raise _BadArray("arrays that take many times the size of the file")
+                    raise Flaw("arrays that take many times the size of the file")
             elif isinstance(value, dict):  # items of dict: a pickle can give an ordered dict attributes of any name
                 made = {self.finished(key): self.finished(item) for key, item in dict.items(value)}
             elif isinstance(value, list | tuple):
                 made = type(value)([self.finished(item) for item in value])
             else:
-                raise _BadArray(f"a {type(value).__name__.lstrip('_')}")
+                raise Flaw(f"a {type(value).__name__.lstrip('_')}")
             self.done[id(value)] = made
         return self.done[id(value)]

@@ -9,10 +9,10 @@ arrays in plain containers; any others raise. Time and memory are linear in the 
 from __future__ import annotations
 
 import math
-import re
+import pickletools
 import struct
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeGuard
 
 from utils.weights_file.flaws import Flaw, Unwanted
 
@@ -21,11 +21,15 @@ _STEPS_OF_A_CALL = 4  # what it makes takes more memory than a number
 _SHORT = 1000  # bytes of a text whose letters are kept
 _LONGEST_NUMBER = 40  # bytes of an integer: the magic number of a torch file has 10
 _LARGEST_KEY = 1 << 60  # integers beyond it can share a hash, and a dict of such keys takes quadratic time
-_LONGEST_LINE = 512  # bytes of a number or name in protocol 0
-_MOST_AXES = 64
-_SLACK = 64 << 20  # bytes that a small file may use
-_GROWTH = 8  # bytes of tensors for each byte of the file: tensors may share a storage
+MOST_AXES = 64
+SLACK = 64 << 20  # bytes that the values of a small file may use
+GROWTH = 8  # bytes of values for each byte of the file: tensors may share a storage, arrays their bytes
 
+# Of a text or bytes with a length before it: bytes of that length, negative where it has a sign.
+_LENGTHS = {
+    pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: -4,
+    pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}  # fmt: skip
 _ITEM_SIZES = {
     "float64": 8, "double": 8, "complex64": 8, "int64": 8, "long": 8, "float32": 4, "float": 4, "int32": 4, "int": 4,
     "float16": 2, "half": 2, "bfloat16": 2, "int16": 2, "short": 2, "uint8": 1, "int8": 1, "bool": 1, "complex128": 16,
@@ -73,13 +77,14 @@ class _Thing:
         self.kind, self.items, self.item_size, self.key = kind, items, item_size, key
 
 
-_Call = Callable[["_Machine", tuple], Any]
+_Operation = Callable[["_Machine", Any], object]
+_Call = Callable[["_Machine", tuple], object]
 Storages = Callable[[str, int, int], None]
 
 
 def check(
     file: BinaryIO, end: int, *, names: str, size: int, protocol: int | None = None, storages: Storages | None = None
-) -> Any:
+) -> object:
     """Check one pickle from the file's position to its STOP; the position is then behind it.
 
     Args:
@@ -100,7 +105,7 @@ def check(
     machine = _Machine(file, end, NAMES[names], size, storages)
     try:
         value = machine.run()
-    except (IndexError, KeyError, struct.error) as error:
+    except (IndexError, KeyError, ValueError, struct.error) as error:
         raise Flaw("its pickle is damaged") from error
     if protocol is not None and machine.protocol != protocol:
         raise Flaw(f"a pickle of protocol {machine.protocol}")
@@ -114,27 +119,42 @@ class _Machine:
         self, file: BinaryIO, end: int, names: Mapping[str, _Name], size: int, storages: Storages | None
     ) -> None:
         self.file, self.end, self.names, self.storages = file, end, names, storages
-        self.stack: list[Any] = []
-        self.marks: list[list[Any]] = []
-        self.memo: dict[int, Any] = {}
+        self.stack: list[object] = []
+        self.marks: list[list[object]] = []
+        self.memo: dict[int, object] = {}
         self.steps, self.protocol = 0, 0
-        self.room = _GROWTH * size + _SLACK  # bytes that values may still take
+        self.room = GROWTH * size + SLACK  # bytes that values may still take
 
-    def run(self) -> Any:
+    def run(self) -> object:
         """Return the stand-in of the value behind STOP."""
-        read, table = self.file.read, _OPERATIONS
-        while True:
-            code = read(1)
-            if code == b".":
-                break
-            operation = table.get(code)
-            if operation is None:
+        while (code := self.file.read(1)) != b".":
+            if code not in _BY_CODE:
                 raise Flaw("its pickle is cut off" if not code else f"its pickle has an operation {code!r}")
             self.spend(1)
-            operation(self)
+            operation, kind = _BY_CODE[code]
+            operation(self, None if kind is None else self.argument(kind))
         if self.file.tell() > self.end or self.marks or len(self.stack) != 1:
             raise Flaw("its pickle is damaged")
         return self.stack[0]
+
+    def argument(self, kind: pickletools.ArgumentDescriptor) -> object:
+        """Return what follows an operation: a number or a short text; of a long text or bytes the length alone."""
+        if kind.name in ("stringnl", "unicodestringnl"):  # a line of text, of any length
+            line = self.file.readline(self.end - self.file.tell())
+            if not line.endswith(b"\n"):
+                raise Flaw("its pickle is cut off")
+            return _Long(len(line))
+        if kind.n not in _LENGTHS or kind.name == "long1":
+            return kind.reader(self.file)
+
+        length = int.from_bytes(self.file.read(abs(_LENGTHS[kind.n])), "little", signed=_LENGTHS[kind.n] < 0)
+        at = self.file.tell()
+        if not 0 <= length <= self.end - at:
+            raise Flaw("its pickle is cut off")
+        if length <= _SHORT and not kind.name.startswith("byte"):
+            return self.file.read(length).decode("utf-8", "replace")
+        self.file.seek(at + length)
+        return _Long(length)
 
     def spend(self, steps: int) -> None:
         """Count operations and copied values."""
@@ -148,38 +168,15 @@ class _Machine:
         if self.room < 0:
             raise Flaw("its values would take many times the size of the file")
 
-    def bytes(self, length: int) -> bytes:
-        """Return the next bytes."""
-        data = self.file.read(length)
-        if len(data) < length:
-            raise Flaw("its pickle is cut off")
-        return data
-
-    def line(self) -> bytes:
-        """Return a short line without its end."""
-        line = self.file.readline(_LONGEST_LINE)
-        if not line.endswith(b"\n"):
-            raise Flaw("its pickle is damaged")
-        return line[:-1]
-
-    def skip(self, length: int) -> _Long:
-        """Skip the data of a long value."""
-        at = self.file.tell()
-        if length < 0 or length > self.end - at:
-            raise Flaw("its pickle is cut off")
-        self.file.seek(at + length)
-        return _Long(length)
-
-    def items(self) -> list[Any]:
+    def items(self) -> list[object]:
         """Return what was pushed since the last mark."""
         if not self.marks:
             raise Flaw("its pickle is damaged")
         items, self.stack = self.stack, self.marks.pop()
         return items
 
-    def name(self, module: str, name: str) -> None:
+    def name(self, full: str) -> None:
         """Push what a global name means."""
-        full = f"{module}.{name}"
         if full not in self.names:
             raise Unwanted(full)
         self.stack.append(self.names[full])
@@ -190,7 +187,7 @@ class _Machine:
             raise Flaw("its pickle is damaged: an index that is not in order")
         self.memo[index] = self.stack[-1]
 
-    def check_key(self, key: Any) -> None:
+    def check_key(self, key: object) -> None:
         """Accept text, bytes and numbers as a key."""
         if isinstance(key, int) and abs(key) < _LARGEST_KEY:
             return
@@ -198,8 +195,16 @@ class _Machine:
             return
         raise Flaw("a dict whose keys are neither text nor small numbers")
 
-    def set_items(self, target: Any, items: list[Any]) -> None:
-        """Check the entries that are put into a dict: key, value, key, value ..."""
+    def extend(self, items: list[object]) -> None:
+        """Put items into the list on top of the stack."""
+        target = self.stack[-1]
+        if not isinstance(target, list):
+            raise Flaw("its pickle is damaged")
+        target.extend(items)
+
+    def set_items(self, items: list[object], target: object = None) -> None:
+        """Check the entries that are put into a dict, by default that on top: key, value, key, value ..."""
+        target = self.stack[-1] if target is None else target
         if not isinstance(target, _Dict) or len(items) % 2:
             raise Flaw("its pickle is damaged")
         for key in items[::2]:
@@ -207,104 +212,42 @@ class _Machine:
         target.count += len(items) // 2
 
 
-# The operations. A name says which of the format's operations it is (pickletools.opcodes).
+# The operations. `argument` is what follows an operation's name in the file; None where nothing does.
 
 
-def _push(value: Any) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(value)
-
-
-def _number(form: str) -> Callable[[_Machine], None]:
-    packed = struct.Struct(form)
-    return lambda machine: machine.stack.append(packed.unpack(machine.bytes(packed.size))[0])
-
-
-def _data(form: str, *, text: bool) -> Callable[[_Machine], None]:
-    """Text or bytes with a length before them."""
-    packed = struct.Struct(form)
-
-    def operation(machine: _Machine) -> None:
-        length = packed.unpack(machine.bytes(packed.size))[0]
-        if not text or length > _SHORT or length < 0:
-            machine.stack.append(machine.skip(length))
-        else:
-            machine.stack.append(machine.bytes(length).decode("utf-8", "replace"))
-
-    return operation
-
-
-def _quoted(machine: _Machine) -> None:
-    """STRING and UNICODE: a line of text, of any length."""
-    at = machine.file.tell()
-    line = machine.file.readline(machine.end - at)
-    if not line.endswith(b"\n"):
-        raise Flaw("its pickle is cut off")
-    machine.stack.append(_Long(len(line)))
-
-
-def _int(machine: _Machine) -> None:
-    line = machine.line()
-    _append_int(machine, line)
-
-
-def _long(machine: _Machine) -> None:
-    _append_int(machine, machine.line().removesuffix(b"L"))
-
-
-def _append_int(machine: _Machine, line: bytes) -> None:
-    if not re.fullmatch(rb"[+-]?\d{1,90}", line):
-        raise Flaw("its pickle is damaged: not a number")
-    machine.stack.append(int(line))
-
-
-def _float(machine: _Machine) -> None:
-    line = machine.line()
-    if not re.fullmatch(rb"[-+.\deEinfaN]{1,60}", line):
-        raise Flaw("its pickle is damaged: not a number")
-    machine.stack.append(0.5)
-
-
-def _long1(machine: _Machine) -> None:
-    data = machine.bytes(machine.bytes(1)[0])
-    if len(data) > _LONGEST_NUMBER:
+def _keep(machine: _Machine, argument: object) -> None:
+    """Push a value that the operation carries along."""
+    if isinstance(argument, int) and argument.bit_length() > 8 * _LONGEST_NUMBER:
         raise Flaw("a number of many digits")
-    machine.stack.append(int.from_bytes(data, "little", signed=True))
+    machine.stack.append(argument)
 
 
-def _proto(machine: _Machine) -> None:
-    machine.protocol = machine.bytes(1)[0]
+def _proto(machine: _Machine, version: int) -> None:
+    machine.protocol = version
 
 
-def _frame(machine: _Machine) -> None:
-    length = struct.unpack("<Q", machine.bytes(8))[0]
+def _frame(machine: _Machine, length: int) -> None:
     if length > machine.end - machine.file.tell():
         raise Flaw("its pickle is cut off")
 
 
-def _mark(machine: _Machine) -> None:
+def _mark(machine: _Machine, _: object) -> None:
     machine.marks.append(machine.stack)
     machine.stack = []
 
 
-def _pop(machine: _Machine) -> None:
-    machine.stack.pop()
+def _collect(make: Callable[[list[object]], object]) -> _Operation:
+    """LIST and TUPLE: what stands behind the mark."""
+
+    def operation(machine: _Machine, _: object) -> None:
+        items = machine.items()
+        machine.stack.append(make(items))
+
+    return operation
 
 
-def _pop_mark(machine: _Machine) -> None:
-    machine.items()
-
-
-def _dup(machine: _Machine) -> None:
-    machine.stack.append(machine.stack[-1])
-
-
-def _tuple(machine: _Machine) -> None:
-    items = machine.items()
-    machine.stack.append(tuple(items))
-
-
-def _tuple_of(count: int) -> Callable[[_Machine], None]:
-    def operation(machine: _Machine) -> None:
+def _tuple_of(count: int) -> _Operation:
+    def operation(machine: _Machine, _: object) -> None:
         if len(machine.stack) < count:
             raise Flaw("its pickle is damaged")
         machine.stack[-count:] = [tuple(machine.stack[-count:])]
@@ -312,92 +255,25 @@ def _tuple_of(count: int) -> Callable[[_Machine], None]:
     return operation
 
 
-def _list(machine: _Machine) -> None:
+def _dict(machine: _Machine, _: object) -> None:
     items = machine.items()
-    machine.stack.append(items)
-
-
-def _dict(machine: _Machine) -> None:
-    items = machine.items()
-    made = _Dict()
-    machine.set_items(made, items)
-    machine.stack.append(made)
-
-
-def _empty_list(machine: _Machine) -> None:
-    machine.stack.append([])
-
-
-def _empty_dict(machine: _Machine) -> None:
     machine.stack.append(_Dict())
+    machine.set_items(items)
 
 
-def _append(machine: _Machine) -> None:
-    _extend(machine, [machine.stack.pop()])
-
-
-def _appends(machine: _Machine) -> None:
-    items = machine.items()
-    _extend(machine, items)
-
-
-def _extend(machine: _Machine, items: list[Any]) -> None:
-    if not isinstance(machine.stack[-1], list):
-        raise Flaw("its pickle is damaged")
-    machine.stack[-1].extend(items)
-
-
-def _set_item(machine: _Machine) -> None:
+def _set_item(machine: _Machine, _: object) -> None:
     value, key = machine.stack.pop(), machine.stack.pop()
-    machine.set_items(machine.stack[-1], [key, value])
+    machine.set_items([key, value])
 
 
-def _set_items(machine: _Machine) -> None:
-    items = machine.items()
-    machine.set_items(machine.stack[-1], items)
-
-
-def _put_line(machine: _Machine) -> None:
-    line = machine.line()
-    if not re.fullmatch(rb"\d{1,9}", line):
-        raise Flaw("its pickle is damaged: not a number")
-    machine.put(int(line))
-
-
-def _put_packed(form: str) -> Callable[[_Machine], None]:
-    packed = struct.Struct(form)
-    return lambda machine: machine.put(packed.unpack(machine.bytes(packed.size))[0])
-
-
-def _memoize(machine: _Machine) -> None:
-    machine.put(len(machine.memo))
-
-
-def _get_line(machine: _Machine) -> None:
-    line = machine.line()
-    if not re.fullmatch(rb"\d{1,9}", line):
-        raise Flaw("its pickle is damaged: not a number")
-    machine.stack.append(machine.memo[int(line)])
-
-
-def _get_packed(form: str) -> Callable[[_Machine], None]:
-    packed = struct.Struct(form)
-    return lambda machine: machine.stack.append(machine.memo[packed.unpack(machine.bytes(packed.size))[0]])
-
-
-def _global(machine: _Machine) -> None:
-    module, name = machine.line(), machine.line()
-    machine.name(module.decode("utf-8", "replace"), name.decode("utf-8", "replace"))
-
-
-def _stack_global(machine: _Machine) -> None:
+def _stack_global(machine: _Machine, _: object) -> None:
     name, module = machine.stack.pop(), machine.stack.pop()
     if not isinstance(name, str) or not isinstance(module, str):
         raise Flaw("its pickle is damaged")
-    machine.name(module, name)
+    machine.name(f"{module}.{name}")
 
 
-def _reduce(machine: _Machine) -> None:
+def _reduce(machine: _Machine, _: object) -> None:
     arguments, function = machine.stack.pop(), machine.stack.pop()
     if not isinstance(function, _Name) or function.call is None or not isinstance(arguments, tuple):
         raise Flaw("its pickle calls what is no function")
@@ -405,7 +281,7 @@ def _reduce(machine: _Machine) -> None:
     machine.stack.append(function.call(machine, arguments))
 
 
-def _build(machine: _Machine) -> None:
+def _build(machine: _Machine, _: object) -> None:
     """The state of an array or dtype is a tuple, that of an ordered dict a dict of attributes."""
     state, target = machine.stack.pop(), machine.stack[-1]
     if isinstance(target, _Dict) and target.ordered and isinstance(state, _Dict):
@@ -414,7 +290,7 @@ def _build(machine: _Machine) -> None:
         raise Flaw("its pickle sets attributes of what has none")
 
 
-def _persistent(machine: _Machine) -> None:
+def _persistent(machine: _Machine, _: object) -> None:
     """A storage: ("storage", type, key, device, number of items), in the older format with a view."""
     note = machine.stack.pop()
     if machine.storages is None or not isinstance(note, tuple) or len(note) not in (5, 6) or note[0] != "storage":
@@ -430,7 +306,7 @@ def _persistent(machine: _Machine) -> None:
     machine.stack.append(_Thing("storage", items, kind.item_size))
 
 
-def _viewed(view: Any, items: int) -> int:
+def _viewed(view: object, items: int) -> int:
     """Return the length of a view of a storage."""
     if not isinstance(view, tuple) or len(view) != 3 or not isinstance(view[0], str):
         raise Flaw("a view that is not described")
@@ -439,28 +315,52 @@ def _viewed(view: Any, items: int) -> int:
     return view[2]
 
 
-def _count(value: Any) -> bool:
+def _count(value: object) -> TypeGuard[int]:
     """Return True for a whole number that a length can be."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-_OPERATIONS: dict[bytes, Callable[[_Machine], None]] = {
-    b"\x80": _proto, b"\x95": _frame, b"(": _mark, b"0": _pop, b"1": _pop_mark, b"2": _dup,
-    b"N": _push(None), b"\x88": _push(True), b"\x89": _push(False),
-    b"I": _int, b"L": _long, b"F": _float, b"\x8a": _long1,
-    b"J": _number("<i"), b"K": _number("<B"), b"M": _number("<H"), b"G": _number(">d"),
-    b"S": _quoted, b"V": _quoted,
-    b"T": _data("<i", text=True), b"U": _data("<B", text=True),
-    b"X": _data("<I", text=True), b"\x8c": _data("<B", text=True), b"\x8d": _data("<Q", text=True),
-    b"B": _data("<I", text=False), b"C": _data("<B", text=False), b"\x8e": _data("<Q", text=False),
-    b"\x96": _data("<Q", text=False),
-    b"]": _empty_list, b")": _push(()), b"}": _empty_dict, b"l": _list, b"t": _tuple, b"d": _dict,
-    b"\x85": _tuple_of(1), b"\x86": _tuple_of(2), b"\x87": _tuple_of(3),
-    b"a": _append, b"e": _appends, b"s": _set_item, b"u": _set_items,
-    b"p": _put_line, b"q": _put_packed("<B"), b"r": _put_packed("<I"), b"\x94": _memoize,
-    b"g": _get_line, b"h": _get_packed("<B"), b"j": _get_packed("<I"),
-    b"c": _global, b"\x93": _stack_global, b"R": _reduce, b"b": _build, b"Q": _persistent,
-}  # fmt: skip
+_VALUES = (
+    "INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
+    "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
+    "BINBYTES8", "BYTEARRAY8",
+)  # fmt: skip
+_OPERATIONS: dict[str, _Operation] = {
+    **dict.fromkeys(_VALUES, _keep),
+    "NONE": lambda machine, _: machine.stack.append(None),
+    "NEWTRUE": lambda machine, _: machine.stack.append(True),
+    "NEWFALSE": lambda machine, _: machine.stack.append(False),
+    "EMPTY_TUPLE": lambda machine, _: machine.stack.append(()),
+    "EMPTY_LIST": lambda machine, _: machine.stack.append([]),
+    "EMPTY_DICT": lambda machine, _: machine.stack.append(_Dict()),
+    "PROTO": _proto,
+    "FRAME": _frame,
+    "MARK": _mark,
+    "POP": lambda machine, _: machine.stack.pop(),
+    "POP_MARK": lambda machine, _: machine.items(),
+    "DUP": lambda machine, _: machine.stack.append(machine.stack[-1]),
+    "LIST": _collect(list),
+    "TUPLE": _collect(tuple),
+    "DICT": _dict,
+    **{f"TUPLE{count}": _tuple_of(count) for count in (1, 2, 3)},
+    "APPEND": lambda machine, _: machine.extend([machine.stack.pop()]),
+    "APPENDS": lambda machine, _: machine.extend(machine.items()),
+    "SETITEM": _set_item,
+    "SETITEMS": lambda machine, _: machine.set_items(machine.items()),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, index: machine.put(index)),
+    "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.stack.append(machine.memo[index])),
+    "GLOBAL": lambda machine, names: machine.name(names.replace(" ", ".")),
+    "STACK_GLOBAL": _stack_global,
+    "REDUCE": _reduce,
+    "BUILD": _build,
+    "BINPERSID": _persistent,
+}
+_BY_CODE = {
+    opcode.code.encode("latin-1"): (_OPERATIONS[opcode.name], opcode.arg)
+    for opcode in pickletools.opcodes
+    if opcode.name in _OPERATIONS
+}
 
 
 # What the names mean: functions (machine, arguments) -> stand-in of what the call returns.
@@ -477,7 +377,7 @@ def _ordered(machine: _Machine, arguments: tuple) -> _Dict:
         for pair in pairs:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise Flaw("an ordered dict that is not made of pairs")
-            machine.set_items(made, list(pair))
+            machine.set_items(list(pair), made)
     return made
 
 
@@ -504,7 +404,7 @@ def _set(machine: _Machine, arguments: tuple) -> _Thing:
 def _plain(machine: _Machine, arguments: tuple) -> _Thing:
     """A device, a size: a call with a few plain values."""
     values = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
-    if len(values) > _MOST_AXES or not all(value is None or isinstance(value, int | float | str) for value in values):
+    if len(values) > MOST_AXES or not all(value is None or isinstance(value, int | float | str) for value in values):
         raise Flaw("a call with more than plain values")
     return _Thing("plain")
 
@@ -554,11 +454,11 @@ def _tensor(machine: _Machine, arguments: tuple) -> _Thing:
     return _Thing("tensor")
 
 
-def _extent(items: int, offset: int, size: Any, stride: Any) -> int:
+def _extent(items: int, offset: int, size: object, stride: object) -> int:
     """Return the number of elements of a tensor that lies inside of a storage of `items`."""
     if not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) != len(stride):
         raise Flaw("a tensor whose shape is not described")
-    if len(size) > _MOST_AXES or not all(map(_count, size + stride)):
+    if len(size) > MOST_AXES or not all(map(_count, size + stride)):
         raise Flaw("a tensor whose shape is not described")
     number = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if number else offset - 1
@@ -567,7 +467,7 @@ def _extent(items: int, offset: int, size: Any, stride: Any) -> int:
     return number
 
 
-def _is_nothing(value: Any) -> bool:
+def _is_nothing(value: object) -> bool:
     """Return True for a flag, and for hooks or metadata that are empty."""
     return value is None or isinstance(value, bool) or (isinstance(value, _Dict) and value.count == 0)
 

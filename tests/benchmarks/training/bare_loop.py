@@ -75,6 +75,8 @@ class InMemory:
     def ledger(self) -> InMemory:
         return self
 
+    service = ledger
+
     def take_events(self) -> list:
         return []
 
@@ -140,7 +142,8 @@ common:
 def measure() -> dict[str, list[float]]:
     """Train with clips in memory in place of the loader; return the CPU seconds of each step, ours and bare."""
     import main
-    from utils.engine import run, setup
+    from datasets.loading import loader
+    from utils.engine import run
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -151,7 +154,7 @@ def measure() -> dict[str, list[float]]:
         text = CONFIG.format(folder=folder, clips=CLIPS, frames=FRAMES, size=SIZE, classes=CLASSES, steps=steps)
         (folder / "config.yaml").write_text(text)
         seconds: dict[str, list[float]] = {"bare": [], "ours": []}
-        setup.train_loader = lambda *_: contextlib.nullcontext(InMemory(seconds))
+        loader.train = lambda *_, **__: contextlib.nullcontext(InMemory(seconds))
         run.Run.save = lambda self, name="": None  # what is measured is a step, not the end of the run
         main.train(folder)
     return seconds

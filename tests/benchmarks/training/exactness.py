@@ -132,7 +132,7 @@ def clip_hashes(exp: Path, ranks: int, steps: int) -> dict[int, str]:
     for rank in range(ranks):
         shards = ShardPlan(4, cfg.batch_size, ranks, rank, 4)
         world = dist.World(rank, ranks, rank, torch.device("cpu"), None)
-        batches = loader.build(cfg, "train", world, shards, start=0, records=records)
+        batches = loader.train(cfg, world, shards, start=0, records=records)
         for step, micro_batches in batches:
             for batch in micro_batches:
                 for row, position in enumerate(batch.positions):
