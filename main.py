@@ -165,16 +165,16 @@ def train_step(
     from utils.engine.totals import StepTotals
 
     totals = StepTotals(learner.world, stop=stop, save=save)
-    lam = learner.begin(step)
+    mix = learner.begin(step)
     for index, batch in enumerate(micro_batches):
         is_last = index == len(micro_batches) - 1
         with learner.micro_batch(step, batch, is_last=is_last):
-            clips, labels = learner.augment(batch, lam)  # (B, T, H, W, C) uint8 -> (B, C, T, H, W)
+            clips, labels = learner.augment(batch, mix)  # (B, T, H, W, C) uint8 -> (B, C, T, H, W)
             answer = learner.forward(clips)  # logits (B, K), perhaps with auxiliary ones
-            loss, logits = learner.loss(answer, clips, labels, batch.weights, lam)
+            loss, logits = learner.loss(answer, clips, labels, batch.weights, mix)
 
             share = learner.share(batch)  # of the global batch
-            totals.add(batch, loss, logits, labels, lam=lam, share=share, is_last=is_last)
+            totals.add(batch, loss, logits, labels, mix=mix, share=share, is_last=is_last)
             learner.backward(loss, share)
         learner.statistics.after_micro_batch(index)
 

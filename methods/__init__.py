@@ -96,6 +96,44 @@ def build(
     return draws.prepare(model)
 
 
+def from_pretrained(path: str | Path, num_class: int | None = None, **options: Any) -> nn.Module:
+    """Build and fill the network that a weights file or folder describes.
+
+    Args:
+        path: a Hugging Face folder (VideoMAE, V-JEPA 2), an original file of these, a checkpoint of ours or an
+            experiment folder.
+        num_class: K; None: that of its classifier. With another number, or without a classifier in the file, the
+            classifier is new.
+        options: arguments of `build` that replace those of the file, such as `num_segments`, or say what it does not
+            show, such as `pooler_heads`.
+
+    Returns:
+        The model, in training mode. `pretrained_note` says what was loaded, `pretrained` where it is from, `carried`
+        (a dict of tensors) what an export needs and no logit.
+
+    Raises:
+        UserError: the file cannot be read, contradicts itself, or does not say which network it is of.
+    """
+    import torch
+
+    from methods import _backbones
+
+    found = _backbones.described(Path(path))
+    arguments = found.arguments | options | ({} if num_class is None else {"num_class": num_class})
+    needed = ["type", "backbone", "num_class", "num_segments", *(["heads"] if found.arguments.get("width") else [])]
+    lacking = [key for key in needed if key not in arguments]
+    if lacking:
+        raise UserError(
+            f"{path}: it does not show {', '.join(lacking)}; say so in the call: from_pretrained(PATH, {lacking[0]}=...)"
+        )
+    with torch.device("meta"):
+        shapes = build(**arguments)
+    found.check(shapes.state_dict())
+    model = build(**arguments, pretrained=str(found.path))
+    model.carried = found.carried  # pyright: ignore[reportArgumentType]
+    return model
+
+
 def _options(function: Any) -> set[str]:
     """Names of the parameters that are options of this function, not part of what all methods share."""
     shared = {"backbone", "num_class", "num_segments", "dropout", "pretrained"}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
 from methods import fetch, interop
-from networks import BACKBONES
+from methods.interop import hf, provenance
+from networks import BACKBONES, VIDEO
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
 from utils.faults import UserError, did_you_mean, listed
@@ -18,7 +20,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 # Classifiers of the published image networks (1000 classes).
 _IMAGE_CLASSIFIERS = ("fc.", "classifier.")
+_KINDS = ("images", "clips")
 _OUR_CLASSIFIERS = ("classifier.", "aux_head.fc.")
+_FRAMES = 16  # of a clip, where a file of a video transformer does not say
 
 
 def function(name: str) -> Callable[..., nn.Module]:
@@ -33,9 +37,17 @@ def function(name: str) -> Callable[..., nn.Module]:
     return BACKBONES[name]
 
 
-def make(name: str, options: Mapping[str, Any]) -> nn.Module:
-    """A backbone without classifier: (N, 3, H, W) -> (N, feature_dim)."""
-    return function(name)(**options)
+def make(name: str, options: Mapping[str, Any], *, video: bool = False) -> Any:
+    """Build a backbone without classifier: of images, (N, 3, H, W) -> (N, feature_dim), or one of `networks.VIDEO`.
+
+    Raises:
+        UserError: there is none of this name, or it is of the other kind.
+    """
+    network = function(name)
+    if (name in VIDEO) != video:
+        fitting = ", ".join(known for known in BACKBONES if (known in VIDEO) == video)
+        raise UserError(f"model.backbone: {name} is no network of {_KINDS[video]}, as this method needs; use {fitting}")
+    return network(**options)
 
 
 def feature_dim(backbone: nn.Module) -> int:
@@ -51,8 +63,8 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
         model: has `backbone` and `classifier`.
         pretrained: False: nothing. True: the published ImageNet weights in `pretrained/`. Else a path (relative to the
             working folder, else to the repository) of a state dict with torchvision's names, a checkpoint of ours,
-            an experiment folder (its best checkpoint, else its latest), or a file of another project
-            (`methods.interop`). Weights of a 2D network are inflated for a 3D one.
+            an experiment folder (its best checkpoint, else its latest), a Hugging Face folder, or a file of another
+            project (`methods.interop`). Weights of a 2D network are inflated for a 3D one.
         backbone: name of the backbone, for `pretrained=True`.
 
     Returns:
@@ -65,17 +77,125 @@ def load(model: Model, pretrained: bool | str, backbone: str) -> Model:
     if pretrained:
         path = _published(backbone) if pretrained is True else _named(str(pretrained))
         try:
-            state = _read(path)
-            family = interop.family_of(state)
-            if family:
-                report = interop.load_tensors(model, state, path, family=family, classifier=None)
-                note = f"weights from {path}: {report}"
-            else:
-                note = _fill(model, state, path)
+            note, start = _start(model, path)
         except UserError as error:
             raise UserError(f"model.pretrained: {error}") from error
+        model.pretrained = start  # pyright: ignore[reportArgumentType]
     model.pretrained_note = note  # pyright: ignore[reportArgumentType]
     return model
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a model's initial weights are, beside their values.
+
+    Attributes:
+        path: of the file or folder.
+        initial: see `methods.interop.provenance.of`.
+        labels: class names in the order of the classifier that was loaded; None if none was, or nothing names them.
+        lists: hashes of the lists of the run that they are from, where they are of a checkpoint.
+    """
+
+    path: Path
+    initial: dict[str, str]
+    labels: list[str] | None = None
+    lists: dict[str, str] = field(default_factory=dict)
+
+
+def _start(model: nn.Module, path: Path) -> tuple[str, Start]:
+    """Fill a model from a file or folder; return the line for the log and what the weights are."""
+    if hf.is_folder(path):
+        opened = interop.open_weights(path)
+        state, content = opened.tensors, None
+    else:
+        content = interop.content_of(path)
+        ours = weights_file.is_checkpoint(content)
+        content = content if ours else {"state": content}
+        state = checkpoint.evaluated_weights(content)[0] if ours else interop.tensors_of(content["state"], path)
+        family = interop.family_of(state)
+        opened = interop.Opened(state, family) if family else None
+    if opened:
+        report = interop.load_tensors(
+            model, state, path, family=opened.family, classifier=None, needs=opened.needs
+        )
+        note, labels = f"weights from {path}: {report}", opened.folder.labels if opened.folder else None
+        filled = "classifier.weight" in report.loaded
+    else:
+        interop.check_kept_options(model, content or {}, path)
+        note = _fill(model, state, path)
+        found = (content or {}).get("classes")
+        labels = list(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
+        filled = "left out" not in note
+    kept = (content or {}).get("lists")
+    start = Start(
+        path,
+        provenance.of(path, opened.family if opened else "", opened, content),
+        labels if filled else None,
+        {str(key): str(value) for key, value in kept.items()} if isinstance(kept, dict) else {},
+    )
+    licence = provenance.licence_line(start.initial)
+    return note + (f"; {licence}" if licence else ""), start
+
+
+@dataclass(frozen=True)
+class Described:
+    """The network that a weights file or folder is of.
+
+    Attributes:
+        path: of the file or folder.
+        arguments: of `methods.build`, as far as it shows them.
+        state: its tensors under our names.
+        carried: see `methods.interop.Report`.
+    """
+
+    path: Path
+    arguments: dict[str, Any]
+    state: Mapping[str, Tensor]
+    carried: dict[str, Tensor] = field(default_factory=dict)
+
+    def check(self, shapes: Mapping[str, Tensor]) -> None:
+        """Refuse a file that does not fill the network's encoder, before that is allocated.
+
+        Args:
+            shapes: a state dict on the meta device.
+
+        Raises:
+            UserError: tensors are missing or have another shape.
+        """
+        if wrong := hf.misfits(self.state, shapes):
+            raise UserError(f"{self.path}: it does not hold the network that it describes: {wrong}")
+
+
+def described(path: Path) -> Described:
+    """Read which network a weights file or folder is of.
+
+    Raises:
+        UserError: it cannot be read, or contradicts itself.
+    """
+    path = _named(str(path))
+    if hf.is_folder(path):
+        folder = hf.read_folder(path)
+        return Described(path, dict(folder.model), folder.converted.state, folder.converted.carried)
+    content = interop.content_of(path)
+    if weights_file.is_checkpoint(content):
+        return Described(path, _built_with(content["config"]), checkpoint.evaluated_weights(content)[0])
+    name, result, arguments = interop.look(interop.tensors_of(content, path), path)
+    if name in hf.FAMILIES.values():
+        arguments.setdefault("num_segments", _FRAMES)
+    return Described(path, arguments, result.state, result.carried)
+
+
+def _built_with(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `methods.build` in the config of a checkpoint."""
+    model, data = config.get("model"), config.get("data")
+    model, data = (part if isinstance(part, Mapping) else {} for part in (model, data))
+    found = {key: model[key] for key in ("type", "backbone", "num_class", "dropout") if key in model}
+    counts = model.get("num_segments"), data.get("clip_len", 1)
+    if all(type(count) is int for count in counts):
+        found["num_segments"] = counts[0] * counts[1]
+    kwargs = model.get("kwargs")
+    options = kwargs.items() if isinstance(kwargs, Mapping) else ()
+    return found | {str(key): value for key, value in options if not str(key).startswith("bn_")}
 
 
 def _published(backbone: str) -> Path:
@@ -98,20 +218,15 @@ def _named(text: str) -> Path:
         path = fetch.ROOT / path
     if not path.exists():
         raise UserError(f"model.pretrained: {text}: no such file or folder")
-    if not path.is_dir():
+    if not path.is_dir() or hf.is_folder(path):
         return path
     for name in (checkpoint.BEST, checkpoint.LATEST):
         if found := checkpoint.newest(path, name):
             return found  # even if it is damaged: then reading it is an error, and the latest is not taken instead
-    raise UserError(f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}")
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file: of a checkpoint those that a run validated with, else see `interop.tensors_of`."""
-    content = interop.content_of(path)
-    if weights_file.is_checkpoint(content):
-        return checkpoint.evaluated_weights(content)[0]
-    return interop.tensors_of(content, path)
+    raise UserError(
+        f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}, and no {hf.CONFIG} of a "
+        "Hugging Face folder"
+    )
 
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Backbones: images in, features or class scores out. They import torch and nothing of ours.
+"""Backbones: images or clips in, features or class scores out. They import torch and nothing of ours.
 
 * State-dict names are torchvision's, so its published weights fit without a map; torchvision itself is not needed.
 * With `num_class=None` there is no classifier and the output is the pooled feature, (N, feature_dim).
@@ -6,6 +6,7 @@
 * Every residual block of a 2D network has a slot `branch_input` (an `nn.Identity`, so it adds no state-dict key): a
   module put there sees the input of the block's first convolution and not that of the shortcut. Methods place temporal
   operators in it.
+* `VIDEO` names the networks over clips, (B, 3, T, H, W) -> tokens (B, N, feature_dim); see `vit3d`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,16 @@ from torch import nn
 from networks.mobilenet import mobilenetv2
 from networks.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
 from networks.resnet_vd import resnet18_vd, resnet34_vd, resnet50_vd, resnet101_vd
+from networks.vit3d import vit3d, vit3d_base, vit3d_giant, vit3d_huge, vit3d_large, vit3d_small
 
+VIDEO: dict[str, Callable[..., nn.Module]] = {
+    "vit3d": vit3d,
+    "vit3d_small": vit3d_small,
+    "vit3d_base": vit3d_base,
+    "vit3d_large": vit3d_large,
+    "vit3d_huge": vit3d_huge,
+    "vit3d_giant": vit3d_giant,
+}
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet18": resnet18,
     "resnet34": resnet34,
@@ -29,4 +39,5 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet50_vd": resnet50_vd,
     "resnet101_vd": resnet101_vd,
     "mobilenetv2": mobilenetv2,
+    **VIDEO,
 }

@@ -62,14 +62,15 @@ def few_videos(exp: Path, data: Path, count: int = 4) -> str:
 
 
 def fingerprint(exp: Path, name: str = "ckpt.pth.tar") -> str:
-    """sha256 over weights, BN buffers, momentum, step, best accuracy and the logged losses."""
+    """sha256 over weights, BN buffers, averages of the optimiser, step, best accuracy and the logged losses."""
 
     state = torch.load(exp / name, weights_only=True)
     digest = hashlib.sha256()
     for key, tensor in sorted(state["model"].items()):
         digest.update(key.encode() + tensor.numpy().tobytes())
     for key, values in sorted(state["optimizer"]["state"].items()):
-        digest.update(str(key).encode() + values["momentum_buffer"].numpy().tobytes())
+        for name, value in sorted(values.items()):
+            digest.update(f"{key} {name}".encode() + torch.as_tensor(value).numpy().tobytes())
     lines = [[line[key] for key in ("step", "loss", "loss_avg", "prec1", "lr")] for line in parse_log(exp / "log.txt")]
     digest.update(json.dumps([lines, state["step"], state["best_prec1"]]).encode())
     return digest.hexdigest()

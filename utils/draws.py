@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 _MASK = (1 << 64) - 1
 _BETA = 0x6D69787570  # keeps the draws for mixup apart from any other of the same seed and step
+_CUT = 0x6375746D6978  # and those for CutMix
 
 
 @dataclass(frozen=True)
@@ -71,10 +72,17 @@ class Dropout(nn.Module):
             return x
         shards = _current.get()
         if shards is None:
-            return F.dropout(x, self.p, training=True)
+            return self._at_random(x)
         if self.p == 1.0:
             return x * 0.0
         return x * self._mask(x, shards).to(x.dtype).div_(1.0 - self.p)
+
+    def _at_random(self, x: torch.Tensor) -> torch.Tensor:
+        return F.dropout(x, self.p, training=True)
+
+    def _drawn(self, x: torch.Tensor) -> torch.Size:
+        """Shape of the mask, which is broadcast over x."""
+        return x.shape
 
     def _mask(self, x: torch.Tensor, draw: _Shards) -> torch.Tensor:
         if self.key is None:
@@ -87,11 +95,12 @@ class Dropout(nn.Module):
         if self._generator is None or self._generator.device != x.device:
             self._generator = torch.Generator(x.device)
         # float32 whatever the input, so that the precision of a run does not change its masks.
-        mask = torch.empty((len(draw.shards), rows, *x.shape[1:]), dtype=torch.float32, device=x.device)
+        shape = self._drawn(x)
+        mask = torch.empty((len(draw.shards), rows, *shape[1:]), dtype=torch.float32, device=x.device)
         for piece, shard in zip(mask, draw.shards, strict=True):
             self._generator.manual_seed(_mix(draw.seed, draw.step, shard, self.key))
             piece.bernoulli_(1.0 - self.p, generator=self._generator)
-        return mask.view(x.shape)
+        return mask.view(shape)
 
     def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_generator": None}  # generators cannot be copied; it is made anew when needed
@@ -99,6 +108,19 @@ class Dropout(nn.Module):
     def extra_repr(self) -> str:
         """What print(model) shows."""
         return f"p={self.p}"
+
+
+class DropPath(Dropout):
+    """Stochastic depth (Huang et al. 2016, arXiv:1603.09382): drop a residual branch for whole rows of the batch.
+
+    Masks and options as of `Dropout`; the branches of the other rows are scaled by 1 / (1 - p).
+    """
+
+    def _at_random(self, x: torch.Tensor) -> torch.Tensor:
+        return x * F.dropout(x.new_ones(self._drawn(x)), self.p, training=True)
+
+    def _drawn(self, x: torch.Tensor) -> torch.Size:
+        return torch.Size((x.shape[0], *[1] * (x.dim() - 1)))
 
 
 def prepare(model: nn.Module) -> nn.Module:
@@ -111,8 +133,23 @@ def prepare(model: nn.Module) -> nn.Module:
 
 def beta(seed: int, step: int, alpha: float) -> float:
     """Draw Beta(alpha, alpha) once for the whole global batch `step`: mixup's lambda (Zhang et al., ICLR 2018)."""
-    key = (_mix(seed, _BETA) << 64) | (step & _MASK)
-    return float(np.random.Generator(np.random.Philox(key=key)).beta(alpha, alpha))
+    return float(_generator(seed, step, _BETA).beta(alpha, alpha))
+
+
+def cut(seed: int, step: int, alpha: float) -> tuple[float, float, float, float]:
+    """Draw for CutMix of global batch `step`.
+
+    Returns:
+        Three uniforms in [0, 1) around Beta(alpha, alpha): whether to cut, share of the area that stays, centre y, x.
+    """
+    generator = _generator(seed, step, _CUT)
+    whether, y, x = generator.random(3).tolist()
+    return whether, float(generator.beta(alpha, alpha)), y, x
+
+
+def _generator(seed: int, step: int, purpose: int) -> np.random.Generator:
+    key = (_mix(seed, purpose) << 64) | (step & _MASK)
+    return np.random.Generator(np.random.Philox(key=key))
 
 
 def _mix(*numbers: int) -> int:

@@ -128,3 +128,11 @@ def scaling_remark(
         f"the global batch is {global_batch}, the recipe's learning rates are for {reference_batch}: the linear "
         f"scaling rule would make {', '.join(scaled)}. Nothing was changed; set the rates if you want them so"
     )
+
+
+def rate_per_256(global_batch: int, peak: float) -> str:
+    """Return the peak rate in the form in which recipes of transformers state it, for the log."""
+    return (
+        f"the peak learning rate {peak:g} at a global batch of {global_batch} is {peak * 256 / global_batch:g} per 256 "
+        "(recipes of transformers state the latter)"
+    )

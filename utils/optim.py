@@ -1,4 +1,4 @@
-"""SGD with the parameter groups that video recipes ask for, and the step itself (unscale, clip, step).
+"""SGD and AdamW with the parameter groups that video recipes ask for, and the step itself (unscale, clip, step).
 
 Every group carries `lr_mult`; `set_lr` sets lr * lr_mult, so the multipliers act at every iteration.
 """
@@ -6,13 +6,15 @@ Every group carries `lr_mult`; `set_lr` sets lr * lr_mult, so the multipliers ac
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
+
+from utils.faults import UserError
 
 # Name of the group: (multiplier of the learning rate, multiplier of the weight decay), for RGB input.
 # Wang et al.'s and Lin et al.'s published code (tsn-pytorch, temporal-shift-module: get_optim_policies).
@@ -28,6 +30,9 @@ POLICY = {
 NO_WD = {"weight": (1.0, 1.0), "bias and bn": (1.0, 0.0)}
 NO_WD_BN = {"weight and bias": (1.0, 1.0), "bn": (1.0, 0.0)}  # PySlowFast
 PLAIN = {"all": (1.0, 1.0)}
+ADAMW = {"weight": (1.0, 1.0), "bias and norm": (1.0, 0.0)}  # VideoMAE, BEiT
+_NOT_DECAYED = ("bias", "pos_embed", "cls_token")  # by AdamW, whatever their shape
+_OF_STATE = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # tensors that an optimiser keeps for a parameter
 
 
 class _SGD(SGD):
@@ -43,60 +48,110 @@ class _SGD(SGD):
     zero_grad = inspect.unwrap(SGD.zero_grad)
 
 
+class _AdamW(AdamW):
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2) without these decorators."""
+
+    add_param_group = inspect.unwrap(AdamW.add_param_group)
+    load_state_dict = inspect.unwrap(AdamW.load_state_dict)
+    state_dict = inspect.unwrap(AdamW.state_dict)
+    step = torch.no_grad()(inspect.unwrap(AdamW.step))  # pyright: ignore[reportAssignmentType]
+    zero_grad = inspect.unwrap(AdamW.zero_grad)
+
+
 def build(
     *models: nn.Module,
     lr: float,
+    type: str = "sgd",
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     nesterov: bool = False,
     no_wd: bool | str = False,
     policy: bool = False,
     fc_lr5: bool | None = None,
-) -> SGD:
-    """SGD over the parameters of one or more models that require a gradient.
+    betas: tuple[float, ...] = (0.9, 0.999),
+    eps: float = 1e-8,
+    layer_decay: float | None = None,
+) -> Optimizer:
+    """Return an optimiser over the parameters of one or more models that require a gradient.
 
     Args:
         models: the models themselves, on their final device, not wrapped by DDP.
         lr: learning rate before multipliers.
-        momentum, weight_decay, nesterov: as torch.optim.SGD.
-        no_wd: no weight decay for the biases of convolutions and linear layers and for BN's weight and bias; "bn": for
-            BN's only.
-        policy: the groups of `POLICY`; has no effect beside no_wd.
+        type: "sgd" or "adamw".
+        weight_decay: as in torch.optim; AdamW's never acts on 1-D parameters, biases, positions and class tokens.
+        momentum, nesterov: SGD, as in torch.optim.
+        no_wd: SGD: no weight decay for the biases of convolutions and linear layers and for BN's weight and bias;
+            "bn": for BN's only.
+        policy: SGD: the groups of `POLICY`; has no effect beside no_wd.
         fc_lr5: with policy, give the classifier groups of its own; None asks the model's attribute `fc_lr5`, which is
             true for TSM and false for TSN. Without it the classifier belongs to "weight" and "bias".
+        betas, eps: AdamW, as in torch.optim.
+        layer_decay: factor of the rate from each layer of a transformer to the one below it; see `layer_ids`.
 
     Returns:
         The optimiser; its groups have `name`, `lr_mult` and `decay_mult`.
 
     Raises:
         ValueError: nothing to train.
+        UserError: layer_decay for a network without blocks.
     """
-    table = NO_WD_BN if no_wd == "bn" else NO_WD if no_wd else POLICY if policy else PLAIN
-    members: dict[str, list[nn.Parameter]] = {name: [] for name in table}
-    for parameter, kind in (pair for model in models for pair in _kinds(model, table, fc_lr5)):
-        if parameter.requires_grad:
-            members[kind].append(parameter)
-    groups = [
-        {
-            "params": parameters,
-            "name": name,
-            "lr": lr * table[name][0],
-            "weight_decay": weight_decay * table[name][1],
-            "lr_mult": table[name][0],
-            "decay_mult": table[name][1],
-        }
-        for name, parameters in members.items()
-        if parameters
-    ]
+    table = ADAMW if type == "adamw" else NO_WD_BN if no_wd == "bn" else NO_WD if no_wd else POLICY if policy else PLAIN
+    members: dict[tuple[str, int, int], list[nn.Parameter]] = {}  # (group, layer, layers above it)
+    for model in models:
+        layers = layer_ids(model) if layer_decay else {}
+        top = max(layers.values(), default=0)
+        for parameter, kind in _kinds(model, table, fc_lr5):
+            if parameter.requires_grad:
+                layer = layers.get(parameter, top)
+                members.setdefault((kind, layer, top - layer), []).append(parameter)
+    groups = []
+    for kind, layer, above in sorted(members, key=lambda member: (list(table).index(member[0]), *member[1:])):
+        lr_mult, decay_mult = table[kind]
+        lr_mult *= (layer_decay or 1.0) ** above
+        groups.append(
+            {
+                "params": members[kind, layer, above],
+                "name": f"{kind}, layer {layer}" if layer_decay else kind,
+                "lr": lr * lr_mult,
+                "weight_decay": weight_decay * decay_mult,
+                "lr_mult": lr_mult,
+                "decay_mult": decay_mult,
+            }
+        )
     if not groups:
         raise ValueError("the model has no parameter that requires a gradient")
-    # Fused on CUDA: one kernel. Not on the CPU, though it is twice as fast there (15 against 35 ms for 26 M parameters,
-    # under 1 % of a step): the CPU kernel walks raw memory and gives wrong weights, without an error, where a
-    # gradient or a momentum has another memory format than its parameter (torch 2.13).
-    fused = all(parameter.is_cuda for group in groups for parameter in group["params"])
-    optimizer = _SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused or None)
+    fused = _is_fused(group["params"] for group in groups)
+    if type == "adamw":
+        optimizer: Optimizer = _AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=fused or None)
+    else:
+        optimizer = _SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused or None)
+    optimizer.register_load_state_dict_post_hook(_match_device)
     optimizer.register_load_state_dict_post_hook(_match_memory_format)
     return optimizer
+
+
+def layer_ids(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Return the layer of each parameter of a transformer with L blocks, as VideoMAE and BEiT count them.
+
+    Patches, positions and tokens are layer 0, block i is layer i + 1, all else (last norm, pooler, classifier) L + 1.
+    Layers follow from the modules `backbone.patch_embed` and `backbone.blocks`, not from the names of parameters.
+
+    Raises:
+        UserError: the network has no blocks.
+    """
+    backbone = getattr(model, "backbone", None)
+    blocks = getattr(backbone, "blocks", None)
+    if not isinstance(backbone, nn.Module) or not isinstance(blocks, nn.ModuleList):
+        raise UserError(
+            "common.optimizer.layer_decay: this network is no transformer with blocks, so it has no layers to decay "
+            "over; remove the key"
+        )
+    found = dict.fromkeys(model.parameters(), len(blocks) + 1)
+    found |= dict.fromkeys(backbone.parameters(recurse=False), 0)
+    found |= dict.fromkeys(backbone.get_submodule("patch_embed").parameters(), 0)
+    for number, block in enumerate(blocks, start=1):
+        found |= dict.fromkeys(block.parameters(), number)
+    return found
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
@@ -134,7 +189,9 @@ def _kinds(
         return
     for module, name, parameter in _own_parameters(model):
         is_bn = isinstance(module, _BatchNorm)
-        if table is NO_WD_BN:
+        if table is ADAMW:
+            yield parameter, "bias and norm" if parameter.dim() == 1 or name in _NOT_DECAYED else "weight"
+        elif table is NO_WD_BN:
             yield parameter, "bn" if is_bn else "weight and bias"
         elif table is NO_WD:
             exempt = is_bn or (isinstance(module, _ConvNd | nn.Linear) and name == "bias")
@@ -164,10 +221,32 @@ def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Param
                 yield module, name, parameter
 
 
-def _match_memory_format(optimizer: Optimizer) -> None:
-    """Momentum from a checkpoint gets the strides of its parameter; fused kernels need them equal."""
+def _is_fused(groups: Iterable[Iterable[nn.Parameter]]) -> bool:
+    """Return True where one kernel steps all parameters: on CUDA.
+
+    Not on the CPU, though it is twice as fast there (SGD: 15 against 35 ms for 26 M parameters, under 1 % of a step):
+    the CPU kernel walks raw memory and gives wrong weights, without an error, where a gradient or a momentum has
+    another memory format than its parameter (torch 2.13).
+    """
+    return all(parameter.is_cuda for parameters in groups for parameter in parameters)
+
+
+def _match_device(optimizer: Optimizer) -> None:
+    """Let the state of a run on another kind of device continue on this one: its kernel, AdamW's step counters."""
+    fused = _is_fused(group["params"] for group in optimizer.param_groups)
+    for group in optimizer.param_groups:
+        if "fused" in group:
+            group["fused"] = fused or None
     for parameter, state in optimizer.state.items():
-        buffer = state.get("momentum_buffer")
-        # Another shape is left alone: a copy would broadcast it, and hide that the checkpoint is of another model.
-        if buffer is not None and buffer.shape == parameter.shape and buffer.stride() != parameter.stride():
-            state["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+        if isinstance(step := state.get("step"), Tensor):
+            state["step"] = step.to(parameter.device if fused else "cpu")
+
+
+def _match_memory_format(optimizer: Optimizer) -> None:
+    """Averages from a checkpoint get the strides of their parameter; fused kernels need them equal."""
+    for parameter, state in optimizer.state.items():
+        for name in _OF_STATE:
+            buffer = state.get(name)
+            # Another shape is left alone: a copy would broadcast it, and hide that the checkpoint is of another model.
+            if buffer is not None and buffer.shape == parameter.shape and buffer.stride() != parameter.stride():
+                state[name] = torch.empty_like(parameter).copy_(buffer)

@@ -114,8 +114,8 @@ class Step:
         import torch
 
         import methods
-        from utils import optim, sync_bn
-        from utils.engine.network import compiled, dtype_of, model_arguments, place
+        from utils import sync_bn
+        from utils.engine.network import compiled, dtype_of, model_arguments, optimizer_of, place
         from utils.shards import ShardPlan
 
         torch.manual_seed(cfg.seed)
@@ -129,8 +129,7 @@ class Step:
         else:
             self.net = sync_bn.convert(place(self.net, self.device, cfg.precision), shards, sync_stats=True)
             self.statistics = sync_bn.Statistics(self.net, shards, world)
-        policy = {name: getattr(cfg, name) for name in ("momentum", "weight_decay", "nesterov", "no_wd", "policy")}
-        self.optimizer = optim.build(self.net, lr=1e-4, **policy)
+        self.optimizer = optimizer_of(cfg, self.net, lr=1e-4)
         if plain:
             for group in self.optimizer.param_groups:
                 group["fused"], group["foreach"] = False, False

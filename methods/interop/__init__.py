@@ -8,6 +8,7 @@ direction of the shift) is checked against the family's rule.
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from methods._traits import ClassifierColumns
+from methods.interop import hf, provenance, vjepa2
 from methods.interop._files import content_of, read, tensors_of
 from methods.interop._implied import implied
 from methods.interop._names import Converted
@@ -31,6 +33,8 @@ _PROJECTS = {
     "tsn_tsm": "the TSN and TSM repositories",
     "tpn_original": "the TPN repository",
     "paddle": "PaddleVideo",
+    "videomae": "VideoMAE",
+    "vjepa2": "V-JEPA 2",
     "torchvision_timm": "torchvision and timm, image networks",
 }
 FAMILIES = tuple(_PROJECTS)
@@ -40,10 +44,11 @@ _KINDS = {
     "missing": "missing",
     "unexpected": "unexpected",
     "skipped": "skipped",
+    "carried": "carried for export",
     "fresh": "initialised anew",
 }
 _CLASSIFIERS = ("classifier.", "aux_head.fc.")
-_OURS = ("backbone.", "classifier.", "neck.", "aux_head.")
+_OURS = ("backbone.", "classifier.", "neck.", "aux_head.", "fc_norm.", "pooler.")
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Report:
         missing: our names that the file does not fill; counts of batches do not count.
         unexpected: names that the model has no place for.
         skipped: their names that were left out on purpose.
+        carried: names of tensors that change no logit and belong to an export.
         fresh: our names of classifiers that keep their new, random values.
         implied: the options of the model that the file shows, as keys of `model` and `model.kwargs`.
     """
@@ -67,6 +73,7 @@ class Report:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    carried: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     implied: dict[str, Any] = field(default_factory=dict)
 
@@ -114,9 +121,53 @@ def load_weights(
         UserError: the file cannot be read, no family knows its names, a tensor that the model takes holds NaN or
             infinity, or (strict) something does not fit.
     """
+    opened = open_weights(Path(path), family)
     return load_tensors(
-        model, read(Path(path)), Path(path), family=family, strict=strict, classifier=classifier, accept=accept
-    )
+        model, opened.tensors, Path(path),
+        family=opened.family, strict=strict, classifier=classifier, accept=accept, needs=opened.needs,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Published weights that were read, and not converted yet.
+
+    Attributes:
+        tensors: under their names.
+        family: whose names they are.
+        needs: options that the model must have, as text; None: the family's rule says them.
+        folder: the Hugging Face folder that they are from.
+    """
+
+    tensors: dict[str, Tensor]
+    family: str
+    needs: dict[str, str] | None = None
+    folder: hf.HfFolder | None = None
+
+
+def open_weights(path: Path, family: str = "auto") -> Opened:
+    """Read a published weights file or a Hugging Face folder.
+
+    Raises:
+        UserError: it cannot be read, or no family knows its names.
+    """
+    if hf.is_folder(path):
+        folder = hf.read_folder(path)
+        return Opened(folder.tensors, folder.family, folder.needs, folder)
+    state = read(path)
+    return Opened(state, _family(state, family, path)[0])
+
+
+def converted(state: Mapping[str, Tensor], module: ModuleType, path: Path) -> Converted:
+    """Return tensors under our names, by a family's module.
+
+    Raises:
+        UserError: the family refuses the file.
+    """
+    try:
+        return module.to_ours(state)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def load_tensors(
@@ -128,16 +179,26 @@ def load_tensors(
     strict: bool = True,
     classifier: bool | None = True,
     accept: Collection[str] = (),
+    needs: Mapping[str, str] | None = None,
 ) -> Report:
     """Fill a model with the tensors of a published file that is read already; see `load_weights`.
+
+    Args:
+        needs: options that the model must have; None: as the family's rule says them, which for names of a Hugging
+            Face folder is an error.
 
     Raises:
         UserError: as `load_weights`.
     """
     name, module = _family(state, family, path)
-    result: Converted = module.to_ours(state)
-    shown = implied(result.state, state, name, module.NEEDS)
-    problems = _wrong_options(model, {option: text for option, text in module.NEEDS.items() if option not in accept})
+    if needs is None and hasattr(module, "is_hf") and module.is_hf(state):
+        raise UserError(
+            f"{path}: no tensor shows the epsilons and heads of this network; name its folder, whose config.json does"
+        )
+    result = converted(state, module, path)
+    needed_options = {**module.NEEDS, **result.needs, **(needs or {})}
+    shown = implied(result.state, state, name, needed_options)
+    problems = _wrong_options(model, {key: text for key, text in needed_options.items() if key not in accept})
     own = model.state_dict()
     if classifier is None:
         classes = result.state.get("classifier.weight")  # what is no matrix at all is named as a misfit
@@ -149,7 +210,8 @@ def load_tensors(
         for key, value in result.state.items()
         if key in own and key not in good
     ]
-    optional = () if classifier else _CLASSIFIERS
+    absent = [part for part in getattr(module, "HEADS", ()) if not any(key.startswith(part) for key in result.state)]
+    optional = () if classifier else (*_CLASSIFIERS, *absent)
     needed = [key for key in own if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
     report = Report(
         family=name,
@@ -158,6 +220,7 @@ def load_tensors(
         missing=[key for key in needed if key not in good],
         unexpected=[*result.unknown, *(key for key in result.state if key not in own), *shapes],
         skipped=result.skipped,
+        carried=list(result.carried),
         fresh=[key for key in own if key not in good and key.startswith(optional)] if optional else [],
         implied=shown,
     )
@@ -232,37 +295,56 @@ def what_is(path: str | Path, *, family: str = "auto") -> tuple[str, dict[str, A
     Raises:
         UserError: the file cannot be read, or no family knows its names.
     """
-    path = Path(path)
-    state = read(path)
+    opened = open_weights(Path(path), family)
+    name, _, options = look(opened.tensors, Path(path), family=opened.family, needs=opened.needs)
+    return name, options
+
+
+def look(
+    state: Mapping[str, Tensor], path: Path, *, family: str = "auto", needs: Mapping[str, str] | None = None
+) -> tuple[str, Converted, dict[str, Any]]:
+    """Return the family of tensors, the tensors under our names and the options of the model that they show.
+
+    Raises:
+        UserError: no family knows their names.
+    """
     name, module = _family(state, family, path)
-    return name, implied(module.to_ours(state).state, state, name, module.NEEDS)
+    result = converted(state, module, path)
+    return name, result, implied(result.state, state, name, {**module.NEEDS, **result.needs, **(needs or {})})
 
 
 def load_checkpoint(path: str | Path, build: Callable[[], nn.Module]) -> dict[str, Any]:
     """A checkpoint of ours as it is, or one made of weights that others have published: what an evaluation starts from.
 
     Args:
-        path: a checkpoint, a state dict of ours, or a file that `load_weights` takes.
+        path: a checkpoint, a state dict of ours, or a file or folder that `load_weights` takes.
         build: gives the model that foreign weights must fit, classifier included.
 
     Returns:
-        The checkpoint; of a foreign file a dict with `model` (a state dict of ours) and `report`.
+        The checkpoint; of a foreign file a dict with `model` (a state dict of ours), `report` and `initial` (see
+        `provenance.of`), of a folder also `classes`, the names that it gives them.
 
     Raises:
         UserError: the file cannot be read, or it does not fit.
     """
     path = Path(path)
-    content = content_of(path)
-    if weights_file.is_checkpoint(content):
-        check_finite(checkpoint.evaluated_weights(content)[0], path)
-        return content
-    state = tensors_of(content, path)
-    if "classifier.weight" in state and all(name.startswith(_OURS) for name in state):
-        check_finite(state, path)
-        return {"model": state}
+    if hf.is_folder(path):
+        opened = open_weights(path)
+    else:
+        content = content_of(path)
+        if weights_file.is_checkpoint(content):
+            check_finite(checkpoint.evaluated_weights(content)[0], path)
+            return content
+        state = tensors_of(content, path)
+        if "classifier.weight" in state and all(name.startswith(_OURS) for name in state):
+            check_finite(state, path)
+            return {"model": state}
+        opened = Opened(state, "auto")
     model = build()
-    report = load_tensors(model, state, path)
-    return {"model": model.state_dict(), "report": str(report)}
+    report = load_tensors(model, opened.tensors, path, family=opened.family, needs=opened.needs)
+    labels = opened.folder.labels if opened.folder else None
+    found = {"model": model.state_dict(), "report": str(report), "initial": provenance.of(path, report.family, opened)}
+    return found | ({"classes": labels} if labels else {})
 
 
 def family_of(state: Mapping[str, Tensor]) -> str | None:
@@ -297,12 +379,51 @@ def _wrong_options(model: nn.Module, needs: Mapping[str, str]) -> list[str]:
     for module in model.modules():
         for option, value in getattr(module, "weight_options", {}).items():
             have.setdefault(option, set()).add(value)
-    return [
+    left = getattr(model, "options_left_open", ())
+    wrong = [
         f"the weights need {option}: {value}, the model has {found}"
         for option, value in needs.items()
         for found in sorted(have.get(option, set()))
-        if found != value
+        if value != vjepa2.AMBIGUOUS and not _equal(found, value)
     ]
+    if wrong:
+        keys = [key for key in needs if key in have and not all(_equal(found, needs[key]) for found in have[key])]
+        settings = ", ".join(f"{key}: {needs[key]}" for key in keys if needs[key] != vjepa2.AMBIGUOUS)
+        wrong.append(f"set model.kwargs: {{{settings}}}")
+    wrong += [
+        f"neither the file nor a rule tells {option} ({vjepa2.CHOICES[option]}): set it in model.kwargs and see with "
+        "which the accuracy is the published one"
+        for option, value in needs.items()
+        if value == vjepa2.AMBIGUOUS and option in left
+    ]
+    return wrong
+
+
+def check_kept_options(model: nn.Module, content: Mapping[str, Any], path: Path) -> None:
+    """Refuse a checkpoint of ours whose video transformer had other options that no tensor shows.
+
+    Raises:
+        UserError: with the options to set.
+    """
+    config = content.get("config")
+    kept = config.get("model") if isinstance(config, Mapping) else None
+    if not isinstance(kept, Mapping) or kept.get("type") not in ("videomae", "vjepa2"):
+        return
+    method = importlib.import_module(f"methods.{kept['type']}")
+    options = kept.get("kwargs")
+    said = {key: value.default for key, value in inspect.signature(method.build).parameters.items()}
+    said |= dict(options) if isinstance(options, Mapping) else {}
+    needs = {key: str(said[key]) for key in ("eps", "head_eps", "pooling", "heads", "pooler_heads") if said.get(key)}
+    if wrong := _wrong_options(model, needs):
+        raise UserError(f"{path} does not fit the model: {'; '.join(wrong)}")
+
+
+def _equal(one: str, other: str) -> bool:
+    """Return True for equal texts or numbers."""
+    try:
+        return one == other or float(one) == float(other)
+    except ValueError:
+        return False
 
 
 def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, classifier: bool) -> dict[str, Tensor]:

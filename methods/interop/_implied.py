@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from methods.interop import _vit
+
 # (blocks per stage, bottleneck?) -> name of the 2D network
 _DEPTHS = {
     ((2, 2, 2, 2), False): "resnet18",
@@ -32,6 +34,8 @@ def implied(
     Returns:
         type, backbone, num_class, and keys of `model.kwargs`, in that order.
     """
+    if any(name.startswith(("backbone.blocks.", "pooler.")) for name in state):
+        return _vit.implied(state, family, needs)
     found: dict[str, Any] = {}
     method = _method(state, list(theirs), family)
     if method:

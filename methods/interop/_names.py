@@ -20,12 +20,16 @@ class Converted:
         changed: our names of tensors whose values or shape were changed on the way, and how.
         skipped: their names that mean nothing here (counters of an optimiser and the like).
         unknown: their names that no rule knows.
+        carried: tensors that change no logit and belong to an export, under the names that it gives them.
+        needs: options of the model that change the result but no tensor, for this file, as text.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
+    carried: dict[str, Tensor] = field(default_factory=dict)
+    needs: dict[str, str] = field(default_factory=dict)
 
 
 def convert(state: Mapping[str, Tensor], rules: Rules) -> Converted:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib
 import inspect
+import itertools
 from pathlib import Path
 
 import pytest
@@ -14,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import methods
 from methods._output import Output
 from networks import BACKBONES
+from utils import draws
 from utils.config import model_options
 from utils.engine.network import place
 from utils.faults import UserError
@@ -30,9 +34,19 @@ def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@functools.cache
+def backbone_of(method: str) -> str:
+    """A small network of the kind that the method takes."""
+    for name in ("resnet18", "vit3d"):
+        with contextlib.suppress(UserError), torch.device("meta"):
+            methods.build(type=method, backbone=name, num_class=K, num_segments=T)
+            return name
+    raise AssertionError(f"{method} takes none of the small networks")
+
+
 def small(method: str, **options: object) -> nn.Module:
     torch.manual_seed(0)
-    return methods.build(type=method, backbone="resnet18", num_class=K, num_segments=T, **options)
+    return methods.build(type=method, backbone=backbone_of(method), num_class=K, num_segments=T, **options)
 
 
 def clips() -> torch.Tensor:
@@ -86,7 +100,8 @@ def test_clips_become_logits_and_gradients_reach_every_parameter(method: str) ->
 
 def test_gradients_lie_in_memory_as_the_weights_do(method: str) -> None:
     """Data parallel training averages both in one buffer: other strides cost a copy a step, and PyTorch warns."""
-    net = methods.build(type=method, backbone="resnet50", num_class=K, num_segments=T)
+    network = "resnet50" if backbone_of(method) == "resnet18" else backbone_of(method)
+    net = methods.build(type=method, backbone=network, num_class=K, num_segments=T)
     net = place(net, torch.device("cpu"), "fp32")
     other = set()
     for name, parameter in net.named_parameters():
@@ -108,12 +123,36 @@ def test_attributes(method: str) -> None:
 
 
 def test_state_dict_round_trip(method: str) -> None:
-    first, second = small(method), methods.build(type=method, backbone="resnet18", num_class=K, num_segments=T)
+    first = small(method)
+    second = methods.build(type=method, backbone=backbone_of(method), num_class=K, num_segments=T)
     first(clips())  # moves the running statistics
     second.load_state_dict(first.state_dict())
     first.eval(), second.eval()
     with torch.inference_mode():
         assert torch.equal(first(clips()), second(clips()))
+
+
+DRAWS = {"dropout": 0.5, "drop_path": 0.5, "attention_dropout": 0.3}
+
+
+def test_training_draws_from_no_global_generator(method: str) -> None:
+    """A training step has the same bits whatever others draw from torch's own generators, and with checkpointing."""
+    known = {*model_options.options(method, backbone_of(method)), "dropout"}
+    drawn = {key: value for key, value in DRAWS.items() if key in known}
+    forms = [drawn, drawn | {"checkpointing": True}] if "checkpointing" in known else [drawn]
+    found = []
+    for seed, options in itertools.product((1, 2), forms):
+        model = small(method, **options)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        with draws.using(3, 5, (0, 1), 1):
+            answer = model(clips())
+            losses_of(answer).backward()
+        assert torch.equal(torch.get_rng_state(), before), "the step drew from the global generator"
+        logits = answer.logits if isinstance(answer, Output) else answer
+        found.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for other in found[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(found[0], other, strict=True))
 
 
 def test_evaluation_is_deterministic_and_per_clip(method: str) -> None:

@@ -30,13 +30,16 @@ CASES = {
     "tpn-tsm-resnet18": {"type": "tpn", "backbone": "resnet18", "base": "tsm"},
     "pptsn-resnet18": {"type": "pptsn", "backbone": "resnet18"},
     "pptsm-resnet18": {"type": "pptsm", "backbone": "resnet18"},
+    "videomae-vit3d": {"type": "videomae", "backbone": "vit3d", "width": 48, "depth": 3, "init_scale": 20.0},
+    "vjepa2-vit3d": {"type": "vjepa2", "backbone": "vit3d", "width": 48, "depth": 2, "init_scale": 20.0},
 }
 
 
 def five_losses(case: str) -> list[float]:
     """In float64, without dropout: rounding and the kernels of a machine do not show at 1e-4."""
     torch.manual_seed(0)
-    model = methods.build(**CASES[case], num_class=6, num_segments=4, dropout=0.0, fc_std=0.1)
+    head = {} if "init_scale" in CASES[case] else {"fc_std": 0.1}
+    model = methods.build(**CASES[case], **head, num_class=6, num_segments=4, dropout=0.0)
     model = place(model, torch.device("cpu"), "fp64")  # in the memory format of training
     sgd = optim.build(model, lr=0.002, momentum=0.9, weight_decay=5e-4, nesterov=True, policy=True)
     generator = torch.Generator().manual_seed(1)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from utils import draws
-from utils.draws import Dropout
+from utils.draws import Dropout, DropPath
 from utils.shards import ShardPlan
 
 
@@ -131,3 +132,36 @@ def test_beta_is_a_function_of_seed_and_step_with_the_right_moments() -> None:
     assert abs(float(values.mean()) - 0.5) < 0.02
     assert abs(float(values.var()) - 1 / (4 * (2 * 0.2 + 1))) < 0.01  # Var Beta(a, a) = 1 / (4 (2a + 1))
     assert draws.beta(4, 7, 0.2) != draws.beta(3, 7, 0.2)
+
+
+def test_drop_path_drops_whole_rows_at_its_rate() -> None:
+    net = draws.prepare(nn.Sequential(DropPath(0.3)))
+    x = torch.rand(2000, 3, 5, dtype=torch.float64) + 1
+    x.requires_grad_()
+    with draws.using(0, 0, (0, 1), 1000):
+        out = net(x)
+        again = net(x)
+    assert torch.equal(out, again)
+    kept = out[:, 0, 0] > 0
+    assert torch.equal(out, x * (kept.double() / (1 - 0.3))[:, None, None])
+    assert abs(int(kept.sum()) - 1400) < 3 * math.sqrt(2000 * 0.3 * 0.7)
+    out.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad[:, 1, 2] > 0, kept)
+
+
+def test_drop_path_without_a_step_draws_whole_rows_too() -> None:
+    torch.manual_seed(0)
+    rows = DropPath(0.5)(torch.ones(100, 4, 4)).flatten(1)
+    assert set(rows.sum(1).tolist()) == {0.0, 32.0}
+    assert torch.equal(DropPath(0.5).eval()(rows), rows)
+
+
+def test_drop_path_is_the_same_on_any_number_of_ranks() -> None:
+    net = draws.prepare(nn.Sequential(DropPath(0.5)))
+    with draws.using(1, 2, (0, 1, 2, 3), 8):
+        alone = net(torch.ones(32, 1, 6)).chunk(4)
+    for shards in ((0, 2), (1, 3), (3,)):
+        with draws.using(1, 2, shards, 8):
+            parts = net(torch.ones(8 * len(shards), 1, 6)).chunk(len(shards))
+        assert all(torch.equal(part, alone[shard]) for part, shard in zip(parts, shards, strict=True))

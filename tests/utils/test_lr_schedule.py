@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from utils.lr_schedule import lr_at, scaling_remark
+from utils.lr_schedule import lr_at, rate_per_256, scaling_remark
 
 PUBLISHED = {
     "type": "COSINE",
@@ -162,3 +162,8 @@ def test_a_warm_up_by_epoch_is_that_of_mmaction2_1() -> None:
     assert lr_at(250, **schedule) == pytest.approx(0.002)
     by_iteration = schedule | {"warmup_epoch_iters": None}
     assert lr_at(15, **by_iteration) == pytest.approx(0.02 * (0.1 + 0.9 * 15 / 40))
+
+
+def test_the_rate_per_256_is_that_of_the_recipe() -> None:
+    """VideoMAE ViT-B on Kinetics: 5e-4 at 256, 64 GPUs x 6 videos."""
+    assert "0.00075 at a global batch of 384 is 0.0005 per 256" in rate_per_256(384, 7.5e-4)

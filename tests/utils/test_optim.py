@@ -10,6 +10,7 @@ from torch import nn
 
 import methods
 from utils import optim
+from utils.faults import UserError
 
 COMMON = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}
 
@@ -201,3 +202,184 @@ def test_policy_multiplies_the_rate_of_the_schedule_on_the_published_networks(me
     else:
         assert found["classifier weight"] == pytest.approx((5, 1))
         assert found["classifier bias"] == pytest.approx((10, 0))
+
+
+# ---------------------------------------------------------------- AdamW
+
+
+class Block(nn.Module):
+    """The parameters of a block of VideoMAE, by its published names: no bias of k."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = nn.Module()
+        self.attn.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attn.q_bias, self.attn.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+        self.attn.proj = nn.Linear(width, width)
+        self.mlp = nn.Module()
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        q, _, v = self.attn.qkv(self.norm1(x)).chunk(3, -1)
+        x = x + self.attn.proj((q + self.attn.q_bias) * (v + self.attn.v_bias))
+        return x + self.mlp.fc2(self.mlp.fc1(self.norm2(x)).relu())
+
+
+class Transformer(nn.Module):
+    """The parameters of VideoMAE; a learned position table (1, N, D) beside them if wanted."""
+
+    def __init__(self, width: int, depth: int, classes: int, tokens: int = 0) -> None:
+        super().__init__()
+        self.backbone = nn.Module()
+        self.backbone.patch_embed = nn.Conv3d(3, width, (2, 16, 16), (2, 16, 16))
+        self.backbone.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        if tokens:
+            self.backbone.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
+        self.fc_norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.backbone.patch_embed(x).flatten(2).transpose(1, 2)  # (B, 3, T, H, W) -> (B, N, D)
+        for block in self.backbone.blocks:
+            x = block(x)
+        return self.classifier(self.fc_norm(x.mean(1)))
+
+
+RECIPE = {"type": "adamw", "lr": 1e-3, "weight_decay": 0.05}
+
+# VideoMAE ViT-B on 400 classes, layer decay .75: layer -> rate / base rate, parameters with decay .05, and without.
+# From run_class_finetuning.py and optim_factory.py: .75 ** (13 - layer); 1-D parameters and biases do not decay.
+VIDEOMAE_B = {
+    0: (0.023757264018058777, 1_179_648, 768),
+    1: (0.03167635202407837, 7_077_888, 9_216),
+    2: (0.04223513603210449, 7_077_888, 9_216),
+    3: (0.056313514709472656, 7_077_888, 9_216),
+    4: (0.07508468627929688, 7_077_888, 9_216),
+    5: (0.1001129150390625, 7_077_888, 9_216),
+    6: (0.13348388671875, 7_077_888, 9_216),
+    7: (0.177978515625, 7_077_888, 9_216),
+    8: (0.2373046875, 7_077_888, 9_216),
+    9: (0.31640625, 7_077_888, 9_216),
+    10: (0.421875, 7_077_888, 9_216),
+    11: (0.5625, 7_077_888, 9_216),
+    12: (0.75, 7_077_888, 9_216),
+    13: (1.0, 307_200, 1_936),
+}
+
+
+def test_the_groups_of_videomae_base_are_the_published_ones() -> None:
+    with torch.device("meta"):
+        model = Transformer(768, 12, 400)
+    adamw = optim.build(model, **RECIPE, layer_decay=0.75)
+    found: dict[int, dict[float, tuple[float, int]]] = {}
+    for group in adamw.param_groups:
+        layer = int(group["name"].rpartition(" ")[2])
+        count = sum(parameter.numel() for parameter in group["params"])
+        found.setdefault(layer, {})[group["weight_decay"]] = (group["lr"] / 1e-3, count)
+    assert found == {
+        layer: {0.05: (pytest.approx(rate, rel=1e-12), decayed), 0.0: (pytest.approx(rate, rel=1e-12), plain)}
+        for layer, (rate, decayed, plain) in VIDEOMAE_B.items()
+    }
+    assert sum(decayed + plain for _, decayed, plain in VIDEOMAE_B.values()) == 86_534_800
+
+    optim.set_lr(adamw, 0.5)
+    rates = {int(group["name"].rpartition(" ")[2]): group["lr"] for group in adamw.param_groups}
+    assert rates == {layer: pytest.approx(0.5 * rate) for layer, (rate, *_) in VIDEOMAE_B.items()}
+
+
+def test_positions_belong_to_the_patches_and_do_not_decay() -> None:
+    model = Transformer(8, 2, 5, tokens=4)
+    adamw = optim.build(model, **RECIPE, layer_decay=0.5)
+    (group,) = [g for g in adamw.param_groups if any(p is model.backbone.pos_embed for p in g["params"])]
+    assert (group["name"], group["weight_decay"]) == ("bias and norm, layer 0", 0.0)
+    assert group["lr_mult"] == 0.5**3
+
+
+def test_frozen_blocks_are_in_no_group() -> None:
+    model = Transformer(8, 3, 5)
+    model.backbone.blocks[0].requires_grad_(False)
+    names = {group["name"] for group in optim.build(model, **RECIPE, layer_decay=0.75).param_groups}
+    assert names == {f"{kind}, layer {layer}" for kind in ("weight", "bias and norm") for layer in (0, 2, 3, 4)}
+
+
+def test_layer_decay_multiplies_the_groups_of_sgd() -> None:
+    groups_now = optim.build(Transformer(8, 1, 5), lr=0.1, policy=True, layer_decay=0.5).param_groups
+    assert {g["name"]: g["lr_mult"] for g in groups_now}["bias, layer 1"] == 2.0 * 0.5
+
+
+def test_a_network_without_blocks_has_no_layers_to_decay_over() -> None:
+    with pytest.raises(UserError, match="common.optimizer.layer_decay: this network is no transformer"):
+        optim.build(Small(), **RECIPE, layer_decay=0.75)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
+def test_adamw_has_the_bits_of_torch(layout: torch.memory_format) -> None:
+    """Five steps in fp64, the rate changed in each, over groups with and without decay."""
+    torch.manual_seed(0)
+    model, x = Transformer(8, 2, 5).double(), torch.randn(3, 3, 4, 32, 32, dtype=torch.float64)
+    model.backbone.patch_embed.to(memory_format=layout)
+    twin = copy.deepcopy(model)
+    ours = optim.build(model, **RECIPE, layer_decay=0.75, betas=(0.8, 0.99), eps=1e-6)
+    paired = dict(zip(model.parameters(), twin.parameters(), strict=True))
+    theirs = torch.optim.AdamW(
+        [{**g, "params": [paired[p] for p in g["params"]]} for g in ours.param_groups], betas=(0.8, 0.99), eps=1e-6
+    )
+    for step in range(5):
+        for net, optimizer in ((model, ours), (twin, theirs)):
+            optim.set_lr(optimizer, 1e-2 / (1 + step))
+            optimizer.zero_grad(set_to_none=True)
+            net(x).square().mean().backward()
+            optimizer.step()
+    for one, two in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_one_step_of_adamw_by_hand() -> None:
+    """p <- p (1 - lr mult wd) - lr mult g / (|g| + eps): the first step, whose averages are unbiased."""
+    torch.manual_seed(0)
+    model = Transformer(8, 1, 5).double()
+    adamw = optim.build(model, **RECIPE, layer_decay=0.5)
+    before = copy.deepcopy(dict(model.named_parameters()))
+    model(torch.randn(2, 3, 2, 16, 16, dtype=torch.float64)).square().sum().backward()
+    adamw.step()
+    for name, mult, decay in [
+        ("classifier.weight", 1.0, 0.05),
+        ("fc_norm.weight", 1.0, 0.0),
+        ("backbone.blocks.0.mlp.fc1.weight", 0.5, 0.05),
+        ("backbone.blocks.0.attn.q_bias", 0.5, 0.0),
+        ("backbone.patch_embed.weight", 0.25, 0.05),
+    ]:
+        p, old = model.get_parameter(name), before[name].detach()
+        assert p.grad is not None
+        expected = old * (1 - 1e-3 * mult * decay) - 1e-3 * mult * p.grad / (p.grad.abs() + 1e-8)
+        torch.testing.assert_close(p.detach(), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_adamw_resumes_exactly_in_another_memory_format() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 4, 32, 32, dtype=torch.float64)
+
+    def steps(model: nn.Module, optimizer: torch.optim.Optimizer, count: int) -> None:
+        for _ in range(count):
+            optimizer.zero_grad(set_to_none=True)
+            model(x).square().mean().backward()
+            optimizer.step()
+
+    model = Transformer(8, 2, 5).double()
+    adamw = optim.build(model, **RECIPE, layer_decay=0.75)
+    steps(model, adamw, 2)
+    saved = copy.deepcopy(adamw.state_dict())
+    for group in saved["param_groups"]:
+        group["fused"] = True  # as on a GPU
+    other = copy.deepcopy(model)
+    other.backbone.patch_embed.to(memory_format=torch.channels_last_3d)
+    resumed = optim.build(other, **RECIPE, layer_decay=0.75)
+    resumed.load_state_dict(saved)
+    assert not any(group["fused"] for group in resumed.param_groups)
+    for parameter, state in resumed.state.items():
+        assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
+        assert state["step"].item() == 2
+    steps(model, adamw, 2)
+    steps(other, resumed, 2)
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-14)

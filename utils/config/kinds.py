@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -134,6 +134,54 @@ def erasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return values
 
 
+class RandPolicy(NamedTuple):
+    """The numbers of a text such as rand-m7-n4-mstd0.5-inc1; defaults are timm's.
+
+    Attributes:
+        m: magnitude, 0..10.
+        n: operations, one after the other.
+        p: probability that one is applied.
+        mstd: standard deviation of the magnitude.
+        inc: 1: every operation grows stronger with the magnitude.
+    """
+
+    m: float = 10
+    n: int = 2
+    p: float = 0.5
+    mstd: float = 0.0
+    inc: int = 0
+
+
+_LARGEST_OF_POLICY = {"m": 10, "n": 16, "p": 1, "mstd": 100, "inc": 1}
+
+
+def rand_policy(text: str) -> RandPolicy:
+    """Read the text of a RandAugment policy; ValueError if it is none."""
+    name, *parts = text.split("-")
+    found: dict[str, float] = {}
+    for part in parts:
+        known = re.fullmatch(r"(m|n|p|mstd|inc)(\d{1,3}(?:\.\d{1,6})?)", part, re.ASCII)
+        if not known or known[1] in found or float(known[2]) > _LARGEST_OF_POLICY[known[1]]:
+            break
+        found[known[1]] = float(known[2])
+    else:
+        n, inc = found.get("n", 2.0), found.get("inc", 0.0)
+        if name == "rand" and parts and n >= 1 and n.is_integer() and inc.is_integer():
+            rest = {key: number for key, number in found.items() if key in ("m", "p", "mstd")}
+            return RandPolicy(n=int(n), inc=int(inc), **rest)
+    raise ValueError(
+        "must be a policy like rand-m7-n4-mstd0.5-inc1: rand, then m (magnitude, at most 10), n (operations, 1 to 16), "
+        "p (probability), mstd (at most 100) and inc (0 or 1), each at most once"
+    )
+
+
+def rand_text(value: str | None) -> str | None:
+    """The text of a RandAugment policy."""
+    if value is not None:
+        rand_policy(value)
+    return value
+
+
 def class_pairs(pairs: tuple[tuple[int | str, ...], ...] | None) -> tuple[tuple[int | str, ...], ...] | None:
     """Pairs of classes, each class in one of them only."""
     named = [name for pair in pairs or () for name in pair]
@@ -179,6 +227,11 @@ Two = Annotated[Numbers, Field(min_length=2, max_length=2)]
 Three = Annotated[Numbers, Field(min_length=3, max_length=3)]
 Four = Annotated[Numbers, Field(min_length=4, max_length=4)]
 OffOrFour = Annotated[Four | None, BeforeValidator(off_is_none, json_schema_input_type=Four | Switchable)]
+OffOrPolicy = Annotated[
+    Annotated[str, Field(max_length=100)] | None,
+    AfterValidator(rand_text),
+    BeforeValidator(off_is_none, json_schema_input_type=str | Switchable),
+]
 OffOrPositive = Annotated[
     Annotated[float, Field(gt=0)] | None,
     BeforeValidator(off_is_none, json_schema_input_type=Annotated[float, Field(ge=0)] | Switchable),

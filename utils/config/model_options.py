@@ -4,7 +4,7 @@ What is special: the files are parsed, never imported, so a config is checked wi
 file: its `build(*, ...)` says which options it takes, by name, type and default.
 
 - a method is a file `methods/NAME.py` that defines `build`; names that start with `_` are not methods
-- a backbone is a public function of a file in networks/ whose parameters are all keyword-only, `num_class` among them
+- a backbone is a public function of a file in networks/ whose parameters are all keyword-only
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def backbones(root: Path = ROOT) -> Mapping[str, Builder]:
     for file in sorted((root / "networks").glob("*.py")):
         if not file.name.startswith("_"):
             for function in _functions(file):
-                names = {argument.arg for argument in function.args.kwonlyargs}
+                by_keyword = function.args.kwonlyargs or function.args.kwarg
                 positional = function.args.args or function.args.posonlyargs or function.args.vararg
-                if "num_class" in names and not positional and not function.name.startswith("_"):
+                if by_keyword and not positional and not function.name.startswith("_"):
                     found[function.name] = _builder(function, function.name, file, root)
     return found
 

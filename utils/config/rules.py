@@ -98,8 +98,14 @@ def _bytes(number: float) -> str:
 
 
 def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
-    if value("augmentation.mix_up") and value("batch_size") % 2:
-        yield "batch_size", f"mix_up mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}"
+    wanted = [name for name in ("mix_up", "cutmix") if value(f"augmentation.{name}")]
+    if wanted and value("batch_size") % 2:
+        yield (
+            "batch_size",
+            f"{wanted[0]} mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}",
+        )
+    if len(wanted) < 2 and value("augmentation.mix_up_switch") != 0.5:
+        yield "augmentation.mix_up_switch", "has no effect unless both mix_up and cutmix are on; remove it"
 
 
 def _mirrored_labels(value: LookUp) -> Iterator[Problem]:
@@ -119,6 +125,21 @@ def _policy(value: LookUp) -> Iterator[Problem]:
 def _nesterov(value: LookUp) -> Iterator[Problem]:
     if value("nesterov") and value("momentum") == 0:
         yield "nesterov", "needs a momentum greater than 0"
+
+
+def _optimizer(value: LookUp) -> Iterator[Problem]:
+    of_sgd = {"policy": False, "nesterov": False, "no_wd": False, "momentum": 0.9}
+    if value("optimizer.type") == "adamw":
+        for key, default in of_sgd.items():
+            if value(key) != default:
+                yield key, "belongs to sgd and has no effect with optimizer.type: adamw; remove it"
+        return
+    for key, is_default in (
+        ("betas", tuple(value("optimizer.betas")) == (0.9, 0.999)),
+        ("eps", value("optimizer.eps") == 1e-8),
+    ):
+        if not is_default:
+            yield f"optimizer.{key}", "belongs to adamw and has no effect with optimizer.type: sgd; remove it"
 
 
 def _warm_up_ends(value: LookUp) -> Iterator[Problem]:
@@ -212,6 +233,7 @@ _RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
     _mirrored_labels,
     _policy,
     _nesterov,
+    _optimizer,
     _warm_up_ends,
     _peak,
     _steps,

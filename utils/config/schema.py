@@ -26,6 +26,7 @@ from utils.config.kinds import (
     Numbers,
     OffOrDecay,
     OffOrFour,
+    OffOrPolicy,
     OffOrPositive,
     PathText,
     ShortText,
@@ -145,12 +146,22 @@ class Augmentation(Strict):
         "[brightness, contrast, saturation, hue] strengths, or false", default=None
     )
     colorjitter_per_frame: bool = key("draw the colour jitter for each frame, not once per clip", default=False)
+    randaugment: OffOrPolicy = key(
+        "RandAugment with timm's policy, for example rand-m7-n4-mstd0.5-inc1; or false", default=None
+    )
+    randaugment_per_frame: bool = key("draw RandAugment's operations for each frame, not once per clip", default=False)
     random_erasing: Annotated[OffOrFour, AfterValidator(erasing)] = key(
         "[p, sl, sh, r1]: probability, least and largest share of the area, least aspect; or false", default=None
     )
     random_erasing_per_frame: bool = key("draw the erased box for each frame, not once per clip", default=False)
     mix_up: Annotated[OffOrPositive, within(1e-3, 1000)] = key(
         "alpha of the Beta distribution that mixes neighbouring clips, or false", default=None
+    )
+    cutmix: Annotated[OffOrPositive, within(1e-3, 1000)] = key(
+        "alpha of the Beta distribution of CutMix, which exchanges a box of neighbouring clips; or false", default=None
+    )
+    mix_up_switch: float = key(
+        "probability that a step takes cutmix where mix_up is on too, else mix_up", default=0.5, ge=0, le=1
     )
     mean: Annotated[Three, within(0, 1)] = key("RGB mean subtracted from pixels in 0..1", default=(0.485, 0.456, 0.406))
     std: Annotated[Three, within(1e-6, 1000)] = key("RGB standard deviation divided by", default=(0.229, 0.224, 0.225))
@@ -196,6 +207,28 @@ class LrScheduler(Strict):
     )
     lr_mults: Annotated[Numbers, SHORT, within(1e-6, 1e6)] | None = key(
         "STEP: factor at each of lr_steps, on the rate of the moment", default=None
+    )
+
+
+class Optimizer(Strict):
+    """common.optimizer."""
+
+    type: Literal["sgd", "adamw"] = key(
+        "rule of the optimiser step; adamw never decays biases, norms, positions and other 1-D parameters",
+        default="sgd",
+    )
+    betas: Annotated[Two, within(0, 0.999999999)] = key(
+        "adamw: decays of the averages of the gradient and of its square", default=(0.9, 0.999)
+    )
+    eps: float = key(
+        "adamw: added to the root of the second average",
+        default=1e-8,
+        gt=0,
+        le=1,
+        why="the rate would no longer adapt",
+    )
+    layer_decay: OffOrDecay = key(
+        "factor of the learning rate from each block of a transformer to the one below it; or false", default=None
     )
 
 
@@ -408,9 +441,14 @@ class Config(Strict):
         "no weight decay on biases and batch-norm parameters; bn = on batch-norm parameters only", default=False
     )
     policy: bool = key("TSN's parameter groups with their own learning-rate and decay multipliers", default=False)
+    optimizer: Optimizer = section("how the weights are changed", default=Optimizer)
     momentum: float = key("momentum of SGD", default=0.9, ge=0, lt=1)
     weight_decay: float = key(
-        "weight decay of SGD", default=1e-4, ge=0, le=100, why="it pulls every weight to 0 faster than any loss"
+        "weight decay; AdamW's is decoupled from the gradient",
+        default=1e-4,
+        ge=0,
+        le=100,
+        why="it pulls every weight to 0 faster than any loss",
     )
     nesterov: bool = key("Nesterov's form of the momentum", default=False)
     ema: OffOrDecay = key(

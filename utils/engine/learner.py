@@ -17,7 +17,7 @@ import methods
 from utils import checkpoint, dist, draws, files, mixup, optim, pace, sync_bn, transforms
 from utils.engine import distill
 from utils.engine.ema import Ema
-from utils.engine.network import autocast, compiled, dtype_of, model_arguments, place
+from utils.engine.network import autocast, compiled, dtype_of, model_arguments, optimizer_of, place
 from utils.faults import AgreedError, UserError
 from utils.loss import training_loss
 
@@ -39,7 +39,7 @@ class Learner:
         net: the network that is validated and saved.
         model: the same as training calls it: with the second network of mutual learning, compiled, averaging its
             gradients over the ranks.
-        optimizer, scaler: SGD and the loss scale of fp16.
+        optimizer, scaler: the optimiser and the loss scale of fp16.
         statistics: running statistics of the batch-norm groups.
         ema: moving average of the weights, if any.
         distill: teacher or second network, if any.
@@ -66,12 +66,13 @@ class Learner:
     def __post_init__(self) -> None:
         self.pace = pace.Pace(self.world, self.shards)
 
-    def begin(self, step: int) -> float:
-        """Put the networks into training mode, drop the gradients; return the mixup weight of this step (1: none)."""
+    def begin(self, step: int) -> mixup.Mix:
+        """Put the networks into training mode, drop the gradients; return how this step mixes neighbouring clips."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        beta = self.cfg.augmentation.mix_up
-        return draws.beta(self.cfg.seed, step, beta) if beta else 1.0
+        wanted = self.cfg.augmentation
+        alphas = {"mix_up": wanted.mix_up, "cutmix": wanted.cutmix}
+        return mixup.draw(self.cfg.seed, step, **alphas, switch=wanted.mix_up_switch, side=wanted.input_size)
 
     @contextlib.contextmanager
     def micro_batch(self, step: int, batch: Batch, *, is_last: bool) -> Iterator[None]:
@@ -80,8 +81,8 @@ class Learner:
         with waits, draws.using(self.cfg.seed, step, batch.shards, self.shards.batch_size):
             yield
 
-    def augment(self, batch: Batch, lam: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
-        """Apply what the plans of a batch drew, and mix neighbouring clips with the weights `lam` and 1 - `lam`.
+    def augment(self, batch: Batch, mix: mixup.Mix | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Apply what the plans of a batch drew, and mix neighbouring clips.
 
         Returns:
             clips (B, C, T, H, W), normalised; labels, those of mirror images where `data.flip_labels` names them.
@@ -89,8 +90,8 @@ class Learner:
         wanted, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
         # (B, T, H, W, C) -> (B, C, T, H, W)
         clips = transforms.augment(batch.clips, batch.drawn, mean=wanted.mean, std=wanted.std, dtype=dtype)
-        if lam != 1.0:
-            clips = mixup.mix(clips, lam)
+        if mix is not None:
+            clips = mixup.apply(clips, mix)
         if self.mirrored is None:
             return clips, batch.labels
         return clips, transforms.mirrored_labels(batch.labels, batch.flip, self.mirrored)
@@ -101,10 +102,10 @@ class Learner:
             return self.pace.forward(self.model, clips)
 
     def loss(
-        self, answer: Any, clips: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, lam: float
+        self, answer: Any, clips: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, mix: mixup.Mix
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (loss, logits (B, K)) of an answer to clips that were mixed with weight `lam`."""
-        targets = {"kind": self.cfg.loss, "label_smooth": self.cfg.label_smooth, "weights": weights, "lam": lam}
+        """Return (loss, logits (B, K)) of an answer to clips that were mixed so."""
+        targets = {"kind": self.cfg.loss, "label_smooth": self.cfg.label_smooth, "weights": weights, "lam": mix.lam}
         if self.distill is None:
             return training_loss(answer, labels, **targets)
         return self.distill.loss(answer, clips, labels, **targets)
@@ -175,9 +176,8 @@ def build(
 
     ema = Ema(net, cfg.ema) if cfg.ema else None
     statistics = sync_bn.Statistics(trained, shards, world)
-    policy = {name: getattr(cfg, name) for name in ("momentum", "weight_decay", "nesterov", "no_wd", "policy")}
     networks = [trained.student, trained.peer] if isinstance(trained, distill.Pair) else [net]
-    optimizer = optim.build(*networks, lr=cfg.lr_scheduler.base_lr, **policy)
+    optimizer = optimizer_of(cfg, *networks, lr=cfg.lr_scheduler.base_lr)
     scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.precision == "fp16")
 
     model: Any = compiled(trained, cfg.compile, world.device, say)

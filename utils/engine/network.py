@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from utils import optim
+
 if TYPE_CHECKING:
     from utils.config import Config
 
@@ -20,6 +22,13 @@ if TYPE_CHECKING:
 def dtype_of(precision: str) -> torch.dtype:
     """The dtype of weights and clips; bf16 and fp16 train float32 weights under autocast."""
     return torch.float64 if precision == "fp64" else torch.float32
+
+
+def optimizer_of(cfg: Config, *models: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
+    """Return the optimiser that a config asks for, over models on their device."""
+    names = ("momentum", "weight_decay", "nesterov", "no_wd", "policy")
+    wanted = {name: getattr(cfg, name) for name in names} | cfg.optimizer.model_dump()
+    return optim.build(*models, lr=lr, **wanted)
 
 
 def place(net: torch.nn.Module, device: torch.device, precision: str) -> torch.nn.Module:

@@ -126,3 +126,5 @@ def _introduce(run: Run, *, resumed: bool) -> None:
     remark = lr_schedule.scaling_remark(made.shards.global_batch, cfg.reference_batch, **rates)
     if remark and not resumed:
         run.log.line(remark)
+    if cfg.optimizer.type == "adamw" and not resumed:
+        run.log.line(lr_schedule.rate_per_256(made.shards.global_batch, rates["warmup_lr"] or rates["base_lr"]))

@@ -147,6 +147,9 @@ def _load_ema(state: TrainState, found: Found) -> None:
         checkpoint.load_model(state.learner.ema.net, found.state["ema"], f"{found.path}, average of the weights")
 
 
+_NEEDED_OF_GROUPS = ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
+
+
 def _load_optimizer(state: TrainState, found: Found) -> None:
     """Load what the optimiser kept. torch compares the numbers of groups and of parameters, but no shapes."""
     optimizer, scaler = state.learner.optimizer, state.learner.scaler
@@ -159,7 +162,7 @@ def _load_optimizer(state: TrainState, found: Found) -> None:
             for value in kept.values()
             if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape
         ]
-        names = ("lr", "momentum", "weight_decay", "nesterov")
+        names = [name for name in _NEEDED_OF_GROUPS if name in optimizer.defaults]
         lacking = [name for name in names if any(name not in group for group in optimizer.param_groups)]
         reason = f"values of another shape, {wrong[0]}" if wrong else f"no {lacking[0]} in it" if lacking else ""
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:

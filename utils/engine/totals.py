@@ -12,6 +12,7 @@ from utils import metrics
 if TYPE_CHECKING:
     from datasets.loading.train import Batch
     from utils.dist import Pending, World
+    from utils.mixup import Mix
 
 NAMES = ("loss", "prec1", "prec5", "counted", "non_finite", "stop", "save")
 
@@ -41,7 +42,7 @@ class StepTotals:
         logits: torch.Tensor,
         labels: torch.Tensor,
         *,
-        lam: float,
+        mix: Mix,
         share: float,
         is_last: bool,
     ) -> None:
@@ -52,12 +53,12 @@ class StepTotals:
             loss: its mean loss.
             logits: (B, K).
             labels: (B,) or (B, K), as they were trained on.
-            lam: weight of the mixup.
+            mix: how neighbouring clips were mixed.
             share: of the micro-batch in the global batch.
             is_last: True for the last micro-batch of this rank.
         """
         self.losses[batch.shards] = loss = loss.detach()
-        right = metrics.mixed_accuracy(logits, labels, lam, ks=(1, 5), weights=batch.weights)  # per cent
+        right = metrics.mixed_accuracy(logits, labels, mix.lam, ks=(1, 5), weights=batch.weights)  # per cent
         counted = batch.weights.double().sum()  # clips that could be read
         self._sums[:4] += torch.stack([share * loss.double(), *(counted * right.double()), counted])
         if is_last:

@@ -29,8 +29,16 @@ class Op(Protocol):
     """
 
     block: ClassVar[int]
-    uniforms: ClassVar[int]
-    neutral: ClassVar[np.ndarray]
+
+    @property
+    def uniforms(self) -> int:
+        """See above."""
+        ...
+
+    @property
+    def neutral(self) -> np.ndarray:
+        """See above."""
+        ...
 
     @property
     def per_frame(self) -> bool:

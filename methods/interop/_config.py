@@ -1,0 +1,113 @@
+"""Read the JSON files of a Hugging Face folder: bounded, plain, and with errors that name file and key."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from utils import weights_file
+from utils.faults import UserError
+
+_LARGEST = 8 << 20  # bytes; 22,000 classes need 2
+_MOST = 65_536  # of anything in a network
+_WORD = 200  # letters of a label
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        UserError: no such file, not a regular one, too large, or no JSON object.
+    """
+    with weights_file.opened(path) as (file, size):
+        if size > _LARGEST:
+            raise UserError(f"{path}: {size:,} bytes, and such a file has fewer than {_LARGEST:,}; take another copy")
+        data = file.read(_LARGEST)
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({str(error)[:100]}); take another copy of it") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a JSON object; take another copy of it")
+    return values
+
+
+class HfConfig:
+    """The values of a config.json, by key.
+
+    Args:
+        path: the file, for messages.
+        values: what is in it.
+    """
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self.path = path
+        self.values = values
+
+    def _wrong(self, name: str, wanted: str) -> UserError:
+        shown = repr(self.values.get(name))
+        return UserError(f"{self.path}: {name} is {shown[:60]}, and must be {wanted}; take another copy of the folder")
+
+    def count(self, name: str, default: int, *, least: int = 1, most: int = _MOST) -> int:
+        """Return a whole number from `least` to `most`."""
+        value = self.values.get(name, default)
+        if type(value) is not int or not least <= value <= most:
+            raise self._wrong(name, f"a whole number from {least} to {most:,}")
+        return value
+
+    def side(self, name: str, default: int) -> int:
+        """Return the side of a square, given once or as height and width."""
+        value = self.values.get(name, default)
+        sides = value if isinstance(value, list) and len(value) == 2 else [value, value]
+        if any(type(one) is not int or not 1 <= one <= _MOST for one in sides) or sides[0] != sides[1]:
+            raise self._wrong(name, f"a whole number from 1 to {_MOST:,}, the same for height and width")
+        return sides[0]
+
+    def number(self, name: str, default: float) -> float:
+        """Return a positive number."""
+        value = self.values.get(name, default)
+        if type(value) not in (int, float) or not 0 < value <= 1000 or not math.isfinite(value):
+            raise self._wrong(name, "a number above 0")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return a truth value."""
+        value = self.values.get(name, default)
+        if type(value) is not bool:
+            raise self._wrong(name, "true or false")
+        return value
+
+    def require(self, name: str, value: object) -> None:
+        """Refuse another value than the one that is built here."""
+        if self.values.get(name, value) != value:
+            raise UserError(
+                f"{self.path}: {name} is {self.values[name]!r:.60}, and only networks with {value!r} are built here"
+            )
+
+    def agree(self, found: Mapping[str, object], **said: object) -> None:
+        """Refuse a config that the tensors of its folder contradict."""
+        wrong = [f"{key} {value}" for key, value in said.items() if found.get(key) != value]
+        if wrong:
+            shown = ", ".join(f"{key} {value}" for key, value in found.items() if key in said) or "another network"
+            raise UserError(
+                f"{self.path} says {', '.join(wrong)}, and the tensors of its folder show {shown}; take another copy "
+                "of the folder"
+            )
+
+    def labels(self) -> list[str] | None:
+        """Return the class names in the order of the classifier's rows; None where there are only numbers."""
+        table = self.values.get("id2label")
+        if table is None:
+            return None
+        right = isinstance(table, dict) and all(isinstance(name, str) for name in table.values())
+        if not right or [str(number) for number in range(len(table))] != sorted(table, key=_as_number):
+            raise self._wrong("id2label", "an object of the names of the classes 0, 1, 2, ...")
+        names = [table[str(number)][:_WORD] for number in range(len(table))]
+        return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
+
+
+def _as_number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 8 else -1

@@ -1,0 +1,164 @@
+"""What the families of video transformers share: names of blocks, tensors that others keep apart, options by shape."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from methods.interop._names import Converted
+
+# Our name: their names, whose tensors lie behind each other along the first axis.
+Table = Mapping[str, tuple[str, ...]]
+
+# (width, depth, heads, hidden of the MLP) -> name in networks/
+SIZES = {
+    (384, 12, 6, 1536): "vit3d_small",
+    (768, 12, 12, 3072): "vit3d_base",
+    (1024, 24, 16, 4096): "vit3d_large",
+    (1280, 32, 16, 5120): "vit3d_huge",
+    (1408, 40, 22, 6144): "vit3d_giant",
+}
+_HEADS = {width: heads for width, _, heads, _ in SIZES}
+_DEPTHS = {(width, depth) for width, depth, _, _ in SIZES}
+_BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
+
+
+def pairs(ours: str, theirs: str, kinds: Iterable[str] = ("weight", "bias")) -> dict[str, tuple[str, ...]]:
+    """Return table entries of one layer."""
+    return {f"{ours}.{kind}": (f"{theirs}.{kind}",) for kind in kinds}
+
+
+def joined(ours: str, theirs: str, parts: Iterable[str], kinds: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Return table entries of a layer that they keep in parts."""
+    names = tuple(parts)
+    return {f"{ours}.{kind}": tuple(f"{theirs}.{part}.{kind}" for part in names) for kind in kinds}
+
+
+def numbers(names: Iterable[str], pattern: str) -> range:
+    """Return 0 .. the highest number that `pattern` finds in the names, without gaps; a gap ends it."""
+    matches = (re.match(pattern, name) for name in names)
+    found = {int(match[1]) for match in matches if match and len(match[1]) < 6}
+    return range(next(number for number in range(len(found) + 1) if number not in found))
+
+
+def to_ours(state: Mapping[str, Tensor], table: Table) -> Converted:
+    """Return a state under our names; tensors that are not all there, or do not fit each other, stay unknown."""
+    result, used = Converted(), set[str]()
+    for ours, theirs in table.items():
+        found = [state[name] for name in theirs if name in state]
+        if len(found) < len(theirs) or len({tensor.shape[1:] for tensor in found}) > 1 or found[0].dim() == 0:
+            continue
+        used.update(theirs)
+        result.state[ours] = found[0] if len(found) == 1 else torch.cat(found)
+        if len(found) > 1:
+            result.changed[ours] = f"{len(found)} tensors joined"
+    result.unknown = [name for name in state if name not in used]
+    return result
+
+
+def to_theirs(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+    """Return a state under their names, in contiguous tensors of their own.
+
+    Raises:
+        KeyError: the table does not know a name.
+    """
+    found: dict[str, Tensor] = {}
+    for ours, tensor in state.items():
+        names = table[ours]
+        found.update(zip(names, tensor.chunk(len(names)), strict=True))
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
+
+
+def shape_of(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return width, depth, mlp, patch and tubelet as tensors under our names show them; {} if they do not."""
+    patch, fc1 = state.get("backbone.patch_embed.weight"), state.get("backbone.blocks.0.mlp.fc1.weight")
+    if patch is None or fc1 is None or patch.dim() != 5 or fc1.dim() != 2:
+        return {}
+    return {
+        "width": patch.shape[0],
+        "depth": len(numbers(state, _BLOCK.pattern)),
+        "mlp": fc1.shape[0],
+        "tubelet": patch.shape[2],
+        "patch": patch.shape[3],
+    }
+
+
+def published_heads(state: Mapping[str, Tensor], giant: int) -> dict[str, str]:
+    """Return the option `heads` of a file without config: that of the published network of this width and depth.
+
+    Args:
+        state: under our names.
+        giant: heads of the family's network of width 1408; the other widths have the same in all.
+    """
+    shape = shape_of(state)
+    if (shape.get("width"), shape.get("depth")) not in _DEPTHS:
+        return {}
+    return {"heads": str(giant if shape["width"] == 1408 else _HEADS[shape["width"]])}
+
+
+def bias_of(state: Mapping[str, Tensor]) -> str:
+    """Return the network's option `qkv_bias`."""
+    first = "backbone.blocks.0.attn."
+    return "all" if f"{first}qkv.bias" in state else "qv" if f"{first}q_bias" in state else "none"
+
+
+def ratio(hidden: int, width: int) -> float:
+    """Return a ratio whose product with `width`, rounded down, is `hidden`."""
+    found = hidden / width
+    while int(width * found) < hidden:
+        found = math.nextafter(found, math.inf)
+    return found
+
+
+def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) -> dict[str, Any]:
+    """Return type, backbone, num_class and keys of `model.kwargs`, as far as a file tells.
+
+    Args:
+        state: under our names.
+        family: whose names the file has; "" for a model of ours.
+        needs: options that no tensor shows, as text.
+    """
+    rotary = any(name.startswith(("pooler.", "backbone.norm.")) for name in state) and bias_of(state) == "all"
+    method = family or ("vjepa2" if rotary else "videomae")
+    heads = needs.get("heads", "")
+    found = {"type": method}
+    found |= backbone_options(
+        state, heads=int(heads) if heads.isdigit() else None, bias="all" if method == "vjepa2" else "qv"
+    )
+    classifier = state.get("classifier.weight")
+    if classifier is not None and classifier.dim() == 2:
+        found["num_class"] = len(classifier)
+    found |= {key: float(needs[key]) for key in ("eps", "head_eps") if key in needs}
+    found |= {key: int(needs[key]) for key in ("pooler_heads",) if needs.get(key, "").isdigit()}
+    found |= {"pooling": "first"} if needs.get("pooling") == "first" else {}
+    if "pooler.query_tokens" in state:
+        layers = len(numbers(state, r"pooler\.blocks\.(\d+)\."))
+        found |= {"pooler_layers": layers} if layers != 3 else {}
+    return found
+
+
+def backbone_options(state: Mapping[str, Tensor], *, heads: int | None, bias: str) -> dict[str, Any]:
+    """Return `backbone` and the network's options that differ from its defaults.
+
+    Args:
+        state: under our names.
+        heads: of the encoder's attention, which no tensor shows; None: those of the published network of this width.
+        bias: the family's `qkv_bias`.
+    """
+    shape = shape_of(state)
+    if not shape:
+        return {}
+    width, depth, mlp = shape["width"], shape["depth"], shape["mlp"]
+    heads = heads or _HEADS.get(width)
+    name = SIZES.get((width, depth, heads or 0, mlp))
+    found: dict[str, Any] = {"backbone": name or "vit3d"}
+    if not name:
+        found |= {"width": width, "depth": depth, "mlp_ratio": mlp / width} | ({"heads": heads} if heads else {})
+    defaults = {"tubelet": 2, "patch": 16}
+    found |= {key: shape[key] for key, usual in defaults.items() if shape[key] != usual}
+    return found | ({"qkv_bias": bias_of(state)} if bias_of(state) != bias else {})

@@ -1,0 +1,172 @@
+"""VideoMAE and VideoMAE v2: Hugging Face's names, and those of the authors' files, fine-tuned or pre-trained.
+
+The authors' files have one epsilon, Hugging Face's two; the number of heads stands in a folder's config.json, and of
+the authors' files it is that of the published network of their width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from methods.interop import _vit
+from methods.interop._names import Converted, convert, has
+
+if TYPE_CHECKING:
+    from methods.interop._config import HfConfig
+
+SLOW_FIRST = None
+NEEDS: dict[str, str] = {}
+HEADS = ("fc_norm.",)  # what a pre-trained file has not, and fine-tuning begins anew
+BIAS = "qv"
+FRAMES = 16
+LICENCE = "cc-by-nc-4.0"  # of the weights that the authors publish
+FOLDER_HEAD_EPS = 1e-5  # fc_norm's: torch's default, in no config
+ARCHITECTURE = "VideoMAEForVideoClassification"
+MODEL_TYPE = "videomae"
+
+_ORIGINAL = {"eps": "1e-06", "head_eps": "1e-06"}
+_PREFIX = r"(?:encoder\.|model\.|backbone\.)?"
+RULES = (
+    (r"(?:decoder|encoder_to_decoder)\..*|mask_token", None),
+    (_PREFIX + r"patch_embed\.proj\.(.*)", r"backbone.patch_embed.\1"),
+    (_PREFIX + r"(blocks\.\d+\..*)", r"backbone.\1"),
+    (_PREFIX + r"norm\.(.*)", r"backbone.norm.\1"),
+    (_PREFIX + r"fc_norm\.(.*)", r"fc_norm.\1"),
+    (_PREFIX + r"head\.(.*)", r"classifier.\1"),
+)
+_PRETRAINING = ("decoder.", "encoder_to_decoder.", "mask_token")
+
+
+def is_hf(names: Mapping[str, Tensor]) -> bool:
+    """Return True for the names that transformers gives."""
+    return has(names, r"(videomae\.)?embeddings\.patch_embeddings\.projection\.weight$")
+
+
+def recognises(names: Mapping[str, Tensor]) -> bool:
+    """Whether the names are this family's."""
+    patch = next((names[name] for name in names if name.endswith("patch_embed.proj.weight")), None)
+    original = has(names, _PREFIX + r"(blocks\.0\.attn\.q_bias|fc_norm\.weight)$")
+    return is_hf(names) or (original and patch is not None and patch.dim() == 5)
+
+
+def table(names: Mapping[str, Tensor]) -> _vit.Table:
+    """Return our names and transformers', for as many blocks as the names have (theirs or ours)."""
+    stem = "videomae."
+    blocks = _vit.numbers(names, r"(?:videomae\.encoder\.layer|backbone\.blocks)\.(\d+)\.")
+    found = _vit.pairs("backbone.patch_embed", f"{stem}embeddings.patch_embeddings.projection")
+    for number in blocks:
+        ours, theirs = f"backbone.blocks.{number}", f"{stem}encoder.layer.{number}"
+        attention = f"{theirs}.attention.attention"
+        found |= _vit.pairs(f"{ours}.norm1", f"{theirs}.layernorm_before")
+        found |= _vit.joined(f"{ours}.attn.qkv", attention, ("query", "key", "value"), ("weight",))
+        found |= {f"{ours}.attn.{name}": (f"{attention}.{name}",) for name in ("q_bias", "v_bias")}
+        found |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.attention.output.dense")
+        found |= _vit.pairs(f"{ours}.norm2", f"{theirs}.layernorm_after")
+        found |= _vit.pairs(f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense")
+        found |= _vit.pairs(f"{ours}.mlp.fc2", f"{theirs}.output.dense")
+    found |= _vit.pairs("backbone.norm", f"{stem}layernorm")
+    return found | _vit.pairs("fc_norm", "fc_norm") | _vit.pairs("classifier", "classifier")
+
+
+def to_ours(state: Mapping[str, Tensor]) -> Converted:
+    """Their state dict under our names."""
+    if not is_hf(state):
+        result = convert(state, RULES)
+        result.needs = _ORIGINAL | _vit.published_heads(result.state, giant=16)
+    else:
+        skipped, twice, plain = [], [], dict[str, Tensor]()
+        for name, tensor in state.items():
+            known = _plain(name)
+            if name.startswith(_PRETRAINING):
+                skipped.append(name)
+            elif known in plain:
+                twice.append(name)
+            else:
+                plain[known] = tensor
+        result = _vit.to_ours(plain, table(plain))
+        result.skipped, result.unknown = skipped, result.unknown + twice
+    if "classifier.weight" in result.state:
+        result.needs["pooling"] = "mean" if "fc_norm.weight" in result.state else "first"
+    if result.needs.get("pooling") == "first":
+        result.needs.pop("head_eps", None)  # there is no such norm
+    return result
+
+
+def _plain(name: str) -> str:
+    """Return a name as transformers writes it: of a bare encoder with the model's prefix, biases in their first form."""
+    if name.startswith(("embeddings.", "encoder.", "layernorm.")):
+        name = f"videomae.{name}"
+    for old, new in (("query.bias", "q_bias"), ("value.bias", "v_bias")):
+        name = name.replace(f".attention.attention.{old}", f".attention.attention.{new}")
+    return name
+
+
+def needs(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the options that a folder's config says and no tensor shows, as text."""
+    found = {"eps": repr(config.number("layer_norm_eps", 1e-12))}
+    found["heads"] = str(config.count("num_attention_heads", 12))
+    return found | ({"head_eps": repr(FOLDER_HEAD_EPS)} if "fc_norm.weight" in state else {})
+
+
+def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of `methods.build` that a folder describes.
+
+    Args:
+        config: of the folder.
+        state: its tensors under our names.
+
+    Raises:
+        UserError: the two contradict each other, or it is another network.
+    """
+    config.require("hidden_act", "gelu")
+    config.require("num_channels", 3)
+    config.agree(
+        _vit.shape_of(state),
+        width=config.count("hidden_size", 768),
+        depth=config.count("num_hidden_layers", 12),
+        mlp=config.count("intermediate_size", 3072),
+        patch=config.side("patch_size", 16),
+        tubelet=config.count("tubelet_size", 2),
+    )
+    bias = config.flag("qkv_bias" if "qkv_bias" in config.values else "qv_bias", True)
+    config.agree({"q and v biases": _vit.bias_of(state) != "none"}, **{"q and v biases": bias})
+    heads = config.count("num_attention_heads", 12)
+    found = {"type": "videomae", **_vit.backbone_options(state, heads=heads, bias=BIAS)}
+    found |= {"num_segments": config.count("num_frames", FRAMES), "eps": config.number("layer_norm_eps", 1e-12)}
+    if config.flag("use_mean_pooling", True):
+        return found | {"head_eps": FOLDER_HEAD_EPS}
+    return found | {"pooling": "first"}
+
+
+def side(config: HfConfig) -> int:
+    """Return the height and width of the frames, pixels."""
+    return config.side("image_size", 224)
+
+
+def written(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of config.json for a network of ours.
+
+    Args:
+        facts: width, depth, heads, mlp, patch, tubelet, bias, eps, pooling, frames, side.
+    """
+    return {
+        "hidden_size": facts["width"],
+        "num_hidden_layers": facts["depth"],
+        "num_attention_heads": facts["heads"],
+        "intermediate_size": facts["mlp"],
+        "patch_size": facts["patch"],
+        "tubelet_size": facts["tubelet"],
+        "num_channels": 3,
+        "num_frames": facts["frames"],
+        "image_size": facts["side"],
+        "hidden_act": "gelu",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "layer_norm_eps": facts["eps"],
+        "qv_bias": facts["bias"] != "none",
+        "qkv_bias": facts["bias"] != "none",  # transformers 4's name
+        "use_mean_pooling": facts["pooling"] == "mean",
+    }

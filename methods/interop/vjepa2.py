@@ -1,0 +1,227 @@
+"""V-JEPA 2: Hugging Face's names, and the authors' encoder and probe files.
+
+A pre-trained file also holds a predictor. No logit depends on it: it is carried along for export under transformers'
+names. Files of V-JEPA 2.1 are of another network and are refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from methods.interop import _vit
+from methods.interop._names import Converted, convert, has
+from utils.faults import UserError
+
+if TYPE_CHECKING:
+    from methods.interop._config import HfConfig
+
+SLOW_FIRST = None
+NEEDS: dict[str, str] = {}
+HEADS = ("pooler.",)  # what an encoder's file has not
+BIAS = "all"
+FRAMES = 16
+LICENCE = "mit"
+ARCHITECTURE = "VJEPA2ForVideoClassification"
+MODEL_TYPE = "vjepa2"
+AMBIGUOUS = "ask"  # in place of an option that neither tensors nor a rule decide
+CHOICES = {
+    "pooler_heads": "16 by the authors' recipe, 22 in transformers",
+    "heads": "16 or 22 in networks of this width",
+}
+
+_ORIGINAL = {"eps": "1e-06", "head_eps": "1e-05"}  # the probe's norms have torch's own epsilon
+_HEADS = 16  # of the authors' probes, by their recipe
+_LATER = r"(predictor\.)?(norms_block\.|img_mod_embed|video_mod_embed|patch_embed_img\.)"
+RULES = (
+    (r"(?:predictor\.predictor_)?pos_embed", None),  # a table that rotary positions have replaced
+    (r"patch_embed\.proj\.(.*)", r"backbone.patch_embed.\1"),
+    (r"(blocks\.\d+\..*)", r"backbone.\1"),
+    (r"norm\.(.*)", r"backbone.norm.\1"),
+    (r"pooler\.cross_attention_block\.xattn\.(q|kv)\.(.*)", r"pooler.cross.\1.\2"),
+    (r"pooler\.cross_attention_block\.((?:norm\d|mlp)\..*)", r"pooler.cross.\1"),
+    (r"pooler\.(query_tokens|blocks\.\d+\..*)", r"pooler.\1"),
+    (r"linear\.(.*)", r"classifier.\1"),
+)
+
+
+def is_hf(names: Mapping[str, Tensor]) -> bool:
+    """Return True for the names that transformers gives."""
+    return has(names, r"(vjepa2\.)?encoder\.embeddings\.patch_embeddings\.proj\.weight$")
+
+
+def recognises(names: Mapping[str, Tensor]) -> bool:
+    """Whether the names are this family's."""
+    patch = names.get("patch_embed.proj.weight")
+    encoder = has(names, r"blocks\.0\.attn\.qkv\.weight$") and patch is not None and patch.dim() == 5
+    return is_hf(names) or encoder or has(names, r"pooler\.cross_attention_block\.")
+
+
+def table(names: Mapping[str, Tensor]) -> _vit.Table:
+    """Return our names and transformers', for as many blocks as the names have (theirs or ours)."""
+    stem, parts = "vjepa2.encoder", ("query", "key", "value")
+    blocks = _vit.numbers(names, r"(?:vjepa2\.encoder\.layer|backbone\.blocks)\.(\d+)\.")
+    pooler = _vit.numbers(names, r"pooler\.(?:self_attention_layers|blocks)\.(\d+)\.")
+    found = _vit.pairs("backbone.patch_embed", f"{stem}.embeddings.patch_embeddings.proj")
+    for number in blocks:
+        ours, theirs = f"backbone.blocks.{number}", f"{stem}.layer.{number}"
+        found |= _vit.joined(f"{ours}.attn.qkv", f"{theirs}.attention", parts, ("weight", "bias"))
+        found |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.attention.proj")
+        for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+            found |= _vit.pairs(f"{ours}.{name}", f"{theirs}.{name}")
+    found |= _vit.pairs("backbone.norm", f"{stem}.layernorm")
+    found |= {"pooler.query_tokens": ("pooler.query_tokens",)}
+    for number in pooler:
+        ours, theirs = f"pooler.blocks.{number}", f"pooler.self_attention_layers.{number}"
+        found |= _vit.joined(
+            f"{ours}.attn.qkv", f"{theirs}.self_attn", ("q_proj", "k_proj", "v_proj"), ("weight", "bias")
+        )
+        found |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj")
+        found |= _norms_and_mlp(ours, theirs)
+    ours, theirs = "pooler.cross", "pooler.cross_attention_layer"
+    found |= _vit.pairs(f"{ours}.q", f"{theirs}.cross_attn.q_proj")
+    found |= _vit.joined(f"{ours}.kv", f"{theirs}.cross_attn", ("k_proj", "v_proj"), ("weight", "bias"))
+    return found | _norms_and_mlp(ours, theirs) | _vit.pairs("classifier", "classifier")
+
+
+def _norms_and_mlp(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for mine, name in (("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2",) * 2):
+        found |= _vit.pairs(f"{ours}.{mine}", f"{theirs}.{name}")
+    return found
+
+
+def to_ours(state: Mapping[str, Tensor]) -> Converted:
+    """Their state dict under our names.
+
+    Raises:
+        UserError: it is of V-JEPA 2.1.
+    """
+    if has(state, _LATER):
+        raise UserError(
+            "the file holds V-JEPA 2.1, which is another network than V-JEPA 2 (other rotary positions, embeddings of "
+            "the kind of input, norms of four blocks) and is not built here; take a file of V-JEPA 2"
+        )
+    hf = is_hf(state)
+    stems = ("vjepa2.predictor.", "predictor.") if hf else ("predictor.",)
+    carried = {name: tensor for name, tensor in state.items() if name.startswith(stems) and "pos_embed" not in name}
+    rest = {name: tensor for name, tensor in state.items() if name not in carried}
+    if hf:
+        plain = {f"vjepa2.{name}" if name.startswith("encoder.") else name: tensor for name, tensor in rest.items()}
+        result = _vit.to_ours(plain, table(plain))
+        result.carried = {f"vjepa2.{name.removeprefix('vjepa2.')}": tensor for name, tensor in carried.items()}
+    else:
+        result = convert(rest, RULES)
+        result.carried, left = _predictor(carried)
+        result.unknown += left
+        result.needs = _original_needs(result.state)
+    return result
+
+
+def _original_needs(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the options of the authors' files that no tensor shows; heads are those of the network of this width."""
+    query = state.get("pooler.query_tokens")
+    if query is None:
+        return {"eps": _ORIGINAL["eps"]} | _vit.published_heads(state, giant=22)
+    found = _ORIGINAL | _vit.published_heads(state, giant=22)
+    # The recipe has 16 heads for every encoder; transformers takes the encoder's number. They are one number up to H.
+    sure = query.shape[-1] != 1408
+    return found | {"pooler_heads": str(_HEADS) if sure else AMBIGUOUS}
+
+
+def _predictor(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """Return the authors' predictor under transformers' names, and names that are not understood."""
+    plain = {name.removeprefix("predictor."): tensor for name, tensor in state.items()}
+    stem = "vjepa2.predictor"
+    names = _vit.pairs("predictor_embed", f"{stem}.embeddings.predictor_embeddings")
+    names |= _vit.pairs("predictor_norm", f"{stem}.layernorm") | _vit.pairs("predictor_proj", f"{stem}.proj")
+    for number in _vit.numbers(plain, r"predictor_blocks\.(\d+)\."):
+        ours, theirs = f"predictor_blocks.{number}", f"{stem}.layer.{number}"
+        names |= _vit.joined(f"{ours}.attn.qkv", f"{theirs}.attention", ("query", "key", "value"), ("weight", "bias"))
+        names |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.attention.proj")
+        for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+            names |= _vit.pairs(f"{ours}.{name}", f"{theirs}.{name}")
+    known = {name: tensor for name, tensor in plain.items() if name in names and tensor.dim()}
+    found = _vit.to_theirs(known, names)
+    tokens = [plain[name] for name in (f"mask_tokens.{n}" for n in range(len(plain))) if name in plain]
+    if tokens and len({token.shape for token in tokens}) == 1:
+        found[f"{stem}.embeddings.mask_tokens"] = torch.stack(tokens)
+    left = [f"predictor.{name}" for name in plain if name not in known and not name.startswith("mask_tokens.")]
+    return found, left
+
+
+def needs(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the options that a folder's config says and no tensor shows, as text."""
+    eps, heads = repr(config.number("layer_norm_eps", 1e-6)), str(config.count("num_attention_heads", 16))
+    pooler = {"head_eps": eps, "pooler_heads": heads} if "pooler.query_tokens" in state else {}
+    return {"eps": eps, "heads": heads, **pooler}
+
+
+def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of `methods.build` that a folder describes; see `videomae.arguments`."""
+    config.require("hidden_act", "gelu")
+    config.require("in_chans", 3)
+    width = config.count("hidden_size", 1024)
+    config.agree(
+        _vit.shape_of(state),
+        width=width,
+        depth=config.count("num_hidden_layers", 24),
+        mlp=int(width * config.number("mlp_ratio", 4.0)),
+        patch=config.side("patch_size", 16),
+        tubelet=config.count("tubelet_size", 2),
+    )
+    config.agree(
+        {"q, k and v biases": _vit.bias_of(state) != "none"}, **{"q, k and v biases": config.flag("qkv_bias", True)}
+    )
+    heads, eps = config.count("num_attention_heads", 16), config.number("layer_norm_eps", 1e-6)
+    layers = config.count("num_pooler_layers", 3, least=0, most=64)
+    if "pooler.query_tokens" in state:
+        found = len(_vit.numbers(state, r"pooler\.blocks\.(\d+)\."))
+        config.agree({"num_pooler_layers": found}, num_pooler_layers=layers)
+    options = _vit.backbone_options(state, heads=heads, bias=BIAS)
+    return {
+        "type": "vjepa2",
+        **options,
+        "num_segments": config.count("frames_per_clip", 64),
+        "eps": eps,
+        "head_eps": eps,
+        "pooler_heads": heads,
+        **({"pooler_layers": layers} if layers != 3 else {}),
+    }
+
+
+def side(config: HfConfig) -> int:
+    """Return the height and width of the frames, pixels."""
+    return config.side("crop_size", 256)
+
+
+def written(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of config.json for a network of ours; see `videomae.written`."""
+    carried: Mapping[str, Tensor] = facts["carried"]
+    found = {
+        "hidden_size": facts["width"],
+        "num_hidden_layers": facts["depth"],
+        "num_attention_heads": facts["heads"],
+        "mlp_ratio": _vit.ratio(facts["mlp"], facts["width"]),
+        "patch_size": facts["patch"],
+        "tubelet_size": facts["tubelet"],
+        "in_chans": 3,
+        "frames_per_clip": facts["frames"],
+        "crop_size": facts["side"],
+        "hidden_act": "gelu",
+        "layer_norm_eps": facts["eps"],
+        "qkv_bias": facts["bias"] != "none",
+        "num_pooler_layers": facts["pooler_layers"],
+    }
+    embedding = carried.get("vjepa2.predictor.embeddings.predictor_embeddings.weight")
+    if embedding is None:
+        return found
+    tokens = carried.get("vjepa2.predictor.embeddings.mask_tokens")
+    depth = len(_vit.numbers(carried, r"vjepa2\.predictor\.layer\.(\d+)\."))
+    found |= {"pred_hidden_size": len(embedding), "pred_num_hidden_layers": depth}
+    fc1 = carried.get("vjepa2.predictor.layer.0.mlp.fc1.weight")
+    found |= {"pred_mlp_ratio": len(fc1) / len(embedding)} if fc1 is not None else {}
+    return found | ({"pred_num_mask_tokens": len(tokens)} if tokens is not None else {})
