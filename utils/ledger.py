@@ -63,15 +63,23 @@ class BadSamples:
     Args:
         exp: the experiment folder.
         run_log: where events and sums are written.
-        videos: number of training videos, N: an epoch has N positions.
+        videos: number of training videos, N.
+        num_sample: clips of each video in an epoch, which has N * num_sample positions.
         bad_budget: share of the videos that may be bad in one epoch, over all ranks; one always may.
         first_is_fatal: the first bad clip of the training ends the process (`data.on_bad: error`).
     """
 
     def __init__(
-        self, exp: Path, run_log: log.RunLog, *, videos: int, bad_budget: float, first_is_fatal: bool = False
+        self,
+        exp: Path,
+        run_log: log.RunLog,
+        *,
+        videos: int,
+        bad_budget: float,
+        num_sample: int = 1,
+        first_is_fatal: bool = False,
     ) -> None:
-        self.exp, self.log, self.videos = Path(exp), run_log, videos
+        self.exp, self.log, self.videos, self._epoch = Path(exp), run_log, videos, videos * num_sample
         self.limit = max(1, int(bad_budget * videos))
         self._first_is_fatal = first_is_fatal
         self._told: set[tuple[str, int]] = set()
@@ -127,7 +135,7 @@ class BadSamples:
         if not found:
             return
         # Clips are read ahead: what belongs to the next epoch counts there.
-        positions = range((epoch - 1) * self.videos, epoch * self.videos)
+        positions = range((epoch - 1) * self._epoch, epoch * self._epoch)
         here = [row for row in found if row["during"] == TRAINING and row["position"] in positions]
         bad = {row["sample"] for row in here}
         everywhere = {(row["during"] == VALIDATION, row["sample"]) for row in found}

@@ -130,9 +130,9 @@ def scaling_remark(
     )
 
 
-def rate_per_256(global_batch: int, peak: float) -> str:
+def rate_per_256(videos: int, peak: float) -> str:
     """Return the peak rate in the form in which recipes of transformers state it, for the log."""
     return (
-        f"the peak learning rate {peak:g} at a global batch of {global_batch} is {peak * 256 / global_batch:g} per 256 "
+        f"the peak learning rate {peak:g} at a global batch of {videos} videos is {peak * 256 / videos:g} per 256 "
         "(recipes of transformers state the latter)"
     )

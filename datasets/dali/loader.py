@@ -131,6 +131,8 @@ class _Ahead:
 class DaliTrainLoader(Decoding, TrainLoader):
     """`TrainLoader` whose clips are decoded by DALI; same arguments, same batches."""
 
+    _reads_views_together = False  # each view is a clip of its own to DALI
+
     def __init__(
         self,
         records: Records,

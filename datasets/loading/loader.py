@@ -127,6 +127,7 @@ def build(
             device=device,
             replay=replay,
             order=cfg.data.order,
+            num_sample=cfg.data.num_sample,
         )
     if split != "val":
         raise ValueError(f"split is train or val, not {split!r}")

@@ -34,7 +34,12 @@ class AsStored:
 
 @dataclass(frozen=True)
 class ReadClip:
-    """Draw, resolve and read the training clip at a global position into a slot."""
+    """Draw, resolve and read the training clip at a global position into a slot.
+
+    Attributes:
+        frames_of: the position whose frames are shown; None: its own.
+        views: (position, offset) of further views of the same frames, to be read with it.
+    """
 
     sample: int
     epoch: int
@@ -42,6 +47,8 @@ class ReadClip:
     slot: int = 0
     offset: int = 0
     stored: AsStored | None = None
+    frames_of: int | None = None
+    views: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -90,6 +97,7 @@ class Answer:
     Attributes:
         id: of the task.
         plan: of a clip or a video.
+        views: plans of the further views that were asked for.
         stored: which bytes lie in the slot, where stored bytes were wanted and are there.
         refused: why stored bytes were wanted and pixels are there.
         repaired: what is wrong with a video that is shown with some frames repeated.
@@ -104,6 +112,7 @@ class Answer:
 
     id: int
     plan: Plan | VideoPlan | None = None
+    views: tuple[Plan, ...] = ()
     stored: Stored | None = None
     refused: str = ""
     repaired: str = ""

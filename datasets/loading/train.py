@@ -69,11 +69,12 @@ class _Row:
     place: int
     tries: int = 0
     answer: Answer | None = None
+    others: list[_Row] = dataclasses.field(default_factory=list)  # further views, read with it
 
 
 @dataclasses.dataclass
 class _Step:
-    """One global step: the clips of this rank, in the order of the micro-batches."""
+    """One global step: the clips of this rank, in the order of the micro-batches; `open` are still to be read."""
 
     step: int
     slot: int
@@ -96,7 +97,10 @@ class TrainLoader(Loader):
         replay: (position, sample) pairs that were given up before a resume for a reason that is not the file's; they
             fail again, unread.
         order: "shuffled" or "class_balanced".
+        num_sample: views of each video in a shard; a multiple of it is `batch_size`.
     """
+
+    _reads_views_together = True
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class TrainLoader(Loader):
         device: torch.device | str = "cpu",
         replay: Collection[tuple[int, int]] = (),
         order: str = "shuffled",
+        num_sample: int = 1,
     ) -> None:
         if not len(records):
             raise UserError("the training list has no videos")
@@ -121,7 +126,8 @@ class TrainLoader(Loader):
         self._micro_batches = shards.micro_batches
         self.ledger = Ledger(len(records), reading.bad_budget, reading.on_bad)
         self._replay = set(replay)
-        self._sample_at = orders.of(order, seed, records)
+        self._num_sample = num_sample
+        self._sample_at = orders.of(order, seed, records, batch_size=shards.batch_size, num_sample=num_sample)
         self._substitutes = Substitutes(records.labels)
         self._next, self._stop = start, stop
         self._steps: collections.deque[_Step] = collections.deque()
@@ -234,16 +240,27 @@ class TrainLoader(Loader):
     def _ask_ahead(self) -> None:
         while self._free and (self._stop is None or self._next < self._stop):
             rows: list[_Row] = []
+            tasks: list[_Row] = []
             for micro_batch in self._micro_batches:
                 for shard in micro_batch:
                     for position in self.shards.positions(self._next, shard):
                         sample = self._sample_at(position)
                         rows.append(_Row(position, sample, sample, len(rows)))
-            step = _Step(self._next, self._free.pop(), rows, len(rows))
+                    tasks += self._grouped(rows[-self.shards.batch_size :])
+            step = _Step(self._next, self._free.pop(), rows, len(tasks))
             self._steps.append(step)
             self._next += 1
-            for row in rows:
+            for row in tasks:
                 self._ask(step, row)
+
+    def _grouped(self, rows: list[_Row]) -> list[_Row]:
+        """Return the rows of a shard that are asked for; views that are read with another row hang on it."""
+        turns = len(rows) // self._num_sample
+        if not self._reads_views_together or turns == len(rows):
+            return rows
+        for number, row in enumerate(rows[:turns]):
+            row.others = rows[number + turns :: turns]
+        return rows[:turns]
 
     def _ask(self, step: _Step, row: _Row) -> None:
         if (row.position, row.asked) in self._replay:
@@ -255,8 +272,17 @@ class TrainLoader(Loader):
         self._service.submit(self._number, self._task(step, row))
 
     def _task(self, step: _Step, row: _Row) -> ReadClip:
-        epoch = row.position // self._videos
-        return ReadClip(row.asked, epoch, row.position, step.slot, row.place * self._place_bytes)
+        size, count = self.shards.batch_size, self._num_sample
+        turn, view = orders.turn_of(row.position, size, count)
+        return ReadClip(
+            row.asked,
+            turn // self._videos,
+            row.position,
+            step.slot,
+            row.place * self._place_bytes,
+            frames_of=row.position - view * (size // count),
+            views=tuple((other.position, other.place * self._place_bytes) for other in row.others),
+        )
 
     def _sample_of(self, request: int) -> int | None:
         entry = self._where.get(request)
@@ -266,6 +292,8 @@ class TrainLoader(Loader):
         step, row = self._where.pop(answer.id)
         if answer.plan is not None:
             row.answer = answer
+            for other, plan in zip(row.others, answer.views, strict=True):
+                other.asked, other.answer = row.asked, dataclasses.replace(answer, plan=plan)
             step.open -= 1
         else:
             self._failed(step, row, answer)

@@ -36,13 +36,18 @@ from datasets.plan.views import EvalSpec, resolve_eval
 from datasets.readers import open_reader
 from datasets.readers.ending import EndsEarly, on_what_decodes
 from datasets.readers.repair import read_what_decodes
+from datasets.readers.resize import place
 from datasets.readers.spec import Reader, ReaderSpec
 from utils.faults import MediaError, UserError
 from utils.signals import end_with_parent
 
 if TYPE_CHECKING:
     from datasets.plan.crops import Box
+    from datasets.plan.facts import Facts
+    from datasets.plan.train import Plan
     from datasets.scan.file import Examiner
+
+_WHOLE_BYTES = 1 << 28  # of whole frames that a reader process keeps to cut several views from them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,17 +109,20 @@ class Desk:
     def _clip(self, number: int, task: ReadClip) -> Answer:
         spec, sample = self.setup.train, task.sample
         assert spec is not None
-        draws = draw(self.setup.seed, task.epoch, task.position, spec)
+        first = task.position if task.frames_of is None else task.frames_of
+        places = ((task.position, task.offset), *task.views)
+        draws = [draw(self.setup.seed, task.epoch, position, spec, frames_of=first) for position, _ in places]
 
         def work(reader: Reader) -> Answer:
             facts = reader.probe(sample)
-            plan = resolve(draws, facts, spec, sample)
-            answer = Answer(number, plan)
+            plan, *views = (resolve(drawn, facts, spec, sample) for drawn in draws)
+            answer = Answer(number, plan, tuple(views))
             if task.stored is not None:
                 answer = self._stored(answer, task, plan.box)
             if answer.stored is None:
-                out = self.slots[task.slot].view(task.offset, (len(plan.frames), *plan.size, 3))
-                reader.read(sample, plan.frames, plan.box, plan.size, out)
+                shape = (len(plan.frames), *plan.size, 3)
+                outs = [self.slots[task.slot].view(offset, shape) for _, offset in places]
+                _read_views(reader, facts, [plan, *views], outs)
             return answer
 
         answer, missing = on_what_decodes(self.reader, sample, work)
@@ -170,6 +178,21 @@ class Desk:
         from datasets.dump.video import Dumper
 
         return Answer(number, found=Dumper(self.records, self.setup.reader.missing_share).answer(number, task))
+
+
+def _read_views(reader: Reader, facts: Facts, plans: list[Plan], outs: list[np.ndarray]) -> None:
+    """Read several views of the same frames: decode once, unless the whole frames take too much memory."""
+    frames = plans[0].frames
+    if len(plans) == 1 or len(frames) * facts.height * facts.width * 3 > _WHOLE_BYTES:
+        for plan, out in zip(plans, outs, strict=True):
+            reader.read(plan.sample, frames, plan.box, plan.size, out)
+        return
+    size = (facts.height, facts.width)
+    whole = np.empty((len(frames), *size, 3), np.uint8)
+    reader.read(plans[0].sample, frames, None, size, whole)
+    for plan, out in zip(plans, outs, strict=True):
+        for image, row in zip(whole, out, strict=True):
+            place(image, plan.box, size, row)
 
 
 def _serve(desk: Desk, queue: socket.socket, out: socket.socket, control: np.ndarray) -> None:

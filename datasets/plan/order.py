@@ -7,6 +7,10 @@ that no two uses share one:
 
     [running, purpose, position, domain]      domain 0: the order of an epoch; domain 1: the draws of a clip
     domain 0: purpose 0 the videos of an epoch; 1 the classes of a round; 2 the videos of the class `position`
+
+With repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335) a position is one of n views of a turn, which takes
+the place of a position in all of this. The B clips of a shard are B/n turns in their first view, then the same turns in
+their second one, and so on: a shard holds all views of its videos, and neighbours are different videos.
 """
 
 from __future__ import annotations
@@ -82,19 +86,35 @@ def sample_at(position: int, seed: int, n: int) -> int:
     return int(order(seed, position // n, n)[position % n])
 
 
-def of(kind: str, seed: int, records: Records) -> Callable[[int], int]:
+def turn_of(position: int, batch_size: int, num_sample: int) -> tuple[int, int]:
+    """Return (turn, view) of a position: turns run through epochs without end, views are 0..num_sample - 1.
+
+    Args:
+        position: global position.
+        batch_size: clips per shard, a multiple of num_sample.
+        num_sample: views of a video in a shard; 1: the turn is the position.
+    """
+    shard, row = divmod(position, batch_size)
+    turns = batch_size // num_sample
+    return shard * turns + row % turns, row // turns
+
+
+def of(kind: str, seed: int, records: Records, *, batch_size: int = 1, num_sample: int = 1) -> Callable[[int], int]:
     """The function position -> index of the video, for `data.order`.
 
     Args:
         kind: "shuffled" or "class_balanced".
         seed: of the run.
         records: the training list.
+        batch_size, num_sample: see `turn_of`.
     """
-    if kind == "class_balanced":
-        return ClassBalanced(seed, records.members())
-    if kind != "shuffled":
+    if kind not in ("shuffled", "class_balanced"):
         raise ValueError(f"data.order is {kind!r}; it must be shuffled or class_balanced")
-    return functools.partial(sample_at, seed=seed, n=len(records))
+    if kind == "class_balanced":
+        at: Callable[[int], int] = ClassBalanced(seed, records.members())
+    else:
+        at = functools.partial(sample_at, seed=seed, n=len(records))
+    return at if num_sample == 1 else lambda position: at(turn_of(position, batch_size, num_sample)[0])
 
 
 class ClassBalanced:

@@ -101,7 +101,7 @@ class Plan:
     ops: dict[str, np.ndarray]
 
 
-def draw(seed: int, epoch: int, position: int, spec: TrainSpec) -> Draws:
+def draw(seed: int, epoch: int, position: int, spec: TrainSpec, *, frames_of: int | None = None) -> Draws:
     """The uniforms of the clip at a global position; no more and no less for a long or a short video.
 
     Args:
@@ -109,6 +109,7 @@ def draw(seed: int, epoch: int, position: int, spec: TrainSpec) -> Draws:
         epoch: `position // n`.
         position: global position, running through epochs.
         spec: says which augmentations are on.
+        frames_of: the position whose frames are shown; None: its own. All views of a video show the same frames.
     """
     drawn = {}
     for name, op in spec.ops.items():
@@ -116,7 +117,9 @@ def draw(seed: int, epoch: int, position: int, spec: TrainSpec) -> Draws:
         drawn[name] = uniforms(seed, epoch, position, op.block, rows * op.uniforms).reshape(rows, op.uniforms)
 
     return Draws(
-        temporal=uniforms(seed, epoch, position, TEMPORAL, uniforms_needed(spec.sampling)),
+        temporal=uniforms(
+            seed, epoch, position if frames_of is None else frames_of, TEMPORAL, uniforms_needed(spec.sampling)
+        ),
         crop=uniforms(seed, epoch, position, _CROP, crops.RANDOM_RESIZED_UNIFORMS).tolist(),
         ops=drawn,
     )

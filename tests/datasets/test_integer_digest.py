@@ -19,6 +19,7 @@ from datasets.plan import train as plan
 from datasets.plan.facts import Facts
 from datasets.plan.sampling import Sampling
 from tests.datasets.specs import train_spec
+from utils import mixup
 
 DIGESTS = Path(__file__).resolve().parents[1] / "data" / "integer_digests.json"
 VIDEOS = [Facts(n, h, w, fps) for n, (h, w), fps in itertools.product((1, 7, 16, 300), ((64, 64), (240, 427)), (25.0,))]
@@ -105,9 +106,33 @@ def evaluation_plans() -> str:
     return digest.sha.hexdigest()
 
 
+def recipe_plans() -> str:
+    """Digest what video transformers add: views of a turn, operations of RandAugment, boxes of noise and of CutMix."""
+    digest = Digest()
+    spec = train_spec(
+        Sampling("pysf", 1, 4, 4),
+        56,
+        "random_resized",
+        randaugment="rand-m7-n4-mstd0.5-inc1",
+        random_erasing=(0.25, 0.02, 0.333, 0.3),
+        random_erasing_mode="pixel",
+    )
+    for position in (*range(40), 10_000_019):
+        turn, view = order.turn_of(position, 8, 2)
+        made = plan.resolve(
+            plan.draw(3, turn // 23, position, spec, frames_of=position - 4 * view), VIDEOS[-1], spec, 5
+        )
+        digest.add([turn, view], made.frames, made.box, made.ops["randaugment"][..., 0].astype(int))
+        digest.add(made.ops["random_erasing"])
+    for step in range(40):
+        mix = mixup.draw(3, step, mix_up=0.8, cutmix=1.0, switch=0.5, side=56)
+        digest.add(mix.box or (0, 0, 0, 0))
+    return digest.sha.hexdigest()
+
+
 def digests() -> dict[str, str]:
     """Return all digests by name."""
-    return {function.__name__: function() for function in (orders, training_plans, evaluation_plans)}
+    return {function.__name__: function() for function in (orders, training_plans, evaluation_plans, recipe_plans)}
 
 
 def test_integers_are_those_of_the_file() -> None:

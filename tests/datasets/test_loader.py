@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -107,6 +108,89 @@ def test_batches_have_the_shapes_and_samples_of_the_order(records: Records) -> N
     assert batch.positions == list(plan.positions(2, batch.shards[0]))
     assert batch.samples == [sample_at(position, 5, VIDEOS) for position in batch.positions]
     assert batch.labels.tolist() == [sample % 2 for sample in batch.samples]
+
+
+REPEATED = dataclasses.replace(SPEC, ops=train_spec(SPEC.sampling, 32, randaugment="rand-m7-n4-mstd0.5-inc1").ops)
+
+
+def views_of(records: Records, reading: Reading = READING, **more: Any) -> dict[int, tuple[int, bytes]]:
+    """Position -> (sample, bytes of the clip) of the first steps of two shards of 4 clips, each video twice."""
+    found: dict[int, tuple[int, bytes]] = {}
+    plan = shards(batch_size=4, **{name: more.pop(name) for name in ("world", "rank") if name in more})
+    more = {"stop": 5, "num_sample": 2} | more
+    with TrainLoader(records, REPEATED, reading, seed=5, shards=plan, **more) as loader:
+        for _, batches in loader:
+            for batch in batches:
+                rows = zip(batch.positions, batch.samples, batch.clips, strict=True)
+                found |= {position: (sample, clip.numpy().tobytes()) for position, sample, clip in rows}
+    return found
+
+
+def test_views_of_a_video_are_those_of_a_reader_that_reads_each_alone(records: Records) -> None:
+    """Per sample: turn t is epoch t // 7 of the order; both views show the frames that the first one draws."""
+    from datasets.plan.train import draw, resolve
+    from datasets.readers import open_reader
+
+    found = views_of(records)
+    assert sorted(found) == list(range(40))
+    reader, boxes = open_reader(READING.reader, records), set()
+    for position, (sample, clip) in found.items():
+        shard, row = divmod(position, 4)
+        turn = 2 * shard + row % 2
+        assert sample == sample_at(turn, 5, VIDEOS)
+        first = position if row < 2 else position - 2
+        drawn = draw(5, turn // VIDEOS, position, REPEATED, frames_of=first)
+        plan = resolve(drawn, reader.probe(sample), REPEATED, sample)
+        assert np.array_equal(drawn.temporal, draw(5, turn // VIDEOS, first, REPEATED).temporal)
+        out = np.empty((4, 32, 32, 3), np.uint8)
+        reader.read(sample, plan.frames, plan.box, plan.size, out)
+        assert out.tobytes() == clip
+        boxes.add((position - first, plan.box))
+    assert len(boxes) > 30, "the views differ"
+    reader.close()
+
+
+def test_a_video_is_decoded_once_for_all_its_views(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    from datasets.readers.video import VideoReader
+
+    reads, plain = [], VideoReader.read
+
+    def read(self: VideoReader, *args: Any) -> None:
+        reads.append(args[0])
+        plain(self, *args)
+
+    monkeypatch.setattr(VideoReader, "read", read)
+    whole = views_of(records, dataclasses.replace(READING, prefetch=1), stop=2)
+    assert len(reads) == len(whole) / 2
+    monkeypatch.setattr("datasets.loading.workers._WHOLE_BYTES", 1)
+    assert views_of(records, dataclasses.replace(READING, prefetch=1), stop=2) == whole, "frames that are too large"
+    assert len(reads) == len(whole) * 3 / 2
+
+
+@pytest.mark.system
+def test_views_depend_on_seed_and_position_only(records: Records) -> None:
+    expected = views_of(records)
+    assert views_of(records, dataclasses.replace(READING, workers=2)) == expected
+    assert views_of(records, start=3) == {position: expected[position] for position in range(24, 40)}
+    ranks = [views_of(records, world=2, rank=rank) for rank in range(2)]
+    assert ranks[0] | ranks[1] == expected
+
+
+def test_all_views_of_a_bad_video_are_its_substitute_or_skipped(with_broken: Records) -> None:
+    plan = shards(batch_size=6, total=1)
+    for on_bad in ("skip", "substitute"):
+        reading = dataclasses.replace(READING, on_bad=on_bad, bad_budget=1.0)
+        with TrainLoader(with_broken, SPEC, reading, seed=5, shards=plan, stop=4, num_sample=2) as loader:
+            for _, (batch,) in loader:
+                one, two = batch.samples[:3], batch.samples[3:]
+                assert one == two
+                for index, sample in enumerate(batch.samples):
+                    is_bad = with_broken.path(sample) == "broken.mp4"
+                    assert batch.weights[index].item() == (0.0 if is_bad else 1.0)
+                    assert bool(batch.clips[index].any()) != is_bad
+                    assert on_bad == "skip" or not is_bad
+            assert set(loader.ledger.samples) == {0, 3}
+            assert all(event.position % 6 < 3 for event in loader.ledger.take_events()), "once for all views"
 
 
 @pytest.mark.system
@@ -265,12 +349,12 @@ def test_build_follows_the_configuration(records: Records) -> None:
     augmentation = Space(
         input_size=32, test_resize=48, crop="random_resized", scales=(1.0,), max_distort=1, more_fix_crop=True,
         area=(0.5, 1.0), aspect=(0.75, 1.33), colorjitter=None, colorjitter_per_frame=False, random_erasing=None,
-        random_erasing_per_frame=False,
+        random_erasing_per_frame=False, randaugment=None,
     )  # fmt: skip
     data = Space(
         reader="video", template="auto", frame_base="auto", sampling="tsn", clip_len=1, frame_interval=1,
         on_bad="skip", bad_budget=0.1, missing_share=0.05, flip=True, deadline_seconds=20.0, prefetch=2,
-        list_layout="auto", order="class_balanced", facts=None,
+        list_layout="auto", order="class_balanced", facts=None, num_sample=1,
     )  # fmt: skip
     cfg = Space(
         augmentation=augmentation, data=data, workers=1, seed=3, val_dense=True, loss="ce",

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.plan.order import PLAN, of, order, sample_at, uniforms, words
+from datasets.plan.order import PLAN, of, order, sample_at, turn_of, uniforms, words
 
 ORDER_0_0_10 = [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
 ORDER_1_5_10 = [8, 3, 5, 6, 1, 2, 7, 0, 4, 9]
@@ -140,3 +140,27 @@ def test_known_values_of_class_balanced() -> None:
     """Like `test_known_values`: a change here changes what stored runs train on."""
     at = of("class_balanced", 0, UNEVEN)
     assert [at(p) for p in range(12)] == BALANCED_0
+
+
+@settings(deadline=None)
+@given(turns=st.integers(1, 12), num_sample=st.integers(1, 5), shard=st.integers(0, 10**9))
+def test_a_shard_holds_all_views_of_its_videos(turns: int, num_sample: int, shard: int) -> None:
+    size = turns * num_sample
+    found = [turn_of(shard * size + row, size, num_sample) for row in range(size)]
+    assert found == [(shard * turns + turn, view) for view in range(num_sample) for turn in range(turns)]
+
+
+def test_one_view_is_the_order_as_it_was() -> None:
+    class Seven:
+        def __len__(self) -> int:
+            return 7
+
+    plain, once, twice = (of("shuffled", 3, Seven(), **words) for words in ({}, {"batch_size": 4}, TWICE))  # type: ignore[arg-type]
+    positions = range(280)
+    assert [plain(p) for p in positions] == [once(p) for p in positions]
+    epoch = [twice(p) for p in range(140)]  # 35 shards of 2 turns: 10 epochs of 7 turns
+    assert all(epoch.count(video) == 20 for video in range(7))
+    assert all(twice(4 * shard + row) == twice(4 * shard + row + 2) for shard in range(35) for row in (0, 1))
+
+
+TWICE = {"batch_size": 4, "num_sample": 2}

@@ -17,6 +17,7 @@ from datasets.plan.facts import Facts
 from datasets.plan.ops.colorjitter import ColorJitter
 from datasets.plan.ops.flip import Flip
 from datasets.plan.ops.random_erasing import RandomErasing
+from datasets.plan.order import uniforms
 from datasets.plan.sampling import Sampling
 from datasets.plan.train import TRAIN_CROPS, Plan, TrainSpec, draw, resolve
 from tests.datasets.specs import train_spec
@@ -139,6 +140,33 @@ def test_erasing_that_never_fits_erases_nothing() -> None:
     assert erase.tolist() == [[0, 0, 0, 0]]  # a box as large as the clip is refused, 100 times
 
 
+VIDEOMAE_ERASING = {"random_erasing": (0.25, 0.02, 1 / 3, 0.3), "random_erasing_mode": "pixel"}
+
+
+def test_erasing_by_noise_has_the_odds_of_timm() -> None:
+    """10,000 clips: whether, area uniform, logarithm of the aspect uniform, each within 3 sigma."""
+    spec, clips = train_spec(TSN8, **VIDEOMAE_ERASING), 10_000
+    op = spec.ops["random_erasing"]
+    u = np.concatenate([uniforms(0, 0, position, op.block, op.uniforms)[None] for position in range(clips)])
+    rows = op.resolve(u, 224)
+    y, x, h, w, noise = rows[rows[:, 2] > 0].T
+    assert abs(len(h) - clips / 4) <= 3 * (clips * 0.25 * 0.75) ** 0.5
+    share, aspect = h * w / 224**2, np.log(h / w) / np.log(1 / 0.3)
+    for values, low, high in ((share, 0.02, 1 / 3), (aspect, -1, 1), (noise / 2**53, 0, 1)):
+        assert abs(values.mean() - (low + high) / 2) <= 3 * (high - low) / (12 * len(h)) ** 0.5 + 2e-3  # whole pixels
+        assert values.min() >= low - 0.02
+        assert values.max() <= high + 0.02
+    assert len(np.unique(rows[:, 4])) == clips
+    assert all(((y + h) <= 224) & ((x + w) <= 224))
+
+
+def test_noise_leaves_the_draws_of_the_others_alone() -> None:
+    one, two = (plan(5, train_spec(TSN8, **KEYS, random_erasing_mode=mode)) for mode in ("colour", "pixel"))
+    assert one.box == two.box
+    assert np.array_equal(one.ops["colorjitter"], two.ops["colorjitter"])
+    assert two.ops["random_erasing"].shape == (1, 5)
+
+
 @settings(deadline=None)
 @given(
     crop=st.sampled_from(sorted(TRAIN_CROPS)),
@@ -198,5 +226,7 @@ def test_the_spec_of_a_config_has_its_keys() -> None:
 
 
 def test_blocks_of_augmentations_are_their_own() -> None:
-    blocks = {name: op.block for name, op in FULL.ops.items()}
-    assert blocks == {"flip": 3, "colorjitter": 4, "random_erasing": 5}, "a change would change every run's draws"
+    spec = train_spec(TSN8, **KEYS, randaugment="rand-m7-n4")
+    blocks = {name: op.block for name, op in spec.ops.items()}
+    expected = {"flip": 3, "colorjitter": 4, "random_erasing": 5, "randaugment": 6}
+    assert blocks == expected, "a change would change every run's draws"

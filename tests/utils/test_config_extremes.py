@@ -48,7 +48,7 @@ NUMBERS = [key for key, info in schema.leaves() if _holds_numbers(info.annotatio
 LISTS = [
     "augmentation.scales", "augmentation.area", "augmentation.aspect", "augmentation.colorjitter",
     "augmentation.random_erasing", "augmentation.mean", "augmentation.std", "lr_scheduler.lr_steps",
-    "lr_scheduler.lr_epochs", "lr_scheduler.lr_mults", "data.flip_labels",
+    "lr_scheduler.lr_epochs", "lr_scheduler.lr_mults", "data.flip_labels", "optimizer.betas",
 ]  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def test_no_key_takes_a_number_beyond_reason(tmp_path: Path, key: str, value: st
 @pytest.mark.parametrize("key", LISTS)
 @pytest.mark.parametrize("value", ["1e25", "1e308", "-1", ".nan"])
 def test_no_list_takes_a_number_beyond_reason(tmp_path: Path, key: str, value: str) -> None:
-    length = {"mean": 3, "std": 3, "colorjitter": 4, "random_erasing": 4, "area": 2, "aspect": 2}
+    length = {"mean": 3, "std": 3, "colorjitter": 4, "random_erasing": 4, "area": 2, "aspect": 2, "betas": 2}
     count = length.get(key.rpartition(".")[2], 1)
     numbers = f"[[{value}, 2]]" if key.endswith("flip_labels") else f"[{', '.join([value] * count)}]"
     assert f"common.{key}: " in refusal(tmp_path, f"{key}={numbers}")

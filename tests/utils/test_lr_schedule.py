@@ -166,4 +166,4 @@ def test_a_warm_up_by_epoch_is_that_of_mmaction2_1() -> None:
 
 def test_the_rate_per_256_is_that_of_the_recipe() -> None:
     """VideoMAE ViT-B on Kinetics: 5e-4 at 256, 64 GPUs x 6 videos."""
-    assert "0.00075 at a global batch of 384 is 0.0005 per 256" in rate_per_256(384, 7.5e-4)
+    assert "0.00075 at a global batch of 384 videos is 0.0005 per 256" in rate_per_256(384, 7.5e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -207,42 +208,10 @@ def test_policy_multiplies_the_rate_of_the_schedule_on_the_published_networks(me
 # ---------------------------------------------------------------- AdamW
 
 
-class Block(nn.Module):
-    """The parameters of a block of VideoMAE, by its published names: no bias of k."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = nn.Module()
-        self.attn.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.attn.q_bias, self.attn.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
-        self.attn.proj = nn.Linear(width, width)
-        self.mlp = nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, _, v = self.attn.qkv(self.norm1(x)).chunk(3, -1)
-        x = x + self.attn.proj((q + self.attn.q_bias) * (v + self.attn.v_bias))
-        return x + self.mlp.fc2(self.mlp.fc1(self.norm2(x)).relu())
-
-
-class Transformer(nn.Module):
-    """The parameters of VideoMAE; a learned position table (1, N, D) beside them if wanted."""
-
-    def __init__(self, width: int, depth: int, classes: int, tokens: int = 0) -> None:
-        super().__init__()
-        self.backbone = nn.Module()
-        self.backbone.patch_embed = nn.Conv3d(3, width, (2, 16, 16), (2, 16, 16))
-        self.backbone.blocks = nn.ModuleList(Block(width) for _ in range(depth))
-        if tokens:
-            self.backbone.pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
-        self.fc_norm, self.classifier = nn.LayerNorm(width), nn.Linear(width, classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.backbone.patch_embed(x).flatten(2).transpose(1, 2)  # (B, 3, T, H, W) -> (B, N, D)
-        for block in self.backbone.blocks:
-            x = block(x)
-        return self.classifier(self.fc_norm(x.mean(1)))
+def transformer(width: int, depth: int, classes: int) -> Any:
+    """A small VideoMAE."""
+    options = {"width": width, "depth": depth, "heads": 2, "mlp_ratio": 4.0, "dropout": 0.0}
+    return methods.build(type="videomae", backbone="vit3d", num_class=classes, num_segments=4, **options)
 
 
 RECIPE = {"type": "adamw", "lr": 1e-3, "weight_decay": 0.05}
@@ -269,7 +238,7 @@ VIDEOMAE_B = {
 
 def test_the_groups_of_videomae_base_are_the_published_ones() -> None:
     with torch.device("meta"):
-        model = Transformer(768, 12, 400)
+        model = methods.build(type="videomae", backbone="vit3d_base", num_class=400, num_segments=16)
     adamw = optim.build(model, **RECIPE, layer_decay=0.75)
     found: dict[int, dict[float, tuple[float, int]]] = {}
     for group in adamw.param_groups:
@@ -288,7 +257,8 @@ def test_the_groups_of_videomae_base_are_the_published_ones() -> None:
 
 
 def test_positions_belong_to_the_patches_and_do_not_decay() -> None:
-    model = Transformer(8, 2, 5, tokens=4)
+    model = transformer(8, 2, 5)
+    model.backbone.pos_embed = nn.Parameter(torch.zeros(1, 4, 8))
     adamw = optim.build(model, **RECIPE, layer_decay=0.5)
     (group,) = [g for g in adamw.param_groups if any(p is model.backbone.pos_embed for p in g["params"])]
     assert (group["name"], group["weight_decay"]) == ("bias and norm, layer 0", 0.0)
@@ -296,14 +266,14 @@ def test_positions_belong_to_the_patches_and_do_not_decay() -> None:
 
 
 def test_frozen_blocks_are_in_no_group() -> None:
-    model = Transformer(8, 3, 5)
+    model = transformer(8, 3, 5)
     model.backbone.blocks[0].requires_grad_(False)
     names = {group["name"] for group in optim.build(model, **RECIPE, layer_decay=0.75).param_groups}
     assert names == {f"{kind}, layer {layer}" for kind in ("weight", "bias and norm") for layer in (0, 2, 3, 4)}
 
 
 def test_layer_decay_multiplies_the_groups_of_sgd() -> None:
-    groups_now = optim.build(Transformer(8, 1, 5), lr=0.1, policy=True, layer_decay=0.5).param_groups
+    groups_now = optim.build(transformer(8, 1, 5), lr=0.1, policy=True, layer_decay=0.5).param_groups
     assert {g["name"]: g["lr_mult"] for g in groups_now}["bias, layer 1"] == 2.0 * 0.5
 
 
@@ -316,7 +286,7 @@ def test_a_network_without_blocks_has_no_layers_to_decay_over() -> None:
 def test_adamw_has_the_bits_of_torch(layout: torch.memory_format) -> None:
     """Five steps in fp64, the rate changed in each, over groups with and without decay."""
     torch.manual_seed(0)
-    model, x = Transformer(8, 2, 5).double(), torch.randn(3, 3, 4, 32, 32, dtype=torch.float64)
+    model, x = transformer(8, 2, 5).double(), torch.randn(3, 3, 4, 32, 32, dtype=torch.float64)
     model.backbone.patch_embed.to(memory_format=layout)
     twin = copy.deepcopy(model)
     ours = optim.build(model, **RECIPE, layer_decay=0.75, betas=(0.8, 0.99), eps=1e-6)
@@ -337,7 +307,7 @@ def test_adamw_has_the_bits_of_torch(layout: torch.memory_format) -> None:
 def test_one_step_of_adamw_by_hand() -> None:
     """p <- p (1 - lr mult wd) - lr mult g / (|g| + eps): the first step, whose averages are unbiased."""
     torch.manual_seed(0)
-    model = Transformer(8, 1, 5).double()
+    model = transformer(8, 1, 5).double()
     adamw = optim.build(model, **RECIPE, layer_decay=0.5)
     before = copy.deepcopy(dict(model.named_parameters()))
     model(torch.randn(2, 3, 2, 16, 16, dtype=torch.float64)).square().sum().backward()
@@ -365,7 +335,7 @@ def test_adamw_resumes_exactly_in_another_memory_format() -> None:
             model(x).square().mean().backward()
             optimizer.step()
 
-    model = Transformer(8, 2, 5).double()
+    model = transformer(8, 2, 5).double()
     adamw = optim.build(model, **RECIPE, layer_decay=0.75)
     steps(model, adamw, 2)
     saved = copy.deepcopy(adamw.state_dict())

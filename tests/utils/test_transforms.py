@@ -173,6 +173,36 @@ def test_normalise_is_augment_with_nothing_drawn() -> None:
     np.testing.assert_allclose(normalise(cropped).numpy(), reference(cropped), atol=1e-6)
 
 
+@pytest.mark.parametrize("sets", [1, T])
+def test_erasing_by_noise_follows_from_its_number_alone(sets: int) -> None:
+    clips = random_clips()
+    boxes = ERASE[sets]
+    numbers = torch.arange(B * sets).view(B, sets, 1) + 2**52
+    drawn = torch.cat((boxes, numbers), 2)
+    out, plain = augment(clips, erase=drawn), normalise(clips)
+    for b, t in itertools.product(range(B), range(T)):
+        y, x, h, w, number = drawn[b, t % sets].tolist()
+        expected = plain[b, :, t].clone()
+        if h:
+            generator = torch.Generator().manual_seed(number)
+            noise = torch.randn((T if sets == 1 else 1, h, w, 3), generator=generator)
+            expected[:, y : y + h, x : x + w] = noise[t if sets == 1 else 0].permute(2, 0, 1)
+        assert torch.equal(out[b, :, t], expected)
+    state = torch.get_rng_state()
+    assert torch.equal(augment(clips[1:], erase=drawn[1:]), out[1:]), "the rest of the batch makes no difference"
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(augment(clips, erase=drawn, dtype=torch.float64), out.double(), atol=2e-4, rtol=0)
+
+
+def test_noise_is_standard_normal() -> None:
+    clips = torch.zeros(1, 8, 64, 64, 3, dtype=torch.uint8)
+    out = augment(clips, erase=torch.tensor([[[8, 8, 40, 40, 77]]]))[0, :, :, 8:48, 8:48].double()
+    assert abs(out.mean()) < 3 / out.numel() ** 0.5
+    assert abs(out.var() - 1) < 3 * (2 / out.numel()) ** 0.5
+    frames = out.unbind(1)
+    assert not torch.equal(frames[0], frames[1])
+
+
 def test_wrong_shapes_are_refused() -> None:
     clips = random_clips()
     with pytest.raises(ValueError, match=r"colorjitter \(3, 2, 8\) does not fit 3 clips of 4 frames"):

@@ -14,8 +14,8 @@ MOST_ITERATIONS = 10**9
 def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
     """Turn lengths given in epochs into iterations; needs the list and the number of ranks, so `load` cannot do it.
 
-    An epoch is `videos / global_batch` iterations, which need not be whole: positions run on through the epochs without
-    a dropped last batch. The run's length is rounded up, all others to the nearest iteration.
+    An epoch is `videos * num_sample / global_batch` iterations, which need not be whole: positions run on through the
+    epochs without a dropped last batch. The run's length is rounded up, all others to the nearest iteration.
 
     Args:
         videos: N, lines of the training list.
@@ -27,7 +27,7 @@ def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
     Raises:
         UserError: the resolved lengths contradict each other.
     """
-    per_epoch = videos / global_batch
+    per_epoch = videos * cfg.data.num_sample / global_batch
     plain = cfg.lr_scheduler
     changes: dict[str, int | tuple[int, ...]] = {}
     if plain.max_epoch is not None:

@@ -104,6 +104,15 @@ def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
             "batch_size",
             f"{wanted[0]} mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}",
         )
+    size, count = value("batch_size"), value("data.num_sample")
+    if wanted and size % (2 * count) and not size % 2:
+        yield (
+            "data.num_sample",
+            f"{wanted[0]} mixes neighbouring clips, which must be of two videos: batch_size ({size}) must be a "
+            f"multiple of 2 x num_sample, {2 * count}",
+        )
+    elif size % count:
+        yield "data.num_sample", f"must divide batch_size, which counts clips: {size} is no multiple of {count}"
     if len(wanted) < 2 and value("augmentation.mix_up_switch") != 0.5:
         yield "augmentation.mix_up_switch", "has no effect unless both mix_up and cutmix are on; remove it"
 

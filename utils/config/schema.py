@@ -154,6 +154,11 @@ class Augmentation(Strict):
         "[p, sl, sh, r1]: probability, least and largest share of the area, least aspect; or false", default=None
     )
     random_erasing_per_frame: bool = key("draw the erased box for each frame, not once per clip", default=False)
+    random_erasing_mode: Literal["colour", "pixel"] = key(
+        "colour = one grey, aspect uniform (Zhong 2020); pixel = normal noise in each pixel, logarithm of the aspect "
+        "uniform (timm, VideoMAE)",
+        default="colour",
+    )
     mix_up: Annotated[OffOrPositive, within(1e-3, 1000)] = key(
         "alpha of the Beta distribution that mixes neighbouring clips, or false", default=None
     )
@@ -301,6 +306,13 @@ class Data(Strict):
     order: Literal["shuffled", "class_balanced"] = key(
         "order of the training videos; class_balanced = each class equally often, whatever its number of videos",
         default="shuffled",
+    )
+    num_sample: int = key(
+        "repeated augmentation: clips of each video in a batch, of the same frames, with other crops and augmentations",
+        default=1,
+        ge=1,
+        le=64,
+        why="a batch would show one video only",
     )
     clip_len: int = key("frames taken from each segment", default=1, ge=1, le=10_000, why=FRAMES)
     frame_interval: int = key(

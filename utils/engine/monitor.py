@@ -46,6 +46,7 @@ class Monitor:
             folder.exp,
             log,
             videos=len(records),
+            num_sample=cfg.data.num_sample,
             bad_budget=cfg.data.bad_budget,
             first_is_fatal=cfg.data.on_bad == "error",
         )
@@ -110,12 +111,12 @@ class Monitor:
             is_last: this is the last step: `final` follows after its validation.
             final: the run ends here.
         """
-        batch, videos = self.learner.shards.global_batch, len(self.records)
+        batch, length = self.learner.shards.global_batch, len(self.records) * self.learner.cfg.data.num_sample
         clips = self.state.step * batch
-        epoch = clips // videos
+        epoch = clips // length
         if final:
-            epoch = -(-clips // videos)
-        elif is_last or epoch == (clips - batch) // videos:
+            epoch = -(-clips // length)
+        elif is_last or epoch == (clips - batch) // length:
             return
         self.learner.world.barrier()  # the journals of all ranks are complete up to this step
         self.learner.world.on_main(lambda: self.bad.sum_up(self.state.step, epoch, enforce=not final))

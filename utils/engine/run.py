@@ -87,7 +87,8 @@ class Run:
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of an iteration."""
-        plain, epoch = self.cfg.lr_scheduler, len(self.train_records) / self.learner.shards.global_batch
+        plain, clips = self.cfg.lr_scheduler, len(self.train_records) * self.cfg.data.num_sample
+        epoch = clips / self.learner.shards.global_batch
         names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "lr_steps", "lr_mults", "warmup_type")
         return lr_schedule.lr_at(
             step,

@@ -77,7 +77,9 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         current = state.TrainState(made, facts)
         if found:
             current.load(found)
-        sample_at = order.of(cfg.data.order, cfg.seed, train_records)
+        sample_at = order.of(
+            cfg.data.order, cfg.seed, train_records, batch_size=cfg.batch_size, num_sample=cfg.data.num_sample
+        )
         made.path_at = lambda position: train_records.path(sample_at(position))
         made.mirrored = transforms.mirrored_classes(cfg.data.flip_labels, class_names, world.device)
 
@@ -127,4 +129,5 @@ def _introduce(run: Run, *, resumed: bool) -> None:
     if remark and not resumed:
         run.log.line(remark)
     if cfg.optimizer.type == "adamw" and not resumed:
-        run.log.line(lr_schedule.rate_per_256(made.shards.global_batch, rates["warmup_lr"] or rates["base_lr"]))
+        videos = made.shards.global_batch // cfg.data.num_sample
+        run.log.line(lr_schedule.rate_per_256(videos, rates["warmup_lr"] or rates["base_lr"]))

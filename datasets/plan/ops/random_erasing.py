@@ -32,13 +32,13 @@ class RandomErasing:
 
     def resolve(self, u: NDArray[np.float64], side: int) -> NDArray[np.int64]:
         """See `Op`."""
-        p, least, most, aspect = self.numbers
+        p, least, most, _ = self.numbers
         boxes = np.zeros((len(u), 4), np.int64)
         for row in np.flatnonzero(u[:, 0] < p):
-            drawn = u[row].tolist()
+            drawn = u[row, : RandomErasing.uniforms].tolist()
             for area, shape in zip(drawn[1:-2:2], drawn[2:-2:2], strict=True):
                 pixels = (least + area * (most - least)) * side * side
-                ratio = aspect + shape * (1 / aspect - aspect)  # h / w: uniform, as published
+                ratio = self._aspect(shape)
                 h, w = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
                 if 0 < h < side and 0 < w < side:
                     y, x = int(drawn[-2] * (side - h + 1)), int(drawn[-1] * (side - w + 1))
@@ -46,10 +46,35 @@ class RandomErasing:
                     break
         return boxes
 
+    def _aspect(self, u: float) -> float:
+        """Return h / w: uniform, as published."""
+        least = self.numbers[3]
+        return least + u * (1 / least - least)
+
+
+@dataclass(frozen=True)
+class PixelErasing(RandomErasing):
+    """Erasing by noise, as timm's mode "pixel" has it: the logarithm of the aspect is uniform.
+
+    Rows: (F, 5) int64, y, x, h, w, and the start of the noise, 53 bits.
+    """
+
+    uniforms: ClassVar[int] = RandomErasing.uniforms + 1
+    neutral: ClassVar[np.ndarray] = np.zeros(5, np.int64)
+
+    def resolve(self, u: NDArray[np.float64], side: int) -> NDArray[np.int64]:
+        """See `Op`."""
+        return np.column_stack((super().resolve(u, side), (u[:, -1] * 2**53).astype(np.int64)))
+
+    def _aspect(self, u: float) -> float:
+        least = math.log(self.numbers[3])
+        return math.exp(least - 2 * u * least)
+
 
 def from_config(cfg: Config) -> RandomErasing | None:
     """See the package."""
     wanted = cfg.augmentation
     if wanted.random_erasing is None:
         return None
-    return RandomErasing(wanted.random_erasing, wanted.random_erasing_per_frame)
+    kind = PixelErasing if wanted.random_erasing_mode == "pixel" else RandomErasing
+    return kind(wanted.random_erasing, wanted.random_erasing_per_frame)

@@ -28,6 +28,7 @@ from typing import Any
 
 from tests.benchmarks.reliability import disturbed
 from tests.benchmarks.reliability.disturbed import Event
+from tests.recipe import RECIPE
 
 PHASES = ("step", "checkpoint", "validation", "precise_bn", "start")
 # phase: (point, highest arrival that is drawn, whether rank 0 alone comes there)
@@ -79,9 +80,24 @@ def draw_settings(chance: random.Random, ranks: int, teacher: Path) -> dict[str,
         settings["augmentation.mix_up"] = 0.2
     if chance.random() < 0.3:
         settings["augmentation.random_erasing"] = [0.5, 0.02, 0.4, 0.3]
+    if chance.random() < 0.4:
+        settings |= draw_recipe(chance)
     second = chance.choice((None, None, "kd", "dml"))
+    if second == "dml" and settings.get("optimizer.layer_decay"):
+        second = None  # the teacher's network has no blocks
     if second:
         settings |= {"distill.teacher": str(teacher), "distill.kind": second}
+    return settings
+
+
+def draw_recipe(chance: random.Random) -> dict[str, Any]:
+    """Draw settings of video transformers: all of the recipe, or some of its parts on the soak's own network."""
+    settings = RECIPE | {"model.kwargs.freeze": chance.choice((0, 1))}
+    if chance.random() < 0.5:
+        settings = {key: value for key, value in settings.items() if not key.startswith("model.")}
+        settings["optimizer.layer_decay"] = None  # that network has no blocks
+    elif chance.random() < 0.5:
+        settings["optimizer.layer_decay"] = None
     return settings
 
 
