@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from anal_tools.import_config.source import Source, shown
 from utils.config import model_options
 from utils.config.schema import Config, leaves
-from utils.files import write_text  # noqa: F401
 
 EXACT, OTHER, NOT = "taken over exactly", "taken over with another meaning", "not taken over"
 KWARGS = "model.kwargs."
@@ -67,6 +66,14 @@ class Draft:
     def left_out(self, source: Source, *keys: str, note: str) -> None:
         """Note values of theirs that are not taken over."""
         self._row(NOT, source, [key for key in keys if key in source.values], "", note)
+
+    def note(self, theirs: str, note: str, value: object = ...) -> None:
+        """Note something of theirs that is not taken over."""
+        self.rows.append(Row(NOT, theirs if value is ... else f"{theirs} = {shown(value)}", "", note))
+
+    def test_row(self, theirs: str) -> None:
+        """Note that `eval.sh` repeats their test with the options of `test`."""
+        self.rows.append(Row(EXACT, theirs, f"eval.sh local 1 {self.test}", ""))
 
     def ours_only(self, ours: str, value: object, comment: str) -> None:
         """Set a key of ours that their file says nothing about."""
@@ -141,15 +148,14 @@ def yaml_value(value: object) -> str:
     """Return a value as it stands in a YAML file, on one line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(yaml_value, value))}]"
-    if isinstance(value, str):
-        plain = value.replace("_", "").replace("-", "").replace("/", "").replace(".", "")
-        return value if plain.isalnum() and value[0].isalpha() and value.isascii() and value.lower() not in _WORDS else json.dumps(value)
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and value.lower() not in _WORDS:
+        return value
     if isinstance(value, float):
         return f"{value:.12g}"
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if value is None or isinstance(value, bool) else str(value)
+    return json.dumps(value, ensure_ascii=False)  # null, true, false, whole numbers and quoted texts are YAML, too
 
 
-_WORDS = {"true", "false", "null", "yes", "no", "on", "off"}
+_WORDS = {"true", "false", "null"}
 
 
 def table(rows: Iterable[Row]) -> list[str]:
@@ -166,7 +172,3 @@ def table(rows: Iterable[Row]) -> list[str]:
                 lines.append(f"      {row.note}")
     return lines[1:]
 
-
-def folder_name(file: Path) -> str:
-    """Return the name of the file without its ending, for messages."""
-    return file.name
