@@ -309,6 +309,9 @@ BACKBONES: Mapping[str, Callable[[Source, Draft], str]] = {
 def _tpn(neck: Source, model: Source, base: str, draft: Draft) -> str:
     if neck.text("type") != "TPN" or base not in ("slowonly", "tsm"):
         neck.fail("type", f"{neck.text('type')!r} on {base} is no network here; TPN on ResNet3dSlowOnly or ResNetTSM is")
+    for key in ("norm_eval", "partial_bn"):
+        if draft.values.pop(f"model.kwargs.{key}", False):
+            model.part("backbone").fail(key, "no option of TPN here: batch norm is trained")
     fixed(neck, TPN_NECK, draft)
     neck.skip("type")
     scales = neck.part("temporal_modulation_cfg")

@@ -19,14 +19,10 @@ LR = "lr_scheduler."
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 18: (2, 2, 2, 2)}
 # Whole sections with nothing to take over, and why.
 IDLE = {
-    "TEST": "eval.sh tests",
-    "DATA_LOADER": "",
     "TENSORBOARD": "curves are always written to events/",
     "OUTPUT_DIR": "the experiment folder",
     "LOG_MODEL_INFO": "parameters stand in the log",
     "DIST_BACKEND": "the launcher sets up processes and backends",
-    "NUM_GPUS": "",
-    "NUM_SHARDS": "",
     "DEMO": "python main.py predict",
     "DETECTION": "no detection here",
 }
@@ -419,8 +415,10 @@ def _rest(config: Source, draft: Draft) -> None:
     draft.built_in(config.part("DATA"), "INPUT_CHANNEL_NUM", note="frames are RGB")
     draft.left_out(config.part("DATA"), "DECODING_BACKEND", note="data.reader says it")
     config.part("DATA_LOADER").skip("PIN_MEMORY")
+    config.part("TEST").skip("ENABLE", "DATASET", "BATCH_SIZE", "SPLIT", "SAVE_RESULTS_PATH")
+    draft.left_out(config.part("TEST"), "CHECKPOINT_FILE_PATH", "CHECKPOINT_TYPE", note="eval.sh ... --checkpoint FILE")
     for key, why in IDLE.items():
-        if key in config.values and why:
+        if key in config.values:
             draft.left_out(config, key, note=why)
     for name, value in list(config.unread()):
         draft.note(name, "no counterpart here, or none is known", value)
