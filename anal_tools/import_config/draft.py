@@ -90,7 +90,9 @@ class Draft:
         if not keys:
             return
         theirs = "; ".join(
-            f"{source.full(key)} = {shown(source.values[key])}" if key in source.values else f"{source.full(key)} (default)"
+            f"{source.full(key)} = {shown(source.values[key])}"
+            if key in source.values
+            else f"{source.full(key)} (default)"
             for key in keys
         )
         self.rows.append(Row(kind, theirs, ours, note))
@@ -127,7 +129,9 @@ class Draft:
         for name, info in leaves(Config):
             if name == "model.kwargs":
                 keys += [key for key in self.values if key.startswith(KWARGS) and not self._is_default(key)]
-            elif name in self.values and (info.is_required() or self.values[name] != _plain(info.get_default(call_default_factory=True))):
+            elif name in self.values and (
+                info.is_required() or self.values[name] != _plain(info.get_default(call_default_factory=True))
+            ):
                 keys.append(name)
         return keys
 
@@ -171,4 +175,3 @@ def table(rows: Iterable[Row]) -> list[str]:
             if row.ours and row.note:
                 lines.append(f"      {row.note}")
     return lines[1:]
-

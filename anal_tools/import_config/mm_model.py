@@ -121,7 +121,9 @@ def _norms(backbone: Source, draft: Draft, *, has_options: bool) -> None:
             draft.built_in(backbone, key)
     norm = backbone.part("norm_cfg")
     if norm.text("type", "BN") == "SyncBN":
-        draft.left_out(backbone, "norm_cfg", note="set model.kwargs.bn_group_size to the number of GPUs that share statistics")
+        draft.left_out(
+            backbone, "norm_cfg", note="set model.kwargs.bn_group_size to the number of GPUs that share statistics"
+        )
     elif norm.flag("requires_grad", True):
         draft.built_in(backbone, "norm_cfg")
     else:
@@ -148,8 +150,9 @@ def _weights(backbone: Source, draft: Draft) -> None:
     text = str(start)
     plain = f"{network.removesuffix('v2')}" in text.replace("_", "").lower() or start is True
     if plain and "kinetics" not in text:
-        note = f"weights of ImageNet, from `python main.py fetch {network}`: perhaps another file than {text.rpartition('/')[2]}"
-        draft.other("model.pretrained", True, backbone, key, note=note, comment=f"`python main.py fetch {network}`")
+        fetch = f"`python main.py fetch {network}`"
+        note = f"weights of ImageNet, from {fetch}: perhaps another file than {text.rpartition('/')[2]}"
+        draft.other("model.pretrained", True, backbone, key, note=note, comment=fetch)
     else:
         draft.left_out(backbone, key, note="download the file and give its path in model.pretrained")
     draft.built_in(backbone, "pretrained2d", "torchvision_pretrain")
@@ -193,11 +196,15 @@ def _shift(backbone: Source, draft: Draft) -> None:
 def _non_local(backbone: Source, draft: Draft, *, scaled: bool) -> str | None:
     """Return the form of the non-local blocks; None for none."""
     places = _lists(backbone.raw("non_local"))
-    if not places or not any(map(any, places) if isinstance(places, list) and isinstance(places[0], list) else [places != [0] * 4]):
+    if not places or not any(
+        map(any, places) if isinstance(places, list) and isinstance(places[0], list) else [places != [0] * 4]
+    ):
         draft.built_in(backbone, "non_local", "non_local_cfg")
         return None
     if places != _lists(NON_LOCAL):
-        backbone.fail("non_local", f"blocks stand after {NON_LOCAL} here, every second one of res3 and res4 of a ResNet-50")
+        backbone.fail(
+            "non_local", f"blocks stand after {NON_LOCAL} here, every second one of res3 and res4 of a ResNet-50"
+        )
     form = backbone.part("non_local_cfg")
     fixed(form, {"sub_sample": True, "use_scale": scaled, "norm_cfg": {"type": "BN3d", "requires_grad": True}}, draft)
     return form.text("mode", "embedded_gaussian")
@@ -261,7 +268,7 @@ def _slowfast(backbone: Source, draft: Draft) -> str:
 
 
 def _vit(backbone: Source, draft: Draft) -> str:
-    size = tuple(backbone.count(key, default) for key, default in (("embed_dims", 768), ("depth", 12), ("num_heads", 12)))
+    size = (backbone.count("embed_dims", 768), backbone.count("depth", 12), backbone.count("num_heads", 12))
     name = TRANSFORMERS.get(size)
     if name is None:
         draft.exact("model.backbone", "vit3d", backbone, "type")
@@ -274,7 +281,12 @@ def _vit(backbone: Source, draft: Draft) -> str:
     draft.exact("model.kwargs.patch", backbone.count("patch_size", 16), backbone, "patch_size")
     draft.exact("model.kwargs.tubelet", backbone.count("tubelet_size", 2), backbone, "tubelet_size")
     draft.exact("model.kwargs.qkv_bias", "qv" if backbone.flag("qkv_bias", True) else "none", backbone, "qkv_bias")
-    draft.exact("model.kwargs.pooling", "mean" if backbone.flag("use_mean_pooling", True) else "first", backbone, "use_mean_pooling")
+    draft.exact(
+        "model.kwargs.pooling",
+        "mean" if backbone.flag("use_mean_pooling", True) else "first",
+        backbone,
+        "use_mean_pooling",
+    )
     draft.exact("model.kwargs.drop_path", backbone.number("drop_path_rate", 0.0), backbone, "drop_path_rate")
     draft.exact("model.kwargs.attention_dropout", backbone.number("attn_drop_rate", 0.0), backbone, "attn_drop_rate")
     norm = backbone.part("norm_cfg")
@@ -284,7 +296,13 @@ def _vit(backbone: Source, draft: Draft) -> str:
     draft.values["model.kwargs.head_eps"] = eps
     fixed(
         backbone,
-        {"in_channels": 3, "drop_rate": 0.0, "init_values": 0.0, "use_learnable_pos_emb": False, "return_feat_map": False},
+        {
+            "in_channels": 3,
+            "drop_rate": 0.0,
+            "init_values": 0.0,
+            "use_learnable_pos_emb": False,
+            "return_feat_map": False,
+        },
         draft,
     )
     draft.built_in(backbone, "img_size", "num_frames", note="the clips decide")
@@ -308,7 +326,9 @@ BACKBONES: Mapping[str, Callable[[Source, Draft], str]] = {
 
 def _tpn(neck: Source, model: Source, base: str, draft: Draft) -> str:
     if neck.text("type") != "TPN" or base not in ("slowonly", "tsm"):
-        neck.fail("type", f"{neck.text('type')!r} on {base} is no network here; TPN on ResNet3dSlowOnly or ResNetTSM is")
+        neck.fail(
+            "type", f"{neck.text('type')!r} on {base} is no network here; TPN on ResNet3dSlowOnly or ResNetTSM is"
+        )
     for key in ("norm_eval", "partial_bn"):
         if draft.values.pop(f"model.kwargs.{key}", False):
             model.part("backbone").fail(key, "no option of TPN here: batch norm is trained")
@@ -341,7 +361,15 @@ def _head(head: Source, method: str, draft: Draft) -> None:
         fixed(head.part("consensus"), {"type": "AvgConsensus", "dim": 1}, draft)
     if method == "tsn":
         draft.values["model.kwargs.consensus"] = "features"  # TSNHead averages before its classifier
-    fixed(head, {"spatial_type": "avg", "is_shift": True, "temporal_pool": bool(draft.values.get("model.kwargs.temporal_pool"))}, draft)
+    fixed(
+        head,
+        {
+            "spatial_type": "avg",
+            "is_shift": True,
+            "temporal_pool": bool(draft.values.get("model.kwargs.temporal_pool")),
+        },
+        draft,
+    )
     draft.built_in(head, "num_segments", note="the frames of train_pipeline decide")
     draft.built_in(head, "topk", note="top-1 and top-5 are always computed")
     _loss(head, draft)
@@ -373,7 +401,9 @@ def _loose_ends(model: Source, backbone: Source, draft: Draft) -> None:
     train = model.part("train_cfg")
     blending(train, "blending", draft)
     model.part("test_cfg").skip("average_clips", "feature_extraction")
-    draft.left_out(model.part("test_cfg"), "max_testing_views", note="the views that go through at once follow from the memory")
+    draft.left_out(
+        model.part("test_cfg"), "max_testing_views", note="the views that go through at once follow from the memory"
+    )
     draft.built_in(model, "train_cfg", "test_cfg") if not train.values else None
 
 

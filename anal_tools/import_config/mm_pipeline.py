@@ -39,7 +39,10 @@ def take_training(steps: Sequence[Source], draft: Draft, era: int) -> None:
 
 
 def _sampling(step: Source, draft: Draft, era: int) -> None:
-    is_3d = draft.values["model.type"] in ("slowonly", "slowfast", "videomae") or draft.values.get("model.kwargs.base") == "slowonly"
+    is_3d = (
+        draft.values["model.type"] in ("slowonly", "slowfast", "videomae")
+        or draft.values.get("model.kwargs.base") == "slowonly"
+    )
     length, interval, clips = step.count("clip_len", 1), step.count("frame_interval", 1), step.count("num_clips", 1)
     if is_3d and clips != 1:
         step.fail("num_clips", f"{clips} training clips of a video; a 3D network trains on one here")
@@ -54,7 +57,12 @@ def _sampling(step: Source, draft: Draft, era: int) -> None:
         draft.exact("data.clip_len", length, step, "clip_len")
         draft.exact("data.frame_interval", interval, step, "frame_interval")
     step.skip("test_mode", "start_index")
-    for key, usual in (("temporal_jitter", False), ("keep_tail_frames", False), ("out_of_bound_opt", "loop"), ("target_fps", None)):
+    for key, usual in (
+        ("temporal_jitter", False),
+        ("keep_tail_frames", False),
+        ("out_of_bound_opt", "loop"),
+        ("target_fps", None),
+    ):
         if step.raw(key) not in (None, usual):
             draft.left_out(step, key, note=f"clips are drawn as with {key}={usual!r}")
 
@@ -144,8 +152,12 @@ def _jitter(step: Source, draft: Draft) -> None:
             step.fail(key, "a strength is one number here")
         strengths.append(step.number(key, default))
     note = "there one order of the four for the whole run and a contrast by grey of 8 bits; here an order per clip"
-    draft.other("augmentation.colorjitter", strengths, step, "type", "brightness", "contrast", "saturation", "hue", note=note)
-    draft.left_out(step, "color_space_aug", "alpha_std", "eig_val", "eig_vec", note="the noise along principal colours is not here")
+    draft.other(
+        "augmentation.colorjitter", strengths, step, "type", "brightness", "contrast", "saturation", "hue", note=note
+    )
+    draft.left_out(
+        step, "color_space_aug", "alpha_std", "eig_val", "eig_vec", note="the noise along principal colours is not here"
+    )
 
 
 def _erasing(step: Source, draft: Draft) -> None:
@@ -167,7 +179,8 @@ def _erasing(step: Source, draft: Draft) -> None:
 def _wrapped(step: Source, draft: Draft) -> None:
     if step.text("op") != "RandAugment":
         step.fail("op", f"{step.text('op')!r} is no augmentation here; RandAugment is")
-    policy = f"rand-m{step.number('magnitude', 9):g}-n{step.count('num_layers', 2)}-p{step.number('prob', 0.5):g}-mstd0.5-inc1"
+    strength, count, share = step.number("magnitude", 9), step.count("num_layers", 2), step.number("prob", 0.5)
+    policy = f"rand-m{strength:g}-n{count}-p{share:g}-mstd0.5-inc1"
     note = "the operations and their strengths are timm's, there pytorchvideo's"
     draft.other("augmentation.randaugment", policy, step, "op", "magnitude", "num_layers", note=note)
     step.skip("prob")
@@ -215,6 +228,7 @@ class Views:
             step.skip(*map(str, step.values))
 
     def sampling(self, step: Source, *, dense: bool) -> None:
+        """Take the numbers of a sampler."""
         self.length, self.interval = step.count("clip_len", 1), step.count("frame_interval", 1)
         self.segments = step.count("num_clips", 1)
         if dense:
@@ -254,7 +268,10 @@ def take_test(steps: Sequence[Source], draft: Draft, average: str) -> None:
     options = f"--scale {views.short} --crop-size {views.crop or views.short} --average {average}"
     if not is_3d and views.segments != segments:
         if (views.segments, crops) != (25, "10"):
-            draft.note(place, f"their test takes {views.segments} segments of a model of {segments}; there is no such protocol here")
+            draft.note(
+                place,
+                f"their test takes {views.segments} segments of a model of {segments}; there is no such protocol here",
+            )
             return
         draft.test = f"--protocol tsn-25x10 {options}"
     else:

@@ -51,7 +51,12 @@ def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
     if adamw:
         draft.built_in(wise, "norm_decay_mult", "bias_decay_mult", note="AdamW decays neither norms nor biases here")
     elif norm:
-        draft.exact("no_wd", True if bias else "bn", wise, *(key for key in ("norm_decay_mult", "bias_decay_mult") if key in wise))
+        draft.exact(
+            "no_wd",
+            True if bias else "bn",
+            wise,
+            *(key for key in ("norm_decay_mult", "bias_decay_mult") if key in wise),
+        )
     for key, value in wise.values.items():
         if wise.full(str(key)) not in wise.read:
             draft.left_out(wise, str(key), note=f"no such parameter groups here ({value!r})")
@@ -90,12 +95,16 @@ def take_schedulers(schedulers: Sequence[Source], optimizer: Source, epochs: flo
     elif main[0].text("type") in ("MultiStepLR", "StepLR"):
         _multi_step(main[0], warm_up, epochs, draft)
     else:
-        main[0].fail("type", f"{main[0].text('type')!r} is no schedule here; there are steps, cosine and a linear warm-up")
+        main[0].fail(
+            "type", f"{main[0].text('type')!r} is no schedule here; there are steps, cosine and a linear warm-up"
+        )
 
 
 def _by_epoch(scheduler: Source) -> None:
     if not scheduler.flag("by_epoch", True):
-        scheduler.fail("by_epoch", "a schedule in iterations beside a run in epochs; give begin, end and T_max in epochs")
+        scheduler.fail(
+            "by_epoch", "a schedule in iterations beside a run in epochs; give begin, end and T_max in epochs"
+        )
     scheduler.skip("by_epoch", "type", "verbose")
 
 
@@ -183,7 +192,10 @@ def take_lr_config(config: Source, optimizer: Source, draft: Draft) -> None:
     if not by_epoch and policy.lower() == "step":
         config.fail("by_epoch", "steps in iterations beside a run in epochs; give them in epochs")
     if policy.lower() == "step":
-        gamma, steps = config.number("gamma", 0.1), config.numbers("step") if not isinstance(config.raw("step"), int) else []
+        gamma, steps = (
+            config.number("gamma", 0.1),
+            config.numbers("step") if not isinstance(config.raw("step"), int) else [],
+        )
         if not steps:
             every = config.count("step")
             last = float(str(draft.values[LR + "max_epoch"]))

@@ -96,7 +96,9 @@ def _take_1x(config: Source, draft: Draft, gpus: int | None) -> None:
     random = config.part("randomness")
     if "seed" in random:
         draft.exact("seed", random.count("seed"), random, "seed")
-    draft.exact("deterministic", random.flag("deterministic", False), random, *(["deterministic"] if random.values else []))
+    draft.exact(
+        "deterministic", random.flag("deterministic", False), random, *(["deterministic"] if random.values else [])
+    )
     random.skip("diff_rank_seed")
 
 
@@ -118,7 +120,9 @@ def _run_1x(config: Source, draft: Draft, repeat: int) -> None:
     if wrapper.text("type", "OptimWrapper") == "AmpOptimWrapper":
         draft.exact("precision", "fp16", wrapper, "type")
     if wrapper.count("accumulative_counts", 1) != 1:
-        draft.left_out(wrapper, "accumulative_counts", note="write batch_size and shards that make the same global batch")
+        draft.left_out(
+            wrapper, "accumulative_counts", note="write batch_size and shards that make the same global batch"
+        )
     wrapper.skip("type", "loss_scale", "dtype", "accumulative_counts")
 
 
@@ -258,15 +262,24 @@ def _batch(config: Source, loader: Source, size: str, workers: str, draft: Draft
         draft.note("GPUs", f"not in the file; shards = {GPUS} is their habit, --gpus N sets it")
     draft.values["reference_batch"] = base or batch * int(str(draft.values["shards"]))
     if scale.flag("enable", False):
-        draft.left_out(scale, "enable", note="no rate changes with the batch; another batch than reference_batch is remarked on")
+        draft.left_out(
+            scale, "enable", note="no rate changes with the batch; another batch than reference_batch is remarked on"
+        )
     scale.skip("enable", "base_batch_size")
 
 
 def _no_training(config: Source, draft: Draft) -> None:
     """A config that only tests: the required keys get numbers of ours."""
-    draft.note("train_dataloader", "the file has no training part: batch, rate, length and training list are placeholders")
+    draft.note(
+        "train_dataloader", "the file has no training part: batch, rate, length and training list are placeholders"
+    )
     remark = "placeholder: their file has no training part"
-    given = {"batch_size": 8, "lr_scheduler.type": "COSINE", "lr_scheduler.base_lr": 0.0005, "lr_scheduler.max_epoch": 75}
+    given = {
+        "batch_size": 8,
+        "lr_scheduler.type": "COSINE",
+        "lr_scheduler.base_lr": 0.0005,
+        "lr_scheduler.max_epoch": 75,
+    }
     given |= {"val_freq_epochs": 5, "train_source": "train.txt", "train_root": "."}
     for key, value in given.items():
         draft.ours_only(key, value, remark)
@@ -278,7 +291,9 @@ def _no_training(config: Source, draft: Draft) -> None:
     if step is None:
         config.fail("test_dataloader", "says not which frames a clip has")
     is_3d = config.part("model").text("type") == "Recognizer3D"
-    draft.exact("model.num_segments", 1 if is_3d else step.count("num_clips", 1), step, *([] if is_3d else ["num_clips"]))
+    draft.exact(
+        "model.num_segments", 1 if is_3d else step.count("num_clips", 1), step, *([] if is_3d else ["num_clips"])
+    )
     draft.exact("data.sampling", "mm1", step, "type")
     draft.exact("data.clip_len", step.count("clip_len", 1), step, "clip_len")
     draft.exact("data.frame_interval", step.count("frame_interval", 1), step, "frame_interval")
@@ -291,7 +306,16 @@ def _idle(config: Source, draft: Draft) -> None:
     for key, why in IDLE.items():
         if key in config.values:
             draft.left_out(config, key, note=why)
-    tops = ("model", "data", "optim_wrapper", "optimizer", "train_dataloader", "train_cfg", "param_scheduler", "lr_config")
+    tops = (
+        "model",
+        "data",
+        "optim_wrapper",
+        "optimizer",
+        "train_dataloader",
+        "train_cfg",
+        "param_scheduler",
+        "lr_config",
+    )
     tops += ("optimizer_config", "auto_scale_lr", "randomness", "log_config", "evaluation")
     for key in config.values:
         if key not in tops:

@@ -76,7 +76,9 @@ def _model(config: Source, draft: Draft) -> None:
     multigrid = config.part("MULTIGRID")
     for key in ("SHORT_CYCLE", "LONG_CYCLE"):
         if multigrid.flag(key, False):
-            multigrid.fail(key, "batches whose clips change their size are not here; import the config without multigrid")
+            multigrid.fail(
+                key, "batches whose clips change their size are not here; import the config without multigrid"
+            )
     is_fast = arch == "slowfast"
     draft.exact("model.type", "slowfast" if is_fast else "slowonly", model, "ARCH")
     draft.built_in(model, "MODEL_NAME")
@@ -134,10 +136,16 @@ def _temporal_kernels(resnet: Source, draft: Draft, depth: int, is_fast: bool) -
     """How many blocks of a stage have a temporal kernel: all, but for res4 of a ResNet-101."""
     key = "NUM_BLOCK_TEMP_KERNEL"
     stages = _stages(resnet, key) or [[number] * (1 + is_fast) for number in (3, 4, 6, 3)]  # their defaults
-    if len(stages) != 4 or any(len(stage) != 1 + is_fast or not all(isinstance(n, int) for n in stage) for stage in stages):
+    if len(stages) != 4 or any(
+        len(stage) != 1 + is_fast or not all(isinstance(n, int) for n in stage) for stage in stages
+    ):
         resnet.wrong(key, "a list of four stages with a number for each pathway")
-    counts = [[min(int(str(number)), most) for number in stage] for stage, most in zip(stages, BLOCKS[depth], strict=True)]
-    if any(number != most for at in (0, 1, 3) for number, most in zip(counts[at], (BLOCKS[depth][at],) * 2, strict=False)):
+    counts = [
+        [min(int(str(number)), most) for number in stage] for stage, most in zip(stages, BLOCKS[depth], strict=True)
+    ]
+    if any(
+        number != most for at in (0, 1, 3) for number, most in zip(counts[at], (BLOCKS[depth][at],) * 2, strict=False)
+    ):
         resnet.fail(key, "only res4 can have blocks without a temporal kernel here")
     all_of_them, (slow, *fast) = BLOCKS[depth][2], counts[2]
     if not is_fast and slow != all_of_them:
@@ -173,7 +181,9 @@ def _non_local(part: Source, draft: Draft, is_fast: bool) -> None:
         draft.built_in(part, "LOCATION", "GROUP", "INSTANTIATION", note="no non-local blocks")
         return
     if others or slow != [(), (1, 3), (1, 3, 5), ()] or draft.values["model.backbone"] != "resnet50":
-        part.fail("LOCATION", "blocks stand after [1, 3] of res3 and [1, 3, 5] of res4 of a ResNet-50's Slow pathway here")
+        part.fail(
+            "LOCATION", "blocks stand after [1, 3] of res3 and [1, 3, 5] of res4 of a ResNet-50's Slow pathway here"
+        )
     form = part.text("INSTANTIATION", "dot_product")
     ours = {"softmax": "embedded_gaussian", "dot_product": "dot_product"}.get(form)
     if ours is None:
@@ -202,7 +212,9 @@ def _data(config: Source, draft: Draft) -> None:
         draft.left_out(data, "TARGET_FPS", note="clips are stretched to 30 frames a second here")
     draft.built_in(data, "TARGET_FPS")
     draft.exact("augmentation.input_size", data.count("TRAIN_CROP_SIZE", 224), data, "TRAIN_CROP_SIZE")
-    mean, std = ([round(x, 6) for x in data.numbers(key, [usual] * 3)] for key, usual in (("MEAN", 0.45), ("STD", 0.225)))
+    mean, std = (
+        [round(x, 6) for x in data.numbers(key, [usual] * 3)] for key, usual in (("MEAN", 0.45), ("STD", 0.225))
+    )
     draft.exact("augmentation.mean", mean, data, *_given(data, "MEAN"))
     draft.exact("augmentation.std", std, data, *_given(data, "STD"))
     draft.exact("data.flip", data.flag("RANDOM_FLIP", True), data, *_given(data, "RANDOM_FLIP"))
@@ -243,7 +255,9 @@ def _lists(data: Source, train: Source, draft: Draft) -> None:
         draft.exact(f"{role}_source", file, data, *_given(data, "PATH_TO_DATA_DIR"))
         draft.exact(f"{role}_root", root, data, *_given(data, "PATH_PREFIX"))
     if data.text("PATH_LABEL_SEPARATOR", " ") != " ":
-        draft.left_out(data, "PATH_LABEL_SEPARATOR", note="path and label are separated by a space here: write the lists again")
+        draft.left_out(
+            data, "PATH_LABEL_SEPARATOR", note="path and label are separated by a space here: write the lists again"
+        )
     kind = train.text("DATASET", "kinetics")
     if kind.lower() in ("ssv2", "charades"):
         draft.other("data.reader", "frames", train, "DATASET", note="give lists of `folder frames label`")
@@ -269,7 +283,9 @@ def _batch(config: Source, draft: Draft, gpus: int | None) -> int:
         draft.exact("shards", shards, config, *_given(config, "NUM_GPUS", "NUM_SHARDS"))
     draft.other("batch_size", total // shards, train, "BATCH_SIZE", note="of one GPU here, of one machine there")
     draft.values["reference_batch"] = total
-    draft.exact("workers", config.part("DATA_LOADER").count("NUM_WORKERS", 8), config.part("DATA_LOADER"), "NUM_WORKERS")
+    draft.exact(
+        "workers", config.part("DATA_LOADER").count("NUM_WORKERS", 8), config.part("DATA_LOADER"), "NUM_WORKERS"
+    )
     draft.exact("val_freq_epochs", train.count("EVAL_PERIOD", 10), train, "EVAL_PERIOD")
     draft.exact("seed", max(config.count("RNG_SEED", 1), 0), config, *_given(config, "RNG_SEED"))
     return machines
@@ -322,7 +338,9 @@ def _rates(solver: Source, draft: Draft, factor: int) -> None:
     draft.exact(LR + "base_lr", solver.number("WARMUP_START_LR", 0.01) * factor, solver, "WARMUP_START_LR")
     draft.exact(LR + "warmup_lr", peak, solver, "BASE_LR")
     after = policy == "cosine" and solver.flag("COSINE_AFTER_WARMUP", False)
-    draft.exact(LR + "warmup_type", "to_peak" if after else "to_schedule", solver, *_given(solver, "COSINE_AFTER_WARMUP"))
+    draft.exact(
+        LR + "warmup_type", "to_peak" if after else "to_schedule", solver, *_given(solver, "COSINE_AFTER_WARMUP")
+    )
     solver.skip("WARMUP_FACTOR")
 
 
@@ -344,7 +362,9 @@ def _augmentation(config: Source, draft: Draft) -> None:
         draft.other("augmentation.randaugment", aug.text("AA_TYPE", "rand-m9-mstd0.5-inc1"), aug, "AA_TYPE", note=note)
         probability = aug.number("RE_PROB", 0.25)
         if probability:
-            draft.other("augmentation.random_erasing", [probability, 0.02, 0.333333, 0.3], aug, "RE_PROB", note="timm's areas")
+            draft.other(
+                "augmentation.random_erasing", [probability, 0.02, 0.333333, 0.3], aug, "RE_PROB", note="timm's areas"
+            )
             draft.exact("augmentation.random_erasing_mode", "pixel", aug, "RE_MODE")
         if aug.count("NUM_SAMPLE", 1) != 1:
             draft.left_out(aug, "NUM_SAMPLE", note="a video gives one clip in a step here")
@@ -368,7 +388,12 @@ def _batch_norm(norm: Source, solver: Source, draft: Draft, shards: int) -> None
     adamw = draft.values.get("optimizer.type") == "adamw"
     flat = solver.flag("ZERO_WD_1D_PARAM", False)
     if not adamw and (flat or (decay == 0 and general)):
-        draft.exact("no_wd", True if flat else "bn", norm if not flat else solver, "ZERO_WD_1D_PARAM" if flat else "WEIGHT_DECAY")
+        draft.exact(
+            "no_wd",
+            True if flat else "bn",
+            norm if not flat else solver,
+            "ZERO_WD_1D_PARAM" if flat else "WEIGHT_DECAY",
+        )
     elif decay != general and not adamw:
         draft.left_out(norm, "WEIGHT_DECAY", note="batch norm has the decay of the other weights here, or none")
     norm.skip("WEIGHT_DECAY")

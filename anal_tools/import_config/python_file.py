@@ -20,7 +20,7 @@ from utils.faults import UserError, refuse_odd_file
 
 MAX_BYTES = 200_000  # of a file
 MAX_FILES = 50
-MAX_VALUES = 100_000  # of all files together; every use of a name counts
+MAX_VALUES = 20_000  # of all files together; every use of a name counts
 MAX_DEPTH = 40
 MAX_NUMBER = 1e18
 LETTERS_A_VALUE = 100  # a longer text counts as several values
@@ -180,7 +180,9 @@ class _File:
             self.fail(node, "_base_ must be a path or a list of them")
         for name in names:
             if not isinstance(name, str) or "::" in name or "://" in name or not name.endswith(".py"):
-                self.fail(node, f"_base_ {str(name)[:200]!r} is no path of a .py file; copy the file here and name its path")
+                self.fail(
+                    node, f"_base_ {str(name)[:200]!r} is no path of a .py file; copy the file here and name its path"
+                )
             file = self.file.parent / name
             if not file.is_file():
                 self.fail(node, f"its _base_ {name} is missing: there is no file {file}")
@@ -257,10 +259,9 @@ class _File:
         if isinstance(function, ast.Name) and function.id == "dict" and len(node.args) <= 1:
             given = [*((None, value) for value in node.args), *((word.arg, word.value) for word in node.keywords)]
             return self.pairs(given, depth)
-        copied = isinstance(function, ast.Attribute) and function.attr == "copy" and isinstance(function.value, ast.Name)
-        if copied and not node.args and not node.keywords:
+        if isinstance(function, ast.Attribute) and function.attr == "copy" and not node.args and not node.keywords:
             return self.value(function.value, depth)
-        self.refuse(node)
+        return self.refuse(node)
 
     def unary(self, node: ast.UnaryOp, depth: int) -> Value:
         value = self.value(node.operand, depth)
@@ -337,7 +338,7 @@ class _File:
         inner = node.elts[0]
         if len(node.elts) == 1 and isinstance(inner, ast.Set) and len(inner.elts) == 1:
             return self.of_base(inner.elts[0])
-        self.refuse(node, "a set")
+        return self.refuse(node, "a set")
 
     # ----------------------------------------------------------------------------------------------------------- limits
 

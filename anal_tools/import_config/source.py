@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from utils.faults import UserError
 
@@ -21,9 +21,7 @@ class Source:
         read: dotted names that were looked at; shared by all parts of a file.
     """
 
-    def __init__(
-        self, file: Path, values: Mapping[object, object], name: str = "", read: set[str] | None = None
-    ) -> None:
+    def __init__(self, file: Path, values: Mapping[Any, object], name: str = "", read: set[str] | None = None) -> None:
         self.file, self.values, self.name = file, values, name
         self.read: set[str] = set() if read is None else read
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -55,9 +56,10 @@ class Peer:
         self.process = process
         self.folder = Path(str(self.ask("where")))
 
-    def ask(self, what: str, **request: object) -> object:
+    def ask(self, what: str, **request: object) -> Any:  # what JSON holds
         """Return the answer to a request."""
-        assert self.process.stdin and self.process.stdout
+        assert self.process.stdin
+        assert self.process.stdout
         self.process.stdin.write(json.dumps({"do": what, **request}) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
@@ -73,7 +75,13 @@ def peer() -> Iterator[Peer]:
         argv = [PYTHON, str(WORKER)]
         env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
         with subprocess.Popen(
-            argv, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            argv,
+            cwd=folder,
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
         ) as process:
             try:
                 yield Peer(process)
@@ -179,7 +187,10 @@ def same_as_built() -> dict:
             }
     limits = {"frames": 0, "boxes": 0, "rates": 1e-3, "groups": 0}
     wrong = [
-        f"{name}: {what}" for name, one in found.items() for what, most in limits.items() if not one[what]["differ"] <= most
+        f"{name}: {what}"
+        for name, one in found.items()
+        for what, most in limits.items()
+        if not one[what]["differ"] <= most
     ]
     return {"measured": {"configs": len(found), "different": wrong, "found": found}, "holds": not wrong}
 
@@ -214,7 +225,9 @@ def _boxes(theirs: Peer, file: Path, cfg) -> dict:  # noqa: ANN001
     for mine, box in zip(ours, theirs.ask("boxes", file=str(file), part="train", videos=asked), strict=True):
         differ += mine != box[0]
     sizes = [crops.mma_rescale(w, h, cfg.augmentation.test_resize) for w, h in FRAMES]
-    for (w, h), box in zip(sizes, theirs.ask("boxes", file=str(file), part="val", videos=[(*s, []) for s in sizes]), strict=True):
+    for (w, h), box in zip(
+        sizes, theirs.ask("boxes", file=str(file), part="val", videos=[(*s, []) for s in sizes]), strict=True
+    ):
         differ += list(crops.mma_center(w, h, cfg.augmentation.input_size)) != box[0]
     return {"boxes": len(asked) + len(sizes), "differ": differ}
 
@@ -278,7 +291,11 @@ ROWS = {
         "equal; rates to 1e-3",
         same_as_built,
     ),
-    "pyslowfast_converts": ("PySlowFast's Kinetics configs of SlowFast and Slow", ">= 90 % convert", pyslowfast_converts),
+    "pyslowfast_converts": (
+        "PySlowFast's Kinetics configs of SlowFast and Slow",
+        ">= 90 % convert",
+        pyslowfast_converts,
+    ),
 }
 
 
