@@ -38,8 +38,8 @@ class Draft:
     """Our keys so far.
 
     Attributes:
-        values: dotted key of ours -> value.
-        comments: dotted key of ours -> remark behind it in the file.
+        values: our dotted key -> value.
+        comments: our dotted key -> remark behind it in the file.
         rows: of the table.
         test: options of `eval.sh` that repeat their test; "" where they have none.
     """
@@ -76,7 +76,7 @@ class Draft:
         self.rows.append(Row(EXACT, theirs, f"eval.sh local 1 {self.test}", ""))
 
     def ours_only(self, ours: str, value: object, comment: str) -> None:
-        """Set a key of ours that their file says nothing about."""
+        """Set one of our keys that their file says nothing about."""
         self.values[ours] = value
         self.comments[ours] = comment
 

@@ -68,7 +68,7 @@ def take_model(model: Source, draft: Draft) -> None:
     """Fill `model.*`.
 
     Raises:
-        UserError: a network that is none of ours.
+        UserError: a network that we do not have.
     """
     backbone, head = model.part("backbone"), model.part("cls_head")
     name = backbone.text("type")
@@ -390,7 +390,7 @@ def _loss(head: Source, draft: Draft) -> None:
 
 
 def _loose_ends(model: Source, backbone: Source, draft: Draft) -> None:
-    """Normalisation and what is said of training and test."""
+    """Normalisation, and options of training and test."""
     pre = model.part("data_preprocessor")
     if pre.values:
         normalisation(pre, draft)

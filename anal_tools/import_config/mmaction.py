@@ -1,4 +1,4 @@
-"""A config of MMAction2, 0.x or 1.x, as an experiment of ours."""
+"""A config of MMAction2, 0.x or 1.x, as one of our experiments."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anal_tools.import_config.mm_pipeline import take_test, take_training, take_
 from anal_tools.import_config.source import Source
 from utils.faults import UserError
 
-GPUS = 8  # what their file names and rates assume where nothing else is said
+GPUS = 8  # what their file names and rates assume where nothing else is given
 # Keys with nothing to take over, and why.
 IDLE = {
     "default_scope": "names of their registry",
@@ -22,8 +22,8 @@ IDLE = {
     "vis_backends": "curves are always written to events/",
     "visualizer": "curves are always written to events/",
     "log_level": "one log, log.txt",
-    "resume": "a run that is started again goes on by itself",
-    "resume_from": "a run that is started again goes on by itself",
+    "resume": "a run that is started again continues by itself",
+    "resume_from": "a run that is started again continues by itself",
     "work_dir": "the experiment folder",
     "dist_params": "the launcher sets up processes and backends",
     "workflow": "training and validation, always",
@@ -269,7 +269,7 @@ def _batch(config: Source, loader: Source, size: str, workers: str, draft: Draft
 
 
 def _no_training(config: Source, draft: Draft) -> None:
-    """A config that only tests: the required keys get numbers of ours."""
+    """A config that only tests: the required keys get our own numbers."""
     draft.note(
         "train_dataloader", "the file has no training part: batch, rate, length and training list are placeholders"
     )
@@ -300,7 +300,7 @@ def _no_training(config: Source, draft: Draft) -> None:
 
 
 def _idle(config: Source, draft: Draft) -> None:
-    """List everything that nobody has asked for: idle keys of theirs with the reason, helpers of the file without."""
+    """List everything that was not asked for: idle keys of theirs with the reason, helpers of the file without."""
     if config.raw("load_from"):
         draft.left_out(config, "load_from", note="download the file and give its path in model.pretrained")
     for key, why in IDLE.items():

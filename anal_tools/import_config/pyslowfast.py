@@ -1,4 +1,4 @@
-"""A YAML config of PySlowFast as an experiment of ours. Keys that a file leaves out have the defaults of `defaults.py`.
+"""A YAML config of PySlowFast as one of our experiments. Keys that a file leaves out have the defaults of `defaults.py`.
 
 The file is read by `utils.config.yaml_lines`: plain values only, limited in size and depth. A key that stands twice is
 an error, though PySlowFast takes the last one: the two seldom say the same.
@@ -430,13 +430,13 @@ def _test(config: Source, draft: Draft) -> None:
 
 
 def _rest(config: Source, draft: Draft) -> None:
-    """List everything that nobody has asked for."""
+    """List everything that was not asked for."""
     train = config.part("TRAIN")
     if train.raw("ENABLE") is False:
         draft.left_out(train, "ENABLE", note="train.sh trains; for their test alone run eval.sh")
     train.skip("ENABLE")
     draft.left_out(train, "CHECKPOINT_PERIOD", note="checkpoints are written every save_minutes and at each validation")
-    draft.left_out(train, "AUTO_RESUME", note="a run that is started again goes on by itself")
+    draft.left_out(train, "AUTO_RESUME", note="a run that is started again continues by itself")
     draft.built_in(config.part("DATA"), "INPUT_CHANNEL_NUM", note="frames are RGB")
     draft.left_out(config.part("DATA"), "DECODING_BACKEND", note="data.reader says it")
     config.part("DATA_LOADER").skip("PIN_MEMORY")

@@ -110,7 +110,7 @@ class Source:
     # ------------------------------------------------------------------------------------------------------------- rest
 
     def unread(self) -> Iterator[tuple[str, object]]:
-        """Give (dotted name, value) of everything that nobody has asked for."""
+        """Give (dotted name, value) of everything that was not asked for."""
         yield from _unread(self.name, self.values, self.read)
 
 

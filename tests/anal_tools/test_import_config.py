@@ -1,4 +1,4 @@
-"""`main.py import`: configs in MMAction2's and PySlowFast's form, written for these tests, as experiments of ours."""
+"""`main.py import`: configs in MMAction2's and PySlowFast's form, written for these tests, as our experiments."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The other side of `foreign_configs.py`: MMAction2 1.2.0 in a process of its own, answering lines of JSON.
 
-It imports nothing of ours, and runs in a folder of its own, for our `datasets` and `utils` hide packages of these
+It imports none of our code, and runs in a folder of its own, for our `datasets` and `utils` hide packages of these
 names. Where MMAction2 draws random numbers, `Uniforms` gives it the uniforms of the request in the same form, so that
 both sides can be compared box by box; all arithmetic on them is MMAction2's.
 """
