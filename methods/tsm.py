@@ -20,6 +20,7 @@ from methods import _backbones
 from methods._non_local import FramesNonLocal, add_non_local
 from methods.tsn import TSN
 from networks.mobilenet import InvertedResidual, MobileNetV2
+from networks.mobileone import MobileOne, Unit
 from networks.pooling import max_pool3d
 from networks.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -153,9 +154,10 @@ def insert_shift(
 
     * ResNet: blocks 0, n_round, 2*n_round, ... of every stage.
     * MobileNetV2: the blocks that expand and have a shortcut (10 of 17).
+    * MobileOne: all units behind the stem, before all of their branches (MMAction2).
 
     Args:
-        backbone: ResNet or MobileNetV2 of `networks`; changed in place, no parameter is added or renamed.
+        backbone: ResNet, MobileNetV2 or MobileOne of `networks`; changed in place, no parameter is added or renamed.
         num_segments: T.
         shift_div, direction: see `temporal_shift`.
         n_round: None for the authors' rule: 2 where layer3 has 23 blocks or more, else 1.
@@ -184,6 +186,12 @@ def insert_shift(
         for block in backbone.features.children():
             if isinstance(block, InvertedResidual) and block.expands and block.use_res_connect:
                 block.branch_input = TemporalShift(num_segments, shift_div, direction)
+    elif isinstance(backbone, MobileOne):
+        if temporal_pool or n_round not in (None, 1):
+            raise ValueError("temporal_pool and n_round are options of TSM on a ResNet, not on mobileone_s4")
+        for unit in backbone.stages.modules():  # the stem's three channels are too few to shift
+            if isinstance(unit, Unit):
+                unit.branch_input = TemporalShift(num_segments, shift_div, direction)
     else:
         raise ValueError(f"tsm does not know where to shift in a {type(backbone).__name__}")
     return backbone
@@ -210,7 +218,7 @@ def build(
     """TSM on RGB frames (Lin et al. 2019, arXiv:1811.08383); ResNet-50, 8 frames: 24,327,632 parameters, 32.9 GMAC.
 
     Args:
-        backbone: resnet18 ... resnet152 or mobilenetv2.
+        backbone: resnet18 ... resnet152, mobilenetv2 or mobileone_s4.
         num_class: K.
         num_segments: T.
         dropout: probability before the classifier, applied in each frame (0.5; 0.8 for UCF101 and HMDB51).

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 
 from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.source import Source, shown
+from methods.fetch import FILES
 
 NON_LOCAL = ((0, 0, 0), (1, 0, 1, 0), (1, 0, 1, 0, 1, 0), (0, 0, 0))  # every second block of res3 and res4
+TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet161")
 TRANSFORMERS = {
     (384, 12, 6): "vit3d_small",
     (768, 12, 12): "vit3d_base",
@@ -72,7 +74,7 @@ def take_model(model: Source, draft: Draft) -> None:
     """
     backbone, head = model.part("backbone"), model.part("cls_head")
     name = backbone.text("type")
-    kind = BACKBONES.get(name) or (_torchvision if re.fullmatch(r"torchvision\.resnet\d+", name) else None)
+    kind = BACKBONES.get(re.sub(r"^mm(cls|pretrain)\.", "", name))
     if kind is None:
         backbone.fail("type", f"{name!r} is none of the networks here ({', '.join(BACKBONES)})")
     model.skip("type")
@@ -148,8 +150,8 @@ def _weights(backbone: Source, draft: Draft) -> None:
         return
     network = str(draft.values["model.backbone"])
     text = str(start)
-    plain = f"{network.removesuffix('v2')}" in text.replace("_", "").lower() or start is True
-    if plain and "kinetics" not in text:
+    plain = network.removesuffix("v2") in text.replace("_", "").lower() or start is True
+    if plain and network in FILES and "kinetics" not in text:
         fetch = f"`python main.py fetch {network}`"
         note = f"weights of ImageNet, from {fetch}: perhaps another file than {text.rpartition('/')[2]}"
         draft.other("model.pretrained", True, backbone, key, note=note, comment=fetch)
@@ -167,10 +169,32 @@ def _resnet(backbone: Source, draft: Draft) -> str:
 
 
 def _torchvision(backbone: Source, draft: Draft) -> str:
-    name = backbone.text("type").removeprefix("torchvision.")
-    draft.exact("model.backbone", name, backbone, "type")
+    draft.exact("model.backbone", backbone.text("type").removeprefix("torchvision."), backbone, "type")
     _weights(backbone, draft)
     return "tsn"
+
+
+def _resnext(backbone: Source, draft: Draft) -> str:
+    draft.exact("model.backbone", "resnext101_32x4d", backbone, "type")
+    fixed(backbone, PLAIN_2D | {"depth": 101, "groups": 32, "width_per_group": 4}, draft)
+    _norms(backbone, draft, has_options=True)
+    _weights(backbone, draft)
+    return "tsn"
+
+
+def _mobileone(backbone: Source, draft: Draft) -> str:
+    draft.exact("model.backbone", "mobileone_s4", backbone, "type")
+    fixed(backbone, {"arch": "s4"}, draft)
+    draft.built_in(backbone, "deploy", note="the branches are joined in a deployed network, which changes no number")
+    _norms(backbone, draft, has_options=True)
+    _weights(backbone, draft)
+    return "tsn"
+
+
+def _mobileone_tsm(backbone: Source, draft: Draft) -> str:
+    _shift(backbone, draft)
+    _mobileone(backbone, draft)
+    return "tsm"
 
 
 def _resnet_tsm(backbone: Source, draft: Draft) -> str:
@@ -313,6 +337,10 @@ def _vit(backbone: Source, draft: Draft) -> str:
 BACKBONES: Mapping[str, Callable[[Source, Draft], str]] = {
     "ResNet": _resnet,
     "ResNetTSM": _resnet_tsm,
+    "ResNeXt": _resnext,
+    **dict.fromkeys((f"torchvision.{name}" for name in TORCHVISION), _torchvision),
+    "MobileOne": _mobileone,
+    "MobileOneTSM": _mobileone_tsm,
     "MobileNetV2": _mobilenet,
     "MobileNetV2TSM": _mobilenet_tsm,
     "ResNet3dSlowOnly": _slowonly,
