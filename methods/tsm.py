@@ -171,30 +171,42 @@ def insert_shift(
     if n_round is not None and n_round < 1:
         raise ValueError(f"n_round is {n_round}; it must be at least 1")
     if isinstance(backbone, ResNet):
-        step = n_round if n_round is not None else (2 if len(backbone.layer3) >= 23 else 1)
-        length = num_segments
-        for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
-            if temporal_pool and stage is backbone.layer2:
-                backbone.before_layer2 = TemporalPool(length)
-                length = (length + 1) // 2
-            for block in list(stage)[::step]:
-                assert isinstance(block, BasicBlock | Bottleneck)
-                block.branch_input = TemporalShift(length, shift_div, direction)
-    elif isinstance(backbone, MobileNetV2):
-        if temporal_pool or n_round not in (None, 1):
-            raise ValueError("temporal_pool and n_round are options of TSM on a ResNet, not on mobilenetv2")
-        for block in backbone.features.children():
-            if isinstance(block, InvertedResidual) and block.expands and block.use_res_connect:
-                block.branch_input = TemporalShift(num_segments, shift_div, direction)
-    elif isinstance(backbone, MobileOne):
-        if temporal_pool or n_round not in (None, 1):
-            raise ValueError("temporal_pool and n_round are options of TSM on a ResNet, not on mobileone_s4")
-        for unit in backbone.stages.modules():  # the stem's three channels are too few to shift
-            if isinstance(unit, Unit):
-                unit.branch_input = TemporalShift(num_segments, shift_div, direction)
-    else:
+        _shift_resnet(backbone, num_segments, shift_div, direction, n_round, temporal_pool)
+        return backbone
+    places = _small_places(backbone)
+    if places is None:
         raise ValueError(f"tsm does not know where to shift in a {type(backbone).__name__}")
+    if temporal_pool or n_round not in (None, 1):
+        name = "mobilenetv2" if isinstance(backbone, MobileNetV2) else "mobileone_s4"
+        raise ValueError(f"temporal_pool and n_round are options of TSM on a ResNet, not on {name}")
+    for place in places:
+        place.branch_input = TemporalShift(num_segments, shift_div, direction)
     return backbone
+
+
+def _shift_resnet(
+    backbone: ResNet, num_segments: int, shift_div: int, direction: str, n_round: int | None, temporal_pool: bool
+) -> None:
+    """See `insert_shift`."""
+    step = n_round if n_round is not None else (2 if len(backbone.layer3) >= 23 else 1)
+    length = num_segments
+    for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+        if temporal_pool and stage is backbone.layer2:
+            backbone.before_layer2 = TemporalPool(length)
+            length = (length + 1) // 2
+        for block in list(stage)[::step]:
+            assert isinstance(block, BasicBlock | Bottleneck)
+            block.branch_input = TemporalShift(length, shift_div, direction)
+
+
+def _small_places(backbone: nn.Module) -> list[InvertedResidual | Unit] | None:
+    """Return the blocks of a small network that shift; None for another kind of network."""
+    if isinstance(backbone, MobileNetV2):
+        blocks = (block for block in backbone.features.children() if isinstance(block, InvertedResidual))
+        return [block for block in blocks if block.expands and block.use_res_connect]
+    if isinstance(backbone, MobileOne):  # the stem's three channels are too few to shift
+        return [unit for unit in backbone.stages.modules() if isinstance(unit, Unit)]
+    return None
 
 
 def build(

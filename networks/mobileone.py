@@ -1,8 +1,8 @@
 """MobileOne-S4 (Vasu et al. 2023, arXiv:2206.04040, tables 2 and 3), in its training form.
 
-* A block is a depthwise 3x3 and a pointwise 1x1 unit. A unit sums a convolution, a 1x1 convolution (of the 3x3 unit) and
-  the identity (where the shape stays), each with a BN of its own; in front of a single convolution these are equal in
-  evaluation, which saves time and changes no number.
+* A block is a depthwise 3x3 and a pointwise 1x1 unit. A unit sums a convolution, a 1x1 convolution (in the 3x3 unit)
+  and the identity (where the shape stays), each with its own BN. In evaluation they equal one convolution; it is not
+  joined here.
 * The slot `branch_input` of every unit is an `nn.Identity` until a method fills it. It precedes all branches.
 """
 
@@ -35,7 +35,14 @@ class Unit(nn.Module):
     """Sum of the branches, squeeze-and-excitation if wanted, ReLU."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel: int, *, stride: int = 1, groups: int = 1, excite: bool = False
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        groups: int = 1,
+        excite: bool = False,
     ) -> None:
         super().__init__()
         self.branch_input: nn.Module = nn.Identity()

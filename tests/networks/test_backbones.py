@@ -127,7 +127,13 @@ def torchvision_model(name: str) -> nn.Module:
     return getattr(models, TORCHVISION_NAMES.get(name, name))()
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if not name.endswith("_vd") and name != "mobileone_s4"])
+OF_TORCHVISION = [name for name in FIGURES if not name.endswith("_vd") and name != "mobileone_s4"]
+LARGE = ("densenet161", "resnext101_32x4d")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in OF_TORCHVISION]
+)
 def test_same_numbers_as_torchvision(name: str) -> None:
     torch.manual_seed(0)
     theirs = torchvision_model(name).eval()
