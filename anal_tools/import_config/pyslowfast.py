@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from anal_tools.import_config.draft import Draft
+from anal_tools.import_config.python_file import Key
 from anal_tools.import_config.source import Source, shown
 from utils.config import yaml_lines
 from utils.faults import UserError
@@ -53,7 +54,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
     return draft
 
 
-def _values(file: Path) -> Mapping[object, object]:
+def _values(file: Path) -> Mapping[Key, object]:
     """Return the plain values of the file."""
     document = yaml_lines.read(file)
     if document.problems:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
+from anal_tools.import_config.python_file import Key
 from utils.faults import UserError
 
 Number = int | float
@@ -21,7 +22,7 @@ class Source:
         read: dotted names that were looked at; shared by all parts of a file.
     """
 
-    def __init__(self, file: Path, values: Mapping[Any, object], name: str = "", read: set[str] | None = None) -> None:
+    def __init__(self, file: Path, values: Mapping[Key, object], name: str = "", read: set[str] | None = None) -> None:
         self.file, self.values, self.name = file, values, name
         self.read: set[str] = set() if read is None else read
 
