@@ -163,14 +163,19 @@ class SlowFast(nn.Module):
 
 
 def _slow_and_fast(
-    backbone: str, fast_backbone: str, beta_inv: int, slow_options: dict[str, Any], fast_options: dict[str, Any]
+    backbone: str, fast_backbone: str, beta_inv: int, options: dict[str, Any], fast_temporal: int | None
 ) -> tuple[ResNet3d, ResNet3d]:
     """The two networks; the stages of the Slow one expect the lateral channels."""
     if beta_inv < 1 or WIDTH % beta_inv:
         raise ValueError(f"beta_inv is {beta_inv}; it must divide the {WIDTH} channels of the Slow pathway's stem")
-    fast = ResNet3d(fast_backbone, width=WIDTH // beta_inv, kernels=KERNELS_FAST, **fast_options)
+    fast = ResNet3d(
+        fast_backbone,
+        width=WIDTH // beta_inv,
+        kernels=KERNELS_FAST,
+        **(options | {"res4_temporal_blocks": fast_temporal}),
+    )
     first, second, third, fourth, _ = (FUSION_RATIO * channels for channels in fast.out_channels)
-    slow = ResNet3d(backbone, width=WIDTH, kernels=KERNELS_SLOW, lateral=(first, second, third, fourth), **slow_options)
+    slow = ResNet3d(backbone, width=WIDTH, kernels=KERNELS_SLOW, lateral=(first, second, third, fourth), **options)
     return slow, fast
 
 
@@ -218,10 +223,9 @@ def build(
         zero_init_residual: residual blocks start as identities.
     """
     frames = slow_frames(num_segments, alpha, slow_index)
-    slow_options = {"res4_temporal_blocks": res4_temporal_blocks, "zero_init_residual": zero_init_residual}
-    of_fast = res4_temporal_blocks if fast_res4_temporal_blocks is None else fast_res4_temporal_blocks
-    fast_options = slow_options | {"res4_temporal_blocks": of_fast}
-    slow, fast = _slow_and_fast(backbone, fast_backbone or backbone, beta_inv, slow_options, fast_options)
+    options = {"res4_temporal_blocks": res4_temporal_blocks, "zero_init_residual": zero_init_residual}
+    fast_temporal = res4_temporal_blocks if fast_res4_temporal_blocks is None else fast_res4_temporal_blocks
+    slow, fast = _slow_and_fast(backbone, fast_backbone or backbone, beta_inv, options, fast_temporal)
     if non_local is not None:
         add_non_local(slow, first=1, make=lambda channels: NonLocal(channels, non_local, scaled=True, pool_first=True))
     laterals = [
