@@ -278,7 +278,7 @@ def _slowfast(backbone: Source, draft: Draft) -> str:
     draft.exact("model.kwargs.fusion_kernel", slow.count("fusion_kernel", 5), slow, "fusion_kernel")
     draft.exact("model.kwargs.lateral_norm", slow.flag("lateral_norm", False), slow, "lateral_norm")
     draft.values |= {"model.kwargs.slow_index": "strided", "model.kwargs.slow_first": False}
-    for path, made in ((slow, SLOW | {"lateral": True}), (fast, FAST | {"base_channels": 64 // beta})):
+    for path, made in ((slow, SLOW | {"lateral": True}), (fast, FAST | {"base_channels": 64 // max(beta, 1)})):
         fixed(path, made | {"type": "resnet3d", "lateral_infl": 2, "pretrained": None}, draft)
         _norms(path, draft, has_options=False)
     zero = slow.flag("zero_init_residual", True)

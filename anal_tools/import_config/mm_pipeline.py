@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.mm_model import normalisation
 from anal_tools.import_config.source import Source
+from utils.faults import UserError
 
 # They decode, pack or change the layout, which has no counterpart that could differ.
 PLUMBING = (
@@ -18,8 +20,8 @@ CROPS = ("MultiScaleCrop", "RandomResizedCrop", "RandomCrop", "CenterCrop", "Thr
 ON_SOURCE = "the crop is cut from the source frame at once; shares of the frame stay the same"
 
 
-def take_training(steps: Sequence[Source], draft: Draft, era: int) -> None:
-    """Fill sampling, crop and augmentations from the training pipeline."""
+def take_training(steps: Sequence[Source], draft: Draft, era: int, file: Path) -> None:
+    """Fill sampling, crop and augmentations from the training pipeline of a file."""
     for step in steps:
         name = step.text("type")
         if name in PLUMBING:
@@ -32,6 +34,8 @@ def take_training(steps: Sequence[Source], draft: Draft, era: int) -> None:
                 TRAINING[name](step, draft)
         else:
             step.fail("type", f"{name!r} is no augmentation here; remove it, or write what comes nearest")
+    if "model.num_segments" not in draft.values:
+        raise UserError(f"{file}: the training pipeline does not say which frames a clip has ({', '.join(SAMPLERS)})")
     if "augmentation.crop" not in draft.values:
         draft.ours_only("augmentation.crop", "centre", "their pipeline has no crop")
     if "data.flip" not in draft.values:
@@ -83,7 +87,9 @@ def _resize(step: Source, draft: Draft) -> None:
     scale = step.numbers("scale")
     if step.flag("keep_ratio", True):
         draft.built_in(step, "scale", "keep_ratio", note=ON_SOURCE)
-        draft.values["augmentation.test_resize"] = int(max(1, min(side for side in scale if side > 0 and side < 1e6)))
+        draft.values["augmentation.test_resize"] = int(
+            max(1, min((side for side in scale if 0 < side < 1e6), default=256))
+        )
     else:
         draft.exact("augmentation.input_size", _side(step, "scale"), step, "scale", "keep_ratio")
 
@@ -137,9 +143,9 @@ def _flip(step: Source, draft: Draft) -> None:
         draft.other("data.flip", True, step, "flip_ratio", note="half of the clips are mirrored")
     labels = step.raw("flip_label_map")
     if labels:
-        if not isinstance(labels, Mapping):
-            step.wrong("flip_label_map", "a dict")
-        pairs = sorted([int(left), int(right)] for left, right in labels.items() if int(left) < int(right))
+        if not isinstance(labels, Mapping) or not all(isinstance(one, int) for pair in labels.items() for one in pair):
+            step.wrong("flip_label_map", "a dict of class numbers")
+        pairs = sorted([left, right] for left, right in labels.items() if left < right)
         if any(labels.get(right) != left for left, right in labels.items()):
             step.fail("flip_label_map", "classes are exchanged in pairs here")
         draft.exact("data.flip_labels", pairs, step, "flip_label_map")
@@ -258,6 +264,8 @@ def take_test(steps: Sequence[Source], draft: Draft, average: str) -> None:
     """Say which options of `eval.sh` repeat their test."""
     if not steps:
         return
+    if "model.num_segments" not in draft.values:
+        raise UserError(f"{steps[0].file}: no training pipeline says which frames a clip has ({', '.join(SAMPLERS)})")
     views = Views(steps, draft)
     place = steps[0].name.rpartition("[")[0]
     is_3d = draft.values["data.clip_len"] != 1 if "data.clip_len" in draft.values else False

@@ -196,13 +196,16 @@ def take_lr_config(config: Source, optimizer: Source, draft: Draft) -> None:
             config.number("gamma", 0.1),
             config.numbers("step") if not isinstance(config.raw("step"), int) else [],
         )
-        if not steps:
+        if isinstance(config.raw("step"), int):
             every = config.count("step")
             last = float(str(draft.values[LR + "max_epoch"]))
             steps = [float(at) for at in range(every, int(min(last, 1e4)), every)] if every > 0 else []
-        draft.exact(LR + "type", "STEP", config, "policy")
-        draft.exact(LR + "lr_epochs", steps, config, "step")
-        draft.exact(LR + "lr_mults", [gamma] * len(steps), config, "gamma")
+        if steps:
+            draft.exact(LR + "type", "STEP", config, "policy")
+            draft.exact(LR + "lr_epochs", steps, config, "step")
+            draft.exact(LR + "lr_mults", [gamma] * len(steps), config, "gamma")
+        else:
+            _constant(lr, draft)
     elif policy == "CosineAnnealing":
         draft.exact(LR + "type", "COSINE", config, "policy")
         low = config.number("min_lr") if "min_lr" in config else config.number("min_lr_ratio", 0) * lr
@@ -212,7 +215,7 @@ def take_lr_config(config: Source, optimizer: Source, draft: Draft) -> None:
         _constant(lr, draft)
     else:
         config.fail("policy", f"{policy!r} is no schedule here; there are step, CosineAnnealing and fixed")
-    config.skip("by_epoch", "policy")
+    config.skip("by_epoch", "policy", "step", "min_lr", "min_lr_ratio", "gamma")
     form = config.text("warmup")
     if not form:
         draft.exact(LR + "base_lr", lr, optimizer, "lr")

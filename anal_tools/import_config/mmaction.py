@@ -74,7 +74,7 @@ def _take_1x(config: Source, draft: Draft, gpus: int | None) -> None:
     train = config.part("train_dataloader")
     average = config.part("model").part("cls_head").text("average_clips") or "logit"
     if not train.values:
-        _no_training(config, draft)
+        _no_training(config, config.part("test_dataloader").part("dataset"), draft, 1)
     else:
         repeat = _dataset(train.part("dataset"), draft, "train", 1)
         _batch(config, train, "batch_size", "num_workers", draft, gpus)
@@ -130,16 +130,27 @@ def _run_1x(config: Source, draft: Draft, repeat: int) -> None:
 
 
 def _take_0x(config: Source, draft: Draft, gpus: int | None) -> None:
-    data, optimizer = config.part("data"), config.part("optimizer")
-    repeat = _dataset(data.part("train"), draft, "train", 0)
-    _batch(config, data, "videos_per_gpu", "workers_per_gpu", draft, gpus)
-    _dataset(data.part("val"), draft, "val", 0)
+    data = config.part("data")
+    if "train" in data:
+        repeat = _dataset(data.part("train"), draft, "train", 0)
+        _batch(config, data, "videos_per_gpu", "workers_per_gpu", draft, gpus)
+        _run_0x(config, draft, repeat)
+        _dataset(data.part("val"), draft, "val", 0)
+    else:
+        _no_training(config, data.part("test"), draft, 0)
+    if "val_source" not in draft.values:
+        _dataset(data.part("test"), draft, "val", 0)
     model = config.part("model")
     test = model.part("test_cfg") if "test_cfg" in model else config.part("test_cfg")
     head = model.part("cls_head")
     average = test.text("average_clips") or head.text("average_clips") or "logit"
     take_test(_pipeline(data.part("test")), draft, _average(average))
     data.skip("test", "val_dataloader", "test_dataloader", "train_dataloader", "test_videos_per_gpu")
+    data.skip("videos_per_gpu", "workers_per_gpu")
+
+
+def _run_0x(config: Source, draft: Draft, repeat: int) -> None:
+    optimizer = config.part("optimizer")
     epochs = config.count("total_epochs" if "total_epochs" in config else "max_epochs") * repeat
     draft.exact("lr_scheduler.max_epoch", epochs, config, "total_epochs")
     evaluation = config.part("evaluation")
@@ -193,7 +204,7 @@ def _dataset(dataset: Source, draft: Draft, role: str, era: int) -> int:
     _list(dataset, draft, role, kind)
     steps = _pipeline(dataset)
     if role == "train":
-        take_training(steps, draft, era)
+        take_training(steps, draft, era, dataset.file)
     else:
         take_validation(steps, draft)
     dataset.skip("pipeline", "modality", "start_index", "test_mode", "num_classes", "type", "delimiter")
@@ -268,11 +279,9 @@ def _batch(config: Source, loader: Source, size: str, workers: str, draft: Draft
     scale.skip("enable", "base_batch_size")
 
 
-def _no_training(config: Source, draft: Draft) -> None:
+def _no_training(config: Source, test: Source, draft: Draft, era: int) -> None:
     """A config that only tests: the required keys get our own numbers."""
-    draft.note(
-        "train_dataloader", "the file has no training part: batch, rate, length and training list are placeholders"
-    )
+    draft.note("training", "the file has no training part: batch, rate, length and training list are placeholders")
     remark = "placeholder: their file has no training part"
     given = {
         "batch_size": 8,
@@ -286,15 +295,14 @@ def _no_training(config: Source, draft: Draft) -> None:
     if draft.values["model.type"] == "videomae":
         draft.ours_only("optimizer.type", "adamw", remark)
         draft.ours_only("weight_decay", 0.05, remark)
-    test = config.part("test_dataloader").part("dataset")
     step = next((step for step in _pipeline(test) if step.text("type").endswith("SampleFrames")), None)
     if step is None:
-        config.fail("test_dataloader", "says not which frames a clip has")
+        test.fail("pipeline", "does not say which frames a clip has (SampleFrames)")
     is_3d = config.part("model").text("type") == "Recognizer3D"
-    draft.exact(
-        "model.num_segments", 1 if is_3d else step.count("num_clips", 1), step, *([] if is_3d else ["num_clips"])
-    )
-    draft.exact("data.sampling", "mm1", step, "type")
+    clips = 1 if is_3d else step.count("num_clips", 1)
+    draft.exact("model.num_segments", clips, step, *([] if is_3d else ["num_clips"]))
+    is_dense = step.text("type") == "DenseSampleFrames"
+    draft.exact("data.sampling", "tsm_dense" if is_dense else f"mm{era}", step, "type")
     draft.exact("data.clip_len", step.count("clip_len", 1), step, "clip_len")
     draft.exact("data.frame_interval", step.count("frame_interval", 1), step, "frame_interval")
 

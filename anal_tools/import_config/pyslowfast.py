@@ -175,7 +175,7 @@ def _slowfast(part: Source, draft: Draft) -> None:
 def _non_local(part: Source, draft: Draft, is_fast: bool) -> None:
     """Blocks after every second block of res3 and res4, in the Slow pathway."""
     stages = _stages(part, "LOCATION")
-    slow = [stage[0] for stage in stages]
+    slow = [stage[0] if stage else () for stage in stages]
     others = [place for stage in stages for place in stage[1:] if place]
     part.skip("GROUP", "POOL")
     if not any(slow) and not others:

@@ -254,14 +254,25 @@ class _File:
         return result
 
     def call(self, node: ast.Call, depth: int) -> Value:
-        """dict(...) and NAME.copy()."""
+        """dict(...), range(...) of a few numbers, and NAME.copy()."""
         function = node.func
+        if isinstance(function, ast.Name) and function.id == "range" and not node.keywords:
+            return self.range(node, self.items(node.args, depth))
         if isinstance(function, ast.Name) and function.id == "dict" and len(node.args) <= 1:
             given = [*((None, value) for value in node.args), *((word.arg, word.value) for word in node.keywords)]
             return self.pairs(given, depth)
         if isinstance(function, ast.Attribute) and function.attr == "copy" and not node.args and not node.keywords:
             return self.value(function.value, depth)
         return self.refuse(node)
+
+    def range(self, node: ast.Call, ends: list[Value]) -> list[Value]:
+        """Return the numbers of a range as a list."""
+        whole = [end for end in ends if isinstance(end, int)]
+        if not 1 <= len(whole) <= 3 or len(whole) != len(ends) or 0 in whole[2:]:
+            self.fail(node, "range takes one to three whole numbers")
+        numbers = range(*whole)
+        self.budget.spend(self.file, node.lineno, min(len(numbers), MAX_VALUES + 1))
+        return list(numbers)
 
     def unary(self, node: ast.UnaryOp, depth: int) -> Value:
         value = self.value(node.operand, depth)

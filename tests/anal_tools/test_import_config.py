@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 import main
-from anal_tools.import_config import verb
+from anal_tools.import_config import mmaction, pyslowfast, python_file, verb
 from anal_tools.import_config.draft import EXACT, NOT, OTHER, Draft
 from utils import config
 from utils.faults import UserError
@@ -309,6 +312,71 @@ def test_what_pyslowfast_says_and_cannot_be_taken_over(tmp_path: Path, old: str,
     assert old in PYSF
     assert words in refusal(tmp_path, PYSF.replace(old, new), "config.yaml")
     assert not Path("CANARY").exists()
+
+
+def places(value: object, path: tuple = ()) -> Iterator[tuple]:
+    """The path of everything in a nested value."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from places(inner, (*path, key))
+
+
+def changed(value: Any, path: tuple, new: object) -> object:
+    """A copy of a nested value with another one at a path; `...` removes it."""
+    if not path:
+        return new
+    items = dict(value) if isinstance(value, dict) else dict(enumerate(value))
+    items[path[0]] = changed(items[path[0]], path[1:], new)
+    items = {key: inner for key, inner in items.items() if inner is not ...}
+    return items if isinstance(value, dict) else type(value)(items.values())
+
+
+@pytest.mark.parametrize("base", ["1x", "0x", "test only"])
+def test_whatever_is_missing_or_odd_is_taken_over_or_named(tmp_path: Path, base: str) -> None:
+    """Every value of a config removed, and replaced by three others: an experiment or a UserError, nothing else."""
+    text = RUN_0X if base == "0x" else pipeline(more="dict(type='ColorJitter'),") + TSM + RUN_1X
+    (tmp_path / "whole.py").write_text(text)
+    whole = python_file.read(tmp_path / "whole.py")
+    if base == "test only":
+        whole = {key: whole[key] for key in ("model", "test_dataloader")}
+    file, outcomes = tmp_path / "config.py", set()
+    for path in list(places(whole)):
+        if str(path[0]).endswith(("_pipeline", "_cfg")) and len(path) > 1:
+            continue  # a name of the file itself, copied where it counts
+        for new in (..., "odd", -1, {"type": "odd"}):
+            tree = changed(whole, path, new)
+            assert isinstance(tree, dict)
+            file.write_text("\n".join(f"{key} = {value!r}" for key, value in tree.items()))
+            message = ""
+            try:
+                mmaction.convert(file).yaml([])
+            except UserError as error:
+                message = str(error)
+            assert "\n" not in message
+            outcomes.add("named" if message else "taken")
+    assert outcomes == {"taken", "named"}
+
+
+def test_odd_values_of_pyslowfast_are_taken_over_or_named(tmp_path: Path) -> None:
+    """The same for a YAML file."""
+    text = PYSF + "NONLOCAL: {LOCATION: [[[], []], [[1, 3], []], [[1, 3, 5], []], [[], []]]}\n"
+    whole, file, outcomes = (
+        yaml.safe_load(text.replace("DEPTH: 101", "DEPTH: 50").replace("[6, 23]", "[6, 6]")),
+        tmp_path / "a.yaml",
+        set(),
+    )
+    for path in list(places(whole)):
+        for new in (..., "odd", [], [[0]]):
+            file.write_text(yaml.safe_dump(changed(whole, path, new)))
+            message = ""
+            try:
+                pyslowfast.convert(file).yaml([])
+            except UserError as error:
+                message = str(error)
+            assert "\n" not in message
+            outcomes.add("named" if message else "taken")
+    assert outcomes == {"taken", "named"}
 
 
 def test_the_verb_writes_a_folder_or_only_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
