@@ -1,7 +1,8 @@
 """`main.py import` on the configs of MMAction2 1.2.0 and PySlowFast, beside what MMAction2 itself builds of them.
 
 `$ZOETROPE_MMACTION_PYTHON` names the interpreter of a virtual environment with mmaction2 1.2.0;
-`$ZOETROPE_PYSLOWFAST_CONFIGS` names a folder of PySlowFast's `configs/Kinetics`. Rows that need what is missing are not
+`$ZOETROPE_PYSLOWFAST_CONFIGS` names a folder of PySlowFast's `configs/Kinetics`, `$ZOETROPE_MMACTION0_CONFIGS` one of
+mmaction2 0.24.1's `configs/recognition`. Rows that need what is missing are not
 measured.
 """
 
@@ -24,6 +25,7 @@ from tests.benchmarks.rows import run_rows
 WORKER = Path(__file__).with_name("mmaction_worker.py")
 PYTHON = os.environ.get("ZOETROPE_MMACTION_PYTHON", "")
 PYSLOWFAST = os.environ.get("ZOETROPE_PYSLOWFAST_CONFIGS", "")
+MMACTION0 = os.environ.get("ZOETROPE_MMACTION0_CONFIGS", "")
 NO_MMACTION = {"measured": "not measured: $ZOETROPE_MMACTION_PYTHON names no interpreter with mmaction2", "holds": True}
 NO_PYSLOWFAST = {"measured": "not measured: $ZOETROPE_PYSLOWFAST_CONFIGS names no folder", "holds": True}
 
@@ -163,6 +165,16 @@ def pyslowfast_converts() -> dict:
     return {"measured": found, "holds": found["share"] >= 0.9 and len(files) >= 20}
 
 
+def mmaction0_converts() -> dict:
+    """The RGB configs of mmaction2 0.24.1."""
+    if not MMACTION0:
+        return {"measured": "not measured: $ZOETROPE_MMACTION0_CONFIGS names no folder", "holds": True}
+    folder = Path(MMACTION0)
+    files = sorted(file for family in FAMILIES for file in (folder / family).rglob("*.py") if "flow" not in file.name)
+    found = converted(folder, files)
+    return {"measured": found, "holds": found["share"] >= 0.9 and len(files) >= 100}
+
+
 # ------------------------------------------------------------------------------------------------ what MMAction2 builds
 
 
@@ -291,6 +303,11 @@ ROWS = {
         "frames, crops, rates, parameter groups beside what mmaction2 builds",
         "equal; rates to one iteration of a warm-up",
         same_as_built,
+    ),
+    "mmaction0_converts": (
+        "mmaction2 0.24.1: the same families",
+        ">= 90 % convert, the rest by key",
+        mmaction0_converts,
     ),
     "pyslowfast_converts": (
         "PySlowFast's Kinetics configs of SlowFast and Slow",
