@@ -39,6 +39,7 @@ VERBS = {
     "config": ("anal_tools.check_config", "print the resolved config and where each value is from; check its files"),
     "list": ("anal_tools.experiments", "all experiments: model, data, cost, and the accuracy others published"),
     "new": ("anal_tools.new", "make a new experiment folder from an existing one"),
+    "import": ("anal_tools.import_config.verb", "a config of MMAction2 or PySlowFast as one of our experiments"),
     "fetch": ("methods.fetch", "download pretrained weights into pretrained/"),
     "lists": ("datasets.lists.verb", "official annotation files of a data set as list files; what is missing"),
     "scan": ("datasets.scan.verb", "look at every file of a list: what can be read, real frame counts, copies"),

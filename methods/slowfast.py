@@ -163,12 +163,17 @@ class SlowFast(nn.Module):
 
 
 def _slow_and_fast(
-    backbone: str, fast_backbone: str, beta_inv: int, options: dict[str, Any]
+    backbone: str, fast_backbone: str, beta_inv: int, options: dict[str, Any], fast_temporal: int | None
 ) -> tuple[ResNet3d, ResNet3d]:
     """The two networks; the stages of the Slow one expect the lateral channels."""
     if beta_inv < 1 or WIDTH % beta_inv:
         raise ValueError(f"beta_inv is {beta_inv}; it must divide the {WIDTH} channels of the Slow pathway's stem")
-    fast = ResNet3d(fast_backbone, width=WIDTH // beta_inv, kernels=KERNELS_FAST, **options)
+    fast = ResNet3d(
+        fast_backbone,
+        width=WIDTH // beta_inv,
+        kernels=KERNELS_FAST,
+        **(options | {"res4_temporal_blocks": fast_temporal}),
+    )
     first, second, third, fourth, _ = (FUSION_RATIO * channels for channels in fast.out_channels)
     slow = ResNet3d(backbone, width=WIDTH, kernels=KERNELS_SLOW, lateral=(first, second, third, fourth), **options)
     return slow, fast
@@ -189,6 +194,7 @@ def build(
     slow_first: bool = True,
     fast_backbone: str | None = None,
     res4_temporal_blocks: int | None = None,
+    fast_res4_temporal_blocks: int | None = None,
     non_local: Literal["embedded_gaussian", "dot_product", "gaussian"] | None = None,
     fc_std: float = 0.01,
     zero_init_residual: bool = True,
@@ -210,6 +216,7 @@ def build(
         slow_first: order of the classifier's input columns.
         fast_backbone: None for the same depth as the Slow pathway.
         res4_temporal_blocks: blocks of res4 with a temporal kernel; None for all (6 in PySlowFast's R101 "50-50").
+        fast_res4_temporal_blocks: the same of the Fast pathway; None for as many (23 in PySlowFast's "50-101").
         non_local: None, "embedded_gaussian", "dot_product" or "gaussian": non-local blocks in res3 and res4 of the Slow
             pathway.
         fc_std: standard deviation of the classifier's initial weights.
@@ -217,7 +224,8 @@ def build(
     """
     frames = slow_frames(num_segments, alpha, slow_index)
     options = {"res4_temporal_blocks": res4_temporal_blocks, "zero_init_residual": zero_init_residual}
-    slow, fast = _slow_and_fast(backbone, fast_backbone or backbone, beta_inv, options)
+    fast_temporal = res4_temporal_blocks if fast_res4_temporal_blocks is None else fast_res4_temporal_blocks
+    slow, fast = _slow_and_fast(backbone, fast_backbone or backbone, beta_inv, options, fast_temporal)
     if non_local is not None:
         add_non_local(slow, first=1, make=lambda channels: NonLocal(channels, non_local, scaled=True, pool_first=True))
     laterals = [

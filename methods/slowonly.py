@@ -9,12 +9,17 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from methods import _backbones
 from methods._heads import class_scores, new_classifier, new_dropout
+from methods._non_local import NonLocal, add_non_local
 from methods.positions import window_means
 from networks.resnet3d import ResNet3d
+
+FORMS = ("pyslowfast", "mmaction2")
 
 
 class SlowOnly(nn.Module):
@@ -67,6 +72,8 @@ def build(
     num_segments: int,
     dropout: float = 0.5,
     pretrained: bool | str = False,
+    non_local: Literal["embedded_gaussian", "dot_product", "gaussian"] | None = None,
+    non_local_form: Literal["pyslowfast", "mmaction2"] = "pyslowfast",
     fc_std: float = 0.01,
     zero_init_residual: bool = True,
 ) -> SlowOnly:
@@ -79,9 +86,21 @@ def build(
         num_segments: T (4 or 8 in the paper).
         dropout: probability before the classifier.
         pretrained: see `methods.build`; 2D weights are inflated.
+        non_local: non-local blocks after every second block of res3 and res4 (see `methods/_non_local.py`).
+        non_local_form: "pyslowfast": after the second block of a stage first, and x is pooled before the projections;
+            "mmaction2": after the first block of a stage first, and the projections are pooled.
         fc_std: standard deviation of the classifier's initial weights.
         zero_init_residual: residual blocks start as identities; for training from scratch.
+
+    Raises:
+        ValueError: unknown `non_local_form`.
     """
     network = ResNet3d(backbone, zero_init_residual=zero_init_residual)
+    if non_local_form not in FORMS:
+        raise ValueError(f"non_local_form is {non_local_form!r}; it must be one of {', '.join(FORMS)}")
+    if non_local is not None:
+        early = non_local_form == "pyslowfast"
+        make = lambda channels: NonLocal(channels, non_local, scaled=True, pool_first=early)  # noqa: E731
+        add_non_local(network, first=int(early), make=make)
     model = SlowOnly(network, num_class=num_class, num_segments=num_segments, dropout=dropout, fc_std=fc_std)
     return _backbones.load(model, pretrained, backbone)

@@ -20,6 +20,7 @@ from methods import _backbones
 from methods._non_local import FramesNonLocal, add_non_local
 from methods.tsn import TSN
 from networks.mobilenet import InvertedResidual, MobileNetV2
+from networks.mobileone import MobileOne, Unit
 from networks.pooling import max_pool3d
 from networks.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -153,9 +154,10 @@ def insert_shift(
 
     * ResNet: blocks 0, n_round, 2*n_round, ... of every stage.
     * MobileNetV2: the blocks that expand and have a shortcut (10 of 17).
+    * MobileOne: all units behind the stem, before all of their branches (MMAction2).
 
     Args:
-        backbone: ResNet or MobileNetV2 of `networks`; changed in place, no parameter is added or renamed.
+        backbone: ResNet, MobileNetV2 or MobileOne of `networks`; changed in place, no parameter is added or renamed.
         num_segments: T.
         shift_div, direction: see `temporal_shift`.
         n_round: None for the authors' rule: 2 where layer3 has 23 blocks or more, else 1.
@@ -169,24 +171,42 @@ def insert_shift(
     if n_round is not None and n_round < 1:
         raise ValueError(f"n_round is {n_round}; it must be at least 1")
     if isinstance(backbone, ResNet):
-        step = n_round if n_round is not None else (2 if len(backbone.layer3) >= 23 else 1)
-        length = num_segments
-        for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
-            if temporal_pool and stage is backbone.layer2:
-                backbone.before_layer2 = TemporalPool(length)
-                length = (length + 1) // 2
-            for block in list(stage)[::step]:
-                assert isinstance(block, BasicBlock | Bottleneck)
-                block.branch_input = TemporalShift(length, shift_div, direction)
-    elif isinstance(backbone, MobileNetV2):
-        if temporal_pool or n_round not in (None, 1):
-            raise ValueError("temporal_pool and n_round are options of TSM on a ResNet, not on mobilenetv2")
-        for block in backbone.features.children():
-            if isinstance(block, InvertedResidual) and block.expands and block.use_res_connect:
-                block.branch_input = TemporalShift(num_segments, shift_div, direction)
-    else:
+        _shift_resnet(backbone, num_segments, shift_div, direction, n_round, temporal_pool)
+        return backbone
+    places = _small_places(backbone)
+    if places is None:
         raise ValueError(f"tsm does not know where to shift in a {type(backbone).__name__}")
+    if temporal_pool or n_round not in (None, 1):
+        name = "mobilenetv2" if isinstance(backbone, MobileNetV2) else "mobileone_s4"
+        raise ValueError(f"temporal_pool and n_round are options of TSM on a ResNet, not on {name}")
+    for place in places:
+        place.branch_input = TemporalShift(num_segments, shift_div, direction)
     return backbone
+
+
+def _shift_resnet(
+    backbone: ResNet, num_segments: int, shift_div: int, direction: str, n_round: int | None, temporal_pool: bool
+) -> None:
+    """See `insert_shift`."""
+    step = n_round if n_round is not None else (2 if len(backbone.layer3) >= 23 else 1)
+    length = num_segments
+    for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
+        if temporal_pool and stage is backbone.layer2:
+            backbone.before_layer2 = TemporalPool(length)
+            length = (length + 1) // 2
+        for block in list(stage)[::step]:
+            assert isinstance(block, BasicBlock | Bottleneck)
+            block.branch_input = TemporalShift(length, shift_div, direction)
+
+
+def _small_places(backbone: nn.Module) -> list[InvertedResidual | Unit] | None:
+    """Return the blocks of a small network that shift; None for another kind of network."""
+    if isinstance(backbone, MobileNetV2):
+        blocks = (block for block in backbone.features.children() if isinstance(block, InvertedResidual))
+        return [block for block in blocks if block.expands and block.use_res_connect]
+    if isinstance(backbone, MobileOne):  # the stem's three channels are too few to shift
+        return [unit for unit in backbone.stages.modules() if isinstance(unit, Unit)]
+    return None
 
 
 def build(
@@ -210,7 +230,7 @@ def build(
     """TSM on RGB frames (Lin et al. 2019, arXiv:1811.08383); ResNet-50, 8 frames: 24,327,632 parameters, 32.9 GMAC.
 
     Args:
-        backbone: resnet18 ... resnet152 or mobilenetv2.
+        backbone: resnet18 ... resnet152, mobilenetv2 or mobileone_s4.
         num_class: K.
         num_segments: T.
         dropout: probability before the classifier, applied in each frame (0.5; 0.8 for UCF101 and HMDB51).

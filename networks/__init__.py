@@ -16,8 +16,10 @@ from collections.abc import Callable
 from torch import nn
 
 from networks import vit3d
+from networks.densenet import densenet161
 from networks.mobilenet import mobilenetv2
-from networks.resnet import resnet18, resnet34, resnet50, resnet101, resnet152
+from networks.mobileone import mobileone_s4
+from networks.resnet import resnet18, resnet34, resnet50, resnet101, resnet152, resnext101_32x4d
 from networks.resnet_vd import resnet18_vd, resnet34_vd, resnet50_vd, resnet101_vd
 
 VIDEO: dict[str, Callable[..., nn.Module]] = {
@@ -38,6 +40,9 @@ BACKBONES: dict[str, Callable[..., nn.Module]] = {
     "resnet34_vd": resnet34_vd,
     "resnet50_vd": resnet50_vd,
     "resnet101_vd": resnet101_vd,
+    "resnext101_32x4d": resnext101_32x4d,
+    "densenet161": densenet161,
     "mobilenetv2": mobilenetv2,
+    "mobileone_s4": mobileone_s4,
     **VIDEO,
 }

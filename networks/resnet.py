@@ -1,4 +1,4 @@
-"""ResNet-18/34/50/101/152 in two dimensions (He et al. 2016, arXiv:1512.03385).
+"""ResNet-18/34/50/101/152 (He et al. 2016, arXiv:1512.03385) and ResNeXt-101 (Xie et al. 2017, arXiv:1611.05431), 2D.
 
 * Layout "v1.5": in a bottleneck the 3x3 convolution carries the stride, not the 1x1 before it (torchvision, mm
   `style='pytorch'`).
@@ -44,14 +44,15 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+    def __init__(self, in_channels: int, width: int, stride: int, *, groups: int = 1, inner: int | None = None) -> None:
         super().__init__()
+        inner = inner or width
         self.branch_input: nn.Module = nn.Identity()
-        self.conv1 = Conv2d(in_channels, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = Conv2d(width, width, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = Conv2d(width, width * self.expansion, 1, bias=False)
+        self.conv1 = Conv2d(in_channels, inner, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inner)
+        self.conv2 = Conv2d(inner, inner, 3, stride, padding=1, groups=groups, bias=False)
+        self.bn2 = nn.BatchNorm2d(inner)
+        self.conv3 = Conv2d(inner, width * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
         self.relu = nn.ReLU(inplace=True)
         self.downsample = _shortcut(in_channels, width * self.expansion, stride)
@@ -63,6 +64,13 @@ class Bottleneck(nn.Module):
         y = self.bn3(self.conv3(y))
         y += x if self.downsample is None else self.downsample(x)
         return self.relu(y)
+
+
+class Bottleneck32x4d(Bottleneck):
+    """A bottleneck whose 3x3 convolution has 32 groups, of 4 channels in the first stage (ResNeXt, table 1)."""
+
+    def __init__(self, in_channels: int, width: int, stride: int) -> None:
+        super().__init__(in_channels, width, stride, groups=32, inner=2 * width)
 
 
 class ResNet(nn.Module):
@@ -150,3 +158,8 @@ def resnet101(*, num_class: int | None = None) -> ResNet:
 def resnet152(*, num_class: int | None = None) -> ResNet:
     """ResNet-152: 60,192,808 parameters with 1000 classes, 11.6 GMAC at 224x224."""
     return ResNet(Bottleneck, (3, 8, 36, 3), num_class)
+
+
+def resnext101_32x4d(*, num_class: int | None = None) -> ResNet:
+    """ResNeXt-101 32x4d: 44,177,704 parameters with 1000 classes, 8.0 GMAC at 224x224."""
+    return ResNet(Bottleneck32x4d, (3, 4, 23, 3), num_class)

@@ -188,3 +188,12 @@ def test_wrong_arguments(options: dict, message: str) -> None:
 def test_a_clip_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="4 frames, this SlowFast was built for num_segments = 8"):
         build()(torch.zeros(1, 3, 4, 32, 32))
+
+
+def test_the_fast_pathway_can_keep_the_temporal_kernels_that_the_slow_one_lacks() -> None:
+    """PySlowFast's R101 "50-101": NUM_BLOCK_TEMP_KERNEL [6, 23] in res4."""
+    options = {"backbone": "resnet101", "res4_temporal_blocks": 6, "fast_res4_temporal_blocks": 23}
+    with torch.device("meta"):
+        pathways = build(num_class=400, num_segments=32, **options).backbone
+    counts = [sum(block.conv1.kernel_size[0] == 3 for block in path.layer3) for path in (pathways.slow, pathways.fast)]
+    assert counts == [6, 23]

@@ -91,3 +91,21 @@ def test_image_weights_are_inflated(tmp_path: Path) -> None:
 def test_wrong_arguments(options: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(**options)
+
+
+@pytest.mark.parametrize(
+    ("form", "places", "pool_first"),
+    [("mmaction2", [0, 2, 0, 2, 4], False), ("pyslowfast", [1, 3, 1, 3, 5], True)],
+)
+def test_non_local_blocks_stand_where_each_tool_puts_them(form: str, places: list[int], pool_first: bool) -> None:
+    with torch.device("meta"):
+        model = build(backbone="resnet50", num_class=400, non_local="dot_product", non_local_form=form)
+    found = {name: module for name, module in model.named_modules() if name.endswith("_non_local")}
+    assert [int(name.split(".")[-1].partition("_")[0]) for name in found] == places
+    assert {module.pool_first for module in found.values()} == {pool_first}
+    assert sum(p.numel() for p in model.parameters()) == 39_808_464, "as MMAction2 1.2.0 builds it"
+
+
+def test_an_unknown_non_local_form_is_named() -> None:
+    with pytest.raises(UserError, match="non_local_form"):
+        build(non_local="dot_product", non_local_form="caffe2")

@@ -98,6 +98,7 @@ def test_shift_refuses(options: dict, message: str) -> None:
         ("resnet101", {}, 18),
         ("resnet101", {"n_round": 1}, 33),
         ("mobilenetv2", {}, 10),
+        ("mobileone_s4", {}, 42),  # every unit behind the stem
     ],
 )
 def test_number_of_shifts(backbone: str, options: dict, count: int) -> None:
@@ -165,6 +166,8 @@ def test_a_clip_of_another_length_is_refused() -> None:
 def test_options_that_mobilenet_cannot_have() -> None:
     with pytest.raises(UserError, match="not on mobilenetv2"):
         build(backbone="mobilenetv2", temporal_pool=True)
+    with pytest.raises(UserError, match="not on mobileone_s4"):
+        build(backbone="mobileone_s4", temporal_pool=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own tracer does that

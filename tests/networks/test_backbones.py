@@ -8,6 +8,7 @@ from torch import nn
 
 from networks import BACKBONES
 from networks.mobilenet import InvertedResidual
+from networks.mobileone import Unit
 from utils import vision
 
 # name: (parameters with 1000 classes, with 400, state-dict tensors, GMAC per image at 224, feature channels)
@@ -21,6 +22,9 @@ FIGURES = {
     "resnet34_vd": (21_816_904, 21_509_104, 230, 3.912, 512),
     "resnet50_vd": (25_576_264, 24_346_864, 332, 4.353, 2048),
     "resnet101_vd": (44_568_392, 43_338_992, 638, 8.075, 2048),
+    "resnext101_32x4d": (44_177_704, 42_948_304, 626, 8.012, 2048),
+    "densenet161": (28_681_000, 27_355_600, 967, 7.787, 2208),
+    "mobileone_s4": (14_951_248, 13_721_848, 610, 3.041, 2048),  # timm's in training form
     "mobilenetv2": (3_504_872, 2_736_272, 314, 0.314, 1280),
 }
 TORCHVISION_NAMES = {"mobilenetv2": "mobilenet_v2"}
@@ -115,13 +119,46 @@ def test_initial_weights_keep_the_scale_of_the_signal(name: str) -> None:
             assert module.weight.std().item() == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if not name.endswith("_vd")])
+def torchvision_model(name: str) -> nn.Module:
+    """torchvision's network of our name; it has ResNeXt-101 only of 8 and 64 groups."""
+    models = vision.load("torchvision.models")
+    if name == "resnext101_32x4d":
+        return models.ResNet(models.resnet.Bottleneck, [3, 4, 23, 3], groups=32, width_per_group=4)
+    return getattr(models, TORCHVISION_NAMES.get(name, name))()
+
+
+OF_TORCHVISION = [name for name in FIGURES if not name.endswith("_vd") and name != "mobileone_s4"]
+LARGE = ("densenet161", "resnext101_32x4d")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in OF_TORCHVISION]
+)
 def test_same_numbers_as_torchvision(name: str) -> None:
     torch.manual_seed(0)
-    theirs = getattr(vision.load("torchvision.models"), TORCHVISION_NAMES.get(name, name))().eval()
+    theirs = torchvision_model(name).eval()
     ours = BACKBONES[name](num_class=1000).eval()
     assert list(ours.state_dict()) == list(theirs.state_dict())
     ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(ours(x), theirs(x), rtol=1e-5, atol=1e-5)
+
+
+def test_the_branches_of_mobileone_are_one_convolution() -> None:
+    """A convolution, a 1x1 convolution and the identity, each with its BN, are one convolution with a bias."""
+    torch.manual_seed(0)
+    unit = Unit(8, 8, 3, groups=8).double().eval()
+    for norm in (module for module in unit.modules() if isinstance(module, nn.BatchNorm2d)):
+        for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    kernel, bias = torch.zeros(8, 1, 3, 3).double(), torch.zeros(8).double()
+    centre = torch.zeros(8, 1, 3, 3).double()
+    centre[:, :, 1, 1] = 1
+    branches = ((unit.conv[0].weight, unit.conv[1]), (unit.scale[0].weight * centre, unit.scale[1]))
+    for weight, norm in (*branches, (centre, unit.identity)):
+        factor = norm.weight / (norm.running_var + norm.eps).sqrt()
+        kernel, bias = kernel + weight * factor[:, None, None, None], bias + norm.bias - norm.running_mean * factor
+    x = torch.randn(2, 8, 9, 7).double()
+    joined = torch.relu(nn.functional.conv2d(x, kernel, bias, padding=1, groups=8))
+    torch.testing.assert_close(unit(x), joined)

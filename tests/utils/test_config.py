@@ -250,6 +250,15 @@ def test_all_planted_faults_are_reported_at_once_and_without_torch(tmp_path: Pat
         (["lr_scheduler.type=STEP", "lr_scheduler.lr_steps=[5, 9]", "lr_scheduler.lr_mults=[1]"], "1 factors for 2"),
         (["lr_scheduler.type=STEP", "lr_scheduler.lr_steps=[100]", "lr_scheduler.lr_mults=[1]"], "not before the end"),
         (["lr_scheduler.lr_steps=[5]"], "lr_steps: has no effect with type: COSINE"),
+        (
+            ["lr_scheduler.type=STEP", "lr_scheduler.lr_steps=[5]", "lr_scheduler.lr_mults=[1]"]
+            + ["lr_scheduler.cosine_begin_epoch=1"],
+            "cosine_begin_epoch: has no effect with type: STEP",
+        ),
+        (
+            ["lr_scheduler.max_epoch=5", "lr_scheduler.cosine_begin_epoch=5"],
+            "cosine_begin_epoch: 5 is not before the end",
+        ),
         (["lr_scheduler.max_iter=null"], "max_iter: missing: give max_iter or max_epoch"),
         (["model.dropout=-0.1"], "dropout: must be at least 0"),
         (["model.dropout=1.5"], "dropout: must be less than 1, not 1.5"),

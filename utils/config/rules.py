@@ -176,6 +176,16 @@ def _peak(value: LookUp) -> Iterator[Problem]:
         yield "lr_scheduler.min_lr", f"must not be greater than the peak learning rate, {top:g}"
 
 
+def _cosine_begin(value: LookUp) -> Iterator[Problem]:
+    begin, last = value("lr_scheduler.cosine_begin_epoch"), value("lr_scheduler.max_epoch")
+    if begin is None:
+        return
+    if value("lr_scheduler.type") != "COSINE":
+        yield "lr_scheduler.cosine_begin_epoch", "has no effect with type: STEP; remove it, or set type: COSINE"
+    elif last is not None and begin >= last:
+        yield "lr_scheduler.cosine_begin_epoch", f"{begin:g} is not before the end of the run (max_epoch {last:g})"
+
+
 def _steps(value: LookUp) -> Iterator[Problem]:
     mults = value("lr_scheduler.lr_mults")
     where = {"lr_steps": value("lr_scheduler.lr_steps"), "lr_epochs": value("lr_scheduler.lr_epochs")}
@@ -245,6 +255,7 @@ _RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
     _optimizer,
     _warm_up_ends,
     _peak,
+    _cosine_begin,
     _steps,
     _steps_end,
     _several_labels,

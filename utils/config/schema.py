@@ -202,6 +202,12 @@ class LrScheduler(Strict):
         "when the warm-up moves; epoch: only where an epoch begins (mmaction2 1.x)", default="iteration"
     )
     min_lr: float = key("COSINE: learning rate at max_iter", default=0.0, ge=0, le=RATE, why=DIVERGES)
+    cosine_begin_epoch: Annotated[float, Field(ge=0, le=1e6)] | None = key(
+        "COSINE: epoch with which the cosine begins, where it is neither the end of the warm-up nor 0 as warmup_type "
+        "says (mmaction2 1.x)",
+        default=None,
+        why=EPOCHS,
+    )
     max_iter: Count | None = key("length of the run in iterations (global batches)", default=None, why=ITERATIONS)
     max_epoch: Length | None = key("length of the run in epochs, instead of max_iter", default=None, why=EPOCHS)
     lr_steps: Annotated[tuple[Count, ...], SHORT, AfterValidator(increasing)] | None = key(

@@ -90,6 +90,7 @@ class Run:
         """Return the learning rate of an iteration."""
         plain, clips = self.cfg.lr_scheduler, len(self.train_records) * self.cfg.data.num_sample
         epoch = clips / self.learner.shards.global_batch
+        begin = plain.cosine_begin_epoch
         names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "lr_steps", "lr_mults", "warmup_type")
         return lr_schedule.lr_at(
             step,
@@ -97,6 +98,7 @@ class Run:
             max_iter=self.last,
             epoch_iters=epoch if plain.step_by == "epoch" else None,
             warmup_epoch_iters=epoch if plain.warmup_by == "epoch" else None,
+            begin=None if begin is None else round(begin * epoch),
         )
 
     def requests(self) -> dict[str, bool]:

@@ -1,0 +1,134 @@
+"""Values of a foreign config with checked types; remembers which were looked at, so that nothing is lost in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from anal_tools.import_config.python_file import Key
+from utils.faults import UserError
+
+Number = int | float
+
+
+class Source:
+    """A dict of a foreign config.
+
+    Args:
+        file: for messages.
+        values: the dict.
+        name: its dotted name in the file; "" for the whole.
+        read: dotted names that were looked at; shared by all parts of a file.
+    """
+
+    def __init__(self, file: Path, values: Mapping[Key, object], name: str = "", read: set[str] | None = None) -> None:
+        self.file, self.values, self.name = file, values, name
+        self.read: set[str] = set() if read is None else read
+
+    def full(self, key: str) -> str:
+        """Return the dotted name of a key."""
+        return f"{self.name}.{key}" if self.name else key
+
+    def __contains__(self, key: str) -> bool:
+        return self.values.get(key) is not None
+
+    def raw(self, key: str) -> object:
+        """Return a value of any type; None where it is absent."""
+        self.read.add(self.full(key))
+        return self.values.get(key)
+
+    def skip(self, *keys: str) -> None:
+        """Count keys as looked at, with all that they hold."""
+        self.read.update(map(self.full, keys))
+
+    def fail(self, key: str, text: str) -> NoReturn:
+        """Raise a UserError about a key."""
+        raise UserError(f"{self.file}: {self.full(key)}: {text}")
+
+    def wrong(self, key: str, wanted: str) -> NoReturn:
+        """Raise a UserError about the type of a key."""
+        self.fail(key, f"{shown(self.values.get(key))} is not {wanted}")
+
+    # ------------------------------------------------------------------------------------------------------------ types
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """Return a number; a whole one stays an int."""
+        value = default if (found := self.raw(key)) is None else found
+        if isinstance(value, bool) or not isinstance(value, Number):
+            self.wrong(key, "a number")
+        return value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        """Return a whole number."""
+        value = self.number(key, default)
+        if value != int(value):
+            self.wrong(key, "a whole number")
+        return int(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """Return True or False."""
+        value = default if (found := self.raw(key)) is None else found
+        if not isinstance(value, bool):
+            self.wrong(key, "True or False")
+        return value
+
+    def text(self, key: str, default: str = "") -> str:
+        """Return a text."""
+        value = default if (found := self.raw(key)) is None else found
+        if not isinstance(value, str):
+            self.wrong(key, "a text")
+        return value
+
+    def numbers(self, key: str, default: Sequence[float] = ()) -> list[float]:
+        """Return a list of numbers."""
+        value = default if (found := self.raw(key)) is None else found
+        if not isinstance(value, list | tuple) or not all(
+            isinstance(one, Number) and not isinstance(one, bool) for one in value
+        ):
+            self.wrong(key, "a list of numbers")
+        return list(value)
+
+    def part(self, key: str) -> Source:
+        """Return a dict within this one; an absent one is empty."""
+        value = self.values.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            self.wrong(key, "a dict")
+        if not value:
+            self.skip(key)
+        return Source(self.file, value or {}, self.full(key), self.read)
+
+    def parts(self, key: str) -> list[Source]:
+        """Return the dicts of a list; a single dict counts as a list of one."""
+        value = self.values.get(key) or []
+        found = [value] if isinstance(value, Mapping) else value
+        if not isinstance(found, list | tuple) or not all(isinstance(one, Mapping) for one in found):
+            self.wrong(key, "a list of dicts")
+        if not found:
+            self.skip(key)
+        return [Source(self.file, one, f"{self.full(key)}[{index}]", self.read) for index, one in enumerate(found)]
+
+    # ------------------------------------------------------------------------------------------------------------- rest
+
+    def unread(self) -> Iterator[tuple[str, object]]:
+        """Give (dotted name, value) of everything that was not asked for."""
+        yield from _unread(self.name, self.values, self.read)
+
+
+def _unread(name: str, value: object, read: set[str]) -> Iterator[tuple[str, object]]:
+    if name in read:
+        return
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _unread(f"{name}.{key}" if name else str(key), inner, read)
+    elif isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+        for index, inner in enumerate(value):
+            yield from _unread(f"{name}[{index}]", inner, read)
+    else:
+        yield name, value
+
+
+def shown(value: object, most: int = 60) -> str:
+    """Return a value on one line, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

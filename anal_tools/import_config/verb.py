@@ -1,0 +1,104 @@
+"""`python main.py import FILE [--out EXP]`: a config of MMAction2 (.py) or PySlowFast (.yaml) as our experiment.
+
+The table says what was taken over exactly, what has another meaning here, and what was not taken over and why. With
+--out it stands in the folder as `import.txt`. Nothing in the file is run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from anal_tools import text
+from anal_tools.import_config import mmaction, pyslowfast
+from anal_tools.import_config.draft import Draft, table
+from anal_tools.new import printable, write_scripts
+from utils import config
+from utils.faults import UserError
+
+TABLE = "import.txt"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the command line, convert, and print or write what comes of it."""
+    parser = argparse.ArgumentParser(
+        prog="main.py import", description="Take a config of MMAction2 or PySlowFast over; nothing in it is run."
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a .py config of MMAction2, a .yaml of PySlowFast")
+    parser.add_argument("--out", type=Path, metavar="EXP", help="folder to make; without it nothing is written")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of their run, where the file does not say it")
+    args = parser.parse_args(argv)
+    if args.gpus is not None and not 0 < args.gpus <= 100_000:
+        raise UserError(f"--gpus {args.gpus}: give the number of GPUs of their run, at least 1")
+    draft = convert(args.file, args.gpus)
+    lines = [f"{printable(args.file)}:", *(text.one_line(line) for line in table(draft.rows))]
+    if args.out is None:
+        print(config_text(args.file, draft))
+        print("\n".join(lines))
+        print("\nnothing was written; --out EXP makes the folder")
+        return 0
+    folder = write(args.out, args.file, draft, lines)
+    print("\n".join(lines))
+    print(f"\nmade {folder}: look at its paths, then run {shlex.quote(str(folder / 'train.sh'))} local {_gpus(draft)}")
+    return 0
+
+
+def convert(file: Path, gpus: int | None = None) -> Draft:
+    """Return the experiment that a foreign config becomes; its config has passed our own checks.
+
+    Raises:
+        UserError: it cannot be taken over; the text names file, line or key, and the reason.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: there is no such file")
+    kinds = {".py": mmaction.convert, ".yaml": pyslowfast.convert, ".yml": pyslowfast.convert}
+    kind = kinds.get(file.suffix.lower())
+    if kind is None:
+        raise UserError(f"{file}: neither a .py config of MMAction2 nor a .yaml of PySlowFast")
+    draft = kind(file, gpus)
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / "config.yaml"
+        tried.write_text(config_text(file, draft), encoding="utf-8")
+        try:
+            config.load(tried)
+        except UserError as error:
+            raise UserError(f"{file}: gives a config that is refused here: {_without(str(error), folder)}") from error
+    return draft
+
+
+def _without(message: str, folder: str) -> str:
+    return message.replace(f"{folder}{os.sep}", "")
+
+
+def config_text(file: Path, draft: Draft) -> str:
+    """Return the text of `config.yaml`."""
+    head = [f"Imported from {printable(file.name)} by `python main.py import`; {TABLE} says what means something else."]
+    head += [f"Their test: eval.sh PARTITION N {draft.test}"] if draft.test else []
+    return draft.yaml(head)
+
+
+def write(out: Path, file: Path, draft: Draft, lines: Sequence[str]) -> Path:
+    """Make the experiment folder: config, scripts and the table.
+
+    Raises:
+        UserError: the folder holds something, or cannot be written.
+    """
+    folder = Path(os.path.abspath(out))
+    try:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"{folder} exists and is not an empty folder; name another one")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(config_text(file, draft), encoding="utf-8")
+        text.write_lines(folder / TABLE, lines)
+        write_scripts(folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+    return folder
+
+
+def _gpus(draft: Draft) -> str:
+    return str(draft.values.get("shards", 1))
