@@ -189,9 +189,7 @@ def test_an_epsilon_that_transformers_does_not_have(
     assert [place.name for place in tmp_path.iterdir()] == ["exp"]
 
 
-def test_a_probe_is_exported_with_its_best_head(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_probe_is_exported_with_its_best_head(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = hf_folders.write(tmp_path / "given", "vjepa2")
     exp = experiment(tmp_path / "exp", data, "probe")
     assert main.train(exp, overrides=[f"common.model.pretrained={folder}"]) == 0
