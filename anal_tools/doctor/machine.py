@@ -146,7 +146,9 @@ def clock(subject: Subject, code: Path = ROOT / "main.py") -> Iterator[Finding]:
 
 def extras(subject: Subject) -> Iterator[Finding]:
     """Check the optional packages that this experiment asks for."""
-    wanted = {"dali": "nvidia-dali-cuda130"} if subject.cfg and subject.cfg.data.reader == "dali" else {}
+    wanted = {name: name for name in subject.cfg.loggers} if subject.cfg else {}
+    if subject.cfg and subject.cfg.data.reader == "dali":
+        wanted["dali"] = "nvidia-dali-cuda130"
     for name, package in wanted.items():
         try:
             yield ok(f"{package} {metadata.version(package)}")
