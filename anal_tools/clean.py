@@ -1,4 +1,4 @@
-"""`python main.py clean EXP [--dry-run]`: show and free what grows in an experiment folder and is not needed to continue.
+"""`python main.py clean EXP [--dry-run]`: show and free what an experiment does not need to continue.
 
 That is `old/` (runs that --fresh moved away), copies of the code of jobs that have ended, and the logits of all
 evaluations but the newest. Checkpoints, logs, curves, scores and summaries stay.

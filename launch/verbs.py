@@ -38,10 +38,12 @@ def status(argv: Sequence[str]) -> int:
     return 0
 
 
-def as_json(exp: Path, rows: Sequence[Mapping[str, Any]], states: Mapping[str, str]) -> dict[str, Any]:
+def as_json(exp: Path, rows: Sequence[Mapping[str, object]], states: Mapping[str, str]) -> dict[str, object]:
     """Return all jobs of an experiment and the history of its run. `schema` grows where a key changes its meaning."""
     names = ("job", "verb", "scheduler", "partition", "ranks", "nodes", "time", "revision")
-    listed = [{**{name: row.get(name) for name in names}, "state": states.get(row["job"], "ended")} for row in rows]
+    listed = [
+        {**{name: row.get(name) for name in names}, "state": states.get(str(row["job"]), "ended")} for row in rows
+    ]
     run = dataclasses.asdict(history.read(exp))
     del run["lines"]
     return {"schema": 1, "experiment": str(exp.resolve()), "jobs": listed, "run": run}
@@ -116,8 +118,9 @@ def list_(argv: Sequence[str]) -> int:
     for exp, rows in found:
         alive = [row["job"] for row in rows if row["job"] in states]
         job = alive[-1] if alive else rows[-1]["job"]
-        evaluated = history.in_words(history.read(exp))[2] or "-"
-        print(f"{job:>9}  {states.get(job, 'ended'):24}  {progress.read(exp)}  {evaluated}  {exp}")
+        evaluated = history.in_words(history.read(exp))[2]
+        shown = f"{progress.read(exp)}  {evaluated}" if evaluated else str(progress.read(exp))
+        print(f"{job:>9}  {states.get(job, 'ended'):24}  {shown}  {exp}")
     if not found:
         print("no experiment with jobs")
     return 0

@@ -1,4 +1,4 @@
-"""What was trained, at a glance: the history of a run from its files, `list`, `launch status --json`, `clean`, `watch`."""
+"""The history of a run from its files, `list`, `launch status --json`, `clean` and `watch`."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from utils.faults import UserError
 LOG = """\
 [2026-05-01T10:00:00+00:00] experiment /e, code abc, process 1 on n1
 [2026-05-01T10:00:00+00:00] ranks 4, shards 4, global batch 32, python 3.11, torch 2.13
-[2026-05-01T10:00:00+00:00] device cuda (NVIDIA A100), 8 threads; 100 + 20 videos, 8 classes; 11.18 M parameters
+[2026-05-01T10:00:00+00:00] device cuda (NVIDIA A100), threads 8, videos 100 + 20, classes 8, parameters 11.18 M
 [2026-05-01T10:00:01+00:00] Iter: [10/100] Time 1.0 (1.000) Data 0.1 (0.200) Loss 2 (2) LR 0.1 ETA 0:01:30 clips/s 32.0
 [2026-05-01T10:30:00+00:00] Iter: [20/100] Time 1.0 (2.000) Data 0.1 (1.000) Loss 2 (2) LR 0.1 ETA 0:01:30 clips/s 16.0
 [2026-05-01T10:30:00+00:00] loss spike at iteration 20: 9.0, the mean of the 20 before is 2.0
 [2026-05-01T10:30:00+00:00] fp16: 2 step(s) after iteration 10 skipped, their gradients overflowed; loss scale 16384
 [2026-05-01T11:00:00+00:00] experiment /e, code abc, process 2 on n2
 [2026-05-01T11:00:00+00:00] ranks 2, shards 4, global batch 32, python 3.11, torch 2.13
-[2026-05-01T11:00:00+00:00] device cuda (NVIDIA A100), 8 threads; 100 + 20 videos, 8 classes; 11.18 M parameters
+[2026-05-01T11:00:00+00:00] device cuda (NVIDIA A100), threads 8, videos 100 + 20, classes 8, parameters 11.18 M
 [2026-05-01T11:15:00+00:00] stopped by SIGTERM at iteration 24, saved; the same command continues
 """
 CURVES = [

@@ -125,9 +125,9 @@ def _introduce(run: Run, *, resumed: bool) -> None:
     """Write what is special about a run into its log."""
     cfg, made = run.cfg, run.learner
     run.log.line(
-        f"device {device_name(made.world.device)}, {torch.get_num_threads()} threads; "
-        f"{len(run.train_records)} + {len(run.val_records)} videos, {cfg.model.num_class} classes; "
-        f"{count_parameters(made.net) / 1e6:.2f} M parameters; {run.last} iterations, "
+        f"device {device_name(made.world.device)}, threads {torch.get_num_threads()}, "
+        f"videos {len(run.train_records)} + {len(run.val_records)}, classes {cfg.model.num_class}, "
+        f"parameters {count_parameters(made.net) / 1e6:.2f} M, iterations {run.last}, "
         f"{len(run.train_records) / made.shards.global_batch:.1f} an epoch"
     )
     if not resumed:

@@ -24,6 +24,7 @@ from utils.loggers import Point, Remote
 
 QUEUE = 1000  # points
 BATCH = 100  # points in one call
+LOOK_SECONDS = 0.5  # between two looks at the input
 END_SECONDS = 8.0  # after the run has ended
 RETRY_SECONDS = 1.0, 60.0  # first wait after a failure, longest
 
@@ -136,38 +137,69 @@ def say(text: str) -> None:
         os.write(1, (redact.hidden(text) + "\n").encode("utf-8", "replace"))
 
 
+class Inbox:
+    """Reads the points that a run hands over, on a thread of its own, and ends the process soon after the run has.
+
+    It looks twice a second: to wake up at every point would take time from the run on a machine without a free core.
+
+    Attributes:
+        facts: of the run, the first line of the input; None until it is there.
+        points: what has come, at most `QUEUE`.
+        ended: set when the run has ended.
+        gaps: how often points were dropped, here or by the run.
+    """
+
+    def __init__(self) -> None:
+        self.facts: dict[str, str | float] | None = None
+        self.points: collections.deque[Point] = collections.deque()
+        self.ended, self.gaps = threading.Event(), 0
+        self._rest, self._dropped = b"", 0
+        os.set_blocking(0, False)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def take(self) -> list[Point]:
+        """Return the points that have come since the last call."""
+        return [self.points.popleft() for _ in range(len(self.points))]
+
+    def _listen(self) -> None:
+        while not self.ended.is_set():
+            time.sleep(LOOK_SECONDS)
+            with contextlib.suppress(BlockingIOError):
+                while data := os.read(0, 1 << 16):
+                    *lines, self._rest = (self._rest + data).split(b"\n")
+                    for line in lines:
+                        self._accept(line)
+                self.ended.set()
+        threading.Timer(END_SECONDS, os._exit, (0,)).start()
+
+    def _accept(self, line: bytes) -> None:
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            record = json.loads(line)
+            if self.facts is None:
+                self.facts = record
+                return
+            step, dropped = int(record.pop("step")), int(record.pop("dropped"))
+            self.gaps += len(self.points) >= QUEUE or dropped > self._dropped
+            self._dropped = dropped
+            if len(self.points) < QUEUE:
+                self.points.append((step, {tag: float(value) for tag, value in record.items()}))
+
+
 def main(argv: list[str]) -> None:
     """Send until standard input ends, and then for a few seconds at most."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the run handles them, and ends this process by the end of its input
-    lines = os.fdopen(os.dup(0), "r", encoding="utf-8", errors="replace")
-    sender = Sender(argv[0], Path(argv[1]), json.loads(lines.readline() or "{}"))
-    points: collections.deque[Point] = collections.deque()
-    news, ended = threading.Event(), threading.Event()
-
-    def listen() -> None:
-        missed = 0
-        for line in lines:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                record = json.loads(line)
-                step, dropped = int(record.pop("step")), int(record.pop("dropped"))
-                if len(points) >= QUEUE or dropped > missed:
-                    sender.is_behind = True
-                missed = dropped
-                if len(points) < QUEUE:
-                    points.append((step, {tag: float(value) for tag, value in record.items()}))
-                news.set()
-        threading.Timer(END_SECONDS, os._exit, (0,)).start()
-        ended.set()
-        news.set()
-
-    threading.Thread(target=listen, daemon=True).start()
-    sender.send([])
-    while not ended.is_set():
-        news.wait(RETRY_SECONDS[0])
-        news.clear()
-        sender.send([points.popleft() for _ in range(len(points))])
-    sender.send([points.popleft() for _ in range(len(points))], now=True)
+    os.nice(10)  # the run goes first
+    inbox = Inbox()
+    while inbox.facts is None and not inbox.ended.wait(LOOK_SECONDS):
+        pass
+    sender = Sender(argv[0], Path(argv[1]), inbox.facts or {})
+    has_ended, gaps = False, 0
+    while not has_ended:
+        has_ended = inbox.ended.wait(LOOK_SECONDS)
+        points, known, gaps = inbox.take(), gaps, inbox.gaps
+        sender.is_behind |= gaps > known
+        sender.send(points, now=has_ended)
     sender.close()
     os._exit(0)  # no logger's own handlers at the exit, which may wait for a server
 
