@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import json
 import os
+import select
 import signal
 import sys
 import threading
@@ -24,8 +25,9 @@ from utils.loggers import Point, Remote
 
 QUEUE = 1000  # points
 BATCH = 100  # points in one call
-LOOK_SECONDS = 0.5  # between two looks at the input
+LOOK_SECONDS = 2.0  # between two looks at the input
 END_SECONDS = 8.0  # after the run has ended
+NICE = 15
 RETRY_SECONDS = 1.0, 60.0  # first wait after a failure, longest
 
 
@@ -140,19 +142,20 @@ def say(text: str) -> None:
 class Inbox:
     """Reads the points that a run hands over, on a thread of its own, and ends the process soon after the run has.
 
-    It looks twice a second: to wake up at every point would take time from the run on a machine without a free core.
+    It looks every two seconds, and when the run ends: to wake up at every point would take time from the run on a
+    machine without a free core.
 
     Attributes:
         facts: of the run, the first line of the input; None until it is there.
         points: what has come, at most `QUEUE`.
-        ended: set when the run has ended.
+        ended, news: set when the run has ended, and after each look.
         gaps: how often points were dropped, here or by the run.
     """
 
     def __init__(self) -> None:
         self.facts: dict[str, str | float] | None = None
         self.points: collections.deque[Point] = collections.deque()
-        self.ended, self.gaps = threading.Event(), 0
+        self.ended, self.news, self.gaps = threading.Event(), threading.Event(), 0
         self._rest, self._dropped = b"", 0
         os.set_blocking(0, False)
         threading.Thread(target=self._listen, daemon=True).start()
@@ -162,14 +165,17 @@ class Inbox:
         return [self.points.popleft() for _ in range(len(self.points))]
 
     def _listen(self) -> None:
+        end = select.poll()
+        end.register(0, 0)  # no event but the end, which needs no asking for
         while not self.ended.is_set():
-            time.sleep(LOOK_SECONDS)
+            end.poll(1000 * LOOK_SECONDS)
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(0, 1 << 16):
                     *lines, self._rest = (self._rest + data).split(b"\n")
                     for line in lines:
                         self._accept(line)
                 self.ended.set()
+            self.news.set()
         threading.Timer(END_SECONDS, os._exit, (0,)).start()
 
     def _accept(self, line: bytes) -> None:
@@ -189,14 +195,17 @@ def main(argv: list[str]) -> None:
     """Send until standard input ends, and then for a few seconds at most."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the run handles them, and ends this process by the end of its input
-    os.nice(10)  # the run goes first
+    os.nice(NICE)  # the run goes first
     inbox = Inbox()
-    while inbox.facts is None and not inbox.ended.wait(LOOK_SECONDS):
-        pass
+    while inbox.facts is None and not inbox.ended.is_set():
+        inbox.news.wait(LOOK_SECONDS)
+        inbox.news.clear()
     sender = Sender(argv[0], Path(argv[1]), inbox.facts or {})
     has_ended, gaps = False, 0
     while not has_ended:
-        has_ended = inbox.ended.wait(LOOK_SECONDS)
+        inbox.news.wait(LOOK_SECONDS)
+        inbox.news.clear()
+        has_ended = inbox.ended.is_set()
         points, known, gaps = inbox.take(), gaps, inbox.gaps
         sender.is_behind |= gaps > known
         sender.send(points, now=has_ended)
