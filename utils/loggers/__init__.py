@@ -68,9 +68,8 @@ class Feed:
         self._out, theirs_out = os.pipe()
         try:
             self.process = subprocess.Popen(
-                command, env=environment, cwd=ROOT, stdin=theirs_in, stdout=theirs_out, stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )  # fmt: skip
+                command, env=environment, cwd=ROOT, stdin=theirs_in, stdout=theirs_out, stderr=subprocess.DEVNULL
+            )  # in our session: in one of its own, Linux would give it as much of the cores as the whole run
         except OSError as error:
             remark(f"loggers: {name} cannot be started ({error.strerror}); the curves are in events/")
         for descriptor in (theirs_in, theirs_out):

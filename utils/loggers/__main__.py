@@ -27,7 +27,6 @@ QUEUE = 1000  # points
 BATCH = 100  # points in one call
 LOOK_SECONDS = 2.0  # between two looks at the input
 END_SECONDS = 8.0  # after the run has ended
-NICE = 15
 RETRY_SECONDS = 1.0, 60.0  # first wait after a failure, longest
 
 
@@ -191,11 +190,17 @@ class Inbox:
                 self.points.append((step, {tag: float(value) for tag, value in record.items()}))
 
 
+def schedule(policy: int) -> None:
+    """Let the calling thread, and what it starts, run by another policy where the system permits it."""
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, policy, os.sched_param(0))
+
+
 def main(argv: list[str]) -> None:
     """Send until standard input ends, and then for a few seconds at most."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the run handles them, and ends this process by the end of its input
-    os.nice(NICE)  # the run goes first
+    schedule(os.SCHED_IDLE)  # the run goes first, also on a machine without a free core
     inbox = Inbox()
     while inbox.facts is None and not inbox.ended.is_set():
         inbox.news.wait(LOOK_SECONDS)
@@ -206,6 +211,8 @@ def main(argv: list[str]) -> None:
         inbox.news.wait(LOOK_SECONDS)
         inbox.news.clear()
         has_ended = inbox.ended.is_set()
+        if has_ended:
+            schedule(os.SCHED_OTHER)
         points, known, gaps = inbox.take(), gaps, inbox.gaps
         sender.is_behind |= gaps > known
         sender.send(points, now=has_ended)

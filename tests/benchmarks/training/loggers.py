@@ -23,7 +23,7 @@ from tests import mlflow_server
 from tests.benchmarks.rows import run_rows
 from utils import log, loggers
 
-STEPS, SLEEP, TURN = 1000, 0.05, 50
+STEPS, SLEEP, TURN = 1000, 0.05, 100
 MOST = 1.0  # per cent of the wall clock
 
 
