@@ -21,7 +21,7 @@ from typing import Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("wandb", "mlflow")
-PATIENCE = 0.005, 8.0  # of the time that the run has lasted, seconds at most: how long an end waits for the last points
+PATIENCE = 0.002, 8.0  # of the time that the run has lasted, seconds at most: how long an end waits for the last points
 
 Point = tuple[int, Mapping[str, float]]  # finished iterations, tag -> value
 
