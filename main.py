@@ -46,6 +46,9 @@ VERBS = {
     "dump": ("datasets.dump.verb", "videos as JPEG folders, shards, or clips that are cheap to sample"),
     "preload": ("datasets.memcached.preload", "put the frames of an experiment into memcached servers before training"),
     "demo-data": ("datasets.demo.verb", "make the small motion data set of the demo"),
+    "doctor": ("anal_tools.doctor", "look at this machine, and at an experiment: what would stop or slow a run"),
+    "watch": ("anal_tools.watch", "a live view of a run in the terminal, also over ssh"),
+    "clean": ("anal_tools.clean", "show and free what an experiment does not need any more: old runs, code, logits"),
 }
 
 

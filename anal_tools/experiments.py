@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anal_tools import history
 from anal_tools.text import columns
 from utils import config
 from utils.faults import UserError
@@ -82,7 +83,8 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, str]], list[str]]:
         if sys.stderr.isatty():  # building and counting takes a quarter of a second for each different model
             print(f"\r{number} of {len(found)}", end="\r" if number == len(found) else "", file=sys.stderr, flush=True)
         try:
-            rows.append(row(name, config.load(exp)))
+            own = dict(zip(history.HEADINGS, history.in_words(history.read(exp)), strict=True))
+            rows.append(row(name, config.load(exp)) | own)
         except UserError as error:
             problems.append(str(error))
     return rows, problems
@@ -175,8 +177,9 @@ def _cost(arguments: tuple[tuple[str, Any], ...], size: int) -> tuple[int, int]:
 def text(rows: Sequence[dict[str, str]]) -> str:
     """The table for a terminal: columns line up, numbers at the right; without the protocols."""
     shown = [name for name in COLUMNS if name not in _TOO_WIDE]
-    words = [number for number, name in enumerate(shown) if not COLUMNS[name]]
-    return "\n".join(columns([shown, *([row[name] for name in shown] for row in rows)], left=words))
+    shown += [name for name in history.HEADINGS if any(row.get(name) for row in rows)]  # what was trained here
+    words = [number for number, name in enumerate(shown) if not COLUMNS.get(name)]
+    return "\n".join(columns([shown, *([row.get(name, "") for name in shown] for row in rows)], left=words))
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:

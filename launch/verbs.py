@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from anal_tools import history
 from launch import jobs, progress
 from utils import files
 from utils.faults import UserError
@@ -19,9 +22,13 @@ def status(argv: Sequence[str]) -> int:
     """The jobs of one experiment and how far it has come."""
     parser = _parser("status", "show the jobs of an experiment, and its last iteration and top-1")
     parser.add_argument("-n", type=int, default=5, help="how many jobs, newest last")
+    parser.add_argument("--json", action="store_true", help="print one JSON object: docs/cluster.md has its keys")
     args = parser.parse_args(argv)
     exp, rows = _jobs_of(args.exp)
     states = jobs.states(rows)
+    if args.json:
+        print(json.dumps(as_json(exp, rows, states)))
+        return 0
     for row in rows[-args.n :]:
         state = states.get(row["job"]) or jobs.scheduler_of(row).outcome(row["job"]).text
         code = f"code {row.get('revision', '?')}"
@@ -29,6 +36,17 @@ def status(argv: Sequence[str]) -> int:
         print(f"{row['job']:>9}  {row.get('verb', '?'):5}  {state:24}  {where}  {code}  {row.get('time')}")
     print(_reached(progress.read(exp)))
     return 0
+
+
+def as_json(exp: Path, rows: Sequence[Mapping[str, object]], states: Mapping[str, str]) -> dict[str, object]:
+    """Return all jobs of an experiment and the history of its run. `schema` grows where a key changes its meaning."""
+    names = ("job", "verb", "scheduler", "partition", "ranks", "nodes", "time", "revision")
+    listed = [
+        {**{name: row.get(name) for name in names}, "state": states.get(str(row["job"]), "ended")} for row in rows
+    ]
+    run = dataclasses.asdict(history.read(exp))
+    del run["lines"]
+    return {"schema": 1, "experiment": str(exp.resolve()), "jobs": listed, "run": run}
 
 
 def log(argv: Sequence[str]) -> int:
@@ -100,7 +118,9 @@ def list_(argv: Sequence[str]) -> int:
     for exp, rows in found:
         alive = [row["job"] for row in rows if row["job"] in states]
         job = alive[-1] if alive else rows[-1]["job"]
-        print(f"{job:>9}  {states.get(job, 'ended'):24}  {progress.read(exp)}  {exp}")
+        evaluated = history.in_words(history.read(exp))[2]
+        shown = f"{progress.read(exp)}  {evaluated}" if evaluated else str(progress.read(exp))
+        print(f"{job:>9}  {states.get(job, 'ended'):24}  {shown}  {exp}")
     if not found:
         print("no experiment with jobs")
     return 0

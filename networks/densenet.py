@@ -5,6 +5,8 @@ State-dict names and initialisation are torchvision's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,7 +86,7 @@ def _transition(channels: int) -> nn.Sequential:
     return _named(parts)
 
 
-def _named(modules: dict[str, nn.Module]) -> nn.Sequential:
+def _named(modules: Mapping[str, nn.Module]) -> nn.Sequential:
     sequence = nn.Sequential()
     for name, module in modules.items():
         sequence.add_module(name, module)

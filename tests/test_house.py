@@ -31,7 +31,7 @@ EXCEPTIONS = {("launch/job.py", "main")}  # inside the job, lazily
 # Heavy or optional: imported inside the function that needs it.
 LAZY = {
     "av", "nvidia", "psutil", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript",
-    "torchvision", "matplotlib", "sklearn",
+    "torchvision", "matplotlib", "sklearn", "wandb", "mlflow",
 }  # fmt: skip
 # Read on login nodes, in worker processes or by quick verbs: importing them must not import torch.
 TORCH_FREE = (

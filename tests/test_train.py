@@ -52,7 +52,7 @@ def test_a_run_leaves_what_the_readme_promises(calm: Path) -> None:
     assert (state["step"], state["validated_step"], state["shards"], state["global_batch"]) == (6, 6, 1, 4)
     assert state["classes"][0] == "left"
     assert state["resize"] == "cv2-linear"
-    assert sorted(losses(calm)) == [2, 4, 6]
+    assert sorted(losses(calm)) == [1, 2, 4, 6]
 
 
 def test_a_finished_run_started_again_says_so_and_changes_nothing(calm: Path, capsys: pytest.CaptureFixture) -> None:
@@ -316,7 +316,7 @@ def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(verb in done.stdout for verb in main.VERBS)
-    assert len(done.stdout.splitlines()) <= 24, "one screen"
+    assert len(done.stdout.splitlines()) <= 30, "one screen"
 
 
 def test_an_unknown_verb_is_refused_with_the_nearest_one(capsys: pytest.CaptureFixture) -> None:

@@ -54,6 +54,7 @@ _OF_THE_FOLDER = {
 
 # Of the machine: they need not name a file, and are never a bug.
 _OF_THE_MACHINE = {
+    errno.EMFILE: "too many files are open: raise `ulimit -n`; `python main.py doctor` names all limits",
     errno.EIO: "the disk or the file server failed: look at the machine's log, then run the same command again",
     errno.ESTALE: "the file server has forgotten this file: run the same command again, or mount the folder again",
     errno.ETIMEDOUT: "a file server or another machine did not answer in time: run the same command again",

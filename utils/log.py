@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsFloat
 
+from utils import loggers, redact
 from utils.append_file import AppendFile
 from utils.event_file import EventFile
 from utils.faults import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
@@ -96,6 +97,7 @@ class RunLog:
         self.folder, self.is_main, self._resume_step, self._echo = Path(folder), is_main, resume_step, echo
         self._events: EventFile | None = None
         self._scalars: AppendFile | None = None
+        self._feeds: list[loggers.Feed] = []
         self._curves_failed = False
         self._text = AppendFile(self.folder / name, self._on_terminal, reopened=self._begins_again)
         self._once: set[str] = set()
@@ -117,12 +119,12 @@ class RunLog:
             self._write(part)
             if self._echo:
                 try:
-                    print(part, flush=True)
+                    print(redact.hidden(part), flush=True)
                 except OSError:  # the terminal is closed, or `| head` has read enough: the run goes on without it
                     self._echo = False
 
     def _write(self, text: str) -> None:
-        record = f"[{utc_stamp()}] {text}\n".encode("utf-8", "backslashreplace")
+        record = f"[{utc_stamp()}] {redact.hidden(text)}\n".encode("utf-8", "backslashreplace")
         if os.environ.get("ZOETROPE_FAILPOINT"):
             self._text.write(record[: len(record) // 2])
             fail_point("log.line")
@@ -180,6 +182,8 @@ class RunLog:
         safe = {tag: number if math.isfinite(number) else str(number) for tag, number in numbers.items()}
         self._scalars.write((json.dumps({"step": step, **safe}, allow_nan=False) + "\n").encode())
         self._event_file().add(step, numbers)
+        for feed in self._feeds:
+            feed.add(step, numbers)
 
     def _event_file(self) -> EventFile:
         if self._events is None:
@@ -194,8 +198,14 @@ class RunLog:
 
         from utils import config
 
+        if cfg.data.memcached.secret_file:
+            redact.add_file(cfg.data.memcached.secret_file)
         if self._resume_step is not None:
             self._event_file()
+            place = "/".join(Path(exp).resolve().parts[-3:])
+            facts = {"name": place, "code": revision, "ranks": shards.world, "global_batch": shards.global_batch}
+            facts |= {key: redact.hidden(str(value)) for key, value in config.flat(config.to_dict(cfg)).items()}
+            self._feeds = [loggers.Feed(name, exp, facts, self.line) for name in cfg.loggers]
         self.line(f"experiment {Path(exp).resolve()}, code {revision}, process {os.getpid()} on {socket.gethostname()}")
         self.line(
             f"ranks {shards.world}, shards {shards.total}, global batch {shards.global_batch}, "
@@ -204,14 +214,30 @@ class RunLog:
         self.line(f"command: {shlex.join(sys.argv)}; overrides: {shlex.join(overrides) or 'none'}")
         self._write(f"config: {json.dumps(config.to_dict(cfg))}")  # too long for the terminal
 
-    def training(self, step: int, last: int, meters: Mapping[str, Meter], *, lr: float, clips: int) -> None:
-        """The progress line and its scalars. `meters` has time, data, loss, prec1, prec5; `clips` per iteration."""
+    def training(
+        self,
+        step: int,
+        last: int,
+        meters: Mapping[str, Meter],
+        *,
+        lr: float,
+        clips: int,
+        more: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write the progress line and its scalars.
+
+        Args:
+            meters: time, data, loss, prec1, prec5.
+            lr: learning rate of the step.
+            clips: of an iteration.
+            more: further scalars.
+        """
         if not self.is_main:
             return
         self.line(format_line(step, last, meters, lr=lr, clips=clips))
         average = {name: meters[name].average for name in ("loss", "prec1", "prec5")}
         tags = {"loss_train": average["loss"], "acc1_train": average["prec1"], "acc5_train": average["prec5"], "lr": lr}
-        self.scalars(step, tags)
+        self.scalars(step, tags | dict(more or {}))
 
     def validation(self, step: int, result: Mapping[str, float]) -> None:
         """Write the validation line and its scalars; `result` is that of `metrics.evaluate`."""
@@ -234,7 +260,10 @@ class RunLog:
                 file.sync()
 
     def close(self) -> None:
-        """Close all files."""
+        """Close all files, after the remote loggers."""
+        feeds, self._feeds = self._feeds, []
+        for feed in feeds:
+            feed.close()
         for file in (self._events, self._scalars, self._text):
             if file is not None:
                 file.close()

@@ -181,18 +181,31 @@ def clip(optimizer: Optimizer, max_norm: float) -> Tensor:
     return torch.stack([nn.utils.clip_grad_norm_(parameters, max_norm) for parameters in parts.values()]).max()
 
 
-def apply(optimizer: Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float | None = None) -> None:
+def apply(
+    optimizer: Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float | None = None, measure: bool = False
+) -> Tensor | None:
     """One optimiser step: clip if wanted, undo the fp16 loss scale, step.
 
     Args:
         scaler: disabled where the precision is not fp16. When enabled it skips a step whose gradients overflowed.
         max_norm: limit of the norm of all gradients together; None for no limit.
+        measure: return the norm also without a limit.
+
+    Returns:
+        The 2-norm of all gradients together, before clipping, on the device; None if nothing asked for it.
     """
-    if max_norm is not None:
-        scaler.unscale_(optimizer)  # the limit means the true gradients
-        clip(optimizer, max_norm)
+    norm = None
+    if max_norm is not None or measure:
+        scaler.unscale_(optimizer)  # the true gradients are meant
+        norm = _norm(optimizer) if max_norm is None else clip(optimizer, max_norm)
     scaler.step(optimizer)
     scaler.update()
+    return norm
+
+
+def _norm(optimizer: Optimizer) -> Tensor:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
 
 
 def _kinds(

@@ -169,6 +169,15 @@ def read(path: Path) -> Holder:
     return Holder(hashlib.sha256(data + str(path.stat().st_ino).encode()).hexdigest()[:32])
 
 
+def living(path: Path) -> Holder | None:
+    """Return the holder of a lock if its process lives; None without a lock. Changes nothing."""
+    try:
+        holder, silent = read(path), time.time() - path.stat().st_mtime
+    except OSError:
+        return None
+    return holder if _is_alive(holder, silent, this_process()) else None
+
+
 def _token_of(path: Path) -> str | None:
     try:
         return read(path).token

@@ -168,7 +168,7 @@ def train(
     mode = gpu.fresh()
     own = [f"model.type={method}", f"model.backbone={backbone}", f"precision={precision}", "model.num_segments=8"]
     own += ["augmentation.input_size=32", "augmentation.test_resize=36", "batch_size=2"]
-    own += [f"model.kwargs.bn_group_size={group}"]
+    own += [f"model.kwargs.bn_group_size={group}", "print_freq=10"]  # no step counted here has a progress line
     words = [f"common.{word}" for word in own] + METHODS[method] + list(sets)
     with tempfile.TemporaryDirectory() as folder, ranks_joined(ranks), mode:
         world = dist.World(0, ranks, 0, gpu.device, "nccl" if ranks > 1 else None)

@@ -132,6 +132,24 @@ def test_apply_with_a_loss_scale_is_the_same_step(max_norm: float | None) -> Non
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.parametrize("enabled", [False, True])
+def test_measuring_the_norm_changes_no_bit(enabled: bool) -> None:
+    torch.manual_seed(0)
+    first, x = Small(), torch.randn(2, 3, 8, 8)
+    second = copy.deepcopy(first)
+    norms = []
+    for model, measure in ((first, False), (second, True)):
+        sgd = optim.build(model, **COMMON)
+        scaler = torch.amp.GradScaler("cpu", enabled=enabled, init_scale=1024.0)
+        scaler.scale(model(x).square().sum()).backward()
+        scale = scaler.get_scale() if enabled else 1.0
+        expected = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm() / scale
+        norms.append(optim.apply(sgd, scaler, measure=measure))
+    assert norms[0] is None
+    assert norms[1].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert all(torch.equal(one, two) for one, two in zip(first.parameters(), second.parameters(), strict=True))
+
+
 def test_resume_goes_on_exactly_and_keeps_the_memory_format() -> None:
     """Momentum saved from a contiguous model, loaded for a channels-last one."""
     torch.manual_seed(0)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from utils.config.lengths import differences, from_dict, resolve_lengths, to_dict, with_defaults
+from utils.config.lengths import differences, flat, from_dict, resolve_lengths, to_dict, with_defaults
 from utils.config.loader import config_file, load
 from utils.config.paths import check_files, class_names_file
 from utils.config.schema import Config
@@ -16,6 +16,7 @@ __all__ = [
     "class_names_file",
     "config_file",
     "differences",
+    "flat",
     "from_dict",
     "load",
     "resolve_lengths",

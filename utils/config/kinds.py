@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from utils import redact
+
 MOST_DIGITS = 20  # of a frame number
 MOST_SERVERS = 5_000
 MOST_JITTER = 100
@@ -215,9 +217,22 @@ def path_text(value: str) -> str:
     return value
 
 
-ShortText = Annotated[str, Field(max_length=1000), AfterValidator(printable)]
-LongText = Annotated[str, Field(max_length=10_000)]
-PathText = Annotated[str, Field(min_length=1, max_length=4000), AfterValidator(printable), AfterValidator(path_text)]
+def without_user(value: str) -> str:
+    """A text without a URL that names a user: logs, checkpoints and reports hold the config."""
+    if redact.hidden_users(value) != value:
+        raise ValueError("must not hold a URL with a user name; give such a URL by an environment variable")
+    return value
+
+
+ShortText = Annotated[str, Field(max_length=1000), AfterValidator(printable), AfterValidator(without_user)]
+LongText = Annotated[str, Field(max_length=10_000), AfterValidator(without_user)]
+PathText = Annotated[
+    str,
+    Field(min_length=1, max_length=4000),
+    AfterValidator(printable),
+    AfterValidator(path_text),
+    AfterValidator(without_user),
+]
 ClassPair = Annotated[
     tuple[Annotated[int, Field(ge=0, lt=1_000_000)] | ShortText, ...], Field(min_length=2, max_length=2)
 ]

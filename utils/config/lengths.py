@@ -94,13 +94,13 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[tu
         (dotted key, old value, new value, free) in the order of the schema; free: the change does not alter the meaning
         of the run, so a resume may make it.
     """
-    flat_old, flat_new = _flat(old), _flat(new)
+    flat_old, flat_new = flat(old), flat(new)
     keys = [key for key, _ in leaves() if key != "model.kwargs"]
     keys += sorted((flat_old.keys() | flat_new.keys()) - set(keys))
     defaults = _defaults()
     found = []
     for key in keys:
-        before, after = (flat.get(key, defaults.get(key)) for flat in (flat_old, flat_new))
+        before, after = (values.get(key, defaults.get(key)) for values in (flat_old, flat_new))
         if before != after:
             found.append((key, before, after, is_free(key)))
     return found
@@ -109,10 +109,10 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[tu
 def with_defaults(tree: Mapping[str, object]) -> dict[str, object]:
     """Return a `to_dict` form, perhaps of an earlier version, with the default of each key that it lacks."""
     full: dict[str, object] = {name: dict(value) if isinstance(value, dict) else value for name, value in tree.items()}
-    flat = _flat(tree)
+    given = flat(tree)
     for key, default in _defaults().items():
         *sections, name = key.split(".")
-        if key in flat or (not sections and name in full):
+        if key in given or (not sections and name in full):
             continue
         place = full
         for section in sections:
@@ -124,14 +124,15 @@ def with_defaults(tree: Mapping[str, object]) -> dict[str, object]:
     return full
 
 
-def _flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
+def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return dotted key -> value of nested dicts."""
+    found: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            found |= flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat
+            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def _defaults() -> dict[str, object]:

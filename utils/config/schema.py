@@ -504,6 +504,11 @@ class Config(Strict):
         "start of all random numbers: order, augmentation, initial weights, dropout", default=0, ge=0, lt=2**63
     )
     deterministic: bool = key("only algorithms that give the same bits every time", default=False, free=True)
+    loggers: tuple[Literal["wandb", "mlflow"], ...] = key(
+        "remote loggers that get the curves too, beside TensorBoard's and events/scalars.jsonl: wandb, mlflow",
+        default=(),
+        free=True,
+    )
     save_minutes: float = key(
         "minutes between checkpoints, besides those of val_freq",
         default=10.0,

@@ -45,6 +45,7 @@ class Learner:
         distill: teacher or second network, if any.
         mirrored: (K,) class of each class's mirror image, if `data.flip_labels` names some.
         path_at: global position -> path of the clip, for messages.
+        grad_norm: 2-norm of all gradients before clipping, of the last step whose progress line is due; on the device.
         on_phase: called with (name, step) when a part of the step begins: the watchdog.
     """
 
@@ -60,6 +61,7 @@ class Learner:
     distill: distill.Teacher | distill.Mutual | None
     mirrored: torch.Tensor | None = None
     path_at: Callable[[int], str] = str
+    grad_norm: torch.Tensor | None = None
     on_phase: Callable[[str, int], object] = lambda name, step: None
     pace: pace.Pace = field(init=False)
 
@@ -124,11 +126,18 @@ class Learner:
     def update(self, step: int) -> None:
         """Step the optimiser, then the running statistics and the average of the weights. Collective."""
         self.on_phase("optimiser step", step)
-        optim.apply(self.optimizer, self.scaler, max_norm=self.cfg.clip_grad)
+        due = self.is_due(step + 1)
+        norm = optim.apply(self.optimizer, self.scaler, max_norm=self.cfg.clip_grad, measure=due)
+        if due:
+            self.grad_norm = norm
         self.statistics.after_step()
         if self.ema:
             self.statistics.for_evaluation()  # group 0's, where groups have their own
             self.ema.update(self.net, step)
+
+    def is_due(self, step: int) -> bool:
+        """Return True if a progress line is due after so many steps."""
+        return step == 1 or step % self.cfg.print_freq == 0
 
     def non_finite(self, step: int, losses: Mapping[tuple[int, ...], torch.Tensor]) -> AgreedError:
         """Return the error that every rank raises together. It names the videos whose loss is not a number.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
     from utils.log import RunLog
     from utils.run_dir import RunDir
 
+# A loss stands out above the mean of the losses before it by so many deviations, and by this factor.
+SPIKE, LOSSES = (6.0, 1.5), (20, 50)  # least and largest number of losses before it
 OF_A_STEP = ("loss", "prec1", "prec5")  # the meters that a checkpoint keeps
 SHARED = {*OF_A_STEP, "non_finite", "stop", "save"}  # numbers of every step; others are those of single heads
 
@@ -55,6 +59,8 @@ class Monitor:
         self._meters |= {name: Meter(cfg.print_freq) for name in ("time", "data")}
         self._of_heads: dict[str, Meter] = {}  # curves
         self._clock, self._waited = time.monotonic(), 0.0
+        self._losses = deque(state.window.get("loss", ()), LOSSES[1])
+        self._scale, self._reported = state.learner.scaler.get_scale(), state.step
 
     @property
     def learner(self) -> Learner:
@@ -78,6 +84,7 @@ class Monitor:
         self._meters["time"].add(now - self._clock)
         self._meters["data"].add(loader.seconds_waiting - self._waited)
         self._clock, self._waited = now, loader.seconds_waiting
+        self._look_for_spike(numbers["loss"])
         for name in OF_A_STEP:
             if not math.isnan(numbers[name]):  # the accuracy of a step of which no clip could be read
                 self._meters[name].add(numbers[name])
@@ -89,19 +96,49 @@ class Monitor:
 
         self.note(loader)
         self.end_epoch(is_last=self.state.step == last)
-        if self.state.step % self.learner.cfg.print_freq == 0:
+        if self.learner.is_due(self.state.step):
             self._report(lr, loader, last)
+
+    def _look_for_spike(self, loss: float) -> None:
+        """Write a line about a loss that stands out above those before it."""
+        before = self._losses
+        if len(before) >= LOSSES[0]:
+            mean, deviations = statistics.fmean(before), SPIKE[0] * statistics.pstdev(before)
+            if loss > max(mean + deviations, SPIKE[1] * mean):
+                text = f"loss spike at iteration {self.state.step}: {loss:.4f}, the mean of the {len(before)} before is"
+                self.log.line(f"{text} {mean:.4f}")
+        before.append(loss)
 
     def _report(self, lr: float, loader: TrainLoader, last: int) -> None:
         self.folder.look()
         step, meters = self.state.step, self._meters
-        self.log.training(step, last, meters, lr=lr, clips=self.learner.shards.global_batch)
+        self.log.training(
+            step, last, meters, lr=lr, clips=self.learner.shards.global_batch, more=self._of_the_optimiser()
+        )
         if self._of_heads:
             self.log.scalars(step, {name: self._of_heads[name].average for name in sorted(self._of_heads)})
+        if step % self.learner.cfg.print_freq:  # iteration 1: no window is over
+            return
         for rank, text in self.learner.pace.report(data=meters["data"].average, step=meters["time"].average):
             self.log.line(text if rank is None else f"{self.watch.who(rank)} is the slowest: {text}")
         loader.traffic.write(self.log, step)
         self.write_notes(loader)
+
+    def _of_the_optimiser(self) -> dict[str, float]:
+        """Return curves of the optimiser: the norm of the gradient, the loss scale of fp16; report skipped steps."""
+        learner, found = self.learner, {}
+        if not self.log.is_main:
+            return found
+        if learner.grad_norm is not None:
+            found["grad_norm"] = float(learner.grad_norm)
+        if learner.scaler.is_enabled():
+            scale = found["loss_scale"] = learner.scaler.get_scale()
+            if scale < self._scale:  # each skipped step halves it
+                skipped = round(math.log2(self._scale / scale)) if scale else 1
+                text = f"fp16: {skipped} step(s) after iteration {self._reported} skipped, their gradients overflowed"
+                self.log.line(f"{text}; loss scale {scale:g}")
+            self._scale, self._reported = scale, self.state.step
+        return found
 
     def note(self, loader: TrainLoader | EvalLoader, during: str = ledger.TRAINING) -> None:
         """Journal the bad samples that a loader has met since the last call."""

@@ -7,12 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from datasets.lists import first_look
 from datasets.lists.class_names import read_class_names
 from datasets.loading import loader
 from datasets.plan import order
 from datasets.readers.resize import KERNEL
 from methods.interop import provenance
+from methods.macs import count_parameters
 from utils import checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state
 from utils.engine.monitor import Monitor
@@ -131,9 +134,20 @@ def _initial(
     return start.initial, [line for line in remarks if line]
 
 
+def device_name(device: torch.device) -> str:
+    """Return such as `cpu`, or `cuda (NVIDIA A100-SXM4-80GB)`."""
+    return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
+
+
 def _introduce(run: Run, *, resumed: bool) -> None:
     """Write what is special about a run into its log."""
     cfg, made = run.cfg, run.learner
+    run.log.line(
+        f"device {device_name(made.world.device)}, threads {torch.get_num_threads()}, "
+        f"videos {len(run.train_records)} + {len(run.val_records)}, classes {cfg.model.num_class}, "
+        f"parameters {count_parameters(made.net) / 1e6:.2f} M, iterations {run.last}, "
+        f"{len(run.train_records) / made.shards.global_batch:.1f} an epoch"
+    )
     if not resumed:
         run.log.line(getattr(made.net, "pretrained_note", "") or "initial weights: random")
     if made.distill:

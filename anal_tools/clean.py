@@ -1,0 +1,96 @@
+"""`python main.py clean EXP [--dry-run]`: show and free what an experiment does not need to continue.
+
+That is `old/` (runs that --fresh moved away), copies of the code of jobs that have ended, and the logits of all
+evaluations but the newest. Checkpoints, logs, curves, scores and summaries stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from anal_tools.text import columns
+from utils import files, schedulers
+from utils.faults import UserError
+
+LOGITS = "logits.npy"
+
+
+def main(argv: Sequence[str]) -> int:
+    """List what can be freed, and free it unless `--dry-run` is given."""
+    parser = argparse.ArgumentParser(
+        prog="main.py clean", description="Free what an experiment does not need any more."
+    )
+    parser.add_argument("exp", type=Path, help="experiment folder")
+    parser.add_argument("--dry-run", action="store_true", help="only show it")
+    args = parser.parse_args(argv)
+    if not (args.exp / "config.yaml").is_file():
+        raise UserError(f"{args.exp}: no config.yaml here; name an experiment folder")
+    found = [(path, why, size(path)) for path, why in removable(args.exp)]
+    rows = [[in_words(count), str(path.relative_to(args.exp)), why] for path, why, count in found]
+    if rows:
+        print("\n".join(columns(rows, left={1, 2})))
+    for path, _, _ in found if not args.dry_run else ():
+        remove(path)
+    total = in_words(sum(count for _, _, count in found))
+    print(f"{total} can be freed: run it without --dry-run" if args.dry_run else f"{total} freed")
+    return 0
+
+
+def removable(exp: Path) -> Iterator[tuple[Path, str]]:
+    """Give (path, why) of everything that can go."""
+    for path in inside(exp / "old"):
+        yield path, "an earlier run, moved here by --fresh"
+    used = code_in_use(exp)
+    for path in inside(exp / "jobs" / "code"):
+        if path.resolve() not in used and not path.name.startswith("."):
+            yield path, "code of jobs that have ended"
+    summaries = sorted((exp / "results").glob("*.json"), key=os.path.getmtime)
+    for summary in summaries[:-1]:
+        path = exp / "results" / summary.stem / LOGITS
+        if path.is_file():
+            yield path, "logits of an older evaluation: its summary stays, `score` and `report` of it need another eval"
+
+
+def inside(folder: Path) -> list[Path]:
+    """Return what is in a folder; nothing where a link leads elsewhere."""
+    return [] if folder.is_symlink() else sorted(folder.glob("*"))
+
+
+def code_in_use(exp: Path) -> set[Path]:
+    """Return the copies of the code that a job may run from: those of live jobs, and of jobs that nobody can judge."""
+    rows = [row for row in files.read_rows(exp / "jobs" / "jobs.jsonl") if row.get("code") and row.get("job")]
+    used = set()
+    for row in rows:
+        try:
+            alive = schedulers.named(row.get("scheduler", "slurm")).states([row["job"]])
+        except UserError:
+            alive = {row["job"]: "unknown"}
+        if alive:
+            used.add(Path(row["code"]).resolve())
+    if rows:  # `launch requeue` starts the newest job again
+        used.add(Path(rows[-1]["code"]).resolve())
+    return used
+
+
+def size(path: Path) -> int:
+    """Return the bytes of a file, or of all files below a folder; links are not followed."""
+    if not path.is_dir() or path.is_symlink():
+        return path.lstat().st_blocks * 512
+    return sum(size(inner) for inner in path.iterdir())
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link, or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def in_words(count: float) -> str:
+    """Return a number of bytes in words."""
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

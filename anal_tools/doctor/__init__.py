@@ -1,0 +1,132 @@
+"""`python main.py doctor [EXP]`: what on this machine, or in this experiment, would stop or slow a run.
+
+Each check is a small function of a `Subject` that gives one line for each thing that it found: ok, a warning, or an
+error, the latter two with what to do. What is absent, and asked for by nothing, is `ok (none)`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from anal_tools.doctor import codecs, experiment, gpu, machine, site, storage
+from anal_tools.doctor.finding import NONE, Finding, Subject, error, warning
+from utils.faults import UserError
+
+Check = Callable[[Subject], Iterable[Finding]]
+
+SECONDS = 19.0  # for all checks together
+LONGEST = {"weights": 8.0, "run": 8.0, "readers": 10.0}  # seconds of a check; 5 for all others
+
+# In this order; `config` and `files` give the later ones what they look at.
+CHECKS: dict[str, Check] = {
+    "python": machine.python,
+    "codecs": codecs.codecs,
+    "gpu": gpu.gpu,
+    "nccl": gpu.nccl,
+    "nvdec": gpu.nvdec,
+    "config": experiment.config,
+    "files": experiment.files,
+    "classes": experiment.classes,
+    "packages asked for": machine.extras,
+    "threads": machine.threads,
+    "limits": machine.limits,
+    "shared memory": machine.shared_memory,
+    "clock": machine.clock,
+    "cluster file": site.cluster_file,
+    "slurm": site.slurm,
+    "memcached": site.memcached,
+    "weights": experiment.weights,
+    "disk": storage.disk,
+    "data": storage.data,
+    "memory": experiment.memory,
+    "run": experiment.run,
+    "readers": experiment.feed,
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print a line for each finding; 2 if one is an error, which would stop a run or make its numbers wrong."""
+    parser = argparse.ArgumentParser(
+        prog="main.py doctor", description="Look at this machine, and at an experiment, before a run does."
+    )
+    parser.add_argument("exp", nargs="?", type=Path, help="experiment folder; without it only the machine is looked at")
+    parser.add_argument("--json", action="store_true", help="print one JSON line")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+    args = parser.parse_args(argv)
+    if args.exp is not None and not args.exp.is_dir():
+        raise UserError(f"{args.exp}: there is no such experiment folder; `main.py list` shows all")
+
+    began, found = time.monotonic(), []
+    for name, finding in look(Subject(args.exp, tuple(args.set)), CHECKS):
+        found.append({"check": name, **asdict(finding)})
+        if not args.json:
+            print(as_line(name, finding), flush=True)
+    levels = [row["level"] for row in found]
+    seconds = round(time.monotonic() - began, 1)
+    if args.json:
+        print(json.dumps({"schema": 1, "seconds": seconds, "findings": found}))
+    else:
+        print(f"{levels.count('error')} error(s), {levels.count('warning')} warning(s), {seconds:.1f} s")
+    sys.stdout.flush()
+    return 2 if "error" in levels else 0
+
+
+def as_line(name: str, finding: Finding) -> str:
+    """Return a finding as one line."""
+    text = str(finding)
+    shown = f"{finding.level} ({NONE})" if text == NONE else f"{finding.level}: {text}"
+    return f"{name:<18}  {shown}"
+
+
+def look(
+    subject: Subject, checks: Mapping[str, Check] = CHECKS, seconds: float = SECONDS
+) -> Iterable[tuple[str, Finding]]:
+    """Run the checks one after the other; give (name, finding) as they come.
+
+    A check runs on a thread of its own, and is given up when its time is over: a file server or a scheduler that does
+    not answer is a finding too.
+    """
+    end = time.monotonic() + seconds
+    for name, check in checks.items():
+        left = min(LONGEST.get(name, 5.0), end - time.monotonic())
+        if left < 0.2:
+            yield name, warning(f"not looked at: {seconds:.0f} s are over", "run it again on a quieter machine")
+            continue
+        subject.deadline = time.monotonic() + left
+        found: list[Finding] = []
+        thread = threading.Thread(target=_collect, args=(check, subject, found), daemon=True)
+        thread.start()
+        thread.join(left)
+        yield from ((name, finding) for finding in list(found))
+        if thread.is_alive():
+            yield name, warning(f"no answer within {left:.0f} s", ADVICE.get(name, "a busy machine, or a stalled disk"))
+
+
+ADVICE = {
+    "slurm": "SLURM's controller is slow or down: ask the administrator",
+    "readers": "a step takes long here, so readers are no limit; `main.py benchmark data EXP` measures in full",
+    "files": "a file server does not answer: try `ls` on the roots of the config",
+    "data": "a file server does not answer: try `ls` on the roots of the config",
+}
+
+
+def _collect(check: Check, subject: Subject, found: list[Finding]) -> None:
+    """Run one check. Its errors are findings."""
+    try:
+        found.extend(check(subject))
+    except UserError as problem:
+        found += [error(line, "") for line in str(problem).splitlines()]
+    except ImportError as problem:
+        found.append(error(f"{problem.name or 'a package'} cannot be imported: {problem}", "install it again"))
+    except OSError as problem:
+        place = f"{problem.filename}: " if problem.filename else ""
+        found.append(error(f"{place}{problem.strerror or problem}", "look at the file and its permissions"))
+    except Exception as problem:  # noqa: BLE001  one check that fails must not hide what the others find
+        found.append(error(f"the check failed: {type(problem).__name__}: {problem}", "please report it"))

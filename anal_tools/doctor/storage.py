@@ -1,0 +1,97 @@
+"""Checks of the disks: room and speed under the experiment and under the data."""
+
+from __future__ import annotations
+
+import errno
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from anal_tools.doctor.finding import NONE, Finding, Subject, ok, size, warning
+from anal_tools.doctor.finding import error as bad
+from datasets.lists import first_look
+
+WRITTEN, READ = 32 << 20, 8 << 20  # bytes: in all, and of each file
+SECONDS = 1.0  # longest time of each measurement
+SLOW = 10e6  # bytes a second
+CHECKPOINTS = 4  # latest, previous, best, and the one that is being written
+ROOM = 1e9  # bytes free where the size of a checkpoint is not known
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def disk(subject: Subject) -> Iterator[Finding]:
+    """Write a few megabytes where the experiment stands, and compare the room with its checkpoints."""
+    folder = subject.exp if subject.exp is not None and subject.exp.is_dir() else Path.cwd()
+    try:
+        speed = write_speed(folder)
+    except OSError as error:
+        full = error.errno in _FULL
+        advice = "make room, or raise the quota" if full else "choose a folder that can be written, or its permissions"
+        yield bad(f"{folder} cannot be written ({error.strerror})", advice)
+        return
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    # Weights, momentum, and perhaps a moving average: float32
+    wanted = 4 * subject.parameters * (3 if subject.cfg and subject.cfg.ema else 2) * CHECKPOINTS or ROOM
+    if free < wanted:
+        what = f"{CHECKPOINTS} checkpoints take {size(wanted)}" if subject.parameters else "checkpoints need more"
+        yield bad(f"{folder}: {size(free)} free, and {what}", "make room: `main.py clean EXP` frees old runs")
+    elif status.f_files and status.f_favail < 1000:
+        yield warning(f"{folder}: only {status.f_favail} more files can be made", "remove files: inodes run out")
+    elif speed < SLOW:
+        text = f"{folder} takes {size(speed)}/s: a checkpoint takes long"
+        yield warning(text, "place the experiment on another disk, or raise common.save_minutes")
+    else:
+        yield ok(f"{folder}: {size(free)} free, writes {size(speed)}/s")
+
+
+def write_speed(folder: Path) -> float:
+    """Return how many bytes a second reach the disk. Leave no file. Raises OSError."""
+    chunk = os.urandom(1 << 20)
+    began, count = time.perf_counter(), 0
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        while count < WRITTEN and time.perf_counter() - began < SECONDS:
+            count += file.write(chunk)
+        os.fsync(file.fileno())
+    return count / (time.perf_counter() - began)
+
+
+def data(subject: Subject) -> Iterator[Finding]:
+    """Read a few files of each list, past the cache of this machine where that can be emptied."""
+    for split, records in subject.lists.items():
+        paths = [Path(records.full_path(i)) for i in first_look.chosen(len(records))]
+        files = [file for path in paths for file in (sorted(path.iterdir())[:8] if path.is_dir() else [path])]
+        files = [file for file in files if file.is_file()]
+        if not files:
+            continue  # the check `files` reports it
+        try:
+            speed = read_speed(files)
+        except OSError as error:
+            yield bad(f"{error.filename} cannot be read ({error.strerror})", "look at its permissions, and at the disk")
+            continue
+        if speed < SLOW:
+            text = f"{records.root} gives {size(speed)}/s ({split} list)"
+            yield warning(text, "copy the data to a faster disk, or use `main.py preload`")
+        else:
+            yield ok(f"{records.root}: {size(speed)}/s ({split} list)")
+    if not subject.lists:
+        yield ok(NONE)
+
+
+def read_speed(files: list[Path]) -> float:
+    """Return how many bytes a second the files give."""
+    began, count = time.perf_counter(), 0
+    for file in files:
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            count += len(os.read(descriptor, READ))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file)) from error
+        finally:
+            os.close(descriptor)
+        if time.perf_counter() - began > SECONDS:
+            break
+    return count / (time.perf_counter() - began)

@@ -1,0 +1,227 @@
+"""What a run in an experiment folder has done so far, read from its files. Needs neither torch nor numpy."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from utils import files, log, run_lock
+from utils.faults import UserError, kind_of_file
+
+CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}  # curve that decides which checkpoint is the best -> its name
+_RECORD = re.compile(r"\[(\d{4}-\d\d-\d\dT[^\]]+)\] (.*)")
+_PROGRESS = re.compile(r"Iter: \[(\d+)/(\d+)\] Time \S+ \((\S+)\) Data \S+ \((\S+)\)")
+_RATE = re.compile(r"ETA (\S+) clips/s (\S+)")
+_END = re.compile(r"stopped by .* at iteration (\d+)|finished: (\d+) iterations")
+_ENDS = {"finished: ": "finished", "nothing to do": "finished", "stopped by": "stopped", "error: ": "failed"}
+_RANKS = re.compile(r"ranks (\d+), shards")
+
+
+@dataclass
+class Part:
+    """What one process of a run has written: from its header to the next one."""
+
+    began: datetime
+    ended: datetime
+    ranks: int = 1
+    device: str = "?"
+
+    @property
+    def hours(self) -> float:
+        """Hours of all its ranks together, up to its last line."""
+        return self.ranks * (self.ended - self.began).total_seconds() / 3600
+
+
+@dataclass
+class History:
+    """What a run has done.
+
+    Attributes:
+        state: new, running, finished, stopped (saved, the same command continues), failed, or ended (killed).
+        step, last: finished iterations, and how many there will be; None: the log does not say.
+        best, criterion: best validation so far, per cent, and what it is: Prec@1, or mAP.
+        updated: UTC time of the last line of the log.
+        gpu_hours, rank_hours: hours of all ranks, as the log's times say; the first counts GPUs only, and is None where
+            an older log does not name its device.
+        waiting: share of the training time that was spent waiting for clips; None before the first progress line.
+        restarts: how often a process has continued the run.
+        requeues: how often the scheduler has started a job of it again.
+        lost_steps: iterations that were done twice, because a process ended after its last checkpoint.
+        spikes, skipped: lines of the log about loss spikes, and about skipped fp16 steps.
+        eta, rate: as the last progress line has them.
+        evaluation: the newest evaluation: name, step, metrics, protocol, time; None without one.
+        lines: the last lines of the log.
+    """
+
+    state: str = "new"
+    step: int | None = None
+    last: int | None = None
+    best: float | None = None
+    criterion: str = "Prec@1"
+    updated: str | None = None
+    gpu_hours: float | None = 0.0
+    rank_hours: float = 0.0
+    waiting: float | None = None
+    restarts: int = 0
+    requeues: int = 0
+    lost_steps: int = 0
+    spikes: int = 0
+    skipped: int = 0
+    eta: str | None = None
+    rate: str | None = None
+    evaluation: dict[str, object] | None = None
+    lines: list[str] = field(default_factory=list, repr=False)
+
+
+def read(exp: Path) -> History:
+    """Return the history of the run in a folder. Missing and broken files count as nothing written."""
+    found, parts, spent = History(), [], [0.0, 0.0]
+    for time, text in records(exp / "log.txt"):
+        _take(found, parts, spent, time, text)
+    found.state = _state(exp, found)
+    found.restarts = max(0, len(parts) - 1)
+    found.rank_hours = round(sum(part.hours for part in parts), 4)
+    known = all(part.device != "?" for part in parts)
+    on_gpus = sum(part.hours for part in parts if part.device.startswith("cuda"))
+    found.gpu_hours = round(on_gpus, 4) if known else None
+    found.waiting = round(spent[1] / spent[0], 4) if spent[0] else None
+    with contextlib.suppress(OSError):
+        found.requeues = len(files.read_rows(exp / "jobs" / "restarts.jsonl"))
+    found.lost_steps = _lost_steps(exp / "events" / log.SCALARS)
+    found.best, found.criterion = best(curves(exp))
+    found.evaluation = evaluation(exp)
+    return found
+
+
+def records(file: Path) -> list[tuple[datetime, str]]:
+    """Return (time, text) of each line of a log."""
+    if kind_of_file(file) is not None:  # opening a pipe would wait for ever
+        return []
+    found = []
+    with contextlib.suppress(OSError):
+        for line in file.read_text("utf-8", errors="replace").splitlines():
+            match = _RECORD.fullmatch(line)
+            if match:
+                with contextlib.suppress(ValueError):
+                    found.append((datetime.fromisoformat(match[1]), match[2]))
+    return found
+
+
+def _take(found: History, parts: list[Part], spent: list[float], time: datetime, text: str) -> None:
+    """Take in one line of the log; `spent` is [seconds of training, seconds of them waiting for clips]."""
+    found.updated = time.isoformat()
+    found.lines = [*found.lines[-199:], text]
+    if text.startswith("experiment ") or not parts:
+        parts.append(Part(time, time))
+    part = parts[-1]
+    part.ended = time
+    ranks = _RANKS.match(text)
+    if ranks:
+        part.ranks = int(ranks[1])
+    elif text.startswith("device "):
+        part.device = text.split()[1].rstrip(",")
+    elif text.startswith("loss spike"):
+        found.spikes += 1
+    elif text.startswith("fp16: "):
+        found.skipped += int(text.split()[1])
+    progress, end = _PROGRESS.match(text), _END.match(text)
+    if end:
+        found.step = int(end[1] or end[2])
+    if not progress:
+        return
+    step, found.last = int(progress[1]), int(progress[2])
+    steps = step - (found.step or 0)
+    seconds, waited = (float(progress[number]) for number in (3, 4))
+    if steps > 0 and math.isfinite(seconds + waited):
+        spent[0] += steps * seconds
+        spent[1] += steps * waited
+    found.step = step
+    rate = _RATE.search(text)
+    found.eta, found.rate = (rate[1], rate[2]) if rate else (None, None)
+
+
+def _state(exp: Path, found: History) -> str:
+    """Say what the run is doing, by its lock and the last lines of its log."""
+    if run_lock.living(exp / "jobs" / "lock.json"):
+        return "running"
+    for text in reversed(found.lines):
+        for start, state in _ENDS.items():
+            if text.startswith(start):
+                return state
+        if not text.startswith(("loggers: ", "WARNING")):
+            break
+    return "ended" if found.lines else "new"
+
+
+def _lost_steps(file: Path) -> int:
+    """Return how many iterations were done again: a process that resumes names its step among the curves."""
+    lost = reached = 0
+    if kind_of_file(file) is not None:
+        return 0
+    with contextlib.suppress(OSError):
+        for row in files.read_rows(file):
+            if isinstance(row.get("resume"), int):
+                lost += max(0, reached - row["resume"])
+                reached = row["resume"]
+            elif isinstance(row.get("step"), int):
+                reached = max(reached, row["step"])
+    return lost
+
+
+def curves(exp: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return the curves of a run; none where the file is missing."""
+    with contextlib.suppress(OSError, UserError):
+        return log.read_scalars(exp / "events" / log.SCALARS)
+    return {}
+
+
+def best(found: dict[str, list[tuple[int, float]]]) -> tuple[float | None, str]:
+    """Return (best validation, its name)."""
+    for tag, name in CRITERIA.items():
+        values = [value for _, value in found.get(tag, ()) if not math.isnan(value)]
+        if values:
+            return max(values), name
+    return None, "Prec@1"
+
+
+def evaluation(exp: Path) -> dict[str, object] | None:
+    """Return the newest evaluation of an experiment."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        file = max((exp / "results").glob("*.json"), key=os.path.getmtime)
+        summary = json.loads(file.read_text("utf-8"))
+        metrics, protocol = summary["metrics"], summary.get("protocol") or {}
+        time = datetime.fromtimestamp(file.stat().st_mtime).astimezone().isoformat("T", "seconds")
+        return {
+            "name": file.stem,
+            "step": summary.get("step"),
+            "time": time,
+            "protocol": f"{protocol.get('num_clips', '?')}x{protocol.get('crops', '?')}",
+            "metrics": {name: value for name, value in metrics.items() if isinstance(value, int | float)},
+        }
+    return None
+
+
+def in_words(found: History) -> list[str]:
+    """Return the columns that a table of experiments shows: step, best, last evaluation, state, when."""
+    if found.state == "new" and found.evaluation is None:
+        return [""] * 5
+    step = "" if found.step is None else f"{found.step}/{found.last or '?'}"
+    top = (
+        "" if found.best is None else f"{found.best:.2f}" + (f" {found.criterion}" if found.criterion == "mAP" else "")
+    )
+    last = ""
+    if found.evaluation is not None:
+        metrics = found.evaluation["metrics"]
+        assert isinstance(metrics, dict), "as `evaluation` makes it"
+        value = metrics.get("mean_average_precision", metrics.get("top1"))
+        last = f"{value:.2f} ({found.evaluation['protocol']})" if value is not None else str(found.evaluation["name"])
+    return [step, top, last, found.state, (found.updated or "")[:16].replace("T", " ")]
+
+
+HEADINGS = ("iteration", "own best", "last evaluation", "state", "last line, UTC")

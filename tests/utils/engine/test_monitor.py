@@ -1,0 +1,75 @@
+"""What a run's log says by itself: first lines, iteration 1, gradient norm, loss spikes, skipped fp16 steps."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from tests.experiment import few_videos, make
+from tests.log_lines import parse_log
+from utils import log, optim
+from utils.engine import monitor, setup
+
+SETTINGS = {"backbone": "mobilenetv2", "steps": 4, "val_freq": 4, "print_freq": 2}
+
+
+@pytest.mark.slow
+def test_the_first_lines_and_the_curves_of_a_run(tmp_path: Path, tiny_videos: Path) -> None:
+    exp = make(tmp_path / "exp", tiny_videos, **SETTINGS)
+    assert main.train(exp, overrides=[few_videos(exp, tiny_videos, 2)]) == 0
+    text = (exp / "log.txt").read_text()
+    threads, parameters = torch.get_num_threads(), "2.23 M"
+    wanted = (
+        f"device cpu, threads {threads}, videos 8 + 2, classes 8, parameters {parameters}, iterations 4, 2.0 an epoch"
+    )
+    assert wanted in text
+    assert text.index(wanted) < text.index("Iter: [1/4]")
+    assert [line["step"] for line in parse_log(exp / "log.txt")] == [1, 2, 4]
+    assert "reading holds training up" not in text.partition("Iter: [2/4]")[0]  # iteration 1 holds the start
+
+    curves = log.read_scalars(exp / "events" / log.SCALARS)
+    norms = curves["grad_norm"]
+    assert [step for step, _ in norms] == [1, 2, 4]
+    assert all(0 < norm < math.inf for _, norm in norms)
+    assert "loss_scale" not in curves  # fp32
+
+
+@pytest.mark.slow
+def test_loss_spikes_and_skipped_steps_are_written_down(tmp_path: Path, tiny_videos: Path) -> None:
+    exp = make(tmp_path / "exp", tiny_videos, **SETTINGS)
+    with setup.start(exp) as run:
+        watched, learner = run.monitor, run.learner
+
+        # Losses as a run has them: noise is no spike, and neither is what comes before there is a mean
+        watched._look_for_spike(50.0)
+        watched._losses.clear()
+        for number in range(monitor.LOSSES[0]):
+            watched._look_for_spike(2.0 + 0.1 * math.sin(number))
+        watched._look_for_spike(2.3)
+        watched.state.step = 30
+        watched._look_for_spike(9.0)
+
+        # Two steps whose gradients overflow, one that does not; a real scaler and a real optimiser
+        learner.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=1024.0)
+        watched._scale = 1024.0
+        for gradient in (math.inf, math.nan, 1.0):
+            for parameter in learner.net.parameters():
+                parameter.grad = torch.full_like(parameter, gradient)
+            learner.scaler.scale(torch.zeros(1))
+            learner.grad_norm = optim.apply(learner.optimizer, learner.scaler, measure=True)
+        found = watched._of_the_optimiser()
+        assert found["loss_scale"] == 256.0
+        # The last step's gradients were divided by a scale of 256
+        count = sum(parameter.numel() for parameter in learner.net.parameters())
+        assert found["grad_norm"] == pytest.approx(math.sqrt(count) / 256, rel=1e-3)
+        assert watched._of_the_optimiser()["loss_scale"] == 256.0
+
+    text = (exp / "log.txt").read_text()
+    assert re.findall(r"loss spike at iteration (\d+): 9\.0000, the mean of the 21 before is 2\.\d+", text) == ["30"]
+    assert text.count("loss spike") == 1
+    assert text.count("fp16: 2 step(s) after iteration 0 skipped, their gradients overflowed; loss scale 256") == 1

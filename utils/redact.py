@@ -1,0 +1,47 @@
+"""Keep secrets out of logs: values of environment variables that hold one, user names in URLs, secret files."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+HIDDEN = "***"
+LEAST = 6  # letters: a shorter value is part of too many words
+_SECRET_NAME = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(?:API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
+_USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
+_known: set[str] = set()
+
+
+def add_file(path: str | os.PathLike[str]) -> None:
+    """Hide each line of a secret file, and each part of `user:password`, from now on."""
+    try:
+        lines = Path(path).read_text("utf-8", errors="replace").split()
+    except OSError:
+        return
+    add(part for line in lines for part in (line, *line.split(":")[1:]))
+
+
+def add(values: Iterable[str]) -> None:
+    """Hide these texts from now on."""
+    _known.update(value for value in values if len(value) >= LEAST)
+
+
+@functools.cache
+def from_environment() -> frozenset[str]:
+    """Return the values of environment variables that hold secrets by their name, as they are at the first call."""
+    return frozenset(value for name, value in os.environ.items() if len(value) >= LEAST and _SECRET_NAME.search(name))
+
+
+def hidden(text: str) -> str:
+    """Return a text without secrets that are known, or stand in an environment variable of a telling name."""
+    for secret in sorted(from_environment() | _known, key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return hidden_users(text)
+
+
+def hidden_users(text: str) -> str:
+    """Return a text without the user names, and passwords, of its URLs."""
+    return _USER.sub(f"{HIDDEN}@", text) if "://" in text else text
