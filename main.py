@@ -45,6 +45,7 @@ VERBS = {
     "dump": ("datasets.dump.verb", "videos as JPEG folders, shards, or clips that are cheap to sample"),
     "preload": ("datasets.memcached.preload", "put the frames of an experiment into memcached servers before training"),
     "demo-data": ("datasets.demo.verb", "make the small motion data set of the demo"),
+    "start": ("anal_tools.start", "a folder of videos: look, split, choose, train, evaluate, report"),
     "folds": ("anal_tools.folds", "the table of a cross-validation, and one result over all held-out videos"),
 }
 

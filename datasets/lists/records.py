@@ -40,6 +40,7 @@ class Records:
         root: folder of the paths, absolute.
         duplicates: records that repeat an earlier one (same path and start); they are allowed.
         several: whether the list may have several labels per video.
+        has_parts: whether a record starts behind the first frame: a record is then a part of its video.
     """
 
     def __init__(self, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
@@ -61,6 +62,7 @@ class Records:
         self._all_labels: NDArray[np.int32] | None = columns.get("all_labels")
         self._label_ends: NDArray[np.int64] | None = columns.get("label_ends")
         self.several = self._label_ends is not None
+        self.has_parts = bool(self.starts.any())
 
     @classmethod
     def load(
@@ -116,6 +118,14 @@ class Records:
     def full_path(self, i: int) -> str:
         """Path of record i below the root."""
         return os.path.join(self.root, self.path(i))
+
+    def length_of(self, i: int, frames: int) -> int:
+        """Return how many of `frames` frames, counted from its start, record i has.
+
+        A list with offsets names parts of videos: there the number of frames of the list ends a part.
+        """
+        told = int(self.frames[i])
+        return min(told, frames) if self.has_parts and told > 0 else frames
 
     def labels_of(self, i: int) -> NDArray[np.int32]:
         """All labels of record i, (1 or more,)."""
