@@ -47,7 +47,8 @@ class Recipe:
         low, high = (100 * end for end in scoring.interval(self.right.mean(axis=0)))
         return (
             f"{self.title}: {len(values)} seeds, top-1 mean {values.mean():.2f}{spread} "
-            f"({values.min():.2f} to {values.max():.2f}), 95 % interval over {len(self.rows)} videos {low:.2f} to {high:.2f}"
+            f"({values.min():.2f} to {values.max():.2f}), 95 % interval over {len(self.rows)} videos {low:.2f} to "
+            f"{high:.2f}"
         )
 
 
@@ -65,7 +66,9 @@ def recipes(experiments: Sequence[Experiment]) -> list[Recipe]:
         seed = config.pop("seed", 0)
         group = groups.setdefault(json.dumps([config, one.results.protocol], sort_keys=True), [])
         if any(other.results.summary.get("config", {}).get("seed", 0) == seed for other in group):
-            raise UserError(f"{one.title} and {group[0].title}: two runs of one recipe with seed {seed}; name each once")
+            raise UserError(
+                f"{one.title} and {group[0].title}: two runs of one recipe with seed {seed}; name each once"
+            )
         group.append(one)
     return [_recipe(group) for group in groups.values()]
 
@@ -94,7 +97,9 @@ def seeds_text(experiments: Sequence[Experiment]) -> list[str]:
             raise UserError(f"{a.title} and {b.title}: no video in common; compare evaluations of the same list")
         change = b.right[:, there].mean(axis=0) - a.right[:, here].mean(axis=0)
         low, high = (100 * end for end in scoring.interval(change))
-        verdict = "the difference may be chance" if low <= 0 <= high else f"the {'second' if low > 0 else 'first'} is better"
+        verdict = (
+            "the difference may be chance" if low <= 0 <= high else f"the {'second' if low > 0 else 'first'} is better"
+        )
         lines += [
             "",
             f"{a.title} -> {b.title}, {len(here)} videos in common: {100 * change.mean():+.2f} points of top-1, "

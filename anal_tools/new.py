@@ -24,11 +24,15 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--from", dest="source", type=Path, required=True, metavar="EXP", help="experiment to start from"
     )
-    parser.add_argument("--lists", type=Path, metavar="DIR", help="fill in these lists: train.txt, val.txt, classInd.txt")
+    parser.add_argument(
+        "--lists", type=Path, metavar="DIR", help="fill in these lists: train.txt, val.txt, classInd.txt"
+    )
     parser.add_argument("--root", type=Path, metavar="DIR", help="of the videos of --lists")
     args = parser.parse_args(argv)
     if (args.lists is None) != (args.root is None):
-        raise UserError("new: give --lists and --root together: the list files, and the folder that their paths start from")
+        raise UserError(
+            "new: give --lists and --root together: the list files, and the folder that their paths start from"
+        )
     values = {}
     if args.lists:
         from anal_tools import new_lists  # numpy, which the launcher does without

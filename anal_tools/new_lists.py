@@ -33,14 +33,21 @@ def values_of(lists: Path, root: Path) -> dict[str, str]:
         raise UserError(f"--lists {lists}: holds no train.txt and no foldNN_train.txt; `main.py lists` writes them")
     val = train.with_name(train.name.replace("train.txt", "val.txt"))
     records = [Records.load(file, root, num_class=None) for file in (train, val)]
-    path = next((one.full_path(i) for one in records for i in range(len(one)) if os.path.exists(one.full_path(i))), None)
+    path = next(
+        (one.full_path(i) for one in records for i in range(len(one)) if os.path.exists(one.full_path(i))), None
+    )
     if path is None:
         raise UserError(f"--root {root}: holds none of the videos of {train}, for example {records[0].full_path(0)}")
 
     names = lists / CLASS_FILE
     highest = 1 + max(int(one.labels.max()) for one in records)
-    lines = sum(bool(line.strip()) for line in names.read_text("utf-8", "replace").splitlines()) if names.is_file() else 0
-    found = {"model.num_class": str(max(highest, lines)), "data.reader": "video" if first_look.is_video(path) else "frames"}
+    lines = (
+        sum(bool(line.strip()) for line in names.read_text("utf-8", "replace").splitlines()) if names.is_file() else 0
+    )
+    found = {
+        "model.num_class": str(max(highest, lines)),
+        "data.reader": "video" if first_look.is_video(path) else "frames",
+    }
     paths = {"train_root": root, "train_source": train, "val_root": root, "val_source": val}
     paths |= {"data.class_names": names} if names.is_file() else {}
     found |= {key: json.dumps(os.path.abspath(path), ensure_ascii=False) for key, path in paths.items()}

@@ -105,7 +105,9 @@ def _evaluation(verb: str, words: list[str]) -> tuple[str, tuple[str, ...]]:
         return pooled.RESULT, ()
     given, others = evaluate.parser().parse_known_args(["EXP", *words])
     if given.checkpoint or given.list or given.set or others:
-        raise UserError("eval of folds: each fold scores its own list with its last checkpoint; give views and sizes only")
+        raise UserError(
+            "eval of folds: each fold scores its own list with its last checkpoint; give views and sizes only"
+        )
     name = given.name or evaluate.result_name(Path("ckpt.pth.tar"), given)
     return evaluate.checked_name(name), tuple(_without_name(words))
 

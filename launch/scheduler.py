@@ -79,9 +79,7 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
     return ranks // per_node, per_node
 
 
-def task(
-    wanted: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = ""
-) -> Run:
+def task(wanted: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = "") -> Run:
     """Return what every rank of the job does: main.py with these words, as a cell of a sweep or on its own.
 
     Args:

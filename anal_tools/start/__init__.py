@@ -66,11 +66,19 @@ def _parser() -> argparse.ArgumentParser:
         description="Train on a folder of videos, evaluate, and write the report. Again: what is missing.",
     )
     add = parser.add_argument
-    add("folder", type=Path, help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end]")
+    add(
+        "folder",
+        type=Path,
+        help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end]",
+    )
     add("--out", type=Path, metavar="EXP", help="experiment folder (default: exps/NAME_exps/start)")
     add("--recipe", metavar="NAME", help=f"one of {', '.join(recipe.RECIPES)} (default: by data and machine)")
     add("--weights", metavar="FILE", help="weights to start from")
-    add("--group", metavar="REGEX", help="videos in whose path it finds the same text stay on one side; '' for no groups")
+    add(
+        "--group",
+        metavar="REGEX",
+        help="videos in whose path it finds the same text stay on one side; '' for no groups",
+    )
     add("--folds", type=int, metavar="N", help="hold out each video once, in N folds (default: hold out a fifth)")
     add("--leave-out", action="append", default=[], metavar="CLASS", help="a class that is not taken")
     add("--size", type=int, metavar="PIXELS", help="side of a clip")
@@ -127,7 +135,11 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
             "the classes as they are with --trust"
         )
     entries, copies = _scan(exp, found)
-    print("\n".join([f"{len(found.videos)} videos of {len(found.classes)} classes, by {found.source}", *map(shown, found.notes)]))
+    print(
+        "\n".join(
+            [f"{len(found.videos)} videos of {len(found.classes)} classes, by {found.source}", *map(shown, found.notes)]
+        )
+    )
 
     count = args.folds or split.FOLDS
     if count < 2:
@@ -146,7 +158,12 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
         kind=found.kind,
         train=train,
         classes=found.classes,
-        frames=np.array([one.frames if one.frames > 0 else entry["frames"] for one, entry in zip(found.videos, entries, strict=True)]),
+        frames=np.array(
+            [
+                one.frames if one.frames > 0 else entry["frames"]
+                for one, entry in zip(found.videos, entries, strict=True)
+            ]
+        ),
         short_side=np.array([min(entry["height"], entry["width"]) for entry in entries]),
         gpus=processes.gpu_count(os.environ),
         cores=len(os.sched_getaffinity(0)),
@@ -165,11 +182,14 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
     new.write_scripts(exp)
 
     val = len(labels) - train
-    lacking = sorted(set(labels) - {label for label, place in zip(labels, division.places, strict=True) if place == wanted})
+    lacking = sorted(
+        set(labels) - {label for label, place in zip(labels, division.places, strict=True) if place == wanted}
+    )
     sides = f"{args.folds} folds" if args.folds else f"{train} for training, {val} held out"
     print(f"split: {sides}; {division.why}")
     if lacking and not args.folds:
-        print(f"  {listed('no held-out video of', [found.classes[label] for label in lacking])}; --folds {split.FOLDS} holds out each video once")
+        classes = listed("no held-out video of", [found.classes[label] for label in lacking])
+        print(f"  {classes}; --folds {split.FOLDS} holds out each video once")
     print("\n".join(f"{key}: {text}" for key, text in chosen.why))
     print(f"experiment: {exp / 'config.yaml'}")
 
@@ -196,9 +216,13 @@ def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
     bad = [f"{path}: {entry['bad']}" for path, entry in by_path.items() if entry["bad"]]
     if bad:
         found.notes.append(listed(f"{len(bad)} files cannot be read and are left out", bad[:5]))
-    found.videos = [one for one in found.videos if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], found)]
+    found.videos = [
+        one for one in found.videos if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], found)
+    ]
     if not found.videos:
-        raise UserError(f"{found.root}: none of its {len(files_of)} videos can be read, first: {bad[0] if bad else files_of[0]}")
+        raise UserError(
+            f"{found.root}: none of its {len(files_of)} videos can be read, first: {bad[0] if bad else files_of[0]}"
+        )
     gone = [name for name in found.classes if not any(one.label == name for one in found.videos)]
     if gone:
         raise UserError(f"{listed('no readable video of', gone)}; add videos, or --leave-out CLASS")
@@ -222,7 +246,9 @@ def _in_frames(one: Video, entry: dict, found: Found) -> bool:
     last = entry["frames"] if one.end is None else min(entry["frames"], round(one.end * rate))
     one.frames = last - one.first
     if one.frames < 1:
-        found.notes.append(f"{one.path}: left out, it ends at {entry['frames'] / rate:.1f} s and the clip starts at {one.start:g} s")
+        found.notes.append(
+            f"{one.path}: left out, it ends at {entry['frames'] / rate:.1f} s and the clip starts at {one.start:g} s"
+        )
     return one.frames >= 1
 
 
@@ -257,7 +283,10 @@ def _launch(verb: str, exp: Path, *words: str) -> int:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(new.ROOT), os.environ.get("PYTHONPATH")]))}
     sys.stdout.flush()
     process = subprocess.Popen(argv, cwd=new.ROOT, env=env)
-    before = {number: signal.signal(number, lambda number, frame: _pass_on(process, number)) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, lambda number, frame: _pass_on(process, number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         code = process.wait()
     finally:
@@ -286,8 +315,8 @@ def _report(exp: Path) -> int:
     low, high = (100 * end for end in scoring.interval(results.videos.right()))
     largest = np.bincount(results.labels).max() / len(results.labels)
     print(
-        f"top-1 {results.numbers['top1']:.2f} on {len(results.ids)} held-out videos (95 % interval {low:.2f} to {high:.2f}; "
-        f"always the largest class: {100 * largest:.2f})"
+        f"top-1 {results.numbers['top1']:.2f} on {len(results.ids)} held-out videos (95 % interval {low:.2f} to "
+        f"{high:.2f}; always the largest class: {100 * largest:.2f})"
     )
     print(f"report: {index}")
     return 0

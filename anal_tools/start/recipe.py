@@ -129,7 +129,12 @@ def choose(
     frames = float(np.median(facts.frames))
     if segments is None:
         segments = FRAMES
-        why.append(("sampling", f"one frame from each of {segments} parts of a video; the median video has {frames:.0f} frames"))
+        why.append(
+            (
+                "sampling",
+                f"one frame from each of {segments} parts of a video; the median video has {frames:.0f} frames",
+            )
+        )
     if epochs is None:
         wanted = recipe.clips[on_gpu] / facts.train
         epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))))
@@ -158,7 +163,9 @@ def _recipe(facts: Facts, name: str | None, weights: str | None) -> tuple[str, s
     if name is not None:
         file = RECIPES[name].weights
         if file and not weights and not (ROOT / file).is_file():
-            raise UserError(f"--recipe {name}: starts from {file}, which is not here; pretrained/README.md says where to get it")
+            raise UserError(
+                f"--recipe {name}: starts from {file}, which is not here; pretrained/README.md says where to get it"
+            )
         return name, "as asked for"
     if facts.gpus and (ROOT / RESNET_WEIGHTS).is_file():
         return "finetune-large", f"because {RESNET_WEIGHTS} and a GPU are here"

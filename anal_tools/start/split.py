@@ -77,9 +77,13 @@ def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | N
     guess = None if pattern == "" else guessed(videos)
     if guess is not None:
         shown = ", ".join(sorted(set(guess), key=natural)[:4])
-        return guess, f"{len(set(guess))} groups by a part of the names that all classes share ({shown}, ...), each on one side"
+        return (
+            guess,
+            f"{len(set(guess))} groups by a part of the names that all classes share ({shown}, ...), each on one side",
+        )
     return None, (
-        "no groups in the names: neighbours by name stay together; if one person or recording made several videos, give --group"
+        "no groups in the names: neighbours by name stay together; where a person or a recording has several videos, "
+        "give --group"
     )
 
 
@@ -116,7 +120,9 @@ def _counts(stems: Sequence[Sequence[str]], place: int) -> bool:
             return False
         rest = tuple(part for other, part in enumerate(parts) if other != place % len(parts))
         own.setdefault(rest, set()).add(int(parts[place]))
-    return all(min(numbers) <= 1 for numbers in own.values()) and len({frozenset(numbers) for numbers in own.values()}) > 1
+    return (
+        all(min(numbers) <= 1 for numbers in own.values()) and len({frozenset(numbers) for numbers in own.values()}) > 1
+    )
 
 
 def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]:
@@ -135,10 +141,12 @@ def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]
 
 
 def _blocks(videos: Sequence[Video], labels: Sequence[int], groups: Sequence[str], count: int) -> np.ndarray:
-    """Return the folds of videos without groups: of each class `count` runs of neighbours in the order of their names."""
+    """Return the folds of videos without groups: `count` runs of neighbours of each class, in the order of their names."""
     places = np.zeros(len(videos), np.int64)
     for label in sorted(set(labels)):
-        rows = sorted((row for row in range(len(videos)) if labels[row] == label), key=lambda row: natural(videos[row].path))
+        rows = sorted(
+            (row for row in range(len(videos)) if labels[row] == label), key=lambda row: natural(videos[row].path)
+        )
         units = list(dict.fromkeys(groups[row] for row in rows))
         for row in rows:
             number = units.index(groups[row])

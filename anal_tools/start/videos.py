@@ -19,7 +19,10 @@ from utils.faults import UserError, listed
 
 _PATHS = ("path", "video", "file", "filename", "name", "clip", "video_path")
 _LABELS = ("label", "class", "category", "action", "class_name")
-_STARTS, _ENDS = ("start", "begin", "start_time", "time_start", "t_start"), ("end", "stop", "end_time", "time_end", "t_end")
+_STARTS, _ENDS = (
+    ("start", "begin", "start_time", "time_start", "t_start"),
+    ("end", "stop", "end_time", "time_end", "t_end"),
+)
 _NAMES_SHARE = 0.8  # so many names must hold their own class before another class in one means anything
 _SHORTEST_NAME = 4  # of a class that is looked for in file names
 
@@ -98,8 +101,8 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Found:
     found.classes = [name for name in found.classes if name not in leave_out]
     if len(found.classes) < 2:
         raise UserError(
-            f"{where}: all {len(found.videos)} videos are of one class, {found.classes[0]!r}; a model needs at least two: "
-            "make a folder for each class, FOLDER/CLASS/video"
+            f"{where}: all {len(found.videos)} videos are of one class, {found.classes[0]!r}; a model needs at least "
+            "two: make a folder for each class, FOLDER/CLASS/video"
         )
     return found
 
@@ -109,9 +112,14 @@ def _table_of(where: Path, media: Sequence[Media]) -> Path | None:
     if where.is_file():
         return where
     shallow = any("/" not in one.path for one in media)
-    tables = [path for path in sorted(where.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".txt") and _is_table(path)]
+    tables = [
+        path for path in sorted(where.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".txt") and _is_table(path)
+    ]
     if len(tables) > 1 and shallow:
-        raise UserError(f"{where}: several files could name the classes, {listed('tables', [path.name for path in tables])}; give one instead of the folder")
+        raise UserError(
+            f"{where}: {listed('several files could name the classes', (path.name for path in tables))}; give one of them "
+            "instead of the folder"
+        )
     return tables[0] if tables and (shallow or len({one.path.split("/")[0] for one in media}) == 1) else None
 
 
@@ -123,7 +131,8 @@ def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Found:
     if any("/" not in one.path for one in media):
         lone = next(one.path for one in media if "/" not in one.path)
         raise UserError(
-            f"{root / printable(lone)}: lies in no class folder; make FOLDER/CLASS/video, or put a csv of path,label into {root}"
+            f"{root / printable(lone)}: lies in no class folder; make FOLDER/CLASS/video, or put a csv of path,label into "
+            f"{root}"
         )
     annotations = from_folders(media, str(root), share=0.2, group=None, seed=0)
     names = {one.path.split("/")[0].lower() for one in media}
@@ -146,7 +155,11 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Fo
     videos, missing = [], []
     for line, row in _rows(table):
         asked = row["path"].replace("\\", "/").removeprefix("./").removeprefix(f"{root}/")
-        paths = [asked] if asked in by_name.get(asked, ()) else by_name.get(asked) or by_name.get(asked.rsplit("/", 1)[-1], [])
+        paths = (
+            [asked]
+            if asked in by_name.get(asked, ())
+            else by_name.get(asked) or by_name.get(asked.rsplit("/", 1)[-1], [])
+        )
         if len(paths) != 1:
             missing.append(asked)
             continue
@@ -204,11 +217,15 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     if keys["path"] is not None and keys["label"] is not None:
         del fields[0]
     else:
-        keys = {key: number if len(names) > number else None for number, key in enumerate(("path", "label", "start", "end"))}
+        keys = {
+            key: number if len(names) > number else None for number, key in enumerate(("path", "label", "start", "end"))
+        }
     for number, cells in fields:
         row = {key: cells[place].strip() for key, place in keys.items() if place is not None and place < len(cells)}
         if not row.get("path") or not row.get("label"):
-            raise UserError(f"{table}:{number}: expected `path,label` or `path,label,start,end`, found {lines[0][1][:60]!r}")
+            raise UserError(
+                f"{table}:{number}: expected `path,label` or `path,label,start,end`, found {lines[0][1][:60]!r}"
+            )
         yield number, row
 
 
@@ -227,7 +244,9 @@ def contradictions(found: Found) -> list[str]:
     """Return the videos whose names hold another class than theirs; none where names say nothing about classes."""
     names = {name: plain(name) for name in found.classes if len(plain(name)) >= _SHORTEST_NAME}
     stems = [plain(Path(one.path).stem) for one in found.videos]
-    own = [names.get(one.label, "") in stem and one.label in names for one, stem in zip(found.videos, stems, strict=True)]
+    own = [
+        names.get(one.label, "") in stem and one.label in names for one, stem in zip(found.videos, stems, strict=True)
+    ]
     if sum(own) < _NAMES_SHARE * len(own):
         return []
     return [

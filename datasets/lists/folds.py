@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,13 +92,17 @@ def beside(source: Path) -> list[Fold]:
             found.setdefault(match[1], {})[match[2]] = file
     lone = [str(pair.get("train") or pair["val"]) for pair in found.values() if len(pair) == 1]
     if lone:
-        raise UserError(f"data.folds: {sorted(lone)[0]} has no partner; each fold needs foldNN_train.txt and foldNN_val.txt")
+        raise UserError(
+            f"data.folds: {sorted(lone)[0]} has no partner; each fold needs foldNN_train.txt and foldNN_val.txt"
+        )
     if len(found) < 2:
         raise UserError(
             f"data.folds: {source.parent} holds {len(found)} pairs of foldNN_train.txt and foldNN_val.txt; lists needs "
             "at least two, beside train_source"
         )
-    return [Fold(name, **{key: path.absolute() for key, path in found[name].items()}) for name in sorted(found, key=int)]
+    return [
+        Fold(name, found[name]["train"].absolute(), found[name]["val"].absolute()) for name in sorted(found, key=int)
+    ]
 
 
 def groups_of(paths: Sequence[str], pattern: str | None) -> list[str] | None:
@@ -141,16 +144,16 @@ def assign(groups: Sequence[Hashable], labels: Sequence[int], count: int) -> np.
     if len(members) < count:
         raise UserError(f"{len(members)} groups cannot make {count} folds; a fold needs at least one group")
 
-    totals = Counter(labels)
-    taken = np.zeros((count, max(totals) + 1))
+    own_labels = np.array(labels)
+    totals = np.bincount(own_labels)
+    taken = np.zeros((count, len(totals)))
     places = np.zeros(len(labels), np.int64)
     for rows in sorted(members.values(), key=lambda rows: (-len(rows), _hash(str(groups[rows[0]])))):
-        own = Counter(labels[i] for i in rows)
-        crowded = sum(number / totals[label] * taken[:, label] for label, number in own.items())
+        own = np.bincount(own_labels[rows], minlength=len(totals))
+        crowded = taken @ (own / np.maximum(totals, 1))
         place = min(range(count), key=lambda fold: (crowded[fold], taken[fold].sum()))
         places[rows] = place
-        for label, number in own.items():
-            taken[place, label] += number
+        taken[place] += own
     return places
 
 

@@ -48,8 +48,15 @@ def test_the_comments_of_the_source_stay_and_the_values_are_those_of_the_lists(t
 def test_folds_and_a_config_in_flow_style(tmp_path: Path) -> None:
     folder = lists(tmp_path / "lists", tmp_path / "root", "fold01_")
     source = make(tmp_path / "source", tmp_path / "none")
-    (source / "config.yaml").write_text((source / "config.yaml").read_text().replace("sampling: tsn}", "sampling: tsn, facts: /f}"))
-    assert new.main([str(tmp_path / "exp"), "--from", str(source), "--lists", str(folder), "--root", str(tmp_path / "root")]) == 0
+    (source / "config.yaml").write_text(
+        (source / "config.yaml").read_text().replace("sampling: tsn}", "sampling: tsn, facts: /f}")
+    )
+    assert (
+        new.main(
+            [str(tmp_path / "exp"), "--from", str(source), "--lists", str(folder), "--root", str(tmp_path / "root")]
+        )
+        == 0
+    )
     cfg = config.load(tmp_path / "exp")
     assert (cfg.data.folds, cfg.data.facts, cfg.model.num_class, cfg.model.num_segments) == ("lists", None, 3, 2)
     assert cfg.train_source == str(folder / "fold01_train.txt")

@@ -34,11 +34,13 @@ def found(*paths: str) -> Found:
     return Found("/root", "video", "the class folders", samples, classes=sorted({one.label for one in samples}))
 
 
-# --------------------------------------------------------------------------------------------------------- what is there
+# -------------------------------------------------------------------------------- what is there
 
 
 def test_class_folders_with_blanks_unicode_and_folders_in_them(tmp_path: Path) -> None:
-    root = folder(tmp_path / "my videos", "ein Tänzer/tief er/a b.mp4", "läuft/c, d.AVI", "läuft/.hidden.mp4", "note.txt")
+    root = folder(
+        tmp_path / "my videos", "ein Tänzer/tief er/a b.mp4", "läuft/c, d.AVI", "läuft/.hidden.mp4", "note.txt"
+    )
     seen = videos.look(root)
     assert [(one.path, one.label) for one in seen.videos] == [
         ("ein Tänzer/tief er/a b.mp4", "ein Tänzer"),
@@ -50,7 +52,12 @@ def test_class_folders_with_blanks_unicode_and_folders_in_them(tmp_path: Path) -
 def test_folders_for_the_splits_are_taken_as_they_are(tmp_path: Path) -> None:
     root = folder(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4", "val/b/4.mp4")
     seen = videos.look(root)
-    assert [(one.label, one.split) for one in seen.videos] == [("a", "train"), ("b", "train"), ("a", "val"), ("b", "val")]
+    assert [(one.label, one.split) for one in seen.videos] == [
+        ("a", "train"),
+        ("b", "train"),
+        ("a", "val"),
+        ("b", "val"),
+    ]
     assert split.divide(seen, [], group=None, count=5).places.tolist() == [1, 1, 0, 0]
     with pytest.raises(UserError, match=r"train/a/1.mp4 and val/a/3.mp4 are the same video, one for training"):
         split.divide(seen, [[0, 2]], group=None, count=5)
@@ -117,10 +124,12 @@ def test_names_that_contradict_their_folders() -> None:
         "archery/v_Bowling_9.avi (bowling in the name, archery by the class folders)"
     ]
     assert not videos.contradictions(found(*right, "archery/v_9.avi"))
-    assert not videos.contradictions(found("archery/1.avi", "archery/bowling_2.avi", "bowling/3.avi")), "names say nothing"
+    assert not videos.contradictions(found("archery/1.avi", "archery/bowling_2.avi", "bowling/3.avi")), (
+        "names say nothing"
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- the split
+# -------------------------------------------------------------------------------- the split
 
 
 @pytest.mark.parametrize(
@@ -133,7 +142,9 @@ def test_names_that_contradict_their_folders() -> None:
 )
 def test_a_person_in_the_names_is_found_and_stays_on_one_side(names: list[str], groups: list[str]) -> None:
     people = [f"p{number}" for number in range(1, 7)]
-    seen = found(*(f"{k}/{n.format(person=p, label=k)}.avi" for k in ("run", "walk", "sit") for p in people for n in names))
+    seen = found(
+        *(f"{k}/{n.format(person=p, label=k)}.avi" for k in ("run", "walk", "sit") for p in people for n in names)
+    )
     guess = split.guessed(seen.videos)
     assert guess is not None
     assert sorted(set(guess)) == groups
@@ -142,7 +153,9 @@ def test_a_person_in_the_names_is_found_and_stays_on_one_side(names: list[str], 
 
 
 def test_a_number_that_counts_videos_is_no_person() -> None:
-    seen = found(*(f"{name}/{name}_{number:03d}.mp4" for name, count in (("run", 9), ("walk", 12)) for number in range(1, count)))
+    seen = found(
+        *(f"{name}/{name}_{number:03d}.mp4" for name, count in (("run", 9), ("walk", 12)) for number in range(1, count))
+    )
     assert split.guessed(seen.videos) is None
     divided = split.divide(seen, [], group=None, count=4)
     assert "neighbours by name stay together" in divided.why
@@ -153,13 +166,17 @@ def test_copies_stay_together_and_may_not_have_two_classes() -> None:
     seen = found(*(f"{name}/{number}x.mp4" for name in ("run", "walk") for number in range(10)))
     places = split.divide(seen, [[0, 9], [9, 4]], group=None, count=5).places
     assert len({places[0], places[4], places[9]}) == 1
-    with pytest.raises(UserError, match=r"run/0x.mp4 \(run\) and walk/0x.mp4 \(walk\) are the same video with different classes"):
+    with pytest.raises(
+        UserError, match=r"run/0x.mp4 \(run\) and walk/0x.mp4 \(walk\) are the same video with different classes"
+    ):
         split.divide(seen, [[0, 10]], group=None, count=5)
 
 
 def test_a_class_that_cannot_be_validated_is_named() -> None:
     seen = found("run/1.mp4", "run/2.mp4", "walk/1.mp4")
-    with pytest.raises(UserError, match=r"no validation is possible for the class: walk \(1 videos\): .*--leave-out CLASS"):
+    with pytest.raises(
+        UserError, match=r"no validation is possible for the class: walk \(1 videos\): .*--leave-out CLASS"
+    ):
         split.divide(seen, [], group=None, count=5)
     people = found("run/p1.mp4", "run/p2.mp4", "walk/p1_1.mp4", "walk/p1_2.mp4")
     with pytest.raises(UserError, match=r"walk \(2 videos\).* in different groups"):
@@ -171,11 +188,17 @@ def test_the_held_out_fold_has_as_many_classes_as_there_can_be() -> None:
     assert split.held_out(np.array([0, 1, 2, 0, 1]), [0, 0, 0, 1, 1], 1) == 1
 
 
-# ------------------------------------------------------------------------------------------------------------ the recipe
+# -------------------------------------------------------------------------------- the recipe
 
 
 def facts(**changes: object) -> recipe.Facts:
-    values = {"kind": "video", "train": 60, "classes": ["a", "b"], "frames": np.array([50]), "short_side": np.array([240])}
+    values = {
+        "kind": "video",
+        "train": 60,
+        "classes": ["a", "b"],
+        "frames": np.array([50]),
+        "short_side": np.array([240]),
+    }
     return recipe.Facts(**(values | {"gpus": 0, "cores": 2} | changes))  # pyright: ignore[reportArgumentType]
 
 
@@ -208,12 +231,15 @@ def test_choices(given: dict, weights: bool, asked: dict, expected: tuple, tmp_p
 
 
 def test_left_and_right_are_not_mirrored() -> None:
-    options = {"name": "small", "weights": None, "size": None, "segments": None, "epochs": None}
-    flips = {name: recipe.choose(facts(classes=[name, "b"]), **options).flip for name in ("turn_left", "Right hand", "bright")}
+    options: dict = {"name": "small", "weights": None, "size": None, "segments": None, "epochs": None}
+    flips = {
+        name: recipe.choose(facts(classes=[name, "b"]), **options).flip
+        for name in ("turn_left", "Right hand", "bright")
+    }
     assert flips == {"turn_left": False, "Right hand": False, "bright": True}
 
 
-# ---------------------------------------------------------------------------------------------------------------- a run
+# -------------------------------------------------------------------------------- a run
 
 
 @pytest.mark.system
@@ -224,9 +250,15 @@ def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: P
         write_video(root / f"{name}.mp4", "libx264", frames=50 + number)
     shutil.copy(root / "a.mp4", root / "broken.mp4")
     (root / "broken.mp4").write_bytes((root / "broken.mp4").read_bytes()[:50])
-    rows = [f"{name}.mp4,{label},{first},{end}" for name in ("a", "b", "c") for label, first, end in (("wave", 0, 0.4), ("bend", 0.4, 1))]
+    rows = [
+        f"{name}.mp4,{label},{first},{end}"
+        for name in ("a", "b", "c")
+        for label, first, end in (("wave", 0, 0.4), ("bend", 0.4, 1))
+    ]
     (root / "t.csv").write_text("\n".join(["path,label,start,end", *rows, "a.mp4,bend,7,8", "broken.mp4,wave,0,1"]))
-    assert start.main([str(root), "--out", str(tmp_path / "exp"), "--no-train", "--recipe", "small", "--folds", "3"]) == 0
+    assert (
+        start.main([str(root), "--out", str(tmp_path / "exp"), "--no-train", "--recipe", "small", "--folds", "3"]) == 0
+    )
     told = capsys.readouterr().out
     assert "1 files cannot be read and are left out: broken.mp4" in told
     assert "a.mp4: left out, it ends at 2.0 s and the clip starts at 7 s" in told

@@ -126,7 +126,17 @@ def test_the_official_splits_are_folds(shared_data: Path, tmp_path: Path) -> Non
     for path in official.joinpath("trainlist01.txt").read_text().split()[::2] + tests[0]:
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).touch()
-    words = ["ucf101", "--annotations", str(official), "--root", str(root), "--out", str(tmp_path / "l"), "--split", "all"]
+    words = [
+        "ucf101",
+        "--annotations",
+        str(official),
+        "--root",
+        str(root),
+        "--out",
+        str(tmp_path / "l"),
+        "--split",
+        "all",
+    ]
     assert verb.main(words) == 0
     found = folds.beside(tmp_path / "l/fold01_train.txt")
     for fold, test in zip(found, tests, strict=True):

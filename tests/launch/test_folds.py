@@ -44,7 +44,10 @@ def events(exp: Path) -> list[tuple[str, str, int | None]]:
 @pytest.mark.system
 @pytest.mark.slow
 def test_killed_and_started_again_the_numbers_are_the_same(tmp_path: Path, motion_videos: Path, capfd) -> None:
-    calm, killed = experiment(tmp_path / "calm", motion_videos), experiment(tmp_path / "killed", motion_videos, steps=40)
+    calm, killed = (
+        experiment(tmp_path / "calm", motion_videos),
+        experiment(tmp_path / "killed", motion_videos, steps=40),
+    )
     assert train(calm).wait() == 0
     text = (killed / "config.yaml").read_text()
     (killed / "config.yaml").write_text(text.replace("max_iter: 40", "max_iter: 4"))
@@ -87,7 +90,9 @@ def test_killed_and_started_again_the_numbers_are_the_same(tmp_path: Path, motio
 def test_an_evaluation_of_all_folds_with_other_views(tmp_path: Path, motion_videos: Path, capfd) -> None:
     exp = experiment(tmp_path / "exp", motion_videos, "folds: groups, fold_group: '[0-9](?=[.]mp4)'")
     names = sorted({line.split()[0][-5] for line in (motion_videos / "lists/val.txt").read_text().splitlines()})
-    keep = [line for line in (motion_videos / "lists/val.txt").read_text().splitlines() if line.split()[0][-5] in names[:2]]
+    keep = [
+        line for line in (motion_videos / "lists/val.txt").read_text().splitlines() if line.split()[0][-5] in names[:2]
+    ]
     (exp / "two.txt").write_text("\n".join(keep) + "\n")
     sets = [word for key in ("train", "val") for word in ("--set", f"common.{key}_source={exp / 'two.txt'}")]
     assert launch.main(["train", str(exp), "local", "0", *sets]) == 0

@@ -1,4 +1,4 @@
-"""Folds as a job array on a real SLURM: two ranks train a fold and then evaluate it, one task is killed and requeued."""
+"""Folds as a job array on a real SLURM: two ranks train and evaluate a fold, one task is requeued."""
 
 from __future__ import annotations
 

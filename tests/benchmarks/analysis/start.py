@@ -72,7 +72,7 @@ def start(name: str, figure: float) -> dict:
     """One seed after the other, each as a user would type it but for --out and --seed."""
     from anal_tools.evaluate.results import Results
 
-    work = workspace("start")
+    work = workspace()
     root = class_folders(name, work / "videos" / name)
     given = not WEIGHTS.exists()
     if given:
