@@ -141,7 +141,7 @@ def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]
 
 
 def _blocks(videos: Sequence[Video], labels: Sequence[int], groups: Sequence[str], count: int) -> np.ndarray:
-    """Return the folds of videos without groups: `count` runs of neighbours of each class, in the order of their names."""
+    """Return the folds of videos without groups: of each class, runs of neighbours in the order of their names."""
     places = np.zeros(len(videos), np.int64)
     for label in sorted(set(labels)):
         rows = sorted(

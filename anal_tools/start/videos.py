@@ -117,8 +117,8 @@ def _table_of(where: Path, media: Sequence[Media]) -> Path | None:
     ]
     if len(tables) > 1 and shallow:
         raise UserError(
-            f"{where}: {listed('several files could name the classes', (path.name for path in tables))}; give one of them "
-            "instead of the folder"
+            f"{where}: {listed('several files could name the classes', (path.name for path in tables))}; give one of "
+            "them instead of the folder"
         )
     return tables[0] if tables and (shallow or len({one.path.split("/")[0] for one in media}) == 1) else None
 
@@ -131,8 +131,8 @@ def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Found:
     if any("/" not in one.path for one in media):
         lone = next(one.path for one in media if "/" not in one.path)
         raise UserError(
-            f"{root / printable(lone)}: lies in no class folder; make FOLDER/CLASS/video, or put a csv of path,label into "
-            f"{root}"
+            f"{root / printable(lone)}: lies in no class folder; make FOLDER/CLASS/video, or put a csv of path,label "
+            f"into {root}"
         )
     annotations = from_folders(media, str(root), share=0.2, group=None, seed=0)
     names = {one.path.split("/")[0].lower() for one in media}

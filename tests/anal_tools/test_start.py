@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,7 +219,7 @@ def test_choices(given: dict, weights: bool, asked: dict, expected: tuple, tmp_p
     if weights:
         (tmp_path / "pretrained").mkdir()
         (tmp_path / recipe.WEIGHTS).touch()
-    options = {"name": None, "weights": None, "size": None, "segments": None, "epochs": None} | asked
+    options: dict[str, Any] = {"name": None, "weights": None, "size": None, "segments": None, "epochs": None} | asked
     chosen = recipe.choose(facts(**given), **options)
     assert (chosen.recipe.backbone, chosen.size, chosen.epochs) == expected
     paths = {name: '"/x"' for name in ("root", "train", "val", "classes", "facts")}
@@ -231,7 +232,7 @@ def test_choices(given: dict, weights: bool, asked: dict, expected: tuple, tmp_p
 
 
 def test_left_and_right_are_not_mirrored() -> None:
-    options: dict = {"name": "small", "weights": None, "size": None, "segments": None, "epochs": None}
+    options: dict[str, Any] = {"name": "small", "weights": None, "size": None, "segments": None, "epochs": None}
     flips = {
         name: recipe.choose(facts(classes=[name, "b"]), **options).flip
         for name in ("turn_left", "Right hand", "bright")
