@@ -206,7 +206,7 @@ def facts(**changes: object) -> recipe.Facts:
 @pytest.mark.parametrize(
     ("given", "weights", "asked", "expected"),
     [
-        ({}, True, {}, ("mobilenetv2", 112, 40)),
+        ({}, True, {}, ("mobilenetv2", 112, 27)),
         ({}, False, {}, ("resnet18", 56, 60)),
         ({"gpus": 1}, True, {}, ("mobilenetv2", 224, 60)),
         ({"train": 100_000, "gpus": 1}, True, {}, ("mobilenetv2", 224, 10)),
