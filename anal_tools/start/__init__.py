@@ -13,6 +13,7 @@ import re
 import signal
 import subprocess
 import sys
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -141,6 +142,9 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
         )
     )
 
+    weights = os.path.abspath(args.weights) if args.weights else None
+    if weights and not os.path.exists(weights):
+        raise UserError(f"--weights {args.weights}: there is no such file")
     count = args.folds or split.FOLDS
     if count < 2:
         raise UserError(f"--folds {count}: give 2 or more")
@@ -169,7 +173,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
         cores=len(os.sched_getaffinity(0)),
     )
     chosen = recipe.choose(
-        facts, name=args.recipe, weights=args.weights, size=args.size, segments=args.segments, epochs=args.epochs
+        facts, name=args.recipe, weights=weights, size=args.size, segments=args.segments, epochs=args.epochs
     )
     first = "fold01_" if args.folds else ""
     paths = {"root": found.root, "train": lists / f"{first}train.txt", "val": lists / f"{first}val.txt"}
@@ -319,4 +323,6 @@ def _report(exp: Path) -> int:
         f"{high:.2f}; always the largest class: {100 * largest:.2f})"
     )
     print(f"report: {index}")
+    if sys.stdout.isatty() and os.environ.get("DISPLAY"):
+        webbrowser.open(index.resolve().as_uri())
     return 0

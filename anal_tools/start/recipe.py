@@ -117,7 +117,7 @@ def choose(
     name, why_name = _recipe(facts, name, weights)
     recipe = RECIPES[name]
     on_gpu = facts.gpus > 0
-    file = weights or recipe.weights
+    file = weights or (str(ROOT / recipe.weights) if recipe.weights else "")
     why = [("recipe", f"{name}: {recipe.about}, {why_name}")]
 
     side = float(np.median(facts.short_side))

@@ -79,6 +79,13 @@ ISSUES: dict[str, dict[str, str]] = {
         "gpu_step": "training.step",
     },
     "07": {name: f"reliability.{name}" for name in CLAIMS},
+    "11": {
+        "start_weizmann4": "analysis.start",
+        "start_ut_interaction2": "analysis.start",
+        "start_ucf_sports": "analysis.start",
+        "start_shapes": "analysis.start",
+        "folds": "analysis.start",
+    },
 }
 
 

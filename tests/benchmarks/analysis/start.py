@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.benchmarks.rows import ROOT, SHARED, command, run_rows, workspace
+from tests.benchmarks.methods.by_tests import passed
+from tests.benchmarks.rows import ROOT, SHARED, Row, command, run_rows, workspace
 
 MAP, STRENGTH = 32, 0.1  # of the ridge regression; of 54 choices none was much better on the folds of the lists
 WEIGHTS = ROOT / "pretrained/mobilenetv2_imagenet_features.pth"
@@ -104,7 +105,20 @@ def _cpu() -> float:
     return used.ru_utime + used.ru_stime
 
 
-ROWS = {
+def folds() -> dict:
+    """Folds that are killed and started again, on this machine and as an array of a real SLURM."""
+    tests = ("tests/launch/test_folds.py", "tests/slurm/test_folds.py")
+    said = {test: passed("--tier", "nightly", test) for test in tests}
+    return {"measured": said, "holds": not any(text.startswith("failed") for text in said.values())}
+
+
+def shapes() -> dict:
+    """Blanks, unicode, nested folders, tables, clips of long videos, broken files, classes of one video."""
+    said = passed("--tier", "nightly", "tests/anal_tools/test_start.py")
+    return {"measured": said, "holds": not said.startswith("failed")}
+
+
+ROWS: dict[str, tuple[str, str, Row]] = {
     f"start_{name}": (
         f"main.py start on class folders of {name}, nothing else typed, its own split, mean of 3 seeds",
         f">= {figure:.2f}" + ("" if name == "weizmann4" else ", above ridge") + f", <= {MINUTES} min a seed on 2 cores",
@@ -112,6 +126,16 @@ ROWS = {
     )
     for name, figure in (("weizmann4", 0.90), ("ut_interaction2", 0.75), ("ucf_sports", 0.65))
 }
+ROWS["start_shapes"] = (
+    "main.py start on blanks, unicode, nested folders, a csv, clips by start and end, broken files, a class of one video",
+    "right, or one sentence that says what to change; nothing lost",
+    shapes,
+)
+ROWS["folds"] = (
+    "folds locally and on SLURM (array), killed and restarted",
+    "same numbers; no fold run twice",
+    folds,
+)
 
 if __name__ == "__main__":
-    sys.exit(run_rows(ROWS))
+    sys.exit(run_rows(ROWS, issue="11"))
