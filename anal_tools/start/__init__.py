@@ -136,11 +136,8 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
             "the classes as they are with --trust"
         )
     entries, copies = _scan(exp, found)
-    print(
-        "\n".join(
-            [f"{len(found.videos)} videos of {len(found.classes)} classes, by {found.source}", *map(shown, found.notes)]
-        )
-    )
+    notes = [f"{len(found.videos)} videos of {len(found.classes)} classes, by {found.source}", *found.notes]
+    print("\n".join(map(shown, notes)))
 
     weights = os.path.abspath(args.weights) if args.weights else None
     if weights and not os.path.exists(weights):
@@ -162,12 +159,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
         kind=found.kind,
         train=train,
         classes=found.classes,
-        frames=np.array(
-            [
-                one.frames if one.frames > 0 else entry["frames"]
-                for one, entry in zip(found.videos, entries, strict=True)
-            ]
-        ),
+        frames=np.array([entry["frames"] for entry in entries]),
         short_side=np.array([min(entry["height"], entry["width"]) for entry in entries]),
         gpus=processes.gpu_count(os.environ),
         cores=len(os.sched_getaffinity(0)),
@@ -186,9 +178,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
     new.write_scripts(exp)
 
     val = len(labels) - train
-    lacking = sorted(
-        set(labels) - {label for label, place in zip(labels, division.places, strict=True) if place == wanted}
-    )
+    lacking = sorted(set(labels) - set(np.array(labels)[division.places == wanted].tolist()))
     sides = f"{args.folds} folds" if args.folds else f"{train} for training, {val} held out"
     print(f"split: {sides}; {division.why}")
     if lacking and not args.folds:
@@ -231,14 +221,17 @@ def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
     if gone:
         raise UserError(f"{listed('no readable video of', gone)}; add videos, or --leave-out CLASS")
 
-    rows: dict[str, list[int]] = {}
+    if any(one.frames >= 0 for one in found.videos):
+        for one in found.videos:
+            one.frames = one.frames if one.frames >= 0 else by_path[one.path]["frames"]
+    file_of = {path: path for path in files_of}  # the first of the files that hold the same video
+    for group in same:
+        paths = [records.path(i) for _, i in group["members"]]
+        file_of |= dict.fromkeys(paths, file_of[paths[0]])
+    copies: dict[tuple[str, int, int], list[int]] = {}
     for row, one in enumerate(found.videos):
-        rows.setdefault(one.path, []).append(row)
-    groups = [[records.path(i) for _, i in group["members"]] for group in same]
-    copies = [[row for path in paths for row in rows.get(path, ())] for paths in groups]
-    if any(one.start is not None or one.end is not None for one in found.videos):
-        copies = []  # parts of one file are no copies of each other, and stay together all the same
-    return [by_path[one.path] for one in found.videos], [own for own in copies if len(own) > 1]
+        copies.setdefault((file_of[one.path], one.first, one.frames), []).append(row)
+    return [by_path[one.path] for one in found.videos], [rows for rows in copies.values() if len(rows) > 1]
 
 
 def _in_frames(one: Video, entry: dict, found: Found) -> bool:

@@ -180,7 +180,7 @@ def natural(path: str) -> list[tuple[int, str]]:
 
 def list_text(rows: Sequence[tuple[Records, int]], layout: str) -> bytes:
     """Return a list file of some records, fields separated by tabs; frame counts and starts as the lists have them."""
-    has_starts = any(one.starts[i] for one, i in rows) and layout == "auto"
+    has_starts = layout == "auto" and any(one.has_parts for one, _ in rows)
     has_frames = has_starts or layout == "path_frames_labels" or all(one.frames[i] >= 0 for one, i in rows)
     lines = []
     for one, i in rows:

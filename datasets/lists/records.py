@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.lists.class_names import read_class_names
-from datasets.lists.formats import place_of, read_list
+from datasets.lists.formats import is_json, place_of, read_list
 from utils import files
 from utils.faults import UserError
 
@@ -40,7 +40,7 @@ class Records:
         root: folder of the paths, absolute.
         duplicates: records that repeat an earlier one (same path and start); they are allowed.
         several: whether the list may have several labels per video.
-        has_parts: whether a record starts behind the first frame: a record is then a part of its video.
+        has_parts: whether the list has offsets: a record is then a part of its video.
     """
 
     def __init__(self, columns: dict[str, NDArray[Any]], info: dict[str, Any]) -> None:
@@ -51,6 +51,7 @@ class Records:
         self.root: str = info["root"]
         self.duplicates: int = info["duplicates"]
         self._num_class: int = info["num_class"]
+        self.has_parts: bool = info.get("has_parts", False)
         self._use(columns)
 
     def _use(self, columns: dict[str, NDArray[Any]]) -> None:
@@ -62,7 +63,6 @@ class Records:
         self._all_labels: NDArray[np.int32] | None = columns.get("all_labels")
         self._label_ends: NDArray[np.int64] | None = columns.get("label_ends")
         self.several = self._label_ends is not None
-        self.has_parts = bool(self.starts.any())
 
     @classmethod
     def load(
@@ -100,6 +100,9 @@ class Records:
         _check_labels(file, columns, num_class)
         highest = int(columns.get("all_labels", columns["labels"]).max())
         info = {"list_hash": files.sha256(file), "list_file": file, "root": base, "duplicates": duplicates}
+        info["has_parts"] = bool(raw.starts) and (
+            any(raw.starts) or not is_json(file)
+        )  # JSON has offsets of 0 by default
         return cls(columns, info | {"num_class": highest + 1 if num_class is None else num_class})
 
     def __len__(self) -> int:

@@ -227,8 +227,9 @@ def test_choices(given: dict, weights: bool, asked: dict, expected: tuple, tmp_p
     (tmp_path / "config.yaml").write_text(text)
     cfg = config.load(tmp_path / "config.yaml")
     assert (cfg.data.folds, cfg.seed, cfg.data.flip) == ("lists", 3, True)
+    options["name"] = "x"
     with pytest.raises(UserError, match="--recipe x: there is none; there are finetune"):
-        recipe.choose(facts(), **(options | {"name": "x"}))
+        recipe.choose(facts(), **options)
 
 
 def test_left_and_right_are_not_mirrored() -> None:
@@ -256,7 +257,9 @@ def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: P
         for name in ("a", "b", "c")
         for label, first, end in (("wave", 0, 0.4), ("bend", 0.4, 1))
     ]
-    (root / "t.csv").write_text("\n".join(["path,label,start,end", *rows, "a.mp4,bend,7,8", "broken.mp4,wave,0,1"]))
+    (root / "t.csv").write_text(
+        "\n".join(["path,label,start,end", *rows, "a.mp4,bend,7,8", "broken.mp4,wave,0,1", "c.mp4,wave,,"])
+    )
     assert (
         start.main([str(root), "--out", str(tmp_path / "exp"), "--no-train", "--recipe", "small", "--folds", "3"]) == 0
     )
@@ -268,12 +271,17 @@ def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: P
     records = Records.load(cfg.val_source, cfg.val_root, num_class=2)
     spec = ReaderSpec("video", missing_share=0.05, facts=cfg.data.facts)
     reader = open_reader(spec, records)
-    parts = {int(records.labels[i]): i for i in range(len(records))}
+    parts = {int(records.labels[i]): i for i in range(2)}
     assert {label: reader.probe(i).frames for label, i in parts.items()} == {1: 10, 0: 15}
     out = np.empty((2, 64, 64, 3), np.uint8)
     reader.read(parts[0], np.array([0, 14]), None, (64, 64), out)
     assert [number_in(image) for image in out] == [10, 24], "bend runs from 0.4 s to 1 s"
     reader.close()
+
+    twice = ["a.mp4,wave", "a.mp4,bend", "b.mp4,wave", "c.mp4,bend"]
+    (root / "t.csv").write_text("\n".join(twice))
+    with pytest.raises(UserError, match=r"a.mp4 \(wave\) and a.mp4 \(bend\) are the same video with different classes"):
+        start.main([str(root), "--out", str(tmp_path / "twice"), "--no-train", "--recipe", "small"])
 
 
 @pytest.mark.system

@@ -127,7 +127,7 @@ ROWS: dict[str, tuple[str, str, Row]] = {
     for name, figure in (("weizmann4", 0.90), ("ut_interaction2", 0.75), ("ucf_sports", 0.65))
 }
 ROWS["start_shapes"] = (
-    "main.py start on blanks, unicode, nested folders, a csv, clips by start and end, broken files, a class of one video",
+    "main.py start on blanks, unicode, nested folders, a csv, clips by times, broken files, a class of one video",
     "right, or one sentence that says what to change; nothing lost",
     shapes,
 )
