@@ -59,7 +59,7 @@ class FoldSweep(Sweep):
         """Return the words for the training, unless it has ended, and for the evaluation of a fold."""
         exp = self.exp_of(cell)
         train = [] if sweep.is_trained(exp) else [["train", str(exp)]]
-        return [*train, ["eval", str(exp), "--checkpoint", "latest", "--name", self.result, *self.options]]
+        return [*train, ["eval", str(exp), "--checkpoint", "latest", *self.options, "--name", self.result]]
 
     @property
     def next_step(self) -> str:
@@ -109,14 +109,4 @@ def _evaluation(verb: str, words: list[str]) -> tuple[str, tuple[str, ...]]:
             "eval of folds: each fold scores its own list with its last checkpoint; give views and sizes only"
         )
     name = given.name or evaluate.result_name(Path("ckpt.pth.tar"), given)
-    return evaluate.checked_name(name), tuple(_without_name(words))
-
-
-def _without_name(words: Sequence[str]) -> list[str]:
-    """Return the words without `--name NAME`."""
-    found: list[str] = []
-    for number, word in enumerate(words):
-        if word.startswith("--name=") or word == "--name" or (number and words[number - 1] == "--name"):
-            continue
-        found.append(word)
-    return found
+    return evaluate.checked_name(name), tuple(words)

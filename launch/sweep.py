@@ -51,6 +51,8 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
     cells = sweep.cells()
     for cell in cells:  # everything is checked before anything is made
         cfg = config.load(cell.source, cell.overrides)
+        if cfg.data.folds:
+            raise UserError(f"{cell.source}: data.folds is set, and a sweep runs no folds; set data.folds to null")
         config.check_files(cfg, ("val",) if sweep.verb == "eval" else ("train", "val"))
     found = states(sweep, cells)
     chosen = [

@@ -150,10 +150,11 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
     given = any(one.split for one in found.videos)
     if args.folds and given:
         raise UserError("--folds: these videos have a split of their own; put all of them into class folders for folds")
-    labels = [found.classes.index(one.label) for one in found.videos]
+    numbers = {name: number for number, name in enumerate(found.classes)}
+    labels = [numbers[one.label] for one in found.videos]
     wanted = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
     train = int((division.places != wanted).sum())
-    _write_lists(lists, found, division.places, count if args.folds else None, wanted)
+    _write_lists(lists, found, labels, division.places, count if args.folds else None, wanted)
 
     facts = recipe.Facts(
         kind=found.kind,
@@ -217,7 +218,7 @@ def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
         raise UserError(
             f"{found.root}: none of its {len(files_of)} videos can be read, first: {bad[0] if bad else files_of[0]}"
         )
-    gone = [name for name in found.classes if not any(one.label == name for one in found.videos)]
+    gone = sorted(set(found.classes) - {one.label for one in found.videos})
     if gone:
         raise UserError(f"{listed('no readable video of', gone)}; add videos, or --leave-out CLASS")
 
@@ -249,15 +250,18 @@ def _in_frames(one: Video, entry: dict, found: Found) -> bool:
     return one.frames >= 1
 
 
-def _write_lists(folder: Path, found: Found, places: np.ndarray, folds: int | None, wanted: int) -> None:
+def _write_lists(
+    folder: Path, found: Found, labels: Sequence[int], places: np.ndarray, folds: int | None, wanted: int
+) -> None:
+    """Write classInd.txt, and train.txt and val.txt, or with `folds` a pair of lists for each."""
     folder.mkdir(parents=True, exist_ok=True)
     names = "".join(f"{label} {name}\n" for label, name in enumerate(found.classes))
     files.write_text(folder / "classInd.txt", names, errors="surrogateescape")
     has_parts = any(one.frames >= 0 for one in found.videos)
     lines = []
-    for one in found.videos:
+    for one, label in zip(found.videos, labels, strict=True):
         part = [str(one.first), str(one.frames)] if has_parts else []
-        lines.append("\t".join([one.path, *part, str(found.classes.index(one.label))]) + "\n")
+        lines.append("\t".join([one.path, *part, str(label)]) + "\n")
     pairs = [(f"fold{number + 1:02d}_", number) for number in range(folds)] if folds else [("", wanted)]
     for prefix, number in pairs:
         for name, chosen in (("train", places != number), ("val", places == number)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -54,7 +53,8 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
         return _checked(found, Split(places, "as the folders or the table say"), "")
 
     groups, why = _groups(videos, group)
-    labels = [found.classes.index(one.label) for one in videos]
+    numbers = {name: number for number, name in enumerate(found.classes)}
+    labels = [numbers[one.label] for one in videos]
     if groups is None:
         parent = _joined([f"{one.path} {one.first}" for one in videos], copies)
         return _checked(found, Split(_blocks(videos, labels, parent, count), why), "")
@@ -143,13 +143,13 @@ def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]
 def _blocks(videos: Sequence[Video], labels: Sequence[int], groups: Sequence[str], count: int) -> np.ndarray:
     """Return the folds of videos without groups: of each class, runs of neighbours in the order of their names."""
     places = np.zeros(len(videos), np.int64)
-    for label in sorted(set(labels)):
-        rows = sorted(
-            (row for row in range(len(videos)) if labels[row] == label), key=lambda row: natural(videos[row].path)
-        )
-        units = list(dict.fromkeys(groups[row] for row in rows))
+    rows_of: dict[int, list[int]] = {}
+    for row in sorted(range(len(videos)), key=lambda row: natural(videos[row].path)):
+        rows_of.setdefault(labels[row], []).append(row)
+    for rows in rows_of.values():
+        units = {group: number for number, group in enumerate(dict.fromkeys(groups[row] for row in rows))}
         for row in rows:
-            number = units.index(groups[row])
+            number = units[groups[row]]
             places[row] = number * count // len(units) if len(units) >= count else number
     return places
 
@@ -164,11 +164,10 @@ def _check_copies(found: Found, copies: Sequence[Sequence[int]]) -> None:
 
 def _checked(found: Found, split: Split, how: str) -> Split:
     """Refuse a division in which a class has only one side."""
-    short = []
-    for name in found.classes:
-        rows = [row for row, one in enumerate(found.videos) if one.label == name]
-        if len(set(split.places[rows].tolist())) < 2:
-            short.append(f"{name} ({len(rows)} videos)")
+    own: dict[str, list[int]] = {name: [] for name in found.classes}
+    for one, place in zip(found.videos, split.places.tolist(), strict=True):
+        own[one.label].append(place)
+    short = [f"{name} ({len(places)} videos)" for name, places in own.items() if len(set(places)) < 2]
     if short:
         raise UserError(
             f"{listed('no validation is possible for the class', short)}: each class needs at least 2 readable "
@@ -187,9 +186,3 @@ def held_out(places: np.ndarray, labels: Sequence[int], wanted: int) -> int:
 
     best = max(classes(fold) for fold in range(count))
     return next(fold % count for fold in range(wanted, wanted + count) if classes(fold % count) == best)
-
-
-def counted(labels: Sequence[str]) -> str:
-    """Return how many videos the classes have."""
-    numbers = Counter(labels).values()
-    return f"{min(numbers)} to {max(numbers)}" if min(numbers) < max(numbers) else str(min(numbers))
