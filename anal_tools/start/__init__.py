@@ -49,16 +49,18 @@ def main(argv: Sequence[str]) -> int:
     options = {name: value for name, value in vars(args).items() if name not in ("out", "yes", "folder", "no_train")}
     note = json.loads(json.dumps({"folder": os.path.abspath(args.folder), **options}))
     if not _is_begun(exp, note):
-        prepare(exp, args)
-        files.write_text(exp / NOTE, json.dumps(note, indent=1) + "\n", errors="surrogateescape")
+        views = prepare(exp, args)
+        files.write_text(exp / NOTE, json.dumps(note | {"views": views}, indent=1) + "\n", errors="surrogateescape")
         if args.no_train:
             print(f"made {exp}; train it with {exp / 'train.sh'} local {_ranks()}")
             return 0
         if not args.yes and sys.stdin.isatty() and input("train now? [Y/n] ").strip().lower() in ("n", "no"):
             print(f"made {exp}; the same command trains it")
             return 0
-    code = _train(exp)
-    return code or _report(exp)
+    views = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))["views"]
+    result = RESULT if views == "centre" else f"{RESULT}-{views}"
+    code = _train(exp, views, result)
+    return code or _report(exp, result)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -113,7 +115,7 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
         before = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))
     except ValueError as error:
         raise UserError(f"{exp / NOTE}: cannot be read ({error}); choose another --out") from error
-    changed = sorted(key for key in {*before, *note} if before.get(key) != note.get(key))
+    changed = sorted(key for key in note if before.get(key) != note[key])
     if changed:
         raise UserError(
             f"{exp}: was started with another {', '.join(changed)}; choose another --out, or remove the folder"
@@ -122,8 +124,8 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
     return True
 
 
-def prepare(exp: Path, args: argparse.Namespace) -> None:
-    """Write a complete experiment.
+def prepare(exp: Path, args: argparse.Namespace) -> str:
+    """Write a complete experiment; return the views of its evaluation.
 
     Raises:
         UserError: in one sentence, what makes these videos no data set.
@@ -162,6 +164,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
         classes=found.classes,
         frames=np.array([entry["frames"] for entry in entries]),
         short_side=np.array([min(entry["height"], entry["width"]) for entry in entries]),
+        long_side=np.array([max(entry["height"], entry["width"]) for entry in entries]),
         gpus=processes.gpu_count(os.environ),
         cores=len(os.sched_getaffinity(0)),
     )
@@ -187,6 +190,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> None:
         print(f"  {classes}; --folds {split.FOLDS} holds out each video once")
     print("\n".join(f"{key}: {text}" for key, text in chosen.why))
     print(f"experiment: {exp / 'config.yaml'}")
+    return chosen.views
 
 
 def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
@@ -269,13 +273,13 @@ def _write_lists(
             files.write_text(folder / f"{prefix}{name}.txt", text, errors="surrogateescape")
 
 
-def _train(exp: Path) -> int:
+def _train(exp: Path, views: str, result: str) -> int:
     """Train and evaluate as `train.sh` and `eval.sh` do, where that has not been done."""
-    has_folds = bool(config.load(exp).data.folds)
     code = _launch("train", exp)
-    if code or has_folds or (exp / "results" / f"{RESULT}.json").is_file():
+    if code or (exp / "results" / f"{result}.json").is_file():
         return code
-    return _launch("eval", exp, "--checkpoint", "latest", "--name", RESULT)
+    checkpoint = [] if config.load(exp).data.folds else ["--checkpoint", "latest"]
+    return _launch("eval", exp, *checkpoint, "--views", views, "--name", result)
 
 
 def _launch(verb: str, exp: Path, *words: str) -> int:
@@ -308,11 +312,11 @@ def _ranks() -> int:
     return min(1, processes.gpu_count(os.environ))
 
 
-def _report(exp: Path) -> int:
+def _report(exp: Path, result: str) -> int:
     from anal_tools.report import build
 
-    index = build.build([str(exp)])
-    results = Results.load(exp, RESULT)
+    index = build.build([f"{exp}:{result}"])
+    results = Results.load(exp, result)
     low, high = (100 * end for end in scoring.interval(results.videos.right()))
     largest = np.bincount(results.labels).max() / len(results.labels)
     print(

@@ -16,6 +16,7 @@ WEIGHTS = "pretrained/mobilenetv2_imagenet_features.pth"
 RESNET_WEIGHTS = "pretrained/resnet50-19c8e357.pth"
 LEFT_RIGHT = r"(?i)(^|[^a-z])(left|right|clockwise|counterclockwise)([^a-z]|$)"
 FRAMES = 8
+WIDE = 1.2  # long by short side, from which on a square in the centre leaves out too much
 MARK = "Written by `python main.py start`"
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60
 
@@ -73,7 +74,7 @@ class Facts:
         kind: "video" or "frames".
         train: number of training videos.
         classes: names.
-        frames, short_side: (N,) of the readable videos.
+        frames, short_side, long_side: (N,) of the readable videos.
         gpus, cores: of this machine.
     """
 
@@ -82,6 +83,7 @@ class Facts:
     classes: Sequence[str]
     frames: np.ndarray
     short_side: np.ndarray
+    long_side: np.ndarray
     gpus: int
     cores: int
 
@@ -92,7 +94,7 @@ class Choices:
 
     recipe: Recipe
     size: int
-    resize: int
+    views: str
     segments: int
     epochs: float
     batch: int
@@ -139,6 +141,9 @@ def choose(
         wanted = recipe.clips[on_gpu] / facts.train
         epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))))
         why.append(("length", f"{epochs:g} epochs of {facts.train} videos, about {recipe.clips[on_gpu]:,} clips"))
+    views = "3crop" if float(np.median(facts.long_side / facts.short_side)) > WIDE else "centre"
+    seen = "three crops side by side, because the frames are wide" if views == "3crop" else "one crop in the centre"
+    why.append(("evaluation", f"the last checkpoint, {seen}"))
     flip = not any(re.search(LEFT_RIGHT, name.replace("_", " ")) for name in facts.classes)
     why.append(("flip", "clips are mirrored" if flip else "clips are not mirrored: class names hold left or right"))
     why.append(("reader", "video files" if facts.kind == "video" else "folders of frames"))
@@ -146,7 +151,7 @@ def choose(
     return Choices(
         recipe=recipe,
         size=size,
-        resize=8 * round(size * 8 / 7 / 8),
+        views=views,
         segments=segments,
         epochs=epochs,
         batch=min(recipe.batch, max(2, facts.train // 2)),
@@ -194,7 +199,7 @@ common:
 
     augmentation:
         input_size: {chosen.size}          # pixels
-        test_resize: {chosen.resize}
+        test_resize: {chosen.size}         # a test crop is as high as the frame
         crop: random_resized
         area: [{recipe.area}, 1.0]
         colorjitter: [0.2, 0.2, 0.2, 0.0]

@@ -200,6 +200,7 @@ def facts(**changes: object) -> recipe.Facts:
         "frames": np.array([50]),
         "short_side": np.array([240]),
     }
+    values |= {"long_side": np.array([320])}
     return recipe.Facts(**(values | {"gpus": 0, "cores": 2} | changes))  # pyright: ignore[reportArgumentType]
 
 
@@ -222,6 +223,7 @@ def test_choices(given: dict, weights: bool, asked: dict, expected: tuple, tmp_p
     options: dict[str, Any] = {"name": None, "weights": None, "size": None, "segments": None, "epochs": None} | asked
     chosen = recipe.choose(facts(**given), **options)
     assert (chosen.recipe.backbone, chosen.size, chosen.epochs) == expected
+    assert chosen.views == "3crop", "240 x 320 is wide"
     paths = {name: '"/x"' for name in ("root", "train", "val", "classes", "facts")}
     text = recipe.config_text(chosen, facts(**given), paths, folds=True, seed=3, about="two classes")
     (tmp_path / "config.yaml").write_text(text)

@@ -84,7 +84,7 @@ def start(name: str, figure: float) -> dict:
         for seed in seeds:
             exp, began, before = work / f"{name}_{seed}", time.monotonic(), _cpu()
             command("main.py", "start", root, "--out", exp, "--seed", str(seed), "--yes")
-            results = Results.load(exp, "latest")
+            results = Results.load(exp)
             numbers = {"top1": round(results.numbers["top1"] / 100, 3), "ridge": round(ridge_on(exp, root), 3)}
             numbers |= {"videos": len(results.ids), "minutes": round((time.monotonic() - began) / 60, 1)}
             rows.append({"seed": seed, **numbers, "cpu_minutes": round((_cpu() - before) / 60, 1)})
