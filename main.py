@@ -49,6 +49,8 @@ VERBS = {
     "doctor": ("anal_tools.doctor", "look at this machine, and at an experiment: what would stop or slow a run"),
     "watch": ("anal_tools.watch", "a live view of a run in the terminal, also over ssh"),
     "clean": ("anal_tools.clean", "show and free what an experiment does not need any more: old runs, code, logits"),
+    "start": ("anal_tools.start", "a folder of videos: look, split, choose, train, evaluate, report"),
+    "folds": ("anal_tools.folds", "the table of a cross-validation, and one result over all held-out videos"),
 }
 
 

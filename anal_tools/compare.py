@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anal_tools import score
+from anal_tools import compare_runs, score
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.text import shown
@@ -31,12 +31,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="main.py compare", description="Compare evaluated experiments.")
     parser.add_argument("exp", type=Path, nargs="+", help="experiment folders; EXP:NAME takes the results NAME")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the table of classes as CSV")
+    parser.add_argument("--seeds", action="store_true", help="join experiments whose configs differ in `seed` alone")
     args = parser.parse_args(argv)
     if len(args.exp) < 2:
         raise UserError("compare: name at least two experiment folders (EXP:NAME for another evaluation of the same)")
 
     experiments = [load(str(exp)) for exp in args.exp]
-    print("\n".join(text(experiments)))
+    print("\n".join(compare_runs.seeds_text(experiments) if args.seeds else text(experiments)))
     if args.out:
         args.out.write_text(class_csv(experiments), "utf-8", errors="surrogateescape")
         print(f"written: {shown(str(args.out))}")
@@ -192,6 +193,7 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
             f"{a.title} -> {b.title}, {len(found.rows_a)} videos in common: {found.difference:+.2f} points of top-1",
             f"  only the first right {found.only_a}, only the second {found.only_b}: McNemar p = {found.p:.3g}"
             f" ({verdict(found)})",
+            *compare_runs.folds_line(a.results, b.results),
             *_moved(found, a.results.class_names),
         ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils import config
@@ -24,18 +24,32 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--from", dest="source", type=Path, required=True, metavar="EXP", help="experiment to start from"
     )
+    parser.add_argument(
+        "--lists", type=Path, metavar="DIR", help="fill in these lists: train.txt, val.txt, classInd.txt"
+    )
+    parser.add_argument("--root", type=Path, metavar="DIR", help="of the videos of --lists")
     args = parser.parse_args(argv)
-    made = make(args.path, args.source)
+    if (args.lists is None) != (args.root is None):
+        raise UserError(
+            "new: give --lists and --root together: the list files, and the folder that their paths start from"
+        )
+    values = {}
+    if args.lists:
+        from anal_tools import new_lists  # numpy, which the launcher does without
+
+        values = new_lists.values_of(args.lists, args.root)
+    made = make(args.path, args.source, values)
     print(f"made {made}: edit config.yaml, then run {shlex.quote(str(made / 'train.sh'))} local 2")
     return 0
 
 
-def make(path: Path, source: Path) -> Path:
+def make(path: Path, source: Path, values: Mapping[str, str] | None = None) -> Path:
     """Write `config.yaml`, `train.sh` and `eval.sh` into a new or empty folder.
 
     Args:
         path: the folder to make.
         source: experiment folder or YAML file; its config must be valid.
+        values: dotted key -> YAML text that replaces a value of the source.
 
     Returns:
         The folder, absolute.
@@ -56,12 +70,16 @@ def make(path: Path, source: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         text = f"# Made from {printable(file)}\n{file.read_text(encoding='utf-8-sig')}"
         (folder / "config.yaml").write_text(text, encoding="utf-8")
+        if values:
+            from anal_tools import new_lists
+
+            new_lists.fill(folder / "config.yaml", values)
         write_scripts(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
     after = config.load(folder)
     for key in ("train_source", "train_root", "val_source", "val_root"):
-        if getattr(before, key) != getattr(after, key):
+        if not values and getattr(before, key) != getattr(after, key):
             print(f"note: {key} was beside the old config; write its full path, {getattr(before, key)}")
     return folder
 

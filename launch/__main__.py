@@ -40,6 +40,10 @@ def launch(argv: Sequence[str]) -> int:
     if args.verb not in STARTS:
         near = did_you_mean(args.verb, (*STARTS, *VERBS))
         raise UserError(f"no verb called {args.verb!r}{near}; there are {', '.join((*STARTS, *VERBS))}")
+    if config.load(args.exp, args.set).data.folds:
+        from launch import folds  # numpy, which other starts do without
+
+        return folds.run(args, rest)
     options.check(args.verb, rest, near=["set", "time", *scheduler.FLAGS, *SWITCHES])
     if args.ranks < 0:
         raise UserError(f"N must be 0 or more, not {args.ranks}")

@@ -116,6 +116,15 @@ class Sweep:
         sets = [word for override in cell.overrides for word in ("--set", override)]
         return ["eval", str(cell.source), *sets, *cell.options, "--name", self.result_of(cell).stem, *self.options]
 
+    def commands(self, cell: Cell) -> list[list[str]]:
+        """What main.py is called with for a cell, one call after the other."""
+        return [self.words(cell)]
+
+    @property
+    def next_step(self) -> str:
+        """What the user does once all cells are done."""
+        return f"`launch collect {self.name}` makes the table"
+
     def write(self) -> None:
         """Write `sweep.json`."""
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ unpickled by submitit, or as `python -m launch.job`. Traps:
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import sys
@@ -32,6 +33,7 @@ STOPPED = 75  # what main returns when a signal stopped it and its state is save
 RESTARTS = "restarts.jsonl"
 _OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 ASKED_BY_SCHEDULER = tuple(number for number in signals.ASKS_TO_STOP if number not in _OF_A_TERMINAL)
+NEXT_PORT = 20000  # ports of jobs are 20000 to 39999 (utils/schedulers/slurm.py): no other job has these
 KILLED_WITHIN = 600.0  # seconds that a requeued job waits for its end
 
 
@@ -45,6 +47,7 @@ class Run:
         max_stalled: give up after so many restarts in a row without progress.
         old_run: what `mark_of_run` gave when the job was submitted with --fresh.
         sweep, cell: folder of the sweep and name of the cell that this is; "" outside one.
+        then: words for further calls of main.py, each after the one before has ended well.
     """
 
     def __init__(
@@ -57,7 +60,9 @@ class Run:
         old_run: list[int] | None = None,
         sweep: str = "",
         cell: str = "",
+        then: Sequence[Sequence[str]] = (),
     ) -> None:
+        self.then = [list(words) for words in then]
         self.exp, self.words, self.old_run = exp, list(words), old_run
         self.max_restarts, self.max_stalled = max_restarts, max_stalled
         self.sweep, self.cell = sweep, cell
@@ -91,6 +96,21 @@ class Run:
             requeue_and_wait(is_main)
         if code:
             sys.exit(code)
+        if self.then:
+            self._become_next()
+
+    def _become_next(self) -> None:
+        """Replace this process by the next call of main.py, whose ranks meet at a port of their own.
+
+        Every rank does so, and none is left in the middle: the first call has ended well on all of them.
+        """
+        following = Run(**{**vars(self), "words": self.then[0], "then": self.then[1:]})
+        if "MASTER_PORT" in os.environ:
+            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + NEXT_PORT)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        argv = following.command()
+        os.execv(argv[0], argv)
 
     def checkpoint(self, *_: Any, **__: Any) -> Any:
         """What submitit's own handler asks for in the moment before ours: the same task again."""
@@ -110,6 +130,8 @@ class Run:
 
     def on_this_machine(self, ranks: int) -> list[str]:
         """Return the command that starts all ranks below torchrun."""
+        if self.then:
+            raise UserError("folds do not run on a partition with scheduler: local; take PARTITION = local")
         verb, exp, *options = self.words
         return [sys.executable, "-m", "launch", verb, exp, "local", str(ranks), *options]
 

@@ -76,11 +76,15 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
     return ranks // per_node, per_node
 
 
-def task(wanted: Request, exp: str, words: Sequence[str], *, sweep: str = "", cell: str = "") -> Run:
-    """Return what every rank of the job does: main.py with these words, as a cell of a sweep or on its own."""
+def task(wanted: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = "") -> Run:
+    """Return what every rank of the job does: main.py with these words, as a cell of a sweep or on its own.
+
+    Args:
+        then: words for further calls of main.py, each after the one before has ended well.
+    """
     old_run = job.mark_of_run(Path(exp)) if "--fresh" in words else None
     limits = {"max_restarts": wanted.settings.max_restarts, "max_stalled": wanted.settings.max_stalled}
-    return Run(exp, words, old_run=old_run, sweep=sweep, cell=cell, **limits)
+    return Run(exp, words, then=then, old_run=old_run, sweep=sweep, cell=cell, **limits)
 
 
 def submit(

@@ -42,11 +42,17 @@ def main(argv: Sequence[str]) -> int:
     args, words = _parser().parse_known_args(one_word_each(argv))
     options.check(args.verb, words)
     folder = grid.folder_of(args.name, args.into)
-    sweep = _wanted(args, tuple(word for word in words if word != "--"), folder)
+    return run(_wanted(args, tuple(word for word in words if word != "--"), folder), args)
+
+
+def run(sweep: Sweep, args: argparse.Namespace) -> int:
+    """Check all cells, then run those that are missing; `args` holds the options of `_parser`."""
     cells = sweep.cells()
     for cell in cells:  # everything is checked before anything is made
         cfg = config.load(cell.source, cell.overrides)
-        config.check_files(cfg, ("train", "val") if sweep.verb == "train" else ("val",))
+        if cfg.data.folds:
+            raise UserError(f"{cell.source}: data.folds is set, and a sweep runs no folds; set data.folds to null")
+        config.check_files(cfg, ("val",) if sweep.verb == "eval" else ("train", "val"))
     found = states(sweep, cells)
     chosen = [
         cell for cell in cells if found[cell.name].kind in ((_FAILED,) if args.retry else (_NEW, _FAILED, _STOPPED))
@@ -55,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
     if args.dry_run or not chosen:
         return 0
     sweep.write()
-    if sweep.verb == "train":
+    if sweep.verb != "eval":
         for cell in chosen:
             grid.make(sweep, cell)
     if args.partition == "local":
@@ -70,7 +76,7 @@ def submit(
     wanted = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
     code = snapshot.take(sweep.folder / "jobs" / "code")
     runs = [
-        scheduler.task(wanted, str(sweep.exp_of(cell)), sweep.words(cell), sweep=str(sweep.folder), cell=cell.name)
+        scheduler.task(wanted, str(sweep.exp_of(cell)), *sweep.commands(cell), sweep=str(sweep.folder), cell=cell.name)
         for cell in cells
     ]
     rows = scheduler.submit(wanted, runs, code, parallel=parallel, sweep=sweep.name)
@@ -79,7 +85,7 @@ def submit(
     first = rows[0]["job"].partition("_")[0]
     at_once = min(parallel, len(rows))
     print(f"submitted {len(rows)} cells to {partition} as job {first}, {at_once} at a time; their output:")
-    print(f"  {wanted.folder}; `launch collect {sweep.name}` makes the table")
+    print(f"  {wanted.folder}; {sweep.next_step}")
     return 0
 
 
@@ -110,10 +116,13 @@ def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
 
 def is_finished(sweep: Sweep, cell: Cell) -> bool:
     """True if the cell's training came to its last iteration, or its evaluation wrote its summary."""
-    if sweep.verb == "eval":
-        return sweep.result_of(cell).is_file()
+    return is_trained(sweep.exp_of(cell)) if sweep.verb == "train" else sweep.result_of(cell).is_file()
+
+
+def is_trained(exp: Path) -> bool:
+    """True if the training in an experiment folder came to its last iteration."""
     try:
-        text = (sweep.exp_of(cell) / "log.txt").read_text(encoding="utf-8", errors="replace")
+        text = (exp / "log.txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
     end = max(text.rfind("] finished: "), text.rfind("] nothing to do: this run finished"))
@@ -151,7 +160,7 @@ class _Local:
         self.sweep, self.ranks, self.gpus = sweep, ranks, gpus
         self.free = list(range(parallel))
         self.share = max(1, len(os.sched_getaffinity(0)) // (parallel * max(ranks, 1)))
-        self.running: dict[subprocess.Popen[bytes], tuple[Cell, int, TextIO]] = {}
+        self.running: dict[subprocess.Popen[bytes], tuple[Cell, int, TextIO, list[list[str]]]] = {}
         self.signals: list[int] = []
 
     def run(self, cells: Sequence[Cell]) -> int:
@@ -161,7 +170,11 @@ class _Local:
         try:
             while self.running or (waiting and not self.signals):
                 while waiting and self.free and not self.signals:
-                    self._start(waiting.pop(0))
+                    cell = waiting.pop(0)
+                    file = output(self.sweep, cell, {})
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    self._start(cell, self.free.pop(0), file.open("w", encoding="utf-8"), self.sweep.commands(cell))
+                    print(f"started {cell.name}", flush=True)
                 failed += self._collect()
                 time.sleep(0.1)
         finally:
@@ -174,16 +187,12 @@ class _Local:
             return STOPPED
         for cell, why in failed:
             print(f"failed: {cell.name}: {why}")
-        print(
-            f"{len(cells) - len(failed)} of {len(cells)} cells done; `launch collect {self.sweep.name}` makes the table"
-        )
+        print(f"{len(cells) - len(failed)} of {len(cells)} cells done; {self.sweep.next_step}")
         return 1 if failed else 0
 
-    def _start(self, cell: Cell) -> None:
-        slot = self.free.pop(0)
-        file = output(self.sweep, cell, {})
-        file.parent.mkdir(parents=True, exist_ok=True)
-        verb, exp, *rest = self.sweep.words(cell)
+    def _start(self, cell: Cell, slot: int, stream: TextIO, commands: list[list[str]]) -> None:
+        """Start the first command of a cell; `_collect` starts the next when it has ended well."""
+        (verb, exp, *rest), *others = commands
         argv = [sys.executable, "-m", "launch", verb, exp, "local", str(self.ranks), *rest]
         env = {
             **os.environ,
@@ -196,7 +205,6 @@ class _Local:
             )
             names = visible or [str(number) for number in range(self.gpus)]
             env["CUDA_VISIBLE_DEVICES"] = ",".join(names[slot * self.ranks : (slot + 1) * self.ranks])
-        stream = file.open("w", encoding="utf-8")
         # A session of its own: the terminal's Ctrl-C reaches this process, which passes it on once.
         tie = end_with_parent(os.getpid(), signal.SIGTERM)
         process = subprocess.Popen(
@@ -204,16 +212,18 @@ class _Local:
             start_new_session=True, preexec_fn=tie,
         )  # fmt: skip
         attempts.note(self.sweep.folder, cell.name, "start", pid=process.pid, ticks=processes.start_ticks(process.pid))
-        self.running[process] = (cell, slot, stream)
-        print(f"started {cell.name}", flush=True)
+        self.running[process] = (cell, slot, stream, others)
 
     def _collect(self) -> list[tuple[Cell, str]]:
         failed = []
         for process in [process for process in self.running if process.poll() is not None]:
-            cell, slot, stream = self.running.pop(process)
+            cell, slot, stream, others = self.running.pop(process)
+            code = STOPPED if others and self.signals and not process.returncode else process.returncode
+            if others and not code:
+                self._start(cell, slot, stream, others)
+                continue
             stream.close()
             self.free.append(slot)
-            code = process.returncode
             attempts.note(self.sweep.folder, cell.name, "end", code=code)
             if code not in (0, STOPPED):
                 failed.append((cell, reason(self.sweep, cell, {}, code)))

@@ -31,7 +31,7 @@ from utils.faults import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anal_tools.evaluate.results import LedgerRow, Summary
+    from anal_tools.evaluate.results import LedgerRow, Results, Summary
     from datasets.loading.eval import VideoItem
     from datasets.plan.views import VideoPlan
 
@@ -143,6 +143,26 @@ class PartWriter:
         with writing(self.folder):
             part_file.write(self.folder / name, arrays, self.owner)
         self.rows, self.number = [], self.number + 1
+
+
+def write_part(path: Path, whole: Results, start: int, owner: bytes) -> None:
+    """Write a finished result as a part of a larger one, in which its videos are the samples from `start` on."""
+    notes = {kind: np.zeros(len(whole.ids), object) for kind in ("failed", "repaired")}
+    for column in notes.values():
+        column[:] = ""
+    for row in whole.ledger:
+        notes[row["status"]][row["sample"]] = row["reason"] or row["status"]
+    good = notes["failed"] == ""
+    boxes = [view["box"] for view in whole.views]
+    arrays = {
+        "samples": np.arange(start, start + len(good), dtype=np.int64),
+        **{kind: column.astype(str) for kind, column in notes.items()},
+        "logits": whole.logits[good],
+        "frames": whole.frames[good],
+        "boxes": np.array(boxes if good.any() else np.zeros((0, 4)), np.int64),
+    }
+    with writing(path.parent):
+        part_file.write(path, arrays, owner)
 
 
 def owner_of(key: Mapping[str, object]) -> bytes:

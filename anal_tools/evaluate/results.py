@@ -69,6 +69,7 @@ class Summary(_AlwaysThere, total=False):
     counts: dict[str, int]
     failures: dict[str, str]
     files: dict[str, str]
+    folds: dict[str, dict[str, float]]  # of a pooled result: the metrics of each fold
     checksum: str
 
 

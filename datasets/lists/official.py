@@ -92,6 +92,13 @@ def read(data_set: str, files: Sequence[Path], split: int) -> Annotations:
     return annotations
 
 
+def read_folds(data_set: str, files: Sequence[Path]) -> Annotations:
+    """Read the three official splits of UCF101 or HMDB51 as folds: `fold01_train` to `fold03_val`; see `read`."""
+    found = [read(data_set, files, split) for split in (1, 2, 3)]
+    splits = {f"fold{n:02d}_{key}": items for n, one in enumerate(found, 1) for key, items in one.splits.items()}
+    return Annotations(found[0].classes, splits)
+
+
 def _pick(files: Sequence[Path], pattern: str, what: str) -> Path:
     """The one file whose name matches."""
     found = [file for file in files if re.fullmatch(pattern, file.name, re.IGNORECASE)]

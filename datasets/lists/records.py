@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datasets.lists.class_names import read_class_names
-from datasets.lists.formats import place_of, read_list
+from datasets.lists.formats import is_json, place_of, read_list
 from utils import files
 from utils.faults import UserError
 
@@ -44,6 +44,7 @@ class Records:
         root: folder of the paths, absolute.
         duplicates: records that repeat an earlier one (same path and start); they are allowed.
         several: whether the list may have several labels per video.
+        has_parts: whether the list has offsets: a record is then a part of its video.
     """
 
     def __init__(self, columns: Columns, info: files.Row) -> None:
@@ -54,6 +55,7 @@ class Records:
         self.root: str = info["root"]
         self.duplicates: int = info["duplicates"]
         self._num_class: int = info["num_class"]
+        self.has_parts: bool = info.get("has_parts", False)
         self._use(columns)
 
     def _use(self, columns: Columns) -> None:
@@ -102,6 +104,9 @@ class Records:
         _check_labels(file, columns, num_class)
         highest = int(columns.get("all_labels", columns["labels"]).max())
         info = {"list_hash": files.sha256(file), "list_file": file, "root": base, "duplicates": duplicates}
+        info["has_parts"] = bool(raw.starts) and (
+            any(raw.starts) or not is_json(file)
+        )  # JSON has offsets of 0 by default
         return cls(columns, info | {"num_class": highest + 1 if num_class is None else num_class})
 
     def __len__(self) -> int:
@@ -120,6 +125,14 @@ class Records:
     def full_path(self, i: int) -> str:
         """Path of record i below the root."""
         return os.path.join(self.root, self.path(i))
+
+    def length_of(self, i: int, frames: int) -> int:
+        """Return how many of `frames` frames, counted from its start, record i has.
+
+        A list with offsets names parts of videos: there the number of frames of the list ends a part.
+        """
+        told = int(self.frames[i])
+        return min(told, frames) if self.has_parts and told > 0 else frames
 
     def labels_of(self, i: int) -> NDArray[np.int32]:
         """All labels of record i, (1 or more,)."""

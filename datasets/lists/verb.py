@@ -22,7 +22,7 @@ from typing import Any
 from datasets.lists.class_names import read_class_names
 from datasets.lists.files import Media, best, by_name, walk
 from datasets.lists.formats import fits_a_line
-from datasets.lists.official import READ, Annotations, Item, read, reorder
+from datasets.lists.official import READ, Annotations, Item, read, read_folds, reorder
 from datasets.loading.bad_media import printable
 from utils import files
 from utils.faults import UserError
@@ -41,8 +41,10 @@ def main(argv: Sequence[str]) -> int:
     torn = [printable(repr(one.path)) for one in everything if not fits_a_line(os.fsencode(one.path))]
     if args.data_set == "folder":
         annotations = from_folders(media, args.root, share=args.val_share, group=args.group, seed=args.seed)
+    elif args.split == "all":
+        annotations = read_folds(args.data_set, args.annotations)
     else:
-        annotations = read(args.data_set, args.annotations, args.split)
+        annotations = read(args.data_set, args.annotations, int(args.split))
     if args.classes:
         count = sum(bool(line.strip()) for line in _bytes(args.classes).splitlines())
         reorder(annotations, _class_names(args.classes, count), args.classes)
@@ -62,7 +64,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--annotations", nargs="+", type=Path, metavar="FILE", help="the official files, or the folder that holds them")
     add("--root", required=True, metavar="DIR", help="folder of the videos or frames; searched through")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the lists")
-    add("--split", type=int, choices=(1, 2, 3), default=1, help="ucf101, hmdb51: which of the three splits (1)")
+    add("--split", choices=("1", "2", "3", "all"), default="1", help="ucf101, hmdb51: a split, or all as folds (1)")
     add("--store", choices=("video", "frames"), help="which to take where both are there (default: the more frequent)")
     add(
         "--classes",
@@ -78,6 +80,8 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.data_set != "folder" and not args.annotations:
         raise UserError(f"--annotations: {args.data_set} needs its official files; docs/data.md says where they are")
+    if args.split == "all" and args.data_set not in ("ucf101", "hmdb51"):
+        raise UserError(f"--split all: {args.data_set} has no three official splits; ucf101 and hmdb51 have")
     if args.segments is not None and args.data_set != "activitynet":
         raise UserError("--segments: frames per second, for activitynet only")
     if args.segments is not None and not (math.isfinite(args.segments) and args.segments > 0):
@@ -250,7 +254,8 @@ def in_words(coverage: Mapping[str, Any], out: Path, root: str = "DIR") -> list[
     if coverage["not_in_the_annotations"]:
         lines.append(f"{coverage['not_in_the_annotations']} videos below the root are in no list")
     reader = coverage["store"]
-    words = ["python", "main.py", "scan", str(out / "train.txt"), str(out / "val.txt"), "--root", root]
+    names = [split for split in coverage["splits"] if split != "test"]
+    words = ["python", "main.py", "scan", *(str(out / f"{name}.txt") for name in names), "--root", root]
     lines.append(f"data.reader: {reader}; next: {shlex.join(words)}")
     return lines
 

@@ -236,7 +236,8 @@ class KnownFacts:
         self._missing[i] = entry.missing
         if entry.grade in _COUNTING and self.spec.kind == "video":
             self._spare_counting(i, entry)
-        return entry.facts
+        frames = self.records.length_of(i, entry.facts.frames) if family == "video" else entry.facts.frames
+        return dataclasses.replace(entry.facts, frames=frames)
 
     def missing(self, i: int) -> int:
         """See `VideoReader.missing`; of the last `probe`."""

@@ -22,6 +22,7 @@ the file that was indexed last stays open with its packets in memory (where they
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -79,15 +80,12 @@ class VideoReader:
         self._kept = None
 
     def probe(self, i: int) -> Facts:
-        """Facts of record i; see `Reader.probe`. A start or a length in the list selects a part of the file."""
+        """Facts of record i; see `Reader.probe`. A list with offsets selects parts of files (`Records.length_of`)."""
         facts = self.index(i).facts
         start = int(self.records.starts[i])
-        if start == 0:
-            return facts
-        frames = facts.frames - start
-        if frames < 1:
+        if facts.frames <= start:
             raise MediaError(self.records.path(i), f"the list starts at frame {start}, there are {facts.frames}")
-        return type(facts)(frames=frames, height=facts.height, width=facts.width, fps=facts.fps)
+        return dataclasses.replace(facts, frames=self.records.length_of(i, facts.frames - start))
 
     def missing(self, i: int) -> int:
         """Return the number of frames at the end of record i that do not decode and that `probe` leaves out."""

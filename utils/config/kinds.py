@@ -202,6 +202,15 @@ def increasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
     return values
 
 
+def pattern(value: str) -> str:
+    """A regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, RecursionError) as error:
+        raise ValueError(f"is no regular expression ({error})") from None
+    return value
+
+
 def printable(value: str) -> str:
     """A text without control characters and without halves of surrogate pairs: it can be printed, and name a file."""
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in value):

@@ -224,6 +224,11 @@ def _several_labels(value: LookUp) -> Iterator[Problem]:
         yield "data.list_layout", "several labels a video need loss: bce; set it, or data.list_layout: auto"
 
 
+def _folds(value: LookUp) -> Iterator[Problem]:
+    if value("data.folds") == "groups" and value("data.fold_group") is None:
+        yield "data.folds", "leaving one group out needs data.fold_group, a pattern that finds the group in a path"
+
+
 def _precise_bn(value: LookUp) -> Iterator[Problem]:
     for name in ("every_iters", "every_epochs"):
         if value(f"precise_bn.{name}") is not None and not value("precise_bn.batches"):
@@ -259,6 +264,7 @@ _RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
     _steps,
     _steps_end,
     _several_labels,
+    _folds,
     _precise_bn,
     _distill,
 )

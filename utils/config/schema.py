@@ -44,6 +44,7 @@ from utils.config.kinds import (
     jitter,
     key,
     off_is_zero,
+    pattern,
     section,
     server_list,
     switch_or_bn,
@@ -339,6 +340,18 @@ class Data(Strict):
         default=0.05,
         ge=0,
         lt=1,
+    )
+    folds: Annotated[int, Field(ge=2, le=1000)] | Literal["lists", "groups"] | None = key(
+        "cross-validation (docs/folds.md): lists = foldNN_train.txt and foldNN_val.txt beside train_source; groups = "
+        "leave one group out; a number = so many folds of all videos of both lists",
+        default=None,
+        why="each is a training",
+        free=True,
+    )
+    fold_group: Annotated[ShortText, AfterValidator(pattern)] | None = key(
+        "pattern; videos in whose path it finds the same text (its first group, if it has one) are in one fold",
+        default=None,
+        free=True,
     )
     flip: bool = key("mirror half of the training clips; off where left and right matter", default=True)
     flip_labels: Annotated[tuple[ClassPair, ...], AfterValidator(class_pairs)] | None = key(

@@ -20,6 +20,7 @@ from utils import checkpoint, config, dist, faults, ledger, log, lr_schedule, ru
 from utils.engine import learner, state
 from utils.engine.monitor import Monitor
 from utils.engine.run import Run
+from utils.faults import UserError
 from utils.shards import ShardPlan
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         UserError: config, lists, weights or folder do not allow the run. Nothing was changed then.
     """
     cfg = config.load(exp, overrides)
+    if cfg.data.folds:
+        raise UserError(f"{exp}: data.folds is set; start {exp / 'train.sh'} PARTITION N, which trains each fold")
     config.check_files(cfg)
     with contextlib.ExitStack() as stack:
         # Ranks, folder, checkpoint

@@ -1,0 +1,143 @@
+"""`python main.py folds EXP`: the table of a cross-validation, and one result over all held-out videos.
+
+The pooled result is an ordinary one, `EXP/results/NAME`: every reader of results works on it. Its list is written to
+`EXP/folds/held_out.txt`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from anal_tools.evaluate import result_parts, scoring
+from anal_tools.evaluate.results import Results, Summary
+from anal_tools.text import columns, shown
+from datasets.lists.folds import list_text, of, untrained
+from datasets.lists.records import Records
+from utils import files, metrics
+from utils.faults import UserError
+
+__all__ = ["FOLDER", "RESULT", "of", "untrained"]
+
+FOLDER, RESULT = "folds", "latest"
+LIST = "held_out.txt"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print the table; returns 1 while folds are missing."""
+    parser = argparse.ArgumentParser(prog="main.py folds", description="Pool the folds of an experiment.")
+    parser.add_argument("exp", type=Path, help="experiment folder whose config has data.folds")
+    parser.add_argument("--name", default=RESULT, help="name of the results of the folds (default: %(default)s)")
+    args = parser.parse_args(argv)
+
+    found, missing = evaluated(args.exp, args.name)
+    results = None if missing else pool(args.exp, found, args.name)
+    print("\n".join(table(found, results)))
+    if missing:
+        print(f"not evaluated yet: {', '.join(missing)}; {args.exp / 'train.sh'} PARTITION N runs what is missing")
+        return 1
+    print(f"results: {args.exp / 'results' / args.name}  (next: python main.py report {args.exp})")
+    return 0
+
+
+def evaluated(exp: Path, name: str) -> tuple[dict[str, Results], list[str]]:
+    """Return the result of each fold that has one, and the names of the folds without.
+
+    Raises:
+        UserError: the experiment has no folds yet.
+    """
+    folders = [path.parent for path in (exp / FOLDER).glob("*/config.yaml") if re.fullmatch(r"\d+", path.parent.name)]
+    if not folders:
+        raise UserError(f"{exp / FOLDER}: there are no folds; set data.folds, and start {exp / 'train.sh'} PARTITION N")
+    folders.sort(key=lambda folder: int(folder.name))
+    there = [folder for folder in folders if (folder / "results" / f"{name}.json").is_file()]
+    return (
+        {folder.name: Results.load(folder, name) for folder in there},
+        [folder.name for folder in folders if folder not in there],
+    )
+
+
+def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
+    """Write the results of all folds as one result of the experiment, unless it is there.
+
+    Raises:
+        UserError: the folds were evaluated in different ways, or a list has changed since.
+    """
+    first = next(iter(found.values()))
+    for fold, one in found.items():
+        for key in ("class_names", "protocol", "root"):
+            if one.summary.get(key) != first.summary.get(key):
+                raise UserError(f"{one.folder}: fold {fold} was evaluated with another {key}; evaluate it again")
+    hashes = "".join(str(one.summary.get(key)) for one in found.values() for key in ("weights_hash", "checksum"))
+    digest = hashlib.sha256(hashes.encode()).hexdigest()
+    folder = exp / "results" / name
+    if result_parts.summary_file(folder).is_file() and Results.load(exp, name).summary.get("weights_hash") == digest:
+        return Results.load(exp, name)
+
+    held_out = exp / FOLDER / LIST
+    rows = [row for one in found.values() for row in _rows(one)]
+    layout = str(first.summary.get("config", {}).get("data", {}).get("list_layout", "auto"))  # pyright: ignore
+    files.write(held_out, list_text(rows, layout))
+    ids = [path for one in found.values() for path in one.ids]
+    labels = np.concatenate([one.labels for one in found.values()])
+    targets = None if first.targets is None else np.concatenate([one.targets for one in found.values()])  # pyright: ignore
+    videos = metrics.Videos(np.concatenate([one.scores for one in found.values()]), labels, targets)
+    summary: Summary = {
+        **first.summary,
+        "metrics": metrics.evaluate(videos),
+        "list": str(held_out),
+        "list_hash": files.sha256(held_out),
+        "weights": str(exp / FOLDER / "*" / Path(str(first.summary.get("weights"))).name),
+        "weights_hash": digest,
+        "seconds": round(sum(one.summary.get("seconds", 0) for one in found.values()), 3),
+        "folds": {fold: {"videos": len(one.ids), **one.numbers} for fold, one in found.items()},
+    }
+
+    owner = result_parts.owner_of({"folds": digest})
+    folder.mkdir(parents=True, exist_ok=True)
+    start = 0
+    for number, one in enumerate(found.values()):
+        result_parts.write_part(folder / f"part-0-0000-{number:06d}.npz", one, start, owner)
+        start += len(one.ids)
+    result_parts.merge(folder, ids, labels, summary, targets=targets, owner=owner)
+    return Results.load(exp, name)
+
+
+def _rows(one: Results) -> list[tuple[Records, int]]:
+    """Return the records of a fold's list, in the order of its result."""
+    config = one.summary.get("config", {})
+    layout = str(config.get("data", {}).get("list_layout", "auto"))  # pyright: ignore
+    file = str(one.summary.get("list"))
+    records = Records.load(file, one.summary.get("root", ""), num_class=one.num_class, layout=layout)
+    if records.list_hash != one.summary.get("list_hash"):
+        raise UserError(f"{file}: has changed since fold {one.exp.name} was evaluated; evaluate it again")
+    return [(records, i) for i in range(len(records))]
+
+
+def table(found: dict[str, Results], pooled: Results | None) -> list[str]:
+    """Return a line for each fold, mean and standard deviation of the folds, and the pooled numbers."""
+    if not found:
+        return []
+    shown_here = metrics.metrics_of("score", multi_label=next(iter(found.values())).multi_label)
+    rows = [["fold", "videos", *(one.head or one.title for one in shown_here)]]
+    values = np.array([[one.numbers[metric.name] for metric in shown_here] for one in found.values()])
+    for (fold, one), own in zip(found.items(), values, strict=True):
+        rows.append([fold, str(len(one.ids)), *(f"{value:.2f}" for value in own)])
+    if len(found) > 1:
+        rows.append(["mean", "", *(f"{value:.2f}" for value in values.mean(axis=0))])
+        rows.append(["std", "", *(f"{value:.2f}" for value in values.std(axis=0, ddof=1))])
+    if pooled is None:
+        return columns(rows)
+    rows.append(["all", str(len(pooled.ids)), *(f"{pooled.numbers[metric.name]:.2f}" for metric in shown_here)])
+    low, high = (100 * end for end in scoring.interval(pooled.videos.right()))
+    unread = f", {int(pooled.failed.sum())} of them could not be read" if pooled.failed.any() else ""
+    return [
+        *columns(rows),
+        f"{shown(shown_here[0].title)} over all {len(pooled.ids)} held-out videos{unread}: "
+        f"{pooled.numbers[shown_here[0].name]:.2f}, 95 % interval {low:.2f} to {high:.2f} (bootstrap over videos)",
+    ]

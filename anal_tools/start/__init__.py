@@ -1,0 +1,329 @@
+"""`python main.py start FOLDER`: from videos to a trained, evaluated model and its report, in one command.
+
+Look at the videos, scan them, divide them, choose a recipe, write an experiment; then train.sh, eval.sh and report as a
+user would call them. Started again, it resumes where it was: the experiment is written last, and never again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from anal_tools import folds as pooled
+from anal_tools import new
+from anal_tools.evaluate import scoring
+from anal_tools.evaluate.results import Results
+from anal_tools.start import recipe, split, videos
+from anal_tools.start.videos import Found, Video
+from anal_tools.text import shown
+from datasets.lists.records import Records
+from datasets.readers import facts_cache
+from datasets.readers.spec import ReaderSpec
+from datasets.scan.journal import Journal
+from datasets.scan.same import same_content
+from datasets.scan.work import examine
+from utils import config, files, processes
+from utils.config.schema import Data
+from utils.faults import UserError, listed
+
+NOTE = "start.json"
+RESULT = pooled.RESULT
+STOPPED = 75
+DEADLINE = 120.0  # seconds that a file may take
+
+
+def main(argv: Sequence[str]) -> int:
+    """Do what is missing; returns the exit code of the training where it did not end."""
+    args = _parser().parse_args(argv)
+    exp = Path(os.path.abspath(args.out or _default_out(args.folder)))
+    options = {name: value for name, value in vars(args).items() if name not in ("out", "yes", "folder", "no_train")}
+    note = json.loads(json.dumps({"folder": os.path.abspath(args.folder), **options}))
+    if not _is_begun(exp, note):
+        views = prepare(exp, args)
+        files.write_text(exp / NOTE, json.dumps(note | {"views": views}, indent=1) + "\n", errors="surrogateescape")
+        if args.no_train:
+            print(f"made {exp}; train it with {exp / 'train.sh'} local {_ranks()}")
+            return 0
+        if not args.yes and sys.stdin.isatty() and input("train now? [Y/n] ").strip().lower() in ("n", "no"):
+            print(f"made {exp}; the same command trains it")
+            return 0
+    views = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))["views"]
+    result = RESULT if views == "centre" else f"{RESULT}-{views}"
+    code = _train(exp, views, result)
+    return code or _report(exp, result)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="main.py start",
+        description="Train on a folder of videos, evaluate, and write the report. Again: what is missing.",
+    )
+    add = parser.add_argument
+    add(
+        "folder",
+        type=Path,
+        help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end]",
+    )
+    add("--out", type=Path, metavar="EXP", help="experiment folder (default: exps/NAME_exps/start)")
+    add("--recipe", metavar="NAME", help=f"one of {', '.join(recipe.RECIPES)} (default: by data and machine)")
+    add("--weights", metavar="FILE", help="weights to start from")
+    add(
+        "--group",
+        metavar="REGEX",
+        help="videos in whose path it finds the same text stay on one side; '' for no groups",
+    )
+    add("--folds", type=int, metavar="N", help="hold out each video once, in N folds (default: hold out a fifth)")
+    add("--leave-out", action="append", default=[], metavar="CLASS", help="a class that is not taken")
+    add("--size", type=int, metavar="PIXELS", help="side of a clip")
+    add("--segments", type=int, metavar="T", help="frames of a clip")
+    add("--epochs", type=float, metavar="E", help="length of the training")
+    add("--seed", type=int, default=0, help="of the split and the training (0)")
+    add("--trust", action="store_true", help="take the classes as they are, whatever the file names hold")
+    add("--no-train", action="store_true", help="write the experiment only")
+    add("--yes", action="store_true", help="do not ask before the training")
+    return parser
+
+
+def _default_out(folder: Path) -> Path:
+    name = re.sub(r"\W+", "_", folder.resolve().stem).strip("_") or "my"
+    return new.ROOT / "exps" / f"{name}_exps" / "start"
+
+
+def _is_begun(exp: Path, note: dict[str, object]) -> bool:
+    """True if this very command has written the experiment.
+
+    Raises:
+        UserError: the folder holds another experiment.
+    """
+    if not (exp / NOTE).is_file():
+        file = exp / "config.yaml"
+        is_ours = not file.exists() or recipe.MARK in file.read_text("utf-8", errors="replace")
+        if not is_ours or (exp / "log.txt").exists():
+            raise UserError(f"{exp}: holds an experiment that `start` has not made; choose another --out")
+        return False
+    try:
+        before = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))
+    except ValueError as error:
+        raise UserError(f"{exp / NOTE}: cannot be read ({error}); choose another --out") from error
+    changed = sorted(key for key in note if before.get(key) != note[key])
+    if changed:
+        raise UserError(
+            f"{exp}: was started with another {', '.join(changed)}; choose another --out, or remove the folder"
+        )
+    print(f"{exp}: was written before; it resumes where it was")
+    return True
+
+
+def prepare(exp: Path, args: argparse.Namespace) -> str:
+    """Write a complete experiment; return the views of its evaluation.
+
+    Raises:
+        UserError: in one sentence, what makes these videos no data set.
+    """
+    found = videos.look(args.folder, args.leave_out)
+    wrong = [] if args.trust else videos.contradictions(found)
+    if wrong:
+        raise UserError(
+            f"{listed('file names that contradict their class', map(shown, wrong), most=5)}; move these files, or take "
+            "the classes as they are with --trust"
+        )
+    entries, copies = _scan(exp, found)
+    notes = [f"{len(found.videos)} videos of {len(found.classes)} classes, by {found.source}", *found.notes]
+    print("\n".join(map(shown, notes)))
+
+    weights = os.path.abspath(args.weights) if args.weights else None
+    if weights and not os.path.exists(weights):
+        raise UserError(f"--weights {args.weights}: there is no such file")
+    count = args.folds or split.FOLDS
+    if count < 2:
+        raise UserError(f"--folds {count}: give 2 or more")
+    division = split.divide(found, copies, group=args.group, count=count)
+    lists = exp / "lists"
+    given = any(one.split for one in found.videos)
+    if args.folds and given:
+        raise UserError("--folds: these videos have a split of their own; put all of them into class folders for folds")
+    numbers = {name: number for number, name in enumerate(found.classes)}
+    labels = [numbers[one.label] for one in found.videos]
+    wanted = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
+    train = int((division.places != wanted).sum())
+    _write_lists(lists, found, labels, division.places, count if args.folds else None, wanted)
+
+    facts = recipe.Facts(
+        kind=found.kind,
+        train=train,
+        classes=found.classes,
+        frames=np.array([entry["frames"] for entry in entries]),
+        short_side=np.array([min(entry["height"], entry["width"]) for entry in entries]),
+        long_side=np.array([max(entry["height"], entry["width"]) for entry in entries]),
+        gpus=processes.gpu_count(os.environ),
+        cores=len(os.sched_getaffinity(0)),
+    )
+    chosen = recipe.choose(
+        facts, name=args.recipe, weights=weights, size=args.size, segments=args.segments, epochs=args.epochs
+    )
+    first = "fold01_" if args.folds else ""
+    paths = {"root": found.root, "train": lists / f"{first}train.txt", "val": lists / f"{first}val.txt"}
+    paths |= {"classes": lists / "classInd.txt", "facts": exp / "scan" / "facts.bin"}
+    quoted = {name: json.dumps(str(path), ensure_ascii=False) for name, path in paths.items()}
+    about = new.printable(f"{len(found.classes)} classes of {found.root}")
+    text = recipe.config_text(chosen, facts, quoted, folds=bool(args.folds), seed=args.seed, about=about)
+    files.write_text(exp / "config.yaml", text)
+    config.load(exp)
+    new.write_scripts(exp)
+
+    val = len(labels) - train
+    lacking = sorted(set(labels) - set(np.array(labels)[division.places == wanted].tolist()))
+    sides = f"{args.folds} folds" if args.folds else f"{train} for training, {val} held out"
+    print(f"split: {sides}; {division.why}")
+    if lacking and not args.folds:
+        classes = listed("no held-out video of", [found.classes[label] for label in lacking])
+        print(f"  {classes}; --folds {split.FOLDS} holds out each video once")
+    print("\n".join(f"{key}: {text}" for key, text in chosen.why))
+    print(f"experiment: {exp / 'config.yaml'}")
+    return chosen.views
+
+
+def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
+    """Look at every file, drop those that cannot be read, and turn seconds into frames.
+
+    Returns:
+        What there is to say of the file of each sample that is left, and the rows of samples that are the same video.
+    """
+    files_of = list(dict.fromkeys(one.path for one in found.videos))
+    (exp / "scan").mkdir(parents=True, exist_ok=True)
+    every = exp / "scan" / "files.txt"
+    files.write(every, "".join(f"{path}\t0\n" for path in files_of).encode("utf-8", "surrogateescape"))
+    records = Records.load(every, found.root, num_class=None)
+    spec = ReaderSpec("frames", missing_share=Data().missing_share)
+    workers = len(os.sched_getaffinity(0))
+    with Journal(exp / "scan", spec) as journal:
+        entries = examine(records, spec, journal, level="ends", workers=workers, deadline=DEADLINE)
+        same = same_content([records], [entries], spec, workers=workers, deadline=DEADLINE)
+        facts_cache.write(exp / "scan" / "facts.bin", journal.facts())
+
+    by_path = dict(zip(files_of, entries, strict=True))
+    bad = [f"{path}: {entry['bad']}" for path, entry in by_path.items() if entry["bad"]]
+    if bad:
+        found.notes.append(listed(f"{len(bad)} files cannot be read and are left out", bad[:5]))
+    found.videos = [
+        one for one in found.videos if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], found)
+    ]
+    if not found.videos:
+        raise UserError(
+            f"{found.root}: none of its {len(files_of)} videos can be read, first: {bad[0] if bad else files_of[0]}"
+        )
+    gone = sorted(set(found.classes) - {one.label for one in found.videos})
+    if gone:
+        raise UserError(f"{listed('no readable video of', gone)}; add videos, or --leave-out CLASS")
+
+    if any(one.frames >= 0 for one in found.videos):
+        for one in found.videos:
+            one.frames = one.frames if one.frames >= 0 else by_path[one.path]["frames"]
+    file_of = {path: path for path in files_of}  # the first of the files that hold the same video
+    for group in same:
+        paths = [records.path(i) for _, i in group["members"]]
+        file_of |= dict.fromkeys(paths, file_of[paths[0]])
+    copies: dict[tuple[str, int, int], list[int]] = {}
+    for row, one in enumerate(found.videos):
+        copies.setdefault((file_of[one.path], one.first, one.frames), []).append(row)
+    return [by_path[one.path] for one in found.videos], [rows for rows in copies.values() if len(rows) > 1]
+
+
+def _in_frames(one: Video, entry: dict, found: Found) -> bool:
+    """Turn the seconds of a part into frames; False, with a note, where the file ends before."""
+    if one.start is None and one.end is None:
+        return True
+    rate = entry["fps"] or ReaderSpec.fps
+    one.first = round((one.start or 0) * rate)
+    last = entry["frames"] if one.end is None else min(entry["frames"], round(one.end * rate))
+    one.frames = last - one.first
+    if one.frames < 1:
+        found.notes.append(
+            f"{one.path}: left out, it ends at {entry['frames'] / rate:.1f} s and the clip starts at {one.start:g} s"
+        )
+    return one.frames >= 1
+
+
+def _write_lists(
+    folder: Path, found: Found, labels: Sequence[int], places: np.ndarray, folds: int | None, wanted: int
+) -> None:
+    """Write classInd.txt, and train.txt and val.txt, or with `folds` a pair of lists for each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = "".join(f"{label} {name}\n" for label, name in enumerate(found.classes))
+    files.write_text(folder / "classInd.txt", names, errors="surrogateescape")
+    has_parts = any(one.frames >= 0 for one in found.videos)
+    lines = []
+    for one, label in zip(found.videos, labels, strict=True):
+        part = [str(one.first), str(one.frames)] if has_parts else []
+        lines.append("\t".join([one.path, *part, str(label)]) + "\n")
+    pairs = [(f"fold{number + 1:02d}_", number) for number in range(folds)] if folds else [("", wanted)]
+    for prefix, number in pairs:
+        for name, chosen in (("train", places != number), ("val", places == number)):
+            text = "".join(line for line, is_in in zip(lines, chosen, strict=True) if is_in)
+            files.write_text(folder / f"{prefix}{name}.txt", text, errors="surrogateescape")
+
+
+def _train(exp: Path, views: str, result: str) -> int:
+    """Train and evaluate as `train.sh` and `eval.sh` do, where that has not been done."""
+    code = _launch("train", exp)
+    if code or (exp / "results" / f"{result}.json").is_file():
+        return code
+    checkpoint = [] if config.load(exp).data.folds else ["--checkpoint", "latest"]
+    return _launch("eval", exp, *checkpoint, "--views", views, "--name", result)
+
+
+def _launch(verb: str, exp: Path, *words: str) -> int:
+    """Run `python -m launch`; Ctrl-C reaches it too, and this process waits until it has saved."""
+    argv = [sys.executable, "-m", "launch", verb, str(exp), "local", str(_ranks()), *words]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(new.ROOT), os.environ.get("PYTHONPATH")]))}
+    sys.stdout.flush()
+    process = subprocess.Popen(argv, cwd=new.ROOT, env=env)
+    before = {
+        number: signal.signal(number, lambda number, frame: _pass_on(process, number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if code == STOPPED:
+        print("stopped; the same command resumes")
+    return code if code >= 0 else 128 - code
+
+
+def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
+    if number == signal.SIGTERM and process.poll() is None:
+        process.terminate()
+
+
+def _ranks() -> int:
+    """One rank where there is a GPU; more are for `train.sh local N`."""
+    return min(1, processes.gpu_count(os.environ))
+
+
+def _report(exp: Path, result: str) -> int:
+    from anal_tools.report import build
+
+    index = build.build([f"{exp}:{result}"])
+    results = Results.load(exp, result)
+    low, high = (100 * end for end in scoring.interval(results.videos.right()))
+    largest = np.bincount(results.labels).max() / len(results.labels)
+    print(
+        f"top-1 {results.numbers['top1']:.2f} on {len(results.ids)} held-out videos (95 % interval {low:.2f} to "
+        f"{high:.2f}; always the largest class: {100 * largest:.2f})"
+    )
+    print(f"report: {index}")
+    if sys.stdout.isatty() and os.environ.get("DISPLAY"):
+        webbrowser.open(index.resolve().as_uri())
+    return 0

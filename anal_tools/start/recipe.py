@@ -1,0 +1,246 @@
+"""What network, sampling, size and length fit these videos and this machine; each choice with its reason."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from utils.faults import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = "pretrained/mobilenetv2_imagenet_features.pth"
+RESNET_WEIGHTS = "pretrained/resnet50-19c8e357.pth"
+LEFT_RIGHT = r"(?i)(^|[^a-z])(left|right|clockwise|counterclockwise)([^a-z]|$)"
+FRAMES = 8
+WIDE = 1.2  # long by short side, from which on a square in the centre leaves out too much
+MARK = "Written by `python main.py start`"
+LEAST_EPOCHS, MOST_EPOCHS = 10, 60
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train.
+
+    Attributes:
+        method, backbone: `model.type` and `model.backbone`.
+        weights: file in the repository that it starts from; "" for random weights.
+        size: side of a clip on a CPU and on a GPU, pixels.
+        clips: that a training sees, on a CPU and on a GPU.
+        batch, rate: clips of a step, and the peak learning rate for so many.
+        decay, dropout, smooth: weight decay, dropout, label smoothing.
+        area: least share of a frame that a training crop takes.
+        about: a sentence.
+    """
+
+    method: str
+    backbone: str
+    weights: str
+    size: tuple[int, int]
+    clips: tuple[int, int]
+    batch: int
+    rate: float
+    decay: float
+    dropout: float
+    smooth: float
+    area: float
+    about: str
+
+
+RECIPES = {
+    "finetune": Recipe(
+        "tsm", "mobilenetv2", WEIGHTS, (112, 224), (1600, 20_000), 8, 0.01, 5e-4, 0.5, 0.1, 0.5,
+        "TSM on MobileNetV2 that starts from ImageNet weights",
+    ),
+    "finetune-large": Recipe(
+        "tsm", "resnet50", RESNET_WEIGHTS, (112, 224), (2400, 40_000), 8, 0.005, 5e-4, 0.5, 0.1, 0.5,
+        "TSM on ResNet-50 that starts from ImageNet weights",
+    ),
+    "small": Recipe(
+        "tsm", "resnet18", "", (56, 112), (4000, 30_000), 8, 0.01, 1e-3, 0.5, 0.0, 0.7,
+        "TSM on ResNet-18 from random weights",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the choices depend on.
+
+    Attributes:
+        kind: "video" or "frames".
+        train: number of training videos.
+        classes: names.
+        frames, short_side, long_side: (N,) of the readable videos.
+        gpus, cores: of this machine.
+    """
+
+    kind: str
+    train: int
+    classes: Sequence[str]
+    frames: np.ndarray
+    short_side: np.ndarray
+    long_side: np.ndarray
+    gpus: int
+    cores: int
+
+
+@dataclass
+class Choices:
+    """The values of the config, and why."""
+
+    recipe: Recipe
+    size: int
+    views: str
+    segments: int
+    epochs: float
+    batch: int
+    flip: bool
+    workers: int
+    weights: str
+    why: list[tuple[str, str]] = field(default_factory=list)
+
+
+def choose(
+    facts: Facts, *, name: str | None, weights: str | None, size: int | None, segments: int | None, epochs: float | None
+) -> Choices:
+    """Choose what the user left open.
+
+    Args:
+        facts: of the data and the machine.
+        name, weights, size, segments, epochs: what the user chose; None to choose here.
+
+    Raises:
+        UserError: no such recipe, or its weights are not here.
+    """
+    name, why_name = _recipe(facts, name, weights)
+    recipe = RECIPES[name]
+    on_gpu = facts.gpus > 0
+    file = weights or (str(ROOT / recipe.weights) if recipe.weights else "")
+    why = [("recipe", f"{name}: {recipe.about}, {why_name}")]
+
+    side = float(np.median(facts.short_side))
+    if size is None:
+        size, reason = recipe.size[on_gpu], "a GPU is here" if on_gpu else "small, because there is no GPU"
+        if not file and side < 0.75 * size:
+            size, reason = max(32, 8 * round(0.875 * side / 8)), f"the videos have {side:.0f} pixels"
+        why.append(("size", f"{size} pixels: {reason}; the median short side is {side:.0f}"))
+    frames = float(np.median(facts.frames))
+    if segments is None:
+        segments = FRAMES
+        why.append(
+            (
+                "sampling",
+                f"one frame from each of {segments} parts of a video; the median video has {frames:.0f} frames",
+            )
+        )
+    if epochs is None:
+        wanted = recipe.clips[on_gpu] / facts.train
+        epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))))
+        why.append(("length", f"{epochs:g} epochs of {facts.train} videos, about {recipe.clips[on_gpu]:,} clips"))
+    views = "3crop" if float(np.median(facts.long_side / facts.short_side)) > WIDE else "centre"
+    seen = "three crops side by side, because the frames are wide" if views == "3crop" else "one crop in the centre"
+    why.append(("evaluation", f"the last checkpoint, {seen}"))
+    flip = not any(re.search(LEFT_RIGHT, name.replace("_", " ")) for name in facts.classes)
+    why.append(("flip", "clips are mirrored" if flip else "clips are not mirrored: class names hold left or right"))
+    why.append(("reader", "video files" if facts.kind == "video" else "folders of frames"))
+    why.append(("machine", f"{facts.gpus} GPUs, {facts.cores} cores"))
+    return Choices(
+        recipe=recipe,
+        size=size,
+        views=views,
+        segments=segments,
+        epochs=epochs,
+        batch=min(recipe.batch, max(2, facts.train // 2)),
+        flip=flip,
+        workers=max(1, min(8, facts.cores // max(1, facts.gpus) - 1)),
+        weights=file,
+        why=why,
+    )
+
+
+def _recipe(facts: Facts, name: str | None, weights: str | None) -> tuple[str, str]:
+    if name is not None and name not in RECIPES:
+        raise UserError(f"--recipe {name}: there is none; there are {', '.join(RECIPES)}")
+    if name is not None:
+        file = RECIPES[name].weights
+        if file and not weights and not (ROOT / file).is_file():
+            raise UserError(
+                f"--recipe {name}: starts from {file}, which is not here; pretrained/README.md says where to get it"
+            )
+        return name, "as asked for"
+    if facts.gpus and (ROOT / RESNET_WEIGHTS).is_file():
+        return "finetune-large", f"because {RESNET_WEIGHTS} and a GPU are here"
+    if weights or (ROOT / WEIGHTS).is_file():
+        return "finetune", f"because {weights or WEIGHTS} is here"
+    return "small", f"because there are no weights to start from ({WEIGHTS} would be taken)"
+
+
+def config_text(chosen: Choices, facts: Facts, paths: dict[str, str], *, folds: bool, seed: int, about: str) -> str:
+    """Return a complete, commented config.yaml; `paths` holds root, train, val, classes and facts as YAML text."""
+    recipe = chosen.recipe
+    known = f"\n        facts: {paths['facts']}" if "facts" in paths else ""
+    crossed = "\n        folds: lists         # foldNN_train.txt, foldNN_val.txt (docs/folds.md)" if folds else ""
+    weights = _quoted(chosen.weights) if chosen.weights else "False"
+    return f"""\
+# {about}
+# {MARK}; change what you like (docs/config.md). Start it again: train.sh local {min(1, facts.gpus)}
+common:
+    model:
+        type: {recipe.method}
+        backbone: {recipe.backbone}
+        num_segments: {chosen.segments}          # frames of a clip
+        num_class: {len(facts.classes)}
+        dropout: {recipe.dropout}
+        pretrained: {weights}
+
+    augmentation:
+        input_size: {chosen.size}          # pixels
+        test_resize: {chosen.size}         # a test crop is as high as the frame
+        crop: random_resized
+        area: [{recipe.area}, 1.0]
+        colorjitter: [0.2, 0.2, 0.2, 0.0]
+
+    data:
+        reader: {facts.kind}
+        sampling: tsn            # one frame from each of num_segments parts of the video
+        flip: {chosen.flip}
+        class_names: {paths["classes"]}{known}{crossed}
+
+    workers: {chosen.workers}
+    batch_size: {chosen.batch}
+    shards: 1
+
+    lr_scheduler:
+        type: COSINE
+        base_lr: {recipe.rate / 10:g}
+        warmup_epochs: {max(1.0, chosen.epochs / 10):g}
+        warmup_lr: {recipe.rate:g}         # the peak
+        min_lr: 0.0
+        max_epoch: {chosen.epochs:g}
+
+    label_smooth: {recipe.smooth}
+    no_wd: True
+    momentum: 0.9
+    weight_decay: {recipe.decay:g}
+    nesterov: True
+    clip_grad: 20
+    seed: {seed}
+
+    val_freq_epochs: {max(1.0, chosen.epochs / 4):g}
+    print_freq: 10
+
+    train_root: {paths["root"]}
+    train_source: {paths["train"]}
+    val_root: {paths["root"]}
+    val_source: {paths["val"]}
+"""
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False)

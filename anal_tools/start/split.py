@@ -1,0 +1,188 @@
+"""Which videos are for training and which are held out: no person, source or copy on both sides."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from anal_tools.start.videos import Found, Video
+from datasets.lists.folds import assign, groups_of, natural
+from datasets.loading.bad_media import printable
+from utils.faults import UserError, listed
+
+FOLDS = 5  # one of them is held out where no folds are asked for
+_SAME_PART = 0.9  # so many videos must share a part of their names with another class
+
+
+@dataclass(frozen=True)
+class Split:
+    """The division of N videos.
+
+    Attributes:
+        places: (N,) number of the fold in which each is held out; where a split was given 0 for val, 1 for train.
+        why: how the groups were found, for a reader.
+    """
+
+    places: np.ndarray
+    why: str
+
+
+def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, count: int) -> Split:
+    """Divide the videos into folds; copies of one video are one group.
+
+    Args:
+        found: the samples.
+        copies: rows of the videos that are the same.
+        group: pattern of the user; "" for no groups, None to look for a part of the names that is one.
+        count: folds.
+
+    Raises:
+        UserError: a class could not be both trained and validated, or copies contradict each other.
+    """
+    videos = found.videos
+    _check_copies(found, copies)
+    if any(one.split for one in videos):
+        places = np.array([0 if one.split.lower().startswith(("val", "test")) else 1 for one in videos])
+        across = next((rows for rows in copies if len({places[row] for row in rows}) > 1), None)
+        if across is not None:
+            names = " and ".join(printable(videos[row].path) for row in across[:2])
+            raise UserError(f"{names} are the same video, one for training and one for validation; remove one of them")
+        return _checked(found, Split(places, "as the folders or the table say"), "")
+
+    groups, why = _groups(videos, group)
+    numbers = {name: number for number, name in enumerate(found.classes)}
+    labels = [numbers[one.label] for one in videos]
+    if groups is None:
+        parent = _joined([f"{one.path} {one.first}" for one in videos], copies)
+        return _checked(found, Split(_blocks(videos, labels, parent, count), why), "")
+    try:
+        split = Split(assign(_joined(groups, copies), labels, count), why)
+        return _checked(found, split, f" in different groups ({why})")
+    except UserError:
+        if group is not None:
+            raise
+        return divide(found, copies, group="", count=count)
+
+
+def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | None, str]:
+    paths = [one.path for one in videos]
+    if pattern:
+        groups = groups_of(paths, pattern)
+        return groups, f"{len(set(groups or ()))} groups by --group {pattern!r}, each on one side"
+    if len(set(paths)) < len(paths):
+        return paths, f"the clips of each of the {len(set(paths))} files stay on one side"
+    guess = None if pattern == "" else guessed(videos)
+    if guess is not None:
+        shown = ", ".join(sorted(set(guess), key=natural)[:4])
+        return (
+            guess,
+            f"{len(set(guess))} groups by a part of the names that all classes share ({shown}, ...), each on one side",
+        )
+    return None, (
+        "no groups in the names: neighbours by name stay together; where a person or a recording has several videos, "
+        "give --group"
+    )
+
+
+def guessed(videos: Sequence[Video]) -> list[str] | None:
+    """Return the part of each file name that recurs in several classes: a person, a camera, a recording.
+
+    Parts are what stands between `_ - .` and blanks, counted from either end. A number that counts videos is no
+    group. Of several such parts the one with most values is taken.
+    """
+    stems = [re.split(r"[_\-. ]+", re.sub(r"\.[^.]*$", "", one.path.rsplit("/", 1)[-1])) for one in videos]
+    shortest = min(len(parts) for parts in stems)
+    best: list[str] | None = None
+    for place in [*range(shortest), *range(-shortest, 0)]:
+        values = [parts[place] for parts in stems]
+        classes: dict[str, set[str]] = {}
+        for value, one in zip(values, videos, strict=True):
+            classes.setdefault(value, set()).add(one.label)
+        shared = sum(len(classes[value]) > 1 for value in values)
+        if not 3 <= len(classes) <= len(videos) / 2 or shared < _SAME_PART * len(videos) or _counts(stems, place):
+            continue
+        if best is None or len(classes) > len(set(best)):
+            best = values
+    return best
+
+
+def _counts(stems: Sequence[Sequence[str]], place: int) -> bool:
+    """True if a part of the names is a number that counts the videos whose other parts are equal, from 0 or 1 on.
+
+    Where each of these counts the same far, the number may well be a person.
+    """
+    own: dict[tuple[str, ...], set[int]] = {}
+    for parts in stems:
+        if not parts[place].isdigit():
+            return False
+        rest = tuple(part for other, part in enumerate(parts) if other != place % len(parts))
+        own.setdefault(rest, set()).add(int(parts[place]))
+    return (
+        all(min(numbers) <= 1 for numbers in own.values()) and len({frozenset(numbers) for numbers in own.values()}) > 1
+    )
+
+
+def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]:
+    """Return the groups, those that share a copy made one."""
+    parent = {group: group for group in groups}
+
+    def root(group: str) -> str:
+        while parent[group] != group:
+            group = parent[group]
+        return group
+
+    for rows in copies:
+        for row in rows[1:]:
+            parent[root(groups[row])] = root(groups[rows[0]])
+    return [root(group) for group in groups]
+
+
+def _blocks(videos: Sequence[Video], labels: Sequence[int], groups: Sequence[str], count: int) -> np.ndarray:
+    """Return the folds of videos without groups: of each class, runs of neighbours in the order of their names."""
+    places = np.zeros(len(videos), np.int64)
+    rows_of: dict[int, list[int]] = {}
+    for row in sorted(range(len(videos)), key=lambda row: natural(videos[row].path)):
+        rows_of.setdefault(labels[row], []).append(row)
+    for rows in rows_of.values():
+        units = {group: number for number, group in enumerate(dict.fromkeys(groups[row] for row in rows))}
+        for row in rows:
+            number = units[groups[row]]
+            places[row] = number * count // len(units) if len(units) >= count else number
+    return places
+
+
+def _check_copies(found: Found, copies: Sequence[Sequence[int]]) -> None:
+    for rows in copies:
+        labels = {found.videos[row].label for row in rows}
+        if len(labels) > 1:
+            names = " and ".join(f"{printable(found.videos[row].path)} ({found.videos[row].label})" for row in rows[:2])
+            raise UserError(f"{names} are the same video with different classes; remove one of them")
+
+
+def _checked(found: Found, split: Split, how: str) -> Split:
+    """Refuse a division in which a class has only one side."""
+    own: dict[str, list[int]] = {name: [] for name in found.classes}
+    for one, place in zip(found.videos, split.places.tolist(), strict=True):
+        own[one.label].append(place)
+    short = [f"{name} ({len(places)} videos)" for name, places in own.items() if len(set(places)) < 2]
+    if short:
+        raise UserError(
+            f"{listed('no validation is possible for the class', short)}: each class needs at least 2 readable "
+            f"videos{how}, one for training and one for validation; add videos, or --leave-out CLASS"
+        )
+    return split
+
+
+def held_out(places: np.ndarray, labels: Sequence[int], wanted: int) -> int:
+    """Return the fold that is held out: the first from `wanted` on with most classes on both sides."""
+    count = int(places.max()) + 1
+    own = np.array(labels)
+
+    def classes(fold: int) -> int:
+        return len(set(own[places == fold]) & set(own[places != fold]))
+
+    best = max(classes(fold) for fold in range(count))
+    return next(fold % count for fold in range(wanted, wanted + count) if classes(fold % count) == best)

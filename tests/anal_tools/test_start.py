@@ -1,0 +1,318 @@
+"""`main.py start`: what it finds in folders and tables, how it divides, what it refuses; and one run to the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from anal_tools import start
+from anal_tools.evaluate.results import Results
+from anal_tools.start import recipe, split, videos
+from anal_tools.start.videos import Found, Video
+from datasets.lists.records import Records
+from datasets.readers import open_reader
+from datasets.readers.spec import ReaderSpec
+from tests.datasets.videos import number_in, write_video
+from utils import config
+from utils.faults import UserError
+
+
+def folder(root: Path, *paths: str) -> Path:
+    """A folder of empty files with the names of videos."""
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).touch()
+    return root
+
+
+def found(*paths: str) -> Found:
+    samples = [Video(path, path.split("/")[0]) for path in paths]
+    return Found("/root", "video", "the class folders", samples, classes=sorted({one.label for one in samples}))
+
+
+# -------------------------------------------------------------------------------- what is there
+
+
+def test_class_folders_with_blanks_unicode_and_folders_in_them(tmp_path: Path) -> None:
+    root = folder(
+        tmp_path / "my videos", "ein Tänzer/tief er/a b.mp4", "läuft/c, d.AVI", "läuft/.hidden.mp4", "note.txt"
+    )
+    seen = videos.look(root)
+    assert [(one.path, one.label) for one in seen.videos] == [
+        ("ein Tänzer/tief er/a b.mp4", "ein Tänzer"),
+        ("läuft/c, d.AVI", "läuft"),
+    ]
+    assert (seen.kind, seen.classes, seen.root) == ("video", ["ein Tänzer", "läuft"], str(root))
+
+
+def test_folders_for_the_splits_are_taken_as_they_are(tmp_path: Path) -> None:
+    root = folder(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4", "val/b/4.mp4")
+    seen = videos.look(root)
+    assert [(one.label, one.split) for one in seen.videos] == [
+        ("a", "train"),
+        ("b", "train"),
+        ("a", "val"),
+        ("b", "val"),
+    ]
+    assert split.divide(seen, [], group=None, count=5).places.tolist() == [1, 1, 0, 0]
+    with pytest.raises(UserError, match=r"train/a/1.mp4 and val/a/3.mp4 are the same video, one for training"):
+        split.divide(seen, [[0, 2]], group=None, count=5)
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "path,label\nx/a b.mp4,wave\nc.mp4,bend\nnone.mp4,bend\n",
+        "Video;Class;other\nx/a b.mp4;wave;7\nc.mp4;bend;8\nnone.mp4;bend;9\n",
+        "x/a b.mp4\twave\nc.mp4\tbend\nnone\tbend\n",
+        "x/a b.mp4 wave\nc.mp4 bend\nnone.mp4 bend\n",
+        "a b,wave\nc,bend\nnone,bend\n",
+        "# comment\n\nsomewhere/else/a b.mp4,wave\nc.mp4,bend\nnone,bend\n",
+    ],
+)
+def test_tables(tmp_path: Path, table: str) -> None:
+    root = folder(tmp_path, "x/a b.mp4", "c.mp4")
+    (root / "labels.csv").write_text(table)
+    for where in (root, root / "labels.csv"):
+        seen = videos.look(where)
+        assert [(one.path, one.label) for one in seen.videos] == [("x/a b.mp4", "wave"), ("c.mp4", "bend")]
+        assert seen.classes == ["bend", "wave"]
+        assert "none" in seen.notes[0]
+
+
+def test_numbers_in_a_table_get_their_names_and_times_are_read(tmp_path: Path) -> None:
+    root = folder(tmp_path, "long.mp4", "other.mp4")
+    (root / "labels.txt").write_text("long.mp4,0,0,1.5\nlong.mp4,1,0:01.5,1:00:02\nother.mp4,1,,\n")
+    (root / "classInd.txt").write_text("0 wave\n1 bend\n")
+    seen = videos.look(root)
+    assert [(one.label, one.start, one.end) for one in seen.videos] == [
+        ("wave", 0, 1.5), ("bend", 1.5, 3602), ("bend", None, None),
+    ]  # fmt: skip
+    assert seen.classes == ["wave", "bend"]
+    (root / "labels.txt").write_text("long.mp4,0,3,2\n")
+    with pytest.raises(UserError, match=r"labels.txt:1: the clip ends at 2 s, before or at its start at 3 s"):
+        videos.look(root)
+
+
+@pytest.mark.parametrize(
+    ("paths", "table", "message"),
+    [
+        (["a/1.mp4", "a/2.mp4"], None, r"all 2 videos are of one class, 'a'; a model needs at least two"),
+        (["1.mp4", "a/2.mp4"], None, r"1.mp4: lies in no class folder; make FOLDER/CLASS/video, or put a csv"),
+        (["note.doc"], None, r"there is no video and no folder of frames below it"),
+        (["1.mp4"], "x.mp4,a\ny.mp4,b\n", r"none of its 2 videos is below .*, for example 'x.mp4'"),
+        (["1.mp4"], "", r"is empty; write a line `path,label` for each video"),
+        (["1.mp4"], "1.mp4,\n", r"t.csv:1: expected `path,label`"),
+        (["1.mp4"], "path,label,start\n1.mp4,a,x\n", r"t.csv:2: 'x' is no time"),
+    ],
+)
+def test_what_is_no_data_set(tmp_path: Path, paths: list[str], table: str | None, message: str) -> None:
+    root = folder(tmp_path, *paths)
+    if table is not None:
+        (root / "t.csv").write_text(table)
+    with pytest.raises(UserError, match=message):
+        videos.look(root)
+
+
+def test_names_that_contradict_their_folders() -> None:
+    right = [f"{name}/v_{name.title()}_{number}.avi" for name in ("archery", "bowling") for number in range(9)]
+    assert videos.contradictions(found(*right, "archery/v_Bowling_9.avi")) == [
+        "archery/v_Bowling_9.avi (bowling in the name, archery by the class folders)"
+    ]
+    assert not videos.contradictions(found(*right, "archery/v_9.avi"))
+    assert not videos.contradictions(found("archery/1.avi", "archery/bowling_2.avi", "bowling/3.avi")), (
+        "names say nothing"
+    )
+
+
+# -------------------------------------------------------------------------------- the split
+
+
+@pytest.mark.parametrize(
+    ("names", "groups"),
+    [
+        (["{person}_{label}", "{person}_{label}_mirror"], ["p1", "p2", "p3", "p4", "p5", "p6"]),
+        (["v_{label}_g{person}_c01", "v_{label}_g{person}_c02"], ["gp1", "gp2", "gp3", "gp4", "gp5", "gp6"]),
+        (["{label} {person}"], ["p1", "p2", "p3", "p4", "p5", "p6"]),
+    ],
+)
+def test_a_person_in_the_names_is_found_and_stays_on_one_side(names: list[str], groups: list[str]) -> None:
+    people = [f"p{number}" for number in range(1, 7)]
+    seen = found(
+        *(f"{k}/{n.format(person=p, label=k)}.avi" for k in ("run", "walk", "sit") for p in people for n in names)
+    )
+    guess = split.guessed(seen.videos)
+    assert guess is not None
+    assert sorted(set(guess)) == groups
+    places = split.divide(seen, [], group=None, count=5).places
+    assert all(len(set(places[np.array(guess) == group])) == 1 for group in groups)
+
+
+def test_a_number_that_counts_videos_is_no_person() -> None:
+    seen = found(
+        *(f"{name}/{name}_{number:03d}.mp4" for name, count in (("run", 9), ("walk", 12)) for number in range(1, count))
+    )
+    assert split.guessed(seen.videos) is None
+    divided = split.divide(seen, [], group=None, count=4)
+    assert "neighbours by name stay together" in divided.why
+    assert divided.places[:8].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+def test_copies_stay_together_and_may_not_have_two_classes() -> None:
+    seen = found(*(f"{name}/{number}x.mp4" for name in ("run", "walk") for number in range(10)))
+    places = split.divide(seen, [[0, 9], [9, 4]], group=None, count=5).places
+    assert len({places[0], places[4], places[9]}) == 1
+    with pytest.raises(
+        UserError, match=r"run/0x.mp4 \(run\) and walk/0x.mp4 \(walk\) are the same video with different classes"
+    ):
+        split.divide(seen, [[0, 10]], group=None, count=5)
+
+
+def test_a_class_that_cannot_be_validated_is_named() -> None:
+    seen = found("run/1.mp4", "run/2.mp4", "walk/1.mp4")
+    with pytest.raises(
+        UserError, match=r"no validation is possible for the class: walk \(1 videos\): .*--leave-out CLASS"
+    ):
+        split.divide(seen, [], group=None, count=5)
+    people = found("run/p1.mp4", "run/p2.mp4", "walk/p1_1.mp4", "walk/p1_2.mp4")
+    with pytest.raises(UserError, match=r"walk \(2 videos\).* in different groups"):
+        split.divide(people, [], group=r"p\d", count=2)
+
+
+def test_the_held_out_fold_has_as_many_classes_as_there_can_be() -> None:
+    assert split.held_out(np.array([0, 1, 2, 0, 1]), [0, 0, 0, 1, 1], 2) == 0
+    assert split.held_out(np.array([0, 1, 2, 0, 1]), [0, 0, 0, 1, 1], 1) == 1
+
+
+# -------------------------------------------------------------------------------- the recipe
+
+
+def facts(**changes: object) -> recipe.Facts:
+    values = {
+        "kind": "video",
+        "train": 60,
+        "classes": ["a", "b"],
+        "frames": np.array([50]),
+        "short_side": np.array([240]),
+    }
+    values |= {"long_side": np.array([320])}
+    return recipe.Facts(**(values | {"gpus": 0, "cores": 2} | changes))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("given", "weights", "asked", "expected"),
+    [
+        ({}, True, {}, ("mobilenetv2", 112, 27)),
+        ({}, False, {}, ("resnet18", 56, 60)),
+        ({"gpus": 1}, True, {}, ("mobilenetv2", 224, 60)),
+        ({"train": 100_000, "gpus": 1}, True, {}, ("mobilenetv2", 224, 10)),
+        ({"short_side": np.array([40])}, False, {}, ("resnet18", 32, 60)),
+        ({}, True, {"size": 64, "epochs": 3, "name": "small"}, ("resnet18", 64, 3)),
+    ],
+)
+def test_choices(given: dict, weights: bool, asked: dict, expected: tuple, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(recipe, "ROOT", tmp_path)
+    if weights:
+        (tmp_path / "pretrained").mkdir()
+        (tmp_path / recipe.WEIGHTS).touch()
+    options: dict[str, Any] = {"name": None, "weights": None, "size": None, "segments": None, "epochs": None} | asked
+    chosen = recipe.choose(facts(**given), **options)
+    assert (chosen.recipe.backbone, chosen.size, chosen.epochs) == expected
+    assert chosen.views == "3crop", "240 x 320 is wide"
+    paths = {name: '"/x"' for name in ("root", "train", "val", "classes", "facts")}
+    text = recipe.config_text(chosen, facts(**given), paths, folds=True, seed=3, about="two classes")
+    (tmp_path / "config.yaml").write_text(text)
+    cfg = config.load(tmp_path / "config.yaml")
+    assert (cfg.data.folds, cfg.seed, cfg.data.flip) == ("lists", 3, True)
+    options["name"] = "x"
+    with pytest.raises(UserError, match="--recipe x: there is none; there are finetune"):
+        recipe.choose(facts(), **options)
+
+
+def test_left_and_right_are_not_mirrored() -> None:
+    options: dict[str, Any] = {"name": "small", "weights": None, "size": None, "segments": None, "epochs": None}
+    flips = {
+        name: recipe.choose(facts(classes=[name, "b"]), **options).flip
+        for name in ("turn_left", "Right hand", "bright")
+    }
+    assert flips == {"turn_left": False, "Right hand": False, "bright": True}
+
+
+# -------------------------------------------------------------------------------- a run
+
+
+@pytest.mark.system
+def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: Path, capsys) -> None:
+    root = tmp_path / "videos"
+    root.mkdir()
+    for number, name in enumerate(("a", "b", "c")):
+        write_video(root / f"{name}.mp4", "libx264", frames=50 + number)
+    shutil.copy(root / "a.mp4", root / "broken.mp4")
+    (root / "broken.mp4").write_bytes((root / "broken.mp4").read_bytes()[:50])
+    rows = [
+        f"{name}.mp4,{label},{first},{end}"
+        for name in ("a", "b", "c")
+        for label, first, end in (("wave", 0, 0.4), ("bend", 0.4, 1))
+    ]
+    (root / "t.csv").write_text(
+        "\n".join(["path,label,start,end", *rows, "a.mp4,bend,7,8", "broken.mp4,wave,0,1", "c.mp4,wave,,"])
+    )
+    assert (
+        start.main([str(root), "--out", str(tmp_path / "exp"), "--no-train", "--recipe", "small", "--folds", "3"]) == 0
+    )
+    told = capsys.readouterr().out
+    assert "1 files cannot be read and are left out: broken.mp4" in told
+    assert "a.mp4: left out, it ends at 2.0 s and the clip starts at 7 s" in told
+    assert "the clips of each of the 3 files stay on one side" in told
+    cfg = config.load(tmp_path / "exp")
+    records = Records.load(cfg.val_source, cfg.val_root, num_class=2)
+    spec = ReaderSpec("video", missing_share=0.05, facts=cfg.data.facts)
+    reader = open_reader(spec, records)
+    parts = {int(records.labels[i]): i for i in range(2)}
+    assert {label: reader.probe(i).frames for label, i in parts.items()} == {1: 10, 0: 15}
+    out = np.empty((2, 64, 64, 3), np.uint8)
+    reader.read(parts[0], np.array([0, 14]), None, (64, 64), out)
+    assert [number_in(image) for image in out] == [10, 24], "bend runs from 0.4 s to 1 s"
+    reader.close()
+
+    twice = ["a.mp4,wave", "a.mp4,bend", "b.mp4,wave", "c.mp4,bend"]
+    (root / "t.csv").write_text("\n".join(twice))
+    with pytest.raises(UserError, match=r"a.mp4 \(wave\) and a.mp4 \(bend\) are the same video with different classes"):
+        start.main([str(root), "--out", str(tmp_path / "twice"), "--no-train", "--recipe", "small"])
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Path, capfd) -> None:
+    names = (motion_videos / "lists/classInd.txt").read_text().split()[1::2]
+    for line in (motion_videos / "lists/train.txt").read_text().splitlines():
+        path, _, label = line.split()
+        target = tmp_path / "videos" / names[int(label)] / f"my {Path(path).name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.symlink_to(motion_videos / path)
+    words = [str(tmp_path / "videos"), "--out", str(tmp_path / "it's exp"), "--yes"]
+    words += ["--recipe", "small", "--size", "32", "--segments", "2", "--epochs", "2"]
+    assert start.main(words) == 0
+    told = capfd.readouterr().out
+    assert "recipe: small: TSM on ResNet-18 from random weights, as asked for" in told
+    assert "flip: clips are not mirrored" in told
+    exp = tmp_path / "it's exp"
+    results = Results.load(exp, "latest")
+    assert len(results.ids) == len((exp / "lists/val.txt").read_text().splitlines()) > 0
+    assert (exp / "report/index.html").is_file()
+    assert json.loads((exp / "start.json").read_text())["epochs"] == 2
+
+    assert start.main(words) == 0
+    again = capfd.readouterr()
+    assert "it resumes where it was" in again.out
+    assert "nothing to do: this run finished" in again.out
+    with pytest.raises(UserError, match=r"was started with another epochs; choose another --out"):
+        start.main([*words, "--epochs", "3"])
+    (exp / "start.json").unlink()
+    with pytest.raises(UserError, match="holds an experiment that `start` has not made"):
+        start.main(words)

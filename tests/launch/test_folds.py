@@ -1,0 +1,139 @@
+"""Folds: cells of a sweep that are trained and evaluated for real, killed and started again, and pooled."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anal_tools import analyze, compare, folds
+from anal_tools.evaluate.results import Results
+from anal_tools.report import build
+from launch import __main__ as launch
+from launch import attempts
+from tests.experiment import fingerprint, make
+from tests.slurm.cluster import until
+from utils.faults import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def experiment(folder: Path, data: Path, words: str = "folds: 2", **changes: object) -> Path:
+    """A tiny experiment with folds of the videos of motion8's validation list."""
+    exp = make(folder, data, **({"steps": 4, "val_freq": 4, "print_freq": 1} | changes))
+    file = exp / "config.yaml"
+    text = file.read_text().replace("sampling: tsn}", f"sampling: tsn, {words}}}")
+    file.write_text(text.replace("lists/train.txt", "lists/val.txt"))
+    return exp
+
+
+def train(exp: Path) -> subprocess.Popen[bytes]:
+    argv = [sys.executable, "-m", "launch", "train", str(exp), "local", "0"]
+    return subprocess.Popen(argv, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True)
+
+
+def events(exp: Path) -> list[tuple[str, str, int | None]]:
+    return [(row["cell"], row["event"], row.get("code")) for row in attempts.read(exp / "folds")]
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_killed_and_started_again_the_numbers_are_the_same(tmp_path: Path, motion_videos: Path, capfd) -> None:
+    calm, killed = (
+        experiment(tmp_path / "calm", motion_videos),
+        experiment(tmp_path / "killed", motion_videos, steps=40),
+    )
+    assert train(calm).wait() == 0
+    text = (killed / "config.yaml").read_text()
+    (killed / "config.yaml").write_text(text.replace("max_iter: 40", "max_iter: 4"))
+
+    # Stopped with all its processes in the middle of the second fold.
+    process = train(killed)
+    log = killed / "folds/02/log.txt"
+    until(lambda: log.is_file() and "Iter: [1/4]" in log.read_text(), 120)
+    cell = attempts.read(killed / "folds")[-1]["pid"]
+    for pid in (process.pid, cell):
+        os.killpg(pid, signal.SIGKILL)
+    process.wait()
+    assert [event for event in events(killed) if event[0] == "01"] == [("01", "start", None)] * 2 + [("01", "end", 0)]
+    before = {file: file.stat().st_mtime_ns for file in (killed / "folds/01").glob("ckpt*")}
+
+    assert train(killed).wait() == 0
+    assert "2 cells (1 done, 1 failed), 1 to run" in capfd.readouterr().out
+    assert {file: file.stat().st_mtime_ns for file in before} == before, "a fold that is done never runs again"
+    assert fingerprint(killed / "folds/02") == fingerprint(calm / "folds/02")
+
+    first, second = (Results.load(exp, "latest") for exp in (calm, killed))
+    assert first.ids == second.ids
+    assert (first.scores == second.scores).all()
+    assert first.summary.get("folds") == second.summary.get("folds")
+    assert train(killed).wait() == 0
+    assert "2 cells (2 done), 0 to run" in capfd.readouterr().out
+
+    # What reads results reads the pooled one.
+    assert "nothing" not in build.build([str(calm)], pictures=2, clips=0).read_text()[:100]
+    assert len(list((calm / "report/media").glob("*.jpg"))) == 2, "held-out videos of all folds have pictures"
+    assert analyze.main([str(calm)]) == 0
+    assert compare.main([str(calm), str(killed)]) == 0
+    told = capfd.readouterr().out
+    assert "of 2 folds the second is better in 0, the first in 0: mean difference +0.00, std 0.00" in told
+    assert "McNemar p = 1" in told
+
+
+@pytest.mark.system
+@pytest.mark.slow
+def test_an_evaluation_of_all_folds_with_other_views(tmp_path: Path, motion_videos: Path, capfd) -> None:
+    exp = experiment(tmp_path / "exp", motion_videos, "folds: groups, fold_group: '[0-9](?=[.]mp4)'")
+    names = sorted({line.split()[0][-5] for line in (motion_videos / "lists/val.txt").read_text().splitlines()})
+    keep = [
+        line for line in (motion_videos / "lists/val.txt").read_text().splitlines() if line.split()[0][-5] in names[:2]
+    ]
+    (exp / "two.txt").write_text("\n".join(keep) + "\n")
+    sets = [word for key in ("train", "val") for word in ("--set", f"common.{key}_source={exp / 'two.txt'}")]
+    assert launch.main(["train", str(exp), "local", "0", *sets]) == 0
+    assert launch.main(["eval", str(exp), "local", "0", *sets, "--views", "3crop"]) == 0
+    results = Results.load(exp, "latest-3crop")
+    assert results.logits.shape == (len(keep), 3, 8)
+    assert sorted(results.ids) == sorted(line.split()[0] for line in keep)
+    told = capfd.readouterr().out
+    assert "fold  videos  top-1" in told
+    assert "bootstrap over videos" in told
+    assert launch.main(["eval", str(exp), "local", "0", "--checkpoint", "best"]) == 2
+    assert launch.main(["train", str(exp), "local", "0", "--fresh"]) == 2
+
+
+def test_what_is_refused(tmp_path: Path, motion_videos: Path, capfd) -> None:
+    from utils.engine import setup
+
+    exp = experiment(tmp_path / "exp", motion_videos)
+    with pytest.raises(UserError, match=r"data.folds is set; start .*train.sh"), setup.start(exp):
+        pass
+    with pytest.raises(UserError, match="there are no folds"):
+        folds.main([str(exp)])
+    assert launch.main(["train", str(exp), "local", "0", "--dry-run"]) == 0
+    told = capfd.readouterr().out
+    assert "sweep folds: 2 cells (2 new), 2 to run" in told
+    assert (
+        launch.main(["sweep", "s", "local", "0", "--into", str(tmp_path), "--exp", str(exp), "--grid", "seed=1"]) == 2
+    )
+    assert "a sweep runs no folds" in capfd.readouterr().err
+    (exp / "folds/lists/fold01_val.txt").write_text("videos/00000.mp4 0\n")
+    assert launch.main(["train", str(exp), "local", "0"]) == 2
+    assert "holds the lists of other folds" in capfd.readouterr().err
+
+
+def test_a_pooled_result_of_two_folds_that_differ_is_refused(tmp_path: Path) -> None:
+    from tests.evaluated import guessed, write_results
+
+    for number, name in (("01", "b"), ("02", "c")):
+        exp = tmp_path / "exp/folds" / number
+        exp.mkdir(parents=True)
+        (exp / "config.yaml").write_text(json.dumps({}))
+        write_results(exp, labels=[0, 1], logits=guessed([0, 1], 2), names=["a", name], name="latest")
+    with pytest.raises(UserError, match="another class_names"):
+        folds.main([str(tmp_path / "exp")])
