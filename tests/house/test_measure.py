@@ -18,8 +18,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "loop_names_per_code_line": (0.66, 0.40),
     "circles": (0, 0),
     "c901_above_12": (0, 0),
-    "any": (167, 250),
-    "code_lines": (25_611, 23_000),
+    "any": (188, 250),
+    "code_lines": (33_442, 23_000),  # 25,611 before video transformers, folds, `start`, `import`, `doctor` and loggers
 }
 TRACED_BOUNDS = {"clip_functions": (60, 40), "validation_crossings": (0, 0)}
 UPWARD = {"launch/job.py -> main"}  # by file and module
