@@ -92,7 +92,7 @@ def test_numbers_have_a_source_and_accuracy_is_called_others(exp: Path) -> None:
     assert re.search(r"^# Recipe: .{20,}", text, re.MULTILINE)
     assert re.search(r"^    published: +# by others, not reproduced here$", text, re.MULTILINE)
     cfg = CONFIGS[exp]
-    assert cfg.published.top1
+    assert cfg.published.top1 or (cfg.published.source or "").endswith("not checked")
     assert cfg.published.protocol
     assert len(text.splitlines()) <= 85, "one page"
     assert max(map(len, text.splitlines())) <= 150
