@@ -39,7 +39,7 @@ def test_each_head_is_scored_logged_and_kept(calm: Path) -> None:
     curves = read_scalars(calm / "events" / "scalars.jsonl")
     for number, (rate, decay) in enumerate([(1, "0"), (1, "0.5"), (30, "0"), (30, "0.5")]):
         assert f"head {number:02}, rate x {rate}, weight decay {decay}: * Prec@1" in text
-        assert [step for step, _ in curves[f"loss_train/head{number:02}"]] == [2, 4, 6]
+        assert [step for step, _ in curves[f"loss_train/head{number:02}"]] == [1, 2, 4, 6]
         assert [step for step, _ in curves[f"acc1_val/head{number:02}"]] == [3, 6]
         assert f"heads.{number}.classifier.weight" in state["model"]
     assert curves["loss_train/head00"] == curves["loss_train"]

@@ -109,10 +109,10 @@ STUCK = """\
 import sys, time, main
 from datasets.loading.workers import Desk
 clip = Desk._clip
-def stuck(desk, number, task):
+def stuck(desk, number, task, reader):
     if task.position == 9:
         time.sleep(1000)
-    return clip(desk, number, task)
+    return clip(desk, number, task, reader)
 Desk._clip = stuck
 sys.exit(main.main(sys.argv[1:]))
 """
