@@ -45,7 +45,8 @@ def main(argv: Sequence[str]) -> int:
         return 0
     with terminal():
         while True:
-            width, height = shutil.get_terminal_size()
+            size = shutil.get_terminal_size()
+            width, height = size.columns or 80, size.lines or 24  # a terminal that does not know: 0 in Python 3.10
             lines = page(args.exp, width, height - 1)
             sys.stdout.write(_HOME + "".join(f"{line}{_REST}\r\n" for line in lines) + _END)
             sys.stdout.flush()

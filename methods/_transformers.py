@@ -36,7 +36,7 @@ def insert_drops(network: VisionTransformer3D, *, drop_path: float, attention_dr
 def new_head(dim: int, num_class: int, init_scale: float) -> nn.Linear:
     """Return a classifier with weights N(0, .02 * init_scale) and biases 0."""
     classifier = nn.Linear(dim, num_class)
-    nn.init.trunc_normal_(classifier.weight, std=0.02)
+    nn.init.normal_(classifier.weight, std=0.02)
     nn.init.zeros_(classifier.bias)
     classifier.weight.data.mul_(init_scale)
     return classifier

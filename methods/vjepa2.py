@@ -71,7 +71,7 @@ class AttentivePooler(nn.Module):
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
         self.blocks = nn.ModuleList(Block(dim, heads, MLP_RATIO * dim, qkv_bias="all", eps=eps) for _ in range(layers))
         self.cross = CrossAttention(dim, heads, eps)
-        nn.init.trunc_normal_(self.query_tokens, std=0.02)
+        nn.init.normal_(self.query_tokens, std=0.02)
         initialise(self)
         rescale([*self.blocks, self.cross])
 

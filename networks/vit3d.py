@@ -292,10 +292,10 @@ def rotate(x: Tensor, own: Tensor, other: Tensor) -> Tensor:
 
 
 def initialise(network: nn.Module) -> None:
-    """Give linear layers weights N(0, .02), cut off at 2, and biases 0."""
+    """Give linear layers weights N(0, .02) and biases 0, with the same draws in every torch."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 

@@ -34,6 +34,8 @@ TIERS = ("check", "test", "nightly")
 MARKS = ("system", "slow", "nightly")
 CPU_SECONDS = 3.0
 CPU_PROPERTY = "cpu_seconds"
+# Of git calls that take milliseconds, and of matplotlib the first time that it lists the fonts of a machine.
+HARMLESS = ("git", "fc-list")
 _EVENTS = {
     "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.exec", "os.system", "pty.spawn",
     "zoetrope.spawn",
@@ -201,7 +203,7 @@ class Guard:
         if event not in _EVENTS or self.test is None:
             return
         words = args[1] if len(args) > 1 else ()
-        if event == "subprocess.Popen" and words and os.path.basename(str(words[0])) == "git":
+        if event == "subprocess.Popen" and words and os.path.basename(str(words[0])) in HARMLESS:
             return
         self.started.append(f"{event} {str(words)[:100]}")
         raise RuntimeError(f"{self.test} starts a process ({event}); mark it, its fixture or its file `system`")
