@@ -96,12 +96,14 @@ def without_gc() -> Iterator[None]:
     It lives as long as the process. Looking at it again and again takes a sixth of the CPU time of a start, and writes
     to pages that forked readers share.
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
-        gc.enable()
+        if was_enabled:
+            gc.enable()
 
 
 def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> int:

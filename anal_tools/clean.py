@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from utils import files, schedulers
 from utils.faults import UserError
 
 LOGITS = "logits.npy"
+SUBMITTING = 3600.0  # seconds: the code of a job that is being submitted is there before the job is
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,7 +48,8 @@ def removable(exp: Path) -> Iterator[tuple[Path, str]]:
         yield path, "an earlier run, moved here by --fresh"
     used = code_in_use(exp)
     for path in inside(exp / "jobs" / "code"):
-        if path.resolve() not in used and not path.name.startswith("."):
+        is_new = time.time() - path.stat().st_mtime < SUBMITTING
+        if path.resolve() not in used and not path.name.startswith(".") and not is_new:
             yield path, "code of jobs that have ended"
     summaries = sorted((exp / "results").glob("*.json"), key=os.path.getmtime)
     for summary in summaries[:-1]:

@@ -54,11 +54,13 @@ def evaluated(exp: Path, name: str) -> tuple[dict[str, Results], list[str]]:
     folders = [path.parent for path in (exp / FOLDER).glob("*/config.yaml") if re.fullmatch(r"\d+", path.parent.name)]
     if not folders:
         raise UserError(f"{exp / FOLDER}: there are no folds; set data.folds, and start {exp / 'train.sh'} PARTITION N")
-    folders.sort(key=lambda folder: int(folder.name))
-    there = [folder for folder in folders if (folder / "results" / f"{name}.json").is_file()]
+    # The lists say which folds there are: the folder of one may have been moved away.
+    listed = {path.stem[4:-4] for path in (exp / FOLDER / "lists").glob("fold*_val.txt")}
+    names = sorted({folder.name for folder in folders} | listed, key=int)
+    there = [fold for fold in names if (exp / FOLDER / fold / "results" / f"{name}.json").is_file()]
     return (
-        {folder.name: Results.load(folder, name) for folder in there},
-        [folder.name for folder in folders if folder not in there],
+        {fold: Results.load(exp / FOLDER / fold, name) for fold in there},
+        [fold for fold in names if fold not in there],
     )
 
 

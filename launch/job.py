@@ -141,6 +141,8 @@ class Run:
         file = exp / "jobs" / RESTARTS
         now = progress.mark(exp)
         earlier = [row for row in files.read_rows(file) if row.get("job") == job]
+        if any(row.get("restart") == restarts for row in earlier):
+            return None  # counted by the call of main.py before this one
         stalled = 0
         for row in reversed(earlier):
             if row.get("progress") != now:

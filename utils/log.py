@@ -192,14 +192,14 @@ class RunLog:
 
     def start(self, exp: Path, cfg: Config, overrides: Sequence[str], shards: ShardPlan, *, revision: str) -> None:
         """The header of a process's part of the log: what runs, where, with which config."""
+        if cfg.data.memcached.secret_file:
+            redact.add_file(cfg.data.memcached.secret_file)
         if not self.is_main:
             return
         import torch
 
         from utils import config
 
-        if cfg.data.memcached.secret_file:
-            redact.add_file(cfg.data.memcached.secret_file)
         if self._resume_step is not None:
             self._event_file()
             place = "/".join(Path(exp).resolve().parts[-3:])

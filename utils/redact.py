@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HIDDEN = "***"
-LEAST = 6  # letters: a shorter value is part of too many words
+LEAST, LONG = 6, 16  # letters: a shorter value is part of too many words, a longer one of none
 _SECRET_NAME = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(?:API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
+_PLACES = ("_FILE", "_DIR", "_PATH")  # such a variable says where a secret lies
 _USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
 _known: set[str] = set()
 
@@ -32,13 +33,20 @@ def add(values: Iterable[str]) -> None:
 @functools.cache
 def from_environment() -> frozenset[str]:
     """Return the values of environment variables that hold secrets by their name, as they are at the first call."""
-    return frozenset(value for name, value in os.environ.items() if len(value) >= LEAST and _SECRET_NAME.search(name))
+    return frozenset(
+        value
+        for name, value in os.environ.items()
+        if len(value) >= LEAST and _SECRET_NAME.search(name) and not name.upper().endswith(_PLACES)
+    )
 
 
 def hidden(text: str) -> str:
     """Return a text without secrets that are known, or stand in an environment variable of a telling name."""
     for secret in sorted(from_environment() | _known, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
+        if len(secret) < LONG and (secret.isalpha() or secret.isdigit()):  # it may be a part of another word or number
+            text = re.sub(rf"(?<!\w){secret}(?!\w)", HIDDEN, text)
+        else:
+            text = text.replace(secret, HIDDEN)
     return hidden_users(text)
 
 

@@ -57,6 +57,10 @@ def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
             wise,
             *(key for key in ("norm_decay_mult", "bias_decay_mult") if key in wise),
         )
+    elif bias or wise.number("norm_decay_mult", 1) != 1 or wise.number("bias_decay_mult", 1) != 1:
+        for key in ("norm_decay_mult", "bias_decay_mult"):
+            if key in wise:
+                draft.left_out(wise, key, note="no_wd spares norms, or norms and biases")
     for key, value in wise.values.items():
         if wise.full(str(key)) not in wise.read:
             draft.left_out(wise, str(key), note=f"no such parameter groups here ({value!r})")

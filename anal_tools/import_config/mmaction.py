@@ -118,7 +118,8 @@ def _run_1x(config: Source, draft: Draft, repeat: int) -> None:
         config.fail("param_scheduler", "with a RepeatDataset; write the epochs out and leave RepeatDataset away")
     mm_schedule.take_schedulers(schedulers, optimizer, epochs, draft)
     if wrapper.text("type", "OptimWrapper") == "AmpOptimWrapper":
-        draft.exact("precision", "fp16", wrapper, "type")
+        precision = "bf16" if wrapper.text("dtype", "float16") == "bfloat16" else "fp16"
+        draft.exact("precision", precision, wrapper, "type")
     if wrapper.count("accumulative_counts", 1) != 1:
         draft.left_out(
             wrapper, "accumulative_counts", note="write batch_size and shards that make the same global batch"

@@ -368,7 +368,7 @@ def _augmentation(config: Source, draft: Draft) -> None:
             )
             draft.exact("augmentation.random_erasing_mode", "pixel", aug, "RE_MODE")
         if aug.count("NUM_SAMPLE", 1) != 1:
-            draft.left_out(aug, "NUM_SAMPLE", note="a video gives one clip in a step here")
+            draft.left_out(aug, "NUM_SAMPLE", note="set data.num_sample, and batch_size in clips")
         draft.left_out(aug, "INTERPOLATION", "RE_COUNT", "RE_SPLIT", "COLOR_JITTER", note="one rule here")
     config.skip("AUG")
     if mixup.flag("ENABLE", False):

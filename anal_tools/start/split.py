@@ -13,6 +13,7 @@ from datasets.lists.folds import assign, groups_of, natural
 from datasets.loading.bad_media import printable
 from utils.faults import UserError, listed
 
+TRAINED, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test", "testing", "dev", "eval", "holdout")
 FOLDS = 5  # one of them is held out where no folds are asked for
 _SAME_PART = 0.9  # so many videos must share a part of their names with another class
 
@@ -45,7 +46,12 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
     videos = found.videos
     _check_copies(found, copies)
     if any(one.split for one in videos):
-        places = np.array([0 if one.split.lower().startswith(("val", "test")) else 1 for one in videos])
+        unknown = next((one for one in videos if one.split.lower() not in TRAINED + HELD_OUT), None)
+        if unknown is not None:
+            raise UserError(
+                f"{printable(unknown.path)}: its split is {unknown.split!r}; say one of {', '.join(TRAINED + HELD_OUT)}"
+            )
+        places = np.array([0 if one.split.lower() in HELD_OUT else 1 for one in videos])
         across = next((rows for rows in copies if len({places[row] for row in rows}) > 1), None)
         if across is not None:
             names = " and ".join(printable(videos[row].path) for row in across[:2])

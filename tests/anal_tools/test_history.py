@@ -52,6 +52,8 @@ def exp(tmp_path: Path, tiny_videos: Path) -> Path:
     row = {"job": "7", "verb": "train", "scheduler": "local", "code": str(made / "jobs/code/two"), "ranks": 4}
     (made / "jobs" / "jobs.jsonl").write_text(json.dumps(row) + "\n")
     (made / "jobs" / "code" / "two").mkdir()
+    (made / "jobs" / "code" / "new").mkdir()  # of a job that is being submitted
+    os.utime(made / "jobs" / "code" / "one", (0, 0))
     for number, name in enumerate(("first", "last")):
         (made / "results" / name).mkdir(parents=True)
         (made / "results" / name / clean.LOGITS).write_bytes(bytes(10_000))

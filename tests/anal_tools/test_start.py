@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -62,6 +63,14 @@ def test_folders_for_the_splits_are_taken_as_they_are(tmp_path: Path) -> None:
     assert split.divide(seen, [], group=None, count=5).places.tolist() == [1, 1, 0, 0]
     with pytest.raises(UserError, match=r"train/a/1.mp4 and val/a/3.mp4 are the same video, one for training"):
         split.divide(seen, [[0, 2]], group=None, count=5)
+
+
+def test_a_split_that_has_no_meaning_is_refused(tmp_path: Path) -> None:
+    seen = videos.look(folder(tmp_path, "train/a/1.mp4", "train/b/2.mp4", "val/a/3.mp4", "val/b/4.mp4"))
+    for word in ("later", ""):
+        odd = dataclasses.replace(seen, videos=[dataclasses.replace(seen.videos[0], split=word), *seen.videos[1:]])
+        with pytest.raises(UserError, match="train/a/1.mp4: its split is"):
+            split.divide(odd, [], group=None, count=5)
 
 
 @pytest.mark.parametrize(

@@ -127,6 +127,20 @@ def test_what_is_refused(tmp_path: Path, motion_videos: Path, capfd) -> None:
     assert "holds the lists of other folds" in capfd.readouterr().err
 
 
+def test_a_fold_without_a_folder_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.evaluated import guessed, write_results
+
+    exp = tmp_path / "exp/folds/01"
+    exp.mkdir(parents=True)
+    (exp / "config.yaml").write_text(json.dumps({}))
+    write_results(exp, labels=[0, 1], logits=guessed([0, 1], 2), names=["a", "b"], name="latest")
+    (tmp_path / "exp/folds/lists").mkdir()
+    for name in ("fold01_val.txt", "fold02_val.txt"):
+        (tmp_path / "exp/folds/lists" / name).write_text("")
+    assert folds.main([str(tmp_path / "exp")]) == 1
+    assert "not evaluated yet: 02" in capsys.readouterr().out
+
+
 def test_a_pooled_result_of_two_folds_that_differ_is_refused(tmp_path: Path) -> None:
     from tests.evaluated import guessed, write_results
 

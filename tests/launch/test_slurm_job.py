@@ -161,6 +161,8 @@ def test_restarts_are_counted_and_limited(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
     one = run(tmp_path, ["train", str(tmp_path)])
     assert one.note_restart(Place("slurm", "12", 1)) is None
+    assert one.note_restart(Place("slurm", "12", 1)) is None  # the evaluation that follows a training in one job
+    assert len(files.read_rows(tmp_path / "jobs/restarts.jsonl")) == 1
     log.write_text(log.read_text() + LOG.format(step=5))
     assert [one.note_restart(Place("slurm", "12", 2)), one.note_restart(Place("slurm", "12", 3))] == [None, None]
     reason = one.note_restart(Place("slurm", "12", 4))

@@ -149,7 +149,7 @@ def _introduce(run: Run, *, resumed: bool) -> None:
         f"device {device_name(made.world.device)}, threads {torch.get_num_threads()}, "
         f"videos {len(run.train_records)} + {len(run.val_records)}, classes {cfg.model.num_class}, "
         f"parameters {count_parameters(made.net) / 1e6:.2f} M, iterations {run.last}, "
-        f"{len(run.train_records) / made.shards.global_batch:.1f} an epoch"
+        f"{len(run.train_records) * cfg.data.num_sample / made.shards.global_batch:.1f} an epoch"
     )
     if not resumed:
         run.log.line(getattr(made.net, "pretrained_note", "") or "initial weights: random")
