@@ -212,6 +212,15 @@ def test_a_cosine_behind_the_warm_up_begins_where_theirs_does(tmp_path: Path) ->
     assert plain.warmup_type == "to_peak"
 
 
+@pytest.mark.parametrize("paramwise", ["dict(bias_decay_mult=0)", "dict(norm_decay_mult=0.5)"])
+def test_bfloat16_and_decays_that_there_are_not(tmp_path: Path, paramwise: str) -> None:
+    wrapper = f"type='AmpOptimWrapper', dtype='bfloat16', paramwise_cfg={paramwise}, optimizer=dict(type='SGD', lr=0.1"
+    recipe = COSINE_1X.format(convert="", length=222, begin=34).replace("optimizer=dict(type='SGD', lr=0.1", wrapper)
+    cfg, draft = imported(tmp_path, pipeline() + TSM + RUN_1X + recipe)
+    assert (cfg.precision, cfg.no_wd) == ("bf16", False)
+    assert "decay_mult" in rows(draft, NOT)
+
+
 def test_milestones_count_from_begin(tmp_path: Path) -> None:
     text = pipeline() + TSM + RUN_1X.replace("begin=0, end=50", "begin=5, end=50").replace("[25, 45]", "[20, 45]")
     cfg, draft = imported(tmp_path, text)
