@@ -227,3 +227,10 @@ def test_all_ranks_stop_when_their_folder_was_taken(tmp_path: Path, motion_video
     assert text.count("another process has taken this folder") == 1, text
     assert "Traceback" not in text
     assert json.loads((exp / "jobs/lock.json").read_text())["token"] == "0" * 32
+
+
+def test_a_start_imports_nothing_that_only_compiling_and_counting_need() -> None:
+    slow = ("torch._dynamo", "torch.utils.flop_counter", "torchvision", "triton")  # the last two by the second
+    code = f"import sys, main, utils.engine.setup; print([name for name in {slow!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

@@ -15,7 +15,6 @@ from datasets.loading import loader
 from datasets.plan import order
 from datasets.readers.resize import KERNEL
 from methods.interop import provenance
-from methods.macs import count_parameters
 from utils import checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state
 from utils.engine.monitor import Monitor
@@ -145,10 +144,12 @@ def device_name(device: torch.device) -> str:
 def _introduce(run: Run, *, resumed: bool) -> None:
     """Write what is special about a run into its log."""
     cfg, made = run.cfg, run.learner
+    # Counted here: methods.macs imports triton on a CUDA build
+    parameters = sum(parameter.numel() for parameter in made.net.parameters())
     run.log.line(
         f"device {device_name(made.world.device)}, threads {torch.get_num_threads()}, "
         f"videos {len(run.train_records)} + {len(run.val_records)}, classes {cfg.model.num_class}, "
-        f"parameters {count_parameters(made.net) / 1e6:.2f} M, iterations {run.last}, "
+        f"parameters {parameters / 1e6:.2f} M, iterations {run.last}, "
         f"{len(run.train_records) * cfg.data.num_sample / made.shards.global_batch:.1f} an epoch"
     )
     if not resumed:
