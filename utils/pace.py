@@ -52,32 +52,39 @@ class Pace:
         self._passes += 1
         return logits
 
-    def report(self, *, data: float, step: float) -> list[tuple[int | None, str]]:
+    def report(
+        self, *, data: float, step: float, figures: Sequence[torch.Tensor] = ()
+    ) -> tuple[list[tuple[int | None, str]], list[float]]:
         """Compare the ranks over the steps since the last call. Collective.
 
         Args:
             data: this rank's average wait for clips, seconds a step.
             step: average duration of a step, seconds.
+            figures: scalars on the device, as many on every rank: read on the way, so that a progress line waits once.
 
         Returns:
-            On the main rank (rank or None for all, sentence) for what stands out and did not at the last call.
+            On the main rank (rank or None for all, sentence) for what stands out and did not at the last call; the
+            figures of the main rank.
         """
         self._seconds += sum(first.elapsed_time(last) for first, last in self._events) / 1000
-        rows = torch.zeros(self.world.size, 2, dtype=torch.float64, device=self.world.device)
+        rows = torch.zeros(self.world.size, 2 + len(figures), dtype=torch.float64, device=self.world.device)
         steps = max(1, self._passes // len(self.shards.micro_batches))
         rows[self.world.rank, 0].fill_(data)  # no copy from the host, which a GPU's queue would hold up
         rows[self.world.rank, 1].fill_(self._seconds / steps)
+        for place, figure in enumerate(figures, start=2):
+            rows[self.world.rank, place].copy_(figure)
         self._seconds, self._passes = 0.0, 0
         self._events.clear()
         self._windows += 1
         table = self.world.sum_(rows).tolist()
+        read = table[0][2:]
         if not self.world.is_main or self._windows == 1:  # the first window holds the start of the readers
-            return []
+            return [], read
         span = min(self.shards.group_size, self.shards.world)
         found = standing_out([row[0] for row in table], [row[1] for row in table], step, span)
         kinds = [kind for kind, _, _ in found]
         is_new, self._said = kinds != self._said, kinds
-        return [(rank, text) for _, rank, text in found] if is_new else []
+        return [(rank, text) for _, rank, text in found] if is_new else [], read
 
 
 def standing_out(

@@ -117,7 +117,7 @@ class MemcachedReader(FramesReader):
         super().__init__(spec, records, inner)
         #: Where frames lie; as `source` it lets a reader probe and read from the disk only, to `warm` the servers.
         self.below, self._namespace = self.source, wanted.get("namespace", "")
-        self.source = MemcachedSource(self.below, self.pool, self._namespace)
+        self.source: FrameSource = MemcachedSource(self.below, self.pool, self._namespace)
 
     def warm(self, i: int, ordinals: Sequence[int] | None = None) -> Warmed:
         """Store frames of record i that no server has; all of them, or those of these ordinals.

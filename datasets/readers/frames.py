@@ -148,7 +148,7 @@ class FramesReader:
             raise UserError(f"template: {spec.template} is not a file name with one number, such as img_{{:05d}}.jpg")
         self.spec = spec
         self.records = records
-        self.source = source or FilesSource()
+        self.source: FrameSource = source or FilesSource()
         self._listed = functools.lru_cache(maxsize=_LAYOUTS_KEPT)(self._list)
         # Facts of one record are asked for by the plan and again by the read that follows.
         self._facts = functools.lru_cache(maxsize=_REREADS_KEPT)(self._probe)

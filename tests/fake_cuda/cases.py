@@ -161,6 +161,8 @@ def train(
     Args:
         change: gets the run before the first step: what a test plants.
     """
+    import torch
+
     import main
     from utils import dist
     from utils.shards import ShardPlan
@@ -184,7 +186,7 @@ def train(
             )
         found = figures(mode)
         mode.forget()
-        run.pace.report(data=0.0, step=1.0)
+        run.pace.report(data=0.0, step=1.0, figures=[torch.ones((), device=gpu.device)] * 2)  # norm and loss scale
         found["waits_of_a_log_line"] = [f"{entry.what} at {entry.where}" for entry in mode.waits]
         return found
 

@@ -6,8 +6,10 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
+
+import torch
 
 from utils import ledger, watchdog
 from utils.log import Meter
@@ -111,34 +113,45 @@ class Monitor:
 
     def _report(self, lr: float, loader: TrainLoader, last: int) -> None:
         self.folder.look()
-        step, meters = self.state.step, self._meters
-        self.log.training(
-            step, last, meters, lr=lr, clips=self.learner.shards.global_batch, more=self._of_the_optimiser()
-        )
+        step, meters, learner = self.state.step, self._meters, self.learner
+        is_window = step % learner.cfg.print_freq == 0  # else iteration 1
+        lines, more = [], {}
+        if is_window:
+            figures = self._figures()
+            lines, read = learner.pace.report(
+                data=meters["data"].average, step=meters["time"].average, figures=list(figures.values())
+            )
+            more = dict(zip(figures, read, strict=True))
+        self.log.training(step, last, meters, lr=lr, clips=learner.shards.global_batch, more=more)
         if self._of_heads:
             self.log.scalars(step, {name: self._of_heads[name].average for name in sorted(self._of_heads)})
-        if step % self.learner.cfg.print_freq:  # iteration 1: no window is over
+        if not is_window:
             return
-        for rank, text in self.learner.pace.report(data=meters["data"].average, step=meters["time"].average):
+        self._look_for_skipped_steps(more)
+        for rank, text in lines:
             self.log.line(text if rank is None else f"{self.watch.who(rank)} is the slowest: {text}")
         loader.traffic.write(self.log, step)
         self.write_notes(loader)
 
-    def _of_the_optimiser(self) -> dict[str, float]:
-        """Return curves of the optimiser: the norm of the gradient, the loss scale of fp16; report skipped steps."""
+    def _figures(self) -> dict[str, torch.Tensor]:
+        """Return curves of the optimiser, on the device: the norm of the gradient, the loss scale of fp16."""
         learner, found = self.learner, {}
-        if not self.log.is_main:
-            return found
         if learner.grad_norm is not None:
-            found["grad_norm"] = float(learner.grad_norm)
+            found["grad_norm"] = learner.grad_norm
         if learner.scaler.is_enabled():
-            scale = found["loss_scale"] = learner.scaler.get_scale()
-            if scale < self._scale:  # each skipped step halves it
-                skipped = round(math.log2(self._scale / scale)) if scale else 1
-                text = f"fp16: {skipped} step(s) after iteration {self._reported} skipped, their gradients overflowed"
-                self.log.line(f"{text}; loss scale {scale:g}")
-            self._scale, self._reported = scale, self.state.step
+            found["loss_scale"] = learner.scaler.scale(torch.ones((), device=learner.world.device))
         return found
+
+    def _look_for_skipped_steps(self, figures: Mapping[str, float]) -> None:
+        """Write a line about steps of fp16 that were skipped: each halves the loss scale."""
+        if "loss_scale" not in figures:
+            return
+        scale = figures["loss_scale"]
+        if scale < self._scale:
+            skipped = round(math.log2(self._scale / scale)) if scale else 1
+            text = f"fp16: {skipped} step(s) after iteration {self._reported} skipped, their gradients overflowed"
+            self.log.line(f"{text}; loss scale {scale:g}")
+        self._scale, self._reported = scale, self.state.step
 
     def note(self, loader: TrainLoader | EvalLoader, during: str = ledger.TRAINING) -> None:
         """Journal the bad samples that a loader has met since the last call."""
