@@ -345,7 +345,7 @@ def test_secrets_are_hidden_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("MY_API_KEY", "planted-key-value")
     monkeypatch.setenv("SHORT_TOKEN", "true")
     monkeypatch.setenv("DB_PASSWORD", "123456")
-    monkeypatch.setenv("SOME_TOKEN_FILE", "/home/someone")
+    monkeypatch.setenv("SOME_TOKEN_FILE", "/somewhere/key")
     redact.from_environment.cache_clear()
     try:
         (tmp_path / "secret").write_text("someone:file-secret\n")
@@ -353,7 +353,7 @@ def test_secrets_are_hidden_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
         redact.add_file(tmp_path / "none")
         line = redact.hidden("key planted-key-value, http://me:pw@host/x?a=b, ssh://you@host, file-secret, true")
         assert line == "key ***, http://***@host/x?a=b, ssh://***@host, ***, true"
-        assert redact.hidden("123456 in /home/someone, step 1234567") == "*** in /home/someone, step 1234567"
+        assert redact.hidden("123456 in /somewhere/key, step 1234567") == "*** in /somewhere/key, step 1234567"
         with log.RunLog(tmp_path, True, None, echo=False) as made:
             made.line("uses planted-key-value")
             made.event("http://me:pw@host")
