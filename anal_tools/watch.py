@@ -93,7 +93,7 @@ def plots(curves: dict[str, list[tuple[int, float]]], width: int) -> list[str]:
 
 
 def sparkline(values: Sequence[float], width: int) -> str:
-    """Return the shape of a curve as one line of bars; each stands for the mean of the values below it."""
+    """Return the shape of a curve as one line of bars; each shows the mean of the values below it."""
     count = min(width, len(values))
     means = []
     for place in range(count):

@@ -22,7 +22,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk(subject: Subject) -> Iterator[Finding]:
-    """Write a few megabytes where the experiment stands, and compare the room with its checkpoints."""
+    """Write a few megabytes beside the experiment, and compare the room with its checkpoints."""
     folder = subject.exp if subject.exp is not None and subject.exp.is_dir() else Path.cwd()
     try:
         speed = write_speed(folder)

@@ -149,7 +149,7 @@ def _plain(value: object) -> object:
 
 
 def yaml_value(value: object) -> str:
-    """Return a value as it stands in a YAML file, on one line."""
+    """Return a value as text for a YAML file, on one line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(yaml_value, value))}]"
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and value.lower() not in _WORDS:

@@ -1,6 +1,6 @@
 """A YAML config of PySlowFast as one of our experiments; keys that a file leaves out have PySlowFast's own defaults.
 
-The file is read by `utils.config.yaml_lines`: plain values only, limited in size and depth. A key that stands twice is
+The file is read by `utils.config.yaml_lines`: plain values only, limited in size and depth. A repeated key is
 an error, though PySlowFast takes the last one: the two seldom say the same.
 """
 

@@ -241,7 +241,7 @@ class _File:
         return self.pairs(((None if at is None else key, value) for at, key, value in pairs), depth)
 
     def pairs(self, given: Iterable[tuple[Value, ast.expr]], depth: int) -> Tree:
-        """Return a dict of keys and expressions; the key None stands for `**`."""
+        """Return a dict of keys and expressions; the key None means `**`."""
         result: Tree = {}
         for key, node in given:
             value = self.value(node, depth)

@@ -1,7 +1,7 @@
 """`python main.py import FILE [--out EXP]`: a config of MMAction2 (.py) or PySlowFast (.yaml) as our experiment.
 
 The table says what was taken over exactly, what has another meaning here, and what was not taken over and why. With
---out it stands in the folder as `import.txt`. Nothing in the file is run.
+--out it is in the folder as `import.txt`. Nothing in the file is run.
 """
 
 from __future__ import annotations

@@ -96,7 +96,7 @@ def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | N
 def guessed(videos: Sequence[Video]) -> list[str] | None:
     """Return the part of each file name that recurs in several classes: a person, a camera, a recording.
 
-    Parts are what stands between `_ - .` and blanks, counted from either end. A number that counts videos is no
+    Parts are the text between `_ - .` and blanks, counted from either end. A number that counts videos is no
     group. Of several such parts the one with most values is taken.
     """
     stems = [re.split(r"[_\-. ]+", re.sub(r"\.[^.]*$", "", one.path.rsplit("/", 1)[-1])) for one in videos]
