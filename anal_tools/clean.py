@@ -64,7 +64,7 @@ def inside(folder: Path) -> list[Path]:
 
 
 def code_in_use(exp: Path) -> set[Path]:
-    """Return the copies of the code that a job may run from: those of live jobs, and of jobs whose scheduler does not answer."""
+    """Return the copies of the code that a job may run from: of live jobs, and where the scheduler does not answer."""
     rows = [row for row in files.read_rows(exp / "jobs" / "jobs.jsonl") if row.get("code") and row.get("job")]
     used = set()
     for row in rows:
