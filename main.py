@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # verb: (module whose main(argv) does it, one line of help)
 VERBS = {
-    "train": ("main", "train an experiment folder, or continue it (what train.sh runs)"),
+    "train": ("main", "train an experiment folder, or continue it (train.sh: `launch` runs it in every rank)"),
     "eval": ("anal_tools.evaluate", "evaluate a checkpoint, write results/ (what eval.sh runs)"),
     "analyze": ("anal_tools.analyze", "what the model gets wrong: error pairs, worst videos, confusion matrix"),
     "get_reference_results": ("anal_tools.get_reference_results", "results/reference_result.txt: a line per video"),
@@ -115,7 +115,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
         fresh: move the files of an earlier run to `old/<time>/` first.
 
     Returns:
-        0 when the last iteration is done, 75 when a signal stopped the run after its state was saved.
+        0 when the last iteration is done, 75 when a request to stop ended the run after its state was saved.
     """
     from utils.engine import setup
 
@@ -124,7 +124,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             run.log.line(f"nothing to do: this run finished at iteration {run.last}; train with --fresh to start again")
             return 0
 
-        # The process that saved this step was killed before its validation ended.
+        # The process that saved this step ended, or was stopped, before its validation was done.
         if run.owes_validation and not run.validate():
             return run.stopped()
 

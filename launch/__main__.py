@@ -54,7 +54,9 @@ def launch(argv: Sequence[str]) -> int:
     if args.partition == "local":
         given = [name for name in (*flags, *SWITCHES) if getattr(args, name)]
         if given:
-            raise UserError(f"--{given[0].replace('_', '-')} is for a partition of SLURM; `local` is this machine")
+            raise UserError(
+                f"--{given[0].replace('_', '-')} is for a partition of cluster.yaml, not for `local`"
+            )
         megabytes = memcached.wanted(_load(args, rest))
         if megabytes:
             os.environ.update(memcached.start_here(megabytes))
@@ -107,10 +109,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("verb", metavar="train|eval")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
-    parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of SLURM")
+    parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of cluster.yaml")
     parser.add_argument("ranks", metavar="N", type=int, help="processes, one per GPU; local 0 = one without a GPU")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
-    group = parser.add_argument_group("on a partition of SLURM")
+    group = parser.add_argument_group("on a partition of cluster.yaml")
     group.add_argument("--time", type=minutes, help="time limit, such as 90 (minutes), 12:00:00 or 3-00:00")
     for name in scheduler.FLAGS:
         group.add_argument(f"--{name}", help=f"sbatch's --{name}")

@@ -1,6 +1,6 @@
 """What has happened to the cells of a sweep: `attempts.jsonl`, a row when one is submitted, starts and ends.
 
-A row is written by the process that runs the cell, so a killed one leaves a start without an end.
+A start is noted by the job, on `local` by the sweep. A process that was killed leaves a start without an end.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """From the user's words to a job: check the request, submit it through its scheduler, note it where it belongs.
 
-The schedulers themselves are files of `utils/schedulers/`; `cluster.yaml` says which one has a partition.
+The schedulers themselves are files of `utils/schedulers/` (a new one is added there); `cluster.yaml` says which one has
+a partition.
 """
 
 from __future__ import annotations

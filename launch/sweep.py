@@ -283,7 +283,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("name", metavar="NAME", help="of the sweep; its folder is sweeps/NAME")
-    parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of SLURM")
+    parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of cluster.yaml")
     parser.add_argument(
         "ranks", metavar="N", type=int, help="ranks of each cell, one per GPU; local 0 = one without a GPU"
     )
@@ -296,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--retry", action="store_true", help="run the failed cells only")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and what has become of them")
-    group = parser.add_argument_group("on a partition of SLURM")
+    group = parser.add_argument_group("on a partition of cluster.yaml")
     group.add_argument("--time", type=cluster.minutes, help="time limit of a cell, such as 90 (minutes) or 12:00:00")
     for name in scheduler.FLAGS:
         group.add_argument(f"--{name}", help=f"sbatch's --{name}")

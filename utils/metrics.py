@@ -1,7 +1,9 @@
 """Every number of an evaluation: the formulas, the table that names them, and the tally that ranks sum up.
 
 `METRICS` is the list of all metrics. Training's validation, `eval`, `score`, `analyze`, `report`, `compare` and the
-tables of sweeps show what stands there, so a new metric is one entry. `utils/ranking.py` has the rule for equal scores.
+tables of sweeps and folds show what stands there, so a new metric is one entry. Not in it: the accuracies of a training
+step (`utils/engine/totals.py`) and the choice of the best checkpoint (`utils/engine/probes.py`). `utils/ranking.py` has
+the rule for equal scores.
 """
 
 from __future__ import annotations

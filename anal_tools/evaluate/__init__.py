@@ -82,6 +82,8 @@ def positive(text: str) -> int:
 def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
     """Score every video of the validation list exactly once and write `results/<name>`.
 
+    It goes on from the part files of the same evaluation (`result_parts.earlier_parts`), if one was stopped.
+
     Args:
         exp: experiment folder.
         args: the options of `main`.

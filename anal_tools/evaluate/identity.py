@@ -1,8 +1,8 @@
 """Identify an evaluation: everything that decides the score of a video, so that no result mixes two of them.
 
-A stopped evaluation may resume only with the same weights, model, list, root, reader, views, number formats, device,
-libraries and code. The files of the code are not listed by hand: `source_files` follows the imports of the modules that
-read, transform and score.
+A stopped evaluation may resume only with the same weights, model, list, root, reader, views, colours, number formats,
+device, libraries and code. The average is not among them: it is taken over kept views. The files of the code are not
+listed by hand: `source_files` follows the imports of the modules that read, transform and score.
 """
 
 from __future__ import annotations

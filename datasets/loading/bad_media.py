@@ -20,7 +20,7 @@ def printable(path: str) -> str:
 
 
 class Ledger:
-    """The failures that this process has met.
+    """The failures that this process has met; the journal of all ranks is `utils/ledger.py`.
 
     Args:
         videos: number of records, N.

@@ -94,6 +94,8 @@ ISSUES: dict[str, dict[str, str]] = {
         "recipe_mixes": "methods.recipe",
         "recipe_erasing": "methods.recipe",
         "recipe_kills": "methods.recipe",
+        "recipe_overhead": "training.loop_overhead",
+        "transformer": "methods.learning",
     },
     "11": {
         "start_weizmann4": "analysis.start",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import pkgutil
 import statistics
 import time
 from typing import Any
@@ -13,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.loading.messages import packed, unpacked
+from datasets.plan import ops
 from datasets.plan.facts import Facts
 from datasets.plan.ops.colorjitter import ColorJitter
 from datasets.plan.ops.flip import Flip
@@ -223,6 +226,16 @@ def test_the_spec_of_a_config_has_its_keys() -> None:
     }
     assert (spec.crop, spec.area, spec.scales) == ("multi_scale", (0.3, 0.9), (1.0, 0.875, 0.75, 0.66))
     assert (spec.sampling.preset, spec.sampling.num_segments, spec.input_size) == ("seed004", 3, 224)
+
+
+def test_every_augmentation_has_a_block_of_its_own() -> None:
+    found = {}
+    for module in pkgutil.iter_modules(ops.__path__):
+        for value in vars(importlib.import_module(f"{ops.__name__}.{module.name}")).values():
+            if isinstance(value, type) and isinstance(block := vars(value).get("block"), int):
+                assert block >= 3, f"{module.name}: 1 and 2 are those of plan/train.py"
+                assert found.setdefault(block, module.name) == module.name, f"{module.name} takes the block of another"
+    assert {"randaugment", "colorjitter", "random_erasing"} <= set(found.values())
 
 
 def test_blocks_of_augmentations_are_their_own() -> None:

@@ -21,15 +21,15 @@ def breaks(method: str) -> dict[str, Any]:
     from torch._dynamo.utils import counters
 
     import methods
+    from tests.fake_cuda.cases import smallest
     from utils import dist, draws, sync_bn
     from utils.engine.network import place
     from utils.shards import ShardPlan
 
     torch.manual_seed(0)
     shards = ShardPlan(1, 2, 1, 0, 1)
-    options = {"alpha": 4} if method == "slowfast" else {}
     frames = 8 if method == "slowfast" else 4
-    net = methods.build(type=method, backbone="resnet18", num_class=5, num_segments=frames, dropout=0.5, **options)
+    net = methods.build(**smallest(method) | {"num_class": 5, "num_segments": frames, "dropout": 0.5})
     net = sync_bn.convert(place(net, torch.device("cpu"), "fp32"), shards, sync_stats=True)
     statistics = sync_bn.Statistics(net, shards, dist.World())
     model: Any = torch.compile(net, backend="eager")

@@ -17,15 +17,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-METHODS: dict[str, list[str]] = {  # method -> overrides without which its smallest form cannot be built
-    "tsn": [],
-    "tsm": [],
-    "slowonly": [],
-    "slowfast": ["common.model.kwargs.alpha=4"],
-    "tpn": [],
-    "pptsn": [],
-    "pptsm": [],
+_VIT = {"width": 24, "depth": 2, "heads": 2}
+METHODS: dict[str, dict[str, Any]] = {  # method -> options of its smallest network
+    "tsn": {},
+    "tsm": {},
+    "slowonly": {},
+    "slowfast": {"alpha": 4},
+    "tpn": {},
+    "pptsn": {},
+    "pptsm": {},
+    "videomae": _VIT | {"drop_path": 0.2},
+    "vjepa2": _VIT | {"drop_path": 0.2, "pooler_layers": 1},
+    "probe": _VIT | {"encoder": "videomae", "pooler_layers": 1},
 }
+TRANSFORMERS = ("videomae", "vjepa2", "probe")
+# The recipe of the transformers in every one of their cases: what VideoMAE fine-tunes with.
+RECIPE = ["optimizer.type=adamw", "nesterov=false", "optimizer.layer_decay=0.75", "no_wd=false"]
+RECIPE += ["augmentation.cutmix=1", "augmentation.randaugment=rand-m7-n4-mstd0.5-inc1"]
 PLAIN = ["common.augmentation.colorjitter=null", "common.augmentation.random_erasing=null"]
 PLAIN += ["common.augmentation.mix_up=0"]
 BESIDE_TRAINING = ("validation fp32", "validation bf16, measured", "precise BN and distillation")
@@ -64,6 +72,12 @@ def cases_of(method: str) -> dict[str, dict[str, Any]]:
         "tpn": {"on tsm": {"precision": "bf16", "sets": ["common.model.kwargs.base=tsm"]}},
     }
     return found | more.get(method, {})
+
+
+def smallest(method: str) -> dict[str, Any]:
+    """Arguments of `methods.build` for a network of 8 frames and 8 classes; transformers take clips of 32 x 32."""
+    backbone = "vit3d" if method in TRANSFORMERS else "resnet18"
+    return {"type": method, "backbone": backbone, "num_class": 8, "num_segments": 8} | METHODS[method]
 
 
 class Gpu:
@@ -132,6 +146,8 @@ def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, several: bool) -> A
         drawn["colorjitter"] = jitter
     if cfg.augmentation.random_erasing is not None:
         drawn["random_erasing"] = torch.tensor([[[1, 1, 5, 5]]]).repeat(count, 1, 1)
+    if cfg.augmentation.randaugment is not None:
+        drawn["randaugment"] = every_operation(side).repeat(count, 1, 1, 1)
     return Batch(
         clips=to(torch.zeros(count, frames, side, side, 3, dtype=torch.uint8)),
         labels=to(torch.zeros(count, 8)) if several else to(torch.arange(count) % 8),
@@ -141,6 +157,21 @@ def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, several: bool) -> A
         shards=shards,
         positions=list(range(count)),
     )
+
+
+def every_operation(side: int) -> Any:
+    """Each operation of RandAugment once, as `Batch.drawn` has it: (1, 1, operations, 2)."""
+    import numpy as np
+    import torch
+
+    from datasets.plan.ops.randaugment import OPERATIONS, RandAugment
+    from utils.config.kinds import RandPolicy
+
+    count = len(OPERATIONS)
+    op = RandAugment(RandPolicy(m=7, n=count, mstd=0.5, inc=1, p=1.0))
+    which = (np.arange(count) + 0.5) / count
+    u = np.stack([which, np.zeros(count), np.full(count, 0.5), np.zeros(count)], 1)
+    return torch.from_numpy(op.resolve(u.reshape(1, -1), side)[None])
 
 
 def train(
@@ -171,7 +202,10 @@ def train(
     own = [f"model.type={method}", f"model.backbone={backbone}", f"precision={precision}", "model.num_segments=8"]
     own += ["augmentation.input_size=32", "augmentation.test_resize=36", "batch_size=2"]
     own += [f"model.kwargs.bn_group_size={group}", "print_freq=10"]  # no step counted here has a progress line
-    words = [f"common.{word}" for word in own] + METHODS[method] + list(sets)
+    own += [f"model.kwargs.{key}={value}" for key, value in METHODS[method].items()]
+    if method in TRANSFORMERS:
+        own += ["model.backbone=vit3d", *RECIPE]
+    words = [f"common.{word}" for word in own] + list(sets)
     with tempfile.TemporaryDirectory() as folder, ranks_joined(ranks), mode:
         world = dist.World(0, ranks, 0, gpu.device, "nccl" if ranks > 1 else None)
         shards = ShardPlan(total=micro * ranks, batch_size=2, world=ranks, rank=0, group_size=group)
@@ -220,10 +254,8 @@ def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> d
     from utils.engine.network import autocast, dtype_of, place
 
     mode, views = gpu.fresh(), 6
-    options = {"alpha": 4} if method == "slowfast" else {}
     with tempfile.TemporaryDirectory() as folder, mode:
-        net = methods.build(type=method, backbone="resnet18", num_class=8, num_segments=8, **options)
-        net = place(net, gpu.device, precision)
+        net = place(methods.build(**smallest(method)), gpu.device, precision)
         boxes, flips = np.array([[0, 0, 32, 32]] * views), np.arange(views) % 2 == 0
         plan = VideoPlan(
             sample=0,
@@ -268,15 +300,13 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
     from utils.shards import ShardPlan
 
     mode, world = gpu.fresh(), dist.World(device=gpu.device)
-    options = {"alpha": 4} if method == "slowfast" else {}
     with mode:
 
-        def network(kind: str, **more: Any) -> Any:
-            built = methods.build(type=kind, backbone="resnet18", num_class=8, num_segments=8, **more)
-            return place(built, gpu.device, "bf16")
+        def network(kind: str) -> Any:
+            return place(methods.build(**smallest(kind)), gpu.device, "bf16")
 
         shards = ShardPlan(1, 2, 1, 0, 1)
-        net = sync_bn.convert(network(method, **options), shards, sync_stats=False)
+        net = sync_bn.convert(network(method), shards, sync_stats=False)
         statistics = sync_bn.Statistics(net, shards, world)
         frames = int(net.frames_per_clip)  # pyright: ignore[reportArgumentType]
         to = functools.partial(transfer.to_device, device=gpu.device)
@@ -295,7 +325,7 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
             pass
         colours = ((0.5,) * 3, (0.5,) * 3), ((0.4,) * 3, (0.2,) * 3)
         teacher = distill.Teacher(
-            network(method, **options),
+            network(method),
             temperature=2.0,
             weight=0.5,
             recolour=distill.recolour(*colours, gpu.device),

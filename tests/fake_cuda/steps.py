@@ -18,18 +18,19 @@ BESIDE = {
     "the device is waited for at utils/chunks.py",
     "an event is waited for at utils/transfer.py",  # the scores of 64 videos
     "copy to the GPU at utils/sync_bn.py",
+    "copy to the GPU at networks/vit3d.py",  # the rotary positions of a grid
 }
 
 
-#: Costly, and the same code for every method: two of them show it in `make test`, the others in `make nightly`.
-NIGHTLY_CASES = ("bf16 4 micro-batches",)
-SHOWN_BY = ("tsn", "slowfast")
+#: The same code for every method: these methods show it in `make test`, the others in `make nightly`.
+SHARED_CASES = ("fp32 plain", "fp32", "fp16", "bf16 4 micro-batches", "bf16 group of 4 ranks", "validation fp32")
+SHOWN_BY = ("tsn", "slowfast", "vjepa2")
 
 
 def names_of(method: str, *, nightly: bool) -> list[str]:
     """Return the cases of a method that `make test` runs, or those that `make nightly` adds."""
     every = [*cases.cases_of(method), *cases.BESIDE_TRAINING]
-    added = [name for name in every if name in NIGHTLY_CASES and method not in SHOWN_BY]
+    added = [name for name in every if name in SHARED_CASES and method not in SHOWN_BY]
     return added if nightly else [name for name in every if name not in added]
 
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from tests.conftest import ROOT
-from tests.fake_cuda.cases import METHODS
+from tests.fake_cuda.cases import METHODS, TRANSFORMERS
 
 NIGHTLY = pytest.mark.nightly
 
@@ -30,4 +30,5 @@ def test_only_dropout_breaks_the_graph(method: str) -> None:
     assert "utils/draws.py" in found["files"]
     assert set(found["files"]) <= known
     assert found["more"] == 0
-    assert found["graphs"] <= 4
+    # One dropout, before the classifier; transformers also drop paths, twice in each of their two blocks.
+    assert found["graphs"] <= (11 if method in TRANSFORMERS else 4)

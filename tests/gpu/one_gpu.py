@@ -46,6 +46,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "pptsn": {},
     "pptsm": {},
 }
+_VIT = {"width": 48, "depth": 2, "heads": 2}
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "videomae": _VIT,
+    "vjepa2": _VIT | {"pooler_layers": 1},
+    "probe": _VIT | {"encoder": "videomae", "pooler_layers": 1},
+}
 
 
 class Machine:
@@ -129,7 +135,8 @@ def parity(machine: Machine) -> dict[str, Any]:
     """Three training steps of each method: float64 beside the CPU, other precisions beside float64."""
     import torch
 
-    names = machine.pick(list(METHODS), list(METHODS), ["tsn"])
+    every = [*METHODS, *TRANSFORMERS]
+    names = machine.pick(every, every, ["tsn", "videomae"])
     worst, apart = 0.0, {}
     for name in names:
         reference = train_steps(machine, torch.device("cpu"), name, "fp64")
@@ -155,7 +162,7 @@ def sync(machine: Machine) -> dict[str, Any]:
         (found,) = build.run("cases", "tsn", "bf16")
         return {"measured": {"fake GPU": found["waits"]}, "holds": len(found["waits"]) == 1}
     raised = {}
-    for name in METHODS:
+    for name in (*METHODS, *TRANSFORMERS):
         run, batches = run_of(machine, machine.device, name, "bf16")
         one_step(run, 0, batches)
         one_step(run, 1, batches)
@@ -167,7 +174,7 @@ def sync(machine: Machine) -> dict[str, Any]:
             raised[name] = str(error).splitlines()[0]
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    return {"measured": {"methods": list(METHODS), "raised": raised}, "holds": not raised}
+    return {"measured": {"methods": [*METHODS, *TRANSFORMERS], "raised": raised}, "holds": not raised}
 
 
 def nccl1(machine: Machine) -> dict[str, Any]:
@@ -290,6 +297,28 @@ def step(machine: Machine) -> dict[str, Any]:
             "step_ms": ours["step_ms"],
         }
     goal = all(row["times_plain"] >= 1 for row in found.values())
+    return {"measured": found, "holds": goal or not machine.gpu}
+
+
+def transformers(machine: Machine) -> dict[str, Any]:
+    """Steps of VideoMAE with AdamW: precision, activation checkpointing; clips a second and peak memory."""
+    backbones = machine.pick(["vit3d_small", "vit3d_base", "vit3d_large"], ["vit3d"], ["vit3d"])
+    kept, checkpointed = "common.model.kwargs.checkpointing=false", "common.model.kwargs.checkpointing=true"
+    ways = {
+        "bf16": ("--amp", "bf16", "--set", kept),
+        "bf16, checkpointing": ("--amp", "bf16", "--set", checkpointed),
+        "fp32": ("--amp", "fp32", "--set", kept),
+    }
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for backbone in backbones:
+        rows = {name: bench(machine, "videomae", backbone, *words) for name, words in ways.items()}
+        shown = ("clips_per_s", "step_ms", "peak_memory_mb", "mfu")
+        found[backbone] = {name: {key: row[key] for key in shown} for name, row in rows.items()}
+    goal = all(
+        rows["bf16"]["step_ms"] < rows["fp32"]["step_ms"]
+        and rows["bf16, checkpointing"]["peak_memory_mb"] < rows["bf16"]["peak_memory_mb"]
+        for rows in found.values()
+    )
     return {"measured": found, "holds": goal or not machine.gpu}
 
 
@@ -444,10 +473,10 @@ def run_of(
     from utils.engine import learner
     from utils.shards import ShardPlan
 
-    backbone = "resnet50" if size > 64 else "resnet18"
+    backbone = "vit3d" if method in TRANSFORMERS else "resnet50" if size > 64 else "resnet18"
     words = [f"model.type={method}", f"model.backbone={backbone}", f"precision={precision}", "model.num_segments=8"]
     words += [f"augmentation.input_size={size}", f"augmentation.test_resize={size + 8}", f"batch_size={batch}"]
-    words += ["model.dropout=0", *(f"model.kwargs.{key}={value}" for key, value in METHODS[method].items())]
+    words += ["model.dropout=0", *options_of(method, backbone)]
     with tempfile.TemporaryDirectory(dir=machine.folder) as folder:
         exp = experiment.make(Path(folder) / "exp", data or Path(folder))
         cfg = config.load(exp, [f"common.{word}" for word in words])
@@ -474,6 +503,16 @@ def run_of(
     return made, [one]
 
 
+def options_of(method: str, backbone: str) -> list[str]:
+    """Overrides without which a method cannot be built and trained; those of size for the backbone `vit3d` alone."""
+    if method not in TRANSFORMERS:
+        return [f"model.kwargs.{key}={value}" for key, value in METHODS[method].items()]
+    sizes = _VIT if backbone != "vit3d" else {}
+    options = {key: value for key, value in TRANSFORMERS[method].items() if key not in sizes}
+    words = ["optimizer.type=adamw", "nesterov=false", "no_wd=false"]
+    return [*words, *(f"model.kwargs.{key}={value}" for key, value in options.items())]
+
+
 def one_step(run: Any, number: int, batches: list[Any], **more: Any) -> float:
     """One step of `main.train_step`; its loss."""
     import main
@@ -497,8 +536,7 @@ def bench(machine: Machine, method: str, backbone: str, *words: str) -> dict[str
     with tempfile.TemporaryDirectory(dir=machine.folder) as folder:
         exp = experiment.make(Path(folder) / "exp", Path(folder), method=method, backbone=backbone)
         options = [f"augmentation.input_size={size}", f"augmentation.test_resize={size + 32}", "model.num_segments=8"]
-        options += [f"batch_size={batch}"]
-        options += [f"model.kwargs.{key}={value}" for key, value in METHODS[method].items()]
+        options += [f"batch_size={batch}", *options_of(method, backbone)]
         sets = [word for option in options for word in ("--set", f"common.{option}")]
         shown = io.StringIO()
         iterations = machine.pick(["--iters", "10", "--warmup", "5"], *[["--iters", "1", "--warmup", "1"]] * 2)
@@ -529,6 +567,7 @@ ROWS: dict[str, Callable[[Machine], dict[str, Any]]] = {
     "nccl1": nccl1,
     "two": two,
     "step": step,
+    "transformers": transformers,
     "compile": compiled,
     "train": train,
     "dali": dali,

@@ -24,6 +24,8 @@ METHODS = {
     "tpn": {},
     "pptsn": {},
     "pptsm": {},
+    "videomae": {"backbone": "vit3d", "depth": 2},
+    "vjepa2": {"backbone": "vit3d", "depth": 2, "pooler_layers": 1},
 }
 
 

@@ -301,8 +301,8 @@ def test_a_network_without_blocks_has_no_layers_to_decay_over() -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d])
-def test_adamw_has_the_bits_of_torch(layout: torch.memory_format) -> None:
-    """Five steps in fp64, the rate changed in each, over groups with and without decay."""
+def test_adamw_steps_as_torchs_loop_does(layout: torch.memory_format) -> None:
+    """Five steps in fp64, the rate changed in each, over groups with and without decay; ours is one kernel."""
     torch.manual_seed(0)
     model, x = transformer(8, 2, 5).double(), torch.randn(3, 3, 4, 32, 32, dtype=torch.float64)
     model.backbone.patch_embed.to(memory_format=layout)
@@ -310,7 +310,9 @@ def test_adamw_has_the_bits_of_torch(layout: torch.memory_format) -> None:
     ours = optim.build(model, **RECIPE, layer_decay=0.75, betas=(0.8, 0.99), eps=1e-6)
     paired = dict(zip(model.parameters(), twin.parameters(), strict=True))
     theirs = torch.optim.AdamW(
-        [{**g, "params": [paired[p] for p in g["params"]]} for g in ours.param_groups], betas=(0.8, 0.99), eps=1e-6
+        [{**g, "params": [paired[p] for p in g["params"]], "fused": None} for g in ours.param_groups],
+        betas=(0.8, 0.99),
+        eps=1e-6,
     )
     for step in range(5):
         for net, optimizer in ((model, ours), (twin, theirs)):
@@ -319,7 +321,22 @@ def test_adamw_has_the_bits_of_torch(layout: torch.memory_format) -> None:
             net(x).square().mean().backward()
             optimizer.step()
     for one, two in zip(model.parameters(), twin.parameters(), strict=True):
-        assert torch.equal(one, two)
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-15)
+
+
+def test_adamw_takes_gradients_of_another_memory_format() -> None:
+    torch.manual_seed(0)
+    weights, gradient = torch.randn(6, 4, 3, 5, dtype=torch.float64), torch.randn(6, 4, 3, 5, dtype=torch.float64)
+    steps = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model = nn.Conv2d(4, 6, (3, 5), bias=False).double()
+        model.weight.data = weights.clone()
+        optimizer = optim.build(model, **RECIPE)
+        for _ in range(2):
+            model.weight.grad = gradient.clone(memory_format=layout)
+            optimizer.step()
+        steps.append(model.weight.detach())
+    assert torch.equal(*steps)
 
 
 def test_one_step_of_adamw_by_hand() -> None:
@@ -358,12 +375,12 @@ def test_adamw_resumes_exactly_in_another_memory_format() -> None:
     steps(model, adamw, 2)
     saved = copy.deepcopy(adamw.state_dict())
     for group in saved["param_groups"]:
-        group["fused"] = True  # as on a GPU
+        group["fused"] = None  # as written before AdamW was one kernel on the CPU, too
     other = copy.deepcopy(model)
     other.backbone.patch_embed.to(memory_format=torch.channels_last_3d)
     resumed = optim.build(other, **RECIPE, layer_decay=0.75)
     resumed.load_state_dict(saved)
-    assert not any(group["fused"] for group in resumed.param_groups)
+    assert all(group["fused"] for group in resumed.param_groups)
     for parameter, state in resumed.state.items():
         assert state["exp_avg"].stride() == state["exp_avg_sq"].stride() == parameter.stride()
         assert state["step"].item() == 2

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # A loss stands out above the mean of the losses before it by so many deviations, and by this factor.
 SPIKE, LOSSES = (6.0, 1.5), (20, 50)  # least and largest number of losses before it
-OF_A_STEP = ("loss", "prec1", "prec5")  # the meters that a checkpoint keeps
+OF_A_STEP = ("loss", "prec1", "prec5")  # the meters that a resume puts back
 SHARED = {*OF_A_STEP, "non_finite", "stop", "save"}  # numbers of every step; others are those of single heads
 
 

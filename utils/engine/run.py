@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from utils.run_dir import RunDir
     from utils.signals import StopFlag
 
-STOPPED = 75  # exit code of a run that a signal stopped: its state is saved, and the same command resumes it
+STOPPED = 75  # exit code after a request to stop: the state is saved, and the same command resumes the run
 
 
 @dataclass
@@ -145,7 +145,7 @@ class Run:
         """Validate, write the numbers, keep the checkpoint if it is the best so far. Collective.
 
         Returns:
-            False when a signal stopped it; the validation is then owed.
+            False when a request to stop ended it; the validation is then owed.
         """
         self.learner.statistics.for_evaluation()
         result = self._scores()

@@ -74,7 +74,7 @@ class Entry:
     Attributes:
         name: its key.
         save: a run's value, or ABSENT.
-        load: put a checkpoint's value back; None: the value is for readers of the file.
+        load: put a checkpoint's value back; None: `setup.start` or `check_resume` reads it, or readers of the file do.
         types: of the value, where a run cannot resume without it; empty: it may be missing.
         needed: whether a run of this config (plain values) needs it.
         is_right: more that the value must be.

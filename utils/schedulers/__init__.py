@@ -126,8 +126,11 @@ class Scheduler:
     def submit(self, request: Request, tasks: Sequence[Task], code: Path, *, parallel: int | None = None) -> list[str]:
         """Submit one job for each task, at most `parallel` at a time. Return their ids.
 
+        A job obeys the request's environment, setup, servers, time and memory, gets a signal `signal_seconds` before
+        its limit, and appends its output to `output`. An id has at most 64 letters, digits, and `_ . -`.
+
         Args:
-            code: folder that the ranks run in, their copy of the repository.
+            code: folder that the ranks run in, their copy of the repository, on PYTHONPATH.
 
         Raises:
             UserError: the scheduler refused them, or is not here.
@@ -135,7 +138,7 @@ class Scheduler:
         raise NotImplementedError
 
     def states(self, jobs: Iterable[str]) -> dict[str, str]:
-        """Return the states of those jobs that wait (``PENDING...``) or run.
+        """Return the states of those jobs that wait (``PENDING...``) or run (exactly ``RUNNING``).
 
         Raises:
             UserError: the scheduler cannot be asked.

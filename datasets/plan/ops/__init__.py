@@ -21,8 +21,9 @@ class Op(Protocol):
     """One augmentation with its parameters.
 
     Attributes:
-        block: counter block of its uniforms (3 or more, see order.py) and its place in the order of application. Never
-            change it: switching one augmentation on leaves the draws of the others as they are.
+        block: the purpose of its uniforms (order.py), and its place in the order of application within a stage. 1 and 2
+            are taken in plan/train.py, from 3 on by the files here; a test keeps them apart. Never change it:
+            switching one augmentation on leaves the draws of the others as they are.
         uniforms: how many numbers one row takes, the same for every video.
         neutral: the row that changes nothing, with the type of all rows.
         per_frame: draw a row for each frame, not one for the clip.
