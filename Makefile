@@ -16,7 +16,7 @@ DEMO_RANKS ?= 2
 SYSTEM_PACKAGES := chromium-headless-shell memcached
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test nightly lint accept fuzz soak clean
+.PHONY: help demo check test nightly lint accept fuzz soak site clean
 
 help:
 	@echo "make demo              make a small video data set, train TSM on it, evaluate it (minutes, no download of data)"
@@ -27,6 +27,7 @@ help:
 	@echo "make accept ISSUE=01   print each figure of an issue's table as one JSON line (ROWS=a,b for some of them)"
 	@echo "make fuzz COUNT=20000  damaged inputs for every parser (TARGETS=config,weights for some; about 5 ms an input)"
 	@echo "make soak MINUTES=10   stop, kill and freeze training runs at drawn moments (RANKS=1,2,3,4,6 SEED=), compare every bit"
+	@echo "make site              build the documentation into .site/"
 	@echo "make clean             delete caches; data, runs and .venv stay"
 	@echo
 	@echo "python main.py --help  lists the verbs.   PYTHON=python3.12 make demo  takes another Python (>= 3.10)"
@@ -75,6 +76,10 @@ accept: $(VENV)/installed-dev
 
 fuzz: $(VENV)/installed-dev
 	@$(PY) -m tests.fuzz.runner --count $(COUNT) --targets $(TARGETS)
+
+site: $(VENV)/installed-dev
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -f .mkdocs.yml
+	@echo "open .site/index.html"
 
 soak: $(VENV)/installed-dev
 	@$(PY) -m tests.benchmarks.reliability.soak --minutes $(MINUTES) --ranks $(RANKS) $(if $(SEED),--seed $(SEED))

@@ -31,7 +31,7 @@ EXCEPTIONS = {("launch/job.py", "main")}  # inside the job, lazily
 # Heavy or optional: imported inside the function that needs it.
 LAZY = {
     "av", "nvidia", "psutil", "submitit", "tensorboard", "onnx", "onnxruntime", "onnxscript",
-    "torchvision", "matplotlib", "sklearn", "wandb", "mlflow",
+    "torchvision", "matplotlib", "sklearn", "wandb", "mlflow", "mkdocs",
 }  # fmt: skip
 # Read on login nodes, in worker processes or by quick verbs: importing them must not import torch.
 TORCH_FREE = (
@@ -40,7 +40,7 @@ TORCH_FREE = (
     "datasets/plan/*.py", "datasets/plan/ops/*.py", "datasets/lists/records.py",
     "datasets/readers/*.py", "datasets/loading/workers.py", "datasets/dali/encoded.py", "datasets/dump/video.py",
     "datasets/scan/*.py", "datasets/lists/*.py", "datasets/demo/*.py",
-    "docs/pictures/*.py",
+    "docs/pictures/*.py", "docs/site_pages.py",
 )  # fmt: skip
 # Pickles of the reader processes: they come through a socket that our own processes alone inherit.
 OWN_PIPES = {("datasets/loading/messages.py", "pickle.loads")}
