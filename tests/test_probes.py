@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import main
-from tests.experiment import fingerprint, make
+from tests.elastic_rank import trained
+from tests.experiment import few_videos, fingerprint, make
+from tests.test_elastic import run
 from tests.test_train import stopping
 from utils.log import read_scalars
 
@@ -66,3 +68,25 @@ def test_evaluation_uses_the_best_head(calm: Path) -> None:
     assert main.main(["eval", str(calm)]) == 0
     found = json.loads(next((calm / "results").glob("*.json")).read_text())
     assert found["metrics"]["top1"] == pytest.approx(best["best_prec1"], abs=1e-6)
+
+
+def test_heads_learn_the_same_on_two_ranks_with_an_average(tmp_path: Path, motion_videos: Path) -> None:
+    """fp64, a moving average of the weights: two ranks, stopped once, against one with the same two shards."""
+    one, two = (probe(tmp_path / name, motion_videos) for name in ("one", "two"))
+    more = ("shards=2", "ema=0.9", few_videos(one, motion_videos))
+    assert run(one, 0, "one-clips", more=more).returncode == 0
+    for stop, code in ((3, 75), (0, 0)):
+        done = run(two, 2, "two-clips", stop, more)
+        assert done.returncode == code, done.stderr
+    losses, clips = trained(tmp_path, "one-clips")
+    others, other_clips = trained(tmp_path, "two-clips")
+    assert other_clips == clips
+    assert max(abs(others[step] - losses[step]) for step in losses) <= 1e-9
+
+    states = [torch.load(exp / "ckpt.pth.tar", weights_only=True) for exp in (one, two)]
+    for kept in ("model", "ema"):
+        first, second = (state[kept] for state in states)
+        assert any(name.startswith("heads.3.") for name in first)
+        for name, tensor in first.items():
+            torch.testing.assert_close(second[name], tensor, rtol=1e-9, atol=1e-12)
+    assert int(states[0]["model"]["best"]) == int(states[1]["model"]["best"])
