@@ -243,10 +243,10 @@ def in_words(coverage: Mapping[str, Any], out: Path, root: str = "DIR") -> list[
         lines.append(f"{out / split}.txt: {part['found']} of {part['wanted']} samples ({share:g} %)")
         short = {name: pair for name, pair in part["classes"].items() if pair[0] < pair[1]}
         worst = sorted(short.items(), key=lambda item: (item[1][0] / item[1][1], item[0]))[:_WORST]
-        lines += [f"  {name}: {there} of {wanted}" for name, (there, wanted) in worst]
+        lines += [f"  {printable(name)}: {there} of {wanted}" for name, (there, wanted) in worst]
         if short:
             lines.append(f"  {len(short)} classes lack videos, all named in {out / f'missing_{split}.txt'}")
-        absent = [name for name, (_, wanted) in part["classes"].items() if not wanted]
+        absent = [printable(name) for name, (_, wanted) in part["classes"].items() if not wanted]
         if absent:
             lines.append(f"  {listed('no video of', absent)}")
         if part["several_files"]:

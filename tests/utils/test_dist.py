@@ -300,6 +300,9 @@ def test_every_legal_plan_covers_the_global_batch_once_in_whole_groups() -> None
 def test_illegal_plans_list_the_legal_numbers_of_ranks() -> None:
     with pytest.raises(UserError, match="3 ranks cannot share 4 shards .* use 1, 2, 4 ranks"):
         ShardPlan(4, 8, world=3)
+    with pytest.raises(UserError, match="2 ranks cannot share 1 shard with .*: use 1 rank; .* `shards: 4`"):
+        ShardPlan(1, 8, world=2)
+    assert all(ShardPlan(4, 8, world=ranks).total == 4 for ranks in (1, 2, 4))  # as that sentence says
     with pytest.raises(UserError, match="3 ranks cannot share 6 shards with bn_group_size = 2: use 1, 2, 6 ranks"):
         ShardPlan(6, 8, world=3, group_size=2)
     with pytest.raises(UserError, match="bn_group_size = 3 does not divide the 4 shards .* use one of 1, 2, 4"):
