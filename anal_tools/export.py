@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from anal_tools.export_check import clips_to_check, compare, plain
 from utils.faults import UserError
+from utils.options import Parser
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +34,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 def main(argv: list[str]) -> int:
     """Parse the command line and export."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py export", description="Write the model as ONNX file, torch.export file or Hugging Face folder."
     )
     parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment folder or checkpoint")

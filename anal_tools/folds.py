@@ -6,7 +6,6 @@ The pooled result is an ordinary one, `EXP/results/NAME`: every reader of result
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from datasets.lists.folds import list_text, of, untrained
 from datasets.lists.records import Records
 from utils import files, metrics
 from utils.faults import UserError
+from utils.options import Parser
 
 __all__ = ["FOLDER", "RESULT", "of", "untrained"]
 
@@ -30,7 +30,7 @@ LIST = "held_out.txt"
 
 def main(argv: Sequence[str]) -> int:
     """Print the table; returns 1 while folds are missing."""
-    parser = argparse.ArgumentParser(prog="main.py folds", description="Pool the folds of an experiment.")
+    parser = Parser(prog="main.py folds", description="Pool the folds of an experiment.")
     parser.add_argument("exp", type=Path, help="experiment folder whose config has data.folds")
     parser.add_argument("--name", default=RESULT, help="name of the results of the folds (default: %(default)s)")
     args = parser.parse_args(argv)

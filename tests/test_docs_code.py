@@ -37,7 +37,7 @@ def test_the_notebook(tmp_path: Path, motion_videos: Path) -> None:
     lines = run(code, tmp_path, ZOETROPE=str(ROOT), EXP=str(exp))
     assert lines[0] == "torch.Size([2, 10])"
     assert "TSN" in lines[1]
-    assert any(line.startswith("train/loss ") for line in lines), lines
+    assert any(line.startswith("loss_train ") for line in lines), lines
     name, difference = lines[-1].rsplit(" ", 1)
     assert f" {name}\n" in (motion_videos / "lists/classInd.txt").read_text()
     assert float(difference) < 1e-4  # the logit of the evaluation, from the same pixels

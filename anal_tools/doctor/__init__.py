@@ -6,7 +6,6 @@ error, the latter two with what to do. What is absent, and asked for by nothing,
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from anal_tools.doctor import codecs, experiment, gpu, machine, site, storage
 from anal_tools.doctor.finding import NONE, Finding, Subject, error, warning
 from utils.faults import UserError
+from utils.options import Parser
 
 Check = Callable[[Subject], Iterable[Finding]]
 
@@ -53,9 +53,7 @@ CHECKS: dict[str, Check] = {
 
 def main(argv: Sequence[str]) -> int:
     """Print a line for each finding; 2 if one is an error, which would stop a run or make its numbers wrong."""
-    parser = argparse.ArgumentParser(
-        prog="main.py doctor", description="Look at this machine, and at an experiment, before a run does."
-    )
+    parser = Parser(prog="main.py doctor", description="Look at this machine, and at an experiment, before a run does.")
     parser.add_argument("exp", nargs="?", type=Path, help="experiment folder; without it only the machine is looked at")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")

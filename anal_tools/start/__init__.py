@@ -35,6 +35,7 @@ from datasets.scan.work import examine
 from utils import config, files, processes
 from utils.config.schema import Data
 from utils.faults import UserError, listed
+from utils.options import Parser
 
 NOTE = "start.json"
 RESULT = pooled.RESULT
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py start",
         description="Train on a folder of videos, evaluate, and write the report. Again: what is missing.",
     )

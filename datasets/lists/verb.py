@@ -26,6 +26,7 @@ from datasets.lists.official import READ, Annotations, Item, read, read_folds, r
 from datasets.loading.bad_media import printable
 from utils import files
 from utils.faults import UserError, listed
+from utils.options import Parser
 
 _WORST = 10  # classes named in the terminal
 _MARKS = (" ", ",", "\t")
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="main.py lists", description="list files of a data set, and what is missing")
+    parser = Parser(prog="main.py lists", description="list files of a data set, and what is missing")
     add = parser.add_argument
     add("data_set", choices=[*READ, "folder"], help="folder: CLASS/video or train/CLASS/video, without annotations")
     add("--annotations", nargs="+", type=Path, metavar="FILE", help="the official files, or the folder that holds them")
