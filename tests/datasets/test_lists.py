@@ -206,7 +206,9 @@ def test_classes_without_a_video_in_a_list_are_named(tmp_path: Path, capsys: pyt
     root = tmp_path / "root"
     touch(root, *(f"a/{i}.mp4" for i in range(8)), "b/only.mp4", "c/0.mp4", "c/1.mp4")
     make("folder", tmp_path)
-    train, val = capsys.readouterr().out.split("val.txt: ", 1)
+    said = capsys.readouterr().out
+    assert f"scan {tmp_path}/lists/train.txt {tmp_path}/lists/val.txt --root {root}\n" in said
+    train, val = said.split("val.txt: ", 1)
     assert "no video of" not in train
     assert "  no video of: b\n" in val  # of two videos one is drawn, of one none
 
