@@ -41,6 +41,7 @@ CHECKS: dict[str, Check] = {
     "clock": machine.clock,
     "cluster file": site.cluster_file,
     "slurm": site.slurm,
+    "ports": site.ports,
     "memcached": site.memcached,
     "weights": experiment.weights,
     "disk": storage.disk,
@@ -49,6 +50,10 @@ CHECKS: dict[str, Check] = {
     "run": experiment.run,
     "readers": experiment.feed,
 }
+
+# What `start` asks about: the machine before it looks at the videos, the experiment before it trains it here.
+OF_THE_MACHINE = ("python", "codecs", "gpu", "threads", "limits", "shared memory", "clock")
+OF_THE_EXPERIMENT = ("config", "files", "classes", "packages asked for", "limits", "weights", "disk", "memory")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -74,6 +79,24 @@ def main(argv: Sequence[str]) -> int:
         print(f"{levels.count('error')} error(s), {levels.count('warning')} warning(s), {seconds:.1f} s")
     sys.stdout.flush()
     return 2 if "error" in levels else 0
+
+
+def consult(subject: Subject, names: Iterable[str]) -> None:
+    """Run some of the checks before a verb does its work: print what they warn of, stop where they find an error.
+
+    Raises:
+        UserError: what would stop the run, or make its numbers wrong, and what to do about it.
+    """
+    wrong = []
+    for name, finding in look(subject, {name: CHECKS[name] for name in names}):
+        if finding.level == "warning":
+            print(f"doctor: {as_line(name, finding)}", flush=True)
+        elif finding.level == "error":
+            wrong.append(f"  {name}: {finding}")
+    if wrong:
+        raise UserError(
+            "\n".join(["the doctor found what would stop this run (--no-doctor goes on all the same):", *wrong])
+        )
 
 
 def as_line(name: str, finding: Finding) -> str:
