@@ -363,6 +363,15 @@ def test_28_a_driver_without_a_torch_for_it(tmp_path: Path) -> None:
     the_fault(lines, "error", "550.54.15", "sees no GPU", advice="nvidia-smi")
 
 
+def test_without_a_driver_torch_is_not_imported(repo_root: Path) -> None:
+    if gpu.DRIVER.is_file() or any(place.exists() for place in gpu.OTHER_DRIVERS):
+        pytest.skip("a GPU is here")
+    code = "import sys; from anal_tools.doctor import Subject, gpu; found = list(gpu.gpu(Subject())); "
+    code += "print(*found, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["none", "False"]
+
+
 def test_29_a_container_with_less_than_it_shows(tmp_path: Path) -> None:
     (tmp_path / "cpu.max").write_text("150000 100000\n")
     (tmp_path / "memory.max").write_text("1000000\n")
