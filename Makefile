@@ -8,6 +8,7 @@ TARGETS ?= all
 MINUTES ?= 10
 RANKS ?= 1,2,3,4,6
 SEED ?=
+EXTRAS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := exps/demo_exps/tsm_resnet18/motion8
@@ -16,9 +17,10 @@ DEMO_RANKS ?= 2
 SYSTEM_PACKAGES := chromium-headless-shell memcached
 
 .DEFAULT_GOAL := help
-.PHONY: help demo check test nightly lint accept fuzz soak site clean
+.PHONY: help install demo check test nightly lint accept fuzz soak site clean
 
 help:
+	@echo "make install           make .venv and install into it what Zoetrope needs (EXTRAS=export,dali: these extras too)"
 	@echo "make demo              make a small video data set, train TSM on it, evaluate it (minutes, no download of data)"
 	@echo "make check             the tests that start no process, and ruff: two minutes, for while you work"
 	@echo "make test              install what the tests need; linters, and all tests but those of the night: what CI runs"
@@ -43,6 +45,10 @@ $(VENV)/installed-dev: pyproject.toml .ci/install .ci/cpu.txt | $(PY)
 
 $(PY):
 	@bash .ci/make_venv "$(PYTHON)" $(VENV)
+
+install: $(VENV)/installed
+	@$(if $(EXTRAS),bash .ci/install $(VENV) $(EXTRAS))
+	@echo "Installed: $(PY) main.py --help lists the verbs, $(PY) main.py doctor looks at this machine"
 
 demo: $(VENV)/installed
 	@$(PY) main.py demo-data

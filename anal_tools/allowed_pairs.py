@@ -1,6 +1,7 @@
 """Allowed pairs: predictions that are no mistake, such as the parent class of a video's own (hotpot -> food).
 
-Seed 004 calls them good pairs. They are counted correct in a second accuracy, and take no place in a list of errors.
+Pytorch Video Analysis calls them good pairs. They are counted correct in a second accuracy, and take no place in a
+list of errors.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,14 @@ from anal_tools.get_reference_results import write_reference_results
 from anal_tools.text import one_line, shown, write_lines
 from utils import metrics, ranking
 from utils.faults import UserError
+from utils.options import Parser
 
 TOP = 100  # error pairs and videos that are listed
 
 
 def main(argv: list[str]) -> int:
     """Parse the command line and analyse."""
-    parser = argparse.ArgumentParser(prog="main.py analyze", description="Show what a model gets wrong.")
+    parser = Parser(prog="main.py analyze", description="Show what a model gets wrong.")
     parser.add_argument("exp", type=Path, help="experiment folder that was evaluated")
     parser.add_argument("--name", default=None, help="name of the results (default: the last evaluation)")
     parser.add_argument(

@@ -6,7 +6,6 @@ evaluations but the newest. Checkpoints, logs, curves, scores and summaries stay
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 from anal_tools.text import columns
 from utils import files, schedulers
 from utils.faults import UserError
+from utils.options import Parser
 
 LOGITS = "logits.npy"
 SUBMITTING = 3600.0  # seconds: the code of a job that is being submitted is there before the job is
@@ -23,9 +23,7 @@ SUBMITTING = 3600.0  # seconds: the code of a job that is being submitted is the
 
 def main(argv: Sequence[str]) -> int:
     """List what can be freed, and free it unless `--dry-run` is given."""
-    parser = argparse.ArgumentParser(
-        prog="main.py clean", description="Free what an experiment does not need any more."
-    )
+    parser = Parser(prog="main.py clean", description="Free what an experiment does not need any more.")
     parser.add_argument("exp", type=Path, help="experiment folder")
     parser.add_argument("--dry-run", action="store_true", help="only show it")
     args = parser.parse_args(argv)

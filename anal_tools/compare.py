@@ -5,7 +5,6 @@ Experiments are compared on the videos that both have, found by their paths.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import itertools
@@ -22,13 +21,14 @@ from anal_tools.evaluate.results import Results
 from anal_tools.text import shown
 from utils import metrics
 from utils.faults import UserError
+from utils.options import Parser
 
 SHOWN = 10  # classes that are printed; the file has all
 
 
 def main(argv: list[str]) -> int:
     """Parse the command line and compare."""
-    parser = argparse.ArgumentParser(prog="main.py compare", description="Compare evaluated experiments.")
+    parser = Parser(prog="main.py compare", description="Compare evaluated experiments.")
     parser.add_argument("exp", type=Path, nargs="+", help="experiment folders; EXP:NAME takes the results NAME")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the table of classes as CSV")
     parser.add_argument("--seeds", action="store_true", help="join experiments whose configs differ in `seed` alone")

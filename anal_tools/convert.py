@@ -6,13 +6,13 @@ fits and keeps the result. Without --config and --out it only says what the file
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anal_tools import text
 from utils.faults import UserError
+from utils.options import Parser
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def main(argv: list[str]) -> int:
     """Parse the command line and convert."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py convert",
         description="Make a checkpoint of ours from published weights; without --config only say what they are.",
     )

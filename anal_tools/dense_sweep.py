@@ -6,7 +6,6 @@ table says where a tool would place them elsewhere. The knee is the cheapest row
 
 from __future__ import annotations
 
-import argparse
 import csv
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +18,14 @@ from anal_tools.evaluate.protocols import FAMILIES
 from anal_tools.evaluate.results import Results
 from anal_tools.score import Row
 from utils.faults import UserError
+from utils.options import Parser
 
 FILE = "dense_sweep"  # in results/<name>/, as .csv and .png
 
 
 def main(argv: list[str]) -> int:
     """Parse the command line, print the table and say where the picture is."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py dense-sweep", description="Accuracy against the views of a video, from one evaluation."
     )
     parser.add_argument("exp", metavar="EXP[:NAME]", help="experiment folder, and the name of its results")

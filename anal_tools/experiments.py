@@ -6,7 +6,6 @@ arithmetic. Accuracies are those of `common.published`; none of them was measure
 
 from __future__ import annotations
 
-import argparse
 import functools
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from anal_tools import history
 from anal_tools.text import columns
 from utils import config
 from utils.faults import UserError
+from utils.options import Parser
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -46,7 +46,7 @@ _NOT_HERE = {"jobs", "old"}
 
 def main(argv: Sequence[str]) -> int:
     """Print the table, or write it into docs/models.md; 2 if a config could not be used, which is said below."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py list",
         description="All experiments with their cost and published accuracy (others', not reproduced here).",
     )

@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from anal_tools.export_check import clips_to_check, compare, plain
 from utils.faults import UserError
+from utils.options import Parser
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +34,7 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 def main(argv: list[str]) -> int:
     """Parse the command line and export."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py export", description="Write the model as ONNX file, torch.export file or Hugging Face folder."
     )
     parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment folder or checkpoint")
@@ -107,6 +109,8 @@ def check_out(out: Path, kind: str) -> None:
 
 def facts_of(predictor: Predictor) -> ModelFacts:
     """All that turns a video into the input of the network, and its scores into names."""
+    from datasets.plan.described import rule_of_test
+    from datasets.plan.views import boxes_by_example
     from datasets.readers.resize import KERNEL
     from utils import checkpoint, run_dir
 
@@ -120,6 +124,8 @@ def facts_of(predictor: Predictor) -> ModelFacts:
         "mean": list(colour["mean"]),
         "std": list(colour["std"]),
         "views": dataclasses.asdict(spec),
+        "frames": rule_of_test(spec.sampling, spec.num_clips),
+        "boxes": boxes_by_example(spec),
         "resize": KERNEL,
         "score": "mean over the views of a video of the softmax of the logits",
         "classes": predictor.classes,
@@ -143,7 +149,9 @@ def write_onnx(program: torch.export.ExportedProgram, facts: ModelFacts, file: P
     try:
         import onnxscript  # noqa: F401  torch needs it for this
     except ImportError as error:
-        raise UserError("export --to onnx needs the extra export: pip install onnx onnxscript onnxruntime") from error
+        raise UserError(
+            f"export --to onnx needs the extra export: {sys.executable} -m pip install onnx onnxscript onnxruntime"
+        ) from error
     model = torch.onnx.export(
         program,
         (example(facts),),

@@ -6,10 +6,9 @@ The pooled result is an ordinary one, `EXP/results/NAME`: every reader of result
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from datasets.lists.folds import list_text, of, untrained
 from datasets.lists.records import Records
 from utils import files, metrics
 from utils.faults import UserError
+from utils.options import Parser
 
 __all__ = ["FOLDER", "RESULT", "of", "untrained"]
 
@@ -30,7 +30,7 @@ LIST = "held_out.txt"
 
 def main(argv: Sequence[str]) -> int:
     """Print the table; returns 1 while folds are missing."""
-    parser = argparse.ArgumentParser(prog="main.py folds", description="Pool the folds of an experiment.")
+    parser = Parser(prog="main.py folds", description="Pool the folds of an experiment.")
     parser.add_argument("exp", type=Path, help="experiment folder whose config has data.folds")
     parser.add_argument("--name", default=RESULT, help="name of the results of the folds (default: %(default)s)")
     args = parser.parse_args(argv)
@@ -70,22 +70,19 @@ def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
     Raises:
         UserError: the folds were evaluated in different ways, or a list has changed since.
     """
-    first = next(iter(found.values()))
-    for fold, one in found.items():
-        for key in ("class_names", "protocol", "root"):
-            if one.summary.get(key) != first.summary.get(key):
-                raise UserError(f"{one.folder}: fold {fold} was evaluated with another {key}; evaluate it again")
-    hashes = "".join(str(one.summary.get(key)) for one in found.values() for key in ("weights_hash", "checksum"))
-    digest = hashlib.sha256(hashes.encode()).hexdigest()
+    # Whether these very results are pooled already
+    _check_alike(found)
+    digest = _digest(found.values())
     folder = exp / "results" / name
     if result_parts.summary_file(folder).is_file() and Results.load(exp, name).summary.get("weights_hash") == digest:
         return Results.load(exp, name)
 
+    # One list of all held-out videos, and what is said of the result
+    first = next(iter(found.values()))
     held_out = exp / FOLDER / LIST
     rows = [row for one in found.values() for row in _rows(one)]
     layout = str(first.summary.get("config", {}).get("data", {}).get("list_layout", "auto"))  # pyright: ignore
     files.write(held_out, list_text(rows, layout))
-    ids = [path for one in found.values() for path in one.ids]
     labels = np.concatenate([one.labels for one in found.values()])
     targets = None if first.targets is None else np.concatenate([one.targets for one in found.values()])  # pyright: ignore
     videos = metrics.Videos(np.concatenate([one.scores for one in found.values()]), labels, targets)
@@ -100,14 +97,31 @@ def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
         "folds": {fold: {"videos": len(one.ids), **one.numbers} for fold, one in found.items()},
     }
 
+    # Each fold is a part, as each rank of an evaluation writes some
     owner = result_parts.owner_of({"folds": digest})
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
     for number, one in enumerate(found.values()):
         result_parts.write_part(folder / f"part-0-0000-{number:06d}.npz", one, start, owner)
         start += len(one.ids)
+    ids = [path for one in found.values() for path in one.ids]
     result_parts.merge(folder, ids, labels, summary, targets=targets, owner=owner)
     return Results.load(exp, name)
+
+
+def _check_alike(found: Mapping[str, Results]) -> None:
+    """Raise a UserError if the folds were evaluated in different ways."""
+    first = next(iter(found.values()))
+    for fold, one in found.items():
+        for key in ("class_names", "protocol", "root"):
+            if one.summary.get(key) != first.summary.get(key):
+                raise UserError(f"{one.folder}: fold {fold} was evaluated with another {key}; evaluate it again")
+
+
+def _digest(results: Iterable[Results]) -> str:
+    """What changes with the weights or the scores of any fold."""
+    hashes = "".join(str(one.summary.get(key)) for one in results for key in ("weights_hash", "checksum"))
+    return hashlib.sha256(hashes.encode()).hexdigest()
 
 
 def _rows(one: Results) -> list[tuple[Records, int]]:

@@ -5,7 +5,6 @@ One line per video, `path max_logit predicted label`; the evaluation is run firs
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from anal_tools.evaluate.results import Results
 from anal_tools.text import one_line, shown, write_lines
 from utils import faults
+from utils.options import Parser
 
 FILE = "reference_result.txt"
 _BLOCK = 256  # videos whose views are in memory at a time
@@ -20,9 +20,7 @@ _BLOCK = 256  # videos whose views are in memory at a time
 
 def main(argv: list[str]) -> int:
     """Parse the command line, evaluate if nothing is there, write the file."""
-    parser = argparse.ArgumentParser(
-        prog="main.py get_reference_results", description=f"Write results/{FILE} of an evaluation."
-    )
+    parser = Parser(prog="main.py get_reference_results", description=f"Write results/{FILE} of an evaluation.")
     parser.add_argument("exp", type=Path, help="experiment folder; it is evaluated if it has no results yet")
     parser.add_argument("--name", default=None, help="name of the results (default: the last evaluation)")
     args = parser.parse_args(argv)

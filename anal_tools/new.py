@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from utils import config
 from utils.faults import UserError, did_you_mean
+from utils.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 STARTER = Path("launch/exp.sh")
@@ -17,9 +17,7 @@ STARTER = Path("launch/exp.sh")
 
 def main(argv: Sequence[str]) -> int:
     """Make the folder and say what to do next."""
-    parser = argparse.ArgumentParser(
-        prog="main.py new", description="Make a new experiment folder from an existing one."
-    )
+    parser = Parser(prog="main.py new", description="Make a new experiment folder from an existing one.")
     parser.add_argument("path", type=Path, help="the new folder; may stand anywhere")
     parser.add_argument(
         "--from", dest="source", type=Path, required=True, metavar="EXP", help="experiment to start from"

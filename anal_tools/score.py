@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from anal_tools.evaluate import protocols, scoring
 from anal_tools.evaluate.results import Results
 from utils import metrics
 from utils.faults import UserError
+from utils.options import Parser
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Row:
 
 def main(argv: list[str]) -> int:
     """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py score",
         description="Score the kept views of finished evaluations again. Several EXP are put together as one model.",
     )

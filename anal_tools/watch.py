@@ -5,7 +5,6 @@ It reads the files of the experiment and changes nothing, so it works beside a r
 
 from __future__ import annotations
 
-import argparse
 import select
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from anal_tools import history
 from anal_tools.text import shown
 from utils.faults import UserError
+from utils.options import Parser
 
 SECONDS = 2.0  # between two looks
 CURVES = {
@@ -34,7 +34,7 @@ _ALTERNATE, _BACK, _HOME, _REST, _END = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?
 
 def main(argv: Sequence[str]) -> int:
     """Show the run until `q` or Ctrl-C; once where the output is no terminal, or with --once."""
-    parser = argparse.ArgumentParser(prog="main.py watch", description="Watch a run; q ends it, the run goes its way.")
+    parser = Parser(prog="main.py watch", description="Watch a run; q ends it, the run goes its way.")
     parser.add_argument("exp", type=Path, help="experiment folder")
     parser.add_argument("--once", action="store_true", help="print it once and leave")
     args = parser.parse_args(argv)

@@ -17,6 +17,7 @@ from launch.job import Run
 from utils import config, faults
 from utils.cluster import minutes
 from utils.faults import UserError, did_you_mean
+from utils.options import Parser
 from utils.schedulers import Request
 
 STARTS = ("train", "eval")
@@ -100,7 +101,7 @@ def _load(args: argparse.Namespace, rest: Sequence[str]) -> config.Config:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="launch",
         description="Start training or evaluation of an experiment folder.",
         epilog="All other options go to the verb as they are: see `python main.py train --help` and `eval --help`. "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import math
@@ -13,11 +12,12 @@ from launch import grid, progress, sweep
 from launch.grid import Cell, Sweep
 from utils import files, log
 from utils.faults import UserError
+from utils.options import Parser
 
 
 def main(argv: Sequence[str]) -> int:
     """Print and write the table; 1 when a cell has failed, for scripts."""
-    parser = argparse.ArgumentParser(prog="launch collect", description="Make the table of a sweep.")
+    parser = Parser(prog="launch collect", description="Make the table of a sweep.")
     parser.add_argument("name", metavar="NAME", help="of the sweep")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
     parser.add_argument("--no-picture", action="store_true", help="write the tables only")

@@ -18,6 +18,7 @@ from launch import options, sweep
 from launch.grid import Cell, Sweep
 from utils import config
 from utils.faults import UserError
+from utils.options import Parser
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         args: what `launch` was called with.
         rest: `--parallel`, and words for main.py.
     """
-    parser = argparse.ArgumentParser(prog=f"launch {args.verb}", allow_abbrev=False)
+    parser = Parser(prog=f"launch {args.verb}", allow_abbrev=False)
     parser.add_argument("--parallel", type=int)
     own, words = parser.parse_known_args(rest)
     words = [word for word in words if word != "--"]

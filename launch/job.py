@@ -33,7 +33,6 @@ STOPPED = 75  # what main returns when a signal stopped it and its state is save
 RESTARTS = "restarts.jsonl"
 _OF_A_TERMINAL = (signal.SIGINT, signal.SIGHUP)
 ASKED_BY_SCHEDULER = tuple(number for number in signals.ASKS_TO_STOP if number not in _OF_A_TERMINAL)
-NEXT_PORT = 20000  # ports of jobs are 20000 to 39999 (utils/schedulers/slurm.py): no other job has these
 KILLED_WITHIN = 600.0  # seconds that a requeued job waits for its end
 
 
@@ -106,7 +105,7 @@ class Run:
         """
         following = Run(**{**vars(self), "words": self.then[0], "then": self.then[1:]})
         if "MASTER_PORT" in os.environ:
-            os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + NEXT_PORT)
+            os.environ["MASTER_PORT"] = str(schedulers.port_after(int(os.environ["MASTER_PORT"])))
         sys.stdout.flush()
         sys.stderr.flush()
         argv = following.command()

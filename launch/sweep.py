@@ -23,6 +23,7 @@ from launch import attempts, grid, jobs, options, scheduler, snapshot, verbs
 from launch.grid import Cell, Sweep
 from utils import cluster, config, files, processes
 from utils.faults import UserError
+from utils.options import Parser
 from utils.signals import end_with_parent
 
 STOPPED = 75  # exit code of a cell, and of a sweep, that a signal stopped: started again, it goes on
@@ -276,7 +277,7 @@ def _summary(sweep: Sweep, cells: Sequence[Cell], found: dict[str, State], chose
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="launch sweep",
         description="Run experiments with every choice of values; again: only what is missing.",
         epilog="Other options go to the verb as they are. Without --exp the sweep goes on as it was asked for.",

@@ -14,6 +14,7 @@ from anal_tools import history
 from launch import jobs, progress
 from utils import files
 from utils.faults import UserError
+from utils.options import Parser
 
 NEXT_LOOK = 5.0  # seconds between two questions to the scheduler while a job is followed
 
@@ -105,7 +106,7 @@ def requeue(argv: Sequence[str]) -> int:
 
 def list_(argv: Sequence[str]) -> int:
     """All experiments with jobs: newest job, last iteration, top-1."""
-    parser = argparse.ArgumentParser(prog="launch list", description="all experiments with live or past jobs")
+    parser = Parser(prog="launch list", description="all experiments with live or past jobs")
     parser.add_argument("folder", nargs="*", type=Path, help="look here only (default: exps/ and what you submitted)")
     args = parser.parse_args(argv)
     found = [(exp, jobs.submitted(exp)) for exp in jobs.experiments(args.folder)]
@@ -172,7 +173,7 @@ def follow(exp: Path, row: files.Row, *, at_end: bool = False, rank: int = 0) ->
 
 
 def _parser(verb: str, text: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"launch {verb}", description=text)
+    parser = Parser(prog=f"launch {verb}", description=text)
     parser.add_argument("exp", type=Path, help="experiment folder")
     return parser
 

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import http.client
 import json
@@ -24,6 +23,7 @@ from urllib.parse import urlsplit
 
 from utils import files
 from utils.faults import UserError, did_you_mean
+from utils.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "pretrained"
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         UserError: unknown name, refused address, a server that does not answer, or a file that is not what its name
             says.
     """
-    parser = argparse.ArgumentParser(prog="main.py fetch", description="Download pretrained weights into pretrained/.")
+    parser = Parser(prog="main.py fetch", description="Download pretrained weights into pretrained/.")
     parser.add_argument("name", metavar="NAME", help=f"a backbone ({', '.join(FILES)}) or, with --url, any file name")
     parser.add_argument(
         "--url", help="where to take the file from, https only; default: where torchvision publishes it"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.copies import copy_repository, run_in
+from tests.docs_code import program
 
 TOY = '''\
 """Toy: one picture, the weighted mean of the frames, through a 2D network (Nobody 2026, arXiv:0000.00000)."""
@@ -68,9 +69,10 @@ SETS = {
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository's files, the toy method and nothing else, with this environment as its .venv."""
+    """The repository's files, the toy method, the README's method and nothing else, with this environment as .venv."""
     target = copy_repository(tmp_path_factory.mktemp("copy") / "zoetrope")
     (target / "methods" / "toy.py").write_text(TOY)
+    (target / "methods" / "mymodel.py").write_text(program("README.md", "methods/mymodel.py"))
     return target
 
 
@@ -101,11 +103,18 @@ def test_list_shows_it_with_its_cost(copy: Path, experiment: Path) -> None:
 
 def test_contract_tests_find_it(copy: Path) -> None:
     out = run_in(
-        copy, sys.executable, "-m", "pytest", "-q", "-k", "toy or same_names", "tests/methods/test_contract.py"
+        copy,
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-k",
+        "toy or mymodel or same_names",
+        "tests/methods/test_contract.py",
     )
     passed = re.search(r"(\d+) passed", out)
     assert passed, out
-    assert int(passed[1]) >= 10, out
+    assert int(passed[1]) >= 20, out
 
 
 def test_train_sh_trains_it(experiment: Path, copy: Path) -> None:

@@ -235,7 +235,10 @@ def _device(place: Place, wanted: str | None) -> torch.device:
     count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
     if count == 0:
         if wanted == "cuda":
-            raise UserError(f"rank {place.rank}: no CUDA GPU on this machine: ask for the CPU or check nvidia-smi")
+            raise UserError(
+                f"rank {place.rank}: no CUDA GPU on this machine: ask for the CPU; `python main.py doctor` says "
+                "what is wrong with driver and torch"
+            )
         return torch.device("cpu")
     # A scheduler can bind one GPU to each task, which then is number 0 for every one of them.
     index = 0 if place.scheduler != TORCHRUN and count == 1 else place.local_rank

@@ -52,6 +52,11 @@ _OF_THE_FOLDER = {
 }
 
 
+# What nothing here does without, by the names that are imported; pyproject.toml has their versions.
+_PACKAGES = {
+    "av", "cv2", "numpy", "psutil", "pydantic", "safetensors", "simplejpeg", "torch", "torchvision", "xxhash", "yaml",
+}  # fmt: skip
+
 # Of the machine: they need not name a file, and are never a bug.
 _OF_THE_MACHINE = {
     errno.EMFILE: "too many files are open: raise `ulimit -n`; `python main.py doctor` names all limits",
@@ -195,6 +200,12 @@ def call(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         tell(UserError("interrupted"))
         return 128 + signal.SIGINT
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _PACKAGES:
+            raise
+        tell(UserError(f"{package} is not installed for {sys.executable}: {_how_to_install()}"))
+        return 2
     except BrokenPipeError:  # as in `main.py list | head`; Python flushes once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -207,6 +218,14 @@ def call(action: Callable[[], int]) -> int:
         name = f"{os.fsdecode(file)}: " if file else ""
         tell(UserError(f"{name}{error.strerror}; {advice}"))
         return 2
+
+
+def _how_to_install() -> str:
+    root = Path(__file__).resolve().parents[1]
+    python = root / ".venv/bin/python"
+    if python.exists() and Path(sys.prefix).resolve() != python.parents[1].resolve():
+        return f"this repository has an environment of its own: take {python} in place of python"
+    return f"run `make install` in {root} once, then take {python} in place of python"
 
 
 def tell(error: Exception) -> None:

@@ -1,16 +1,38 @@
-"""The options of `main.py train`: the launcher checks them before a start, main.py reads them in every rank."""
+"""The parser of every verb, and the options of `main.py train`.
+
+The launcher checks the options of a verb before a start, and main.py reads them in every rank.
+"""
 
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
+from typing import NoReturn
+
+from utils.faults import UserError, did_you_mean
+
+_CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)$")
 
 
-def train_parser() -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser that calls a mistake by one sentence, as all mistakes are called here, and without pages of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong with a command line as UserError, with the nearest word that there is."""
+        near = ""
+        if choice := _CHOICE.search(message):
+            near = did_you_mean(choice[1], re.findall(r"[^',\s]+", choice[2]))
+        elif message.startswith("unrecognized arguments: -"):
+            word = message.split()[2].partition("=")[0]
+            near = did_you_mean(word, [name for action in self._actions for name in action.option_strings])
+        command = f"python {self.prog}" if self.prog.startswith("main.py") else f"python -m {self.prog}"
+        raise UserError(f"{message}{near}; `{command} --help` shows the options")
+
+
+def train_parser() -> Parser:
     """Return the parser of the verb train."""
-    parser = argparse.ArgumentParser(
-        prog="main.py train", description="train an experiment folder, or continue it (what train.sh runs)"
-    )
+    parser = Parser(prog="main.py train", description="train an experiment folder, or continue it (what train.sh runs)")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for this run")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run to old/ and start again")

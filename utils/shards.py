@@ -43,9 +43,11 @@ class ShardPlan:
                 f"global batch (the ranks of the first start): use one of {fit}"
             )
         if self.world not in (legal := legal_ranks(self.total, self.group_size)):
+            one = self.total == 1
+            later = "; for other numbers, set `shards: 4` before the first start: 1, 2 and 4 ranks can share these"
             raise UserError(
-                f"{self.world} ranks cannot share {self.total} shards with bn_group_size = {self.group_size}: "
-                f"use {', '.join(map(str, legal))} ranks"
+                f"{self.world} ranks cannot share {self.total} shard{'' if one else 's'} with bn_group_size = "
+                f"{self.group_size}: use {', '.join(map(str, legal))} rank{'' if one else 's'}{later if one else ''}"
             )
 
     @property

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.faults import UserError, did_you_mean
+from utils.options import Parser
 
 if TYPE_CHECKING:
     from anal_tools.benchmark.common import Figures
@@ -29,7 +30,7 @@ def main(argv: list[str]) -> int:
     from anal_tools.benchmark.common import seconds
     from anal_tools.evaluate import positive
 
-    parser = argparse.ArgumentParser(prog="main.py benchmark data", description="Time the readers on this machine.")
+    parser = Parser(prog="main.py benchmark data", description="Time the readers on this machine.")
     parser.add_argument("exp", type=Path, help="experiment folder: its list, sampling, crop and reader are used")
     parser.add_argument(
         "--readers",

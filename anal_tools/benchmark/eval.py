@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.options import Parser
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
     from anal_tools.benchmark.common import not_negative
     from anal_tools.evaluate import add_options, positive
 
-    parser = argparse.ArgumentParser(prog="main.py benchmark eval", description="Time an evaluation on this machine.")
+    parser = Parser(prog="main.py benchmark eval", description="Time an evaluation on this machine.")
     parser.add_argument("exp", type=Path, help="experiment folder; without a checkpoint the weights are random")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
     parser.add_argument("--videos", type=positive, default=50, help="videos that are timed (default: 50)")

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from utils.options import Parser
+
 if TYPE_CHECKING:
     import torch
 
@@ -30,7 +32,7 @@ def main(argv: list[str]) -> int:
     from anal_tools.benchmark.common import not_negative
     from anal_tools.evaluate import positive
 
-    parser = argparse.ArgumentParser(prog="main.py benchmark step", description="Time the parts of a training step.")
+    parser = Parser(prog="main.py benchmark step", description="Time the parts of a training step.")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("--compile", action="store_true", help="with torch.compile (common.compile: true)")
     parser.add_argument("--amp", choices=("fp32", "bf16", "fp16"), default=None, help="instead of common.precision")

@@ -6,7 +6,6 @@ error, the latter two with what to do. What is absent, and asked for by nothing,
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import threading
@@ -18,6 +17,7 @@ from pathlib import Path
 from anal_tools.doctor import codecs, experiment, gpu, machine, site, storage
 from anal_tools.doctor.finding import NONE, Finding, Subject, error, warning
 from utils.faults import UserError
+from utils.options import Parser
 
 Check = Callable[[Subject], Iterable[Finding]]
 
@@ -41,6 +41,7 @@ CHECKS: dict[str, Check] = {
     "clock": machine.clock,
     "cluster file": site.cluster_file,
     "slurm": site.slurm,
+    "ports": site.ports,
     "memcached": site.memcached,
     "weights": experiment.weights,
     "disk": storage.disk,
@@ -50,12 +51,14 @@ CHECKS: dict[str, Check] = {
     "readers": experiment.feed,
 }
 
+# What `start` asks about: the machine before it looks at the videos, the experiment before it trains it here.
+OF_THE_MACHINE = ("python", "codecs", "gpu", "threads", "limits", "shared memory", "clock")
+OF_THE_EXPERIMENT = ("config", "files", "classes", "packages asked for", "limits", "weights", "disk", "memory")
+
 
 def main(argv: Sequence[str]) -> int:
     """Print a line for each finding; 2 if one is an error, which would stop a run or make its numbers wrong."""
-    parser = argparse.ArgumentParser(
-        prog="main.py doctor", description="Look at this machine, and at an experiment, before a run does."
-    )
+    parser = Parser(prog="main.py doctor", description="Look at this machine, and at an experiment, before a run does.")
     parser.add_argument("exp", nargs="?", type=Path, help="experiment folder; without it only the machine is looked at")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
@@ -76,6 +79,24 @@ def main(argv: Sequence[str]) -> int:
         print(f"{levels.count('error')} error(s), {levels.count('warning')} warning(s), {seconds:.1f} s")
     sys.stdout.flush()
     return 2 if "error" in levels else 0
+
+
+def consult(subject: Subject, names: Iterable[str]) -> None:
+    """Run some of the checks before a verb does its work: print what they warn of, stop where they find an error.
+
+    Raises:
+        UserError: what would stop the run, or make its numbers wrong, and what to do about it.
+    """
+    wrong = []
+    for name, finding in look(subject, {name: CHECKS[name] for name in names}):
+        if finding.level == "warning":
+            print(f"doctor: {as_line(name, finding)}", flush=True)
+        elif finding.level == "error":
+            wrong.append(f"  {name}: {finding}")
+    if wrong:
+        raise UserError(
+            "\n".join(["the doctor found what would stop this run (--no-doctor goes on all the same):", *wrong])
+        )
 
 
 def as_line(name: str, finding: Finding) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 from anal_tools.doctor.finding import NONE, Finding, Subject, ok, warning
 from anal_tools.doctor.finding import error as bad
@@ -53,6 +54,28 @@ def slurm(subject: Subject) -> Iterator[Finding]:
             yield bad(f"{site.file}: SLURM has no partition {name}", "correct the name, or remove the section")
             continue
         yield from _fits(f"{site.file}: partitions.{name}", settings, nodes)
+
+
+def ports(
+    subject: Subject,
+    taken: Path = Path("/proc/sys/net/ipv4/ip_local_port_range"),
+    kept: Path = Path("/proc/sys/net/ipv4/ip_local_reserved_ports"),
+) -> Iterator[Finding]:
+    """Compare the ports at which the ranks of jobs meet with those that this machine takes for outgoing connections."""
+    first, last = schedulers.FIRST_PORT, schedulers.FIRST_PORT + 2 * schedulers.PORTS - 1
+    if shutil.which("sinfo") is None or not taken.is_file():
+        yield ok(NONE)
+        return
+    low, high = map(int, taken.read_text("utf-8").split()[:2])
+    reserved: set[int] = set()
+    for part in filter(None, kept.read_text("utf-8").strip().split(",") if kept.is_file() else []):
+        begin, _, end = part.partition("-")
+        reserved.update(range(int(begin), int(end or begin) + 1))
+    if any(low <= port <= high and port not in reserved for port in range(first, last + 1)):
+        text = f"ranks of jobs meet at ports {first} to {last}, and this machine takes {low} to {high} for connections"
+        yield warning(text, f"ask the administrator for net.ipv4.ip_local_reserved_ports = {first}-{last}")
+    else:
+        yield ok(f"jobs meet at {first} to {last}, connections take {low} to {high}")
 
 
 def _fits(where: str, settings: cluster.Settings, nodes: list[list[str]]) -> Iterator[Finding]:

@@ -17,6 +17,7 @@ from anal_tools.evaluate.network import build_for_evaluation, choose_weights, pr
 from utils import faults, log
 from utils.faults import UserError, refuse_odd_file
 from utils.metrics import metrics_of
+from utils.options import Parser
 from utils.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ __all__ = ["build_for_evaluation", "choose_weights", "evaluate", "main"]
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the verb eval; the launcher checks with it before a start."""
-    parser = argparse.ArgumentParser(prog="main.py eval", description="Evaluate a checkpoint, write results/<name>.")
+    parser = Parser(prog="main.py eval", description="Evaluate a checkpoint, write results/<name>.")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
     parser.add_argument("--list", type=Path, default=None, help="score this list instead of val_source")

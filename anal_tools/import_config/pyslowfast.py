@@ -136,26 +136,34 @@ def _stages(source: Source, key: str) -> list[list[object]]:
 def _temporal_kernels(resnet: Source, draft: Draft, depth: int, is_fast: bool) -> None:
     """How many blocks of a stage have a temporal kernel: all, but for res4 of a ResNet-101."""
     key = "NUM_BLOCK_TEMP_KERNEL"
-    stages = _stages(resnet, key) or [[number] * (1 + is_fast) for number in (3, 4, 6, 3)]  # their defaults
+    counts = _temporal_blocks(resnet, key, depth, 1 + is_fast)
+
+    # All blocks of res2, res3 and res5 have one
+    blocks = BLOCKS[depth]
+    if any(number != blocks[stage] for stage in (0, 1, 3) for number in counts[stage]):
+        resnet.fail(key, "only res4 can have blocks without a temporal kernel here")
+
+    # res4 may have fewer in a SlowFast, and each pathway its own number
+    every, slow, fast = blocks[2], counts[2][0], counts[2][-1]
+    if slow != every and not is_fast:
+        resnet.fail(key, f"all {every} blocks of res4 have a temporal kernel in a SlowOnly here")
+    if slow != every or fast != slow:
+        draft.exact("model.kwargs.res4_temporal_blocks", slow, resnet, key)
+    if fast != slow:
+        draft.exact("model.kwargs.fast_res4_temporal_blocks", fast, resnet, key)
+    if slow == every:
+        draft.built_in(resnet, key)
+
+
+def _temporal_blocks(resnet: Source, key: str, depth: int, pathways: int) -> list[list[int]]:
+    """Blocks with a temporal kernel of each stage and pathway; theirs count no further than a stage has blocks."""
+    stages = _stages(resnet, key) or [[number] * pathways for number in (3, 4, 6, 3)]  # their defaults
+    counts = [[number for number in stage if isinstance(number, int)] for stage in stages]
     if len(stages) != 4 or any(
-        len(stage) != 1 + is_fast or not all(isinstance(n, int) for n in stage) for stage in stages
+        not len(stage) == len(ours) == pathways for stage, ours in zip(stages, counts, strict=True)
     ):
         resnet.wrong(key, "a list of four stages with a number for each pathway")
-    counts = [
-        [min(int(str(number)), most) for number in stage] for stage, most in zip(stages, BLOCKS[depth], strict=True)
-    ]
-    if any(
-        number != most for at in (0, 1, 3) for number, most in zip(counts[at], (BLOCKS[depth][at],) * 2, strict=False)
-    ):
-        resnet.fail(key, "only res4 can have blocks without a temporal kernel here")
-    all_of_them, (slow, *fast) = BLOCKS[depth][2], counts[2]
-    if not is_fast and slow != all_of_them:
-        resnet.fail(key, f"all {all_of_them} blocks of res4 have a temporal kernel in a SlowOnly here")
-    if is_fast and (slow != all_of_them or fast[0] != slow):
-        draft.exact("model.kwargs.res4_temporal_blocks", slow, resnet, key)
-        if fast[0] != slow:
-            draft.exact("model.kwargs.fast_res4_temporal_blocks", fast[0], resnet, key)
-    draft.built_in(resnet, key) if slow == all_of_them else None
+    return [[min(number, most) for number in stage] for stage, most in zip(counts, BLOCKS[depth], strict=True)]
 
 
 def _fixed(source: Source, wanted: Mapping[str, object], draft: Draft) -> None:

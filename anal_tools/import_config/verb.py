@@ -6,7 +6,6 @@ The table says what was taken over exactly, what has another meaning here, and w
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import tempfile
@@ -19,13 +18,14 @@ from anal_tools.import_config.draft import Draft, table
 from anal_tools.new import printable, write_scripts
 from utils import config
 from utils.faults import UserError
+from utils.options import Parser
 
 TABLE = "import.txt"
 
 
 def main(argv: Sequence[str]) -> int:
     """Parse the command line, convert, and print or write what comes of it."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py import", description="Take a config of MMAction2 or PySlowFast over; nothing in it is run."
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a .py config of MMAction2, a .yaml of PySlowFast")

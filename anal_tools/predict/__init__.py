@@ -25,6 +25,7 @@ from datasets.readers import Reader, ReaderSpec, open_reader
 from datasets.readers.ending import on_what_decodes
 from utils import metrics
 from utils.faults import MediaError, UserError
+from utils.options import Parser
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,7 +66,7 @@ class Found:
 
 def main(argv: list[str]) -> int:
     """Parse the command line and predict."""
-    parser = argparse.ArgumentParser(prog="main.py predict", description="Say what is seen in videos.")
+    parser = Parser(prog="main.py predict", description="Say what is seen in videos.")
     parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment, checkpoint, or exported .onnx file")
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="videos, folders, folders of images, list files")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -120,9 +121,11 @@ def draw(image: np.ndarray, top: Sequence[TopClass]) -> None:
     line = int(28 * scale) + 4
     for row, entry in enumerate(top[:3], start=1):
         text = f"{entry['score']:.2f} {entry['name']}".encode("ascii", "replace").decode()
-        for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):  # an outline, so that it shows on anything
-            place = (6, row * line)
-            cv2.putText(image, text, place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, thickness, cv2.LINE_AA)
+        x, y = 6, row * line
+        # An outline, so that it shows on anything: thicker letters would be wider too, and stand beside the thin ones
+        for dx, dy in itertools.product((-1, 0, 1), repeat=2):
+            cv2.putText(image, text, (x + dx, y + dy), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
 
 
 def _even_size(facts: Facts) -> tuple[int, int]:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -253,7 +254,7 @@ def session(file: Path) -> tuple[torch.nn.Module, str]:
         import onnxruntime
     except ImportError as error:
         raise UserError(
-            "running an ONNX file needs onnxruntime: pip install 'onnxruntime>=1.22' (extra: export)"
+            f"an ONNX file needs onnxruntime (extra: export): {sys.executable} -m pip install 'onnxruntime>=1.22'"
         ) from error
     if not file.is_file():
         raise UserError(f"{file}: there is no such file")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -17,6 +16,7 @@ from anal_tools.report.media import Pictures
 from anal_tools.text import shown
 from utils import files
 from utils.faults import UserError
+from utils.options import Parser
 
 PICTURES, CLIPS = 200, 100  # videos that are shown with frames, and with a clip
 MOST = 8  # experiments that the page has colours for
@@ -24,7 +24,7 @@ MOST = 8  # experiments that the page has colours for
 
 def main(argv: Sequence[str]) -> int:
     """Parse the command line and write the report."""
-    parser = argparse.ArgumentParser(prog="main.py report", description="Write EXP/report/index.html.")
+    parser = Parser(prog="main.py report", description="Write EXP/report/index.html.")
     parser.add_argument("exp", nargs="+", help="evaluated experiment folders; EXP:NAME takes the results NAME")
     parser.add_argument("--out", type=Path, default=None, metavar="FOLDER", help="default: report/ in the first EXP")
     parser.add_argument("--pictures", type=int, default=PICTURES, metavar="N", help="videos that are shown with frames")

@@ -1,7 +1,8 @@
 """`python main.py start FOLDER`: from videos to a trained, evaluated model and its report, in one command.
 
-Look at the videos, scan them, divide them, choose a recipe, write an experiment; then train.sh, eval.sh and report as a
-user would call them. Started again, it resumes where it was: the experiment is written last, and never again.
+Ask the doctor, look at the videos, scan them, divide them, choose a recipe, write an experiment; then train.sh, eval.sh
+and report as a user would call them. Started again, it resumes where it was: the experiment is written last, and never
+again.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import signal
 import subprocess
 import sys
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from anal_tools import doctor, new
 from anal_tools import folds as pooled
-from anal_tools import new
+from anal_tools.doctor.finding import Subject
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.start import recipe, split, videos
@@ -35,10 +38,12 @@ from datasets.scan.work import examine
 from utils import config, files, processes
 from utils.config.schema import Data
 from utils.faults import UserError, listed
+from utils.options import Parser
 
 NOTE = "start.json"
 RESULT = pooled.RESULT
 STOPPED = 75
+_NOT_OF_THE_RUN = ("out", "yes", "folder", "no_train", "no_doctor")  # options that another start may change
 DEADLINE = 120.0  # seconds that a file may take
 
 
@@ -46,9 +51,11 @@ def main(argv: Sequence[str]) -> int:
     """Do what is missing; returns the exit code of the training where it did not end."""
     args = _parser().parse_args(argv)
     exp = Path(os.path.abspath(args.out or _default_out(args.folder)))
-    options = {name: value for name, value in vars(args).items() if name not in ("out", "yes", "folder", "no_train")}
+    options = {name: value for name, value in vars(args).items() if name not in _NOT_OF_THE_RUN}
     note = json.loads(json.dumps({"folder": os.path.abspath(args.folder), **options}))
     if not _is_begun(exp, note):
+        if not args.no_doctor:
+            doctor.consult(Subject(), doctor.OF_THE_MACHINE)
         views = prepare(exp, args)
         files.write_text(exp / NOTE, json.dumps(note | {"views": views}, indent=1) + "\n", errors="surrogateescape")
         if args.no_train:
@@ -59,12 +66,14 @@ def main(argv: Sequence[str]) -> int:
             return 0
     views = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))["views"]
     result = RESULT if views == "centre" else f"{RESULT}-{views}"
+    if not args.no_doctor and not (exp / "results" / f"{result}.json").is_file():
+        doctor.consult(Subject(exp), doctor.OF_THE_EXPERIMENT)
     code = _train(exp, views, result)
     return code or _report(exp, result)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="main.py start",
         description="Train on a folder of videos, evaluate, and write the report. Again: what is missing.",
     )
@@ -90,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="of the split and the training (0)")
     add("--trust", action="store_true", help="take the classes as they are, whatever the file names hold")
     add("--no-train", action="store_true", help="write the experiment only")
+    add("--no-doctor", action="store_true", help="do not let the doctor look at the machine and the experiment before")
     add("--yes", action="store_true", help="do not ask before the training")
     return parser
 
@@ -130,37 +140,22 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     Raises:
         UserError: in one sentence, what makes these videos no data set.
     """
+    # Look at every video
     found = videos.look(args.folder, args.leave_out)
-    wrong = [] if args.trust else videos.contradictions(found)
-    if wrong:
-        raise UserError(
-            f"{listed('file names that contradict their class', map(shown, wrong), most=5)}; move these files, or take "
-            "the classes as they are with --trust"
-        )
+    _check_names(found, trust=args.trust)
     entries, copies = _scan(exp, found)
     notes = [f"{len(found.videos)} videos of {len(found.classes)} classes, by {found.source}", *found.notes]
     print("\n".join(map(shown, notes)))
 
-    weights = os.path.abspath(args.weights) if args.weights else None
-    if weights and not os.path.exists(weights):
-        raise UserError(f"--weights {args.weights}: there is no such file")
-    count = args.folds or split.FOLDS
-    if count < 2:
-        raise UserError(f"--folds {count}: give 2 or more")
-    division = split.divide(found, copies, group=args.group, count=count)
-    lists = exp / "lists"
-    given = any(one.split for one in found.videos)
-    if args.folds and given:
-        raise UserError("--folds: these videos have a split of their own; put all of them into class folders for folds")
-    numbers = {name: number for number, name in enumerate(found.classes)}
-    labels = [numbers[one.label] for one in found.videos]
-    wanted = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
-    train = int((division.places != wanted).sum())
-    _write_lists(lists, found, labels, division.places, count if args.folds else None, wanted)
+    # Divide them
+    weights = _weights(args.weights)
+    sides = _divide(found, copies, args)
+    _write_lists(exp / "lists", found, sides)
 
+    # Choose a recipe, and write the experiment
     facts = recipe.Facts(
         kind=found.kind,
-        train=train,
+        train=sides.train,
         classes=found.classes,
         frames=np.array([entry["frames"] for entry in entries]),
         short_side=np.array([min(entry["height"], entry["width"]) for entry in entries]),
@@ -171,26 +166,105 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     chosen = recipe.choose(
         facts, name=args.recipe, weights=weights, size=args.size, segments=args.segments, epochs=args.epochs
     )
-    first = "fold01_" if args.folds else ""
-    paths = {"root": found.root, "train": lists / f"{first}train.txt", "val": lists / f"{first}val.txt"}
-    paths |= {"classes": lists / "classInd.txt", "facts": exp / "scan" / "facts.bin"}
-    quoted = {name: json.dumps(str(path), ensure_ascii=False) for name, path in paths.items()}
-    about = new.printable(f"{len(found.classes)} classes of {found.root}")
-    text = recipe.config_text(chosen, facts, quoted, folds=bool(args.folds), seed=args.seed, about=about)
-    files.write_text(exp / "config.yaml", text)
-    config.load(exp)
-    new.write_scripts(exp)
+    _write_experiment(exp, found, chosen, facts, folds=bool(args.folds), seed=args.seed)
 
-    val = len(labels) - train
-    lacking = sorted(set(labels) - set(np.array(labels)[division.places == wanted].tolist()))
-    sides = f"{args.folds} folds" if args.folds else f"{train} for training, {val} held out"
-    print(f"split: {sides}; {division.why}")
-    if lacking and not args.folds:
-        classes = listed("no held-out video of", [found.classes[label] for label in lacking])
-        print(f"  {classes}; --folds {split.FOLDS} holds out each video once")
+    # Say what was chosen, and why
+    print(f"split: {sides}")
+    lacking = [found.classes[label] for label in sides.lacking]
+    if lacking:
+        print(f"  {listed('no held-out video of', lacking)}; --folds {split.FOLDS} holds out each video once")
     print("\n".join(f"{key}: {text}" for key, text in chosen.why))
     print(f"experiment: {exp / 'config.yaml'}")
     return chosen.views
+
+
+def _check_names(found: Found, *, trust: bool) -> None:
+    """Refuse file names that hold another class than their folder, unless the user trusts the folders."""
+    wrong = [] if trust else videos.contradictions(found)
+    if wrong:
+        raise UserError(
+            f"{listed('file names that contradict their class', map(shown, wrong), most=5)}; move these files, or take "
+            "the classes as they are with --trust"
+        )
+
+
+def _weights(given: str | None) -> str | None:
+    """The absolute path of --weights; UserError if there is nothing."""
+    path = os.path.abspath(given) if given else None
+    if path and not os.path.exists(path):
+        raise UserError(f"--weights {given}: there is no such file")
+    return path
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What is trained on and what is held out.
+
+    Attributes:
+        labels: (N,) class of each video.
+        places: (N,) fold in which each is held out.
+        wanted: the fold that is held out where no folds are asked for.
+        folds: their number, None for one division.
+        why: how the groups were found.
+    """
+
+    labels: Sequence[int]
+    places: np.ndarray
+    wanted: int
+    folds: int | None
+    why: str
+
+    @property
+    def train(self) -> int:
+        """How many videos are trained on."""
+        return int((self.places != self.wanted).sum())
+
+    @property
+    def lacking(self) -> list[int]:
+        """The classes without a held-out video; none with folds, which hold out each video once."""
+        held_out = set(np.array(self.labels)[self.places == self.wanted].tolist())
+        return [] if self.folds else sorted(set(self.labels) - held_out)
+
+    def __str__(self) -> str:
+        numbers = f"{self.train} for training, {len(self.labels) - self.train} held out"
+        return f"{f'{self.folds} folds' if self.folds else numbers}; {self.why}"
+
+
+def _divide(found: Found, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
+    """Divide the videos as the command says.
+
+    Raises:
+        UserError: folds of videos that have a split, or no division is possible.
+    """
+    count = args.folds or split.FOLDS
+    if count < 2:
+        raise UserError(f"--folds {count}: give 2 or more")
+    division = split.divide(found, copies, group=args.group, count=count)
+    given = any(one.split for one in found.videos)
+    if args.folds and given:
+        raise UserError("--folds: these videos have a split of their own; put all of them into class folders for folds")
+
+    numbers = {name: number for number, name in enumerate(found.classes)}
+    labels = [numbers[one.label] for one in found.videos]
+    wanted = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
+    return Sides(labels, division.places, wanted, count if args.folds else None, division.why)
+
+
+def _write_experiment(
+    exp: Path, found: Found, chosen: recipe.Choices, facts: recipe.Facts, *, folds: bool, seed: int
+) -> None:
+    """Write config.yaml, train.sh and eval.sh."""
+    first = "fold01_" if folds else ""
+    paths = {"root": found.root}
+    paths |= {name: str(exp / "lists" / f"{first}{name}.txt") for name in ("train", "val")}
+    paths |= {"classes": str(exp / "lists" / "classInd.txt"), "facts": str(exp / "scan" / "facts.bin")}
+    quoted = {name: json.dumps(path, ensure_ascii=False) for name, path in paths.items()}
+    about = new.printable(f"{len(found.classes)} classes of {found.root}")
+    files.write_text(
+        exp / "config.yaml", recipe.config_text(chosen, facts, quoted, folds=folds, seed=seed, about=about)
+    )
+    config.load(exp)
+    new.write_scripts(exp)
 
 
 def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
@@ -199,10 +273,33 @@ def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
     Returns:
         What there is to say of the file of each sample that is left, and the rows of samples that are the same video.
     """
-    files_of = list(dict.fromkeys(one.path for one in found.videos))
-    (exp / "scan").mkdir(parents=True, exist_ok=True)
+    by_path, source_of = _examined(exp, found)
+    _keep_readable(found, by_path)
+    for one in found.videos:
+        one.source = source_of[one.path]
+
+    # Where some samples are parts, the others are parts too: from their first frame to their last
+    if any(one.frames >= 0 for one in found.videos):
+        for one in found.videos:
+            one.frames = one.frames if one.frames >= 0 else by_path[one.path]["frames"]
+
+    # Samples are the same video where the same frames of the same source are meant
+    rows_of: dict[tuple[str, int, int], list[int]] = {}
+    for row, one in enumerate(found.videos):
+        rows_of.setdefault((one.source, one.first, one.frames), []).append(row)
+    return [by_path[one.path] for one in found.videos], [rows for rows in rows_of.values() if len(rows) > 1]
+
+
+def _examined(exp: Path, found: Found) -> tuple[dict[str, dict], dict[str, str]]:
+    """Look at every file once, restartably.
+
+    Returns:
+        path -> what `scan` says of it, and path -> the first of the files that hold the same video.
+    """
+    paths = list(dict.fromkeys(one.path for one in found.videos))
     every = exp / "scan" / "files.txt"
-    files.write(every, "".join(f"{path}\t0\n" for path in files_of).encode("utf-8", "surrogateescape"))
+    every.parent.mkdir(parents=True, exist_ok=True)
+    files.write(every, "".join(f"{path}\t0\n" for path in paths).encode("utf-8", "surrogateescape"))
     records = Records.load(every, found.root, num_class=None)
     spec = ReaderSpec("frames", missing_share=Data().missing_share)
     workers = len(os.sched_getaffinity(0))
@@ -211,7 +308,19 @@ def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
         same = same_content([records], [entries], spec, workers=workers, deadline=DEADLINE)
         facts_cache.write(exp / "scan" / "facts.bin", journal.facts())
 
-    by_path = dict(zip(files_of, entries, strict=True))
+    source_of = {path: path for path in paths}
+    for group in same:
+        members = [records.path(i) for _, i in group["members"]]
+        source_of |= dict.fromkeys(members, source_of[members[0]])
+    return dict(zip(paths, entries, strict=True)), source_of
+
+
+def _keep_readable(found: Found, by_path: Mapping[str, dict]) -> None:
+    """Drop the samples that cannot be read, with a note.
+
+    Raises:
+        UserError: nothing is left, or nothing of a class.
+    """
     bad = [f"{path}: {entry['bad']}" for path, entry in by_path.items() if entry["bad"]]
     if bad:
         found.notes.append(listed(f"{len(bad)} files cannot be read and are left out", bad[:5]))
@@ -219,24 +328,11 @@ def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
         one for one in found.videos if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], found)
     ]
     if not found.videos:
-        raise UserError(
-            f"{found.root}: none of its {len(files_of)} videos can be read, first: {bad[0] if bad else files_of[0]}"
-        )
+        first = bad[0] if bad else next(iter(by_path))
+        raise UserError(f"{found.root}: none of its {len(by_path)} videos can be read, first: {first}")
     gone = sorted(set(found.classes) - {one.label for one in found.videos})
     if gone:
         raise UserError(f"{listed('no readable video of', gone)}; add videos, or --leave-out CLASS")
-
-    if any(one.frames >= 0 for one in found.videos):
-        for one in found.videos:
-            one.frames = one.frames if one.frames >= 0 else by_path[one.path]["frames"]
-    file_of = {path: path for path in files_of}  # the first of the files that hold the same video
-    for group in same:
-        paths = [records.path(i) for _, i in group["members"]]
-        file_of |= dict.fromkeys(paths, file_of[paths[0]])
-    copies: dict[tuple[str, int, int], list[int]] = {}
-    for row, one in enumerate(found.videos):
-        copies.setdefault((file_of[one.path], one.first, one.frames), []).append(row)
-    return [by_path[one.path] for one in found.videos], [rows for rows in copies.values() if len(rows) > 1]
 
 
 def _in_frames(one: Video, entry: dict, found: Found) -> bool:
@@ -254,21 +350,20 @@ def _in_frames(one: Video, entry: dict, found: Found) -> bool:
     return one.frames >= 1
 
 
-def _write_lists(
-    folder: Path, found: Found, labels: Sequence[int], places: np.ndarray, folds: int | None, wanted: int
-) -> None:
-    """Write classInd.txt, and train.txt and val.txt, or with `folds` a pair of lists for each."""
+def _write_lists(folder: Path, found: Found, sides: Sides) -> None:
+    """Write classInd.txt, and train.txt and val.txt, or a pair of lists for each fold."""
     folder.mkdir(parents=True, exist_ok=True)
     names = "".join(f"{label} {name}\n" for label, name in enumerate(found.classes))
     files.write_text(folder / "classInd.txt", names, errors="surrogateescape")
     has_parts = any(one.frames >= 0 for one in found.videos)
     lines = []
-    for one, label in zip(found.videos, labels, strict=True):
+    for one, label in zip(found.videos, sides.labels, strict=True):
         part = [str(one.first), str(one.frames)] if has_parts else []
         lines.append("\t".join([one.path, *part, str(label)]) + "\n")
-    pairs = [(f"fold{number + 1:02d}_", number) for number in range(folds)] if folds else [("", wanted)]
-    for prefix, number in pairs:
-        for name, chosen in (("train", places != number), ("val", places == number)):
+
+    folds = [(f"fold{number + 1:02d}_", number) for number in range(sides.folds or 0)]
+    for prefix, number in folds or [("", sides.wanted)]:
+        for name, chosen in (("train", sides.places != number), ("val", sides.places == number)):
             text = "".join(line for line, is_in in zip(lines, chosen, strict=True) if is_in)
             files.write_text(folder / f"{prefix}{name}.txt", text, errors="surrogateescape")
 

@@ -32,7 +32,7 @@ class Split:
 
 
 def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, count: int) -> Split:
-    """Divide the videos into folds; copies of one video are one group.
+    """Divide the videos into folds; copies of one video are one group, and so are the clips of one.
 
     Args:
         found: the samples.
@@ -59,13 +59,14 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
         return _checked(found, Split(places, "as the folders or the table say"), "")
 
     groups, why = _groups(videos, group)
+    kin = [*copies, *_of_one_source(videos)]
     numbers = {name: number for number, name in enumerate(found.classes)}
     labels = [numbers[one.label] for one in videos]
     if groups is None:
-        parent = _joined([f"{one.path} {one.first}" for one in videos], copies)
+        parent = _joined([f"{one.path} {one.first}" for one in videos], kin)
         return _checked(found, Split(_blocks(videos, labels, parent, count), why), "")
     try:
-        split = Split(assign(_joined(groups, copies), labels, count), why)
+        split = Split(assign(_joined(groups, kin), labels, count), why)
         return _checked(found, split, f" in different groups ({why})")
     except UserError:
         if group is not None:
@@ -78,8 +79,11 @@ def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | N
     if pattern:
         groups = groups_of(paths, pattern)
         return groups, f"{len(set(groups or ()))} groups by --group {pattern!r}, each on one side"
-    if len(set(paths)) < len(paths):
-        return paths, f"the clips of each of the {len(set(paths))} files stay on one side"
+    # Clips of one recording: of one file, or of files that hold the same video
+    sources = [one.source or one.path for one in videos]
+    are_clips = any(one.start is not None or one.end is not None for one in videos)
+    if len(set(paths)) < len(paths) or (are_clips and len(set(sources)) < len(sources)):
+        return sources, f"the clips of each of the {len(set(sources))} files stay on one side"
     guess = None if pattern == "" else guessed(videos)
     if guess is not None:
         shown = ", ".join(sorted(set(guess), key=natural)[:4])
@@ -129,6 +133,14 @@ def _counts(stems: Sequence[Sequence[str]], place: int) -> bool:
     return (
         all(min(numbers) <= 1 for numbers in own.values()) and len({frozenset(numbers) for numbers in own.values()}) > 1
     )
+
+
+def _of_one_source(videos: Sequence[Video]) -> list[list[int]]:
+    """Return the rows of the clips of each source: of one file, and of files that hold the same video."""
+    rows_of: dict[str, list[int]] = {}
+    for row, one in enumerate(videos):
+        rows_of.setdefault(one.source or one.path, []).append(row)
+    return [rows for rows in rows_of.values() if len(rows) > 1]
 
 
 def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]:

@@ -37,6 +37,7 @@ class Video:
         split: "train", "val" or "test" where the folders or the table say so, else "".
         start, end: the part in seconds; None for all of it.
         first, frames: the part in frames, once the file was looked at; -1 for all of it.
+        source: the first of the files that hold the same video as `path`, once they were looked at.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Video:
     end: float | None = None
     first: int = 0
     frames: int = -1
+    source: str = ""
 
 
 @dataclass

@@ -28,6 +28,7 @@ import numpy as np
 from datasets.demo import motion8
 from utils import files
 from utils.faults import UserError
+from utils.options import Parser
 from utils.signals import end_with_parent
 
 SETTINGS = "settings.json"
@@ -192,7 +193,7 @@ class _Progress:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python main.py demo-data",
         description="Write motion8: short videos of moving shapes, in 8 motion classes that need the order of frames.",
     )

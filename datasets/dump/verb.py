@@ -21,6 +21,7 @@ from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
 from utils.config.schema import Data
 from utils.faults import UserError
+from utils.options import Parser
 
 LAYOUTS = ("auto", "path_labels", "path_frames_labels")
 _LINE_SECONDS = 10.0
@@ -74,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of the verb."""
-    parser = argparse.ArgumentParser(prog="main.py dump", description="store videos in a form that is cheap to sample")
+    parser = Parser(prog="main.py dump", description="store videos in a form that is cheap to sample")
     parser.add_argument("list", type=Path, help="list file, any layout")
     parser.add_argument("dst", type=Path, help="folder for the result; a new list of the same name is written there")
     parser.add_argument(

@@ -3,7 +3,7 @@
 Layouts, in fields from the right (numbers are whole):
 
     path label                     MMAction2 videos, PySlowFast csv
-    path num_frames label          TSN, TSM, PaddleVideo and MMAction2 frames, seed 004
+    path num_frames label          TSN, TSM, PaddleVideo and MMAction2 frames
     path offset num_frames label   MMAction2 rawframes with_offset
     JSON                           MMAction2: dicts with a path, `label`, `total_frames`; a list or its `data_list`
     path label label ...           MMAction2 videos, multi_class       `data.list_layout: path_labels`

@@ -50,11 +50,13 @@ class Annotations:
         classes: names in the order of the labels.
         splits: "train", "val", "test" -> samples.
         unlabelled: samples without a label (official test sets), which are left out.
+        groups: of `--group`: how many groups there are, and how many videos without a match; None: not asked for.
     """
 
     classes: list[str]
     splits: dict[str, list[Item]]
     unlabelled: int = 0
+    groups: tuple[int, int] | None = None
 
 
 _SPLITS = {"train": "train", "training": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}

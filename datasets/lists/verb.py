@@ -25,7 +25,8 @@ from datasets.lists.formats import fits_a_line
 from datasets.lists.official import READ, Annotations, Item, read, read_folds, reorder
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError
+from utils.faults import UserError, listed
+from utils.options import Parser
 
 _WORST = 10  # classes named in the terminal
 _MARKS = (" ", ",", "\t")
@@ -58,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="main.py lists", description="list files of a data set, and what is missing")
+    parser = Parser(prog="main.py lists", description="list files of a data set, and what is missing")
     add = parser.add_argument
     add("data_set", choices=[*READ, "folder"], help="folder: CLASS/video or train/CLASS/video, without annotations")
     add("--annotations", nargs="+", type=Path, metavar="FILE", help="the official files, or the folder that holds them")
@@ -135,6 +136,7 @@ def lists(
     kind = wanted or kinds.most_common(1)[0][0]
     files: dict[str, bytes] = {}
     coverage: files.Row = {"store": kind, "unlabelled": annotations.unlabelled, "splits": {}}
+    coverage["groups"] = annotations.groups
     used: set[str] = set()
     for split, split_items in annotations.splits.items():
         rows, missing, ambiguous = _resolve(split_items, found, kind, split)
@@ -242,13 +244,20 @@ def in_words(coverage: Mapping[str, Any], out: Path, root: str = "DIR") -> list[
         lines.append(f"{out / split}.txt: {part['found']} of {part['wanted']} samples ({share:g} %)")
         short = {name: pair for name, pair in part["classes"].items() if pair[0] < pair[1]}
         worst = sorted(short.items(), key=lambda item: (item[1][0] / item[1][1], item[0]))[:_WORST]
-        lines += [f"  {name}: {there} of {wanted}" for name, (there, wanted) in worst]
+        lines += [f"  {printable(name)}: {there} of {wanted}" for name, (there, wanted) in worst]
         if short:
             lines.append(f"  {len(short)} classes lack videos, all named in {out / f'missing_{split}.txt'}")
+        absent = [printable(name) for name, (_, wanted) in part["classes"].items() if not wanted]
+        if absent:
+            lines.append(f"  {listed('no video of', absent)}")
         if part["several_files"]:
             lines.append(
                 f"  {part['several_files']} names were found more than once; the one in its class's folder counts"
             )
+    if coverage.get("groups"):
+        groups, alone = coverage["groups"]
+        rest = f"; {alone} videos without a match are in a group of their own each" if alone else ""
+        lines.append(f"{groups} groups, none of them in both lists{rest}")
     if coverage["unlabelled"]:
         lines.append(f"{coverage['unlabelled']} samples of the annotations have no label and are left out")
     if coverage["not_in_the_annotations"]:
@@ -281,29 +290,39 @@ def from_folders(media: Iterable[Media], root: str, *, share: float, group: str 
     if shallow:
         raise UserError(f"--root: {os.path.join(root, *shallow)} lies in no class folder")
     items = [(path[0].lower(), Item((one.path,), path[level], one.path)) for one, path in parts]
+    groups = None
     if level:
+        if group:
+            raise UserError("--group: the folders of the splits say already which video is in which list; leave it out")
         splits: dict[str, list[Item]] = {}
         for split, item in items:
             splits.setdefault(
                 "train" if split.startswith("tr") else "val" if split.startswith("v") else "test", []
             ).append(item)
     else:
-        splits = _draw([item for _, item in items], share, group, seed)
-    return Annotations(sorted({item.class_name for _, item in items}), splits)
+        splits, groups = _draw([item for _, item in items], share, group, seed)
+    return Annotations(sorted({item.class_name for _, item in items}), splits, groups=groups)
 
 
-def _draw(items: Sequence[Item], share: float, group: str | None, seed: int) -> dict[str, list[Item]]:
+def _draw(
+    items: Sequence[Item], share: float, group: str | None, seed: int
+) -> tuple[dict[str, list[Item]], tuple[int, int] | None]:
+    """The two lists, and of `group` the number of groups and of videos in which it finds nothing."""
     try:
         pattern = re.compile(group) if group else None
     except re.error as error:
         raise UserError(f"--group: {group!r} is not a pattern ({error})") from error
+    # A video in which the pattern finds nothing stays with no other
     bunches: dict[tuple[str, str], list[Item]] = {}
+    alone = 0
     for item in items:
         match = pattern.search(item.where) if pattern else None
-        if pattern and not match:
-            raise UserError(f"--group: {group!r} finds nothing in {item.where}")
+        alone += match is None
         name = (match[1] if match.re.groups else match[0]) if match else item.where
         bunches.setdefault(("" if pattern else item.class_name, name), []).append(item)
+
+    if pattern and alone == len(items):
+        raise UserError(f"--group: {group!r} finds nothing in any path, for example not in {items[0].where}")
 
     def drawn(key: tuple[str, str]) -> bytes:
         text = f"{seed} {key[0]} {key[1]}".encode("utf-8", "surrogateescape")
@@ -318,7 +337,8 @@ def _draw(items: Sequence[Item], share: float, group: str | None, seed: int) -> 
                 break
             val.update(item.where for item in bunches[key])
             taken += len(bunches[key])
-    return {
+    splits = {
         "train": [item for item in items if item.where not in val],
         "val": [item for item in items if item.where in val],
     }
+    return splits, (len(bunches) - alone, alone) if pattern else None

@@ -376,7 +376,7 @@ class Pool:
         if not self._stand_in:
             raise UserError(
                 f"stopped by {self.trouble}; look at free memory, at the limit of processes and at the file system of "
-                "the code, then run the same command again"
+                "the code (`python main.py doctor` does), then run the same command again"
             )
         if self._inline is None:
             self._inline = Inline(self._setup, self._records, self._slots)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets.loading.bad_media import printable
 from utils.faults import MediaError, UserError
+from utils.options import Parser
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -217,9 +218,7 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="main.py preload", description="put the frames of an experiment into memcached servers"
-    )
+    parser = Parser(prog="main.py preload", description="put the frames of an experiment into memcached servers")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("--split", choices=("train", "val", "both"), default="train", help="which list (train)")
     parser.add_argument(

@@ -318,7 +318,7 @@ def pp_linspace(n: int, segments: int) -> Ints:
 
 
 def seed004_train(n: int, segments: int, u: Floats) -> Ints:
-    """pytorch-video-recognition (the code behind seed 004), training: `tsn_train` with one frame per segment."""
+    """pytorch-video-recognition (Pytorch Video Analysis), training: `tsn_train` with one frame per segment."""
     return tsn_train(n, segments, u)
 
 

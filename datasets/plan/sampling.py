@@ -106,14 +106,26 @@ def test_frames(s: Sampling, num_frames: int, fps: float, num_clips: int = 1) ->
 test_frames.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test's
 
 
+def most_clips(s: Sampling) -> int | None:
+    """How many test clips of a video the preset defines; None: any number."""
+    return _PRESETS[s.preset].most_clips(s)
+
+
 def check_clips(s: Sampling, num_clips: int) -> None:
     """Refuse a number of test clips that the preset does not define (UserError)."""
-    most = _PRESETS[s.preset].most_clips(s)
-    if num_clips < 1 or (most is not None and num_clips > most):
-        raise UserError(
-            f"num_clips: {num_clips} test clips are not defined for sampling preset {s.preset!r} with "
-            f"{s.num_segments} segments; " + ("give at least 1" if num_clips < 1 else f"give at most {most}")
-        )
+    most = most_clips(s)
+    if num_clips >= 1 and (most is None or num_clips <= most):
+        return
+    if num_clips < 1 or most is None:
+        raise UserError(f"num_clips: {num_clips} clips of a video are none; give at least 1")
+
+    # What can be asked of this experiment, and which presets define as many clips as were asked for
+    wider = [name for name, preset in _PRESETS.items() if preset.fits(s, num_clips)]
+    others = f"; or train with data.sampling: {' or '.join(wider)} (docs/sampling.md)" if wider else ""
+    raise UserError(
+        f"{num_clips} test clips are not defined for sampling preset {s.preset!r} with {s.num_segments} segments, at "
+        f"most {most}: give --views {most}x1, {most}x3 or {most}x10{others}"
+    )
 
 
 def _mm_test(rule: Callable[..., Ints], s: Sampling, n: int, clips: int) -> Ints:
@@ -162,6 +174,12 @@ class _Preset:
     most_clips: Callable[[Sampling], int | None]  # None: as many as are asked for
     numbers: tuple[str, ...] = ("num_segments",)
     per_segment: bool = True  # one uniform per segment, else one per clip
+
+    def fits(self, s: Sampling, num_clips: int) -> bool:
+        """Whether it can have the numbers of `s`, and so many test clips with them."""
+        most = self.most_clips(s)
+        used = all(getattr(s, name) == 1 or name in self.numbers for name in _ALL)
+        return used and (most is None or num_clips <= most)
 
 
 _ALL = ("num_segments", "clip_len", "frame_interval")

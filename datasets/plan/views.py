@@ -147,6 +147,21 @@ class VideoPlan:
     flips: NDArray[np.bool_]
 
 
+def boxes_by_example(spec: EvalSpec, sizes: Sequence[Size] = ((320, 240), (240, 320), (640, 360))) -> dict[str, object]:
+    """Where the crops lie on frames of some sizes, for who cuts them elsewhere: plain values for a JSON file.
+
+    Returns:
+        "WxH" -> `scaled` (w, h) and `crops`, each with `box` (x1, y1, x2, y2) on the scaled frame and `flip`.
+    """
+    examples: dict[str, object] = {}
+    for width, height in sizes:
+        w, h = ROUNDINGS[spec.rounding](width, height, spec.scale)
+        views = EVAL_CROPS[spec.crops].views(w, h, spec.crop_size)
+        crops = [{"place": place, "box": list(box), "flip": flip} for place, box, flip in views]
+        examples[f"{width}x{height}"] = {"scaled": [w, h], "crops": crops}
+    return examples
+
+
 def resolve_eval(facts: Facts, spec: EvalSpec, sample: int) -> VideoPlan:
     """The views of one video; nothing in it is random.
 

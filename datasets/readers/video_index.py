@@ -135,7 +135,7 @@ def video_stream(container: InputContainer, shown: str) -> av.VideoStream:
         if stream.disposition & Disposition.attached_pic:
             continue
         if stream.codec_context is None:
-            raise MediaError(shown, "there is no decoder for its video stream")
+            raise MediaError(shown, "there is no decoder for its video stream (`python main.py doctor` lists codecs)")
         with contextlib.suppress(UnicodeDecodeError):  # four damaged letters are not those of an encrypted stream
             if stream.codec_tag in ("encv", "drmi"):
                 raise MediaError(shown, "the video is encrypted")

@@ -27,6 +27,7 @@ from datasets.scan.same import same_content
 from datasets.scan.work import examine
 from utils.config.schema import Data
 from utils.faults import UserError
+from utils.options import Parser
 
 FACTS = "facts.bin"
 
@@ -76,9 +77,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="main.py scan", description="which files of a list can be read, and what they are"
-    )
+    parser = Parser(prog="main.py scan", description="which files of a list can be read, and what they are")
     parser.add_argument("lists", nargs="+", type=Path, metavar="LIST", help="list files, such as train.txt val.txt")
     parser.add_argument(
         "--root", action="append", required=True, metavar="DIR", help="folder of the paths; once, or one for each list"

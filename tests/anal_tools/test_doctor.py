@@ -267,6 +267,22 @@ def test_18_slurm_that_refuses_and_slurm_that_hangs(tmp_path: Path, monkeypatch:
     the_fault([each for _, each in rows], "warning", "not looked at", advice="run it again")
 
 
+def test_ports_of_jobs_among_those_of_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program(tmp_path / "bin", "sinfo", "exit 0", monkeypatch)
+    taken, kept = tmp_path / "taken", tmp_path / "kept"
+    taken.write_text("10000\t65535\n")
+    kept.write_text("\n")
+    the_fault(list(site.ports(Subject(), taken, kept)), "warning", "10000 to 65535", advice="ports = 20000-31999")
+    kept.write_text("111,20000-25999,26000-31999\n")
+    assert [line.level for line in site.ports(Subject(), taken, kept)] == ["ok"]
+    kept.write_text("20000-31998\n")
+    assert [line.level for line in site.ports(Subject(), taken, kept)] == ["warning"]
+    taken.write_text("32768 60999\n")  # Linux, as it comes
+    assert [line.level for line in site.ports(Subject(), taken, tmp_path / "none")] == ["ok"]
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert [str(line) for line in site.ports(Subject(), taken, kept)] == ["none"]
+
+
 def test_19_a_dead_memcached(edited: Callable[..., Path]) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -345,6 +361,15 @@ def test_28_a_driver_without_a_torch_for_it(tmp_path: Path) -> None:
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar 5\n")
     lines = list(gpu.gpu(Subject(), tmp_path / "version"))
     the_fault(lines, "error", "550.54.15", "sees no GPU", advice="nvidia-smi")
+
+
+def test_without_a_driver_torch_is_not_imported(repo_root: Path) -> None:
+    if gpu.DRIVER.is_file() or any(place.exists() for place in gpu.OTHER_DRIVERS):
+        pytest.skip("a GPU is here")
+    code = "import sys; from anal_tools.doctor import Subject, gpu; found = list(gpu.gpu(Subject())); "
+    code += "print(*found, 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=repo_root, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["none", "False"]
 
 
 def test_29_a_container_with_less_than_it_shows(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from anal_tools.evaluate.results import Results
 from anal_tools.predict import outputs, sliding
 from anal_tools.predict.sources import expand
 from datasets.plan.facts import Facts
-from tests import weights
+from tests import git, weights
+from tests.conftest import ROOT
 from tests.datasets.videos import frame_image, write_video
 from utils.faults import UserError
 
@@ -182,3 +183,29 @@ def test_windows_cover_the_video() -> None:
 def test_equal_scores_rank_as_in_the_accuracy() -> None:
     top = outputs.top_classes(np.array([0.2, 0.4, 0.4, 0.0]), ["a", "b", "c", "d"], 3)
     assert [entry["name"] for entry in top] == ["c", "b", "a"]
+
+
+@pytest.mark.parametrize("shape", [(144, 256, 3), (240, 320, 3), (480, 854, 3)])
+def test_the_outline_follows_the_letters(shape: tuple[int, int, int]) -> None:
+    image = np.full(shape, 128, np.uint8)
+    outputs.draw(
+        image, [{"label": k, "name": name, "score": 0.98} for k, name in enumerate(("making cake", "wiiiide"))]
+    )
+    light, dark = image.min(2) > 140, image.max(2) < 70
+    assert light.sum() > 100
+    assert dark.sum() > 100
+    for side in (0, 1):  # as far down and as far to the right as the letters, and their rim of a pixel
+        assert abs(np.flatnonzero(dark.any(side)).max() - np.flatnonzero(light.any(side)).max()) <= 2
+
+
+def test_what_predict_writes_into_the_repository_is_not_committed() -> None:
+    new = ROOT / "predictions" / "test of ignored names.json"
+    made = not new.parent.exists()
+    new.parent.mkdir(exist_ok=True)
+    try:
+        new.touch()
+        assert not [name for name in git.files() if name.startswith("predictions/")]
+    finally:
+        new.unlink()
+        if made:
+            new.parent.rmdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,88 @@ def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: P
     (root / "t.csv").write_text("\n".join(twice))
     with pytest.raises(UserError, match=r"a.mp4 \(wave\) and a.mp4 \(bend\) are the same video with different classes"):
         start.main([str(root), "--out", str(tmp_path / "twice"), "--no-train", "--recipe", "small"])
+
+
+def sides(exp: Path) -> dict[str, set[str]]:
+    """Names of the files on each side."""
+    lines = {name: (exp / "lists" / f"{name}.txt").read_text().splitlines() for name in ("train", "val")}
+    return {name: {line.split("\t")[0] for line in text} for name, text in lines.items()}
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("times", [((0, 0.4), (0.4, 1)), ((0.1, 0.5), (0.6, 1.2))])
+@pytest.mark.parametrize("seed", ["0", "3"])
+def test_clips_of_copies_of_a_source_stay_on_one_side(tmp_path: Path, times: tuple, seed: str) -> None:
+    """A copy under another name holds other clips of the same recording, and one of the same range."""
+    root = tmp_path / "videos"
+    root.mkdir()
+    for number, name in enumerate("abcdef"):
+        write_video(root / f"{name}.mp4", "mpeg4", frames=40 + number)
+    copied = {"a.mp4": "z.mp4", "b.mp4": "y.mp4"}
+    for name, copy in copied.items():
+        shutil.copy(root / name, root / copy)
+    rows = [
+        f"{name}.mp4,{label},{a},{b}"
+        for name in "abcdef"
+        for label, (a, b) in zip(("wave", "bend"), times, strict=True)
+    ]
+    rows += [f"z.mp4,wave,{times[0][0]},{times[0][1]}", "z.mp4,bend,1.3,1.5", "y.mp4,wave,1.3,1.5"]
+    (root / "t.csv").write_text("\n".join(["path,label,start,end", *rows]))
+    words = [str(root), "--out", str(tmp_path / "exp"), "--no-train", "--no-doctor", "--recipe", "small"]
+    assert start.main([*words, "--seed", seed]) == 0
+    found = sides(tmp_path / "exp")
+    assert not found["train"] & found["val"]
+    for name, copy in copied.items():
+        assert {name, copy} <= found["train"] or {name, copy} <= found["val"], found
+
+
+@pytest.mark.system
+def test_clips_of_a_copy_with_one_clip_each_stay_with_their_source(tmp_path: Path) -> None:
+    """No file has two clips, so nothing but the content tells that two files are one recording."""
+    root = tmp_path / "videos"
+    root.mkdir()
+    for number, name in enumerate("acegik"):
+        write_video(root / f"{name}.mp4", "mpeg4", frames=40 + number)
+    shutil.copy(root / "a.mp4", root / "z.mp4")
+    rows = [f"{name}.mp4,{label},0,0.5" for name, label in zip("acegik", ["wave", "bend"] * 3, strict=True)]
+    (root / "t.csv").write_text("\n".join(["path,label,start,end", *rows, "z.mp4,bend,1,1.5"]))
+    words = [str(root), "--no-train", "--no-doctor", "--recipe", "small"]
+    for seed in range(3):
+        exp = tmp_path / f"exp{seed}"
+        assert start.main([*words, "--out", str(exp), "--seed", str(seed)]) == 0
+        assert any({"a.mp4", "z.mp4"} <= side for side in sides(exp).values())
+
+
+@pytest.fixture
+def two_classes(tmp_path: Path) -> Path:
+    root = tmp_path / "videos"
+    for number in range(6):
+        target = root / ("wave", "bend")[number % 2] / f"{number}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_video(target, "mpeg4", frames=20 + number)
+    return root
+
+
+@pytest.mark.system
+def test_the_doctor_stops_what_would_be_lost(two_classes: Path, tmp_path: Path, capsys) -> None:
+    words = [str(two_classes), "--out", str(tmp_path / "exp"), "--recipe", "small", "--yes"]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000_000, before[1]))
+    try:
+        with pytest.raises(UserError, match=r"stop this run .*\n  limits: no file may be larger than 50 MB"):
+            start.main([*words, "--no-train"])
+        assert not (tmp_path / "exp").exists()
+        assert start.main([*words, "--no-train", "--no-doctor"]) == 0
+        with pytest.raises(UserError, match="limits: no file may be larger"):
+            start.main(words)  # before the training too
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    two_classes.rename(tmp_path / "moved")
+    capsys.readouterr()
+    with pytest.raises(UserError, match=r"would stop this run .*\n  files: .*there is no folder"):
+        start.main(words)
+    assert not (tmp_path / "exp/log.txt").exists()
 
 
 @pytest.mark.system

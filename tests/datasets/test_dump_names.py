@@ -181,15 +181,14 @@ def test_a_damaged_file_of_the_dump_is_named(name: str, tmp_path: Path) -> None:
             verb.main([str(tmp_path / "train.txt"), str(tmp_path / "out"), *FORM])
 
 
-def test_options_that_make_no_sense_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     records_of(tmp_path, "x.mp4", name="train.txt")
     call = [str(tmp_path / "train.txt"), str(tmp_path / "out"), *FORM]
     for wrong in ("0", "-1", "nan", "inf"):
         with pytest.raises(UserError, match=f"--deadline {wrong}: a number of seconds above 0"):
             verb.main([*call, "--deadline", wrong])
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match="path_frames_labels"):
         verb.main([*call, "--layout", "kinetics"])
-    assert "path_frames_labels" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

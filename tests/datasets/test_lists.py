@@ -183,6 +183,36 @@ def test_folders_without_annotations(tmp_path: Path) -> None:
     assert not people[0] & people[1]
 
 
+def test_videos_without_a_match_are_groups_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "root"
+    touch(root, *(f"{name}/p{person}_{i}.mp4" for name in "ab" for person in range(3) for i in range(4)))
+    touch(root, *(f"c/v_{i}.avi" for i in range(6)))
+    out = make("folder", tmp_path, "--group", r"p\d+(?=_)")
+    said = capsys.readouterr().out
+    assert "3 groups, none of them in both lists; 6 videos without a match are in a group of their own each" in said
+    lists_of = {split: [path for path, _ in rows(out, split, root, 3)] for split in ("train", "val")}
+    people = [{path.split("/")[1][:2] for path in paths if path[0] in "ab"} for paths in lists_of.values()]
+    assert not people[0] & people[1]
+    assert sum(map(len, lists_of.values())) == 30
+
+    with pytest.raises(UserError, match="finds nothing in any path, for example not in a/p0_0.mp4"):
+        make("folder", tmp_path, "--group", r"person\d", "--force")
+    touch(tmp_path / "split", "train/a/p1_0.mp4", "val/a/p1_1.mp4")
+    with pytest.raises(UserError, match="--group: the folders of the splits say already"):
+        make("folder", tmp_path, "--group", r"p\d", "--force", root=tmp_path / "split")
+
+
+def test_classes_without_a_video_in_a_list_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "root"
+    touch(root, *(f"a/{i}.mp4" for i in range(8)), "b/only.mp4", "c/0.mp4", "c/1.mp4")
+    make("folder", tmp_path)
+    said = capsys.readouterr().out
+    assert f"scan {tmp_path}/lists/train.txt {tmp_path}/lists/val.txt --root {root}\n" in said
+    train, val = said.split("val.txt: ", 1)
+    assert "no video of" not in train
+    assert "  no video of: b\n" in val  # of two videos one is drawn, of one none
+
+
 def test_folders_of_splits_may_repeat_names(tmp_path: Path) -> None:
     root = tmp_path / "root"
     touch(root, "train/a/1.mp4", "train/a/x/1.mp4", "val/a/1.mp4", "val/b/1.mp4")

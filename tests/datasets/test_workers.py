@@ -309,7 +309,7 @@ def test_readers_that_do_not_start_end_a_scan_with_a_sentence(
     pool = Pool(setup_of(), records, [slot], 1, 30)
     try:
         pool.submit(*request(1, 0))
-        with pytest.raises(UserError, match=r"processes that do not start \(3 in a row.* run the same"):
+        with pytest.raises(UserError, match=r"processes that do not start \(3 in a row.* doctor.* run the same"):
             pool.answers()
     finally:
         pool.close()

@@ -220,6 +220,16 @@ def test_exp_sh_takes_the_virtual_environment_if_there_is_one(tmp_path: Path) ->
     assert run(argv, Path("/"), PATH=path, PYTHONPATH="/x").stdout == f"python3 {root}:/x -c train /e local 2\n"
 
 
+def test_verbs_for_jobs_work_in_any_folder_as_the_page_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    assert "elsewhere with `PYTHONPATH=REPOSITORY` before" in page
+    exp = ROOT / "exps/demo_exps/tsm_resnet18/motion8"
+    done = run([sys.executable, "-m", "launch", "status", str(exp)], tmp_path, PYTHONPATH=str(ROOT))
+    assert "No module named" not in done.stderr
+    assert done.returncode == 2  # no job of this experiment
+    assert done.stderr.startswith(f"error: {exp}")
+
+
 def test_a_mistyped_source_is_proposed(tmp_path: Path) -> None:
     for word in ("demo_exps/tsm_resnet18/motoin8", "exps/demo_exps/tsm_resnet18/motoin8"):
         with pytest.raises(UserError, match=r"did you mean exps/demo_exps/tsm_resnet18/motion8\?"):

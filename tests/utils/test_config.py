@@ -479,3 +479,12 @@ def test_a_config_of_an_earlier_version_gets_the_defaults_of_later_keys(repo_roo
     assert config.with_defaults(old) == full
     assert "distill" not in old, "the argument is left alone"
     assert "missing_share" not in old["data"]
+
+
+@pytest.mark.parametrize("rest", ["", " null", " ~", " {}"])
+def test_a_section_whose_last_key_was_removed_is_empty(tmp_path: Path, rest: str) -> None:
+    text = SMALL.replace("    batch_size: 8\n", f"    batch_size: 8\n    data:{rest}\n")
+    text = text.replace("num_class: 4}", f"num_class: 4, kwargs:{rest}}}")
+    plain, cfg = (config.load(write(tmp_path, each)) for each in (SMALL, text))
+    assert cfg.model.kwargs == plain.model.kwargs
+    assert cfg.data == plain.data

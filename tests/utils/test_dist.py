@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from tests.ranks import ROOT, RankError, Ranks, run_ranks
-from utils import dist
+from utils import dist, schedulers
 from utils.dist import World
 from utils.faults import UserError
+from utils.schedulers import Place
 from utils.schedulers.slurm import SCHEDULER
 from utils.shards import ShardPlan, legal_ranks
 
@@ -122,12 +123,23 @@ def test_torchrun_wins_over_slurm_and_slurm_over_single(clean_env: pytest.Monkey
     assert dist._place(os.environ).size == 1
 
 
+def test_ports_of_jobs_and_of_their_next_calls_are_apart_and_below_those_of_connections() -> None:
+    environments = [{"SLURM_JOB_ID": str(job), "MASTER_ADDR": "n1"} for job in range(1, 12_001)]
+    first = {SCHEDULER.rendezvous(Place("slurm", ""), env)[1] for env in environments}
+    following = {schedulers.port_after(port) for port in first}
+    assert (min(first), max(first)) == (20_000, 25_999)
+    assert len(first) == len(following) == 6_000
+    assert not first & following
+    assert max(following) < 32_768  # where Linux's own range begins
+    assert [schedulers.port_after(port) for port in (77, 29_500, 65_535)] == [78, 29_501, 65_534]
+
+
 @pytest.mark.system
 def test_slurm_address_is_exported_or_the_first_host_of_the_step(clean_env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     set_env(clean_env, SLURM)
     place = dist._place(os.environ)
     assert SCHEDULER.rendezvous(place, {**os.environ, "MASTER_ADDR": "n1", "MASTER_PORT": "77"}) == ("n1", 77)
-    assert SCHEDULER.rendezvous(place, {**os.environ, "MASTER_ADDR": "n1"}) == ("n1", 20000 + 40007 % 20000)
+    assert SCHEDULER.rendezvous(place, {**os.environ, "MASTER_ADDR": "n1"}) == ("n1", 20000 + 40007 % 6000)
     scontrol = tmp_path / "scontrol"
     scontrol.write_text(
         '#!/bin/sh\n[ "$1 $2" = "show hostnames" ] && [ "$3" = "gpu[7-8]" ] && printf "gpu7\\ngpu8\\n"\n'
@@ -300,6 +312,9 @@ def test_every_legal_plan_covers_the_global_batch_once_in_whole_groups() -> None
 def test_illegal_plans_list_the_legal_numbers_of_ranks() -> None:
     with pytest.raises(UserError, match="3 ranks cannot share 4 shards .* use 1, 2, 4 ranks"):
         ShardPlan(4, 8, world=3)
+    with pytest.raises(UserError, match="2 ranks cannot share 1 shard with .*: use 1 rank; .* `shards: 4`"):
+        ShardPlan(1, 8, world=2)
+    assert all(ShardPlan(4, 8, world=ranks).total == 4 for ranks in (1, 2, 4))  # as that sentence says
     with pytest.raises(UserError, match="3 ranks cannot share 6 shards with bn_group_size = 2: use 1, 2, 6 ranks"):
         ShardPlan(6, 8, world=3, group_size=2)
     with pytest.raises(UserError, match="bn_group_size = 3 does not divide the 4 shards .* use one of 1, 2, 4"):

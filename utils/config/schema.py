@@ -105,7 +105,7 @@ class BatchNorm(Strict):
     )
     bn_sync_stats: bool = key("average the running statistics over all shards after every step", default=False)
     bn_var_mode: Literal["L2"] = key(
-        "norm of the variance; the L1 variant of seed 004's library is not available", default="L2"
+        "norm of the variance; the L1 variant belonged to a library that is not available", default="L2"
     )
 
 
@@ -303,7 +303,7 @@ class Data(Strict):
         "file with the class names; default: classInd.txt beside the training list", default=None, free=True
     )
     sampling: Literal["tsn", "tsm_dense", "mm0", "mm1", "pysf", "pp", "pp_tsm", "videomae", "vjepa2", "seed004"] = key(
-        "whose rule picks the frames of a clip (docs/decisions.md lists them)", default="seed004"
+        "whose rule picks the frames of a clip: docs/sampling.md has a table", default="seed004"
     )
     list_layout: Literal["auto", "path_labels", "path_frames_labels"] = key(
         "what stands in a line of a list; auto = found by looking, one label per line; the others take several labels, "

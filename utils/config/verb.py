@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import types
 import typing
@@ -19,6 +18,7 @@ from utils.config.loader import load
 from utils.config.paths import ROOT
 from utils.config.schema import BatchNorm, Config, is_free, leaves
 from utils.faults import UserError
+from utils.options import Parser
 
 DOCS = Path("docs/config.md")
 SCHEMA = Path("exps/config.schema.json")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str], *, check: Callable[[Config], Sequence[str]] = lamb
     Raises:
         UserError: the config is wrong, or `check` found something; the config is printed all the same then.
     """
-    parser = argparse.ArgumentParser(prog="main.py config", description=__doc__.split("\n")[0] if __doc__ else None)
+    parser = Parser(prog="main.py config", description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("exp", nargs="?", type=Path, help="experiment folder, or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value")
     parser.add_argument("--keys-only", action="store_true", help="do not look at lists, roots and other files")

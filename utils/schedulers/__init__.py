@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 JOB = "ZOETROPE_JOB"  # NAME:ID of the job, for the ranks of a scheduler without variables of its own
 RESTARTS = "ZOETROPE_RESTARTS"
+# Where the ranks of a job meet: FIRST_PORT + its id modulo PORTS; when a job calls main.py again, PORTS further on.
+# Both ranges end below 32768, from which on Linux takes ports for outgoing connections: one of those, of any process on
+# the node, could have the port of a job at the moment that the job starts.
+FIRST_PORT, PORTS = 20_000, 6_000
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,16 @@ class Scheduler:
         if not env.get("MASTER_ADDR") or not env.get("MASTER_PORT"):
             raise UserError("MASTER_ADDR and MASTER_PORT are not set: start the ranks with train.sh or torchrun")
         return env["MASTER_ADDR"], integer(env, "MASTER_PORT")
+
+
+def port_after(port: int) -> int:
+    """Return where the ranks meet for the next call of main.py: at another port, which is no other job's first.
+
+    Rank 0 of the call before may still listen at the old one when the first rank of the next call comes.
+    """
+    if FIRST_PORT <= port < FIRST_PORT + PORTS:
+        return port + PORTS
+    return port + 1 if port < 65_535 else port - 1  # the user's own MASTER_PORT
 
 
 def names() -> list[str]:

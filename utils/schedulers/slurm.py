@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from utils.faults import UserError, did_you_mean
-from utils.schedulers import Outcome, Place, Request, Scheduler, Task, integer, run
+from utils.schedulers import FIRST_PORT, PORTS, Outcome, Place, Request, Scheduler, Task, integer, run
 
 if TYPE_CHECKING:
     from submitit.slurm.slurm import SlurmExecutor
@@ -175,7 +175,7 @@ class Slurm(Scheduler):
             return host, integer(env, "MASTER_PORT")
         if not env.get("SLURM_JOB_ID"):
             raise UserError("MASTER_PORT is not set: start the ranks with train.sh or torchrun")
-        return host, 20000 + integer(env, "SLURM_JOB_ID") % 20000  # two jobs on one node do not clash
+        return host, FIRST_PORT + integer(env, "SLURM_JOB_ID") % PORTS  # two jobs on one node do not clash
 
 
 SCHEDULER = Slurm()
@@ -193,7 +193,7 @@ def setup_lines(request: Request, code: str) -> list[str]:
         *settings.setup,
         'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
         '[ -n "$MASTER_ADDR" ] || { echo "error: scontrol does not name the first node of this job" >&2; exit 1; }',
-        'export MASTER_ADDR MASTER_PORT="${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"',
+        f'export MASTER_ADDR MASTER_PORT="${{MASTER_PORT:-$(({FIRST_PORT} + SLURM_JOB_ID % {PORTS}))}}"',
         f"cd {shlex.quote(code)} || exit 1",
         *request.servers,
     ]
