@@ -189,6 +189,8 @@ def make(
 
 def forget_others(folder: Path, found: dict[int, Pictures]) -> None:
     """Delete pictures of earlier reports; other files, should there be any, are not ours to delete."""
+    if not folder.is_dir():
+        return
     kept = {Path(path).name for one in found.values() for path in (one["sheet"], one.get("clip", ""))}
     kept |= {
         Path(path).name for one in found.values() for maps in one.get("maps", {}).values() for _, path in maps["shown"]
