@@ -8,6 +8,7 @@ they vary with the seed of a training takes several trainings (`compare --seeds`
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -18,6 +19,9 @@ from utils.metrics import Metric, Videos
 FEWER = 200  # resamples of a metric that has no short form here, on a large list
 LARGE = 200_000  # scores, N x K, from which on a list counts as large
 
+_RANK = {"top1": 1, "top5": 5, "mean_class_accuracy": 1}  # a video is right if its label is among the first so many
+_Z = 1.959964  # of a normal distribution: the ends of its middle 95 %
+
 Draw = Callable[[np.ndarray], float]  # rows (N,) -> the metric of these videos
 
 
@@ -26,17 +30,24 @@ def of_metrics(videos: Videos, wanted: list[Metric]) -> dict[str, tuple[float, f
 
     A calibration error can only rise by chance: draws have a larger one than the list, as the list has a larger one
     than the model. Its interval is turned round (basic bootstrap, Davison and Hinkley 1997, section 5.2), and cut at 0.
+
+    Where every video is right, or none, all draws are equal, though other videos need not be: the accuracies have
+    Wilson's interval then.
     """
     return {metric.name: _of(videos, metric) for metric in wanted}
 
 
 def _of(videos: Videos, metric: Metric) -> tuple[float, float]:
-    if metric.name in ("top1", "top5"):
-        low, high = (100 * end for end in interval(videos.right(int(metric.name[3:]))))
-        return low, high
     count = len(videos.labels)
     if not count:
         return float("nan"), float("nan")
+    if metric.name in _RANK:
+        right = videos.right(_RANK[metric.name])
+        if right.all() or not right.any():
+            return wilson(int(right.sum()), count)
+    if metric.name in ("top1", "top5"):
+        low, high = (100 * end for end in interval(right))
+        return low, high
     short = _SHORT.get(metric.name)
     resamples = FEWER if short is None and videos.scores.size > LARGE else RESAMPLES
     draw = short(videos) if short else _any(videos, metric)
@@ -47,6 +58,14 @@ def _of(videos: Videos, metric: Metric) -> tuple[float, float]:
         own = metric.compute(videos)
         return max(0.0, float(2 * own - high)), max(0.0, float(2 * own - low))
     return float(low), float(high)
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Return the score interval of a share in per cent (Wilson 1927), 95 %."""
+    share, spread = right / count, _Z**2 / count
+    half = _Z * math.sqrt(share * (1 - share) / count + spread / (4 * count))
+    low, high = ((share + spread / 2 + side * half) / (1 + spread) for side in (-1, 1))
+    return 100 * max(0.0, low), 100 * min(1.0, high)
 
 
 def _any(videos: Videos, metric: Metric) -> Draw:

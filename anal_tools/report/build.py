@@ -142,13 +142,10 @@ def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     numbers = one.results.numbers
     wanted = [metric for metric in metrics.metrics_of("report") if metric.name in HEADLINE]
     ends = intervals.of_metrics(one.results.videos, wanted)
-    shares = [
-        (
-            metric.on_page(numbers[metric.name]),
-            f"{metric.title}, 95 % {ends[metric.name][0]:.1f} to {ends[metric.name][1]:.1f}",
-        )
-        for metric in wanted
-    ]
+    shares = []
+    for metric in wanted:
+        low, high = ends[metric.name]
+        shares.append((metric.on_page(numbers[metric.name]), f"{metric.title}, 95 % interval {low:.1f} to {high:.1f}"))
     return [
         *shares,
         (f"{len(analysis.predicted):,}", f"videos in {len(analysis.names)} classes"),
