@@ -69,7 +69,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def _any(videos: Videos, metric: Metric) -> Draw:
-    """Any metric, from the scores of the videos that were drawn."""
+    """The metric itself, from the scores of the videos that were drawn."""
 
     def draw(rows: np.ndarray) -> float:
         parts = {

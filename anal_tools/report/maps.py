@@ -1,6 +1,6 @@
 """Class-activation maps for the report: the frames of a mistake, coloured by what the network saw in them.
 
-The very network that was evaluated looks at the very frames once more (`anal_tools/cam.py`). Maps take a forward pass
+The very network that was evaluated looks at the very frames once more (`methods/cam.py`). Maps take a forward pass
 and, for Grad-CAM, a part of a backward pass each: so they are made when they are asked for, for the worst mistakes.
 """
 
@@ -63,7 +63,7 @@ class Looker:
         """
         import torch
 
-        from anal_tools import cam
+        from methods import cam
         from utils import chunks
 
         device = next(self.net.parameters()).device
@@ -168,10 +168,9 @@ def looker_of(results: Results, crops: np.ndarray, layer: str | None) -> Looker:
     import torch
 
     import methods
-    from anal_tools import cam
     from anal_tools.evaluate.network import build_for_evaluation, read_steady
     from anal_tools.predict.predictor import config_of
-    from methods import interop
+    from methods import cam, interop
     from utils.dist import World
     from utils.engine.evaluate import normaliser
     from utils.engine.network import model_arguments

@@ -1,6 +1,6 @@
 """The pictures of docs/analysis.md: screenshots of a report, taken by a headless Chromium.
 
-python main.py report exps/demo_exps/tsn_resnet18/motion8 exps/demo_exps/tsm_resnet18/motion8
+python main.py report exps/demo_exps/tsn_resnet18/motion8 exps/demo_exps/tsm_resnet18/motion8 --cam
 python docs/pictures/report.py exps/demo_exps/tsn_resnet18/motion8/report/index.html
 """
 
@@ -31,6 +31,7 @@ def main(index: Path) -> None:
             ("report_matrix", "matrix", True, 1120, 800),
             ("report_comparison", "compare", False, 1120, 760),
             ("report_narrow", "errors", False, 380, 760),
+            ("report_maps", "errors", False, 1000, 690),
         ):
             with chromium.visit(browser, f"{address}#{section}", width=width, height=height, dark=dark) as found:
                 prepare(found.page, name)
@@ -47,6 +48,10 @@ def prepare(page: Page, name: str) -> None:
         page.keyboard.press("n")
         page.keyboard.press("Enter")
         page.locator(".side img").first.scroll_into_view_if_needed()
+    if name == "report_maps":
+        for card in page.locator(".card .maps").all()[:8]:
+            card.locator("button").nth(1).click()
+        page.evaluate("scrollTo(0, 170)")
     if name == "report_narrow":
         page.locator(".card button.play").first.click()
         page.wait_for_function("() => document.querySelector('video').currentTime > 0.4")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import methods
-from anal_tools import cam
+from methods import cam
 from utils.faults import UserError
 
 STEP = 1e-6  # of a central difference in float64
