@@ -220,7 +220,7 @@ def attention_rollout(net: nn.Module, clip: Tensor) -> tuple[Tensor, Tensor]:
 
 def _attended(module: Attention | CrossAttention, inputs: tuple[Tensor, ...], share: Tensor) -> Tensor:
     """Return share @ W: (Q,) of the queries -> (N,) of the tokens, W the mean of the heads' attention (Q, N)."""
-    q, k, _ = module.project(*inputs)
+    q, k, _ = module.project(*inputs)  # pyright: ignore[reportArgumentType]  the inputs of its own forward pass
     q, k = q[0] * q.shape[-1] ** -0.5, k[0]  # (heads, Q or N, D/heads)
     found = share.new_zeros(k.shape[1])
     for rows in torch.arange(q.shape[1], device=q.device).split(_ROWS):

@@ -290,7 +290,10 @@ def curves_of(exp: Path, results: Results) -> dict[str, list[list[float]]]:
     pooled = results.summary.get("folds")
     if not pooled:
         return curves(exp)
-    each = [{tag: dict(map(tuple, points)) for tag, points in _recorded(exp / folds.FOLDER / fold)} for fold in pooled]
+    each: list[dict[str, dict[float, float]]] = []  # of each fold: tag -> step -> value
+    for fold in pooled:
+        recorded = _recorded(exp / folds.FOLDER / fold)
+        each.append({tag: {step: value for step, value in points} for tag, points in recorded})
     found = {}
     for tag in each[0]:
         if all(tag in own for own in each):

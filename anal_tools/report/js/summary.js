@@ -11,7 +11,15 @@ function summarySection() {
             h("section", { class: "panel" }, h("h2", {}, "Most frequent errors"), frequent()),
         ),
         h("section", { class: "panel" }, h("h2", {}, "Accuracy against cost"), costChart()),
-        h("section", { class: "panel" }, h("h2", {}, "Training"), h("div", { class: "columns" }, curveCharts())),
+        h(
+            "section",
+            { class: "panel" },
+            h("h2", {}, "Training"),
+            report.experiments.some((one) => one.folds)
+                ? h("p", { class: "note" }, "The curves of an experiment with folds are the mean of its folds.")
+                : null,
+            h("div", { class: "columns" }, curveCharts()),
+        ),
     ];
 }
 
@@ -97,7 +105,7 @@ function foldsPanel(one) {
         h(
             "p",
             { class: "note" },
-            "Each video was held out once, by the fold whose network never saw it. The pages show all of them together.",
+            "Each video was held out once, by the fold whose network never saw it. All pages show all of them.",
         ),
     );
 }
