@@ -163,7 +163,6 @@ def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
         first,
         ("top-1 with allowed pairs", f"{100 * allowed:.2f} %" if analysis.allowed else ""),
         *others,
-        ("intervals", "95 %, bootstrap over videos; Wilson's where every video is right"),
         ("videos", f"{len(predicted)}, {int((predicted < 0).sum())} of them could not be read and count as wrong"),
         ("repaired, repeated", f"{counts.get('repaired', 0)}, {counts.get('duplicates', 0)}"),
         ("protocol", str(protocol.get("text", "–"))),

@@ -6,6 +6,7 @@ and, for Grad-CAM, a part of a backward pass each: so they are made when they ar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -110,16 +111,15 @@ def make(
     source = media.source_of(exp, results)
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[int, Maps] = {}
-    methods: list[str] = []
+    looked: list[str] = []
     failed = other = done = 0
     for part, own in parts_of(exp, results, rows):
         looker = None
-        with_reader = open_reader(source.reader, source.records)
-        try:
+        with contextlib.closing(open_reader(source.reader, source.records)) as reader:
             for row in own:
                 try:
-                    seen = media.seen_of(source, with_reader, row)
-                    crops = media.crops_of(with_reader, row, seen, seen.frames)
+                    seen = media.seen_of(source, reader, row)
+                    crops = media.crops_of(reader, row, seen, seen.frames)
                 except MediaError:
                     failed += 1
                     continue
@@ -129,10 +129,8 @@ def make(
                 done += 1
                 if done % 20 == 0:
                     say(f"maps of {done} of {len(rows)} videos")
-        finally:
-            with_reader.close()
-        methods += [looker.method] if looker else []
-    note = f"{'; '.join(dict.fromkeys(methods))}, for the {len(found)} most confident mistakes." if found else ""
+        looked += [looker.method] if looker else []
+    note = f"{'; '.join(dict.fromkeys(looked))}, for the {len(found)} most confident mistakes." if found else ""
     note += f" {failed} videos could not be read." if failed else ""
     if other:
         note += f" The network answers differently on {other} of them than in the evaluation: is the code another?"

@@ -202,9 +202,9 @@ function labelsSection() {
                       h("a", { href: report.suspects, download: report.suspects }, report.suspects),
                       ". Delete its rows whose label is right, then ",
                       h("code", {}, `main.py lists LIST --relabel ${report.suspects} --out NEW`),
-                      " (or ",
+                      " writes a list with the suggested labels, ",
                       h("code", {}, "--drop"),
-                      ") writes a list without them.",
+                      " one without these videos.",
                   )
                 : null,
             suspects.length ? table(columns, suspects, { page: 50 }) : h("p", { class: "note" }, "None."),

@@ -2,7 +2,17 @@
 
 function summarySection() {
     return [
-        h("section", { class: "panel" }, h("h2", {}, "Evaluation"), factsTable()),
+        h(
+            "section",
+            { class: "panel" },
+            h("h2", {}, "Evaluation"),
+            factsTable(),
+            h(
+                "p",
+                { class: "note" },
+                "In brackets: 95 % intervals, by a bootstrap over videos; Wilson's where every video is right.",
+            ),
+        ),
         ...report.experiments.filter((one) => one.folds).map(foldsPanel),
         h(
             "div",

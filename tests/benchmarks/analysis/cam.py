@@ -206,10 +206,11 @@ def looked_at(found: Any, folder: Path) -> dict[str, Any]:
     """Open every page, switch to maps of both experiments, and take a picture of each."""
     page = found.page
     folder.mkdir(parents=True, exist_ok=True)
-    pictures, maps = [], 0
+    pictures, maps, folds = [], 0, 0
     for name in ("summary", "matrix", "errors", "classes", "videos", "labels", "compare"):
         page.click(f'nav a[href="#{name}"]')
         page.wait_for_selector(f'html[data-section="{name}"]', state="attached")
+        folds += page.locator("table.folds").count()
         for experiment in ("0", "1") if name == "errors" else ("0",):
             page.select_option("#chooser select", experiment)
             for place in range(min(12, page.locator(".card .maps").count() if name == "errors" else 0)):
@@ -223,8 +224,6 @@ def looked_at(found: Any, folder: Path) -> dict[str, Any]:
             page.wait_for_timeout(300)
             pictures.append(folder / f"{name}_{experiment}.png")
             page.screenshot(path=str(pictures[-1]))
-    page.click('nav a[href="#summary"]')
-    folds = page.locator("table.folds").count()
     return {"maps": maps, "folds": folds, "pictures": pictures}
 
 
