@@ -119,6 +119,9 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
         files.append(folder / file)
         write_lines(files[-1], lines)
 
+    files.append(folder / label_errors.CSV)
+    label_errors.write_csv(files[-1], doubtful, results)
+
     for file, table in (
         ("confusion_matrix.csv", matrix_table(found)),
         ("per_class.csv", class_table(found)),
@@ -267,7 +270,7 @@ def summary(found: Analysis, doubtful: int) -> list[str]:
         lines += [f"  {names[a]} and {names[b]}: {matrix[a, b]} + {matrix[b, a]} videos" for a, b, _ in pairs]
 
     if doubtful:
-        lines.append(f"{doubtful} videos look mislabelled to this model (label_suspects.txt)")
+        lines.append(f"{doubtful} videos look mislabelled to this model ({label_errors.CSV})")
     if absent := int((videos == 0).sum()):
         lines.append(f"{absent} classes have no video in this list")
     return lines

@@ -5,11 +5,24 @@ The scores must come from a model that did not train on these videos, as those o
 
 from __future__ import annotations
 
+import csv
+import io
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from utils import metrics
+from anal_tools.text import shown
+from datasets.lists.correct import COLUMNS
+from utils import files, metrics
+
+if TYPE_CHECKING:
+    from anal_tools.evaluate.results import Results
+
+CSV = "label_suspects.csv"
 
 
 @dataclass(frozen=True)
@@ -57,3 +70,20 @@ def suspects(scores: np.ndarray, labels: np.ndarray) -> list[Suspect]:
     return [
         Suspect(int(rows[i]), int(own_class[i]), int(other[i]), float(best[i]), float(own[i])) for i in found.tolist()
     ]
+
+
+def write_csv(path: Path, found: Sequence[Suspect], results: Results) -> None:
+    """Write labels in doubt for `main.py lists --drop` and `--relabel`, clearest first (datasets/lists/correct.py)."""
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(COLUMNS)
+    seen: Counter[str] = Counter()
+    entries = []  # which of the records with the same path each row is, from 1
+    for name in results.ids:
+        seen[name] += 1
+        entries.append(seen[name])
+    for one in found:
+        where = [results.ids[one.row], entries[one.row], one.label, one.other]
+        names = [shown(results.class_names[number]) for number in (one.label, one.other)]
+        table.writerow([*where, *names, f"{one.score:.4f}", f"{one.own:.4f}"])
+    files.write_text(path, text.getvalue(), errors="surrogateescape")

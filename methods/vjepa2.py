@@ -38,11 +38,16 @@ class CrossAttention(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, MLP_RATIO * dim)
 
-    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """Queries (B, Q, D) and tokens (B, N, D) -> (B, Q, D)."""
+    def project(self, queries: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, heads, Q, D/heads), and keys and values (B, heads, N, D/heads) of the tokens."""
         q = self.q(queries).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, Q, D/heads)
         kv = self.kv(self.norm1(tokens)).unflatten(2, (2, self.heads, -1))  # (B, N, 2, heads, D/heads)
         k, v = kv.transpose(1, 3).unbind(2)  # (B, heads, N, D/heads)
+        return q, k, v
+
+    def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
+        """Queries (B, Q, D) and tokens (B, N, D) -> (B, Q, D)."""
+        q, k, v = self.project(queries, tokens)
         y = F.scaled_dot_product_attention(q, k, v)
         x = queries + y.transpose(1, 2).flatten(2)  # (B, heads, Q, D/heads) -> (B, Q, D)
         return x + self.mlp(self.norm2(x))

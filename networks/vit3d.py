@@ -70,8 +70,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.attention_drop: nn.Module = nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
-        """(B, N, D) -> (B, N, D); `rotary` turns queries and keys."""
+    def project(self, x: Tensor, rotary: Rotary | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and values of (B, N, D), each (B, heads, N, D/heads); `rotary` turns the first two."""
         bias = self.qkv.bias
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
@@ -80,7 +80,11 @@ class Attention(nn.Module):
             q, k, v = qkv.unbind(2)
         else:
             (q, k), v = rotate(qkv[:, :, :2], *rotary).unbind(2), qkv[:, :, 2]
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, N, D/heads)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, N, D/heads)
+
+    def forward(self, x: Tensor, rotary: Rotary | None = None) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        q, k, v = self.project(x, rotary)
         if self.training and not isinstance(self.attention_drop, nn.Identity):
             weights = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)  # (B, heads, N, N)
             y = self.attention_drop(weights.softmax(-1)).to(v.dtype) @ v

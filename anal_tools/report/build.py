@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from anal_tools import analyze, compare, label_errors
+from anal_tools import analyze, compare, intervals, label_errors
 from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
 from anal_tools.evaluate import scoring
-from anal_tools.report import content, media, page
+from anal_tools.report import content, maps, media, page
 from anal_tools.report.media import Pictures
 from anal_tools.text import shown
-from utils import files
+from utils import files, metrics
 from utils.faults import UserError
 from utils.options import Parser
 
 PICTURES, CLIPS = 200, 100  # videos that are shown with frames, and with a clip
+HEADLINE = ("top1", "top5", "mean_class_accuracy")
 MOST = 8  # experiments that the page has colours for
 
 
@@ -30,17 +31,35 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--pictures", type=int, default=PICTURES, metavar="N", help="videos that are shown with frames")
     parser.add_argument("--clips", type=int, default=CLIPS, metavar="N", help="of these, how many with a clip")
     parser.add_argument(
+        "--cam", action="store_true", help="show where the network looked in its most confident mistakes"
+    )
+    parser.add_argument("--cam-layer", default=None, metavar="NAME", help="--cam with the map of this layer")
+    parser.add_argument(
+        "--no-media", action="store_true", help="no frame of a video in the report, none of earlier ones"
+    )
+    parser.add_argument(
         "--good-pairs", type=Path, default=None, metavar="FILE", help="allowed pairs, `child -> parent` a line"
     )
 
     args = parser.parse_args(list(argv))
     if min(args.pictures, args.clips) < 0:
         raise UserError("report: --pictures and --clips are numbers of videos, 0 or more")
+    cam = args.cam or args.cam_layer is not None
+    if cam and (args.no_media or not args.pictures):
+        raise UserError("report: --cam draws on pictures; leave out --no-media and --pictures 0")
 
     started = time.monotonic()
 
     try:
-        index = build(args.exp, out=args.out, pictures=args.pictures, clips=args.clips, good_pairs=args.good_pairs)
+        index = build(
+            args.exp,
+            out=args.out,
+            pictures=0 if args.no_media else args.pictures,
+            clips=args.clips,
+            good_pairs=args.good_pairs,
+            cam=cam,
+            cam_layer=args.cam_layer,
+        )
     except OSError as error:
         raise UserError(f"{error.filename}: the report cannot be written here ({error.strerror}); try --out") from error
     size = sum(path.stat().st_size for path in index.parent.rglob("*") if path.is_file())
@@ -55,15 +74,20 @@ def build(
     pictures: int = PICTURES,
     clips: int = CLIPS,
     good_pairs: Path | None = None,
+    cam: bool = False,
+    cam_layer: str | None = None,
 ) -> Path:
     """Write the page of one experiment or several.
 
     Args:
         where: `EXP` or `EXP:NAME`; the first gives the list of videos.
         out: folder to write; default: report/ in the first experiment.
-        pictures: videos that are shown with the frames that the model saw.
+        pictures: videos that are shown with the frames that the model saw; 0: no media, those of earlier reports in
+            this folder are deleted.
         clips: of these, how many with a clip.
         good_pairs: file of allowed pairs.
+        cam: show where each network looked in its most confident mistakes.
+        cam_layer: layer of Grad-CAM; None to choose it.
 
     Returns:
         The page.
@@ -84,7 +108,19 @@ def build(
     folder = out or experiments[0].exp / "report"
     folder.mkdir(parents=True, exist_ok=True)
     found, note = pictures_of(experiments, analyses, folder / "media", pictures=pictures, clips=clips)
-    blocks = content.blocks(experiments, analyses, found, pictures=note)
+    about_maps = maps_of(experiments, analyses, found, folder / "media", layer=cam_layer) if cam else []
+    media.forget_others(folder / "media", found)
+    suspects = label_errors.suspects(experiments[0].results.scores, experiments[0].results.labels)
+    if suspects:
+        label_errors.write_csv(folder / label_errors.CSV, suspects, experiments[0].results)
+    blocks = content.blocks(
+        experiments,
+        analyses,
+        found,
+        pictures=note,
+        maps=about_maps,
+        suspects=label_errors.CSV if suspects else "",
+    )
 
     protocol = shown(str(experiments[0].results.summary.get("protocol", {}).get("text", "")))
     text = page.render(
@@ -104,11 +140,14 @@ def build(
 def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """The numbers above everything."""
     numbers = one.results.numbers
-    low, high = (100 * end for end in scoring.interval(one.results.videos.right()))
+    wanted = [metric for metric in metrics.metrics_of("report") if metric.name in HEADLINE]
+    ends = intervals.of_metrics(one.results.videos, wanted)
+    shares = []
+    for metric in wanted:
+        low, high = ends[metric.name]
+        shares.append((metric.on_page(numbers[metric.name]), f"{metric.title}, 95 % interval {low:.1f} to {high:.1f}"))
     return [
-        (f"{numbers['top1']:.2f} %", f"top-1, 95 % interval {low:.1f} to {high:.1f}"),
-        (f"{numbers['top5']:.2f} %", "top-5"),
-        (f"{numbers['mean_class_accuracy']:.2f} %", "mean class accuracy"),
+        *shares,
         (f"{len(analysis.predicted):,}", f"videos in {len(analysis.names)} classes"),
     ]
 
@@ -149,6 +188,8 @@ def pictures_of(
     experiments: Sequence[Experiment], analyses: Sequence[Analysis], folder: Path, *, pictures: int, clips: int
 ) -> tuple[dict[int, Pictures], str]:
     """The pictures of the chosen videos, and a line for the page that says what they show or why there are none."""
+    if not pictures:
+        return {}, "Made without pictures: no frame of a video is in this folder."
     rows = chosen_rows(experiments, analyses)[:pictures]
     if not rows:
         return {}, ""
@@ -160,10 +201,34 @@ def pictures_of(
         return {}, f"No pictures: {shown(str(error))}"
 
     found, failed = media.make(source, rows, folder, clips=clips, say=print)
-    media.forget_others(folder, found)
     for line in failed[:5]:
         print(f"no picture: {shown(line)}")
     note = (
         f"Frames are those that {experiments[0].title} saw, cropped as it saw them; choose one to find it in the clip."
     )
     return found, note + (f" {len(failed)} videos could not be shown." if failed else "")
+
+
+def maps_of(
+    experiments: Sequence[Experiment],
+    analyses: Sequence[Analysis],
+    found: dict[int, Pictures],
+    folder: Path,
+    *,
+    layer: str | None,
+) -> list[str]:
+    """Add maps to the pictures of each experiment's most confident mistakes; return a line about each."""
+    first, notes = experiments[0].results, []
+    for number, (one, analysis) in enumerate(zip(experiments, analyses, strict=True)):
+        here, there = scoring.common_rows(first.ids, one.results.ids)
+        place = dict(zip(there.tolist(), here.tolist(), strict=True))
+        rows = [row for row in analyze.worst_videos(analysis) if place.get(row) in found]
+        try:
+            made, note = maps.make(one.exp, one.results, rows, folder, layer=layer, say=print)
+        except UserError as error:
+            print(f"no maps of {one.title}: {shown(str(error))}")
+            made, note = {}, f"No maps: {shown(str(error))}"
+        for row, own in made.items():
+            found[place[row]].setdefault("maps", {})[str(number)] = own
+        notes.append(note)
+    return notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Sequence
@@ -10,10 +11,11 @@ from typing import TypedDict
 
 import numpy as np
 
-from anal_tools import allowed_pairs, analyze, compare, label_errors, score
+from anal_tools import allowed_pairs, analyze, compare, folds, intervals, label_errors, score
 from anal_tools.analyze import Analysis
 from anal_tools.compare import Experiment
 from anal_tools.evaluate import scoring
+from anal_tools.evaluate.protocols import FAMILIES
 from anal_tools.evaluate.results import Results
 from anal_tools.report.media import Pictures
 from anal_tools.report.page import words
@@ -46,6 +48,8 @@ def blocks(
     media: dict[int, Pictures],
     *,
     pictures: str,
+    maps: Sequence[str] = (),
+    suspects: str = "",
 ) -> dict[str, object]:
     """All JSON blocks of the page, by their element's id.
 
@@ -54,8 +58,11 @@ def blocks(
         analyses: one for each.
         media: row -> pictures.
         pictures: a line about them.
+        maps: a line about the maps of each experiment, "" for none.
+        suspects: file beside the page with the labels in doubt of the first experiment.
     """
     first = experiments[0].results
+    pooled = first.summary.get("folds") or {}
 
     rows = [scoring.common_rows(first.ids, one.results.ids) for one in experiments]
     found: dict[str, object] = {
@@ -68,6 +75,9 @@ def blocks(
             "labels": words(first.labels),
             "allowed": sorted([int(a), int(b)] for a, b in analyses[0].allowed),
             "pictures": pictures,
+            "maps": list(maps) or [""] * len(experiments),
+            "suspects": suspects,
+            "folds": [[shown(fold), int(about["videos"])] for fold, about in pooled.items()],
             "media": {str(row): values for row, values in media.items()},
             "experiments": [
                 about(one, analysis, own) for one, analysis, own in zip(experiments, analyses, rows, strict=True)
@@ -127,8 +137,10 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
         "suspects": [[place[s.row], s.other, round(s.score, 4), round(s.own, 4)] for s in doubtful if s.row in place][
             :SUSPECTS
         ],
-        "curves": curves(one.exp),
+        "curves": curves_of(one.exp, one.results),
         "views": points(one.results),
+        "folds": fold_table(one.results),
+        "advice": advice(one.results),
     }
 
 
@@ -138,15 +150,17 @@ def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     protocol = summary.get("protocol", {})
     cost, counts = summary.get("cost", {}), summary.get("counts", {})
     gmacs, parameters = cost.get("gmacs_per_video"), cost.get("parameters")
-    low, high = (100 * end for end in scoring.interval(one.results.videos.right()))
     allowed = allowed_pairs.accuracy(predicted, one.results.labels, analysis.allowed)
 
+    measured = metrics.metrics_of("report")
+    ends = intervals.of_metrics(one.results.videos, measured)
     first, *others = [
-        (metric.title, metric.on_page(one.results.numbers[metric.name])) for metric in metrics.metrics_of("report")
+        (metric.title, _with_interval(metric.on_page(one.results.numbers[metric.name]), ends[metric.name]))
+        for metric in measured
     ]
 
     rows = [
-        (first[0], f"{first[1]}  (95 % interval {low:.2f} to {high:.2f}, bootstrap over videos)"),
+        first,
         ("top-1 with allowed pairs", f"{100 * allowed:.2f} %" if analysis.allowed else ""),
         *others,
         ("videos", f"{len(predicted)}, {int((predicted < 0).sum())} of them could not be read and count as wrong"),
@@ -160,6 +174,46 @@ def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
         ("results", str(one.results.name)),
     ]
     return [(title, shown(text)) for title, text in rows if text]
+
+
+def _with_interval(number: str, ends: tuple[float, float]) -> str:
+    text = intervals.text(ends)
+    return f"{number}  ({text})" if text else number
+
+
+def fold_table(results: Results) -> dict[str, object] | None:
+    """Return the numbers of each fold of a pooled result, their mean and standard deviation; None without folds."""
+    pooled = results.summary.get("folds")
+    if not pooled:
+        return None
+    measured = [one for one in metrics.metrics_of("report") if all(one.name in about for about in pooled.values())]
+    values = np.array([[about[one.name] for one in measured] for about in pooled.values()])  # (folds, metrics)
+    return {
+        "columns": [one.title for one in measured],
+        "rows": [
+            [shown(fold), int(about["videos"]), own]
+            for (fold, about), own in zip(pooled.items(), values.round(4).tolist(), strict=True)
+        ],
+        "mean": values.mean(axis=0).round(4).tolist(),
+        "std": values.std(axis=0, ddof=1).round(4).tolist() if len(values) > 1 else None,
+        "all": [round(results.numbers[one.name], 4) for one in measured],
+    }
+
+
+def advice(results: Results) -> str:
+    """Return a sentence on how more views are evaluated with this sampling, "" where they were."""
+    kept = scoring.kept_protocol(results)
+    if kept.spec.views > 1:
+        return ""
+    for clips in (10, 5, 3, 2, 1):  # a preset may define fewer test clips than others
+        try:
+            wanted = dataclasses.replace(kept.spec, num_clips=clips, crops=FAMILIES[kept.family][3])
+        except UserError:
+            continue
+        views = f"{wanted.num_clips}x{wanted.crops_per_clip}"
+        how = f"eval.sh PARTITION N --views {views}" if results.summary.get("folds") else f"eval EXP --views {views}"
+        return f"One view was evaluated; evaluate with more ({how}) to see what they bring."
+    return "One view was evaluated; the sampling and crops of this experiment define no more."
 
 
 def points(results: Results) -> list[ViewPoint]:
@@ -214,15 +268,36 @@ def alike(matrix: np.ndarray) -> np.ndarray:
 
 def curves(exp: Path) -> dict[str, list[list[float]]]:
     """The training curves, thinned; a value that is not finite is left out."""
+    return {shown(tag): _thin(points) for tag, points in _recorded(exp)}
+
+
+def _recorded(exp: Path) -> list[tuple[str, list[list[float]]]]:
     path = exp / "events" / log.SCALARS
     if not path.is_file():
-        return {}
+        return []
+    return [(tag, [[step, value] for step, value in points]) for tag, points in log.read_scalars(path).items()]
 
+
+def _thin(points: list[list[float]]) -> list[list[float]]:
+    finite = [[step, float(f"{value:.6g}")] for step, value in points if math.isfinite(value)]
+    picked = np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CURVE_POINTS)).round().astype(int))
+    return [finite[i] for i in picked] if finite else []
+
+
+def curves_of(exp: Path, results: Results) -> dict[str, list[list[float]]]:
+    """Return the training curves of an experiment; of one with folds their mean, at the steps that all have."""
+    pooled = results.summary.get("folds")
+    if not pooled:
+        return curves(exp)
+    each: list[dict[str, dict[float, float]]] = []  # of each fold: tag -> step -> value
+    for fold in pooled:
+        recorded = _recorded(exp / folds.FOLDER / fold)
+        each.append({tag: {step: value for step, value in points} for tag, points in recorded})
     found = {}
-    for tag, points in log.read_scalars(path).items():
-        finite = [[step, float(f"{value:.6g}")] for step, value in points if math.isfinite(value)]
-        picked = np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CURVE_POINTS)).round().astype(int))
-        found[shown(tag)] = [finite[i] for i in picked] if finite else []
+    for tag in each[0]:
+        if all(tag in own for own in each):
+            steps = sorted(set.intersection(*(set(own[tag]) for own in each)))
+            found[tag] = _thin([[step, float(np.mean([own[tag][step] for own in each]))] for step in steps])
     return found
 
 
@@ -239,6 +314,9 @@ def comparison(experiments: Sequence[Experiment]) -> dict[str, object]:
                 "only_a": found.only_a,
                 "only_b": found.only_b,
                 "difference": found.difference,
+                "interval": [
+                    round(100 * end, 4) for end in scoring.interval(found.right_b.astype(np.float64) - found.right_a)
+                ],
                 "p": found.p,
                 "classes": [_number(value) for value in found.change],
             }

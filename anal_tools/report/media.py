@@ -25,6 +25,7 @@ from utils.faults import MediaError, UserError
 if TYPE_CHECKING:
     from anal_tools.evaluate.results import Results
     from datasets.lists.records import Records
+    from datasets.plan.facts import Facts
     from datasets.plan.views import EvalSpec
     from datasets.readers import Reader, ReaderSpec
 
@@ -40,21 +41,65 @@ _LAYOUT = [TILE_HEIGHT, SHEET_COLUMNS, SHEET_GAP, CLIP_SIDE, CLIP_RATE, CLIP_SEC
 _OPTIONS = {"deadline": "realtime", "cpu-used": "12", "crf": "20", "b": "200k", "threads": "1"}
 
 
-class _Sheet(TypedDict):
-    sheet: str
-    frames: list[int]
-    of: int
+class _Layout(TypedDict):
     columns: int
     width: int
     height: int
 
 
+class _Sheet(_Layout):
+    sheet: str
+    frames: list[int]
+    of: int
+
+
+class Maps(_Layout):
+    """Where a network looked: a sheet for each class that was asked about.
+
+    `shown` has (class, sheet); -1 stands for all classes.
+    """
+
+    shown: list[tuple[int, str]]
+    frames: list[int]
+
+
 class Pictures(_Sheet, total=False):
-    """What the page must know of the pictures of one video; the rest only where it has a clip."""
+    """What the page must know of the pictures of one video.
+
+    `clip`, `times` and `part` are there where it has a clip; `maps`, by the number of the experiment as text, where
+    maps were made.
+    """
 
     clip: str
     times: list[float]
     part: str
+    maps: dict[str, Maps]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The view that stands for all of a video's.
+
+    Attributes:
+        facts: of the video.
+        view: its number.
+        frames: (T,) ordinals that the network saw.
+        box: x1, y1, x2, y2 on the scaled frame.
+        flip: the crop was mirrored.
+        size: (h, w) of the scaled frame.
+    """
+
+    facts: Facts
+    view: int
+    frames: np.ndarray
+    box: tuple[int, ...]
+    flip: bool
+    size: tuple[int, int]
+
+    @property
+    def picked(self) -> np.ndarray:
+        """Places of the frames that a sheet shows, evenly picked."""
+        return np.linspace(0, len(self.frames) - 1, min(len(self.frames), SHEET_FRAMES)).round().astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -144,7 +189,12 @@ def make(
 
 def forget_others(folder: Path, found: dict[int, Pictures]) -> None:
     """Delete pictures of earlier reports; other files, should there be any, are not ours to delete."""
+    if not folder.is_dir():
+        return
     kept = {Path(path).name for one in found.values() for path in (one["sheet"], one.get("clip", ""))}
+    kept |= {
+        Path(path).name for one in found.values() for maps in one.get("maps", {}).values() for _, path in maps["shown"]
+    }
     for path in folder.iterdir():
         if re.fullmatch(r"[0-9a-f]{20}\.(jpg|webm)(\.tmp)?", path.name) and path.name not in kept:
             path.unlink()
@@ -152,35 +202,21 @@ def forget_others(folder: Path, found: dict[int, Pictures]) -> None:
 
 def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_clip: bool) -> Pictures:
     """Sheet and clip of one video; see `make`."""
-    from datasets.plan.views import resolve_eval
-
-    facts = reader.probe(row)
-    plan = resolve_eval(facts, source.spec, row)
-    view = shown_view(source.spec.num_clips, plan.boxes, plan.flips, plan.size)
-    seen = np.asarray(source.results.frames[row, view], np.int64)  # (T,)
-    if (seen < 0).any() or int(seen.max()) >= facts.frames:
-        raise MediaError(source.records.path(row), "has not the frames that the evaluation saw; it has changed since")
-    picked = seen[np.linspace(0, len(seen) - 1, min(len(seen), SHEET_FRAMES)).round().astype(np.int64)]
-    box = tuple(int(value) for value in plan.boxes[view])
-    stem = _stem(source, row, [picked.tolist(), box, plan.size, bool(plan.flips[view])])
+    seen = seen_of(source, reader, row)
+    picked = seen.frames[seen.picked]
+    stem = stem_of(source, row, [picked.tolist(), seen.box, seen.size, seen.flip])
     sheet = folder / f"{stem}.jpg"
     if not sheet.exists():
-        whole = np.empty((len(picked), *plan.size, 3), np.uint8)
-        reader.read(row, picked, None, plan.size, whole)
-        crops = whole[:, box[1] : box[3], box[0] : box[2]]
-        _write_sheet(crops[:, :, ::-1] if plan.flips[view] else crops, sheet)
-    columns, (height, width) = min(len(picked), SHEET_COLUMNS), _tile(box[3] - box[1], box[2] - box[0])
-    rows = -(-len(picked) // columns)
+        write_sheet(crops_of(reader, row, seen, picked), sheet)
     pictures: Pictures = {
         "sheet": f"media/{sheet.name}",
         "frames": picked.tolist(),
-        "of": len(seen),
-        "columns": columns,
-        "width": columns * (width + SHEET_GAP) - SHEET_GAP,
-        "height": rows * (height + SHEET_GAP) - SHEET_GAP,
+        "of": len(seen.frames),
+        **layout_of(seen),
     }
     if with_clip:
-        part = clip_part(facts.frames, facts.fps, seen)
+        facts = seen.facts
+        part = clip_part(facts.frames, facts.fps, seen.frames)
         clip = folder / f"{stem}.{SUFFIX}"
         rate = facts.fps / part.step
         if not clip.exists():
@@ -193,6 +229,46 @@ def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_cl
         if len(part) * part.step < facts.frames:
             pictures["part"] = f"{part.start / facts.fps:.0f}–{part.stop / facts.fps:.0f} s"
     return pictures
+
+
+def seen_of(source: Source, reader: Reader, row: int) -> Seen:
+    """Return the shown view of a video, with the frames that the evaluation recorded.
+
+    Raises:
+        MediaError: the video is another one now.
+    """
+    from datasets.plan.views import resolve_eval
+
+    facts = reader.probe(row)
+    plan = resolve_eval(facts, source.spec, row)
+    view = shown_view(source.spec.num_clips, plan.boxes, plan.flips, plan.size)
+    frames = np.asarray(source.results.frames[row, view], np.int64)  # (T,)
+    if (frames < 0).any() or int(frames.max()) >= facts.frames:
+        raise MediaError(source.records.path(row), "has not the frames that the evaluation saw; it has changed since")
+    box = tuple(int(value) for value in plan.boxes[view])
+    return Seen(facts, view, frames, box, bool(plan.flips[view]), plan.size)
+
+
+def crops_of(reader: Reader, row: int, seen: Seen, frames: np.ndarray) -> np.ndarray:
+    """Read frames as the network saw them: (F, h, w, 3) uint8."""
+    whole = np.empty((len(frames), *seen.size, 3), np.uint8)
+    distinct, places = np.unique(frames, return_inverse=True)
+    reader.read(row, distinct, None, seen.size, whole[: len(distinct)])
+    x1, y1, x2, y2 = seen.box
+    crops = whole[places, y1:y2, x1:x2]
+    return crops[:, :, ::-1] if seen.flip else crops
+
+
+def layout_of(seen: Seen) -> _Layout:
+    """Return columns, width and height of a sheet in pixels."""
+    count = len(seen.picked)
+    x1, y1, x2, y2 = seen.box
+    columns, (height, width) = min(count, SHEET_COLUMNS), _tile(y2 - y1, x2 - x1)
+    return {
+        "columns": columns,
+        "width": columns * (width + SHEET_GAP) - SHEET_GAP,
+        "height": -(-count // columns) * (height + SHEET_GAP) - SHEET_GAP,
+    }
 
 
 def shown_view(num_clips: int, boxes: np.ndarray, flips: np.ndarray, size: tuple[int, int]) -> int:
@@ -213,7 +289,7 @@ def clip_part(frames: int, fps: float, seen: np.ndarray) -> range:
     return range(start, start + length, step)
 
 
-def _stem(source: Source, row: int, how: list[object]) -> str:
+def stem_of(source: Source, row: int, how: list[object]) -> str:
     """A file name for one video's pictures: other videos, lists or views have another."""
     path = source.records.full_path(row)
     stamp = os.stat(path)
@@ -228,7 +304,7 @@ def _tile(height: int, width: int) -> tuple[int, int]:
     return TILE_HEIGHT, max(1, round(TILE_HEIGHT * width / height))
 
 
-def _write_sheet(crops: np.ndarray, path: Path) -> None:
+def write_sheet(crops: np.ndarray, path: Path) -> None:
     """Put frames (F, h, w, 3) side by side, SHEET_COLUMNS in a row."""
     import cv2
     import simplejpeg

@@ -175,6 +175,11 @@ def _records(list_file: str, separator: bytes | None) -> Iterator[tuple[int, byt
     return itertools.chain.from_iterable(record_blocks(list_file, separator))
 
 
+def record_lines(list_file: str) -> Iterator[tuple[int, bytes]]:
+    """Give (line number, line) of every record of a list of lines with one label each."""
+    return _records(list_file, _layout_of(list_file)[0])
+
+
 def is_header(line: bytes, separator: bytes | None) -> bool:
     """Whether the last field is a word for `label`."""
     fields = line.strip().split(separator)

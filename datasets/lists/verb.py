@@ -3,6 +3,8 @@
 Written to --out: train.txt, val.txt (test.txt where the annotations have one), `path label` with labels from 0;
 classInd.txt; missing_train.txt and so on, the samples whose video is not there; coverage.json, how many of each class
 are. Nothing that is there already is replaced by something else without --force.
+
+With --drop or --relabel it corrects a list instead: datasets/lists/correct.py.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.lists import correct
 from datasets.lists.class_names import read_class_names
 from datasets.lists.files import Media, best, by_name, walk
 from datasets.lists.formats import fits_a_line
@@ -34,6 +37,8 @@ _MARKS = (" ", ",", "\t")
 
 def main(argv: Sequence[str]) -> int:
     """The verb."""
+    if any(word.partition("=")[0] in ("--drop", "--relabel") for word in argv):
+        return correct.main(argv)
     args = _arguments(argv)
     everything = list(walk(args.root))
     media = [one for one in everything if fits_a_line(os.fsencode(one.path))]
@@ -59,7 +64,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = Parser(prog="main.py lists", description="list files of a data set, and what is missing")
+    parser = Parser(
+        prog="main.py lists",
+        description="list files of a data set, and what is missing",
+        epilog="main.py lists LIST --drop TABLE --relabel TABLE --out NEW corrects the labels of a list",
+    )
     add = parser.add_argument
     add("data_set", choices=[*READ, "folder"], help="folder: CLASS/video or train/CLASS/video, without annotations")
     add("--annotations", nargs="+", type=Path, metavar="FILE", help="the official files, or the folder that holds them")

@@ -2,6 +2,8 @@
 
 python main.py report exps/demo_exps/tsn_resnet18/motion8 exps/demo_exps/tsm_resnet18/motion8
 python docs/pictures/report.py exps/demo_exps/tsn_resnet18/motion8/report/index.html
+
+`--maps` takes the picture of the maps instead, of a report that was made with --cam.
 """
 
 from __future__ import annotations
@@ -20,18 +22,22 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 
-def main(index: Path) -> None:
+PICTURES = (
+    ("report_errors", "errors", False, 1000, 690),
+    ("report_matrix", "matrix", True, 1120, 800),
+    ("report_comparison", "compare", False, 1120, 760),
+    ("report_narrow", "errors", False, 380, 760),
+)
+MAPS = (("report_maps", "errors", False, 1000, 690),)
+
+
+def main(index: Path, *, maps: bool = False) -> None:
     """Take the pictures of one report."""
     from PIL import Image  # matplotlib brings it
 
     address = index.resolve().as_uri()
     with chromium.browser() as browser:
-        for name, section, dark, width, height in (
-            ("report_errors", "errors", False, 1000, 690),
-            ("report_matrix", "matrix", True, 1120, 800),
-            ("report_comparison", "compare", False, 1120, 760),
-            ("report_narrow", "errors", False, 380, 760),
-        ):
+        for name, section, dark, width, height in MAPS if maps else PICTURES:
             with chromium.visit(browser, f"{address}#{section}", width=width, height=height, dark=dark) as found:
                 prepare(found.page, name)
                 found.page.wait_for_timeout(500)
@@ -47,6 +53,11 @@ def prepare(page: Page, name: str) -> None:
         page.keyboard.press("n")
         page.keyboard.press("Enter")
         page.locator(".side img").first.scroll_into_view_if_needed()
+    if name == "report_maps":
+        for card in page.locator(".card .maps").all()[:8]:
+            card.locator("button").nth(1).click()
+        page.evaluate("scrollTo(0, 170)")
+        page.wait_for_timeout(500)
     if name == "report_narrow":
         page.locator(".card button.play").first.click()
         page.wait_for_function("() => document.querySelector('video').currentTime > 0.4")
@@ -55,4 +66,4 @@ def prepare(page: Page, name: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), maps="--maps" in sys.argv)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import html
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -17,8 +19,12 @@ import simplejpeg
 
 import main
 from anal_tools import compare
+from anal_tools.evaluate import protocols
+from anal_tools.evaluate.protocols import Protocol
 from anal_tools.evaluate.results import Results
 from anal_tools.report import build, content, media, page
+from datasets.plan.sampling import PRESETS, Sampling
+from datasets.plan.views import EvalSpec
 from tests.evaluated import guessed, motion_results, write_results
 from tests.experiment import make as make_experiment
 from utils.faults import UserError
@@ -275,3 +281,25 @@ def test_the_scripts_are_short_modules() -> None:
         lines = path.read_text().splitlines()
         assert len(lines) < 400
         assert max(map(len, lines)) <= 120
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_advice_works_for_every_sampling(tmp_path: Path, preset: str) -> None:
+    for segments, length, interval in ((8, 1, 1), (1, 8, 2)):  # each preset is for one of these, or for both
+        with contextlib.suppress(UserError):
+            spec = EvalSpec(Sampling(preset, segments, length, interval), scale=64, crop_size=56)
+            break
+    else:
+        pytest.fail("a preset without clips")
+    exp = write_results(
+        tmp_path / "e", labels=[0, 1], logits=guessed([1, 1], 2), names=["a", "b"], protocol=Protocol(spec).to_dict()
+    )
+    found = re.search(r"eval EXP --views (\d+x\d+)", content.advice(Results.load(exp)))
+    assert found
+    cfg: Any = SimpleNamespace(
+        data=SimpleNamespace(sampling=preset, clip_len=length, frame_interval=interval),
+        model=SimpleNamespace(num_segments=segments),
+        augmentation=SimpleNamespace(test_resize=64, input_size=56),
+        val_dense=False,
+    )
+    assert protocols.choose(cfg, views=found[1]).spec.views > 1  # as `eval` does with these words

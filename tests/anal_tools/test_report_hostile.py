@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import re
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from anal_tools import analyze
+from anal_tools.evaluate.results import Results
 from anal_tools.report import build
 from tests.chromium import visit
 from tests.evaluated import guessed, motion_results, write_results
@@ -118,7 +121,11 @@ def test_names_of_the_page_are_ours(index: Path) -> None:
     assert "\udcff" not in text
     for attribute in re.findall(r'\b(?:src|href)="([^"]*)"', re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)):
         assert attribute.startswith("#")
-    assert sorted(path.name for path in index.parent.iterdir()) == ["index.html"]
+    assert sorted(path.name for path in index.parent.iterdir()) == ["index.html", "label_suspects.csv"]
+    table = (index.parent / "label_suspects.csv").read_text("utf-8", errors="surrogateescape")
+    rows = list(csv.DictReader(io.StringIO(table)))
+    assert rows
+    assert {row["path"] for row in rows} <= set(Results.load(index.parent.parent).ids)
 
 
 def test_hostile_files_get_pictures_under_our_names(tmp_path: Path, motion_videos: Path, started_browser: Any) -> None:

@@ -58,6 +58,10 @@ def go(found: Visit, name: str) -> None:
     found.page.wait_for_selector(f'html[data-section="{name}"]', state="attached")
 
 
+def page_text(found: Visit) -> str:
+    return found.page.locator("#page").inner_text()
+
+
 def texts(found: Visit, selector: str) -> list[str]:
     return found.page.locator(selector).all_inner_texts()
 
@@ -77,7 +81,11 @@ def test_summary(shown: Visit, exps: list[Path]) -> None:
     right = int((results.scores[~results.failed].argmax(axis=1) == results.labels[~results.failed]).sum())
     assert f"{100 * right / 23:.2f} %" in texts(shown, ".headline b")
     facts = texts(shown, "table.facts tr")
-    assert any(line.startswith("top-1") and "95 % interval" in line for line in facts)
+    for title in ("top-1", "top-5", "mean class accuracy", "calibration error"):
+        (line,) = (line for line in facts if line.startswith(title + "\t"))
+        assert all(re.search(r"% +\([\d.]+ to [\d.]+\)", cell) for cell in line.split("\t")[1:]), line
+    assert "95 % interval" in texts(shown, ".headline span")[0]
+    assert "eval EXP --views 2x3" in page_text(shown)  # what the sampling of these experiments allows
     assert any("short side 64" in line for line in facts if line.startswith("protocol"))
     titles = texts(shown, "figcaption")
     assert titles == ["Loss", "Top-1", "Learning rate"]
@@ -265,7 +273,7 @@ def test_classes(shown: Visit) -> None:
     assert texts(shown, "#page tbody td:first-child")[0] == "up"
     assert page.locator("th[aria-sort]").get_attribute("aria-sort") == "descending"
     page.get_by_role("button", name="videos", exact=True).click()
-    counts = [int(text) for text in texts(shown, "#page tbody td:nth-child(6)")]
+    counts = [int(text) for text in texts(shown, "#page tbody td:nth-child(7)")]
     assert counts == sorted(counts, reverse=True)
     page.get_by_label("Find").fill("WISE")
     assert rows.count() == 2

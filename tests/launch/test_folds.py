@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -76,8 +77,20 @@ def test_killed_and_started_again_the_numbers_are_the_same(tmp_path: Path, motio
     assert "2 cells (2 done), 0 to run" in capfd.readouterr().out
 
     # What reads results reads the pooled one.
-    assert "nothing" not in build.build([str(calm)], pictures=2, clips=0).read_text()[:100]
-    assert len(list((calm / "report/media").glob("*.jpg"))) == 2, "held-out videos of all folds have pictures"
+    index = build.build([str(calm)], pictures=23, clips=0, cam=True)
+    text = re.search(r'id="report-data">(.*?)</script>', index.read_text(), re.DOTALL)
+    assert text
+    data = json.loads(text.group(1))
+    assert len(data["media"]) == 23, "held-out videos of all folds have pictures"
+    looked = {int(row) for row, one in data["media"].items() if "maps" in one}
+    wrong = set(map(int, (first.scores.argmax(axis=1) != first.labels).nonzero()[0]))
+    assert looked == wrong, "each by the network of its fold"
+    assert min(looked) < len(Results.load(calm / "folds/01").ids) <= max(looked)
+    assert "differently" not in data["maps"][0]
+    table = data["experiments"][0]["folds"]
+    assert [row[1] for row in table["rows"]] == [about["videos"] for about in first.summary["folds"].values()]
+    assert table["mean"][0] == pytest.approx(sum(row[2][0] for row in table["rows"]) / 2, abs=1e-3)
+    assert data["experiments"][0]["curves"]["loss_train"], "the mean of the folds"
     assert analyze.main([str(calm)]) == 0
     assert compare.main([str(calm), str(killed)]) == 0
     told = capfd.readouterr().out

@@ -26,6 +26,12 @@ function compareSection() {
             number: true,
         },
         {
+            title: "95 % interval",
+            value: (one) => one.interval[0],
+            cell: (one) => one.interval.map((end) => end.toFixed(2)).join(" to "),
+            number: true,
+        },
+        {
             title: "p (McNemar)",
             value: (one) => one.p,
             cell: (one) => (one.p < 1e-4 ? one.p.toExponential(1) : one.p.toFixed(4)),
@@ -51,7 +57,8 @@ function compareSection() {
                 "p",
                 { class: "note" },
                 "Exact two-sided McNemar test: the chance of so uneven a split of the videos " +
-                    "that only one of them has right, were both equally good.",
+                    "that only one of them has right, were both equally good. Interval of the difference: " +
+                    "bootstrap over the videos of both.",
             ),
         ),
         ...pairs.slice(0, report.experiments.length - 1).map(classDifferences),

@@ -39,6 +39,13 @@ const experiment = once((index) => {
 
 const names = once((piece) => block(`names-${piece}`));
 const videoName = (row) => names(Math.floor(row / report.piece))[row % report.piece];
+/** In which fold the first experiment held a video out; "" without folds. */
+function foldNote(row) {
+    let end = 0;
+    for (const [fold, videos] of report.folds) if (row < (end += videos)) return ` · fold ${fold}`;
+    return "";
+}
+
 const className = (index) => report.classes[index];
 const guessOf = (row, index = current) => experiment(index).guess[row * report.top];
 const confidence = (row, index = current) => experiment(index).score[row * report.top] / 65535;

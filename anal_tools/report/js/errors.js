@@ -130,6 +130,7 @@ function errorsSection() {
             { class: "panel" },
             h("h2", {}, "Most confident mistakes"),
             h("p", { class: "note" }, report.pictures),
+            report.maps[current] ? h("p", { class: "note" }, mapsNote()) : null,
             cards(worstVideos(current), { page: 12, empty: "No video is wrong." }),
         ),
         h(
@@ -141,6 +142,20 @@ function errorsSection() {
                 ? h("ol", { class: "pairs" }, items)
                 : h("p", { class: "note" }, "No class was taken for another."),
         ),
+    ];
+}
+
+function mapsNote() {
+    const looked = Object.values(report.media).find((media) => media.maps?.[current])?.maps[current];
+    if (!looked) return report.maps[current];
+    const meaning =
+        looked.shown[0][0] < 0
+            ? " the more red, the more of this place is in the answer, whatever the class."
+            : " the more red, the more this place spoke for the class.";
+    return [
+        `Maps: ${report.maps[current]} The buttons below the frames switch to them: `,
+        h("span", { class: "heat", role: "img", "aria-label": "a scale from grey over yellow to red" }),
+        meaning,
     ];
 }
 
@@ -179,6 +194,19 @@ function labelsSection() {
                     "the mean score that videos labelled with that class have. Sorted by how far the other class is " +
                     "ahead. Look before you change a label: a mistake of the model looks the same.",
             ),
+            suspects.length && current === 0 && report.suspects
+                ? h(
+                      "p",
+                      { class: "note" },
+                      "As a table: ",
+                      h("a", { href: report.suspects, download: report.suspects }, report.suspects),
+                      ". Delete its rows whose label is right, then ",
+                      h("code", {}, `main.py lists LIST --relabel ${report.suspects} --out NEW`),
+                      " writes a list with the suggested labels, ",
+                      h("code", {}, "--drop"),
+                      " one without these videos.",
+                  )
+                : null,
             suspects.length ? table(columns, suspects, { page: 50 }) : h("p", { class: "note" }, "None."),
         ),
         suspects.length

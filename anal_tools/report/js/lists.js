@@ -1,5 +1,13 @@
 // Pages of all classes and of all videos.
 
+/** The 95 % score interval of a share of n (Wilson 1927); wide for a class of few videos, and within 0..1. */
+function wilson(share, n, z = 1.959964) {
+    if (!n) return [NaN, NaN];
+    const middle = share + (z * z) / (2 * n);
+    const half = z * Math.sqrt((share * (1 - share)) / n + (z * z) / (4 * n * n));
+    return [middle - half, middle + half].map((end) => clamp(end / (1 + (z * z) / n), 0, 1));
+}
+
 function classesSection() {
     const { counts, videos } = confusion(current);
     const own = report.experiments[current].classes;
@@ -28,6 +36,12 @@ function classesSection() {
         { title: "class", value: className, cell: (k) => linkToVideos({ truth: k }, named(className(k))) },
         { title: "right", value: recall, cell: bars, down: false },
         { title: "recall", value: recall, cell: (k) => percent(recall(k)), number: true, down: false },
+        {
+            title: "95 % interval",
+            value: (k) => wilson(recall(k), videos[k])[0],
+            cell: (k) => wilson(recall(k), videos[k]).map((end) => (100 * end).toFixed(0)).join(" to "),
+            number: true,
+        },
         { title: "precision", value: (k) => own.precision[k], cell: (k) => percent(own.precision[k]), number: true },
         { title: "average precision", value: (k) => own.ap[k], cell: (k) => percent(own.ap[k]), number: true },
         { title: "videos", value: (k) => videos[k], number: true },

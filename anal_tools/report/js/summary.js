@@ -2,7 +2,18 @@
 
 function summarySection() {
     return [
-        h("section", { class: "panel" }, h("h2", {}, "Evaluation"), factsTable()),
+        h(
+            "section",
+            { class: "panel" },
+            h("h2", {}, "Evaluation"),
+            factsTable(),
+            h(
+                "p",
+                { class: "note" },
+                "In brackets: 95 % intervals, by a bootstrap over videos; Wilson's where every video is right.",
+            ),
+        ),
+        ...report.experiments.filter((one) => one.folds).map(foldsPanel),
         h(
             "div",
             { class: "columns" },
@@ -10,7 +21,15 @@ function summarySection() {
             h("section", { class: "panel" }, h("h2", {}, "Most frequent errors"), frequent()),
         ),
         h("section", { class: "panel" }, h("h2", {}, "Accuracy against cost"), costChart()),
-        h("section", { class: "panel" }, h("h2", {}, "Training"), h("div", { class: "columns" }, curveCharts())),
+        h(
+            "section",
+            { class: "panel" },
+            h("h2", {}, "Training"),
+            report.experiments.some((one) => one.folds)
+                ? h("p", { class: "note" }, "The curves of an experiment with folds are the mean of its folds.")
+                : null,
+            h("div", { class: "columns" }, curveCharts()),
+        ),
     ];
 }
 
@@ -46,6 +65,57 @@ function factsTable() {
                     ),
                 ),
             ),
+        ),
+    );
+}
+
+/** The numbers of each fold, their mean and standard deviation, and those of all held-out videos together. */
+function foldsPanel(one) {
+    const { columns, rows, mean, std, all } = one.folds;
+    const cells = (values) => values.map((value) => h("td", { class: "number" }, value.toFixed(2)));
+    const line = (title, videos, values, kind = null) =>
+        h(
+            "tr",
+            { class: kind },
+            h("th", { scope: "row" }, title),
+            h("td", { class: "number" }, videos),
+            cells(values),
+        );
+    const heads = ["fold", "videos", ...columns.map((title) => `${title}, %`)];
+    const name = report.experiments.length > 1 ? [" of ", named(one.name)] : null;
+    return h(
+        "section",
+        { class: "panel" },
+        h("h2", {}, "Folds", name),
+        h(
+            "div",
+            { class: "table" },
+            h(
+                "table",
+                { class: "folds" },
+                h(
+                    "thead",
+                    {},
+                    h(
+                        "tr",
+                        {},
+                        heads.map((title, i) => h("th", { scope: "col", class: i && "number" }, title)),
+                    ),
+                ),
+                h(
+                    "tbody",
+                    {},
+                    rows.map(([fold, videos, values]) => line(fold, String(videos), values)),
+                    line("mean", "", mean, "first"),
+                    std && line("standard deviation", "", std),
+                    line("all held-out videos", String(rows.reduce((sum, row) => sum + row[1], 0)), all, "first"),
+                ),
+            ),
+        ),
+        h(
+            "p",
+            { class: "note" },
+            "Each video was held out once, by the fold whose network never saw it. All pages show all of them.",
         ),
     );
 }
@@ -130,8 +200,9 @@ function costChart() {
         { title: "top-1 %", value: (row) => row.point.top1, cell: (row) => row.point.top1.toFixed(2), number: true },
         { title: "top-5 %", value: (row) => row.point.top5, cell: (row) => row.point.top5.toFixed(2), number: true },
     ];
+    const advice = [...new Set(usable.map((one) => one.advice).filter(Boolean))].join(" ");
     const note = single
-        ? "One view was evaluated; evaluate with more (eval --views 10x3) to see what they bring."
+        ? advice
         : "Smaller protocols are parts of the kept views; (near): the nearest there are.";
     if (single) return [table(columns, rows), h("p", { class: "note" }, note)];
     return h(

@@ -7,7 +7,7 @@ function card(row) {
         "article",
         { class: `card ${isRight(row) ? "is-right" : "is-wrong"}`, "data-row": row },
         media ? pictures(row, media) : null,
-        h("p", { class: "path" }, named(videoName(row))),
+        h("p", { class: "path" }, named(videoName(row)), foldNote(row)),
         verdict(row),
     );
 }
@@ -27,7 +27,8 @@ function pictures(row, media) {
     });
     loadWhenNear(sheet, media.sheet);
     const place = h("div", { class: "clip" });
-    if (!media.clip) return sheet;
+    const maps = mapButtons(sheet, media);
+    if (!media.clip) return [sheet, maps];
     const play = (at) => {
         let video = place.querySelector("video");
         if (!video) {
@@ -56,11 +57,44 @@ function pictures(row, media) {
         const among = (at, size, parts) => clamp(Math.floor((at / size) * parts), 0, parts - 1);
         const column = among(event.clientX - box.left, box.width, columns);
         const tile = among(event.clientY - box.top, box.height, rows) * columns + column;
-        play(media.times[Math.min(tile, frames.length - 1)]);
+        const own = maps?.dataset.frames ?? "own"; // another experiment may have seen other frames
+        play(own === "own" ? media.times[Math.min(tile, frames.length - 1)] : null);
     });
     const part = media.part ? ` (${media.part})` : "";
     const button = h("button", { type: "button", class: "play", onclick: () => play(null) }, `▶ play clip${part}`);
-    return [sheet, place, button];
+    return [sheet, maps, place, button];
+}
+
+/** Buttons that show where the current experiment's network looked, in place of the frames; null without maps. */
+function mapButtons(sheet, media) {
+    const maps = media.maps?.[current];
+    if (!maps) return null;
+    const plain = { text: "frames", src: media.sheet, width: media.width, height: media.height };
+    const choices = [
+        plain,
+        ...maps.shown.map(([index, src]) => ({
+            text: index < 0 ? "where it looked" : ["for ", named(className(index))],
+            src,
+            width: maps.width,
+            height: maps.height,
+        })),
+    ];
+    const buttons = choices.map((choice) =>
+        h(
+            "button",
+            { type: "button", "aria-pressed": choice === plain ? "true" : "false", onclick: () => show(choice) },
+            choice.text,
+        ),
+    );
+    function show(choice) {
+        near.unobserve(sheet); // if it was not near yet, it must not replace the choice later
+        for (const key of ["width", "height", "src"]) sheet.setAttribute(key, choice[key]);
+        sheet.alt = choice === plain ? sheet.title : `Where the network looked: frames ${maps.frames.join(", ")}`;
+        buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(choices[i] === choice)));
+        place.dataset.frames = choice === plain || String(maps.frames) === String(media.frames) ? "own" : "other";
+    }
+    const place = h("p", { class: "maps group" }, buttons);
+    return place;
 }
 
 // Browsers ignore loading="lazy" for pages that are opened from disk.
@@ -100,7 +134,7 @@ function verdict(row) {
     const truth = labels[row];
     if (guessOf(row) === UNREAD) {
         return [
-            h("p", { class: "truth" }, "is ", named(className(truth))),
+            h("p", { class: "truth" }, "true: ", named(className(truth))),
             h("p", { class: "note" }, "could not be read: counts as wrong"),
         ];
     }
@@ -110,7 +144,11 @@ function verdict(row) {
     if (!best.some((at) => data.guess[at] === truth)) {
         lines.push(guessLine(truth, data.own[row] / 65535, truth, `rank ${data.rank[row] + 1}`));
     }
-    return [h("p", { class: "truth" }, "is ", named(className(truth))), h("ol", { class: "guesses" }, lines)];
+    const predicted = named(className(guessOf(row)));
+    return [
+        h("p", { class: "truth" }, "true: ", named(className(truth)), ", predicted: ", predicted),
+        h("ol", { class: "guesses" }, lines),
+    ];
 }
 
 function guessLine(index, score, truth, note = "") {
