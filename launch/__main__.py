@@ -55,9 +55,7 @@ def launch(argv: Sequence[str]) -> int:
     if args.partition == "local":
         given = [name for name in (*flags, *SWITCHES) if getattr(args, name)]
         if given:
-            raise UserError(
-                f"--{given[0].replace('_', '-')} is for a partition of cluster.yaml, not for `local`"
-            )
+            raise UserError(f"--{given[0].replace('_', '-')} is for a partition of cluster.yaml, not for `local`")
         megabytes = memcached.wanted(_load(args, rest))
         if megabytes:
             os.environ.update(memcached.start_here(megabytes))

@@ -9,7 +9,6 @@ The new list has the lines of the old one, byte for byte, but for what was corre
 
 from __future__ import annotations
 
-import argparse
 import csv
 import itertools
 import json
@@ -24,6 +23,7 @@ from datasets.lists import formats
 from datasets.loading.bad_media import printable
 from utils import files
 from utils.faults import UserError
+from utils.options import Parser
 
 COLUMNS = ("path", "entry", "label", "suggested", "label_name", "suggested_name", "score", "label_score")
 _MOST = 2**31
@@ -48,7 +48,7 @@ class Correction:
 
 def main(argv: Sequence[str]) -> int:
     """Correct a list."""
-    parser = argparse.ArgumentParser(prog="main.py lists", description="A list without the labels that were wrong.")
+    parser = Parser(prog="main.py lists", description="A list without the labels that were wrong.")
     parser.add_argument("list", type=Path, help="the list file")
     parser.add_argument("--drop", type=Path, metavar="TABLE", help="csv whose videos are left out")
     parser.add_argument("--relabel", type=Path, metavar="TABLE", help="csv whose videos get their suggested label")
