@@ -245,11 +245,11 @@ def _curves(losses: dict[str, list[list[float]]]) -> dict[str, Any]:
 # ----------------------------------------------------------------------------------------------------------------- cost
 
 
-def costs(work: Path, rounds: int = 3, epochs: int = 4) -> dict[str, dict[str, list[float]]]:
+def costs(work: Path, rounds: int = 3, epochs: int = 3) -> dict[str, dict[str, list[float]]]:
     """CPU seconds of an epoch and peak memory of each side, in turn.
 
-    An epoch is a third of what a training of `epochs` costs above one of a single epoch, so that starting and the last
-    validation are not in it.
+    An epoch is what a training of `epochs` costs above one of a single epoch, divided by their difference: starting and
+    the last validation are not in it.
     """
     found: dict[str, dict[str, list[float]]] = {}
     for name, recipe in chosen().items():
