@@ -118,6 +118,8 @@ ISSUES: dict[str, dict[str, str]] = {
         "peer_accuracy": "peers.side_by_side",
         "peer_epoch_cpu": "peers.side_by_side",
         "peer_memory": "peers.side_by_side",
+        "epoch_over_bare": "training.epoch_cost",
+        "same_accuracy": "training.same_accuracy",
     },
 }
 
