@@ -23,6 +23,8 @@ def test_the_page_is_what_the_command_writes() -> None:
     assert results.page(results.kept()) == results.PAGE.read_text(encoding="utf-8"), (
         "run python -m tests.benchmarks.analysis.results page"
     )
+    readme = results.README.read_text(encoding="utf-8")
+    assert results.with_numbers(readme, results.kept()) == readme
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -47,12 +49,18 @@ def test_labels_and_folds_are_those_of_the_lists(file: Path, monkeypatch: pytest
 
 
 @real_data
+@pytest.mark.slow
 def test_the_ridge_regression_gives_the_kept_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     link(tmp_path, monkeypatch)
     kept = answers.Answers.read(answers.KEPT / "ut_interaction2/ridge.json")
     again = ridge.answers("ut_interaction2")
     same = [a == b for a, b in zip(sorted(again.videos), sorted(kept.videos), strict=True)]
     assert sum(same) >= len(same) - 1  # decoders and BLAS round in their own ways
+
+
+def test_a_readme_without_the_marks_is_refused() -> None:
+    with pytest.raises(UserError, match="are missing, between which the numbers go"):
+        results.with_numbers("# Zoetrope\n", {})
 
 
 def test_a_missing_data_set_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
