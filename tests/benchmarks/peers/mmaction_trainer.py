@@ -139,7 +139,20 @@ def initial(request: dict) -> dict:
     if request["images"]:
         fill_images(model, request["images"])
     torch.save({"state_dict": model.state_dict()}, request["initial"])
-    return {"tensors": len(model.state_dict())}
+    clips = Path(request["initial"]).with_suffix(".clips")
+    return {"logits": logits(model, torch.load(clips, weights_only=True))} if clips.exists() else {}
+
+
+def logits(model, clips) -> list[list[float]]:  # noqa: ANN001
+    """Return the class scores of normalised clips, (B, C, T, H, W) -> (B, K)."""
+    import torch
+
+    model.eval()
+    with torch.no_grad():
+        if type(model).__name__ == "Recognizer2D":
+            frames = clips.transpose(1, 2).flatten(0, 1)  # -> (B*T, C, H, W)
+            return model.cls_head(model.backbone(frames), clips.shape[2]).tolist()
+        return model.cls_head(model.backbone(clips)).tolist()
 
 
 def train(request: dict) -> dict:
