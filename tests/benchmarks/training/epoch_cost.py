@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -68,7 +69,7 @@ SETTINGS = {
     "tsm-224": Setting("tsm", "resnet18", 8, 1, 1, 224, 2, 8),
     "32x2-224": Setting("slowonly", "resnet18", 1, 32, 2, 224, 1, 6),
 }
-WARM_UP = 2
+WARM_UP, ROUNDS = 2, 3
 
 CONFIG = """\
 common:
@@ -234,8 +235,9 @@ def measure(setting: Setting) -> dict[str, Any]:
     return {"seconds": found, "bare_parts": parts}
 
 
-def over_bare(rounds: int = 3) -> dict:
+def over_bare() -> dict:
     """Each setting in processes of its own; the ratio of the sums, median over processes."""
+    rounds = int(os.environ.get("ZOETROPE_ACCEPT_ROUNDS", ROUNDS))
     measured = {}
     for name in SETTINGS:
         ratios, shares = [], {}
@@ -251,7 +253,10 @@ def over_bare(rounds: int = 3) -> dict:
             "rounds": [round(ratio, 3) for ratio in ratios],
             **shares,
         }
-    return {"measured": measured, "holds": all(one["ours_over_bare"] <= 1.05 for one in measured.values())}
+    return {
+        "measured": measured,
+        "holds": rounds >= ROUNDS and all(one["ours_over_bare"] <= 1.05 for one in measured.values()),
+    }
 
 
 def shown(one: dict[str, Any]) -> dict[str, Any]:
