@@ -219,7 +219,7 @@ def _named(text: str) -> Path:
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_only: bool = False) -> str:
     """Put the tensors into the model, all that must fit or none, and return the line for the log."""
     own = model.state_dict()
-    if encoder_only:
+    if encoder_only and any(key.startswith("backbone.") for key in state):
         without = getattr(model, "weights_without", ())
         new = {
             key: value for key, value in state.items() if key.startswith("backbone.") and not key.startswith(without)

@@ -6,6 +6,7 @@
   clip, whatever the number of heads. All heads start from the same weights and see the same dropout masks, so each
   head learns what a run of its own would.
 * Validation scores every head and notes the best one; evaluation, prediction and export use that one.
+* `encoder: images` takes a 2D network, such as one with ImageNet weights: a token is the pooled feature of a frame.
 * Choose it to measure what an encoder knows, and where training all of it is out of reach.
 """
 
@@ -29,7 +30,8 @@ from methods.vjepa2 import VJEPA2, AttentivePooler
 from networks.vit3d import VisionTransformer3D
 
 KINDS = ("attentive", "linear")
-ENCODERS = ("vjepa2", "videomae")
+ENCODERS = ("vjepa2", "videomae", "images")
+IMAGE_HEADS = 16  # of an attentive head on a 2D network
 
 
 class Head(nn.Module):
@@ -53,7 +55,7 @@ class Probe(nn.Module):
     """A frozen encoder and one head for each pair of the grid.
 
     Args:
-        backbone: (B, 3, T, H, W) -> tokens (B, N, D); it is frozen here.
+        backbone: (B, 3, T, H, W) -> tokens (B, N, D), or of images, (B*T, 3, H, W) -> (B*T, D); it is frozen here.
         head: the first head; the others are copies.
         kind: "attentive" or "linear".
         num_segments: T.
@@ -72,7 +74,7 @@ class Probe(nn.Module):
 
     def __init__(
         self,
-        backbone: VisionTransformer3D,
+        backbone: nn.Module,
         head: Head,
         *,
         kind: str,
@@ -110,12 +112,19 @@ class Probe(nn.Module):
             `all_heads` (B, heads, K).
         """
         with torch.no_grad():
-            tokens = self.backbone(clips)  # (B, C, T, H, W) -> (B, N, D)
+            tokens = self.tokens(clips)
         if self.kind == "linear":
             tokens = tokens.mean(1)  # once for all heads
         if len(self.heads) == 1 or not (self.training or self._shows_all):
             return self.heads[self._best](tokens, self.dropout)
         return torch.stack([head(tokens, self.dropout) for head in self.heads], 0 if self.training else 1)
+
+    def tokens(self, clips: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, N, D); N is T for a network of images."""
+        if isinstance(self.backbone, VisionTransformer3D):
+            return self.backbone(clips)
+        frames = clips.transpose(1, 2).flatten(0, 1)  # (B, C, T, H, W) -> (B*T, C, H, W)
+        return self.backbone(frames).unflatten(0, (clips.shape[0], -1))  # (B*T, D) -> (B, T, D)
 
     def train(self, mode: bool = True) -> Probe:
         """Training or evaluation mode of the heads; the encoder stays in evaluation mode."""
@@ -151,14 +160,16 @@ class Probe(nn.Module):
         assert isinstance(head, Head)
         dropout = getattr(self.dropout, "p", 0.0)
         shared = {"num_class": head.classifier.out_features, "num_segments": self.frames_per_clip, "dropout": dropout}
-        if isinstance(head.features, AttentivePooler) and self.backbone.positions == "rotary":
-            model: nn.Module = VJEPA2(self.backbone, head.features, init_scale=1.0, **shared)
-        elif isinstance(head.features, nn.LayerNorm) and self.backbone.positions == "sinusoid":
+        network = self.backbone
+        positions = network.positions if isinstance(network, VisionTransformer3D) else ""
+        if isinstance(head.features, AttentivePooler) and positions == "rotary":
+            model: nn.Module = VJEPA2(network, head.features, init_scale=1.0, **shared)  # pyright: ignore[reportArgumentType]
+        elif isinstance(head.features, nn.LayerNorm) and positions == "sinusoid":
             eps = head.features.eps
-            model = VideoMAE(self.backbone, pooling="mean", head_eps=eps, init_scale=1.0, **shared)
+            model = VideoMAE(network, pooling="mean", head_eps=eps, init_scale=1.0, **shared)
             model.fc_norm = head.features
         else:
-            return Probe(self.backbone, head, kind=self.kind, num_segments=self.frames_per_clip, dropout=dropout)
+            return Probe(network, head, kind=self.kind, num_segments=self.frames_per_clip, dropout=dropout)
         model.classifier = head.classifier
         return model
 
@@ -176,7 +187,7 @@ def build(
     num_segments: int,
     dropout: float = 0.0,
     pretrained: bool | str = False,
-    encoder: Literal["vjepa2", "videomae"] = "vjepa2",
+    encoder: Literal["vjepa2", "videomae", "images"] = "vjepa2",
     head: Literal["attentive", "linear"] = "attentive",
     lr_mults: tuple[float, ...] = (1.0,),
     decays: tuple[float, ...] = (),
@@ -192,12 +203,13 @@ def build(
     """Heads on a frozen encoder, as V-JEPA 2 is evaluated (Assran et al. 2025, arXiv:2506.09985, section 4).
 
     Args:
-        backbone: vit3d_small, vit3d_base, vit3d_large, vit3d_huge, vit3d_giant or vit3d.
+        backbone: vit3d_small, vit3d_base, vit3d_large, vit3d_huge, vit3d_giant or vit3d; with `encoder: images` a 2D
+            network, such as mobilenetv2.
         num_class: K.
-        num_segments: T, a multiple of `tubelet`.
+        num_segments: T, a multiple of `tubelet`; with `encoder: images` any number.
         dropout: probability before the classifiers.
         pretrained: weights of the encoder, see `methods.build`; heads in the file are left out.
-        encoder: whose network `backbone` is: "vjepa2" or "videomae".
+        encoder: whose network `backbone` is: "vjepa2", "videomae" or "images", a 2D network that sees each frame alone.
         head: "attentive": V-JEPA 2's pooler and a linear classifier; "linear": a layer norm of the mean token and a
             linear classifier.
         lr_mults: factors of the learning rate; one head is trained for each pair of a factor and a decay.
@@ -208,28 +220,33 @@ def build(
         eps: of the layer norms of the encoder.
         head_eps: of the layer norms of the heads.
         pooler_layers: blocks of self-attention of an attentive head before its query.
-        pooler_heads: attention heads of an attentive head; null for the encoder's number.
+        pooler_heads: attention heads of an attentive head; null for the encoder's number (images: 16).
         init_scale: factor on the classifiers' initial weights, whose standard deviation is .02.
-        backbone_options: width, depth, heads and mlp_ratio of `vit3d`.
+        backbone_options: width, depth, heads and mlp_ratio of `vit3d`, or options of the 2D network.
     """
     for name, value, known in (("encoder", encoder, ENCODERS), ("head", head, KINDS)):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(known)}")
     if not lr_mults or min(lr_mults) <= 0 or min(decays, default=0) < 0:
         raise ValueError("lr_mults must be one or more numbers above 0, and decays numbers from 0 on")
-    source = importlib.import_module(f"methods.{encoder}").build(
-        backbone=backbone,
-        num_class=num_class,
-        num_segments=num_segments,
-        patch=patch,
-        tubelet=tubelet,
-        eps=eps,
-        **backbone_options,
-    )
-    network = source.backbone
-    width = network.feature_dim
+    if encoder == "images":
+        network = _backbones.make(backbone, backbone_options)
+        without, own_heads = (), IMAGE_HEADS
+    else:
+        source = importlib.import_module(f"methods.{encoder}").build(
+            backbone=backbone,
+            num_class=num_class,
+            num_segments=num_segments,
+            patch=patch,
+            tubelet=tubelet,
+            eps=eps,
+            **backbone_options,
+        )
+        network = source.backbone
+        without, own_heads = getattr(source, "weights_without", ()), network.heads
+    width = _backbones.feature_dim(network)
     if head == "attentive":
-        heads = network.heads if pooler_heads is None else pooler_heads
+        heads = own_heads if pooler_heads is None else pooler_heads
         features: nn.Module = AttentivePooler(width, heads=heads, layers=pooler_layers, eps=head_eps)
     else:
         features = nn.LayerNorm(width, eps=head_eps)
@@ -242,7 +259,7 @@ def build(
         lr_mults=lr_mults,
         decays=decays,
     )
-    model.weights_without = getattr(source, "weights_without", ())
+    model.weights_without = without
     _backbones.load(model, pretrained, backbone, encoder_only=True)
     if pretrained:
         model.pretrained_note = f"frozen encoder: {model.pretrained_note}; new heads: {len(model.heads)}"  # pyright: ignore[reportArgumentType]

@@ -50,6 +50,9 @@ WANTED = {
     "sthv2_exps/probe_": 1,
     "ucf101_exps/": 6,
     "hmdb51_exps/": 4,
+    "ucf_sports_exps/": 6,
+    "weizmann_exps/": 6,
+    "ut_interaction_exps/": 2,
 }
 
 
@@ -177,6 +180,8 @@ def small(exp: Path, data: Path) -> list[str]:
         )
     if cfg.model.kwargs.get("fast_backbone"):
         sets["model.kwargs.fast_backbone"] = "resnet18"
+    if cfg.data.folds:  # each fold is an experiment without
+        sets["data.folds"] = "null"
     if cfg.data.flip_labels:
         sets["data.flip_labels"] = "[[left, right], [2, 3]]"
     return [f"{key}={value}" for key, value in sets.items()]

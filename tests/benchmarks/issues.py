@@ -117,6 +117,15 @@ ISSUES: dict[str, dict[str, str]] = {
         "silent": "training.loggers",
         "full": "training.loggers",
     },
+    "12": {
+        "ridge": "analysis.results",
+        "page": "analysis.results",
+        "peer_accuracy": "peers.side_by_side",
+        "peer_epoch_cpu": "peers.side_by_side",
+        "peer_memory": "peers.side_by_side",
+        "epoch_over_bare": "training.epoch_cost",
+        "same_accuracy": "training.same_accuracy",
+    },
 }
 
 

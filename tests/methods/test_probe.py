@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import methods
+import networks
 from methods.probe import Probe
 from methods.videomae import VideoMAE
 from methods.vjepa2 import VJEPA2
@@ -133,10 +134,36 @@ def test_weights_of_a_whole_model_fill_the_encoder(tmp_path) -> None:  # noqa: A
     assert model.pretrained_note.startswith("frozen encoder: weights from ")
 
 
+@pytest.mark.parametrize("head", ["attentive", "linear"])
+def test_a_network_of_images_gives_a_token_for_each_frame(head: str, tmp_path) -> None:  # noqa: ANN001
+    torch.manual_seed(1)
+    image = networks.BACKBONES["mobilenetv2"](num_class=1000)
+    torch.save(image.state_dict(), tmp_path / "imagenet.pth")
+    model = methods.build(
+        type="probe", backbone="mobilenetv2", encoder="images", head=head, num_class=5, num_segments=4,
+        pretrained=str(tmp_path / "imagenet.pth"), pooler_layers=1,
+    ).train()  # fmt: skip
+    assert model.pretrained_note.startswith("frozen encoder: weights from ")
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+
+    inputs = torch.randn(2, 3, 4, 32, 32)
+    bare = networks.BACKBONES["mobilenetv2"]().eval()
+    bare.load_state_dict({key: value for key, value in image.state_dict().items() if "classifier" not in key})
+    with torch.no_grad():
+        wanted = torch.stack([bare(inputs[:, :, i]) for i in range(4)], 1)  # (B, T, D)
+        torch.testing.assert_close(model.tokens(inputs), wanted)
+        alone = model.alone().eval()
+        assert isinstance(alone, Probe)
+        assert torch.equal(alone(inputs), model.eval()(inputs))
+    model.train()(inputs).sum().backward()
+    assert model.classifier.weight.grad is not None
+    assert all(torch.equal(a, b) for a, b in zip(model.backbone.buffers(), bare.buffers(), strict=True))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"encoder": "tsm"}, "must be one of vjepa2, videomae"),
+        ({"encoder": "tsm"}, "must be one of vjepa2, videomae, images"),
         ({"head": "mlp"}, "must be one of attentive, linear"),
         ({"lr_mults": (1.0, 0.0)}, "numbers above 0"),
         ({"decays": (-0.1,)}, "numbers from 0 on"),

@@ -15,7 +15,7 @@ from datasets.loading import loader
 from datasets.plan import order
 from datasets.readers.resize import KERNEL
 from methods.interop import provenance
-from utils import checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
+from utils import allocator, checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state
 from utils.engine.monitor import Monitor
 from utils.engine.run import Run
@@ -50,6 +50,8 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         # Ranks, folder, checkpoint
         world = dist.join()
         stack.push(dist.leave)
+        if world.device.type == "cpu":
+            allocator.keep_freed_memory()
         faults.fail_point("start.joined")
         folder = run_dir.RunDir(exp)
         world.on_main(folder.lock)

@@ -1,0 +1,1 @@
+"""The same recipe trained by MMAction2 1.2.0 and here."""

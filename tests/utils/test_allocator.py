@@ -1,0 +1,58 @@
+"""Freed memory stays with a process that trains on the CPU."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+# Ten steps that take and free 256 blocks of 1 MiB, as activations are: page faults of the last nine.
+STEPS = """
+import resource, sys, torch
+from utils import allocator
+print(allocator.keep_freed_memory() if sys.argv[1] == "kept" else None)
+for step in range(10):
+    blocks = [torch.empty(2**18).fill_(step) for _ in range(256)]
+    del blocks
+    if step == 0:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+on_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator than glibc's")
+
+
+def faults(how: str, **variables: str) -> tuple[str, int, int]:
+    done = subprocess.run(
+        [sys.executable, "-c", STEPS, how],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    said, count, peak = done.stdout.split()
+    return said, int(count), int(peak)
+
+
+@pytest.mark.system
+@on_glibc
+def test_a_step_after_the_first_gets_no_new_pages_and_the_peak_stays() -> None:
+    _, before, old_peak = faults("plain")
+    said, after, peak = faults("kept")
+    assert said == "True"
+    pages = 9 * 256 * 2**20 // 4096
+    assert before > pages / 600, "torch or glibc keeps freed memory by itself: the call is not needed any more"
+    assert after < before / 10
+    assert peak < old_peak + 10 * 1024
+
+
+@pytest.mark.system
+@on_glibc
+def test_numbers_of_the_user_stay() -> None:
+    assert faults("kept", MALLOC_TRIM_THRESHOLD_="131072")[0] == "False"
+    assert faults("kept", GLIBC_TUNABLES="glibc.malloc.top_pad=131072")[0] == "False"
