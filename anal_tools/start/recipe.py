@@ -52,7 +52,7 @@ class Recipe:
 
 RECIPES = {
     "finetune": Recipe(
-        "tsm", "mobilenetv2", WEIGHTS, (112, 224), (1600, 20_000), 8, 0.01, 5e-4, 0.5, 0.1, 0.5,
+        "tsm", "mobilenetv2", WEIGHTS, (112, 224), (1600, 20_000), 8, 0.004, 5e-4, 0.5, 0.1, 0.5,
         "TSM on MobileNetV2 that starts from ImageNet weights",
     ),
     "finetune-large": Recipe(

@@ -1,7 +1,7 @@
 """`main.py start` on three folders of real videos with nothing else typed, beside a ridge regression on the same split.
 
-The folders hold links to the videos of ../shared/data, one folder a class. The ridge regression sees the mean picture
-and the mean change of each video. $ZOETROPE_ACCEPT_SEEDS=0 measures fewer seeds than three; such a row does not hold.
+The folders hold links to the videos of ../shared/data, one folder a class. The ridge regression is that of `ridge.py`.
+$ZOETROPE_ACCEPT_SEEDS=0 measures fewer seeds than three; such a row does not hold.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tests.benchmarks.analysis import ridge
 from tests.benchmarks.methods.by_tests import passed
 from tests.benchmarks.rows import ROOT, SHARED, Row, command, run_rows, workspace
 
-MAP, STRENGTH = 32, 0.1  # of the ridge regression; of 54 choices none was much better on the folds of the lists
 WEIGHTS = ROOT / "pretrained/mobilenetv2_imagenet_features.pth"
 MINUTES = 15
 
@@ -36,37 +35,15 @@ def class_folders(name: str, folder: Path) -> Path:
     return folder
 
 
-def maps(path: Path) -> np.ndarray:
-    """Mean picture and mean absolute change of a video, (2 * MAP * MAP,)."""
-    import av
-    import cv2
-
-    with av.open(str(path)) as container:
-        frames = [
-            cv2.resize(frame.to_ndarray(format="gray"), (MAP, MAP), interpolation=cv2.INTER_AREA)
-            for frame in container.decode(video=0)
-        ]
-    video = np.array(frames, np.float64) / 255
-    return np.concatenate([video.mean(axis=0).ravel(), np.abs(np.diff(video, axis=0)).mean(axis=0).ravel()])
-
-
-def ridge(train: np.ndarray, labels: Sequence[int], val: np.ndarray) -> np.ndarray:
-    """Predictions of a ridge regression on one-hot labels (Hoerl and Kennard 1970), in its dual form."""
-    centre, scale = train.mean(axis=0), train.std(axis=0) + 1e-6
-    x, y = (train - centre) / scale, np.eye(max(labels) + 1)[list(labels)]
-    offset = y.mean(axis=0)
-    weights = np.linalg.solve(x @ x.T / x.shape[1] + STRENGTH * np.eye(len(x)), y - offset)
-    return ((val - centre) / scale @ x.T / x.shape[1] @ weights + offset).argmax(axis=1)
-
-
 def ridge_on(exp: Path, root: Path) -> float:
-    """Accuracy of the ridge regression on the lists of an experiment."""
+    """Accuracy of the ridge regression of docs/results.md on the lists of an experiment."""
     lists = []
     for name in ("train", "val"):
         rows = [line.split("\t") for line in (exp / f"lists/{name}.txt").read_text().splitlines()]
-        lists.append((np.array([maps(root / path) for path, _ in rows]), [int(label) for _, label in rows]))
+        videos = np.array([ridge.maps(root / path) for path, _ in rows])
+        lists.append((videos, np.array([int(label) for _, label in rows])))
     (train, labels), (val, wanted) = lists
-    return float((ridge(train, labels, val) == np.array(wanted)).mean())
+    return float((ridge.predict(train, labels, val) == wanted).mean())
 
 
 def start(name: str, figure: float) -> dict:
