@@ -69,7 +69,7 @@ SETS = {
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository's files, the toy method, the method of the docs and nothing else, with this environment as .venv."""
+    """The repository's files, the toy method, the method of the docs, nothing else, with this environment as .venv."""
     target = copy_repository(tmp_path_factory.mktemp("copy") / "zoetrope")
     (target / "methods" / "toy.py").write_text(TOY)
     (target / "methods" / "mymodel.py").write_text(program("docs/add_a_model.md", "methods/mymodel.py"))
