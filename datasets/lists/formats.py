@@ -472,7 +472,7 @@ def _read_json(list_file: str, root: str) -> Columns:
     starts, frames, labels = [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows]
     columns.add(paths, [starts, frames, [own[0] for own in labels]])
 
-    # Lists of one label each are as good as numbers: such a list has one label per video.
+    # A list of length 1 is a single label; a longer one makes the whole list multi-label.
     if any(len(own) > 1 for own in labels):
         columns.add_labels(labels)
     check_paths(list_file, paths, root, 0)
