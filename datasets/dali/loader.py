@@ -275,7 +275,7 @@ class DaliEvalLoader(Decoding, EvalLoader):
         super()._finish(index)
         self._start()
 
-        # Collect all runs up to the one with this round; request what DALI could not decode as pixels.
+        # Collect all runs up to the one with this round. Request the clips that DALI could not decode as pixels.
         while self._running and self._running[0][1].names[0] <= index:
             queue, _ = self._running.popleft()
             for number, reason in queue.collect():

@@ -164,8 +164,8 @@ class Decoder:
         if self.form == "video":
             fed["rows"] = [np.unique(clip.rows).astype(np.int32) for clip in clips]
 
+        # All inputs must be fed before the run is scheduled.
         for name, arrays in fed.items():
-            # The order of the inputs is free, but all must be fed before the run is scheduled.
             self._pipeline.feed_input(name, arrays)
         self._runs.append(list(clips))
         self._pipeline.schedule_run()

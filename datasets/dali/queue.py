@@ -27,7 +27,7 @@ class Job:
     """Clips of one form, and where they go.
 
     Attributes:
-        clips: what to decode.
+        clips: the clips to decode.
         outs: (T, h, w, 3) uint8 on the device, for each clip.
         names: the caller's number for each clip.
     """

@@ -138,8 +138,8 @@ def _choose(
     """Return (position, packet) of all packets that the wanted positions need, in file order."""
     nals = _Nals(codec, stream.codec_context.extradata)
 
-    # Group the wanted packets into runs, by the key frame from which each of them is decoded.
-    first_of: dict[int, int] = {}  # first packet of a run -> last wanted packet of it
+    # Group the wanted packets into runs, by the key frame from which each is decoded.
+    first_of: dict[int, int] = {}  # first packet of a run -> its last wanted packet
     for position in sorted(wanted):
         before = keys[: np.searchsorted(keys, position, side="right")]
         before = before[index.pts[before] <= index.pts[position]]  # a leading picture belongs to the previous run

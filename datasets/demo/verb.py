@@ -79,7 +79,7 @@ def open_folder(out: Path, settings: files.Row) -> None:
         (out / part).mkdir(parents=True, exist_ok=True)
     for stale in (out / "videos").glob("*.tmp"):  # left by a run that was killed
         stale.unlink()
-    # Last, so that a folder with settings is complete.
+    # From here on the folder belongs to these settings.
     files.write(file, (json.dumps(settings, indent=1) + "\n").encode())
 
 

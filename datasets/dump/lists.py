@@ -28,7 +28,7 @@ def target_names(records: Records, settings: Settings, files: set[str]) -> dict[
         files: names in DST that are not videos: the new list and failed.txt.
 
     Raises:
-        UserError: a video would take the place of one of the dump's own files, or would lie inside another video.
+        UserError: a video would take the place of a file of the dump, or would lie inside another video.
     """
     below: dict[str, str] = {}
     for i in range(len(records)):
@@ -48,7 +48,7 @@ def target_names(records: Records, settings: Settings, files: set[str]) -> dict[
             break
         names |= {path: path + settings.ending for path in clash}
 
-    # What still clashes needs a decision of the user.
+    # The clashes that remain need a decision of the user.
     for path, name in names.items():
         if name in parents:
             raise UserError(f"dump: {path} would hold other videos; give it another name, or use --as shards")

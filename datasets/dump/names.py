@@ -16,7 +16,7 @@ _NOT_LISTS = {".mp4", ".fsh"}  # dumped videos
 
 
 class Names:
-    """Know which files beside the videos are the dump's own: `DST/.dump/lists.json`, name -> the list it was made from.
+    """The files beside the videos that dumps have written: `DST/.dump/lists.json`, name -> the list of its origin.
 
     Args:
         folder: DST; it need not exist yet.
@@ -40,7 +40,7 @@ class Names:
         return {}
 
     def check(self, name: str, source: str) -> None:
-        """Raise UserError if the file of this name is not the dump's own, or comes from another list that still exists.
+        """Raise UserError if no dump wrote the file of this name, or one made it from another list that still exists.
 
         Args:
             name: a file in DST.

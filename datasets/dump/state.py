@@ -24,7 +24,7 @@ class State:
     Args:
         folder: DST.
         settings: settings of this dump.
-        names: the dump's own files in the folder.
+        names: the files beside the videos that dumps have written.
         redo: accept a folder with other settings, and make its videos again.
 
     Raises:

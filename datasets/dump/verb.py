@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     # From here on no other dump can write to this folder.
     state = State(dst, settings, names, redo=args.redo)
     try:
-        # Claim the name of the new list first, so that a killed dump can replace its own half.
+        # Claim the name of the new list first, so that the next dump may replace the list of a killed one.
         names.claim(name, source)
         spec = ReaderSpec("frames", missing_share=args.missing_share)
         return run(records, state, targets, dst / name, spec, workers=args.workers, deadline=args.deadline)
@@ -166,7 +166,7 @@ def run(
             failures[shown] = answer.why
         progress.advance(answer)
 
-    # Write failed.txt and the new list, also after failures: what is there can be used.
+    # Write failed.txt and the new list even after failures: the dumped videos can be used.
     file = state.note_failures(targets, failures)
     lines = list_lines(records, targets, done)
     if lines:

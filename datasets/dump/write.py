@@ -44,7 +44,7 @@ class Writer(Protocol):
         ...
 
     def abandon(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished file or folder."""
         ...
 
 

@@ -93,7 +93,7 @@ def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
 
 
 def plain(name: str) -> str:
-    """Return a class name without what tools change in it: case, blanks, underscores, punctuation."""
+    """Reduce a class name to letters and digits: tools change its case, blanks, underscores and punctuation."""
     return re.sub(r"[^a-z0-9]+", "", name.lower())
 
 

@@ -115,7 +115,7 @@ def beside(source: Path) -> list[Fold]:
 def groups_of(paths: Sequence[str], pattern: str | None) -> list[str] | None:
     """Return the group of each path: the text that a pattern finds in it, or its first group; None without a pattern.
 
-    A path without a match is a group of its own. Raise UserError if no path matches.
+    A path without a match is alone in its group. Raise UserError if no path matches.
     """
     if pattern is None:
         return None

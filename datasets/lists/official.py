@@ -85,7 +85,7 @@ def read(data_set: str, files: Sequence[Path], split: int) -> Annotations:
             raise UserError(f"--annotations: there is no {file}")
 
     annotations = READ[data_set](found, split)
-    # A class that is misspelt in one file would otherwise be a class of its own.
+    # A class that is misspelt in one file would otherwise become another class.
     known = set(annotations.classes)
     for items in annotations.splits.values():
         for item in items:

@@ -119,7 +119,7 @@ def _of_list(records: Records, found: list[Found], classes: Path | None, level: 
 
 
 def _remarks(records: Records, found: list[Found]) -> dict[str, list[files.Row]]:
-    """Return what concerns single files: bad ones, shorter ones, wrong frame counts, notes."""
+    """Return the remarks on single files: bad, shorter, with a wrong frame count, notes."""
     bad, notes, shorter, wrong_counts = [], [], [], []
     parts = bool(np.any(records.starts > 0))  # in a list with offsets, a record may end before its video does
 
@@ -277,7 +277,7 @@ def in_words(summary: files.Row, out: Path) -> list[str]:
             shown = ", ".join(empty[:5]) + (", ..." if len(empty) > 5 else "")
             lines.append(f"  {len(empty)} of {len(part['classes'])} classes have no readable video: {shown}")
 
-    # Copies within one list are harmless for an accuracy, so only those across lists are named.
+    # Copies across lists spoil an accuracy, so they are named. Those within one list are only counted.
     across = [group for group in summary["same"] if group["across"]]
     if summary["same"]:
         lines.append(f"{len(summary['same'])} groups of files hold the same video, {len(across)} of them across lists")

@@ -16,9 +16,9 @@ def same_content(
 ) -> list[Found]:
     """Return groups of files that hold the same video, within a list or across lists.
 
-    A group has the same file, the same bytes or, if frames were decoded, the same pictures: equal number of frames,
-    size, and first, middle and last picture (a copy in another container). To compare bytes, only files of equal size
-    are read, and of folders three frame files.
+    A group has the same file, the same bytes or, if frames were decoded, the same pictures: equal number of
+    frames, frame size, and first, middle and last picture (a copy in another container). To compare bytes, only files
+    of equal size are read, and of folders three frame files.
 
     Returns:
         {"how": "file", "bytes" or "pictures", "members": [(list, record), ...]}: one file in several lists, or at least

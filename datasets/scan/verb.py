@@ -75,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         for records in lists:
             journal.own(clean_name(records.list_file), str(records.list_file), records.root)
 
-    # Write what training, people and scripts need.
+    # Write the facts for training, then the lists, the summary and the page.
     entries = facts_cache.write(args.out / FACTS, journal.facts())
     summary = scan_results.write(
         args.out, lists, found, groups, level=args.decode, classes=args.classes, seconds=time.monotonic() - started
