@@ -20,7 +20,7 @@ Found = files.Row
 
 
 class Journal:
-    """The answers about files: DIR/files.jsonl, one line for each examination of a file. The last line of a file counts.
+    """The answers about files: DIR/files.jsonl, one line per examination of a file. The last line of a file counts.
 
     Another kind of line names the list to which a clean list in DIR belongs. Lines that lack a needed value are left
     out, and their files are examined again.
