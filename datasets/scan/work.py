@@ -58,7 +58,7 @@ def ask(
     records.frames = np.full(len(records), -1, np.int32)  # makes the readers count the frames themselves
     done = each(Setup(spec), records, tasks, workers, deadline)
     try:
-        first = next(done, None)  # starts the processes, which copy the records as they are now
+        first = next(done, None)  # starts the processes, which get the records as they are now
     finally:
         records.frames = told
 
