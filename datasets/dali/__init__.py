@@ -1,1 +1,1 @@
-"""Clips by NVIDIA DALI: a small file of the packets that a clip needs, a queue of them, decoders on CPU or GPU."""
+"""Decode clips with NVIDIA DALI: small files with the packets of a clip, a queue of runs, decoders on CPU or GPU."""

@@ -1,7 +1,7 @@
-"""Which codecs and frame sizes this GPU decodes, asked from NVIDIA's driver once at the start.
+"""Ask NVIDIA's driver once, at the start, which codecs and frame sizes this GPU decodes.
 
-The question is `cuvidGetDecoderCaps` of the Video Codec SDK (nvcuvid.h). The library comes with the driver; a container
-has it if its capabilities include `video`.
+The call is `cuvidGetDecoderCaps` of the Video Codec SDK (nvcuvid.h). The library comes with the driver. A container has
+it if its driver capabilities include `video`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _CHROMA_420 = 1  # cudaVideoChromaFormat
 
 
 class _Caps(ctypes.Structure):
-    """CUVIDDECODECAPS."""
+    """The struct CUVIDDECODECAPS; the driver reads the first three fields and fills the others."""
 
     _fields_ = (
         ("codec", ctypes.c_int),
@@ -46,7 +46,7 @@ def limits(device: torch.device) -> dict[str, tuple[int, int]]:
     """Return codec -> smallest and largest side of a frame [pixels] that NVDEC decodes; empty without the library."""
     with torch.cuda.device(device):
         torch.cuda.init()
-        torch.cuda.current_stream().synchronize()  # the driver answers for the current context, which this makes
+        torch.cuda.current_stream().synchronize()  # makes the context current, for which the driver answers
         try:
             return asked(ctypes.CDLL(_LIBRARY))
         except OSError:
@@ -54,11 +54,12 @@ def limits(device: torch.device) -> dict[str, tuple[int, int]]:
 
 
 def asked(library: ctypes.CDLL) -> dict[str, tuple[int, int]]:
-    """Ask an open library about each codec that DALI decodes; within the limits of DALI."""
+    """Return codec -> smallest and largest side, within DALI's limits, as an open driver library reports them."""
     found = {}
     for codec, (smallest, largest) in LIMITS["mixed"].items():
         caps = _Caps(codec=_CODECS[codec], chroma=_CHROMA_420)
         if library.cuvidGetDecoderCaps(ctypes.byref(caps)) == 0 and caps.is_supported:
             low = max(smallest, caps.min_width, caps.min_height)
             found[codec] = low, min(largest, caps.max_width, caps.max_height)
+
     return found

@@ -1,8 +1,8 @@
-"""Reader processes of the reader `dali`: bytes as they are stored, for a decoder on the device. Torch-free, DALI-free.
+"""Give stored bytes to a decoder on the device, in the reader processes of `dali`. Torch-free, DALI-free.
 
-A folder of frames, a shard or an image gives its JPEG files, by the frame source of the list (disk, shards,
-memcached); any other file gives a small mp4 (video_cut.py). What the device cannot decode, or might decode to another
-frame, is refused with a reason, and its clip is read here as pixels, by the readers `video` and `frames`.
+A folder of frames, a shard or an image gives its JPEG files, through the frame source of the list (disk, shards,
+memcached). Any other file gives a small mp4 (video_cut.py). Clips that the device cannot decode, or might decode to
+other frames, are refused with a reason. The readers `video` and `frames` then read their pixels here.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from datasets.plan.views import VideoPlan
     from datasets.readers.spec import ReaderSpec
 
-#: What DALI 2.4 decodes, and the smallest and largest side of a frame [pixels]. Its CPU build has no H.264 and no HEVC.
-#: AVI and other files without exact stamps are refused before, so MPEG-4 of old data sets is not among them. AV1 is not
-#: either: its encoders hide frames in most files, and after a hidden frame NVDEC's pictures are counted wrongly.
+#: Codecs that DALI 2.4 decodes, with the smallest and largest side of a frame [pixels]. Its CPU build has no H.264 and
+#: no HEVC. Files without exact time stamps, such as AVI, are refused earlier, so MPEG-4 of old data sets is missing.
+#: AV1 is missing too: its encoders hide frames in most files, and NVDEC counts pictures wrongly after a hidden frame.
 LIMITS = {
     "cpu": {"vp9": (2, 16384), "mjpeg": (2, 16384)},
     "mixed": {"h264": (128, 4096), "hevc": (144, 4096), "vp9": (128, 4096)},
@@ -47,7 +47,7 @@ class Encoded:
     Attributes:
         form: "video": one mp4; "images": JPEG files, each frame once.
         files: their bytes.
-        rows: (F,) int32: ordinal of each wanted frame in the mp4, or number of its file.
+        rows: (F,) int32: for each wanted frame, its ordinal in the mp4 or the number of its file.
         codec: "jpeg", or the codec of the video.
         matrix: name of the colour matrix in `bitstream.MATRICES`; None for BT.601.
     """
@@ -65,12 +65,13 @@ class Encoded:
 
 
 class EncodedReader:
-    """`Reader` that can also give stored bytes; `spec.decoder` says what they are for, "cpu" or "mixed"."""
+    """A `Reader` that can also give stored bytes, for the decoder named by `spec.decoder` ("cpu" or "mixed")."""
 
     def __init__(self, spec: ReaderSpec, records: Records) -> None:
         self.records = records
         self._limits = LIMITS[spec.decoder] if spec.limits is None else spec.limits
         self._video = VideoReader(spec, records)
+
         if spec.memcached and spec.memcached.get("servers"):
             from datasets.memcached.source import MemcachedReader
 
@@ -94,32 +95,36 @@ class EncodedReader:
         return self._video.missing(i) if self._of(i) is self._video else 0
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
-        """Pixels of frames, decoded here; see `Reader.read`."""
+        """Read the pixels of frames, decoded in this process; see `Reader.read`."""
         self._of(i).read(i, frames, box, size, out)
 
     def encode(self, i: int, frames: np.ndarray, without: Sequence[str] = ()) -> Encoded:
-        """The stored bytes of frames of record i.
+        """Return the stored bytes of some frames of record i.
 
         Args:
             i: the record.
             frames: (F,) ordinals.
-            without: codecs of which the decoder has failed to decode anything.
+            without: codecs of which the decoder has never decoded a clip.
 
         Raises:
-            Refused: it has to be read as pixels.
+            Refused: the frames have to be read as pixels.
             MediaError: a file cannot be opened.
         """
         if isinstance(self._of(i), FramesReader):
             if "jpeg" in without:
                 raise Refused("DALI decodes no JPEG here")
             return self._files(i, frames)
+
         index = self._video.index(i)
+        # A record may be a part of a video: its frames count from `starts`.
         ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
         if ordinals.min() < 0 or ordinals.max() >= index.facts.frames:
-            raise Refused("a frame is not there")  # its reader as pixels names it
+            raise Refused("a frame is not there")  # reading it as pixels then names the frame
+
         path, shown, codec = self.records.full_path(i), self.records.path(i), codec_of(index)
         if codec in without:
             raise Refused(f"DALI decodes no {codec} here")
+
         smallest, largest = self._limits.get(codec, (0, 0))
         codecs = frozenset(self._limits)
         data, rows, matrix = cut(path, shown, index, ordinals.tolist(), codecs, (smallest, largest))
@@ -129,10 +134,12 @@ class EncodedReader:
         return self._frames if family_of(self.records.full_path(i)) == "frames" else self._video
 
     def _files(self, i: int, frames: np.ndarray) -> Encoded:
+        # Each file is stored and decoded once, however often its frame is wanted.
         distinct, rows = np.unique(np.asarray(frames, np.int64), return_inverse=True)
         facts = self._frames.probe(i)
         if distinct[0] < 0 or distinct[-1] >= facts.frames:
             raise Refused("a frame is not there")
+
         files = self._frames.files(i, distinct.tolist())
         for data in files:
             _check_jpeg(data, (facts.height, facts.width))
@@ -141,13 +148,13 @@ class EncodedReader:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stored:
-    """Which stored bytes lie in a slot, one file behind the other.
+    """Describe the stored bytes in a slot, one file behind the other.
 
     Attributes:
         form, rows, codec, matrix: as in `Encoded`.
-        files: bytes of each file.
-        box: part of the frames that is wanted.
-        decoded: bytes of the whole frames.
+        files: number of bytes of each file.
+        box: part of the frames to keep.
+        decoded: bytes of the whole frames once decoded.
         frame: (height, width) as stored.
     """
 
@@ -164,20 +171,22 @@ class Stored:
 def pack(
     reader: Any, plan: Plan | VideoPlan, box: Box | None, slot: Slot, offset: int, wanted: AsStored
 ) -> dict[str, object]:
-    """Put the stored bytes of some frames into a slot.
+    """Write the stored bytes of some frames into a slot.
 
     Args:
         reader: an EncodedReader, perhaps behind a cache of facts.
-        plan, box: which frames of which record, and the part of them; box None = whole frames.
-        slot, offset: where they go.
-        wanted: room, and codecs to leave out.
+        plan, box: frames of a record, and the part of them to keep; box None means whole frames.
+        slot, offset: where the bytes go.
+        wanted: largest number of bytes, and codecs to leave out.
 
     Returns:
-        Fields of an `Answer`: `stored`, or `refused`; then nothing was written.
+        Fields of an `Answer`: `stored`, or `refused` if nothing was written.
     """
     facts: Facts = reader.probe(plan.sample)
     decoded = len(np.unique(plan.frames)) * facts.height * facts.width * 3
+
     try:
+        # Checked before anything is read: the device holds whole frames until they are cropped.
         if decoded > DECODED_BYTES:
             raise Refused(f"its frames take {decoded >> 20} MiB before they are cropped")
         encoded: Encoded = reader.encode(plan.sample, plan.frames, wanted.without)
@@ -186,28 +195,32 @@ def pack(
     except Refused as refusal:
         return {"refused": str(refusal)}
     except MediaError as error:
-        return {"refused": error.reason}  # its reader as pixels names the frame, or repairs the clip
+        return {"refused": error.reason}  # reading it as pixels names the bad frame, or repairs the clip
 
     slot.grow(offset + encoded.size)
     out = slot.view(offset, (encoded.size,))
     out[:] = np.frombuffer(b"".join(encoded.files), np.uint8)
+
     box = (0, 0, facts.width, facts.height) if box is None else box
     sizes, frame = [len(file) for file in encoded.files], (facts.height, facts.width)
     return {"stored": Stored(encoded.form, sizes, encoded.rows, encoded.codec, encoded.matrix, box, decoded, frame)}
 
 
 def _check_jpeg(data: bytes, size: tuple[int, int]) -> None:
-    """Refuse what is not a whole JPEG of the usual kind: a device decoder might show a part of it and say nothing."""
+    """Raise Refused unless `data` is a complete, usual JPEG: a decoder may show part of a file without an error."""
     import simplejpeg
 
     if data[:2] != b"\xff\xd8":
         raise Refused("its images are not JPEG files")
+    # A few bytes of padding may follow the end marker.
     if b"\xff\xd9" not in data[-64:]:
         raise Refused("a JPEG file of it is cut off")
+
     try:
         height, width, colour, _ = simplejpeg.decode_jpeg_header(data)
     except ValueError as error:
         raise Refused(f"a JPEG file of it is not readable ({error})") from error
+
     if colour not in ("YCbCr", "Gray"):
         raise Refused(f"JPEG files in {colour} are not decoded there")
     if (height, width) != size:

@@ -1,8 +1,8 @@
-"""Runs of DALI in the order in which they were asked for, and what happens when one of them fails.
+"""Run DALI's jobs in the order of their submission, and recover when a run fails.
 
-A failure ends DALI's pipeline and does not name the clip that caused it. So everything that was under way starts again
-in a fresh pipeline, the clips of the failed run one by one: every clip that decodes is delivered, the others are named.
-Where a codec cannot be decoded at all, this would build a pipeline for each clip: a `Breaker` gives up on the codec.
+A failure ends DALI's pipeline and does not name the clip that caused it. So a new pipeline decodes the clips of the
+failed run one by one, then all runs under way start again. Clips that decode are delivered, and the others are named.
+Where no clip of a codec can be decoded, this would build a pipeline for each clip: a `Breaker` gives up on the codec.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from datasets.loading.messages import Answer
 from datasets.loading.slots import Slot
 from utils.faults import UserError
 
-#: How DALI and the driver report that the memory of the GPU is exhausted.
+#: Texts by which DALI and the driver report that the memory of the GPU is exhausted.
 _OUT_OF_MEMORY = ("out of memory", "CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation", "std::bad_alloc")
 
 
@@ -27,9 +27,9 @@ class Job:
     """Clips of one form, and where they go.
 
     Attributes:
-        clips: what to decode.
+        clips: the clips to decode.
         outs: (T, h, w, 3) uint8 on the device, for each clip.
-        names: what the caller calls each clip.
+        names: the caller's number for each clip.
     """
 
     clips: list[Clip]
@@ -38,28 +38,30 @@ class Job:
 
 
 def clip_of(answer: Answer, slot: Slot, offset: int) -> Clip:
-    """Return what an answer's clip is decoded from; its bytes lie in the slot one behind the other."""
+    """Return the clip that an answer describes; its files lie in the slot one behind the other."""
     stored = answer.stored
     assert stored is not None
     assert answer.plan is not None
+
     files, start = [], offset
     for length in stored.files:
         files.append(slot.view(start, (length,)))
         start += length
+
     return Clip(
         stored.form, files, stored.rows, stored.box, answer.plan.size, stored.codec, stored.matrix, stored.frame
     )
 
 
 class Breaker:
-    """Counts what could be decoded, by codec. A codec with failures and no success is not sent any more.
+    """Count decoded and failed clips by codec. DALI gets no more clips of a codec with failures and no success.
 
     Attributes:
-        lines: for the log; the loader takes them away.
+        lines: messages for the log; the loader takes them out.
     """
 
     AFTER = 8  # failures without a success
-    IN_A_RUN = 2  # clips of a failed run that are tried alone, for a codec without a success
+    IN_A_RUN = 2  # clips of a failed run that are tried alone for a codec without a success: each costs a pipeline
 
     def __init__(self) -> None:
         self._decoded: collections.Counter[str] = collections.Counter()
@@ -68,7 +70,7 @@ class Breaker:
         self.lines: list[str] = []
 
     def note(self, codec: str, *, decoded: bool, reason: str = "") -> None:
-        """Count one clip."""
+        """Count one clip. Give up on its codec after `AFTER` failures without a success."""
         (self._decoded if decoded else self._failed)[codec] += 1
         if not self._decoded[codec] and self._failed[codec] >= self.AFTER:
             self.give_up(codec, f"none of the first {self._failed[codec]} clips was decoded ({reason})")
@@ -80,17 +82,17 @@ class Breaker:
             self.lines.append(f"dali: {codec} is decoded on the CPU from here on, {reason}")
 
     def has_decoded(self, codec: str) -> bool:
-        """Return True if a clip of this codec was decoded before."""
+        """Return True if a clip of this codec has been decoded."""
         return self._decoded[codec] > 0
 
     @property
     def closed(self) -> list[str]:
-        """Codecs that are not sent any more."""
+        """Codecs that DALI no longer gets."""
         return sorted(self._closed)
 
 
 class Queue:
-    """Jobs of one form. `collect` gives them back oldest first.
+    """Jobs of one form. `collect` returns them oldest first.
 
     Args:
         decoder: runs the jobs.
@@ -100,14 +102,15 @@ class Queue:
     def __init__(self, decoder: Decoder, breaker: Breaker, sessions: Sessions | None = None) -> None:
         self._decoder, self._breaker = decoder, breaker
         self._sessions = sessions or Sessions(None)
-        self._jobs: collections.deque[tuple[Job, dict[int, str]]] = collections.deque()  # and why clips are left out
+        # Each job, with the reasons of the clips that DALI does not get, by their number.
+        self._jobs: collections.deque[tuple[Job, dict[int, str]]] = collections.deque()
 
     def submit(self, job: Job) -> None:
         """Start a job."""
         self._jobs.append((job, self._start(job)))
 
     def collect(self) -> list[tuple[int, str]]:
-        """Finish the oldest job: fill its places.
+        """Finish the oldest job: write its clips into their places.
 
         Returns:
             (name, reason) of each clip that could not be decoded.
@@ -120,11 +123,14 @@ class Queue:
         given = [i for i in range(len(job.clips)) if i not in refused]
         if not given:
             return left_out
+
         try:
             self._deliver(job, given)
             return left_out
         except FAILURES as error:
             failed = self._one_by_one(job, given, self._reason(error))
+
+        # The failure ended the pipeline, and with it the runs of all later jobs.
         self._jobs = collections.deque((waiting, self._start(waiting)) for waiting, _ in self._jobs)
         return left_out + failed
 
@@ -134,7 +140,7 @@ class Queue:
         self._decoder.close()
 
     def _start(self, job: Job) -> dict[int, str]:
-        """Give DALI the clips that it decodes. Return why it does not get the others, by their number."""
+        """Give DALI the clips that it decodes. Return the reason for each other clip, by its number in the job."""
         refused = {i: reason for i, clip in enumerate(job.clips) if (reason := self._refusal(clip))}
         given = [clip for i, clip in enumerate(job.clips) if i not in refused]
         if given:
@@ -142,9 +148,10 @@ class Queue:
         return refused
 
     def _refusal(self, clip: Clip) -> str | None:
-        """Return why DALI does not get a clip; None if it does."""
+        """Return why DALI does not get a clip, or None if it does."""
         if clip.codec in self._breaker.closed:
             return "DALI decodes no such clip here"
+        # JPEG images need no session.
         return self._sessions.refusal(clip.codec, clip.frame) if clip.form == "video" else None
 
     def _deliver(self, job: Job, given: list[int]) -> None:
@@ -153,15 +160,19 @@ class Queue:
             self._breaker.note(job.clips[i].codec, decoded=True)
 
     def _one_by_one(self, job: Job, given: list[int], reason: str) -> list[tuple[int, str]]:
-        """Decode the clips of a failed run alone. Return the failures."""
+        """Decode the clips of a failed run one by one. Return (name, reason) of those that fail again."""
         self._decoder.restart()
         failed: list[tuple[int, str]] = []
+
+        # A run of one clip is named already: no need to try it again.
         if len(given) == 1:
             self._breaker.note(job.clips[given[0]].codec, decoded=False, reason=reason)
             return [(job.names[given[0]], reason)]
+
         tried: collections.Counter[str] = collections.Counter()
         for i in given:
             codec = job.clips[i].codec
+            # A codec that has never worked gets few tries, since each failure costs another pipeline.
             if tried[codec] < Breaker.IN_A_RUN or self._breaker.has_decoded(codec):
                 try:
                     self._decoder.submit([job.clips[i]])
@@ -171,11 +182,13 @@ class Queue:
                     reason = self._reason(error)
                     self._decoder.restart()
                     tried[codec] += 1
+
             self._breaker.note(codec, decoded=False, reason=reason)
             failed.append((job.names[i], reason))
         return failed
 
     def _reason(self, error: BaseException) -> str:
+        # No retry helps against a full GPU memory, so the user has to change a setting.
         if any(sign in str(error) for sign in _OUT_OF_MEMORY):
             raise UserError(
                 "data.reader: dali: the decoder ran out of memory, which holds the whole frames of a batch beside the "

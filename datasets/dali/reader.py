@@ -1,4 +1,4 @@
-"""The reader `dali` as a plain `Reader`, one clip at a time: for tools and for comparing readers.
+"""The reader `dali` as a plain `Reader` of one clip at a time, for tools and for comparing readers.
 
 Training and evaluation do not use it: their loaders (loader.py) decode whole batches beside the model.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class DaliReader:
-    """Frames decoded by DALI on the current GPU, or without one on the CPU; what it does not take is read by PyAV.
+    """Read frames decoded by DALI, on the current GPU or else on the CPU. PyAV reads what DALI does not take.
 
     Attributes:
         fallbacks: why clips were not decoded by DALI -> how many.
@@ -41,6 +41,7 @@ class DaliReader:
         has_gpu = torch.cuda.is_available()
         self.device = torch.device("cuda", torch.cuda.current_device()) if has_gpu else torch.device("cpu")
         self.fallbacks: collections.Counter[str] = collections.Counter()
+
         limits = capability.limits(self.device) if has_gpu else None
         spec = dataclasses.replace(spec, kind="encoded", decoder=mode(self.device), limits=limits)
         self._stored = EncodedReader(spec, records)
@@ -66,6 +67,7 @@ class DaliReader:
         facts = self.probe(i)
         if box is not None and not (0 <= box[0] < box[2] <= facts.width and 0 <= box[1] < box[3] <= facts.height):
             raise ValueError(f"box {tuple(box)} does not lie inside a frame of {facts.width}x{facts.height}")
+
         try:
             self._decode(self._stored.encode(i, frames), box or (0, 0, facts.width, facts.height), size, out)
             return
@@ -78,12 +80,14 @@ class DaliReader:
     def _decode(self, encoded: Encoded, box: Box, size: tuple[int, int], out: np.ndarray) -> None:
         files = [np.frombuffer(file, np.uint8) for file in encoded.files]
         decoder = self._decoder(encoded.form, len(encoded.rows))
+
         try:
             decoder.submit([Clip(encoded.form, files, encoded.rows, box, size, encoded.codec, encoded.matrix)])
             clip = torch.empty(out.shape, dtype=torch.uint8, device=self.device)
             decoder.deliver([clip])
             out[...] = clip.cpu().numpy()
         except FAILURES as error:
+            # A pipeline is of no use after an error; the next clip gets another one.
             decoder.restart()
             raise Refused(reason_of(error)) from error
 
@@ -93,6 +97,8 @@ class DaliReader:
             if decoder is not None:
                 decoder.close()
             stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+            # Doubling keeps the number of rebuilt pipelines small while clips get longer.
             decoder = Decoder(form, self.device, clips=1, frames=max(frames, 2 * most), stream=stream)
             self._decoders[form] = (max(frames, 2 * most), decoder)
+
         return decoder

@@ -1,11 +1,9 @@
-"""`python main.py demo-data`: writes motion8, a small video data set for the demo, as H.264 files and lists.
+"""`python main.py demo-data`: write motion8, a small video data set for the demo, as H.264 files and lists.
 
-What is special:
-
-- Each file depends on (seed, its number) only: any number of processes writes the same files.
-- All frames are intra-coded at a fixed quantiser, so a frame is coded alike wherever it stands in a clip. With long
-  groups of pictures the codec's residue alone tells the direction of play.
-- A video appears under its name when it is complete, so a run that was stopped goes on where it was.
+- Each file depends on (seed, its number) only, so any number of processes writes the same files.
+- All frames are intra-coded at a fixed quantiser, so the place of a frame in a clip does not change its coding. With
+  long groups of pictures, the residue of the codec alone would show the direction of play.
+- A video gets its name when it is complete, so a stopped run resumes where it was.
 """
 
 from __future__ import annotations
@@ -32,16 +30,17 @@ from utils.options import Parser
 from utils.signals import end_with_parent
 
 SETTINGS = "settings.json"
-FORMAT = 1  # raise it when the same seed starts to give other pictures
+FORMAT = 1  # increase it when the same seed gives other pictures
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the demo data set, or what is missing of it."""
+    """Write the demo data set, or the part of it that is missing."""
     args = _parser().parse_args(argv)
     if args.train < 8 or args.val < 8 or args.seed < 0 or args.workers < 1:
         raise UserError(
             "demo-data: --train and --val must be at least 8 (one clip a class), --seed 0 or more, --workers 1 or more"
         )
+
     settings = {"data_set": "motion8", "format": FORMAT, "seed": args.seed, "train": args.train, "val": args.val}
     out = Path(args.out)
     try:
@@ -53,16 +52,17 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(
             f"demo-data: cannot write {where}: {error.strerror}; choose another folder with --out"
         ) from error
+
     total = args.train + args.val
     print(f"{out}: {total} videos ({made} made now, {total - made} were there), lists in {out / 'lists'}")
     return 0
 
 
 def open_folder(out: Path, settings: files.Row) -> None:
-    """Make the folder, or take up one that the same settings began.
+    """Create the folder, or resume one that the same settings began.
 
     Raises:
-        UserError: the folder holds something else; nothing in it is touched.
+        UserError: the folder holds something else; nothing in it is changed.
     """
     file = out / SETTINGS
     if file.exists():
@@ -74,35 +74,40 @@ def open_folder(out: Path, settings: files.Row) -> None:
             raise UserError(f"demo-data: {file} is of other settings ({found}); delete {out} or choose another --out")
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"demo-data: {out} is not empty and was not made by demo-data; choose another --out")
+
     for part in ("videos", "lists"):
         (out / part).mkdir(parents=True, exist_ok=True)
-    for stale in (out / "videos").glob("*.tmp"):
+    for stale in (out / "videos").glob("*.tmp"):  # left by a run that was killed
         stale.unlink()
+    # From here on the folder belongs to these settings.
     files.write(file, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def all_labels(settings: files.Row) -> tuple[np.ndarray, np.ndarray]:
-    """Motion and shape labels (N,) of all clips, first those of training."""
+    """Return the motion and shape labels (N,) of all clips, those of training first."""
     train = motion8.labels(settings["train"], seed=settings["seed"], split=0)
     val = motion8.labels(settings["val"], seed=settings["seed"], split=1)
     return np.concatenate([train[0], val[0]]), np.concatenate([train[1], val[1]])
 
 
 def write_videos(out: Path, settings: files.Row, *, workers: int) -> int:
-    """Write the videos that are not there yet, with a progress line; returns how many that were."""
+    """Write the videos that do not exist yet, with a progress line. Return their number."""
     motion, shape = all_labels(settings)
     jobs = [
         (str(out / name_of(i)), settings["seed"], i, int(motion[i]), int(shape[i]))
         for i in range(len(motion))
         if not (out / name_of(i)).exists()
     ]
+
     progress = _Progress("videos", len(jobs))
+    # A pool takes seconds to start, more than a few clips.
     if workers == 1 or len(jobs) < 32:
         for job in jobs:
             _write_video(job)
             progress.advance()
         return len(jobs)
-    # Spawned, not forked: the caller may hold threads.
+
+    # Spawn, do not fork: the caller may have threads.
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_follow_parent, initargs=(os.getpid(),))
     try:
@@ -110,12 +115,14 @@ def write_videos(out: Path, settings: files.Row, *, workers: int) -> int:
             progress.advance()
     finally:
         pool.shutdown(cancel_futures=True)
+
     return len(jobs)
 
 
 def write_lists(out: Path, settings: files.Row) -> None:
-    """Write train and val lists (`path frames label`), for the motions and for the shapes, and the class names."""
+    """Write train and val lists (`path frames label`) for the motions and for the shapes, and the class names."""
     train = settings["train"]
+
     for suffix, names, label in zip(
         ("", "_shape"), (motion8.MOTIONS, motion8.SHAPES), all_labels(settings), strict=True
     ):
@@ -127,7 +134,7 @@ def write_lists(out: Path, settings: files.Row) -> None:
 
 
 def name_of(index: int) -> str:
-    """The path of a clip below the data set's folder."""
+    """Return the path of a clip below the folder of the data set."""
     return f"videos/{index:05d}.mp4"
 
 
@@ -143,7 +150,9 @@ def encode(frames: np.ndarray) -> bytes:
     import av
 
     buffer = io.BytesIO()
+    # One thread, so that the bytes do not depend on the machine.
     options = {"preset": "ultrafast", "qp": "14", "g": "1", "bf": "0", "threads": "1"}
+
     with av.open(buffer, "w", format="mp4") as container:
         try:
             stream = container.add_stream("libx264", rate=16, options=options)
@@ -151,10 +160,13 @@ def encode(frames: np.ndarray) -> bytes:
             raise UserError(
                 "demo-data: PyAV was built without libx264; install the wheel: pip install --force-reinstall av"
             ) from error
+
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for picture in frames:
+            # The frames of a clip that plays backwards are a view with negative strides.
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")))
         container.mux(stream.encode(None))
+
     return buffer.getvalue()
 
 
@@ -171,7 +183,7 @@ def _follow_parent(parent: int) -> None:
 
 
 class _Progress:
-    """One line `videos 320/1440  22%  ETA 9 s`: rewritten in place on a terminal, a few lines in a file."""
+    """Show one line `videos 320/1440  22%  ETA 9 s`: rewritten in place on a terminal, a few lines in a file."""
 
     def __init__(self, what: str, total: int) -> None:
         self.what, self.total, self.done = what, total, 0
@@ -179,12 +191,13 @@ class _Progress:
         self.shown = self.begin
 
     def advance(self) -> None:
-        """One video more is written."""
+        """Count one more video, and show the line if it is time."""
         self.done += 1
         now = time.monotonic()
         in_place = sys.stdout.isatty()
         if self.done < self.total and now - self.shown < (0.2 if in_place else 5.0):
             return
+
         self.shown = now
         left = (now - self.begin) / self.done * (self.total - self.done)
         line = f"{self.what} {self.done}/{self.total} {100 * self.done // self.total:3d}%  ETA {left:.0f} s "
@@ -197,6 +210,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python main.py demo-data",
         description="Write motion8: short videos of moving shapes, in 8 motion classes that need the order of frames.",
     )
+
+    # The options below are all numbers.
     add = functools.partial(parser.add_argument, metavar="N", type=int)
     parser.add_argument("--out", default="data/motion8", metavar="DIR", help="folder to write (data/motion8)")
     add("--train", default=1200, help="training clips (1200)")

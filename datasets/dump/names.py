@@ -1,4 +1,4 @@
-"""The files that a dump writes into DST beside its videos: lists and failed.txt. No other file is ever replaced."""
+"""Keep track of the files that a dump writes into DST beside its videos: lists and failed.txt. Replace no others."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from utils import files
 from utils.faults import UserError
 
 FAILED = "failed.txt"
-_NOT_LISTS = {".mp4", ".fsh"}
+_NOT_LISTS = {".mp4", ".fsh"}  # dumped videos
 
 
 class Names:
-    """Which files beside the videos are the dump's own: `DST/.dump/lists.json`, name -> the list it was made from.
+    """The files beside the videos that dumps have written: `DST/.dump/lists.json`, name -> the list of its origin.
 
     Args:
-        folder: DST; need not exist yet.
+        folder: DST; it need not exist yet.
 
     Raises:
         UserError: lists.json is damaged.
@@ -34,22 +34,25 @@ class Names:
         if self._file.exists():
             return {name: str(source) for name, source in read_json(self._file).items()}
         manifest = self._file.with_name("manifest.jsonl")
-        if manifest.exists() and manifest.stat().st_size:  # a folder from before there was a lists.json
+        # A folder of an older version, which wrote no lists.json: find its files by their content.
+        if manifest.exists() and manifest.stat().st_size:
             return {file.name: "" for file in self.folder.iterdir() if _was_written_here(file)}
         return {}
 
     def check(self, name: str, source: str) -> None:
-        """UserError if the file of this name is not the dump's own, or was made from another list that still exists.
+        """Raise UserError if no dump wrote the file of this name, or one made it from another list that still exists.
 
         Args:
             name: a file in DST.
-            source: absolute path of the list it is made from; "" for failed.txt.
+            source: absolute path of the list that the file is made from; "" for failed.txt.
         """
         file = self.folder / name
         if name not in self._known:
             if os.path.lexists(file):
                 raise UserError(f"{file}: no dump wrote this file; move it away, or choose another folder")
             return
+
+        # A list that was moved keeps its dump; two lists must not replace each other's result.
         before = self._known[name]
         if before and os.path.exists(before) and not (os.path.exists(source) and os.path.samefile(before, source)):
             raise UserError(
@@ -58,14 +61,14 @@ class Names:
             )
 
     def claim(self, name: str, source: str) -> None:
-        """Note that the dump writes this file, before it does; see `check`."""
+        """Record that the dump is about to write this file; see `check`."""
         self.check(name, source)
         if self._known.get(name) != source or not self._file.exists():
             self._known[name] = source
             self._write()
 
     def drop(self, name: str) -> None:
-        """The dump has removed its file of this name."""
+        """Record that the dump has removed its file of this name."""
         if self._known.pop(name, None) is not None:
             self._write()
 
@@ -74,10 +77,10 @@ class Names:
 
 
 def list_name(list_file: Path, dst: Path) -> str:
-    """Name of the new list in DST: that of the old one, with .txt for a JSON list.
+    """Return the name of the new list in DST: that of the old one, with .txt for a JSON list.
 
     Raises:
-        UserError: the name is taken by failed.txt, or the new list would replace the old one.
+        UserError: the name is that of failed.txt, or the new list would replace the old one.
     """
     name = f"{list_file.stem}.txt" if is_json(str(list_file)) else list_file.name
     if name == FAILED:
@@ -88,7 +91,7 @@ def list_name(list_file: Path, dst: Path) -> str:
 
 
 def read_json(file: Path) -> files.Row:
-    """A file of the dump that holds a dict; UserError if it does not."""
+    """Return the dict in a JSON file of the dump. Raise UserError if there is none."""
     try:
         content = json.loads(file.read_text())
         if isinstance(content, dict):
@@ -99,20 +102,22 @@ def read_json(file: Path) -> files.Row:
 
 
 def _was_written_here(file: Path) -> bool:
-    """Whether an older dump wrote this file: each of its lines names something in the folder, or a failure."""
+    """Return True if an older dump wrote this file: each line names a file in the folder, or a failure."""
     if file.suffix in _NOT_LISTS or file.name.startswith(".") or not file.is_file():
         return False
     if file.name == FAILED:
         return all("\t" in line for line in file.read_text(errors="replace").splitlines())
+
     try:
         records = Records.load(file, file.parent, num_class=None)
     except UserError:
-        return file.stat().st_size == 0
+        return file.stat().st_size == 0  # an old dump without a success left an empty list
     return all(os.path.exists(records.full_path(i)) for i in range(len(records)))
 
 
 def write_text(file: Path, text: str) -> None:
-    """Replace a small file as a whole."""
+    """Replace a small file as a whole, so that no reader sees half of it."""
     own = file.with_name(f".{file.name}.tmp-{os.getpid()}")
     with files.replacing(file, temporary=own, sync=True) as temporary:
+        # Paths that are not UTF-8 keep their bytes.
         temporary.write_text(text, errors="surrogateescape")

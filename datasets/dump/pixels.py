@@ -1,4 +1,4 @@
-"""From a decoded frame to the pixels and bytes that a dump stores."""
+"""Turn a decoded frame into the pixels and bytes that a dump stores."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
 
     from datasets.plan.facts import Facts
 
-_PNG_LEVEL = 3
+_PNG_LEVEL = 3  # of 9: higher levels take much longer for slightly smaller files
 
 
 class Coder:
-    """Encodes frames as JPEG or PNG.
+    """Encode frames as JPEG or PNG.
 
-    A video's frames are scaled and converted by swscale (bicubic) and go to the encoder as planes; nothing passes
+    swscale scales and converts the frames of a video (bicubic). They reach the encoder as planes, without passing
     through RGB. A stored JPEG that needs no scaling is kept byte for byte.
 
     Args:
-        settings: quality and so on.
+        settings: quality and other settings of the dump.
         turns: counter-clockwise quarter turns that make a frame upright.
-        facts: size of the upright video; frames that differ from it are brought to it first, as the reader does.
+        facts: size of the upright video; frames of another size are scaled to it first, as the reader does.
     """
 
     def __init__(self, settings: Settings, turns: int, facts: Facts) -> None:
@@ -40,24 +40,29 @@ class Coder:
         self._scaler = Scaler()
 
     def code(self, picture: Picture) -> bytes:
-        """The bytes of one image."""
+        """Return the bytes of one image file."""
         if picture.stored is not None and self._is_right(picture.stored):
-            return picture.stored
+            return picture.stored  # encoding it again would only lose quality
+
         frame = decoded(picture)
         if self.settings.lossless:
             done, data = cv2.imencode(
-                ".png", self.rgb(frame, picture.name)[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL]
+                # cv2 takes BGR.
+                ".png",
+                self.rgb(frame, picture.name)[..., ::-1],
+                [cv2.IMWRITE_PNG_COMPRESSION, _PNG_LEVEL],
             )
             if not done:
                 raise MediaError(picture.name, "a frame of it cannot be written as PNG")
             return data.tobytes()
+
         planes = jpeg_planes(self._scaler, frame, self.stored_size(), picture.name)
         if self.turns:
             planes = [np.ascontiguousarray(np.rot90(plane, self.turns)) for plane in planes]
         return simplejpeg.encode_jpeg_yuv_planes(*planes, quality=self.settings.quality)
 
     def stored_size(self) -> tuple[int, int]:
-        """(h, w) of the result before it is made upright."""
+        """Return the (h, w) of the result before it is turned upright."""
         height, width = self.size
         return (width, height) if self.turns % 2 else (height, width)
 
@@ -70,7 +75,7 @@ class Coder:
             return False
 
     def rgb(self, frame: av.VideoFrame, name: str) -> np.ndarray:
-        """(h, w, 3) upright RGB: the pixels that the reader `video` gives, scaled by area where they are scaled."""
+        """Return (h, w, 3) upright RGB: the pixels of the reader `video`, scaled by area where they are scaled."""
         image = self._scaler.rgb(frame, name, self.turns)
         if image.shape[:2] != self.full:
             image = cv2.resize(np.ascontiguousarray(image), self.full[::-1], interpolation=cv2.INTER_LINEAR)
@@ -80,7 +85,7 @@ class Coder:
 
 
 def jpeg_planes(scaler: Scaler, frame: av.VideoFrame, size: tuple[int, int], name: str) -> list[np.ndarray]:
-    """Y, U, V as JPEG has them: full range, BT.601, chroma halved."""
+    """Return the planes Y, U, V as JPEG has them: full range, BT.601, chroma halved."""
     from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
     full = scaler.to(
@@ -94,6 +99,8 @@ def jpeg_planes(scaler: Scaler, frame: av.VideoFrame, size: tuple[int, int], nam
         interpolation=Interpolation.BICUBIC,
         threads=1,
     )
+
+    # A line in memory may be longer than the picture is wide: cut the padding off.
     return [
         np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]  # type: ignore[arg-type]
         for plane in full.planes

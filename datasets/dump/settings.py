@@ -1,4 +1,4 @@
-"""What a dump makes: the settings of a folder of dumped videos, and the sizes that follow from them."""
+"""The settings of a dump, stored in the folder of its videos, and the frame sizes that follow from them."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from datasets.readers.frame_shard import SUFFIX, TEMPLATE
 from utils.faults import UserError
 
 FORMS = ("frames", "shards", "clips")
-#: Raised when the same settings give other bytes than before.
+#: Increase it when the same settings give other bytes than before.
 VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How videos are stored; written into the folder, compared when a dump goes on.
+    """How videos are stored. The folder holds a copy, which later dumps into it are compared with.
 
     Attributes:
         form: "frames", "shards" or "clips".
-        short_side: largest length of the shorter side [pixels]; smaller videos keep their size, 0 = all keep it.
-        quality: of JPEG, 1..100.
-        template, base: names of frames; for clips unused.
+        short_side: largest length of the shorter side [pixels]; smaller videos keep their size, and 0 keeps every size.
+        quality: JPEG quality, 1..100.
+        template, base: file names of frames, and number of the first; clips do not use them.
         lossless: PNG instead of JPEG, or H.264 without loss and without chroma subsampling.
         gop: frames from key frame to key frame of a clip.
         crf: constant rate factor of x264 for clips.
@@ -39,10 +39,11 @@ class Settings:
     version: int = VERSION
 
     def check(self) -> None:
-        """Raise UserError for values that make no sense."""
+        """Raise UserError for values that are out of range or do not fit together."""
         wrong = ""
         if self.form not in FORMS:
             wrong = f"--as {self.form}: choose one of {', '.join(FORMS)}"
+        # 4:2:0 needs even sides, and sides below 16 are less than one macroblock.
         elif self.short_side < 0 or 0 < self.short_side < 16 or self.short_side % 2:
             wrong = f"--short-side {self.short_side}: an even number of pixels from 16 on, or 0 to keep the size"
         elif not 1 <= self.quality <= 100:
@@ -57,27 +58,30 @@ class Settings:
             wrong = f"--template {self.template}: a lossless dump writes .png, any other .jpg"
         elif not self.lossless and not self.template.endswith((".jpg", ".jpeg")):
             wrong = f"--template {self.template}: frames are written as .jpg"
+
         if wrong:
             raise UserError(f"dump: {wrong}")
 
     @property
     def ending(self) -> str:
-        """What is appended to the name of a video."""
+        """The ending that is appended to the name of a video."""
         return {"frames": "", "shards": SUFFIX, "clips": ".mp4"}[self.form]
 
     def digest(self) -> str:
-        """A short name for these settings."""
+        """Return a short hash of these settings."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        """One line of JSON."""
+        """Return the settings as one line of JSON."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """(h, w) of the stored frames of an upright video: never larger; both even where x264 or a change asks it."""
+        """Return (h, w) of the stored frames of an upright video: never larger, even where scaled or x264 needs it."""
         short = min(height, width)
         if self.short_side == 0 or short <= self.short_side:
             even = self.form == "clips" and not self.lossless and short > 1
             return (height & ~1, width & ~1) if even else (height, width)
+
+        # Round the longer side to the nearest even number.
         long = 2 * round(max(height, width) * self.short_side / short / 2)
         return (self.short_side, long) if height <= width else (long, self.short_side)

@@ -1,4 +1,4 @@
-"""What a dump reads: every frame of one video, in order, from a video file, a folder of images or a shard."""
+"""Read every frame of one video in order, from a video file, a folder of images or a shard."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Picture:
     """One frame of a source.
 
     Attributes:
-        frame: decoded, not yet upright; None where only `stored` is known.
-        stored: the bytes of its file, where it comes from an image file.
-        name: for messages.
+        frame: the decoded frame, not yet upright; None if only `stored` is known.
+        stored: the bytes of the image file, if the frame comes from one.
+        name: the frame's name for messages.
     """
 
     frame: av.VideoFrame | None
@@ -37,45 +37,52 @@ class FolderSource:
     """The images of a folder or a shard.
 
     Args:
-        path: where it is.
+        path: the folder or shard on disk.
         shown: the path as the list writes it.
     """
 
-    turns = 0
+    turns = 0  # stored images are shown as they are, so they need no rotation
     missing = 0
 
     def __init__(self, path: str, shown: str) -> None:
         self._files, self._path, self._shown = FilesSource(), path, shown
         described = self._files.describe(path)
+        # A shard describes itself; a folder is described by the names of its files.
         if described is not None:
             count = described.frames
             self._names = [described.template.format(described.base + k) for k in range(count)]
             self.facts = Facts(count, described.height, described.width, described.fps)
             return
+
         layout = find_layout(self._files.names(path))
         if layout is None:
             raise MediaError(shown, "the folder holds no numbered images")
+
         self._names = [layout.template.format(layout.base + k) for k in range(layout.count)]
+        # One image is enough: the reader scales those that differ to the size of the first.
         height, width = image_size(self._files.read_many(path, self._names[:1])[0], self._shown)
         self.facts = Facts(layout.count, height, width, 0.0)
 
     def end_at(self, frames: int, missing: int) -> None:
-        """Leave out the last frames."""
+        """Leave out the last frames: keep `frames`, and record that `missing` do not decode."""
         self.facts, self.missing = dataclasses.replace(self.facts, frames=frames), missing
 
     def pictures(self) -> Iterator[Picture]:
-        """All frames as their files' bytes; see `decoded` for their pixels."""
+        """Yield all frames as the bytes of their files; `decoded` gives their pixels."""
         for name in self._names:
             yield Picture(None, self._files.read_many(self._path, [name])[0], os.path.join(self._shown, name))
 
 
 class VideoSource:
-    """The frames of a video file, as many as its packet table promises (video_index.py), else MediaError.
+    """The frames of a video file, exactly as many as its packet table promises (video_index.py).
 
     Args:
-        path: where it is.
+        path: the file on disk.
         shown: the path as the list writes it.
         missing_share: largest share of the frames that may be missing at the end.
+
+    Raises:
+        MediaError: the file cannot be indexed.
     """
 
     def __init__(self, path: str, shown: str, missing_share: float) -> None:
@@ -86,15 +93,15 @@ class VideoSource:
         self.facts, self.turns, self.missing = index.facts, index.rotation, index.missing
 
     def end_at(self, frames: int, missing: int) -> None:
-        """Leave out the last frames."""
+        """Leave out the last frames: keep `frames`, and record that `missing` do not decode."""
         self.facts, self.missing = dataclasses.replace(self.facts, frames=frames), missing
 
     def pictures(self) -> Iterator[Picture]:
-        """All frames, decoded from the start on one thread.
+        """Yield all frames, decoded from the start on one thread.
 
         Raises:
             EndsEarly: only the last frames do not decode.
-            MediaError: more is missing, or the decoder puts out more frames than the packets promise.
+            MediaError: more frames are missing, or the decoder returns more frames than the packets promise.
         """
         from datasets.readers.video_index import Decoding, open_container, video_stream
 
@@ -102,11 +109,14 @@ class VideoSource:
         with open_container(self._path, self._shown) as container:
             decoding = Decoding(container, video_stream(container, self._shown), self._missing_share)
             for frame in decoding:
-                if count < expected:
+                if count < expected:  # count the others too, but a copy must not hold them
                     yield Picture(frame, None, self._shown)
                 count += 1
+
+        # Extra frames are accepted only where the file is known to be damaged.
         if count == expected or (count > expected and (decoding.trouble or self.missing)):
             return
+
         reason = f"{count} of its {expected} frames decode" + (f" ({decoding.trouble})" if decoding.trouble else "")
         missing = expected - count
         if missing > 0 and is_tolerable(missing, expected, self._missing_share):
@@ -118,14 +128,14 @@ Source = FolderSource | VideoSource
 
 
 def open_source(path: str, shown: str, missing_share: float) -> Source:
-    """The source at a path; MediaError if there is nothing that can be read."""
+    """Open the source at a path. Raise MediaError if there is nothing that can be read."""
     if FilesSource().is_folder(path):
         return FolderSource(path, shown)
     return VideoSource(path, shown, missing_share)
 
 
 def decoded(picture: Picture) -> av.VideoFrame:
-    """The pixels of a frame of either kind of source; EXIF orientation is not applied, as in the reader."""
+    """Return the pixels of a frame of either kind of source. EXIF orientation is not applied, as in the reader."""
     import av
 
     if picture.frame is not None:
@@ -135,5 +145,6 @@ def decoded(picture: Picture) -> av.VideoFrame:
 
 
 def rate(facts: Facts) -> Fraction:
-    """Frame rate of a copy; 30 frames/s where the source does not say."""
+    """Return the frame rate of a copy; 30 frames/s where the source names none."""
+    # 1001 keeps the rates of NTSC exact, such as 30000/1001.
     return Fraction(facts.fps or 30.0).limit_denominator(1001)

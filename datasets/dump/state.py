@@ -1,4 +1,4 @@
-"""The state of a folder of dumped videos: settings, manifest, lock, failures. All but the last lie in `DST/.dump/`."""
+"""The state of a folder of dumped videos: settings, manifest, lock and failures, all but the last in `DST/.dump/`."""
 
 from __future__ import annotations
 
@@ -19,43 +19,48 @@ Entry = files.Row
 
 
 class State:
-    """One open folder of dumped videos; nobody else can write to it meanwhile.
+    """One open folder of dumped videos. A lock keeps other dumps from writing to it until `close`.
 
     Args:
         folder: DST.
-        settings: of this dump.
-        names: the dump's own files in the folder.
-        redo: accept other settings than the folder was made with; its videos are then made again.
+        settings: settings of this dump.
+        names: the files beside the videos that dumps have written.
+        redo: accept a folder with other settings, and make its videos again.
 
     Raises:
-        UserError: another dump is at work there, or its settings differ, or the file of its settings is damaged.
+        UserError: another dump writes there, the settings differ, or the file of the settings is damaged.
     """
 
     def __init__(self, folder: Path, settings: Settings, names: Names, *, redo: bool) -> None:
         self.folder, self.settings, self._names = folder, settings, names
         self._own = folder / ".dump"
         self._own.mkdir(parents=True, exist_ok=True)
+
         self._lock = os.open(self._own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if not files.lock(self._lock):
                 raise UserError(f"{folder}: another dump is writing there; wait for it or choose another folder")
             self._check_settings(redo)
-        except BaseException:
+        except BaseException:  # no `close` follows a failed constructor
             os.close(self._lock)
             raise
+
+        # The lock is held, so only a killed dump can have left temporary files.
         self.tmp = self._own / "tmp"
-        shutil.rmtree(self.tmp, ignore_errors=True)  # what a killed dump left
+        shutil.rmtree(self.tmp, ignore_errors=True)
         self.tmp.mkdir()
+
         self._known: dict[str, Entry] = {}  # by target
-        self._older: dict[str, Entry] = {}  # by path: lines from before they named their target
+        self._older: dict[str, Entry] = {}  # by path: lines of an older version, without a target
         self._read()
+
         self._manifest = AppendFile(self._own / "manifest.jsonl", print)
 
     def close(self) -> None:
-        """Let others write."""
+        """Release the folder, so that other dumps can write to it."""
         self._manifest.close()
         shutil.rmtree(self.tmp, ignore_errors=True)
-        os.close(self._lock)
+        os.close(self._lock)  # last: it lets the next dump in
 
     def _check_settings(self, redo: bool) -> None:
         file = self._own / "settings.json"
@@ -67,8 +72,11 @@ class State:
                     f"{self.folder} was made with other settings ({'; '.join(differ)}); choose another folder, or add "
                     "--redo to make its videos again"
                 )
+
+            # Not even --redo mixes folders, shards and clips: their names would clash.
             if before.get("form") != now["form"]:
                 raise UserError(f"{self.folder} holds {before.get('form')}; choose another folder for {now['form']}")
+
         write_text(file, self.settings.to_json() + "\n")
 
     def _read(self) -> None:
@@ -81,43 +89,50 @@ class State:
                 self._older[entry["path"]] = entry
 
     def done(self, target: str, shown: str, path: str) -> Entry | None:
-        """The entry of a video that needs no work: same settings, source unchanged, and it is still there.
+        """Return the entry of a video that needs no work: same settings, same source, result still there. Else None.
 
         Args:
-            target: its name below the folder.
-            shown, path: the source as the list writes it, and where it is.
+            target: name of the result below the folder.
+            shown, path: the source as the list writes it, and its path on disk.
         """
         entry = self._known.get(target) or self._older.get(shown)
         if entry is None or entry.get("digest") != self.settings.digest() or other_source(entry, shown, path):
             return None
+
+        # The manifest may list a video that someone has deleted.
         if not os.path.exists(self.folder / target):
             return None
         try:
             return entry if entry.get("stamp") == stamp(path) else None
         except MediaError:
-            return None
+            return None  # the source cannot be read: dumping it will report why
 
     def add(self, target: str, entry: Entry) -> Entry:
-        """Note a finished video, which is on the disk; its entry."""
+        """Add a finished video, which is on the disk, to the manifest. Return its entry."""
         entry = self._known[target] = {**entry, "target": target}
         self._manifest.append((json.dumps(entry) + "\n").encode())
         return entry
 
     def note_failures(self, asked: Iterable[str], failures: dict[str, str]) -> Path:
-        """Rewrite failed.txt: `path<tab>reason` a line; failures of videos that were not asked for this time stay."""
+        """Rewrite failed.txt, `path<tab>reason` a line. Failures of videos that are not in `asked` stay."""
         file = self.folder / FAILED
         kept: dict[str, str] = {}
         if file.exists():
             for line in file.read_text(errors="surrogateescape").splitlines():
                 path, _, reason = line.partition("\t")
                 kept[path] = reason
+
         for path in asked:
             kept.pop(path, None)
         kept |= failures
+
+        # A complete dump has no failed.txt.
         if not kept:
             file.unlink(missing_ok=True)
             self._names.drop(FAILED)
             return file
+
+        # Claim the name before the file exists, so that a killed dump does not leave a file without an owner.
         self._names.claim(FAILED, "")
         lines = [f"{path}\t{' '.join(reason.split())}\n" for path, reason in kept.items()]
         write_text(file, "".join(lines))

@@ -1,4 +1,4 @@
-"""One video of a dump, as a worker process does it: read, write below a temporary name, rename when whole."""
+"""Dump one video in a worker process: read it, write it under a temporary name, rename it when it is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from utils.faults import MediaError, UserError
 if TYPE_CHECKING:
     from datasets.loading.messages import DumpVideo
 
-_OF_THE_FOLDER = {  # no video can be written there, so none of them has failed
+_OF_THE_FOLDER = {  # errors that stop every video, so they are no failure of this one
     errno.EDQUOT: "the quota is used up; make room",
     errno.EIO: "the disk or the file server failed; look at the machine's log",
     errno.ENOSPC: "the disk is full; make room",
@@ -30,7 +30,7 @@ _OF_THE_FOLDER = {  # no video can be written there, so none of them has failed
 
 
 class Dumper:
-    """Does tasks of the kind `DumpVideo`."""
+    """Do tasks of the kind `DumpVideo`."""
 
     def __init__(self, records: Records, missing_share: float) -> None:
         self.records = records
@@ -40,94 +40,109 @@ class Dumper:
         """Dump one video.
 
         Args:
-            number: of the task; with the process id it names the temporary file.
-            task: what to dump, and where to.
+            number: number of the task; with the process id it makes the name of the temporary file unique.
+            task: the video, its target and the settings.
 
         Returns:
-            The video's line in the manifest: path, source, stamp, digest, frames, height, width, fps, bytes; kept (it
-            stood there already); missing (frames at its end that do not decode).
+            The video's line in the manifest: path, source, stamp, digest, frames, height, width, fps, bytes; kept (the
+            complete result was there already); missing (frames at its end that do not decode).
 
         Raises:
-            MediaError: the video cannot be read to its end, or not be written in this form.
-            UserError: nothing can be written there at all.
+            MediaError: the video cannot be read to its end, or cannot be written in this form.
+            UserError: no video can be written there.
         """
         settings, target = task.settings, task.target
         path, shown = self.records.full_path(task.sample), self.records.path(task.sample)
         tmp = os.path.join(task.tmp, f"{os.getpid()}-{number}")
+
+        # The stamp is taken before reading: a source that changes during the dump is dumped again next time.
         made = {"path": shown, "source": os.path.abspath(path), "stamp": stamp(path), "digest": settings.digest()}
+
+        # A result without a line in the manifest comes from a killed dump, or from other settings.
         if os.path.lexists(target):
             note = self._note(target, path, shown, settings)
-            if all(note[key] == made[key] for key in ("stamp", "digest")):
+            if all(note[key] == made[key] for key in ("stamp", "digest")):  # complete, since it was renamed when done
                 return {**note, **made, "kept": True}
+            # The whole folder is replaced, and other videos must not be lost with it.
             if settings.form == "frames" and any(os.path.isdir(os.path.join(target, n)) for n in os.listdir(target)):
                 raise MediaError(shown, f"{target} holds folders too, perhaps of other videos; choose another folder")
+
         try:
             source = open_source(path, shown, self.missing_share)
             try:
                 return dump_video(source, settings, target, tmp, made)
             except EndsEarly as end:
-                source.end_at(end.frames, end.missing)
+                source.end_at(end.frames, end.missing)  # write again from the start, without the last frames
                 return dump_video(source, settings, target, tmp, made)
         except OSError as error:
             advice = _OF_THE_FOLDER.get(error.errno or 0)
+            # An error that names the source is about reading, whatever its number.
             if advice and error.filename != path:
                 raise UserError(f"{target}: {advice}, then run the same command again") from error
             raise MediaError(shown, f"it cannot be written ({error.strerror or error})") from error
 
     @staticmethod
     def _note(target: str, path: str, shown: str, settings: Settings) -> files.Row:
-        """What the dumped video at `target` says of itself; MediaError if it must not be replaced by this one."""
+        """Return the note of the dumped video at `target`. Raise MediaError if this video must not replace it."""
         if os.path.exists(target) and os.path.samefile(target, path):
             raise MediaError(shown, f"{target} is the video itself; choose another folder")
+
         note = note_of(target, settings.form)
         if note is None or not note.keys() >= {"path", "stamp", "digest", "frames"}:
             raise MediaError(shown, f"something that no dump made stands at {target}; move it away")
         if other := other_source(note, shown, path):
             raise MediaError(shown, f"{target} stands there from {other}; choose another folder")
+
         return note
 
 
 def other_source(note: files.Row, shown: str, path: str) -> str:
-    """The video that a dumped one was made from, if that is not the one at `path` and still exists; else "".
+    """Return the source of a dumped video if it is another one than `path` and still exists; else "".
 
     Args:
-        note: what the dumped video or its line in the manifest says.
-        shown, path: a video as the list writes it, and where it is.
+        note: the note in the dumped video, or its line in the manifest.
+        shown, path: a video as the list writes it, and its path on disk.
     """
     source = note.get("source")
-    if not isinstance(source, str):  # from before sources were noted: the root is not known, it may be the same
+    if not isinstance(source, str):  # an older version noted no source; assume that the list had the same root
         root = path.removesuffix(shown)
         source = path if note["path"] == shown else os.path.join(root, note["path"])
+
     if os.path.abspath(path) == source or not os.path.exists(source):
         return ""
+    # Two paths may lead to one file, through a link for example.
     return "" if os.path.exists(path) and os.path.samefile(source, path) else source
 
 
 def dump_video(source: Source, settings: Settings, target: str, tmp: str, made: files.Row) -> files.Row:
-    """Read a video, write it below `tmp`, rename that to `target`.
+    """Read a video, write it to `tmp`, and rename that to `target`.
 
     Args:
         source: the video.
         settings: how to store it.
         target, tmp: final and temporary path.
-        made: what the result shall remember of its source.
+        made: facts about the source that the result keeps.
 
     Returns:
-        `made` and frames, height, width, fps, bytes, missing.
+        `made` with frames, height, width, fps, bytes and missing.
     """
     coder = Coder(settings, source.turns, source.facts)
     info = made | {"frames": source.facts.frames, "height": coder.size[0], "width": coder.size[1]}
+    # Only a clip needs a frame rate: the other forms keep an unknown rate as unknown.
     info["fps"] = float(rate(source.facts)) if settings.form == "clips" else source.facts.fps
+
     writer = _writer(tmp, coder, settings, info, source)
     try:
         for picture in source.pictures():
             writer.add(picture)
         info["bytes"] = writer.close()
-    except BaseException:
+    except BaseException:  # also when the process is stopped
         writer.abandon()
         raise
+
     os.makedirs(os.path.dirname(target), exist_ok=True)
-    if settings.form == "frames" and os.path.isdir(target):  # an older dump: a full folder cannot be renamed over
+    # An older dump may be in the way, and a folder can only be renamed over an empty one.
+    if settings.form == "frames" and os.path.isdir(target):
         os.rename(target, f"{tmp}-old")
         os.rename(tmp, target)
         shutil.rmtree(f"{tmp}-old")
@@ -145,7 +160,7 @@ def _writer(tmp: str, coder: Coder, settings: Settings, info: files.Row, source:
 
 
 def stamp(path: str) -> list[int]:
-    """[bytes, ns of the last change] of a source: another stamp means another video."""
+    """Return [bytes, ns of the last change] of a source; another stamp means another video."""
     try:
         info = os.stat(path)
     except OSError as error:

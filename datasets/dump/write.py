@@ -1,6 +1,6 @@
-"""The three forms of a dumped video: a folder of images, a shard, a clip. Each takes pictures in order.
+"""Write a dumped video in one of three forms: a folder of images, a shard, a clip. Each takes pictures in order.
 
-Everything is written below a temporary name on the same file system and renamed when it is whole and on the disk.
+Everything is written under a temporary name on the same file system. It is renamed when it is complete and on the disk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     import av
 
-#: Inside a dumped folder: where it came from and how it was made. Not an image, so readers do not see it.
+#: Inside a dumped folder: its source and its settings. Not an image, so readers do not see it.
 NOTE = ".dump.json"
 
 
@@ -40,16 +40,16 @@ class Writer(Protocol):
         ...
 
     def close(self) -> int:
-        """Finish the temporary file or folder and bring it to the disk; its bytes."""
+        """Finish the temporary file or folder and sync it to the disk. Return its bytes."""
         ...
 
     def abandon(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished file or folder."""
         ...
 
 
 class FolderWriter:
-    """A folder of images, as TSN has them."""
+    """A folder of images, in the layout of TSN."""
 
     def __init__(self, tmp: str, coder: Coder, settings: Settings, info: files.Row) -> None:
         self._tmp, self._coder, self._settings, self._info = tmp, coder, settings, info
@@ -66,6 +66,7 @@ class FolderWriter:
 
     def close(self) -> int:
         """See `Writer`."""
+        # After all images, so that a folder with a note is complete.
         _write(os.path.join(self._tmp, NOTE), json.dumps({"frames": self._count, **self._info}).encode())
         sync_file_system(self._tmp)
         return self._bytes
@@ -76,7 +77,7 @@ class FolderWriter:
 
 
 class ShardFile:
-    """One shard."""
+    """One shard, which holds all frames of a video in one file."""
 
     def __init__(self, tmp: str, coder: Coder, settings: Settings, info: files.Row) -> None:
         height, width = coder.size
@@ -102,7 +103,7 @@ class ShardFile:
 
     def abandon(self) -> None:
         """See `Writer`."""
-        with suppress(OSError):  # the error that led here is the one to tell
+        with suppress(OSError):  # report the error that led here, not this one
             self._shard.abandon()
         _remove(self._tmp)
 
@@ -110,7 +111,7 @@ class ShardFile:
 class ClipFile:
     """A video file that is cheap to sample: H.264, a key frame every few frames, no audio.
 
-    Every frame keeps its ordinal; a variable frame rate becomes the average one.
+    Every frame keeps its ordinal. A variable frame rate becomes the average rate.
     """
 
     def __init__(self, tmp: str, coder: Coder, settings: Settings, info: files.Row, fps: Fraction) -> None:
@@ -118,17 +119,20 @@ class ClipFile:
 
         self._tmp, self._coder, self._settings, self._scaler = tmp, coder, settings, Scaler()
         self._count = 0
+
         note = json.dumps(info)
+        # "file:" keeps FFmpeg from taking a colon in the name for a protocol.
         self._container = av.open(
             f"file:{tmp}", "w", format="mp4", options={"movflags": "+faststart"}, container_options={}
         )
         self._container.metadata["comment"] = note
+
         stream = self._container.add_stream(
             "libx264rgb" if settings.lossless else "libx264", rate=fps, options=clip_options(settings)
         )
         stream.height, stream.width = coder.size
         stream.pix_fmt = "rgb24" if settings.lossless else "yuv420p"
-        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_count = 1  # the dump runs one process per core
         self._stream: Any = stream
 
     def add(self, picture: Picture) -> None:
@@ -136,11 +140,15 @@ class ClipFile:
         from fractions import Fraction
 
         frame = self._upright(decoded(picture), picture.name)
+        # Numbers instead of the source's time stamps: frame k of the clip is frame k of the source.
         frame.pts, frame.time_base = self._count, Fraction(1) / self._stream.codec_context.rate
-        frame.pict_type = 0
+        frame.pict_type = 0  # the encoder decides; the decoded type would force it
+
+        # The first frame sets the colours of the stream, which cannot change later.
         if self._count == 0 and not self._settings.lossless:
             self._stream.codec_context.colorspace = frame.colorspace
             self._stream.codec_context.color_range = frame.color_range
+
         self._container.mux(self._stream.encode(frame))
         self._count += 1
 
@@ -151,22 +159,26 @@ class ClipFile:
         coder, turns = self._coder, self._coder.turns
         if self._settings.lossless:
             return av.VideoFrame.from_ndarray(coder.rgb(frame, name), format="rgb24")
+
         height, width = coder.stored_size()
         wanted = {"width": width, "height": height, "format": "yuv420p", "interpolation": Interpolation.BICUBIC}
         scaled = self._scaler.to(frame, name, threads=1, **wanted)
         if not turns:
             return scaled
+
+        # Turn the planes, not RGB, so that colours stay as stored; chroma has half the height and width.
         rows = np.asarray(scaled.to_ndarray(), np.uint8)  # (H * 3 / 2, W): the three planes
         planes = [rows[:height], *rows[height:].reshape(2, height // 2, width // 2)]
         turned = [np.ascontiguousarray(np.rot90(plane, turns)) for plane in planes]
         joined = np.concatenate([plane.reshape(-1) for plane in turned]).reshape(-1, coder.size[1])
+
         result = av.VideoFrame.from_ndarray(joined, format="yuv420p")
         result.colorspace, result.color_range = scaled.colorspace, scaled.color_range
         return result
 
     def close(self) -> int:
         """See `Writer`."""
-        self._container.mux(self._stream.encode(None))
+        self._container.mux(self._stream.encode(None))  # the frames that the encoder still holds
         self._container.close()
         files.sync_file(Path(self._tmp))
         return os.path.getsize(self._tmp)
@@ -175,47 +187,52 @@ class ClipFile:
         """See `Writer`."""
         from av.error import FFmpegError
 
-        with suppress(FFmpegError, OSError, ValueError):  # the error that led here is the one to tell
+        with suppress(FFmpegError, OSError, ValueError):  # report the error that led here, not this one
             self._container.close()
         _remove(self._tmp)
 
 
 def clip_options(settings: Settings) -> dict[str, str]:
-    """Options of x264; docs/dump.md has the measurements they come from."""
+    """Return the options of x264; docs/dump.md has the measurements behind them."""
     if settings.lossless:
         return {"qp": "0", "preset": "veryfast", "g": str(settings.gop), "bf": "0"}
+    # A fixed distance of key frames, and no reference across them: any frame costs at most one short group.
     params = f"keyint={settings.gop}:min-keyint={settings.gop}:scenecut=0:open-gop=0"
     params += ":ref=1:bframes=3:b-adapt=0:b-pyramid=none"
-    # With B-frames x264's macroblock tree reads memory that nothing has written (its SIMD code, seen in version 164):
-    # the same pictures give other bytes now and then. Without it they do not, and files are smaller and closer.
+    # With B-frames, x264's macroblock tree reads memory that nothing has written (its SIMD code, seen in version
+    # 164). The same pictures then give other bytes now and then. Without it they do not, and files are smaller and
+    # closer.
     params += ":mbtree=0"
     return {"crf": str(settings.crf), "preset": "medium", "tune": "fastdecode", "x264-params": params}
 
 
 def note_of(path: str, form: str) -> files.Row | None:
-    """What a dumped video says of its making; None if it is none."""
+    """Return the note that a dump wrote into a video; None if there is none, so that no dump wrote it."""
     try:
         if form == "frames":
             with open(os.path.join(path, NOTE), "rb") as file:
                 note = json.load(file)
                 return note if isinstance(note, dict) else None
+
         if form == "shards":
             shard = FrameShard(path)
             shard.close()
             return shard.info
+
         from datasets.readers.video_index import open_container
 
         with open_container(path, path) as container:
             note = json.loads(container.metadata.get("comment", "null"))
             return note if isinstance(note, dict) else None
-    except (OSError, ValueError, MediaError):
+    except (OSError, ValueError, MediaError):  # not of this form, or damaged
         return None
 
 
 def sync_file_system(path: str) -> None:
-    """Bring everything written below a folder to the disk, in one call instead of one per file."""
+    """Sync everything below a folder to the disk, in one call instead of one per file."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        # syncfs is not in `os`: the C library has it.
         if ctypes.CDLL(None, use_errno=True).syncfs(fd) != 0:
             number = ctypes.get_errno()
             raise OSError(number, os.strerror(number), path)
@@ -224,9 +241,11 @@ def sync_file_system(path: str) -> None:
 
 
 def _write(path: str, data: bytes) -> None:
+    # O_EXCL: two frames must never get the same name.
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         view = memoryview(data)
+        # A write may be short, on a full disk for example; the next one then raises.
         while view:
             view = view[os.write(fd, view) :]
     finally:

@@ -1,1 +1,1 @@
-"""`python main.py lists`: the official annotation files of a data set as list files."""
+"""`python main.py lists`: write list files from the official annotation files of a data set."""

@@ -1,10 +1,10 @@
-"""`python main.py lists LIST --drop TABLE --relabel TABLE --out NEW`: a list without the labels that were wrong.
+"""`python main.py lists LIST --drop TABLE --relabel TABLE --out NEW`: write a list without its wrong labels.
 
-A table is a csv with a head, as `report` and `analyze` write it (label_suspects.csv): `path` as the list has it, the
-`label` that is there now, the `suggested` one. Delete the rows whose label is right; change `suggested` where neither
-is. `entry` counts the records of the same path, from 1, for lists that name a video several times.
+A table is a csv with a header, as `report` and `analyze` write it (label_suspects.csv): `path` as the list has it, the
+present `label`, the `suggested` one. Delete the rows whose label is right. Change `suggested` where neither is right.
+`entry` counts the records of the same path, from 1, for lists that name a video several times.
 
-The new list has the lines of the old one, byte for byte, but for what was corrected. The old one stays as it is.
+The new list has the lines of the old one, byte for byte, except for the corrections. The old list does not change.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from utils.faults import UserError
 from utils.options import Parser
 
 COLUMNS = ("path", "entry", "label", "suggested", "label_name", "suggested_name", "score", "label_score")
-_MOST = 2**31
+_MOST = 2**31  # labels are 32-bit numbers
 
 Key = tuple[bytes, int]  # path, and which of the records with this path, from 1
 
 
 @dataclass(frozen=True)
 class Correction:
-    """What happens to one record.
+    """The correction of one record.
 
     Attributes:
         where: `file:line` of the table.
-        label: what the list must say now.
-        new: the label it gets; None drops it.
+        label: the label that the list must have now.
+        new: the label that the record gets; None drops it.
     """
 
     where: str
@@ -47,7 +47,7 @@ class Correction:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Correct a list."""
+    """Correct a list. Return 0."""
     parser = Parser(prog="main.py lists", description="A list without the labels that were wrong.")
     parser.add_argument("list", type=Path, help="the list file")
     parser.add_argument("--drop", type=Path, metavar="TABLE", help="csv whose videos are left out")
@@ -56,19 +56,26 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--force", action="store_true", help="replace a file that is there and differs")
     args = parser.parse_args(argv)
 
+    # Read both tables; a video may not be in both.
     wanted: dict[Key, Correction] = {}
     for file, drop in ((args.drop, True), (args.relabel, False)):
         for key, one in (read_table(file, drop=drop) if file else {}).items():
             if key in wanted:
                 raise UserError(f"{one.where}: {_shown(key)} is in {wanted[key].where} too; leave it in one of them")
             wanted[key] = one
+
+    # Nothing is written before all corrections fit.
     data, done = corrected(os.fspath(args.list), wanted)
+    # The tables may cover several lists, but a list without any correction is a mistake.
     absent = [key for key in wanted if key not in done]
+
     if not done:
         rows = f"none of the {len(wanted)} videos of the table is in it" if wanted else "the table has no rows"
         raise UserError(f"{args.list}: {rows}; name the list that was evaluated")
+
     if args.out.exists() and not args.force and args.out.read_bytes() != data:
         raise UserError(f"--out: {args.out} would change; choose another file, or replace it with --force")
+
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         files.write(args.out, data)
@@ -92,15 +99,17 @@ def read_table(file: Path, *, drop: bool) -> dict[Key, Correction]:
     """Read a table of corrections.
 
     Args:
-        file: csv with a head.
-        drop: the videos are left out, and `suggested` is not looked at.
+        file: csv with a header.
+        drop: leave the videos out, and ignore `suggested`.
 
     Raises:
-        UserError: what is wrong with it, with file and line.
+        UserError: the table has an error; the message has the file and the line.
     """
     needed = ["path", "label"] + ([] if drop else ["suggested"])
     found: dict[Key, Correction] = {}
+
     try:
+        # Spreadsheets write a byte order mark; paths may hold any bytes.
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
             rows = csv.DictReader(stream)
             lacking = [name for name in needed if name not in (rows.fieldnames or ())]
@@ -108,6 +117,7 @@ def read_table(file: Path, *, drop: bool) -> dict[Key, Correction]:
                 raise UserError(
                     f"{file}: no column {', '.join(lacking)} in its first line; it has {', '.join(COLUMNS)}"
                 )
+
             for row in rows:
                 where = f"{file}:{rows.line_num}"
                 entry, label = _number(row, "entry", where, default=1), _number(row, "label", where)
@@ -119,11 +129,13 @@ def read_table(file: Path, *, drop: bool) -> dict[Key, Correction]:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except csv.Error as error:
         raise UserError(f"{file}: this is not a csv file ({error})") from error
+
     return found
 
 
 def _number(row: Mapping[str, str | None], name: str, where: str, default: int | None = None) -> int:
     text = (row.get(name) or "").strip()
+    # A table without the column `entry` means the first record of a path.
     if not text and default is not None:
         return default
     if not (text.isascii() and text.isdigit() and len(text) < 11 and int(text) < _MOST):
@@ -132,16 +144,17 @@ def _number(row: Mapping[str, str | None], name: str, where: str, default: int |
 
 
 def corrected(list_file: str, wanted: Mapping[Key, Correction]) -> tuple[bytes, set[Key]]:
-    """Return the new list, and which corrections it took.
+    """Return the new list, and the corrections that were applied.
 
     Raises:
-        UserError: the list cannot be read, or a label is not the one that the table says.
+        UserError: the list cannot be read, or its label is not the one that the table expects.
     """
-    columns = formats.read_list(list_file, os.sep)
+    columns = formats.read_list(list_file, os.sep)  # paths are not opened, so any root will do
     paths = [bytes(columns.paths[start:end]) for start, end in itertools.pairwise(columns.ends)]
     seen: Counter[bytes] = Counter()
     found: list[Correction | None] = []
     done: set[Key] = set()
+
     for path, label in zip(paths, columns.labels, strict=True):
         seen[path] += 1
         key = (path, seen[path])
@@ -149,12 +162,14 @@ def corrected(list_file: str, wanted: Mapping[Key, Correction]) -> tuple[bytes, 
         if key in wanted:
             _check(wanted[key], label, f"{list_file}: {_shown(key)}")
             done.add(key)
+
     return (_json if formats.is_json(list_file) else _text)(list_file, found), done
 
 
 def _text(list_file: str, found: Sequence[Correction | None]) -> bytes:
-    """Return the lines of a list with their corrections; what is no record stays."""
+    """Return the lines of a list with their corrections; blank lines and a header stay."""
     places = {number: one for (number, _), one in zip(formats.record_lines(list_file), found, strict=True)}
+
     lines = []
     for start, block in formats.blocks(list_file):
         for number, line in enumerate(block, start):
@@ -162,16 +177,19 @@ def _text(list_file: str, found: Sequence[Correction | None]) -> bytes:
             if one is None:
                 lines.append(line + b"\n")
             elif one.new is not None:
+                # The label is the number at the end of the line. Keep the bytes around it, such as a carriage return.
                 kept = line.rstrip()
                 before = kept[: len(kept) - len(re.findall(rb"\d+$", kept)[0])]
                 lines.append(before + str(one.new).encode() + line[len(kept) :] + b"\n")
+
     return b"".join(lines)
 
 
 def _json(list_file: str, found: Sequence[Correction | None]) -> bytes:
-    """Return a JSON list with its corrections."""
+    """Return a JSON list with its corrections, in the form that it had."""
     with open(list_file, encoding="utf-8-sig", errors="surrogateescape") as stream:
         whole = json.load(stream)
+
     kept = []
     for entry, one in zip(whole if isinstance(whole, list) else whole["data_list"], found, strict=True):
         if one is None:
@@ -180,6 +198,7 @@ def _json(list_file: str, found: Sequence[Correction | None]) -> bytes:
             raise UserError(f"{one.where}: this video has several labels in {list_file}; correct it by hand")
         elif one.new is not None:
             kept.append(entry | {"label": [one.new] if isinstance(entry["label"], list) else one.new})
+
     return json.dumps(kept if isinstance(whole, list) else whole | {"data_list": kept}, indent=1).encode("ascii")
 
 

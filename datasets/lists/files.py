@@ -1,4 +1,4 @@
-"""Which videos lie below a folder: video files, shards, and folders of frames, found by the name of the sample."""
+"""Find the videos below a folder by the name of their sample: video files, shards, and folders of frames."""
 
 from __future__ import annotations
 
@@ -36,35 +36,40 @@ class Media(NamedTuple):
 
 
 def walk(root: str) -> Iterator[Media]:
-    """All videos below a folder, sorted within each folder; links to folders are followed, hidden names are not.
+    """Yield all videos below a folder, sorted within each folder. Follow links to folders, skip hidden names.
 
-    A folder that holds an image is a folder of frames: it is not looked through any further.
+    A folder that holds an image is a folder of frames, and is not searched further.
 
     Raises:
         UserError: `root` is no folder that can be read.
     """
+    # Report a wrong root by its option, before the first folder is read.
     try:
         entries = os.scandir(root)
     except OSError as error:
         raise UserError(f"--root: {root}: {error.strerror}") from error
     entries.close()
+
     seen: set[tuple[int, int]] = set()
-    open_ends = [""]
+    open_ends = [""]  # folders relative to the root; a stack
+
     while open_ends:
         here = open_ends.pop()
         info = os.stat(os.path.join(root, here))
         if (info.st_dev, info.st_ino) in seen:
-            continue  # a link that leads back
+            continue  # a link to a folder that was searched already
         seen.add((info.st_dev, info.st_ino))
+
         found, folders = _folder(root, here)
         yield from found
-        open_ends += sorted(folders, reverse=True)
+        open_ends += sorted(folders, reverse=True)  # the stack returns them in order
 
 
 def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
-    """Videos and folders in one folder; the folder itself where it holds frames."""
+    """Return the videos and folders in one folder; the folder itself if it holds frames."""
     found: list[Media] = []
     folders: list[str] = []
+
     try:
         with os.scandir(os.path.join(root, here)) as entries:
             for entry in entries:
@@ -72,6 +77,7 @@ def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
                 suffix = os.path.splitext(entry.name)[1].lower()
                 if entry.name.startswith("."):
                     continue
+                # One image decides, so that a folder of a million frames costs no long search.
                 if suffix in _IMAGES and here:
                     return [Media(here, "frames")], []
                 if suffix in VIDEOS:
@@ -82,16 +88,17 @@ def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
                     folders.append(path)
     except OSError as error:
         raise UserError(f"--root: {error.filename}: {error.strerror}") from error
+
     return sorted(found), folders
 
 
 def plain(name: str) -> str:
-    """A class name without what tools change in it: case, blanks, underscores, punctuation."""
+    """Reduce a class name to letters and digits: tools change its case, blanks, underscores and punctuation."""
     return re.sub(r"[^a-z0-9]+", "", name.lower())
 
 
 def by_name(media: Iterable[Media], wanted: set[str]) -> dict[str, list[Media]]:
-    """The videos whose name, or whole path, is wanted."""
+    """Return the videos whose name or whole path is wanted, by that name."""
     found: dict[str, list[Media]] = {}
     for one in media:
         for name in {one.name, one.path} & wanted:
@@ -100,10 +107,11 @@ def by_name(media: Iterable[Media], wanted: set[str]) -> dict[str, list[Media]]:
 
 
 def best(candidates: list[Media], class_name: str, split: str) -> Media:
-    """One of several videos of a name: the one in a folder of its class, of its split; else the first by path."""
+    """Return one of several videos of a name: in a folder of its class, of its split, else the first by path."""
 
     def rank(one: Media) -> tuple[bool, bool, int, str]:
         parents = [plain(part) for part in one.path.split("/")[:-1]]
+        # `val` matches `validation`, and `tra` matches `training`.
         in_split = any(part.startswith(plain(split)[:3]) for part in parents)
         return plain(class_name) not in parents, not in_split, len(parents), one.path
 

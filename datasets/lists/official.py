@@ -1,8 +1,8 @@
-"""Official annotation files of the usual data sets, each as its authors publish it.
+"""Read the official annotation files of the usual data sets, each as its authors publish it.
 
-| data set | files | what is special |
+| data set | files | remarks |
 |---|---|---|
-| Kinetics-400/600/700 | csv `label,youtube_id,time_start,time_end,split` | a clip is called `ID_SSSSSS_EEEEEE` |
+| Kinetics-400/600/700 | csv `label,youtube_id,time_start,time_end,split` | a clip is named `ID_SSSSSS_EEEEEE` |
 | UCF101 | classInd.txt, trainlist0N.txt, testlist0N.txt | labels from 1, the test list has none |
 | HMDB51 | `CLASS_test_splitN.txt` | 1 = train, 2 = test, 0 = neither |
 | Something-Something v1 | csv: labels one a line, `id;label` | the class number is the line |
@@ -30,8 +30,8 @@ class Item:
     """One sample as the annotations have it.
 
     Attributes:
-        names: names under which its file may be known, the usual one first.
-        class_name: as the annotations write it.
+        names: names that its file may have, the usual one first.
+        class_name: name of the class as the annotations write it.
         where: file and line, for messages.
         segment: (start, end) in seconds of an untrimmed video, or None for all of it.
     """
@@ -44,13 +44,13 @@ class Item:
 
 @dataclasses.dataclass
 class Annotations:
-    """What the official files say.
+    """The content of the official files.
 
     Attributes:
         classes: names in the order of the labels.
         splits: "train", "val", "test" -> samples.
-        unlabelled: samples without a label (official test sets), which are left out.
-        groups: of `--group`: how many groups there are, and how many videos without a match; None: not asked for.
+        unlabelled: number of samples without a label (official test sets), which are left out.
+        groups: with `--group`, the number of groups and of videos without a match; else None.
     """
 
     classes: list[str]
@@ -69,26 +69,30 @@ def read(data_set: str, files: Sequence[Path], split: int) -> Annotations:
     Args:
         data_set: a key of `READ`.
         files: annotation files, or folders that hold them.
-        split: number of the split, where there are several (UCF101, HMDB51).
+        split: number of the split of UCF101 or HMDB51, which have several.
 
     Raises:
-        UserError: a file that is missing or not as its authors publish it, with file and line.
+        UserError: a file is missing, or not as its authors publish it; the message has the file and the line.
     """
     found: list[Path] = []
     for file in files:
         if file.is_dir():
+            # A folder may hold more files than needed: each data set picks its own by name.
             found += sorted(path for path in file.iterdir() if path.is_file())
         elif file.is_file():
             found.append(file)
         else:
             raise UserError(f"--annotations: there is no {file}")
+
     annotations = READ[data_set](found, split)
+    # A class that is misspelt in one file would otherwise become another class.
     known = set(annotations.classes)
     for items in annotations.splits.values():
         for item in items:
             if item.class_name not in known:
                 hint = did_you_mean(item.class_name, known)
                 raise UserError(f"{item.where}: {item.class_name!r} is not one of the {len(known)} classes{hint}")
+
     if not any(annotations.splits.values()):
         raise UserError(f"{', '.join(map(str, files))}: no labelled sample in these annotations")
     return annotations
@@ -98,11 +102,12 @@ def read_folds(data_set: str, files: Sequence[Path]) -> Annotations:
     """Read the three official splits of UCF101 or HMDB51 as folds: `fold01_train` to `fold03_val`; see `read`."""
     found = [read(data_set, files, split) for split in (1, 2, 3)]
     splits = {f"fold{n:02d}_{key}": items for n, one in enumerate(found, 1) for key, items in one.splits.items()}
+    # All splits have the same classes in the same order.
     return Annotations(found[0].classes, splits)
 
 
 def _pick(files: Sequence[Path], pattern: str, what: str) -> Path:
-    """The one file whose name matches."""
+    """Return the one file whose name matches a pattern. Raise UserError if there is none, or more than one."""
     found = [file for file in files if re.fullmatch(pattern, file.name, re.IGNORECASE)]
     if len(found) == 1:
         return found[0]
@@ -113,7 +118,7 @@ def _pick(files: Sequence[Path], pattern: str, what: str) -> Path:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    """(file:line, text) of every line that is not blank."""
+    """Yield (file:line, text) of every line that is not blank."""
     text = _text(file)
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
@@ -149,7 +154,9 @@ def _ucf101(files: Sequence[Path], split: int) -> Annotations:
         if not number.isdigit() or int(number) != len(numbers) + 1 or not name:
             raise UserError(f"{where}: expected `{len(numbers) + 1} NAME`, found {line[:60]!r}")
         numbers[name.strip()] = int(number)
+
     splits: dict[str, list[Item]] = {}
+    # UCF101 has no validation list: its test list is used for validation, as papers do.
     for key, word in (("train", "train"), ("val", "test")):
         splits[key] = []
         for where, line in _lines(_pick(files, rf"{word}list0?{split}\.txt", f"the {word} list of split {split}")):
@@ -157,10 +164,12 @@ def _ucf101(files: Sequence[Path], split: int) -> Annotations:
             class_name, _, file = path.rpartition("/")
             if not class_name or not file:
                 raise UserError(f"{where}: expected `CLASS/NAME.avi`, found {line[:60]!r}")
+            # The test lists have no labels; the class is always the folder's name.
             if label and label.strip() != str(numbers.get(class_name)):
                 told = numbers.get(class_name, "unknown")
                 raise UserError(f"{where}: label {label.strip()}, but classInd.txt numbers {class_name} as {told}")
             splits[key].append(Item((file.rsplit(".", 1)[0],), class_name, where))
+
     return Annotations(list(numbers), splits)
 
 
@@ -170,6 +179,8 @@ def _hmdb51(files: Sequence[Path], split: int) -> Annotations:
     chosen = [file for file in files if file.name.endswith(ending)]
     if not chosen:
         raise UserError(f"--annotations: there are no files CLASS{ending}")
+
+    # HMDB51 has one file a class, with the split in each line.
     for file in chosen:
         for where, line in _lines(file):
             name, _, number = line.rpartition(" ")
@@ -178,10 +189,12 @@ def _hmdb51(files: Sequence[Path], split: int) -> Annotations:
             if number != "0":
                 item = Item((name.strip().removesuffix(".avi"),), file.name.removesuffix(ending), where)
                 splits["train" if number == "1" else "val"].append(item)
+
     return Annotations(sorted(file.name.removesuffix(ending) for file in chosen), splits)
 
 
 def _sthv1(files: Sequence[Path], split: int) -> Annotations:
+    # The samples name their class; its number is its line in this file.
     classes = [line for _, line in _lines(_pick(files, r".*labels.*\.csv", "the list of labels"))]
     splits: dict[str, list[Item]] = {}
     for key, pattern in (("train", r".*train.*\.csv"), ("val", r".*val.*\.csv")):
@@ -191,6 +204,7 @@ def _sthv1(files: Sequence[Path], split: int) -> Annotations:
             if not separator or not name.strip().isdigit():
                 raise UserError(f"{where}: expected `ID;LABEL`, found {line[:60]!r}")
             splits[key].append(Item((name.strip(),), label.strip(), where))
+
     return Annotations(classes, splits)
 
 
@@ -199,6 +213,7 @@ def _sthv2(files: Sequence[Path], split: int) -> Annotations:
     numbers = _json(file)
     if not isinstance(numbers, dict) or sorted(map(str, numbers.values())) != sorted(map(str, range(len(numbers)))):
         raise UserError(f"{file}: expected an object of names and numbers 0..K-1")
+
     splits: dict[str, list[Item]] = {}
     for key, pattern in (("train", r"(.*-)?train\.json"), ("val", r"(.*-)?validation\.json")):
         file = _pick(files, pattern, f"the {key} list")
@@ -207,8 +222,10 @@ def _sthv2(files: Sequence[Path], split: int) -> Annotations:
             where = f"{file}: entry {number}"
             if not isinstance(entry, dict) or not {"id", "template"} <= entry.keys():
                 raise UserError(f"{where}: expected an object with `id` and `template`")
+            # Templates mark their placeholders: `Pushing [something]`. The labels do not.
             name = str(entry["template"]).replace("[", "").replace("]", "")
             splits[key].append(Item((str(entry["id"]),), name, where))
+
     return Annotations(sorted(numbers, key=lambda name: int(numbers[name])), splits)
 
 
@@ -218,6 +235,7 @@ def _kinetics(files: Sequence[Path], split: int) -> Annotations:
         raise UserError("--annotations: expected the csv files of Kinetics (train.csv, validate.csv)")
     splits: dict[str, list[Item]] = {}
     unlabelled = 0
+
     for file in tables:
         rows = csv.DictReader(_text(file).splitlines())
         missing = {"youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
@@ -228,14 +246,19 @@ def _kinetics(files: Sequence[Path], split: int) -> Annotations:
             if not (row.get("label") or "").strip():
                 unlabelled += 1
                 continue
+
+            # Some releases have no column for the split: then it is the last word of the file's name.
             key = _split(row.get("split") or re.split(r"[_.-]", file.name)[-2], where)
             try:
                 start, end = int(float(row["time_start"])), int(float(row["time_end"]))
             except (TypeError, ValueError):
                 raise UserError(f"{where}: time_start and time_end must be numbers") from None
+
             name = row["youtube_id"]
+            # The usual name of a downloaded clip, then two other forms.
             names = (f"{name}_{start:06d}_{end:06d}", f"{name}_{start}_{end}", name)
             splits.setdefault(key, []).append(Item(names, row["label"].strip(), where))
+
     classes = sorted({item.class_name for items in splits.values() for item in items})
     return Annotations(classes, splits, unlabelled)
 
@@ -252,7 +275,9 @@ def _activitynet(files: Sequence[Path], split: int) -> Annotations:
         annotations = video.get("annotations") if isinstance(video, dict) else None
         if not isinstance(annotations, list):
             raise UserError(f"{where}: expected an object with `subset` and a list `annotations`")
+        # The test set has no annotations.
         unlabelled += not annotations
+
         for one in annotations:
             try:
                 start, end = map(float, one["segment"])
@@ -261,8 +286,10 @@ def _activitynet(files: Sequence[Path], split: int) -> Annotations:
                     raise ValueError
             except (KeyError, TypeError, ValueError, OverflowError):
                 raise UserError(f"{where}: expected annotations with `label` and `segment: [start, end]`") from None
+            # ActivityNet's tools put `v_` in front of the id of a video.
             item = Item((f"v_{name}", name), label, where, (start, end))
             splits.setdefault(_split(str(video.get("subset")), where), []).append(item)
+
     classes = sorted({item.class_name for items in splits.values() for item in items})
     return Annotations(classes, splits, unlabelled)
 
@@ -278,20 +305,23 @@ READ: dict[str, Callable[[Sequence[Path], int], Annotations]] = {
 
 
 def reorder(annotations: Annotations, order: Sequence[str], file: Path) -> None:
-    """Number the classes as another list does; names may differ in case, blanks, underscores and punctuation.
+    """Renumber the classes as in another list. Ignore differences in case, blanks, underscores and punctuation.
 
     Raises:
-        UserError: a class that the other list does not have.
+        UserError: the other list lacks a class.
     """
+    # Two names of the list that differ only in such characters must match exactly.
     spelled = {plain(name): name for name in order}
     if len(spelled) < len(order):
         spelled = {name: name for name in order}
+
     renamed: dict[str, str] = {}
     for name in annotations.classes:
         found = spelled.get(plain(name)) or spelled.get(name)
         if found is None:
             raise UserError(f"{file}: there is no class {name!r}{did_you_mean(name, order)}")
         renamed[name] = found
+
     annotations.classes = list(order)
     for key, items in annotations.splits.items():
         annotations.splits[key] = [dataclasses.replace(item, class_name=renamed[item.class_name]) for item in items]

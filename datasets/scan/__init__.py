@@ -1,1 +1,1 @@
-"""`python main.py scan`: look at every file of a list before training does."""
+"""`python main.py scan`: examine every file of a list before training reads it."""

@@ -1,7 +1,7 @@
-"""What there is to know of one file of a list: the work of a scan's reader processes.
+"""Examine one file of a list: the work of a scan's reader processes.
 
-The facts and the decoding are those of the readers that training uses, so what a scan calls readable can be trained
-on, and what it calls bad would have been a bad sample. Nothing is written.
+The facts and the decoding are those of the readers that training uses. A file that a scan calls readable can be used
+for training, and one that it calls bad would have been a bad sample. Nothing is written.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
 
 #: How much of a file is decoded; each level includes those before it.
 LEVELS = ("header", "ends", "all")
-_SMALL = (32, 32)  # frames are looked at in this size, which every decoder and resize has to deliver whole
-_PLAIN = 2.0  # pictures of less contrast than this (standard deviation, 0..255) look alike without being the same
-_BLOCK = 1 << 20
+_SMALL = (32, 32)  # frames are compared in this size, which every decoder and resize has to deliver completely
+_PLAIN = 2.0  # pictures with less contrast (standard deviation, 0..255) look alike without being the same
+_BLOCK = 1 << 20  # bytes read at a time
 _AT_ONCE = 64  # frame files whose bytes are held at a time
 _SHARD = ".fsh"
-#: A rate is variable where a gap between frames differs from the usual one by more than this share, and by two ticks.
+#: A rate is variable if a gap between frames differs from the median by more than this share and by two ticks.
 _VFR_SHARE, _VFR_TICKS = 0.2, 2
 
 
 class Examiner:
-    """Answers the scan's requests about the records of one list.
+    """Answer a scan's requests about the records of one list.
 
     Args:
-        spec: how frame folders are named; the reader is chosen by the path.
-        records: the list, with frame counts of -1, so that readers count for themselves.
+        spec: naming of frame folders; the path decides on the reader.
+        records: the list, with frame counts of -1, so that readers count the frames themselves.
     """
 
     def __init__(self, spec: ReaderSpec, records: Records) -> None:
@@ -54,9 +54,10 @@ class Examiner:
         """Do one task.
 
         Returns:
-            {"same": True} where the file is what it was; {"digest"} of its bytes; else what `look` says.
+            {"same": True} if the file is unchanged; {"digest"} of its bytes; else the result of `look`.
         """
         path, known = self.records.full_path(task.sample), task.known
+
         if task.what == "digest":
             return {"digest": _digest(path, task.names)}
         if known is not None and stamp_of(path, known.witness) == known:
@@ -64,18 +65,21 @@ class Examiner:
         return self.look(task.sample, task.what)
 
     def look(self, i: int, level: str) -> files.Row:
-        """All about record i: plain values; `bad` says why it cannot be read, or is "".
+        """Return all facts about record i as plain values; `bad` is the reason why it cannot be read, or "".
 
         Args:
             i: index of the record.
             level: one of `LEVELS`.
         """
         path, shown = self.records.full_path(i), self.records.path(i)
+        # The stamp is taken first: if it differs at the end, the facts may be of two files.
         found: files.Row = {"bad": "", "notes": [], "stamp": stamp_of(path), "level": level}
         if found["stamp"] is None:
             return found | {"bad": _why_not_there(path), "again": True}
+
         family = family_of(path)
         found["kind"] = _kind(path, family)
+
         try:
             reader = self._reader(family)
             facts = reader.probe(i)
@@ -91,9 +95,11 @@ class Examiner:
             if level != "header":
                 found |= self._decode(i, family, whole=level == "all")
         except MediaError as error:
-            # A decoder's message may hold anything; the path it names says which frame of a folder it was.
+            # The facts found before the error stay in `found`: the facts cache takes them.
+            # The path of the error shows which frame of a folder it is about; a decoder's message may lack it.
             inside = "" if error.path in (shown, path) else f"{os.path.basename(error.path)}: "
             found["bad"] = inside + error.reason
+
         if stamp_of(path, (found["stamp"] or Stamp(0, 0)).witness) != found["stamp"]:
             return {"bad": "the file changed while it was looked at", "again": True, "notes": []}
         return found
@@ -104,9 +110,9 @@ class Examiner:
         return self._readers[family]
 
     def _decode(self, i: int, family: str, *, whole: bool) -> files.Row:
-        """Decode the first, middle and last frame, or all of them; a fingerprint of these three pictures.
+        """Decode the first, middle and last frame, or all frames. Return a fingerprint of these three pictures.
 
-        A video that ends early has "probed", the frames that `probe` promises, beside the "frames" that decode.
+        A video that ends early has "probed", the frames that `probe` promises, besides the "frames" that decode.
         """
         reader = self._reader(family)
         found, missing = on_what_decodes(reader, i, lambda reader: self._look_at(reader, i, family, whole))
@@ -117,17 +123,22 @@ class Examiner:
     def _look_at(self, reader: Reader, i: int, family: str, whole: bool) -> files.Row:
         facts: Facts = reader.probe(i)
         ends = sorted({0, facts.frames // 2, facts.frames - 1})
+
         pictures = np.empty((len(ends), *_SMALL, 3), np.uint8)
         if whole:
-            # All frames into the same row: an hour of video takes no more memory than one frame. A video is read in
-            # one go (where frames are found by counting, each piece would be decoded from the start); the frames
-            # reader holds the bytes of all that it is asked for at once.
+            # All frames go into the same row, so an hour of video takes no more memory than one frame. A video is read
+            # in one go: where frames are found by counting, each piece would be decoded from the start. Frame folders
+            # are read in pieces, since their reader holds the bytes of all requested files.
             step = facts.frames if family == "video" else _AT_ONCE
             for first in range(0, facts.frames, step):
                 piece = np.arange(first, min(first + step, facts.frames))
+                # A stride of 0 for the axis of frames: (n, 32, 32, 3) in the memory of one picture.
                 rows = np.lib.stride_tricks.as_strided(pictures, (len(piece), *_SMALL, 3), (0, *pictures.strides[1:]))
                 reader.read(i, piece, None, _SMALL, rows)
+
         reader.read(i, np.array(ends), None, _SMALL, pictures)
+
+        # Black or plain pictures are no evidence that two videos are the same.
         if float(pictures.std(axis=(1, 2)).max()) < _PLAIN:
             return {"frames": facts.frames, "pictures": ""}
         text = f"{facts.frames} {facts.width}x{facts.height} ".encode() + pictures.tobytes()
@@ -136,6 +147,7 @@ class Examiner:
 
 def _why_not_there(path: str) -> str:
     try:
+        # The file may have appeared again since the reader failed.
         os.stat(path)
     except (OSError, ValueError) as error:
         return getattr(error, "strerror", None) or str(error)
@@ -149,28 +161,31 @@ def _kind(path: str, family: str) -> str:
 
 
 def describe(path: str, shown: str, frames: int) -> files.Row:
-    """Codec, format, rotation, rate and claims of a video file's header, beside the frames that were counted.
+    """Return codec, format, rate and claims of a video file's header, and notes where they contradict the real frames.
 
     Args:
-        path: where the file is.
+        path: the file on disk.
         shown: the path as the list writes it.
         frames: real number of frames.
 
     Raises:
-        MediaError: it cannot be opened.
+        MediaError: the file cannot be opened.
     """
     from datasets.readers.video_index import open_container, packets, video_stream
 
     with open_container(path, shown) as container:
         stream = video_stream(container, shown)
         context = stream.codec_context
+
         stamps: list[int] = []
         keys = damaged = 0
+        # Packets are only read, not decoded, so this is as fast as the disk.
         for packet in packets(container, stream):
             keys += packet.is_keyframe
             damaged += packet.is_corrupt
             if packet.pts is not None and not packet.is_discard:
                 stamps.append(packet.pts)
+
         found: files.Row = {
             "format": container.format.name,
             "codec": context.name,
@@ -180,6 +195,7 @@ def describe(path: str, shown: str, frames: int) -> files.Row:
             "keys": keys,
             "vfr": is_variable(stamps),
         }
+
     notes = []
     if found["declared"] and found["declared"] != frames:
         notes.append(f"its header says {found['declared']} frames, there are {frames}")
@@ -189,7 +205,7 @@ def describe(path: str, shown: str, frames: int) -> files.Row:
 
 
 def is_variable(stamps: list[int]) -> bool | None:
-    """Whether frames come at a variable rate; None where too few stamps say anything.
+    """Return True if frames come at a variable rate; None if the stamps are too few, or not distinct.
 
     Args:
         stamps: presentation times of the frames in ticks, in any order.
@@ -197,17 +213,21 @@ def is_variable(stamps: list[int]) -> bool | None:
     times = np.unique(np.array(stamps, np.int64))
     if len(times) < 3 or len(times) < len(stamps):
         return None
+
     gaps = np.diff(times)
+    # Time stamps are rounded to ticks: a gap of 33 or 34 ms is no variable rate.
     usual = float(np.median(gaps))
     return bool(np.abs(gaps - usual).max() > max(_VFR_TICKS, _VFR_SHARE * usual))
 
 
 def _folder(path: str, first: str, frames: int) -> files.Row:
-    """The stamp of a frame folder with its first file, and files beyond its `frames` numbers without a gap."""
+    """Return the stamp of a frame folder with its first file, and note numbered files that lie behind a gap."""
     stem, suffix = os.path.splitext(first)
     prefix = stem.rstrip("0123456789")
+    # All names that differ from the first file in the number only.
     same = [name for name in os.listdir(path) if name.startswith(prefix) and name.endswith(suffix)]
     numbered = sum(os.path.splitext(name)[0][len(prefix) :].isdigit() for name in same)
+
     notes = []
     if numbered > frames:
         notes.append(f"{numbered} numbered files, only {frames} without a gap")
@@ -215,8 +235,9 @@ def _folder(path: str, first: str, frames: int) -> files.Row:
 
 
 def _digest(path: str, names: Sequence[str]) -> str:
-    """xxh3 of the bytes of a file, or of some files of a folder; "" where it cannot be read."""
+    """Return the xxh3 hash of the bytes of a file, or of some files of a folder; "" if it cannot be read."""
     digest = xxhash.xxh3_128()
+
     try:
         for file in [os.path.join(path, name) for name in names] or [path]:
             with open(file, "rb") as f:
@@ -224,4 +245,5 @@ def _digest(path: str, names: Sequence[str]) -> str:
                     digest.update(block)
     except OSError:
         return ""
+
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The memory of a scan: one line of JSON per look at a file, and from these lines the facts for training."""
+"""Remember the answers of a scan: one line of JSON for each, from which the facts for training are made."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Found = files.Row
 
 
 class Journal:
-    """What is known of files: DIR/files.jsonl, one line per look at a file, the last one counts.
+    """The answers about files: DIR/files.jsonl, one line per examination of a file. The last line of a file counts.
 
-    Another kind of line says of which list a clean list in DIR is. Whole lines that do not hold what they should are
-    left out: these files are looked at again.
+    Another kind of line names the list to which a clean list in DIR belongs. Lines that lack a needed value are left
+    out, and their files are examined again.
 
     Args:
-        folder: DIR, made if need be.
-        spec: naming of frame folders; entries made with another one are not taken.
+        folder: DIR; created if it does not exist.
+        spec: naming of frame folders; entries with another naming are not used.
 
     Raises:
-        UserError: a file of that name that no scan has written.
+        UserError: the file was not written by a scan, is damaged, or another scan is writing to the folder.
     """
 
     def __init__(self, folder: Path, spec: ReaderSpec) -> None:
@@ -38,24 +38,26 @@ class Journal:
         self.spec = spec
         self.known: dict[tuple[str, int], Found] = {}
         self._lists: dict[str, list[str]] = {}
+
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._out = open(self.file, "ab")  # noqa: SIM115  open as long as the scan
         except OSError as error:
             raise UserError(f"--out: {error.filename}: {error.strerror}") from error
+
         try:
             if not files.lock(self._out.fileno()):
                 raise UserError(f"--out: another scan is writing to {folder}")
             whole = self._load()
-            self._out.truncate(whole)  # half a line of a scan that was killed
+            self._out.truncate(whole)  # removes half a line that a killed scan left
             if not whole:
                 self._write({"zoetrope": "scan", "version": 1})
-        except BaseException:
+        except BaseException:  # no `close` follows a failed constructor
             self._out.close()
             raise
 
     def _load(self) -> int:
-        """Read what is there; returns the bytes of its whole lines."""
+        """Read the lines of earlier scans. Return the bytes of the complete lines."""
         whole = 0
         with open(self.file, "rb") as f:
             first = f.readline()
@@ -63,10 +65,11 @@ class Journal:
                 return 0
             if not first.startswith(b'{"zoetrope": "scan"'):
                 raise UserError(f"{self.file}: this file was not written by a scan; choose another --out")
+
             whole = len(first)
             for number, line in enumerate(f, start=2):
                 if not line.endswith(b"\n"):
-                    break
+                    break  # the last line, cut off when a scan was killed
                 whole += len(line)
                 try:
                     entry = json.loads(line)
@@ -76,9 +79,11 @@ class Journal:
                         self.known[entry["path"], entry["start"]] = entry
                 except (ValueError, KeyError, TypeError):
                     raise UserError(f"{self.file}:{number}: this line is damaged; delete it, or the file") from None
+
         return whole
 
     def _naming(self, family: str) -> list[object]:
+        # Whatever changes the facts of a file: with another value its entries do not hold.
         if family == "frames":
             return [self.spec.template, self.spec.frame_base, self.spec.fps]
         return [facts_cache.PROBE_VERSION, self.spec.missing_share]
@@ -88,38 +93,40 @@ class Journal:
         self._out.flush()
 
     def add(self, path: str, start: int, found: Found) -> None:
-        """Keep what was found out about a path."""
+        """Record the answer about a path."""
         family = "video" if found.get("kind", "video") == "video" else "frames"
         entry = {"path": path, "start": start, "family": family, "naming": self._naming(family), **found}
         self.known[path, start] = entry
         self._write(entry)
 
     def check_owner(self, clean: Path, list_file: str, root: str) -> None:
-        """UserError where the clean list that is to be written is another list's, or no scan's."""
+        """Raise UserError if the clean list to be written belongs to another list, or was not written by a scan."""
         owner = self._lists.get(clean.name)
         if owner == _owner(list_file, root) or not os.path.lexists(clean):
             return
+
         whose = f"belongs to {owner[0]} with root {owner[1]}" if owner else "is there and was not written by a scan"
         raise UserError(f"--out: {clean} {whose}; scan {list_file} with another --out, or move that file away")
 
     def own(self, clean: str, list_file: str, root: str) -> None:
-        """Keep whose clean list is written under this name."""
+        """Record to which list the clean list of this name belongs."""
         owner = _owner(list_file, root)
         if self._lists.get(clean) != owner:
             self._lists[clean] = owner
             self._write({"clean": clean, "list": owner[0], "root": owner[1]})
 
     def stamp(self, path: str, start: int, level: str) -> facts_cache.Stamp | None:
-        """The stamp under which a path need not be looked at again at this level; None where it must."""
+        """Return the stamp under which a path need not be examined again at this level; None if it must be."""
         entry = self.known.get((path, start))
         if entry is None or entry.get("again") or LEVELS.index(entry["level"]) < LEVELS.index(level):
             return None
         return facts_cache.Stamp(*entry["stamp"]) if entry["stamp"] else None
 
     def facts(self) -> Iterator[tuple[int, facts_cache.Entry]]:
-        """Rows of the facts cache: everything that `probe` gave an answer for."""
+        """Yield the rows of the facts cache: every file for which `probe` had an answer."""
         for (path, start), entry in self.known.items():
             if entry.get("stamp") and "frames" in entry:
+                # The cache holds what `probe` returns, also where fewer frames decode.
                 frames = entry.get("probed", entry["frames"])
                 facts = Facts(frames, *(entry[name] for name in ("height", "width", "fps")))
                 stamp, video = facts_cache.Stamp(*entry["stamp"]), entry.get("grade", "")
@@ -139,13 +146,15 @@ def _owner(list_file: str, root: str) -> list[str]:
 
 
 def _is_whole(entry: Found) -> bool:
-    """Whether an entry holds all that results, facts and the comparison of files take from it."""
+    """Return True if an entry holds all values that results, facts and the comparison of files need."""
     stamp, bad, notes = entry.get("stamp"), entry.get("bad"), entry.get("notes")
     if entry.get("level") not in LEVELS or not isinstance(bad, str) or not isinstance(notes, list):
         return False
     if stamp is not None and not (isinstance(stamp, list) and len(stamp) == len(facts_cache.Stamp._fields)):
         return False
+
     if "frames" in entry or not bad:
+        # A bool is an int in Python, so the type is compared.
         sizes = [entry.get(name) for name in ("frames", "height", "width")]
         if not all(type(size) is int and size > 0 for size in sizes) or not isinstance(entry.get("fps"), (int, float)):
             return False
@@ -153,6 +162,7 @@ def _is_whole(entry: Found) -> bool:
             entry.get("grade") and not {"turns", "decoder", "missing"} <= entry.keys()
         ):
             return False
+
     if bad:
         return True
     return stamp is not None and "kind" in entry and (entry["kind"] != "folder" or "first" in entry)

@@ -1,4 +1,4 @@
-"""The page of a scan: one HTML file without scripts; everything from the data is escaped, nothing is loaded."""
+"""Render the page of a scan: one HTML file without scripts. All data is escaped, and nothing is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from utils.files import Row
 
 _NUMBERS = ("label", "videos", "bad")  # columns that hold numbers
-_ROWS = 500  # of one table; scan.json has all
+_ROWS = 500  # of one table, so that browsers stay fast; scan.json has all
 _STYLE = """
 :root { color-scheme: light dark; --line: #8884; --bar: #4a7fb5; --bad: #c0392b; }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 72rem; padding: 1.5rem; }
@@ -32,15 +32,18 @@ td.path { overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 
 
 def render(summary: Row) -> str:
-    """The page of what `scan_results.write` found out."""
+    """Return the page for the summary of `scan_results.write`."""
+    # The policy allows this one style sheet by its hash, and nothing else: no script of a file name can run.
     digest = base64.b64encode(hashlib.sha256(_STYLE.encode("utf-8")).digest()).decode("ascii")
     policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+
     lists: Sequence[Row] = summary["lists"]
     names = ", ".join(Path(part["list"]).name for part in lists)
     level = {"header": "frames counted", "ends": "first, middle and last frame decoded", "all": "every frame decoded"}
     body = [f"<h1>{_text(names)}</h1>", f'<p class="quiet">{level[summary["decode"]]}, {summary["seconds"]} s</p>']
     body += [_same(summary["same"])] if summary["same"] else []
     body += [_list(part) for part in lists]
+
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{_text(names)}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{html.escape(policy, quote=True)}">'
@@ -54,6 +57,7 @@ def _text(value: object) -> str:
 
 
 def _list(part: Row) -> str:
+    # All lists have the same numbers in the same order, so that pages can be compared.
     numbers = [
         (part["videos"], "in the list"),
         (part["good"], "can be read"),
@@ -65,6 +69,7 @@ def _list(part: Row) -> str:
         (part["rotated"], "turned by the header"),
     ]
     items = "".join(f"<li><b>{number:,}</b>{what}</li>" for number, what in numbers)
+
     figures = [
         _histogram("frames", part["frames"]),
         _histogram("seconds", part["seconds"]),
@@ -77,6 +82,7 @@ def _list(part: Row) -> str:
         _counts("Containers", part["formats"]),
         _counts("Reasons", part["reasons"]),
     ]
+
     return "\n".join(
         [
             f"<section><h2>{_text(part['list'])}</h2>",
@@ -103,11 +109,13 @@ def _table(head: Sequence[str], rows: Iterable[str], total: int) -> str:
 def _files(title: str, files: Sequence[Row]) -> str:
     if not files:
         return ""
+
     rows = (
         f'<tr><td class="path">{_text(one["path"])}</td><td class="n">{one["label"]}</td>'
         f"<td>{_text(one['what'])}</td></tr>"
         for one in files[:_ROWS]
     )
+
     return f"<h3>{title} ({len(files):,})</h3>" + _table(("file", "label", "what"), rows, len(files))
 
 
@@ -121,15 +129,19 @@ def _counts(title: str, counts: dict[str, int]) -> str:
 
 
 def _same(groups: Sequence[Row]) -> str:
+    # First the groups that spoil an accuracy: across lists, then with different labels.
     ordered = sorted(groups, key=lambda group: (not group["across"], not group["labels_differ"]))
     rows = []
+
     for group in ordered[:_ROWS]:
         where = '<span class="bad">across lists</span>' if group["across"] else "one list"
         where += ', <span class="bad">labels differ</span>' if group["labels_differ"] else ""
+        # A group may hold thousands of files: 20 are enough to see the pattern.
         files = "<br>".join(
             f"{_text(Path(one['list']).name)}: {_text(one['path'])} ({one['label']})" for one in group["members"][:20]
         )
         rows.append(f'<tr><td>{where}</td><td>same {group["how"]}</td><td class="path">{files}</td></tr>')
+
     across = sum(group["across"] for group in groups)
     said = f"<p>{len(groups):,} groups of files hold the same video, {across:,} of them across lists.</p>"
     return f"<h2>The same video more than once</h2>{said}" + _table(("where", "how", "files"), rows, len(groups))
@@ -139,6 +151,7 @@ def _classes(classes: Sequence[Row]) -> str:
     most = max((row["videos"] for row in classes), default=0) or 1
     rows = []
     for row in classes[:_ROWS]:
+        # Bars are 200 pixels wide for the class with most videos: readable ones first, then bad ones.
         good = 200 * (row["videos"] - row["bad"]) / most
         bar = f'<svg width="204" height="12"><rect width="{good:.1f}" height="12"/>'
         bar += f'<rect class="bad" x="{good:.1f}" width="{200 * row["bad"] / most:.1f}" height="12"/></svg>'
@@ -147,6 +160,7 @@ def _classes(classes: Sequence[Row]) -> str:
             f'<tr><td class="n">{row["label"]}</td><td>{_text(row["name"])}{none}</td>'
             f'<td class="n">{row["videos"]:,}</td><td class="n">{row["bad"]:,}</td><td>{bar}</td></tr>'
         )
+
     return f"<h3>Classes ({len(classes):,})</h3>" + _table(("label", "name", "videos", "bad", ""), rows, len(classes))
 
 
@@ -154,6 +168,8 @@ def _histogram(what: str, spread: Row) -> str:
     bins = spread["bins"]
     if not bins:
         return ""
+
+    # 240 pixels for all bins, 70 pixels for the fullest one.
     most, width = max(bins), 240 / len(bins)
     high = [70 * count / most for count in bins]
     bars = "".join(
@@ -161,6 +177,7 @@ def _histogram(what: str, spread: Row) -> str:
         f"<title>{spread['from'] + i * spread['step']:.5g} and more: {count:,}</title></rect>"
         for i, count in enumerate(bins)
     )
+
     said = f"{what}: {spread['least']:g} to {spread['most']:g}, median {spread['median']:g}"
     return (
         f'<figure><svg width="240" height="72" role="img" aria-label="{_text(said)}">{bars}</svg>'

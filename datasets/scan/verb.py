@@ -1,8 +1,8 @@
-"""`python main.py scan LIST --root R`: look at every file of a list before a run does.
+"""`python main.py scan LIST --root R`: examine every file of a list before a run does.
 
-Files are looked at in reader processes (pool.py): one that hangs or takes its decoder down costs itself only. Each
-answer is a line of DIR/files.jsonl at once, so that a scan that was stopped goes on where it was, and the next one
-looks only at what is new or has another size or modification time. The files of the list are only ever read.
+Reader processes (pool.py) examine the files: one that hangs or crashes its decoder costs only itself. Each answer is
+written to DIR/files.jsonl at once, so that a stopped scan resumes where it was. The next scan examines only files that
+are new or have another size or modification time. The files of the list are never changed.
 """
 
 from __future__ import annotations
@@ -29,33 +29,38 @@ from utils.config.schema import Data
 from utils.faults import UserError
 from utils.options import Parser
 
-FACTS = "facts.bin"
+FACTS = "facts.bin"  # the cache of facts that `data.facts` names
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb.
+    """Run the verb.
 
     Returns:
-        0 when every file can be read, 1 when some cannot (they are named), 130 when it was interrupted.
+        0 if every file can be read, 1 if some cannot (they are named), 130 if it was interrupted.
     """
     args = _arguments(argv)
     lists = load_lists(args.lists, args.root, args.layout)
     if args.classes:
-        for records in lists:  # what is wrong with the file is said before hours of looking at videos
+        for records in lists:  # report an error in this file before hours of examining videos
             scan_results.class_names(records, args.classes)
+
     spec = ReaderSpec(
         "frames", template=args.template, frame_base=args.frame_base, fps=args.fps, missing_share=args.missing_share
     )
-    if not (args.out / JOURNAL).exists():  # no scan has been here: what has our names is somebody's
+    # Without a journal no scan has written here: files with our names belong to the user.
+    if not (args.out / JOURNAL).exists():
         for name in (FACTS, scan_results.SUMMARY, scan_results.PAGE, *map(clean_name, args.lists)):
             if (args.out / name).exists():
                 raise UserError(
                     f"--out: {args.out / name} is there and was not written by a scan; choose another --out"
                 )
+
+    # The journal locks the folder, so that two scans do not mix their lines.
     started = time.monotonic()
     with Journal(args.out, spec) as journal:
         for records in lists:
             journal.check_owner(args.out / clean_name(records.list_file), str(records.list_file), records.root)
+
         try:
             found = [
                 examine(records, spec, journal, level=args.decode, workers=args.workers, deadline=args.deadline)
@@ -65,14 +70,19 @@ def main(argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from here", file=sys.stderr)
             return 130
+
+        # Record the owners before the lists are written.
         for records in lists:
             journal.own(clean_name(records.list_file), str(records.list_file), records.root)
+
+    # Write the facts for training, then the lists, the summary and the page.
     entries = facts_cache.write(args.out / FACTS, journal.facts())
     summary = scan_results.write(
         args.out, lists, found, groups, level=args.decode, classes=args.classes, seconds=time.monotonic() - started
     )
     print("\n".join(scan_results.in_words(summary, args.out)))
     print(f"facts of {entries} files for training: set data.facts to {args.out / FACTS}")
+
     return 1 if any(part["bad"] for part in summary["lists"]) else 0
 
 
@@ -112,6 +122,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         default=Data().missing_share,
         help="as data.missing_share: share of its frames that a video may lack at its end (%(default)s)",
     )
+
     args = parser.parse_args(argv)
     if len(args.root) not in (1, len(args.lists)):
         raise UserError(f"--root: {len(args.root)} folders for {len(args.lists)} lists; give one, or one for each list")
@@ -127,16 +138,19 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def load_lists(files: Sequence[Path], roots: Sequence[str], layout: str = "auto") -> list[Records]:
-    """Load lists with their roots (one for all, or one each).
+    """Load lists with their roots, one root for all or one for each list.
 
     Raises:
-        UserError: a list or a root that is not there, or is wrong; two lists of one name.
+        UserError: a list or root does not exist or has an error, or two lists have one name.
     """
+    # The names of the lists without bad files, which are all written to one folder.
     names = [clean_name(file) for file in files]
     if len(set(names)) < len(names):
         raise UserError(f"two lists are called {max(names, key=names.count)}: scan them into different folders (--out)")
+
     roots = roots if len(roots) == len(files) else [roots[0]] * len(files)
     for root in roots:
         if not os.path.isdir(root):
             raise UserError(f"--root: there is no folder {root}")
+
     return [Records.load(file, root, num_class=None, layout=layout) for file, root in zip(files, roots, strict=True)]
