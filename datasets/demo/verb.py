@@ -75,12 +75,13 @@ def open_folder(out: Path, settings: files.Row) -> None:
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"demo-data: {out} is not empty and was not made by demo-data; choose another --out")
 
+    # First of all the settings: whenever this is killed, the folder says whose it is.
+    out.mkdir(parents=True, exist_ok=True)
+    files.write(file, (json.dumps(settings, indent=1) + "\n").encode())
     for part in ("videos", "lists"):
-        (out / part).mkdir(parents=True, exist_ok=True)
+        (out / part).mkdir(exist_ok=True)
     for stale in (out / "videos").glob("*.tmp"):  # left by a run that was killed
         stale.unlink()
-    # From here on the folder belongs to these settings.
-    files.write(file, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def all_labels(settings: files.Row) -> tuple[np.ndarray, np.ndarray]:

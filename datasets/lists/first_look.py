@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 LOOKED_AT = 8  # videos of a list
 MOST_FOLDERS = 20_000  # folders whose links are followed to compare the lists: each costs system calls
-_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF")  # first bytes of JPEG, PNG, BMP, RIFF (WebP)
-_HEAD = 4  # bytes that are compared with them
+_IMAGES = (b"\xff\xd8\xff", b"\x89PNG", b"BM")  # first bytes of JPEG, PNG, BMP
+_HEAD = 12  # bytes that say what a file is: WebP and AVI are both RIFF, and differ in the last four
 
 
 def look(cfg: Config, train: Records, val: Records, *, compare: bool = True) -> list[str]:
@@ -90,7 +90,8 @@ def is_video(path: str) -> bool:
             head = file.read(_HEAD)
     except OSError:
         return False
-    return not head.startswith(_IMAGES)
+    is_webp = head[:4] == b"RIFF" and head[8:] == b"WEBP"
+    return not (is_webp or head.startswith(_IMAGES))
 
 
 def _hint(records: Records, i: int) -> str:

@@ -237,6 +237,9 @@ def _kinetics(files: Sequence[Path], split: int) -> Annotations:
     unlabelled = 0
 
     for file in tables:
+        # Some releases have no column for the split: then the file's name says it, as in kinetics400_val_list.csv.
+        words = re.split(r"[_.-]", file.stem)
+        named = next((word for word in reversed(words) if word.lower() in _SPLITS), words[-1])
         rows = csv.DictReader(_text(file).splitlines())
         missing = {"youtube_id", "time_start", "time_end"} - set(rows.fieldnames or ())
         if missing:
@@ -247,8 +250,7 @@ def _kinetics(files: Sequence[Path], split: int) -> Annotations:
                 unlabelled += 1
                 continue
 
-            # Some releases have no column for the split: then it is the last word of the file's name.
-            key = _split(row.get("split") or re.split(r"[_.-]", file.name)[-2], where)
+            key = _split(row.get("split") or named, where)
             try:
                 start, end = int(float(row["time_start"])), int(float(row["time_end"]))
             except (TypeError, ValueError):

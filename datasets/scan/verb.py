@@ -75,11 +75,13 @@ def main(argv: Sequence[str]) -> int:
         for records in lists:
             journal.own(clean_name(records.list_file), str(records.list_file), records.root)
 
-    # Write the facts for training, then the lists, the summary and the page.
-    entries = facts_cache.write(args.out / FACTS, journal.facts())
-    summary = scan_results.write(
-        args.out, lists, found, groups, level=args.decode, classes=args.classes, seconds=time.monotonic() - started
-    )
+        # Write the facts for training, then the lists, the summary and the page, as long as the folder is locked.
+        entries = facts_cache.write(args.out / FACTS, journal.facts())
+        seconds = time.monotonic() - started
+        summary = scan_results.write(
+            args.out, lists, found, groups, level=args.decode, classes=args.classes, seconds=seconds
+        )
+
     print("\n".join(scan_results.in_words(summary, args.out)))
     print(f"facts of {entries} files for training: set data.facts to {args.out / FACTS}")
 

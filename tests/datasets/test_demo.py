@@ -177,3 +177,20 @@ def test_a_linear_model_on_the_mean_frame_cannot_tell_a_pair_apart() -> None:
         model = RidgeClassifier(alpha=1e4).fit(mean[:half], label[:half])
         accuracy = (model.predict(mean[half:]) == label[half:]).mean()
         assert accuracy <= 0.6, (pair, accuracy)
+
+
+@pytest.mark.parametrize("part", ["videos", "lists"])
+def test_a_start_that_was_killed_at_once_is_resumed(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Path.mkdir
+
+    def killed(path: Path, *words: int, **more: bool) -> None:
+        if path.name == part:
+            raise KeyboardInterrupt
+        own(path, *words, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "mkdir", killed)
+        with pytest.raises(KeyboardInterrupt):
+            demo.open_folder(tmp_path / "motion8", {"seed": 0})
+    demo.open_folder(tmp_path / "motion8", {"seed": 0})
+    assert {path.name for path in (tmp_path / "motion8").iterdir()} == {demo.SETTINGS, "videos", "lists"}

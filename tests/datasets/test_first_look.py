@@ -99,6 +99,17 @@ def test_videos_for_a_reader_of_frames(tmp_path: Path, videos: Path, reader: str
         look(reader, records, records)
 
 
+AVI, WEBP = (b"RIFF\0\1\0\0" + kind for kind in (b"AVI LIST", b"WEBPVP8 "))
+
+
+def test_avi_files_are_videos_and_webp_files_are_not(tmp_path: Path) -> None:
+    names = [name.replace(".mp4", ".avi") for name in NAMES]
+    films = listed(tmp_path / "a.txt", made(tmp_path / "films", names, data=AVI), names)
+    with pytest.raises(UserError, match=r"are video files, for example .*class0/v000.avi: set data.reader: video"):
+        look("frames", films, films)
+    first_look.check_files(cfg_of("frames"), "train", listed(tmp_path / "b.txt", made(tmp_path / "i", data=WEBP)))
+
+
 def test_folders_for_the_video_reader(tmp_path: Path) -> None:
     records = listed(tmp_path / "a.txt", made(tmp_path / "frames", form="frames"))
     with pytest.raises(UserError, match=r"are folders.*set data.reader: frames"):

@@ -101,6 +101,14 @@ def test_kinetics_csv(tmp_path: Path) -> None:
     assert json.loads((out / "coverage.json").read_text())["unlabelled"] == 1
 
 
+@pytest.mark.parametrize("name", ["kinetics700_train_2020.csv", "train-v2.csv", "kinetics_train.csv"])
+def test_the_split_of_a_kinetics_csv_without_that_column(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("label,youtube_id,time_start,time_end\nabseiling,_4YTwq0-73Y,44,54\n")
+    touch(tmp_path / "root", "_4YTwq0-73Y_000044_000054.mp4")
+    out = make("kinetics", tmp_path, "--annotations", str(tmp_path / name))
+    assert rows(out, "train", tmp_path / "root", 1) == [("_4YTwq0-73Y_000044_000054.mp4", 0)]
+
+
 def test_class_order_of_others(tmp_path: Path) -> None:
     """Names differ in blanks and underscores; the numbers are those of the other list."""
     order = LABEL_MAPS / "paddlevideo__Kinetics-400_label_list.txt"
