@@ -86,7 +86,6 @@ def call_verb(verb: str, argv: list[str]) -> int:
     from utils.options import train_parser
 
     args = train_parser().parse_args(argv)
-
     with without_gc():
         importlib.import_module("utils.engine.setup")
     return train(args.exp, overrides=args.set, fresh=args.fresh)

@@ -39,8 +39,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data/motion8", help="what demo-data made")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"))
     args = parser.parse_args(argv)
-    # Read all runs before anything is drawn, so that a missing one leaves the picture alone
 
+    # Read all runs before anything is drawn, so that a missing one leaves the picture alone
     curves = []
     for option, label, colour in CURVES:
         exp = getattr(args, option)

@@ -175,7 +175,6 @@ def rand_policy(text: str) -> RandPolicy:
         if not known or known[1] in found or float(known[2]) > _LARGEST_OF_POLICY[known[1]]:
             break
         found[known[1]] = float(known[2])
-
     else:
         n, inc = found.get("n", 2.0), found.get("inc", 0.0)
         if name == "rand" and parts and n >= 1 and n.is_integer() and inc.is_integer():

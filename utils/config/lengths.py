@@ -124,8 +124,8 @@ def with_defaults(tree: Mapping[str, object]) -> dict[str, object]:
         # Not in `given`, but there: an empty dict
         if key in given or (not sections and name in full):
             continue
-        # Walk to the section, and copy each dict on the way: the caller's stay as they are
 
+        # Walk to the section, and copy each dict on the way: the caller's stay as they are
         place = full
         for section in sections:
             inner = place.get(section)
