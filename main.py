@@ -195,7 +195,7 @@ def train_step(
 
         learner.statistics.after_micro_batch(index)
 
-    # The GPU now works on the backward pass: use that time to copy the next batch, then wait for the numbers
+    # The GPU works on the backward pass: use that time to copy the next batch, then wait for the numbers
     meanwhile()
     numbers = totals.read()
 

@@ -167,7 +167,7 @@ _LARGEST_OF_POLICY = {"m": 10, "n": 16, "p": 1, "mstd": 100, "inc": 1}
 
 def rand_policy(text: str) -> RandPolicy:
     """Parse the text of a RandAugment policy; ValueError if it is none."""
-    # Each part is a name and a number; any other part leaves the loop, and with it the check
+    # for-else: a part that is not a name and a number breaks out, past `else`, to the error
     name, *parts = text.split("-")
     found: dict[str, float] = {}
     for part in parts:

@@ -14,8 +14,8 @@ MOST_ITERATIONS = 10**9
 def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
     """Turn lengths in epochs into iterations. Not part of `load`: it needs the list and the number of ranks.
 
-    An epoch is `videos * num_sample / global_batch` iterations, in general no whole number: no last batch is dropped,
-    and positions continue across epochs. The run's length is rounded up, all others to the nearest iteration.
+    An epoch is `videos * num_sample / global_batch` iterations, which need not be whole: no last batch is dropped, and
+    positions continue across epochs. The run's length is rounded up, all others to the nearest iteration.
 
     Args:
         videos: N, lines of the training list.

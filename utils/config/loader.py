@@ -252,7 +252,7 @@ class _Draft:
             if wrong:
                 self.problem((*_KWARGS, name), wrong)
 
-        # Required options; with a name that is in error, which ones are required is not known
+        # Options without a default; with a wrong type or backbone we cannot tell which they are
         for option in known.values() if not {"model.type", "model.backbone"} & self.in_error else ():
             if option.default is None and option.name not in raw:
                 self.problem((*_KWARGS, option.name), f"missing: {option.where} gives it no default")
@@ -344,7 +344,7 @@ def _in_words(error: ErrorDetails, keys: Keys) -> str:
     position = error["loc"][-1] if isinstance(error["loc"][-1], int) else None
     each = "" if position is None else f"number {position + 1} "
 
-    # Errors with sentences of their own
+    # Kinds of error with a special sentence
     if kind == "missing":
         return f"missing: {_meaning(keys)}"
     if kind == "extra_forbidden":

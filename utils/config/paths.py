@@ -17,7 +17,7 @@ CLASS_FILE = "classInd.txt"
 def resolve(path: str, folder: Path) -> Path:
     """Resolve a path: a relative one is in the repository if it exists there, else beside the config.
 
-    If neither exists, return that of the repository, which the message then names.
+    If neither exists, return the path in the repository, which the error message then names.
     """
     written = Path(path).expanduser()
     if written.is_absolute():

@@ -559,7 +559,7 @@ class Config(Strict):
         return self._origins.get(key, "default")
 
 
-# Two ways to say one thing: at most one of each pair may be given, exactly one where the flag is True.
+# Two keys for one thing: at most one of each pair may be given, exactly one if the flag is True.
 PAIRS = (
     ("lr_scheduler.max_iter", "lr_scheduler.max_epoch", True),
     ("val_freq", "val_freq_epochs", True),

@@ -74,7 +74,7 @@ def _lines(cfg: Config, tree: Mapping[str, object], prefix: str) -> Iterator[str
             yield f"{indent}{name}:"
             yield from _lines(cfg, value, f"{key}.")
         else:
-            origin = cfg.origin(key).rpartition("/")[2]  # without the folder, which is the same in all lines
+            origin = cfg.origin(key).rpartition("/")[2]  # without the folder: it is the same in all lines
             yield f"{f'{indent}{name}: {json.dumps(value)}':<60}  # {origin}"
 
 
@@ -154,7 +154,7 @@ def _range(parts: Sequence[object]) -> str:
     found: dict[str, str] = {}
 
     def walk(part: object) -> None:
-        # Limits of `kinds.within` are on the check itself, those of pydantic on its constraints
+        # `kinds.within` keeps its limits on the check function, pydantic on its constraints
         if limits := getattr(getattr(part, "func", None), "limits", None):
             found.update(zip((">=", "<="), (f"{limit:g}" for limit in limits), strict=True))
         for sign, name in _SIGNS.items():

@@ -219,7 +219,7 @@ def _of_file(file: Path, student: Config) -> Source:
 def recolour(theirs: Colour, ours: Colour, device: torch.device) -> Callable[[Tensor], Tensor] | None:
     """Return the function from a clip normalised with our mean and deviation to one with theirs.
 
-    None if both are the same. It is one factor and one shift per channel. Both are linear, so it may follow mixup.
+    None if the two are equal. The function applies one factor and one shift per channel, so it may follow mixup.
     """
     if [list(part) for part in theirs] == [list(part) for part in ours]:
         return None

@@ -1,4 +1,4 @@
-"""What a training step uses and changes: networks, optimiser, batch-norm statistics, teacher and weight average."""
+"""The parts of a training step: networks, optimiser, batch-norm statistics, teacher and weight average."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class Learner:
 
         self.statistics.after_step()
         if self.ema:
-            self.statistics.for_evaluation()  # with groups of their own statistics, the average follows group 0's
+            self.statistics.for_evaluation()  # the average follows group 0 where each BN group has its own statistics
             self.ema.update(self.net, step)
 
     def is_due(self, step: int) -> bool:

@@ -75,7 +75,7 @@ class Monitor:
         return self.state.learner
 
     def restart_clock(self) -> None:
-        """Restart the clock, so that the next step's time excludes what ran since the last: a validation, a start."""
+        """Restart the clock, so that the time of the next step excludes a validation or the start before it."""
         self._clock = time.monotonic()
 
     def after_step(self, numbers: dict[str, float], lr: float, loader: TrainLoader, last: int) -> None:
@@ -111,7 +111,7 @@ class Monitor:
             self._report(lr, loader, last)
 
     def _look_for_spike(self, loss: float) -> None:
-        """Log a loss that stands out from those before it."""
+        """Log a loss far above the losses before it."""
         before = self._losses
         if len(before) >= LOSSES[0]:
             mean, deviations = statistics.fmean(before), SPIKE[0] * statistics.pstdev(before)
@@ -125,7 +125,7 @@ class Monitor:
         self.folder.look()
         step, meters, learner = self.state.step, self._meters, self.learner
 
-        # Iteration 1 has a progress line, but no whole window to compare the ranks over
+        # Iteration 1 has a progress line, but no full window over which to compare the ranks
         is_window = step % learner.cfg.print_freq == 0
         lines, more = [], {}
         if is_window:
@@ -143,7 +143,7 @@ class Monitor:
         if not is_window:
             return
 
-        # What stands out in this window
+        # Remarks on this window: skipped steps, slow ranks, the readers' traffic
         self._look_for_skipped_steps(more)
         for rank, text in lines:
             self.log.line(text if rank is None else f"{self.watch.who(rank)} is the slowest: {text}")

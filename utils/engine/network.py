@@ -97,7 +97,7 @@ def _missing_for_triton() -> str | None:
     if not importlib.util.find_spec("triton"):
         return "the package triton is not installed"
 
-    # Triton tries $CC, else these compilers in this order
+    # Triton tries $CC, else these compilers in turn
     named = os.environ.get("CC")
     programs = [(shlex.split(named) or ["cc"])[0]] if named else ["gcc", "clang", "cc"]
     if not any(shutil.which(program) for program in programs):

@@ -2,8 +2,8 @@
 
 Source: Wu and Johnson 2021, arXiv:2105.07576, section 3.1. fvcore, PySlowFast and PaddleVideo use the same name.
 The running statistics come from the last ten or so batches, each seen by other weights. Here the weights do not change
-while N global batches pass. The mean over the batches of their mean and of their unbiased variance (the convention of
-the running buffers) replaces the running statistics. The training itself is not affected.
+while N global batches pass. Each batch has a mean and an unbiased variance (the convention of the running buffers).
+Their averages over the batches replace the running statistics. The training itself is not affected.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def averages(
                 if scratch is not None:
                     scratch.zero_()
 
-    # Each rank of a BN group holds the group's statistics, so every group counts equally often in the sum.
+    # Each rank of a BN group has the statistics of the whole group, so all groups have equal weight in the sum
     flat = world.sum_(torch.cat([*sums.values()])) / (count * world.size) if sums else torch.zeros(0)
 
     # From (mean, variance) of each layer to the names of the model's buffers

@@ -35,7 +35,7 @@ class Run:
 
     Attributes:
         cfg: the experiment.
-        state: what a checkpoint holds: the learner and the counters.
+        state: the content of a checkpoint: the learner and the counters.
         folder: the experiment folder, locked.
         log: log.txt and the curves.
         monitor: the watchdog, the meters and the journal of bad samples.
@@ -89,7 +89,7 @@ class Run:
     def lr_at(self, step: int) -> float:
         """Return the learning rate of an iteration."""
         plain, clips = self.cfg.lr_scheduler, len(self.train_records) * self.cfg.data.num_sample
-        # Steps of an epoch, in general no whole number
+        # Steps in an epoch: not a whole number in general
         epoch = clips / self.learner.shards.global_batch
         begin = plain.cosine_begin_epoch
 
@@ -222,7 +222,7 @@ class Run:
         why = self.stop.name or "another rank"
         self.log.line(f"stopped by {why} at iteration {self.state.step}, saved; the same command continues")
 
-        # Rank 0 has written the line above; a trouble of another rank is known to that rank alone
+        # Rank 0 has written the line above; only the rank in trouble can report the trouble
         if self.stop.trouble and not self.world.is_main:
             self.log.event(f"rank {self.world.rank} stopped the run: {self.stop.trouble}")
             faults.tell(UserError(f"stopped by {self.stop.trouble}; everything is saved"))

@@ -61,7 +61,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         found = None if fresh else checkpoint.find_on_all_ranks(exp, world, state.check)
         saved = found.state if found else None
 
-        # Lists, and what follows from them for the config
+        # Lists, and the lengths and remarks that follow from them
         train_records, val_records = (loader.records_of(cfg, split) for split in ("train", "val"))
         class_names = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
 
@@ -81,8 +81,8 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
             differences = config.differences(found.state["config"], config.to_dict(cfg))
             messages += [*found.messages, *checkpoint.check_resume(found.state, differences, lists, KERNEL)]
 
-        # Readers start while the model is built. Clips that were given up in steps that are now repeated fail again, so
-        # that these steps see the same batches
+        # Readers start while the model is built. A clip that was given up in a step that is now repeated fails again,
+        # so that the step sees the same batch
         step, validated = (saved["step"], saved["validated_step"]) if saved else (0, -1)
         marker = ledger.resume_marker(step=step, clips=step * shards.global_batch, validated=validated)
         replay = ledger.given_up(exp, marker=marker) if saved else set()
@@ -175,7 +175,7 @@ def _introduce(run: Run, *, resumed: bool) -> None:
         f"{len(run.train_records) * cfg.data.num_sample / made.shards.global_batch:.1f} an epoch"
     )
 
-    # Where the weights come from, and what else shapes the training
+    # The source of the weights, and options that change the training
     if not resumed:
         run.log.line(getattr(made.net, "pretrained_note", "") or "initial weights: random")
     if made.distill:

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: one list, `ENTRIES`, from which saving, loading and checking follow.
+"""The content of a checkpoint: one list, `ENTRIES`, from which saving, loading and checking follow.
 
 To add a thing to a checkpoint, add an entry: how to read its value from a run, how to restore it, and what a file must
 hold for a run to resume. Order, augmentation, dropout and mixup are functions of (seed, step), so the step alone
@@ -105,7 +105,7 @@ def check(path: Path, values: Values) -> None:
 
 
 def _fits(entry: Entry, value: object, config: Values) -> bool:
-    # bool is a subclass of int, but no number that a run writes is one
+    # bool is a subclass of int, but a run writes no bool
     return isinstance(value, entry.types) and not isinstance(value, bool) and entry.is_right(value, config)
 
 
@@ -210,7 +210,7 @@ def _fact(name: str, *types: type) -> Entry:
     return Entry(name, save=lambda state: state.facts[name], types=types)
 
 
-# Networks, statistics and optimiser; then counters; then what describes the run
+# Networks, statistics and optimiser; then counters; then the facts that describe the run
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         "model",

@@ -53,7 +53,7 @@ class StepTotals:
             batch: for its shards and weights (B,).
             loss: its mean loss; of a probe with several heads (heads,).
             logits: (B, K), or (heads, B, K).
-            labels: (B,) or (B, K), as they were trained on.
+            labels: (B,) or (B, K), as the loss used them.
             mix: how neighbouring clips were mixed.
             share: of the micro-batch in the global batch.
             is_last: True for the last micro-batch of this rank.

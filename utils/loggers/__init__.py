@@ -69,7 +69,7 @@ class Feed:
         theirs_in, self._in = os.pipe()
         self._out, theirs_out = os.pipe()
         try:
-            # In our session: Linux would give a session of its own as much of the cores as the whole run
+            # In our session: Linux shares the cores among sessions, and a new one would get as much as the whole run
             self.process = subprocess.Popen(
                 command, env=environment, cwd=ROOT, stdin=theirs_in, stdout=theirs_out, stderr=subprocess.DEVNULL
             )

@@ -197,7 +197,7 @@ class Inbox:
                 self.facts = record
                 return
 
-            # The run counts what did not fit the pipe; this queue drops when a server is slow
+            # The run counts the points that did not fit the pipe; this queue drops points when a server is slow
             step, dropped = int(record.pop("step")), int(record.pop("dropped"))
             self.gaps += len(self.points) >= QUEUE or dropped > self._dropped
             self._dropped = dropped
@@ -206,7 +206,7 @@ class Inbox:
 
 
 def schedule(policy: int) -> None:
-    """Give the calling thread, and what it starts, another scheduling policy where the system permits it."""
+    """Give the calling thread, and the threads that it starts, another scheduling policy if the system permits it."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, policy, os.sched_param(0))
 

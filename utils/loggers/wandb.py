@@ -38,7 +38,7 @@ class Run:
     settles = 2 * FLUSH_SECONDS  # W&B's process flushes its file every FLUSH_SECONDS; twice that, to be sure
 
     def __init__(self, folder: Path, run: str | None, facts: Mapping[str, str | float]) -> None:
-        wandb = importlib.import_module("wandb")  # the package: this file has its name too
+        wandb = importlib.import_module("wandb")  # the package, not this file of the same name
         self.run = run or uuid.uuid4().hex[:8]
         known = {name: value for name, value in SETTINGS.items() if name in wandb.Settings.model_fields}
 

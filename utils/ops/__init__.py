@@ -1,4 +1,4 @@
-"""Apply augmentations on the training device: `datasets/plan/ops/NAME.py` draws, and NAME.py here applies what it drew.
+"""Apply augmentations on the training device. `datasets/plan/ops/NAME.py` draws the numbers, NAME.py here applies them.
 
 Each file has a `STAGE` and `apply(clips, drawn, colour)`, which returns clips of the same shape. `drawn` is (B, F, ...)
 on the CPU: F = 1 row for a clip, or one for each of its T frames. `apply` draws no random number.

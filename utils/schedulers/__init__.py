@@ -124,7 +124,7 @@ class Scheduler:
         return None
 
     def preview(self, request: Request, task: Task, code: str) -> str:
-        """Return a readable form of what `submit` would hand to the scheduler."""
+        """Return a readable form of the job that `submit` would submit."""
         return "\n".join([f"# {request.ranks} ranks, each runs in {code}:", " ".join(task.command())])
 
     def submit(self, request: Request, tasks: Sequence[Task], code: Path, *, parallel: int | None = None) -> list[str]:

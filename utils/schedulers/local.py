@@ -56,7 +56,7 @@ class Local(Scheduler):
         return job
 
     def states(self, jobs: Iterable[str]) -> dict[str, str]:
-        """Return RUNNING for each job whose keeper lives."""
+        """Return RUNNING for each job whose keeper is alive."""
         return {job: "RUNNING" for job in jobs if self.is_alive(job)}
 
     def outcome(self, job: str) -> Outcome:

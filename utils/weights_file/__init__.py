@@ -88,7 +88,7 @@ def check_written(path: Path) -> None:
 
     Raises:
         DamagedWeights: its bytes are not the bytes that were written.
-        Forbidden: it holds values that `read` would refuse.
+        Forbidden: it contains values that `read` would refuse.
     """
     with opened(path) as (file, size), _named(path):
         members = archive.members(file, size)
@@ -210,7 +210,7 @@ def _read_legacy(file: BinaryIO, size: int) -> object:
     parts = [opcodes.check(file, size, names="torch", size=size, protocol=2, storages=storage) for _ in range(5)]
     order = parts[4]
 
-    # The list of storages must be that of the content, and the file must contain exactly these storages
+    # The content and the list must name the same storages, and the file must contain exactly these
     if parts[1] != 1001 or not isinstance(order, list) or not all(isinstance(key, str) for key in order):
         raise Flaw("not one of torch's older format")
     if len(set(order)) < len(order) or set(order) != lengths.keys():

@@ -144,7 +144,7 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
         signature64, record, _, _, *disks64, here64, count64, length64, start64 = wide
         if signature64 != _END64_SIGNATURE or record != _END64.size - 12 or any(disks64) or here64 != count64:
             raise Flaw("its end record is damaged")
-        # A number of the short record is either the same, or all ones: "see the long record"
+        # In the short record a number is either the same or all ones, which refers to the long record
         pairs = zip(narrow, (count64, length64, start64), (_FULL16, _FULL32, _FULL32), strict=True)
         if any(short not in (value, full) for short, value, full in pairs):
             raise Flaw("its end records contradict each other")

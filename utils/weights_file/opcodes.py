@@ -367,7 +367,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "BUILD": _build,
     "BINPERSID": _persistent,
 }
-# pickletools says which argument follows each code
+# pickletools knows the argument that follows each code
 _BY_CODE = {
     opcode.code.encode("latin-1"): (_OPERATIONS[opcode.name], opcode.arg)
     for opcode in pickletools.opcodes
@@ -444,7 +444,7 @@ def _no_bytes(machine: _Machine, arguments: tuple) -> _Thing:
 
 
 def _array(machine: _Machine, arguments: tuple) -> _Thing:
-    """Return a stand-in that takes notes; `arrays` later makes an array of them, within the same bounds."""
+    """Return a stand-in. `arrays` builds the array later, within the same bounds."""
     return _Thing("array", key=True)
 
 
@@ -458,7 +458,7 @@ def _tensor(machine: _Machine, arguments: tuple) -> _Thing:
         raise Flaw("a tensor that is not described")
 
     storage, offset, size, stride, *rest = arguments
-    # The type is that of the storage, or for a storage without a type that of the last argument
+    # A storage without a type takes the dtype from the last argument
     item_size = 0 if not isinstance(storage, _Thing) or storage.kind != "storage" else storage.item_size
     dtypes = [value.item_size for value in rest if isinstance(value, _Name)]  # of a storage without a type
     rest = [value for value in rest if not isinstance(value, _Name)]
@@ -521,7 +521,7 @@ def _torch_names() -> dict[str, _Name]:
         }
     )
 
-    # Types are values, not functions: they say how many bytes an item has
+    # Types are values, not functions: only the bytes of an item count
     sizes = {f"torch.{kind}": item_size for kind, item_size in _ITEM_SIZES.items()}
     sizes |= {f"torch.{kind}Storage": item_size for kind, item_size in _STORAGES.items()}
     sizes["torch.storage.UntypedStorage"] = 1
