@@ -103,7 +103,7 @@ def without_gc() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        gc.freeze()  # all objects so far move to a generation that is never collected
         if was_enabled:
             gc.enable()
 
@@ -126,7 +126,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             run.log.line(f"nothing to do: this run finished at iteration {run.last}; train with --fresh to start again")
             return 0
 
-        # An earlier process saved this step and ended before the validation that belongs to it
+        # An earlier process saved this step, but ended before its validation: catch up on that first
         if run.owes_validation and not run.validate():
             return run.stopped()
 
@@ -135,11 +135,11 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             numbers = train_step(run.learner, step, micro_batches, **run.requests(), meanwhile=run.batches.copy_ahead)
             run.after_step(step, numbers)
 
-            # Save before a validation: a process that ends during it loses no step
+            # Save before the validation: a process that dies in it loses no step
             if run.is_at_validation or numbers["save"] or numbers["stop"]:
                 run.save()
 
-            # A stop does not wait for the validation; the resumed run makes up for it
+            # A stop does not wait for the validation; the resumed run catches up on it
             if numbers["stop"]:
                 return run.stopped()
 
