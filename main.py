@@ -1,8 +1,8 @@
-"""The front door: `python main.py VERB ...`, and the training loop itself.
+"""Run a verb, `python main.py VERB ...`. The training loop is in this file.
 
-In reading order: the table of verbs, `train()` (one run of one experiment folder) and `train_step()`. `utils/engine/`
-has what they use: `setup.start` builds a run, `learner.py` the parts of a step, `state.py` lists what a checkpoint
-holds. Nothing heavy is imported before a verb needs it, so that help and config errors come at once.
+Read it from top to bottom: the table of verbs, `train()` (one run of one experiment folder), then `train_step()`.
+`utils/engine/` has what they use: `setup.start` builds a run, `learner.py` has the parts of a step, and `state.py`
+lists what a checkpoint holds. A verb imports torch only when it runs, so help and config errors appear at once.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ VERBS = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Call the verb; a `UserError` becomes one text on stderr and exit code 2."""
+    """Run a verb and return its exit code; a `UserError` becomes one text on stderr and exit code 2."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         width = max(len(verb) for verb in VERBS)
         print("usage: python main.py VERB ...   (VERB --help shows its options)\n")
@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> int:
         return 0
 
     def verb() -> int:
+        # A rank ends soon after the launcher that started it dies
         signals.follow_launcher()
         faults.check_repository(Path(__file__).parent)
         return call_verb(argv[0], list(argv[1:]))
@@ -81,6 +82,7 @@ def call_verb(verb: str, argv: list[str]) -> int:
             module = importlib.import_module(VERBS[verb][0])
         return module.main(argv)
 
+    # `utils.options` loads no torch: a mistyped option is reported before the slow import
     from utils.options import train_parser
 
     args = train_parser().parse_args(argv)
@@ -91,9 +93,9 @@ def call_verb(verb: str, argv: list[str]) -> int:
 
 @contextlib.contextmanager
 def without_gc() -> Iterator[None]:
-    """Import without the garbage collector, and leave out of all later collections what was imported.
+    """Import without the garbage collector, and exclude the imported objects from all later collections.
 
-    It lives as long as the process. Looking at it again and again takes a sixth of the CPU time of a start, and writes
+    They live as long as the process. Scanning them again and again takes a sixth of the CPU time of a start, and writes
     to pages that forked readers share.
     """
     was_enabled = gc.isenabled()
@@ -101,21 +103,21 @@ def without_gc() -> Iterator[None]:
     try:
         yield
     finally:
-        gc.freeze()
+        gc.freeze()  # all objects so far move to a generation that is never collected
         if was_enabled:
             gc.enable()
 
 
 def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> int:
-    """Train one experiment to its last iteration, from wherever its folder says that it is. Every rank calls this.
+    """Train one experiment to its last iteration, from its checkpoint if it has one. Every rank calls this.
 
     Args:
         exp: experiment folder with `config.yaml`; receives checkpoints, `events/`, `log.txt`.
         overrides: `key=value` texts that replace config values for this run.
-        fresh: move the files of an earlier run to `old/<time>/` first.
+        fresh: first move the files of an earlier run to `old/<time>/`.
 
     Returns:
-        0 when the last iteration is done, 75 when a request to stop ended the run after its state was saved.
+        0 after the last iteration, 75 if a request to stop ended the run. In both cases the state is saved.
     """
     from utils.engine import setup
 
@@ -124,20 +126,23 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
             run.log.line(f"nothing to do: this run finished at iteration {run.last}; train with --fresh to start again")
             return 0
 
-        # The process that saved this step ended, or was stopped, before its validation was done.
+        # An earlier process saved this step, but ended before its validation: catch up on that first
         if run.owes_validation and not run.validate():
             return run.stopped()
 
         for step, micro_batches in run.steps():
-            # One optimiser step; all ranks agree in it whether to stop and whether to save
+            # One optimiser step. Its numbers carry the requests of all ranks, so all stop and save after the same step
             numbers = train_step(run.learner, step, micro_batches, **run.requests(), meanwhile=run.batches.copy_ahead)
             run.after_step(step, numbers)
 
-            # Save, and validate what was saved
+            # Save before the validation: a process that dies in it loses no step
             if run.is_at_validation or numbers["save"] or numbers["stop"]:
                 run.save()
+
+            # A stop does not wait for the validation; the resumed run catches up on it
             if numbers["stop"]:
                 return run.stopped()
+
             if run.is_at_validation and not run.validate():
                 return run.stopped()
 
@@ -153,14 +158,14 @@ def train_step(
     save: bool,
     meanwhile: Callable[[], object] = lambda: None,
 ) -> dict[str, float]:
-    """One optimiser step on one global batch: augment -> forward -> loss -> backward -> update.
+    """Run one optimiser step on one global batch: augment -> forward -> loss -> backward -> update.
 
-    The numbers of the step are summed over the ranks and copied to the host before the backward pass is queued. So on
-    a GPU the host waits once, for the start of the backward pass and not for its end. The numbers carry the requests to
-    stop or to save, and a non-finite loss ends all ranks before the optimiser step.
+    The host waits for the GPU once a step, and not for the end of the backward pass: the numbers of the step are summed
+    over the ranks and copied to the host before that pass is queued. They carry the requests to stop and to save.
+    A non-finite loss ends all ranks before the optimiser step.
 
     Args:
-        learner: the networks and the optimiser.
+        learner: networks, optimiser and statistics.
         step: the iteration, from 0.
         micro_batches: this rank's share of the global batch, each (B, T, H, W, C) uint8 on the device.
         stop, save: what this rank requests; a request of any rank counts for all.
@@ -174,21 +179,27 @@ def train_step(
 
     totals = StepTotals(learner.world, stop=stop, save=save)
     mix = learner.begin(step)
+
     for index, batch in enumerate(micro_batches):
         is_last = index == len(micro_batches) - 1
         with learner.micro_batch(step, batch, is_last=is_last):
+            # From decoded frames to the loss of this micro-batch
             clips, labels = learner.augment(batch, mix)  # (B, T, H, W, C) uint8 -> (B, C, T, H, W)
             answer = learner.forward(clips)  # logits (B, K), perhaps with auxiliary ones
             loss, logits = learner.loss(answer, clips, labels, batch.weights, mix)
 
-            share = learner.share(batch)  # of the global batch
+            # The loss of the step is the sum of these losses, each times its share of the global batch
+            share = learner.share(batch)
             totals.add(batch, loss, logits, labels, mix=mix, share=share, is_last=is_last)
             learner.backward(loss, share)
+
         learner.statistics.after_micro_batch(index)
 
-    # The backward pass is queued: copy the next batch beside it, then wait for the numbers
+    # The GPU works on the backward pass: use that time to copy the next batch, then wait for the numbers
     meanwhile()
     numbers = totals.read()
+
+    # Every rank read the same sums, so every rank raises here, before anything is updated
     if numbers["non_finite"]:
         raise learner.non_finite(step, totals.losses)
 

@@ -1,6 +1,6 @@
-"""Hooks of mkdocs: pages of the repository that do not lie in docs/, and links between them and those that do.
+"""Hooks of mkdocs: add the pages of the repository that are not in docs/, and translate the links between pages.
 
-On the site, a link to a page leads to that page; a link to source code becomes its name, since the site has no source.
+On the site, a link to a page leads to that page. A link to source code becomes its name, since the site has no source.
 A link to a file that does not exist stays as it is, so that `mkdocs build --strict` fails on it.
 """
 
@@ -29,24 +29,26 @@ _LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that do not lie in docs/."""
+    """Add the pages that are not in docs/."""
     from mkdocs.structure.files import File
 
     for source, page in ELSEWHERE.items():
+        # docs/index.md is a page of its own, to which links to the README lead
         if page != "index.md":
             files.append(File.generated(config, page, content=(ROOT / source).read_text()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Let links lead to pages of the site."""
+    """Translate the links of a page into links to pages of the site."""
     sources = {name: source for source, name in ELSEWHERE.items() if name != "index.md"}
     folder = (ROOT / sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")).parent
 
     def moved(link: re.Match[str]) -> str:
         text, target, anchor = link[1], link[2], link[3] or ""
-        if ":" in target:
+        if ":" in target:  # a web address
             return link[0]
+        # From the folder of this page to a path in the repository
         path = os.path.relpath(folder / target, ROOT)
         if path in ELSEWHERE:
             return f"[{text}]({ELSEWHERE[path]}{anchor})"

@@ -39,23 +39,26 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--data", type=Path, default=ROOT / "data/motion8", help="what demo-data made")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".png"))
     args = parser.parse_args(argv)
+
+    # Read all runs before anything is drawn, so that a missing one leaves the picture alone
     curves = []
     for option, label, colour in CURVES:
         exp = getattr(args, option)
         if not (exp / "events/scalars.jsonl").is_file():
             sys.exit(f"error: {exp} has no events/scalars.jsonl; run {exp}/train.sh local 2 first")
         curves.append((validation_curve(exp), last_result(exp), label, colour))
+
     draw(args.out, [frames_of(args.data, motion) for motion in ("left", "right")], curves)
     print(f"wrote {args.out}")
     return 0
 
 
 def validation_curve(exp: Path) -> list[tuple[int, float]]:
-    """(iteration, top-1 in per cent) of a run; of an iteration that was repeated after a restart, the last value."""
+    """Return (iteration, top-1 in per cent) of a run; the last value of an iteration that a restart repeated."""
     points: dict[int, float] = {}
     for line in (exp / "events/scalars.jsonl").read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
-        if "resume" in record:
+        if "resume" in record:  # later points came from a process whose steps were repeated
             points = {step: value for step, value in points.items() if step <= record["resume"]}
         if "acc1_val" in record:
             points[record["step"]] = float(record["acc1_val"])
@@ -63,21 +66,24 @@ def validation_curve(exp: Path) -> list[tuple[int, float]]:
 
 
 def last_result(exp: Path) -> float | None:
-    """Top-1 in per cent of the newest evaluation; None if there was none."""
+    """Return the top-1 in per cent of the newest evaluation; None if there was none."""
     files = sorted((exp / "results").glob("*.json"), key=lambda path: path.stat().st_mtime)
     return json.loads(files[-1].read_text(encoding="utf-8"))["metrics"]["top1"] if files else None
 
 
 def frames_of(data: Path, motion: str) -> np.ndarray:
-    """Evenly spaced frames of the first validation clip of a motion, side by side: uint8 (H, STRIP * W, 3)."""
+    """Return frames of a motion's first validation clip, side by side: uint8 (H, STRIP * (W + 2) - 2, 3)."""
     import av
 
     classes = [line.split()[1] for line in (data / "lists/classInd.txt").read_text().splitlines()]
     lines = [line.split() for line in (data / "lists/val.txt").read_text().splitlines()]
     video = next(path for path, _, label in lines if classes[int(label)] == motion)
+
     with av.open(str(data / video)) as container:
         pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     chosen = [pictures[i] for i in np.linspace(0, len(pictures) - 1, STRIP).round().astype(int)]
+
+    # White gaps of 2 pixels between the frames
     gap = np.full((pictures[0].shape[0], 2, 3), 255, np.uint8)
     return np.concatenate([part for picture in chosen for part in (picture, gap)][:-1], axis=1)
 
@@ -91,11 +97,13 @@ def draw(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    # Frames of both motions on top, the curves below
     figure, axes = plt.subplots(3, 1, figsize=(7.2, 6.0), height_ratios=[1, 1, 3.6], layout="constrained")
     for axis, strip, motion in zip(axes, strips, ("left", "right"), strict=False):
         axis.imshow(strip, interpolation="nearest")
         axis.set_ylabel(motion)
         axis.set(xticks=[], yticks=[], frame_on=False)
+
     _draw_curves(axes[2], curves)
     figure.savefig(out, dpi=110)
     plt.close(figure)
@@ -107,6 +115,8 @@ def _draw_curves(axis: Axes, curves: list[tuple[list[tuple[int, float]], float |
         axis.plot(steps, [value for _, value in points], "o-", color=colour, label=label)
         if result is not None and points:
             axis.plot(steps[-1], result, "s", color=colour, fillstyle="none", markersize=11)
+
+    # A motion and its reverse show the same frames: without their order, a method guesses between the two
     axis.axhline(50, color="tab:red", linestyle=":", linewidth=1)
     axis.text(
         0.01, 51, "best possible without order", color="tab:red", transform=axis.get_yaxis_transform(), fontsize=8

@@ -1,9 +1,9 @@
-"""The pictures of docs/analysis.md: screenshots of a report, taken by a headless Chromium.
+"""Take the pictures of docs/analysis.md: screenshots of a report in a headless Chromium.
 
 python main.py report exps/demo_exps/tsn_resnet18/motion8 exps/demo_exps/tsm_resnet18/motion8
 python docs/pictures/report.py exps/demo_exps/tsn_resnet18/motion8/report/index.html
 
-`--maps` takes the picture of the maps instead, of a report that was made with --cam.
+`--maps` takes the picture of the maps instead, from a report made with --cam.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 
+# Name of the picture, section of the report, dark, width and height in pixels
 PICTURES = (
     ("report_errors", "errors", False, 1000, 690),
     ("report_matrix", "matrix", True, 1120, 800),
@@ -32,7 +33,7 @@ MAPS = (("report_maps", "errors", False, 1000, 690),)
 
 
 def main(index: Path, *, maps: bool = False) -> None:
-    """Take the pictures of one report."""
+    """Take the pictures of one report and print their sizes."""
     from PIL import Image  # matplotlib brings it
 
     address = index.resolve().as_uri()
@@ -40,6 +41,7 @@ def main(index: Path, *, maps: bool = False) -> None:
         for name, section, dark, width, height in MAPS if maps else PICTURES:
             with chromium.visit(browser, f"{address}#{section}", width=width, height=height, dark=dark) as found:
                 prepare(found.page, name)
+                # Leave the page time to load its images
                 found.page.wait_for_timeout(500)
                 picture = Image.open(io.BytesIO(found.page.screenshot())).convert("RGB")
                 picture.save(HERE / f"{name}.png", optimize=True)
@@ -47,17 +49,22 @@ def main(index: Path, *, maps: bool = False) -> None:
 
 
 def prepare(page: Page, name: str) -> None:
-    """Put the page into the state that the text describes."""
+    """Bring the page into the state that docs/analysis.md describes."""
+    # Choose a cell with the keyboard, and open it
     if name == "report_matrix":
         page.locator("canvas.matrix").focus()
         page.keyboard.press("n")
         page.keyboard.press("Enter")
         page.locator(".side img").first.scroll_into_view_if_needed()
+
+    # Show the maps of the first cards
     if name == "report_maps":
         for card in page.locator(".card .maps").all()[:8]:
             card.locator("button").nth(1).click()
         page.evaluate("scrollTo(0, 170)")
         page.wait_for_timeout(500)
+
+    # A video stopped in the middle, without the focus ring of its button
     if name == "report_narrow":
         page.locator(".card button.play").first.click()
         page.wait_for_function("() => document.querySelector('video').currentTime > 0.4")

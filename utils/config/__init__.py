@@ -1,6 +1,6 @@
-"""Reading and checking `config.yaml`. Imports no torch.
+"""Read and check `config.yaml`. Imports no torch.
 
-`load` gives a frozen `Config` whose attributes are the YAML names; `schema.py` says what each means.
+`load` returns a frozen `Config` whose attributes are the YAML names; `schema.py` describes each of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the keys of `schema.py` are made of: `key` and `section`, and the types of values with their own checks."""
+"""The parts of `schema.py`: `key` and `section`, and the types of values with their checks."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from utils import redact
 
+# Limits of sizes; a larger value is a mistake, and would only fail later and with a worse message
 MOST_DIGITS = 20  # of a frame number
 MOST_SERVERS = 5_000
 MOST_JITTER = 100
-MOST_NAME_BYTES = 255
+MOST_NAME_BYTES = 255  # of a file name, as on Linux
 
 
 def key(meaning: str, *, default: object = ..., free: bool = False, why: str = "", **limits: Any) -> Any:
@@ -22,71 +23,77 @@ def key(meaning: str, *, default: object = ..., free: bool = False, why: str = "
     Args:
         meaning: one line with the unit, for the documentation.
         default: the key is required without one.
-        free: the key may change on resume.
-        why: the reason for the upper limit, for the message about a number above it.
+        free: True if the key may change on resume.
+        why: the reason for the upper limit, for the message about a larger number.
         limits: ge, gt, le, lt of a number.
     """
     return Field(default, description=meaning, json_schema_extra={"free": free, "why": why}, **limits)
 
 
 def section(meaning: str, *, default: type[BaseModel] | None = None) -> Any:
-    """Declare a group of keys; `default` is its class where every key has a default."""
+    """Declare a group of keys; `default` is its class if every key in it has a default."""
     if default is None:
         return Field(description=meaning)
     return Field(default_factory=default, description=meaning)
 
 
 def off_is_none(value: object) -> object:
-    """`false` and 0 mean that something is off."""
+    """Return None for `false` and 0, which switch something off."""
     return None if value is False or (value == 0 and isinstance(value, (int, float))) else value
 
 
 def off_is_zero(value: object) -> object:
-    """`false` and null mean 0."""
+    """Return 0 for `false` and null."""
     return 0.0 if value is False or value is None else value
 
 
 def switch_or_text(value: object) -> object:
-    """True, false or a path."""
+    """Accept true, false or a path."""
     if not isinstance(value, bool) and not (isinstance(value, str) and value):
         raise ValueError("must be true, false or a path")
     return value
 
 
 def switch_or_bn(value: object) -> object:
-    """True, false or the word bn."""
+    """Accept true, false or the word bn."""
     if not isinstance(value, bool) and value != "bn":
         raise ValueError("must be true, false or bn")
     return value
 
 
 def auto_or_base(value: object) -> object:
-    """The word auto, 0 or 1."""
+    """Accept the word auto, 0 or 1."""
     if isinstance(value, bool) or value not in ("auto", 0, 1):
         raise ValueError("must be auto, 0 or 1")
     return value
 
 
 def frame_template(value: str) -> str:
-    """The word auto, or a file name with one number."""
+    """Accept the word auto, or a file name with one number."""
     if value == "auto":
         return value
+
     if not re.fullmatch(r"[^{}]*\{(:0?\d+d?)?\}[^{}]*", value, re.ASCII):
         raise ValueError("must be auto or a file name with one frame number, like {:06d}.jpg or img_{:05d}.jpg")
+
+    # A huge width would make a huge name out of every number
     width = re.search(r"\{:0?(\d+)", value)
     if width and (len(width[1]) > 2 or int(width[1]) > MOST_DIGITS):
         raise ValueError(f"a frame number has at most {MOST_DIGITS} digits, like {{:06d}}.jpg")
+
     if value.startswith("/") or ".." in value.split("/"):
         raise ValueError("names a file below the folder of its video: no leading / and no ..")
     return value
 
 
 def server_list(value: tuple[str, ...] | str) -> tuple[str, ...] | str:
-    """The word auto or the path of a file, or addresses host:port and unix:/path."""
+    """Accept the word auto, the path of a file, or a list of addresses host:port and unix:/path."""
     if not value:
         raise ValueError("must be auto, a file, or at least one server")
+
     if isinstance(value, tuple) and len(value) > MOST_SERVERS:
         raise ValueError(f"must hold at most {MOST_SERVERS:,} servers, not {len(value):,}")
+
     for server in value if isinstance(value, tuple) else ():
         host_and_port = re.fullmatch(r"[^\s/]+:(\d{1,5})", server, re.ASCII)
         if not (re.fullmatch(r"unix:/.+", server) or (host_and_port and 0 < int(host_and_port[1]) < 65536)):
@@ -95,29 +102,30 @@ def server_list(value: tuple[str, ...] | str) -> tuple[str, ...] | str:
 
 
 def within(low: float, high: float) -> AfterValidator:
-    """Check that a number, or each number of a sequence, lies in [low, high]; None is off and passes."""
+    """Check that a number, or each number of a sequence, is in [low, high]; None means off and passes."""
 
     def check(values: float | tuple[float, ...] | None) -> float | tuple[float, ...] | None:
         each = values if isinstance(values, tuple) else () if values is None else (values,)
         wrong = [value for value in each if not low <= value <= high]
+
         if wrong:
             which = "each number must" if isinstance(values, tuple) else "must"
             raise ValueError(f"{which} lie between {low:g} and {high:g}, {wrong[0]:g} does not")
         return values
 
-    check.limits = (low, high)  # type: ignore[attr-defined]  for the documentation
+    check.limits = (low, high)  # type: ignore[attr-defined]  `verb.py` prints them in docs/config.md
     return AfterValidator(check)
 
 
 def ascending(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """The lower end of a range first."""
+    """Check that the lower end of a range comes first."""
     if values and values[0] > values[1]:
         raise ValueError(f"the first number is the lower end of the range: [{values[1]:g}, {values[0]:g}]")
     return values
 
 
 def jitter(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """Strengths of `colorjitter`."""
+    """Check the strengths of `colorjitter`; the hue turns by at most half a circle either way."""
     if values and (min(values) < 0 or values[3] > 0.5 or max(values) > MOST_JITTER):
         raise ValueError(
             f"strengths must lie between 0 and {MOST_JITTER}, and the hue (the fourth) must be at most 0.5"
@@ -126,7 +134,7 @@ def jitter(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
 
 
 def erasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """The four numbers of `random_erasing`."""
+    """Check the four numbers of `random_erasing`."""
     if values:
         probability, small, large, aspect = values
         if not (0 <= probability <= 1 and 1e-4 <= small <= large <= 1 and 0.01 <= aspect <= 1):
@@ -137,14 +145,14 @@ def erasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
 
 
 class RandPolicy(NamedTuple):
-    """The numbers of a text such as rand-m7-n4-mstd0.5-inc1; defaults are timm's.
+    """The numbers of a policy such as rand-m7-n4-mstd0.5-inc1; defaults are timm's.
 
     Attributes:
         m: magnitude, 0..10.
-        n: operations, one after the other.
-        p: probability that one is applied.
+        n: number of operations, one after the other.
+        p: probability that one of them is applied.
         mstd: standard deviation of the magnitude.
-        inc: 1: every operation grows stronger with the magnitude.
+        inc: 1 if every operation grows stronger with the magnitude.
     """
 
     m: float = 10
@@ -158,7 +166,8 @@ _LARGEST_OF_POLICY = {"m": 10, "n": 16, "p": 1, "mstd": 100, "inc": 1}
 
 
 def rand_policy(text: str) -> RandPolicy:
-    """Read the text of a RandAugment policy; ValueError if it is none."""
+    """Parse the text of a RandAugment policy; ValueError if it is none."""
+    # for-else: a part that is not a name and a number breaks out, past `else`, to the error
     name, *parts = text.split("-")
     found: dict[str, float] = {}
     for part in parts:
@@ -171,6 +180,7 @@ def rand_policy(text: str) -> RandPolicy:
         if name == "rand" and parts and n >= 1 and n.is_integer() and inc.is_integer():
             rest = {key: number for key, number in found.items() if key in ("m", "p", "mstd")}
             return RandPolicy(n=int(n), inc=int(inc), **rest)
+
     raise ValueError(
         "must be a policy like rand-m7-n4-mstd0.5-inc1: rand, then m (magnitude, at most 10), n (operations, 1 to 16), "
         "p (probability), mstd (at most 100) and inc (0 or 1), each at most once"
@@ -178,17 +188,18 @@ def rand_policy(text: str) -> RandPolicy:
 
 
 def rand_text(value: str | None) -> str | None:
-    """The text of a RandAugment policy."""
+    """Check the text of a RandAugment policy."""
     if value is not None:
         rand_policy(value)
     return value
 
 
 def class_pairs(pairs: tuple[tuple[int | str, ...], ...] | None) -> tuple[tuple[int | str, ...], ...] | None:
-    """Pairs of classes, each class in one of them only."""
+    """Check pairs of classes: each class is in one pair only."""
     named = [name for pair in pairs or () for name in pair]
     if any(isinstance(name, bool) or name in ("", None) for name in named):
         raise ValueError("a class is a number or a name")
+
     twice = next((name for name, count in Counter(named).items() if count > 1), None)
     if twice is not None:
         raise ValueError(f"each class has one mirror image, but {twice} stands in two places")
@@ -196,14 +207,14 @@ def class_pairs(pairs: tuple[tuple[int | str, ...], ...] | None) -> tuple[tuple[
 
 
 def increasing(values: tuple[float, ...] | None) -> tuple[float, ...] | None:
-    """Each number above the one before it."""
+    """Check that each number is larger than the one before it."""
     if values and any(a >= b for a, b in zip(values, values[1:], strict=False)):
         raise ValueError("must increase from one number to the next")
     return values
 
 
 def pattern(value: str) -> str:
-    """A regular expression."""
+    """Check that a text is a regular expression."""
     try:
         re.compile(value)
     except (re.error, RecursionError) as error:
@@ -212,14 +223,14 @@ def pattern(value: str) -> str:
 
 
 def printable(value: str) -> str:
-    """A text without control characters and without halves of surrogate pairs: it can be printed, and name a file."""
+    """Refuse control characters and halves of surrogate pairs, which no terminal prints and no file name holds."""
     if any(ord(letter) < 32 or 0xD800 <= ord(letter) < 0xE000 for letter in value):
         raise ValueError("must not hold control characters or halves of surrogate pairs")
     return value
 
 
 def path_text(value: str) -> str:
-    """A text that can be the path of a file."""
+    """Check that a text can be the path of a file."""
     longest = max(len(part.encode()) for part in value.split("/"))
     if longest > MOST_NAME_BYTES:
         raise ValueError(f"names a file of {longest} bytes; file systems take at most {MOST_NAME_BYTES}")
@@ -227,12 +238,13 @@ def path_text(value: str) -> str:
 
 
 def without_user(value: str) -> str:
-    """A text without a URL that names a user: logs, checkpoints and reports hold the config."""
+    """Refuse a URL with a user name in it: logs, checkpoints and reports contain the config."""
     if redact.hidden_users(value) != value:
         raise ValueError("must not hold a URL with a user name; give such a URL by an environment variable")
     return value
 
 
+# Types of `schema.py`. AfterValidators run in order; a BeforeValidator sees the raw value
 ShortText = Annotated[str, Field(max_length=1000), AfterValidator(printable), AfterValidator(without_user)]
 LongText = Annotated[str, Field(max_length=10_000), AfterValidator(without_user)]
 PathText = Annotated[

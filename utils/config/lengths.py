@@ -1,4 +1,4 @@
-"""A loaded config as plain values: epochs to iterations, dict form, and what differs between two of them."""
+"""A loaded config as plain values: epochs as iterations, dict form, and the differences of two configs."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ MOST_ITERATIONS = 10**9
 
 
 def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
-    """Turn lengths given in epochs into iterations; needs the list and the number of ranks, so `load` cannot do it.
+    """Turn lengths in epochs into iterations. Not part of `load`: it needs the list and the number of ranks.
 
-    An epoch is `videos * num_sample / global_batch` iterations, which need not be whole: positions run on through the
-    epochs without a dropped last batch. The run's length is rounded up, all others to the nearest iteration.
+    An epoch is `videos * num_sample / global_batch` iterations, which need not be whole: no last batch is dropped, and
+    positions continue across epochs. The run's length is rounded up, all others to the nearest iteration.
 
     Args:
         videos: N, lines of the training list.
         global_batch: clips per iteration over all shards.
 
     Returns:
-        A new config; what was given in iterations is unchanged.
+        A new config; lengths that were given in iterations are unchanged.
 
     Raises:
         UserError: the resolved lengths contradict each other.
@@ -30,6 +30,8 @@ def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
     per_epoch = videos * cfg.data.num_sample / global_batch
     plain = cfg.lr_scheduler
     changes: dict[str, int | tuple[int, ...]] = {}
+
+    # The schedule
     if plain.max_epoch is not None:
         changes["max_iter"] = math.ceil(plain.max_epoch * per_epoch)
     if plain.warmup_epochs is not None:
@@ -37,17 +39,21 @@ def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
     if plain.lr_epochs is not None:
         changes["lr_steps"] = tuple(max(1, round(epoch * per_epoch)) for epoch in plain.lr_epochs)
     resolved = plain.model_copy(update=changes)
+
+    # Validations, and precise batch norm before some of them
     val_freq = cfg.val_freq
     if cfg.val_freq_epochs is not None:
         val_freq = max(1, round(cfg.val_freq_epochs * per_epoch))
     precise = cfg.precise_bn
     if precise.every_epochs is not None:
         precise = precise.model_copy(update={"every_iters": max(1, round(precise.every_epochs * per_epoch))})
+
     _check(resolved.max_iter or 0, resolved.warmup_steps or 0, resolved.lr_steps or (), videos, global_batch)
     return cfg.model_copy(update={"lr_scheduler": resolved, "val_freq": val_freq, "precise_bn": precise})
 
 
 def _check(max_iter: int, warmup_steps: int, lr_steps: tuple[int, ...], videos: int, global_batch: int) -> None:
+    # The schema could not check these: in epochs each length was legal
     size = f"with {videos} videos and a global batch of {global_batch}"
     if max_iter > MOST_ITERATIONS:
         raise UserError(
@@ -65,12 +71,12 @@ def _check(max_iter: int, warmup_steps: int, lr_steps: tuple[int, ...], videos: 
 
 
 def to_dict(cfg: Config) -> dict[str, object]:
-    """The config as nested dicts of plain JSON values, in the order of the schema."""
+    """Return the config as nested dicts of plain JSON values, in the order of the schema."""
     return cfg.model_dump(mode="json")
 
 
 def from_dict(tree: Mapping[str, object]) -> Config:
-    """The config that `to_dict` wrote, for instance into a checkpoint.
+    """Return the config that `to_dict` wrote, for instance into a checkpoint.
 
     Raises:
         ValueError: it has other keys or values than this version knows.
@@ -79,25 +85,27 @@ def from_dict(tree: Mapping[str, object]) -> Config:
 
 
 def _with_tuples(value: object) -> object:
-    """JSON has lists where a config has tuples."""
+    """Turn lists into tuples: JSON has lists where a config has tuples."""
     if isinstance(value, dict):
         return {name: _with_tuples(inner) for name, inner in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, (list, tuple)) else value
 
 
 def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[tuple[str, object, object, bool]]:
-    """What changed between two `to_dict` forms.
+    """Return the changes from one `to_dict` form to another.
 
-    A key that one of them lacks (written by another version) counts as holding its default.
+    A key that one of them lacks (another version wrote it) counts as holding its default.
 
     Returns:
         (dotted key, old value, new value, free) in the order of the schema; free: the change does not alter the meaning
         of the run, so a resume may make it.
     """
     flat_old, flat_new = flat(old), flat(new)
+    # Keys of the schema first, then options of the model and keys of other versions
     keys = [key for key, _ in leaves() if key != "model.kwargs"]
     keys += sorted((flat_old.keys() | flat_new.keys()) - set(keys))
     defaults = _defaults()
+
     found = []
     for key in keys:
         before, after = (values.get(key, defaults.get(key)) for values in (flat_old, flat_new))
@@ -109,11 +117,15 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[tu
 def with_defaults(tree: Mapping[str, object]) -> dict[str, object]:
     """Return a `to_dict` form, perhaps of an earlier version, with the default of each key that it lacks."""
     full: dict[str, object] = {name: dict(value) if isinstance(value, dict) else value for name, value in tree.items()}
+
     given = flat(tree)
     for key, default in _defaults().items():
         *sections, name = key.split(".")
+        # Not in `given`, but there: an empty dict
         if key in given or (not sections and name in full):
             continue
+
+        # Walk to the section, and copy each dict on the way: the caller's stay as they are
         place = full
         for section in sections:
             inner = place.get(section)

@@ -1,8 +1,8 @@
 """`config.yaml` and `--set` -> `Config`, or one error that lists every problem with its line.
 
 The passes: YAML to plain values with lines (`yaml_lines.py`) -> overrides -> each key against the schema -> `model.*`
-against the code (`model_options.py`) -> rules between keys (`rules.py`). A later pass leaves out what an earlier one
-found wrong, and goes on with the rest.
+against the code (`model_options.py`) -> rules between keys (`rules.py`). A later pass skips the keys that an earlier
+one found wrong, and checks the others.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ Keys = tuple[Hashable, ...]  # ("model", "type"): without the root key
 
 
 def load(exp_or_file: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """Read and check an experiment's config. Imports nothing heavy, touches no file but this one and our own code.
+    """Read and check an experiment's config. Imports nothing heavy, reads no file but the config and our own code.
 
     Args:
         exp_or_file: experiment folder (its `config.yaml` is read) or a YAML file.
         overrides: `key=value` texts, `common.` may be left out, values as in YAML. One of a pair like max_iter and
-            max_epoch takes the place of the other.
+            max_epoch replaces the other.
 
     Returns:
-        The config; list files and roots are absolute (relative ones are looked for in the repository, then beside the
-        config), "off" is None, lengths in epochs are not yet resolved (`resolve_lengths`).
+        The config. List files and roots are absolute (`paths.resolve`), "off" is None, and lengths in epochs are not
+        yet resolved (`resolve_lengths`).
 
     Raises:
         UserError: all problems, one per line, `file:line: common.x.y: what is wrong`.
@@ -49,10 +49,12 @@ def load(exp_or_file: Path | str, overrides: Sequence[str] = ()) -> Config:
         document = yaml_lines.read(file)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror})") from error
+
     draft = _Draft(file)
     draft.take(document)
     for override in overrides:
         draft.override(override)
+
     config = None if draft.unusable else draft.check()
     if draft.problems or config is None:
         raise UserError(draft.report())
@@ -60,7 +62,7 @@ def load(exp_or_file: Path | str, overrides: Sequence[str] = ()) -> Config:
 
 
 def config_file(exp_or_file: Path | str) -> Path:
-    """The config file of an experiment folder, or the file itself.
+    """Return the config file of an experiment folder, or the file itself.
 
     Raises:
         UserError: there is none.
@@ -75,7 +77,7 @@ def config_file(exp_or_file: Path | str) -> Path:
 
 @dataclass
 class _Draft:
-    """What is known of a config while it is being read: raw values, where each is from, and the problems so far."""
+    """A config while it is being read: raw values, the origin of each, and the problems so far."""
 
     file: Path
     raw: dict[str, Any] = field(default_factory=dict)
@@ -86,7 +88,7 @@ class _Draft:
     unusable: bool = False
 
     def problem(self, keys: Keys, text: str) -> None:
-        """Note a problem at the line of the longest part of `keys` that stands in the file."""
+        """Add a problem at the line of the longest part of `keys` that is in the file."""
         place = keys
         while place and place not in self.where:
             place = place[:-1]
@@ -96,20 +98,24 @@ class _Draft:
         self.in_error.add(_dotted(keys))
 
     def report(self) -> str:
+        # By line; problems of --set have line -1 and come first
         sorted_problems = sorted(self.problems, key=lambda problem: problem[0])
         lines = [model_options.shortened(text, _MOST_LETTERS) for _, text in sorted_problems]
         return lines[0] if len(lines) == 1 else "\n".join([f"the config has {len(lines)} problems", *lines])
 
     def take(self, document: yaml_lines.Document) -> None:
-        """Take the values under the root key."""
+        """Take over the values under the root key, with their lines."""
         for keys, line, text in document.problems:
             name = f"{_dotted(keys)}: " if keys else ""
             self.problems.append((line, f"{self.file}:{line}: {name}{text}"))
             self.in_error.add(_dotted(keys[1:]))
+
+        # Without a root section there is nothing to check
         top = document.value
         if document.problems and top is None:
             self.unusable = True
             return
+
         if not isinstance(top, dict) or not isinstance(top.get(ROOT_KEY), dict):
             line = document.lines.get((ROOT_KEY,), 1)
             self.problems.append(
@@ -117,10 +123,13 @@ class _Draft:
             )
             self.unusable = True
             return
+
         for name in [name for name in top if name != ROOT_KEY]:
             line = document.lines[(name,)]
             text = f"unknown key; all keys stand in the section {ROOT_KEY}{did_you_mean(str(name), [ROOT_KEY])}"
             self.problems.append((line, f"{self.file}:{line}: {name}: {text}"))
+
+        # The values, and the line of each without the root key
         self.raw = top[ROOT_KEY]
         for keys, line in document.lines.items():
             if keys[:1] == (ROOT_KEY,):
@@ -131,6 +140,7 @@ class _Draft:
         """Apply one `key=value`."""
         name, equals, value_text = text.partition("=")
         keys = tuple(name.strip().removeprefix(f"{ROOT_KEY}.").split("."))
+
         document = yaml_lines.parse(value_text)
         if not equals or not all(keys):
             self.problems.append((-1, f"--set {text}: write it as key=value, for example batch_size=16"))
@@ -141,15 +151,19 @@ class _Draft:
             self._put(keys, document.value)
 
     def _put(self, keys: tuple[str, ...], value: object) -> None:
+        # Create the sections on the way, also in place of a value that is no section
         place = self.raw
         for depth, name in enumerate(keys[:-1], start=1):
             if not isinstance(place.get(name), dict):
                 place[name] = {}
                 self.where[keys[:depth]] = "--set"
             place = place[name]
+
         place[keys[-1]] = value
         self.where[keys] = "--set"
         self.order[keys] = -1
+
+        # Of two keys for one thing, the overridden one replaces the other
         for first, second, _ in PAIRS if value is not None else ():
             if _dotted(keys) in (first, second):
                 other = tuple((second if _dotted(keys) == first else first).split("."))
@@ -157,7 +171,8 @@ class _Draft:
                 self.where.pop(other, None)
 
     def check(self) -> Config | None:
-        """All checks on the values; the config if the schema could make one."""
+        """Run all checks on the values; return the config if there is no problem."""
+        # An empty section is null in YAML, but means a section of defaults
         for name in sections():
             if name and self.raw.get(name, ...) is None:
                 self.raw[name] = {}  # `augmentation:` with nothing under it
@@ -165,11 +180,14 @@ class _Draft:
             section = self.raw.get(outer)
             if isinstance(section, dict) and section.get(inner, ...) is None:
                 section[inner] = {}
+
+        # The passes after the YAML
         config = self._against_schema(Config, self.raw, ())
         values = self._values(config)
         kwargs = self._model_options(values)
         for key, text in rules.broken_rules(values, self.in_error):
             self.problem(tuple(key.split(".")), text)
+
         if config is None or self.problems:
             return None
         return self._finish(config, kwargs)
@@ -180,13 +198,14 @@ class _Draft:
         except ValidationError as errors:
             for error in errors.errors(include_url=False):
                 keys = _known_part(prefix + tuple(error["loc"]), prefix)
-                if _dotted(keys) not in self.in_error:  # one problem per key: the first says enough
+                if _dotted(keys) not in self.in_error:  # one problem a key: the first is enough
                     self.problem(keys, _in_words(error, keys))
         return None
 
     def _values(self, config: Config | None) -> dict[str, object]:
-        """Dotted key -> value; from the raw values where some are wrong, so that the rest can still be compared."""
+        """Return dotted key -> value; raw values if some are wrong, so that the others can still be compared."""
         values: dict[str, object] = {}
+
         for key, info in leaves():
             value: object = config if config is not None else self.raw
             for name in key.split("."):
@@ -194,11 +213,13 @@ class _Draft:
                     value = getattr(value, name)
                 else:
                     value = value.get(name, ...) if isinstance(value, Mapping) else ...
+
             values[key] = info.get_default(call_default_factory=True, validated_data={}) if value is ... else value
         return values
 
     def _model_options(self, values: Mapping[str, object]) -> dict[str, object]:
-        """Check model.type, model.backbone and model.kwargs; returns the kwargs with the batch-norm keys filled in."""
+        """Check model.type, model.backbone and model.kwargs; return the kwargs with the batch-norm keys filled in."""
+        # Names of methods and backbones
         method, backbone = values["model.type"], values["model.backbone"]
         for key, name, known in (
             ("type", method, model_options.methods()),
@@ -208,11 +229,15 @@ class _Draft:
                 called = model_options.shortened(name)
                 text = f"there is no {'method' if key == 'type' else key} called {called}{did_you_mean(name, known)}"
                 self.problem(("model", key), f"{text}; there are {', '.join(known)}")
+
         raw = values["model.kwargs"]
         if not isinstance(raw, dict):
             return {}
+
+        # Batch-norm keys have a schema, all other options are parameters in the code
         batch_norm = {name: value for name, value in raw.items() if name in BatchNorm.model_fields}
         checked = self._against_schema(BatchNorm, batch_norm, _KWARGS)
+
         known = model_options.options(str(method), str(backbone))
         for name, value in raw.items():
             if name in batch_norm:
@@ -226,14 +251,19 @@ class _Draft:
                 wrong = f"not an option of {who}{near}"
             if wrong:
                 self.problem((*_KWARGS, name), wrong)
+
+        # Options without a default; with a wrong type or backbone we cannot tell which they are
         for option in known.values() if not {"model.type", "model.backbone"} & self.in_error else ():
             if option.default is None and option.name not in raw:
                 self.problem((*_KWARGS, option.name), f"missing: {option.where} gives it no default")
+
         return {**raw, **(checked.model_dump() if checked else {})}
 
     def _finish(self, config: Config, kwargs: dict[str, object]) -> Config:
-        """Fill in what follows from other values, and where each value is from."""
+        """Fill in values that follow from others, and the origin of each value."""
         origins = {_dotted(keys): where for keys, where in self.where.items()}
+
+        # Learning rate without a warm-up
         scheduler = config.lr_scheduler
         changes: dict[str, object] = {}
         if scheduler.warmup_steps is None and scheduler.warmup_epochs is None:
@@ -241,6 +271,8 @@ class _Draft:
         if scheduler.warmup_lr is None:
             changes["warmup_lr"] = scheduler.base_lr
             origins["lr_scheduler.warmup_lr"] = "computed: base_lr, there is no warm-up"
+
+        # Paths, which are relative to the repository or to the config
         model: dict[str, object] = {"kwargs": kwargs}
         if isinstance(config.model.pretrained, str):
             model["pretrained"] = str(paths.resolve(config.model.pretrained, self.file.parent))
@@ -248,15 +280,19 @@ class _Draft:
             "model": config.model.model_copy(update=model),
             "lr_scheduler": scheduler.model_copy(update=changes),
         }
+
         for key in paths.PATH_KEYS:
             root_keys[key] = str(paths.resolve(getattr(config, key), self.file.parent))
+
         if config.distill.teacher is not None:
             teacher = str(paths.resolve(config.distill.teacher, self.file.parent))
             weight = config.distill.weight or DISTILL_WEIGHT[config.distill.kind]
             root_keys["distill"] = config.distill.model_copy(update={"teacher": teacher, "weight": weight})
+
         files = {key: getattr(config.data, key) for key in ("class_names", "facts")}
         found = {key: str(paths.resolve(file, self.file.parent)) for key, file in files.items() if file is not None}
         root_keys["data"] = config.data.model_copy(update=found)
+
         result = config.model_copy(update=root_keys)
         result._origins.update(origins)
         return result
@@ -287,14 +323,14 @@ def _known_part(keys: Keys, prefix: Keys) -> Keys:
 
 
 def _inner(section: type[BaseModel], name: Hashable) -> type[BaseModel] | None:
-    """Return the section called `name` in another one; None if that is a key, or nothing."""
+    """Return the section called `name` in another section; None if it is a key, or does not exist."""
     info = section.model_fields.get(str(name))
     kind = info.annotation if info else None
     return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
 
 
 def _section_of(keys: Keys) -> type[BaseModel]:
-    """Return the section in which the last of `keys` stands, or would stand."""
+    """Return the section that the last of `keys` belongs to."""
     section: type[BaseModel] = Config
     for name in keys[:-1]:
         section = _inner(section, name) or Config
@@ -302,11 +338,13 @@ def _section_of(keys: Keys) -> type[BaseModel]:
 
 
 def _in_words(error: ErrorDetails, keys: Keys) -> str:
-    """One pydantic error as a sentence for the user."""
+    """Return a pydantic error as a sentence for the user."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     shown = model_options.shown(value)
     position = error["loc"][-1] if isinstance(error["loc"][-1], int) else None
     each = "" if position is None else f"number {position + 1} "
+
+    # Kinds of error with a special sentence
     if kind == "missing":
         return f"missing: {_meaning(keys)}"
     if kind == "extra_forbidden":
@@ -323,12 +361,15 @@ def _in_words(error: ErrorDetails, keys: Keys) -> str:
         return f"must hold {most}{wanted} numbers, not {context['actual_length']}"
     if kind == "string_too_long":
         return f"must have at most {context['max_length']} characters, not {len(value)}"
+
+    # Limits of numbers, then all other types
     limits = {"greater_than": ("greater than", "gt"), "greater_than_equal": ("at least", "ge")}
     limits |= {"less_than": ("less than", "lt"), "less_than_equal": ("at most", "le")}
     if kind in limits:
         word, name = limits[kind]
         why = _why(keys) if kind.startswith("less") else ""
         return f"{each}must be {word} {_number(context[name])}, not {shown}{why and f': {why}'}"
+
     return f"{each}must be {_KINDS.get(kind, error['msg'])}, not {shown}"
 
 
@@ -347,12 +388,12 @@ _KINDS = {
 }
 
 
-_LONG = 1e15
+_LONG = 1e15  # from here on a number is shorter with an exponent
 _FIXED_LENGTH = 4  # the longest list whose length is fixed
 
 
 def _number(value: float) -> str:
-    """Return a limit as a reader counts: 1,000,000 and 0.0001."""
+    """Return a limit as a reader would write it: 1,000,000 and 0.0001."""
     return f"{int(value):,}" if value == int(value) and value < _LONG else f"{value:g}"
 
 
@@ -372,18 +413,22 @@ def _meaning(keys: Keys) -> str:
 
 
 def _nearest(keys: Keys) -> str:
-    """Where an unknown key may have been meant: the same word in another section, else a similar word in this one."""
+    """Return the key that may be meant: the same word in another section, else a similar word in this one."""
     *_, word = map(str, keys)
+    # The right word in the wrong section
     known = [key for key, _ in leaves()]
     same = [key for key in known if key.rpartition(".")[2] == word]
     if same:
         return f" (did you mean {ROOT_KEY}.{same[0]}?)"
+
+    # A typo, in this section or in any
     near = did_you_mean(word, _section_of(keys).model_fields)
     if near:
         return near
+
     names = {key.rpartition(".")[2]: key for key in known}
     found = did_you_mean(word, names)
-    return f" (did you mean {ROOT_KEY}.{names[found[15:-2]]}?)" if found else ""
+    return f" (did you mean {ROOT_KEY}.{names[found[15:-2]]}?)" if found else ""  # cut out of " (did you mean X?)"
 
 
 def _other_case(value: object, choices: Sequence[str]) -> str:

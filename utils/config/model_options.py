@@ -1,7 +1,7 @@
-"""What `model.type`, `model.backbone` and `model.kwargs` may be, read from the source of methods/ and networks/.
+"""The choices of `model.type`, `model.backbone` and `model.kwargs`, read from the source of methods/ and networks/.
 
-What is special: the files are parsed, never imported, so a config is checked without torch; and a new method is one new
-file: its `build(*, ...)` says which options it takes, by name, type and default.
+The files are parsed, never imported, so a config is checked without torch. A new method is one new file: the signature
+of its `build(*, ...)` defines its options by name, type and default.
 
 - a method is a file `methods/NAME.py` that defines `build`; names that start with `_` are not methods
 - a backbone is a public function of a file in networks/ whose parameters are all keyword-only
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MOST, MOST_ITEMS, MOST_LETTERS = 65_536, 1000, 4000  # of one option
+MOST, MOST_ITEMS, MOST_LETTERS = 65_536, 1000, 4000  # limits of one option: absolute value, items, letters
 GIVEN_BY_US = {"type", "backbone", "num_class", "num_segments", "dropout", "pretrained"}  # have their own config keys
 
 
@@ -33,17 +33,17 @@ class Option:
 
 @dataclass(frozen=True)
 class Builder:
-    """A `build` of a method, or a function that makes a backbone."""
+    """The `build` of a method, or a function that builds a backbone."""
 
     name: str
     where: str
     options: tuple[Option, ...]
-    takes_more: bool  # has **kwargs: passes the rest on to the backbone
+    takes_more: bool  # has **kwargs, and passes them on to the backbone
 
 
 @functools.cache
 def methods(root: Path = ROOT) -> Mapping[str, Builder]:
-    """The legal values of model.type."""
+    """Return the legal values of model.type."""
     found = {}
     for file in sorted((root / "methods").glob("*.py")):
         if not file.name.startswith("_"):
@@ -55,7 +55,7 @@ def methods(root: Path = ROOT) -> Mapping[str, Builder]:
 
 @functools.cache
 def backbones(root: Path = ROOT) -> Mapping[str, Builder]:
-    """The legal values of model.backbone."""
+    """Return the legal values of model.backbone."""
     found = {}
     for file in sorted((root / "networks").glob("*.py")):
         if not file.name.startswith("_"):
@@ -68,10 +68,12 @@ def backbones(root: Path = ROOT) -> Mapping[str, Builder]:
 
 
 def options(method: str, backbone: str, root: Path = ROOT) -> dict[str, Option]:
-    """What model.kwargs may hold for this method on this backbone; an unknown name stands for all of its kind."""
+    """Return the options in model.kwargs of a method on a backbone; an unknown name counts as all of its kind."""
     known_methods, known_backbones = methods(root), backbones(root)
     builders = [known_methods[method]] if method in known_methods else list(known_methods.values())
     networks = [known_backbones[backbone]] if backbone in known_backbones else list(known_backbones.values())
+
+    # Methods last: their own option wins over one of that name in a backbone
     if any(builder.takes_more for builder in builders):
         builders = [*networks, *builders]
     found = {option.name: option for builder in builders for option in builder.options}
@@ -79,9 +81,9 @@ def options(method: str, backbone: str, root: Path = ROOT) -> dict[str, Option]:
 
 
 def mismatch(value: object, annotation: str) -> str | None:
-    """What is wrong with a plain value for a parameter annotated so; None if it fits or the annotation is not simple.
+    """Return why a plain value does not fit an annotated parameter; None if it fits or the annotation is not simple.
 
-    Knows bool, int, float, str, None, unions, Literal, tuple/list/Sequence of these; an int fits a float.
+    Simple are bool, int, float, str, None, unions, Literal, tuple/list/Sequence of these; an int fits a float.
     """
     try:
         tree = ast.parse(annotation, mode="eval").body if annotation else None
@@ -93,14 +95,15 @@ def mismatch(value: object, annotation: str) -> str | None:
 
 
 def excess(value: object) -> str | None:
-    """Return what is wrong with the size of a value for any option, or None.
+    """Return why the size of a value is too large for any option, or None.
 
     An option's own code decides what it accepts. These limits keep numbers away from it that can only end in an
-    overflow or without memory.
+    overflow or exhaust the memory.
     """
     numbers = value if isinstance(value, tuple) else (value,)
     if len(numbers) > MOST_ITEMS:
         return f"must hold at most {MOST_ITEMS:,} values, not {len(numbers):,}"
+
     for number in numbers:
         if isinstance(number, str) and len(number) > MOST_LETTERS:
             return f"must have at most {MOST_LETTERS:,} characters, not {len(number):,}"
@@ -112,7 +115,7 @@ def excess(value: object) -> str | None:
 
 
 def shown(value: object) -> str:
-    """A value as YAML would write it, shortened."""
+    """Return a value as YAML would write it, shortened."""
     text = {True: "true", False: "false"}.get(value) if isinstance(value, bool) else None
     if text is None:
         text = "null" if value is None else "a section" if isinstance(value, dict) else repr(value)
@@ -122,7 +125,7 @@ def shown(value: object) -> str:
 
 
 def shortened(text: str, letters: int = 60) -> str:
-    """Return at most so many letters of a text."""
+    """Return at most `letters` letters of a text."""
     return text if len(text) <= letters else text[: letters - 3] + "..."
 
 
@@ -130,7 +133,7 @@ def _functions(file: Path) -> list[ast.FunctionDef]:
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, UnicodeDecodeError):
-        return []  # importing the file will say what is wrong with it
+        return []  # importing the file reports the error
     return [node for node in tree.body if isinstance(node, ast.FunctionDef)]
 
 
@@ -154,6 +157,7 @@ _WORDS = {"bool": "true or false", "int": "an integer", "float": "a number", "st
 
 
 def _fits(value: object, annotation: ast.expr) -> bool:
+    # bool is a subclass of int, so it is checked before numbers and excluded from them
     match annotation:
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
             return _fits(value, left) or _fits(value, right)

@@ -1,4 +1,4 @@
-"""Files that a config names: where relative paths lead, and whether the files are there."""
+"""Files that a config names: resolve relative paths, and check that the files exist."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ CLASS_FILE = "classInd.txt"
 
 
 def resolve(path: str, folder: Path) -> Path:
-    """Absolute paths stay; relative ones lead into the repository if they exist there, else beside the config.
+    """Resolve a path: a relative one is in the repository if it exists there, else beside the config.
 
-    Where neither exists the repository's is returned, which is the one the message then names.
+    If neither exists, return the path in the repository, which the error message then names.
     """
     written = Path(path).expanduser()
     if written.is_absolute():
@@ -27,28 +27,32 @@ def resolve(path: str, folder: Path) -> Path:
 
 
 def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
-    """See that every file and folder that the config names exists. Not part of `load`: a config is read on any machine.
+    """Check that every file and folder that the config names exists. Not part of `load`: any machine reads a config.
 
     Args:
         cfg: the config.
-        splits: whose list and root are needed; an evaluation needs no training list.
+        splits: the splits whose list and root are needed; an evaluation needs no training list.
 
     Raises:
-        UserError: all that are missing, one per line, `file:line: common.x: ...`.
+        UserError: all files that are missing, one per line, `file:line: common.x: ...`.
     """
     problems = []
+    # Lists and roots
     for key in (f"{split}_source" for split in splits):
         if not Path(getattr(cfg, key)).is_file():
             problems.append(f"{_where(cfg, key)}there is no list file {getattr(cfg, key)}")
     for key in (f"{split}_root" for split in splits):
         if not Path(getattr(cfg, key)).is_dir():
             problems.append(f"{_where(cfg, key)}there is no folder {getattr(cfg, key)}")
+
+    # Files that not every config names
     others = [("data.class_names", cfg.data.class_names), ("data.facts", cfg.data.facts)]
     if "train" in splits:
         others += [("model.pretrained", cfg.model.pretrained), ("distill.teacher", cfg.distill.teacher)]
     for key, path in others:
         if isinstance(path, str) and not Path(path).exists():
             problems.append(f"{_where(cfg, key)}there is no {path}")
+
     if problems:
         if any(str(DEMO_DATA) in problem for problem in problems):
             problems.append("the data of the demo are made by `python main.py demo-data`")
@@ -56,7 +60,7 @@ def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
 
 
 def class_names_file(cfg: Config) -> Path | None:
-    """`data.class_names`, else classInd.txt beside the training list, else None: classes then go by their number."""
+    """Return `data.class_names`, else classInd.txt beside the training list, else None: classes are then numbered."""
     if cfg.data.class_names is not None:
         return Path(cfg.data.class_names)
     beside = Path(cfg.train_source).parent / CLASS_FILE

@@ -1,7 +1,7 @@
-"""Rules between keys: what each key alone cannot get wrong.
+"""Rules between keys: mistakes that no key alone can show.
 
-Every rule is a function of a look-up and gives (key, text) for what it finds. The look-up raises `Unknown` for a key
-that is itself in error, which drops that rule, so that all problems of a file can be reported at once.
+A rule is a function of a look-up and yields (key, text) for each problem. The look-up raises `Unknown` for a key that
+is itself in error. That skips the rule, so that all other problems of a file are reported at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from utils.config.schema import PAIRS
 
 MOST_BATCH_BYTES = 500 * 10**9  # of the clips of one micro-batch on the device, as float32
 MOST_QUEUE_BYTES = 2 * 10**12  # of the clips that one rank reads ahead, as uint8
-MOST_RATE = 1e30
+MOST_RATE = 1e30  # RATE of schema.py
 
 Problem = tuple[str, str]  # dotted key, text
 LookUp = Callable[[str], Any]
@@ -29,7 +29,7 @@ def broken_rules(values: Mapping[str, object], in_error: set[str]) -> list[Probl
     """Apply all rules.
 
     Args:
-        values: dotted key -> value, defaults filled in, off is None.
+        values: dotted key -> value, with defaults filled in; None means off.
         in_error: dotted keys (or sections) whose value cannot be used.
 
     Returns:
@@ -37,6 +37,7 @@ def broken_rules(values: Mapping[str, object], in_error: set[str]) -> list[Probl
     """
 
     def look_up(key: str) -> Any:
+        # A section in error makes all its keys unknown
         if key not in values or any(key == bad or key.startswith(f"{bad}.") for bad in in_error):
             raise Unknown
         return values[key]
@@ -69,16 +70,20 @@ def _crop_fits(value: LookUp) -> Iterator[Problem]:
 
 
 def _memory(value: LookUp) -> Iterator[Problem]:
-    """Refuse a micro-batch, and a queue of them, that no machine can hold; the parts may each be legal."""
+    """Refuse a micro-batch, or a queue of them, that no machine can hold; each factor may be legal."""
     frames, size = value("model.num_segments") * value("data.clip_len"), value("augmentation.input_size")
     pixels = value("batch_size") * frames * size**2
     product = "batch_size x num_segments x clip_len x input_size^2"
+
+    # On the device: float32, 3 channels of 4 bytes a pixel
     if 12 * pixels > MOST_BATCH_BYTES:
         yield (
             "batch_size",
             f"{value('batch_size'):,} clips of {frames:,} frames of {size} x {size} pixels take {_bytes(12 * pixels)} "
             f"as 32-bit numbers ({product} x 12 bytes), and no GPU has more than {_bytes(MOST_BATCH_BYTES)}",
         )
+
+    # In the memory of the host: uint8, 3 bytes a pixel
     ahead = value("data.prefetch")
     if 3 * pixels * ahead > MOST_QUEUE_BYTES:
         yield (
@@ -89,7 +94,7 @@ def _memory(value: LookUp) -> Iterator[Problem]:
 
 
 def _bytes(number: float) -> str:
-    """Return a number of bytes with its unit."""
+    """Return a number of bytes with a fitting unit."""
     for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
         if number < 1000 or unit == "PB":
             break
@@ -104,6 +109,8 @@ def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
             "batch_size",
             f"{wanted[0]} mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}",
         )
+
+    # The clips of a video are neighbours, and a clip must not be mixed with another one of its video
     size, count = value("batch_size"), value("data.num_sample")
     if wanted and size % (2 * count) and not size % 2:
         yield (
@@ -113,6 +120,7 @@ def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
         )
     elif size % count:
         yield "data.num_sample", f"must divide batch_size, which counts clips: {size} is no multiple of {count}"
+
     if len(wanted) < 2 and value("augmentation.mix_up_switch") != 0.5:
         yield "augmentation.mix_up_switch", "has no effect unless both mix_up and cutmix are on; remove it"
 
@@ -137,12 +145,14 @@ def _nesterov(value: LookUp) -> Iterator[Problem]:
 
 
 def _optimizer(value: LookUp) -> Iterator[Problem]:
+    # Options of one optimiser at other than their defaults are a mistake with the other one
     of_sgd = {"policy": False, "nesterov": False, "no_wd": False, "momentum": 0.9}
     if value("optimizer.type") == "adamw":
         for key, default in of_sgd.items():
             if value(key) != default:
                 yield key, "belongs to sgd and has no effect with optimizer.type: adamw; remove it"
         return
+
     for key, is_default in (
         ("betas", tuple(value("optimizer.betas")) == (0.9, 0.999)),
         ("eps", value("optimizer.eps") == 1e-8),
@@ -163,14 +173,18 @@ def _peak(value: LookUp) -> Iterator[Problem]:
     base, peak = value("lr_scheduler.base_lr"), value("lr_scheduler.warmup_lr")
     if warm_up and peak is None:
         yield "lr_scheduler.warmup_lr", "missing: the peak learning rate, at which the warm-up ends"
+
     if not warm_up and peak is not None and peak != base:
         yield (
             "lr_scheduler.warmup_lr",
             f"has no effect without a warm-up: the peak would be base_lr, {base:g}; remove it",
         )
+
     for name, default in (("warmup_type", "to_peak"), ("warmup_by", "iteration")):
         if not warm_up and value(f"lr_scheduler.{name}") != default:
             yield f"lr_scheduler.{name}", "has no effect without a warm-up; remove it, or give warmup_steps"
+
+    # The highest rate of the run
     top = peak if warm_up and peak is not None else base
     if value("lr_scheduler.min_lr") > top:
         yield "lr_scheduler.min_lr", f"must not be greater than the peak learning rate, {top:g}"
@@ -189,11 +203,13 @@ def _cosine_begin(value: LookUp) -> Iterator[Problem]:
 def _steps(value: LookUp) -> Iterator[Problem]:
     mults = value("lr_scheduler.lr_mults")
     where = {"lr_steps": value("lr_scheduler.lr_steps"), "lr_epochs": value("lr_scheduler.lr_epochs")}
+
     if value("lr_scheduler.type") == "COSINE":
         for name, given in {**where, "lr_mults": mults}.items():
             if given is not None:
                 yield f"lr_scheduler.{name}", "has no effect with type: COSINE; remove it, or set type: STEP"
         return
+
     given = next((steps for steps in where.values() if steps is not None), None)
     if given is None:
         yield "lr_scheduler.lr_steps", "missing: type: STEP needs lr_steps (or lr_epochs) and lr_mults"
@@ -203,6 +219,7 @@ def _steps(value: LookUp) -> Iterator[Problem]:
         name = next(name for name, steps in where.items() if steps is not None)
         yield "lr_scheduler.lr_mults", f"{len(mults)} factors for {len(given)} {name}; there must be one for each"
     else:
+        # The factors multiply: the highest rate may come in the middle of the run
         peak = value("lr_scheduler.warmup_lr") or value("lr_scheduler.base_lr")
         highest = max(itertools.accumulate((peak, *mults), operator.mul))
         if highest > MOST_RATE:
@@ -241,6 +258,7 @@ def _distill(value: LookUp) -> Iterator[Problem]:
         if kind == "dml" or weight is not None:
             yield "distill.teacher", "missing: the experiment folder or weights file of the second network"
         return
+
     if value("loss") == "bce":
         yield "distill.teacher", "distillation compares softmax outputs, so it needs loss: ce"
     if kind == "dml" and value("distill.temperature") != 4.0:
@@ -249,6 +267,7 @@ def _distill(value: LookUp) -> Iterator[Problem]:
         yield "distill.weight", f"kd: the teacher's share of the loss, at most 1, not {weight:g}"
 
 
+# The order of the problems of a line
 _RULES: tuple[Callable[[LookUp], Iterator[Problem]], ...] = (
     *itertools.starmap(_pair, PAIRS),
     _crop_fits,

@@ -1,13 +1,11 @@
-"""Every key of `config.yaml`: its name, type, default, meaning and unit. The only place where they stand.
-
-What is special:
+"""Every key of `config.yaml`: its name, type, default, meaning and unit. Only this file defines them.
 
 - The YAML names are the attribute names: `common.lr_scheduler.base_lr` is `cfg.lr_scheduler.base_lr`.
 - `docs/config.md` and `exps/config.schema.json` are written from these models by
   `python main.py config --docs --schema`.
 - A key marked `free` may change on resume: the run then still trains on the same samples with the same mathematics.
-- Rules between keys stand in `rules.py`; `model.kwargs` is checked against the code of methods/ and networks/
-  (`model_options.py`). Here is only what one key alone can get wrong; `kinds.py` holds the types.
+- Rules between keys are in `rules.py`; `model.kwargs` is checked against the code of methods/ and networks/
+  (`model_options.py`). This file checks each key alone; `kinds.py` holds the types.
 """
 
 from __future__ import annotations
@@ -52,7 +50,8 @@ from utils.config.kinds import (
     within,
 )
 
-# Why a number has an upper limit; a message quotes it. Limits are generous: no published recipe comes near them.
+# docs/config.md and the JSON schema print the texts of `key`; the JSON schema prints the class docstrings too.
+# Reasons for upper limits; a message quotes them. Limits are generous: no published recipe comes near them.
 FRAMES = "a clip of so many frames fits into no memory"
 PIXELS = "no video is larger"
 GPUS = "there is one per GPU, and no machine has so many"
@@ -64,7 +63,7 @@ YEARS_WORD = "no run lasts so long"
 RATE = 1e30  # beyond it a 32-bit number overflows
 HOUR_MS = 3_600_000
 YEARS = 10_000_000  # minutes
-SHORT = Field(max_length=1000)
+SHORT = Field(max_length=1000)  # of a list
 
 
 class Model(Strict):
@@ -86,6 +85,7 @@ class Model(Strict):
         "starting weights: true = ImageNet file in pretrained/, false = random, or a weights file or experiment folder",
         default=False,
     )
+    # Open here: `_Draft._model_options` in loader.py checks the options
     kwargs: dict[str, Any] = Field(
         default_factory=dict,
         description="options of the method and the backbone, and bn_group_size, bn_sync_stats, bn_var_mode",
@@ -126,6 +126,7 @@ class Augmentation(Strict):
         "how the training crop is drawn; multi_scale_random = a random crop of a multi-scale crop (PP-TSM)",
         default="multi_scale",
     )
+    # Of multi_scale
     scales: Annotated[Numbers, Field(min_length=1, max_length=64), within(0.01, 1)] = key(
         "multi_scale: crop sides as shares of the short side", default=(1.0, 0.875, 0.75, 0.66)
     )
@@ -137,6 +138,7 @@ class Augmentation(Strict):
         why="scales has at most 64 entries",
     )
     more_fix_crop: bool = key("multi_scale: 13 crop positions instead of 5", default=True)
+    # Of random_resized
     area: Annotated[Two, within(1e-4, 1), AfterValidator(ascending)] = key(
         "random_resized: range of the crop's share of the frame's area", default=(0.08, 1.0)
     )
@@ -160,6 +162,7 @@ class Augmentation(Strict):
         "uniform (timm, VideoMAE)",
         default="colour",
     )
+    # Mixing of neighbouring clips
     mix_up: Annotated[OffOrPositive, within(1e-3, 1000)] = key(
         "alpha of the Beta distribution that mixes neighbouring clips, or false", default=None
     )
@@ -183,6 +186,7 @@ class LrScheduler(Strict):
         le=RATE,
         why=DIVERGES,
     )
+    # Lengths come in pairs, in iterations and in epochs: PAIRS below
     warmup_steps: Steps | None = key("iterations of warm-up; 0 = none", default=None, why=ITERATIONS)
     warmup_epochs: Annotated[float, Field(ge=0, le=1e6)] | None = key(
         "warm-up in epochs, instead of warmup_steps", default=None, why=EPOCHS
@@ -302,6 +306,7 @@ class Data(Strict):
     class_names: PathText | None = key(
         "file with the class names; default: classInd.txt beside the training list", default=None, free=True
     )
+    # Sampling and order
     sampling: Literal["tsn", "tsm_dense", "mm0", "mm1", "pysf", "pp", "pp_tsm", "videomae", "vjepa2", "seed004"] = key(
         "whose rule picks the frames of a clip: docs/sampling.md has a table", default="seed004"
     )
@@ -329,6 +334,7 @@ class Data(Strict):
         le=100_000,
         why="that is an hour of video between two frames",
     )
+    # Videos that cannot be read
     on_bad: Literal["error", "skip", "substitute"] = key(
         "a video that cannot be read: stop, skip it (loss weight 0), or take another one", default="skip"
     )
@@ -341,6 +347,7 @@ class Data(Strict):
         ge=0,
         lt=1,
     )
+    # Cross-validation
     folds: Annotated[int, Field(ge=2, le=1000)] | Literal["lists", "groups"] | None = key(
         "cross-validation (docs/folds.md): lists = foldNN_train.txt and foldNN_val.txt beside train_source; groups = "
         "leave one group out; a number = so many folds of all videos of both lists",
@@ -428,7 +435,7 @@ class Distill(Strict):
     )
 
 
-DISTILL_WEIGHT = {"kd": 0.5, "dml": 1.0}  # kd: ours; dml: PaddleVideo's
+DISTILL_WEIGHT = {"kd": 0.5, "dml": 1.0}  # kd: our choice; dml: PaddleVideo's
 
 
 class Config(Strict):
@@ -436,6 +443,7 @@ class Config(Strict):
 
     model: Model = section("the network")
     augmentation: Augmentation = section("what happens to the pixels", default=Augmentation)
+    # Batches and readers
     val_dense: bool = key("validate on 10 crops (4 corners, centre, mirrored) instead of 1 centre crop", default=False)
     workers: int = key(
         "reading processes per rank; 0 = read in the rank, no deadlines",
@@ -454,6 +462,7 @@ class Config(Strict):
     shards: Annotated[int, Field(ge=1, le=100_000)] | None = key(
         "shards of a global batch; default: the number of ranks at the first start", default=None, why=GPUS
     )
+    # The optimisation
     lr_scheduler: LrScheduler = section("learning rate and length of the run")
     reference_batch: Count | None = key(
         "global batch for which the recipe's learning rates were chosen; another one is remarked on at the start",
@@ -487,6 +496,7 @@ class Config(Strict):
     )
     precise_bn: PreciseBn = section("batch-norm statistics recomputed for validation", default=PreciseBn)
     distill: Distill = section("a second network to learn from", default=Distill)
+    # Validation, progress, data
     val_freq: Count | None = key(
         "iterations between validations; each also saves", default=None, why=ITERATIONS, free=True
     )
@@ -504,6 +514,7 @@ class Config(Strict):
     val_root: PathText = key("folder in front of the paths of val_source", free=True)
     val_source: PathText = key("list of validation videos", free=True)
     data: Data = section("how videos are found, sampled and read", default=Data)
+    # Numbers and reproducibility
     precision: Literal["fp32", "bf16", "fp16", "fp64"] = key(
         "number format; bf16 and fp16 keep float32 weights (autocast), fp64 is for tests", default="fp32"
     )
@@ -541,14 +552,14 @@ class Config(Strict):
 
     published: Published = section("what others have reported for this recipe", default=Published)
 
-    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)  # filled in by the loader; no part of the config
 
     def origin(self, key: str) -> str:
-        """Where the value of a dotted key (without `common.`) comes from: `file:line`, `--set`, default or computed."""
+        """Return the origin of a dotted key (without `common.`): `file:line`, `--set`, default or computed."""
         return self._origins.get(key, "default")
 
 
-# Two ways to say one thing: at most one of each pair may be given, exactly one where the flag is True.
+# Two keys for one thing: at most one of each pair may be given, exactly one if the flag is True.
 PAIRS = (
     ("lr_scheduler.max_iter", "lr_scheduler.max_epoch", True),
     ("val_freq", "val_freq_epochs", True),
@@ -559,7 +570,7 @@ PAIRS = (
 
 
 def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """(dotted key, field) of every key that holds a value, in the order in which they stand above."""
+    """Yield (dotted key, field) of every key that holds a value, in the order of this file."""
     for name, info in model.model_fields.items():
         inner = info.annotation
         if isinstance(inner, type) and issubclass(inner, BaseModel):
@@ -569,14 +580,14 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
 
 
 def sections(model: type[BaseModel] = Config) -> dict[str, type[BaseModel]]:
-    """The keys that hold a group of keys; the root has the empty name."""
+    """Return the keys that hold a group of keys, with their classes; the root has the empty name."""
     inner = {name: info.annotation for name, info in model.model_fields.items()}
     nested = {name: kind for name, kind in inner.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
     return {"": model, **nested}
 
 
 def is_free(key: str) -> bool:
-    """True if changing this dotted key on resume does not change the meaning of the run."""
+    """Return True if changing this dotted key on resume does not change the meaning of the run."""
     return key in FREE
 
 

@@ -29,10 +29,10 @@ def main(argv: Sequence[str], *, check: Callable[[Config], Sequence[str]] = lamb
 
     Args:
         argv: the words of the command.
-        check: returns what is wrong with the files that a config names, one text each.
+        check: returns the problems of the files that a config names, one text each.
 
     Raises:
-        UserError: the config is wrong, or `check` found something; the config is printed all the same then.
+        UserError: the config is wrong, or `check` found a problem; the config is printed first in that case.
     """
     parser = Parser(prog="main.py config", description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("exp", nargs="?", type=Path, help="experiment folder, or a YAML file")
@@ -41,13 +41,18 @@ def main(argv: Sequence[str], *, check: Callable[[Config], Sequence[str]] = lamb
     parser.add_argument("--docs", action="store_true", help=f"write {DOCS}")
     parser.add_argument("--schema", action="store_true", help=f"write {SCHEMA}, for completion in editors")
     args = parser.parse_args(argv)
+
     if not (args.exp or args.docs or args.schema):
         raise UserError("name an experiment folder, as in `python main.py config exps/demo_exps/tsm_resnet18/motion8`")
+
+    # Files that are generated from the schema
     for wanted, file, text in ((args.docs, DOCS, markdown), (args.schema, SCHEMA, json_schema)):
         if wanted:
             (ROOT / file).parent.mkdir(exist_ok=True)
             (ROOT / file).write_text(text(), encoding="utf-8")
             print(f"wrote {file}")
+
+    # Print the config before its files are checked: it helps to find the mistake
     if args.exp:
         cfg = load(args.exp, args.set)
         print(as_yaml(cfg), flush=True)
@@ -57,7 +62,7 @@ def main(argv: Sequence[str], *, check: Callable[[Config], Sequence[str]] = lamb
 
 
 def as_yaml(cfg: Config) -> str:
-    """The config as a YAML file that gives the same config again; a comment behind each value says where it is from."""
+    """Return the config as YAML that loads as the same config; a comment after each value names its origin."""
     return "\n".join(["common:", *_lines(cfg, to_dict(cfg), "")])
 
 
@@ -69,14 +74,15 @@ def _lines(cfg: Config, tree: Mapping[str, object], prefix: str) -> Iterator[str
             yield f"{indent}{name}:"
             yield from _lines(cfg, value, f"{key}.")
         else:
-            origin = cfg.origin(key).rpartition("/")[2]  # without the folder: all lines of a config name the same
+            origin = cfg.origin(key).rpartition("/")[2]  # without the folder: it is the same in all lines
             yield f"{f'{indent}{name}: {json.dumps(value)}':<60}  # {origin}"
 
 
 def json_schema() -> str:
-    """JSON schema of the whole file; `model.kwargs` is open, the code of methods/ and networks/ decides on it."""
+    """Return the JSON schema of the whole file. `model.kwargs` is open: methods/ and networks/ decide on it."""
     inner = Config.model_json_schema()
     definitions = inner.pop("$defs")
+    # pydantic's definitions must be at the root: its references point there
     schema = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Zoetrope experiment",
@@ -90,7 +96,7 @@ def json_schema() -> str:
 
 
 def _without_own_words(node: object) -> object:
-    """Drop what only we understand (`free`) and what says nothing new (pydantic's titles of keys)."""
+    """Drop our own words (`free`, `why`), and pydantic's titles, which only repeat the names of keys."""
     if isinstance(node, dict):
         kept = {name: _without_own_words(value) for name, value in node.items() if name not in ("free", "why")}
         if isinstance(kept.get("title"), str) and "description" in kept:
@@ -100,7 +106,7 @@ def _without_own_words(node: object) -> object:
 
 
 def markdown() -> str:
-    """The reference page of all keys."""
+    """Return the reference page of all keys, in Markdown."""
     text = [
         "# config.yaml, key by key",
         "",
@@ -140,20 +146,22 @@ def _table(fields: Iterable[tuple[str, FieldInfo]]) -> Iterator[str]:
 
 
 def _range(parts: Sequence[object]) -> str:
-    """Return the limits of a number, or of each number of a list, as text; nothing where there are none.
+    """Return the limits of a number, or of each number of a list, as text; "" without limits.
 
     Args:
-        parts: types, and what pydantic attaches to them.
+        parts: types, and the constraints that pydantic attaches to them.
     """
     found: dict[str, str] = {}
 
     def walk(part: object) -> None:
+        # `kinds.within` keeps its limits on the check function, pydantic on its constraints
         if limits := getattr(getattr(part, "func", None), "limits", None):
             found.update(zip((">=", "<="), (f"{limit:g}" for limit in limits), strict=True))
         for sign, name in _SIGNS.items():
             limit = getattr(part, name, None)
             if isinstance(limit, (int, float)):
                 found.setdefault(sign, f"{int(limit):,}" if limit == int(limit) and limit < 1e15 else f"{limit:g}")
+        # Constraints may be nested: on the items of a list, or on one of two types
         for inner in [*typing.get_args(part), *getattr(part, "metadata", ())]:
             walk(inner)
 
@@ -175,7 +183,7 @@ _WORDS: dict[object, str] = {bool: "true, false", int: "integer", float: "number
 
 
 def _type(kind: object) -> str:
-    """A type in words: `number`, `list of integers`, `one of A, B`."""
+    """Return a type in words: `number`, `list of integers`, `A, B` for a choice."""
     origin = typing.get_origin(kind)
     if origin is typing.Annotated:
         return _type(typing.get_args(kind)[0])

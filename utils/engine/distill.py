@@ -1,12 +1,12 @@
-"""Learning from a second network: from a frozen teacher (KD), or two networks from each other (DML).
+"""Train with a second network: a frozen teacher (KD), or two networks that learn from each other (DML).
 
 * KD (Hinton, Vinyals and Dean 2015, arXiv:1503.02531, section 2): ``(1 - w) hard + w T^2 KL(p_t || p_s)``, with p the
   softmax of logits / T; T^2 keeps the gradient's size when T changes.
 * DML (Zhang et al. 2018, arXiv:1706.00384) as PaddleVideo trains PP-TSMv2: ``hard_s + hard_p + w (KL(p_p || p_s) +
   KL(p_s || p_p)) / 2``, no temperature, and the gradient of the mutual term goes into both networks.
 
-`hard` is the loss that the network would have alone: label smoothing, mixup and auxiliary heads included. Which
-defaults are whose: docs/training.md.
+`hard` is the training loss of one network alone, with its label smoothing, mixup and auxiliary heads. The sources of
+the defaults are in docs/training.md.
 """
 
 from __future__ import annotations
@@ -31,35 +31,37 @@ Colour = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation 
 
 
 def kd_per_clip(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """``T^2 KL(softmax(teacher / T) || softmax(student / T))`` of logits (B, K) -> (B,), in float32 or wider."""
+    """Return ``T^2 KL(softmax(teacher / T) || softmax(student / T))``: logits (B, K) -> (B,), at least float32."""
     return temperature**2 * _kl(_log_softmax(teacher, temperature), _log_softmax(student, temperature))
 
 
 def mutual_per_clip(one: Tensor, other: Tensor) -> Tensor:
-    """``(KL(p_one || p_other) + KL(p_other || p_one)) / 2`` of logits (B, K) -> (B,), in float32 or wider."""
+    """Return ``(KL(p_one || p_other) + KL(p_other || p_one)) / 2``: logits (B, K) -> (B,), at least float32."""
     first, second = _log_softmax(one), _log_softmax(other)
     return (_kl(first, second) + _kl(second, first)) / 2
 
 
 def _log_softmax(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    # Half precision would round small probabilities to 0, and the divergence with them
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return torch.log_softmax(wide / temperature, dim=1)
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    return (log_p.exp() * (log_p - log_q)).sum(1)  # log-softmax is finite, so that p = 0 gives 0
+    # No 0 * inf: log-softmax is finite, so p = 0 gives 0
+    return (log_p.exp() * (log_p - log_q)).sum(1)
 
 
 class Teacher:
-    """A frozen network in evaluation mode that sees the clips the student sees (mixed and augmented alike).
+    """A frozen network in evaluation mode that sees the student's clips, augmented and mixed.
 
     Args:
         net: on its device.
         temperature: T.
-        weight: w, its share of the loss.
+        weight: w, the share of the soft term in the loss.
         recolour: (B, C, T, H, W) normalised for the student -> normalised as the teacher was trained.
         autocast: the mixed-precision region of the run.
-        weights_hash: sha256 of its weights file; a resume with another file is refused.
+        weights_hash: sha256 of the weights file; a resume with another file is refused.
     """
 
     peer: nn.Module | None = None
@@ -81,15 +83,18 @@ class Teacher:
     def loss(
         self, answer: object, clips: Tensor, labels: Tensor, *, weights: Tensor | None = None, **targets: object
     ) -> tuple[Tensor, Tensor]:
-        """(loss, the student's logits); arguments as `utils.loss.training_loss`, and the clips the student saw."""
+        """Return (loss, the student's logits); arguments as `utils.loss.training_loss`, plus the student's clips."""
         hard, logits = training_loss(answer, labels, weights=weights, **targets)
+
         with torch.no_grad(), self.autocast():
             wanted = self.net(clips if self.recolour is None else self.recolour(clips))  # (B, K)
+
         soft = weighted_mean(kd_per_clip(logits, wanted, self.temperature), weights)
+        # `kd_per_clip` has the factor T^2
         return (1 - self.weight) * hard + self.weight * soft, logits
 
     def state(self) -> dict[str, object]:
-        """What a checkpoint keeps."""
+        """Return the entries of a checkpoint."""
         return {"distill": {"kind": "kd", "weights_hash": self.weights_hash}}
 
 
@@ -97,8 +102,8 @@ class Pair(nn.Module):
     """Student and peer as one module, so that DDP, the optimiser and the BN statistics cover both.
 
     Args:
-        student: the network that the experiment is about.
-        peer: the second one; it sees the same clips.
+        student: the network that is validated and saved as `model`.
+        peer: the second network; it sees the same clips.
     """
 
     def __init__(self, student: nn.Module, peer: nn.Module) -> None:
@@ -106,7 +111,7 @@ class Pair(nn.Module):
         self.student, self.peer = student, peer
 
     def forward(self, clips: Tensor) -> tuple[object, object]:
-        """(B, C, T, H, W) -> what each of the two answers."""
+        """Return the answers of student and peer to clips (B, C, T, H, W)."""
         return self.student(clips), self.peer(clips)
 
 
@@ -116,7 +121,7 @@ class Mutual:
     Args:
         peer: the second network.
         weight: w, factor of the mutual term.
-        arguments: those of `methods.build` with which the peer was built, kept in the checkpoint.
+        arguments: the arguments of `methods.build` for the peer, kept in the checkpoint.
     """
 
     def __init__(self, peer: nn.Module, *, weight: float, arguments: dict[str, object]) -> None:
@@ -131,25 +136,26 @@ class Mutual:
         weights: Tensor | None = None,
         **targets: object,
     ) -> tuple[Tensor, Tensor]:
-        """(loss of both, the student's logits); `answers` are those of `Pair`."""
+        """Return (loss of both, the student's logits); `answers` come from `Pair`."""
         hard, logits = training_loss(answers[0], labels, weights=weights, **targets)
         hard_peer, peer_logits = training_loss(answers[1], labels, weights=weights, **targets)
+        # No detach: the gradient of this term goes into both networks
         mutual = weighted_mean(mutual_per_clip(logits, peer_logits), weights)
         return hard + hard_peer + self.weight * mutual, logits
 
     def state(self) -> dict[str, object]:
-        """What a checkpoint keeps: `model` is the student, `peer` the second network."""
+        """Return the entries of a checkpoint: `model` is the student there, `peer` the second network."""
         return {"peer": self.peer.state_dict(), "distill": {"kind": "dml", "model": self.arguments}}
 
 
 @dataclass(frozen=True)
 class Source:
-    """What `distill.teacher` names.
+    """The network that `distill.teacher` names.
 
     Attributes:
-        cfg: config that says how the network is built and its clips are normalised.
-        file: where its weights are; None if that is not known by name (`pretrained: true`).
-        state: the checkpoint of ours in that file; None: `cfg.model.pretrained` fills the network.
+        cfg: config that defines how the network is built and how its clips are normalised.
+        file: file with its weights; None if no file is named (`pretrained: true`).
+        state: the checkpoint in that file, if it is ours; None: `cfg.model.pretrained` fills the network.
     """
 
     cfg: Config
@@ -158,10 +164,10 @@ class Source:
 
 
 def find(teacher: Path, student: Config) -> Source:
-    """Look at what `distill.teacher` names: an experiment folder, a checkpoint of ours, or another weights file.
+    """Resolve `distill.teacher`: an experiment folder, one of our checkpoints, or another weights file.
 
-    A folder's config says what the network is; its best checkpoint fills it, else its latest, else its
-    `model.pretrained`. A checkpoint brings its config along. Any other file must fit the student's own architecture.
+    A folder's config defines the network. Its best checkpoint fills it, else its latest, else its `model.pretrained`.
+    A checkpoint contains its config. Any other file must fit the student's own architecture.
 
     Raises:
         UserError: no such file, or a network with other classes.
@@ -175,6 +181,8 @@ def find(teacher: Path, student: Config) -> Source:
         source = _of_file(teacher, student)
     else:
         raise UserError(f"common.distill.teacher: there is no {teacher}; name an experiment folder or a weights file")
+
+    # The divergence compares the networks class by class
     classes = source.cfg.model.num_class, student.model.num_class
     if classes[0] != classes[1]:
         raise UserError(f"common.distill.teacher: {teacher} has {classes[0]} classes, this experiment {classes[1]}")
@@ -190,14 +198,16 @@ def _state_in(file: Path) -> checkpoint.State:
 
 
 def _of_file(file: Path, student: Config) -> Source:
-    """Return the source for a weights file. One that is damaged is an error; `methods.build` takes other projects'."""
+    """Return the source for a weights file; refuse a damaged one. `methods.build` reads files of other projects."""
     try:
         state = weights_file.read(file)
     except UserError as error:
         raise UserError(f"common.distill.teacher: {error}") from error
+    # Not one of our checkpoints: build the student's architecture and let it load the file
     if not weights_file.is_checkpoint(state):
         model = student.model.model_copy(update={"pretrained": str(file)})
         return Source(student.model_copy(update={"model": model}), file, None)
+
     try:
         return Source(config.from_dict(state["config"]), file, state)
     except (ValueError, TypeError, KeyError) as error:
@@ -207,18 +217,21 @@ def _of_file(file: Path, student: Config) -> Source:
 
 
 def recolour(theirs: Colour, ours: Colour, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    """What turns a clip normalised with our mean and deviation into one with theirs; None where they are the same.
+    """Return the function from a clip normalised with our mean and deviation to one with theirs.
 
-    It is one factor and one shift per channel, so it may follow mixup.
+    None if the two are equal. The function applies one factor and one shift per channel, so it may follow mixup.
     """
     if [list(part) for part in theirs] == [list(part) for part in ours]:
         return None
+
+    # (x * own_std + own_mean - mean) / std, in float64 so that the two constants are rounded once
     (mean, std), (own_mean, own_std) = (
         [torch.tensor(part, dtype=torch.float64, device=device) for part in colour] for colour in (theirs, ours)
     )
     factor, shift = own_std / std, (own_mean - mean) / std
 
     def change(clips: Tensor) -> Tensor:
+        # (1, C, 1, 1, 1) for clips (B, C, T, H, W)
         wide = (1, -1, *[1] * (clips.dim() - 2))
         return clips * factor.to(clips.dtype).view(wide) + shift.to(clips.dtype).view(wide)
 

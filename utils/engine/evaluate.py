@@ -34,10 +34,10 @@ def evaluate(
     stop: StopFlag | None = None,
     earlier: Iterable[tuple[int, torch.Tensor | None]] = (),
 ) -> dict[str, float] | None:
-    """Score every video exactly once over all ranks. The one place that scores.
+    """Score every video exactly once over all ranks. Nothing else in the project scores videos.
 
-    A video that cannot be read counts as wrong. All ranks do the same number of rounds, so that they can agree to stop
-    in each. When memory runs out, fewer views go through the network at once and the evaluation continues.
+    A video that cannot be read counts as wrong. All ranks do the same number of rounds, so that they can agree in each
+    round whether to stop. When memory runs out, the evaluation continues with fewer views at once.
 
     Args:
         net: clips (N, C, T, H, W) -> logits (N, K); it is put into evaluation mode.
@@ -47,13 +47,13 @@ def evaluate(
         normalise: uint8 (N, T, H, W, C) -> float (N, C, T, H, W).
         autocast: the mixed-precision region of a forward pass.
         clips_per_forward: views that go through the network at once; None to find it by measuring.
-        average: how the views of a video are joined, one of `metrics.AVERAGES`.
+        average: how the views of a video are averaged, one of `metrics.AVERAGES`.
         keep: called with (item, logits (V, K) float32, None for a failed video).
         stop: stops the evaluation after a round in which any rank has received a signal.
-        earlier: (sample, logits (V, K)) of videos that were scored before and count too; each on one rank only.
+        earlier: (sample, logits (V, K)) of videos scored before, which count too; each on one rank only.
 
     Returns:
-        What `metrics.Tally.metrics` returns; None when a signal stopped it.
+        The result of `metrics.Tally.metrics`; None if a signal stopped the evaluation.
     """
     found = evaluate_heads(
         net,
@@ -87,7 +87,10 @@ def evaluate_heads(
     stop: StopFlag | None = None,
     earlier: Iterable[tuple[int, torch.Tensor | None]] = (),
 ) -> list[dict[str, float]] | None:
-    """Do what `evaluate` does for a network that answers (N, heads, K); heads = 0: (N, K). Return a result a head."""
+    """Score like `evaluate`, for a network that answers (N, heads, K). Return one result a head.
+
+    With heads = 0 the network answers (N, K). `evaluate` describes the other arguments.
+    """
 
     def forward(clips: torch.Tensor) -> torch.Tensor:
         with autocast():
@@ -102,33 +105,43 @@ def evaluate_heads(
 
     def add(sample: int, logits: torch.Tensor | None) -> None:
         for head, tally in enumerate(tallies):
+            # A failed video counts as wrong for every head
             tally.add(sample, logits[:, head] if heads and logits is not None else logits)
 
+    # A resumed evaluation counts the videos of the earlier process first
     for sample, logits in earlier:
         add(sample, logits)
+
     views = videos.spec.views
     runner = chunks.Chunks(forward, world.device, size=clips_per_forward, net=net)
-    full = max(1, runner.group // views) * views  # of a round; the last one may have fewer
+    # Views of a full round: a short last round is filled up to the same chunks, for the same bits
+    full = max(1, runner.group // views) * views
+
     with torch.inference_mode(), chunks.full_precision():
         for items in rounds(videos, runner.group):  # empty on a rank that has run out of videos
             cuts = [(cut, views) for _, cut in items if cut is not None]
+
+            # The views of several videos run together; `split` gives each video its (V, K) or (V, heads, K) back
             scores = iter(runner.run(*chunks.joined(cuts), full).split(views) if cuts else ())
             for item, cut in items:
-                own = next(scores) if cut is not None else None  # (V, K) or (V, heads, K)
+                own = next(scores) if cut is not None else None
                 add(item.sample, own)
                 if keep is not None:
                     keep(item, own)
+
+            # Collective: every rank takes part in every round, also with no videos left
             if stop is not None:
                 stop.ask(videos.service.trouble)
                 if world.any(stop.received):
                     return None
+
         for tally in tallies:
             world.sum_(tally.counts)
     return [tally.metrics() for tally in tallies]
 
 
 def of_config(cfg: Config, world: World) -> dict[str, Any]:
-    """Return the arguments of `evaluate` that follow from a config: world, num_class, normalise, autocast."""
+    """Return the arguments of `evaluate` that a config decides: world, num_class, normalise, autocast."""
     return {
         "world": world,
         "num_class": cfg.model.num_class,
@@ -138,7 +151,7 @@ def of_config(cfg: Config, world: World) -> dict[str, Any]:
 
 
 def normaliser(cfg: Config) -> functools.partial[torch.Tensor]:
-    """Return the function from uint8 clips (N, T, H, W, C) to the network's input, with the colours of a config."""
+    """Return the function from uint8 clips (N, T, H, W, C) to a network's input, with the mean and std of a config."""
     wanted = cfg.augmentation
     dtype = network.dtype_of(cfg.precision)
     return functools.partial(transforms.normalise, mean=wanted.mean, std=wanted.std, dtype=dtype)

@@ -1,4 +1,4 @@
-"""What a training step uses and changes: networks, optimiser, batch-norm statistics and the averages beside them."""
+"""The parts of a training step: networks, optimiser, batch-norm statistics, teacher and weight average."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ class Learner:
     Attributes:
         cfg, world, shards: the experiment, the ranks, this rank's share of the global batch.
         net: the network that is validated and saved.
-        model: the same as training calls it: with the second network of mutual learning, compiled, averaging its
-            gradients over the ranks.
+        model: `net` as training calls it: paired with the second network of mutual learning, compiled, and wrapped to
+            average its gradients over the ranks.
         optimizer, scaler: the optimiser and the loss scale of fp16.
         statistics: running statistics of the batch-norm groups.
         ema: moving average of the weights, if any.
         distill: teacher or second network, if any.
         mirrored: (K,) class of each class's mirror image, if `data.flip_labels` names some.
         path_at: global position -> path of the clip, for messages.
-        grad_norm: 2-norm of all gradients before clipping, of the last step whose progress line is due; on the device.
-        on_phase: called with (name, step) when a part of the step begins: the watchdog.
+        grad_norm: 2-norm of all gradients before clipping, of the last step with a progress line; on the device.
+        on_phase: called with (name, step) when a part of the step begins; the watchdog sets it.
     """
 
     cfg: Config
@@ -69,7 +69,7 @@ class Learner:
         self.pace = pace.Pace(self.world, self.shards)
 
     def begin(self, step: int) -> mixup.Mix:
-        """Put the networks into training mode, drop the gradients; return how this step mixes neighbouring clips."""
+        """Switch to training mode and drop the gradients; return how this step mixes neighbouring clips."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
         wanted = self.cfg.augmentation
@@ -78,7 +78,8 @@ class Learner:
 
     @contextlib.contextmanager
     def micro_batch(self, step: int, batch: Batch, *, is_last: bool) -> Iterator[None]:
-        """Draw dropout masks by (step, shards); average gradients over the ranks after the last micro-batch only."""
+        """Key the dropout masks by (step, shards); average gradients over the ranks after the last micro-batch only."""
+        # `no_sync` of DDP adds gradients up locally, so that one all-reduce serves the whole step
         waits = contextlib.nullcontext() if is_last or self.world.size == 1 else self.model.no_sync()
         with waits, draws.using(self.cfg.seed, step, batch.shards, self.shards.batch_size):
             yield
@@ -87,69 +88,78 @@ class Learner:
         """Apply what the plans of a batch drew, and mix neighbouring clips.
 
         Returns:
-            clips (B, C, T, H, W), normalised; labels, those of mirror images where `data.flip_labels` names them.
+            clips (B, C, T, H, W), normalised; labels, those of the mirror images where `data.flip_labels` names them.
         """
         wanted, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
         # (B, T, H, W, C) -> (B, C, T, H, W)
         clips = transforms.augment(batch.clips, batch.drawn, mean=wanted.mean, std=wanted.std, dtype=dtype)
         if mix is not None:
             clips = mixup.apply(clips, mix)
+
+        # "left" mirrored is "right": such classes change their label with the flip
         if self.mirrored is None:
             return clips, batch.labels
         return clips, transforms.mirrored_labels(batch.labels, batch.flip, self.mirrored)
 
     def forward(self, clips: torch.Tensor) -> Any:
-        """Return what the model answers to (B, C, T, H, W): (B, K), or an object with logits and aux of that shape."""
+        """Return the model's answer to (B, C, T, H, W): (B, K), or an object with logits and aux of that shape."""
         with autocast(self.cfg.precision, self.world.device):
             return self.pace.forward(self.model, clips)
 
     def loss(
         self, answer: Any, clips: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, mix: mixup.Mix
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (loss, logits (B, K)) of an answer to clips that were mixed so."""
+        """Return (loss, logits (B, K)) of an answer to clips that were mixed by `mix`."""
         targets = {"kind": self.cfg.loss, "label_smooth": self.cfg.label_smooth, "weights": weights, "lam": mix.lam}
         if self.distill is None:
             return training_loss(answer, labels, **targets)
         return self.distill.loss(answer, clips, labels, **targets)
 
     def share(self, batch: Batch) -> float:
-        """Return the share of the global batch that a micro-batch is."""
+        """Return the share of a micro-batch in the global batch."""
         return len(batch.shards) / self.shards.total
 
     def backward(self, loss: torch.Tensor, share: float) -> None:
-        """Add the gradients of a micro-batch. The ranks' gradients are averaged, and their sum is meant.
+        """Add the gradients of a micro-batch to those of the step.
 
-        The losses of several heads are summed: they share no parameter, so each head has the gradients of its own.
+        The step needs the sum over the ranks, but DDP averages: the factor world size makes up for it. The losses of
+        several heads are summed. Heads share no parameter, so each gets the gradients of its own loss.
         """
         self.scaler.scale(loss.sum() * (share * self.world.size)).backward()
 
     def update(self, step: int) -> None:
-        """Step the optimiser, then the running statistics and the average of the weights. Collective."""
+        """Step the optimiser, then the running statistics and the moving average of the weights. Collective."""
         self.on_phase("optimiser step", step)
+
+        # The norm costs time, so it is measured only for a progress line
         due = self.is_due(step + 1)
         norm = optim.apply(self.optimizer, self.scaler, max_norm=self.cfg.clip_grad, measure=due)
         if due:
             self.grad_norm = norm
+
         self.statistics.after_step()
         if self.ema:
-            self.statistics.for_evaluation()  # group 0's, where groups have their own
+            self.statistics.for_evaluation()  # the average follows group 0 where each BN group has its own statistics
             self.ema.update(self.net, step)
 
     def is_due(self, step: int) -> bool:
-        """Return True if a progress line is due after so many steps."""
+        """Return True if a progress line is due after `step` finished steps."""
         return step == 1 or step % self.cfg.print_freq == 0
 
     def non_finite(self, step: int, losses: Mapping[tuple[int, ...], torch.Tensor]) -> AgreedError:
-        """Return the error that every rank raises together. It names the videos whose loss is not a number.
+        """Return the error that every rank raises together; it names the videos whose loss is not finite.
 
         Args:
             step: the iteration.
             losses: mean loss of each of this rank's micro-batches, by its shards.
         """
+        # One flag a shard, filled in by the rank that has the shard
         bad = torch.zeros(self.shards.total, dtype=torch.float64, device=self.world.device)
         for shards, value in losses.items():
             bad[list(shards)] = float(not all(map(math.isfinite, value.reshape(-1).tolist())))
         self.world.sum_(bad)
+
+        # From shards to positions in the order of training, and from those to paths
         positions = [p for shard in bad.nonzero().flatten().tolist() for p in self.shards.positions(step, shard)]
         names = ", ".join(self.path_at(position) for position in positions[:_NAMED])
         return AgreedError(
@@ -175,49 +185,61 @@ def build(
     Raises:
         UserError: the config names weights that do not fit.
     """
-    torch.manual_seed(cfg.seed)  # the initial weights are the same on every rank
+    # The order matters for the random numbers: every rank draws the same initial weights, the student's first
+    torch.manual_seed(cfg.seed)
     if cfg.deterministic:
         torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = not cfg.deterministic  # clips have one size: the fastest kernel is looked for once
+    torch.backends.cudnn.benchmark = not cfg.deterministic  # clips have one size: one search finds the fastest kernel
 
+    # Networks: the student, and a peer beside it in mutual learning. A checkpoint replaces pretrained weights
     net = methods.build(**model_arguments(cfg, pretrained=False if saved else cfg.model.pretrained))
     probes.check(net, precision=cfg.precision, distills=cfg.distill.teacher is not None)
     net = place(net, world.device, cfg.precision)
     second = _second(cfg, world, saved)
-    trained = distill.Pair(net, second.peer) if second and second.peer else net  # what the optimiser works on
+    trained = distill.Pair(net, second.peer) if second and second.peer else net  # what the optimiser updates
     trained = sync_bn.convert(trained, shards, sync_stats=cfg.model.kwargs["bn_sync_stats"])
 
+    # The average copies the network, before `Statistics` moves the running buffers into one tensor
     ema = Ema(net, cfg.ema) if cfg.ema else None
     statistics = sync_bn.Statistics(trained, shards, world)
+
+    # Optimiser
     networks = [trained.student, trained.peer] if isinstance(trained, distill.Pair) else [net]
     optimizer = optimizer_of(cfg, *networks, lr=cfg.lr_scheduler.base_lr)
     scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.precision == "fp16")
 
+    # Compile first: DDP wraps the compiled module
     model: Any = compiled(trained, cfg.compile, world.device, say)
     if world.size > 1:
         model = dist.data_parallel(model, world)
+
     return Learner(cfg, world, shards, net, model, optimizer, scaler, statistics, ema, second)
 
 
 def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> distill.Teacher | distill.Mutual | None:
-    """The network that `distill` asks for, on the device."""
+    """Build the second network that `distill` names, on the device; None without one."""
     plain = cfg.distill
     if plain.teacher is None:
         return None
     assert plain.weight is not None, "filled in when the config was loaded"
+
     on_device = functools.partial(place, device=world.device, precision=cfg.precision)
-    if plain.kind == "dml" and saved:  # the checkpoint has all of it: the named files are not needed any more
+    # A resumed pair: the checkpoint holds both networks, and the named files are not needed any more
+    if plain.kind == "dml" and saved:
         arguments = saved["distill"]["model"]
         return distill.Mutual(
             on_device(_named_draws(methods.build(**arguments))), weight=plain.weight, arguments=arguments
         )
+
+    # The second network sees the student's clips, so it takes their number of frames
     source = distill.find(Path(plain.teacher), cfg)
     own = model_arguments(cfg, pretrained=False)
     arguments = model_arguments(source.cfg, pretrained=False) | {"num_segments": own["num_segments"]}
     if plain.kind == "dml":
         net = _filled(arguments, source)
         return distill.Mutual(on_device(_named_draws(net)), weight=plain.weight, arguments=arguments)
-    with torch.random.fork_rng(devices=[]):  # whatever the teacher draws, the student's numbers stay as they are
+    # A fork of the generator: whatever the teacher draws, the student's random numbers stay the same
+    with torch.random.fork_rng(devices=[]):
         net = _trained(arguments, source)
     colours = [(pixels.mean, pixels.std) for pixels in (source.cfg.augmentation, cfg.augmentation)]
     return distill.Teacher(
@@ -231,10 +253,11 @@ def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> disti
 
 
 def _filled(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
-    """A network with the weights of its source; random ones where that has none."""
+    """Return a network with the weights of its source, or with random ones if the source has none."""
     if source.state is None:
         own: dict[str, Any] = {**arguments, "pretrained": source.cfg.model.pretrained}
         return methods.build(**own)
+
     net = methods.build(**arguments)
     weights, said = checkpoint.evaluated_weights(source.state)
     checkpoint.load_model(net, weights, source.file or "the checkpoint")
@@ -243,9 +266,11 @@ def _filled(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
 
 
 def _trained(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
-    """The same, and its classifier must have come from a file: a network that knows nothing cannot teach."""
+    """Build the teacher. Refuse one whose classifier still has its random initial weights."""
+    # The same seed twice: a classifier that equals a fresh one came from no file
     torch.manual_seed(0)
     net = _filled(arguments, source)
+
     torch.manual_seed(0)
     fresh = {key: own for key, own in methods.build(**arguments).named_parameters() if key.startswith("classifier.")}
     if all(torch.equal(net.get_parameter(key), own) for key, own in fresh.items()):
@@ -257,13 +282,13 @@ def _trained(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
 
 
 def _named_draws(peer: nn.Module) -> nn.Module:
-    """Dropout masks of its own: they follow from a layer's name, and the student has layers of the same names."""
+    """Give the peer's layers other names than the student's, from which other dropout masks follow."""
     draws.prepare(nn.ModuleDict({"peer": peer}))
     return peer
 
 
 def _same_file(file: Path | None, saved: Mapping[str, Any] | None, world: World) -> str:
-    """sha256 of the teacher's weights; a run that goes on with another file is refused."""
+    """Return the sha256 of the teacher's weights; refuse to resume with another file."""
     digest = ""
 
     def check() -> None:
@@ -276,5 +301,6 @@ def _same_file(file: Path | None, saved: Mapping[str, Any] | None, world: World)
                 "or start over with --fresh"
             )
 
+    # One rank reads the file: hundreds may share the file system
     world.on_main(check)
     return digest

@@ -1,4 +1,4 @@
-"""From a config to a network on its device: arguments, precision, memory layout, compilation."""
+"""Turn a config into a network on its device: arguments, precision, memory layout, compilation."""
 
 from __future__ import annotations
 
@@ -20,37 +20,37 @@ if TYPE_CHECKING:
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The dtype of weights and clips; bf16 and fp16 train float32 weights under autocast."""
+    """Return the dtype of weights and clips; bf16 and fp16 train float32 weights under autocast."""
     return torch.float64 if precision == "fp64" else torch.float32
 
 
 def optimizer_of(cfg: Config, *models: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Return the optimiser that a config asks for, over models on their device."""
+    """Return the optimiser of a config, over models that are on their device."""
     names = ("momentum", "weight_decay", "nesterov", "no_wd", "policy")
     wanted = {name: getattr(cfg, name) for name in names} | cfg.optimizer.model_dump()
     return optim.build(*models, lr=lr, **wanted)
 
 
 def place(net: torch.nn.Module, device: torch.device, precision: str) -> torch.nn.Module:
-    """Move a model to its device and dtype, weights in channels_last(_3d), the layout in which clips arrive."""
+    """Move a model to its device and dtype, with weights in channels_last(_3d), the layout of the clips."""
     net = net.to(device, dtype_of(precision))
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
     for parameter in net.parameters():
         if parameter.dim() in formats:
-            # A copy: `contiguous` leaves a 1 x 1 kernel as it is, with other strides than its gradient will have.
+            # Clone: `contiguous` leaves a 1 x 1 kernel alone, with strides that differ from those of its gradient
             parameter.data = parameter.data.clone(memory_format=formats[parameter.dim()])
     return net
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """The mixed-precision region that `precision` asks for; nothing for fp32 and fp64."""
+    """Return the mixed-precision region of `precision`; for fp32 and fp64 it does nothing."""
     if precision in ("fp32", "fp64"):
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def model_arguments(cfg: Config, *, pretrained: bool | str) -> dict[str, Any]:
-    """Keyword arguments of `methods.build` for a config; `bn_*` options belong to utils/sync_bn.py."""
+    """Return the keyword arguments of `methods.build` for a config; `bn_*` options belong to utils/sync_bn.py."""
     model = cfg.model
     return {
         "type": model.type,
@@ -66,16 +66,18 @@ def model_arguments(cfg: Config, *, pretrained: bool | str) -> dict[str, Any]:
 def compiled(
     net: torch.nn.Module, wanted: bool | str, device: torch.device, say: Callable[[str], object]
 ) -> torch.nn.Module:
-    """`torch.compile` of a model as `compile` asks for it; the model itself, and a sentence why, where it cannot be.
+    """Return the model compiled by `torch.compile`, or the model itself and a reason to `say` where it cannot be.
 
     Args:
         net: on its device.
         wanted: false, true, or the name of a mode of torch.compile.
-        device: where it runs: a CPU needs a C++ compiler; a GPU needs triton, a C compiler and Python's headers.
-        say: where the sentence goes.
+        device: a CPU needs a C++ compiler; a GPU needs triton, a C compiler and Python's headers.
+        say: receives the reason.
     """
     if not wanted:
         return net
+
+    # torch.compile is lazy: without this check the first forward pass would fail
     missing = _missing_on_cpu() if device.type == "cpu" else _missing_for_triton()
     if missing:
         say(f"compile: the model is not compiled, {missing}")
@@ -84,20 +86,23 @@ def compiled(
 
 
 def _missing_on_cpu() -> str | None:
-    """What torch.compile needs on a CPU and does not find."""
+    """Return what torch.compile needs on a CPU and does not find."""
     compiler = os.environ.get("CXX", "g++")
     program = (shlex.split(compiler) or ["g++"])[0]  # $CXX may name options too, as in `ccache g++`
     return None if shutil.which(program) else f"there is no C++ compiler ({compiler}; set $CXX)"
 
 
 def _missing_for_triton() -> str | None:
-    """What torch.compile needs for a GPU and does not find. Triton builds a launcher in C for each kernel."""
+    """Return what torch.compile needs on a GPU and does not find. Triton builds a launcher in C for each kernel."""
     if not importlib.util.find_spec("triton"):
         return "the package triton is not installed"
+
+    # Triton tries $CC, else these compilers in turn
     named = os.environ.get("CC")
     programs = [(shlex.split(named) or ["cc"])[0]] if named else ["gcc", "clang", "cc"]
     if not any(shutil.which(program) for program in programs):
         return f"there is no C compiler ({named or 'gcc, clang'}; set $CC)"
+
     headers = sysconfig.get_path("include")
     if not os.path.isfile(os.path.join(headers, "Python.h")):
         return f"Python's headers are not in {headers} (Debian: the package python3-dev)"

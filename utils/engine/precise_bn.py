@@ -1,9 +1,9 @@
-"""Precise batch norm: statistics averaged over many training batches, for an evaluation (Wu and Johnson 2021,
-arXiv:2105.07576, section 3.1; fvcore, PySlowFast and PaddleVideo have it under this name).
+"""Precise batch norm: average the statistics of many training batches for an evaluation.
 
-The running statistics are those of the last ten or so batches, each seen by other weights. Here the weights stand still
-while N global batches pass, and the mean over the batches of their mean and of their unbiased variance (the convention
-of the running buffers) takes the place of the running ones. Nothing of the training is touched.
+Source: Wu and Johnson 2021, arXiv:2105.07576, section 3.1. fvcore, PySlowFast and PaddleVideo use the same name.
+The running statistics come from the last ten or so batches, each seen by other weights. Here the weights do not change
+while N global batches pass. Each batch has a mean and an unbiased variance (the convention of the running buffers).
+Their averages over the batches replace the running statistics. The training itself is not affected.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ if TYPE_CHECKING:
 def averages(
     net: nn.Module, forwards: Iterable[Callable[[nn.Module], object] | None], world: World
 ) -> dict[str, Tensor] | None:
-    """Statistics of the layers that training would update. Collective; the model and its buffers end as they were.
+    """Return statistics of the layers that training would update. Collective. The model and its buffers do not change.
 
-    Layers frozen by the model's own `train()` (partial BN) keep theirs and are left out, and so are those that do not
-    run in evaluation (auxiliary heads). Dropout is off.
+    Layers frozen by the model's own `train()` (partial BN) are left out, and so are those that do not run in evaluation
+    (auxiliary heads). Dropout is off.
 
     Args:
         net: the model itself, its batch norm converted by `sync_bn.convert`.
-        forwards: for each micro-batch of this rank a function that puts it through the network it is given; equally
-            many on each rank. None ends the work: the ranks have agreed to stop.
+        forwards: a function for each micro-batch of this rank, which runs the network it is given on that batch;
+            equally many on each rank. None ends the work: the ranks have agreed to stop.
         world: the ranks.
 
     Returns:
@@ -48,17 +48,21 @@ def averages(
     layers = _training_layers(net)
     sums: dict[str, Tensor] = {}
     count = 0
+
+    # Only these layers are in training mode, so only they compute statistics of the batch
     try:
         for layer in layers.values():
             layer.training = True
         for forward in forwards:
             if forward is None:
                 return None
+
             for layer in layers.values():
                 layer.ran = False
             with torch.no_grad():
                 forward(net)
             for name, layer in layers.items():
+                # float64: N batches are summed
                 if layer.ran and layer.batch_mean is not None and layer.batch_var is not None:
                     both = torch.cat([layer.batch_mean, layer.batch_var]).double()
                     sums[name] = both if name not in sums else sums[name].add_(both)
@@ -71,8 +75,11 @@ def averages(
             for scratch in (layer.batch_mean, layer.batch_var):
                 if scratch is not None:
                     scratch.zero_()
-    # Each rank of a BN group holds the group's statistics, so every group counts equally often in the sum.
+
+    # Each rank of a BN group has the statistics of the whole group, so all groups have equal weight in the sum
     flat = world.sum_(torch.cat([*sums.values()])) / (count * world.size) if sums else torch.zeros(0)
+
+    # From (mean, variance) of each layer to the names of the model's buffers
     result: dict[str, Tensor] = {}
     for name, part in zip(sums, flat.split([len(own) for own in sums.values()]), strict=True):
         mean, var = part.chunk(2)
@@ -84,8 +91,8 @@ def averages(
 
 
 def _training_layers(net: nn.Module) -> dict[str, GroupBatchNorm]:
-    """The batch-norm layers that the model trains, by name; leaves the model in evaluation mode."""
-    net.train()  # a model with frozen layers says so here
+    """Return the batch-norm layers that the model trains, by name. Leave the model in evaluation mode."""
+    net.train()  # a model with frozen layers switches them back to evaluation here
     layers = {name: module for name, module in net.named_modules() if isinstance(module, GroupBatchNorm)}
     layers = {name: layer for name, layer in layers.items() if layer.training and layer.running_mean is not None}
     net.eval()
@@ -94,11 +101,12 @@ def _training_layers(net: nn.Module) -> dict[str, GroupBatchNorm]:
 
 @contextlib.contextmanager
 def applied(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
-    """Within it the model's buffers of these names hold these values; afterwards what they held before."""
+    """Give the model's buffers these values within the block, and restore them afterwards."""
     buffers = {name: buffer for name, buffer in net.named_buffers() if name in values}
     before = {name: buffer.clone() for name, buffer in buffers.items()}
     for name, buffer in buffers.items():
         buffer.copy_(values[name])
+
     try:
         yield
     finally:
@@ -108,9 +116,9 @@ def applied(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def network(run: Run) -> Iterator[nn.Module | None]:
-    """Give the network to validate with: the moving average if there is one, with precise batch norm where it is due.
+    """Yield the network to validate with: the moving average if there is one, with precise batch norm where it is due.
 
-    None is given when a signal stopped the precise batch norm. Collective.
+    Yield None if a signal stopped the precise batch norm. Collective.
     """
     cfg, learner, state = run.cfg, run.learner, run.state
     net = learner.ema.net if learner.ema else learner.net
@@ -118,6 +126,8 @@ def network(run: Run) -> Iterator[nn.Module | None]:
     if not wanted or (state.step % every and state.step != run.last):
         yield net
         return
+
+    # Read the next batches of the training order ahead of the training, which reads them again later
     began = time.monotonic()
     clips = loader.train(
         cfg,
@@ -128,11 +138,14 @@ def network(run: Run) -> Iterator[nn.Module | None]:
         records=run.train_records,
         replay=ledger.given_up(run.folder.exp, ledger.PRECISE_BN, state.step),
     )
+
     with clips, run.monitor.watch.during("precise batch norm", None, clips.being_read):
         values = averages(net, _forwards(run, clips), run.world)
     if values is None:
         yield None
         return
+
+    # A checkpoint of this step then has the statistics that its validation used
     state.precise_bn = state.step, values
     run.log.line(f"batch-norm statistics averaged over {wanted} batches ({time.monotonic() - began:.1f} s)")
     with applied(net, values):
@@ -140,19 +153,24 @@ def network(run: Run) -> Iterator[nn.Module | None]:
 
 
 def _forwards(run: Run, batches: TrainLoader) -> Iterator[Callable[[nn.Module], object] | None]:
-    """Give a function for each micro-batch that runs a network on it, augmented but not mixed; None: stop."""
+    """Yield a function for each micro-batch that runs a network on it, augmented but not mixed; None: stop."""
     for _, micro_batches in batches:
         run.monitor.note(batches, ledger.PRECISE_BN)
+
+        # Once a step, so that all ranks stop at the same one
         run.stop.ask(batches.service.trouble)
         if run.world.any(run.stop.received):
             yield None
             return
+
         for batch in micro_batches:
             clips, _ = run.learner.augment(batch)  # (B, C, T, H, W)
 
+            # `clips` is bound now: a closure would see the clips of a later micro-batch
             def forward(net: nn.Module, clips: Tensor = clips) -> object:
                 with autocast(run.cfg.precision, run.world.device):
                     return net(clips)
 
             yield forward
+
         run.monitor.watch.progress()

@@ -1,4 +1,4 @@
-"""The heads of a probe in a run: score all, note the best, write a line and curves for each."""
+"""The heads of a probe in a run: score all, choose the best, write a line and curves for each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def count(net: nn.Module) -> int:
 
 
 def check(net: nn.Module, *, precision: str, distills: bool) -> None:
-    """Refuse what would make the heads of a probe depend on each other, or what has one answer only.
+    """Refuse options that make the heads of a probe depend on each other, or that need a single answer.
 
     Raises:
         UserError: several heads with fp16 or with distillation.
@@ -36,7 +36,7 @@ def check(net: nn.Module, *, precision: str, distills: bool) -> None:
 
 
 def all_heads(net: nn.Module) -> contextlib.AbstractContextManager[None]:
-    """Within it, a probe answers with the logits of all heads."""
+    """Return a context in which a probe answers with the logits of all heads."""
     return net.all_heads() if isinstance(net, Probe) else contextlib.nullcontext()
 
 
@@ -48,18 +48,19 @@ def criterion(result: Mapping[str, float]) -> float:
 def best_of(results: Sequence[Mapping[str, float]]) -> int:
     """Return the head with the highest criterion, the first of equal ones; nan is below all."""
     reached = [criterion(result) for result in results]
+    # max() keeps the first of equal values, but nan compares false with all: it counts as the lowest
     return max(range(len(results)), key=lambda head: -math.inf if math.isnan(reached[head]) else reached[head])
 
 
 def choose(results: Sequence[Mapping[str, float]], *nets: nn.Module) -> None:
-    """Let the best head answer in evaluation."""
+    """Make the best head answer in evaluation."""
     for net in nets:
         assert isinstance(net, Probe)
         net.choose(best_of(results))
 
 
 def write(results: Sequence[Mapping[str, float]], net: nn.Module, log: RunLog, step: int) -> None:
-    """Write what each head reached, the best one last, and the curves."""
+    """Write the result of each head, then the best head, and the curves."""
     assert isinstance(net, Probe)
     curves: dict[str, float] = {}
     for number, (result, (rate, decay)) in enumerate(zip(results, net.grid, strict=True)):

@@ -1,4 +1,4 @@
-"""One training run as `main.train` loops over it: its batches, its checkpoints, its validations, its end."""
+"""One training run as `main.train` sees it: its batches, its checkpoints, its validations, its end."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ STOPPED = 75  # exit code after a request to stop: the state is saved, and the s
 
 @dataclass
 class Run:
-    """One training run; `setup.start` makes it.
+    """One training run; `setup.start` builds it.
 
     Attributes:
         cfg: the experiment.
-        state: what a checkpoint holds: the learner and the counters.
+        state: the content of a checkpoint: the learner and the counters.
         folder: the experiment folder, locked.
         log: log.txt and the curves.
-        monitor: what is observed.
+        monitor: the watchdog, the meters and the journal of bad samples.
         batches: the loader of the training clips.
         stop: set by a signal, or by readers that do not start.
         train_records, val_records: the lists.
@@ -74,13 +74,13 @@ class Run:
 
     @property
     def is_finished(self) -> bool:
-        """True when the last iteration was validated."""
+        """True when the last iteration has been validated."""
         return self.state.validated_step == self.last
 
     # ---------------------------------------------------------------- between two steps
 
     def steps(self) -> Iterator[tuple[int, list[Batch]]]:
-        """Give (step, this rank's micro-batches) from the first step that is not done, and set its learning rate."""
+        """Yield (step, this rank's micro-batches) from the first step that is not done, and set its learning rate."""
         watch = self.monitor.watch
         for step, micro_batches in watch.steps(iter(self.batches), self.batches.being_read, self.monitor.names):
             optim.set_lr(self.learner.optimizer, self.lr_at(step))
@@ -89,8 +89,10 @@ class Run:
     def lr_at(self, step: int) -> float:
         """Return the learning rate of an iteration."""
         plain, clips = self.cfg.lr_scheduler, len(self.train_records) * self.cfg.data.num_sample
+        # Steps in an epoch: not a whole number in general
         epoch = clips / self.learner.shards.global_batch
         begin = plain.cosine_begin_epoch
+
         names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "lr_steps", "lr_mults", "warmup_type")
         return lr_schedule.lr_at(
             step,
@@ -102,29 +104,33 @@ class Run:
         )
 
     def requests(self) -> dict[str, bool]:
-        """Return what this rank requests of the next step: to stop after it, to save after it."""
+        """Return this rank's requests to the next step: to stop after it, to save after it."""
         self.stop.ask(self.batches.service.trouble)
         minutes = (time.monotonic() - self._saved_at) / 60
+        # Rank 0 alone writes, so its clock decides when a save is due
         return {"stop": self.stop.received, "save": self.world.is_main and minutes > self.cfg.save_minutes}
 
     def after_step(self, step: int, numbers: dict[str, float]) -> None:
-        """Count a step, and write its progress line if one is due. Collective."""
+        """Count a step as finished, and write its progress line if one is due. Collective."""
         self.state.step = step + 1
         self.monitor.after_step(numbers, self.lr_at(step), self.batches, self.last)
 
     def save(self, name: str = checkpoint.LATEST) -> None:
-        """Write a checkpoint. Collective: group statistics are gathered, then rank 0 writes."""
+        """Write a checkpoint. Collective: the group statistics are gathered, then rank 0 writes."""
         with self.monitor.watch.during(f"writing {name}"):
+            # A gather over all ranks: it comes before the part that only rank 0 runs
             self.learner.statistics.for_evaluation()
             values = self.state.values()
 
             def write() -> None:
                 with self.folder.saving(name) as check:
+                    # An earlier start may wake up and replace files: a second name is safe from it
                     keep_as = self.folder.token if self.folder.has_predecessor else None
                     checkpoint.save(self.folder.exp, name, values, check=check, keep_as=keep_as)
 
             self.world.on_main(write)
             self.log.flush()
+
         if name == checkpoint.LATEST:
             self._saved_at = time.monotonic()
 
@@ -132,7 +138,7 @@ class Run:
 
     @property
     def is_at_validation(self) -> bool:
-        """True when the run validates after the iteration that is finished now."""
+        """True when the run validates after the iteration that has just finished."""
         assert self.cfg.val_freq is not None, "lengths were resolved at the start"
         return self.state.step % self.cfg.val_freq == 0 or self.state.step == self.last
 
@@ -145,26 +151,31 @@ class Run:
         """Validate, write the numbers, keep the checkpoint if it is the best so far. Collective.
 
         Returns:
-            False when a request to stop ended it; the validation is then owed.
+            False when a request to stop ended the validation, which the resumed run then owes.
         """
         self.learner.statistics.for_evaluation()
         result = self._scores()
         if result is None:
             return False
+
+        # Minutes have passed: make sure that the folder is still ours before writing
         self.folder.look()
         self.state.validated_step = self.state.step
         self.log.validation(self.state.step, result)
+
         reached = probes.criterion(result)
         if reached > self.state.best_prec1:
             self.state.best_prec1 = reached
             self.save(checkpoint.BEST)
+
         self.batches.traffic.write_total(self.log, self.world)
         self.monitor.restart_clock()
         return True
 
     def _scores(self) -> dict[str, float] | None:
-        """Score the validation list with the views of the config; None: stopped."""
+        """Score the validation list with the views of the config; None if stopped."""
         watch = self.monitor.watch
+
         with precise_bn.network(self) as net:
             if net is None:
                 return None
@@ -172,6 +183,7 @@ class Run:
                 loader.val(self.cfg, self.world, records=self.val_records) as videos,
                 watch.during("validation", None, videos.being_read),
             ):
+                # One pass scores all heads of a probe
                 heads = probes.count(net)
                 with probes.all_heads(net):
                     results = evaluate_heads(
@@ -183,14 +195,19 @@ class Run:
                         keep=watch.passing(),
                         stop=self.stop,
                     )
+
+                # The best head gives the result, and answers from here on
                 result = results[probes.best_of(results)] if results else None
                 if results and heads:
                     probes.choose(results, net, self.learner.net)
                     probes.write(results, net, self.log, self.state.step)
-                if result is not None and not self._has_validated:  # a wrong root or reader, not some bad files
+
+                # The first validation only: nothing readable means a wrong root or reader, not some bad files
+                if result is not None and not self._has_validated:
                     if eval_loader.read_nothing(result):
                         raise eval_loader.none_readable(videos)
                     self._has_validated = True
+
                 self.monitor.note(videos, ledger.VALIDATION)
                 for text in videos.notes():
                     self.log.once(f"validation: {text}")
@@ -200,9 +217,12 @@ class Run:
     # ---------------------------------------------------------------- the end
 
     def stopped(self) -> int:
-        """Write the last line of a run that was asked to stop; return its exit code."""
-        why = self.stop.name or "another rank"  # which has had a signal or a trouble, and reports the latter itself
+        """Write the last log line of a run that was asked to stop; return its exit code."""
+        # Another rank had the signal or the trouble; it reports a trouble itself, below
+        why = self.stop.name or "another rank"
         self.log.line(f"stopped by {why} at iteration {self.state.step}, saved; the same command continues")
+
+        # Rank 0 has written the line above; only the rank in trouble can report the trouble
         if self.stop.trouble and not self.world.is_main:
             self.log.event(f"rank {self.world.rank} stopped the run: {self.stop.trouble}")
             faults.tell(UserError(f"stopped by {self.stop.trouble}; everything is saved"))
@@ -213,6 +233,7 @@ class Run:
         self.monitor.end_epoch(final=True)
         self.monitor.write_notes(self.batches)
         self.save()
+
         criterion = "mAP" if self.val_records.several else "Prec@1"
         best, path = f"best {criterion} {self.state.best_prec1:.3f}", self.folder.path(checkpoint.LATEST)
         self.log.line(f"finished: {self.last} iterations, {best}, {path}")

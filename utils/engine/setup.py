@@ -1,4 +1,4 @@
-"""Set a training run up: config -> ranks -> folder and lock -> lists -> readers -> model -> checkpoint -> log."""
+"""Set up a training run: config -> ranks -> folder and lock -> lists -> readers -> model -> checkpoint -> log."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> Iterator[Run]:
-    """Set a run up, from wherever its folder says that it is; all of it is undone on leaving. Collective.
+    """Set up a run, from its checkpoint if there is one, and close everything on leaving. Collective.
 
     Args:
         exp: experiment folder.
@@ -40,28 +40,34 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         fresh: move the files of an earlier run to `old/<time>/`.
 
     Raises:
-        UserError: config, lists, weights or folder do not allow the run. Nothing was changed then.
+        UserError: config, lists, weights or folder do not allow the run. Nothing has been changed then.
     """
+    # Cheap checks first, before any rank waits for another
     cfg = config.load(exp, overrides)
     if cfg.data.folds:
         raise UserError(f"{exp}: data.folds is set; start {exp / 'train.sh'} PARTITION N, which trains each fold")
     config.check_files(cfg)
+
     with contextlib.ExitStack() as stack:
-        # Ranks, folder, checkpoint
+        # Ranks, folder, checkpoint. `push`, not `callback`: `dist.leave` must see the error that ends the run
         world = dist.join()
         stack.push(dist.leave)
         if world.device.type == "cpu":
             allocator.keep_freed_memory()
         faults.fail_point("start.joined")
+
         folder = run_dir.RunDir(exp)
         world.on_main(folder.lock)
         stack.callback(folder.close)
+
         found = None if fresh else checkpoint.find_on_all_ranks(exp, world, state.check)
         saved = found.state if found else None
 
-        # Lists, and what they say about the config
+        # Lists, and the lengths and remarks that follow from them
         train_records, val_records = (loader.records_of(cfg, split) for split in ("train", "val"))
         class_names = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
+
+        # A resume keeps the shards of the first start, whatever the number of ranks
         shards = ShardPlan(
             total=saved["shards"] if saved else cfg.shards or world.size,
             batch_size=cfg.batch_size,
@@ -69,6 +75,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
             rank=world.rank,
             group_size=cfg.model.kwargs["bn_group_size"],
         )
+
         cfg = config.resolve_lengths(cfg, len(train_records), shards.global_batch)
         messages = first_look.look(cfg, train_records, val_records, compare=world.is_main)
         lists = {"train": train_records.list_hash, "val": val_records.list_hash}
@@ -76,13 +83,16 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
             differences = config.differences(found.state["config"], config.to_dict(cfg))
             messages += [*found.messages, *checkpoint.check_resume(found.state, differences, lists, KERNEL)]
 
-        # Readers start while the model is built
+        # Readers start while the model is built. A clip that was given up in a step that is now repeated fails again,
+        # so that the step sees the same batch
         step, validated = (saved["step"], saved["validated_step"]) if saved else (0, -1)
         marker = ledger.resume_marker(step=step, clips=step * shards.global_batch, validated=validated)
         replay = ledger.given_up(exp, marker=marker) if saved else set()
         batches = stack.enter_context(
             loader.train(cfg, world, shards, start=step, records=train_records, replay=replay)
         )
+
+        # Model and optimiser, filled from the checkpoint
         made = learner.build(cfg, world, shards, saved, messages.append)
         facts = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
         facts["initial"], remarks = _initial(cfg, made.net, saved, class_names, val_records)
@@ -90,33 +100,43 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         current = state.TrainState(made, facts)
         if found:
             current.load(found)
+
+        # Messages name clips by path; the learner knows only their positions
         sample_at = order.of(
             cfg.data.order, cfg.seed, train_records, batch_size=cfg.batch_size, num_sample=cfg.data.num_sample
         )
         made.path_at = lambda position: train_records.path(sample_at(position))
         made.mirrored = transforms.mirrored_classes(cfg.data.flip_labels, class_names, world.device)
 
-        # Nothing in lists, config or weights can be wrong any more: only now an old run is moved away.
+        # Nothing in lists, config or weights can be wrong any more: only now are the files of an old run moved
         world.on_main(lambda: checkpoint.take_over(folder, found, fresh=fresh))
         run_log = stack.enter_context(log.RunLog(exp, world.is_main, step))
-        revision = run_dir.revision() if world.is_main else ""  # one rank asks: hundreds may share the file system
+
+        # The log
+        revision = run_dir.revision() if world.is_main else ""  # rank 0 alone: hundreds may share the file system
         facts |= {"code": revision, "token": folder.token}
         run_log.start(exp, cfg, overrides, shards, revision=revision)
         for line in messages:
             run_log.line(line)
+
+        # The monitor; on leaving it also notes the bad samples that stopped the run
         monitor = Monitor(current, folder, run_log, train_records)
         made.on_phase = monitor.watch.phase
         if saved:
             world.on_main(lambda: monitor.bad.resume(marker))
-        stack.callback(lambda: monitor.note(batches))  # the bad samples that stopped the run too
+        stack.callback(lambda: monitor.note(batches))
 
+        # From here on a signal asks the run to stop after its step
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
         run = Run(cfg, current, folder, run_log, monitor, batches, stop, train_records, val_records)
         _introduce(run, resumed=saved is not None)
         faults.fail_point("start.built")
+
+        # Name the phase before the watchdog starts: it reports the phase if nothing follows
         monitor.watch.phase("start", step, batches.being_read)
         stack.enter_context(monitor.watch)
-        # A lost rank shows as an error of DDP's or gloo's own: `contact` says what it means.
+
+        # DDP and gloo report a lost rank by errors of their own; `contact` translates them
         with run_log.last_words(), dist.contact(world):
             yield run
 
@@ -124,7 +144,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
 def _initial(
     cfg: Config, net: Module, saved: dict[str, object] | None, class_names: list[str], val_records: Records
 ) -> tuple[dict[str, str], list[str]]:
-    """Return what is known of the weights that a run starts from, and remarks on them for the log.
+    """Return what is known about the initial weights of a run, and remarks on them for the log.
 
     Raises:
         UserError: their classifier has the classes of the lists in another order.
@@ -132,6 +152,8 @@ def _initial(
     start: Start | None = getattr(net, "pretrained", None)
     if saved or start is None:
         return provenance.earlier_of(saved), []
+
+    # The classes must agree; a network that has seen the validation videos gets a remark
     remarks = provenance.check_start(start, class_names, cfg.augmentation.input_size)
     remarks.append(provenance.seen_line(start.initial, f"{cfg.val_source} {cfg.val_root}"))
     remarks.append(provenance.list_line(start.lists, val_records.list_hash, f"the initial weights {start.path}"))
@@ -139,12 +161,12 @@ def _initial(
 
 
 def device_name(device: torch.device) -> str:
-    """Return such as `cpu`, or `cuda (NVIDIA A100-SXM4-80GB)`."""
+    """Return the name of a device, such as `cpu` or `cuda (NVIDIA A100-SXM4-80GB)`."""
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
 def _introduce(run: Run, *, resumed: bool) -> None:
-    """Write what is special about a run into its log."""
+    """Write the facts of a run into its log."""
     cfg, made = run.cfg, run.learner
     # Counted here: methods.macs imports triton on a CUDA build
     parameters = sum(parameter.numel() for parameter in made.net.parameters())
@@ -154,12 +176,16 @@ def _introduce(run: Run, *, resumed: bool) -> None:
         f"parameters {parameters / 1e6:.2f} M, iterations {run.last}, "
         f"{len(run.train_records) * cfg.data.num_sample / made.shards.global_batch:.1f} an epoch"
     )
+
+    # The source of the weights, and options that change the training
     if not resumed:
         run.log.line(getattr(made.net, "pretrained_note", "") or "initial weights: random")
     if made.distill:
         run.log.line(f"distillation, {cfg.distill.kind}: {cfg.distill.teacher}, weight {made.distill.weight:g}")
     if made.ema:
         run.log.line(f"validation uses a moving average of the weights, decay {made.ema.decay:g}")
+
+    # Learning rates that do not fit the global batch
     rates = {name: getattr(cfg.lr_scheduler, name) for name in ("base_lr", "warmup_lr", "min_lr")}
     remark = lr_schedule.scaling_remark(made.shards.global_batch, cfg.reference_batch, **rates)
     if remark and not resumed:

@@ -1,8 +1,8 @@
-"""What a checkpoint holds: one list, `ENTRIES`, from which saving, loading and checking follow.
+"""The content of a checkpoint: one list, `ENTRIES`, from which saving, loading and checking follow.
 
-A new thing in a checkpoint is a new entry: how its value is read from a run, how it is put back, and what a file must
-hold for a run to resume. Order, augmentation, dropout and mixup are functions of (seed, step), so one integer stands
-for them all.
+To add a thing to a checkpoint, add an entry: how to read its value from a run, how to restore it, and what a file must
+hold for a run to resume. Order, augmentation, dropout and mixup are functions of (seed, step), so the step alone
+restores all of them.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class TrainState:
 
     Attributes:
         learner: networks, optimiser and statistics.
-        facts: plain values that say what the run is: config, classes, lists, resize, initial, code, token.
+        facts: plain values that describe the run: config, classes, lists, resize, initial, code, token.
         step: finished iterations.
         validated_step: the last step whose validation was completed.
-        best_prec1: per cent, of what the best checkpoint is chosen by; -1: never validated.
-        window: last `print_freq` values of the logged meters.
-        precise_bn: (step, batch-norm statistics of its validation).
+        best_prec1: best value so far of `probes.criterion`, per cent; -1: never validated.
+        window: the last `print_freq` values of the logged meters.
+        precise_bn: (step, batch-norm statistics of the validation after it).
     """
 
     learner: Learner
@@ -49,22 +49,22 @@ class TrainState:
     precise_bn: tuple[int, dict[str, Tensor]] | None = None
 
     def values(self) -> dict[str, Any]:
-        """Return what a checkpoint holds."""
+        """Return the content of a checkpoint."""
         made = {entry.name: entry.save(self) for entry in ENTRIES}
         return {name: value for name, value in made.items() if value is not ABSENT}
 
     def load(self, found: Found) -> None:
-        """Resume from a checkpoint.
+        """Restore this state from a checkpoint.
 
         Raises:
-            UserError: it does not fit the config.
+            UserError: the checkpoint does not fit the config.
         """
         for entry in ENTRIES:
             if entry.load is not None and entry.name in found.state:
                 entry.load(self, found)
 
 
-ABSENT = object()  # a run without this entry
+ABSENT = object()  # the value of an entry that a run does not have
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ class Entry:
 
     Attributes:
         name: its key.
-        save: a run's value, or ABSENT.
-        load: put a checkpoint's value back; None: `setup.start` or `check_resume` reads it, or readers of the file do.
-        types: of the value, where a run cannot resume without it; empty: it may be missing.
+        save: returns a run's value, or ABSENT.
+        load: restores a checkpoint's value; None: `setup.start`, `check_resume` or other readers of the file read it.
+        types: types of the value if a run cannot resume without it; empty: it may be missing.
         needed: whether a run of this config (plain values) needs it.
-        is_right: more that the value must be.
+        is_right: a further condition on the value.
     """
 
     name: str
@@ -89,12 +89,14 @@ class Entry:
 
 
 def check(path: Path, values: Values) -> None:
-    """Raise CorruptCheckpoint if no run can resume from a file: another program's, or one that was cut down."""
+    """Raise CorruptCheckpoint if no run can resume from a file: written by another program, or cut down."""
     config = values.get("config")
     config = config if isinstance(config, Mapping) else {}
+
     wanted = [entry for entry in ENTRIES if entry.types and entry.needed(config)]
     missing = [entry.name for entry in wanted if entry.name not in values]
     odd = [entry.name for entry in wanted if entry.name in values and not _fits(entry, values[entry.name], config)]
+
     if missing or odd:
         wrong = [listed("it has no", missing, most=8), listed("not what a run writes", odd, most=8)]
         raise CorruptCheckpoint(
@@ -103,6 +105,7 @@ def check(path: Path, values: Values) -> None:
 
 
 def _fits(entry: Entry, value: object, config: Values) -> bool:
+    # bool is a subclass of int, but a run writes no bool
     return isinstance(value, entry.types) and not isinstance(value, bool) and entry.is_right(value, config)
 
 
@@ -115,7 +118,7 @@ def _is_window(value: Any, config: Values) -> bool:
 
 
 def _second(config: Values) -> Values:
-    """The `distill` part of a config."""
+    """Return the `distill` part of a config."""
     found = config.get("distill")
     return found if isinstance(found, Mapping) else {}
 
@@ -151,25 +154,32 @@ _NEEDED_OF_GROUPS = ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps
 
 
 def _load_optimizer(state: TrainState, found: Found) -> None:
-    """Load what the optimiser kept. torch compares the numbers of groups and of parameters, but no shapes."""
+    """Restore the optimiser. torch compares the numbers of groups and of parameters, so compare the shapes here."""
+    # The loss scale belongs to the optimiser: both fit, or neither does
     optimizer, scaler = state.learner.optimizer, state.learner.scaler
     try:
         optimizer.load_state_dict(found.state["optimizer"])
         scaler.load_state_dict(found.state["scaler"])
+
+        # 0-dimensional values are counters of steps, which have no parameter's shape
         wrong = [
             tuple(value.shape)
             for parameter, kept in optimizer.state.items()
             for value in kept.values()
             if isinstance(value, torch.Tensor) and value.dim() and value.shape != parameter.shape
         ]
+
+        # Options that a step reads from each group, and averages that AdamW reads for each parameter
         names = [name for name in _NEEDED_OF_GROUPS if name in optimizer.defaults]
         lacking = [name for name in names if any(name not in group for group in optimizer.param_groups)]
-        if "betas" in optimizer.defaults:  # SGD does without what is not there, AdamW fails in its next step
+        if "betas" in optimizer.defaults:  # SGD works without its averages, AdamW fails in its next step
             averages = ("step", "exp_avg", "exp_avg_sq")
             lacking += [name for name in averages if any(name not in kept for kept in optimizer.state.values())]
+
         reason = f"values of another shape, {wrong[0]}" if wrong else f"no {lacking[0]} in it" if lacking else ""
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError) as error:
         reason = str(error)
+
     if reason:
         raise UserError(
             f"{found.path}: the optimiser's state is of another model or recipe ({reason}); put the run's own "
@@ -178,13 +188,14 @@ def _load_optimizer(state: TrainState, found: Found) -> None:
 
 
 def _precise_bn(state: TrainState) -> Any:
+    # Only the checkpoint of the validated step has statistics that fit its weights
     if state.precise_bn is None or state.precise_bn[0] != state.step:
         return ABSENT
     return state.precise_bn[1]
 
 
 def _counter(name: str, *types: type, is_right: Callable[[Any, Values], bool] = lambda value, config: True) -> Entry:
-    """An attribute of TrainState that is saved as it is."""
+    """Return the entry for an attribute of TrainState that is saved as it is."""
     return Entry(
         name,
         save=lambda state: getattr(state, name),
@@ -195,10 +206,11 @@ def _counter(name: str, *types: type, is_right: Callable[[Any, Values], bool] = 
 
 
 def _fact(name: str, *types: type) -> Entry:
-    """One of the `facts`."""
+    """Return the entry for one of the `facts`."""
     return Entry(name, save=lambda state: state.facts[name], types=types)
 
 
+# Networks, statistics and optimiser; then counters; then the facts that describe the run
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         "model",

@@ -1,4 +1,4 @@
-"""The numbers of one training step, summed over micro-batches and ranks and read by the host once."""
+"""The numbers of one training step, summed over micro-batches and ranks; the host reads them once."""
 
 from __future__ import annotations
 
@@ -53,24 +53,30 @@ class StepTotals:
             batch: for its shards and weights (B,).
             loss: its mean loss; of a probe with several heads (heads,).
             logits: (B, K), or (heads, B, K).
-            labels: (B,) or (B, K), as they were trained on.
+            labels: (B,) or (B, K), as the loss used them.
             mix: how neighbouring clips were mixed.
             share: of the micro-batch in the global batch.
             is_last: True for the last micro-batch of this rank.
         """
         self.losses[batch.shards] = loss = loss.detach()
         counted = batch.weights.double().sum()  # clips that could be read
+
+        # Columns of each head: its share of the step's loss; accuracies times counted clips, for `read` to divide
         parts = []
         for value, scores in zip(loss.reshape(-1), logits if logits.dim() == 3 else [logits], strict=True):
             right = metrics.mixed_accuracy(scores, labels, mix.lam, ks=(1, 5), weights=batch.weights)  # per cent
             parts += [share * value.double(), *(counted * right.double())]
+
         added = torch.stack([*parts, counted])
         if self._sums is None:
             self._sums = torch.zeros(len(added) + len(SHARED) - 1, dtype=torch.float64, device=self.world.device)
         self._sums[: len(added)] += added
+
+        # The last micro-batch completes the sums: add the flags and start the all-reduce behind the forward pass
         if is_last:
+            # Counts: the sum over ranks is above 0 if any rank has a loss that is not finite
             self._sums[-3] = ~torch.isfinite(self._sums[: len(parts) : len(NAMES)]).all()
-            self._sums[-2].fill_(self._stop)  # a number becomes an argument of the kernel, a tensor would be copied
+            self._sums[-2].fill_(self._stop)  # a plain number becomes an argument of the kernel: no copy, no wait
             self._sums[-1].fill_(self._save)
             self._pending = self.world.sum_async(self._sums)
 
@@ -79,15 +85,17 @@ class StepTotals:
 
         Returns:
             loss of the global batch, prec1 and prec5 (per cent) of its clips that could be read (nan: none could);
-            non_finite, stop, save: the number of ranks for which it is true. With several heads these are the first
-            head's, and `loss_train/head03` and so on those of each.
+            non_finite, stop, save: the number of ranks for which it is true. With several heads, loss, prec1 and prec5
+            are those of the first head; `loss_train/head03`, `acc1_train/head03` and so on are those of each head.
         """
         assert self._pending is not None, "a rank has at least one micro-batch"
         values = self._pending.read().tolist()
+        # The flags at the end of the vector, then the columns of each head
         numbers: dict[str, float] = dict(zip(SHARED, values[-len(SHARED) :], strict=True))
         counted = numbers.pop("counted") or math.nan
         columns = (values[place : -len(SHARED) : len(NAMES)] for place in range(len(NAMES)))
         heads = [(loss, prec1 / counted, prec5 / counted) for loss, prec1, prec5 in zip(*columns, strict=True)]
+
         numbers |= dict(zip(NAMES, heads[0], strict=True))
         for number, (loss, prec1, _) in enumerate(heads if len(heads) > 1 else ()):
             numbers |= {f"loss_train/head{number:02}": loss, f"acc1_train/head{number:02}": prec1}

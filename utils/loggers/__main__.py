@@ -1,8 +1,8 @@
 """`python -m utils.loggers NAME EXP`: the process that sends the points of a run to one remote logger.
 
-Standard input brings the facts of the run and then points, one JSON object a line; its end is the run's end. A line on
-standard output is a remark for log.txt. `events/NAME.json` keeps the remote run, and the last step that each curve has
-there: a restart continues the same run, and sends no step twice.
+Standard input brings the facts of the run and then points, one JSON object a line; its end is the end of the run. A
+line on standard output is a remark for log.txt. `events/NAME.json` keeps the remote run and the last step of each curve
+there, so that a restart continues the same run and sends no step twice.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from utils.loggers import Point, Remote
 QUEUE = 1000  # points
 BATCH = 100  # points in one call
 LOOK_SECONDS = 2.0  # between two looks at the input
-END_SECONDS = 8.0  # after the run has ended
-RETRY_SECONDS = 1.0, 60.0  # first wait after a failure, longest
+END_SECONDS = 8.0  # time to send the last points after the run has ended
+RETRY_SECONDS = 1.0, 60.0  # first and longest wait after a failure
 
 
 class Sender:
-    """Sends points to a remote run, and what it missed from the run's own file.
+    """Sends points to a remote run, and points that it missed from the run's own file.
 
     Args:
         name: of the logger.
@@ -45,31 +45,37 @@ class Sender:
         self.remote: Remote | None = None
         self.run: str | None = None
         self.last: dict[str, int] = {}
+
+        # Continue the remote run of an earlier start; an unreadable file means a new remote run
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             found = json.loads(self.state.read_text("utf-8"))
             self.run, self.last = found["run"], {str(tag): int(step) for tag, step in dict(found["last"]).items()}
-        self.is_behind = True  # of the file: an earlier start may have left points there
+        self.is_behind = True  # the file may hold points that an earlier start did not send
         self.is_down = False
         self._wait, self._next = RETRY_SECONDS[0], 0.0
+        # `_settling` has the steps of the last write: they count as arrived once `settles` seconds have passed
         self._settling, self._since, self._written = dict(self.last), 0.0, ""
 
     def send(self, points: list[Point], *, now: bool = False) -> None:
-        """Send points. After a failure, wait; whatever comes in that time is sent from the file later."""
+        """Send points. After a failure, wait; points that come in that time are later sent from the file."""
         if time.monotonic() < self._next and not now:
             self.is_behind |= bool(points)
             return
+
         try:
             if self.remote is None:
                 module = importlib.import_module(f"utils.loggers.{self.name}")
                 remote: Remote = module.connect(self.exp, self.run, self.facts)
                 self.remote, self.run = remote, remote.run
                 self._keep()
+
             wanted = self._new([*(self._kept() if self.is_behind else ()), *points])
             for first in range(0, len(wanted), BATCH):
                 self._deliver(wanted[first : first + BATCH])
-        except Exception as error:  # noqa: BLE001  whatever a logger raises, the run goes its way
+        except Exception as error:  # noqa: BLE001  whatever a logger raises, the run must not notice
             self._failed(error)
             return
+
         self._keep()
         if self.is_down:
             say("sends again, all points since")
@@ -83,16 +89,18 @@ class Sender:
             self.last |= dict.fromkeys(values, step)
 
     def _failed(self, error: Exception) -> None:
+        # One remark for a failure, not one for each try
         if not self.is_down:
             advice = f" (pip install {self.name})" if isinstance(error, ModuleNotFoundError) else ""
             reason = " ".join(str(error).split())[:300]
             say(f"{type(error).__name__}: {reason}{advice}; tries again, and the run continues without it")
+
         self.remote, self.is_behind, self.is_down = None, True, True
         self._next = time.monotonic() + self._wait
         self._wait = min(2 * self._wait, RETRY_SECONDS[1])
 
     def _kept(self) -> list[Point]:
-        """Return all points of the run's own file, by step."""
+        """Return all points in the run's own file, by step."""
         rows: dict[int, dict[str, float]] = collections.defaultdict(dict)
         with contextlib.suppress(OSError):
             for tag, curve in log.read_scalars(self.exp / "events" / log.SCALARS).items():
@@ -101,7 +109,7 @@ class Sender:
         return sorted(rows.items())
 
     def _new(self, points: Iterable[Point]) -> list[Point]:
-        """Return the points without what the remote run has."""
+        """Return the points that the remote run does not have."""
         last, found = dict(self.last), []
         for step, values in points:
             new = {tag: value for tag, value in values.items() if step > last.get(tag, -1)}
@@ -111,7 +119,7 @@ class Sender:
         return found
 
     def _keep(self) -> None:
-        """Write down which points have arrived for good: those of the last call, if it is long enough ago."""
+        """Write down the steps that have arrived for good: those of the previous call, `settles` seconds later."""
         if self.remote is not None and time.monotonic() - self._since < self.remote.settles:
             return
         last = self._settling if self.remote is not None and self.remote.settles else self.last
@@ -123,30 +131,31 @@ class Sender:
         self._settling, self._since = dict(self.last), time.monotonic()
 
     def close(self) -> None:
-        """End the connection; everything that was sent has arrived then."""
+        """Close the connection. All points that were sent have arrived afterwards."""
         if self.remote is None:
             return
         with contextlib.suppress(Exception):
+            # Only a clean close makes the last points certain; after an error a restart sends them again
             self.remote.close()
             self.remote = None
             self._keep()
 
 
 def say(text: str) -> None:
-    """Report a sentence to the run, which may have gone."""
+    """Report a sentence to the run, which may have ended."""
     with contextlib.suppress(OSError):
         os.write(1, (redact.hidden(text) + "\n").encode("utf-8", "replace"))
 
 
 class Inbox:
-    """Reads the points that a run hands over, on a thread of its own, and ends the process soon after the run has.
+    """Reads the points of a run on a separate thread, and ends the process soon after the run.
 
-    It looks every two seconds, and when the run ends: to wake up at every point would take time from the run on a
+    It looks every two seconds, and when the run ends: waking up for every point would take time from the run on a
     machine without a free core.
 
     Attributes:
-        facts: of the run, the first line of the input; None until it is there.
-        points: what has come, at most `QUEUE`.
+        facts: of the run, the first line of the input; None until it has come.
+        points: the points that have come, at most `QUEUE`.
         ended, news: set when the run has ended, and after each look.
         gaps: how often points were dropped, here or by the run.
     """
@@ -165,9 +174,10 @@ class Inbox:
 
     def _listen(self) -> None:
         end = select.poll()
-        end.register(0, 0)  # no event but the end, which needs no asking for
+        end.register(0, 0)  # wait for the end of the input alone, which poll always reports
         while not self.ended.is_set():
             end.poll(1000 * LOOK_SECONDS)
+            # No data raises BlockingIOError; the end of the input leaves the loop and sets `ended`
             with contextlib.suppress(BlockingIOError):
                 while data := os.read(0, 1 << 16):
                     *lines, self._rest = (self._rest + data).split(b"\n")
@@ -175,14 +185,19 @@ class Inbox:
                         self._accept(line)
                 self.ended.set()
             self.news.set()
+
+        # A hanging server cannot keep the process alive
         threading.Timer(END_SECONDS, os._exit, (0,)).start()
 
     def _accept(self, line: bytes) -> None:
+        # A line that is cut off is dropped: the file of the run has its points
         with contextlib.suppress(ValueError, TypeError, KeyError):
             record = json.loads(line)
             if self.facts is None:
                 self.facts = record
                 return
+
+            # The run counts the points that did not fit the pipe; this queue drops points when a server is slow
             step, dropped = int(record.pop("step")), int(record.pop("dropped"))
             self.gaps += len(self.points) >= QUEUE or dropped > self._dropped
             self._dropped = dropped
@@ -191,21 +206,25 @@ class Inbox:
 
 
 def schedule(policy: int) -> None:
-    """Let the calling thread, and what it starts, run by another policy where the system permits it."""
+    """Give the calling thread, and the threads that it starts, another scheduling policy if the system permits it."""
     with contextlib.suppress(OSError):
         os.sched_setscheduler(0, policy, os.sched_param(0))
 
 
 def main(argv: list[str]) -> None:
-    """Send until standard input ends, and then for a few seconds at most."""
+    """Send points until standard input ends, and then for a few seconds at most."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)  # the run handles them, and ends this process by the end of its input
-    schedule(os.SCHED_IDLE)  # the run goes first, also on a machine without a free core
+        signal.signal(number, signal.SIG_IGN)  # the run handles them; the end of its input then ends this process
+    schedule(os.SCHED_IDLE)  # the run has priority, also on a machine without a free core
+
+    # The facts come first
     inbox = Inbox()
     while inbox.facts is None and not inbox.ended.is_set():
         inbox.news.wait(LOOK_SECONDS)
         inbox.news.clear()
     sender = Sender(argv[0], Path(argv[1]), inbox.facts or {})
+
+    # Then points, until the run ends; the last call does not wait for a retry
     has_ended, gaps = False, 0
     while not has_ended:
         inbox.news.wait(LOOK_SECONDS)
@@ -213,11 +232,13 @@ def main(argv: list[str]) -> None:
         has_ended = inbox.ended.is_set()
         if has_ended:
             schedule(os.SCHED_OTHER)
+
         points, known, gaps = inbox.take(), gaps, inbox.gaps
         sender.is_behind |= gaps > known
         sender.send(points, now=has_ended)
+
     sender.close()
-    os._exit(0)  # no logger's own handlers at the exit, which may wait for a server
+    os._exit(0)  # skip the loggers' handlers at exit, which may wait for a server
 
 
 if __name__ == "__main__":

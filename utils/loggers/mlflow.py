@@ -1,4 +1,4 @@
-"""MLflow: the server of $MLFLOW_TRACKING_URI, else a database in the experiment folder (`mlflow ui` shows it)."""
+"""MLflow: log to the server of $MLFLOW_TRACKING_URI, else to a database in the experiment folder (see `mlflow ui`)."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from pathlib import Path
 
 from utils.loggers import Point
 
-LONGEST = 500  # letters of a parameter, as MLflow's servers take them
+LONGEST = 500  # letters of a parameter, the limit of MLflow's servers
 MOST = 900  # metrics in one request; the server takes 1000
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # the sender tries again by itself
+# The sender retries and waits by itself
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
 class Run:
     """A run on an MLflow server."""
 
-    settles = 0.0
+    settles = 0.0  # a request returns when the server has stored its points
 
     def __init__(self, folder: Path, run: str | None, facts: Mapping[str, str | float]) -> None:
         self._entities = importlib.import_module("mlflow.entities")
         tracking = importlib.import_module("mlflow.tracking")
         place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
         self._client = tracking.MlflowClient(tracking_uri=place)
+
         if run is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "zoetrope")
             experiment = self._client.get_experiment_by_name(name)
@@ -34,16 +36,16 @@ class Run:
             self.run: str = made.info.run_id
             self._describe(self.run, facts)
         else:
-            self._client.get_run(run)  # raises where the server does not have it
+            self._client.get_run(run)  # raises if the server does not have it
             self.run = run
 
     def _describe(self, run: str, facts: Mapping[str, str | float]) -> None:
         params = [self._entities.Param(key, str(value)[:LONGEST]) for key, value in facts.items()]
-        for first in range(0, len(params), 100):  # the most that a request takes
+        for first in range(0, len(params), 100):  # the server takes 100 in one request
             self._client.log_batch(run, params=params[first : first + 100])
 
     def log(self, points: Sequence[Point]) -> None:
-        """Send points."""
+        """Send points, in as few requests as the server allows."""
         metric, now = self._entities.Metric, int(1000 * time.time())
         metrics = [metric(tag, value, now, step) for step, values in points for tag, value in values.items()]
         for first in range(0, len(metrics), MOST):
@@ -54,5 +56,5 @@ class Run:
 
 
 def connect(folder: Path, run: str | None, facts: Mapping[str, str | float]) -> Run:
-    """Open a new run, or one of an earlier start."""
+    """Open a new run, or continue one of an earlier start."""
     return Run(folder, run, facts)

@@ -1,4 +1,4 @@
-"""Weights & Biases. Offline unless $WANDB_MODE says otherwise; `wandb sync EXP/wandb/offline-run-*` sends it later.
+"""Weights & Biases. Offline unless $WANDB_MODE is set; send it later with `wandb sync EXP/wandb/offline-run-*`.
 
 Host, user, command line, git remote, packages and console are not recorded.
 """
@@ -13,9 +13,10 @@ from pathlib import Path
 
 from utils.loggers import Point
 
-STEP = "iteration"  # W&B's own step may not go back, and holds one point: two of a step come one after the other
+# W&B's own step may not go back and holds one point, but two points of a step may come one after the other.
+STEP = "iteration"
 FLUSH_SECONDS = 2.0
-SETTINGS: dict[str, str | bool | float] = {  # versions differ: those that one does not have are left out
+SETTINGS: dict[str, str | bool | float] = {  # those that the installed version does not have are left out
     "console": "off",
     "silent": True,
     "save_code": False,
@@ -32,14 +33,15 @@ SETTINGS: dict[str, str | bool | float] = {  # versions differ: those that one d
 
 
 class Run:
-    """A run of W&B; its id is ours."""
+    """A run of W&B; we choose its id."""
 
-    settles = 2 * FLUSH_SECONDS
+    settles = 2 * FLUSH_SECONDS  # W&B's process flushes its file every FLUSH_SECONDS; twice that, to be sure
 
     def __init__(self, folder: Path, run: str | None, facts: Mapping[str, str | float]) -> None:
-        wandb = importlib.import_module("wandb")  # not this file
+        wandb = importlib.import_module("wandb")  # the package, not this file of the same name
         self.run = run or uuid.uuid4().hex[:8]
         known = {name: value for name, value in SETTINGS.items() if name in wandb.Settings.model_fields}
+
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "zoetrope"),
             dir=folder,
@@ -50,11 +52,13 @@ class Run:
             mode=os.environ.get("WANDB_MODE", "offline"),
             settings=wandb.Settings(**known),
         )
+
+        # All curves over our iteration, not over W&B's step
         self._run.define_metric(STEP, hidden=True)
         self._run.define_metric("*", step_metric=STEP)
 
     def log(self, points: Sequence[Point]) -> None:
-        """Write points to the file of the run, which a process of W&B sends."""
+        """Write points to the file of the run; a process of W&B sends them."""
         for step, values in points:
             self._run.log({STEP: step, **values})
 
@@ -64,5 +68,5 @@ class Run:
 
 
 def connect(folder: Path, run: str | None, facts: Mapping[str, str | float]) -> Run:
-    """Open a new run, or the next part of one."""
+    """Open a new run, or continue one of an earlier start."""
     return Run(folder, run, facts)

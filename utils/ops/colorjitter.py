@@ -1,4 +1,4 @@
-"""Colour jitter: brightness, contrast, saturation and hue as torchvision's ColorJitter has them on float images."""
+"""Colour jitter: brightness, contrast, saturation and hue, as in torchvision's ColorJitter on float images."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from utils.ops import UNIT, Colour, check_sets
 
 STAGE = UNIT
 
-_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights with the digits torchvision has
+_LUMA = (0.2989, 0.587, 0.114)  # ITU-R 601 weights, with torchvision's digits
 _NO_CHANGE = (1.0, 1.0, 1.0, 0.0)  # the factors that leave a frame as it is
 
 
 def apply(clips: Tensor, drawn: Tensor, colour: Colour) -> Tensor:
-    """Jitter in place.
+    """Jitter the colours in place.
 
     Args:
         clips: (B, T, C, H, W) of 0..1: long rows of one channel make the arithmetic fast.
-        drawn: (B, F, 8): factors of brightness, contrast, saturation and hue, then the four operations (0..3 in that
-            sequence) in the order in which they are applied.
+        drawn: (B, F, 8): factors of brightness, contrast, saturation and hue, then the numbers 0..3 of these four
+            operations in the order in which they are applied.
         colour: not used.
     """
     check_sets("colorjitter", drawn, clips)
@@ -30,10 +30,13 @@ def apply(clips: Tensor, drawn: Tensor, colour: Colour) -> Tensor:
     batch, sets, _ = drawn.shape
     frames, channels, height, width = clips.shape[1:]
 
+    # A group is the P frames that share a row of `drawn`: a whole clip, or one frame
     groups = clips.view(batch * sets, frames // sets, channels, height, width)  # (G, P, C, H, W)
     factors = drawn[..., :4].reshape(-1, 4)
     orders = drawn[..., 4:].reshape(-1, 4).to(torch.int64)
     operations = (_brightness, _contrast, _saturation, _hue)
+
+    # Each group has its own order of operations: at each place, run an operation on the groups that have it there
     wanted = [bool((factors[:, number] != neutral).any()) for number, neutral in enumerate(_NO_CHANGE)]
     for place in range(4):
         for number, operation in enumerate(operations):
@@ -44,11 +47,12 @@ def apply(clips: Tensor, drawn: Tensor, colour: Colour) -> Tensor:
 
 
 def _run(operation: Callable[[Tensor, Tensor], None], groups: Tensor, chosen: Tensor, factors: Tensor) -> None:
-    """Run an in-place operation on some of the groups: on a copy of them, or directly if it is all."""
+    """Run an in-place operation on some of the groups: on a copy of them, or directly if all are chosen."""
     factor = transfer.to_device(factors[chosen].to(groups.dtype), groups.device).view(-1, 1, 1, 1, 1)
     if len(chosen) == len(groups):
         operation(groups, factor)
         return
+
     index = transfer.to_device(chosen, groups.device)
     part = groups[index]
     operation(part, factor)
@@ -61,7 +65,7 @@ def _brightness(unit: Tensor, factor: Tensor) -> None:
 
 def _contrast(unit: Tensor, factor: Tensor) -> None:
     grey = _grey(unit)
-    # Rows first, then their sums: neither sum is ever split among threads, so that its bits do not depend on the batch.
+    # Rows first, then their sums: neither sum is ever split among threads, so its bits do not depend on the batch
     average = grey.sum(4, keepdim=True).sum(3, keepdim=True).div_(grey.shape[3] * grey.shape[4])
     unit.mul_(factor).add_(average.mul_(1 - factor)).clamp_(0, 1)
 
@@ -76,6 +80,8 @@ def _hue(unit: Tensor, factor: Tensor) -> None:
     red, green, blue = unit.unbind(2)
     high, low = unit.amax(2), unit.amin(2)
     chroma = high - low
+
+    # Hue in sixths of the circle, from the channel that is largest
     divisor = torch.where(chroma == 0, 1, chroma)
     sixths = torch.where(
         high == red,
@@ -84,6 +90,7 @@ def _hue(unit: Tensor, factor: Tensor) -> None:
     )
     sixths.add_(6 * factor.squeeze(2))
     sixths.sub_((sixths / 6).floor_().mul_(6))  # onto the circle 0..6
+
     # Hexcone model (Smith 1978): along the circle each channel is a trapezoid between the lowest and the highest value.
     for channel, (centre, sign, offset) in enumerate(((3, 1, -1), (2, -1, 2), (4, -1, 2))):
         height = (sixths - centre).abs_().mul_(sign).add_(offset).clamp_(0, 1)
@@ -92,6 +99,6 @@ def _hue(unit: Tensor, factor: Tensor) -> None:
 
 
 def _grey(unit: Tensor) -> Tensor:
-    """(G, P, C, H, W) -> (G, P, 1, H, W)."""
+    """Return the grey image: (G, P, C, H, W) -> (G, P, 1, H, W)."""
     red, green, blue = unit.split(1, dim=2)
     return (red * _LUMA[0]).add_(green * _LUMA[1]).add_(blue * _LUMA[2])

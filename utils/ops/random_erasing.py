@@ -8,20 +8,21 @@ from torch import Tensor
 from utils.ops import NORMALISED, Colour, check_sets
 
 STAGE = NORMALISED
-FILL = (152, 142, 127)  # RGB of 0..255
+FILL = (152, 142, 127)  # RGB of 0..255; the paint without noise
 
 
 def apply(clips: Tensor, drawn: Tensor, colour: Colour) -> Tensor:
-    """Paint in place.
+    """Paint rectangles in place.
 
     Args:
         clips: (B, T, H, W, C), normalised.
-        drawn: (B, F, 4) integers y, x, h, w, h = 0 for none; or (B, F, 5), with the start of the noise, which is
-            standard normal for each pixel, channel and frame and follows from that number alone.
+        drawn: (B, F, 4) integers y, x, h, w, with h = 0 for none; or (B, F, 5), with the seed of the noise last. The
+            noise is standard normal for each pixel, channel and frame, and follows from the seed alone.
         colour: turns RGB into normalised values.
     """
     check_sets("random_erasing", drawn, clips)
     sets, paint, generator = drawn.shape[1], colour(FILL), torch.Generator(clips.device)
+
     for clip, rectangles in enumerate(drawn.tolist()):
         for number, (y, x, h, w, *noise) in enumerate(rectangles):
             if h == 0:
@@ -29,7 +30,7 @@ def apply(clips: Tensor, drawn: Tensor, colour: Colour) -> Tensor:
             shown = slice(None) if sets == 1 else slice(number, number + 1)
             place = clips[clip, shown, y : y + h, x : x + w]
             if noise:
-                # float32 whatever the clips, so that the precision of a run does not change its noise.
+                # float32 whatever the clips, so that the precision of a run does not change its noise
                 values = torch.empty(place.shape, device=clips.device)
                 paint = values.normal_(generator=generator.manual_seed(noise[0]))
             place.copy_(paint)

@@ -1,7 +1,7 @@
-"""The seam to what starts jobs: each file of this folder is one scheduler, and `cluster.yaml` chooses it by name.
+"""The interface to schedulers: one file of this folder each, chosen by name in `cluster.yaml`.
 
-A file defines `SCHEDULER`, an object of a class below `Scheduler`. The launcher submits through it. The ranks ask it
-who they are and which job still lives, so it is a leaf: it imports neither the launcher nor torch.
+A file defines `SCHEDULER`, an object of a subclass of `Scheduler`. The launcher submits jobs through it. The ranks use
+it to find their place in a job and to see which job is alive, so it imports neither the launcher nor torch.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from utils.faults import UserError
 if TYPE_CHECKING:
     from utils.cluster import Settings
 
-JOB = "ZOETROPE_JOB"  # NAME:ID of the job, for the ranks of a scheduler without variables of its own
+JOB = "ZOETROPE_JOB"  # NAME:ID of the job, for the ranks of a scheduler that sets no variables
 RESTARTS = "ZOETROPE_RESTARTS"
-# Where the ranks of a job meet: FIRST_PORT + its id modulo PORTS; when a job calls main.py again, PORTS further on.
-# Both ranges end below 32768, from which on Linux takes ports for outgoing connections: one of those, of any process on
-# the node, could have the port of a job at the moment that the job starts.
+# The port where the ranks of a job meet is FIRST_PORT + its id modulo PORTS; if the job calls main.py again, PORTS
+# higher. Both ranges end below 32768, where Linux begins to take ports for outgoing connections: such a connection, of
+# any process on the node, could hold the port of a job at the moment when the job starts.
 FIRST_PORT, PORTS = 20_000, 6_000
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a job needs, checked.
+    """The resources of a job, checked.
 
     Attributes:
         name: of the job; letters, digits and _ . -
@@ -52,15 +52,15 @@ class Request:
 
     @property
     def ranks(self) -> int:
-        """Ranks of the whole job."""
+        """The number of ranks of the whole job."""
         return self.nodes * self.tasks
 
 
 class Task(Protocol):
-    """What every rank of a job runs: call it in the rank's process, or start its command. It can be pickled."""
+    """The program of every rank of a job: call it in the rank's process, or start its command. It can be pickled."""
 
     def __call__(self) -> None:
-        """Run in this process; leave with the exit code of the rank."""
+        """Run in this process, and leave it with the exit code of the rank."""
         ...
 
     def command(self) -> list[str]:
@@ -74,12 +74,12 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Place:
-    """What a process is to its scheduler.
+    """The place of a process in its job.
 
     Attributes:
         scheduler: name of the scheduler.
         job: id of the job; "" outside one.
-        restarts: how often the scheduler has started the job again.
+        restarts: how often the scheduler has restarted the job.
         rank, size, local_rank: of this process; size 1 outside a step of several ranks.
         nodes: of the job, as the scheduler writes them; "" if it does not.
     """
@@ -102,19 +102,19 @@ class Outcome:
 
 
 class Scheduler:
-    """One scheduler: `submit`, `states`, `cancel` and `requeue` are to be written, the rest has a default.
+    """One scheduler. A subclass writes `submit`, `states`, `cancel` and `requeue`; all else has a default.
 
     The defaults fit a scheduler that gives its ranks torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR,
-    MASTER_PORT) and the two that are named above.
+    MASTER_PORT) and the two variables named above.
     """
 
     name = ""
-    job_in_shell = ""  # what expands to the job's id in a line of `Request.servers`
+    job_in_shell = ""  # text that the shell expands to the job's id in a line of `Request.servers`
 
     # For the launcher.
 
     def check(self, request: Request) -> None:
-        """Raise a UserError for what this scheduler cannot run. Start no command."""
+        """Raise a UserError for a request that this scheduler cannot run. Start no command."""
 
     def require_partition(self, partition: str, known: Sequence[str]) -> None:
         """Raise a UserError if there is no such queue, with a hint among the `known` names."""
@@ -124,20 +124,20 @@ class Scheduler:
         return None
 
     def preview(self, request: Request, task: Task, code: str) -> str:
-        """Return what `submit` would hand to the scheduler, for a reader."""
+        """Return a readable form of the job that `submit` would submit."""
         return "\n".join([f"# {request.ranks} ranks, each runs in {code}:", " ".join(task.command())])
 
     def submit(self, request: Request, tasks: Sequence[Task], code: Path, *, parallel: int | None = None) -> list[str]:
         """Submit one job for each task, at most `parallel` at a time. Return their ids.
 
-        A job obeys the request's environment, setup, servers, time and memory, gets a signal `signal_seconds` before
-        its limit, and appends its output to `output`. An id has at most 64 letters, digits, and `_ . -`.
+        A job has the environment, setup, servers, time and memory of the request. It gets a signal `signal_seconds`
+        before its limit, and appends its output to `output`. An id has at most 64 letters, digits, and `_ . -`.
 
         Args:
-            code: folder that the ranks run in, their copy of the repository, on PYTHONPATH.
+            code: folder that the ranks run in, the job's copy of the repository, on PYTHONPATH.
 
         Raises:
-            UserError: the scheduler refused them, or is not here.
+            UserError: the scheduler refused the jobs, or is not installed here.
         """
         raise NotImplementedError
 
@@ -145,20 +145,20 @@ class Scheduler:
         """Return the states of those jobs that wait (``PENDING...``) or run (exactly ``RUNNING``).
 
         Raises:
-            UserError: the scheduler cannot be asked.
+            UserError: the scheduler does not answer.
         """
         raise NotImplementedError
 
     def outcome(self, job: str) -> Outcome:
-        """Return how a job ended that neither waits nor runs."""
+        """Return how a job ended, one that neither waits nor runs."""
         return Outcome("ended", 0)
 
     def cancel(self, job: str) -> None:
-        """End a job; its ranks get a signal that lets them save. Raise a UserError if that fails."""
+        """End a job, with a signal that lets its ranks save. Raise a UserError if that fails."""
         raise NotImplementedError
 
     def requeue(self, job: str) -> None:
-        """End a job and start it again under its id, from the launcher or one of its ranks. Raise a UserError."""
+        """End a job and restart it under its id; the launcher or a rank calls this. Raise a UserError if that fails."""
         raise NotImplementedError
 
     def output(self, folder: Path, job: str, rank: int = 0, end: str = "out") -> Path:
@@ -168,14 +168,15 @@ class Scheduler:
     # For the ranks.
 
     def is_alive(self, job: str) -> bool | None:
-        """Return whether processes of a job may run now; None if the scheduler cannot say."""
+        """Return whether processes of a job may be running; None if the scheduler does not answer."""
         try:
+            # A job that is not listed counts as PENDING: it has no processes either
             return not self.states([job]).get(job, "PENDING").startswith("PENDING")
         except UserError:
             return None
 
     def place(self, env: Mapping[str, str]) -> Place | None:
-        """Return what this process is; None if this scheduler has not started it."""
+        """Return the place of this process; None if this scheduler has not started it."""
         name, _, job = env.get(JOB, "").partition(":")
         if name != self.name:
             return None
@@ -189,9 +190,9 @@ class Scheduler:
 
 
 def port_after(port: int) -> int:
-    """Return where the ranks meet for the next call of main.py: at another port, which is no other job's first.
+    """Return the port where the ranks meet for the next call of main.py, which no other job uses first.
 
-    Rank 0 of the call before may still listen at the old one when the first rank of the next call comes.
+    Rank 0 of the call before may still listen at the old port when the first rank of the next call connects.
     """
     if FIRST_PORT <= port < FIRST_PORT + PORTS:
         return port + PORTS
@@ -216,14 +217,14 @@ def named(name: str) -> Scheduler:
 
 
 def here(env: Mapping[str, str] | None = None) -> Place | None:
-    """Return what this process is to the scheduler that started it; None if none has."""
+    """Return the place of this process in the job of the scheduler that started it; None if none has."""
     env = os.environ if env is None else env
     places = (named(name).place(env) for name in names())
     return next((place for place in places if place is not None), None)
 
 
 def integer(env: Mapping[str, str], name: str) -> int:
-    """Return the number that a variable of the environment holds. Raise a UserError for anything else."""
+    """Return the whole number in a variable of the environment. Raise a UserError for anything else."""
     try:
         return int(env[name])
     except (KeyError, ValueError):
@@ -231,10 +232,10 @@ def integer(env: Mapping[str, str], name: str) -> int:
 
 
 def run(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of a scheduler.
+    """Run a command of a scheduler, for at most a minute.
 
     Raises:
-        UserError: it is not here, or it hangs.
+        UserError: the command is not installed, or hangs.
     """
     try:
         return subprocess.run(

@@ -1,8 +1,8 @@
-"""This machine as a scheduler: a job is a process in the background with a keeper, and nothing waits for its turn.
+"""This machine as a scheduler: a job is a process in the background with a keeper, and no job has to wait.
 
-A partition of `cluster.yaml` with `scheduler: local` submits here. The keeper passes signals on, notes the exit code
-and starts the job again when it is requeued. What it knows of a job is one file in the user's state folder. There is no
-time limit, and fields of the partition that only a cluster has do not count.
+A partition of `cluster.yaml` with `scheduler: local` submits here. The keeper passes signals on, records the exit code
+and restarts the job when it is requeued. The state of a job is one file in the user's state folder. There is no time
+limit, and options of the partition that only a cluster has are ignored.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Local(Scheduler):
-    """Jobs of this user on this machine; their ids are counted."""
+    """Jobs of this user on this machine; their ids are local-1, local-2 ..."""
 
     name = "local"
 
     def check(self, request: Request) -> None:
-        """Refuse several nodes."""
+        """Refuse requests for several nodes."""
         if request.nodes > 1:
             raise UserError(f"{request.ranks} ranks need {request.nodes} nodes, and {request.partition} is one machine")
 
@@ -47,6 +47,7 @@ class Local(Scheduler):
         return [self._start(request, task, code) for task in tasks]
 
     def _start(self, request: Request, task: Task, code: Path) -> str:
+        # The file exists before the keeper does: the job's number is in the names of its outputs
         about = {"command": task.on_this_machine(request.ranks), "cwd": str(code)}
         job = _new_job(about | {"environment": dict(request.settings.environment)})
         outputs = [str(self.output(request.folder, job, end=end)) for end in ("out", "err")]
@@ -55,20 +56,20 @@ class Local(Scheduler):
         return job
 
     def states(self, jobs: Iterable[str]) -> dict[str, str]:
-        """Return RUNNING for each job whose keeper lives."""
+        """Return RUNNING for each job whose keeper is alive."""
         return {job: "RUNNING" for job in jobs if self.is_alive(job)}
 
     def outcome(self, job: str) -> Outcome:
-        """Return the exit code that the keeper has noted."""
+        """Return the exit code that the keeper recorded."""
         code = _read(job).get("code", 1)
         return Outcome("COMPLETED" if code == 0 else f"FAILED code {code}", code)
 
     def cancel(self, job: str) -> None:
-        """Let the keeper end the job."""
+        """Signal the keeper to end the job."""
         self._signal(job, signal.SIGTERM)
 
     def requeue(self, job: str) -> None:
-        """Let the keeper start the job again; give a job that has ended a new keeper."""
+        """Signal the keeper to restart the job; give a job that has ended a new keeper."""
         if self.is_alive(job):
             self._signal(job, signal.SIGUSR1)
         elif _read(job):
@@ -82,7 +83,7 @@ class Local(Scheduler):
         os.kill(_read(job)["pid"], number)
 
     def is_alive(self, job: str) -> bool | None:
-        """Return whether the keeper lives; None for a job of another machine that shares the user's folder."""
+        """Return whether the keeper is alive; None for a job of another machine that shares the user's folder."""
         about = _read(job)
         if about.get("machine", "") not in ("", processes.machine()):
             return None
@@ -90,43 +91,55 @@ class Local(Scheduler):
 
 
 SCHEDULER = Local()
-_keepers: list[subprocess.Popen[bytes]] = []  # they outlive this process, and are no garbage while it runs
+_keepers: list[subprocess.Popen[bytes]] = []  # keepers outlive this process; Popen would warn if it were collected
 
 
 def keep(job: str) -> int:
-    """Run a job until it ends for good: pass SIGTERM on, start it again after SIGUSR1, note its exit code."""
+    """Run a job until it ends for good: pass SIGTERM on, restart it after SIGUSR1, record its exit code."""
+    # The handlers only note a signal: the loop below acts on it
     about, asked = _read(job), []
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: asked.append(number))
+
+    # Process id and start time together identify this keeper: the system reuses ids
     mine = {"machine": processes.machine(), "pid": os.getpid(), "ticks": processes.start_ticks(os.getpid())}
     about.pop("code", None)
+
     while True:
         restarts = about.get("restarts", -1) + 1
         about |= {**mine, "restarts": restarts}
         files.write_text(_file(job), json.dumps(about))
+
         with open(about["outputs"][0], "ab") as out, open(about["outputs"][1], "ab") as errors:
             env = {**os.environ, "PYTHONPATH": about["cwd"], JOB: f"{SCHEDULER.name}:{job}", RESTARTS: str(restarts)}
             process = subprocess.Popen(about["command"], cwd=about["cwd"], env=env, stdout=out, stderr=errors)
+
+            # A requeue ends the job in the same way as a cancellation, so that it saves
             passed = 0
             while process.poll() is None:
                 if len(asked) > passed:
                     process.send_signal(signal.SIGTERM)
                 passed = len(asked)
                 time.sleep(0.1)
+
+        # The last signal decides between an end and a restart
         if not asked or asked[-1] != signal.SIGUSR1:
             break
         asked.clear()
+
     files.write_text(_file(job), json.dumps(about | {"code": process.returncode}))
     return process.returncode
 
 
 def _start_keeper(job: str) -> None:
     env = {**os.environ, "PYTHONPATH": str(ROOT), **_read(job)["environment"]}
+    # A session of its own: the keeper outlives the terminal
     keeper = subprocess.Popen(
         [sys.executable, "-m", "utils.schedulers.local", job], cwd=ROOT, env=env, stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
     )  # fmt: skip
     _keepers[:] = [other for other in _keepers if other.poll() is None] + [keeper]
+    # Return once the keeper has signed the file, so that `is_alive` is right from the start
     while keeper.poll() is None and _read(job).get("pid") != keeper.pid:
         time.sleep(0.02)
 
@@ -139,6 +152,7 @@ def _file(job: str) -> Path:
 def _new_job(about: files.Row) -> str:
     """Write the file of a job under the next free number."""
     _file("").parent.mkdir(parents=True, exist_ok=True)
+    # "x" fails if the file exists: two submissions at a time get two numbers
     for number in itertools.count(1):
         job = f"local-{number}"
         with contextlib.suppress(FileExistsError), _file(job).open("x", encoding="utf-8") as file:
@@ -148,7 +162,7 @@ def _new_job(about: files.Row) -> str:
 
 
 def _read(job: str) -> files.Row:
-    """Return what is known of a job; nothing if there is none."""
+    """Return the file of a job as a dict; an empty one if there is none."""
     try:
         return json.loads(_file(job).read_text(encoding="utf-8")) if job.startswith("local-") else {}
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""SLURM: a job with one task per GPU, written and submitted by submitit; squeue and scontrol for the rest.
+"""SLURM: a job with one task per GPU, written and submitted by submitit; squeue and scontrol do the rest.
 
-The script exports MASTER_ADDR and MASTER_PORT (the ranks meet there, and need no scontrol), changes into the job's own
-copy of the code, and starts one task per GPU with srun. A task unpickles what was submitted and calls it. sacct is
-never asked: many clusters have no accounting.
+The script exports MASTER_ADDR and MASTER_PORT (the ranks meet there and need no scontrol), changes into the job's copy
+of the code, and starts one task per GPU with srun. A task unpickles the submitted `Task` and calls it. sacct is never
+used: many clusters have no accounting.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from submitit.slurm.slurm import SlurmExecutor
 
 ROOT = Path(__file__).resolve().parents[2]
-# Of a shell that is itself inside a job or below torchrun; and what would overrule the script's own lines.
+# Variables of a shell that is itself in a job or below torchrun, and those that would override the script's own lines.
 _FOREIGN = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "ZOETROPE_EXIT_FILE",
     "TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_RESTART_COUNT",
@@ -37,8 +37,9 @@ _OVERRULE = {
         "SIGNAL", "TIMELIMIT",
     )
 }  # fmt: skip
+# Which cluster to submit to, and the right to do so
 _KEPT = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"}
-_QUIET_START = 'trap "" USR1 USR2; exec "$0" "$@"'  # while Python itself starts, a signal would kill the task
+_QUIET_START = 'trap "" USR1 USR2; exec "$0" "$@"'  # a signal would kill a task whose Python is still starting
 _ID = re.compile("[0-9]+(?:_[0-9]+)?")
 _ENDED = {
     "BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "REVOKED", "TIMEOUT",
@@ -55,7 +56,7 @@ class Slurm(Scheduler):
     job_in_shell = "$SLURM_JOB_ID"
 
     def check(self, request: Request) -> None:
-        """Refuse a folder that SLURM's patterns for file names cannot hold."""
+        """Refuse a folder that SLURM's patterns of file names cannot express."""
         folder = str(request.folder)
         if not folder.isprintable() or any(sign in folder for sign in "%\\"):
             raise UserError(f"{folder!r}: SLURM cannot write to a folder with a control character, % or \\ in its path")
@@ -99,19 +100,22 @@ class Slurm(Scheduler):
             return [job.job_id for job in made.submit_array(tasks)]
 
     def states(self, jobs: Iterable[str]) -> dict[str, str]:
-        """Return states such as ``RUNNING`` or ``PENDING (Resources)``, as squeue says them."""
+        """Return states such as ``RUNNING`` or ``PENDING (Resources)``, in squeue's words."""
         wanted = sorted({job for job in jobs if _ID.fullmatch(job)})
         if not wanted:
             return {}
+
+        # Ask for whole arrays: squeue shows their waiting tasks in one line
         arrays = sorted({job.partition("_")[0] for job in wanted})
         done = run("squeue", "--noheader", "--jobs", ",".join(arrays), "--format", "%i|%F|%T|%r|%A")
         if done.returncode:
-            if "Invalid job id" in done.stderr:
+            if "Invalid job id" in done.stderr:  # SLURM has forgotten all of them
                 return {}
             raise UserError(f"squeue does not answer: {done.stderr.strip()[-300:] or done.returncode}")
 
         found: dict[str, str] = {}
         for line in done.stdout.splitlines():
+            # A running task of an array has three names: ARRAY_TASK, the id of its array, and its own job id
             listed, array, state, reason, own = (line.split("|") + [""] * 4)[:5]
             if not state or state in _ENDED:
                 continue
@@ -120,24 +124,27 @@ class Slurm(Scheduler):
         return found
 
     def outcome(self, job: str) -> Outcome:
-        """Return what scontrol still says about a job."""
+        """Return the state of a job that scontrol still remembers."""
         known = _details(job)
         if not known:
             return Outcome("ended", 0)
+
         state, restarts, exit_code = known["JobState"], known.get("Restarts", "0"), known.get("ExitCode", "0:0")
         text = state + (f" code {exit_code}" if exit_code != "0:0" else "")
+
+        # "CODE:SIGNAL"; a job without either has failed if it is not COMPLETED
         code, _, number = exit_code.partition(":")
         by_signal = 128 + int(number) if number not in ("", "0") else int(state != "COMPLETED")
         return Outcome(text + (f" restarts {restarts}" if restarts != "0" else ""), int(code) or by_signal)
 
     def cancel(self, job: str) -> None:
-        """Call scancel."""
+        """End a job by scancel."""
         done = run("scancel", job)
         if done.returncode:
             raise UserError(f"scancel {job}: {done.stderr.strip()}")
 
     def requeue(self, job: str) -> None:
-        """Call scontrol requeue. SLURM obeys for a cancelled job too: look at its state first."""
+        """Requeue a job. SLURM restarts a cancelled job too: check its state first."""
         done = run("scontrol", "requeue", job)
         if done.returncode:
             raise UserError(done.stderr.strip() or f"exit code {done.returncode}")
@@ -153,29 +160,33 @@ class Slurm(Scheduler):
         return state.partition(" ")[0] in _HAS_PROCESSES
 
     def place(self, env: Mapping[str, str]) -> Place | None:
-        """Return the task of a step; rank 0 of 1 in the batch script itself."""
+        """Return the place of a task in its step; in the batch script itself rank 0 of 1."""
         is_task = bool(env.get("SLURM_PROCID") and env.get("SLURM_STEP_ID"))
         job = env.get("SLURM_JOB_ID", "")
         if env.get("SLURM_ARRAY_JOB_ID") and env.get("SLURM_ARRAY_TASK_ID"):
-            # The id of one cell: a requeue by the job's own id could reach its neighbours.
+            # The id of one task of an array: a requeue by the job's own id could reach its neighbours
             job = f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+
         if not is_task and not job:
             return None
         restarts, nodes = int(env.get("SLURM_RESTART_COUNT") or 0), env.get("SLURM_JOB_NODELIST", "")
+
         if not is_task:
             return Place(self.name, job, restarts, nodes=nodes)
+
         rank, size = integer(env, "SLURM_PROCID"), int(env.get("SLURM_NTASKS") or 0)
         local_rank = integer(env, "SLURM_LOCALID") if env.get("SLURM_LOCALID") else rank
         return Place(self.name, job, restarts, rank, size, local_rank, nodes)
 
     def rendezvous(self, place: Place, env: Mapping[str, str]) -> tuple[str, int]:
-        """Return what the batch script exported (containers lack scontrol), else the step's first host."""
+        """Return host and port that the batch script exported, else the step's first host and the job's port."""
+        # The script has asked scontrol on the node: containers lack it
         host = env.get("MASTER_ADDR") or _first_host(env)
         if env.get("MASTER_PORT"):
             return host, integer(env, "MASTER_PORT")
         if not env.get("SLURM_JOB_ID"):
             raise UserError("MASTER_PORT is not set: start the ranks with train.sh or torchrun")
-        return host, FIRST_PORT + integer(env, "SLURM_JOB_ID") % PORTS  # two jobs on one node do not clash
+        return host, FIRST_PORT + integer(env, "SLURM_JOB_ID") % PORTS  # two jobs on one node get two ports
 
 
 SCHEDULER = Slurm()
@@ -183,6 +194,7 @@ SCHEDULER = Slurm()
 
 def setup_lines(request: Request, code: str) -> list[str]:
     """Return the shell lines between the #SBATCH header and srun."""
+    # The order matters: forget the shell's variables first; the user's environment precedes `setup`, which may use it
     settings = request.settings
     path = os.pathsep.join([code, *_foreign_path()])
     return [
@@ -200,20 +212,24 @@ def setup_lines(request: Request, code: str) -> list[str]:
 
 
 def _executor(request: Request, code: str) -> SlurmExecutor:
-    """Return submitit's executor for a request: `submit(task)`, or `submit_array(tasks)` for an array."""
+    """Return submitit's executor of a request: `submit(task)`, or `submit_array(tasks)` for an array."""
     from submitit.slurm import slurm as submitit_slurm
 
     class Executor(submitit_slurm.SlurmExecutor):
         @classmethod
-        def affinity(cls) -> int:  # submitit asks for srun already here, and --dry-run needs none
+        def affinity(cls) -> int:  # submitit would look for srun here, which --dry-run does not need
             return 2
 
+    # Options of the header that submitit has no arguments for
     settings = request.settings
     more: dict[str, object] = {"requeue": True, "signal": f"USR2@{settings.signal_seconds}"}
+
+    # GPUs: clusters differ in the kind of request that they accept
     if settings.gpu_request == "gres" or (settings.gpu_type and settings.gpu_request != "none"):
         more["gres"] = ":".join(filter(None, ["gpu", settings.gpu_type, str(request.tasks)]))
     elif settings.gpu_request == "gpus-per-node":
         more["gpus-per-node"] = request.tasks
+
     names = ("account", "qos", "constraint", "exclude", "nodelist", "reservation", "dependency")
     more |= {name: getattr(settings, name) for name in names if getattr(settings, name)}
     if settings.exclusive:
@@ -221,6 +237,7 @@ def _executor(request: Request, code: str) -> SlurmExecutor:
     if settings.mem:
         more["mem"] = _share(settings.mem, request.tasks, settings.gpus_per_node)
 
+    # submitit must not count time limits: a job requeues as often as it needs. A task ignores signals until Python runs
     made = Executor(
         request.folder, max_num_timeout=10_000, python=shlex.join(["sh", "-c", _QUIET_START, sys.executable])
     )
@@ -241,12 +258,13 @@ def _executor(request: Request, code: str) -> SlurmExecutor:
 
 @contextlib.contextmanager
 def _refusals_named(request: Request) -> Iterator[None]:
-    """Give a submission a clean environment, and turn its failure into one clear sentence."""
+    """Give a submission a clean environment, and turn its failure into one sentence."""
     from submitit.core import utils as submitit_utils
 
-    for name in list(os.environ):  # what would overrule the script, or belongs to another job
+    for name in list(os.environ):  # variables that would override the script, or belong to another job
         if name in _OVERRULE or name in _FOREIGN or (name.startswith("SLURM_") and name not in _KEPT):
             del os.environ[name]
+
     try:
         yield
     except FileNotFoundError as error:
@@ -259,17 +277,19 @@ def _refusals_named(request: Request) -> Iterator[None]:
 
 
 def _is_among(job: str, listed: str) -> bool:
-    """Return whether squeue's line for the waiting tasks of an array, such as 12_[3-5,7%2], holds a job."""
+    """Return True if squeue's line for the waiting tasks of an array, such as 12_[3-5,7%2], contains a job."""
     array, _, task = job.partition("_")
     if not task or not listed.startswith(f"{array}_["):
         return False
+
+    # % precedes the number of tasks that may run at a time
     numbers = re.split(r"[%\]]", listed.partition("[")[2])[0]
     ranges = re.findall(r"(\d+)(?:-(\d+))?", numbers)
     return any(int(first) <= int(task) <= int(last or first) for first, last in ranges)
 
 
 def _details(job: str) -> dict[str, str]:
-    """Return the fields of `scontrol show job -o`; nothing once SLURM has forgotten the job."""
+    """Return the fields of `scontrol show job -o`; none once SLURM has forgotten the job."""
     done = run("scontrol", "show", "job", "-o", job)
     first = done.stdout.splitlines()[:1] if done.returncode == 0 else []
     return dict(re.findall(r"(?:^| )([A-Za-z/:]+)=(\S*)", first[0])) if first else {}
@@ -282,6 +302,7 @@ def _first_host(env: Mapping[str, str]) -> str:
         done = run("scontrol", "show", "hostnames", nodes)
     except UserError as error:
         raise UserError(f"SLURM_STEP_NODELIST={nodes!r} could not be expanded ({error}): {advice}") from error
+
     hosts = done.stdout.split()
     if done.returncode or not hosts:
         raise UserError(f"SLURM_STEP_NODELIST={nodes!r} names no host ({done.stderr.strip()}): {advice}")
@@ -289,7 +310,7 @@ def _first_host(env: Mapping[str, str]) -> str:
 
 
 def _share(mem: str, tasks: int, per_node: int) -> str:
-    """Return the part of a node's memory that goes with `tasks` of its `per_node` GPUs."""
+    """Return the share of a node's memory that belongs to `tasks` of its `per_node` GPUs."""
     if tasks == per_node:
         return mem
     number, unit = re.fullmatch(r"(\d+)([KMGT]?)", mem).groups()  # pyright: ignore[reportOptionalMemberAccess]
@@ -298,7 +319,7 @@ def _share(mem: str, tasks: int, per_node: int) -> str:
 
 
 def _foreign_path() -> list[str]:
-    """Return PYTHONPATH without our own repository, which the copy of the code takes the place of."""
+    """Return PYTHONPATH without our own repository, which the job's copy of the code replaces."""
     own = {str(ROOT), ""}
     return [
         part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in own and part.isprintable()

@@ -1,14 +1,14 @@
-"""Open any weights file: `read(path)`. Every reader of weights uses it, and what it returns has been verified.
+"""Open any weights file: `read(path)`. Every reader of weights uses it; all that it returns has been verified.
 
 | format | recognised by | verified |
 |---|---|---|
-| `torch.save`, zip | `PK` at its begin or its end record | structure, checksum of each member, pickle, storages |
+| `torch.save`, zip | `PK` at its beginning or its end record | structure, checksum of each member, pickle, storages |
 | `torch.save` before 1.6 | its magic number | pickles, length of each storage (the format has no checksum) |
 | safetensors | its name | header against the size of the file (no checksum) |
 | pickle of NumPy arrays | anything else | pickle, arrays against their bytes (no checksum) |
 
-A file of one format is never tried as another. No file can run code, and none can make its reader allocate more than a
-small multiple of the file's size.
+A file of one format is never tried as another. No file can run code or make its reader allocate more than a small
+multiple of the file's size.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["DamagedWeights", "Forbidden", "check_written", "glance", "is_checkpo
 _MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # a pickle of the number 0x1950a86a20f9469cfc6c
 _TAIL = 22  # bytes of a zip's end record
 _DEEPEST = 100  # containers in containers
-_MOST_PARTS = 10_000_000  # values, a shared one counted as often as it is reached
+_MOST_PARTS = 10_000_000  # values; a shared one counts as often as it is reached
 
 
 def read(path: Path) -> Any:
@@ -44,7 +44,7 @@ def read(path: Path) -> Any:
     Raises:
         DamagedWeights: it is damaged, contradicts itself, or is no weights file.
         Forbidden: it names something that would have to be run to read it.
-        UserError: there is no such file.
+        UserError: the file does not exist.
     """
     path = Path(path)
     readers = {"zip": _read_zip, "legacy": _read_legacy, "pickle": arrays.load}
@@ -57,9 +57,9 @@ def read_archive(path: Path) -> object:
     """Return the content of a file in torch's zip format, in which every checkpoint is written.
 
     Raises:
-        DamagedWeights: as in `read`, and where the file has another format.
+        DamagedWeights: as in `read`, and if the file has another format.
         Forbidden: as in `read`.
-        UserError: there is no such file.
+        UserError: the file does not exist.
     """
     path = Path(path)
     with opened(path) as (file, size), _named(path):
@@ -69,7 +69,7 @@ def read_archive(path: Path) -> object:
 
 
 def glance(path: Path) -> object:
-    """Return the content of a file in torch's zip format for its plain values. Its tensors are not verified.
+    """Return the content of a file in torch's zip format, for its plain values. Its tensors are not verified.
 
     Raises:
         DamagedWeights, Forbidden, UserError: as in `read_archive`, for all but the bytes of the tensors.
@@ -78,6 +78,7 @@ def glance(path: Path) -> object:
     with opened(path) as (file, size), _named(path):
         if kind_of(path, file, size) != "zip":
             raise Flaw("it is not in torch's zip format")
+        # mmap: the bytes of the tensors are not even read
         _check_content(file, size, archive.members(file, size))
         return _Plain().value(_torch_load(path, mmap=True))
 
@@ -86,27 +87,29 @@ def check_written(path: Path) -> None:
     """Check a file that `torch.save` just wrote, without building its tensors.
 
     Raises:
-        DamagedWeights: its bytes are not those that were written.
-        Forbidden: it holds values that `read` would refuse.
+        DamagedWeights: its bytes are not the bytes that were written.
+        Forbidden: it contains values that `read` would refuse.
     """
     with opened(path) as (file, size), _named(path):
         members = archive.members(file, size)
         archive.verify(file, members)
         try:
             _check_content(file, size, members)
-        except Flaw as error:  # the bytes are right: it is the values that cannot be read again
+        except Flaw as error:  # the bytes are right, but the values cannot be read again
             raise Unwanted(str(error)) from error
 
 
 def kind_of(path: Path, file: BinaryIO, size: int) -> str:
-    """Return the format: "zip", "legacy", "safetensors" or "pickle". Damage to one end does not make it another."""
+    """Return the format: "zip", "legacy", "safetensors" or "pickle". Damage at one end does not change it."""
     if path.suffix == ".safetensors":
         return "safetensors"
+    # A zip file is recognised by its first bytes or, if they are damaged, by its end record
     file.seek(0)
     head = file.read(len(_MAGIC))
     file.seek(max(0, size - _TAIL))
     tail = file.read(_TAIL)
     file.seek(0)
+
     if archive.looks_like_one(head, tail):
         return "zip"
     return "legacy" if head == _MAGIC else "pickle"
@@ -116,6 +119,7 @@ def is_checkpoint(content: object) -> TypeGuard[dict[str, Any]]:
     """Return True for the content of a checkpoint that a run of this program wrote."""
     if not isinstance(content, Mapping) or not isinstance(config := content.get("config"), Mapping):
         return False
+    # Parts that other code reads without a check
     if not isinstance(config.get("precise_bn") or {}, Mapping):
         return False
     if not isinstance(config.get("ema") or 0.0, int | float):
@@ -130,13 +134,14 @@ def _is_tensor_of(entry: tuple[object, object]) -> bool:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file that is not empty; a FIFO, device or folder is refused before it is opened.
+    """Open a regular file that is not empty; refuse a FIFO, device or folder before it is opened.
 
     Raises:
-        DamagedWeights: it is another kind of file, or empty.
-        UserError: there is none, or it cannot be read.
+        DamagedWeights: it is another kind of file, is empty, or cannot be opened.
+        UserError: the file does not exist.
     """
     try:
+        # `stat` first: opening a FIFO would wait for a writer
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise DamagedWeights(path, "not a regular file")
         with path.open("rb") as file:
@@ -174,7 +179,7 @@ def _read_zip(file: BinaryIO, size: int) -> object:
 
 
 def _check_content(file: BinaryIO, size: int, members: Mapping[str, archive.Member]) -> None:
-    """Check pickle and storages."""
+    """Check the pickle and the lengths of the storages."""
     tops = {name.partition("/")[0] for name in members}
     top = next(iter(tops), "")
     if len(tops) != 1 or f"{top}/data.pkl" not in members:
@@ -184,7 +189,8 @@ def _check_content(file: BinaryIO, size: int, members: Mapping[str, archive.Memb
 
     def storage(key: str, items: int, item_size: int) -> None:
         found = members.get(f"{top}/data/{key}")
-        if found is None or found.size != items * item_size:  # torch does not compare: it would read what lies behind
+        # torch does not compare the two: it would read the bytes behind a storage that is too short
+        if found is None or found.size != items * item_size:
             raise Flaw(f"the storage {key[:20]} has another length than its tensors")
 
     data = archive.content(file, members[f"{top}/data.pkl"])
@@ -200,28 +206,34 @@ def _read_legacy(file: BinaryIO, size: int) -> object:
         if items * item_size > size or lengths.setdefault(key, (items, item_size)) != (items, item_size):
             raise Flaw(f"the storage {key[:20]} has another length than its tensors")
 
+    # Check all five without building anything; `storage` collects the lengths that the content needs
     parts = [opcodes.check(file, size, names="torch", size=size, protocol=2, storages=storage) for _ in range(5)]
     order = parts[4]
+
+    # The content and the list must name the same storages, and the file must contain exactly these
     if parts[1] != 1001 or not isinstance(order, list) or not all(isinstance(key, str) for key in order):
         raise Flaw("not one of torch's older format")
     if len(set(order)) < len(order) or set(order) != lengths.keys():
         raise Flaw("a list of storages that are not those of its tensors")
+
     for key in order:
         items, item_size = lengths[key]
         written = file.read(8)
         if len(written) < 8 or struct.unpack("<q", written)[0] != items or file.tell() + items * item_size > size:
             raise Flaw(f"the storage {key[:20]} is cut off or damaged")
         file.seek(items * item_size, os.SEEK_CUR)
+
     if file.tell() != size:
         raise Flaw("bytes after its last storage")
     return _Plain().value(_torch_load(file))
 
 
 def _torch_load(file: BinaryIO | Path, *, mmap: bool = False) -> object:
-    """Let torch build what was checked."""
+    """Let torch build the content of a file that has been checked."""
     if not isinstance(file, Path):
         file.seek(0)
     try:
+        # torch warns about old storage types, which the user of the file cannot change
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True, mmap=mmap)
@@ -231,7 +243,7 @@ def _torch_load(file: BinaryIO | Path, *, mmap: bool = False) -> object:
 
 
 class _Plain:
-    """Copies containers into plain ones: a pickle can give an ordered dict attributes, which may hide its methods."""
+    """Copies containers into plain ones: a pickle can give an ordered dict attributes that hide its methods."""
 
     def __init__(self) -> None:
         self.done: dict[int, tuple[object, int]] = {}
@@ -241,29 +253,34 @@ class _Plain:
         """Return the plain value.
 
         Raises:
-            Flaw: it holds itself, is nested too deeply, or sharing makes a small file a huge value.
+            Flaw: it contains itself, is nested too deeply, or sharing turns a small file into a huge value.
         """
         return self._part(value, 0)[0]
 
     def _part(self, value: object, depth: int) -> tuple[object, int]:
-        """Return a value and the number of its parts."""
+        """Return the plain value and the number of its parts."""
         if not isinstance(value, dict | list | tuple):
             return value, 1
         if id(value) in self.done:
             return self.done[id(value)]
+
         if depth > _DEEPEST or id(value) in self.open:
             raise Flaw("containers that are nested too deeply or hold themselves")
+
+        # `dict.values`, not `value.values`: the pickle may have replaced the method
         self.open.add(id(value))
         items = dict.values(value) if isinstance(value, dict) else value
         parts = [self._part(item, depth + 1) for item in items]
         number = 1 + sum(part[1] for part in parts)
         if number > _MOST_PARTS:
             raise Flaw("containers that share parts so often that it has too many values")
+
         plain = [part[0] for part in parts]
         if isinstance(value, dict):
             made: object = dict(zip(dict.keys(value), plain, strict=True))
         else:
             made = tuple(plain) if isinstance(value, tuple) else plain
+        # Shared containers stay shared in the copy
         self.open.discard(id(value))
         self.done[id(value)] = made, number
         return self.done[id(value)]

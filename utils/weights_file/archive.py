@@ -2,7 +2,7 @@
 
 `torch.load` does not verify checksums, and readers of zip files differ in how they treat contradictions. So the archive
 must be unambiguous: members follow each other without gaps, local headers agree with the central directory, and the
-end record closes the file. A changed bit is then either found or in a field without meaning, such as a date.
+end record closes the file. A changed bit is then either detected or in a field without meaning, such as a date.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from utils.weights_file.flaws import Flaw
 
+# Records of the format (PKWARE's APPNOTE, section 4.3), little-endian
 _LOCAL = struct.Struct("<IHHHHHIIIHH")
 _CENTRAL = struct.Struct("<IHHHHHHIIIHHHHHII")
 _END = struct.Struct("<IHHHHIIH")
@@ -23,11 +24,12 @@ _LOCAL_SIGNATURE, _CENTRAL_SIGNATURE, _DESCRIPTOR_SIGNATURE = 0x04034B50, 0x0201
 _END_SIGNATURE, _END64_SIGNATURE, _LOCATOR_SIGNATURE = 0x06054B50, 0x06064B50, 0x07064B50
 
 _STORED, _DEFLATED = 0, 8
-_IS_FOLDER = 0x10  # of the attributes
+_IS_FOLDER = 0x10  # in the attributes
 _HAS_DESCRIPTOR = 0x8
 _KNOWN_FLAGS = 0x800 | _HAS_DESCRIPTOR | 0x6  # UTF-8 names, descriptor after the data, effort of deflate
 _FULL32, _FULL16 = 0xFFFFFFFF, 0xFFFF  # the number is in a zip64 record
 
+# Limits that no file of torch.save comes near
 _MOST_MEMBERS = 100_000
 _LARGEST_DIRECTORY = 32 << 20  # bytes
 _LARGEST_GROWTH = 8  # inflated bytes for each byte of the file; torch.save stores, so this is generous
@@ -44,7 +46,7 @@ class Member:
         start: offset of the data.
         stored: bytes of the data in the archive.
         size: bytes after inflation.
-        deflated: whether these differ in form.
+        deflated: whether the data are deflated or stored as they are.
         crc: CRC-32 of the inflated bytes.
         flags: general purpose flags.
     """
@@ -60,7 +62,7 @@ class Member:
 
 
 def looks_like_one(head: bytes, tail: bytes) -> bool:
-    """Return True if a file begins or ends like a zip archive, so that damage to either end is still recognised.
+    """Return True if a file begins or ends like a zip archive: damage to one end does not hide it.
 
     Args:
         head: the first bytes, at least 4.
@@ -84,10 +86,12 @@ def members(file: BinaryIO, size: int) -> dict[str, Member]:
         raise Flaw(f"{count} members")
     if start + length != end:
         raise Flaw("its directory does not reach its end record")
+
     file.seek(start)
     entries = _entries(file.read(length), count)
     found = [_located(file, entry, size) for entry in sorted(entries, key=lambda entry: entry[-1])]
 
+    # Walk from the start of the file: each member must begin where the one before it ends
     at = 0
     for member, following in zip(found, [*(item.header for item in found[1:]), start], strict=True):
         if member.header != at:
@@ -95,6 +99,7 @@ def members(file: BinaryIO, size: int) -> dict[str, Member]:
         at = member.start + member.stored + _descriptor(file, member, following)
     if at != start:
         raise Flaw("bytes that belong to no member before the directory")
+
     if len({member.name.lower() for member in found}) < len(found):  # torch looks names up without regard to case
         raise Flaw("two members of one name")
     if sum(member.size for member in found) > _LARGEST_GROWTH * size + _BLOCK:
@@ -106,7 +111,7 @@ def verify(file: BinaryIO, found: dict[str, Member]) -> None:
     """Read all data once and compare the checksums.
 
     Raises:
-        Flaw: names the first member whose bytes changed.
+        Flaw: a checksum differs; the error names the first such member.
     """
     for member in found.values():
         _inflate(file, member, keep=False)
@@ -119,6 +124,7 @@ def content(file: BinaryIO, member: Member) -> bytes:
 
 def _directory(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
     """Return number of entries, offset and length of the central directory, and offset of the end records."""
+    # The end record without a comment: it must be the last bytes of the file
     end = size - _END.size
     if end < 0:
         raise Flaw("it is cut off")
@@ -127,6 +133,7 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
         raise Flaw("it has no end record: it is cut off, or bytes were added")
     narrow = (count, length, start)
 
+    # Large archives have a second end record with 64-bit numbers, and a locator between the two
     at = end - _LOCATOR.size
     signature, disk, end64, total = _LOCATOR.unpack(_bytes(file, at, _LOCATOR.size)) if at >= 0 else (0, 0, 0, 0)
     if signature == _LOCATOR_SIGNATURE:
@@ -137,10 +144,12 @@ def _directory(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
         signature64, record, _, _, *disks64, here64, count64, length64, start64 = wide
         if signature64 != _END64_SIGNATURE or record != _END64.size - 12 or any(disks64) or here64 != count64:
             raise Flaw("its end record is damaged")
+        # In the short record a number is either the same or all ones, which refers to the long record
         pairs = zip(narrow, (count64, length64, start64), (_FULL16, _FULL32, _FULL32), strict=True)
         if any(short not in (value, full) for short, value, full in pairs):
             raise Flaw("its end records contradict each other")
         count, length, start = count64, length64, start64
+
     if any(disks) or here != narrow[0]:
         raise Flaw("its end record is damaged")
     if start > size or length > size:
@@ -157,17 +166,22 @@ def _entries(data: bytes, count: int) -> list[tuple]:
         fields = _CENTRAL.unpack_from(data, at)
         signature, _, _, flags, method, _, _, crc, stored, size, name_length, extra_length, comment, disk = fields[:14]
         attributes, header = fields[15:17]
+
         after = at + _CENTRAL.size + name_length + extra_length + comment
         if signature != _CENTRAL_SIGNATURE or disk not in (0, _FULL16) or after > len(data):
             raise Flaw("its directory is damaged")
         name_end = at + _CENTRAL.size + name_length
         name = data[at + _CENTRAL.size : name_end]
-        if size and (attributes & _IS_FOLDER or name.endswith(b"/")):  # torch would return memory that was never filled
+        # torch would return memory that was never filled
+        if size and (attributes & _IS_FOLDER or name.endswith(b"/")):
             raise Flaw(f"{name.decode('utf-8', 'backslashreplace')[:100]} is marked as a folder")
+
+        # Numbers that do not fit 32 bits are in the zip64 field, in this order
         wide = _zip64(data[name_end : name_end + extra_length])
         size, stored, header = (wide.pop(0) if value == _FULL32 and wide else value for value in (size, stored, header))
         entries.append((name, flags, method, crc, stored, size, header))
         at = after
+
     if len(entries) != count:
         raise Flaw("its directory is damaged")
     return entries
@@ -185,9 +199,11 @@ def _zip64(extra: bytes) -> list[int]:
 
 
 def _located(file: BinaryIO, entry: tuple, archive_size: int) -> Member:
-    """Return the member of an entry, after its local header was compared with it."""
+    """Return the member of an entry, after comparing its local header with it."""
     name, flags, method, crc, stored, size, header = entry
     label = name.decode("utf-8", "backslashreplace")[:100]
+
+    # The local header: in the file, with the same name
     if header + _LOCAL.size > archive_size:
         raise Flaw(f"{label} lies outside of the file")
     fields = _LOCAL.unpack(_bytes(file, header, _LOCAL.size))
@@ -197,6 +213,8 @@ def _located(file: BinaryIO, entry: tuple, archive_size: int) -> Member:
         raise Flaw(f"the header of {label} is damaged")
     if flags & ~_KNOWN_FLAGS or method not in (_STORED, _DEFLATED):
         raise Flaw(f"{label} is packed or encrypted in an unknown way")
+
+    # The same numbers, or none at all if a descriptor follows the data
     wide = _zip64(file.read(extra_length))
     own_size, own_stored = (wide.pop(0) if value == _FULL32 and wide else value for value in (own_size, own_stored))
     open_header = bool(flags & _HAS_DESCRIPTOR) and (own_crc, own_stored, own_size) == (0, 0, 0)
@@ -207,14 +225,17 @@ def _located(file: BinaryIO, entry: tuple, archive_size: int) -> Member:
 
 
 def _descriptor(file: BinaryIO, member: Member, following: int) -> int:
-    """Return the length of the descriptor between a member's data and what follows, after checking its content."""
+    """Return the length of the descriptor between a member's data and `following`, after checking its content."""
     end = member.start + member.stored
     if not member.flags & _HAS_DESCRIPTOR:
         return 0
+
     length = following - end
+    # With or without a signature, with numbers of 32 or 64 bits: the length tells them apart
     forms = {12: "<III", 16: "<IIII", 20: "<IQQ", 24: "<IIQQ"}
     if length not in forms:
         raise Flaw(f"bytes that belong to no member after {member.name}")
+
     fields = struct.unpack(forms[length], _bytes(file, end, length))
     signature = (_DESCRIPTOR_SIGNATURE,) if len(fields) == 4 else ()
     if fields != (*signature, member.crc, member.stored, member.size):
@@ -223,11 +244,12 @@ def _descriptor(file: BinaryIO, member: Member, following: int) -> int:
 
 
 def _inflate(file: BinaryIO, member: Member, *, keep: bool) -> bytes:
-    """Read a member in blocks, compare its length and checksum, and return its bytes if wanted."""
+    """Read a member in blocks and compare its length and checksum; return its bytes if `keep`."""
     parts: list[bytes] = []
     crc, done, left = 0, 0, member.stored
-    machine = zlib.decompressobj(-15) if member.deflated else None
+    machine = zlib.decompressobj(-15) if member.deflated else None  # -15: without a header, as in zip files
     file.seek(member.start)
+
     while left:
         block = file.read(min(_BLOCK, left))
         if not block:
@@ -235,10 +257,12 @@ def _inflate(file: BinaryIO, member: Member, *, keep: bool) -> bytes:
         left -= len(block)
         for part in _inflated(machine, block) if machine else (block,):
             crc, done = zlib.crc32(part, crc), done + len(part)
+            # Checked in the loop: a small member must not inflate without end
             if done > member.size:
                 raise Flaw(f"{member.name} is longer than its header says")
             if keep:
                 parts.append(part)
+
     if machine and (not machine.eof or machine.unused_data):
         raise Flaw(f"{member.name} is not deflated in a whole")
     if done != member.size or crc != member.crc:
@@ -247,7 +271,7 @@ def _inflate(file: BinaryIO, member: Member, *, keep: bool) -> bytes:
 
 
 def _inflated(machine: zlib._Decompress, block: bytes):  # noqa: ANN202 (an iterator of bytes)
-    """Yield what a block inflates to, in pieces of bounded size."""
+    """Yield the inflated bytes of a block, in pieces of bounded size."""
     try:
         while True:
             part = machine.decompress(block, _BLOCK)
@@ -260,7 +284,7 @@ def _inflated(machine: zlib._Decompress, block: bytes):  # noqa: ANN202 (an iter
 
 
 def _bytes(file: BinaryIO, at: int, length: int) -> bytes:
-    """Return exactly `length` bytes."""
+    """Return exactly `length` bytes at `at`."""
     file.seek(at)
     data = file.read(length)
     if len(data) < length:

@@ -1,7 +1,7 @@
 """Read pickles of NumPy arrays in plain containers (`.pdparams` of Paddle, `.pkl` of Caffe2) without running anything.
 
-A pickle is a program that may call any function it names. `opcodes` has checked it before. Then the few names that an
-array needs are bound to stand-ins that only take notes, and any other name ends the loading. The file's values reach no
+A pickle is a program that may call any function it names. `opcodes` checks it first. Then the few names that an array
+needs are bound to stand-ins that only take notes, and any other name ends the loading. No value of the file reaches a
 function of NumPy: an array is made from its dtype string, shape and bytes after they were checked against each other.
 """
 
@@ -19,7 +19,7 @@ from utils.weights_file import opcodes
 from utils.weights_file.flaws import Flaw, Unwanted
 
 _KINDS = "fiub"  # float, int, unsigned, bool
-# Raised by the unpickler on damaged bytes.
+# The errors of the unpickler on damaged bytes
 _ERRORS = (
     EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError, RecursionError, OverflowError,
 )  # fmt: skip
@@ -34,6 +34,7 @@ def load(file: BinaryIO, size: int) -> object:
         Flaw: it is damaged, or its values would take many times its size.
     """
     opcodes.check(file, size, names="arrays", size=size)
+
     file.seek(0)
     try:
         return _Content(size).finished(_Unpickler(file, encoding="latin1").load())
@@ -49,9 +50,10 @@ class _DType:
     def __init__(self, code: str, *_flags: object) -> None:
         self.code, self.order = code, "="
 
+    # pickle's BUILD calls this, with the state that NumPy wrote: (version, byte order, ...)
     def __setstate__(self, state: tuple) -> None:
         order = state[1]
-        if not isinstance(order, str):  # a tuple that holds itself many times would be hashed for ever
+        if not isinstance(order, str):  # a tuple that contains itself many times would take for ever to hash
             raise Flaw("a dtype without byte order")
         self.order = {"|": "=", "<": "<", ">": ">", "=": "="}[order]
 
@@ -96,16 +98,19 @@ class _Buffer:
 
 
 def _array(content: object, dtype: object, shape: object, order: str) -> np.ndarray:
-    """A writable array, if bytes, dtype and shape belong together."""
+    """Return a writable array, if bytes, dtype and shape fit each other."""
     if isinstance(content, str):  # a byte string of Python 2
         content = content.encode("latin1")
+
     if not isinstance(dtype, _DType) or not isinstance(shape, tuple) or not isinstance(content, bytes | bytearray):
         raise Flaw("an array that is not plain numbers")
     if len(shape) > opcodes.MOST_AXES or not all(type(n) is int and n >= 0 for n in shape):
         raise Flaw("an array whose shape is not described")
+
     kind = dtype.numpy()
     if math.prod(shape) * kind.itemsize != len(content):
         raise Flaw(f"an array of shape {shape} and {len(content)} bytes")
+
     array = np.frombuffer(content, kind).reshape(shape, order="F" if order == "F" else "C")
     return array.astype(kind.newbyteorder("="))  # a copy: the bytes are read-only
 
@@ -115,17 +120,18 @@ def _reconstruct(*_arguments: object) -> _Array:
 
 
 def _encode(text: str, encoding: str = "latin1") -> bytes:
-    """Protocol 2 writes bytes as latin-1 text."""
+    """Return the bytes of a latin-1 text, which is how protocol 2 writes bytes."""
     if encoding != "latin1":
         raise Flaw("bytes that are not written as latin1")
     return text.encode("latin1")
 
 
 def _empty_bytes() -> bytes:
-    """How protocols 0 to 2 write bytes of length 0."""
+    """Return bytes of length 0, as protocols 0 to 2 write them."""
     return b""
 
 
+# The whole list of names that may be called, with the stand-in of each
 _NAMES: dict[tuple[str, str], object] = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): "ndarray",  # an argument of _reconstruct, never called
@@ -133,6 +139,7 @@ _NAMES: dict[tuple[str, str], object] = {
     ("__builtin__", "bytes"): _empty_bytes,
     ("collections", "OrderedDict"): OrderedDict,
 }
+# NumPy 2 moved its core; old files have the old names
 for _package in ("numpy.core", "numpy._core"):
     _NAMES[_package + ".multiarray", "_reconstruct"] = _reconstruct
     _NAMES[_package + ".multiarray", "scalar"] = _Scalar
@@ -144,32 +151,33 @@ class _Unpickler(pickle.Unpickler):
         if (module_name, global_name) not in _NAMES:
             raise Unwanted(f"{module_name}.{global_name}")
         found = _NAMES[module_name, global_name]
-        # A pickle can set attributes of what it names: it gets a wrapper of its own, never our class or function.
+        # A pickle can set attributes of the things it names: give it a new wrapper, never our class or function
         return functools.partial(found) if callable(found) else found
 
 
 class _Content:
-    """Puts arrays in the place of their stand-ins.
+    """Replaces the stand-ins in a value by arrays.
 
     Args:
-        size: bytes of the file, which bounds those of the arrays.
+        size: bytes of the file, which bounds the bytes of the arrays.
     """
 
     def __init__(self, size: int) -> None:
         self.room = opcodes.GROWTH * size + opcodes.SLACK
-        self.done: dict[int, object] = {}  # by identity, as parts may be shared
+        self.done: dict[int, object] = {}  # by identity, since parts may be shared
 
     def finished(self, value: object) -> object:
-        """Return the same containers with arrays."""
+        """Return the same containers with arrays in place of the stand-ins."""
         if isinstance(value, _PLAIN):
             return value
+
         if id(value) not in self.done:
             if isinstance(value, _Array | _Scalar | _Buffer):
                 made = value.numpy()
                 self.room -= getattr(made, "nbytes", 8)
                 if self.room < 0:
                     raise Flaw("arrays that take many times the size of the file")
-            elif isinstance(value, dict):  # items of dict: a pickle can give an ordered dict attributes of any name
+            elif isinstance(value, dict):  # `dict.items`: a pickle can give an ordered dict an attribute of that name
                 made = {self.finished(key): self.finished(item) for key, item in dict.items(value)}
             elif isinstance(value, list | tuple):
                 made = type(value)([self.finished(item) for item in value])

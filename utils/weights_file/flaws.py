@@ -1,4 +1,4 @@
-"""Errors of weights files. The readers raise them without the path; `utils.weights_file.read` adds it."""
+"""Errors of weights files. The readers raise them without the path, and `utils.weights_file.read` adds it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Unwanted(Exception):
 
 
 class DamagedWeights(UserError):
-    """A file that is not a whole weights file.
+    """A file that is no complete weights file.
 
     Args:
         path: the file.
-        reason: the fault in a few words.
+        reason: the defect in a few words.
     """
 
     def __init__(self, path: Path, reason: str) -> None:

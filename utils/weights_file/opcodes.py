@@ -1,9 +1,9 @@
 """Check a pickle before it is loaded: run it with stand-ins and bounds, and build nothing.
 
 A pickle is a program for a stack machine. A few bytes of it can fill the memory (an index of the memo, a length, a
-shape), hang (a tuple of itself as a dict key: hashing it never ends) or call whatever it names. `check` runs the
-program with notes in the place of values. It accepts the operations, names and arguments that describe tensors and
-arrays in plain containers; any others raise. Time and memory are linear in the number of operations, which is bounded.
+shape), hang (a tuple of itself as a dict key: hashing it never ends) or call any function. `check` runs the program
+with notes in place of values. It accepts the operations, names and arguments that describe tensors and arrays in plain
+containers; all others raise. Time and memory are linear in the number of operations, which is bounded.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeGuard
 from utils.weights_file.flaws import Flaw, Unwanted
 
 MOST_STEPS = 2_000_000  # operations, and values that they copy; a network of 1000 tensors with Adam takes 150,000
-_STEPS_OF_A_CALL = 4  # what it makes takes more memory than a number
+_STEPS_OF_A_CALL = 4  # the result of a call takes more memory than a number
 _SHORT = 1000  # bytes of a text whose letters are kept
 _LONGEST_NUMBER = 40  # bytes of an integer: the magic number of a torch file has 10
 _LARGEST_KEY = 1 << 60  # integers beyond it can share a hash, and a dict of such keys takes quadratic time
@@ -25,11 +25,12 @@ MOST_AXES = 64
 SLACK = 64 << 20  # bytes that the values of a small file may use
 GROWTH = 8  # bytes of values for each byte of the file: tensors may share a storage, arrays their bytes
 
-# Of a text or bytes with a length before it: bytes of that length, negative where it has a sign.
+# How many bytes hold the length of a text or of bytes; negative: the length is signed.
 _LENGTHS = {
     pickletools.TAKEN_FROM_ARGUMENT1: 1, pickletools.TAKEN_FROM_ARGUMENT4: -4,
     pickletools.TAKEN_FROM_ARGUMENT4U: 4, pickletools.TAKEN_FROM_ARGUMENT8U: 8,
 }  # fmt: skip
+# Bytes of an item, by dtype and by type of storage
 _ITEM_SIZES = {
     "float64": 8, "double": 8, "complex64": 8, "int64": 8, "long": 8, "float32": 4, "float": 4, "int32": 4, "int": 4,
     "float16": 2, "half": 2, "bfloat16": 2, "int16": 2, "short": 2, "uint8": 1, "int8": 1, "bool": 1, "complex128": 16,
@@ -43,21 +44,21 @@ _STORAGES = {
 
 
 class _Long:
-    """A text or bytes of which only the length is kept."""
+    """A text or bytes; only the length is kept."""
 
     def __init__(self, length: int) -> None:
         self.length = length
 
 
 class _Dict:
-    """A dict, ordered dict or counter, of which only the number of entries is kept."""
+    """A dict, ordered dict or counter; only the number of entries is kept."""
 
     def __init__(self, count: int = 0, *, ordered: bool = False) -> None:
         self.count, self.ordered = count, ordered
 
 
 class _Name:
-    """A name, with the function that checks its call; without one it is a value by itself."""
+    """A global name, with the function that checks a call of it; without one it is a value by itself."""
 
     def __init__(self, name: str, call: _Call | None, item_size: int = 0) -> None:
         self.name, self.call, self.item_size = name, call, item_size
@@ -68,8 +69,8 @@ class _Thing:
 
     Args:
         kind: "storage", "tensor", "array", "dtype" or "plain".
-        items: of a storage, its length.
-        item_size: bytes of one.
+        items: number of items of a storage.
+        item_size: bytes of one item.
         key: whether it may be a key of a dict.
     """
 
@@ -85,18 +86,18 @@ Storages = Callable[[str, int, int], None]
 def check(
     file: BinaryIO, end: int, *, names: str, size: int, protocol: int | None = None, storages: Storages | None = None
 ) -> object:
-    """Check one pickle from the file's position to its STOP; the position is then behind it.
+    """Check one pickle, from the file's position to its STOP. The position is behind it afterwards.
 
     Args:
         file: open for reading.
-        end: offset at which its bytes end at the latest.
-        names: "torch" or "arrays": whose names it may use.
-        size: bytes of the whole weights file, which bounds what tensors may need.
-        protocol: the one that it must have; None for any.
-        storages: called with (key, number of items, bytes of one) of each storage; raises `Flaw` if there is none.
+        end: the offset beyond which the pickle must not reach.
+        names: "torch" or "arrays": which table of names it may use.
+        size: bytes of the whole weights file, which bounds the memory of tensors.
+        protocol: the protocol that it must have; None for any.
+        storages: called with (key, number of items, bytes of an item) of each storage; raises `Flaw` if it is missing.
 
     Returns:
-        A stand-in of the value: plain numbers, short texts, lists and tuples as they are.
+        A stand-in for the value: plain numbers, short texts, lists and tuples are kept.
 
     Raises:
         Flaw: damaged, or out of bounds.
@@ -107,13 +108,14 @@ def check(
         value = machine.run()
     except (IndexError, KeyError, ValueError, struct.error) as error:
         raise Flaw("its pickle is damaged") from error
+
     if protocol is not None and machine.protocol != protocol:
         raise Flaw(f"a pickle of protocol {machine.protocol}")
     return value
 
 
 class _Machine:
-    """The stack machine of the pickle format, on stand-ins."""
+    """The stack machine of the pickle format, with stand-ins as values."""
 
     def __init__(
         self, file: BinaryIO, end: int, names: Mapping[str, _Name], size: int, storages: Storages | None
@@ -126,69 +128,74 @@ class _Machine:
         self.room = GROWTH * size + SLACK  # bytes that values may still take
 
     def run(self) -> object:
-        """Return the stand-in of the value behind STOP."""
+        """Run to STOP and return the stand-in of the result."""
         while (code := self.file.read(1)) != b".":
             if code not in _BY_CODE:
                 raise Flaw("its pickle is cut off" if not code else f"its pickle has an operation {code!r}")
-            self.spend(1)
+            self.spend(1)  # before the operation: the bound holds whatever it does
             operation, kind = _BY_CODE[code]
             operation(self, None if kind is None else self.argument(kind))
+
         if self.file.tell() > self.end or self.marks or len(self.stack) != 1:
             raise Flaw("its pickle is damaged")
         return self.stack[0]
 
     def argument(self, kind: pickletools.ArgumentDescriptor) -> object:
-        """Return what follows an operation: a number or a short text; of a long text or bytes the length alone."""
+        """Return the argument of an operation: a number or a short text; of a long text or bytes only the length."""
         if kind.name in ("stringnl", "unicodestringnl"):  # a line of text, of any length
             line = self.file.readline(self.end - self.file.tell())
             if not line.endswith(b"\n"):
                 raise Flaw("its pickle is cut off")
             return _Long(len(line))
+
+        # Numbers: pickletools reads them; only LONG1 has a length, of one byte
         if kind.n not in _LENGTHS or kind.name == "long1":
             return kind.reader(self.file)
 
         length = int.from_bytes(self.file.read(abs(_LENGTHS[kind.n])), "little", signed=_LENGTHS[kind.n] < 0)
         at = self.file.tell()
+        # A length is never trusted before it is compared with the bytes that are left
         if not 0 <= length <= self.end - at:
             raise Flaw("its pickle is cut off")
+
         if length <= _SHORT and not kind.name.startswith("byte"):
             return self.file.read(length).decode("utf-8", "replace")
         self.file.seek(at + length)
         return _Long(length)
 
     def spend(self, steps: int) -> None:
-        """Count operations and copied values."""
+        """Count operations and copied values; raise at the limit."""
         self.steps += steps
         if self.steps > MOST_STEPS:
             raise Flaw(f"its pickle takes more than {MOST_STEPS} steps")
 
     def take(self, size: int) -> None:
-        """Count bytes that a value will need."""
+        """Count the bytes that a value will take; raise at the limit."""
         self.room -= size
         if self.room < 0:
             raise Flaw("its values would take many times the size of the file")
 
     def items(self) -> list[object]:
-        """Return what was pushed since the last mark."""
+        """Return the values that were pushed since the last mark."""
         if not self.marks:
             raise Flaw("its pickle is damaged")
         items, self.stack = self.stack, self.marks.pop()
         return items
 
     def name(self, full: str) -> None:
-        """Push what a global name means."""
+        """Push the meaning of a global name."""
         if full not in self.names:
             raise Unwanted(full)
         self.stack.append(self.names[full])
 
     def put(self, index: int) -> None:
-        """Remember the top of the stack. The C reader allocates its memo up to the index, so it may not be ahead."""
+        """Store the top of the stack in the memo. The C reader allocates its memo up to the index, so refuse gaps."""
         if not 0 <= index <= self.steps:
             raise Flaw("its pickle is damaged: an index that is not in order")
         self.memo[index] = self.stack[-1]
 
     def check_key(self, key: object) -> None:
-        """Accept text, bytes and numbers as a key."""
+        """Accept text, bytes and numbers as keys."""
         if isinstance(key, int) and abs(key) < _LARGEST_KEY:
             return
         if key is None or isinstance(key, str | float | _Long) or (isinstance(key, _Thing) and key.key):
@@ -196,14 +203,14 @@ class _Machine:
         raise Flaw("a dict whose keys are neither text nor small numbers")
 
     def extend(self, items: list[object]) -> None:
-        """Put items into the list on top of the stack."""
+        """Append items to the list on top of the stack."""
         target = self.stack[-1]
         if not isinstance(target, list):
             raise Flaw("its pickle is damaged")
         target.extend(items)
 
     def set_items(self, items: list[object], target: object = None) -> None:
-        """Check the entries that are put into a dict, by default that on top: key, value, key, value ..."""
+        """Check entries for a dict, by default the dict on top of the stack: key, value, key, value ..."""
         target = self.stack[-1] if target is None else target
         if not isinstance(target, _Dict) or len(items) % 2:
             raise Flaw("its pickle is damaged")
@@ -212,11 +219,11 @@ class _Machine:
         target.count += len(items) // 2
 
 
-# The operations. `argument` is what follows an operation's name in the file; None where nothing does.
+# The operations. `argument` follows the operation's code in the file; None if it has none.
 
 
 def _keep(machine: _Machine, argument: object) -> None:
-    """Push a value that the operation carries along."""
+    """Push the value that the operation carries."""
     if isinstance(argument, int) and argument.bit_length() > 8 * _LONGEST_NUMBER:
         raise Flaw("a number of many digits")
     machine.stack.append(argument)
@@ -237,7 +244,7 @@ def _mark(machine: _Machine, _: object) -> None:
 
 
 def _collect(make: Callable[[list[object]], object]) -> _Operation:
-    """LIST and TUPLE: what stands behind the mark."""
+    """Return the operation LIST or TUPLE: collect the values behind the mark."""
 
     def operation(machine: _Machine, _: object) -> None:
         items = machine.items()
@@ -282,7 +289,7 @@ def _reduce(machine: _Machine, _: object) -> None:
 
 
 def _build(machine: _Machine, _: object) -> None:
-    """The state of an array or dtype is a tuple, that of an ordered dict a dict of attributes."""
+    """Set the state of an object: a tuple for an array or dtype, a dict of attributes for an ordered dict."""
     state, target = machine.stack.pop(), machine.stack[-1]
     if isinstance(target, _Dict) and target.ordered and isinstance(state, _Dict):
         machine.spend(state.count)
@@ -291,17 +298,19 @@ def _build(machine: _Machine, _: object) -> None:
 
 
 def _persistent(machine: _Machine, _: object) -> None:
-    """A storage: ("storage", type, key, device, number of items), in the older format with a view."""
+    """Push a storage: ("storage", type, key, device, number of items), in the older format also a view."""
     note = machine.stack.pop()
     if machine.storages is None or not isinstance(note, tuple) or len(note) not in (5, 6) or note[0] != "storage":
         raise Flaw("its pickle refers to what is no storage")
+
     _, kind, key, device, items, *view = note
     if not isinstance(kind, _Name) or not kind.item_size or kind.call:
         raise Flaw("a storage of an unknown type")
     if not isinstance(key, str) or not isinstance(device, str) or not _count(items):
         raise Flaw("a storage whose length is no number")
+
     machine.storages(key, items, kind.item_size)
-    if view and view[0] is not None:  # written by torch before 0.4
+    if view and view[0] is not None:  # as torch before 0.4 wrote it
         items = _viewed(view[0], items)
     machine.stack.append(_Thing("storage", items, kind.item_size))
 
@@ -316,10 +325,11 @@ def _viewed(view: object, items: int) -> int:
 
 
 def _count(value: object) -> TypeGuard[int]:
-    """Return True for a whole number that a length can be."""
+    """Return True for a whole number that can be a length."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
+# Operations that are not in this table make `run` raise: INST, OBJ and EXT, which call functions too, are not needed
 _VALUES = (
     "INT", "LONG", "LONG1", "BININT", "BININT1", "BININT2", "FLOAT", "BINFLOAT", "STRING", "BINSTRING",
     "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES",
@@ -347,6 +357,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "APPENDS": lambda machine, _: machine.extend(machine.items()),
     "SETITEM": _set_item,
     "SETITEMS": lambda machine, _: machine.set_items(machine.items()),
+    # Memo: PUT carries an index, MEMOIZE takes the next one
     **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda machine, index: machine.put(index)),
     "MEMOIZE": lambda machine, _: machine.put(len(machine.memo)),
     **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda machine, index: machine.stack.append(machine.memo[index])),
@@ -356,6 +367,7 @@ _OPERATIONS: dict[str, _Operation] = {
     "BUILD": _build,
     "BINPERSID": _persistent,
 }
+# pickletools knows the argument that follows each code
 _BY_CODE = {
     opcode.code.encode("latin-1"): (_OPERATIONS[opcode.name], opcode.arg)
     for opcode in pickletools.opcodes
@@ -363,16 +375,17 @@ _BY_CODE = {
 }
 
 
-# What the names mean: functions (machine, arguments) -> stand-in of what the call returns.
+# The meaning of names: functions (machine, arguments) -> stand-in for the result of the call.
 
 
 def _ordered(machine: _Machine, arguments: tuple) -> _Dict:
-    """`OrderedDict()`; Python 2 wrote `OrderedDict([[key, value], ...])`."""
+    """Check `OrderedDict()`; Python 2 wrote `OrderedDict([[key, value], ...])`."""
     made = _Dict(ordered=True)
     if arguments:
         (pairs,) = arguments if len(arguments) == 1 else (None,)
         if not isinstance(pairs, list):
             raise Flaw("an ordered dict that is not made of pairs")
+
         machine.spend(len(pairs))
         for pair in pairs:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
@@ -382,7 +395,7 @@ def _ordered(machine: _Machine, arguments: tuple) -> _Dict:
 
 
 def _counter(machine: _Machine, arguments: tuple) -> _Dict:
-    """`Counter({...})`, the milestones of a schedule."""
+    """Check `Counter({...})`, the milestones of a schedule."""
     (counts,) = arguments if len(arguments) == 1 else (_Dict(),)
     if not isinstance(counts, _Dict):
         raise Flaw("a counter that is not made of a dict")
@@ -391,7 +404,7 @@ def _counter(machine: _Machine, arguments: tuple) -> _Dict:
 
 
 def _set(machine: _Machine, arguments: tuple) -> _Thing:
-    """`set([...])` of plain values."""
+    """Check `set([...])` of plain values."""
     (values,) = arguments if len(arguments) == 1 else ([],)
     if not isinstance(values, list):
         raise Flaw("a set that is not made of a list")
@@ -402,7 +415,7 @@ def _set(machine: _Machine, arguments: tuple) -> _Thing:
 
 
 def _plain(machine: _Machine, arguments: tuple) -> _Thing:
-    """A device, a size: a call with a few plain values."""
+    """Check a call with a few plain values, for a device or a size."""
     values = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
     if len(values) > MOST_AXES or not all(value is None or isinstance(value, int | float | str) for value in values):
         raise Flaw("a call with more than plain values")
@@ -410,7 +423,7 @@ def _plain(machine: _Machine, arguments: tuple) -> _Thing:
 
 
 def _encode(machine: _Machine, arguments: tuple) -> _Thing:
-    """`encode(text, "latin1")`: how protocol 2 writes bytes. Other codecs may take any time."""
+    """Check `encode(text, "latin1")`, which is how protocol 2 writes bytes. Other codecs may take any time."""
     text = arguments[0] if arguments else None
     if not isinstance(text, str | _Long) or not _says_latin1(arguments[1:]):
         raise Flaw("bytes that are not written as latin1")
@@ -419,19 +432,19 @@ def _encode(machine: _Machine, arguments: tuple) -> _Thing:
 
 
 def _says_latin1(arguments: tuple) -> bool:
-    """Return True for the name of the codec. Protocol 0 keeps only its length, and `arrays` then looks at it."""
+    """Return True for the codec latin1. Protocol 0 keeps only the length of its name; `arrays` then checks the name."""
     return len(arguments) == 1 and (arguments[0] == "latin1" or isinstance(arguments[0], _Long))
 
 
 def _no_bytes(machine: _Machine, arguments: tuple) -> _Thing:
-    """`bytes()`: how protocols 0 to 2 write bytes of length 0."""
+    """Check `bytes()`, which is how protocols 0 to 2 write bytes of length 0."""
     if arguments:
         raise Flaw("bytes with arguments")
     return _Thing("plain", key=True)
 
 
 def _array(machine: _Machine, arguments: tuple) -> _Thing:
-    """A stand-in that takes notes; `arrays` makes an array of them later, within the same bounds."""
+    """Return a stand-in. `arrays` builds the array later, within the same bounds."""
     return _Thing("array", key=True)
 
 
@@ -440,26 +453,32 @@ def _dtype(machine: _Machine, arguments: tuple) -> _Thing:
 
 
 def _tensor(machine: _Machine, arguments: tuple) -> _Thing:
-    """`_rebuild_tensor(storage, offset, size, stride, ...)`, with flags and empty hooks in later versions."""
+    """Check `_rebuild_tensor(storage, offset, size, stride, ...)`, with flags and empty hooks in later versions."""
     if len(arguments) < 4:
         raise Flaw("a tensor that is not described")
+
     storage, offset, size, stride, *rest = arguments
+    # A storage without a type takes the dtype from the last argument
     item_size = 0 if not isinstance(storage, _Thing) or storage.kind != "storage" else storage.item_size
     dtypes = [value.item_size for value in rest if isinstance(value, _Name)]  # of a storage without a type
     rest = [value for value in rest if not isinstance(value, _Name)]
     if not item_size or len(dtypes) > 1 or 0 in dtypes or not _count(offset) or not all(map(_is_nothing, rest)):
         raise Flaw("a tensor that is not described")
+
+    # The storage counts items of its own type, the tensor those of its dtype
     item = dtypes[0] if dtypes else item_size
     machine.take(item * _extent(storage.items * item_size // item, offset, size, stride))
     return _Thing("tensor")
 
 
 def _extent(items: int, offset: int, size: object, stride: object) -> int:
-    """Return the number of elements of a tensor that lies inside of a storage of `items`."""
+    """Return the number of elements of a tensor, which must be inside a storage of `items`."""
     if not isinstance(size, tuple) or not isinstance(stride, tuple) or len(size) != len(stride):
         raise Flaw("a tensor whose shape is not described")
     if len(size) > MOST_AXES or not all(map(_count, size + stride)):
         raise Flaw("a tensor whose shape is not described")
+
+    # The element with the highest index must be in the storage; an empty tensor has none
     number = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if number else offset - 1
     if last >= items:
@@ -468,12 +487,12 @@ def _extent(items: int, offset: int, size: object, stride: object) -> int:
 
 
 def _is_nothing(value: object) -> bool:
-    """Return True for a flag, and for hooks or metadata that are empty."""
+    """Return True for a flag, and for empty hooks or metadata."""
     return value is None or isinstance(value, bool) or (isinstance(value, _Dict) and value.count == 0)
 
 
 def _parameter(machine: _Machine, arguments: tuple) -> _Thing:
-    """`_rebuild_parameter(tensor, requires_grad, hooks)`."""
+    """Check `_rebuild_parameter(tensor, requires_grad, hooks)`."""
     if not arguments or not isinstance(arguments[0], _Thing) or arguments[0].kind != "tensor":
         raise Flaw("a parameter that is no tensor")
     if not all(map(_is_nothing, arguments[1:])):
@@ -501,6 +520,8 @@ def _torch_names() -> dict[str, _Name]:
             "torch._utils._rebuild_parameter": _parameter,
         }
     )
+
+    # Types are values, not functions: only the bytes of an item count
     sizes = {f"torch.{kind}": item_size for kind, item_size in _ITEM_SIZES.items()}
     sizes |= {f"torch.{kind}Storage": item_size for kind, item_size in _STORAGES.items()}
     sizes["torch.storage.UntypedStorage"] = 1
@@ -515,6 +536,7 @@ def _array_names() -> dict[str, _Name]:
         "__builtin__.bytes": _no_bytes,
         "collections.OrderedDict": _ordered,
     }
+    # NumPy 2 moved its core; old files have the old names
     for package in ("numpy.core", "numpy._core"):
         table |= dict.fromkeys(
             (f"{package}.multiarray._reconstruct", f"{package}.multiarray.scalar", f"{package}.numeric._frombuffer"),
