@@ -283,7 +283,7 @@ def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
     """Examine every file, drop those that cannot be read, and turn seconds into frames.
 
     Returns:
-        What the scan found out about the file of each remaining sample, and the rows of samples that are the same video.
+        The scan's result for the file of each remaining sample, and the rows of samples that are the same video.
     """
     by_path, source_of = _examined(exp, found)
     _keep_readable(found, by_path)

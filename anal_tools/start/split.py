@@ -156,7 +156,7 @@ def _of_one_source(videos: Sequence[Video]) -> list[list[int]]:
 
 def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]:
     """Return the groups, with those that share a copy joined to one."""
-    # union-find; a few hundred groups need no path compression
+    # union-find without path compression: copies are few, so chains are short
     parent = {group: group for group in groups}
 
     def root(group: str) -> str:
