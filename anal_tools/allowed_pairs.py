@@ -37,7 +37,7 @@ def read(path: str | os.PathLike[str], names: Sequence[str]) -> frozenset[Pair]:
 
     pairs: set[Pair] = set()
     for number, line in enumerate(lines, start=1):
-        # a `#` inside a name is no comment
+        # A `#` inside a name is no comment
         rule = re.sub(r"(^|\s)#.*", "", line).strip()
         if not rule:
             continue
@@ -73,7 +73,7 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray, allowed: Collection[Pair
 
 
 def _class(text: str, names: Sequence[str], where: str) -> int:
-    # names first: a class may be called "3"
+    # Names first: a class may be called "3"
     if text in names:
         return list(names).index(text)
     if text.isdecimal() and int(text) < len(names):

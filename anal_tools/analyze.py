@@ -48,7 +48,7 @@ class Analysis:
         names: K class names, printable.
         predicted: (N,) classes, -1 for a video that could not be read.
         matrix: (K, K) counts, rows true.
-        videos: (K,) number of videos of each class, with those that could not be read.
+        videos: (K,) number of videos of each class, including those that could not be read.
         allowed: pairs that are no mistake.
     """
 
@@ -112,7 +112,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     files = [write_reference_results(exp, results)]
     doubtful = label_errors.suspects(results.scores, results.labels)
 
-    # texts
+    # Lists as text
     for file, lines in (
         ("top100_errors.txt", error_lines(found)),
         ("top100_videos.txt", video_lines(found)),
@@ -124,7 +124,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     files.append(folder / label_errors.CSV)
     label_errors.write_csv(files[-1], doubtful, results)
 
-    # tables
+    # Tables as CSV
     for file, table in (
         ("confusion_matrix.csv", matrix_table(found)),
         ("per_class.csv", class_table(found)),
@@ -142,7 +142,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
 
 
 def class_names(results: Results) -> list[str]:
-    """Return the K names of all classes, with those that have no video.
+    """Return the names of all K classes, including those without a video.
 
     Raises:
         UserError: there are no videos, or they have several labels.
@@ -169,7 +169,7 @@ def error_lines(found: Analysis) -> list[str]:
             break
         lines.append(
             f"gt:{true}({names[true]})\tpred:{guess}({names[guess]})\tcount:{count}\t"
-            # `err` without a colon: the format has it so
+            # `err` has no colon in this format
             f"prec:{matrix[true, true] / videos[true]:.4f}\terr{count / videos[true]:.4f}\t"
             f"gt_samples:{videos[true]}/{videos.sum()}"
         )
@@ -180,7 +180,7 @@ def worst_videos(found: Analysis, top: int = TOP) -> list[int]:
     """Return the rows of the wrong videos with the highest scores, without allowed pairs and unreadable videos."""
     labels, predicted, scores = found.results.labels, found.predicted, found.results.scores
     wrong = np.flatnonzero((predicted != labels) & (predicted >= 0))
-    # a stable sort keeps equal scores in the order of the list
+    # A stable sort keeps equal scores in the order of the list
     wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")]
     rows = [int(row) for row in wrong if (int(labels[row]), int(predicted[row])) not in found.allowed]
     return rows[:top]
@@ -268,7 +268,7 @@ def summary(found: Analysis, doubtful: int) -> list[str]:
         lines.append(f"{unread} videos could not be read and count as wrong")
 
     recall = found.recall
-    # classes without videos (nan) go last
+    # Classes without videos (nan) go last
     worst = [k for k in np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable")[:5] if recall[k] < 1]
     if worst:
         lines.append("hardest classes:")

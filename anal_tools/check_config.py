@@ -38,7 +38,7 @@ def problems(cfg: Config) -> list[str]:
     if names is not None and names.is_file():
         with _noted(found):
             read_class_names(names, cfg.model.num_class)
-    # the first videos of each list
+    # The first videos of each list
     for split, records in lists.items():
         if Path(records.root).is_dir():
             with _noted(found):

@@ -51,12 +51,12 @@ def removable(exp: Path) -> Iterator[tuple[Path, str]]:
     used = code_in_use(exp)
     for path in inside(exp / "jobs" / "code"):
         is_new = time.time() - path.stat().st_mtime < SUBMITTING
-        # a name with a dot is a copy that is being written
+        # A name with a dot is a copy that is being written
         if path.resolve() not in used and not path.name.startswith(".") and not is_new:
             yield path, "code of jobs that have ended"
 
     summaries = sorted((exp / "results").glob("*.json"), key=os.path.getmtime)
-    # the newest evaluation keeps its logits
+    # The newest evaluation keeps its logits
     for summary in summaries[:-1]:
         path = exp / "results" / summary.stem / LOGITS
         if path.is_file():
@@ -75,14 +75,13 @@ def code_in_use(exp: Path) -> set[Path]:
     for row in rows:
         try:
             alive = schedulers.named(row.get("scheduler", "slurm")).states([row["job"]])
-        # unknown counts as alive: deleting its code would break the job
         except UserError:
+            # Unknown counts as alive: deleting its code would break the job
             alive = {row["job"]: "unknown"}
         if alive:
             used.add(Path(row["code"]).resolve())
 
-    if rows:
-        # `launch requeue` starts the newest job again
+    if rows:  # `launch requeue` starts the newest job again
         used.add(Path(rows[-1]["code"]).resolve())
     return used
 

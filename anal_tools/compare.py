@@ -1,4 +1,4 @@
-"""`python main.py compare EXP EXP...`: test whether an experiment is better than another, in which classes, and why.
+"""`python main.py compare EXP EXP...`: test which experiment is better, in which classes, and list what differs.
 
 Experiments are compared on the videos that both have, matched by path.
 """
@@ -94,7 +94,7 @@ def load(where: str) -> Experiment:
     """
     results = score.load(where)
     whole = results.exp.resolve()
-    # with the parent's name: many experiments are called "start" or "base"
+    # With the parent's name: many experiments are called "start" or "base"
     title = f"{whole.parent.name}/{whole.name}" + ("" if Path(where).is_dir() else f" {results.name}")
     return Experiment(results.exp, shown(title), results)
 
@@ -135,11 +135,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
     """
     total, least = only_a + only_b, min(only_a, only_b)
     term = tail = 1  # binomial coefficients of `total`
-
     for i in range(least):
         term = term * (total - i) // (i + 1)
         tail += term
-
     return min(1.0, 2 * tail / 2**total)
 
 
@@ -247,7 +245,7 @@ def class_csv(experiments: Sequence[Experiment]) -> str:
 
 
 def differences_note(experiments: Sequence[Experiment]) -> list[str]:
-    """Return what a reader of a comparison must know: different lists or protocols."""
+    """Return notes that a reader of a comparison needs: different lists or protocols."""
     notes = []
     summaries = [one.results.summary for one in experiments]
 

@@ -44,7 +44,7 @@ class Recipe:
         """The recipe in one line: number of seeds, mean, spread and interval of top-1."""
         values = self.accuracies
         spread = f", std {values.std(ddof=1):.2f}" if len(values) > 1 else ""
-        # a video counts by the share of runs that have it right, so the interval is over videos and not over runs
+        # A video counts by the share of runs that have it right, so the interval is over videos and not over runs
         low, high = (100 * end for end in scoring.interval(self.right.mean(axis=0)))
         return (
             f"{self.title}: {len(values)} seeds, top-1 mean {values.mean():.2f}{spread} "
@@ -64,7 +64,7 @@ def recipes(experiments: Sequence[Experiment]) -> list[Recipe]:
         config = dict(one.results.summary.get("config", {}))
         if not config:
             raise UserError(f"{one.results.folder}: has no config; evaluate it again to compare seeds")
-        # config and protocol as text: equal texts are one recipe
+        # Config and protocol as text: equal texts are one recipe
         seed = config.pop("seed", 0)
         group = groups.setdefault(json.dumps([config, one.results.protocol], sort_keys=True), [])
         if any(other.results.summary.get("config", {}).get("seed", 0) == seed for other in group):
@@ -78,7 +78,7 @@ def recipes(experiments: Sequence[Experiment]) -> list[Recipe]:
 
 def _recipe(group: Sequence[Experiment]) -> Recipe:
     first = group[0].results
-    # videos that all runs have, as rows of the first
+    # Videos that all runs have, as rows of the first
     rows = np.arange(len(first.ids))
     for one in group[1:]:
         rows = np.intersect1d(rows, scoring.common_rows(first.ids, one.results.ids)[0])

@@ -1,4 +1,4 @@
-"""`python main.py convert SRC --config EXP --out FILE`: make a checkpoint of ours from published weights.
+"""`python main.py convert SRC --config EXP --out FILE`: make one of our checkpoints from published weights.
 
 `eval`, `predict` and `model.pretrained` take the file, and they take foreign files directly, too. Converting reports
 once what fits and keeps the result. Without --config and --out it only reports what the file is and which model it
@@ -62,7 +62,7 @@ def describe(source: Path, family: str) -> str:
     kwargs = ", ".join(f"{key}: {value}" for key, value in options.items() if key not in top)
     lines += [f"        kwargs: {{{kwargs}}}"] if kwargs else []
 
-    # shapes of tensors show neither frames nor sampling
+    # Shapes of tensors show neither frames nor sampling
     unknown = [key for key in top if key not in options]
     lines += [f"no tensor tells: {', '.join([*unknown, 'the number of frames and their sampling'])}"]
     return "\n".join(lines)
@@ -102,7 +102,7 @@ def convert(
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: there is no such folder for --out")
 
-    # build the model of the config
+    # Build the model of the config
     cfg = config.load(exp, overrides or [])
     torch.manual_seed(cfg.seed)  # for a new classifier
     arguments = model_arguments(cfg, pretrained=False)
@@ -115,7 +115,7 @@ def convert(
         model, tensors, source, family=opened.family, classifier=None, accept=accept, needs=opened.needs
     )
 
-    # a Hugging Face folder names its classes: its rows are put into the order of our list
+    # A Hugging Face folder names its classes: put the classifier's rows into the order of our list
     names = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
     labels = opened.folder.labels if opened.folder and not report.fresh else None
     moved = reorder(model, labels, names, source) if labels else ""
@@ -144,7 +144,7 @@ def reorder(model: nn.Module, labels: list[str], names: list[str], source: Path)
     """Put the rows of a classifier into the order of a list's class names; return a line about it, "" if nothing moved.
 
     Raises:
-        UserError: names that do not match one to one, though the file's classes seem to be those of the list.
+        UserError: classes that both have are in another order, and the names do not match one to one.
     """
     from methods.interop import provenance
 

@@ -53,7 +53,7 @@ def summary(exp: Path) -> str:
 
     metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
     best = next((path for path in present(exp, BEST, LATEST) if path.exists()), exp)
-    # the same experiment with TSN, which averages frames
+    # The same experiment with TSN, which averages frames
     order_blind = exp.parent.parent / exp.parent.name.replace("tsm", "tsn")
 
     return "\n".join(

@@ -60,7 +60,7 @@ def sweep(results: Results, clips: Sequence[int] | None = None) -> list[Row]:
     kept = scoring.kept_protocol(results)
     most = kept.spec.num_clips
     counts = sorted({n for n in clips or (1, 2, 3, 4, 5, 7, 10, 15, 20, 30) if 1 <= n <= most} | {most})
-    # fewer crops than were kept: only the centre one is a protocol of its own
+    # Fewer crops than were kept: only the centre one is a protocol of its own
     crops = [n for n in sorted(FAMILIES["plain"]) if n == kept.spec.crops_per_clip or n == 1]
     rows = [score.row([results], views=f"{clip}x{crop}") for crop in crops for clip in counts]
     return sorted(rows, key=lambda row: (row.number, -row.protocol.spec.crops_per_clip))

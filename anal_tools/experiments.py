@@ -94,7 +94,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, str]], list[str]]:
 
 
 def find(folders: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Return (folder, name to show) of each folder with a config.yaml below `folders`, or below exps/ without any."""
+    """Return (folder, name to show) of each folder with a config.yaml below `folders` (default: exps/)."""
     found: dict[Path, str] = {}
     for place in folders or [EXPERIMENTS]:
         if not place.is_dir():
@@ -102,7 +102,7 @@ def find(folders: Sequence[Path]) -> list[tuple[Path, str]]:
         for file in sorted(place.rglob("config.yaml")):
             exp = file.parent
             if not _NOT_HERE & set(exp.relative_to(place).parts):
-                # resolved, so that overlapping folders show an experiment once
+                # Resolved, so that overlapping folders show an experiment once
                 found.setdefault(exp.resolve(), str(exp if folders else exp.relative_to(EXPERIMENTS)))
     return [(exp, found[exp]) for exp in sorted(found)]
 
@@ -153,7 +153,7 @@ def start(pretrained: bool | str) -> str:
     if isinstance(pretrained, bool):
         return "ImageNet" if pretrained else "random"
     path = Path(pretrained)
-    # weights of another experiment: the name of its family
+    # Weights of another experiment: the name of its family
     if path.is_relative_to(EXPERIMENTS):
         return path.relative_to(EXPERIMENTS).parts[0].removesuffix("_exps")
     return path.stem.removesuffix(".pth").removesuffix("_pretrained")
@@ -163,7 +163,7 @@ def cost(cfg: Config) -> tuple[int, int]:
     """Return parameters, and multiply-accumulates of one view (T frames of input_size) in evaluation, with BN."""
     from utils.engine.network import model_arguments
 
-    # as a sorted tuple, because the cache needs hashable arguments
+    # As a sorted tuple, because the cache needs hashable arguments
     arguments = model_arguments(cfg, pretrained=False)
     return _cost(tuple(sorted(arguments.items())), cfg.augmentation.input_size)
 

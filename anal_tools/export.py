@@ -71,7 +71,7 @@ def export(args: argparse.Namespace) -> str:
     from anal_tools.predict.predictor import from_experiment
     from utils.dist import World
 
-    # names are checked twice: loading a model takes long, and the default name needs the model
+    # Names are checked twice: loading a model takes long, and the default name needs the model
     if args.out is not None:
         check_out(args.out, args.to)
     overrides = [*args.set, "common.precision=fp32"]  # whatever it was trained with
@@ -85,7 +85,7 @@ def export(args: argparse.Namespace) -> str:
 
     sources = clips_to_check(args, predictor)
     facts = facts_of(predictor)
-    # the final name appears only after the comparison
+    # The final name appears only after the comparison
     temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
     try:
         with quiet():
@@ -186,7 +186,7 @@ def example(facts: ModelFacts) -> torch.Tensor:
     """Return two clips of seeded noise, (2, C, T, H, W)."""
     import torch
 
-    # two clips: torch.export takes a batch of 1 for a constant
+    # Two clips: torch.export would fix a batch of 1
     return torch.randn(2, *facts["input"][1:], generator=torch.Generator().manual_seed(0))
 
 

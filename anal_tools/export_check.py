@@ -61,11 +61,11 @@ def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source], *, 
 
     spec = ours.spec
     shape = (3, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)  # (B, C, T, H, W)
-    # noise: it needs no files, and a batch of 3 is neither the traced one nor 1
+    # Noise: it needs no files, and a batch of 3 is neither the traced one nor 1
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         rows = [("3 clips of noise", ours.net(noise).numpy(), exported.net(noise).numpy())]
-    # videos: the real range of values
+    # Videos: the real range of values
     if sources:
         pairs = zip(look(ours, sources, World()), look(exported, sources, World()), strict=True)
         good = [(a.logits, b.logits) for a, b in pairs if a.logits is not None and b.logits is not None]

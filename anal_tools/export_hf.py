@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from methods.interop._vit import Facts
 
 TOLERANCE = 1e-5  # of the logits' largest magnitude, at least 1
-# why logits may differ although the weights are equal, by family
+# Why logits may differ although the weights are equal, by family
 _EPSILONS = {
     "videomae": "transformers' norm behind the mean has head_eps: 1e-5",
     "vjepa2": "transformers' pooler has the epsilon of the encoder, head_eps equal to eps",
 }
-# class of a network: family, where model.type names another method
+# Class of a network: family, where model.type names another method
 _KINDS = {"VideoMAE": "videomae", "VJEPA2": "vjepa2"}
 _PROCESSORS = {"videomae": "VideoMAEImageProcessor", "vjepa2": "VJEPA2VideoProcessor"}
 
@@ -67,12 +67,12 @@ def export(args: argparse.Namespace) -> str:
     if os.path.lexists(out):
         raise UserError(f"{out} exists; remove it or name another folder")
 
-    # the final name appears only after the check
+    # The final name appears only after the check
     temporary = out.with_name(f"{out.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        # network
+        # The network: weights and config.json
         carried, extra = carried_tensors(args.predictor, predictor, kind)
         facts = facts_of(net, predictor)
         try:
@@ -83,7 +83,7 @@ def export(args: argparse.Namespace) -> str:
         except KeyError as error:
             raise UserError(f"export --to hf: transformers' {kind} has no tensor {error.args[0]}") from error
 
-        # what transformers' users need beside it
+        # Check it, and add what transformers' users need beside it
         lines = check(net, temporary, predictor, args, kind)
         (temporary / "preprocessor_config.json").write_text(
             json.dumps(preprocessor(kind, predictor), indent=2) + "\n", encoding="utf-8"
@@ -113,7 +113,7 @@ def facts_of(net: nn.Module, predictor: Predictor) -> Facts:
     from methods.interop import _vit
 
     state = net.state_dict()
-    # options that no tensor shows: modules keep them for this purpose
+    # Options that no tensor shows: modules keep them for this purpose
     options: dict[str, str] = {}
     for module in net.modules():
         options |= getattr(module, "weight_options", {})
@@ -153,7 +153,7 @@ def carried_tensors(named: Path | None, predictor: Predictor, kind: str) -> tupl
     except UserError:
         if named:
             raise
-        return {}, {}  # a checkpoint of ours, which has no predictor
+        return {}, {}  # our own checkpoint, which has no predictor
 
     family = importlib.import_module(f"methods.interop.{opened.family}")
     carried = interop.converted(opened.tensors, family, path).carried
@@ -177,14 +177,14 @@ def check(net: nn.Module, folder: Path, predictor: Predictor, args: argparse.Nam
 
     import methods
 
-    # weights
+    # Compare weights
     again = plain(methods.from_pretrained(folder))
     other = again.state_dict()
     differing = [name for name, tensor in net.state_dict().items() if not torch.equal(tensor, other[name])]
     assert not differing, f"not written as they are: {differing[:4]}"
     lines = [f"{len(other)} tensors read back, bit-equal"]
 
-    # logits
+    # Compare logits
     ours, theirs = (dataclasses.replace(predictor, net=one) for one in (net, again))
     try:
         return lines + compare(ours, theirs, clips_to_check(args, predictor), tolerance=TOLERANCE)

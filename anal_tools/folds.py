@@ -156,7 +156,7 @@ def table(found: dict[str, Results], pooled: Results | None) -> list[str]:
 
     if pooled is None:
         return columns(rows)
-    # every video counts once: with folds of different sizes this is not the mean above
+    # Every video counts once: with folds of different sizes this is not the mean above
     rows.append(["all", str(len(pooled.ids)), *(f"{pooled.numbers[metric.name]:.2f}" for metric in shown_here)])
     low, high = (100 * end for end in scoring.interval(pooled.videos.right()))
     unread = f", {int(pooled.failed.sum())} of them could not be read" if pooled.failed.any() else ""

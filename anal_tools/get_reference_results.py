@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         code = evaluate.main([str(args.exp), *(["--name", args.name] if args.name else [])])
         if code:
             return code
-    # an evaluation may run on several ranks; one of them writes
+    # An evaluation may run on several ranks; one of them writes
     if faults.rank_from_environment() == 0:
         print(shown(str(write_reference_results(args.exp, Results.load(args.exp, args.name)))))
     return 0
@@ -58,8 +58,7 @@ def write_reference_results(exp: Path, results: Results) -> Path:
 def highest_logits(results: Results) -> np.ndarray:
     """Return the highest of the logits' mean over the views, (N,) float64; the views may not all fit into memory."""
     logits = results.logits  # (N, V, K)
-    # a block at a time from the memory map
-    # (N, V, K) -> (N, K) -> (N,)
+    # A block at a time from the memory map: (N, V, K) -> (N, K) -> (N,)
     blocks = [
         np.asarray(logits[start : start + _BLOCK]).mean(axis=1, dtype=np.float64).max(axis=1)
         for start in range(0, len(logits), _BLOCK)

@@ -1,4 +1,4 @@
-"""Read from its files what a run in an experiment folder has done so far. Needs neither torch nor numpy."""
+"""Read the history of a run from the files in its experiment folder. Needs neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from utils import files, log, run_lock
 from utils.faults import UserError, kind_of_file
 
-# Curve that decides which checkpoint is the best: its name
+# Curve that decides which checkpoint is the best: name of its metric
 CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}
 # Lines of the log
 _RECORD = re.compile(r"\[(\d{4}-\d\d-\d\dT[^\]]+)\] (.*)")
@@ -46,7 +46,7 @@ class History:
 
     Attributes:
         state: new, running, finished, stopped (saved, the same command continues), failed, or ended (killed).
-        step, last: number of finished iterations, and of all; None: the log does not say.
+        step, last: number of finished iterations, and the total; None: the log does not say.
         best, criterion: best validation so far in per cent, and its metric: Prec@1 or mAP.
         updated: UTC time of the last line of the log.
         gpu_hours, rank_hours: hours of all ranks by the times of the log; the first counts GPUs only, and is None where
@@ -87,12 +87,12 @@ def read(exp: Path) -> History:
     for time, text in records(exp / "log.txt"):
         _take(found, parts, spent, time, text)
 
-    # the log knows no crash, so the lock decides first
+    # The log knows no crash, so the lock decides first
     found.state = _state(exp, found)
     found.restarts = max(0, len(parts) - 1)
 
     found.rank_hours = round(sum(part.hours for part in parts), 4)
-    # of a log without a `device` line the GPUs cannot be known
+    # Of a log without a `device` line the GPUs cannot be known
     known = all(part.device != "?" for part in parts)
     on_gpus = sum(part.hours for part in parts if part.device.startswith("cuda"))
     found.gpu_hours = round(on_gpus, 4) if known else None
@@ -115,7 +115,7 @@ def records(file: Path) -> list[tuple[datetime, str]]:
     with contextlib.suppress(OSError):
         for line in file.read_text("utf-8", errors="replace").splitlines():
             match = _RECORD.fullmatch(line)
-            # half a line at the end is what a killed process leaves
+            # Half a line at the end is what a killed process leaves
             if match:
                 with contextlib.suppress(ValueError):
                     found.append((datetime.fromisoformat(match[1]), match[2]))
@@ -132,7 +132,7 @@ def _take(found: History, parts: list[Part], spent: list[float], time: datetime,
     part = parts[-1]
     part.ended = time
 
-    # facts of the process, and events
+    # Facts of the process, and events
     ranks = _RANKS.match(text)
     if ranks:
         part.ranks = int(ranks[1])
@@ -143,7 +143,7 @@ def _take(found: History, parts: list[Part], spent: list[float], time: datetime,
     elif text.startswith("fp16: "):
         found.skipped += int(text.split()[1])
 
-    # progress
+    # Progress
     progress, end = _PROGRESS.match(text), _END.match(text)
     if end:
         found.step = int(end[1] or end[2])
@@ -151,7 +151,7 @@ def _take(found: History, parts: list[Part], spent: list[float], time: datetime,
         return
 
     step, found.last = int(progress[1]), int(progress[2])
-    # the averages of a line cover the iterations since the line before
+    # The averages of a line cover the iterations since the line before
     steps = step - (found.step or 0)
     seconds, waited = (float(progress[number]) for number in (3, 4))
     if steps > 0 and math.isfinite(seconds + waited):
@@ -171,7 +171,7 @@ def _state(exp: Path, found: History) -> str:
         for start, state in _ENDS.items():
             if text.startswith(start):
                 return state
-        # these may follow the line that ends a run
+        # These may follow the line that ends a run
         if not text.startswith(("loggers: ", "WARNING")):
             break
     return "ended" if found.lines else "new"
@@ -241,7 +241,7 @@ def in_words(found: History) -> list[str]:
     if found.evaluation is not None:
         metrics = found.evaluation["metrics"]
         assert isinstance(metrics, dict), "as `evaluation` makes it"
-        # multi-label results have no top-1
+        # Multi-label results have no top-1
         value = metrics.get("mean_average_precision", metrics.get("top1"))
         last = f"{value:.2f} ({found.evaluation['protocol']})" if value is not None else str(found.evaluation["name"])
 

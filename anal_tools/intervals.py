@@ -46,16 +46,16 @@ def _of(videos: Videos, metric: Metric) -> tuple[float, float]:
         right = videos.right(_RANK[metric.name])
         if right.all() or not right.any():
             return wilson(int(right.sum()), count)
-    # top-k has a fast form, shared with `score`
+    # Top-k has a fast form, shared with `score`
     if metric.name in ("top1", "top5"):
         low, high = (100 * end for end in interval(right))
         return low, high
 
-    # all others: draw rows, and compute the metric of each draw
+    # All others: draw rows, and compute the metric of each draw
     short = _SHORT.get(metric.name)
     resamples = FEWER if short is None and videos.scores.size > LARGE else RESAMPLES
     draw = short(videos) if short else _any(videos, metric)
-    # the same seed for each metric, so that all see the same draws
+    # The same seed for each metric, so that all see the same draws
     generator = np.random.Generator(np.random.Philox(0))
     values = np.array([draw(generator.integers(0, count, count)) for _ in range(resamples)])
     low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
@@ -75,7 +75,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def _any(videos: Videos, metric: Metric) -> Draw:
-    """Return a draw that computes the metric itself, from the scores of the drawn videos."""
+    """Return a function that computes the metric itself from the scores of the drawn videos."""
 
     def draw(rows: np.ndarray) -> float:
         parts = {
@@ -88,7 +88,7 @@ def _any(videos: Videos, metric: Metric) -> Draw:
 
 
 def _mean_class(videos: Videos) -> Draw:
-    """Return a draw of `metrics.mean_class_accuracy` that needs only label and prediction of each video."""
+    """Return a function like `metrics.mean_class_accuracy` that needs only label and prediction of each video."""
     classes = videos.scores.shape[1]
     labels, predicted = np.asarray(videos.labels, np.int64), videos.predicted
     right = (labels == predicted).astype(np.float64)
@@ -97,7 +97,7 @@ def _mean_class(videos: Videos) -> Draw:
         own, guesses = labels[rows], predicted[rows]
         count = np.bincount(own, minlength=classes)
         found = np.bincount(own, weights=right[rows], minlength=classes)
-        # a class counts if it has videos or predictions, as in `metrics`
+        # A class counts if it has videos or predictions, as in `metrics`
         seen = (count > 0) | (np.bincount(guesses[guesses >= 0], minlength=classes) > 0)
         return 100 * float((found[seen] / np.maximum(count[seen], 1)).mean()) if seen.any() else 0.0
 
@@ -105,13 +105,13 @@ def _mean_class(videos: Videos) -> Draw:
 
 
 def _calibration(videos: Videos, bins: int = 15) -> Draw:
-    """Return a draw of `metrics.calibration_error` that needs only bin and gap of each video."""
+    """Return a function like `metrics.calibration_error` that needs only bin and gap of each video."""
     read = np.flatnonzero(videos.predicted >= 0)
     confidence = np.asarray(videos.scores, np.float64)[read, videos.predicted[read]]
-    # unreadable videos go into one more bin, which is not counted
+    # Unreadable videos go into one more bin, which is not counted
     gaps, place = np.zeros(len(videos.labels)), np.full(len(videos.labels), bins)
     gaps[read] = (videos.predicted[read] == videos.labels[read]) - confidence
-    # bins are open below and closed above, so 1.0 belongs to the last one
+    # Bins are open below and closed above, so 1.0 belongs to the last one
     place[read] = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
     def draw(rows: np.ndarray) -> float:

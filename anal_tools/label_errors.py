@@ -80,7 +80,7 @@ def write_csv(path: Path, found: Sequence[Suspect], results: Results) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
 
-    # a list may hold a path several times, with other parts or labels
+    # A list may hold a path several times, with other parts or labels
     seen: Counter[str] = Counter()
     entries = []  # which of the records with the same path each row is, from 1
     for name in results.ids:

@@ -80,7 +80,6 @@ def _front(initial: Mapping[str, str], kind: str) -> Iterator[str]:
     yield "---"
     yield "library_name: transformers"
     yield "pipeline_tag: video-classification"
-    # any other licence does not bind weights that were trained further
     if provenance.is_non_commercial(licence):
         yield f"license: {licence}"
     yield "tags:"
@@ -94,7 +93,7 @@ def _evaluations(results: Path, weights_hash: str) -> list[str]:
     """Return a table of the evaluations of exactly these weights."""
     rows = []
     for name in Results.names(results.parent):
-        # results that cannot be read are no reason to stop an export
+        # Results that cannot be read are no reason to stop an export
         with contextlib.suppress(UserError):
             found = Results.load(results.parent, name)
             if found.summary.get("weights_hash") == weights_hash:
@@ -110,7 +109,6 @@ def _evaluations(results: Path, weights_hash: str) -> list[str]:
 
 
 def _row(name: str, found: Results) -> str:
-
     videos: metrics.Videos = found.videos
     cells = [name, f"{Path(found.summary.get('list', '')).name} ({found.summary.get('list_hash', '')[:12]})"]
     cells.append(str(found.protocol["text"]))
@@ -129,7 +127,7 @@ def _shown(tree: Mapping[str, object], pretrained: bool | str) -> dict[str, obje
         for key, value in tree.items()
         if key not in _NOT_SHOWN
     }
-    # of the initial weights the name only, without the path
+    # Of the initial weights the name only, without the path
     return found | (
         {"pretrained": Path(pretrained).name} if "pretrained" in found and isinstance(pretrained, str) else {}
     )

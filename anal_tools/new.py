@@ -81,7 +81,7 @@ def make(path: Path, source: Path, values: Mapping[str, str] | None = None) -> P
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
 
     after = config.load(folder)
-    # relative paths start from the folder of the config, so a copy may mean other files
+    # Relative paths start from the folder of the config, so a copy may mean other files
     for key in ("train_source", "train_root", "val_source", "val_root"):
         if not values and getattr(before, key) != getattr(after, key):
             print(f"note: {key} was beside the old config; write its full path, {getattr(before, key)}")
@@ -113,7 +113,7 @@ def script(verb: str, folder: Path) -> str:
     Inside the repository the path to `launch/exp.sh` is relative, so that a clone can be anywhere. A folder elsewhere
     gets the absolute path of this repository.
     """
-    # the folder of the script itself, also through a link
+    # The folder of the script itself, also through a link
     here = '"$(dirname -- "$(readlink -f -- "$0")")"'
     inside = folder.resolve().is_relative_to(ROOT)
     if inside:

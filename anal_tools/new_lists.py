@@ -34,7 +34,7 @@ def values_of(lists: Path, root: Path) -> dict[str, str]:
     val = train.with_name(train.name.replace("train.txt", "val.txt"))
 
     records = [Records.load(file, root, num_class=None) for file in (train, val)]
-    # the first video that exists shows the reader, and that the root is right
+    # The first video that exists shows the reader, and that the root is right
     path = next(
         (one.full_path(i) for one in records for i in range(len(one)) if os.path.exists(one.full_path(i))), None
     )
@@ -42,7 +42,7 @@ def values_of(lists: Path, root: Path) -> dict[str, str]:
         raise UserError(f"--root {root}: holds none of the videos of {train}, for example {records[0].full_path(0)}")
 
     names = lists / CLASS_FILE
-    # a class without videos counts if classInd.txt names it
+    # A class without videos counts if classInd.txt names it
     highest = 1 + max(int(one.labels.max()) for one in records)
     lines = (
         sum(bool(line.strip()) for line in names.read_text("utf-8", "replace").splitlines()) if names.is_file() else 0
@@ -55,7 +55,7 @@ def values_of(lists: Path, root: Path) -> dict[str, str]:
     paths = {"train_root": root, "train_source": train, "val_root": root, "val_source": val}
     paths |= {"data.class_names": names} if names.is_file() else {}
     found |= {key: json.dumps(os.path.abspath(path), ensure_ascii=False) for key, path in paths.items()}
-    # of the source's data: they would describe other videos
+    # The source's values describe other videos
     found["data.facts"] = "null"
     found["data.folds"] = "lists" if train == first else "null"
     return found | ({} if names.is_file() else {"data.class_names": "null"})
@@ -72,24 +72,24 @@ def fill(file: Path, values: Mapping[str, str]) -> None:
 
     before = file.read_text(encoding="utf-8")
     defaults = {"null"}
-    # line by line, which keeps the comments
+    # Line by line, which keeps the comments
     text = before.split("\n")
     lines = yaml_lines.read(file).lines
     for key, value in values.items():
         keys = ("common", *key.split("."))
         if keys in lines:
-            # key, value (quoted, or up to a comment), comment
+            # Key, value (quoted, or up to a comment), comment
             text[lines[keys] - 1] = re.sub(
                 rf"^(\s*{keys[-1]}:\s*)(\"[^\"]*\"|'[^']*'|[^#]*?)(\s+#.*)?$",
                 lambda match, value=value: f"{match[1]}{value}{match[3] or ''}",
                 text[lines[keys] - 1],
             )
         elif keys[:-1] in lines and value not in defaults:
-            # the section exists without the key: add it as the first one
+            # The section exists without the key: add it as the first one
             indent = " " * 4 * (len(keys) - 1)
             text[lines[keys[:-1]] - 1] += f"\n{indent}{keys[-1]}: {value}"
 
-    # does the file now mean what it should? If not, write the resolved config without comments
+    # Check what the file means now; if it is wrong, write the resolved config, which has no comments
     file.write_text("\n".join(text), encoding="utf-8")
     try:
         if config.to_dict(config.load(file)) == config.to_dict(wanted):

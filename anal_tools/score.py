@@ -141,7 +141,7 @@ def row(
     if average is not None and average not in protocols.AVERAGES:
         raise UserError(f"--average {average}: give one of {', '.join(protocols.AVERAGES)}")
 
-    # scores of each model, from the views that it has
+    # Scores of each model, from the views that it has
     parts, notes, number = [], [], 0
     for model in models:
         kept = scoring.kept_protocol(model)
@@ -156,7 +156,7 @@ def row(
         number += len(chosen.views)
         notes += [chosen.note] if chosen.note and chosen.note not in notes else []
 
-    # fuse them on the videos of the first model
+    # Fuse them on the videos of the first model
     chosen, scores = parts[0]
     first = models[0]
     if len(models) > 1:

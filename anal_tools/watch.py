@@ -49,7 +49,6 @@ def main(argv: Sequence[str]) -> int:
     with terminal():
         while True:
             size = shutil.get_terminal_size()
-            # 0 by 0 is a terminal that does not know its size, in Python 3.10
             width, height = size.columns or 80, size.lines or 24  # a terminal that does not know: 0 in Python 3.10
             lines = page(args.exp, width, height - 1)
             sys.stdout.write(_HOME + "".join(f"{line}{_REST}\r\n" for line in lines) + _END)
@@ -63,7 +62,7 @@ def page(exp: Path, width: int, height: int) -> list[str]:
     run, curves = history.read(exp), history.curves(exp)
     lines = [f"{exp}  {run.state}" + (f", last line {run.updated[:19].replace('T', ' ')} UTC" if run.updated else "")]
 
-    # progress
+    # Progress
     if run.step is not None and run.last:
         done = run.step / run.last
         room = max(10, min(50, width - 50))
@@ -85,7 +84,7 @@ def page(exp: Path, width: int, height: int) -> list[str]:
     gpus = gpu_use() if run.state == "running" else []
     lines += ["", *gpus] if gpus else []
 
-    # the last lines of the log fill the rest; `config:` lines are too long
+    # The last lines of the log fill the rest; `config:` lines are too long
     rest = max(3, height - len(lines) - 2)
     last = [line for line in run.lines if not line.startswith("config: ")]
     lines += ["", *last[-rest:]]
@@ -114,7 +113,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
     low, high = min(means), max(means)
     span = (high - low) or 1.0
-    # the lowest value has a bar, too: a blank would look like no value
+    # The lowest value has a bar, too: a blank would look like no value
     return "".join(_BARS[1 + min(7, int(8 * (value - low) / span))] for value in means)
 
 
@@ -164,10 +163,9 @@ def pressed_q(seconds: float) -> bool:
     """Wait; return True as soon as q is pressed or the input ends."""
     if not sys.stdin.isatty():
         time.sleep(seconds)
-
         return False
-    end = time.monotonic() + seconds
 
+    end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         ready, _, _ = select.select([sys.stdin], [], [], left)
         if ready and sys.stdin.read(1) in ("q", "Q", ""):

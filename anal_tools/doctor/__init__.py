@@ -1,4 +1,4 @@
-"""`python main.py doctor [EXP]`: what on this machine, or in this experiment, would stop or slow a run.
+"""`python main.py doctor [EXP]`: find what would stop or slow a run, on this machine or in this experiment.
 
 Each check is a small function that takes a `Subject` and yields one `Finding` per result: ok, warning or error. A
 warning and an error also say what to do. Something that is absent and that nothing asks for is `ok (none)`.
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"{args.exp}: there is no such experiment folder; `main.py list` shows all")
 
     began, found = time.monotonic(), []
-    # print each line as it comes: some checks take seconds
+    # Print each line as it comes: some checks take seconds
     for name, finding in look(Subject(args.exp, tuple(args.set)), CHECKS):
         found.append({"check": name, **asdict(finding)})
         if not args.json:
@@ -121,7 +121,7 @@ def look(
     """
     end = time.monotonic() + seconds
     for name, check in checks.items():
-        # a slow check shortens those after it, so that the doctor ends in time as a whole
+        # A slow check shortens those after it, so that the doctor ends in time as a whole
         left = min(LONGEST.get(name, 5.0), end - time.monotonic())
         if left < 0.2:
             yield name, warning(f"not looked at: {seconds:.0f} s are over", "run it again on a quieter machine")
@@ -129,17 +129,17 @@ def look(
 
         subject.deadline = time.monotonic() + left
         found: list[Finding] = []
-        # a daemon: a thread that hangs in a system call must not keep the process alive
+        # A daemon: a thread that hangs in a system call must not keep the process alive
         thread = threading.Thread(target=_collect, args=(check, subject, found), daemon=True)
         thread.start()
         thread.join(left)
-        # a copy: an abandoned thread may still append
+        # A copy: an abandoned thread may still append
         yield from ((name, finding) for finding in list(found))
         if thread.is_alive():
             yield name, warning(f"no answer within {left:.0f} s", ADVICE.get(name, "a busy machine, or a stalled disk"))
 
 
-# likely causes when a check does not answer in time
+# Likely causes when a check does not answer in time
 ADVICE = {
     "slurm": "SLURM's controller is slow or down: ask the administrator",
     "readers": "a step takes long here, so readers are no limit; `main.py benchmark data EXP` measures in full",

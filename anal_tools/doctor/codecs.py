@@ -34,7 +34,7 @@ def codecs(subject: Subject, table: Mapping[str, tuple[str, tuple[str, ...]]] = 
     from av.error import FFmpegError
 
     good, untried = [], []
-    # a missing H.264 decoder is an error: most datasets need it
+    # A missing H.264 decoder is an error: most datasets need it
     for title, (decoder, encoders) in table.items():
         if decoder not in av.codecs_available:
             text = f"this PyAV {av.__version__} does not decode {title}: such videos count as unreadable"
@@ -45,7 +45,7 @@ def codecs(subject: Subject, table: Mapping[str, tuple[str, tuple[str, ...]]] = 
         if encoder is None:
             untried.append(title)
             continue
-        # encode and decode in memory: the test needs no sample files
+        # Encode and decode in memory: the test needs no sample files
         given = frames()
         try:
             psnr = quality(given, decoded(encoded(given, encoder), decoder))
@@ -67,7 +67,7 @@ def codecs(subject: Subject, table: Mapping[str, tuple[str, tuple[str, ...]]] = 
 def frames() -> list[NDArray[np.uint8]]:
     """Return a test clip that shows a moving gradient, a list of (H, W, C) images."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
-    # each channel differs, so that swapped channels or planes lower the PSNR
+    # Each channel differs, so that swapped channels or planes lower the PSNR
     return [np.stack([(x + 4 * n) % 256, y + 2 * n, x // 2 + y // 2], axis=-1).astype(np.uint8) for n in range(FRAMES)]
 
 
@@ -87,7 +87,7 @@ def encoded(images: list[NDArray[np.uint8]], encoder: str) -> bytes:
             stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
             for image in images:
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            # flush: encoders hold frames back
+            # Flush: encoders hold frames back
             output.mux(stream.encode(None))
     finally:
         os.sched_setscheduler(0, policy, priority)  # libsvtav1 takes real-time priority and keeps it
@@ -105,7 +105,7 @@ def decoded(data: bytes, decoder: str) -> list[NDArray[np.uint8]]:
     with av.open(io.BytesIO(data)) as container:
         found = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         family = container.streams.video[0].codec_context.codec.canonical_name
-    # the canonical name is that of the codec: libdav1d counts as av1
+    # The canonical name is that of the codec: libdav1d counts as av1
     if family != decoder:
         raise ValueError(f"a {family} decoder was chosen")
     return found
@@ -120,6 +120,6 @@ def quality(given: list[NDArray[np.uint8]], found: list[NDArray[np.uint8]]) -> f
     if len(given) != len(found):
         raise ValueError(f"{len(found)} of {len(given)} frames")
 
-    # the floor avoids a division by zero for lossless clips
+    # The floor avoids a division by zero for lossless clips
     error = np.mean((np.stack(given).astype(float) - np.stack(found)) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-9)))

@@ -53,7 +53,7 @@ def files(subject: Subject) -> Iterator[Finding]:
             except UserError:
                 continue  # `problems` has reported it
 
-    # the same video in both lists makes the validation useless
+    # The same video in both lists makes the validation useless
     if len(subject.lists) == 2:
         for text in first_look.both_lists(*subject.lists.values()):
             yield warning(text.removeprefix("WARNING: "), "split the videos again: `main.py lists`")
@@ -71,7 +71,6 @@ def classes(subject: Subject) -> Iterator[Finding]:
     complete = True
     for split, records in subject.lists.items():
         none = missing(records, subject.cfg.model.num_class)
-        # classes that no training video shows cannot be learned
         if none:
             complete = False
             what = listed(
@@ -88,7 +87,7 @@ def missing(records: Records, count: int) -> list[str]:
     """Return the numbers of the classes without a video."""
     import numpy as np
 
-    # multi-label lists have `targets`, (N, K) of 0 and 1, in place of one label per video
+    # Multi-label lists have `targets`, (N, K) of 0 and 1, in place of one label per video
     targets = records.targets
     present = np.unique(records.labels) if targets is None else np.flatnonzero(targets.any(axis=0))
     return [str(label) for label in sorted(set(range(count)) - set(present.tolist()))]
@@ -130,12 +129,12 @@ def memory(subject: Subject) -> Iterator[Finding]:
         free, where = free_memory(), "this machine"
 
     text = f"a step takes about {size(total)} ({size(clip)} a clip), {where} has {size(free)} free"
-    # a tenth stays free for kernels' workspaces and fragmentation
+    # A tenth stays free for kernels' workspaces and fragmentation
     if total > 0.9 * free:
         fits = max(0, int((0.9 * free - fixed) / clip))
         advice = f"set common.batch_size to {fits}" if fits else "choose a smaller model or fewer frames"
         advice += ", or precision: bf16" if cfg.precision == "fp32" else ""
-        # the estimate is rough: only a large excess is an error
+        # The estimate is rough: only a large excess is an error
         yield (bad if total > 1.3 * free else warning)(text, advice)
     else:
         yield ok(text)
@@ -154,7 +153,7 @@ def needed(cfg: Config) -> tuple[float, float]:
 
     with torch.device("meta"):
         net = methods.build(**model_arguments(cfg, pretrained=False)).train()
-    # weights are counted once, below; views share a storage, hence storages as keys
+    # Weights are counted once, below; views share a storage, hence storages as keys
     own = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
     kept: dict[int, int] = {}
 
@@ -169,12 +168,12 @@ def needed(cfg: Config) -> tuple[float, float]:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         answer = net(clips)  # noqa: F841  it holds the graph, and the graph the storages
 
-    # half the bytes under autocast; double precision takes twice as many
+    # Half the bytes under autocast; double precision takes twice as many
     half = {"fp32": 1.0, "fp64": 2.0}.get(cfg.precision, 0.5)
-    # weights, gradients, momentum, and perhaps the moving average
+    # Weights, gradients, momentum, and perhaps the moving average
     copies = 4 if cfg.ema else 3
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    # the clips above were two
+    # The clips above were two
     return 4.0 * copies * parameters, half * sum(kept.values()) / 2
 
 
@@ -216,7 +215,7 @@ def feed(subject: Subject) -> Iterator[Finding]:
         yield ok(NONE)
         return
 
-    # supply: what the readers deliver
+    # Supply: what the readers deliver
     given, bad_clips, asked = reading_rate(subject)
     if given == 0:
         yield bad(f"none of {asked} training clips could be read", "`main.py scan` names what is wrong with each file")
@@ -225,7 +224,7 @@ def feed(subject: Subject) -> Iterator[Finding]:
         text = f"{bad_clips} of {asked} training clips could not be read"
         yield warning(text, "`main.py scan` names what is wrong with each file")
 
-    # demand: the log of an earlier run is better than a measurement of one step
+    # Demand: the log of an earlier run is better than a measurement of one step
     taken = logged_rate(subject.exp, subject.cfg.batch_size) if subject.exp else None
     source = "its log says" if taken else "measured"
     taken = taken or compute_rate(subject)
@@ -234,7 +233,7 @@ def feed(subject: Subject) -> Iterator[Finding]:
     if given < taken:
         processes = max(1, subject.cfg.workers)
         more = (
-            # half a reader more than the ratio, so that the result is rounded up
+            # Half a reader more than the ratio, so that the result is rounded up
             f"set common.workers to {min(cores(), round(processes * taken / given + 0.5))}, "
             if processes < cores()
             else ""
@@ -264,7 +263,7 @@ def reading_rate(subject: Subject) -> tuple[float, int, int]:
     finally:
         bench.close()
 
-    # one reader was measured: more scale it, until the cores are used up
+    # One reader was measured: more scale it, until the cores are used up
     processes = max(1, subject.cfg.workers)
     rate = min(processes * good / wall, cores() * good / max(busy, 1e-9))
     return rate, sum(not answer.ok for answer in answers), len(answers)
@@ -290,7 +289,7 @@ def compute_rate(subject: Subject) -> float:
     cfg = subject.cfg
     assert cfg is not None, "the caller has looked"
     on_gpu = torch.cuda.is_available()
-    # compilation would take longer than the whole check
+    # Compilation would take longer than the whole check
     cfg = cfg.model_copy(update={"compile": False, "batch_size": cfg.batch_size if on_gpu else min(2, cfg.batch_size)})
     step = Step(cfg, dist.World(device=torch.device("cuda", 0) if on_gpu else torch.device("cpu")), plain=False)
     if on_gpu:

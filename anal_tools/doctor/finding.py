@@ -70,7 +70,7 @@ def cores() -> int:
 
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota()
-    # at least one, for a quota may be a fraction of a core
+    # At least one, for a quota may be a fraction of a core
     return allowed if quota is None else max(1, min(allowed, round(quota)))
 
 

@@ -24,7 +24,7 @@ def python(subject: Subject, project: Path = ROOT / "pyproject.toml") -> Iterato
     """Check the version of Python and of every package that `pyproject.toml` requires."""
     from packaging.requirements import Requirement
 
-    # regular expressions, because Python 3.10 has no tomllib
+    # Regular expressions, because Python 3.10 has no tomllib
     text = project.read_text("utf-8")
     least = tuple(map(int, re.findall(r'requires-python = ">=(\d+)\.(\d+)"', text)[0]))
     here = f"Python {sys.version.split()[0]}"
@@ -51,7 +51,7 @@ def threads(subject: Subject) -> Iterator[Finding]:
     import torch
 
     quota, own = cpu_quota(), torch.get_num_threads()
-    # a container sees all cores of its host, and libraries start a thread for each
+    # A container sees all cores of its host, and libraries start a thread for each
     if quota is not None and quota + 0.5 < len(os.sched_getaffinity(0)):
         allowed = len(os.sched_getaffinity(0))
         text = f"this container may use {quota:g} of the {allowed} cores that it sees"
@@ -63,8 +63,8 @@ def threads(subject: Subject) -> Iterator[Finding]:
         count = max(own, int(asked) if asked.isdecimal() else 0)
         text = f"{count} threads on {cores()} cores wait for one another"
         yield warning(text, f"export OMP_NUM_THREADS={cores()} or fewer")
-    # other processes keep some threads of a step waiting
     elif load > 1.5 * cores() and own > 1:
+        # Other processes keep some threads of a step waiting
         text = f"load {load:.1f} on {cores()} cores: a step waits for the slowest of its {own} threads"
         yield warning(text, "export OMP_NUM_THREADS=1 (on 2 cores at load 15 a step took 1.5 s with it, 8 s without)")
     else:
@@ -82,7 +82,7 @@ def limits(subject: Subject) -> Iterator[Finding]:
         value = resource.getrlimit(kind)[0]
         return float("inf") if value == resource.RLIM_INFINITY else value
 
-    # allow 32 descriptors for each reader: pipes, memfds and open videos
+    # Allow 32 descriptors for each reader: pipes, memfds and open videos
     needed = OPEN_FILES + (32 * subject.cfg.workers if subject.cfg else 0)
     found = []
 
@@ -94,13 +94,13 @@ def limits(subject: Subject) -> Iterator[Finding]:
     if largest < float("inf"):
         text = f"no file may be larger than {size(largest)}: a larger checkpoint ends the run"
         found.append((bad if largest < 1e9 else warning)(text, "ulimit -f unlimited"))
-    # address space: CUDA maps far more than it uses
+    # Address space: CUDA maps far more than it uses
     space = soft(resource.RLIMIT_AS)
     if space < float("inf"):
         found.append(
             warning(f"a process may address {size(space)} only, and CUDA reserves more", "ulimit -v unlimited")
         )
-    # threads count as processes
+    # Threads count as processes
     processes, wanted = soft(resource.RLIMIT_NPROC), 64 + 8 * cores()
     if processes < float("inf") and processes - _own_tasks() < wanted:
         text = f"{processes:.0f} processes and threads of this user may run, {_own_tasks()} do"
@@ -137,7 +137,7 @@ def shared_memory(subject: Subject, folder: Path = Path("/dev/shm")) -> Iterator
 
 def clock(subject: Subject, code: Path = ROOT / "main.py") -> Iterator[Finding]:
     """Compare this machine's clock with the file system's: locks and heartbeats rely on both."""
-    # the experiment's disk may belong to a file server with its own clock
+    # The experiment's disk may belong to a file server with its own clock
     folder = subject.exp if subject.exp is not None and os.access(subject.exp, os.W_OK) else None
     with tempfile.TemporaryFile(dir=folder) as file:
         before = time.time()

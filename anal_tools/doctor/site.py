@@ -40,7 +40,7 @@ def slurm(subject: Subject) -> Iterator[Finding]:
             yield ok(NONE)
         return
 
-    # partition, availability, CPUs, generic resources (GPUs)
+    # Partition, availability, CPUs, generic resources (GPUs)
     done = schedulers.run("sinfo", "--noheader", "--format", "%R|%a|%c|%G")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -49,7 +49,7 @@ def slurm(subject: Subject) -> Iterator[Finding]:
         )
         return
 
-    # pad rows that lack columns
+    # Pad rows that lack columns
     rows = [(line.split("|") + [""] * 3)[:4] for line in done.stdout.splitlines() if line.strip()]
     yield ok(f"partitions {', '.join(sorted({row[0] for row in rows})) or NONE}")
     for name, settings in named.items():
@@ -71,7 +71,7 @@ def ports(
         yield ok(NONE)
         return
 
-    # the kernel never hands out reserved ports: "8080,20000-20100"
+    # The kernel never hands out reserved ports: "8080,20000-20100"
     low, high = map(int, taken.read_text("utf-8").split()[:2])
     reserved: set[int] = set()
     for part in filter(None, kept.read_text("utf-8").strip().split(",") if kept.is_file() else []):

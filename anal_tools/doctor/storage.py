@@ -23,7 +23,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def disk(subject: Subject) -> Iterator[Finding]:
     """Write a few megabytes beside the experiment, and compare the free space with the size of its checkpoints."""
-    # without an experiment: where a new one would be made
+    # Without an experiment: where a new one would be made
     folder = subject.exp if subject.exp is not None and subject.exp.is_dir() else Path.cwd()
     try:
         speed = write_speed(folder)
@@ -52,7 +52,7 @@ def disk(subject: Subject) -> Iterator[Finding]:
 
 def write_speed(folder: Path) -> float:
     """Return how many bytes a second reach the disk. Leave no file. Raises OSError."""
-    # random bytes: some file systems compress
+    # Random bytes: some file systems compress
     chunk = os.urandom(1 << 20)
     began, count = time.perf_counter(), 0
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
@@ -66,7 +66,7 @@ def data(subject: Subject) -> Iterator[Finding]:
     """Read a few files of each list, past the page cache of this machine where that can be emptied."""
     for split, records in subject.lists.items():
         paths = [Path(records.full_path(i)) for i in first_look.chosen(len(records))]
-        # a folder is a video as image files: eight of them are enough
+        # A folder is a video as image files: eight of them are enough
         files = [file for path in paths for file in (sorted(path.iterdir())[:8] if path.is_dir() else [path])]
         files = [file for file in files if file.is_file()]
         if not files:
@@ -94,7 +94,7 @@ def read_speed(files: list[Path]) -> float:
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
-            # drop the file from the page cache, else memory would be measured
+            # Drop the file from the page cache, else memory would be measured
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             count += len(os.read(descriptor, READ))
         except OSError as error:

@@ -103,7 +103,7 @@ class Draft:
 
     def yaml(self, head: Iterable[str]) -> str:
         """Return the text of `config.yaml`: required keys, and those that differ from their defaults."""
-        # nest the dotted keys
+        # Nest the dotted keys
         tree: dict[str, object] = {}
         for key in self._written():
             *above, last = key.split(".")
@@ -117,7 +117,7 @@ class Draft:
         return "\n".join([*(f"# {line}" for line in head), "common:", *self._lines(tree, 1)]) + "\n"
 
     def _lines(self, tree: Mapping[str, object], depth: int) -> list[str]:
-        # a leaf of `tree` is our dotted key
+        # A leaf of `tree` is our dotted key
         lines = []
         for name, held in tree.items():
             if isinstance(held, Mapping):
@@ -143,7 +143,7 @@ class Draft:
         return keys
 
     def _is_default(self, key: str) -> bool:
-        # the default is source text, because the method is parsed and not imported
+        # The default is source text, because the method is parsed and not imported
         option = model_options.options(str(self.values["model.type"]), str(self.values["model.backbone"])).get(
             key.removeprefix(KWARGS)
         )
@@ -160,7 +160,7 @@ def yaml_value(value: object) -> str:
     """Return a value as text for a YAML file, on one line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(yaml_value, value))}]"
-    # unquoted only where YAML cannot read another type
+    # Unquoted only where YAML cannot read another type
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and value.lower() not in _WORDS:
         return value
 
@@ -169,7 +169,7 @@ def yaml_value(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)  # null, true, false, whole numbers and quoted texts are YAML, too
 
 
-_WORDS = {"true", "false", "null"}  # YAML reads them as no texts
+_WORDS = {"true", "false", "null"}  # YAML does not read them as text
 
 
 def table(rows: Iterable[Row]) -> list[str]:
@@ -179,7 +179,7 @@ def table(rows: Iterable[Row]) -> list[str]:
     for kind in (EXACT, OTHER, NOT):
         of_kind = [row for row in rows if row.kind == kind]
         lines += ["", f"{kind} ({len(of_kind)})"]
-        # a few long lines must not push the right column off the screen
+        # A few long lines must not push the right column off the screen
         width = min(max((len(row.theirs) for row in of_kind), default=0), 70)
         for row in of_kind:
             right = row.ours or row.note
@@ -187,5 +187,5 @@ def table(rows: Iterable[Row]) -> list[str]:
             if row.ours and row.note:
                 lines.append(f"      {row.note}")
 
-    # without the blank line before the first group
+    # Without the blank line before the first group
     return lines[1:]

@@ -10,7 +10,7 @@ from anal_tools.import_config.source import Source, shown
 from methods.fetch import FILES
 
 NON_LOCAL = ((0, 0, 0), (1, 0, 1, 0), (1, 0, 1, 0, 1, 0), (0, 0, 0))  # every second block of res3 and res4
-# networks of torchvision that exist here
+# Networks of torchvision that exist here
 TORCHVISION = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "densenet161")
 # (embed_dims, depth, num_heads): our backbone
 TRANSFORMERS = {
@@ -45,7 +45,7 @@ PLAIN_3D = {
 # SlowOnly and the Slow pathway inflate res4 and res5 only; the Fast pathway inflates all stages
 SLOW = PLAIN_3D | {"conv1_kernel": (1, 7, 7), "inflate": (0, 0, 1, 1), "base_channels": 64}
 FAST = PLAIN_3D | {"conv1_kernel": (5, 7, 7), "inflate": (1, 1, 1, 1), "lateral": False}
-# the neck of the TPN paper's configs (arXiv 2004.03548), on res4 and res5
+# The neck of the TPN paper's configs (arXiv 2004.03548), on res4 and res5
 TPN_NECK = {
     "in_channels": (1024, 2048),
     "out_channels": 1024,
@@ -74,7 +74,7 @@ def take_model(model: Source, draft: Draft) -> None:
     """Fill `model.*`.
 
     Raises:
-        UserError: we do not have this network.
+        UserError: there is no such network here.
     """
     backbone, head = model.part("backbone"), model.part("cls_head")
 
@@ -86,7 +86,7 @@ def take_model(model: Source, draft: Draft) -> None:
     model.skip("type")
     method = kind(backbone, draft)
 
-    # the backbone comes first: a neck and a head change what it means
+    # The neck and the head need the method that the backbone gives
     if "neck" in model:
         method = _tpn(model.part("neck"), model, method, draft)
     draft.values["model.type"] = method
@@ -210,7 +210,7 @@ def _mobileone(backbone: Source, draft: Draft) -> str:
 
 
 def _mobileone_tsm(backbone: Source, draft: Draft) -> str:
-    # first the keys of the shift: `_mobileone` reports those that are left
+    # First the keys of the shift: `_mobileone` reports those that are left
     _shift(backbone, draft)
     _mobileone(backbone, draft)
     return "tsm"
@@ -241,7 +241,7 @@ def _shift(backbone: Source, draft: Draft) -> None:
 def _non_local(backbone: Source, draft: Draft, *, scaled: bool) -> str | None:
     """Return the form of the non-local blocks; None without such blocks."""
     places = _lists(backbone.raw("non_local"))
-    # for each stage 0 or 1, or a list of 0 and 1 for its blocks
+    # For each stage 0 or 1, or a list of 0 and 1 for its blocks
     if not places or not any(
         map(any, places) if isinstance(places, list) and isinstance(places[0], list) else [places != [0] * 4]
     ):
@@ -280,7 +280,7 @@ def _slowonly(backbone: Source, draft: Draft) -> str:
 
     zero = backbone.flag("zero_init_residual", True)
     draft.exact("model.kwargs.zero_init_residual", zero, backbone, "zero_init_residual")
-    # their 3D blocks divide by the square root of the channels, unlike the 2D ones
+    # Their 3D blocks divide by the square root of the channels, unlike the 2D ones
     mode = _non_local(backbone, draft, scaled=True)
     if mode:
         draft.exact("model.kwargs.non_local", mode, backbone, "non_local", "non_local_cfg")
@@ -295,21 +295,20 @@ def _slowfast(backbone: Source, draft: Draft) -> str:
         backbone.fail("resample_rate", f"{rate} is not speed_ratio ({alpha}); the Fast pathway sees every frame here")
 
     name = _depth(slow, draft, (18, 34, 50, 101))
-    # ratios: alpha is that of the frame rates, beta that of the channels (SlowFast paper, section 3)
     backbone.skip("type")
+    # Ratios: alpha is that of the frame rates, beta that of the channels (SlowFast paper, section 3)
     draft.exact("model.kwargs.alpha", alpha, backbone, "speed_ratio", "resample_rate")
     beta = backbone.count("channel_ratio", 8)
     draft.exact("model.kwargs.beta_inv", beta, backbone, "channel_ratio")
 
-    # the pathways may differ in depth
+    # The pathways may differ in depth
     other = fast.count("depth", 50)
     fast_name = f"resnet{other}"
-
     draft.exact("model.kwargs.fast_backbone", None if fast_name == name else fast_name, fast, "depth")
     draft.exact("model.kwargs.fusion_kernel", slow.count("fusion_kernel", 5), slow, "fusion_kernel")
     draft.exact("model.kwargs.lateral_norm", slow.flag("lateral_norm", False), slow, "lateral_norm")
 
-    # both as MMAction2 samples the Slow pathway and builds the network
+    # How MMAction2 picks the Slow frames, and the order of the pathways before its classifier
     draft.values |= {"model.kwargs.slow_index": "strided", "model.kwargs.slow_first": False}
     for path, made in ((slow, SLOW | {"lateral": True}), (fast, FAST | {"base_channels": 64 // max(beta, 1)})):
         fixed(path, made | {"type": "resnet3d", "lateral_infl": 2, "pretrained": None}, draft)
@@ -319,7 +318,7 @@ def _slowfast(backbone: Source, draft: Draft) -> str:
     draft.exact("model.kwargs.zero_init_residual", zero, slow, "zero_init_residual")
     fast.skip("zero_init_residual")
 
-    # two pathways have no ImageNet weights that fit
+    # Two pathways have no ImageNet weights that fit
     if backbone.raw("pretrained"):
         draft.left_out(backbone, "pretrained", note="download the file and give its path in model.pretrained")
     draft.values["model.pretrained"] = False
@@ -330,7 +329,7 @@ def _slowfast(backbone: Source, draft: Draft) -> str:
 def _vit(backbone: Source, draft: Draft) -> str:
     size = (backbone.count("embed_dims", 768), backbone.count("depth", 12), backbone.count("num_heads", 12))
     name = TRANSFORMERS.get(size)
-    # sizes without a name of ours
+    # The named backbones have four sizes; spell out any other one
     if name is None:
         draft.exact("model.backbone", "vit3d", backbone, "type")
         for ours, theirs, default in (("width", "embed_dims", 768), ("depth", "depth", 12), ("heads", "num_heads", 12)):
@@ -340,7 +339,7 @@ def _vit(backbone: Source, draft: Draft) -> str:
         draft.exact("model.backbone", name, backbone, "type", "embed_dims", "depth", "num_heads")
         fixed(backbone, {"mlp_ratio": 4}, draft)
 
-    # tokens, attention and pooling
+    # Tokens, attention and pooling
     draft.exact("model.kwargs.patch", backbone.count("patch_size", 16), backbone, "patch_size")
     draft.exact("model.kwargs.tubelet", backbone.count("tubelet_size", 2), backbone, "tubelet_size")
     draft.exact("model.kwargs.qkv_bias", "qv" if backbone.flag("qkv_bias", True) else "none", backbone, "qkv_bias")
@@ -376,7 +375,7 @@ def _vit(backbone: Source, draft: Draft) -> str:
     return "videomae"
 
 
-# type of their backbone: function that fills the draft and returns our method
+# Type of their backbone: function that fills the draft and returns our method
 BACKBONES: Mapping[str, Callable[[Source, Draft], str]] = {
     "ResNet": _resnet,
     "ResNetTSM": _resnet_tsm,
@@ -400,7 +399,7 @@ def _tpn(neck: Source, model: Source, base: str, draft: Draft) -> str:
         neck.fail(
             "type", f"{neck.text('type')!r} on {base} is no network here; TPN on ResNet3dSlowOnly or ResNetTSM is"
         )
-    # options of the base method that TPN does not have
+    # Options of the base method that TPN does not have
     for key in ("norm_eval", "partial_bn"):
         if draft.values.pop(f"model.kwargs.{key}", False):
             model.part("backbone").fail(key, "no option of TPN here: batch norm is trained")
@@ -412,7 +411,7 @@ def _tpn(neck: Source, model: Source, base: str, draft: Draft) -> str:
     draft.exact("model.kwargs.scales", scales.numbers("downsample_scales", (8, 8)), scales, "downsample_scales")
     draft.exact("model.kwargs.flow", neck.text("flow_type", "cascade"), neck, "flow_type")
 
-    # their neck without aux_head_cfg has no auxiliary loss
+    # Their neck without aux_head_cfg has no auxiliary loss
     aux = neck.part("aux_head_cfg")
     draft.exact("model.kwargs.aux_weight", aux.number("loss_weight", 0.5) if aux.values else 0.0, aux, "loss_weight")
 
@@ -431,7 +430,7 @@ def _head(head: Source, method: str, draft: Draft) -> None:
     draft.built_in(head, "type", "in_channels")
     draft.exact("model.num_class", head.count("num_classes"), head, "num_classes")
     draft.exact("model.dropout", head.number("dropout_ratio", dropout), head, "dropout_ratio")
-    # VideoMAE's head scales a truncated normal of deviation 0.02
+    # init_scale is relative to a standard deviation of 0.02
     if method == "videomae":
         draft.exact("model.kwargs.init_scale", head.number("init_std", std) / 0.02, head, "init_std")
     else:
@@ -520,7 +519,7 @@ def blending(source: Source, key: str, draft: Draft) -> None:
         augment.skip("type", "num_classes")
 
     if name == "RandomBatchAugment":
-        # without probs all are equally likely
+        # Without probs all are equally likely
         probabilities = one.numbers("probs") if "probs" in one else [0.5] * len(augments)
         if len(augments) != 2 or round(sum(probabilities), 6) != 1:
             one.fail("probs", "a step takes one of mixup and CutMix here; their probabilities must sum to 1")

@@ -33,10 +33,10 @@ def take_training(steps: Sequence[Source], draft: Draft, era: int, file: Path) -
             else:
                 TRAINING[name](step, draft)
         else:
-            # a wrong recipe is worse than none
+            # A wrong recipe is worse than none
             step.fail("type", f"{name!r} is no augmentation here; remove it, or write what comes nearest")
 
-    # keys that have defaults here, and that a pipeline without such a step must not get
+    # Without such a step our defaults would add a crop and mirroring
     if "model.num_segments" not in draft.values:
         raise UserError(f"{file}: the training pipeline does not say which frames a clip has ({', '.join(SAMPLERS)})")
     if "augmentation.crop" not in draft.values:
@@ -96,7 +96,7 @@ def _resize(step: Source, draft: Draft) -> None:
     if step.flag("keep_ratio", True):
         # keep_ratio marks the one before the crop
         draft.built_in(step, "scale", "keep_ratio", note=ON_SOURCE)
-        # a scale as (-1, 256) or (inf, 256): the finite side is the short one
+        # A scale as (-1, 256) or (inf, 256): the finite side is the short one
         draft.values["augmentation.test_resize"] = int(
             max(1, min((side for side in scale if 0 < side < 1e6), default=256))
         )
@@ -109,7 +109,7 @@ def _multi_scale(step: Source, draft: Draft) -> None:
     draft.exact("augmentation.input_size", _side(step, "input_size"), step, "input_size")
     draft.exact("augmentation.scales", step.numbers("scales", (1,)), step, "scales")
     draft.exact("augmentation.max_distort", step.count("max_wh_scale_gap", 1), step, "max_wh_scale_gap")
-    # the crops of TSN lie at 5 or 13 fixed places
+    # The crops of TSN lie at 5 or 13 fixed places
     if step.flag("random_crop", False):
         draft.left_out(step, "random_crop", note="crops stand at fixed places here, 5 or 13")
     draft.exact("augmentation.more_fix_crop", step.count("num_fixed_crops", 5) == 13, step, "num_fixed_crops")
@@ -119,7 +119,7 @@ def _multi_scale(step: Source, draft: Draft) -> None:
 def _random_resized(step: Source, draft: Draft) -> None:
     draft.exact("augmentation.crop", "random_resized", step, "type")
     draft.exact("augmentation.area", step.numbers("area_range", (0.08, 1.0)), step, "area_range")
-    # rounded, so that 4/3 is short in the file
+    # Rounded, so that 4/3 is short in the file
     aspect = [round(value, 10) for value in step.numbers("aspect_ratio_range", (3 / 4, 4 / 3))]
     draft.exact("augmentation.aspect", aspect, step, "aspect_ratio_range")
 
@@ -158,8 +158,8 @@ def _flip(step: Source, draft: Draft) -> None:
     labels = step.raw("flip_label_map")
     if labels:
         if not isinstance(labels, Mapping) or not all(isinstance(one, int) for pair in labels.items() for one in pair):
-            # the map holds both directions of each pair; ours each pair once
             step.wrong("flip_label_map", "a dict of class numbers")
+        # The map holds both directions of each pair; ours each pair once
         pairs = sorted([left, right] for left, right in labels.items() if left < right)
         if any(labels.get(right) != left for left, right in labels.items()):
             step.fail("flip_label_map", "classes are exchanged in pairs here")
@@ -211,7 +211,7 @@ def _wrapped(step: Source, draft: Draft) -> None:
     step.skip("prob")
 
 
-# type of a training step: function that converts it
+# Type of a training step: function that converts it
 TRAINING: Mapping[str, Callable[[Source, Draft], None]] = {
     # take_training converts samplers itself: they need `era`
     **dict.fromkeys(SAMPLERS, lambda step, draft: None),
@@ -236,7 +236,7 @@ class Views:
     """What a pipeline of validation or test takes from a video: clips, crops and sizes."""
 
     def __init__(self, steps: Sequence[Source], draft: Draft) -> None:
-        # defaults of MMAction2 where a step is missing
+        # Defaults of MMAction2 where a step is missing
         self.clips, self.segments, self.length, self.interval = 1, 1, 1, 1
         self.crops, self.crop, self.short = "centre", 0, 0
         for step in steps:
@@ -244,7 +244,7 @@ class Views:
             if name in SAMPLERS:
                 self.sampling(step, dense=name == "DenseSampleFrames")
             elif name == "Resize":
-                # the finite sides: -1 and inf stand for "in proportion"
+                # The finite sides: -1 and inf stand for "in proportion"
                 sides = [side for side in step.numbers("scale") if 0 < side < 1e6]
                 self.short = int(min(sides, default=0))
             elif name in ("CenterCrop", "ThreeCrop", "TenCrop"):
@@ -264,8 +264,8 @@ class Views:
 
         if dense:
             self.clips = step.count("num_sample_positions", 10)
-        # twice_sample: each segment twice, at its middle and beside it
         elif step.flag("twice_sample", False):
+            # twice_sample: each segment twice, at its middle and beside it
             self.clips = 2
 
 
@@ -281,7 +281,7 @@ def take_validation(steps: Sequence[Source], draft: Draft) -> Views | None:
 
     trained = draft.values.get("augmentation.input_size")
     if trained is None:
-        # a config that only tests has no training crop
+        # A config that only tests has no training crop
         draft.values["augmentation.input_size"] = views.crop or views.short
     elif views.crop and views.crop != trained:
         draft.note(place, f"validation crops {views.crop} pixels there; here input_size, {trained}")
@@ -301,7 +301,7 @@ def take_test(steps: Sequence[Source], draft: Draft, average: str) -> None:
 
     views = Views(steps, draft)
     place = steps[0].name.rpartition("[")[0]
-    # a 3D model: clips of several frames, where num_clips counts views and no segments
+    # A 3D model: clips of several frames, where num_clips counts views and no segments
     is_3d = draft.values["data.clip_len"] != 1 if "data.clip_len" in draft.values else False
     segments, clips = int(str(draft.values["model.num_segments"])), views.clips
     if is_3d:
@@ -311,7 +311,7 @@ def take_test(steps: Sequence[Source], draft: Draft, average: str) -> None:
     options = f"--scale {views.short} --crop-size {views.crop or views.short} --average {average}"
 
     if not is_3d and views.segments != segments:
-        # the one protocol here with more segments than the model was trained on
+        # The one protocol here with more segments than the model was trained on
         if (views.segments, crops) != (25, "10"):
             draft.note(
                 place,

@@ -38,7 +38,7 @@ def take_optimizer(optimizer: Source, groups: Source, draft: Draft) -> None:
 def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
     """Convert learning rates and weight decays of parameter groups."""
     constructor, wise = groups.text("constructor"), groups.part("paramwise_cfg")
-    # the constructor chooses a known grouping
+    # The constructor chooses a known grouping
     if constructor in ("TSMOptimWrapperConstructor", "TSMOptimizerConstructor"):
         # fc_lr5: five times the rate for the classifier (TSM)
         five = wise.flag("fc_lr5", False)
@@ -51,7 +51,7 @@ def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
     elif constructor not in ("", "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"):
         groups.fail("constructor", f"{constructor!r} makes parameter groups that are not here")
 
-    # multipliers of weight decay: only 0, no decay, exists here
+    # Multipliers of weight decay: only 0, no decay, exists here
     norm, bias = (wise.number(key, 1) == 0 for key in ("norm_decay_mult", "bias_decay_mult"))
     if adamw:
         draft.built_in(wise, "norm_decay_mult", "bias_decay_mult", note="AdamW decays neither norms nor biases here")
@@ -67,7 +67,7 @@ def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
             if key in wise:
                 draft.left_out(wise, key, note="no_wd spares norms, or norms and biases")
 
-    # all other multipliers
+    # All other multipliers
     for key, value in wise.values.items():
         if wise.full(str(key)) not in wise.read:
             draft.left_out(wise, str(key), note=f"no such parameter groups here ({value!r})")
@@ -98,7 +98,7 @@ def take_schedulers(schedulers: Sequence[Source], optimizer: Source, epochs: flo
     if len(warm) > 1 or len(main) > 1:
         schedulers[-1].fail("type", "one warm-up and one schedule make the learning rate here")
 
-    # with a warm-up their lr is its peak, which is warmup_lr here
+    # With a warm-up, their lr is the peak: warmup_lr here
     lr = float(optimizer.number("lr"))
     draft.exact(LR + ("warmup_lr" if warm else "base_lr"), lr, optimizer, "lr")
     warm_up = _warm_up(warm[0], lr, draft) if warm else 0.0
@@ -147,7 +147,7 @@ def _warm_up(warm: Source, lr: float, draft: Draft) -> float:
 
 
 def _constant(lr: float, draft: Draft) -> None:
-    # the schema has no schedule for a constant rate
+    # The schema has no schedule for a constant rate
     draft.ours_only(LR + "type", "COSINE", "from base_lr to the same min_lr: constant")
     draft.values[LR + "min_lr"] = lr
 
@@ -158,7 +158,7 @@ def _cosine(main: Source, warm_up: float, epochs: float, draft: Draft) -> None:
     length = main.number("T_max", epochs - begin)
 
     draft.exact(LR + "type", "COSINE", main, "type")
-    # the ratio there is one to the rate at the peak
+    # eta_min_ratio is relative to the peak rate
     peak = float(str(draft.values.get(LR + "warmup_lr", draft.values[LR + "base_lr"])))
     low = main.number("eta_min", 0) if "eta_min_ratio" not in main else main.number("eta_min_ratio") * peak
     draft.exact(LR + "min_lr", low, main, *(key for key in ("eta_min", "eta_min_ratio") if key in main.values))
@@ -168,7 +168,7 @@ def _cosine(main: Source, warm_up: float, epochs: float, draft: Draft) -> None:
 
     if begin + length != epochs:
         draft.other(LR + "max_epoch", epochs, main, "T_max", note="the cosine ends with the run here")
-    # warm-up and cosine overlap: there their factors are multiplied
+    # Warm-up and cosine overlap: there their factors are multiplied
     if warm_up and begin < warm_up:
         draft.values[LR + "warmup_type"] = "factor_linear"  # both act at once
         begin = 0.0
@@ -186,12 +186,12 @@ def _multi_step(main: Source, warm_up: float, epochs: float, draft: Draft) -> No
         every = main.count("step_size")
         if every < 1:
             main.wrong("step_size", "a number of epochs")
-        # the bound keeps a typo in max_epochs from making a huge list
+        # The bound keeps a typo in max_epochs from making a huge list
         marks: list[float] = [float(mark) for mark in range(every, int(min(epochs, 1e4)), every)]
         keys = ("step_size",)
     else:
         marks, keys = main.numbers("milestones"), ("milestones",)
-    # steps after the end of the run have no effect
+    # Steps after the end of the run have no effect
     at = [mark + begin for mark in marks if mark + begin < epochs]
     if not at:
         main.skip("begin", "end", "gamma", *keys)
@@ -206,7 +206,7 @@ def _multi_step(main: Source, warm_up: float, epochs: float, draft: Draft) -> No
         draft.exact(LR + "lr_epochs", at, main, *keys)
     draft.exact(LR + "lr_mults", [gamma] * len(at), main, "gamma")
 
-    # a step during the warm-up: there the factors are multiplied
+    # A step during the warm-up: there the factors are multiplied
     if warm_up and at[0] < warm_up:
         draft.values[LR + "warmup_type"] = "factor_linear"
 
@@ -226,7 +226,7 @@ def take_lr_config(config: Source, optimizer: Source, draft: Draft) -> None:
     if not by_epoch and policy.lower() == "step":
         config.fail("by_epoch", "steps in iterations beside a run in epochs; give them in epochs")
 
-    # the schedule; one number as `step` means a step every so many epochs
+    # The schedule; one number as `step` means a step every so many epochs
     if policy.lower() == "step":
         gamma, steps = (
             config.number("gamma", 0.1),
@@ -254,7 +254,7 @@ def take_lr_config(config: Source, optimizer: Source, draft: Draft) -> None:
 
     config.skip("by_epoch", "policy", "step", "min_lr", "min_lr_ratio", "gamma")
 
-    # the warm-up multiplies the schedule's rate, from warmup_ratio on
+    # The warm-up multiplies the schedule's rate, from warmup_ratio on
     form = config.text("warmup")
     if not form:
         draft.exact(LR + "base_lr", lr, optimizer, "lr")

@@ -64,7 +64,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
         model.fail("type", f"{model.text('type')!r} is no recogniser of videos here; Recognizer2D and Recognizer3D are")
 
     draft = Draft()
-    # the model first: frames and optimiser depend on it
+    # The model first: frames and optimiser depend on it
     take_model(model, draft)
     (_take_1x if era else _take_0x)(config, draft, gpus)
     _idle(config, draft)
@@ -77,7 +77,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
 def _take_1x(config: Source, draft: Draft, gpus: int | None) -> None:
     train = config.part("train_dataloader")
     average = config.part("model").part("cls_head").text("average_clips") or "logit"
-    # configs of published weights may have a test part only
+    # Configs of published weights may have a test part only
     if not train.values:
         _no_training(config, config.part("test_dataloader").part("dataset"), draft, 1)
     else:
@@ -91,7 +91,7 @@ def _take_1x(config: Source, draft: Draft, gpus: int | None) -> None:
         _dataset(test, draft, "val", 1)
     take_test(_pipeline(test), draft, _average(average))
 
-    # whatever is left of these needs no counterpart
+    # Whatever is left of these needs no counterpart
     for name in ("val_dataloader", "test_dataloader"):
         config.skip(name)
     train.skip("persistent_workers", "pin_memory", "collate_fn", "sampler", "drop_last", "prefetch_factor")
@@ -126,7 +126,7 @@ def _run_1x(config: Source, draft: Draft, repeat: int) -> None:
     mm_schedule.take_optimizer(optimizer, wrapper, draft)
     mm_schedule.take_clip(wrapper, "clip_grad", draft)
     schedulers = config.parts("param_scheduler")
-    # milestones would count in other epochs
+    # Milestones would count in other epochs
     if repeat != 1 and schedulers:
         config.fail("param_scheduler", "with a RepeatDataset; write the epochs out and leave RepeatDataset away")
     mm_schedule.take_schedulers(schedulers, optimizer, epochs, draft)
@@ -145,7 +145,7 @@ def _run_1x(config: Source, draft: Draft, repeat: int) -> None:
 
 
 def _take_0x(config: Source, draft: Draft, gpus: int | None) -> None:
-    # one `data` section holds all loaders of 0.x
+    # One `data` section holds all loaders of 0.x
     data = config.part("data")
     if "train" in data:
         repeat = _dataset(data.part("train"), draft, "train", 0)
@@ -171,7 +171,7 @@ def _take_0x(config: Source, draft: Draft, gpus: int | None) -> None:
 def _run_0x(config: Source, draft: Draft, repeat: int) -> None:
     optimizer = config.part("optimizer")
 
-    # early 0.x: total_epochs
+    # 0.x has either name
     epochs = config.count("total_epochs" if "total_epochs" in config else "max_epochs") * repeat
     draft.exact("lr_scheduler.max_epoch", epochs, config, "total_epochs")
 
@@ -200,7 +200,7 @@ def _run_0x(config: Source, draft: Draft, repeat: int) -> None:
 
 
 def _average(word: str) -> str:
-    return {"prob": "prob", "score": "logit"}.get(word, "logit")  # they average logits unless asked for probabilities
+    return {"prob": "prob", "score": "logit"}.get(word, "logit")  # their "score" is a logit
 
 
 def _pipeline(dataset: Source) -> Sequence[Source]:
@@ -215,7 +215,7 @@ def _dataset(dataset: Source, draft: Draft, role: str, era: int) -> int:
         How often a RepeatDataset repeats it in an epoch.
     """
     kind = dataset.text("type", "VideoDataset")
-    # wrappers first: the list is inside them
+    # Wrappers first: the list is inside them
     if kind == "RepeatDataset":
         dataset.skip("type")
         return _dataset(dataset.part("dataset"), draft, role, era) * dataset.count("times")
@@ -250,7 +250,7 @@ def _wrapped(dataset: Source, kind: str, draft: Draft, role: str, era: int) -> i
     several = dataset.parts("datasets")
     if not several:
         dataset.fail("datasets", "there is no list in it")
-    # the pipeline of the first one; the lists themselves must be joined by hand
+    # The pipeline of the first one; the lists themselves must be joined by hand
     _dataset(several[0], draft, role, era)
     names = [one.text("ann_file") for one in several]
     for one in several:
@@ -281,7 +281,7 @@ def _list(dataset: Source, draft: Draft, role: str, kind: str) -> None:
         layout = "path_frames_labels" if frames else "path_labels"
         draft.exact("data.list_layout", layout, dataset, "multi_class")
         draft.values["loss"] = "bce"
-    # our frame reader lists the folder, so it needs no offset
+    # The reader of lists recognises a column of offsets
     if dataset.flag("with_offset", False):
         draft.built_in(dataset, "with_offset", note="found by looking")
 
@@ -304,7 +304,7 @@ def _batch(config: Source, loader: Source, size: str, workers: str, draft: Draft
     draft.exact("batch_size", batch, loader, size)
     draft.exact("workers", loader.count(workers, 2), loader, workers)
 
-    # from the surest source to the least sure one
+    # From the surest source to the least sure one
     if gpus is not None:
         draft.ours_only("shards", gpus, "--gpus")
     elif base and batch and base % batch == 0:
@@ -342,7 +342,7 @@ def _no_training(config: Source, test: Source, draft: Draft, era: int) -> None:
         draft.ours_only("optimizer.type", "adamw", remark)
         draft.ours_only("weight_decay", 0.05, remark)
 
-    # frames and sampling are still real: they come from the test pipeline
+    # Frames and sampling are still real: they come from the test pipeline
     step = next((step for step in _pipeline(test) if step.text("type").endswith("SampleFrames")), None)
     if step is None:
         test.fail("pipeline", "does not say which frames a clip has (SampleFrames)")
@@ -366,7 +366,7 @@ def _idle(config: Source, draft: Draft) -> None:
         if key in config.values:
             draft.left_out(config, key, note=why)
 
-    # sections that belong to the schema: an unknown key inside them must be listed
+    # Sections that belong to the schema: an unknown key inside them must be listed
     tops = (
         "model",
         "data",

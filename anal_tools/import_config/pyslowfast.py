@@ -49,7 +49,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
     shards = _batch(config, draft, gpus)
     _solver(config, draft, shards)
     _augmentation(config, draft)
-    # after `_batch`: a group of batch norm cannot be larger than the number of shards
+    # After `_batch`: a group of batch norm cannot be larger than the number of shards
     _batch_norm(config.part("BN"), config.part("SOLVER"), draft, int(str(draft.values["shards"])))
     _test(config, draft)
     _rest(config, draft)
@@ -59,7 +59,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
 def _values(file: Path) -> Mapping[Key, object]:
     """Return the plain values of the file."""
     document = yaml_lines.read(file)
-    # report the first problem only; the next try shows the next one
+    # Report the first problem only; the next try shows the next one
     if document.problems:
         keys, line, text = document.problems[0]
         name = ".".join(map(str, keys))
@@ -80,7 +80,7 @@ def _model(config: Source, draft: Draft) -> None:
     if name not in ("SlowFast", "ResNet", "PTVSlowFast", "PTVResNet"):
         model.fail("MODEL_NAME", f"{name!r} is no network here; SlowFast and ResNet are")
 
-    # multigrid changes the clip size during the run, which moves the whole schedule
+    # Multigrid changes the clip size during the run, which moves the whole schedule
     multigrid = config.part("MULTIGRID")
     for key in ("SHORT_CYCLE", "LONG_CYCLE"):
         if multigrid.flag(key, False):
@@ -117,7 +117,6 @@ def _given(source: Source, *keys: str) -> list[str]:
 
 
 def _resnet(resnet: Source, draft: Draft, is_fast: bool) -> None:
-
     depth = resnet.count("DEPTH", 50)
     if depth not in BLOCKS:
         resnet.fail("DEPTH", f"{depth} is none of {', '.join(map(str, BLOCKS))}")
@@ -130,7 +129,7 @@ def _resnet(resnet: Source, draft: Draft, is_fast: bool) -> None:
     made["TRANS_FUNC"] = "basic_transform" if depth < 50 else "bottleneck_transform"
     _fixed(resnet, made, draft)
 
-    # a number for each stage and pathway
+    # A number for each stage and pathway
     for key, wanted in (("SPATIAL_STRIDES", (1, 2, 2, 2)), ("SPATIAL_DILATIONS", (1, 1, 1, 1))):
         for stage, one in zip(_stages(resnet, key), wanted, strict=False):
             if any(value != one for value in stage):
@@ -202,12 +201,12 @@ def _non_local(part: Source, draft: Draft, is_fast: bool) -> None:
     stages = _stages(part, "LOCATION")
     slow = [stage[0] if stage else () for stage in stages]
     others = [place for stage in stages for place in stage[1:] if place]
-    part.skip("GROUP", "POOL")  # they matter only to blocks that are refused below
+    part.skip("GROUP", "POOL")
     if not any(slow) and not others:
         draft.built_in(part, "LOCATION", "GROUP", "INSTANTIATION", note="no non-local blocks")
         return
 
-    # their LOCATION lists block indices by stage and pathway
+    # Their LOCATION lists block indices by stage and pathway
     if others or slow != [(), (1, 3), (1, 3, 5), ()] or draft.values["model.backbone"] != "resnet50":
         part.fail(
             "LOCATION", "blocks stand after [1, 3] of res3 and [1, 3, 5] of res4 of a ResNet-50's Slow pathway here"
@@ -240,7 +239,7 @@ def _data(config: Source, draft: Draft) -> None:
     draft.exact("data.clip_len", frames, data, "NUM_FRAMES")
     draft.exact("data.frame_interval", rate, data, "SAMPLING_RATE")
 
-    # videos of another rate are resampled to 30 frames a second by both
+    # Videos of another rate are resampled to 30 frames a second by both
     if data.number("TARGET_FPS", 30) != 30:
         draft.left_out(data, "TARGET_FPS", note="clips are stretched to 30 frames a second here")
     draft.built_in(data, "TARGET_FPS")
@@ -261,7 +260,6 @@ def _data(config: Source, draft: Draft) -> None:
 
 
 def _crop(data: Source, draft: Draft) -> None:
-
     area, aspect = data.numbers("TRAIN_JITTER_SCALES_RELATIVE"), data.numbers("TRAIN_JITTER_ASPECT_RELATIVE")
     if area:
         draft.exact("augmentation.crop", "random_resized", data, "TRAIN_JITTER_SCALES_RELATIVE")
@@ -271,7 +269,7 @@ def _crop(data: Source, draft: Draft) -> None:
         data.skip("TRAIN_JITTER_SCALES")
         return
 
-    # absolute jitter: 256 to 320 for a crop of 224, and in proportion to the crop
+    # Absolute jitter: 256 to 320 for a crop of 224, and in proportion to the crop
     sides, size = data.numbers("TRAIN_JITTER_SCALES", (256, 320)), data.count("TRAIN_CROP_SIZE", 224)
     usual = [round(size * 256 / 224), round(size * 320 / 224)]
     if [int(side) for side in sides] == usual:
@@ -299,7 +297,7 @@ def _lists(data: Source, train: Source, draft: Draft) -> None:
             data, "PATH_LABEL_SEPARATOR", note="path and label are separated by a space here: write the lists again"
         )
 
-    # these loaders read folders of frames
+    # These loaders read folders of frames
     kind = train.text("DATASET", "kinetics")
     if kind.lower() in ("ssv2", "charades"):
         draft.other("data.reader", "frames", train, "DATASET", note="give lists of `folder frames label`")
@@ -338,7 +336,6 @@ def _batch(config: Source, draft: Draft, gpus: int | None) -> int:
 
 
 def _solver(config: Source, draft: Draft, shards: int) -> None:
-    # rates and decay of the optimiser first, its schedule last
     solver = config.part("SOLVER")
     kind = solver.text("OPTIMIZING_METHOD", "sgd")
     if kind == "sgd":
@@ -359,7 +356,7 @@ def _solver(config: Source, draft: Draft, shards: int) -> None:
     if "CLIP_GRAD_L2NORM" in solver:
         draft.exact("clip_grad", solver.number("CLIP_GRAD_L2NORM"), solver, "CLIP_GRAD_L2NORM")
 
-    # linear scaling: the rate of the file is that of one machine
+    # Linear scaling: the rate of the file is that of one machine
     factor = shards if solver.flag("BASE_LR_SCALE_NUM_SHARDS", False) else 1
     draft.built_in(solver, "BASE_LR_SCALE_NUM_SHARDS", note=f"their rates times {factor} are written")
     _rates(solver, draft, factor)
@@ -391,7 +388,7 @@ def _rates(solver: Source, draft: Draft, factor: int) -> None:
     draft.exact(LR + "base_lr", solver.number("WARMUP_START_LR", 0.01) * factor, solver, "WARMUP_START_LR")
     draft.exact(LR + "warmup_lr", peak, solver, "BASE_LR")
 
-    # with COSINE_AFTER_WARMUP the warm-up ends at the peak, else at the cosine's value there
+    # With COSINE_AFTER_WARMUP the warm-up ends at the peak, else at the cosine's value there
     after = policy == "cosine" and solver.flag("COSINE_AFTER_WARMUP", False)
     draft.exact(
         LR + "warmup_type", "to_peak" if after else "to_schedule", solver, *_given(solver, "COSINE_AFTER_WARMUP")
@@ -420,7 +417,7 @@ def _augmentation(config: Source, draft: Draft) -> None:
         draft.other("augmentation.randaugment", aug.text("AA_TYPE", "rand-m9-mstd0.5-inc1"), aug, "AA_TYPE", note=note)
         probability = aug.number("RE_PROB", 0.25)
         if probability:
-            # area and aspect are constants in their code
+            # Area and aspect are constants in their code
             draft.other(
                 "augmentation.random_erasing", [probability, 0.02, 0.333333, 0.3], aug, "RE_PROB", note="timm's areas"
             )
@@ -434,7 +431,7 @@ def _augmentation(config: Source, draft: Draft) -> None:
         for ours, theirs, usual in (("mix_up", "ALPHA", 0.8), ("cutmix", "CUTMIX_ALPHA", 1.0)):
             if mixup.number(theirs, usual):
                 draft.other(f"augmentation.{ours}", mixup.number(theirs, usual), mixup, theirs, note=note)
-        # a switch exists only between two kinds of mixing
+        # A switch exists only between two kinds of mixing
         if {"augmentation.mix_up", "augmentation.cutmix"} <= draft.values.keys():
             draft.exact("augmentation.mix_up_switch", mixup.number("SWITCH_PROB", 0.5), mixup, "SWITCH_PROB")
         draft.exact("label_smooth", mixup.number("LABEL_SMOOTH_VALUE", 0.1), mixup, "LABEL_SMOOTH_VALUE")
@@ -445,7 +442,7 @@ def _augmentation(config: Source, draft: Draft) -> None:
 
 
 def _batch_norm(norm: Source, solver: Source, draft: Draft, shards: int) -> None:
-    # weight decay: theirs may differ for batch norm, ours is the same or none
+    # Weight decay: theirs may differ for batch norm, ours is the same or none
     decay, general = norm.number("WEIGHT_DECAY", 0.0), solver.number("WEIGHT_DECAY", 1e-4)
 
     adamw = draft.values.get("optimizer.type") == "adamw"
@@ -492,7 +489,7 @@ def _test(config: Source, draft: Draft) -> None:
     if crops not in (1, 3) or data.text("ENSEMBLE_METHOD", "sum") != "sum":
         draft.note("TEST", f"{clips} x {crops} views, {data.text('ENSEMBLE_METHOD', 'sum')}: no such protocol here")
         return
-    # they sum the scores of all views, and place crops at three positions of the longer side
+    # They sum the scores of all views, and place crops at three positions of the longer side
     if (clips, crops) == (10, 3):
         draft.test = f"--protocol k400-10x3 --scale {size} --crop-size {size} --average sum --per-position"
     else:

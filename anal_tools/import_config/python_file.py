@@ -39,7 +39,7 @@ _ARITHMETIC: dict[type[ast.operator], Callable] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
-# names of refused syntax in messages
+# Names of refused syntax in messages
 _WORDS: dict[type[ast.AST], str] = {
     ast.FunctionDef: "a function",
     ast.AsyncFunctionDef: "a function",
@@ -78,7 +78,7 @@ class _Budget:
 
     def config(self, file: Path, above: tuple[Path, ...]) -> Tree:
         """Return the names of one file merged over its bases; `above` are the files that lead to it."""
-        # links resolved, so that a cycle through a link is one
+        # Links resolved, so that a cycle through a link is one
         real = Path(os.path.realpath(file))
         if real in above:
             chain = " -> ".join(path.name for path in (*above[above.index(real) :], real))
@@ -158,7 +158,7 @@ class _File:
         """Evaluate an assignment; skip a text that stands alone (a docstring)."""
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             return
-        # x: int = 1
+        # An annotated assignment, x: int = 1
         if isinstance(node, ast.AnnAssign) and node.value is not None:
             node = ast.copy_location(ast.Assign([node.target], node.value), node)
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
@@ -212,7 +212,7 @@ class _File:
                 result[key] = value
                 continue
 
-            # a dict over something else is refused, as in MMAction2
+            # A dict over something else is refused, as in MMAction2
             below = base.get(key)
             if key in base and not value.get("_delete_", False) and not isinstance(below, dict):
                 raise UserError(
@@ -274,10 +274,10 @@ class _File:
         if isinstance(function, ast.Name) and function.id == "range" and not node.keywords:
             return self.range(node, self.items(node.args, depth))
         if isinstance(function, ast.Name) and function.id == "dict" and len(node.args) <= 1:
-            # a positional argument of dict() is a dict: the same as `**`
+            # A positional argument of dict() is a dict: the same as `**`
             given = [*((None, value) for value in node.args), *((word.arg, word.value) for word in node.keywords)]
             return self.pairs(given, depth)
-        # names are copied anyway
+        # Names are copied anyway
         if isinstance(function, ast.Attribute) and function.attr == "copy" and not node.args and not node.keywords:
             return self.value(function.value, depth)
         return self.refuse(node)
@@ -289,7 +289,7 @@ class _File:
             self.fail(node, "range takes one to three whole numbers")
 
         numbers = range(*whole)
-        # count before making the list
+        # Count before making the list
         self.budget.spend(self.file, node.lineno, min(len(numbers), MAX_VALUES + 1))
         return list(numbers)
 
@@ -310,7 +310,7 @@ class _File:
             self.refuse(node)
 
         if isinstance(left, int | float) and isinstance(right, int | float):
-            # powers of integers have no limit of size, and would fill the memory before `checked` sees them
+            # Powers of integers have no limit of size, and would fill the memory before `checked` sees them
             if function is operator.pow and (abs(left) > 1e6 or abs(right) > 64):
                 self.fail(node, "the result is a larger number than any config holds")
         elif function is operator.mul:
@@ -355,7 +355,7 @@ class _File:
 
     def of_base(self, node: ast.expr) -> Value:
         """Return the value of _base_.NAME.NAME."""
-        # the innermost node is the first name
+        # The innermost node is the first name
         names: list[str] = []
         while isinstance(node, ast.Attribute):
             names.append(node.attr)
@@ -382,7 +382,7 @@ class _File:
 
     def copied(self, node: ast.expr, value: Value) -> Value:
         """Return a copy that shares nothing; it counts as if it had been written out."""
-        # counting stops where the budget ends: a nest of repeated names grows exponentially
+        # Counting stops where the budget ends: a nest of repeated names grows exponentially
         size, depth = _measure(value, MAX_VALUES - self.budget.values + 1)
         self.budget.spend(self.file, node.lineno, size)
         if depth > MAX_DEPTH:
@@ -400,7 +400,7 @@ class _File:
         return value
 
     def refuse(self, node: ast.AST, what: str = "") -> NoReturn:
-        """Raise a UserError that says which code stands in the line."""
+        """Raise a UserError that names the code in the line."""
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [str(node.module or ".")]
@@ -417,7 +417,7 @@ class _File:
 
 
 def _dotted(node: ast.expr) -> str:
-    """Return the dotted name of a called function, "..." for what is no name."""
+    """Return the dotted name of a called function, with "..." in place of anything that is no name."""
     names = []
     while isinstance(node, ast.Attribute) and len(names) < 5:
         names.append(node.attr)
@@ -428,7 +428,7 @@ def _dotted(node: ast.expr) -> str:
 
 def _measure(value: Value, most: int) -> tuple[int, int]:
     """Return (number of values, depth) of a value, counted no further than `most`."""
-    # a stack and no recursion: depth is not checked yet
+    # A stack and no recursion: depth is not checked yet
     count = deepest = 0
     left = [(value, 0)]
 

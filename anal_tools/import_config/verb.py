@@ -65,7 +65,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
         raise UserError(f"{file}: neither a .py config of MMAction2 nor a .yaml of PySlowFast")
 
     draft = kind(file, gpus)
-    # load the result, so that the user never gets a config that our own checks refuse
+    # Load the result, so that the user never gets a config that our own checks refuse
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / "config.yaml"
         tried.write_text(config_text(file, draft), encoding="utf-8")

@@ -107,10 +107,10 @@ def build(
 
     folder = out or experiments[0].exp / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    # maps are drawn into the pictures' entries, so pictures come first
+    # Maps are drawn into the pictures' entries, so pictures come first
     found, note = pictures_of(experiments, analyses, folder / "media", pictures=pictures, clips=clips)
     about_maps = maps_of(experiments, analyses, found, folder / "media", layer=cam_layer) if cam else []
-    # only now is it known which files the page names
+    # Only now are all files of the page known
     media.forget_others(folder / "media", found)
 
     suspects = label_errors.suspects(experiments[0].results.scores, experiments[0].results.labels)
@@ -168,7 +168,7 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
     mistakes = analyze.worst_videos(first, len(results.ids))
     wanted = mistakes[: analyze.TOP]
 
-    # of each class pair the most confident mistake
+    # Of each class pair the most confident mistake
     examples: dict[tuple[int, int], int] = {}
     for row in mistakes:
         examples.setdefault((int(results.labels[row]), int(first.predicted[row])), row)
@@ -176,7 +176,7 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
     wanted += sorted(examples.values(), key=lambda r: -errors[results.labels[r], first.predicted[r]])[: analyze.TOP]
 
     for one, analysis in zip(experiments[1:], analyses[1:], strict=True):
-        # rows of the other list, as rows of the first one
+        # Rows of the other list, as rows of the first one
         here, there = scoring.common_rows(results.ids, one.results.ids)
         place = dict(zip(there.tolist(), here.tolist(), strict=True))
         wanted += [place[row] for row in analyze.worst_videos(analysis) if row in place]
@@ -203,7 +203,7 @@ def pictures_of(
     if not rows:
         return {}, ""
 
-    # a report without pictures is better than none: the videos may be on another machine
+    # A report without pictures is better than none: the videos may be on another machine
     try:
         source = media.source_of(experiments[0].exp, experiments[0].results)
     except UserError as error:

@@ -86,7 +86,7 @@ def blocks(
         }
     }
 
-    # blocks of their own: the page parses them when they are first needed
+    # Separate blocks: the page parses each one when it first needs it
     for index, (one, own) in enumerate(zip(experiments, rows, strict=True)):
         found[f"experiment-{index}"] = arrays(one.results.scores, one.results.labels, own, len(first.ids))
     for piece, start in enumerate(range(0, len(first.ids), PIECE)):
@@ -113,7 +113,7 @@ def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.nd
     own = np.take_along_axis(own_scores, labels[there][:, None].astype(np.int64), axis=1)[:, 0]  # (n,)
     rank = ranking.rank_of(own_scores, labels[there])  # (n,) ranks from 0 on
 
-    # videos that this experiment does not have stay ABSENT
+    # Videos that this experiment does not have stay ABSENT
     guess = np.full((count, top), ABSENT, np.uint16)
     score, true_score, true_rank = np.zeros((count, top)), np.zeros(count), np.zeros(count)
     guess[here] = np.where(unread[:, None], UNREAD, order[:, :top])
@@ -190,7 +190,7 @@ def fold_table(results: Results) -> dict[str, object] | None:
     if not pooled:
         return None
 
-    # only metrics that all folds have: older results may lack one
+    # Only metrics that all folds have: older results may lack one
     measured = [one for one in metrics.metrics_of("report") if all(one.name in about for about in pooled.values())]
     values = np.array([[about[one.name] for one in measured] for about in pooled.values()])  # (folds, metrics)
 
@@ -267,7 +267,7 @@ def alike(matrix: np.ndarray) -> np.ndarray:
     groups = [[k] for k in range(count)]
     for _ in range(count - 1):
         a, b = sorted(divmod(int(near.argmax()), count))
-        # mean over all pairs of classes of the two groups; group b lives on in row a
+        # Mean over all pairs of classes of the two groups; group b lives on in row a
         joined = (len(groups[a]) * near[a] + len(groups[b]) * near[b]) / (len(groups[a]) + len(groups[b]))
         joined[[a, b]] = -1
         near[a] = near[:, a] = joined
@@ -289,7 +289,7 @@ def _recorded(exp: Path) -> list[tuple[str, list[list[float]]]]:
 
 
 def _thin(points: list[list[float]]) -> list[list[float]]:
-    # six digits are enough for a curve
+    # Six digits are enough for a curve
     finite = [[step, float(f"{value:.6g}")] for step, value in points if math.isfinite(value)]
     picked = np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CURVE_POINTS)).round().astype(int))
     return [finite[i] for i in picked] if finite else []

@@ -33,7 +33,7 @@ SAME = 0.05  # difference of a class probability up to which the network counts 
 
 @dataclass(frozen=True)
 class Looker:
-    """A network, and what it needs to see a clip.
+    """A network with the normalisation of its input and the layer of its maps.
 
     Attributes:
         net: in evaluation mode, float32.
@@ -78,7 +78,7 @@ class Looker:
                 values = {ALL: shares - shares.min()}  # shares of attention are never 0: the smallest gets no colour
 
         frames = {number: cam.upsample(one, crops.shape[:3]).float().cpu() for number, one in values.items()}
-        # each map has its maximum at 1; a map of zeros stays one
+        # Each map has its maximum at 1; a map of zeros stays one
         scaled = {number: (one / one.max().clamp_min(1e-30)).numpy() for number, one in frames.items()}
         return scaled, logits.double().softmax(0).cpu().numpy()
 
@@ -92,7 +92,7 @@ def make(
     layer: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[int, Maps], str]:
-    """Make the maps of some videos; keep sheets that exist.
+    """Make the maps of some videos; existing sheets are kept.
 
     Args:
         exp: experiment folder.
@@ -116,7 +116,7 @@ def make(
     found: dict[int, Maps] = {}
     looked: list[str] = []
     failed = other = done = 0
-    # each fold has its own network
+    # Each fold has its own network
     for part, own in parts_of(exp, results, rows):
         looker = None
         with contextlib.closing(open_reader(source.reader, source.records)) as reader:
@@ -127,7 +127,7 @@ def make(
                 except MediaError:
                     failed += 1
                     continue
-                # built at the first video that can be read: the choice of the layer needs a clip
+                # Built at the first video that can be read: the choice of the layer needs a clip
                 looker = looker or looker_of(part, crops, layer)
                 found[row], same = _sheets(looker, source, row, seen, crops, folder)
                 other += not same
@@ -149,7 +149,7 @@ def parts_of(exp: Path, results: Results, rows: Sequence[int]) -> list[tuple[Res
     if not pooled:
         return [(results, list(rows))]
 
-    # a pooled result has the rows of its folds one after the other
+    # A pooled result has the rows of its folds one after the other
     found, start = [], 0
     for fold, about in pooled.items():
         end = start + int(about["videos"])
@@ -181,7 +181,7 @@ def looker_of(results: Results, crops: np.ndarray, layer: str | None) -> Looker:
     from utils.engine.evaluate import normaliser
     from utils.engine.network import model_arguments
 
-    # the config and the weights as they were evaluated
+    # The config and the weights as they were evaluated
     cfg = config_of(results.summary, results.folder.with_name(f"{results.name}.json"), [])
     weights = Path(str(results.summary.get("weights")))
     if not weights.exists():
@@ -212,7 +212,7 @@ def _sheets(looker: Looker, source: Source, row: int, seen: Seen, crops: np.ndar
     results = source.results
     classes = list(dict.fromkeys((int(np.argmax(results.scores[row])), int(results.labels[row]))))
     wanted = classes if looker.layer else [ALL]
-    # all that a sheet depends on is in its name, so an existing one can be kept
+    # All that a sheet depends on is in its name, so an existing one can be kept
     how = [looker.digest, looker.layer, MOST_HEAT, seen.frames.tolist(), seen.box, seen.size, seen.flip]
     sheets = {number: folder / f"{media.stem_of(source, row, [*how, number])}.jpg" for number in wanted}
 

@@ -36,7 +36,7 @@ CLIP_RATE = 15.0  # frames/s at most
 CLIP_SECONDS = 20.0  # at most, around the frames that were seen
 # VP8 in WebM: every browser plays it, also those built without licensed codecs.
 CODEC, SUFFIX = "libvpx", "webm"
-# part of the file names: another layout makes new files
+# Part of the file names: another layout makes new files
 _LAYOUT = [TILE_HEIGHT, SHEET_COLUMNS, SHEET_GAP, CLIP_SIDE, CLIP_RATE, CLIP_SECONDS]
 # One thread: several videos are encoded at a time, and libvpx's threads spin while they wait for each other.
 _OPTIONS = {"deadline": "realtime", "cpu-used": "12", "crf": "20", "b": "200k", "threads": "1"}
@@ -131,7 +131,7 @@ def source_of(exp: Path, results: Results) -> Source:
     from datasets.loading.loader import reading
     from utils import config
 
-    # results of older versions hold no config
+    # Results of older versions hold no config
     cfg = scoring.config_of(results) if "data" in results.summary.get("config", {}) else config.load(exp)
     summary = results.summary
     source, root = Path(summary.get("list") or cfg.val_source), summary.get("root") or cfg.val_root
@@ -141,7 +141,6 @@ def source_of(exp: Path, results: Results) -> Source:
     if not Path(root).is_dir():
         raise UserError(f"{root}: the folder of the videos is not here")
     # Load the list as it was evaluated: the config may have changed, but the number of scores of a video has not.
-
     records = Records.load(source, root, num_class=results.num_class, layout=cfg.data.list_layout)
     if records.list_hash != summary.get("list_hash"):
         raise UserError(f"{source}: the list has changed since the evaluation")
@@ -151,7 +150,7 @@ def source_of(exp: Path, results: Results) -> Source:
 def make(
     source: Source, rows: Sequence[int], folder: Path, *, clips: int, say: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[int, Pictures], list[str]]:
-    """Make sheets of frames for `rows`, and clips for the first `clips` of them; keep files that exist.
+    """Make sheets of frames for `rows`, and clips for the first `clips` of them; existing files are kept.
 
     Args:
         source: the videos.
@@ -196,11 +195,11 @@ def forget_others(folder: Path, found: dict[int, Pictures]) -> None:
     if not folder.is_dir():
         return
     kept = {Path(path).name for one in found.values() for path in (one["sheet"], one.get("clip", ""))}
-    # the names of `stem_of`; .tmp is left by a report that was killed
     kept |= {
         Path(path).name for one in found.values() for maps in one.get("maps", {}).values() for _, path in maps["shown"]
     }
 
+    # The names of `stem_of`; .tmp is left by a report that was killed
     for path in folder.iterdir():
         if re.fullmatch(r"[0-9a-f]{20}\.(jpg|webm)(\.tmp)?", path.name) and path.name not in kept:
             path.unlink()
@@ -234,7 +233,7 @@ def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_cl
         # The middle of a frame's time: a seek to its very beginning may show the frame before.
         times = [(max(0, int(frame) - part.start) // part.step + 0.5) / rate for frame in picked]
         pictures["times"] = [round(min(time, last), 4) for time in times]
-        # the clip is a part of the video: show which
+        # The clip is a part of the video: show which
         if len(part) * part.step < facts.frames:
             pictures["part"] = f"{part.start / facts.fps:.0f}–{part.stop / facts.fps:.0f} s"
     return pictures
@@ -262,7 +261,7 @@ def seen_of(source: Source, reader: Reader, row: int) -> Seen:
 def crops_of(reader: Reader, row: int, seen: Seen, frames: np.ndarray) -> np.ndarray:
     """Read frames as the network saw them: (F, h, w, 3) uint8."""
     whole = np.empty((len(frames), *seen.size, 3), np.uint8)
-    # a frame that occurs several times is read once
+    # A frame that occurs several times is read once
     distinct, places = np.unique(frames, return_inverse=True)
     reader.read(row, distinct, None, seen.size, whole[: len(distinct)])
     x1, y1, x2, y2 = seen.box
@@ -278,7 +277,7 @@ def layout_of(seen: Seen) -> _Layout:
     return {
         "columns": columns,
         "width": columns * (width + SHEET_GAP) - SHEET_GAP,
-        "height": -(-count // columns) * (height + SHEET_GAP) - SHEET_GAP,  # rounded up
+        "height": -(-count // columns) * (height + SHEET_GAP) - SHEET_GAP,  # ceil(count / columns) rows
     }
 
 
@@ -287,15 +286,15 @@ def shown_view(num_clips: int, boxes: np.ndarray, flips: np.ndarray, size: tuple
     per_clip = len(boxes) // num_clips
     first = (num_clips // 2) * per_clip
     own, mirrored = boxes[first : first + per_clip], flips[first : first + per_clip]
-    # twice the distance between the centres, |dx| + |dy|
+    # Twice the distance between the centres, |dx| + |dy|
     away = np.abs(own[:, :2] + own[:, 2:] - np.array([size[1], size[0]])).sum(axis=1)
-    # the last key of lexsort counts first: unmirrored before near
+    # The last key of lexsort counts first: unmirrored before near
     return first + int(np.lexsort((away, mirrored))[0])
 
 
 def clip_part(frames: int, fps: float, seen: np.ndarray) -> range:
     """Return the frames of the clip: all of a short video, else CLIP_SECONDS around those seen; at most CLIP_RATE."""
-    # the tolerance keeps 30.0000001 frames/s from a step of 3
+    # The tolerance keeps 30.0000001 frames/s from a step of 3
     step = max(1, math.ceil(fps / CLIP_RATE - 1e-6)) if fps > 0 else 1
     length = frames if fps <= 0 else min(frames, max(step, round(CLIP_SECONDS * fps)))
     middle = (int(seen.min()) + int(seen.max())) // 2
@@ -328,7 +327,7 @@ def write_sheet(crops: np.ndarray, path: Path) -> None:
     down, across = height + SHEET_GAP, width + SHEET_GAP
     sheet = np.full((rows * down - SHEET_GAP, columns * across - SHEET_GAP, 3), 128, np.uint8)
 
-    # cells without a frame stay grey
+    # Cells without a frame stay grey
     for place, crop in enumerate(crops):
         y, x = place // columns * down, place % columns * across
         small = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA)

@@ -20,7 +20,7 @@ import numpy as np
 HERE = Path(__file__).parent
 # One scope: each file may use what those before it define.
 SCRIPTS = ("dom", "data", "charts", "videos", "matrix", "summary", "errors", "lists", "comparison", "app")
-# key of a section: its title
+# Key of a section: its title
 SECTIONS = {
     "summary": "Summary",
     "matrix": "Confusion matrix",
@@ -51,11 +51,11 @@ def render(
         sections: keys of SECTIONS, in the order of the links.
         blocks: id -> plain values, as JSON in the page.
     """
-    # all files in one function, so that no name is global
+    # All files in one function, so that no name is global
     script = "(() => {\n'use strict';\n" + "\n".join(_read(f"js/{name}.js") for name in SCRIPTS) + "})();"
     style = _read("style.css")
     template = string.Template(_read("page.html"))
-    # every text from outside passes through html.escape or as_json
+    # Every text from outside passes through html.escape or as_json
     return template.substitute(
         policy=html.escape(policy(style, script), quote=True),
         style=style,

@@ -52,10 +52,10 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     exp = Path(os.path.abspath(args.out or _default_out(args.folder)))
     options = {name: value for name, value in vars(args).items() if name not in _NOT_OF_THE_RUN}
-    # through JSON, so that it compares equal to the note in the file
+    # Through JSON, so that it compares equal to the note in the file
     note = json.loads(json.dumps({"folder": os.path.abspath(args.folder), **options}))
 
-    # write the experiment, unless an earlier start has
+    # Write the experiment, unless an earlier start has
     if not _is_begun(exp, note):
         if not args.no_doctor:
             doctor.consult(Subject(), doctor.OF_THE_MACHINE)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             print(f"made {exp}; the same command trains it")
             return 0
 
-    # train, evaluate, report
+    # Train, evaluate, report
     views = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))["views"]
     result = RESULT if views == "centre" else f"{RESULT}-{views}"
     if not args.no_doctor and not (exp / "results" / f"{result}.json").is_file():
@@ -124,7 +124,7 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
     """
     if not (exp / NOTE).is_file():
         file = exp / "config.yaml"
-        # without the note a start was interrupted while it wrote: its config may be overwritten
+        # Without the note a start was interrupted while it wrote: its config may be overwritten
         is_ours = not file.exists() or recipe.MARK in file.read_text("utf-8", errors="replace")
         if not is_ours or (exp / "log.txt").exists():
             raise UserError(f"{exp}: holds an experiment that `start` has not made; choose another --out")
@@ -256,7 +256,7 @@ def _divide(found: Found, copies: Sequence[Sequence[int]], args: argparse.Namesp
 
     numbers = {name: number for number, name in enumerate(found.classes)}
     labels = [numbers[one.label] for one in found.videos]
-    # a split of the videos holds out fold 0; with folds `wanted` is not used
+    # A split of the videos holds out fold 0; with folds `wanted` is not used
     wanted = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
     return Sides(labels, division.places, wanted, count if args.folds else None, division.why)
 
@@ -265,7 +265,7 @@ def _write_experiment(
     exp: Path, found: Found, chosen: recipe.Choices, facts: recipe.Facts, *, folds: bool, seed: int
 ) -> None:
     """Write config.yaml, train.sh and eval.sh."""
-    # with folds the config names the lists of the first one
+    # With folds the config names the lists of the first one
     first = "fold01_" if folds else ""
     paths = {"root": found.root}
     paths |= {name: str(exp / "lists" / f"{first}{name}.txt") for name in ("train", "val")}
@@ -311,7 +311,7 @@ def _examined(exp: Path, found: Found) -> tuple[dict[str, dict], dict[str, str]]
     paths = list(dict.fromkeys(one.path for one in found.videos))
     every = exp / "scan" / "files.txt"
     every.parent.mkdir(parents=True, exist_ok=True)
-    # a list of all files with label 0: classes are not needed yet
+    # A list of all files with label 0: classes are not needed yet
     files.write(every, "".join(f"{path}\t0\n" for path in paths).encode("utf-8", "surrogateescape"))
     records = Records.load(every, found.root, num_class=None)
     spec = ReaderSpec("frames", missing_share=Data().missing_share)
@@ -372,7 +372,7 @@ def _write_lists(folder: Path, found: Found, sides: Sides) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = "".join(f"{label} {name}\n" for label, name in enumerate(found.classes))
     files.write_text(folder / "classInd.txt", names, errors="surrogateescape")
-    # a list has the columns first and frames in all of its lines or in none
+    # A list has the columns first and frames in all of its lines or in none
     has_parts = any(one.frames >= 0 for one in found.videos)
     lines = []
     for one, label in zip(found.videos, sides.labels, strict=True):
@@ -391,7 +391,7 @@ def _train(exp: Path, views: str, result: str) -> int:
     code = _launch("train", exp)
     if code or (exp / "results" / f"{result}.json").is_file():
         return code
-    # folds evaluate the last checkpoint by themselves
+    # Folds evaluate the last checkpoint by themselves
     checkpoint = [] if config.load(exp).data.folds else ["--checkpoint", "latest"]
     return _launch("eval", exp, *checkpoint, "--views", views, "--name", result)
 
@@ -402,7 +402,7 @@ def _launch(verb: str, exp: Path, *words: str) -> int:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(new.ROOT), os.environ.get("PYTHONPATH")]))}
     sys.stdout.flush()  # before the launcher prints
     process = subprocess.Popen(argv, cwd=new.ROOT, env=env)
-    # keep this process alive through Ctrl-C: the whole foreground group gets it. SIGTERM comes here only
+    # Keep this process alive through Ctrl-C: the whole foreground group gets it. SIGTERM comes here only
     before = {
         number: signal.signal(number, lambda number, frame: _pass_on(process, number))
         for number in (signal.SIGINT, signal.SIGTERM)
@@ -430,13 +430,12 @@ def _ranks() -> int:
 
 
 def _report(exp: Path, result: str) -> int:
-
     from anal_tools.report import build
 
     index = build.build([f"{exp}:{result}"])
     results = Results.load(exp, result)
     low, high = (100 * end for end in scoring.interval(results.videos.right()))
-    # the share of the largest class is what a constant answer scores
+    # The share of the largest class is what a constant answer scores
     largest = np.bincount(results.labels).max() / len(results.labels)
     print(
         f"top-1 {results.numbers['top1']:.2f} on {len(results.ids)} held-out videos (95 % interval {low:.2f} to "

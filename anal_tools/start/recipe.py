@@ -14,7 +14,7 @@ from utils.faults import UserError
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "pretrained/mobilenetv2_imagenet_features.pth"
 RESNET_WEIGHTS = "pretrained/resnet50-19c8e357.pth"
-# classes that mirroring would exchange
+# Classes that mirroring would exchange
 LEFT_RIGHT = r"(?i)(^|[^a-z])(left|right|clockwise|counterclockwise)([^a-z]|$)"
 FRAMES = 8  # of a clip; TSM's usual number
 WIDE = 1.2  # long by short side; above it a square in the centre leaves out too much
@@ -123,16 +123,16 @@ def choose(
     file = weights or (str(ROOT / recipe.weights) if recipe.weights else "")
     why = [("recipe", f"{name}: {recipe.about}, {why_name}")]
 
-    # size of a clip
+    # Size of a clip
     side = float(np.median(facts.short_side))
     if size is None:
         size, reason = recipe.size[on_gpu], "a GPU is here" if on_gpu else "small, because there is no GPU"
-        # without weights any size is possible: crops larger than the videos would only cost time
+        # Without weights any size is possible: crops larger than the videos would only cost time
         if not file and side < 0.75 * size:
             size, reason = max(32, 8 * round(0.875 * side / 8)), f"the videos have {side:.0f} pixels"
         why.append(("size", f"{size} pixels: {reason}; the median short side is {side:.0f}"))
 
-    # sampling and length
+    # Sampling and length
     frames = float(np.median(facts.frames))
     if segments is None:
         segments = FRAMES
@@ -148,12 +148,12 @@ def choose(
         epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))))
         why.append(("length", f"{epochs:g} epochs of {facts.train} videos, about {recipe.clips[on_gpu]:,} clips"))
 
-    # evaluation
+    # Evaluation
     views = "3crop" if float(np.median(facts.long_side / facts.short_side)) > WIDE else "centre"
     seen = "three crops side by side, because the frames are wide" if views == "3crop" else "one crop in the centre"
     why.append(("evaluation", f"the last checkpoint, {seen}"))
 
-    # the rest
+    # Flip, reader and machine
     flip = not any(re.search(LEFT_RIGHT, name.replace("_", " ")) for name in facts.classes)
     why.append(("flip", "clips are mirrored" if flip else "clips are not mirrored: class names hold left or right"))
     why.append(("reader", "video files" if facts.kind == "video" else "folders of frames"))
@@ -167,7 +167,7 @@ def choose(
         epochs=epochs,
         batch=min(recipe.batch, max(2, facts.train // 2)),  # a small list still has two steps an epoch
         flip=flip,
-        workers=max(1, min(8, facts.cores // max(1, facts.gpus) - 1)),  # a core for each rank itself
+        workers=max(1, min(8, facts.cores // max(1, facts.gpus) - 1)),  # one core stays for the rank
         weights=file,
         why=why,
     )
@@ -185,7 +185,7 @@ def _recipe(facts: Facts, name: str | None, weights: str | None) -> tuple[str, s
             )
         return name, "as asked for"
 
-    # the best recipe whose weights are here
+    # The best recipe whose weights are here
     if facts.gpus and (ROOT / RESNET_WEIGHTS).is_file():
         return "finetune-large", f"because {RESNET_WEIGHTS} and a GPU are here"
     if weights or (ROOT / WEIGHTS).is_file():
@@ -196,7 +196,7 @@ def _recipe(facts: Facts, name: str | None, weights: str | None) -> tuple[str, s
 def config_text(chosen: Choices, facts: Facts, paths: dict[str, str], *, folds: bool, seed: int, about: str) -> str:
     """Return a complete, commented config.yaml; `paths` holds root, train, val, classes and facts as YAML text."""
     recipe = chosen.recipe
-    # optional lines
+    # Optional lines
     known = f"\n        facts: {paths['facts']}" if "facts" in paths else ""
     crossed = "\n        folds: lists         # foldNN_train.txt, foldNN_val.txt (docs/folds.md)" if folds else ""
     weights = _quoted(chosen.weights) if chosen.weights else "False"

@@ -46,7 +46,7 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
     videos = found.videos
     _check_copies(found, copies)
 
-    # a split by folders or by the table is kept
+    # A split by folders or by the table is kept
     if any(one.split for one in videos):
         unknown = next((one for one in videos if one.split.lower() not in TRAINED + HELD_OUT), None)
         if unknown is not None:
@@ -61,7 +61,7 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
             raise UserError(f"{names} are the same video, one for training and one for validation; remove one of them")
         return _checked(found, Split(places, "as the folders or the table say"), "")
 
-    # else by groups, joined where copies or clips connect them
+    # Else by groups, joined where copies or clips connect them
     groups, why = _groups(videos, group)
     kin = [*copies, *_of_one_source(videos)]
     numbers = {name: number for number, name in enumerate(found.classes)}
@@ -76,7 +76,7 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
     except UserError:
         if group is not None:
             raise
-        return divide(found, copies, group="", count=count)  # the guessed groups leave a class on one side: do without
+        return divide(found, copies, group="", count=count)  # the guessed groups leave a class on one side
 
 
 def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | None, str]:
@@ -120,7 +120,7 @@ def guessed(videos: Sequence[Video]) -> list[str] | None:
         for value, one in zip(values, videos, strict=True):
             classes.setdefault(value, set()).add(one.label)
         shared = sum(len(classes[value]) > 1 for value in values)
-        # at least 3 groups of 2 videos on average, nearly all of which hold several classes
+        # At least 3 groups with 2 videos on average, and nearly all videos in groups with several classes
         if not 3 <= len(classes) <= len(videos) / 2 or shared < _SAME_PART * len(videos) or _counts(stems, place):
             continue
         if best is None or len(classes) > len(set(best)):
@@ -156,7 +156,7 @@ def _of_one_source(videos: Sequence[Video]) -> list[list[int]]:
 
 def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]:
     """Return the groups, with those that share a copy joined to one."""
-    # union-find without path compression: copies are few, so chains are short
+    # Union-find without path compression: copies are few, so chains are short
     parent = {group: group for group in groups}
 
     def root(group: str) -> str:
@@ -179,11 +179,11 @@ def _blocks(videos: Sequence[Video], labels: Sequence[int], groups: Sequence[str
         rows_of.setdefault(labels[row], []).append(row)
 
     for rows in rows_of.values():
-        # a unit is a video, or videos that must stay together
+        # A unit is a video, or videos that must stay together
         units = {group: number for number, group in enumerate(dict.fromkeys(groups[row] for row in rows))}
         for row in rows:
             number = units[groups[row]]
-            # fewer units than folds: one each
+            # Fewer units than folds: one each
             places[row] = number * count // len(units) if len(units) >= count else number
     return places
 

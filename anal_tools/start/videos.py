@@ -1,4 +1,4 @@
-"""Find the samples in a folder of videos: paths and classes, from class folders or a table, and parts of files."""
+"""Find the samples in a folder of videos: paths and classes, from class folders or a table."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from datasets.lists.verb import from_folders
 from datasets.loading.bad_media import printable
 from utils.faults import UserError, listed
 
-# names of columns
+# Names of columns
 _PATHS = ("path", "video", "file", "filename", "name", "clip", "video_path")
 _LABELS = ("label", "class", "category", "action", "class_name")
 _STARTS, _ENDS = (
@@ -86,11 +86,11 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Found:
         raise UserError(f"{where}: there is no such folder")
 
     root = where if where.is_dir() else where.parent
-    # a list has a line for each path: odd characters would break it
+    # A list has a line for each path: odd characters would break it
     media = [one for one in walk(str(root)) if fits_a_line(os.fsencode(one.path))]
     if not media:
         raise UserError(f"{where}: there is no video and no folder of frames below it")
-    # one reader reads all samples, so the rarer kind is left out
+    # One reader reads all samples, so the rarer kind is left out
     kind = Counter(one.kind for one in media).most_common(1)[0][0]
     others = [one.path for one in media if one.kind != kind]
     media = [one for one in media if one.kind == kind]
@@ -131,17 +131,16 @@ def _table_of(where: Path, media: Sequence[Media]) -> Path | None:
             f"{where}: {listed('several files could name the classes', (path.name for path in tables))}; give one of "
             "them instead of the folder"
         )
-    # a table beside class folders is not the source of the classes
+    # A table beside class folders is not the source of the classes
     return tables[0] if tables and (shallow or len({one.path.split("/")[0] for one in media}) == 1) else None
 
 
 def _is_table(path: Path) -> bool:
-    # files that often lie beside videos
+    # Files that often lie beside videos
     return not re.match(r"(classind|readme|licen[cs]e|requirements)", path.name.lower())
 
 
 def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Found:
-
     if any("/" not in one.path for one in media):
         lone = next(one.path for one in media if "/" not in one.path)
         raise UserError(
@@ -149,7 +148,7 @@ def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Found:
             f"into {root}"
         )
 
-    # its own split matters only where the folders have one: share, group and seed are of no effect else
+    # This split is used only if the folders define it, so share and seed do not matter
     annotations = from_folders(media, str(root), share=0.2, group=None, seed=0)
     names = {one.path.split("/")[0].lower() for one in media}
     given = all(re.fullmatch(r"train(ing)?|val(id|idation)?|test(ing)?", name) for name in names)
@@ -159,14 +158,14 @@ def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Found:
         for item in items
     ]
 
-    # in the order of the walk, whatever the split
+    # In the order of the walk, whatever the split
     order = {one.path: number for number, one in enumerate(media)}
     videos.sort(key=lambda one: order[one.path])
     return Found(str(root.resolve()), kind, "the class folders", videos, classes=annotations.classes)
 
 
 def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Found:
-    # a table may give a path, a name without suffix, or a file name in another folder
+    # A table may give a path, a name without suffix, or a file name in another folder
     by_name: dict[str, list[str]] = {}
     for one in media:
         for name in {one.path, one.name, one.path.rsplit("/", 1)[-1]}:
@@ -175,7 +174,7 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Fo
     videos, missing = [], []
     for line, row in _rows(table):
         asked = row["path"].replace("\\", "/").removeprefix("./").removeprefix(f"{root}/")
-        # an exact path first; a name must be that of exactly one video
+        # An exact path first; a name must be that of exactly one video
         paths = (
             [asked]
             if asked in by_name.get(asked, ())
@@ -207,7 +206,7 @@ def _class_names(table: Path, videos: Sequence[Video]) -> list[str]:
 
     count = max(map(int, labels)) + 1
     beside = table.parent / "classInd.txt"
-    # a huge label is no class number but a name in digits
+    # A huge label is no class number but a name in digits
     names = read_class_names(beside if beside.is_file() else None, count) if count <= 10_000 else sorted(labels)
 
     for one in videos:
@@ -240,10 +239,10 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
     if not lines:
         raise UserError(f"{table}: is empty; write a line `path,label` for each video")
 
-    # the separator is a character that all lines have; None: blanks
+    # The separator is a character that all lines have; None: blanks
     mark = next((mark for mark in "\t;," if all(mark in line for _, line in lines)), None)
     fields = [(number, _fields(line, mark)) for number, line in lines]
-    # a header names at least path and label; else the order is fixed
+    # A header names at least path and label; else the order is fixed
     names = [cell.lower() for cell in fields[0][1]]
     keys = {key: next((names.index(name) for name in known if name in names), None) for key, known in _COLUMNS.items()}
     if keys["path"] is not None and keys["label"] is not None:
@@ -268,7 +267,7 @@ _COLUMNS = {"path": _PATHS, "label": _LABELS, "start": _STARTS, "end": _ENDS, "s
 def _fields(line: str, mark: str | None) -> list[str]:
     if mark:
         return next(csv.reader([line], delimiter=mark))
-    # the path may hold blanks, so count from the right: label, or label, start and end
+    # The path may hold blanks, so count from the right: label, or label, start and end
     words = line.split()
     times = len(words) > 3 and all(re.fullmatch(r"[\d.:]+", word) for word in words[-2:]) and not words[-3].isdigit()
     return line.rsplit(None, 3 if times else 1)
