@@ -90,7 +90,7 @@ def load(where: str) -> Experiment:
     """Return the evaluation that `EXP` or `EXP:NAME` names.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such evaluation.
     """
     results = score.load(where)
     whole = results.exp.resolve()

@@ -87,7 +87,7 @@ def read(exp: Path) -> History:
     for time, text in records(exp / "log.txt"):
         _take(found, parts, spent, time, text)
 
-    # The log knows no crash, so the lock decides first
+    # A crash leaves no line in the log, so the lock decides first
     found.state = _state(exp, found)
     found.restarts = max(0, len(parts) - 1)
 

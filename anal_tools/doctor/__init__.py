@@ -1,7 +1,7 @@
 """`python main.py doctor [EXP]`: find what would stop or slow a run, on this machine or in this experiment.
 
-Each check is a small function that takes a `Subject` and yields one `Finding` per result: ok, warning or error. A
-warning and an error also say what to do. Something that is absent and that nothing asks for is `ok (none)`.
+Each check is a small function that takes a `Subject` and yields one `Finding` per result: ok, warning or error.
+Warnings and errors also give advice. `ok (none)` means that something is absent and not needed.
 """
 
 from __future__ import annotations

@@ -481,7 +481,6 @@ def _batch_norm(norm: Source, solver: Source, draft: Draft, shards: int) -> None
 
 
 def _test(config: Source, draft: Draft) -> None:
-
     test, data = config.part("TEST"), config.part("DATA")
     clips, crops = test.count("NUM_ENSEMBLE_VIEWS", 10), test.count("NUM_SPATIAL_CROPS", 3)
     size = data.count("TEST_CROP_SIZE", 256)
