@@ -165,6 +165,7 @@ def error_lines(found: Analysis) -> list[str]:
     order = np.argsort(-errors, axis=None, kind="stable")[:TOP]  # flat indices into (K, K)
     lines = []
     for true, guess in zip(*np.unravel_index(order, errors.shape), strict=True):
+        # The counts fall, so only zeros follow
         if (count := errors[true, guess]) == 0:
             break
         lines.append(
@@ -179,6 +180,7 @@ def error_lines(found: Analysis) -> list[str]:
 def worst_videos(found: Analysis, top: int = TOP) -> list[int]:
     """Return the rows of the wrong videos with the highest scores, without allowed pairs and unreadable videos."""
     labels, predicted, scores = found.results.labels, found.predicted, found.results.scores
+    # Unreadable videos (-1) are wrong, but no mistake of the model
     wrong = np.flatnonzero((predicted != labels) & (predicted >= 0))
     # A stable sort keeps equal scores in the order of the list
     wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")]
@@ -225,6 +227,7 @@ def class_table(found: Analysis) -> list[list[object]]:
 
     for k, name in enumerate(found.names):
         guess = int(errors[k].argmax())
+        # `argmax` of a row of zeros is class 0: no mistake
         other = [found.names[guess], int(errors[k, guess])] if errors[k, guess] else ["", 0]
         shares = [
             "" if np.isnan(numbers[key][k]) else f"{numbers[key][k]:.4f}" for key in ("recall", "precision", "ap")

@@ -107,6 +107,7 @@ def pair(a: Results, b: Results) -> Pairing:
     """
     if a.summary.get("class_names") != b.summary.get("class_names"):
         raise UserError(f"{a.name} and {b.name}: their classes differ; compare evaluations of the same classes")
+    # By path: lists may differ in order and in length
     rows_a, rows_b = scoring.common_rows(a.ids, b.ids)
     if not len(rows_a):
         raise UserError(f"{a.name} and {b.name}: no video in common; compare evaluations of the same list")
@@ -119,6 +120,7 @@ def pair(a: Results, b: Results) -> Pairing:
             "compare evaluations of the same labels"
         )
 
+    # (n,) each
     right_a, right_b = (one.videos.right()[rows] for one, rows in ((a, rows_a), (b, rows_b)))
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
 
@@ -170,6 +172,7 @@ def _described(one: Experiment) -> dict[str, object]:
 def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     found: dict[str, object] = {}
     for key, value in values.items():
+        # Nested keys become dotted ones, so that each leaf is a row
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
@@ -215,6 +218,7 @@ def verdict(found: Pairing) -> str:
 
 
 def _moved(found: Pairing, names: Sequence[str]) -> list[str]:
+    # A class without common videos (nan) has not changed
     order = np.argsort(-np.abs(np.nan_to_num(found.change)), kind="stable")[:SHOWN]
     moved = [int(k) for k in order if np.nan_to_num(found.change[k])]
     if not moved:
@@ -240,6 +244,7 @@ def class_csv(experiments: Sequence[Experiment]) -> str:
     writer = csv.writer(stream)
     writer.writerow(["class", "name", *(one.title for one in experiments)])
     for k, name in enumerate(names):
+        # Empty: the class has no video
         writer.writerow([k, name, *("" if np.isnan(column[k]) else f"{column[k]:.4f}" for column in columns)])
     return stream.getvalue()
 

@@ -27,6 +27,7 @@ def draw(path: Path, matrix: np.ndarray, names: list[str], *, title: str) -> Non
     from matplotlib.figure import Figure
 
     count = len(names)
+    # Inches: a third for each class, and room for the labels
     side = float(np.clip(0.32 * count + 3, 6, 16))
     # Figure without pyplot: no display is needed, and no global state stays behind
     figure = Figure(figsize=(side + 1, side), dpi=120, layout="constrained")
@@ -64,6 +65,7 @@ def draw(path: Path, matrix: np.ndarray, names: list[str], *, title: str) -> Non
 def _mark_worst(axes, matrix: np.ndarray, names: list[str]) -> None:  # noqa: ANN001
     """Mark the most frequent errors by numbers where there are too many classes for names, and list them below."""
     errors = matrix - np.diag(matrix.diagonal())
+    # Eight lines fit below the picture, in two columns
     for place, flat in enumerate(np.argsort(-errors, axis=None, kind="stable")[:8]):
         row, column = np.unravel_index(flat, errors.shape)
         if errors[row, column] == 0:
@@ -80,5 +82,6 @@ def _mark_worst(axes, matrix: np.ndarray, names: list[str]) -> None:  # noqa: AN
 
 def _short(text: str, length: int) -> str:
     """Return a printable text that is not longer than the picture has room for."""
+    # Surrogates, control characters, private and unassigned code points have no glyph
     plain = "".join("?" if unicodedata.category(c) in ("Cs", "Cc", "Co", "Cn") else c for c in text)
     return plain if len(plain) <= length else plain[: length - 1] + "\u2026"

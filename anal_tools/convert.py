@@ -97,6 +97,7 @@ def convert(
     from utils import checkpoint, config, run_dir
     from utils.engine.network import model_arguments
 
+    # Before anything is read or built
     if out.exists():
         raise UserError(f"{out} exists; remove it or give another --out")
     if not out.parent.is_dir():

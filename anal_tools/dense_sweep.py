@@ -76,6 +76,7 @@ def knee(rows: Sequence[Row]) -> int:
 
     Both rows saw the same videos, so the difference is taken video by video; the error is 1.96 standard errors.
     """
+    # Of equally good rows the one with fewer views
     best = max(range(len(rows)), key=lambda i: (rows[i].top1, -rows[i].number))
 
     for index, row in enumerate(rows):
@@ -130,6 +131,7 @@ def draw(path: Path, rows: Sequence[Row], best: int, *, title: str) -> None:
     for crop in sorted({row.protocol.spec.crops_per_clip for row in rows}):
         own = [row for row in rows if row.protocol.spec.crops_per_clip == crop]
         x, y = [_cost(row) for row in own], [row.top1 for row in own]
+        # Errorbar takes distances, and a bootstrap interval may lie beside the value
         low = [max(0.0, row.top1 - row.intervals[1][0]) for row in own]
         high = [max(0.0, row.intervals[1][1] - row.top1) for row in own]
         axes.errorbar(

@@ -186,6 +186,7 @@ def text(rows: Sequence[dict[str, str]]) -> str:
     """Return the table for a terminal: aligned columns, numbers at the right, without the protocols."""
     shown = [name for name in COLUMNS if name not in _TOO_WIDE]
     shown += [name for name in history.HEADINGS if any(row.get(name) for row in rows)]  # of runs in these folders
+    # Headings of `history` are words: not in COLUMNS
     words = [number for number, name in enumerate(shown) if not COLUMNS.get(name)]
     return "\n".join(columns([shown, *([row.get(name, "") for name in shown] for row in rows)], left=words))
 

@@ -74,7 +74,7 @@ def export(args: argparse.Namespace) -> str:
     # Names are checked twice: loading a model takes long, and the default name needs the model
     if args.out is not None:
         check_out(args.out, args.to)
-    overrides = [*args.set, "common.precision=fp32"]  # whatever it was trained with
+    overrides = [*args.set, "common.precision=fp32"]  # in whatever precision it was trained
     predictor = from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
 
     net = plain(predictor.net)
@@ -146,6 +146,7 @@ def traced(net: torch.nn.Module, facts: ModelFacts) -> torch.export.ExportedProg
     """Return the network as a graph for any number of views; both kinds of file are made from it."""
     import torch
 
+    # The batch dimension stays free
     return torch.export.export(net, (example(facts),), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 

@@ -69,6 +69,7 @@ def export(args: argparse.Namespace) -> str:
 
     # The final name appears only after the check
     temporary = out.with_name(f"{out.name}.tmp")
+    # Left by an export that was killed
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -117,6 +118,7 @@ def facts_of(net: nn.Module, predictor: Predictor) -> Facts:
     options: dict[str, str] = {}
     for module in net.modules():
         options |= getattr(module, "weight_options", {})
+    # The pooler of V-JEPA 2 has heads, too
     if options["heads"] != options.get("pooler_heads", options["heads"]):
         raise UserError(
             f"export --to hf: transformers gives the pooler the {options['heads']} heads of the encoder, and this "

@@ -51,6 +51,7 @@ def evaluated(exp: Path, name: str) -> tuple[dict[str, Results], list[str]]:
     Raises:
         UserError: the experiment has no folds yet.
     """
+    # Folds are numbered; `lists` lies beside them
     folders = [path.parent for path in (exp / FOLDER).glob("*/config.yaml") if re.fullmatch(r"\d+", path.parent.name)]
     if not folders:
         raise UserError(f"{exp / FOLDER}: there are no folds; set data.folds, and start {exp / 'train.sh'} PARTITION N")
@@ -88,6 +89,7 @@ def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
     targets = None if first.targets is None else np.concatenate([one.targets for one in found.values()])  # pyright: ignore
     videos = metrics.Videos(np.concatenate([one.scores for one in found.values()]), labels, targets)
     summary: Summary = {
+        # Config, protocol and classes are those of each fold: `_check_alike` has compared them
         **first.summary,
         "metrics": metrics.evaluate(videos),
         "list": str(held_out),
@@ -105,6 +107,7 @@ def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
     for number, one in enumerate(found.values()):
         result_parts.write_part(folder / f"part-0-0000-{number:06d}.npz", one, start, owner)
         start += len(one.ids)
+    # Ids are paths, in the order in which the parts were written
     ids = [path for one in found.values() for path in one.ids]
     result_parts.merge(folder, ids, labels, summary, targets=targets, owner=owner)
     return Results.load(exp, name)

@@ -114,6 +114,7 @@ def records(file: Path) -> list[tuple[datetime, str]]:
     found = []
     with contextlib.suppress(OSError):
         for line in file.read_text("utf-8", errors="replace").splitlines():
+            # A line without a time belongs to a traceback
             match = _RECORD.fullmatch(line)
             # Half a line at the end is what a killed process leaves
             if match:
@@ -130,6 +131,7 @@ def _take(found: History, parts: list[Part], spent: list[float], time: datetime,
     if text.startswith("experiment ") or not parts:
         parts.append(Part(time, time))
     part = parts[-1]
+    # The last line so far: a killed process writes no other end
     part.ended = time
 
     # Facts of the process, and events
@@ -185,6 +187,7 @@ def _lost_steps(file: Path) -> int:
     with contextlib.suppress(OSError):
         for row in files.read_rows(file):
             if isinstance(row.get("resume"), int):
+                # Steps beyond the checkpoint were lost with the process
                 lost += max(0, reached - row["resume"])
                 reached = row["resume"]
             elif isinstance(row.get("step"), int):
@@ -212,6 +215,7 @@ def best(found: dict[str, list[tuple[int, float]]]) -> tuple[float | None, str]:
 def evaluation(exp: Path) -> dict[str, object] | None:
     """Return the newest evaluation of an experiment; None where there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        # By time: the name of an evaluation is free
         file = max((exp / "results").glob("*.json"), key=os.path.getmtime)
         summary = json.loads(file.read_text("utf-8"))
         metrics, protocol = summary["metrics"], summary.get("protocol") or {}

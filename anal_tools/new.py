@@ -67,11 +67,13 @@ def make(path: Path, source: Path, values: Mapping[str, str] | None = None) -> P
     folder = Path(os.path.abspath(path))
 
     try:
+        # An empty folder may have been made for this purpose
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not an empty folder; name another one")
         folder.mkdir(parents=True, exist_ok=True)
         text = f"# Made from {printable(file)}\n{file.read_text(encoding='utf-8-sig')}"
         (folder / "config.yaml").write_text(text, encoding="utf-8")
+        # Values of --lists replace those of the source
         if values:
             from anal_tools import new_lists
 
@@ -104,7 +106,7 @@ def write_scripts(folder: Path) -> None:
     for verb in ("train", "eval"):
         file = folder / f"{verb}.sh"
         file.write_text(script(verb, folder), encoding="utf-8")
-        file.chmod(0o755)
+        file.chmod(0o755)  # the scripts are called by path
 
 
 def script(verb: str, folder: Path) -> str:

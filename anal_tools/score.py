@@ -102,6 +102,7 @@ def load(where: str) -> Results:
     """Return the results that EXP or EXP:NAME names; a folder whose own name has a colon is found first."""
     if Path(where).is_dir():
         return Results.load(Path(where))
+    # From the right: a path may contain colons
     exp, colon, name = where.rpartition(":")
     if not colon or not Path(exp).is_dir():
         raise UserError(f"{where}: there is no such experiment folder")
@@ -150,6 +151,7 @@ def row(
         else:
             wanted = protocols.choose(scoring.config_of(model), protocol=protocol, views=views, average=average)
             chosen = scoring.subset(kept, wanted)
+        # The softmax came before the average over windows, so there are no logits
         if chosen.protocol.average == "logit" and kept.window:
             raise UserError("views kept with --per-position are probabilities; they have no mean of logits")
         parts.append((chosen, scoring.scores_of(model, chosen)))
@@ -160,6 +162,7 @@ def row(
     chosen, scores = parts[0]
     first = models[0]
     if len(models) > 1:
+        # Rows of each model in the order of the first one's list
         orders = scoring.aligned(models)
         fused = [own[order] for (_, own), order in zip(parts, orders, strict=True)]
         scores = scoring.fuse(fused, weights, chosen.protocol.average)

@@ -24,6 +24,7 @@ def shown(text: str) -> str:
 
 def columns(rows: Sequence[Sequence[str]], *, left: Container[int] = ()) -> list[str]:
     """Return the rows of a table as lines with aligned columns: those in `left` to the left, others to the right."""
+    # Letters: wide characters of a terminal are not considered
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     lines = []

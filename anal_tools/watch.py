@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
             size = shutil.get_terminal_size()
             width, height = size.columns or 80, size.lines or 24  # a terminal that does not know: 0 in Python 3.10
             lines = page(args.exp, width, height - 1)
+            # One write a frame: clearing the screen first would flicker
             sys.stdout.write(_HOME + "".join(f"{line}{_REST}\r\n" for line in lines) + _END)
             sys.stdout.flush()
             if pressed_q(SECONDS):
@@ -95,6 +96,7 @@ def plots(curves: dict[str, list[tuple[int, float]]], width: int) -> list[str]:
     """Return a line for each curve: its name, its shape, its range and its last value."""
     lines = []
     for tag, name in CURVES.items():
+        # No nan and no infinity: they have no place on a scale
         values = [value for _, value in curves.get(tag, ()) if abs(value) < float("inf")]
         if values:
             text = sparkline(values, max(10, width - 50))
@@ -108,6 +110,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
     means = []
     for place in range(count):
+        # Equal parts, without a gap and without an overlap
         part = values[place * len(values) // count : (place + 1) * len(values) // count]
         means.append(sum(part) / len(part))
 
