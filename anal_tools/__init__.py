@@ -1,1 +1,1 @@
-"""Offline analysis: what main.py wrote, read back and explained. Runs on a CPU."""
+"""Read and explain what main.py wrote. Everything here runs on a CPU."""

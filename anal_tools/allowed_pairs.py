@@ -1,7 +1,7 @@
-"""Allowed pairs: predictions that are no mistake, such as the parent class of a video's own (hotpot -> food).
+"""Allowed pairs: predictions that are no mistake, such as the parent class of a video's own class (hotpot -> food).
 
-Pytorch Video Analysis calls them good pairs. They are counted correct in a second accuracy, and take no place in a
-list of errors.
+Pytorch Video Analysis calls them good pairs. They count as correct in a second accuracy and are left out of lists of
+errors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Pair = tuple[int, int]  # (true class, predicted class)
 
 
 def read(path: str | os.PathLike[str], names: Sequence[str]) -> frozenset[Pair]:
-    """Read rules, one a line: `child -> parent` (a video of child may be called parent), `a <-> b` (both ways).
+    """Read rules, one per line: `child -> parent` (a video of child may be called parent), `a <-> b` (both ways).
 
     A class is its name or its number; `#` starts a comment at the beginning of a line or after a blank.
 
@@ -28,33 +28,38 @@ def read(path: str | os.PathLike[str], names: Sequence[str]) -> frozenset[Pair]:
         names: K class names.
 
     Raises:
-        UserError: no such file, or a line that is no rule about two different classes of these.
+        UserError: the file cannot be read, or a line is no rule about two different classes of `names`.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
     except OSError as error:
         raise UserError(f"{path}: the allowed pairs cannot be read: {error.strerror}") from error
+
     pairs: set[Pair] = set()
     for number, line in enumerate(lines, start=1):
+        # A `#` inside a name is no comment
         rule = re.sub(r"(^|\s)#.*", "", line).strip()
         if not rule:
             continue
+
         sides = re.split(r"\s*(<->|->)\s*", rule)
         if len(sides) != 3 or not sides[0] or not sides[2]:
             raise UserError(
                 f"{path}:{number}: {rule!r} is no rule; write `child -> parent`, or `a <-> b` for both ways"
             )
+
         child, parent = (_class(side, names, f"{path}:{number}") for side in (sides[0], sides[2]))
         if child == parent:
             raise UserError(f"{path}:{number}: both sides are the class {names[child]!r}; name two different ones")
         pairs.add((child, parent))
         if sides[1] == "<->":
             pairs.add((parent, child))
+
     return frozenset(pairs)
 
 
 def accuracy(predicted: np.ndarray, labels: np.ndarray, allowed: Collection[Pair]) -> float:
-    """Share of videos whose prediction is right or allowed, 0..1.
+    """Return the share of videos whose prediction is right or allowed, 0..1.
 
     Args:
         predicted: (N,) classes, -1 for a video that could not be read.
@@ -68,6 +73,7 @@ def accuracy(predicted: np.ndarray, labels: np.ndarray, allowed: Collection[Pair
 
 
 def _class(text: str, names: Sequence[str], where: str) -> int:
+    # Names first: a class may be called "3"
     if text in names:
         return list(names).index(text)
     if text.isdecimal() and int(text) < len(names):

@@ -1,4 +1,4 @@
-"""`python main.py analyze EXP`: what a model gets wrong, from the results of an evaluation."""
+"""`python main.py analyze EXP`: list the mistakes of a model, from the results of an evaluation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TOP = 100  # error pairs and videos that are listed
 
 
 def main(argv: list[str]) -> int:
-    """Parse the command line and analyse."""
+    """Parse the command line and analyse one evaluation."""
     parser = Parser(prog="main.py analyze", description="Show what a model gets wrong.")
     parser.add_argument("exp", type=Path, help="experiment folder that was evaluated")
     parser.add_argument("--name", default=None, help="name of the results (default: the last evaluation)")
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
         metavar="FILE",
         help="rules `child -> parent`, one a line: predictions that are no mistake",
     )
+
     args = parser.parse_args(argv)
     print(run(args.exp, args.name, good_pairs=args.good_pairs))
     return 0
@@ -40,14 +41,14 @@ def main(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What all lists are made of: the predictions of one evaluation, counted.
+    """The counted predictions of one evaluation, from which all lists are made.
 
     Attributes:
         results: the evaluation.
         names: K class names, printable.
         predicted: (N,) classes, -1 for a video that could not be read.
         matrix: (K, K) counts, rows true.
-        videos: (K,) videos of each class, also those that could not be read.
+        videos: (K,) number of videos of each class, including those that could not be read.
         allowed: pairs that are no mistake.
     """
 
@@ -60,10 +61,10 @@ class Analysis:
 
     @classmethod
     def of(cls, results: Results, good_pairs: Path | None = None) -> Analysis:
-        """Count one evaluation; `good_pairs`: file of allowed pairs.
+        """Count one evaluation; `good_pairs` is the file of allowed pairs.
 
         Raises:
-            UserError: its files do not fit together, or a bad rule.
+            UserError: its files do not fit together, or a rule is wrong.
         """
         names = class_names(results)
         predicted = results.videos.predicted
@@ -78,11 +79,11 @@ class Analysis:
 
     @property
     def recall(self) -> np.ndarray:
-        """(K,) 0..1; nan for a class without videos."""
+        """Recall of each class, (K,), 0..1; nan for a class without videos."""
         return metrics.precision_and_recall(self.predicted, self.results.labels, len(self.names))[1]
 
     def errors(self, allowed: Collection[Pair] | None = None) -> np.ndarray:
-        """The matrix without its diagonal and without allowed pairs."""
+        """Return the matrix without its diagonal and without allowed pairs."""
         errors = self.matrix - np.diag(self.matrix.diagonal())
         for pair in self.allowed if allowed is None else allowed:
             errors[pair] = 0
@@ -94,7 +95,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
 
     Args:
         exp: experiment folder.
-        name: of the results; None: the last evaluation.
+        name: name of the results; None for the last evaluation.
         good_pairs: file of allowed pairs (`allowed_pairs.read`).
 
     Returns:
@@ -111,6 +112,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     files = [write_reference_results(exp, results)]
     doubtful = label_errors.suspects(results.scores, results.labels)
 
+    # Lists as text
     for file, lines in (
         ("top100_errors.txt", error_lines(found)),
         ("top100_videos.txt", video_lines(found)),
@@ -122,6 +124,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     files.append(folder / label_errors.CSV)
     label_errors.write_csv(files[-1], doubtful, results)
 
+    # Tables as CSV
     for file, table in (
         ("confusion_matrix.csv", matrix_table(found)),
         ("per_class.csv", class_table(found)),
@@ -130,6 +133,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
         with open(files[-1], "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             csv.writer(stream).writerows(table)
 
+    # matplotlib takes a second to import, and only the picture needs it
     files.append(folder / "confusion_matrix.png")
     from anal_tools import confusion_plot
 
@@ -138,7 +142,7 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
 
 
 def class_names(results: Results) -> list[str]:
-    """Return the K names; no class is left out, whether a video has it or not.
+    """Return the names of all K classes, including those without a video.
 
     Raises:
         UserError: there are no videos, or they have several labels.
@@ -152,19 +156,21 @@ def class_names(results: Results) -> list[str]:
 
 
 def error_lines(found: Analysis) -> list[str]:
-    """The most frequent (true, predicted) pairs of different classes, in seed 004's line format.
+    """Return the most frequent (true, predicted) pairs of different classes, in Pytorch Video Analysis's format.
 
     `prec` is the recall of the true class, `err` the share of its videos that went to the predicted one. Allowed pairs
-    take no place.
+    are left out.
     """
     errors, matrix, videos, names = found.errors(), found.matrix, found.videos, found.names
-    order = np.argsort(-errors, axis=None, kind="stable")[:TOP]
+    order = np.argsort(-errors, axis=None, kind="stable")[:TOP]  # flat indices into (K, K)
     lines = []
     for true, guess in zip(*np.unravel_index(order, errors.shape), strict=True):
+        # The counts fall, so only zeros follow
         if (count := errors[true, guess]) == 0:
             break
         lines.append(
             f"gt:{true}({names[true]})\tpred:{guess}({names[guess]})\tcount:{count}\t"
+            # `err` has no colon in this format
             f"prec:{matrix[true, true] / videos[true]:.4f}\terr{count / videos[true]:.4f}\t"
             f"gt_samples:{videos[true]}/{videos.sum()}"
         )
@@ -172,16 +178,18 @@ def error_lines(found: Analysis) -> list[str]:
 
 
 def worst_videos(found: Analysis, top: int = TOP) -> list[int]:
-    """Rows of the wrong videos with the highest scores; allowed pairs are no mistakes."""
+    """Return the rows of the wrong videos with the highest scores, without allowed pairs and unreadable videos."""
     labels, predicted, scores = found.results.labels, found.predicted, found.results.scores
+    # Unreadable videos (-1) are wrong, but no mistake of the model
     wrong = np.flatnonzero((predicted != labels) & (predicted >= 0))
+    # A stable sort keeps equal scores in the order of the list
     wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")]
     rows = [int(row) for row in wrong if (int(labels[row]), int(predicted[row])) not in found.allowed]
     return rows[:top]
 
 
 def video_lines(found: Analysis) -> list[str]:
-    """The most confident mistakes: path, truth, prediction, score of the prediction and of the truth."""
+    """Return the most confident mistakes: path, truth, prediction, score of the prediction and of the truth."""
     results, names = found.results, found.names
     lines = []
     for row in worst_videos(found):
@@ -194,7 +202,7 @@ def video_lines(found: Analysis) -> list[str]:
 
 
 def suspect_lines(found: Analysis, doubtful: Sequence[label_errors.Suspect]) -> list[str]:
-    """Videos whose label is in doubt: path, label, the class that it may belong to, both scores."""
+    """Return the videos whose label is in doubt: path, label, the class that it may belong to, both scores."""
     return [
         f"{one_line(found.results.ids[one.row])}\tlabel:{one.label}({found.names[one.label]})\t"
         f"perhaps:{one.other}({found.names[one.other]})\tscore:{one.score:.4f}\tlabel_score:{one.own:.4f}"
@@ -203,35 +211,38 @@ def suspect_lines(found: Analysis, doubtful: Sequence[label_errors.Suspect]) -> 
 
 
 def matrix_table(found: Analysis) -> list[list[object]]:
-    """Counts with the true classes down and the predicted ones across, and their heads."""
+    """Return the counts with the true classes down and the predicted ones across, and their heads."""
     heads = [f"{index}({name})" for index, name in enumerate(found.names)]
     return [["gt \\ pred", *heads], *([head, *row] for head, row in zip(heads, found.matrix.tolist(), strict=True))]
 
 
 def class_table(found: Analysis) -> list[list[object]]:
-    """One row a class: its counts, recall, precision, average precision, and what it is mostly taken for."""
+    """Return one row per class: its counts, recall, precision, average precision, and its most frequent mistake."""
     numbers = per_class(found)
-    errors = found.errors(())
+    errors = found.errors(())  # with allowed pairs: the table describes, it does not judge
     rows: list[list[object]] = [
         ["class", "name", "videos", "right", "recall", "predicted", "precision", "average_precision",
          "mostly_taken_for", "count"]
     ]  # fmt: skip
+
     for k, name in enumerate(found.names):
         guess = int(errors[k].argmax())
+        # `argmax` of a row of zeros is class 0: no mistake
         other = [found.names[guess], int(errors[k, guess])] if errors[k, guess] else ["", 0]
         shares = [
             "" if np.isnan(numbers[key][k]) else f"{numbers[key][k]:.4f}" for key in ("recall", "precision", "ap")
         ]
         right, guessed = int(found.matrix[k, k]), int(found.matrix[:, k].sum())
         rows.append([k, name, int(found.videos[k]), right, shares[0], guessed, shares[1], shares[2], *other])
+
     return rows
 
 
 def per_class(found: Analysis) -> dict[str, np.ndarray]:
-    """Recall, precision and average precision (`ap`) of each class, (K,), 0..1; nan where there is nothing to count."""
+    """Return recall, precision and average precision (`ap`) of each class, (K,), 0..1; nan without videos to count."""
     labels, count = found.results.labels, len(found.names)
     precision, recall = metrics.precision_and_recall(found.predicted, labels, count)
-    targets = labels[:, None] == np.arange(count)
+    targets = labels[:, None] == np.arange(count)  # (N, K)
     return {
         "recall": recall,
         "precision": precision,
@@ -240,15 +251,15 @@ def per_class(found: Analysis) -> dict[str, np.ndarray]:
 
 
 def confused_pairs(found: Analysis) -> list[tuple[int, int, int]]:
-    """Pairs of classes by how often either was taken for the other: (class, class, videos), most first."""
-    both = np.triu(found.errors(()) + found.errors(()).T, 1)
+    """Return pairs of classes by how often either was taken for the other: (class, class, videos), most first."""
+    both = np.triu(found.errors(()) + found.errors(()).T, 1)  # each pair once, above the diagonal
     order = np.argsort(-both, axis=None, kind="stable")[:TOP]
     pairs = zip(*np.unravel_index(order, both.shape), strict=True)
     return [(int(a), int(b), int(both[a, b])) for a, b in pairs if both[a, b]]
 
 
 def summary(found: Analysis, doubtful: int) -> list[str]:
-    """What a person wants to see first."""
+    """Return the most important numbers as lines to print first."""
     results, names, matrix, videos = found.results, found.names, found.matrix, found.videos
     total = len(found.predicted)
     numbers = [f"{one.title} {results.numbers[one.name]:.2f}" for one in metrics.metrics_of("analyze")]
@@ -260,6 +271,7 @@ def summary(found: Analysis, doubtful: int) -> list[str]:
         lines.append(f"{unread} videos could not be read and count as wrong")
 
     recall = found.recall
+    # Classes without videos (nan) go last
     worst = [k for k in np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable")[:5] if recall[k] < 1]
     if worst:
         lines.append("hardest classes:")

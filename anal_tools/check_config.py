@@ -1,4 +1,4 @@
-"""`python main.py config EXP`: the resolved config, and whether the files that it names would stop the run."""
+"""`python main.py config EXP`: print the resolved config, and check the files that it names before a run does."""
 
 from __future__ import annotations
 
@@ -21,30 +21,35 @@ def main(argv: Sequence[str]) -> int:
 def problems(cfg: Config) -> list[str]:
     """Return everything that would stop a training: missing files, broken lists, labels, roots, readers.
 
-    A later check leaves out what an earlier one found missing.
+    A later check skips what an earlier one has found missing.
     """
     found: list[str] = []
     lists: dict[str, Records] = {}
+
     with _noted(found):
         check_files(cfg)
+
     for split in ("train", "val"):
         if Path(getattr(cfg, f"{split}_source")).is_file():
             with _noted(found):
                 lists[split] = records_of(cfg, split)
+
     names = class_names_file(cfg)
     if names is not None and names.is_file():
         with _noted(found):
             read_class_names(names, cfg.model.num_class)
+    # The first videos of each list
     for split, records in lists.items():
         if Path(records.root).is_dir():
             with _noted(found):
                 first_look.check_files(cfg, split, records)
+
     return found
 
 
 @contextlib.contextmanager
 def _noted(found: list[str]) -> Iterator[None]:
-    """Put the lines of a `UserError` into a list, and go on."""
+    """Append the lines of a `UserError` to a list, and continue."""
     try:
         yield
     except UserError as error:

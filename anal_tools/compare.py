@@ -1,6 +1,6 @@
-"""`python main.py compare EXP EXP...`: is one experiment better than another, in which classes, and what differs.
+"""`python main.py compare EXP EXP...`: test which experiment is better, in which classes, and list what differs.
 
-Experiments are compared on the videos that both have, found by their paths.
+Experiments are compared on the videos that both have, matched by path.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SHOWN = 10  # classes that are printed; the file has all
 
 
 def main(argv: list[str]) -> int:
-    """Parse the command line and compare."""
+    """Parse the command line and compare the experiments."""
     parser = Parser(prog="main.py compare", description="Compare evaluated experiments.")
     parser.add_argument("exp", type=Path, nargs="+", help="experiment folders; EXP:NAME takes the results NAME")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the table of classes as CSV")
@@ -46,11 +46,11 @@ def main(argv: list[str]) -> int:
 
 @dataclass(frozen=True)
 class Experiment:
-    """One evaluation that takes part.
+    """An evaluation in a comparison.
 
     Attributes:
         exp: experiment folder.
-        title: what it is called here.
+        title: its name in the comparison.
         results: the evaluation.
     """
 
@@ -64,11 +64,11 @@ class Pairing:
     """Two evaluations on the videos that both have.
 
     Attributes:
-        rows_a, rows_b: (n,) rows of the videos, in the order of the first.
-        right_a, right_b: (n,) bool.
-        only_a, only_b: videos that only one has right.
-        p: of McNemar's test, two-sided.
-        change: (K,) recall of the second less that of the first; nan for a class without videos.
+        rows_a, rows_b: (n,) rows of the videos, in the order of the first evaluation.
+        right_a, right_b: (n,) bool, True where top-1 is right.
+        only_a, only_b: number of videos that only one has right.
+        p: two-sided p of McNemar's test.
+        change: (K,) recall of the second minus that of the first; nan for a class without videos.
     """
 
     rows_a: np.ndarray
@@ -82,30 +82,32 @@ class Pairing:
 
     @property
     def difference(self) -> float:
-        """Top-1 of the second less that of the first on the common videos, in points (per cent)."""
+        """Top-1 of the second minus that of the first on the common videos, in points (per cent)."""
         return 100 * (self.only_b - self.only_a) / max(len(self.rows_a), 1)
 
 
 def load(where: str) -> Experiment:
-    """The evaluation that `EXP` or `EXP:NAME` means.
+    """Return the evaluation that `EXP` or `EXP:NAME` names.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such evaluation.
     """
     results = score.load(where)
     whole = results.exp.resolve()
+    # With the parent's name: many experiments are called "start" or "base"
     title = f"{whole.parent.name}/{whole.name}" + ("" if Path(where).is_dir() else f" {results.name}")
     return Experiment(results.exp, shown(title), results)
 
 
 def pair(a: Results, b: Results) -> Pairing:
-    """Align two evaluations by their videos and test whether one is better.
+    """Align two evaluations by their videos, and test whether one is better.
 
     Raises:
-        UserError: other classes, other labels, or no video in common.
+        UserError: classes or labels differ, or no video is in both.
     """
     if a.summary.get("class_names") != b.summary.get("class_names"):
         raise UserError(f"{a.name} and {b.name}: their classes differ; compare evaluations of the same classes")
+    # By path: lists may differ in order and in length
     rows_a, rows_b = scoring.common_rows(a.ids, b.ids)
     if not len(rows_a):
         raise UserError(f"{a.name} and {b.name}: no video in common; compare evaluations of the same list")
@@ -118,6 +120,7 @@ def pair(a: Results, b: Results) -> Pairing:
             "compare evaluations of the same labels"
         )
 
+    # (n,) each
     right_a, right_b = (one.videos.right()[rows] for one, rows in ((a, rows_a), (b, rows_b)))
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
 
@@ -127,10 +130,10 @@ def pair(a: Results, b: Results) -> Pairing:
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Two-sided p of McNemar's test (McNemar 1947), exact at any count.
+    """Return the two-sided p of McNemar's test (McNemar 1947), exact at any count.
 
-    Were both equally good, each video that only one has right would be a fair coin: the smaller count is a binomial's
-    tail. Whole numbers are used, so that thousands of videos do not underflow.
+    If both were equally good, each video that only one has right would be a fair coin flip, and the smaller count the
+    tail of a binomial distribution. Integers are used, because floats underflow with thousands of videos.
     """
     total, least = only_a + only_b, min(only_a, only_b)
     term = tail = 1  # binomial coefficients of `total`
@@ -141,7 +144,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def config_differences(experiments: Sequence[Experiment]) -> list[tuple[str, list[str]]]:
-    """Keys in which the configs, protocols or weights differ, with the value of each experiment as text."""
+    """Return the keys in which configs, protocols or weights differ, with the value of each experiment as text."""
     flat = [_flat(_described(one)) for one in experiments]
     keys = list(dict.fromkeys(key for values in flat for key in values))
     rows = [(key, [_text(values.get(key)) for values in flat]) for key in keys]
@@ -149,7 +152,7 @@ def config_differences(experiments: Sequence[Experiment]) -> list[tuple[str, lis
 
 
 def _described(one: Experiment) -> dict[str, object]:
-    """The config that the evaluation kept (older results: that of the folder), and how it was evaluated."""
+    """Return the config that the evaluation kept (older results: that of the folder), and how it was evaluated."""
     from utils import config
 
     kept = one.results.summary.get("config")
@@ -158,25 +161,29 @@ def _described(one: Experiment) -> dict[str, object]:
             kept = config.to_dict(config.load(one.exp))
         except UserError:
             kept = {}
+
+    # "text" repeats the other keys of the protocol
     protocol = {key: value for key, value in one.results.summary.get("protocol", {}).items() if key != "text"}
     rest = {key: one.results.summary.get(key) for key in ("step", "list_hash", "weights_hash")}
+
     return {"config": kept, "protocol": protocol, "evaluation": rest}
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
     found: dict[str, object] = {}
     for key, value in values.items():
+        # Nested keys become dotted ones, so that each leaf is a row
         found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return found
 
 
 def _text(value: object) -> str:
-    """A value in one line, as the tables show it."""
+    """Return a value in one line, as the tables show it."""
     return shown(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def text(experiments: Sequence[Experiment]) -> list[str]:
-    """What is printed: accuracies, the tests of all pairs, the classes that moved most, and the differences."""
+    """Return the lines to print: accuracies, tests of all pairs, classes that changed most, and differences."""
     lines = []
     width = max(len(one.title) for one in experiments)
     for one in experiments:
@@ -204,13 +211,14 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
 
 
 def verdict(found: Pairing) -> str:
-    """The test in words, at the usual 5 per cent."""
+    """Return the result of the test in words, at the usual level of 5 per cent."""
     if found.p >= 0.05:
         return "the difference may be chance"
     return f"the {'second' if found.only_b > found.only_a else 'first'} is better"
 
 
 def _moved(found: Pairing, names: Sequence[str]) -> list[str]:
+    # A class without common videos (nan) has not changed
     order = np.argsort(-np.abs(np.nan_to_num(found.change)), kind="stable")[:SHOWN]
     moved = [int(k) for k in order if np.nan_to_num(found.change[k])]
     if not moved:
@@ -223,7 +231,7 @@ def _moved(found: Pairing, names: Sequence[str]) -> list[str]:
 
 
 def class_csv(experiments: Sequence[Experiment]) -> str:
-    """Recall of each class in each experiment on the videos that it shares with the first."""
+    """Return as CSV the recall of each class in each experiment, on the videos that it shares with the first."""
     first = experiments[0].results
     names = [shown(name) for name in first.class_names]
     columns = []
@@ -231,22 +239,27 @@ def class_csv(experiments: Sequence[Experiment]) -> str:
         found = pair(first, one.results)
         columns.append(metrics.class_means(found.right_b, first.labels[found.rows_a], len(names)))
 
+    # newline="": the writer ends the lines itself
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     writer.writerow(["class", "name", *(one.title for one in experiments)])
     for k, name in enumerate(names):
+        # Empty: the class has no video
         writer.writerow([k, name, *("" if np.isnan(column[k]) else f"{column[k]:.4f}" for column in columns)])
     return stream.getvalue()
 
 
 def differences_note(experiments: Sequence[Experiment]) -> list[str]:
-    """What a reader of a comparison must know: different lists or protocols."""
+    """Return notes that a reader of a comparison needs: different lists or protocols."""
     notes = []
     summaries = [one.results.summary for one in experiments]
+
     if len({summary.get("list_hash") for summary in summaries}) > 1:
         notes.append(
             "The experiments were evaluated on different lists; they are compared on the videos that both have."
         )
+
     if len({json.dumps(summary.get("protocol", {}), sort_keys=True) for summary in summaries}) > 1:
         notes.append("The experiments were evaluated with different protocols.")
+
     return notes

@@ -1,7 +1,8 @@
-"""`python main.py convert SRC --config EXP --out FILE`: weights that others have published as a checkpoint of ours.
+"""`python main.py convert SRC --config EXP --out FILE`: make one of our checkpoints from published weights.
 
-`eval`, `predict` and `model.pretrained` take the file, and take foreign files directly too: converting shows once what
-fits and keeps the result. Without --config and --out it only says what the file is and which model it implies.
+`eval`, `predict` and `model.pretrained` take the file, and they take foreign files directly, too. Converting reports
+once what fits and keeps the result. Without --config and --out it only reports what the file is and which model it
+implies.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str]) -> int:
-    """Parse the command line and convert."""
+    """Parse the command line and convert the weights."""
     parser = Parser(
         prog="main.py convert",
         description="Make a checkpoint of ours from published weights; without --config only say what they are.",
@@ -37,9 +38,11 @@ def main(argv: list[str]) -> int:
         help="keep the config's value of this option although the family's published weights have another",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+
     args = parser.parse_args(argv)
     if (args.config is None) != (args.out is None):
         raise UserError("convert: give both --config EXP and --out FILE, or neither to see what the file is")
+
     if args.config is None:
         print(describe(args.source, args.family))
         return 0
@@ -49,7 +52,7 @@ def main(argv: list[str]) -> int:
 
 
 def describe(source: Path, family: str) -> str:
-    """What a weights file is, and the lines of a config that it implies."""
+    """Return which weights a file holds, and the lines of a config that it implies."""
     from methods import interop
 
     name, options = interop.what_is(source, family=family)
@@ -58,6 +61,8 @@ def describe(source: Path, family: str) -> str:
     lines += [f"        {key}: {options[key]}" for key in top if key in options]
     kwargs = ", ".join(f"{key}: {value}" for key, value in options.items() if key not in top)
     lines += [f"        kwargs: {{{kwargs}}}"] if kwargs else []
+
+    # Shapes of tensors show neither frames nor sampling
     unknown = [key for key in top if key not in options]
     lines += [f"no tensor tells: {', '.join([*unknown, 'the number of frames and their sampling'])}"]
     return "\n".join(lines)
@@ -75,13 +80,13 @@ def convert(
 ) -> str:
     """Fill the model of a config with published weights and write a checkpoint.
 
-    A file with another number of classes gives everything but the classifier, which keeps its random values.
+    A file with another number of classes fills everything except the classifier, which keeps its random values.
 
     Returns:
         The report to print.
 
     Raises:
-        UserError: the file cannot be read, or leaves anything but the classifier unfilled; `out` exists.
+        UserError: the file cannot be read, or leaves more than the classifier unfilled; `out` exists.
     """
     import torch
 
@@ -92,22 +97,30 @@ def convert(
     from utils import checkpoint, config, run_dir
     from utils.engine.network import model_arguments
 
+    # Before anything is read or built
     if out.exists():
         raise UserError(f"{out} exists; remove it or give another --out")
     if not out.parent.is_dir():
         raise UserError(f"{out.parent}: there is no such folder for --out")
+
+    # Build the model of the config
     cfg = config.load(exp, overrides or [])
-    torch.manual_seed(cfg.seed)  # for a classifier that is new
+    torch.manual_seed(cfg.seed)  # for a new classifier
     arguments = model_arguments(cfg, pretrained=False)
     model = methods.build(**arguments)
+
+    # fill it; a probe of V-JEPA 2 adds the classifier to the encoder
     opened = interop.open_weights(source, family)
     tensors = opened.tensors | (interop.open_weights(probe, family).tensors if probe else {})
     report = interop.load_tensors(
         model, tensors, source, family=opened.family, classifier=None, accept=accept, needs=opened.needs
     )
+
+    # A Hugging Face folder names its classes: put the classifier's rows into the order of our list
     names = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
     labels = opened.folder.labels if opened.folder and not report.fresh else None
     moved = reorder(model, labels, names, source) if labels else ""
+
     state = {
         "model": model.state_dict(),
         "config": config.to_dict(cfg),
@@ -119,6 +132,7 @@ def convert(
         "versions": checkpoint.versions(),
     }
     checkpoint.save(out.parent, out.name, state)
+
     lines = [f"{source}: names of {report.family}", report.table(), "", options_table(report.implied, arguments)]
     if moved:
         lines.append(f"\n{moved}")
@@ -128,10 +142,10 @@ def convert(
 
 
 def reorder(model: nn.Module, labels: list[str], names: list[str], source: Path) -> str:
-    """Put the rows of a classifier into the order of a list's class names; return a line about it.
+    """Put the rows of a classifier into the order of a list's class names; return a line about it, "" if nothing moved.
 
     Raises:
-        UserError: the same classes in another order, and names that do not match one to one.
+        UserError: classes that both have are in another order, and the names do not match one to one.
     """
     from methods.interop import provenance
 
@@ -140,14 +154,15 @@ def reorder(model: nn.Module, labels: list[str], names: list[str], source: Path)
         return provenance.check_labels(labels, names, source)
     if rows == sorted(rows):
         return ""
+
     classifier = model.get_submodule("classifier")
     for tensor in classifier.state_dict().values():
-        tensor.copy_(tensor[rows].clone())
+        tensor.copy_(tensor[rows].clone())  # in place: state_dict() shares memory with the parameters
     return f"the classifier's {len(rows)} rows are now in the order of the list's class names"
 
 
 def options_table(implied: Mapping[str, object], arguments: Mapping[str, object]) -> str:
-    """Which options of the model the file shows, and what the config says."""
+    """Return a table of the options of the model that the file shows, beside the values of the config."""
     rows = [("option", "the file", "the config")]
     rows += [(name, str(value), str(arguments.get(name, "default"))) for name, value in implied.items()]
     return "\n".join(text.columns(rows, left=range(3)))

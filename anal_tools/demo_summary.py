@@ -1,4 +1,4 @@
-"""The last words of `make demo`: how good the model is, where everything is, and what to try next."""
+"""Print the last lines of `make demo`: how good the model is, where everything is, and what to try next."""
 
 from __future__ import annotations
 
@@ -18,29 +18,31 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("exp", type=Path, help="experiment folder that was trained and evaluated")
     parser.add_argument("--is-finished", action="store_true", help="exit code 0 if its last evaluation is up to date")
     args = parser.parse_args(argv)
+
     if args.is_finished:
         finished = is_finished(args.exp)
         if finished:
             print("A finished demo run is here; this is what it found (train.sh local 2 --fresh starts it anew).")
         return 0 if finished else 1
+
     print(summary(args.exp))
     return 0
 
 
 def is_finished(exp: Path) -> bool:
-    """Whether the newest results are younger than every checkpoint."""
+    """Return whether the newest results are younger than every checkpoint."""
     written = [path.stat().st_mtime for path in present(exp, BEST, LATEST) if path.exists()]
     found = newest_results(exp)
     return found is not None and bool(written) and found.stat().st_mtime >= max(written)
 
 
 def newest_results(exp: Path) -> Path | None:
-    """The summary file of the last evaluation, None if there was none."""
+    """Return the summary file of the last evaluation; None if there was none."""
     return max((exp / "results").glob("*.json"), key=lambda path: path.stat().st_mtime, default=None)
 
 
 def summary(exp: Path) -> str:
-    """The closing lines, ready to print.
+    """Return the closing lines, ready to print.
 
     Raises:
         UserError: there are no results.
@@ -48,9 +50,12 @@ def summary(exp: Path) -> str:
     file = newest_results(exp)
     if file is None:
         raise UserError(f"{exp}: no results yet; run {exp}/eval.sh local 2")
+
     metrics = json.loads(file.read_text(encoding="utf-8"))["metrics"]
     best = next((path for path in present(exp, BEST, LATEST) if path.exists()), exp)
+    # The same experiment with TSN, which averages frames
     order_blind = exp.parent.parent / exp.parent.name.replace("tsm", "tsn")
+
     return "\n".join(
         (
             "",

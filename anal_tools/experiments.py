@@ -1,4 +1,4 @@
-"""`python main.py list [DIR...]`: every experiment in one table: model, data, cost, and what others published for it.
+"""`python main.py list [DIR...]`: print all experiments as a table: model, data, cost, and published accuracies.
 
 Parameters and GMACs come from the model that the config builds, on torch's meta device: shapes only, no weights, no
 arithmetic. Accuracies are those of `common.published`; none of them was measured here.
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 EXPERIMENTS = ROOT / "exps"
 DOCS = Path("docs/models.md")
-MARKS = ("<!-- python main.py list --docs -->", "<!-- end of list -->")
-COLUMNS = {  # heading: is it a number
+MARKS = ("<!-- python main.py list --docs -->", "<!-- end of list -->")  # the table is written between these lines
+COLUMNS = {  # heading: True for a column of numbers
     "experiment": False,
     "method": False,
     "data": False,
@@ -40,12 +40,12 @@ COLUMNS = {  # heading: is it a number
     "protocol": False,
 }
 _TOO_WIDE = {"protocol"}  # for a terminal
-# Folders of an experiment that may hold copies of configs: a job's code, an earlier run.
+# Folders of an experiment that may hold copies of configs: code of a job, an earlier run.
 _NOT_HERE = {"jobs", "old"}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table, or write it into docs/models.md; 2 if a config could not be used, which is said below."""
+    """Print the table, or write it into docs/models.md; return 2 and print the reason if a config could not be used."""
     parser = Parser(
         prog="main.py list",
         description="All experiments with their cost and published accuracy (others', not reproduced here).",
@@ -54,8 +54,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--markdown", action="store_true", help="as a Markdown table")
     parser.add_argument("--docs", action="store_true", help=f"write the table of exps/ into {DOCS}")
     args = parser.parse_args(argv)
+
     if args.docs and args.folder:
         raise UserError(f"--docs writes the table of exps/ into {DOCS}; name no folder beside it")
+
     rows, problems = collect(args.folder)
     if args.docs:
         (ROOT / DOCS).write_text(
@@ -66,16 +68,17 @@ def main(argv: Sequence[str]) -> int:
         print(markdown(rows) if args.markdown else text(rows))
     else:
         print("no experiments")
+
     for problem in problems:
         print(problem, file=sys.stderr)
     return 2 if problems else 0
 
 
 def collect(folders: Sequence[Path]) -> tuple[list[dict[str, str]], list[str]]:
-    """A row for each experiment below the folders, and what is wrong with those that cannot be shown.
+    """Return a row for each experiment below the folders, and the errors of those that cannot be shown.
 
     Raises:
-        UserError: a folder is not there.
+        UserError: there is no such folder.
     """
     rows, problems = [], []
     found = find(folders)
@@ -91,7 +94,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, str]], list[str]]:
 
 
 def find(folders: Sequence[Path]) -> list[tuple[Path, str]]:
-    """(folder, name to show) of every folder with a config.yaml below `folders`, or below exps/ if none is named."""
+    """Return (folder, name to show) of each folder with a config.yaml below `folders` (default: exps/)."""
     found: dict[Path, str] = {}
     for place in folders or [EXPERIMENTS]:
         if not place.is_dir():
@@ -99,12 +102,13 @@ def find(folders: Sequence[Path]) -> list[tuple[Path, str]]:
         for file in sorted(place.rglob("config.yaml")):
             exp = file.parent
             if not _NOT_HERE & set(exp.relative_to(place).parts):
+                # Resolved, so that overlapping folders show an experiment once
                 found.setdefault(exp.resolve(), str(exp if folders else exp.relative_to(EXPERIMENTS)))
     return [(exp, found[exp]) for exp in sorted(found)]
 
 
 def row(name: str, cfg: Config) -> dict[str, str]:
-    """One experiment as texts, in the order of `COLUMNS`.
+    """Return one experiment as texts, in the order of `COLUMNS`.
 
     Raises:
         UserError: the model cannot be built with these options.
@@ -112,6 +116,7 @@ def row(name: str, cfg: Config) -> dict[str, str]:
     parameters, macs = cost(cfg)
     published = cfg.published
     accuracy = [f"{value:.2f}" for value in (published.top1, published.top5) if value is not None]
+
     values = [
         name,
         f"{cfg.model.type} {cfg.model.backbone}",
@@ -130,13 +135,13 @@ def row(name: str, cfg: Config) -> dict[str, str]:
 
 
 def data_set(cfg: Config) -> str:
-    """The folder that the training list belongs to: `kinetics400` for data/kinetics400/lists/train.txt."""
+    """Return the folder that the training list belongs to: `kinetics400` for data/kinetics400/lists/train.txt."""
     folder = Path(cfg.train_source).parent
     return folder.parent.name if folder.name == "lists" else folder.name
 
 
 def frames(cfg: Config) -> str:
-    """Frames of a clip: `8` from as many segments, `4x16` for four that stand 16 apart."""
+    """Return the frames of a clip: `8` from as many segments, `4x16` for four at an interval of 16."""
     segments, length, interval = cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval
     if length == 1:
         return str(segments)
@@ -144,19 +149,21 @@ def frames(cfg: Config) -> str:
 
 
 def start(pretrained: bool | str) -> str:
-    """What the weights start from, in a word or two."""
+    """Return the origin of the initial weights in a word or two."""
     if isinstance(pretrained, bool):
         return "ImageNet" if pretrained else "random"
     path = Path(pretrained)
+    # Weights of another experiment: the name of its family
     if path.is_relative_to(EXPERIMENTS):
         return path.relative_to(EXPERIMENTS).parts[0].removesuffix("_exps")
     return path.stem.removesuffix(".pth").removesuffix("_pretrained")
 
 
 def cost(cfg: Config) -> tuple[int, int]:
-    """Parameters, and multiply-accumulates of one view (T frames of input_size) in evaluation, BN included."""
+    """Return parameters, and multiply-accumulates of one view (T frames of input_size) in evaluation, with BN."""
     from utils.engine.network import model_arguments
 
+    # As a sorted tuple, because the cache needs hashable arguments
     arguments = model_arguments(cfg, pretrained=False)
     return _cost(tuple(sorted(arguments.items())), cfg.augmentation.input_size)
 
@@ -171,19 +178,21 @@ def _cost(arguments: tuple[tuple[str, Any], ...], size: int) -> tuple[int, int]:
     plain = dict(arguments)
     with torch.device("meta"):
         model = methods.build(**plain)
+    # (B, C, T, H, W)
     return macs.count_parameters(model), macs.count_macs(model, (1, 3, plain["num_segments"], size, size))
 
 
 def text(rows: Sequence[dict[str, str]]) -> str:
-    """The table for a terminal: columns line up, numbers at the right; without the protocols."""
+    """Return the table for a terminal: aligned columns, numbers at the right, without the protocols."""
     shown = [name for name in COLUMNS if name not in _TOO_WIDE]
-    shown += [name for name in history.HEADINGS if any(row.get(name) for row in rows)]  # what was trained here
+    shown += [name for name in history.HEADINGS if any(row.get(name) for row in rows)]  # of runs in these folders
+    # Headings of `history` are words: not in COLUMNS
     words = [number for number, name in enumerate(shown) if not COLUMNS.get(name)]
     return "\n".join(columns([shown, *([row.get(name, "") for name in shown] for row in rows)], left=words))
 
 
 def markdown(rows: Sequence[dict[str, str]]) -> str:
-    """The table for a page."""
+    """Return the table in Markdown."""
     lines = ["| " + " | ".join(COLUMNS) + " |"]
     lines.append("|" + "|".join("---:" if number else "---" for number in COLUMNS.values()) + "|")
     lines += ["| " + " | ".join(values[name].replace("|", "\\|") for name in COLUMNS) + " |" for values in rows]
@@ -191,7 +200,7 @@ def markdown(rows: Sequence[dict[str, str]]) -> str:
 
 
 def with_table(page: str, table: str) -> str:
-    """A page with the text between the two `MARKS` replaced.
+    """Return a page with the text between the two `MARKS` replaced.
 
     Raises:
         UserError: the page lacks them.

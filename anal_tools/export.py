@@ -1,8 +1,8 @@
-"""`python main.py export EXP --to onnx|torch|hf`: the trained model as a file that runs without this repository.
+"""`python main.py export EXP --to onnx|torch|hf`: write the trained model as a file that runs without this repository.
 
-`--to hf` writes a Hugging Face folder (anal_tools/export_hf.py). For the other two:
-The file holds the network and, as JSON, all that turns a video into its input (docs/predict.md). It gets its name only
-after it gave the same logits as the checkpoint on real clips.
+`--to hf` writes a Hugging Face folder (anal_tools/export_hf.py). The other two write a file with the network and, as
+JSON, everything that turns a video into its input (docs/predict.md). The file gets its name only after it has given the
+same logits as the checkpoint on real clips.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from anal_tools.predict.predictor import ModelFacts, Predictor
 
 TOLERANCE = 1e-4  # of the logits' largest magnitude, at least 1
-FACTS = "zoetrope"
+FACTS = "zoetrope"  # key of the facts in the file
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
 def main(argv: list[str]) -> int:
-    """Parse the command line and export."""
+    """Parse the command line and export the model."""
     parser = Parser(
         prog="main.py export", description="Write the model as ONNX file, torch.export file or Hugging Face folder."
     )
@@ -48,9 +48,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     parser.add_argument("--predictor", type=Path, metavar="PATH", help="hf, V-JEPA 2: weights with the predictor")
     args = parser.parse_intermixed_args(argv)
+
     if args.folder is not None and args.out is not None:
         raise UserError(f"export: {args.folder} and --out {args.out}: say once where the model goes")
     args.out = args.folder or args.out
+
     if args.to == "hf":
         from anal_tools import export_hf
 
@@ -61,7 +63,7 @@ def main(argv: list[str]) -> int:
 
 
 def export(args: argparse.Namespace) -> str:
-    """Write the file; returns what to print.
+    """Write the file; return the lines to print.
 
     Raises:
         UserError: no such checkpoint, no onnx, nothing to compare with, or other logits than the checkpoint's.
@@ -69,17 +71,21 @@ def export(args: argparse.Namespace) -> str:
     from anal_tools.predict.predictor import from_experiment
     from utils.dist import World
 
+    # Names are checked twice: loading a model takes long, and the default name needs the model
     if args.out is not None:
         check_out(args.out, args.to)
-    overrides = [*args.set, "common.precision=fp32"]  # whatever it was trained with
+    overrides = [*args.set, "common.precision=fp32"]  # in whatever precision it was trained
     predictor = from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
+
     net = plain(predictor.net)
     folder = args.target / "results" if args.target.is_dir() else args.target.parent
     out = args.out or folder / f"{predictor.about['type']}_{predictor.about['backbone']}{SUFFIXES[args.to]}"
     check_out(out, args.to)
     out.parent.mkdir(parents=True, exist_ok=True)
+
     sources = clips_to_check(args, predictor)
     facts = facts_of(predictor)
+    # The final name appears only after the comparison
     temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
     try:
         with quiet():
@@ -90,16 +96,17 @@ def export(args: argparse.Namespace) -> str:
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
+
     shape = " x ".join(map(str, facts["input"]))
     lines.append(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB): float32 clips {shape} -> logits")
     return "\n".join(lines)
 
 
 def check_out(out: Path, kind: str) -> None:
-    """Whether the file may have this name, before anything takes time.
+    """Check the name of the file before anything takes time.
 
     Raises:
-        UserError: another ending than the kind of file has, or a folder of that name.
+        UserError: the ending is not that of the kind of file, or a folder has this name.
     """
     if out.suffix != SUFFIXES[kind]:
         raise UserError(f"{out}: a file for --to {kind} must end in {SUFFIXES[kind]}")
@@ -108,7 +115,7 @@ def check_out(out: Path, kind: str) -> None:
 
 
 def facts_of(predictor: Predictor) -> ModelFacts:
-    """All that turns a video into the input of the network, and its scores into names."""
+    """Return all that turns a video into the input of the network, and its scores into class names."""
     from datasets.plan.described import rule_of_test
     from datasets.plan.views import boxes_by_example
     from datasets.readers.resize import KERNEL
@@ -136,14 +143,15 @@ def facts_of(predictor: Predictor) -> ModelFacts:
 
 
 def traced(net: torch.nn.Module, facts: ModelFacts) -> torch.export.ExportedProgram:
-    """The network as a graph for any number of views, of which both kinds of file are made."""
+    """Return the network as a graph for any number of views; both kinds of file are made from it."""
     import torch
 
+    # The batch dimension stays free
     return torch.export.export(net, (example(facts),), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
 def write_onnx(program: torch.export.ExportedProgram, facts: ModelFacts, file: Path) -> None:
-    """One file with weights inside; the facts stand in its metadata."""
+    """Write one file with the weights inside and the facts in its metadata."""
     import torch
 
     try:
@@ -152,6 +160,7 @@ def write_onnx(program: torch.export.ExportedProgram, facts: ModelFacts, file: P
         raise UserError(
             f"export --to onnx needs the extra export: {sys.executable} -m pip install onnx onnxscript onnxruntime"
         ) from error
+
     model = torch.onnx.export(
         program,
         (example(facts),),
@@ -161,31 +170,34 @@ def write_onnx(program: torch.export.ExportedProgram, facts: ModelFacts, file: P
         external_data=False,
         verbose=False,
     )
+
     assert model is not None, "with dynamo a model is returned"
     model.model.metadata_props[FACTS] = json.dumps(facts)
     model.save(os.fspath(file), external_data=False)
 
 
 def write_torch(program: torch.export.ExportedProgram, facts: ModelFacts, file: Path) -> None:
-    """A torch.export archive; the facts are its extra file zoetrope.json."""
+    """Write a torch.export archive; the facts are its extra file zoetrope.json."""
     import torch
 
     torch.export.save(program, file, extra_files={f"{FACTS}.json": json.dumps(facts)})
 
 
 def example(facts: ModelFacts) -> torch.Tensor:
-    """Two clips of seeded noise."""
+    """Return two clips of seeded noise, (2, C, T, H, W)."""
     import torch
 
+    # Two clips: torch.export would fix a batch of 1
     return torch.randn(2, *facts["input"][1:], generator=torch.Generator().manual_seed(0))
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Exporters warn about their own future and print progress; what matters here is the comparison afterwards."""
+    """Silence the exporters: they warn of their own future and print progress, and the comparison decides anyway."""
     import io
     import logging
 
+    # torch.onnx logs, warns and prints
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -199,7 +211,7 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
-    """The file that was just written, ready to predict, one view at a time to see that any batch goes."""
+    """Yield the new file as a predictor that takes one view at a time, to see that any batch size works."""
     import torch
 
     from anal_tools.predict.predictor import from_onnx
@@ -209,7 +221,7 @@ def predicting(file: Path, kind: str, like: Predictor) -> Iterator[Predictor]:
         exported = from_onnx(file, World(), like=like)
     else:
         with quiet():
-            # This reads pickles where a file has any, and this one is our own of a moment ago.
+            # `load` unpickles what the file has pickled; this file is our own, written a moment ago
             module = torch.export.load(file).module()
         module.eval = lambda: module  # type: ignore[method-assign]  # it is in evaluation mode and refuses to be asked
         exported = dataclasses.replace(like, net=module)

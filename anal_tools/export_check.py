@@ -1,4 +1,4 @@
-"""What every export is checked with: the plain network, clips, and the comparison of logits."""
+"""Check an export: provide the plain network and clips, and compare logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLIPS = 4  # of the validation list, where --check names none
 
 
 def plain(net: torch.nn.Module) -> torch.nn.Module:
-    """The network as it is exported: float32, weights in the ordinary memory layout, no gradients."""
+    """Return the network as it is exported: float32, weights in the ordinary memory layout, no gradients."""
     net = net.cpu().float().eval().requires_grad_(False)
     for parameter in net.parameters():
         parameter.data = parameter.data.contiguous()
@@ -28,7 +28,7 @@ def plain(net: torch.nn.Module) -> torch.nn.Module:
 
 
 def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
-    """What --check names, else the first videos of the validation list, else nothing: noise is then compared."""
+    """Return what --check names, else the first videos of the validation list; none if only noise can be compared."""
     from anal_tools.predict.sources import Source, expand
     from datasets.loading.loader import records_of
     from datasets.readers.facts_cache import family_of
@@ -38,6 +38,7 @@ def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Sourc
         return expand(args.check)
     if not args.target.is_dir():
         return []
+
     cfg = config.load(args.target, args.set)
     with contextlib.suppress(UserError):
         records = records_of(cfg, "val")
@@ -47,10 +48,10 @@ def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Sourc
 
 
 def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source], *, tolerance: float) -> list[str]:
-    """Logits of the checkpoint and of the exported file on the same clips; lines to print.
+    """Compare logits of the checkpoint and of the exported file on the same clips; return lines to print.
 
     Raises:
-        UserError: they differ by more than `tolerance` of the largest, or no source could be read.
+        UserError: they differ by more than `tolerance` of the largest logit, or no source could be read.
     """
     import numpy as np
     import torch
@@ -59,10 +60,12 @@ def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source], *, 
     from utils.dist import World
 
     spec = ours.spec
-    shape = (3, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)
+    shape = (3, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)  # (B, C, T, H, W)
+    # Noise: it needs no files, and a batch of 3 is neither the traced one nor 1
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
         rows = [("3 clips of noise", ours.net(noise).numpy(), exported.net(noise).numpy())]
+    # Videos: the real range of values
     if sources:
         pairs = zip(look(ours, sources, World()), look(exported, sources, World()), strict=True)
         good = [(a.logits, b.logits) for a, b in pairs if a.logits is not None and b.logits is not None]
@@ -70,15 +73,18 @@ def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source], *, 
             raise UserError("export: none of the videos to check could be read; name others with --check")
         wanted, got = (np.concatenate([pair[side] for pair in good]) for side in range(2))
         rows.append((f"{len(good)} of {len(sources)} videos", wanted, got))
+
     lines = []
     for name, wanted, got in rows:
         scale, gap = max(1.0, float(np.abs(wanted).max())), float(np.abs(wanted - got).max())
+        # `not <=` so that nan fails, too
         if not gap <= tolerance * scale:
             raise UserError(
                 f"export: on {name} the exported file's logits differ by {gap:.3g} (allowed {tolerance * scale:.3g}); "
                 "nothing was written"
             )
         lines.append(f"{name}: largest difference of a logit {gap:.2g} (largest logit {scale:.3g})")
+
     if not sources:
         lines.append("no real clip was compared: name videos with --check")
     return lines

@@ -1,4 +1,4 @@
-"""`python main.py export EXP --to hf OUT`: a folder that transformers loads, with the same logits, and a model card.
+"""`python main.py export EXP --to hf OUT`: write a folder that transformers loads, with the same logits, and a card.
 
 The folder gets its name only after it was read back: its weights are bit-equal to the checkpoint's, and the network
 that its config.json describes gives the same logits.
@@ -28,16 +28,18 @@ if TYPE_CHECKING:
     from methods.interop._vit import Facts
 
 TOLERANCE = 1e-5  # of the logits' largest magnitude, at least 1
+# Why logits may differ although the weights are equal, by family
 _EPSILONS = {
     "videomae": "transformers' norm behind the mean has head_eps: 1e-5",
     "vjepa2": "transformers' pooler has the epsilon of the encoder, head_eps equal to eps",
 }
+# Class of a network: family, where model.type names another method
 _KINDS = {"VideoMAE": "videomae", "VJEPA2": "vjepa2"}
 _PROCESSORS = {"videomae": "VideoMAEImageProcessor", "vjepa2": "VJEPA2VideoProcessor"}
 
 
 def export(args: argparse.Namespace) -> str:
-    """Write the folder; returns what to print.
+    """Write the folder; return the lines to print.
 
     Raises:
         UserError: transformers has no such network, the folder exists, or it would give other logits.
@@ -52,20 +54,26 @@ def export(args: argparse.Namespace) -> str:
     net = plain(predictor.net)
     net = net.alone() if isinstance(net, Probe) else net  # the encoder with its best head
     predictor = dataclasses.replace(predictor, net=net)
+
     kind = _KINDS.get(type(net).__name__, predictor.about["type"])
     if kind not in hf.FAMILIES.values():
         raise UserError(
             f"export --to hf: transformers has no network for {kind}; it has those of "
             f"{', '.join(hf.FAMILIES.values())}. --to onnx and --to torch take every model"
         )
+
     results = args.target / "results" if args.target.is_dir() else args.target.parent
     out: Path = args.out or results / f"{kind}_{predictor.about['backbone']}_hf"
     if os.path.lexists(out):
         raise UserError(f"{out} exists; remove it or name another folder")
+
+    # The final name appears only after the check
     temporary = out.with_name(f"{out.name}.tmp")
+    # Left by an export that was killed
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
+        # The network: weights and config.json
         carried, extra = carried_tensors(args.predictor, predictor, kind)
         facts = facts_of(net, predictor)
         try:
@@ -75,6 +83,8 @@ def export(args: argparse.Namespace) -> str:
             )  # fmt: skip
         except KeyError as error:
             raise UserError(f"export --to hf: transformers' {kind} has no tensor {error.args[0]}") from error
+
+        # Check it, and add what transformers' users need beside it
         lines = check(net, temporary, predictor, args, kind)
         (temporary / "preprocessor_config.json").write_text(
             json.dumps(preprocessor(kind, predictor), indent=2) + "\n", encoding="utf-8"
@@ -84,6 +94,7 @@ def export(args: argparse.Namespace) -> str:
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
     if kind == "vjepa2" and not carried:
         lines.append(
             "V-JEPA 2's predictor is not in the folder (no logit depends on it; transformers draws a new one): name "
@@ -95,7 +106,7 @@ def export(args: argparse.Namespace) -> str:
 
 
 def facts_of(net: nn.Module, predictor: Predictor) -> Facts:
-    """Return what config.json says of a network.
+    """Return the facts of a network for its config.json.
 
     Raises:
         UserError: a form that transformers does not have.
@@ -103,14 +114,17 @@ def facts_of(net: nn.Module, predictor: Predictor) -> Facts:
     from methods.interop import _vit
 
     state = net.state_dict()
+    # Options that no tensor shows: modules keep them for this purpose
     options: dict[str, str] = {}
     for module in net.modules():
         options |= getattr(module, "weight_options", {})
+    # The pooler of V-JEPA 2 has heads, too
     if options["heads"] != options.get("pooler_heads", options["heads"]):
         raise UserError(
             f"export --to hf: transformers gives the pooler the {options['heads']} heads of the encoder, and this "
             f"model's has {options['pooler_heads']}; --to onnx and --to torch take it"
         )
+
     return _vit.Facts(
         **_vit.shape_of(state),
         heads=int(options["heads"]),
@@ -124,7 +138,7 @@ def facts_of(net: nn.Module, predictor: Predictor) -> Facts:
 
 
 def carried_tensors(named: Path | None, predictor: Predictor, kind: str) -> tuple[dict[str, Tensor], Options]:
-    """Return V-JEPA 2's predictor and its keys of config.json, from --predictor or the initial weights if still there.
+    """Return V-JEPA 2's predictor and its keys of config.json, from --predictor or from the initial weights if present.
 
     Raises:
         UserError: the file that --predictor names has none.
@@ -141,11 +155,13 @@ def carried_tensors(named: Path | None, predictor: Predictor, kind: str) -> tupl
     except UserError:
         if named:
             raise
-        return {}, {}  # a checkpoint of ours
+        return {}, {}  # our own checkpoint, which has no predictor
+
     family = importlib.import_module(f"methods.interop.{opened.family}")
     carried = interop.converted(opened.tensors, family, path).carried
     if named and not carried:
         raise UserError(f"--predictor {named}: it holds no predictor of V-JEPA 2")
+
     config = opened.folder.config if opened.folder else vjepa2.carried_keys(carried)
     keys = {
         key: value for key, value in config.items() if key.startswith("pred_") and type(value) in (int, float, bool)
@@ -154,7 +170,7 @@ def carried_tensors(named: Path | None, predictor: Predictor, kind: str) -> tupl
 
 
 def check(net: nn.Module, folder: Path, predictor: Predictor, args: argparse.Namespace, kind: str) -> list[str]:
-    """Read the folder back and compare weights and logits; returns lines to print.
+    """Read the folder back and compare weights and logits; return lines to print.
 
     Raises:
         UserError: they differ.
@@ -163,11 +179,14 @@ def check(net: nn.Module, folder: Path, predictor: Predictor, args: argparse.Nam
 
     import methods
 
+    # Compare weights
     again = plain(methods.from_pretrained(folder))
     other = again.state_dict()
     differing = [name for name, tensor in net.state_dict().items() if not torch.equal(tensor, other[name])]
     assert not differing, f"not written as they are: {differing[:4]}"
     lines = [f"{len(other)} tensors read back, bit-equal"]
+
+    # Compare logits
     ours, theirs = (dataclasses.replace(predictor, net=one) for one in (net, again))
     try:
         return lines + compare(ours, theirs, clips_to_check(args, predictor), tolerance=TOLERANCE)

@@ -1,6 +1,6 @@
-"""`python main.py folds EXP`: the table of a cross-validation, and one result over all held-out videos.
+"""`python main.py folds EXP`: print the table of a cross-validation, and pool all held-out videos in one result.
 
-The pooled result is an ordinary one, `EXP/results/NAME`: every reader of results works on it. Its list is written to
+The pooled result is an ordinary one, `EXP/results/NAME`, so that every reader of results works on it. Its list is
 `EXP/folds/held_out.txt`.
 """
 
@@ -29,7 +29,7 @@ LIST = "held_out.txt"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print the table; returns 1 while folds are missing."""
+    """Print the table; return 1 while folds are missing."""
     parser = Parser(prog="main.py folds", description="Pool the folds of an experiment.")
     parser.add_argument("exp", type=Path, help="experiment folder whose config has data.folds")
     parser.add_argument("--name", default=RESULT, help="name of the results of the folds (default: %(default)s)")
@@ -46,17 +46,19 @@ def main(argv: Sequence[str]) -> int:
 
 
 def evaluated(exp: Path, name: str) -> tuple[dict[str, Results], list[str]]:
-    """Return the result of each fold that has one, and the names of the folds without.
+    """Return the result of each fold that has one, and the names of the folds without one.
 
     Raises:
         UserError: the experiment has no folds yet.
     """
+    # Folds are numbered; `lists` lies beside them
     folders = [path.parent for path in (exp / FOLDER).glob("*/config.yaml") if re.fullmatch(r"\d+", path.parent.name)]
     if not folders:
         raise UserError(f"{exp / FOLDER}: there are no folds; set data.folds, and start {exp / 'train.sh'} PARTITION N")
-    # The lists say which folds there are: the folder of one may have been moved away.
+    # The lists are complete: the folder of a fold may have been moved away.
     listed = {path.stem[4:-4] for path in (exp / FOLDER / "lists").glob("fold*_val.txt")}
     names = sorted({folder.name for folder in folders} | listed, key=int)
+
     there = [fold for fold in names if (exp / FOLDER / fold / "results" / f"{name}.json").is_file()]
     return (
         {fold: Results.load(exp / FOLDER / fold, name) for fold in there},
@@ -65,19 +67,19 @@ def evaluated(exp: Path, name: str) -> tuple[dict[str, Results], list[str]]:
 
 
 def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
-    """Write the results of all folds as one result of the experiment, unless it is there.
+    """Write the results of all folds as one result of the experiment, unless it exists.
 
     Raises:
         UserError: the folds were evaluated in different ways, or a list has changed since.
     """
-    # Whether these very results are pooled already
+    # Nothing to do if the same results are pooled already
     _check_alike(found)
     digest = _digest(found.values())
     folder = exp / "results" / name
     if result_parts.summary_file(folder).is_file() and Results.load(exp, name).summary.get("weights_hash") == digest:
         return Results.load(exp, name)
 
-    # One list of all held-out videos, and what is said of the result
+    # One list of all held-out videos, and the summary of the result
     first = next(iter(found.values()))
     held_out = exp / FOLDER / LIST
     rows = [row for one in found.values() for row in _rows(one)]
@@ -87,6 +89,7 @@ def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
     targets = None if first.targets is None else np.concatenate([one.targets for one in found.values()])  # pyright: ignore
     videos = metrics.Videos(np.concatenate([one.scores for one in found.values()]), labels, targets)
     summary: Summary = {
+        # Config, protocol and classes are those of each fold: `_check_alike` has compared them
         **first.summary,
         "metrics": metrics.evaluate(videos),
         "list": str(held_out),
@@ -97,13 +100,14 @@ def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
         "folds": {fold: {"videos": len(one.ids), **one.numbers} for fold, one in found.items()},
     }
 
-    # Each fold is a part, as each rank of an evaluation writes some
+    # Write each fold as a part, as the ranks of an evaluation write theirs
     owner = result_parts.owner_of({"folds": digest})
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
     for number, one in enumerate(found.values()):
         result_parts.write_part(folder / f"part-0-0000-{number:06d}.npz", one, start, owner)
         start += len(one.ids)
+    # Ids are paths, in the order in which the parts were written
     ids = [path for one in found.values() for path in one.ids]
     result_parts.merge(folder, ids, labels, summary, targets=targets, owner=owner)
     return Results.load(exp, name)
@@ -119,7 +123,7 @@ def _check_alike(found: Mapping[str, Results]) -> None:
 
 
 def _digest(results: Iterable[Results]) -> str:
-    """What changes with the weights or the scores of any fold."""
+    """Return a hash that changes with the weights or the scores of any fold."""
     hashes = "".join(str(one.summary.get(key)) for one in results for key in ("weights_hash", "checksum"))
     return hashlib.sha256(hashes.encode()).hexdigest()
 
@@ -129,9 +133,11 @@ def _rows(one: Results) -> list[tuple[Records, int]]:
     config = one.summary.get("config", {})
     layout = str(config.get("data", {}).get("list_layout", "auto"))  # pyright: ignore
     file = str(one.summary.get("list"))
+
     records = Records.load(file, one.summary.get("root", ""), num_class=one.num_class, layout=layout)
     if records.list_hash != one.summary.get("list_hash"):
         raise UserError(f"{file}: has changed since fold {one.exp.name} was evaluated; evaluate it again")
+
     return [(records, i) for i in range(len(records))]
 
 
@@ -139,19 +145,25 @@ def table(found: dict[str, Results], pooled: Results | None) -> list[str]:
     """Return a line for each fold, mean and standard deviation of the folds, and the pooled numbers."""
     if not found:
         return []
+
     shown_here = metrics.metrics_of("score", multi_label=next(iter(found.values())).multi_label)
     rows = [["fold", "videos", *(one.head or one.title for one in shown_here)]]
     values = np.array([[one.numbers[metric.name] for metric in shown_here] for one in found.values()])
+
     for (fold, one), own in zip(found.items(), values, strict=True):
         rows.append([fold, str(len(one.ids)), *(f"{value:.2f}" for value in own)])
     if len(found) > 1:
         rows.append(["mean", "", *(f"{value:.2f}" for value in values.mean(axis=0))])
+        # ddof=1: the folds are a sample
         rows.append(["std", "", *(f"{value:.2f}" for value in values.std(axis=0, ddof=1))])
+
     if pooled is None:
         return columns(rows)
+    # Every video counts once: with folds of different sizes this is not the mean above
     rows.append(["all", str(len(pooled.ids)), *(f"{pooled.numbers[metric.name]:.2f}" for metric in shown_here)])
     low, high = (100 * end for end in scoring.interval(pooled.videos.right()))
     unread = f", {int(pooled.failed.sum())} of them could not be read" if pooled.failed.any() else ""
+
     return [
         *columns(rows),
         f"{shown(shown_here[0].title)} over all {len(pooled.ids)} held-out videos{unread}: "

@@ -1,4 +1,4 @@
-"""What a run in an experiment folder has done so far, read from its files. Needs neither torch nor numpy."""
+"""Read the history of a run from the files in its experiment folder. Needs neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from pathlib import Path
 from utils import files, log, run_lock
 from utils.faults import UserError, kind_of_file
 
-CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}  # curve that decides which checkpoint is the best -> its name
+# Curve that decides which checkpoint is the best: name of its metric
+CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}
+# Lines of the log
 _RECORD = re.compile(r"\[(\d{4}-\d\d-\d\dT[^\]]+)\] (.*)")
 _PROGRESS = re.compile(r"Iter: \[(\d+)/(\d+)\] Time \S+ \((\S+)\) Data \S+ \((\S+)\)")
 _RATE = re.compile(r"ETA (\S+) clips/s (\S+)")
@@ -25,7 +27,7 @@ _RANKS = re.compile(r"ranks (\d+), shards")
 
 @dataclass
 class Part:
-    """What one process of a run has written: from its header to the next one."""
+    """The lines of one process of a run: from its header to the next one."""
 
     began: datetime
     ended: datetime
@@ -40,21 +42,21 @@ class Part:
 
 @dataclass
 class History:
-    """What a run has done.
+    """The history of a run.
 
     Attributes:
         state: new, running, finished, stopped (saved, the same command continues), failed, or ended (killed).
-        step, last: finished iterations, and how many there will be; None: the log does not say.
-        best, criterion: best validation so far, per cent, and what it is: Prec@1, or mAP.
+        step, last: number of finished iterations, and the total; None: the log does not say.
+        best, criterion: best validation so far in per cent, and its metric: Prec@1 or mAP.
         updated: UTC time of the last line of the log.
-        gpu_hours, rank_hours: hours of all ranks, as the log's times say; the first counts GPUs only, and is None where
+        gpu_hours, rank_hours: hours of all ranks by the times of the log; the first counts GPUs only, and is None where
             an older log does not name its device.
         waiting: share of the training time that was spent waiting for clips; None before the first progress line.
         restarts: how often a process has continued the run.
-        requeues: how often the scheduler has started a job of it again.
+        requeues: how often the scheduler has restarted its job.
         lost_steps: iterations that were done twice, because a process ended after its last checkpoint.
         spikes, skipped: lines of the log about loss spikes, and about skipped fp16 steps.
-        eta, rate: as the last progress line has them.
+        eta, rate: values of the last progress line.
         evaluation: the newest evaluation: name, step, metrics, protocol, time; None without one.
         lines: the last lines of the log.
     """
@@ -84,16 +86,22 @@ def read(exp: Path) -> History:
     found, parts, spent = History(), [], [0.0, 0.0]
     for time, text in records(exp / "log.txt"):
         _take(found, parts, spent, time, text)
+
+    # A crash leaves no line in the log, so the lock decides first
     found.state = _state(exp, found)
     found.restarts = max(0, len(parts) - 1)
+
     found.rank_hours = round(sum(part.hours for part in parts), 4)
+    # Of a log without a `device` line the GPUs cannot be known
     known = all(part.device != "?" for part in parts)
     on_gpus = sum(part.hours for part in parts if part.device.startswith("cuda"))
     found.gpu_hours = round(on_gpus, 4) if known else None
     found.waiting = round(spent[1] / spent[0], 4) if spent[0] else None
+
     with contextlib.suppress(OSError):
         found.requeues = len(files.read_rows(exp / "jobs" / "restarts.jsonl"))
     found.lost_steps = _lost_steps(exp / "events" / log.SCALARS)
+
     found.best, found.criterion = best(curves(exp))
     found.evaluation = evaluation(exp)
     return found
@@ -101,12 +109,14 @@ def read(exp: Path) -> History:
 
 def records(file: Path) -> list[tuple[datetime, str]]:
     """Return (time, text) of each line of a log."""
-    if kind_of_file(file) is not None:  # opening a pipe would wait for ever
+    if kind_of_file(file) is not None:  # opening a pipe would block
         return []
     found = []
     with contextlib.suppress(OSError):
         for line in file.read_text("utf-8", errors="replace").splitlines():
+            # A line without a time belongs to a traceback
             match = _RECORD.fullmatch(line)
+            # Half a line at the end is what a killed process leaves
             if match:
                 with contextlib.suppress(ValueError):
                     found.append((datetime.fromisoformat(match[1]), match[2]))
@@ -114,13 +124,17 @@ def records(file: Path) -> list[tuple[datetime, str]]:
 
 
 def _take(found: History, parts: list[Part], spent: list[float], time: datetime, text: str) -> None:
-    """Take in one line of the log; `spent` is [seconds of training, seconds of them waiting for clips]."""
+    """Add one line of the log; `spent` is [seconds of training, seconds of them waiting for clips]."""
     found.updated = time.isoformat()
     found.lines = [*found.lines[-199:], text]
+    # "experiment ..." is the header of a process
     if text.startswith("experiment ") or not parts:
         parts.append(Part(time, time))
     part = parts[-1]
+    # The last line so far: a killed process writes no other end
     part.ended = time
+
+    # Facts of the process, and events
     ranks = _RANKS.match(text)
     if ranks:
         part.ranks = int(ranks[1])
@@ -130,43 +144,50 @@ def _take(found: History, parts: list[Part], spent: list[float], time: datetime,
         found.spikes += 1
     elif text.startswith("fp16: "):
         found.skipped += int(text.split()[1])
+
+    # Progress
     progress, end = _PROGRESS.match(text), _END.match(text)
     if end:
         found.step = int(end[1] or end[2])
     if not progress:
         return
+
     step, found.last = int(progress[1]), int(progress[2])
+    # The averages of a line cover the iterations since the line before
     steps = step - (found.step or 0)
     seconds, waited = (float(progress[number]) for number in (3, 4))
     if steps > 0 and math.isfinite(seconds + waited):
         spent[0] += steps * seconds
         spent[1] += steps * waited
+
     found.step = step
     rate = _RATE.search(text)
     found.eta, found.rate = (rate[1], rate[2]) if rate else (None, None)
 
 
 def _state(exp: Path, found: History) -> str:
-    """Say what the run is doing, by its lock and the last lines of its log."""
+    """Return the state of the run by its lock and the last lines of its log."""
     if run_lock.living(exp / "jobs" / "lock.json"):
         return "running"
     for text in reversed(found.lines):
         for start, state in _ENDS.items():
             if text.startswith(start):
                 return state
+        # These may follow the line that ends a run
         if not text.startswith(("loggers: ", "WARNING")):
             break
     return "ended" if found.lines else "new"
 
 
 def _lost_steps(file: Path) -> int:
-    """Return how many iterations were done again: a process that resumes names its step among the curves."""
+    """Return how many iterations were done twice: a process that resumes writes its step among the curves."""
     lost = reached = 0
-    if kind_of_file(file) is not None:
+    if kind_of_file(file) is not None:  # a pipe would block
         return 0
     with contextlib.suppress(OSError):
         for row in files.read_rows(file):
             if isinstance(row.get("resume"), int):
+                # Steps beyond the checkpoint were lost with the process
                 lost += max(0, reached - row["resume"])
                 reached = row["resume"]
             elif isinstance(row.get("step"), int):
@@ -182,8 +203,9 @@ def curves(exp: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def best(found: dict[str, list[tuple[int, float]]]) -> tuple[float | None, str]:
-    """Return (best validation, its name)."""
+    """Return (best validation, its metric)."""
     for tag, name in CRITERIA.items():
+        # nan is a validation without readable videos
         values = [value for _, value in found.get(tag, ()) if not math.isnan(value)]
         if values:
             return max(values), name
@@ -191,12 +213,14 @@ def best(found: dict[str, list[tuple[int, float]]]) -> tuple[float | None, str]:
 
 
 def evaluation(exp: Path) -> dict[str, object] | None:
-    """Return the newest evaluation of an experiment."""
+    """Return the newest evaluation of an experiment; None where there is none that can be read."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        # By time: the name of an evaluation is free
         file = max((exp / "results").glob("*.json"), key=os.path.getmtime)
         summary = json.loads(file.read_text("utf-8"))
         metrics, protocol = summary["metrics"], summary.get("protocol") or {}
         time = datetime.fromtimestamp(file.stat().st_mtime).astimezone().isoformat("T", "seconds")
+
         return {
             "name": file.stem,
             "step": summary.get("step"),
@@ -208,19 +232,23 @@ def evaluation(exp: Path) -> dict[str, object] | None:
 
 
 def in_words(found: History) -> list[str]:
-    """Return the columns that a table of experiments shows: step, best, last evaluation, state, when."""
+    """Return the columns of a table of experiments: step, best, last evaluation, state, time."""
     if found.state == "new" and found.evaluation is None:
         return [""] * 5
+
     step = "" if found.step is None else f"{found.step}/{found.last or '?'}"
     top = (
         "" if found.best is None else f"{found.best:.2f}" + (f" {found.criterion}" if found.criterion == "mAP" else "")
     )
+
     last = ""
     if found.evaluation is not None:
         metrics = found.evaluation["metrics"]
         assert isinstance(metrics, dict), "as `evaluation` makes it"
+        # Multi-label results have no top-1
         value = metrics.get("mean_average_precision", metrics.get("top1"))
         last = f"{value:.2f} ({found.evaluation['protocol']})" if value is not None else str(found.evaluation["name"])
+
     return [step, top, last, found.state, (found.updated or "")[:16].replace("T", " ")]
 
 

@@ -1,8 +1,8 @@
-"""How sure the numbers of an evaluation are: bootstrap intervals of every metric, over videos.
+"""Estimate how certain the numbers of an evaluation are: bootstrap intervals of every metric, over videos.
 
-The percentile bootstrap (Efron and Tibshirani 1993, section 13.3): as many videos as the list has are drawn from it
-with replacement, many times, and the metric of each draw is taken. It says how the numbers vary with the videos. How
-they vary with the seed of a training takes several trainings (`compare --seeds`).
+The percentile bootstrap (Efron and Tibshirani 1993, section 13.3) draws as many videos as the list has from it with
+replacement, many times, and computes the metric of each draw. It shows how the numbers vary with the videos. How they
+vary with the seed of a training takes several trainings (`compare --seeds`).
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from anal_tools.evaluate.scoring import LEVEL, RESAMPLES, interval
 from utils.metrics import Metric, Videos
 
 FEWER = 200  # resamples of a metric that has no short form here, on a large list
-LARGE = 200_000  # scores, N x K, from which on a list counts as large
+LARGE = 200_000  # scores, N x K; a list with more is large
 
-_RANK = {"top1": 1, "top5": 5, "mean_class_accuracy": 1}  # a video is right if its label is among the first so many
+_RANK = {"top1": 1, "top5": 5, "mean_class_accuracy": 1}  # a video is right if its label is among the first k
 _Z = 1.959964  # of a normal distribution: the ends of its middle 95 %
 
 Draw = Callable[[np.ndarray], float]  # rows (N,) -> the metric of these videos
 
 
 def of_metrics(videos: Videos, wanted: list[Metric]) -> dict[str, tuple[float, float]]:
-    """Return name -> lower and upper end, in the unit that is shown; the same draws for all metrics.
+    """Return name -> lower and upper end, in the unit that is shown; all metrics use the same draws.
 
     A calibration error can only rise by chance: draws have a larger one than the list, as the list has a larger one
-    than the model. Its interval is turned round (basic bootstrap, Davison and Hinkley 1997, section 5.2), and cut at 0.
+    than the model. Its interval is mirrored (basic bootstrap, Davison and Hinkley 1997, section 5.2), and cut at 0.
 
-    Where every video is right, or none, all draws are equal, though other videos need not be: the accuracies have
-    Wilson's interval then.
+    Where every video is right, or none, all draws are equal, although other videos need not be. The accuracies then
+    have Wilson's interval.
     """
     return {metric.name: _of(videos, metric) for metric in wanted}
 
@@ -41,19 +41,25 @@ def _of(videos: Videos, metric: Metric) -> tuple[float, float]:
     count = len(videos.labels)
     if not count:
         return float("nan"), float("nan")
+
     if metric.name in _RANK:
         right = videos.right(_RANK[metric.name])
         if right.all() or not right.any():
             return wilson(int(right.sum()), count)
+    # Top-k has a fast form, shared with `score`
     if metric.name in ("top1", "top5"):
         low, high = (100 * end for end in interval(right))
         return low, high
+
+    # All others: draw rows, and compute the metric of each draw
     short = _SHORT.get(metric.name)
     resamples = FEWER if short is None and videos.scores.size > LARGE else RESAMPLES
     draw = short(videos) if short else _any(videos, metric)
+    # The same seed for each metric, so that all see the same draws
     generator = np.random.Generator(np.random.Philox(0))
     values = np.array([draw(generator.integers(0, count, count)) for _ in range(resamples)])
     low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+
     if metric.name == "calibration_error":
         own = metric.compute(videos)
         return max(0.0, float(2 * own - high)), max(0.0, float(2 * own - low))
@@ -69,7 +75,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def _any(videos: Videos, metric: Metric) -> Draw:
-    """The metric itself, from the scores of the videos that were drawn."""
+    """Return a function that computes the metric itself from the scores of the drawn videos."""
 
     def draw(rows: np.ndarray) -> float:
         parts = {
@@ -82,7 +88,7 @@ def _any(videos: Videos, metric: Metric) -> Draw:
 
 
 def _mean_class(videos: Videos) -> Draw:
-    """`metrics.mean_class_accuracy`, from what each video is and was predicted as."""
+    """Return a function like `metrics.mean_class_accuracy` that needs only label and prediction of each video."""
     classes = videos.scores.shape[1]
     labels, predicted = np.asarray(videos.labels, np.int64), videos.predicted
     right = (labels == predicted).astype(np.float64)
@@ -91,6 +97,7 @@ def _mean_class(videos: Videos) -> Draw:
         own, guesses = labels[rows], predicted[rows]
         count = np.bincount(own, minlength=classes)
         found = np.bincount(own, weights=right[rows], minlength=classes)
+        # A class counts if it has videos or predictions, as in `metrics`
         seen = (count > 0) | (np.bincount(guesses[guesses >= 0], minlength=classes) > 0)
         return 100 * float((found[seen] / np.maximum(count[seen], 1)).mean()) if seen.any() else 0.0
 
@@ -98,17 +105,20 @@ def _mean_class(videos: Videos) -> Draw:
 
 
 def _calibration(videos: Videos, bins: int = 15) -> Draw:
-    """`metrics.calibration_error`, from the bin and the gap of each video."""
+    """Return a function like `metrics.calibration_error` that needs only bin and gap of each video."""
     read = np.flatnonzero(videos.predicted >= 0)
     confidence = np.asarray(videos.scores, np.float64)[read, videos.predicted[read]]
+    # Unreadable videos go into one more bin, which is not counted
     gaps, place = np.zeros(len(videos.labels)), np.full(len(videos.labels), bins)
     gaps[read] = (videos.predicted[read] == videos.labels[read]) - confidence
+    # Bins are open below and closed above, so 1.0 belongs to the last one
     place[read] = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
 
     def draw(rows: np.ndarray) -> float:
         drawn = place[rows]
         total = int((drawn < bins).sum())
         sums = np.bincount(drawn, weights=gaps[rows], minlength=bins + 1)[:bins]
+        # |sum of gaps| / total is the weighted mean of the bins' |accuracy - confidence|
         return 100 * float(np.abs(sums).sum() / total) if total else float("nan")
 
     return draw
@@ -121,5 +131,5 @@ _SHORT: Mapping[str, Callable[[Videos], Draw]] = {
 
 
 def text(ends: tuple[float, float]) -> str:
-    """Return `91.20 to 94.90`, or "" where there is none."""
+    """Return `91.20 to 94.90`, or "" without an interval."""
     return f"{ends[0]:.2f} to {ends[1]:.2f}" if all(map(np.isfinite, ends)) else ""

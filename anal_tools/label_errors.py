@@ -1,4 +1,4 @@
-"""Which labels are perhaps wrong: confident learning (Northcutt, Jiang and Chuang, JAIR 70, 2021, arXiv:1911.00068).
+"""Find labels that may be wrong, by confident learning (Northcutt, Jiang and Chuang, JAIR 70, 2021, arXiv:1911.00068).
 
 The scores must come from a model that did not train on these videos, as those of a validation list do.
 """
@@ -27,10 +27,10 @@ CSV = "label_suspects.csv"
 
 @dataclass(frozen=True)
 class Suspect:
-    """One video whose label is in doubt.
+    """A video whose label is in doubt.
 
     Attributes:
-        row: of the results.
+        row: its row of the results.
         label: its label.
         other: the class that it seems to belong to.
         score, own: scores of that class and of the label, 0..1.
@@ -44,11 +44,11 @@ class Suspect:
 
 
 def suspects(scores: np.ndarray, labels: np.ndarray) -> list[Suspect]:
-    """The off-diagonal entries of the confident joint (section 3.1, equations 1 and 2), clearest first.
+    """Return the off-diagonal entries of the confident joint (section 3.1, equations 1 and 2), clearest first.
 
-    The threshold of a class is the mean score that videos labelled with it have in it. A video is confident in the
-    classes whose thresholds its scores reach; it is suspected if the highest of them is not its label. They are ranked
-    by the normalised margin (section 3.2, prune by noise rate): score of the other class less that of the label.
+    The threshold of a class is the mean score in it of the videos with its label. A video is confident in the classes
+    whose thresholds its scores reach, and suspected if the highest of these is not its label. Suspects are ranked by
+    the normalised margin (section 3.2, prune by noise rate): score of the other class minus that of the label.
 
     Args:
         scores: (N, K) probabilities; rows of nan (videos that could not be read) are left out.
@@ -58,15 +58,17 @@ def suspects(scores: np.ndarray, labels: np.ndarray) -> list[Suspect]:
     rows = np.flatnonzero(~np.isnan(scores).any(axis=1))
     if not len(rows):
         return []
+
     read, own_class = scores[rows], labels[rows]
-    own = read[np.arange(len(rows)), own_class].astype(np.float64)
+    own = read[np.arange(len(rows)), own_class].astype(np.float64)  # (n,)
     # A class without videos has no threshold: nothing is confident in it.
     threshold = metrics.class_means(own, own_class, scores.shape[1], empty=np.inf)
+
     confident = np.where(read >= threshold, read, -1.0)  # (n, K)
     other = confident.argmax(axis=1)
     best = confident[np.arange(len(rows)), other].astype(np.float64)
     found = np.flatnonzero((best >= 0) & (other != own_class))
-    found = found[np.argsort(own[found] - best[found], kind="stable")]
+    found = found[np.argsort(own[found] - best[found], kind="stable")]  # own - best rises from the clearest on
     return [
         Suspect(int(rows[i]), int(own_class[i]), int(other[i]), float(best[i]), float(own[i])) for i in found.tolist()
     ]
@@ -77,11 +79,14 @@ def write_csv(path: Path, found: Sequence[Suspect], results: Results) -> None:
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
+
+    # A list may hold a path several times, with other parts or labels
     seen: Counter[str] = Counter()
     entries = []  # which of the records with the same path each row is, from 1
     for name in results.ids:
         seen[name] += 1
         entries.append(seen[name])
+
     for one in found:
         where = [results.ids[one.row], entries[one.row], one.label, one.other]
         names = [shown(results.class_names[number]) for number in (one.label, one.other)]

@@ -1,4 +1,4 @@
-"""README.md of an exported folder: data, protocol with views, accuracy with interval, recipe, hashes, licence."""
+"""Write README.md of an exported folder: data, protocol, accuracy with interval, recipe, hashes, licence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from utils.faults import UserError
 if TYPE_CHECKING:
     from anal_tools.predict.predictor import Predictor
 
-# Of this machine, or of no interest to who loads the folder.
+# Keys that belong to this machine, or that do not matter to a user of the folder.
 _NOT_SHOWN = {
     "train_root", "val_root", "train_source", "val_source", "published", "workers", "print_freq", "save_minutes",
     "watchdog_minutes", "memcached", "facts", "class_names", "teacher", "deadline_seconds", "prefetch",
@@ -32,7 +32,7 @@ def text(predictor: Predictor, results: Path, weights: str, digest: str) -> str:
         predictor: of the checkpoint.
         results: folder of the experiment's results.
         weights: name of the weights file beside the card.
-        digest: its sha256.
+        digest: sha256 of the weights file.
     """
     assert predictor.cfg is not None, "made from an experiment or a checkpoint"
     cfg, about = predictor.cfg, predictor.about
@@ -73,7 +73,7 @@ def text(predictor: Predictor, results: Path, weights: str, digest: str) -> str:
 
 
 def _front(initial: Mapping[str, str], kind: str) -> Iterator[str]:
-    """Yield the lines of the front matter. Trained weights take over a licence that forbids commercial use."""
+    """Yield the lines of the front matter. Trained weights inherit a licence that forbids commercial use."""
     from methods.interop import provenance
 
     licence = initial.get("licence", "")
@@ -90,15 +90,17 @@ def _front(initial: Mapping[str, str], kind: str) -> Iterator[str]:
 
 
 def _evaluations(results: Path, weights_hash: str) -> list[str]:
-    """Return a table of the evaluations of these very weights."""
+    """Return a table of the evaluations of exactly these weights."""
     rows = []
     for name in Results.names(results.parent):
+        # Results that cannot be read are no reason to stop an export
         with contextlib.suppress(UserError):
             found = Results.load(results.parent, name)
             if found.summary.get("weights_hash") == weights_hash:
                 rows.append(_row(name, found))
     if not rows:
         return ["Not evaluated: no result of these weights lies beside them."]
+
     head = [
         "| result | list | views | top-1 (95 % interval) | top-5 (95 % interval) | videos | not readable |",
         "|---|---|---|---|---|---|---|",
@@ -115,16 +117,17 @@ def _row(name: str, found: Results) -> str:
         low, high = (100 * end for end in scoring.interval(right))
         cells.append(f"{100 * right.mean():.2f} ({low:.2f} to {high:.2f})")
     cells += [str(len(found.labels)), str(int(videos.failed.sum()))]
-    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
+    return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"  # a bar would end the cell
 
 
 def _shown(tree: Mapping[str, object], pretrained: bool | str) -> dict[str, object]:
-    """Return a config without what belongs to this machine."""
+    """Return a config without the keys that belong to this machine."""
     found = {
         key: _shown(value, pretrained) if isinstance(value, Mapping) else value
         for key, value in tree.items()
         if key not in _NOT_SHOWN
     }
+    # Of the initial weights the name only, without the path
     return found | (
         {"pretrained": Path(pretrained).name} if "pretrained" in found and isinstance(pretrained, str) else {}
     )

@@ -1,4 +1,4 @@
-"""`python main.py new PATH --from EXP`: a new folder, anywhere, with another's config and working scripts."""
+"""`python main.py new PATH --from EXP`: make a new folder, anywhere, with another's config and working scripts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ STARTER = Path("launch/exp.sh")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the folder and say what to do next."""
+    """Make the folder and print what to do next."""
     parser = Parser(prog="main.py new", description="Make a new experiment folder from an existing one.")
     parser.add_argument("path", type=Path, help="the new folder; may stand anywhere")
     parser.add_argument(
@@ -27,15 +27,18 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--root", type=Path, metavar="DIR", help="of the videos of --lists")
     args = parser.parse_args(argv)
+
     if (args.lists is None) != (args.root is None):
         raise UserError(
             "new: give --lists and --root together: the list files, and the folder that their paths start from"
         )
+
     values = {}
     if args.lists:
-        from anal_tools import new_lists  # numpy, which the launcher does without
+        from anal_tools import new_lists  # imports numpy, which the launcher does without
 
         values = new_lists.values_of(args.lists, args.root)
+
     made = make(args.path, args.source, values)
     print(f"made {made}: edit config.yaml, then run {shlex.quote(str(made / 'train.sh'))} local 2")
     return 0
@@ -50,10 +53,10 @@ def make(path: Path, source: Path, values: Mapping[str, str] | None = None) -> P
         values: dotted key -> YAML text that replaces a value of the source.
 
     Returns:
-        The folder, absolute.
+        The absolute path of the folder.
 
     Raises:
-        UserError: the source is not valid, the folder holds something, or it cannot be written.
+        UserError: the source is not valid, the folder is not empty, or it cannot be written.
     """
     if not source.exists():
         raise UserError(
@@ -62,12 +65,15 @@ def make(path: Path, source: Path, values: Mapping[str, str] | None = None) -> P
     before = config.load(source)
     file = config.config_file(source).resolve()
     folder = Path(os.path.abspath(path))
+
     try:
+        # An empty folder may have been made for this purpose
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"{folder} exists and is not an empty folder; name another one")
         folder.mkdir(parents=True, exist_ok=True)
         text = f"# Made from {printable(file)}\n{file.read_text(encoding='utf-8-sig')}"
         (folder / "config.yaml").write_text(text, encoding="utf-8")
+        # Values of --lists replace those of the source
         if values:
             from anal_tools import new_lists
 
@@ -75,7 +81,9 @@ def make(path: Path, source: Path, values: Mapping[str, str] | None = None) -> P
         write_scripts(folder)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+
     after = config.load(folder)
+    # Relative paths start from the folder of the config, so a copy may mean other files
     for key in ("train_source", "train_root", "val_source", "val_root"):
         if not values and getattr(before, key) != getattr(after, key):
             print(f"note: {key} was beside the old config; write its full path, {getattr(before, key)}")
@@ -89,7 +97,7 @@ def _nearest(source: Path) -> str:
 
 
 def printable(text: object) -> str:
-    """A text that stays on its line of a file, whatever a path holds."""
+    """Return a text that stays on one line of a file, whatever characters a path holds."""
     return "".join(sign if sign.isprintable() else " " for sign in str(text))
 
 
@@ -98,15 +106,16 @@ def write_scripts(folder: Path) -> None:
     for verb in ("train", "eval"):
         file = folder / f"{verb}.sh"
         file.write_text(script(verb, folder), encoding="utf-8")
-        file.chmod(0o755)
+        file.chmod(0o755)  # the scripts are called by path
 
 
 def script(verb: str, folder: Path) -> str:
-    """The two lines of `train.sh` or `eval.sh`.
+    """Return the two lines of `train.sh` or `eval.sh`.
 
-    Inside the repository the path to `launch/exp.sh` is relative, so that a clone can stand anywhere; a folder
-    elsewhere gets the absolute path of this repository.
+    Inside the repository the path to `launch/exp.sh` is relative, so that a clone can be anywhere. A folder elsewhere
+    gets the absolute path of this repository.
     """
+    # The folder of the script itself, also through a link
     here = '"$(dirname -- "$(readlink -f -- "$0")")"'
     inside = folder.resolve().is_relative_to(ROOT)
     if inside:

@@ -1,4 +1,4 @@
-"""`python main.py score EXP...`: score kept views again without a GPU; several experiments are put together."""
+"""`python main.py score EXP...`: score kept views again without a GPU; fuse several experiments."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from utils.options import Parser
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: some views of the models, joined and scored.
+    """One line of the table: some views of the models, fused and scored.
 
     Attributes:
         protocol: of the first model.
-        number: of views of all models.
-        gmacs: of a video; None where an evaluation did not keep it.
+        number: number of views of all models.
+        gmacs: of a video; None where an evaluation did not record it.
         numbers: every metric.
         right: k -> (N,) bool: a label is among the first k predictions.
         intervals: k -> ends of the bootstrap interval of the top-k accuracy, per cent.
-        note: in which way the views are others than those of the protocol, "" if they are not.
+        note: how the views differ from those of the protocol; "" if they do not.
     """
 
     protocol: protocols.Protocol
@@ -42,12 +42,12 @@ class Row:
 
     @property
     def top1(self) -> float:
-        """Per cent."""
+        """Top-1 accuracy in per cent."""
         return self.numbers["top1"]
 
     @property
     def views(self) -> str:
-        """Clips x crops."""
+        """The views as text: clips x crops."""
         return f"{self.protocol.spec.num_clips}x{self.protocol.spec.crops_per_clip}"
 
     def to_json(self) -> str:
@@ -99,9 +99,10 @@ def main(argv: list[str]) -> int:
 
 
 def load(where: str) -> Results:
-    """The results that EXP or EXP:NAME means; a folder whose own name has a colon is found first."""
+    """Return the results that EXP or EXP:NAME names; a folder whose own name has a colon is found first."""
     if Path(where).is_dir():
         return Results.load(Path(where))
+    # From the right: a path may contain colons
     exp, colon, name = where.rpartition(":")
     if not colon or not Path(exp).is_dir():
         raise UserError(f"{where}: there is no such experiment folder")
@@ -109,10 +110,10 @@ def load(where: str) -> Results:
 
 
 def parse_weights(given: str | None, models: int) -> list[float]:
-    """One positive number per model.
+    """Return one positive number per model.
 
     Raises:
-        UserError: another number of weights, or one that is not positive.
+        UserError: the number of weights is wrong, or one is not positive.
     """
     if given is None:
         return [1.0] * models
@@ -120,6 +121,7 @@ def parse_weights(given: str | None, models: int) -> list[float]:
         weights = [float(word) for word in given.split(",")]
     except ValueError as error:
         raise UserError(f"--weights {given}: numbers separated by commas, such as 2,1") from error
+
     if len(weights) != models or not all(np.isfinite(weights)) or min(weights) <= 0:
         raise UserError(f"--weights {given}: give one positive number for each of the {models} experiments")
     return weights
@@ -136,9 +138,11 @@ def row(
     resamples: int = scoring.RESAMPLES,
     seed: int = 0,
 ) -> Row:
-    """Return one line of the table: the chosen views of all models, joined and scored."""
+    """Return one line of the table: the chosen views of all models, fused and scored."""
     if average is not None and average not in protocols.AVERAGES:
         raise UserError(f"--average {average}: give one of {', '.join(protocols.AVERAGES)}")
+
+    # Scores of each model, from the views that it has
     parts, notes, number = [], [], 0
     for model in models:
         kept = scoring.kept_protocol(model)
@@ -147,15 +151,18 @@ def row(
         else:
             wanted = protocols.choose(scoring.config_of(model), protocol=protocol, views=views, average=average)
             chosen = scoring.subset(kept, wanted)
+        # The softmax came before the average over windows, so there are no logits
         if chosen.protocol.average == "logit" and kept.window:
             raise UserError("views kept with --per-position are probabilities; they have no mean of logits")
         parts.append((chosen, scoring.scores_of(model, chosen)))
         number += len(chosen.views)
         notes += [chosen.note] if chosen.note and chosen.note not in notes else []
 
+    # Fuse them on the videos of the first model
     chosen, scores = parts[0]
     first = models[0]
     if len(models) > 1:
+        # Rows of each model in the order of the first one's list
         orders = scoring.aligned(models)
         fused = [own[order] for (_, own), order in zip(parts, orders, strict=True)]
         scores = scoring.fuse(fused, weights, chosen.protocol.average)
@@ -163,10 +170,13 @@ def row(
     videos = metrics.Videos(scores, first.labels, first.targets)
     right = {k: videos.right(k) for k in (1, 5)}
     draws = {"level": level, "resamples": resamples, "seed": seed}
+
+    # GMACs add up over models and views, and one unknown makes the sum unknown
     cost: float | None = 0
     for model, (own, _) in zip(models, parts, strict=True):
         per_view = model.summary.get("cost", {}).get("gmacs_per_view")
         cost = None if cost is None or per_view is None else cost + per_view * len(own.views)
+
     return Row(
         protocol=chosen.protocol,
         number=number,
@@ -179,7 +189,7 @@ def row(
 
 
 def table(found: Sequence[Row], *, multi_label: bool = False) -> str:
-    """The rows as text, the intervals beside top-1, the notes below."""
+    """Return the rows as text, the intervals beside top-1, the notes below."""
     shown = metrics.metrics_of("score", multi_label=multi_label)
     heads = [
         "views",

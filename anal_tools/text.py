@@ -1,4 +1,4 @@
-"""Text that tools print and write: names of videos on one line, columns that line up, notes below a table."""
+"""Format text that tools print and write: names of videos on one line, aligned columns, notes below a table."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ from utils import files
 
 
 def one_line(text: str) -> str:
-    r"""Return `text` with tabs, line ends and other control characters as \t, \n, \x1b ...; all else as it is."""
-    if text.isprintable():  # most are, and lists are long
+    r"""Return `text` with tabs, line ends and other control characters as \t, \n, \x1b ...; all else is unchanged."""
+    if text.isprintable():  # fast path: most texts are, and lists are long
         return text
-    breaks = "\u2028\u2029\x85"
+    breaks = "\u2028\u2029\x85"  # str.splitlines breaks at these, too
     return "".join(ascii(c)[1:-1] if ord(c) < 32 or ord(c) == 127 or c in breaks else c for c in text)
 
 
 def shown(text: str) -> str:
-    """Return `text` for a screen: on one line, and bytes that were not UTF-8 as escapes."""
+    """Return `text` for a screen: on one line, and with bytes that were not UTF-8 as escapes."""
     return printable(one_line(text))
 
 
 def columns(rows: Sequence[Sequence[str]], *, left: Container[int] = ()) -> list[str]:
-    """Return the rows of a table as lines whose columns line up, at the right but for those in `left`."""
+    """Return the rows of a table as lines with aligned columns: those in `left` to the left, others to the right."""
+    # Letters: wide characters of a terminal are not considered
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
     lines = []
     for row in rows:
         cells = [
@@ -36,7 +38,7 @@ def columns(rows: Sequence[Sequence[str]], *, left: Container[int] = ()) -> list
 
 
 class Notes:
-    """Notes below a table, each once, and the marks in the table that lead to them."""
+    """Notes below a table, each once, with the marks in the table that refer to them."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []

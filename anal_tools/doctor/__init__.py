@@ -1,7 +1,7 @@
-"""`python main.py doctor [EXP]`: what on this machine, or in this experiment, would stop or slow a run.
+"""`python main.py doctor [EXP]`: find what would stop or slow a run, on this machine or in this experiment.
 
-Each check is a small function of a `Subject` that gives one line for each thing that it found: ok, a warning, or an
-error, the latter two with what to do. What is absent, and asked for by nothing, is `ok (none)`.
+Each check is a small function that takes a `Subject` and yields one `Finding` per result: ok, warning or error.
+Warnings and errors also give advice. `ok (none)` means that something is absent and not needed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Check = Callable[[Subject], Iterable[Finding]]
 SECONDS = 19.0  # for all checks together
 LONGEST = {"weights": 8.0, "run": 8.0, "readers": 10.0}  # seconds of a check; 5 for all others
 
-# In this order; `config` and `files` give the later ones what they look at.
+# The order matters: `config` and `files` fill in the config and the lists that later checks look at.
 CHECKS: dict[str, Check] = {
     "python": machine.python,
     "codecs": codecs.codecs,
@@ -51,28 +51,32 @@ CHECKS: dict[str, Check] = {
     "readers": experiment.feed,
 }
 
-# What `start` asks about: the machine before it looks at the videos, the experiment before it trains it here.
+# The checks that `start` runs: the machine before it reads the videos, the experiment before it trains it here.
 OF_THE_MACHINE = ("python", "codecs", "gpu", "threads", "limits", "shared memory", "clock")
 OF_THE_EXPERIMENT = ("config", "files", "classes", "packages asked for", "limits", "weights", "disk", "memory")
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print a line for each finding; 2 if one is an error, which would stop a run or make its numbers wrong."""
+    """Print a line for each finding. Return 2 if one is an error, which would stop a run or make its numbers wrong."""
     parser = Parser(prog="main.py doctor", description="Look at this machine, and at an experiment, before a run does.")
     parser.add_argument("exp", nargs="?", type=Path, help="experiment folder; without it only the machine is looked at")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     args = parser.parse_args(argv)
+
     if args.exp is not None and not args.exp.is_dir():
         raise UserError(f"{args.exp}: there is no such experiment folder; `main.py list` shows all")
 
     began, found = time.monotonic(), []
+    # Print each line as it comes: some checks take seconds
     for name, finding in look(Subject(args.exp, tuple(args.set)), CHECKS):
         found.append({"check": name, **asdict(finding)})
         if not args.json:
             print(as_line(name, finding), flush=True)
+
     levels = [row["level"] for row in found]
     seconds = round(time.monotonic() - began, 1)
+
     if args.json:
         print(json.dumps({"schema": 1, "seconds": seconds, "findings": found}))
     else:
@@ -82,10 +86,10 @@ def main(argv: Sequence[str]) -> int:
 
 
 def consult(subject: Subject, names: Iterable[str]) -> None:
-    """Run some of the checks before a verb does its work: print what they warn of, stop where they find an error.
+    """Run some of the checks before a verb does its work: print their warnings, stop at their errors.
 
     Raises:
-        UserError: what would stop the run, or make its numbers wrong, and what to do about it.
+        UserError: at least one error; its text names each one and what to do about it.
     """
     wrong = []
     for name, finding in look(subject, {name: CHECKS[name] for name in names}):
@@ -93,6 +97,7 @@ def consult(subject: Subject, names: Iterable[str]) -> None:
             print(f"doctor: {as_line(name, finding)}", flush=True)
         elif finding.level == "error":
             wrong.append(f"  {name}: {finding}")
+
     if wrong:
         raise UserError(
             "\n".join(["the doctor found what would stop this run (--no-doctor goes on all the same):", *wrong])
@@ -100,7 +105,7 @@ def consult(subject: Subject, names: Iterable[str]) -> None:
 
 
 def as_line(name: str, finding: Finding) -> str:
-    """Return a finding as one line."""
+    """Return a finding as the line that is printed for it."""
     text = str(finding)
     shown = f"{finding.level} ({NONE})" if text == NONE else f"{finding.level}: {text}"
     return f"{name:<18}  {shown}"
@@ -109,27 +114,32 @@ def as_line(name: str, finding: Finding) -> str:
 def look(
     subject: Subject, checks: Mapping[str, Check] = CHECKS, seconds: float = SECONDS
 ) -> Iterable[tuple[str, Finding]]:
-    """Run the checks one after the other; give (name, finding) as they come.
+    """Run the checks one after the other; yield (name, finding) as they come.
 
-    A check runs on a thread of its own, and is given up when its time is over: a file server or a scheduler that does
-    not answer is a finding too.
+    Each check runs on its own thread and is abandoned when its time is over. A file server or a scheduler that does
+    not answer then becomes a finding too.
     """
     end = time.monotonic() + seconds
     for name, check in checks.items():
+        # A slow check shortens those after it, so that the doctor ends in time as a whole
         left = min(LONGEST.get(name, 5.0), end - time.monotonic())
         if left < 0.2:
             yield name, warning(f"not looked at: {seconds:.0f} s are over", "run it again on a quieter machine")
             continue
+
         subject.deadline = time.monotonic() + left
         found: list[Finding] = []
+        # A daemon: a thread that hangs in a system call must not keep the process alive
         thread = threading.Thread(target=_collect, args=(check, subject, found), daemon=True)
         thread.start()
         thread.join(left)
+        # A copy: an abandoned thread may still append
         yield from ((name, finding) for finding in list(found))
         if thread.is_alive():
             yield name, warning(f"no answer within {left:.0f} s", ADVICE.get(name, "a busy machine, or a stalled disk"))
 
 
+# Likely causes when a check does not answer in time
 ADVICE = {
     "slurm": "SLURM's controller is slow or down: ask the administrator",
     "readers": "a step takes long here, so readers are no limit; `main.py benchmark data EXP` measures in full",
@@ -139,7 +149,7 @@ ADVICE = {
 
 
 def _collect(check: Check, subject: Subject, found: list[Finding]) -> None:
-    """Run one check. Its errors are findings."""
+    """Run one check. Turn its exceptions into findings."""
     try:
         found.extend(check(subject))
     except UserError as problem:

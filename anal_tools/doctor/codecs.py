@@ -1,4 +1,4 @@
-"""Which codecs decode here: clips of a few frames are encoded and decoded, and their pixels compared."""
+"""Check which codecs decode here: encode clips of a few frames, decode them and compare their pixels."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anal_tools.doctor.finding import error as bad
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FRAMES, HEIGHT, WIDTH = 8, 64, 96
+FRAMES, HEIGHT, WIDTH = 8, 64, 96  # of a test clip
 LEAST_PSNR = 25.0  # dB; each encoder here gives 40 and more
 
 # title: (decoder's name, encoders of which one is enough)
@@ -34,25 +34,30 @@ def codecs(subject: Subject, table: Mapping[str, tuple[str, tuple[str, ...]]] = 
     from av.error import FFmpegError
 
     good, untried = [], []
+    # A missing H.264 decoder is an error: most datasets need it
     for title, (decoder, encoders) in table.items():
         if decoder not in av.codecs_available:
             text = f"this PyAV {av.__version__} does not decode {title}: such videos count as unreadable"
             yield (bad if title == "H.264" else warning)(text, INSTALL)
             continue
+
         encoder = next((name for name in encoders if name in av.codecs_available), None)
         if encoder is None:
             untried.append(title)
             continue
+        # Encode and decode in memory: the test needs no sample files
         given = frames()
         try:
             psnr = quality(given, decoded(encoded(given, encoder), decoder))
         except (FFmpegError, ValueError) as error:
             yield bad(f"{title} does not decode: {error}", INSTALL)
             continue
+
         if psnr < LEAST_PSNR:
             yield bad(f"{title} decodes to wrong pixels (PSNR {psnr:.0f} dB)", INSTALL)
         else:
             good.append(title)
+
     if good:
         yield ok(f"{', '.join(good)} decode on the CPU")
     if untried:
@@ -60,8 +65,9 @@ def codecs(subject: Subject, table: Mapping[str, tuple[str, tuple[str, ...]]] = 
 
 
 def frames() -> list[NDArray[np.uint8]]:
-    """Return a moving gradient, (H, W, C) each."""
+    """Return a test clip that shows a moving gradient, a list of (H, W, C) images."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
+    # Each channel differs, so that swapped channels or planes lower the PSNR
     return [np.stack([(x + 4 * n) % 256, y + 2 * n, x // 2 + y // 2], axis=-1).astype(np.uint8) for n in range(FRAMES)]
 
 
@@ -71,14 +77,17 @@ def encoded(images: list[NDArray[np.uint8]], encoder: str) -> bytes:
 
     os.environ.setdefault("SVT_LOG", "1")  # libsvtav1 prints its settings otherwise
     options = {"crf": "20"} | ({"x265-params": "log-level=none"} if encoder == "libx265" else {})
+
     file = io.BytesIO()
     policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         with av.open(file, "w", format="matroska") as output:
             stream = output.add_stream(encoder, rate=25, options=options)
+            # 4:2:0, the layout of nearly all videos
             stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
             for image in images:
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            # Flush: encoders hold frames back
             output.mux(stream.encode(None))
     finally:
         os.sched_setscheduler(0, policy, priority)  # libsvtav1 takes real-time priority and keeps it
@@ -86,16 +95,17 @@ def encoded(images: list[NDArray[np.uint8]], encoder: str) -> bytes:
 
 
 def decoded(data: bytes, decoder: str) -> list[NDArray[np.uint8]]:
-    """Return the frames of a video.
+    """Return the frames of a video, (H, W, C) each.
 
     Raises:
-        ValueError: another decoder read it.
+        ValueError: FFmpeg chose another decoder.
     """
     import av
 
     with av.open(io.BytesIO(data)) as container:
         found = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         family = container.streams.video[0].codec_context.codec.canonical_name
+    # The canonical name is that of the codec: libdav1d counts as av1
     if family != decoder:
         raise ValueError(f"a {family} decoder was chosen")
     return found
@@ -105,9 +115,11 @@ def quality(given: list[NDArray[np.uint8]], found: list[NDArray[np.uint8]]) -> f
     """Return the PSNR between two clips, dB.
 
     Raises:
-        ValueError: their numbers of frames differ.
+        ValueError: the clips differ in their number of frames.
     """
     if len(given) != len(found):
         raise ValueError(f"{len(found)} of {len(given)} frames")
+
+    # The floor avoids a division by zero for lossless clips
     error = np.mean((np.stack(given).astype(float) - np.stack(found)) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-9)))

@@ -1,4 +1,4 @@
-"""The result of one check of `main.py doctor`, and what the checks look at."""
+"""Define the result of one check of `main.py doctor`, and the subject that all checks look at."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: what was found, and what to do about it unless all is well."""
+    """One line of the doctor: a fact, and what to do about it unless all is well."""
 
     level: Literal["ok", "warning", "error"]
     text: str
@@ -28,31 +28,31 @@ class Finding:
 
 
 def ok(text: str) -> Finding:
-    """Return a finding that asks for nothing."""
+    """Return a finding that needs no action."""
     return Finding("ok", text)
 
 
 def warning(text: str, advice: str) -> Finding:
-    """Return a finding that a run survives."""
+    """Return a finding that does not stop a run."""
     return Finding("warning", text, advice)
 
 
 def error(text: str, advice: str) -> Finding:
-    """Return a finding that stops a run, or makes its numbers wrong."""
+    """Return a finding that stops a run or makes its numbers wrong."""
     return Finding("error", text, advice)
 
 
 @dataclass
 class Subject:
-    """What the checks look at.
+    """The machine and the experiment that the checks look at; earlier checks fill it in for later ones.
 
     Attributes:
         exp: experiment folder, if one was named.
         overrides: `key=value` texts for its config.
-        deadline: monotonic time at which the present check is given up.
-        cfg: its config, once the check `config` has loaded it.
+        deadline: monotonic time at which the present check is abandoned.
+        cfg: config of `exp`, once the check `config` has loaded it.
         lists: split -> records of each list that could be read.
-        parameters: of the model, once it was built.
+        parameters: number of parameters of the model, once the check `weights` has built it.
     """
 
     exp: Path | None = None
@@ -65,11 +65,12 @@ class Subject:
 
 @functools.cache
 def cores() -> int:
-    """Return how many CPU cores this process may use: its affinity, and the quota of its container."""
+    """Return how many CPU cores this process may use, by its affinity and the quota of its container."""
     import os
 
     allowed = len(os.sched_getaffinity(0))
     quota = cpu_quota()
+    # At least one, for a quota may be a fraction of a core
     return allowed if quota is None else max(1, min(allowed, round(quota)))
 
 
@@ -77,13 +78,13 @@ def cpu_quota(file: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
     """Return the cores that the container's quota grants; None without a quota."""
     try:
         share, _, period = file.read_text("utf-8").strip().partition(" ")
-        return int(share) / int(period)
+        return int(share) / int(period)  # "max" is no integer: no quota
     except (OSError, ValueError):
         return None
 
 
 def size(count: float) -> str:
-    """Return a number of bytes in words."""
+    """Return a number of bytes with three or four digits and a unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""Checks of the GPUs: driver, arithmetic, memory, NCCL, and the codecs that NVDEC decodes."""
+"""Check the GPUs: driver, arithmetic, memory, NCCL, and the codecs that NVDEC decodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUSY = 0.2  # share of a GPU's memory that others may use
 
 
 def gpu(subject: Subject, driver: Path = DRIVER) -> Iterator[Finding]:
-    """Multiply two matrices on each GPU, and compare with the product on the CPU."""
+    """Multiply two matrices on each GPU, and compare the result with the product on the CPU."""
     if not driver.is_file() and not any(place.exists() for place in OTHER_DRIVERS):
         yield ok(NONE)  # without torch, whose import takes seconds
         return
@@ -31,8 +31,10 @@ def gpu(subject: Subject, driver: Path = DRIVER) -> Iterator[Finding]:
         else:
             yield ok(NONE)
         return
+
     for index in range(torch.cuda.device_count()):
         device, name = torch.device("cuda", index), torch.cuda.get_device_name(index)
+        # float64, for which no GPU uses TF32 or another shortcut
         matrix = torch.arange(256 * 256, dtype=torch.float64).reshape(256, 256).sin()
         try:
             wrong = (matrix.to(device) @ matrix.to(device)).cpu().sub(matrix @ matrix).abs().max().item()
@@ -40,6 +42,7 @@ def gpu(subject: Subject, driver: Path = DRIVER) -> Iterator[Finding]:
         except RuntimeError as error:
             yield bad(f"GPU {index} ({name}): {str(error).splitlines()[0]}", "look at `nvidia-smi` and `dmesg`")
             continue
+
         if wrong > 1e-9:
             yield bad(
                 f"GPU {index} ({name}) multiplies wrongly (error {wrong:.3g})", "do not use it; ask for its repair"
@@ -61,7 +64,7 @@ def driver_version(file: Path) -> str:
 
 
 def nccl(subject: Subject) -> Iterator[Finding]:
-    """Sum a tensor over all GPUs of this machine with NCCL."""
+    """Sum a tensor over all GPUs of this machine with NCCL, and check the sum."""
     import torch
 
     if not torch.cuda.is_available():
@@ -78,6 +81,8 @@ def nccl(subject: Subject) -> Iterator[Finding]:
         advice = "set NCCL_DEBUG=INFO and look at docs/cluster.md, NCCL settings"
         yield bad(f"NCCL on {count} GPUs: {str(error).splitlines()[0]}", advice)
         return
+
+    # 1 + 2 + ... + count
     version = ".".join(map(str, library.version()))
     if sums != [count * (count + 1) / 2] * count:
         yield bad(f"NCCL {version} sums to {sums} over {count} GPUs", "set NCCL_P2P_DISABLE=1, and look at `dmesg`")
@@ -86,7 +91,7 @@ def nccl(subject: Subject) -> Iterator[Finding]:
 
 
 def nvdec(subject: Subject) -> Iterator[Finding]:
-    """List the codecs that the GPU decodes, as the driver answers."""
+    """List the codecs that the GPU decodes, as the driver reports them."""
     import torch
 
     if not torch.cuda.is_available():
@@ -96,6 +101,7 @@ def nvdec(subject: Subject) -> Iterator[Finding]:
 
     found = capability.limits(torch.device("cuda", 0))
     wanted = subject.cfg is not None and subject.cfg.data.reader == "dali"
+
     if found:
         yield ok(f"NVDEC: {', '.join(f'{codec} up to {largest} pixels' for codec, (_, largest) in found.items())}")
     elif wanted:

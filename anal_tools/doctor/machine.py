@@ -1,4 +1,4 @@
-"""Checks of the machine: Python, packages, threads, limits, shared memory, clock."""
+"""Check the machine: Python, packages, threads, limits, shared memory, clock."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from pathlib import Path
 from anal_tools.doctor.finding import NONE, ROOT, Finding, Subject, cores, cpu_quota, ok, size, warning
 from anal_tools.doctor.finding import error as bad
 
-OPEN_FILES = 1024
-SHARED_BYTES = 256e6
-CLOCK_SECONDS = 5.0
+OPEN_FILES = 1024  # fewer are not enough for readers, sockets and logs
+SHARED_BYTES = 256e6  # room that NCCL and PyTorch need in /dev/shm
+CLOCK_SECONDS = 5.0  # tolerated difference between clocks
 
 
 def python(subject: Subject, project: Path = ROOT / "pyproject.toml") -> Iterator[Finding]:
     """Check the version of Python and of every package that `pyproject.toml` requires."""
     from packaging.requirements import Requirement
 
+    # Regular expressions, because Python 3.10 has no tomllib
     text = project.read_text("utf-8")
     least = tuple(map(int, re.findall(r'requires-python = ">=(\d+)\.(\d+)"', text)[0]))
     here = f"Python {sys.version.split()[0]}"
@@ -50,10 +51,12 @@ def threads(subject: Subject) -> Iterator[Finding]:
     import torch
 
     quota, own = cpu_quota(), torch.get_num_threads()
+    # A container sees all cores of its host, and libraries start a thread for each
     if quota is not None and quota + 0.5 < len(os.sched_getaffinity(0)):
         allowed = len(os.sched_getaffinity(0))
         text = f"this container may use {quota:g} of the {allowed} cores that it sees"
         yield warning(text, f"export OMP_NUM_THREADS={cores()}, and keep workers at {cores()} or fewer")
+
     load = os.getloadavg()[0]
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if own > cores() or (asked.isdecimal() and int(asked) > cores()):
@@ -61,10 +64,12 @@ def threads(subject: Subject) -> Iterator[Finding]:
         text = f"{count} threads on {cores()} cores wait for one another"
         yield warning(text, f"export OMP_NUM_THREADS={cores()} or fewer")
     elif load > 1.5 * cores() and own > 1:
+        # Other processes keep some threads of a step waiting
         text = f"load {load:.1f} on {cores()} cores: a step waits for the slowest of its {own} threads"
         yield warning(text, "export OMP_NUM_THREADS=1 (on 2 cores at load 15 a step took 1.5 s with it, 8 s without)")
     else:
         yield ok(f"{own} threads, {cores()} cores, load {load:.1f}")
+
     if subject.cfg is not None and subject.cfg.workers > cores():
         text = f"workers: {subject.cfg.workers} reader processes a rank, on {cores()} cores"
         yield warning(text, f"set common.workers to {cores()} or fewer")
@@ -77,24 +82,30 @@ def limits(subject: Subject) -> Iterator[Finding]:
         value = resource.getrlimit(kind)[0]
         return float("inf") if value == resource.RLIM_INFINITY else value
 
+    # Allow 32 descriptors for each reader: pipes, memfds and open videos
     needed = OPEN_FILES + (32 * subject.cfg.workers if subject.cfg else 0)
     found = []
+
     files = soft(resource.RLIMIT_NOFILE)
     if files < OPEN_FILES:
         found.append(warning(f"only {files:.0f} files may be open at a time", f"ulimit -n {2 * needed}"))
+
     largest = soft(resource.RLIMIT_FSIZE)
     if largest < float("inf"):
         text = f"no file may be larger than {size(largest)}: a larger checkpoint ends the run"
         found.append((bad if largest < 1e9 else warning)(text, "ulimit -f unlimited"))
+    # Address space: CUDA maps far more than it uses
     space = soft(resource.RLIMIT_AS)
     if space < float("inf"):
         found.append(
             warning(f"a process may address {size(space)} only, and CUDA reserves more", "ulimit -v unlimited")
         )
+    # Threads count as processes
     processes, wanted = soft(resource.RLIMIT_NPROC), 64 + 8 * cores()
     if processes < float("inf") and processes - _own_tasks() < wanted:
         text = f"{processes:.0f} processes and threads of this user may run, {_own_tasks()} do"
         found.append(warning(text, f"ulimit -u {_own_tasks() + 4 * wanted}"))
+
     yield from found or [ok(f"{files:.0f} open files, no limit of file size")]
 
 
@@ -111,7 +122,7 @@ def _own_tasks() -> int:
 
 
 def shared_memory(subject: Subject, folder: Path = Path("/dev/shm")) -> Iterator[Finding]:
-    """Check the room in /dev/shm: NCCL's and PyTorch's buffers. Our readers use memfds and need none of it."""
+    """Check the room in /dev/shm for buffers of NCCL and PyTorch. Our readers use memfds and need none of it."""
     try:
         free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
     except OSError as error:
@@ -126,12 +137,14 @@ def shared_memory(subject: Subject, folder: Path = Path("/dev/shm")) -> Iterator
 
 def clock(subject: Subject, code: Path = ROOT / "main.py") -> Iterator[Finding]:
     """Compare this machine's clock with the file system's: locks and heartbeats rely on both."""
+    # The experiment's disk may belong to a file server with its own clock
     folder = subject.exp if subject.exp is not None and os.access(subject.exp, os.W_OK) else None
     with tempfile.TemporaryFile(dir=folder) as file:
         before = time.time()
         file.write(b"now")
         file.flush()
         ahead = os.fstat(file.fileno()).st_mtime - before
+
     where = folder or tempfile.gettempdir()
     if abs(ahead) > CLOCK_SECONDS:
         order = "ahead of" if ahead > 0 else "behind"
@@ -149,6 +162,7 @@ def extras(subject: Subject) -> Iterator[Finding]:
     wanted = {name: name for name in subject.cfg.loggers} if subject.cfg else {}
     if subject.cfg and subject.cfg.data.reader == "dali":
         wanted["dali"] = "nvidia-dali-cuda130"
+
     for name, package in wanted.items():
         try:
             yield ok(f"{package} {metadata.version(package)}")
@@ -156,5 +170,6 @@ def extras(subject: Subject) -> Iterator[Finding]:
             yield bad(
                 f"{package} is missing, and the config asks for it", f"{sys.executable} -m pip install '.[{name}]'"
             )
+
     if not wanted:
         yield ok(NONE)

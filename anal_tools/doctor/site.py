@@ -1,4 +1,4 @@
-"""Checks of the site: the cluster file, SLURM's partitions, memcached servers."""
+"""Check the site: the cluster file, SLURM's partitions, memcached servers."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from anal_tools.doctor.finding import error as bad
 from utils import cluster, schedulers
 from utils.faults import UserError
 
-MEMCACHED_SECONDS = 1.0
+MEMCACHED_SECONDS = 1.0  # longest wait for one server
 
 
 def cluster_file(subject: Subject) -> Iterator[Finding]:
-    """Read the cluster file."""
+    """Read the cluster file and the settings of each of its partitions."""
     site = cluster.load()  # its UserError names each wrong line
     for name in site.partitions:
-        site.settings(name, {})
+        site.settings(name, {})  # raises UserError where they make no sense
     yield ok(f"{site.file}, {len(site.partitions)} partition(s)" if site.file != cluster.SHIPPED else NONE)
 
 
@@ -29,6 +29,7 @@ def slurm(subject: Subject) -> Iterator[Finding]:
         site = cluster.load()
     except UserError:
         return  # the check `cluster file` reports it
+
     named = {name: site.settings(name, {}) for name in site.partitions}
     named = {name: settings for name, settings in named.items() if settings.scheduler == "slurm"}
     if shutil.which("sinfo") is None:
@@ -39,6 +40,7 @@ def slurm(subject: Subject) -> Iterator[Finding]:
             yield ok(NONE)
         return
 
+    # Partition, availability, CPUs, generic resources (GPUs)
     done = schedulers.run("sinfo", "--noheader", "--format", "%R|%a|%c|%G")
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
@@ -46,6 +48,8 @@ def slurm(subject: Subject) -> Iterator[Finding]:
             f"SLURM does not answer: {reason}", "look at SLURM_CONF; ask the administrator"
         )
         return
+
+    # Pad rows that lack columns
     rows = [(line.split("|") + [""] * 3)[:4] for line in done.stdout.splitlines() if line.strip()]
     yield ok(f"partitions {', '.join(sorted({row[0] for row in rows})) or NONE}")
     for name, settings in named.items():
@@ -66,11 +70,14 @@ def ports(
     if shutil.which("sinfo") is None or not taken.is_file():
         yield ok(NONE)
         return
+
+    # The kernel never hands out reserved ports: "8080,20000-20100"
     low, high = map(int, taken.read_text("utf-8").split()[:2])
     reserved: set[int] = set()
     for part in filter(None, kept.read_text("utf-8").strip().split(",") if kept.is_file() else []):
         begin, _, end = part.partition("-")
         reserved.update(range(int(begin), int(end or begin) + 1))
+
     if any(low <= port <= high and port not in reserved for port in range(first, last + 1)):
         text = f"ranks of jobs meet at ports {first} to {last}, and this machine takes {low} to {high} for connections"
         yield warning(text, f"ask the administrator for net.ipv4.ip_local_reserved_ports = {first}-{last}")
@@ -79,14 +86,16 @@ def ports(
 
 
 def _fits(where: str, settings: cluster.Settings, nodes: list[list[str]]) -> Iterator[Finding]:
-    """Compare the settings of a partition with its nodes."""
+    """Compare the settings of a partition with its nodes; rows are those of `slurm`."""
     if all(row[1] != "up" for row in nodes):
         yield warning(f"{where}: the partition is {nodes[0][1]}", "jobs wait until the administrator opens it")
+    # CPUs; "64+" means nodes of 64 and more
     most = max(int(re.match(r"\d*", row[2])[0] or 0) for row in nodes)  # pyright: ignore[reportOptionalSubscript]
     wanted = settings.gpus_per_node * settings.cpus_per_gpu
     if most and wanted > most:
         text = f"{where}: {settings.gpus_per_node} x {settings.cpus_per_gpu} cores, and its nodes have {most}"
         yield bad(text, f"set cpus_per_gpu to {max(1, most // settings.gpus_per_node)}")
+    # GPUs; "gpu:a100:8(S:0-1)" or "gpu:8"
     counts = [int(number) for row in nodes for number in re.findall(r"gpu:(?:[^:,()]+:)?(\d+)", row[3])]
     if counts and settings.gpu_request != "none" and settings.gpus_per_node > max(counts):
         text = f"{where}: gpus_per_node is {settings.gpus_per_node}, and its nodes have {max(counts)}"
@@ -111,6 +120,7 @@ def memcached(subject: Subject) -> Iterator[Finding]:
 
     plain = servers_of(wanted)
     secret = read_secret(plain["secret_file"]) if plain["secret_file"] else None
+
     alive = []
     for server in plain["servers"]:
         connection = Connection(server, timeout=MEMCACHED_SECONDS, connect_timeout=MEMCACHED_SECONDS / 2, secret=secret)
@@ -122,5 +132,6 @@ def memcached(subject: Subject) -> Iterator[Finding]:
             yield warning(text, "start it, or take it out of data.memcached.servers: its frames come from the disk")
         finally:
             connection.close()
+
     if alive:
         yield ok(f"memcached: {', '.join(alive)}")

@@ -1,4 +1,4 @@
-"""Checks of the disks: room and speed under the experiment and under the data."""
+"""Check the disks: room and speed below the experiment and below the data."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def disk(subject: Subject) -> Iterator[Finding]:
-    """Write a few megabytes beside the experiment, and compare the room with its checkpoints."""
+    """Write a few megabytes beside the experiment, and compare the free space with the size of its checkpoints."""
+    # Without an experiment: where a new one would be made
     folder = subject.exp if subject.exp is not None and subject.exp.is_dir() else Path.cwd()
     try:
         speed = write_speed(folder)
@@ -31,10 +32,12 @@ def disk(subject: Subject) -> Iterator[Finding]:
         advice = "make room, or raise the quota" if full else "choose a folder that can be written, or its permissions"
         yield bad(f"{folder} cannot be written ({error.strerror})", advice)
         return
+
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
-    # Weights, momentum, and perhaps a moving average: float32
+    # Weights, momentum, and perhaps a moving average: float32. A size of 0 means that no model was built
     wanted = 4 * subject.parameters * (3 if subject.cfg and subject.cfg.ema else 2) * CHECKPOINTS or ROOM
+
     if free < wanted:
         what = f"{CHECKPOINTS} checkpoints take {size(wanted)}" if subject.parameters else "checkpoints need more"
         yield bad(f"{folder}: {size(free)} free, and {what}", "make room: `main.py clean EXP` frees old runs")
@@ -49,47 +52,53 @@ def disk(subject: Subject) -> Iterator[Finding]:
 
 def write_speed(folder: Path) -> float:
     """Return how many bytes a second reach the disk. Leave no file. Raises OSError."""
+    # Random bytes: some file systems compress
     chunk = os.urandom(1 << 20)
     began, count = time.perf_counter(), 0
     with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
         while count < WRITTEN and time.perf_counter() - began < SECONDS:
             count += file.write(chunk)
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())  # else the page cache would be measured
     return count / (time.perf_counter() - began)
 
 
 def data(subject: Subject) -> Iterator[Finding]:
-    """Read a few files of each list, past the cache of this machine where that can be emptied."""
+    """Read a few files of each list, past the page cache of this machine where that can be emptied."""
     for split, records in subject.lists.items():
         paths = [Path(records.full_path(i)) for i in first_look.chosen(len(records))]
+        # A folder is a video as image files: eight of them are enough
         files = [file for path in paths for file in (sorted(path.iterdir())[:8] if path.is_dir() else [path])]
         files = [file for file in files if file.is_file()]
         if not files:
             continue  # the check `files` reports it
+
         try:
             speed = read_speed(files)
         except OSError as error:
             yield bad(f"{error.filename} cannot be read ({error.strerror})", "look at its permissions, and at the disk")
             continue
+
         if speed < SLOW:
             text = f"{records.root} gives {size(speed)}/s ({split} list)"
             yield warning(text, "copy the data to a faster disk, or use `main.py preload`")
         else:
             yield ok(f"{records.root}: {size(speed)}/s ({split} list)")
+
     if not subject.lists:
         yield ok(NONE)
 
 
 def read_speed(files: list[Path]) -> float:
-    """Return how many bytes a second the files give."""
+    """Return how many bytes a second can be read from the files."""
     began, count = time.perf_counter(), 0
     for file in files:
         descriptor = os.open(file, os.O_RDONLY)
         try:
+            # Drop the file from the page cache, else memory would be measured
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             count += len(os.read(descriptor, READ))
         except OSError as error:
-            raise OSError(error.errno, error.strerror, str(file)) from error
+            raise OSError(error.errno, error.strerror, str(file)) from error  # `os.read` does not name the file
         finally:
             os.close(descriptor)
         if time.perf_counter() - began > SECONDS:

@@ -1,1 +1,1 @@
-"""Configs of MMAction2 and PySlowFast as experiments here; nothing in a foreign file is ever run."""
+"""Convert configs of MMAction2 and PySlowFast to experiments; never execute anything in a foreign file."""

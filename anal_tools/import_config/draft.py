@@ -1,4 +1,4 @@
-"""The experiment that a foreign config becomes: our keys, and a row for each of theirs."""
+"""Collect the experiment that a foreign config becomes: our keys, and a table row for each of their keys."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from anal_tools.import_config.source import Source, shown
 from utils.config import model_options
 from utils.config.schema import Config, leaves
 
-EXACT, OTHER, NOT = "taken over exactly", "taken over with another meaning", "not taken over"
+EXACT, OTHER, NOT = "taken over exactly", "taken over with another meaning", "not taken over"  # kinds of rows
 KWARGS = "model.kwargs."
 
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a key of theirs.
+    """A row of the table: how one of their keys was converted.
 
     Args:
         kind: EXACT, OTHER or NOT.
         theirs: `key = value`.
         ours: `key = value`; "" for none.
-        note: which other meaning, or why not.
+        note: how the meaning differs, or why the key was left out.
     """
 
     kind: str
@@ -35,12 +35,12 @@ class Row:
 
 @dataclass
 class Draft:
-    """Our keys so far.
+    """The experiment as far as it is converted.
 
     Attributes:
         values: our dotted key -> value.
-        comments: our dotted key -> remark behind it in the file.
-        rows: of the table.
+        comments: our dotted key -> comment behind it in the file.
+        rows: rows of the table.
         test: options of `eval.sh` that repeat their test; "" where they have none.
     """
 
@@ -50,33 +50,33 @@ class Draft:
     test: str = ""
 
     def exact(self, ours: str, value: object, source: Source, *keys: str) -> None:
-        """Take a value over that means the same in both."""
+        """Take over a value that has the same meaning in both projects."""
         self._put(EXACT, ours, value, source, keys, "")
 
     def other(self, ours: str, value: object, source: Source, *keys: str, note: str, comment: str = "") -> None:
-        """Take a value over whose meaning here differs by `note`."""
+        """Take over a value whose meaning here differs; `note` says how."""
         self._put(OTHER, ours, value, source, keys, note)
         if comment:
             self.comments[ours] = comment
 
     def built_in(self, source: Source, *keys: str, note: str = "the network or rule here is made so") -> None:
-        """Note values of theirs that are no key here, because nothing else exists."""
+        """Record values of theirs that have no key here, because the code here does the same without an option."""
         self._row(EXACT, source, [key for key in keys if key in source.values], "", note)
 
     def left_out(self, source: Source, *keys: str, note: str) -> None:
-        """Note values of theirs that are not taken over."""
+        """Record values of theirs that are not taken over."""
         self._row(NOT, source, [key for key in keys if key in source.values], "", note)
 
     def note(self, theirs: str, note: str, value: object = ...) -> None:
-        """Note something of theirs that is not taken over."""
+        """Record a setting of theirs that is not taken over; `value` is shown behind it, if given."""
         self.rows.append(Row(NOT, theirs if value is ... else f"{theirs} = {shown(value)}", "", note))
 
     def test_row(self, theirs: str) -> None:
-        """Note that `eval.sh` repeats their test with the options of `test`."""
+        """Record that `eval.sh` repeats their test with the options of `test`."""
         self.rows.append(Row(EXACT, theirs, f"eval.sh local 1 {self.test}", ""))
 
     def ours_only(self, ours: str, value: object, comment: str) -> None:
-        """Set one of our keys that their file says nothing about."""
+        """Set one of our keys that their file does not mention."""
         self.values[ours] = value
         self.comments[ours] = comment
 
@@ -86,21 +86,24 @@ class Draft:
 
     def _row(self, kind: str, source: Source, keys: Iterable[str], ours: str, note: str) -> None:
         keys = list(keys)
-        source.skip(*keys)
+        source.skip(*keys)  # they are dealt with, and not reported as unknown
         if not keys:
             return
+
         theirs = "; ".join(
             f"{source.full(key)} = {shown(source.values[key])}"
             if key in source.values
             else f"{source.full(key)} (default)"
             for key in keys
         )
+
         self.rows.append(Row(kind, theirs, ours, note))
 
     # ------------------------------------------------------------------------------------------------------------- text
 
     def yaml(self, head: Iterable[str]) -> str:
-        """Return the text of `config.yaml`: required keys and those that differ from their defaults."""
+        """Return the text of `config.yaml`: required keys, and those that differ from their defaults."""
+        # Nest the dotted keys
         tree: dict[str, object] = {}
         for key in self._written():
             *above, last = key.split(".")
@@ -110,9 +113,11 @@ class Draft:
                 assert isinstance(inner, dict)
                 place = inner
             place[last] = key
+
         return "\n".join([*(f"# {line}" for line in head), "common:", *self._lines(tree, 1)]) + "\n"
 
     def _lines(self, tree: Mapping[str, object], depth: int) -> list[str]:
+        # A leaf of `tree` is our dotted key
         lines = []
         for name, held in tree.items():
             if isinstance(held, Mapping):
@@ -127,15 +132,18 @@ class Draft:
         """Return the keys to write, in the order of the schema."""
         keys = []
         for name, info in leaves(Config):
+            # model.kwargs has no schema: its options are those of the method's build()
             if name == "model.kwargs":
                 keys += [key for key in self.values if key.startswith(KWARGS) and not self._is_default(key)]
             elif name in self.values and (
                 info.is_required() or self.values[name] != _plain(info.get_default(call_default_factory=True))
             ):
                 keys.append(name)
+
         return keys
 
     def _is_default(self, key: str) -> bool:
+        # The default is source text, because the method is parsed and not imported
         option = model_options.options(str(self.values["model.type"]), str(self.values["model.backbone"])).get(
             key.removeprefix(KWARGS)
         )
@@ -152,26 +160,32 @@ def yaml_value(value: object) -> str:
     """Return a value as text for a YAML file, on one line."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(yaml_value, value))}]"
+    # Unquoted only where YAML cannot read another type
     if isinstance(value, str) and re.fullmatch(r"[A-Za-z][A-Za-z0-9_./-]*", value) and value.lower() not in _WORDS:
         return value
+
     if isinstance(value, float):
         return f"{value:.12g}"
     return json.dumps(value, ensure_ascii=False)  # null, true, false, whole numbers and quoted texts are YAML, too
 
 
-_WORDS = {"true", "false", "null"}
+_WORDS = {"true", "false", "null"}  # YAML does not read them as text
 
 
 def table(rows: Iterable[Row]) -> list[str]:
-    """Return the table: three groups, a line or two for each key of theirs."""
+    """Return the lines of the table: three groups, and one or two lines for each key of theirs."""
     lines: list[str] = []
+
     for kind in (EXACT, OTHER, NOT):
         of_kind = [row for row in rows if row.kind == kind]
         lines += ["", f"{kind} ({len(of_kind)})"]
+        # A few long lines must not push the right column off the screen
         width = min(max((len(row.theirs) for row in of_kind), default=0), 70)
         for row in of_kind:
             right = row.ours or row.note
             lines.append(f"  {row.theirs:<{width}}  {'-> ' if row.ours else ''}{right}".rstrip())
             if row.ours and row.note:
                 lines.append(f"      {row.note}")
+
+    # Without the blank line before the first group
     return lines[1:]

@@ -1,4 +1,4 @@
-"""The pipelines of an MMAction2 config: which frames, which crops, which augmentations, which test views."""
+"""Convert the pipelines of an MMAction2 config: frames, crops, augmentations, test views."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from anal_tools.import_config.mm_model import normalisation
 from anal_tools.import_config.source import Source
 from utils.faults import UserError
 
-# They decode, pack or change the layout, which has no counterpart that could differ.
+# Steps that decode, pack or change the layout: nothing here could differ.
 PLUMBING = (
     *("DecordInit", "DecordDecode", "PyAVInit", "PyAVDecode", "OpenCVInit", "OpenCVDecode", "DALIInit", "Rename"),
     *("RawFrameDecode", "FormatShape", "PackActionInputs", "Collect", "ToTensor", "Fuse", "ToDataContainer"),
@@ -21,7 +21,7 @@ ON_SOURCE = "the crop is cut from the source frame at once; shares of the frame 
 
 
 def take_training(steps: Sequence[Source], draft: Draft, era: int, file: Path) -> None:
-    """Fill sampling, crop and augmentations from the training pipeline of a file."""
+    """Fill sampling, crop and augmentations from the training pipeline of a file; `era` is 0 (0.x) or 1 (1.x)."""
     for step in steps:
         name = step.text("type")
         if name in PLUMBING:
@@ -33,7 +33,10 @@ def take_training(steps: Sequence[Source], draft: Draft, era: int, file: Path) -
             else:
                 TRAINING[name](step, draft)
         else:
+            # A wrong recipe is worse than none
             step.fail("type", f"{name!r} is no augmentation here; remove it, or write what comes nearest")
+
+    # Without such a step our defaults would add a crop and mirroring
     if "model.num_segments" not in draft.values:
         raise UserError(f"{file}: the training pipeline does not say which frames a clip has ({', '.join(SAMPLERS)})")
     if "augmentation.crop" not in draft.values:
@@ -43,13 +46,16 @@ def take_training(steps: Sequence[Source], draft: Draft, era: int, file: Path) -
 
 
 def _sampling(step: Source, draft: Draft, era: int) -> None:
+    # TPN is 3D where its base is
     is_3d = (
         draft.values["model.type"] in ("slowonly", "slowfast", "videomae")
         or draft.values.get("model.kwargs.base") == "slowonly"
     )
+
     length, interval, clips = step.count("clip_len", 1), step.count("frame_interval", 1), step.count("num_clips", 1)
     if is_3d and clips != 1:
         step.fail("num_clips", f"{clips} training clips of a video; a 3D network trains on one here")
+
     draft.exact("model.num_segments", clips, step, "num_clips")
     if step.text("type") == "DenseSampleFrames":
         if length != 1 or step.count("sample_range", 64) != 64:
@@ -57,9 +63,11 @@ def _sampling(step: Source, draft: Draft, era: int) -> None:
         draft.exact("data.sampling", "tsm_dense", step, "type", "clip_len", "frame_interval", "sample_range")
         step.skip("num_sample_positions")
     else:
+        # MMAction2 1.x computes other offsets than 0.x: two presets
         draft.exact("data.sampling", f"mm{era}", step, "type")
         draft.exact("data.clip_len", length, step, "clip_len")
         draft.exact("data.frame_interval", interval, step, "frame_interval")
+
     step.skip("test_mode", "start_index")
     for key, usual in (
         ("temporal_jitter", False),
@@ -72,7 +80,7 @@ def _sampling(step: Source, draft: Draft, era: int) -> None:
 
 
 def _side(step: Source, key: str) -> int:
-    """Return a side in pixels; a pair must be a square."""
+    """Return a side in pixels; a pair of sides must be a square."""
     value = step.raw(key)
     if isinstance(value, list | tuple):
         pair = step.numbers(key)
@@ -83,10 +91,12 @@ def _side(step: Source, key: str) -> int:
 
 
 def _resize(step: Source, draft: Draft) -> None:
-    """The resize before the crop changes no box; the one behind it is the size of the clip."""
+    """Convert a resize: one before the crop changes no crop box; one after it is the size of the clip."""
     scale = step.numbers("scale")
     if step.flag("keep_ratio", True):
+        # keep_ratio marks the one before the crop
         draft.built_in(step, "scale", "keep_ratio", note=ON_SOURCE)
+        # A scale as (-1, 256) or (inf, 256): the finite side is the short one
         draft.values["augmentation.test_resize"] = int(
             max(1, min((side for side in scale if 0 < side < 1e6), default=256))
         )
@@ -99,6 +109,7 @@ def _multi_scale(step: Source, draft: Draft) -> None:
     draft.exact("augmentation.input_size", _side(step, "input_size"), step, "input_size")
     draft.exact("augmentation.scales", step.numbers("scales", (1,)), step, "scales")
     draft.exact("augmentation.max_distort", step.count("max_wh_scale_gap", 1), step, "max_wh_scale_gap")
+    # The crops of TSN lie at 5 or 13 fixed places
     if step.flag("random_crop", False):
         draft.left_out(step, "random_crop", note="crops stand at fixed places here, 5 or 13")
     draft.exact("augmentation.more_fix_crop", step.count("num_fixed_crops", 5) == 13, step, "num_fixed_crops")
@@ -108,6 +119,7 @@ def _multi_scale(step: Source, draft: Draft) -> None:
 def _random_resized(step: Source, draft: Draft) -> None:
     draft.exact("augmentation.crop", "random_resized", step, "type")
     draft.exact("augmentation.area", step.numbers("area_range", (0.08, 1.0)), step, "area_range")
+    # Rounded, so that 4/3 is short in the file
     aspect = [round(value, 10) for value in step.numbers("aspect_ratio_range", (3 / 4, 4 / 3))]
     draft.exact("augmentation.aspect", aspect, step, "aspect_ratio_range")
 
@@ -136,15 +148,18 @@ def _flip(step: Source, draft: Draft) -> None:
     ratio = step.number("flip_ratio", 0.5)
     if step.text("direction", "horizontal") != "horizontal":
         step.fail("direction", "clips are mirrored from left to right here")
-    step.skip("direction", "left_kp", "right_kp")
+    step.skip("direction", "left_kp", "right_kp")  # key points are for skeletons
+
     if ratio in (0, 0.5):
         draft.exact("data.flip", ratio == 0.5, step, "flip_ratio")
     else:
         draft.other("data.flip", True, step, "flip_ratio", note="half of the clips are mirrored")
+
     labels = step.raw("flip_label_map")
     if labels:
         if not isinstance(labels, Mapping) or not all(isinstance(one, int) for pair in labels.items() for one in pair):
             step.wrong("flip_label_map", "a dict of class numbers")
+        # The map holds both directions of each pair; ours each pair once
         pairs = sorted([left, right] for left, right in labels.items() if left < right)
         if any(labels.get(right) != left for left, right in labels.items()):
             step.fail("flip_label_map", "classes are exchanged in pairs here")
@@ -157,6 +172,7 @@ def _jitter(step: Source, draft: Draft) -> None:
         if isinstance(step.raw(key), list | tuple):
             step.fail(key, "a strength is one number here")
         strengths.append(step.number(key, default))
+
     note = "there one order of the four for the whole run and a contrast by grey of 8 bits; here an order per clip"
     draft.other(
         "augmentation.colorjitter", strengths, step, "type", "brightness", "contrast", "saturation", "hue", note=note
@@ -174,6 +190,7 @@ def _erasing(step: Source, draft: Draft) -> None:
         round(step.number("max_area_ratio", 1 / 3), 10),
         round(aspect[0], 10),
     ]
+
     keys = ("type", "erase_prob", "min_area_ratio", "max_area_ratio", "aspect_range")
     note = "there the logarithm of the aspect is uniform and the fill is fill_color; here as random_erasing_mode says"
     draft.other("augmentation.random_erasing", values, step, *keys, note=note)
@@ -185,14 +202,18 @@ def _erasing(step: Source, draft: Draft) -> None:
 def _wrapped(step: Source, draft: Draft) -> None:
     if step.text("op") != "RandAugment":
         step.fail("op", f"{step.text('op')!r} is no augmentation here; RandAugment is")
+
     strength, count, share = step.number("magnitude", 9), step.count("num_layers", 2), step.number("prob", 0.5)
+    # timm's text form of a policy; mstd and inc are those of pytorchvideo
     policy = f"rand-m{strength:g}-n{count}-p{share:g}-mstd0.5-inc1"
     note = "the operations and their strengths are timm's, there pytorchvideo's"
     draft.other("augmentation.randaugment", policy, step, "op", "magnitude", "num_layers", note=note)
     step.skip("prob")
 
 
+# Type of a training step: function that converts it
 TRAINING: Mapping[str, Callable[[Source, Draft], None]] = {
+    # take_training converts samplers itself: they need `era`
     **dict.fromkeys(SAMPLERS, lambda step, draft: None),
     "Resize": _resize,
     "MultiScaleCrop": _multi_scale,
@@ -212,9 +233,10 @@ TRAINING: Mapping[str, Callable[[Source, Draft], None]] = {
 
 
 class Views:
-    """What a pipeline of validation or test shows of a video."""
+    """What a pipeline of validation or test takes from a video: clips, crops and sizes."""
 
     def __init__(self, steps: Sequence[Source], draft: Draft) -> None:
+        # Defaults of MMAction2 where a step is missing
         self.clips, self.segments, self.length, self.interval = 1, 1, 1, 1
         self.crops, self.crop, self.short = "centre", 0, 0
         for step in steps:
@@ -222,6 +244,7 @@ class Views:
             if name in SAMPLERS:
                 self.sampling(step, dense=name == "DenseSampleFrames")
             elif name == "Resize":
+                # The finite sides: -1 and inf stand for "in proportion"
                 sides = [side for side in step.numbers("scale") if 0 < side < 1e6]
                 self.short = int(min(sides, default=0))
             elif name in ("CenterCrop", "ThreeCrop", "TenCrop"):
@@ -231,50 +254,64 @@ class Views:
                 pass
             else:
                 draft.left_out(step, "type", note="evaluation uses no augmentation here")
+
             step.skip(*map(str, step.values))
 
     def sampling(self, step: Source, *, dense: bool) -> None:
-        """Take the numbers of a sampler."""
+        """Read clips, segments, frames and interval of a sampler."""
         self.length, self.interval = step.count("clip_len", 1), step.count("frame_interval", 1)
         self.segments = step.count("num_clips", 1)
+
         if dense:
             self.clips = step.count("num_sample_positions", 10)
         elif step.flag("twice_sample", False):
+            # twice_sample: each segment twice, at its middle and beside it
             self.clips = 2
 
 
 def take_validation(steps: Sequence[Source], draft: Draft) -> Views | None:
-    """Fill the sizes of validation."""
+    """Fill the sizes of validation; return its views, None without a pipeline."""
     if not steps:
         return None
+
     views = Views(steps, draft)
+    # "val_pipeline[3]" without the index
     place = steps[0].name.rpartition("[")[0]
     draft.values["augmentation.test_resize"] = views.short or draft.values.get("augmentation.test_resize", 256)
+
     trained = draft.values.get("augmentation.input_size")
     if trained is None:
+        # A config that only tests has no training crop
         draft.values["augmentation.input_size"] = views.crop or views.short
     elif views.crop and views.crop != trained:
         draft.note(place, f"validation crops {views.crop} pixels there; here input_size, {trained}")
+
     if views.clips > 1 or views.crops not in ("centre", "1"):
         draft.note(place, f"validation shows {views.clips} clip(s) x {views.crops} crop(s) there; one centre view here")
+
     return views
 
 
 def take_test(steps: Sequence[Source], draft: Draft, average: str) -> None:
-    """Say which options of `eval.sh` repeat their test."""
+    """Set the options of `eval.sh` that repeat their test."""
     if not steps:
         return
     if "model.num_segments" not in draft.values:
         raise UserError(f"{steps[0].file}: no training pipeline says which frames a clip has ({', '.join(SAMPLERS)})")
+
     views = Views(steps, draft)
     place = steps[0].name.rpartition("[")[0]
+    # A 3D model: clips of several frames, where num_clips counts views and no segments
     is_3d = draft.values["data.clip_len"] != 1 if "data.clip_len" in draft.values else False
     segments, clips = int(str(draft.values["model.num_segments"])), views.clips
     if is_3d:
         clips *= views.segments
+
     crops = {"centre": "1"}.get(views.crops, views.crops)
     options = f"--scale {views.short} --crop-size {views.crop or views.short} --average {average}"
+
     if not is_3d and views.segments != segments:
+        # The one protocol here with more segments than the model was trained on
         if (views.segments, crops) != (25, "10"):
             draft.note(
                 place,

@@ -1,4 +1,4 @@
-"""Optimiser, learning rate and length of a run in an MMAction2 config, of 0.x and 1.x."""
+"""Convert optimiser, learning rate and length of a run of an MMAction2 config, 0.x or 1.x."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ LR = "lr_scheduler."
 
 
 def take_optimizer(optimizer: Source, groups: Source, draft: Draft) -> None:
-    """Fill the optimiser's keys, all but the learning rate.
+    """Fill the optimiser's keys, except the learning rate.
 
     Args:
-        optimizer: with type and lr.
-        groups: with `constructor` and `paramwise_cfg`: `optimizer` itself in 0.x, `optim_wrapper` in 1.x.
+        optimizer: their section with type and lr.
+        groups: their section with `constructor` and `paramwise_cfg`: `optimizer` itself in 0.x, `optim_wrapper` in 1.x.
     """
     name = optimizer.text("type")
     if name == "SGD":
@@ -30,14 +30,17 @@ def take_optimizer(optimizer: Source, groups: Source, draft: Draft) -> None:
         draft.exact("optimizer.eps", optimizer.number("eps", 1e-8), optimizer, "eps")
     else:
         optimizer.fail("type", f"{name!r} is no optimiser here; there are SGD and AdamW")
+
     draft.exact("weight_decay", optimizer.number("weight_decay", 0.0), optimizer, "weight_decay")
     _groups(groups, draft, adamw=name == "AdamW")
 
 
 def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
-    """Rates and decays of parameter groups."""
+    """Convert learning rates and weight decays of parameter groups."""
     constructor, wise = groups.text("constructor"), groups.part("paramwise_cfg")
+    # The constructor chooses a known grouping
     if constructor in ("TSMOptimWrapperConstructor", "TSMOptimizerConstructor"):
+        # fc_lr5: five times the rate for the classifier (TSM)
         five = wise.flag("fc_lr5", False)
         draft.exact("policy", True, groups, "constructor")
         draft.exact("model.kwargs.fc_lr5", five, wise, "fc_lr5")
@@ -47,6 +50,8 @@ def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
         wise.skip("decay_type", "num_layers")
     elif constructor not in ("", "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"):
         groups.fail("constructor", f"{constructor!r} makes parameter groups that are not here")
+
+    # Multipliers of weight decay: only 0, no decay, exists here
     norm, bias = (wise.number(key, 1) == 0 for key in ("norm_decay_mult", "bias_decay_mult"))
     if adamw:
         draft.built_in(wise, "norm_decay_mult", "bias_decay_mult", note="AdamW decays neither norms nor biases here")
@@ -61,18 +66,21 @@ def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
         for key in ("norm_decay_mult", "bias_decay_mult"):
             if key in wise:
                 draft.left_out(wise, key, note="no_wd spares norms, or norms and biases")
+
+    # All other multipliers
     for key, value in wise.values.items():
         if wise.full(str(key)) not in wise.read:
             draft.left_out(wise, str(key), note=f"no such parameter groups here ({value!r})")
 
 
 def take_clip(holder: Source, key: str, draft: Draft) -> None:
-    """Gradient clipping by the norm."""
+    """Convert gradient clipping by the norm."""
     clip = holder.part(key)
     if not clip.values:
         return
     if clip.number("norm_type", 2) != 2:
         clip.fail("norm_type", "gradients are limited by their 2-norm here")
+
     draft.exact("clip_grad", clip.number("max_norm"), clip, "max_norm")
     clip.skip("norm_type")
 
@@ -83,15 +91,18 @@ def take_clip(holder: Source, key: str, draft: Draft) -> None:
 def take_schedulers(schedulers: Sequence[Source], optimizer: Source, epochs: float, draft: Draft) -> None:
     """Fill `lr_scheduler.*` from 1.x's `param_scheduler`.
 
-    There a schedule by epoch counts from its `begin`, and each acts on what the others have made of the rate.
+    There a schedule by epoch counts from its `begin`, and each schedule acts on the rate that the others have left.
     """
     warm = [one for one in schedulers if one.text("type") == "LinearLR"]
     main = [one for one in schedulers if one.text("type") != "LinearLR"]
     if len(warm) > 1 or len(main) > 1:
         schedulers[-1].fail("type", "one warm-up and one schedule make the learning rate here")
+
+    # With a warm-up, their lr is the peak: warmup_lr here
     lr = float(optimizer.number("lr"))
     draft.exact(LR + ("warmup_lr" if warm else "base_lr"), lr, optimizer, "lr")
     warm_up = _warm_up(warm[0], lr, draft) if warm else 0.0
+
     if not main:
         _constant(lr, draft)
     elif main[0].text("type") == "CosineAnnealingLR":
@@ -118,13 +129,17 @@ def _warm_up(warm: Source, lr: float, draft: Draft) -> float:
     begin, end = warm.number("begin", 0), warm.number("end")
     if begin or warm.number("end_factor", 1.0) != 1 or end <= 1:
         warm.fail("begin", "a warm-up begins with the run, takes more than an epoch and ends at the rate itself here")
+
     draft.exact(LR + "base_lr", lr * warm.number("start_factor", 1 / 3), warm, "start_factor")
     warm.skip("begin", "end_factor")
+
     if warm.flag("convert_to_iter_based", False):
         note = "at its peak one iteration later than there"
         draft.other(LR + "warmup_epochs", end, warm, "end", "convert_to_iter_based", note=note)
         return end
+
     warm.skip("convert_to_iter_based")
+    # LinearLR by epoch takes `end` values, of which the last, at epoch end - 1, is the peak
     note = f"their LinearLR of {end:g} epochs is at its peak in the last of them"
     draft.other(LR + "warmup_epochs", end - 1, warm, "end", note=note, comment=note)
     draft.values[LR + "warmup_by"] = "epoch"
@@ -132,6 +147,7 @@ def _warm_up(warm: Source, lr: float, draft: Draft) -> float:
 
 
 def _constant(lr: float, draft: Draft) -> None:
+    # The schema has no schedule for a constant rate
     draft.ours_only(LR + "type", "COSINE", "from base_lr to the same min_lr: constant")
     draft.values[LR + "min_lr"] = lr
 
@@ -140,17 +156,23 @@ def _cosine(main: Source, warm_up: float, epochs: float, draft: Draft) -> None:
     _by_epoch(main)
     begin = main.number("begin", 0)
     length = main.number("T_max", epochs - begin)
+
     draft.exact(LR + "type", "COSINE", main, "type")
+    # eta_min_ratio is relative to the peak rate
     peak = float(str(draft.values.get(LR + "warmup_lr", draft.values[LR + "base_lr"])))
     low = main.number("eta_min", 0) if "eta_min_ratio" not in main else main.number("eta_min_ratio") * peak
     draft.exact(LR + "min_lr", low, main, *(key for key in ("eta_min", "eta_min_ratio") if key in main.values))
+
     step_by = "iteration" if main.flag("convert_to_iter_based", False) else "epoch"
     draft.exact(LR + "step_by", step_by, main, "convert_to_iter_based")
+
     if begin + length != epochs:
         draft.other(LR + "max_epoch", epochs, main, "T_max", note="the cosine ends with the run here")
+    # Warm-up and cosine overlap: there their factors are multiplied
     if warm_up and begin < warm_up:
         draft.values[LR + "warmup_type"] = "factor_linear"  # both act at once
         begin = 0.0
+
     if begin and begin != warm_up:
         draft.exact(LR + "cosine_begin_epoch", begin, main, "begin")
     main.skip("begin", "end", "T_max")
@@ -159,19 +181,23 @@ def _cosine(main: Source, warm_up: float, epochs: float, draft: Draft) -> None:
 def _multi_step(main: Source, warm_up: float, epochs: float, draft: Draft) -> None:
     _by_epoch(main)
     begin, gamma = main.number("begin", 0), main.number("gamma", 0.1)
+
     if main.text("type") == "StepLR":
         every = main.count("step_size")
         if every < 1:
             main.wrong("step_size", "a number of epochs")
+        # The bound keeps a typo in max_epochs from making a huge list
         marks: list[float] = [float(mark) for mark in range(every, int(min(epochs, 1e4)), every)]
         keys = ("step_size",)
     else:
         marks, keys = main.numbers("milestones"), ("milestones",)
+    # Steps after the end of the run have no effect
     at = [mark + begin for mark in marks if mark + begin < epochs]
     if not at:
         main.skip("begin", "end", "gamma", *keys)
         _constant(float(str(draft.values.get(LR + "warmup_lr", draft.values[LR + "base_lr"]))), draft)
         return
+
     draft.exact(LR + "type", "STEP", main, "type")
     if begin:
         note = f"their milestones count from begin ({begin:g}), whatever the file seems to say"
@@ -179,8 +205,11 @@ def _multi_step(main: Source, warm_up: float, epochs: float, draft: Draft) -> No
     else:
         draft.exact(LR + "lr_epochs", at, main, *keys)
     draft.exact(LR + "lr_mults", [gamma] * len(at), main, "gamma")
+
+    # A step during the warm-up: there the factors are multiplied
     if warm_up and at[0] < warm_up:
         draft.values[LR + "warmup_type"] = "factor_linear"
+
     main.flag("convert_to_iter_based", False)
     main.skip("begin", "end")
 
@@ -192,9 +221,12 @@ def take_lr_config(config: Source, optimizer: Source, draft: Draft) -> None:
     """Fill `lr_scheduler.*` from 0.x's `lr_config`."""
     lr = float(optimizer.number("lr"))
     policy = config.text("policy", "fixed")
+
     by_epoch = config.flag("by_epoch", True)
     if not by_epoch and policy.lower() == "step":
         config.fail("by_epoch", "steps in iterations beside a run in epochs; give them in epochs")
+
+    # The schedule; one number as `step` means a step every so many epochs
     if policy.lower() == "step":
         gamma, steps = (
             config.number("gamma", 0.1),
@@ -219,14 +251,19 @@ def take_lr_config(config: Source, optimizer: Source, draft: Draft) -> None:
         _constant(lr, draft)
     else:
         config.fail("policy", f"{policy!r} is no schedule here; there are step, CosineAnnealing and fixed")
+
     config.skip("by_epoch", "policy", "step", "min_lr", "min_lr_ratio", "gamma")
+
+    # The warm-up multiplies the schedule's rate, from warmup_ratio on
     form = config.text("warmup")
     if not form:
         draft.exact(LR + "base_lr", lr, optimizer, "lr")
         config.skip("warmup_iters", "warmup_ratio", "warmup_by_epoch")
         return
+
     if form not in ("linear", "constant", "exp"):
         config.wrong("warmup", "linear, constant or exp")
+
     unit = "warmup_epochs" if config.flag("warmup_by_epoch", False) else "warmup_steps"
     draft.exact(LR + "warmup_type", f"factor_{form}", config, "warmup")
     draft.exact(LR + unit, config.count("warmup_iters"), config, "warmup_iters", "warmup_by_epoch")

@@ -1,9 +1,10 @@
-"""A config file of MMAction2 (`.py`) and its `_base_` files as plain values: parsed with `ast`, never executed.
+"""Read a config file of MMAction2 (`.py`) and its `_base_` files as plain values: parse with `ast`, never execute.
 
-* Known: literals, `dict()`, lists, tuples, arithmetic on literals, names of the same file, f-strings of them, `_base_`,
-  `_base_.NAME`, `_delete_`, `NAME.copy()` and `NAME[KEY] = VALUE`. Anything else is an error with file and line.
-* The number of files, the depth, the values and the letters of all files together are limited before they are made, so
-  that a short text cannot fill the memory.
+* Allowed: literals, `dict()`, lists, tuples, arithmetic on literals, names of the same file and f-strings of them,
+  `_base_`, `_base_.NAME`, `_delete_`, `NAME.copy()` and `NAME[KEY] = VALUE`. Anything else is an error with file and
+  line.
+* Files, depth, values and letters of all files together are limited, and counted before they are made: a short text
+  cannot fill the memory.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import NoReturn, TypeAlias
 from utils.faults import UserError, refuse_odd_file
 
 MAX_BYTES = 200_000  # of a file
-MAX_FILES = 50
+MAX_FILES = 50  # _base_ files included
 MAX_VALUES = 20_000  # of all files together; every use of a name counts
-MAX_DEPTH = 40
+MAX_DEPTH = 40  # of nested values; below Python's own limit of recursion
 MAX_NUMBER = 1e18
 LETTERS_A_VALUE = 100  # a longer text counts as several values
 
@@ -38,6 +39,7 @@ _ARITHMETIC: dict[type[ast.operator], Callable] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
 }
+# Names of refused syntax in messages
 _WORDS: dict[type[ast.AST], str] = {
     ast.FunctionDef: "a function",
     ast.AsyncFunctionDef: "a function",
@@ -69,27 +71,30 @@ def read(file: Path) -> Tree:
 
 
 class _Budget:
-    """What the files of one config may hold together."""
+    """The limits that all files of one config share, and what they have used of them."""
 
     def __init__(self) -> None:
         self.files = self.values = 0
 
     def config(self, file: Path, above: tuple[Path, ...]) -> Tree:
-        """Return the names of one file over its bases; `above` are the files that lead to it."""
+        """Return the names of one file merged over its bases; `above` are the files that lead to it."""
+        # Links resolved, so that a cycle through a link is one
         real = Path(os.path.realpath(file))
         if real in above:
             chain = " -> ".join(path.name for path in (*above[above.index(real) :], real))
             raise UserError(f"{file}: its _base_ leads back to itself ({chain}); remove one of them")
+
         self.files += 1
         if self.files > MAX_FILES:
             raise UserError(f"{file}: more than {MAX_FILES} _base_ files; no config has so many")
+
         found = _File(file, self, (*above, real))
         for statement in _parsed(file).body:
             found.statement(statement)
         return found.merged(found.names, found.base)
 
     def spend(self, file: Path, line: int, values: int) -> None:
-        """Count values; UserError when there are too many."""
+        """Count values; raise UserError when there are too many."""
         self.values += values
         if self.values > MAX_VALUES:
             raise UserError(f"{file}:{line}: more than {MAX_VALUES:,} values; no config holds so many")
@@ -97,7 +102,7 @@ class _Budget:
 
 def _parsed(file: Path) -> ast.Module:
     """Return the syntax tree of a file."""
-    refuse_odd_file(file)
+    refuse_odd_file(file)  # a pipe or a device would block
     try:
         with file.open("rb") as stream:
             raw = stream.read(MAX_BYTES + 1)
@@ -107,7 +112,7 @@ def _parsed(file: Path) -> ast.Module:
         raise UserError(f"{file}: larger than {MAX_BYTES} bytes, this cannot be a config")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a backslash in a text is not ours to judge
+            warnings.simplefilter("ignore")  # odd backslashes are the author's affair
             return ast.parse(raw.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{file}:{raw[: error.start].count(10) + 1}: not UTF-8 text") from error
@@ -121,8 +126,10 @@ class _File:
     """The statements of one file.
 
     Attributes:
-        names: what they have assigned so far.
+        names: values that they have assigned so far.
         base: the merged names of its `_base_` files.
+        used: names that have been read, see `put`.
+        kinds: node type -> function that returns its value; a type that is absent is code.
     """
 
     def __init__(self, file: Path, budget: _Budget, above: tuple[Path, ...]) -> None:
@@ -148,13 +155,15 @@ class _File:
     # ------------------------------------------------------------------------------------------------------ statements
 
     def statement(self, node: ast.stmt) -> None:
-        """Take an assignment; a text on its own (a docstring) is passed over."""
+        """Evaluate an assignment; skip a text that stands alone (a docstring)."""
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             return
+        # An annotated assignment, x: int = 1
         if isinstance(node, ast.AnnAssign) and node.value is not None:
             node = ast.copy_location(ast.Assign([node.target], node.value), node)
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
             self.refuse(node)
+
         target, value = node.targets[0], self.value(node.value, 0)
         if isinstance(target, ast.Name) and target.id == "_base_":
             self.take_bases(node, value)
@@ -167,7 +176,7 @@ class _File:
             self.refuse(target)
 
     def put(self, name: str, key: Value, value: Value, node: ast.stmt) -> None:
-        """NAME[KEY] = VALUE. Refused after the first use of the name: values are copied here and shared in Python."""
+        """Set NAME[KEY] = VALUE; refuse it once the name was used: values are copied here and shared in Python."""
         held = self.names.get(name)
         if not isinstance(held, dict) or not isinstance(key, str | int) or name in self.used:
             self.fail(node, f"{name}[...] is changed where it is no dict or already in use; write out its value")
@@ -178,11 +187,13 @@ class _File:
         names = [value] if isinstance(value, str) else value
         if not isinstance(names, list | tuple):
             self.fail(node, "_base_ must be a path or a list of them")
+
         for name in names:
             if not isinstance(name, str) or "::" in name or "://" in name or not name.endswith(".py"):
                 self.fail(
                     node, f"_base_ {str(name)[:200]!r} is no path of a .py file; copy the file here and name its path"
                 )
+
             file = self.file.parent / name
             if not file.is_file():
                 self.fail(node, f"its _base_ {name} is missing: there is no file {file}")
@@ -194,16 +205,20 @@ class _File:
     def merged(self, over: Tree, base: Tree, depth: int = 0) -> Tree:
         """Return `over` on top of `base`: dicts are merged, all else is replaced; `_delete_` replaces a dict."""
         self.budget.spend(self.file, 1, len(over) + len(base))
+
         result = dict(base)
         for key, value in over.items():
             if not isinstance(value, dict):
                 result[key] = value
                 continue
+
+            # A dict over something else is refused, as in MMAction2
             below = base.get(key)
             if key in base and not value.get("_delete_", False) and not isinstance(below, dict):
                 raise UserError(
                     f"{self.file}: {key} is a dict here and {type(below).__name__} in its _base_; add _delete_=True"
                 )
+
             replaces = value.get("_delete_", False) or not isinstance(below, dict)
             own: Tree = {name: inner for name, inner in value.items() if name != "_delete_"}
             result[key] = self.merged(own, {} if replaces or not isinstance(below, dict) else below, depth + 1)
@@ -212,7 +227,7 @@ class _File:
     # ----------------------------------------------------------------------------------------------------- expressions
 
     def value(self, node: ast.expr, depth: int) -> Value:
-        """Return the value of an expression; UserError for anything that would have to be run."""
+        """Return the value of an expression; raise UserError for anything that would have to be executed."""
         self.budget.spend(self.file, node.lineno, 1)
         if depth > MAX_DEPTH:
             self.fail(node, f"nested deeper than {MAX_DEPTH} levels; no config is")
@@ -222,7 +237,7 @@ class _File:
         return kind(node, depth + 1)
 
     def constant(self, node: ast.Constant, depth: int) -> Value:
-        if not isinstance(node.value, bool | int | float | str | None):
+        if not isinstance(node.value, bool | int | float | str | None):  # bytes, complex, ...
             self.refuse(node)
         return self.checked(node, node.value)
 
@@ -230,7 +245,7 @@ class _File:
         if node.id not in self.names:
             self.fail(node, f"{node.id} is no name that the file has given a value before")
         self.used.add(node.id)
-        return self.copied(node, self.names[node.id])
+        return self.copied(node, self.names[node.id])  # no sharing, and each use counts
 
     def items(self, nodes: Iterable[ast.expr], depth: int) -> list[Value]:
         return [self.value(node, depth) for node in nodes]
@@ -241,7 +256,7 @@ class _File:
         return self.pairs(((None if at is None else key, value) for at, key, value in pairs), depth)
 
     def pairs(self, given: Iterable[tuple[Value, ast.expr]], depth: int) -> Tree:
-        """Return a dict of keys and expressions; the key None means `**`."""
+        """Return a dict of keys and expressions; the key None stands for `**`."""
         result: Tree = {}
         for key, node in given:
             value = self.value(node, depth)
@@ -254,13 +269,15 @@ class _File:
         return result
 
     def call(self, node: ast.Call, depth: int) -> Value:
-        """dict(...), range(...) of a few numbers, and NAME.copy()."""
+        """Evaluate dict(...), range(...) of a few numbers, and NAME.copy()."""
         function = node.func
         if isinstance(function, ast.Name) and function.id == "range" and not node.keywords:
             return self.range(node, self.items(node.args, depth))
         if isinstance(function, ast.Name) and function.id == "dict" and len(node.args) <= 1:
+            # A positional argument of dict() is a dict: the same as `**`
             given = [*((None, value) for value in node.args), *((word.arg, word.value) for word in node.keywords)]
             return self.pairs(given, depth)
+        # Names are copied anyway
         if isinstance(function, ast.Attribute) and function.attr == "copy" and not node.args and not node.keywords:
             return self.value(function.value, depth)
         return self.refuse(node)
@@ -270,7 +287,9 @@ class _File:
         whole = [end for end in ends if isinstance(end, int)]
         if not 1 <= len(whole) <= 3 or len(whole) != len(ends) or 0 in whole[2:]:
             self.fail(node, "range takes one to three whole numbers")
+
         numbers = range(*whole)
+        # Count before making the list
         self.budget.spend(self.file, node.lineno, min(len(numbers), MAX_VALUES + 1))
         return list(numbers)
 
@@ -283,32 +302,36 @@ class _File:
         return -value if isinstance(node.op, ast.USub) else value
 
     def binary(self, node: ast.BinOp, depth: int) -> Value:
-        """Arithmetic on numbers; texts and lists can be joined, and repeated by a number."""
+        """Evaluate arithmetic on numbers; join texts and lists, and repeat them by a number."""
         left, right = self.value(node.left, depth), self.value(node.right, depth)
+
         function = _ARITHMETIC.get(type(node.op))
         if function is None:
             self.refuse(node)
+
         if isinstance(left, int | float) and isinstance(right, int | float):
+            # Powers of integers have no limit of size, and would fill the memory before `checked` sees them
             if function is operator.pow and (abs(left) > 1e6 or abs(right) > 64):
                 self.fail(node, "the result is a larger number than any config holds")
         elif function is operator.mul:
             self.check_repetition(node, left, right)
         elif function is not operator.add or type(left) is not type(right) or not isinstance(left, str | list | tuple):
             self.refuse(node)
+
         try:
             return self.checked(node, function(left, right))
         except (ArithmeticError, TypeError, ValueError) as error:
             self.fail(node, f"the arithmetic has no result ({error})")
 
     def check_repetition(self, node: ast.BinOp, left: Value, right: Value) -> None:
-        """Count the values of a list or text that is about to be repeated."""
+        """Count the values of a list or text before it is repeated."""
         what, times = (left, right) if isinstance(right, int) else (right, left)
         if not isinstance(what, str | list | tuple) or not isinstance(times, int):
             self.refuse(node)
         self.budget.spend(self.file, node.lineno, _measure(what, MAX_VALUES)[0] * max(times, 0))
 
     def joined(self, node: ast.JoinedStr, depth: int) -> Value:
-        """An f-string of names, without formats."""
+        """Evaluate an f-string of names, without formats."""
         parts = []
         for part in node.values:
             if isinstance(part, ast.FormattedValue):
@@ -320,6 +343,7 @@ class _File:
                 parts.append(str(inner))
             else:
                 parts.append(str(self.value(part, depth)))
+
         return self.checked(node, "".join(parts))
 
     def item(self, node: ast.Subscript, depth: int) -> Value:
@@ -330,13 +354,15 @@ class _File:
             self.fail(node, f"there is nothing at [{str(key)[:100]!r}] ({type(error).__name__})")
 
     def of_base(self, node: ast.expr) -> Value:
-        """_base_.NAME.NAME: a value of the `_base_` files."""
+        """Return the value of _base_.NAME.NAME."""
+        # The innermost node is the first name
         names: list[str] = []
         while isinstance(node, ast.Attribute):
             names.append(node.attr)
             node = node.value
         if not isinstance(node, ast.Name) or node.id != "_base_":
             self.refuse(node, "an attribute")
+
         held: Value = self.base
         for name in reversed(names):
             if not isinstance(held, dict) or name not in held:
@@ -345,7 +371,8 @@ class _File:
         return self.copied(node, held)
 
     def braces(self, node: ast.Set, depth: int) -> Value:
-        """{{_base_.NAME}}, MMAction2's way to write the same."""
+        """Evaluate {{_base_.NAME}}, the other spelling of MMAction2."""
+        # Python parses it as a set within a set
         inner = node.elts[0]
         if len(node.elts) == 1 and isinstance(inner, ast.Set) and len(inner.elts) == 1:
             return self.of_base(inner.elts[0])
@@ -354,7 +381,8 @@ class _File:
     # ----------------------------------------------------------------------------------------------------------- limits
 
     def copied(self, node: ast.expr, value: Value) -> Value:
-        """Return a copy, so that no value is shared; it counts as if it had been written out."""
+        """Return a copy that shares nothing; it counts as if it had been written out."""
+        # Counting stops where the budget ends: a nest of repeated names grows exponentially
         size, depth = _measure(value, MAX_VALUES - self.budget.values + 1)
         self.budget.spend(self.file, node.lineno, size)
         if depth > MAX_DEPTH:
@@ -362,8 +390,8 @@ class _File:
         return _copy(value)
 
     def checked(self, node: ast.expr, value: Value) -> Value:
-        """Return a number or text that is no larger than a config's."""
-        if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:
+        """Return a number or text; raise UserError if it is larger than a config's."""
+        if isinstance(value, int | float) and not abs(value) <= MAX_NUMBER:  # nan, too
             self.fail(node, "a larger number than any config holds")
         if isinstance(value, complex):
             self.refuse(node)
@@ -372,7 +400,7 @@ class _File:
         return value
 
     def refuse(self, node: ast.AST, what: str = "") -> NoReturn:
-        """Name code by its line."""
+        """Raise a UserError that names the code in the line."""
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         if isinstance(node, ast.ImportFrom):
             names = [str(node.module or ".")]
@@ -389,7 +417,7 @@ class _File:
 
 
 def _dotted(node: ast.expr) -> str:
-    """Return the name of a function that is called, as far as it is one."""
+    """Return the dotted name of a called function, with "..." in place of anything that is no name."""
     names = []
     while isinstance(node, ast.Attribute) and len(names) < 5:
         names.append(node.attr)
@@ -400,14 +428,17 @@ def _dotted(node: ast.expr) -> str:
 
 def _measure(value: Value, most: int) -> tuple[int, int]:
     """Return (number of values, depth) of a value, counted no further than `most`."""
+    # A stack and no recursion: depth is not checked yet
     count = deepest = 0
     left = [(value, 0)]
+
     while left and count <= most:
         held, depth = left.pop()
         deepest = max(deepest, depth)
         count += len(held) // LETTERS_A_VALUE + 1 if isinstance(held, str) else 1
         inner = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ()
         left.extend((part, depth + 1) for part in inner)
+
     return count, deepest
 
 

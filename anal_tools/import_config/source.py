@@ -1,4 +1,4 @@
-"""Values of a foreign config with checked types; remembers which were looked at, so that nothing is lost in silence."""
+"""Read values of a foreign config with checked types, and record which keys were read: no key is lost in silence."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Source:
     Args:
         file: for messages.
         values: the dict.
-        name: its dotted name in the file; "" for the whole.
-        read: dotted names that were looked at; shared by all parts of a file.
+        name: its dotted name in the file; "" for the whole file.
+        read: dotted names that were read; all parts of a file share it.
     """
 
     def __init__(self, file: Path, values: Mapping[Key, object], name: str = "", read: set[str] | None = None) -> None:
@@ -39,7 +39,7 @@ class Source:
         return self.values.get(key)
 
     def skip(self, *keys: str) -> None:
-        """Count keys as looked at, with all that they hold."""
+        """Count keys, with all that they hold, as read."""
         self.read.update(map(self.full, keys))
 
     def fail(self, key: str, text: str) -> NoReturn:
@@ -74,7 +74,7 @@ class Source:
         return value
 
     def text(self, key: str, default: str = "") -> str:
-        """Return a text."""
+        """Return a string."""
         value = default if (found := self.raw(key)) is None else found
         if not isinstance(value, str):
             self.wrong(key, "a text")
@@ -94,7 +94,7 @@ class Source:
         value = self.values.get(key)
         if value is not None and not isinstance(value, Mapping):
             self.wrong(key, "a dict")
-        if not value:
+        if not value:  # nothing in it can be lost
             self.skip(key)
         return Source(self.file, value or {}, self.full(key), self.read)
 
@@ -111,7 +111,7 @@ class Source:
     # ------------------------------------------------------------------------------------------------------------- rest
 
     def unread(self) -> Iterator[tuple[str, object]]:
-        """Give (dotted name, value) of everything that was not asked for."""
+        """Yield (dotted name, value) of each value that was not read."""
         yield from _unread(self.name, self.values, self.read)
 
 
@@ -129,6 +129,6 @@ def _unread(name: str, value: object, read: set[str]) -> Iterator[tuple[str, obj
 
 
 def shown(value: object, most: int = 60) -> str:
-    """Return a value on one line, cut where it is long."""
+    """Return a value on one line, shortened to `most` letters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."

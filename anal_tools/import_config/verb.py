@@ -1,7 +1,7 @@
-"""`python main.py import FILE [--out EXP]`: a config of MMAction2 (.py) or PySlowFast (.yaml) as our experiment.
+"""Implement `python main.py import FILE [--out EXP]`: convert a config of MMAction2 (.py) or PySlowFast (.yaml).
 
-The table says what was taken over exactly, what has another meaning here, and what was not taken over and why. With
---out it is in the folder as `import.txt`. Nothing in the file is run.
+A table lists the keys that were taken over exactly, those that have another meaning here, and those that were not taken
+over, with the reason. --out writes it into the folder as `import.txt`. Nothing in the file is executed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TABLE = "import.txt"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Parse the command line, convert, and print or write what comes of it."""
+    """Parse the command line, convert the config, and print or write the result."""
     parser = Parser(
         prog="main.py import", description="Take a config of MMAction2 or PySlowFast over; nothing in it is run."
     )
@@ -32,8 +32,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="EXP", help="folder to make; without it nothing is written")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of their run, where the file does not say it")
     args = parser.parse_args(argv)
+
     if args.gpus is not None and not 0 < args.gpus <= 100_000:
         raise UserError(f"--gpus {args.gpus}: give the number of GPUs of their run, at least 1")
+
     draft = convert(args.file, args.gpus)
     lines = [f"{printable(args.file)}:", *(text.one_line(line) for line in table(draft.rows))]
     if args.out is None:
@@ -41,6 +43,7 @@ def main(argv: Sequence[str]) -> int:
         print("\n".join(lines))
         print("\nnothing was written; --out EXP makes the folder")
         return 0
+
     folder = write(args.out, args.file, draft, lines)
     print("\n".join(lines))
     print(f"\nmade {folder}: look at its paths, then run {shlex.quote(str(folder / 'train.sh'))} local {_gpus(draft)}")
@@ -51,15 +54,18 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
     """Return the experiment that a foreign config becomes; its config has passed our own checks.
 
     Raises:
-        UserError: it cannot be taken over; the text names file, line or key, and the reason.
+        UserError: it cannot be converted; the text names file, line or key, and the reason.
     """
     if not file.is_file():
         raise UserError(f"{file}: there is no such file")
+
     kinds = {".py": mmaction.convert, ".yaml": pyslowfast.convert, ".yml": pyslowfast.convert}
     kind = kinds.get(file.suffix.lower())
     if kind is None:
         raise UserError(f"{file}: neither a .py config of MMAction2 nor a .yaml of PySlowFast")
+
     draft = kind(file, gpus)
+    # Load the result, so that the user never gets a config that our own checks refuse
     with tempfile.TemporaryDirectory() as folder:
         tried = Path(folder) / "config.yaml"
         tried.write_text(config_text(file, draft), encoding="utf-8")
@@ -82,10 +88,10 @@ def config_text(file: Path, draft: Draft) -> str:
 
 
 def write(out: Path, file: Path, draft: Draft, lines: Sequence[str]) -> Path:
-    """Make the experiment folder: config, scripts and the table.
+    """Write the experiment folder: config, scripts and the table.
 
     Raises:
-        UserError: the folder holds something, or cannot be written.
+        UserError: the folder is not empty, or cannot be written.
     """
     folder = Path(os.path.abspath(out))
     try:

@@ -1,1 +1,1 @@
-"""`python main.py report EXP [EXP2 ...]`: what a model gets wrong, as a folder of pages that opens anywhere."""
+"""`python main.py report EXP [EXP2 ...]`: show the mistakes of a model, as a folder of pages that opens anywhere."""

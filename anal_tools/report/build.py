@@ -19,7 +19,7 @@ from utils.faults import UserError
 from utils.options import Parser
 
 PICTURES, CLIPS = 200, 100  # videos that are shown with frames, and with a clip
-HEADLINE = ("top1", "top5", "mean_class_accuracy")
+HEADLINE = ("top1", "top5", "mean_class_accuracy")  # names of the metrics above everything
 MOST = 8  # experiments that the page has colours for
 
 
@@ -77,20 +77,20 @@ def build(
     cam: bool = False,
     cam_layer: str | None = None,
 ) -> Path:
-    """Write the page of one experiment or several.
+    """Write the page of one or several experiments.
 
     Args:
         where: `EXP` or `EXP:NAME`; the first gives the list of videos.
         out: folder to write; default: report/ in the first experiment.
-        pictures: videos that are shown with the frames that the model saw; 0: no media, those of earlier reports in
-            this folder are deleted.
-        clips: of these, how many with a clip.
+        pictures: number of videos that are shown with the frames that the model saw; 0: no media, and those of earlier
+            reports in this folder are deleted.
+        clips: how many of these have a clip, too.
         good_pairs: file of allowed pairs.
-        cam: show where each network looked in its most confident mistakes.
+        cam: show which parts of the frames each network used in its most confident mistakes.
         cam_layer: layer of Grad-CAM; None to choose it.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         UserError: no results, or results that cannot be shown together.
@@ -103,16 +103,20 @@ def build(
     if len(analyses[0].names) >= content.ABSENT:
         raise UserError(f"report: {len(analyses[0].names)} classes are more than a page can show")
     for other in experiments[1:]:
-        compare.pair(experiments[0].results, other.results)  # that they fit together, before any work
+        compare.pair(experiments[0].results, other.results)  # raises UserError before any work is done
 
     folder = out or experiments[0].exp / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    # Maps are drawn into the pictures' entries, so pictures come first
     found, note = pictures_of(experiments, analyses, folder / "media", pictures=pictures, clips=clips)
     about_maps = maps_of(experiments, analyses, found, folder / "media", layer=cam_layer) if cam else []
+    # Only now are all files of the page known
     media.forget_others(folder / "media", found)
+
     suspects = label_errors.suspects(experiments[0].results.scores, experiments[0].results.labels)
     if suspects:
         label_errors.write_csv(folder / label_errors.CSV, suspects, experiments[0].results)
+
     blocks = content.blocks(
         experiments,
         analyses,
@@ -138,14 +142,16 @@ def build(
 
 
 def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
-    """The numbers above everything."""
+    """Return the numbers at the top of the page, with a text for each."""
     numbers = one.results.numbers
     wanted = [metric for metric in metrics.metrics_of("report") if metric.name in HEADLINE]
     ends = intervals.of_metrics(one.results.videos, wanted)
+
     shares = []
     for metric in wanted:
         low, high = ends[metric.name]
         shares.append((metric.on_page(numbers[metric.name]), f"{metric.title}, 95 % interval {low:.1f} to {high:.1f}"))
+
     return [
         *shares,
         (f"{len(analysis.predicted):,}", f"videos in {len(analysis.names)} classes"),
@@ -153,15 +159,16 @@ def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
 
 
 def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis]) -> list[int]:
-    """Rows of the first experiment's list that deserve pictures, most wanted first.
+    """Return rows of the first experiment's list in the order in which they deserve pictures.
 
-    The most confident mistakes, an example of each frequent class pair, the other experiments' mistakes, labels in
-    doubt, a video of each class that is right, then all others.
+    The most confident mistakes come first, then an example of each frequent class pair, mistakes of other experiments,
+    labels in doubt, a correctly classified video of each class, and all others.
     """
     first, results = analyses[0], experiments[0].results
     mistakes = analyze.worst_videos(first, len(results.ids))
     wanted = mistakes[: analyze.TOP]
 
+    # Of each class pair the most confident mistake
     examples: dict[tuple[int, int], int] = {}
     for row in mistakes:
         examples.setdefault((int(results.labels[row]), int(first.predicted[row])), row)
@@ -169,6 +176,7 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
     wanted += sorted(examples.values(), key=lambda r: -errors[results.labels[r], first.predicted[r]])[: analyze.TOP]
 
     for one, analysis in zip(experiments[1:], analyses[1:], strict=True):
+        # Rows of the other list, as rows of the first one
         here, there = scoring.common_rows(results.ids, one.results.ids)
         place = dict(zip(there.tolist(), here.tolist(), strict=True))
         wanted += [place[row] for row in analyze.worst_videos(analysis) if row in place]
@@ -181,19 +189,21 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
     wanted += [*right.values(), *range(len(results.ids))]
 
     unread = first.predicted < 0
+    # dict.fromkeys keeps the first of equal rows, and their order
     return [row for row in dict.fromkeys(wanted) if not unread[row]]
 
 
 def pictures_of(
     experiments: Sequence[Experiment], analyses: Sequence[Analysis], folder: Path, *, pictures: int, clips: int
 ) -> tuple[dict[int, Pictures], str]:
-    """The pictures of the chosen videos, and a line for the page that says what they show or why there are none."""
+    """Return the pictures of the chosen videos, and a line that says what they show or why there are none."""
     if not pictures:
         return {}, "Made without pictures: no frame of a video is in this folder."
     rows = chosen_rows(experiments, analyses)[:pictures]
     if not rows:
         return {}, ""
 
+    # A report without pictures is better than none: the videos may be on another machine
     try:
         source = media.source_of(experiments[0].exp, experiments[0].results)
     except UserError as error:
@@ -228,6 +238,7 @@ def maps_of(
         except UserError as error:
             print(f"no maps of {one.title}: {shown(str(error))}")
             made, note = {}, f"No maps: {shown(str(error))}"
+
         for row, own in made.items():
             found[place[row]].setdefault("maps", {})[str(number)] = own
         notes.append(note)

@@ -1,4 +1,4 @@
-"""The data of the page: one evaluation or several as compact plain values."""
+"""Collect the data of the page: one or several evaluations as compact plain values."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from utils.faults import UserError
 
 UNREAD, ABSENT = 0xFFFF, 0xFFFE  # instead of a predicted class; js/data.js has the same
 TOP = 5  # guesses of each video
-PIECE = 2000  # names of videos that are parsed at a time
-SUSPECTS = 500
-CURVE_POINTS = 600
-CLIPS = (1, 2, 3, 5, 10)
+PIECE = 2000  # names of videos that the page parses at a time
+SUSPECTS = 500  # labels in doubt on the page
+CURVE_POINTS = 600  # of each curve
+CLIPS = (1, 2, 3, 5, 10)  # numbers of clips of the curve over views
 _ALIKE_LIMIT = 1000  # classes up to which they are ordered by likeness: it takes the cube of their number
 
 
@@ -51,13 +51,13 @@ def blocks(
     maps: Sequence[str] = (),
     suspects: str = "",
 ) -> dict[str, object]:
-    """All JSON blocks of the page, by their element's id.
+    """Return all JSON blocks of the page, by the id of their element.
 
     Args:
-        experiments: the first gives the list of videos; the others are shown on those of them that they have.
-        analyses: one for each.
+        experiments: the first gives the list of videos; the others show those of them that they have.
+        analyses: one for each experiment.
         media: row -> pictures.
-        pictures: a line about them.
+        pictures: a line about the pictures.
         maps: a line about the maps of each experiment, "" for none.
         suspects: file beside the page with the labels in doubt of the first experiment.
     """
@@ -86,6 +86,7 @@ def blocks(
         }
     }
 
+    # Separate blocks: the page parses each one when it first needs it
     for index, (one, own) in enumerate(zip(experiments, rows, strict=True)):
         found[f"experiment-{index}"] = arrays(one.results.scores, one.results.labels, own, len(first.ids))
     for piece, start in enumerate(range(0, len(first.ids), PIECE)):
@@ -94,13 +95,13 @@ def blocks(
 
 
 def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.ndarray], count: int) -> dict[str, str]:
-    """The TOP guesses of each video with their scores, and score and rank of its own class, as base64.
+    """Return the TOP guesses of each video with their scores, and score and rank of its own class, as base64.
 
     Args:
         scores: (N, K).
         labels: (N,).
         rows: rows on the page, and the rows of `scores` that belong there.
-        count: videos on the page.
+        count: number of videos on the page.
     """
     here, there = rows
     own_scores = np.asarray(scores[there], dtype=np.float64)
@@ -109,9 +110,10 @@ def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.nd
 
     top = min(TOP, own_scores.shape[1])
     order = ranking.order(own_scores)  # (n, K)
-    own = np.take_along_axis(own_scores, labels[there][:, None].astype(np.int64), axis=1)[:, 0]
-    rank = ranking.rank_of(own_scores, labels[there])
+    own = np.take_along_axis(own_scores, labels[there][:, None].astype(np.int64), axis=1)[:, 0]  # (n,)
+    rank = ranking.rank_of(own_scores, labels[there])  # (n,) ranks from 0 on
 
+    # Videos that this experiment does not have stay ABSENT
     guess = np.full((count, top), ABSENT, np.uint16)
     score, true_score, true_rank = np.zeros((count, top)), np.zeros(count), np.zeros(count)
     guess[here] = np.where(unread[:, None], UNREAD, order[:, :top])
@@ -121,14 +123,15 @@ def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.nd
 
 
 def _16(shares: np.ndarray) -> np.ndarray:
-    return np.clip(np.round(shares * 65535), 0, 65535)
+    return np.clip(np.round(shares * 65535), 0, 65535)  # 0..1 in 16 bits
 
 
 def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarray]) -> dict[str, object]:
-    """What the page must know of one experiment besides its predictions."""
+    """Return what the page shows of one experiment besides its predictions."""
     place = dict(zip(rows[1].tolist(), rows[0].tolist(), strict=True))
     doubtful = label_errors.suspects(one.results.scores, one.results.labels)
     numbers = analyze.per_class(analysis)
+
     return {
         "name": one.title,
         "facts": facts(one, analysis),
@@ -145,7 +148,7 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
 
 
 def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
-    """Titles and texts of the table on the first page; every experiment has the same titles."""
+    """Return titles and texts of the table on the first page; every experiment has the same titles."""
     summary, predicted = one.results.summary, analysis.predicted
     protocol = summary.get("protocol", {})
     cost, counts = summary.get("cost", {}), summary.get("counts", {})
@@ -186,8 +189,11 @@ def fold_table(results: Results) -> dict[str, object] | None:
     pooled = results.summary.get("folds")
     if not pooled:
         return None
+
+    # Only metrics that all folds have: older results may lack one
     measured = [one for one in metrics.metrics_of("report") if all(one.name in about for about in pooled.values())]
     values = np.array([[about[one.name] for one in measured] for about in pooled.values()])  # (folds, metrics)
+
     return {
         "columns": [one.title for one in measured],
         "rows": [
@@ -201,10 +207,11 @@ def fold_table(results: Results) -> dict[str, object] | None:
 
 
 def advice(results: Results) -> str:
-    """Return a sentence on how more views are evaluated with this sampling, "" where they were."""
+    """Return a sentence on how to evaluate more views with this sampling; "" where more than one was evaluated."""
     kept = scoring.kept_protocol(results)
     if kept.spec.views > 1:
         return ""
+
     for clips in (10, 5, 3, 2, 1):  # a preset may define fewer test clips than others
         try:
             wanted = dataclasses.replace(kept.spec, num_clips=clips, crops=FAMILIES[kept.family][3])
@@ -217,9 +224,10 @@ def advice(results: Results) -> str:
 
 
 def points(results: Results) -> list[ViewPoint]:
-    """Accuracy of the kept views and of parts of them, fewest views first."""
+    """Return the accuracy of the kept views and of subsets of them, fewest views first."""
     kept = scoring.kept_protocol(results)
     clips = sorted({count for count in CLIPS if count < kept.spec.num_clips} | {kept.spec.num_clips})
+
     found: list[ViewPoint] = []
     for count, crops in itertools.product(clips, (1, 3, 10)):
         try:
@@ -235,14 +243,15 @@ def points(results: Results) -> list[ViewPoint]:
                 "top5": 100 * float(row.right[5].mean()),
             }
         )
+
     return sorted(found, key=lambda point: point["views"])
 
 
 def alike(matrix: np.ndarray) -> np.ndarray:
-    """An order of the classes in which those that are confused stand together.
+    """Return an order of the classes in which classes that are confused are neighbours.
 
-    Average linkage (Sokal and Michener 1958): the two most similar groups of classes are joined until one is left;
-    similar is how large a share of either class's videos goes to the other.
+    Average linkage (Sokal and Michener 1958): join the two most similar groups of classes until one is left. The
+    similarity of two classes is the share of either one's videos that goes to the other.
 
     Args:
         matrix: (K, K) counts.
@@ -252,12 +261,13 @@ def alike(matrix: np.ndarray) -> np.ndarray:
     """
     count = len(matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    near = shares + shares.T  # of groups; -1 where there is none any more
+    near = shares + shares.T  # (K, K), of groups; -1 where a group no longer exists
     np.fill_diagonal(near, -1)
 
     groups = [[k] for k in range(count)]
     for _ in range(count - 1):
         a, b = sorted(divmod(int(near.argmax()), count))
+        # Mean over all pairs of classes of the two groups; group b lives on in row a
         joined = (len(groups[a]) * near[a] + len(groups[b]) * near[b]) / (len(groups[a]) + len(groups[b]))
         joined[[a, b]] = -1
         near[a] = near[:, a] = joined
@@ -267,7 +277,7 @@ def alike(matrix: np.ndarray) -> np.ndarray:
 
 
 def curves(exp: Path) -> dict[str, list[list[float]]]:
-    """The training curves, thinned; a value that is not finite is left out."""
+    """Return the training curves with at most CURVE_POINTS points each, without values that are not finite."""
     return {shown(tag): _thin(points) for tag, points in _recorded(exp)}
 
 
@@ -279,20 +289,23 @@ def _recorded(exp: Path) -> list[tuple[str, list[list[float]]]]:
 
 
 def _thin(points: list[list[float]]) -> list[list[float]]:
+    # Six digits are enough for a curve
     finite = [[step, float(f"{value:.6g}")] for step, value in points if math.isfinite(value)]
     picked = np.unique(np.linspace(0, len(finite) - 1, min(len(finite), CURVE_POINTS)).round().astype(int))
     return [finite[i] for i in picked] if finite else []
 
 
 def curves_of(exp: Path, results: Results) -> dict[str, list[list[float]]]:
-    """Return the training curves of an experiment; of one with folds their mean, at the steps that all have."""
+    """Return the training curves of an experiment; with folds their mean, at the steps that all folds have."""
     pooled = results.summary.get("folds")
     if not pooled:
         return curves(exp)
+
     each: list[dict[str, dict[float, float]]] = []  # of each fold: tag -> step -> value
     for fold in pooled:
         recorded = _recorded(exp / folds.FOLDER / fold)
         each.append({tag: {step: value for step, value in points} for tag, points in recorded})
+
     found = {}
     for tag in each[0]:
         if all(tag in own for own in each):
@@ -302,7 +315,7 @@ def curves_of(exp: Path, results: Results) -> dict[str, list[list[float]]]:
 
 
 def comparison(experiments: Sequence[Experiment]) -> dict[str, object]:
-    """Tests of all pairs, how the classes moved, and in what the experiments differ."""
+    """Return the tests of all pairs, the changes of the classes, and the differences between the experiments."""
     pairs = []
     for a, b in itertools.combinations(range(len(experiments)), 2):
         found = compare.pair(experiments[a].results, experiments[b].results)
@@ -321,6 +334,7 @@ def comparison(experiments: Sequence[Experiment]) -> dict[str, object]:
                 "classes": [_number(value) for value in found.change],
             }
         )
+
     return {
         "pairs": pairs,
         "differences": compare.config_differences(experiments),
@@ -329,5 +343,5 @@ def comparison(experiments: Sequence[Experiment]) -> dict[str, object]:
 
 
 def _number(value: float) -> float | None:
-    """A number as JSON has it."""
+    """Return a number for JSON, which has no NaN and no infinity."""
     return round(float(value), 5) if math.isfinite(value) else None

@@ -1,7 +1,7 @@
-"""Class-activation maps for the report: the frames of a mistake, coloured by what the network saw in them.
+"""Make class-activation maps for the report: the frames of a mistake, coloured by what the network used in them.
 
-The very network that was evaluated looks at the very frames once more (`methods/cam.py`). Maps take a forward pass
-and, for Grad-CAM, a part of a backward pass each: so they are made when they are asked for, for the worst mistakes.
+The network that was evaluated sees the same frames again (`methods/cam.py`). A map takes a forward pass and, for
+Grad-CAM, a part of a backward pass. So maps are made on request only, for the most confident mistakes.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from utils.faults import MediaError, UserError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-ALL = -1  # instead of a class: the map is that of the answer, whatever the class
+ALL = -1  # instead of a class: the map is that of the answer, for all classes
 MOST_HEAT = 0.65  # share of the colour where the map is largest
 SAME = 0.05  # difference of a class probability up to which the network counts as the one that was evaluated
 
 
 @dataclass(frozen=True)
 class Looker:
-    """A network and what it needs to look at a clip.
+    """A network with the normalisation of its input and the layer of its maps.
 
     Attributes:
         net: in evaluation mode, float32.
         normalise: uint8 (1, T, h, w, C) -> the network's input.
-        layer: whose map Grad-CAM takes; "" for a transformer.
+        layer: layer of Grad-CAM; "" for a transformer.
         digest: sha256 of its weights.
     """
 
@@ -49,7 +49,7 @@ class Looker:
 
     @property
     def method(self) -> str:
-        """What the maps are, for the page."""
+        """The name of the kind of map, for the page."""
         return f"Grad-CAM of {self.layer}" if self.layer else "attention rollout"
 
     def look(self, crops: np.ndarray, classes: Sequence[int]) -> tuple[dict[int, np.ndarray], np.ndarray]:
@@ -57,7 +57,7 @@ class Looker:
 
         Args:
             crops: (T, h, w, 3) uint8.
-            classes: whose maps are wanted; a transformer has one for all.
+            classes: classes that get a map; a transformer has one map for all.
 
         Returns:
             class or ALL -> map (T, h, w) in 0..1, and probabilities (K,).
@@ -68,15 +68,17 @@ class Looker:
         from utils import chunks
 
         device = next(self.net.parameters()).device
-        with chunks.full_precision():
+        with chunks.full_precision():  # no TF32: the answer is compared with the evaluation's
             clip = self.normalise(torch.from_numpy(np.ascontiguousarray(crops))[None].to(device))
             if self.layer:
                 found = cam.grad_cam(self.net, clip, classes, self.layer)
                 values, logits = dict(zip(classes, found.values, strict=True)), found.logits
             else:
                 shares, logits = cam.attention_rollout(self.net, clip)
-                values = {ALL: shares - shares.min()}
+                values = {ALL: shares - shares.min()}  # shares of attention are never 0: the smallest gets no colour
+
         frames = {number: cam.upsample(one, crops.shape[:3]).float().cpu() for number, one in values.items()}
+        # Each map has its maximum at 1; a map of zeros stays one
         scaled = {number: (one / one.max().clamp_min(1e-30)).numpy() for number, one in frames.items()}
         return scaled, logits.double().softmax(0).cpu().numpy()
 
@@ -90,29 +92,31 @@ def make(
     layer: str | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[int, Maps], str]:
-    """Make the maps of some videos; sheets that are there already are not drawn again.
+    """Make the maps of some videos; existing sheets are kept.
 
     Args:
         exp: experiment folder.
         results: its evaluation.
         rows: rows of the results; the maps are for the predicted and for the true class.
-        folder: where the sheets go.
-        layer: whose map Grad-CAM takes; None for `cam.choose_layer`.
-        say: gets progress.
+        folder: folder of the sheets.
+        layer: layer of Grad-CAM; None for `cam.choose_layer`.
+        say: called with lines about progress.
 
     Returns:
-        row -> what the page must know of them, and a line for the page.
+        row -> what the page needs of its maps, and a line for the page.
 
     Raises:
-        UserError: the videos or the weights of the evaluation are not there any more, or a layer without a map.
+        UserError: videos or weights of the evaluation are missing, or the layer has no map.
     """
     from datasets.readers import open_reader
 
     source = media.source_of(exp, results)
+
     folder.mkdir(parents=True, exist_ok=True)
     found: dict[int, Maps] = {}
     looked: list[str] = []
     failed = other = done = 0
+    # Each fold has its own network
     for part, own in parts_of(exp, results, rows):
         looker = None
         with contextlib.closing(open_reader(source.reader, source.records)) as reader:
@@ -123,6 +127,7 @@ def make(
                 except MediaError:
                     failed += 1
                     continue
+                # Built at the first video that can be read: the choice of the layer needs a clip
                 looker = looker or looker_of(part, crops, layer)
                 found[row], same = _sheets(looker, source, row, seen, crops, folder)
                 other += not same
@@ -130,6 +135,7 @@ def make(
                 if done % 20 == 0:
                     say(f"maps of {done} of {len(rows)} videos")
         looked += [looker.method] if looker else []
+
     note = f"{'; '.join(dict.fromkeys(looked))}, for the {len(found)} most confident mistakes." if found else ""
     note += f" {failed} videos could not be read." if failed else ""
     if other:
@@ -138,10 +144,12 @@ def make(
 
 
 def parts_of(exp: Path, results: Results, rows: Sequence[int]) -> list[tuple[Results, list[int]]]:
-    """Return the evaluations whose networks saw these rows: the folds of a pooled result, else itself."""
+    """Return the evaluations whose networks saw these rows: the folds of a pooled result, else the result itself."""
     pooled = results.summary.get("folds")
     if not pooled:
         return [(results, list(rows))]
+
+    # A pooled result has the rows of its folds one after the other
     found, start = [], 0
     for fold, about in pooled.items():
         end = start + int(about["videos"])
@@ -158,10 +166,10 @@ def looker_of(results: Results, crops: np.ndarray, layer: str | None) -> Looker:
     Args:
         results: the evaluation.
         crops: (T, h, w, 3) uint8 of a clip, for the choice of the layer.
-        layer: None to choose it.
+        layer: layer of Grad-CAM; None to choose it.
 
     Raises:
-        UserError: its weights are not there, or are others now.
+        UserError: its weights are missing, or have changed.
     """
     import torch
 
@@ -173,17 +181,20 @@ def looker_of(results: Results, crops: np.ndarray, layer: str | None) -> Looker:
     from utils.engine.evaluate import normaliser
     from utils.engine.network import model_arguments
 
+    # The config and the weights as they were evaluated
     cfg = config_of(results.summary, results.folder.with_name(f"{results.name}.json"), [])
     weights = Path(str(results.summary.get("weights")))
     if not weights.exists():
         weights = results.exp / weights.name  # the folder was moved
     if not weights.exists():
         raise UserError(f"{weights}: the weights that were evaluated are not here; evaluate again")
+
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     build = functools.partial(methods.build, **model_arguments(cfg, pretrained=False))
     state, digest = read_steady(weights, functools.partial(interop.load_checkpoint, build=build), world)
     if digest != results.summary.get("weights_hash"):
         raise UserError(f"{weights}: other weights than those that were evaluated; evaluate again")
+
     net = build_for_evaluation(cfg, state, weights, world)
     looker = Looker(net, normaliser(cfg), "", digest)
     if cam.is_transformer(net):
@@ -201,17 +212,21 @@ def _sheets(looker: Looker, source: Source, row: int, seen: Seen, crops: np.ndar
     results = source.results
     classes = list(dict.fromkeys((int(np.argmax(results.scores[row])), int(results.labels[row]))))
     wanted = classes if looker.layer else [ALL]
+    # All that a sheet depends on is in its name, so an existing one can be kept
     how = [looker.digest, looker.layer, MOST_HEAT, seen.frames.tolist(), seen.box, seen.size, seen.flip]
     sheets = {number: folder / f"{media.stem_of(source, row, [*how, number])}.jpg" for number in wanted}
+
     same = True
     if not all(sheet.exists() for sheet in sheets.values()):
         found, answer = looker.look(crops, classes)
+        # PySlowFast's test per position averages over windows: what it keeps are no plain logits of the view
         if not scoring.kept_protocol(results).window:
             logits = results.logits[row, seen.view].astype(np.float64)
             kept = np.exp(logits - logits.max())
             same = float(np.abs(kept / kept.sum() - answer).max()) <= SAME
         for number, sheet in sheets.items():
             media.write_sheet(heated(crops[seen.picked], found[number][seen.picked]), sheet)
+
     shown = [(number, f"media/{sheet.name}") for number, sheet in sheets.items()]
     return {"shown": shown, "frames": seen.frames[seen.picked].tolist(), **media.layout_of(seen)}, same
 
@@ -227,6 +242,6 @@ def heated(frames: np.ndarray, heat: np.ndarray) -> np.ndarray:
         (F, h, w, 3) uint8.
     """
     grey = frames @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-    share = (MOST_HEAT * heat)[..., None]
-    colour = np.stack([np.full_like(heat, 255.0), 220.0 * (1 - heat), np.zeros_like(heat)], -1)
+    share = (MOST_HEAT * heat)[..., None]  # (F, h, w, 1)
+    colour = np.stack([np.full_like(heat, 255.0), 220.0 * (1 - heat), np.zeros_like(heat)], -1)  # (F, h, w, 3)
     return np.rint(grey[..., None] * (1 - share) + colour * share).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Pictures of videos for the report: the frames that the model saw, and a small clip.
+"""Make pictures of videos for the report: the frames that the model saw, and a small clip.
 
-Both come through the experiment's own reader from the frames that the evaluation recorded, so they are what was scored,
-whether the videos are files or folders of frames. File names are made of numbers and hashes, never of names.
+The experiment's own reader gives both, from the frames that the evaluation recorded. So they are what was scored, for
+video files and for folders of frames. File names consist of numbers and hashes, and never hold names.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ if TYPE_CHECKING:
     from datasets.readers import Reader, ReaderSpec
 
 TILE_HEIGHT = 128  # pixels of a frame on the sheet; shown smaller, sharp on dense screens
-SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4  # of one view; pixels between them
+SHEET_FRAMES, SHEET_COLUMNS, SHEET_GAP = 8, 4, 4  # frames of one view; frames in a row; pixels between them
 CLIP_SIDE = 160  # short side of a clip in pixels
 CLIP_RATE = 15.0  # frames/s at most
-CLIP_SECONDS = 20.0
+CLIP_SECONDS = 20.0  # at most, around the frames that were seen
 # VP8 in WebM: every browser plays it, also those built without licensed codecs.
 CODEC, SUFFIX = "libvpx", "webm"
+# Part of the file names: another layout makes new files
 _LAYOUT = [TILE_HEIGHT, SHEET_COLUMNS, SHEET_GAP, CLIP_SIDE, CLIP_RATE, CLIP_SECONDS]
-# One thread: several videos are done at a time, and libvpx's threads wait for each other by spinning.
+# One thread: several videos are encoded at a time, and libvpx's threads spin while they wait for each other.
 _OPTIONS = {"deadline": "realtime", "cpu-used": "12", "crf": "20", "b": "200k", "threads": "1"}
 
 
@@ -54,7 +55,7 @@ class _Sheet(_Layout):
 
 
 class Maps(_Layout):
-    """Where a network looked: a sheet for each class that was asked about.
+    """Class-activation maps of a video: a sheet for each class that was asked for.
 
     `shown` has (class, sheet); -1 stands for all classes.
     """
@@ -64,10 +65,10 @@ class Maps(_Layout):
 
 
 class Pictures(_Sheet, total=False):
-    """What the page must know of the pictures of one video.
+    """What the page needs of the pictures of one video.
 
-    `clip`, `times` and `part` are there where it has a clip; `maps`, by the number of the experiment as text, where
-    maps were made.
+    `clip`, `times` and `part` exist where it has a clip. `maps` exists where maps were made; its keys are the numbers
+    of the experiments as text.
     """
 
     clip: str
@@ -78,11 +79,11 @@ class Pictures(_Sheet, total=False):
 
 @dataclass(frozen=True)
 class Seen:
-    """The view that stands for all of a video's.
+    """The one view of a video that the report shows.
 
     Attributes:
         facts: of the video.
-        view: its number.
+        view: number of the view.
         frames: (T,) ordinals that the network saw.
         box: x1, y1, x2, y2 on the scaled frame.
         flip: the crop was mirrored.
@@ -98,18 +99,18 @@ class Seen:
 
     @property
     def picked(self) -> np.ndarray:
-        """Places of the frames that a sheet shows, evenly picked."""
+        """Positions in `frames` of those that a sheet shows, evenly spaced."""
         return np.linspace(0, len(self.frames) - 1, min(len(self.frames), SHEET_FRAMES)).round().astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the videos of an evaluation are, and how they were seen.
+    """The videos of an evaluation, and how they were read.
 
     Attributes:
         results: the evaluation.
         records: its list.
-        reader: how they are read.
+        reader: how its videos are read.
         spec: its views.
     """
 
@@ -120,24 +121,26 @@ class Source:
 
 
 def source_of(exp: Path, results: Results) -> Source:
-    """Find the videos of an evaluation again.
+    """Find the videos of an evaluation.
 
     Raises:
-        UserError: the list, its folder or the config is not there any more, or the list has changed.
+        UserError: the list, its folder or the config is missing, or the list has changed.
     """
     from anal_tools.evaluate import scoring
     from datasets.lists.records import Records
     from datasets.loading.loader import reading
     from utils import config
 
+    # Results of older versions hold no config
     cfg = scoring.config_of(results) if "data" in results.summary.get("config", {}) else config.load(exp)
     summary = results.summary
     source, root = Path(summary.get("list") or cfg.val_source), summary.get("root") or cfg.val_root
+
     if not source.is_file():
         raise UserError(f"{source}: the list that was evaluated is not here")
     if not Path(root).is_dir():
         raise UserError(f"{root}: the folder of the videos is not here")
-    # The list as it was evaluated; the config may have been changed since, the number of scores of a video may not.
+    # Load the list as it was evaluated: the config may have changed, but the number of scores of a video has not.
     records = Records.load(source, root, num_class=results.num_class, layout=cfg.data.list_layout)
     if records.list_hash != summary.get("list_hash"):
         raise UserError(f"{source}: the list has changed since the evaluation")
@@ -147,17 +150,17 @@ def source_of(exp: Path, results: Results) -> Source:
 def make(
     source: Source, rows: Sequence[int], folder: Path, *, clips: int, say: Callable[[str], None] = lambda text: None
 ) -> tuple[dict[int, Pictures], list[str]]:
-    """Make sheets of frames for `rows`, clips for the first `clips` of them; what is there already stays as it is.
+    """Make sheets of frames for `rows`, and clips for the first `clips` of them; existing files are kept.
 
     Args:
         source: the videos.
         rows: rows of the results.
-        folder: where the files go.
+        folder: folder of the files.
         clips: how many of the rows get a clip.
-        say: told about progress.
+        say: called with lines about progress.
 
     Returns:
-        row -> what the page must know of its pictures, and a line for each video that could not be read.
+        row -> what the page needs of its pictures, and a line for each video that could not be read.
     """
     from datasets.readers import open_reader
 
@@ -167,7 +170,7 @@ def make(
     failed = []
 
     def one(job: tuple[int, bool]) -> tuple[int, Pictures | str]:
-        reader = open_reader(source.reader, source.records)  # one each: readers keep a state
+        reader = open_reader(source.reader, source.records)  # one for each thread: readers keep a state
         try:
             return job[0], _pictures(source, reader, job[0], folder, with_clip=job[1])
         except MediaError as error:
@@ -175,7 +178,7 @@ def make(
         finally:
             reader.close()
 
-    # Decoders, encoders and the resizer work outside the interpreter's lock.
+    # Threads are enough: decoders, encoders and the resizer release the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         for number, (row, pictures) in enumerate(pool.map(one, wanted), start=1):
             if isinstance(pictures, str):
@@ -188,23 +191,26 @@ def make(
 
 
 def forget_others(folder: Path, found: dict[int, Pictures]) -> None:
-    """Delete pictures of earlier reports; other files, should there be any, are not ours to delete."""
+    """Delete pictures of earlier reports; leave files alone that no report has written."""
     if not folder.is_dir():
         return
     kept = {Path(path).name for one in found.values() for path in (one["sheet"], one.get("clip", ""))}
     kept |= {
         Path(path).name for one in found.values() for maps in one.get("maps", {}).values() for _, path in maps["shown"]
     }
+
+    # The names of `stem_of`; .tmp is left by a report that was killed
     for path in folder.iterdir():
         if re.fullmatch(r"[0-9a-f]{20}\.(jpg|webm)(\.tmp)?", path.name) and path.name not in kept:
             path.unlink()
 
 
 def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_clip: bool) -> Pictures:
-    """Sheet and clip of one video; see `make`."""
+    """Make sheet and clip of one video; see `make`."""
     seen = seen_of(source, reader, row)
     picked = seen.frames[seen.picked]
     stem = stem_of(source, row, [picked.tolist(), seen.box, seen.size, seen.flip])
+
     sheet = folder / f"{stem}.jpg"
     if not sheet.exists():
         write_sheet(crops_of(reader, row, seen, picked), sheet)
@@ -214,6 +220,7 @@ def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_cl
         "of": len(seen.frames),
         **layout_of(seen),
     }
+
     if with_clip:
         facts = seen.facts
         part = clip_part(facts.frames, facts.fps, seen.frames)
@@ -223,9 +230,10 @@ def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_cl
             _write_clip(reader, row, part, (facts.height, facts.width), rate, clip)
         pictures["clip"] = f"media/{clip.name}"
         last = (len(part) - 0.5) / rate
-        # The middle of a frame's time: a seek to its very beginning may show the one before.
+        # The middle of a frame's time: a seek to its very beginning may show the frame before.
         times = [(max(0, int(frame) - part.start) // part.step + 0.5) / rate for frame in picked]
         pictures["times"] = [round(min(time, last), 4) for time in times]
+        # The clip is a part of the video: show which
         if len(part) * part.step < facts.frames:
             pictures["part"] = f"{part.start / facts.fps:.0f}–{part.stop / facts.fps:.0f} s"
     return pictures
@@ -235,7 +243,7 @@ def seen_of(source: Source, reader: Reader, row: int) -> Seen:
     """Return the shown view of a video, with the frames that the evaluation recorded.
 
     Raises:
-        MediaError: the video is another one now.
+        MediaError: the video has changed.
     """
     from datasets.plan.views import resolve_eval
 
@@ -245,6 +253,7 @@ def seen_of(source: Source, reader: Reader, row: int) -> Seen:
     frames = np.asarray(source.results.frames[row, view], np.int64)  # (T,)
     if (frames < 0).any() or int(frames.max()) >= facts.frames:
         raise MediaError(source.records.path(row), "has not the frames that the evaluation saw; it has changed since")
+
     box = tuple(int(value) for value in plan.boxes[view])
     return Seen(facts, view, frames, box, bool(plan.flips[view]), plan.size)
 
@@ -252,11 +261,12 @@ def seen_of(source: Source, reader: Reader, row: int) -> Seen:
 def crops_of(reader: Reader, row: int, seen: Seen, frames: np.ndarray) -> np.ndarray:
     """Read frames as the network saw them: (F, h, w, 3) uint8."""
     whole = np.empty((len(frames), *seen.size, 3), np.uint8)
+    # A frame that occurs several times is read once
     distinct, places = np.unique(frames, return_inverse=True)
     reader.read(row, distinct, None, seen.size, whole[: len(distinct)])
     x1, y1, x2, y2 = seen.box
     crops = whole[places, y1:y2, x1:x2]
-    return crops[:, :, ::-1] if seen.flip else crops
+    return crops[:, :, ::-1] if seen.flip else crops  # along the width
 
 
 def layout_of(seen: Seen) -> _Layout:
@@ -267,21 +277,24 @@ def layout_of(seen: Seen) -> _Layout:
     return {
         "columns": columns,
         "width": columns * (width + SHEET_GAP) - SHEET_GAP,
-        "height": -(-count // columns) * (height + SHEET_GAP) - SHEET_GAP,
+        "height": -(-count // columns) * (height + SHEET_GAP) - SHEET_GAP,  # ceil(count / columns) rows
     }
 
 
 def shown_view(num_clips: int, boxes: np.ndarray, flips: np.ndarray, size: tuple[int, int]) -> int:
-    """The view that stands for all: of the middle clip, the crop nearest to the centre, not mirrored."""
+    """Return the number of the shown view: of the middle clip, the crop nearest to the centre, not mirrored."""
     per_clip = len(boxes) // num_clips
     first = (num_clips // 2) * per_clip
     own, mirrored = boxes[first : first + per_clip], flips[first : first + per_clip]
+    # Twice the distance between the centres, |dx| + |dy|
     away = np.abs(own[:, :2] + own[:, 2:] - np.array([size[1], size[0]])).sum(axis=1)
+    # The last key of lexsort counts first: unmirrored before near
     return first + int(np.lexsort((away, mirrored))[0])
 
 
 def clip_part(frames: int, fps: float, seen: np.ndarray) -> range:
-    """Which frames make the clip: all of a short video, else CLIP_SECONDS around what was seen; at most CLIP_RATE."""
+    """Return the frames of the clip: all of a short video, else CLIP_SECONDS around those seen; at most CLIP_RATE."""
+    # The tolerance keeps 30.0000001 frames/s from a step of 3
     step = max(1, math.ceil(fps / CLIP_RATE - 1e-6)) if fps > 0 else 1
     length = frames if fps <= 0 else min(frames, max(step, round(CLIP_SECONDS * fps)))
     middle = (int(seen.min()) + int(seen.max())) // 2
@@ -290,7 +303,7 @@ def clip_part(frames: int, fps: float, seen: np.ndarray) -> range:
 
 
 def stem_of(source: Source, row: int, how: list[object]) -> str:
-    """A file name for one video's pictures: other videos, lists or views have another."""
+    """Return a file name for one video's pictures; other videos, lists or views get another name."""
     path = source.records.full_path(row)
     stamp = os.stat(path)
     text = json.dumps(
@@ -300,12 +313,12 @@ def stem_of(source: Source, row: int, how: list[object]) -> str:
 
 
 def _tile(height: int, width: int) -> tuple[int, int]:
-    """Size of a crop on the sheet."""
+    """Return (height, width) of a crop on the sheet, in pixels."""
     return TILE_HEIGHT, max(1, round(TILE_HEIGHT * width / height))
 
 
 def write_sheet(crops: np.ndarray, path: Path) -> None:
-    """Put frames (F, h, w, 3) side by side, SHEET_COLUMNS in a row."""
+    """Write frames (F, h, w, 3) side by side, SHEET_COLUMNS in a row, as a JPEG."""
     import cv2
     import simplejpeg
 
@@ -313,24 +326,28 @@ def write_sheet(crops: np.ndarray, path: Path) -> None:
     rows = -(-len(crops) // columns)
     down, across = height + SHEET_GAP, width + SHEET_GAP
     sheet = np.full((rows * down - SHEET_GAP, columns * across - SHEET_GAP, 3), 128, np.uint8)
+
+    # Cells without a frame stay grey
     for place, crop in enumerate(crops):
         y, x = place // columns * down, place % columns * across
         small = cv2.resize(np.ascontiguousarray(crop), (width, height), interpolation=cv2.INTER_AREA)
         sheet[y : y + height, x : x + width] = small
+
     files.write(path, simplejpeg.encode_jpeg(sheet, quality=85, colorsubsampling="420"))
 
 
 def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], rate: float, path: Path) -> None:
-    """Encode frames as a small WebM; CLIP_SIDE at the short side, never enlarged, sides even."""
+    """Encode frames as a small WebM, CLIP_SIDE at the short side, never enlarged, with even sides."""
     import io
     from fractions import Fraction
 
     import av
 
     factor = min(1.0, CLIP_SIDE / min(size))
-    height, width = (max(2, 2 * round(side * factor / 2)) for side in size)
+    height, width = (max(2, 2 * round(side * factor / 2)) for side in size)  # 4:2:0 needs even sides
     pixels = np.empty((len(part), height, width, 3), np.uint8)
     reader.read(row, np.array(part), None, (height, width), pixels)
+
     file = io.BytesIO()
     with av.open(file, "w", format=SUFFIX) as container:
         try:
@@ -341,4 +358,5 @@ def _write_clip(reader: Reader, row: int, part: range, size: tuple[int, int], ra
         for picture in pixels:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))  # type: ignore[union-attr]
         container.mux(stream.encode(None))  # type: ignore[union-attr]
+
     files.write(path, file.getvalue())

@@ -1,8 +1,8 @@
-"""One HTML file out of the style, the scripts and the data: nothing is loaded from elsewhere, nothing foreign can run.
+"""Build one HTML file from the style, the scripts and the data; it loads nothing and runs nothing from elsewhere.
 
-The policy names the sha256 of the one style and the one script, so that no other can run: not from a name in the data,
-not from a file beside the page. `'self'` is for pictures and clips on a web server; opened from disk the page has the
-origin `file:`. `require-trusted-types-for` makes the browser refuse HTML made of text by the script itself.
+The policy names the sha256 of the only style and the only script. So no other one can run, be it from a name in the
+data or from a file beside the page. `'self'` is for pictures and clips on a web server; a page that is opened from disk
+has the origin `file:`. `require-trusted-types-for` makes the browser refuse HTML that the script builds from text.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 HERE = Path(__file__).parent
 # One scope: each file may use what those before it define.
 SCRIPTS = ("dom", "data", "charts", "videos", "matrix", "summary", "errors", "lists", "comparison", "app")
+# Key of a section: its title
 SECTIONS = {
     "summary": "Summary",
     "matrix": "Confusion matrix",
@@ -40,19 +41,21 @@ def render(
     sections: Sequence[str],
     blocks: Mapping[str, object],
 ) -> str:
-    """The page.
+    """Return the page as HTML.
 
     Args:
         title: heading.
-        protocol: one line under it.
-        headline: (number, what it is).
+        protocol: the line below it.
+        headline: (number, description) pairs.
         footer: last line.
         sections: keys of SECTIONS, in the order of the links.
         blocks: id -> plain values, as JSON in the page.
     """
+    # All files in one function, so that no name is global
     script = "(() => {\n'use strict';\n" + "\n".join(_read(f"js/{name}.js") for name in SCRIPTS) + "})();"
     style = _read("style.css")
     template = string.Template(_read("page.html"))
+    # Every text from outside passes through html.escape or as_json
     return template.substitute(
         policy=html.escape(policy(style, script), quote=True),
         style=style,
@@ -71,7 +74,7 @@ def render(
 
 
 def policy(style: str, script: str) -> str:
-    """The content security policy of a page with this style and this script."""
+    """Return the content security policy of a page with this style and this script."""
     parts = {
         "default-src": "'none'",
         "script-src": f"'{_sha256(script)}'",
@@ -87,13 +90,13 @@ def policy(style: str, script: str) -> str:
 
 
 def as_json(values: object) -> str:
-    """JSON that can stand in a script element: ASCII, and no character that HTML gives a meaning to."""
+    """Return JSON for a script element: ASCII, and no character that has a meaning in HTML."""
     text = json.dumps(values, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def words(values: np.ndarray) -> str:
-    """An array of 16-bit numbers as base64, little-endian."""
+    """Return an array of 16-bit numbers as base64, little-endian."""
     return base64.b64encode(np.ascontiguousarray(values, dtype="<u2").tobytes()).decode("ascii")
 
 

@@ -1,8 +1,8 @@
 """`python main.py start FOLDER`: from videos to a trained, evaluated model and its report, in one command.
 
-Ask the doctor, look at the videos, scan them, divide them, choose a recipe, write an experiment; then train.sh, eval.sh
-and report as a user would call them. Started again, it resumes where it was: the experiment is written last, and never
-again.
+The steps: ask the doctor, look at the videos, scan them, divide them, choose a recipe and write an experiment; then run
+train.sh, eval.sh and report as a user would. A second start resumes where the first one stopped: the experiment is
+written last, and never again.
 """
 
 from __future__ import annotations
@@ -40,19 +40,22 @@ from utils.config.schema import Data
 from utils.faults import UserError, listed
 from utils.options import Parser
 
-NOTE = "start.json"
+NOTE = "start.json"  # written when the experiment is complete: options of the command, and views of the evaluation
 RESULT = pooled.RESULT
-STOPPED = 75
-_NOT_OF_THE_RUN = ("out", "yes", "folder", "no_train", "no_doctor")  # options that another start may change
+STOPPED = 75  # exit code of a run that a signal has stopped, and that can resume
+_NOT_OF_THE_RUN = ("out", "yes", "folder", "no_train", "no_doctor")  # options that a second start may change
 DEADLINE = 120.0  # seconds that a file may take
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do what is missing; returns the exit code of the training where it did not end."""
+    """Do the steps that are missing; return the exit code of the training if it did not finish."""
     args = _parser().parse_args(argv)
     exp = Path(os.path.abspath(args.out or _default_out(args.folder)))
     options = {name: value for name, value in vars(args).items() if name not in _NOT_OF_THE_RUN}
+    # Through JSON, so that it compares equal to the note in the file
     note = json.loads(json.dumps({"folder": os.path.abspath(args.folder), **options}))
+
+    # Write the experiment, unless an earlier start has
     if not _is_begun(exp, note):
         if not args.no_doctor:
             doctor.consult(Subject(), doctor.OF_THE_MACHINE)
@@ -64,6 +67,8 @@ def main(argv: Sequence[str]) -> int:
         if not args.yes and sys.stdin.isatty() and input("train now? [Y/n] ").strip().lower() in ("n", "no"):
             print(f"made {exp}; the same command trains it")
             return 0
+
+    # Train, evaluate, report
     views = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))["views"]
     result = RESULT if views == "centre" else f"{RESULT}-{views}"
     if not args.no_doctor and not (exp / "results" / f"{result}.json").is_file():
@@ -83,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="CLASS/video, or train/CLASS/video and val/CLASS/video; or a csv of path,label[,start,end]",
     )
+
     add("--out", type=Path, metavar="EXP", help="experiment folder (default: exps/NAME_exps/start)")
     add("--recipe", metavar="NAME", help=f"one of {', '.join(recipe.RECIPES)} (default: by data and machine)")
     add("--weights", metavar="FILE", help="weights to start from")
@@ -101,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-train", action="store_true", help="write the experiment only")
     add("--no-doctor", action="store_true", help="do not let the doctor look at the machine and the experiment before")
     add("--yes", action="store_true", help="do not ask before the training")
+
     return parser
 
 
@@ -110,17 +117,19 @@ def _default_out(folder: Path) -> Path:
 
 
 def _is_begun(exp: Path, note: dict[str, object]) -> bool:
-    """True if this very command has written the experiment.
+    """Return True if an earlier start with the same options has written the experiment.
 
     Raises:
         UserError: the folder holds another experiment.
     """
     if not (exp / NOTE).is_file():
         file = exp / "config.yaml"
+        # Without the note a start was interrupted while it wrote: its config may be overwritten
         is_ours = not file.exists() or recipe.MARK in file.read_text("utf-8", errors="replace")
         if not is_ours or (exp / "log.txt").exists():
             raise UserError(f"{exp}: holds an experiment that `start` has not made; choose another --out")
         return False
+
     try:
         before = json.loads((exp / NOTE).read_text("utf-8", errors="surrogateescape"))
     except ValueError as error:
@@ -130,6 +139,7 @@ def _is_begun(exp: Path, note: dict[str, object]) -> bool:
         raise UserError(
             f"{exp}: was started with another {', '.join(changed)}; choose another --out, or remove the folder"
         )
+
     print(f"{exp}: was written before; it resumes where it was")
     return True
 
@@ -138,7 +148,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     """Write a complete experiment; return the views of its evaluation.
 
     Raises:
-        UserError: in one sentence, what makes these videos no data set.
+        UserError: these videos are no data set; one sentence says why.
     """
     # Look at every video
     found = videos.look(args.folder, args.leave_out)
@@ -168,7 +178,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     )
     _write_experiment(exp, found, chosen, facts, folds=bool(args.folds), seed=args.seed)
 
-    # Say what was chosen, and why
+    # Print the choices and their reasons
     print(f"split: {sides}")
     lacking = [found.classes[label] for label in sides.lacking]
     if lacking:
@@ -189,7 +199,7 @@ def _check_names(found: Found, *, trust: bool) -> None:
 
 
 def _weights(given: str | None) -> str | None:
-    """The absolute path of --weights; UserError if there is nothing."""
+    """Return the absolute path of --weights; raise UserError if there is no such file."""
     path = os.path.abspath(given) if given else None
     if path and not os.path.exists(path):
         raise UserError(f"--weights {given}: there is no such file")
@@ -198,13 +208,13 @@ def _weights(given: str | None) -> str | None:
 
 @dataclass(frozen=True)
 class Sides:
-    """What is trained on and what is held out.
+    """The division of the videos into those to train on and those to hold out.
 
     Attributes:
         labels: (N,) class of each video.
-        places: (N,) fold in which each is held out.
+        places: (N,) fold in which each video is held out.
         wanted: the fold that is held out where no folds are asked for.
-        folds: their number, None for one division.
+        folds: number of folds; None for a single division.
         why: how the groups were found.
     """
 
@@ -216,7 +226,7 @@ class Sides:
 
     @property
     def train(self) -> int:
-        """How many videos are trained on."""
+        """The number of videos to train on."""
         return int((self.places != self.wanted).sum())
 
     @property
@@ -231,7 +241,7 @@ class Sides:
 
 
 def _divide(found: Found, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
-    """Divide the videos as the command says.
+    """Divide the videos by the options of the command.
 
     Raises:
         UserError: folds of videos that have a split, or no division is possible.
@@ -246,6 +256,7 @@ def _divide(found: Found, copies: Sequence[Sequence[int]], args: argparse.Namesp
 
     numbers = {name: number for number, name in enumerate(found.classes)}
     labels = [numbers[one.label] for one in found.videos]
+    # A split of the videos holds out fold 0; with folds `wanted` is not used
     wanted = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
     return Sides(labels, division.places, wanted, count if args.folds else None, division.why)
 
@@ -254,6 +265,7 @@ def _write_experiment(
     exp: Path, found: Found, chosen: recipe.Choices, facts: recipe.Facts, *, folds: bool, seed: int
 ) -> None:
     """Write config.yaml, train.sh and eval.sh."""
+    # With folds the config names the lists of the first one
     first = "fold01_" if folds else ""
     paths = {"root": found.root}
     paths |= {name: str(exp / "lists" / f"{first}{name}.txt") for name in ("train", "val")}
@@ -263,15 +275,15 @@ def _write_experiment(
     files.write_text(
         exp / "config.yaml", recipe.config_text(chosen, facts, quoted, folds=folds, seed=seed, about=about)
     )
-    config.load(exp)
+    config.load(exp)  # raises UserError where `recipe` wrote a config that is refused
     new.write_scripts(exp)
 
 
 def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
-    """Look at every file, drop those that cannot be read, and turn seconds into frames.
+    """Examine every file, drop those that cannot be read, and turn seconds into frames.
 
     Returns:
-        What there is to say of the file of each sample that is left, and the rows of samples that are the same video.
+        The scan's result for the file of each remaining sample, and the rows of samples that are the same video.
     """
     by_path, source_of = _examined(exp, found)
     _keep_readable(found, by_path)
@@ -291,17 +303,19 @@ def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
 
 
 def _examined(exp: Path, found: Found) -> tuple[dict[str, dict], dict[str, str]]:
-    """Look at every file once, restartably.
+    """Examine every file once; a second start keeps what the first one has examined.
 
     Returns:
-        path -> what `scan` says of it, and path -> the first of the files that hold the same video.
+        path -> result of the scan, and path -> the first of the files that hold the same video.
     """
     paths = list(dict.fromkeys(one.path for one in found.videos))
     every = exp / "scan" / "files.txt"
     every.parent.mkdir(parents=True, exist_ok=True)
+    # A list of all files with label 0: classes are not needed yet
     files.write(every, "".join(f"{path}\t0\n" for path in paths).encode("utf-8", "surrogateescape"))
     records = Records.load(every, found.root, num_class=None)
     spec = ReaderSpec("frames", missing_share=Data().missing_share)
+
     workers = len(os.sched_getaffinity(0))
     with Journal(exp / "scan", spec) as journal:
         entries = examine(records, spec, journal, level="ends", workers=workers, deadline=DEADLINE)
@@ -316,10 +330,10 @@ def _examined(exp: Path, found: Found) -> tuple[dict[str, dict], dict[str, str]]
 
 
 def _keep_readable(found: Found, by_path: Mapping[str, dict]) -> None:
-    """Drop the samples that cannot be read, with a note.
+    """Drop the samples that cannot be read, and note how many.
 
     Raises:
-        UserError: nothing is left, or nothing of a class.
+        UserError: no sample is left, or none of a class.
     """
     bad = [f"{path}: {entry['bad']}" for path, entry in by_path.items() if entry["bad"]]
     if bad:
@@ -327,22 +341,25 @@ def _keep_readable(found: Found, by_path: Mapping[str, dict]) -> None:
     found.videos = [
         one for one in found.videos if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], found)
     ]
+
     if not found.videos:
         first = bad[0] if bad else next(iter(by_path))
         raise UserError(f"{found.root}: none of its {len(by_path)} videos can be read, first: {first}")
+
     gone = sorted(set(found.classes) - {one.label for one in found.videos})
     if gone:
         raise UserError(f"{listed('no readable video of', gone)}; add videos, or --leave-out CLASS")
 
 
 def _in_frames(one: Video, entry: dict, found: Found) -> bool:
-    """Turn the seconds of a part into frames; False, with a note, where the file ends before."""
+    """Turn the seconds of a part into frames; return False and note it where the file ends too early."""
     if one.start is None and one.end is None:
         return True
-    rate = entry["fps"] or ReaderSpec.fps
+    rate = entry["fps"] or ReaderSpec.fps  # frames per second; folders of frames have none of their own
     one.first = round((one.start or 0) * rate)
     last = entry["frames"] if one.end is None else min(entry["frames"], round(one.end * rate))
     one.frames = last - one.first
+
     if one.frames < 1:
         found.notes.append(
             f"{one.path}: left out, it ends at {entry['frames'] / rate:.1f} s and the clip starts at {one.start:g} s"
@@ -351,10 +368,11 @@ def _in_frames(one: Video, entry: dict, found: Found) -> bool:
 
 
 def _write_lists(folder: Path, found: Found, sides: Sides) -> None:
-    """Write classInd.txt, and train.txt and val.txt, or a pair of lists for each fold."""
+    """Write classInd.txt, and train.txt and val.txt or such a pair for each fold."""
     folder.mkdir(parents=True, exist_ok=True)
     names = "".join(f"{label} {name}\n" for label, name in enumerate(found.classes))
     files.write_text(folder / "classInd.txt", names, errors="surrogateescape")
+    # A list has the columns first and frames in all of its lines or in none
     has_parts = any(one.frames >= 0 for one in found.videos)
     lines = []
     for one, label in zip(found.videos, sides.labels, strict=True):
@@ -369,32 +387,36 @@ def _write_lists(folder: Path, found: Found, sides: Sides) -> None:
 
 
 def _train(exp: Path, views: str, result: str) -> int:
-    """Train and evaluate as `train.sh` and `eval.sh` do, where that has not been done."""
+    """Train and evaluate as `train.sh` and `eval.sh` do, unless both are done."""
     code = _launch("train", exp)
     if code or (exp / "results" / f"{result}.json").is_file():
         return code
+    # Folds evaluate the last checkpoint by themselves
     checkpoint = [] if config.load(exp).data.folds else ["--checkpoint", "latest"]
     return _launch("eval", exp, *checkpoint, "--views", views, "--name", result)
 
 
 def _launch(verb: str, exp: Path, *words: str) -> int:
-    """Run `python -m launch`; Ctrl-C reaches it too, and this process waits until it has saved."""
+    """Run `python -m launch`; Ctrl-C also reaches the launcher, and this process waits until it has saved."""
     argv = [sys.executable, "-m", "launch", verb, str(exp), "local", str(_ranks()), *words]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(new.ROOT), os.environ.get("PYTHONPATH")]))}
-    sys.stdout.flush()
+    sys.stdout.flush()  # before the launcher prints
     process = subprocess.Popen(argv, cwd=new.ROOT, env=env)
+    # Keep this process alive through Ctrl-C: the whole foreground group gets it. SIGTERM comes here only
     before = {
         number: signal.signal(number, lambda number, frame: _pass_on(process, number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
+
     try:
         code = process.wait()
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
     if code == STOPPED:
         print("stopped; the same command resumes")
-    return code if code >= 0 else 128 - code
+    return code if code >= 0 else 128 - code  # 128 + signal, as a shell has it
 
 
 def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
@@ -403,7 +425,7 @@ def _pass_on(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def _ranks() -> int:
-    """One rank where there is a GPU; more are for `train.sh local N`."""
+    """Return one rank where there is a GPU, else 0; `train.sh local N` starts more."""
     return min(1, processes.gpu_count(os.environ))
 
 
@@ -413,6 +435,7 @@ def _report(exp: Path, result: str) -> int:
     index = build.build([f"{exp}:{result}"])
     results = Results.load(exp, result)
     low, high = (100 * end for end in scoring.interval(results.videos.right()))
+    # The share of the largest class is what a constant answer scores
     largest = np.bincount(results.labels).max() / len(results.labels)
     print(
         f"top-1 {results.numbers['top1']:.2f} on {len(results.ids)} held-out videos (95 % interval {low:.2f} to "

@@ -1,4 +1,4 @@
-"""What network, sampling, size and length fit these videos and this machine; each choice with its reason."""
+"""Choose network, sampling, size and length for these videos and this machine; give a reason for each choice."""
 
 from __future__ import annotations
 
@@ -14,26 +14,27 @@ from utils.faults import UserError
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "pretrained/mobilenetv2_imagenet_features.pth"
 RESNET_WEIGHTS = "pretrained/resnet50-19c8e357.pth"
+# Classes that mirroring would exchange
 LEFT_RIGHT = r"(?i)(^|[^a-z])(left|right|clockwise|counterclockwise)([^a-z]|$)"
-FRAMES = 8
-WIDE = 1.2  # long by short side, from which on a square in the centre leaves out too much
-MARK = "Written by `python main.py start`"
+FRAMES = 8  # of a clip; TSM's usual number
+WIDE = 1.2  # long by short side; above it a square in the centre leaves out too much
+MARK = "Written by `python main.py start`"  # tells a config of `start` from a user's
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One way to train.
+    """A way to train.
 
     Attributes:
         method, backbone: `model.type` and `model.backbone`.
         weights: file in the repository that it starts from; "" for random weights.
-        size: side of a clip on a CPU and on a GPU, pixels.
-        clips: that a training sees, on a CPU and on a GPU.
-        batch, rate: clips of a step, and the peak learning rate for so many.
+        size: side of a clip on a CPU and on a GPU, in pixels.
+        clips: clips that a training sees, on a CPU and on a GPU.
+        batch, rate: clips of a step, and the peak learning rate for this number.
         decay, dropout, smooth: weight decay, dropout, label smoothing.
         area: least share of a frame that a training crop takes.
-        about: a sentence.
+        about: a sentence that describes it.
     """
 
     method: str
@@ -73,7 +74,7 @@ class Facts:
     Attributes:
         kind: "video" or "frames".
         train: number of training videos.
-        classes: names.
+        classes: names of the classes.
         frames, short_side, long_side: (N,) of the readable videos.
         gpus, cores: of this machine.
     """
@@ -90,7 +91,7 @@ class Facts:
 
 @dataclass
 class Choices:
-    """The values of the config, and why."""
+    """The values of the config, and the reasons."""
 
     recipe: Recipe
     size: int
@@ -107,14 +108,14 @@ class Choices:
 def choose(
     facts: Facts, *, name: str | None, weights: str | None, size: int | None, segments: int | None, epochs: float | None
 ) -> Choices:
-    """Choose what the user left open.
+    """Choose what the user has left open.
 
     Args:
         facts: of the data and the machine.
         name, weights, size, segments, epochs: what the user chose; None to choose here.
 
     Raises:
-        UserError: no such recipe, or its weights are not here.
+        UserError: there is no such recipe, or its weights are missing.
     """
     name, why_name = _recipe(facts, name, weights)
     recipe = RECIPES[name]
@@ -122,12 +123,16 @@ def choose(
     file = weights or (str(ROOT / recipe.weights) if recipe.weights else "")
     why = [("recipe", f"{name}: {recipe.about}, {why_name}")]
 
+    # Size of a clip
     side = float(np.median(facts.short_side))
     if size is None:
         size, reason = recipe.size[on_gpu], "a GPU is here" if on_gpu else "small, because there is no GPU"
+        # Without weights any size is possible: crops larger than the videos would only cost time
         if not file and side < 0.75 * size:
             size, reason = max(32, 8 * round(0.875 * side / 8)), f"the videos have {side:.0f} pixels"
         why.append(("size", f"{size} pixels: {reason}; the median short side is {side:.0f}"))
+
+    # Sampling and length
     frames = float(np.median(facts.frames))
     if segments is None:
         segments = FRAMES
@@ -137,26 +142,32 @@ def choose(
                 f"one frame from each of {segments} parts of a video; the median video has {frames:.0f} frames",
             )
         )
+
     if epochs is None:
         wanted = recipe.clips[on_gpu] / facts.train
         epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))))
         why.append(("length", f"{epochs:g} epochs of {facts.train} videos, about {recipe.clips[on_gpu]:,} clips"))
+
+    # Evaluation
     views = "3crop" if float(np.median(facts.long_side / facts.short_side)) > WIDE else "centre"
     seen = "three crops side by side, because the frames are wide" if views == "3crop" else "one crop in the centre"
     why.append(("evaluation", f"the last checkpoint, {seen}"))
+
+    # Flip, reader and machine
     flip = not any(re.search(LEFT_RIGHT, name.replace("_", " ")) for name in facts.classes)
     why.append(("flip", "clips are mirrored" if flip else "clips are not mirrored: class names hold left or right"))
     why.append(("reader", "video files" if facts.kind == "video" else "folders of frames"))
     why.append(("machine", f"{facts.gpus} GPUs, {facts.cores} cores"))
+
     return Choices(
         recipe=recipe,
         size=size,
         views=views,
         segments=segments,
         epochs=epochs,
-        batch=min(recipe.batch, max(2, facts.train // 2)),
+        batch=min(recipe.batch, max(2, facts.train // 2)),  # a small list still has two steps an epoch
         flip=flip,
-        workers=max(1, min(8, facts.cores // max(1, facts.gpus) - 1)),
+        workers=max(1, min(8, facts.cores // max(1, facts.gpus) - 1)),  # one core stays for the rank
         weights=file,
         why=why,
     )
@@ -165,6 +176,7 @@ def choose(
 def _recipe(facts: Facts, name: str | None, weights: str | None) -> tuple[str, str]:
     if name is not None and name not in RECIPES:
         raise UserError(f"--recipe {name}: there is none; there are {', '.join(RECIPES)}")
+
     if name is not None:
         file = RECIPES[name].weights
         if file and not weights and not (ROOT / file).is_file():
@@ -172,6 +184,8 @@ def _recipe(facts: Facts, name: str | None, weights: str | None) -> tuple[str, s
                 f"--recipe {name}: starts from {file}, which is not here; pretrained/README.md says where to get it"
             )
         return name, "as asked for"
+
+    # The best recipe whose weights are here
     if facts.gpus and (ROOT / RESNET_WEIGHTS).is_file():
         return "finetune-large", f"because {RESNET_WEIGHTS} and a GPU are here"
     if weights or (ROOT / WEIGHTS).is_file():
@@ -182,9 +196,11 @@ def _recipe(facts: Facts, name: str | None, weights: str | None) -> tuple[str, s
 def config_text(chosen: Choices, facts: Facts, paths: dict[str, str], *, folds: bool, seed: int, about: str) -> str:
     """Return a complete, commented config.yaml; `paths` holds root, train, val, classes and facts as YAML text."""
     recipe = chosen.recipe
+    # Optional lines
     known = f"\n        facts: {paths['facts']}" if "facts" in paths else ""
     crossed = "\n        folds: lists         # foldNN_train.txt, foldNN_val.txt (docs/folds.md)" if folds else ""
     weights = _quoted(chosen.weights) if chosen.weights else "False"
+
     return f"""\
 # {about}
 # {MARK}; change what you like (docs/config.md). Start it again: train.sh local {min(1, facts.gpus)}

@@ -1,4 +1,4 @@
-"""Which videos are for training and which are held out: no person, source or copy on both sides."""
+"""Divide videos into training and held-out ones, with no person, source or copy on both sides."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from utils.faults import UserError, listed
 
 TRAINED, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test", "testing", "dev", "eval", "holdout")
 FOLDS = 5  # one of them is held out where no folds are asked for
-_SAME_PART = 0.9  # so many videos must share a part of their names with another class
+_SAME_PART = 0.9  # share of the videos whose part of the name occurs in another class, too
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,28 @@ class Split:
 
 
 def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, count: int) -> Split:
-    """Divide the videos into folds; copies of one video are one group, and so are the clips of one.
+    """Divide the videos into folds. Copies of one video are one group, and so are the clips of one video.
 
     Args:
         found: the samples.
         copies: rows of the videos that are the same.
-        group: pattern of the user; "" for no groups, None to look for a part of the names that is one.
-        count: folds.
+        group: pattern of the user; "" for no groups, None to look for a part of the names that is a group.
+        count: number of folds.
 
     Raises:
         UserError: a class could not be both trained and validated, or copies contradict each other.
     """
     videos = found.videos
     _check_copies(found, copies)
+
+    # A split by folders or by the table is kept
     if any(one.split for one in videos):
         unknown = next((one for one in videos if one.split.lower() not in TRAINED + HELD_OUT), None)
         if unknown is not None:
             raise UserError(
                 f"{printable(unknown.path)}: its split is {unknown.split!r}; say one of {', '.join(TRAINED + HELD_OUT)}"
             )
+
         places = np.array([0 if one.split.lower() in HELD_OUT else 1 for one in videos])
         across = next((rows for rows in copies if len({places[row] for row in rows}) > 1), None)
         if across is not None:
@@ -58,6 +61,7 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
             raise UserError(f"{names} are the same video, one for training and one for validation; remove one of them")
         return _checked(found, Split(places, "as the folders or the table say"), "")
 
+    # Else by groups, joined where copies or clips connect them
     groups, why = _groups(videos, group)
     kin = [*copies, *_of_one_source(videos)]
     numbers = {name: number for number, name in enumerate(found.classes)}
@@ -65,13 +69,14 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
     if groups is None:
         parent = _joined([f"{one.path} {one.first}" for one in videos], kin)
         return _checked(found, Split(_blocks(videos, labels, parent, count), why), "")
+
     try:
         split = Split(assign(_joined(groups, kin), labels, count), why)
         return _checked(found, split, f" in different groups ({why})")
     except UserError:
         if group is not None:
             raise
-        return divide(found, copies, group="", count=count)
+        return divide(found, copies, group="", count=count)  # the guessed groups leave a class on one side
 
 
 def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | None, str]:
@@ -79,11 +84,13 @@ def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | N
     if pattern:
         groups = groups_of(paths, pattern)
         return groups, f"{len(set(groups or ()))} groups by --group {pattern!r}, each on one side"
+
     # Clips of one recording: of one file, or of files that hold the same video
     sources = [one.source or one.path for one in videos]
     are_clips = any(one.start is not None or one.end is not None for one in videos)
     if len(set(paths)) < len(paths) or (are_clips and len(set(sources)) < len(sources)):
         return sources, f"the clips of each of the {len(set(sources))} files stay on one side"
+
     guess = None if pattern == "" else guessed(videos)
     if guess is not None:
         shown = ", ".join(sorted(set(guess), key=natural)[:4])
@@ -100,10 +107,11 @@ def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | N
 def guessed(videos: Sequence[Video]) -> list[str] | None:
     """Return the part of each file name that recurs in several classes: a person, a camera, a recording.
 
-    Parts are the text between `_ - .` and blanks, counted from either end. A number that counts videos is no
-    group. Of several such parts the one with most values is taken.
+    Parts are the text between `_ - .` and blanks, counted from either end. A number that counts videos is no group. Of
+    several such parts the one with the most values is taken.
     """
     stems = [re.split(r"[_\-. ]+", re.sub(r"\.[^.]*$", "", one.path.rsplit("/", 1)[-1])) for one in videos]
+
     shortest = min(len(parts) for parts in stems)
     best: list[str] | None = None
     for place in [*range(shortest), *range(-shortest, 0)]:
@@ -112,17 +120,19 @@ def guessed(videos: Sequence[Video]) -> list[str] | None:
         for value, one in zip(values, videos, strict=True):
             classes.setdefault(value, set()).add(one.label)
         shared = sum(len(classes[value]) > 1 for value in values)
+        # At least 3 groups with 2 videos on average, and nearly all videos in groups with several classes
         if not 3 <= len(classes) <= len(videos) / 2 or shared < _SAME_PART * len(videos) or _counts(stems, place):
             continue
         if best is None or len(classes) > len(set(best)):
             best = values
+
     return best
 
 
 def _counts(stems: Sequence[Sequence[str]], place: int) -> bool:
-    """True if a part of the names is a number that counts the videos whose other parts are equal, from 0 or 1 on.
+    """Return True if a part of the names only counts the videos whose other parts are equal, from 0 or 1 on.
 
-    Where each of these counts the same far, the number may well be a person.
+    Where every count ends at the same number, the number may well be a person.
     """
     own: dict[tuple[str, ...], set[int]] = {}
     for parts in stems:
@@ -130,6 +140,7 @@ def _counts(stems: Sequence[Sequence[str]], place: int) -> bool:
             return False
         rest = tuple(part for other, part in enumerate(parts) if other != place % len(parts))
         own.setdefault(rest, set()).add(int(parts[place]))
+
     return (
         all(min(numbers) <= 1 for numbers in own.values()) and len({frozenset(numbers) for numbers in own.values()}) > 1
     )
@@ -144,7 +155,8 @@ def _of_one_source(videos: Sequence[Video]) -> list[list[int]]:
 
 
 def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]:
-    """Return the groups, those that share a copy made one."""
+    """Return the groups, with those that share a copy joined to one."""
+    # Union-find without path compression: copies are few, so chains are short
     parent = {group: group for group in groups}
 
     def root(group: str) -> str:
@@ -159,15 +171,19 @@ def _joined(groups: Sequence[str], copies: Sequence[Sequence[int]]) -> list[str]
 
 
 def _blocks(videos: Sequence[Video], labels: Sequence[int], groups: Sequence[str], count: int) -> np.ndarray:
-    """Return the folds of videos without groups: of each class, runs of neighbours in the order of their names."""
+    """Return the folds of videos without groups: in each class, runs of neighbours in the order of their names."""
     places = np.zeros(len(videos), np.int64)
+
     rows_of: dict[int, list[int]] = {}
     for row in sorted(range(len(videos)), key=lambda row: natural(videos[row].path)):
         rows_of.setdefault(labels[row], []).append(row)
+
     for rows in rows_of.values():
+        # A unit is a video, or videos that must stay together
         units = {group: number for number, group in enumerate(dict.fromkeys(groups[row] for row in rows))}
         for row in rows:
             number = units[groups[row]]
+            # Fewer units than folds: one each
             places[row] = number * count // len(units) if len(units) >= count else number
     return places
 
@@ -181,10 +197,11 @@ def _check_copies(found: Found, copies: Sequence[Sequence[int]]) -> None:
 
 
 def _checked(found: Found, split: Split, how: str) -> Split:
-    """Refuse a division in which a class has only one side."""
+    """Return the division; refuse one in which a class has only one side."""
     own: dict[str, list[int]] = {name: [] for name in found.classes}
     for one, place in zip(found.videos, split.places.tolist(), strict=True):
         own[one.label].append(place)
+
     short = [f"{name} ({len(places)} videos)" for name, places in own.items() if len(set(places)) < 2]
     if short:
         raise UserError(
@@ -195,7 +212,7 @@ def _checked(found: Found, split: Split, how: str) -> Split:
 
 
 def held_out(places: np.ndarray, labels: Sequence[int], wanted: int) -> int:
-    """Return the fold that is held out: the first from `wanted` on with most classes on both sides."""
+    """Return the fold to hold out: the first from `wanted` on that has the most classes on both sides."""
     count = int(places.max()) + 1
     own = np.array(labels)
 

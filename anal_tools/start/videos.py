@@ -1,4 +1,4 @@
-"""What is in a folder of videos: paths and classes, from class folders or from a table, and what the files hold."""
+"""Find the samples in a folder of videos: paths and classes, from class folders or a table."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from datasets.lists.verb import from_folders
 from datasets.loading.bad_media import printable
 from utils.faults import UserError, listed
 
+# Names of columns
 _PATHS = ("path", "video", "file", "filename", "name", "clip", "video_path")
 _LABELS = ("label", "class", "category", "action", "class_name")
 _STARTS, _ENDS = (
     ("start", "begin", "start_time", "time_start", "t_start"),
     ("end", "stop", "end_time", "time_end", "t_end"),
 )
-_NAMES_SHARE = 0.8  # so many names must hold their own class before another class in one means anything
-_SHORTEST_NAME = 4  # of a class that is looked for in file names
+_NAMES_SHARE = 0.8  # share of names that must hold their own class before another class in a name means anything
+_SHORTEST_NAME = 4  # letters of a class that is looked for in file names; shorter ones occur by chance
 
 
 @dataclass
 class Video:
-    """One sample.
+    """A sample.
 
     Attributes:
         path: below the root.
         label: name of its class.
-        split: "train", "val" or "test" where the folders or the table say so, else "".
-        start, end: the part in seconds; None for all of it.
-        first, frames: the part in frames, once the file was looked at; -1 for all of it.
-        source: the first of the files that hold the same video as `path`, once they were looked at.
+        split: "train", "val" or "test" where the folders or the table have it, else "".
+        start, end: the part in seconds; None for the whole video.
+        first, frames: the part in frames, set once the file was examined; frames is -1 for the whole video.
+        source: the first of the files that hold the same video as `path`, set once the files were examined.
     """
 
     path: str
@@ -57,10 +58,10 @@ class Found:
     Attributes:
         root: folder that the paths start from, absolute.
         kind: "video" or "frames".
-        source: where classes are from, for a reader.
+        source: where the classes are from, for a reader.
         videos: the samples.
-        notes: what was left out.
-        classes: names in label order.
+        notes: lines about what was left out.
+        classes: names in the order of their labels.
     """
 
     root: str
@@ -76,17 +77,20 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Found:
 
     Args:
         where: a folder of class folders, a folder with one table, or the table.
-        leave_out: names of classes that are not taken.
+        leave_out: names of classes to leave out.
 
     Raises:
-        UserError: no videos, no classes, or fewer than two.
+        UserError: there are no videos, or fewer than two classes.
     """
     if not where.exists():
         raise UserError(f"{where}: there is no such folder")
+
     root = where if where.is_dir() else where.parent
+    # A list has a line for each path: odd characters would break it
     media = [one for one in walk(str(root)) if fits_a_line(os.fsencode(one.path))]
     if not media:
         raise UserError(f"{where}: there is no video and no folder of frames below it")
+    # One reader reads all samples, so the rarer kind is left out
     kind = Counter(one.kind for one in media).most_common(1)[0][0]
     others = [one.path for one in media if one.kind != kind]
     media = [one for one in media if one.kind == kind]
@@ -96,11 +100,14 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Found:
     if others:
         what = "folders of frames" if kind == "video" else "video files"
         found.notes.append(listed(f"{len(others)} {what} are left out beside the {len(media)} others", others[:5]))
+
     unknown = [name for name in leave_out if name not in found.classes]
     if unknown:
         raise UserError(f"--leave-out {unknown[0]}: there is no such class; there are {', '.join(found.classes[:10])}")
+
     found.videos = [one for one in found.videos if one.label not in leave_out]
     found.classes = [name for name in found.classes if name not in leave_out]
+
     if len(found.classes) < 2:
         raise UserError(
             f"{where}: all {len(found.videos)} videos are of one class, {found.classes[0]!r}; a model needs at least "
@@ -113,19 +120,23 @@ def _table_of(where: Path, media: Sequence[Media]) -> Path | None:
     """Return the table that names the classes: the file itself, or the only one of a folder without class folders."""
     if where.is_file():
         return where
+
     shallow = any("/" not in one.path for one in media)
     tables = [
         path for path in sorted(where.iterdir()) if path.suffix.lower() in (".csv", ".tsv", ".txt") and _is_table(path)
     ]
+
     if len(tables) > 1 and shallow:
         raise UserError(
             f"{where}: {listed('several files could name the classes', (path.name for path in tables))}; give one of "
             "them instead of the folder"
         )
+    # A table beside class folders is not the source of the classes
     return tables[0] if tables and (shallow or len({one.path.split("/")[0] for one in media}) == 1) else None
 
 
 def _is_table(path: Path) -> bool:
+    # Files that often lie beside videos
     return not re.match(r"(classind|readme|licen[cs]e|requirements)", path.name.lower())
 
 
@@ -136,6 +147,8 @@ def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Found:
             f"{root / printable(lone)}: lies in no class folder; make FOLDER/CLASS/video, or put a csv of path,label "
             f"into {root}"
         )
+
+    # This split is used only if the folders define it, so share and seed do not matter
     annotations = from_folders(media, str(root), share=0.2, group=None, seed=0)
     names = {one.path.split("/")[0].lower() for one in media}
     given = all(re.fullmatch(r"train(ing)?|val(id|idation)?|test(ing)?", name) for name in names)
@@ -144,19 +157,24 @@ def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Found:
         for split, items in annotations.splits.items()
         for item in items
     ]
+
+    # In the order of the walk, whatever the split
     order = {one.path: number for number, one in enumerate(media)}
     videos.sort(key=lambda one: order[one.path])
     return Found(str(root.resolve()), kind, "the class folders", videos, classes=annotations.classes)
 
 
 def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Found:
+    # A table may give a path, a name without suffix, or a file name in another folder
     by_name: dict[str, list[str]] = {}
     for one in media:
         for name in {one.path, one.name, one.path.rsplit("/", 1)[-1]}:
             by_name.setdefault(name, []).append(one.path)
+
     videos, missing = [], []
     for line, row in _rows(table):
         asked = row["path"].replace("\\", "/").removeprefix("./").removeprefix(f"{root}/")
+        # An exact path first; a name must be that of exactly one video
         paths = (
             [asked]
             if asked in by_name.get(asked, ())
@@ -165,12 +183,15 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Fo
         if len(paths) != 1:
             missing.append(asked)
             continue
+
         start, end = (_seconds(row.get(key), f"{table}:{line}") for key in ("start", "end"))
         if start is not None and end is not None and end <= start:
             raise UserError(f"{table}:{line}: the clip ends at {end:g} s, before or at its start at {start:g} s")
         videos.append(Video(paths[0], row["label"], row.get("split", ""), start, end))
+
     if not videos:
         raise UserError(f"{table}: none of its {len(missing)} videos is below {root}, for example {missing[0]!r}")
+
     notes = [listed(f"{len(missing)} lines of {table.name} are left out, their videos are not there", missing[:5])]
     found = Found(root, kind, table.name, videos, [note for note in notes if missing])
     found.classes = _class_names(table, videos)
@@ -178,22 +199,26 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Fo
 
 
 def _class_names(table: Path, videos: Sequence[Video]) -> list[str]:
-    """Return the names of the classes; numbers get the names of classInd.txt beside the table."""
+    """Return the names of the classes; numeric labels get the names of classInd.txt beside the table."""
     labels = {one.label for one in videos}
     if not all(label.isdigit() for label in labels):
         return sorted(labels)
+
     count = max(map(int, labels)) + 1
     beside = table.parent / "classInd.txt"
+    # A huge label is no class number but a name in digits
     names = read_class_names(beside if beside.is_file() else None, count) if count <= 10_000 else sorted(labels)
+
     for one in videos:
         one.label = names[int(one.label)] if count <= 10_000 else one.label
     return [name for name in names if name in {one.label for one in videos}]
 
 
 def _seconds(text: str | None, where: str) -> float | None:
-    """`12.5`, `0:12.5` or `1:02:03` as seconds."""
+    """Return `12.5`, `0:12.5` or `1:02:03` in seconds; None without a text."""
     if not text:
         return None
+
     try:
         total = 0.0
         for part in text.split(":"):
@@ -204,16 +229,20 @@ def _seconds(text: str | None, where: str) -> float | None:
 
 
 def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Give (line, {path, label, start, end, split}) of a table with or without a header."""
+    """Yield (line, {path, label, start, end, split}) of a table with or without a header."""
     try:
         text = table.read_text("utf-8-sig", errors="surrogateescape")
     except OSError as error:
         raise UserError(f"{table}: {error.strerror}") from error
+
     lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip() and line[0] != "#"]
     if not lines:
         raise UserError(f"{table}: is empty; write a line `path,label` for each video")
+
+    # The separator is a character that all lines have; None: blanks
     mark = next((mark for mark in "\t;," if all(mark in line for _, line in lines)), None)
     fields = [(number, _fields(line, mark)) for number, line in lines]
+    # A header names at least path and label; else the order is fixed
     names = [cell.lower() for cell in fields[0][1]]
     keys = {key: next((names.index(name) for name in known if name in names), None) for key, known in _COLUMNS.items()}
     if keys["path"] is not None and keys["label"] is not None:
@@ -222,6 +251,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
         keys = {
             key: number if len(names) > number else None for number, key in enumerate(("path", "label", "start", "end"))
         }
+
     for number, cells in fields:
         row = {key: cells[place].strip() for key, place in keys.items() if place is not None and place < len(cells)}
         if not row.get("path") or not row.get("label"):
@@ -237,18 +267,21 @@ _COLUMNS = {"path": _PATHS, "label": _LABELS, "start": _STARTS, "end": _ENDS, "s
 def _fields(line: str, mark: str | None) -> list[str]:
     if mark:
         return next(csv.reader([line], delimiter=mark))
+    # The path may hold blanks, so count from the right: label, or label, start and end
     words = line.split()
     times = len(words) > 3 and all(re.fullmatch(r"[\d.:]+", word) for word in words[-2:]) and not words[-3].isdigit()
     return line.rsplit(None, 3 if times else 1)
 
 
 def contradictions(found: Found) -> list[str]:
-    """Return the videos whose names hold another class than theirs; none where names say nothing about classes."""
+    """Return the videos whose names hold another class than their own; none where names do not hold classes."""
     names = {name: plain(name) for name in found.classes if len(plain(name)) >= _SHORTEST_NAME}
+
     stems = [plain(Path(one.path).stem) for one in found.videos]
     own = [
         names.get(one.label, "") in stem and one.label in names for one, stem in zip(found.videos, stems, strict=True)
     ]
+
     if sum(own) < _NAMES_SHARE * len(own):
         return []
     return [
