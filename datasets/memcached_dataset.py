@@ -31,7 +31,7 @@ class McRecords(torch.utils.data.Dataset, abc.ABC):
     """Base of both data sets: the list, and a reader that each process opens for itself.
 
     Args:
-        root: folder in front of the paths of the list.
+        root: folder that the paths of the list are relative to.
         source: list file.
         servers: "host:port" and "unix:/path", or a file with one per line; None = no server.
         transform: called with the pixels, uint8 RGB; None returns them as a torch tensor.
@@ -55,7 +55,7 @@ class McRecords(torch.utils.data.Dataset, abc.ABC):
         self.records = Records.load(source, root, num_class=None)
         self.transform, self.encoded = transform, encoded
 
-        # Validate the options even without servers: they are keys of `data.memcached`.
+        # Without servers nothing connects, so the options need no check.
         plain: dict[str, object] = {"servers": [], **options}
         if servers is not None:
             named = os.fspath(servers) if isinstance(servers, (str, os.PathLike)) else tuple(servers)

@@ -27,7 +27,7 @@ class McTSNDataset(McRecords):
     """Clips of T = num_segments x clip_len frames: item i is (clip (T, H, W, 3) or T files, label).
 
     Args:
-        root: folder in front of the paths of the list.
+        root: folder that the paths of the list are relative to.
         list_file: `path num_frames label` or another supported layout.
         num_segments: segments of the video.
         clip_len: frames per segment.

@@ -379,7 +379,7 @@ class Pool:
 
         Its task is retried once. If that ends a worker too, the file is at fault.
         """
-        # Ready and idle, or busy: the worker had started, so this counts as no failed start.
+        # It ended before it was ready and without a task: a failed start, for which no file is to blame.
         if code is not None and not worker.ready and not int(worker.control[0]):
             self._note_failed_start(_end_in_words(code))
 

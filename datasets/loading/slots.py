@@ -1,4 +1,4 @@
-"""Share memory between the training process and its reader processes: memfds, inherited by number, mapped twice.
+"""Share memory with the reader processes: memfds that are inherited by number and mapped on both sides.
 
 A memfd needs no name and no /dev/shm, which containers often limit to 64 MB. The kernel frees it with its last user.
 """

@@ -197,7 +197,7 @@ class TrainLoader(Loader):
         """See `Loader.close`."""
         if not self._closed:
             self._copied = None
-            # Unpin before the slots are unmapped. After an error the device may be unusable.
+            # Unpin before the slots are unmapped. After an error the GPU may hang, and unpinning would wait for it.
             self._pages.release(after_error=sys.exc_info()[0] is not None)
         super().close()
 
@@ -269,7 +269,7 @@ class TrainLoader(Loader):
             step = _Step(self._next, self._free.pop(), rows, len(tasks))
             self._steps.append(step)
             self._next += 1
-            # After the step is complete: a task of `replay` fails at once and reads the step.
+            # After the step is complete: a task of `replay` fails at once, which changes the step.
             for row in tasks:
                 self._ask(step, row)
 

@@ -113,7 +113,7 @@ class Server:
         return until is None or time.monotonic() > until
 
     def refused(self, size: int) -> bool:
-        """Record that a value of this size found no room. Return True if no other size is refused at the moment."""
+        """Record that a value of this size found no room. Return True if the server had room for all sizes before."""
         news = not any(until > time.monotonic() for until in self._refused.values())
         self._refused[_size_class(size)] = time.monotonic() + FULL_SECONDS
         return news

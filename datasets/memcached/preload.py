@@ -72,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
     from utils import config
 
     args = _arguments(argv)
-    # Only this reader fills `spec.memcached`, whichever reader the experiment itself has.
+    # Store frames under the keys of the reader `memcached`, whichever reader the experiment has.
     overrides = [*args.set, "data.reader=memcached"]
     if args.servers:
         overrides.append(f"data.memcached.servers={args.servers}")

@@ -68,7 +68,7 @@ class Traffic:
     def write_total(self, log: RunLog, world: World) -> None:
         """Write one line for all ranks since the start. Collective."""
         if self.counts:
-            # Reader processes import this module, and they run without torch.
+            # Imported only here, so that the package stays free of torch.
             import torch
 
             totals = torch.tensor(self.totals(), dtype=torch.float64, device=world.device)

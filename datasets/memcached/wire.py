@@ -353,7 +353,7 @@ class Connection:
 
     def _addresses(self) -> list[tuple[int, Address]]:
         if isinstance(self._address, str):
-            # Without a time limit: `needs_look_up` keeps readers from being the first here.
+            # A look-up has no time limit, so the fill thread makes the first one (`needs_look_up`).
             return [(socket.AF_UNIX, self._address)]
         found = socket.getaddrinfo(*self._address, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         return [(info[0], info[4]) for info in found]

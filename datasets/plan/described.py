@@ -1,4 +1,4 @@
-"""Describe the sampling presets in words, with frame numbers to check one's understanding against.
+"""Describe the sampling presets in words, with frame numbers as examples.
 
 `table` makes the table of docs/sampling.md. Exported models carry `rule_of_test` in their facts, so that users of a
 model elsewhere can choose the same frames. Letters: n frames of the video, S = `num_segments`, L = `clip_len`,

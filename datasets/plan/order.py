@@ -1,9 +1,9 @@
 """Define order and random numbers as functions: what a position reads, and the uniforms it draws.
 
 Positions run through epochs without end. Position p is sample `order(seed, p // n)[p % n]` of n videos (shuffled), or
-the video that `ClassBalanced` gives. All numbers come from Philox (Salmon et al., SC 2011), a generator without state:
-its 64-bit words are a function of a key (seed, epoch) and a counter. The counter's upper words identify the use of a
-number, so that no two uses share one:
+the video that `ClassBalanced` chooses. All numbers come from Philox (Salmon et al., SC 2011), a generator without
+state: its 64-bit words are a function of a key (seed, epoch) and a counter. The counter's upper words identify the use
+of a number, so that no two uses share one:
 
     [running, purpose, position, domain]      domain 0: the order of an epoch; domain 1: the draws of a clip
     domain 0: purpose 0 the videos of an epoch; 1 the classes of a round; 2 the videos of the class `position`

@@ -36,11 +36,11 @@ class TrainSpec:
         sampling: frames of a clip.
         input_size: side of the clip in pixels.
         crop: a key of `TRAIN_CROPS`.
-        scales: multi_scale, multi_scale_random: crop sides as shares of the short side.
-        max_distort: both: largest distance of width and height in `scales`.
-        more_fix_crop: both: 13 places instead of 5.
-        area: random_resized: range of the share of the frame's area.
-        aspect: random_resized: range of width / height.
+        scales: for multi_scale and multi_scale_random: crop sides as shares of the short side.
+        max_distort: for both: largest distance of width and height in `scales`.
+        more_fix_crop: for both: 13 places instead of 5.
+        area: for random_resized: range of the share of the frame's area.
+        aspect: for random_resized: range of width / height.
         ops: augmentations by name, in the order of application.
 
     Raises:
@@ -73,7 +73,7 @@ class Draws:
 
     Attributes:
         temporal: (uniforms_needed,).
-        crop: `crops.RANDOM_RESIZED_UNIFORMS` numbers, of which each crop uses the first ones that it needs.
+        crop: `crops.RANDOM_RESIZED_UNIFORMS` numbers, of which each crop uses as many as it needs.
         ops: name -> (F, uniforms of the augmentation).
     """
 

@@ -221,7 +221,7 @@ class FramesReader:
         else:
             raise MediaError(self.records.path(i), "there is no such folder or image")
 
-        # A folder has no facts: the first image gives the size.
+        # A folder does not state the size of its frames, so read it from the first image.
         first = self._file(i, layout, 0)
         height, width = image_size(self._bytes(i, layout, [0])[0], first)
         return Facts(frames=frames, height=height, width=width, fps=self.spec.fps), layout

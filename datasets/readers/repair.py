@@ -56,7 +56,7 @@ def read_what_decodes(reader: Reader, plan: VideoPlan, out: np.ndarray, error: M
         raise error
 
     there = np.flatnonzero(good)
-    distance = np.abs(plan.frames[:, None] - plan.frames[there])  # (F, frames that are there)
+    distance = np.abs(plan.frames[:, None] - plan.frames[there])  # (F, frames that decode)
     nearest = there[distance.argmin(axis=1)]
     for row in np.flatnonzero(~good):
         out[row] = out[nearest[row]]

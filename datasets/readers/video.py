@@ -299,7 +299,7 @@ class _Demuxer:
 
         try:
             for packet in self._from(start, stop):
-                # Setting an option has a cost, so set it only when it changes.
+                # Frames that are neither requested nor referenced need no decoding.
                 if may_skip and skips != (packet.pts not in ordinal_of):
                     skips = packet.pts not in ordinal_of
                     decoder.skip_frame = "NONREF" if skips else "DEFAULT"

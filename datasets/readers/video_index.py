@@ -57,7 +57,7 @@ FORMATS = (
 MAX_PIXELS = 36_000_000
 #: Packets at the end of a file whose headers are checked.
 _TAIL = 4
-#: Packets of no more bytes than this hold no frame of their own [bytes].
+#: Packets up to this size hold no frame of their own [bytes].
 _PLACEHOLDER = 8
 
 
