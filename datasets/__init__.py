@@ -1,1 +1,1 @@
-"""From a list file to a batch: records, order, sampling, crops, plans, readers, workers, loader."""
+"""Turn a list file into batches: records, order, sampling, crops, plans, readers, workers, loaders."""

@@ -1,10 +1,10 @@
-"""`McTSNDataset`: segments of videos kept as frames, read through memcached. A plain torch data set.
+"""Provide `McTSNDataset`: segments of videos kept as frames, read through memcached. A plain torch data set.
 
     from datasets.memcached_dataset_tsn import McTSNDataset
     clips = McTSNDataset("data/kinetics400/frames", "train.txt", 8, servers="servers.txt")
     clip, label = clips[0]                 # (8, H, W, 3) uint8, int
 
-Experiments do not need it: `data.reader: memcached` reads the same frames with augmentation, deadlines and resume.
+It is for notebooks: experiments read the same frames with `data.reader: memcached`, augmentation and resume.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class McTSNDataset(McRecords):
     """Clips of T = num_segments x clip_len frames: item i is (clip (T, H, W, 3) or T files, label).
 
     Args:
-        root: folder in front of the paths of the list.
-        list_file: `path num_frames label` or another layout that lists may have.
+        root: folder that the paths of the list are relative to.
+        list_file: `path num_frames label` or another supported layout.
         num_segments: segments of the video.
-        clip_len: frames from each.
-        mode: "train": frames drawn by `sampling`, other ones in each epoch (`set_epoch`); "val": the rule's test
+        clip_len: frames per segment.
+        mode: "train": frames drawn by `sampling`, different in each epoch (`set_epoch`); "val": the preset's test
             frames; "dense": those of ten clips one after another.
         sampling, frame_interval: as `data.sampling` and `data.frame_interval`.
-        seed: of what "train" draws.
+        seed: of the draws of "train".
         more: see `McRecords`.
     """
 
@@ -54,25 +54,28 @@ class McTSNDataset(McRecords):
         super().__init__(root, list_file, **more)
         if mode not in CLIPS:
             raise UserError(f"mode is {', '.join(CLIPS)}, not {mode!r}")
+
         self.sampling = Sampling(sampling, num_segments, clip_len, frame_interval)
         self.mode, self.seed, self.epoch = mode, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other frames from now on; call it before the DataLoader starts its workers."""
+        """Draw different frames from now on. Call it before the DataLoader starts its workers."""
         self.epoch = epoch
 
     def frames(self, i: int) -> np.ndarray:
-        """(T,) ordinals of the frames that item i shows now."""
+        """Return the (T,) ordinals of the frames that item i shows now."""
         facts = self.reader.probe(i)
         if self.mode == "train":
             u = uniforms(self.seed, self.epoch, i, TEMPORAL, uniforms_needed(self.sampling))
             return train_frames(self.sampling, facts.frames, facts.fps, u)
+        # (clips, T) -> (clips * T,): ten clips of "dense" are one item.
         return test_frames(self.sampling, facts.frames, facts.fps, CLIPS[self.mode]).reshape(-1)
 
     def _read(self, i: int) -> np.ndarray | list[bytes]:
         frames, facts = self.frames(i), self.reader.probe(i)
         if self.encoded:
             return self.reader.files(i, frames.tolist())
+
         clip = np.empty((len(frames), facts.height, facts.width, 3), np.uint8)
         self.reader.read(i, frames, None, (facts.height, facts.width), clip)
         return clip

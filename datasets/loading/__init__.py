@@ -1,1 +1,1 @@
-"""From plans to batches: the reader processes and the loaders."""
+"""Turn plans into batches: the reader processes and the loaders."""

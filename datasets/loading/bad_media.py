@@ -1,4 +1,4 @@
-"""What a run does with media that cannot be read: counted, named, and stopped above a budget; never silent."""
+"""Handle media that cannot be read: count them, name them, and stop the run above a budget."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from utils.ledger import BadEvent
 
 #: Substitutes that are tried for one clip before it is skipped.
 MAX_SUBSTITUTES = 5
-_NAMED = 5
+_NAMED = 5  # samples that `Ledger.summary` lists by name
 
 
 def printable(path: str) -> str:
-    """A path that any log can take: bytes that are not UTF-8 are written as escapes."""
+    """Return a path that any log accepts: bytes that are not UTF-8 become escapes."""
     return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 class Ledger:
-    """The failures that this process has met; the journal of all ranks is `utils/ledger.py`.
+    """The read failures of this process. `utils/ledger.py` keeps the journal of all ranks.
 
     Args:
         videos: number of records, N.
-        bad_budget: largest tolerated share of N; at least one bad sample is tolerated.
+        bad_budget: largest tolerated share of N. One bad sample is tolerated even if the share is below 1/N.
         policy: "error", "skip" or "substitute".
     """
 
@@ -36,13 +36,16 @@ class Ledger:
         self._events: list[BadEvent] = []
 
     def add(self, event: BadEvent) -> None:
-        """Note a failure; UserError under the policy "error" or when the budget is used up."""
+        """Record a failure. Raise UserError under the policy "error", or if the budget is exceeded."""
         self.samples.setdefault(event.sample, []).append(event)
         self._events.append(event)
+
         if self.policy == "error":
             raise UserError(
                 f"{event.path}: {event.reason}; repair or remove it, or set data.on_bad to substitute or skip"
             )
+
+        # Count samples, not events: one bad file that fails in every epoch uses the budget once.
         if len(self.samples) > self.limit:
             raise UserError(
                 f"{len(self.samples)} of {self.videos} videos cannot be read, data.bad_budget allows {self.limit}: "
@@ -50,14 +53,15 @@ class Ledger:
             )
 
     def take_events(self) -> list[BadEvent]:
-        """Failures since the last call."""
+        """Return the failures since the last call."""
         events, self._events = self._events, []
         return events
 
     def summary(self) -> str:
-        """One line: how many samples failed, and those that failed most often."""
+        """Return one line with the number of failed samples and the ones that failed most often."""
         if not self.samples:
             return "no bad samples"
+
         worst = sorted(self.samples.items(), key=lambda item: (-len(item[1]), item[0]))[:_NAMED]
         named = "; ".join(f"{met[0].path} ({met[0].reason}, {len(met)}x)" for _, met in worst)
         more = len(self.samples) - len(worst)
@@ -65,7 +69,7 @@ class Ledger:
 
 
 class Substitutes:
-    """The stand-in of a sample: the next one of the same label in list order, round to the start.
+    """Choose a substitute for a sample: the next one of the same label in list order, cyclically.
 
     Args:
         labels: (N,) integer labels.
@@ -75,7 +79,7 @@ class Substitutes:
         self._labels = np.asarray(labels)
 
     def after(self, sample: int) -> int | None:
-        """The next sample of the same label; None if there is no other."""
+        """Return the next sample of the same label, or None if there is no other."""
         same = np.flatnonzero(self._labels == self._labels[sample])
         following = int(same[(np.searchsorted(same, sample) + 1) % len(same)])
         return None if following == sample else following

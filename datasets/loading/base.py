@@ -1,4 +1,4 @@
-"""How media are read, and what the training and the evaluation loader share: slots, workers, answers."""
+"""Define how media are read, and what both loaders share: slots, reader processes and answers."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _DEFAULTS = Data()
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-    """How media are read; the same for training and evaluation.
+    """Define how media are read, for training and for evaluation.
 
     Attributes:
-        reader: which reader.
+        reader: kind and options of the reader.
         workers: reader processes; 0 = inline.
         prefetch: steps (training) or videos (evaluation) that are read ahead.
-        deadline: seconds one sample may take (not enforced inline).
+        deadline: seconds that one sample may take (not enforced inline).
         on_bad: "error", "skip" or "substitute"; an evaluation never substitutes.
         bad_budget: largest share of unreadable videos.
 
-    Defaults are those of the config keys, which `utils/config/schema.py` alone knows.
+    The defaults are those of the config keys in `utils/config/schema.py`.
     """
 
     reader: ReaderSpec
@@ -52,9 +52,9 @@ class Reading:
 
 
 class Loader(abc.ABC):
-    """Shared by both loaders: slots, the service that reads, and the answers that came early."""
+    """Base of both loaders: the slots, the service that reads, and the answers."""
 
-    _wish: Callable[[int], AsStored | None] | None = None  # which sample shall come as stored bytes
+    _wish: Callable[[int], AsStored | None] | None = None  # request of a sample for stored bytes (DALI)
 
     def __init__(
         self,
@@ -69,64 +69,70 @@ class Loader(abc.ABC):
         self.records = records
         self.reading = reading
         self.device = torch.device(device)
-        #: Time that the consumer spent waiting for data, in seconds.
+        #: Seconds that the consumer has waited for data.
         self.seconds_waiting = 0.0
-        #: What readers that count have counted.
+        #: Counters of the memcached reader; other readers do not count.
         self.traffic = Traffic(counts=reading.reader.kind == "memcached")
+
         self._slots = [Slot.create("zoetrope-clips", slot_bytes) for _ in range(slots)]
-        self._shorter: dict[int, int] = {}  # sample -> frames at its end that do not decode
-        self._reported = 0  # digits of the number of such videos in the last note
-        self._number = 0  # of the last task
+        self._shorter: dict[int, int] = {}  # sample -> number of frames at its end that do not decode
+        self._reported = 0  # number of digits of that count of videos in the last note
+        self._number = 0  # id of the last task
         self._closed = False
+
         try:
-            #: `service.trouble` says why the run should stop and start again: reader processes that do not start.
+            #: `service.trouble` says why the run should stop and restart: its reader processes do not start.
             self.service: Service = (
                 Pool(setup, records, self._slots, reading.workers, reading.deadline, stand_in=True)
                 if reading.workers
                 else Inline(setup, records, self._slots)
             )
         except BaseException:
+            # A memfd slot outlives a failed constructor unless it is closed here.
             self._close_slots()
             raise
 
     def close(self) -> None:
-        """Stop the reader processes and give the memory back; tensors that were handed out stay valid."""
+        """Stop the reader processes and release the memory. Tensors that were handed out stay valid."""
         if not self._closed:
             self._closed = True
             self.service.close()
             self._close_slots()
 
     def notes(self) -> list[str]:
-        """Return lines for the log since the last call: what the reader reports, other than bad samples."""
+        """Return log lines since the last call about the reader, other than bad samples."""
         count = len(self._shorter)
         if not count or len(str(count)) == self._reported:
             return []
-        self._reported = len(str(count))  # at the first such video, then at ten, at a hundred
+        # Report at the first such video, then at ten, at a hundred, ...: one line per order of magnitude.
+        self._reported = len(str(count))
+
         first = min(self._shorter)
         number = "1 video is" if count == 1 else f"{count} videos are"
         path = printable(self.records.path(first))
+
         return [
             f"shorter: {number} used without the last frames, which do not decode ({path}: the last "
             f"{self._shorter[first]}); main.py scan lists all of them"
         ]
 
     def being_read(self) -> list[str]:
-        """Samples that are being read at this moment, for the watchdog; any thread may ask."""
+        """Return the samples that are being read now, for the watchdog. Safe from any thread."""
         samples = [sample for sample in map(self._sample_of, self.service.busy()) if sample is not None]
         return [f"sample {sample}: {self.records.path(sample)}" for sample in samples]
 
     def _reason(self, sample: int, answer: Answer) -> str:
-        """Return why a video could not be read; of a missing one also where it was looked for."""
+        """Return why a video could not be read. For a missing file, add the full path that was tried."""
         full = self.records.full_path(sample)
         missing = not answer.timeout and not os.path.exists(full)
         return f"{answer.reason} (there is no {printable(full)})" if missing else answer.reason
 
     @abc.abstractmethod
     def _sample_of(self, request: int) -> int | None:
-        """The record that a request is about; None if it was answered meanwhile."""
+        """Return the record of a request, or None if the request has been answered."""
 
     def _begin(self) -> None:
-        """Fill the slots; what was started is stopped if that fails."""
+        """Fill the slots. If that fails, stop the reader processes that were started."""
         try:
             self._ask_ahead()
         except BaseException:
@@ -135,10 +141,10 @@ class Loader(abc.ABC):
 
     @abc.abstractmethod
     def _ask_ahead(self) -> None:
-        """Ask for what the slots have room for."""
+        """Submit tasks until all slots are in use."""
 
     def __enter__(self) -> Self:
-        return self
+        return self  # `with` closes the loader, so that an exception leaves no reader process behind
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -148,7 +154,7 @@ class Loader(abc.ABC):
             slot.close()
 
     def _answers(self, *, wait: bool = True) -> list[Answer]:
-        """Return the answers that are there, at least one with `wait`; raise what is not the media's fault."""
+        """Return the answers that have arrived, at least one with `wait`. Raise errors that no media file caused."""
         answers = self.service.answers() if wait else self.service.ready()
         if wait and not answers:
             raise RuntimeError("the loader waits for a clip that no process reads")

@@ -1,4 +1,4 @@
-"""Evaluation video by video: each once at any number of ranks, its distinct frames at test scale and the views."""
+"""Evaluate video by video. Each video is read once on one rank: its distinct frames at test scale, and its views."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ Cut = Callable[[int, int], torch.Tensor]  # (start, stop) -> these views of a vi
 
 @dataclasses.dataclass
 class VideoItem:
-    """One video of an evaluation, or padding (sample = -1) that keeps all ranks at the same number of rounds.
+    """One video of an evaluation, or padding (sample = -1) that gives all ranks the same number of rounds.
 
     Attributes:
         sample: index of the record, -1 for padding.
         label: its label, -1 for padding.
         frames: (F, H, W, 3) uint8 distinct frames at test scale; None for padding and failures. On the CPU a view of
-            shared memory: valid until the next item is asked for.
-        plan: which frames and boxes make the views; None where frames is None.
+            shared memory that is valid until the next item is requested.
+        plan: frames and boxes of the views; None if frames is None.
         failure: why the video could not be read, else None.
-        repaired: what is wrong with it although it could be read, else "".
+        repaired: what is wrong with a video that was read nevertheless, else "".
     """
 
     sample: int
@@ -44,16 +44,16 @@ class VideoItem:
 
 
 class EvalLoader(Loader):
-    """Iterating gives VideoItems: rank r takes videos r, r+W, ...; every rank gives the same number of items.
+    """Iterate over VideoItems: rank r takes videos r, r+W, ... Every rank yields the same number of items.
 
     Args:
         records: the list.
         spec: clips and crops of each video.
-        reading: how media are read; a video that cannot be read comes as an item with a failure. With `on_bad:
-            substitute` one that lacks a few frames is shown with their neighbours and says so (`repaired`).
+        reading: how media are read. A video that cannot be read is yielded as an item with a failure. With `on_bad:
+            substitute`, a video that lacks a few frames shows neighbouring frames instead and is marked (`repaired`).
         rank, world: this rank and the number of ranks.
-        device: where frames go.
-        skip: samples that are not wanted; the same on every rank.
+        device: target device of the frames.
+        skip: samples to leave out; the same on every rank.
     """
 
     def __init__(
@@ -68,17 +68,22 @@ class EvalLoader(Loader):
         skip: Collection[int] = (),
     ) -> None:
         self.spec = spec
+
         wanted = [sample for sample in range(len(records)) if sample not in skip]
+        # Ceil: ranks with one video fewer pad, so that all ranks take part in every collective.
         self.rounds = -(-len(wanted) // world)
+        # A budget of 1.0 never stops an evaluation: its caller counts unreadable videos as wrong.
         self.ledger = Ledger(len(records), 1.0, "error" if reading.on_bad == "error" else "skip")
+
         self._mine = wanted[rank::world]
-        self._round = 0
-        self._asked = 0
+        self._round = 0  # that is yielded next
+        self._asked = 0  # rounds that were submitted
         self._where: dict[int, int] = {}  # request id -> round
-        self._ready: dict[int, Answer] = {}
-        self._slot_of: dict[int, int] = {}
-        self._free = list(range(max(1, reading.prefetch) + 1))
-        self._held: int | None = None
+        self._ready: dict[int, Answer] = {}  # round -> answer
+        self._slot_of: dict[int, int] = {}  # round -> slot
+        self._free = list(range(max(1, reading.prefetch) + 1))  # one more: the consumer holds one slot
+        self._held: int | None = None  # slot whose frames the consumer has
+
         setup = Setup(reading.reader, eval=spec, repair=reading.on_bad == "substitute")
         super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=0, device=device)
         self._begin()
@@ -90,25 +95,28 @@ class EvalLoader(Loader):
         return self
 
     def __next__(self) -> VideoItem:
-        """The next video; ends the validity of the frames before on the CPU."""
+        """Return the next video. On the CPU this invalidates the frames of the previous one."""
         if self._held is not None:
             self._free.append(self._held)
             self._held = None
         self._ask_ahead()
+
         if self._round >= self.rounds:
             raise StopIteration
         index = self._round
         self._round += 1
         if index >= len(self._mine):
             return VideoItem(-1, -1, None, None, None)
+
         began = time.perf_counter()
         self._finish(index)
         self.seconds_waiting += time.perf_counter() - began
+
         self._held = self._slot_of.pop(index)
         return self._item(self._mine[index], self._ready.pop(index))
 
     def _finish(self, index: int) -> None:
-        """Wait until the video of a round is read."""
+        """Wait until the video of a round has been read."""
         while index not in self._ready:
             for answer in self._answers():
                 self._ready[self._where.pop(answer.id)] = answer
@@ -120,7 +128,7 @@ class EvalLoader(Loader):
             self._asked += 1
 
     def _ask(self, index: int) -> None:
-        """Ask for the video of a round."""
+        """Submit the video of a round."""
         self._number += 1
         self._where[self._number] = index
         sample = self._mine[index]
@@ -135,28 +143,32 @@ class EvalLoader(Loader):
         label = int(self.records.labels[sample])
         if not answer.ok:
             path, reason = printable(answer.path or self.records.path(sample)), self._reason(sample, answer)
+            # Position -1: an evaluation has no global positions.
             event = BadEvent(-1, sample, path, reason, "counts as wrong", True, answer.timeout, answer.crashed)
             self.ledger.add(event)
             return VideoItem(sample, label, None, None, f"{path}: {reason}")
+
         assert isinstance(answer.plan, VideoPlan)
         assert self._held is not None
         return VideoItem(sample, label, self._frames(self._held, answer.plan), answer.plan, None, answer.repaired)
 
     def _frames(self, slot: int, plan: VideoPlan) -> torch.Tensor:
-        """(F, H, W, 3) uint8 on the device: the frames of a video that was read into a slot."""
+        """Return the frames of the video in a slot, on the device: (F, H, W, 3) uint8."""
         shape = (len(plan.frames), *plan.size, 3)
         return transfer.to_device(torch.from_numpy(self._slots[slot].view(0, shape)), self.device)
 
 
 def rounds(loader: EvalLoader, views: int) -> Iterator[list[tuple[VideoItem, Cut | None]]]:
-    """Videos and what cuts their views, so many at a time that `views` views come together.
+    """Yield groups of videos, each with a function that crops its views. A group has about `views` views in total.
 
-    The number of rounds is the same on every rank, whatever could be read. Views (n, T, h, w, C) uint8 are cut when
-    they are asked for, so that they are never all in memory; only where several videos share a round, since frames are
-    valid until the next item only, are they cut at once.
+    The number of groups is the same on every rank, even if some videos could not be read. Views are (n, T, h, w, C)
+    uint8. They are cropped on request, so that not all views of a video are in memory. If several videos share a group,
+    they are cropped at once, because frames are valid only until the next item.
     """
     size = max(1, views // loader.spec.views)
     held: list[tuple[VideoItem, Cut | None]] = []
+
+    # Count padding too, so that every rank yields at the same items.
     for number, item in enumerate(loader, start=1):
         if item.sample >= 0:
             held.append((item, _cut(item, now=size > 1)))
@@ -167,6 +179,7 @@ def rounds(loader: EvalLoader, views: int) -> Iterator[list[tuple[VideoItem, Cut
 
 def _cut(item: VideoItem, *, now: bool) -> Cut | None:
     frames, plan = item.frames, item.plan
+
     if frames is None or plan is None:
         return None
 
@@ -181,18 +194,21 @@ def _cut(item: VideoItem, *, now: bool) -> Cut | None:
 
 
 def read_nothing(result: dict[str, float]) -> bool:
-    """Return True if an evaluation could read none of its videos, so that its numbers say nothing about the model."""
+    """Return True if no video of an evaluation could be read. Its numbers then say nothing about the model."""
     return result["num_videos"] > 0 and result["failed"] == result["num_videos"]
 
 
 def none_readable(loader: EvalLoader) -> AgreedError:
-    """Return the error of such an evaluation, for every rank to raise: the first file in full, and what to check."""
+    """Return the error that every rank raises after such an evaluation: the first file, and what to check."""
     records, first = loader.records, min(loader.ledger.samples, default=0)
     path, met = records.full_path(first), loader.ledger.samples.get(first)
+
+    # If the file exists, suspect the reader first; if it does not, suspect the root folder.
     root = f"the root, {records.root} (common.val_root; eval --root)"
     reader = f"data.reader, {loader.reading.reader.kind}"
     check = f"{reader}, does it fit these files" if os.path.exists(path) else f"{root}, is it the folder of this list"
     also = root if os.path.exists(path) else reader
+
     return AgreedError(
         f"none of the {len(records)} videos of {records.list_file} can be read; the first is {printable(path)}: "
         f"{met[0].reason if met else 'see the other ranks'}. Check {check}? Else {also}. Nothing was kept: correct it "

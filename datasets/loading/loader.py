@@ -1,6 +1,6 @@
-"""The door to the data: `train` and `val` make the loaders of a loaded configuration.
+"""Make the loaders of a loaded configuration: `train` and `val`.
 
-A loader holds processes: close it, or use it in a `with` statement.
+A loader owns processes. Close it, or use it in a `with` statement.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 
 def reading(cfg: Config) -> Reading:
-    """How a configuration wants media to be read."""
+    """Return how a configuration reads its media."""
     data = cfg.data
     if data.facts is not None:
-        FactsCache(data.facts)  # a wrong file is refused here, once, and not by every reader process
+        FactsCache(data.facts)  # refuse a wrong file here, once, and not in every reader process
     memcached = servers_of(data.memcached) if data.reader in ("memcached", "dali") else None
+
     return Reading(
         reader=ReaderSpec(
             kind=data.reader,
@@ -49,9 +50,10 @@ def reading(cfg: Config) -> Reading:
 
 
 def loaders(reader: str) -> tuple[type[TrainLoader], type[EvalLoader]]:
-    """The training and the evaluation loader of a reader; UserError if what it needs is not installed."""
+    """Return the training and the evaluation loader of a reader. Raise UserError if it is not installed."""
     if reader != "dali":
         return TrainLoader, EvalLoader
+    # Imported only here: DALI is optional and takes seconds to load.
     from datasets.dali.loader import DaliEvalLoader, DaliTrainLoader
 
     return DaliTrainLoader, DaliEvalLoader
@@ -72,12 +74,13 @@ def train(
     Args:
         cfg: a loaded configuration.
         world: rank, size and device of this process.
-        shards: which positions this rank has (utils.shards.ShardPlan).
+        shards: positions of this rank (utils.shards.ShardPlan).
         start: first step.
-        stop: number of steps of the run; None takes lr_scheduler.max_iter, which may be None = without end.
+        stop: number of steps of the run; None uses lr_scheduler.max_iter, which may be None (no limit).
         records: the list, if it is loaded already.
         replay: see `TrainLoader`.
     """
+    # data.prefetch counts micro-batches, the loader counts steps.
     return loaders(cfg.data.reader)[0](
         records_of(cfg, "train") if records is None else records,
         train_spec(cfg),
@@ -106,7 +109,7 @@ def val(
     Args:
         cfg, world, records: as in `train`.
         spec: views; None = those of the configuration.
-        skip: samples that are not wanted, because they were scored before; the same on every rank.
+        skip: samples to leave out because they were scored before; the same on every rank.
     """
     records = records_of(cfg, "val") if records is None else records
     views = eval_spec(cfg) if spec is None else spec

@@ -1,6 +1,6 @@
-"""What the loaders and their reader processes send each other: tasks and answers, as pickled frozen dataclasses.
+"""Define the messages between loaders and reader processes: tasks and answers, as pickled frozen dataclasses.
 
-Both ends of a socket are our own processes, which inherit it, so no one else can write into it. Torch-free.
+Both ends of a socket are our own processes, which inherit it. No other process can write to it. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ if TYPE_CHECKING:
     from datasets.plan.views import VideoPlan
     from datasets.readers.facts_cache import Stamp
 
+#: Buffer of one `recv`. A SEQPACKET message that does not fit would be cut off silently.
 MESSAGE_BYTES = 1 << 18
 
 
 @dataclass(frozen=True)
 class AsStored:
-    """The wish for stored bytes instead of pixels, for a decoder on the device.
+    """A request for stored bytes instead of pixels, for a decoder on the device.
 
     Attributes:
-        room: most bytes; None lets the slot grow.
-        without: codecs of which the decoder has failed to decode anything.
+        room: largest number of bytes; None lets the slot grow.
+        without: codecs that the decoder cannot decode.
     """
 
     room: int | None
@@ -40,8 +41,8 @@ class ReadClip:
     """Draw, resolve and read the training clip at a global position into a slot.
 
     Attributes:
-        frames_of: the position whose frames are shown; None: its own.
-        views: (position, offset) of further views of the same frames, to be read with it.
+        frames_of: the position whose frames are shown; None = `position`.
+        views: (position, offset) of further views of the same frames, which are read in the same task.
     """
 
     sample: int
@@ -56,22 +57,22 @@ class ReadClip:
 
 @dataclass(frozen=True)
 class ReadVideo:
-    """Read the distinct frames of a video at test scale into a slot, which grows."""
+    """Read the distinct frames of a video at test scale into a slot, which grows as needed."""
 
     sample: int
     slot: int = 0
     stored: AsStored | None = None
-    offset = 0
+    offset = 0  # no field: an evaluation slot holds one video; `ReadClip` has an offset
 
 
 @dataclass(frozen=True)
 class Look:
-    """Look at one file of a list, for a scan.
+    """Examine one file of a list, for a scan.
 
     Attributes:
         what: a level of `scan.file.LEVELS`, or "digest".
-        known: the stamp of an earlier answer, None if there is none.
-        names: "digest": the files of a folder whose bytes count.
+        known: the stamp of an earlier answer, or None.
+        names: for "digest", the files of a folder that are hashed.
     """
 
     sample: int
@@ -95,20 +96,20 @@ Task = ReadClip | ReadVideo | Look | DumpVideo
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What became of a task. Bad media is an answer, not an exception.
+    """The result of a task. Bad media gives an answer, not an exception.
 
     Attributes:
         id: of the task.
         plan: of a clip or a video.
-        views: plans of the further views that were asked for.
-        stored: which bytes lie in the slot, where stored bytes were wanted and are there.
-        refused: why stored bytes were wanted and pixels are there.
+        views: plans of the further views of a `ReadClip`.
+        stored: which bytes are in the slot, if stored bytes were requested and are available.
+        refused: why the slot holds pixels although stored bytes were requested.
         repaired: what is wrong with a video that is shown with some frames repeated.
-        found: of a scan or a dump.
-        missing: frames at the end of the video that do not decode.
-        counters: what the reader has counted since the last answer.
+        found: result of a scan or a dump.
+        missing: number of frames at the end of the video that do not decode.
+        counters: the reader's counters since the last answer.
         reason: why the media cannot be read, "" if they can. `path` is the file that failed, if it is known.
-        timeout, crashed: the task was given up because it was late, or ended its process twice.
+        timeout, crashed: the task was given up because it was late, or because it ended two processes.
         user: the text of a `UserError`.
         bug: the traceback of any other error.
     """
@@ -131,12 +132,12 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the task was done."""
+        """True if the task was done."""
         return not (self.reason or self.user or self.bug)
 
     @property
     def why(self) -> str:
-        """Why the task was not done, in one line."""
+        """The reason why the task was not done, in one line."""
         return self.reason or f"not expected: {self.bug.strip().splitlines()[-1]}"
 
 
@@ -146,5 +147,5 @@ def packed(message: object) -> bytes:
 
 
 def unpacked(data: bytes) -> Any:
-    """Return the message that one of our own processes packed into these bytes."""
+    """Return the message in these bytes, which one of our own processes packed."""
     return pickle.loads(data)  # noqa: S301  only our own processes have this socket

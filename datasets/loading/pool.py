@@ -1,12 +1,12 @@
-"""The parent's side of the reader processes: submit tasks, collect answers, replace workers that hang or die.
+"""Run the reader processes from the parent's side: submit tasks, collect answers, replace workers that hang or die.
 
-All workers take tasks from one shared queue, so a slow video never holds up those behind it. A worker whose task is
-older than the deadline is killed and replaced, and the task fails. A worker that dies by itself is replaced; its task
-is tried once more, then it fails. `Inline` does the same work in this process (`workers: 0`), without a deadline.
+All workers take tasks from one shared queue, so a slow video never delays the tasks behind it. A worker whose task
+exceeds the deadline is killed and replaced, and the task fails. A worker that dies by itself is replaced. Its task is
+retried once, then it fails. `Inline` does the same work in this process (`workers: 0`), without a deadline.
 
-Workers that do not start (no memory, a stalled file system, a damaged installation) end no run at once: `trouble` then
-holds the reason, nothing more is started, and the remaining workers serve. If none remains, this process reads the
-tasks itself, so that a training step can be completed and saved.
+Workers that do not start (no memory, a stalled file system, a damaged installation) do not end a run at once. `trouble`
+then holds the reason, no further worker is started, and the remaining workers serve. If none remains, this process
+reads the tasks itself, so that a training step can be completed and saved.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ if TYPE_CHECKING:
     from datasets.lists.records import Records
 
 _ROOT = Path(__file__).resolve().parents[2]
-#: A job's signals are the trainer's business; a worker that died of one would look like a broken video.
+#: The trainer handles the signals of a job. A worker that died of one would look like a broken video.
 _JOB_SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP}
-_LOOK_SECONDS = 0.25
-_STALL_SECONDS = 2.0
-_START_SECONDS = 120.0
-_START_FAILURES = 3
-_AHEAD = 4  # tasks per process that are under way in `each`
+_LOOK_SECONDS = 0.25  # between two checks of the workers
+_STALL_SECONDS = 2.0  # all workers idle with tasks pending: longer than any gap between taking and noting a task
+_START_SECONDS = 120.0  # for the imports of a worker, which a busy file system delays
+_START_FAILURES = 3  # in a row, before the pool stops starting workers
+_AHEAD = 4  # tasks in flight per process in `each`
 
 T = TypeVar("T", bound=Task)
 
 
 class Inline:
-    """Answers tasks in this process, one at a time and in order."""
+    """Do tasks in this process, one at a time and in order."""
 
     trouble: str | None = None
 
@@ -88,22 +88,25 @@ class Inline:
 def each(
     setup: Setup, records: Records, tasks: Sequence[T], workers: int, deadline: float
 ) -> Iterator[tuple[T, Answer]]:
-    """Do tasks in reader processes; yield each with its answer as soon as it is done.
+    """Do tasks in reader processes. Yield each with its answer as soon as it is done.
 
     Raises:
-        UserError: a task is wrong in itself, or no process starts.
+        UserError: a task is invalid in itself, or no process starts.
     """
     if not tasks:
         return
+
     pool = Pool(setup, records, [], min(workers, len(tasks)), deadline)
     try:
         ahead, under_way = iter(enumerate(tasks, start=1)), {}
         while True:
+            # Keep the queue short: tasks may be many, and each one pending is held in memory.
             for number, task in itertools.islice(ahead, _AHEAD * workers - len(under_way)):
                 under_way[number] = task
                 pool.submit(number, task)
             if not under_way:
                 return
+
             for answer in pool.answers():
                 if answer.user:
                     raise UserError(answer.user)
@@ -113,7 +116,7 @@ def each(
 
 
 class _Worker:
-    """One process: its socket for answers and its row of the control block."""
+    """One reader process, its socket for answers and its row of the control block."""
 
     def __init__(self, row: int, process: subprocess.Popen[bytes], answers: socket.socket, control: np.ndarray) -> None:
         self.row = row
@@ -124,25 +127,26 @@ class _Worker:
         self.born = time.monotonic()
 
     def busy_with(self) -> tuple[int, float]:
-        """(id of the current task or 0, seconds that it has taken)."""
+        """Return the id of the current task (0 if idle) and the seconds that it has taken."""
         while True:
             current = int(self.control[0])
             seconds = (time.monotonic_ns() - int(self.control[1])) / 1e9
+            # The worker writes time and id without a lock. Read again if it changed tasks in between.
             if current == int(self.control[0]):
                 return current, seconds
 
     def end(self) -> None:
-        """Kill, reap, and close the socket."""
+        """Kill and reap the process, and close its socket."""
         self.process.kill()
         self.process.wait()
         self.answers.close()
 
 
 class Pool:
-    """A fixed number of reader processes. They end when this process ends, however it ends.
+    """A fixed number of reader processes. They end when this process ends, for any reason.
 
     Args:
-        setup: what workers need to know; descriptors, folder and parent are filled in here.
+        setup: the workers' setup; descriptors, folder and parent are filled in here.
         records: shared with the workers, not copied.
         slots: shared memory that tasks refer to by index.
         workers: number of processes.
@@ -150,7 +154,7 @@ class Pool:
         stand_in: read the tasks in this process if no worker starts; else `answers` raises UserError.
 
     Attributes:
-        trouble: why this pool should be replaced soon: workers that do not start. None while all is well.
+        trouble: why this pool should be replaced soon (its workers do not start), or None.
     """
 
     def __init__(
@@ -166,13 +170,16 @@ class Pool:
         self.deadline = deadline
         self.restarts = 0
         self.trouble: str | None = None
+
         self._stand_in = stand_in
         self._inline: Inline | None = None
         self._pending: dict[int, Task] = {}  # submitted, not answered
-        self._unsent: collections.deque[int] = collections.deque()
-        self._crashed: set[int] = set()  # tasks that took a worker with them once
+        self._unsent: collections.deque[int] = collections.deque()  # pending, not yet in the queue
+        self._crashed: set[int] = set()  # tasks that ended a worker once
         self._start_failures = 0
-        self._quiet_since = time.monotonic()
+        self._quiet_since = time.monotonic()  # last time that a worker was known to have work
+
+        # Two int64 per worker: id of its task, and the time when it took the task.
         self._control = Slot.create("zoetrope-control", workers * 16)
         self._records = records  # they own the descriptor that workers inherit
         self._records_fd = records.share()
@@ -185,10 +192,13 @@ class Pool:
             folder=os.getcwd(),
             parent=os.getpid(),
         )
+
+        # SEQPACKET keeps message boundaries, so several processes can read one queue without a lock.
         self._queue, self._queue_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._queue.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._workers: list[_Worker] = []
+
         try:
             for row in range(workers):
                 self._add(row)
@@ -208,38 +218,45 @@ class Pool:
         self._send()
 
     def answers(self) -> list[Answer]:
-        """Wait until there is an answer to a submitted task, and give all that are there."""
+        """Wait for an answer to a submitted task, and return all answers that have arrived."""
         done: list[Answer] = []
         self._quiet_since = time.monotonic()
+
         while self._pending and not done:
             if not self._workers:
+                # Return at once after each task here, so that the loader can use what is ready.
                 return [self._answer_here()]
+
             self._send()
             for key, _ in self._selector.select(_LOOK_SECONDS):
                 if isinstance(key.data, _Worker):
                     done += self._receive(key.data)
+
             for worker in list(self._workers):
                 done += self._look_at(worker)
+            # Only a round without any answer can mean that a task was lost.
             if not done:
                 done += self._rescue()
         return done
 
     def ready(self) -> list[Answer]:
-        """Answers that are there already, without waiting."""
+        """Return the answers that have arrived, without waiting."""
         self._send()
         return [answer for worker in list(self._workers) for answer in self._receive(worker)]
 
     def busy(self) -> list[int]:
-        """Numbers of the tasks that are being read now; any thread may ask."""
+        """Return the numbers of the tasks that are being read now. Safe from any thread."""
         here = self._inline.busy() if self._inline else []
         return here + [current for current, _ in (worker.busy_with() for worker in list(self._workers)) if current]
 
     def close(self) -> None:
-        """Stop at once. Workers hold nothing that needs an orderly end."""
+        """Stop at once. Workers hold nothing that needs an orderly shutdown."""
+        # Kill all before reaping any, so that they exit in parallel.
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
             worker.end()
+
         self._workers.clear()
         self._selector.close()
         self._queue.close()
@@ -249,7 +266,7 @@ class Pool:
             self._inline.close()
 
     def _add(self, row: int) -> None:
-        """Start a worker for this row of the control block. Try again as often as workers may fail to start."""
+        """Start a worker for this row of the control block. Retry until `trouble` is set."""
         while self.trouble is None:
             try:
                 self._workers.append(self._start(row))
@@ -265,8 +282,11 @@ class Pool:
     def _start(self, row: int) -> _Worker:
         control = self._control.view(row * 16, (2,), np.int64)
         control[:] = 0
+
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Sent before the process exists: the socket buffers it, and the worker reads it first.
         ours.send(packed(dataclasses.replace(self._setup, row=row)))
+
         path = os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
         fds = (self._control.fd, self._records_fd, *(slot.fd for slot in self._slots))
 
@@ -287,18 +307,21 @@ class Pool:
         except OSError:
             ours.close()
             raise
+
         worker = _Worker(row, process, ours, control)
         self._selector.register(ours, selectors.EVENT_READ, worker)
         return worker
 
     def _replace(self, worker: _Worker) -> list[Answer]:
-        """End a worker, take the answers that it had sent before, start another one unless none would start."""
+        """End a worker and return the answers that it had sent. Start another one unless `trouble` is set."""
         worker.process.kill()
         worker.process.wait()
+        # Read after its end, so that no answer is lost and none can arrive later.
         last = self._receive(worker)
         self._selector.unregister(worker.answers)
         worker.end()
         self._workers.remove(worker)
+
         self.restarts += 1
         self._add(worker.row)
         return last
@@ -307,15 +330,15 @@ class Pool:
         while self._unsent:
             number = self._unsent[0]
             task = self._pending.get(number)
-            if task is not None:
+            if task is not None:  # else it failed or was answered before it was sent again
                 try:
                     self._queue.send(packed((number, task)))
                 except BlockingIOError:
-                    return  # the queue is full; workers have plenty to do
+                    return  # the queue is full; the workers have plenty to do
             self._unsent.popleft()
 
     def _receive(self, worker: _Worker) -> list[Answer]:
-        """All answers that lie ready; ids that nobody waits for are left out."""
+        """Return the answers of a worker that have arrived. Leave out ids that are no longer pending."""
         done: list[Answer] = []
         while True:
             try:
@@ -324,24 +347,27 @@ class Pool:
                 return done
             if not message:
                 return done
+
             answer: Answer | None = unpacked(message)
-            if answer is None:
+            if answer is None:  # the first message: the worker is ready
                 worker.ready = True
                 self._start_failures = 0
             elif self._pending.pop(answer.id, None) is not None:
                 done.append(answer)
 
     def _look_at(self, worker: _Worker) -> list[Answer]:
-        """Deal with a worker that is late or dead."""
+        """Replace a worker that is late or dead, and return the answers that result."""
         code = worker.process.poll()
         if code is not None:
             return self._bury(worker, code)
+
         current, seconds = worker.busy_with()
         if current and seconds > self.deadline:
             done = self._replace(worker)
             if current in self._pending:
                 done.append(self._fail(current, f"took longer than {self.deadline:g} s", timeout=True))
             return done
+
         if not worker.ready and time.monotonic() - worker.born > _START_SECONDS:
             why = f"process {worker.process.pid} was not ready after {_START_SECONDS:g} s"
             self.trouble = self.trouble or f"reader processes that do not start ({why})"
@@ -349,25 +375,29 @@ class Pool:
         return []
 
     def _bury(self, worker: _Worker, code: int | None) -> list[Answer]:
-        """Take a worker away that ended by itself, or (code None) that never got ready, and start another one.
+        """Replace a worker that ended by itself, or (code None) that never became ready.
 
-        The task it had gets a second chance; if that ends a worker too, the file is to blame.
+        Its task is retried once. If that ends a worker too, the file is at fault.
         """
+        # It ended before it was ready and without a task: a failed start, for which no file is to blame.
         if code is not None and not worker.ready and not int(worker.control[0]):
             self._note_failed_start(_end_in_words(code))
+
         current, _ = worker.busy_with()
         done = self._replace(worker)
+
         if current in self._pending:
             if current in self._crashed:
                 reason = f"reading it ended the reader process twice ({_end_in_words(code)})"
                 done.append(self._fail(current, reason, crashed=True))
             else:
                 self._crashed.add(current)
+                # At the front: a training step may wait for this task.
                 self._unsent.appendleft(current)
         return done
 
     def _fail(self, number: int, reason: str, *, timeout: bool = False, crashed: bool = False) -> Answer:
-        """Make the answer of a task that was given up."""
+        """Return the answer of a task that is given up."""
         self._pending.pop(number)
         return Answer(number, reason=reason, timeout=timeout, crashed=crashed)
 
@@ -378,6 +408,7 @@ class Pool:
                 f"stopped by {self.trouble}; look at free memory, at the limit of processes and at the file system of "
                 "the code (`python main.py doctor` does), then run the same command again"
             )
+
         if self._inline is None:
             self._inline = Inline(self._setup, self._records, self._slots)
         number = min(self._pending)
@@ -385,9 +416,9 @@ class Pool:
         return self._inline.answers()[0]
 
     def _rescue(self) -> list[Answer]:
-        """Tasks wait, yet all workers idle: a worker died between taking a task and noting its id.
+        """Submit lost tasks again: a worker died between taking a task and noting its id, so all workers idle.
 
-        All workers are replaced before those tasks are sent again, so that none of them can still write.
+        All workers are replaced before those tasks are sent again, so that none of them can still write into a slot.
         """
         now = time.monotonic()
         if self._unsent or any(not worker.ready or worker.busy_with()[0] for worker in self._workers):
@@ -400,7 +431,7 @@ class Pool:
         return []
 
 
-#: What reads for a loader: processes, or this process.
+#: The service that reads for a loader: processes, or this process.
 Service = Pool | Inline
 
 

@@ -1,9 +1,10 @@
-"""Reader processes: `python -m datasets.loading.workers` serves tasks until its input ends. Torch-free.
+"""Run a reader process: `python -m datasets.loading.workers` serves tasks until its input ends. Torch-free.
 
-A worker takes one task at a time from the queue that all workers share (its standard input, a SEQPACKET socket), draws,
-probes, resolves and reads into a shared slot, and sends an answer back (messages.py). Its first message is its `Setup`,
-on the socket for answers. Before the work it writes the task's id and the time into its row of the control block, so
-that the parent can see a late one. It dies with its parent (PR_SET_PDEATHSIG), and leaves when the queue is closed.
+A worker takes one task at a time from the queue that all workers share (its standard input, a SEQPACKET socket). It
+draws, probes, resolves and reads into a shared slot, and sends an answer back (messages.py). Its first message is its
+`Setup`, on the socket for answers. Before each task it writes the task's id and the time into its row of the control
+block, so that the parent can detect a late task. It dies with its parent (PR_SET_PDEATHSIG), and exits when the queue
+is closed.
 """
 
 from __future__ import annotations
@@ -47,19 +48,19 @@ if TYPE_CHECKING:
     from datasets.plan.train import Plan
     from datasets.scan.file import Examiner
 
-_WHOLE_BYTES = 1 << 28  # of whole frames that a reader process keeps to cut several views from them
+_WHOLE_BYTES = 1 << 28  # largest size of whole frames that a process keeps to cut several views from them
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """All that a worker needs to know.
+    """The setup of a worker, its first message.
 
     Attributes:
-        reader: which reader.
-        train, eval: which clips or views; None where there are none.
+        reader: kind and options of the reader.
+        train, eval: which clips or views; None if not used.
         seed: of the run.
         repair: in an evaluation, show the nearest frame where one does not decode.
-        records_fd, control_fd, slot_fds: inherited descriptors (unused by the inline desk).
+        records_fd, control_fd, slot_fds: inherited descriptors (unused inline).
         row: of the control block.
         folder: working directory of the parent, which relative paths are relative to.
         parent: process id of the parent.
@@ -79,7 +80,7 @@ class Setup:
 
 
 class Desk:
-    """Does tasks: the work itself, the same inside a worker and inline."""
+    """Do tasks: the work itself, the same inside a worker and inline."""
 
     def __init__(self, setup: Setup, records: Records, slots: list[Slot]) -> None:
         self.setup = setup
@@ -93,9 +94,10 @@ class Desk:
         self.reader.close()
 
     def answer(self, number: int, task: Task) -> Answer:
-        """Do one task; what the reader has counted since the last one travels with the answer."""
+        """Do one task. The answer carries the reader's counters since the last one."""
         work = {ReadClip: self._clip, ReadVideo: self._video, Look: self._look, DumpVideo: self._dump}[type(task)]
         missing = 0
+
         try:
             if isinstance(task, ReadClip | ReadVideo):
                 answer, missing = on_what_decodes(self.reader, task.sample, lambda reader: work(number, task, reader))
@@ -107,23 +109,29 @@ class Desk:
             answer = Answer(number, user=str(error))
         except Exception:  # noqa: BLE001  the parent raises it with this traceback
             answer = Answer(number, bug=traceback.format_exc())
+
         counters = getattr(self.reader, "counters", None)
         if not missing and not counters:
             return answer
+        # Rebuild the answer only if there is something to add: most answers have neither.
         return dataclasses.replace(answer, missing=missing, counters=counters() if counters else None)
 
     def _clip(self, number: int, task: ReadClip, reader: Reader) -> Answer:
-        """Plan and read a training clip with a reader."""
+        """Plan and read a training clip with a reader, with its further views."""
         spec = self.setup.train
         assert spec is not None
+
+        # Further views draw their own crops and flips, but the frames of the first view.
         first = task.position if task.frames_of is None else task.frames_of
         places = ((task.position, task.offset), *task.views)
         draws = [draw(self.setup.seed, task.epoch, position, spec, frames_of=first) for position, _ in places]
         facts = reader.probe(task.sample)
         plan, *views = (resolve(drawn, facts, spec, task.sample) for drawn in draws)
+
         answer = Answer(number, plan, tuple(views))
         if task.stored is not None:
             answer = self._stored(answer, task, plan.box)
+        # No stored bytes were requested, or they were refused: read pixels.
         if answer.stored is None:
             shape = (len(plan.frames), *plan.size, 3)
             outs = [self.slots[task.slot].view(offset, shape) for _, offset in places]
@@ -131,10 +139,11 @@ class Desk:
         return answer
 
     def _video(self, number: int, task: ReadVideo, reader: Reader) -> Answer:
-        """Plan and read one video with a reader."""
+        """Plan and read one video of an evaluation with a reader."""
         spec, slot = self.setup.eval, self.slots[task.slot]
         assert spec is not None
         plan = resolve_eval(reader.probe(task.sample), spec, task.sample)
+
         answer = Answer(number, plan)
         if task.stored is not None:
             answer = self._stored(answer, task, None)
@@ -147,7 +156,7 @@ class Desk:
         try:
             reader.read(task.sample, plan.frames, None, plan.size, out)
         except EndsEarly:
-            raise
+            raise  # `on_what_decodes` plans again for the shorter video
         except MediaError as error:
             if not self.setup.repair:
                 raise
@@ -156,7 +165,7 @@ class Desk:
         return answer
 
     def _stored(self, answer: Answer, task: ReadClip | ReadVideo, box: Box | None) -> Answer:
-        """Put the bytes of a clip into the slot, for a decoder on the device; say why where that is not possible."""
+        """Put the stored bytes of a clip into the slot, for a decoder on the device, or record why not."""
         from datasets.dali.encoded import pack
 
         assert answer.plan is not None
@@ -166,6 +175,7 @@ class Desk:
         )
 
     def _look(self, number: int, task: Look) -> Answer:
+        # Imported only here: readers of training clips do not need the scan.
         from datasets.scan.file import Examiner
 
         if self._examiner is None:
@@ -179,12 +189,13 @@ class Desk:
 
 
 def _read_views(reader: Reader, facts: Facts, plans: list[Plan], outs: list[np.ndarray]) -> None:
-    """Read several views of the same frames: decode once, unless the whole frames take too much memory."""
+    """Read several views of the same frames. Decode once, unless the whole frames take too much memory."""
     frames = plans[0].frames
     if len(plans) == 1 or len(frames) * facts.height * facts.width * 3 > _WHOLE_BYTES:
         for plan, out in zip(plans, outs, strict=True):
             reader.read(plan.sample, frames, plan.box, plan.size, out)
         return
+
     size = (facts.height, facts.width)
     whole = np.empty((len(frames), *size, 3), np.uint8)
     reader.read(plans[0].sample, frames, None, size, whole)
@@ -195,12 +206,15 @@ def _read_views(reader: Reader, facts: Facts, plans: list[Plan], outs: list[np.n
 
 def _serve(desk: Desk, queue: socket.socket, out: socket.socket, control: np.ndarray) -> None:
     out.send(packed(None))  # ready
-    while message := queue.recv(MESSAGE_BYTES):  # else the parent closed the queue or is gone
+    while message := queue.recv(MESSAGE_BYTES):  # empty: the parent closed the queue or is gone
         number, task = unpacked(message)
+
+        # Time before id: the parent judges a task late only once its id is there.
         control[1] = time.monotonic_ns()
         control[0] = number
         answer = desk.answer(number, task)
         control[0] = 0
+
         out.send(packed(answer))
 
 
@@ -208,17 +222,22 @@ def main() -> None:
     """Run one worker."""
     queue = socket.socket(fileno=os.dup(0))
     out = socket.socket(fileno=os.dup(1))
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    os.dup2(2, 1)  # output of libraries must not get between the answers
+
     setup: Setup = unpacked(out.recv(MESSAGE_BYTES))
-    if setup.reader.kind == "dali":  # DALI runs beside the model, never in a reader process
+    if setup.reader.kind == "dali":  # DALI runs beside the model, never in a reader process, which reads stored bytes
         setup = dataclasses.replace(setup, reader=dataclasses.replace(setup.reader, kind="encoded"))
+
+    # Before cv2 is imported, which is slow, so that no orphan is left if the parent dies during the start.
     end_with_parent(setup.parent, signal.SIGKILL)()
     import cv2
 
     cv2.setNumThreads(0)  # one worker is one core
     os.chdir(setup.folder)
+
     control = Slot(setup.control_fd).view(setup.row * 16, (2,), np.int64)
     desk = Desk(setup, Records.from_fd(setup.records_fd), [Slot(fd) for fd in setup.slot_fds])
+
     try:
         _serve(desk, queue, out, control)
     except (BrokenPipeError, ConnectionResetError):

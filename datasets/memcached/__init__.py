@@ -1,1 +1,1 @@
-"""Frames in the memory of several memcached servers: connections, which server, reading through, what it saved."""
+"""Keep frames in the memory of several memcached servers: connections, routes, reading through, counters."""

@@ -1,8 +1,8 @@
-"""`python main.py preload EXP`: put the frames of an experiment into its memcached servers before training asks.
+"""`python main.py preload EXP`: put the frames of an experiment into its memcached servers before training.
 
-What a server has already is asked for by key, not read and not sent again: the same command goes on where it was
-stopped. `--shard r/n` takes every n-th video from r on, so that n nodes share the work. A server that has no room left
-keeps what it has (-M); the rest of its videos will come from the disk.
+Frames that a server already has are checked by key. They are not read and sent again, so the same command continues
+after an interruption. `--shard r/n` takes every n-th video from r on, so that n nodes share the work. A server without
+room keeps what it has (-M). The rest of its videos will come from the disk.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from datasets.plan.views import EvalSpec
     from datasets.readers.spec import ReaderSpec
 
-_SAY_SECONDS = 2.0
-_NAMED = 20
+_SAY_SECONDS = 2.0  # between two progress lines
+_NAMED = 20  # failures that are listed by name
 
 
 @dataclasses.dataclass
 class Progress:
-    """What has been done; changed under `lock`."""
+    """The work done so far. `lock` guards all changes."""
 
     videos: int
     done: int = 0
     frames: int = 0
-    there: int = 0
+    there: int = 0  # frames that a server had already
     stored: int = 0
     read_bytes: int = 0
     failed: list[str] = dataclasses.field(default_factory=list)
@@ -47,8 +47,9 @@ class Progress:
     began: float = dataclasses.field(default_factory=time.monotonic)
 
     def text(self) -> str:
-        """One line: videos, frames, MB/s, ETA, full servers."""
+        """Return one line: videos, frames, MB/s, ETA, full servers."""
         seconds = max(time.monotonic() - self.began, 1e-3)
+        # Assumes that the rest is as fast as the videos so far.
         left = int((self.videos - self.done) * seconds / self.done) if self.done else 0
         missing = self.frames - self.there - self.stored
         return (
@@ -60,27 +61,33 @@ class Progress:
 
 
 def main(argv: Sequence[str]) -> int:
-    """The verb.
+    """Run the verb.
 
     Returns:
-        0 when all was read (stored or refused by a full server), 1 when videos could not be read, 130 when stopped.
+        0 if everything was read (stored, or refused by a full server), 1 if videos could not be read, 130 if
+        interrupted.
     """
     from datasets.loading import loader
     from datasets.plan.views import eval_spec
     from utils import config
 
     args = _arguments(argv)
+    # Store frames under the keys of the reader `memcached`, whichever reader the experiment has.
     overrides = [*args.set, "data.reader=memcached"]
     if args.servers:
         overrides.append(f"data.memcached.servers={args.servers}")
     cfg = config.load(args.exp, overrides)
+
     splits = ("train", "val") if args.split == "both" else (args.split,)
     config.check_files(cfg, splits)
     spec = loader.reading(cfg).reader
+
     lists = {split: loader.records_of(cfg, split) for split in splits}
+    # Check everything before the first list is stored, which may take hours.
     for records in lists.values():
         _check_frames(records)
     _check_servers(spec)
+
     code = 0
     for split, records in lists.items():
         views = eval_spec(cfg) if args.frames == "val" else None
@@ -90,6 +97,7 @@ def main(argv: Sequence[str]) -> int:
         except KeyboardInterrupt:
             print("\nstopped; the same command goes on from here", file=sys.stderr)
             return 130
+
         print(f"{split}: {progress.text()}")
         for failure in progress.failed[:_NAMED]:
             print(f"  cannot be read: {failure}")
@@ -102,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
 def preload(
     records: Records, spec: ReaderSpec, samples: Sequence[int], views: EvalSpec | None, *, workers: int
 ) -> Progress:
-    """Store the frames of these records; all of them, or those that an evaluation with `views` reads.
+    """Store the frames of these records: all frames, or those that an evaluation with `views` reads.
 
     Args:
         workers: threads; each has its own connections.
@@ -111,6 +119,7 @@ def preload(
     todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for sample in samples:
         todo.put(sample)
+
     stop = threading.Event()
     bugs: list[BaseException] = []
 
@@ -123,8 +132,9 @@ def preload(
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(max(1, workers))]
     for thread in threads:
-        todo.put(None)
+        todo.put(None)  # one end mark per thread
         thread.start()
+
     said = time.monotonic()
     try:
         while any(thread.is_alive() for thread in threads):
@@ -136,6 +146,7 @@ def preload(
         stop.set()
         for thread in threads:
             thread.join()
+
     if bugs:
         raise bugs[0]
     return progress
@@ -149,12 +160,13 @@ def _work(
     progress: Progress,
     stop: threading.Event,
 ) -> None:
-    """One thread: take samples until there are none."""
+    """Take samples until there are none. Each thread runs this."""
     from datasets.memcached.source import MemcachedReader
     from datasets.plan.views import resolve_eval
 
     reader = MemcachedReader(spec, records)
-    reader.source = reader.below
+    reader.source = reader.below  # probe from the disk: a server's answer would cost a round trip
+
     try:
         while not stop.is_set() and (sample := todo.get()) is not None:
             failure = warmed = None
@@ -163,6 +175,7 @@ def _work(
                 warmed = reader.warm(sample, None if plan is None else [int(frame) for frame in plan.frames])
             except MediaError as error:
                 failure = str(error)
+
             _, events = reader.counters() or ({}, [])
             with progress.lock:
                 progress.done += 1
@@ -179,11 +192,12 @@ def _work(
 
 
 def _check_frames(records: Records) -> None:
-    """UserError for a list of video files: every one of them would fail by itself, for the same reason."""
+    """Raise UserError for a list of video files, where every record would fail for the same reason."""
     from datasets.lists.files import VIDEOS
 
     named = (i for i in range(len(records)) if records.path(i).lower().endswith(VIDEOS))
-    first = next(named, None)  # a folder of frames may be called x.avi too
+    first = next(named, None)
+    # The name alone proves nothing: a folder of frames may be called x.avi.
     if first is not None and os.path.isfile(records.full_path(first)):
         raise UserError(
             f"{records.list_file} names video files ({printable(records.path(first))}); preload stores frames: "
@@ -192,7 +206,7 @@ def _check_frames(records: Records) -> None:
 
 
 def _check_servers(spec: ReaderSpec) -> None:
-    """UserError unless every server answers now: a list that is half wrong would store half of the data nowhere."""
+    """Raise UserError unless every server answers now. With a server missing, its part of the data would be lost."""
     from datasets.memcached.source import open_pool
 
     wanted: dict[str, Any] = spec.memcached or {}
@@ -201,11 +215,13 @@ def _check_servers(spec: ReaderSpec) -> None:
             "data.memcached.servers is auto, and the launcher has started none here: name them, for example "
             "--servers 10.0.0.5:11211, or give a file with one per line"
         )
+
     pool = open_pool(wanted)
     try:
         silent = [server for server, answers in pool.probe().items() if not answers]
     finally:
         pool.close()
+
     if silent:
         raise UserError(f"memcached does not answer at {', '.join(silent)}; start it, or name another server")
 
@@ -228,6 +244,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="r/n", help="every n-th video, from r on")
     parser.add_argument("--workers", type=int, default=4, help="threads that read and store (4)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+
     args = parser.parse_args(argv)
     if args.workers < 1:
         raise UserError(f"--workers {args.workers}: at least one thread has to read")

@@ -1,4 +1,4 @@
-"""What the reader `memcached` says of itself: counters of all reader processes, as lines of a log and as curves."""
+"""Report the counters of the reader `memcached`, summed over reader processes, as log lines and curves."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Traffic:
     """Counters of this rank's reader processes: since the last report, and since the start.
 
     Args:
-        counts: whether the reader counts anything; the same on every rank.
+        counts: True if the reader counts anything; the same on every rank.
     """
 
     def __init__(self, counts: bool = True) -> None:
@@ -29,33 +29,36 @@ class Traffic:
         self._reported = dict(self.total)
         self._since = time.monotonic()
         self._events: list[tuple[str, str]] = []
-        self._state: dict[str, str] = {}  # server -> what was said of it last
+        self._state: dict[str, str] = {}  # server -> state that was logged last
 
     def add(self, news: Counts) -> None:
-        """Add what one `MemcachedReader.counters` gave."""
+        """Add the result of one `MemcachedReader.counters`."""
         counts, events = news
         for name, value in counts.items():
             self.total[name] += value
         self._events += events
 
     def report(self) -> tuple[list[str], dict[str, float]]:
-        """(lines for the log, TensorBoard tags and values) since the last report; empty where nothing was counted."""
+        """Return (log lines, TensorBoard tags and values) since the last report; both empty if nothing was counted."""
         lines = []
         for server, text in self._events:
+            # Compare without the reason, which differs between processes.
             state = text.partition(" (")[0]
-            if self._state.get(server) != state:  # each reader process finds out by itself: said once
+            if self._state.get(server) != state:  # each reader process reports it, but one line is enough
                 lines.append(f"WARNING: memcached {server}: {text}")
             self._state[server] = state
         self._events.clear()
+
         now = time.monotonic()
         news = {name: value - self._reported[name] for name, value in self.total.items()}
         seconds, self._since, self._reported = now - self._since, now, dict(self.total)
+
         if not news["frames"]:
             return lines, {}
         return [*lines, line(news, seconds)], scalars(news, seconds)
 
     def write(self, log: RunLog, step: int | None = None) -> None:
-        """Put the report of this rank into a log, and into its curves where there is a step."""
+        """Write the report of this rank to a log, and to its curves if there is a step."""
         lines, values = self.report() if self.counts else ([], {})
         for text in lines:
             log.line(text)
@@ -63,8 +66,9 @@ class Traffic:
             log.scalars(step, values)
 
     def write_total(self, log: RunLog, world: World) -> None:
-        """One line for all ranks since the start. Collective."""
+        """Write one line for all ranks since the start. Collective."""
         if self.counts:
+            # Imported only here, so that the package stays free of torch.
             import torch
 
             totals = torch.tensor(self.totals(), dtype=torch.float64, device=world.device)
@@ -73,18 +77,18 @@ class Traffic:
                 log.line(text)
 
     def totals(self) -> list[float]:
-        """Counters since the start, in the order of `NAMES`: a sum over ranks can be put into `total_line`."""
+        """Return the counters since the start in the order of `NAMES`, so that a sum over ranks fits `total_line`."""
         return [self.total[name] for name in NAMES]
 
 
 def total_line(totals: Sequence[float], ranks: int) -> str:
-    """One line for the counters of a whole run; an empty text where nothing was counted."""
+    """Return one line for the counters of a whole run, or "" if nothing was counted."""
     counts = dict(zip(NAMES, totals, strict=True))
     return f"{line(counts, None)}, {ranks} rank(s), since the start" if counts["frames"] else ""
 
 
 def line(counts: dict[str, float], seconds: float | None) -> str:
-    """`memcached: ...`: hits, misses, faults, MB/s over `seconds` (None: left out), time of a call, what was stored."""
+    """Return `memcached: ...` with hits, misses, faults, MB/s over `seconds` (None: without), call time and stores."""
     rate = "" if seconds is None else f"{counts['bytes'] / 1e6 / max(seconds, 1e-9):.1f} MB/s "
     call = 1000 * counts["seconds"] / max(counts["requests"], 1)
     return (
@@ -96,7 +100,7 @@ def line(counts: dict[str, float], seconds: float | None) -> str:
 
 
 def scalars(counts: dict[str, float], seconds: float) -> dict[str, float]:
-    """Curves of the same numbers."""
+    """Return the values of the curves."""
     return {
         "memcached_hit_rate": hit_rate(counts),
         "memcached_misses": counts["misses"],
@@ -107,5 +111,5 @@ def scalars(counts: dict[str, float], seconds: float) -> dict[str, float]:
 
 
 def hit_rate(counts: dict[str, float]) -> float:
-    """Share of the frames asked for that came from a server."""
+    """Return the share of the requested frames that came from a server."""
     return counts["hits"] / counts["frames"] if counts["frames"] else 0.0

@@ -1,8 +1,9 @@
-"""Which memcached servers a configuration means: named ones, those of a file, or those that the launcher started.
+"""Find the memcached servers of a configuration: named ones, those of a file, or those that the launcher started.
 
-`launch/memcached.py` starts one server per node and says where in a folder, which ranks find in $ZOETROPE_MEMCACHED:
-one file NAME.server for each, and `secret` where the servers ask for one. All ranks of a job must have the same list,
-for it decides which server has which video; so they wait until as many are there as $ZOETROPE_MEMCACHED_NODES says.
+`launch/memcached.py` starts one server per node and writes their addresses to a folder, which ranks find in
+$ZOETROPE_MEMCACHED: one file NAME.server per server, and `secret` if the servers require one. All ranks of a job need
+the same list, because it decides which server has which video. So they wait until there are as many servers as
+$ZOETROPE_MEMCACHED_NODES.
 """
 
 from __future__ import annotations
@@ -20,15 +21,16 @@ WAIT_SECONDS = 30.0
 
 
 def servers_of(wanted: Any) -> dict[str, Any]:
-    """Plain values for `ReaderSpec.memcached` from the section `data.memcached` of a configuration.
+    """Return plain values for `ReaderSpec.memcached` from the section `data.memcached` of a configuration.
 
-    Without servers (auto, and not started by the launcher) the list is empty: everything comes from the disk, and the
-    log says so.
+    Without servers (auto, and not started by the launcher) the list is empty. Then everything comes from the disk, and
+    the log has a line about it.
 
     Raises:
-        UserError: the file of servers cannot be read, or a server's name is wrong.
+        UserError: the file of servers cannot be read, or the name of a server is wrong.
     """
     plain: dict[str, Any] = {name: getattr(wanted, name) for name in ("timeout_ms", "connect_timeout_ms", "namespace")}
+
     secret = wanted.secret_file
     if wanted.servers == "auto":
         folder = os.environ.get(FOLDER)
@@ -40,19 +42,21 @@ def servers_of(wanted: Any) -> dict[str, Any]:
         secret = secret or (str(own) if folder and own.is_file() else None)
     else:
         servers = read_servers(wanted.servers) if isinstance(wanted.servers, str) else list(wanted.servers)
+
     for server in servers:
         parse(server)
+    # Absolute: reader processes may run in another folder.
     return plain | {"servers": servers, "secret_file": secret and os.path.abspath(secret)}
 
 
 @functools.cache
 def _wait_for(folder: str, nodes: int) -> None:
-    """Once per process: where a node gave no server, the run has waited enough."""
+    """Wait for all servers, once per process: a second wait for a node that started none would not help."""
     started(Path(folder), nodes)
 
 
 def started(folder: Path, nodes: int, seconds: float = WAIT_SECONDS) -> list[str]:
-    """The servers that the launcher started, sorted; waits until all have said where they are, or the time is over."""
+    """Return the servers that the launcher started, sorted. Wait until all have reported, or the time is over."""
     end = time.monotonic() + seconds
     while True:
         found = sorted(file.read_text("utf-8").strip() for file in folder.glob("*.server"))

@@ -1,1 +1,1 @@
-"""From integers to plans: which video, which frames, which pixels, which augmentation. Torch-free."""
+"""Turn integers into plans: which video, which frames, which pixels, which augmentation. Torch-free."""

@@ -1,7 +1,7 @@
-"""The sampling presets in words, with frame numbers to check a reading of them against.
+"""Describe the sampling presets in words, with frame numbers as examples.
 
-docs/sampling.md has the table that `table` makes, and exported models carry `rule_of_test` in their facts, so that who
-runs a model elsewhere can choose the same frames. Letters: n frames of the video, S = `num_segments`, L = `clip_len`,
+`table` makes the table of docs/sampling.md. Exported models carry `rule_of_test` in their facts, so that users of a
+model elsewhere can choose the same frames. Letters: n frames of the video, S = `num_segments`, L = `clip_len`,
 tau = `frame_interval`, T = S L frames of a clip; k = 0 .. S-1, j = 0 .. T-1; V test clips, v = 0 .. V-1. All frame
 numbers count from 0, and [x] is x rounded down.
 """
@@ -13,21 +13,21 @@ from dataclasses import dataclass
 from datasets.plan.sampling import PRESETS, Sampling, most_clips, test_frames
 from utils.faults import UserError
 
-#: Video lengths for which the examples are given: longer than a clip, of its order, and shorter.
+#: Video lengths of the examples: much longer than a clip, about as long, and shorter.
 EXAMPLE_FRAMES = (300, 100, 12, 3)
-EXAMPLE_FPS = 30.0
+EXAMPLE_FPS = 30.0  # the rate at which `pysf` takes every frame_interval-th frame
 
 
 @dataclass(frozen=True)
 class Rule:
-    """One preset in words.
+    """Describe one preset in words.
 
     Attributes:
-        tool: whose rule it is.
+        tool: the tool that defines the rule.
         train: the frames of a training clip.
         test: the frames of one test clip.
-        more: the frames of several test clips; "" where there is one only.
-        use: when to take it.
+        more: the frames of several test clips; "" if only one is defined.
+        use: when to choose it.
     """
 
     tool: str
@@ -37,6 +37,7 @@ class Rule:
     use: str
 
 
+# Phrases that several rules share.
 _TSN_TRAIN = "one random frame in each of S equal parts; frame 0 where n < S"
 _WINDOW = "a random window"
 _SPREAD = "[a + j T tau / (T - 1)], none beyond frame a + T tau - 1, where a = [(n - T tau) / 2]"
@@ -118,14 +119,15 @@ RULES: dict[str, Rule] = {
 
 
 def rule_of_test(s: Sampling, num_clips: int) -> dict[str, object]:
-    """Which frames the test clips have, in words and by example: plain values for a JSON file.
+    """Return which frames the test clips have, in words and by example, as plain values for a JSON file.
 
     Returns:
-        `preset`, `letters`, `rule`, `more` (of several clips) and `examples`: frame count -> (num_clips, T) ordinals
+        `preset`, `letters`, `rule`, `more` (about several clips) and `examples`: frame count -> (num_clips, T) ordinals
         of a video of that length at `examples_fps`.
     """
     rule = RULES[s.preset]
     numbers = {"S": s.num_segments, "L": s.clip_len, "tau": s.frame_interval, "T": s.frames_per_clip, "V": num_clips}
+
     return {
         "preset": s.preset,
         "letters": "n frames of the video, counted from 0; k = 0..S-1, j = 0..T-1, v = 0..V-1; [x] is x rounded down",
@@ -138,17 +140,19 @@ def rule_of_test(s: Sampling, num_clips: int) -> dict[str, object]:
 
 
 def table() -> str:
-    """The table of docs/sampling.md: a row for each preset."""
+    """Return the table of docs/sampling.md, with a row for each preset."""
     rows = ["| preset | frames in training | one test clip | test clips | take it for |", "|---|---|---|---|---|"]
+
     for preset in PRESETS:
         rule = RULES[preset]
         row = (f"`{preset}` ({rule.tool})", rule.train, rule.test, _clips(preset), rule.use)
         rows.append(f"| {' | '.join(row)} |")
+
     return "\n".join(rows)
 
 
 def examples() -> str:
-    """The second table of docs/sampling.md: frames of one test clip, S = 8 (pysf, videomae, vjepa2: T = 8, tau 8)."""
+    """Return the second table of docs/sampling.md: one test clip, S = 8 (pysf, videomae, vjepa2: T = 8, tau 8)."""
     rows = ["| preset | n = 100 | n = 12 |", "|---|---|---|"]
     for preset in PRESETS:
         cells = (", ".join(map(str, test_frames(_usual(preset), n, EXAMPLE_FPS)[0])) for n in (100, 12))
@@ -157,17 +161,19 @@ def examples() -> str:
 
 
 def _usual(preset: str) -> Sampling:
-    """A clip of eight frames as recipes have it: in eight segments, or every eighth frame of one."""
+    """Return a clip of eight frames as in recipes: eight segments, or every eighth frame of one segment."""
     try:
         return Sampling(preset, 1, 8, 8)
-    except UserError:  # it takes single frames
+    except UserError:  # the preset takes single frames
         return Sampling(preset, 8)
 
 
 def _clips(preset: str) -> str:
-    """How many test clips there may be, with the frames of several."""
+    """Return how many test clips there may be, and the frames of several clips."""
     dense = most_clips(_usual(preset))
     segments = most_clips(Sampling(preset, 8))
+
+    # A preset may allow any number for one segment, and only a few for several.
     if dense is None and segments is None:
         return f"any V: {RULES[preset].more}"
     most = f"1 or {segments}" if segments == 2 else "1"

@@ -1,4 +1,4 @@
-"""What a plan must know of a video."""
+"""Define the facts about a video that a plan needs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from utils.faults import MediaError
 
 @dataclass(frozen=True)
 class Facts:
-    """What a plan must know of a video: frames, height and width in pixels after rotation, frames per second."""
+    """The facts about a video: number of frames, height and width in pixels after rotation, frames per second."""
 
     frames: int
     height: int
@@ -18,7 +18,7 @@ class Facts:
 
 
 def check_facts(facts: Facts, sample: int) -> None:
-    """Refuse a video that has nothing to read (MediaError)."""
+    """Raise MediaError if a video has no frames or no pixels."""
     if facts.frames < 1 or facts.height < 1 or facts.width < 1:
         reason = f"nothing to read: {facts.frames} frames of {facts.width}x{facts.height} pixels"
         raise MediaError(f"sample {sample}", reason)

@@ -1,16 +1,16 @@
-"""Order and random numbers as functions: what a position reads, and the uniforms it draws.
+"""Define order and random numbers as functions: what a position reads, and the uniforms it draws.
 
-Positions run through epochs without end: position p is sample `order(seed, p // n)[p % n]` of n videos (shuffled), or
-the video that `ClassBalanced` gives. All numbers come from Philox (Salmon et al., SC 2011), a generator without state:
-64-bit words are a function of a key (seed, epoch) and a counter. The counter's upper words say what a number is for, so
-that no two uses share one:
+Positions run through epochs without end. Position p is sample `order(seed, p // n)[p % n]` of n videos (shuffled), or
+the video that `ClassBalanced` chooses. All numbers come from Philox (Salmon et al., SC 2011), a generator without
+state: its 64-bit words are a function of a key (seed, epoch) and a counter. The counter's upper words identify the use
+of a number, so that no two uses share one:
 
     [running, purpose, position, domain]      domain 0: the order of an epoch; domain 1: the draws of a clip
     domain 0: purpose 0 the videos of an epoch; 1 the classes of a round; 2 the videos of the class `position`
 
-With repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335) a position is one of n views of a turn, which takes
-the place of a position in all of this. The B clips of a shard are B/n turns in their first view, then the same turns in
-their second one, and so on: a shard holds all views of its videos, and neighbours are different videos.
+With repeated augmentation (Hoffer et al. 2020, arXiv:1901.09335) a position is one of n views of a turn, and the turn
+takes the place of the position above. The B clips of a shard are B/n turns in their first view, then the same turns in
+their second view, and so on. So a shard holds all views of its videos, and neighbours are different videos.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from datasets.lists.records import Records
 
-_MASK = (1 << 64) - 1
+_MASK = (1 << 64) - 1  # Philox keys are 64-bit words, seeds may be negative
 ORDER, PLAN = 0, 1  # domains
 _CLASSES, _MEMBERS = 1, 2  # purposes within ORDER
 
 
 class _Local(threading.local):
-    """One generator per thread, because placing an existing one costs a fifth of making one."""
+    """Keep one generator per thread. Making a generator takes five times as long as setting its state."""
 
     def __init__(self) -> None:
         self.philox = np.random.Philox(key=0)
@@ -52,8 +52,9 @@ _local = _Local()
 
 
 def words(seed: int, epoch: int, count: int, *, domain: int, position: int = 0, purpose: int = 0) -> NDArray[np.uint64]:
-    """`count` 64-bit words of one counter block: equal arguments give equal words, on every machine and NumPy."""
+    """Return `count` 64-bit words of a counter block. Equal arguments give equal words, on any machine and NumPy."""
     key, counter = _local.key, _local.counter
+    # Update the arrays inside `_local.state` in place, then set the state: this starts the generator at the counter.
     key[0], key[1] = seed & _MASK, epoch
     counter[0], counter[1], counter[2], counter[3] = 0, purpose, position, domain
     _local.philox.state = _local.state
@@ -61,38 +62,40 @@ def words(seed: int, epoch: int, count: int, *, domain: int, position: int = 0, 
 
 
 def uniforms(seed: int, epoch: int, position: int, purpose: int, count: int) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1) with 53 bits, of one purpose of the clip at a global position."""
+    """Return `count` numbers in [0, 1) with 53 bits, for one purpose of the clip at a global position."""
     raw = words(seed, epoch, count, domain=PLAN, position=position, purpose=purpose)
+    # The upper 53 bits, as many as a float64 holds exactly.
     return (raw >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=2)  # prefetching crosses from one epoch into the next
 def order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The permutation of 0..n-1 in which an epoch reads n videos; read-only.
+    """Return the read-only permutation of 0..n-1 in which an epoch reads n videos.
 
-    It sorts random words instead of calling a shuffle, whose result NumPy may change between versions.
+    It sorts random words instead of calling a shuffle, because NumPy may change its shuffle between versions.
     """
     return _permutation(words(seed, epoch, n, domain=ORDER))
 
 
 def _permutation(random_words: NDArray[np.uint64]) -> NDArray[np.int64]:
+    # Stable: equal words, however unlikely, keep their order on every machine.
     permutation = np.argsort(random_words, kind="stable")
-    permutation.flags.writeable = False
+    permutation.flags.writeable = False  # `order` caches it
     return permutation
 
 
 def sample_at(position: int, seed: int, n: int) -> int:
-    """Index of the video at a global position, 0..n-1."""
+    """Return the index of the video at a global position, 0..n-1."""
     return int(order(seed, position // n, n)[position % n])
 
 
 def turn_of(position: int, batch_size: int, num_sample: int) -> tuple[int, int]:
-    """Return (turn, view) of a position: turns run through epochs without end, views are 0..num_sample - 1.
+    """Return (turn, view) of a position. Turns run through epochs without end, views are 0..num_sample - 1.
 
     Args:
         position: global position.
         batch_size: clips per shard, a multiple of num_sample.
-        num_sample: views of a video in a shard; 1: the turn is the position.
+        num_sample: views of a video in a shard; with 1 the turn is the position.
     """
     shard, row = divmod(position, batch_size)
     turns = batch_size // num_sample
@@ -100,7 +103,7 @@ def turn_of(position: int, batch_size: int, num_sample: int) -> tuple[int, int]:
 
 
 def of(kind: str, seed: int, records: Records, *, batch_size: int = 1, num_sample: int = 1) -> Callable[[int], int]:
-    """The function position -> index of the video, for `data.order`.
+    """Return the function position -> index of the video, for `data.order`.
 
     Args:
         kind: "shuffled" or "class_balanced".
@@ -110,19 +113,21 @@ def of(kind: str, seed: int, records: Records, *, batch_size: int = 1, num_sampl
     """
     if kind not in ("shuffled", "class_balanced"):
         raise ValueError(f"data.order is {kind!r}; it must be shuffled or class_balanced")
+
     if kind == "class_balanced":
         at: Callable[[int], int] = ClassBalanced(seed, records.members())
     else:
         at = functools.partial(sample_at, seed=seed, n=len(records))
+
     return at if num_sample == 1 else lambda position: at(turn_of(position, batch_size, num_sample)[0])
 
 
 class ClassBalanced:
-    """Every class once in each round of C positions, in a new order each time; the videos of a class take turns.
+    """Visit every class once in each round of C positions, in a new order each time. The videos of a class take turns.
 
-    Round r holds positions r*C .. r*C + C - 1. In it class c shows the video r % n_c of its r // n_c -th permutation,
-    so no video is shown again before all others of its class were. An epoch is still as many positions as the list has
-    videos. A video with several labels belongs to several classes.
+    Round r holds positions r*C .. r*C + C - 1. In it class c shows the video r % n_c of its (r // n_c)-th permutation,
+    so no video is repeated before all others of its class were shown. An epoch still has as many positions as the list
+    has videos. A video with several labels belongs to several classes.
 
     Args:
         seed: of the run.
@@ -132,19 +137,26 @@ class ClassBalanced:
     def __init__(self, seed: int, members: Iterable[NDArray[np.int64]]) -> None:
         self._seed = seed
         self._members = list(members)
+        # Caches of the last round, and of the permutation of each class. They hold at most n indices in total.
         self._round: tuple[int, NDArray[np.int64]] | None = None
-        self._turns: dict[int, tuple[int, NDArray[np.int64]]] = {}  # class -> (which permutation, it): at most n in all
+        self._turns: dict[int, tuple[int, NDArray[np.int64]]] = {}  # class -> (number of the permutation, permutation)
 
     def __call__(self, position: int) -> int:
-        """Index of the video at a global position; what was asked before makes no difference."""
+        """Return the index of the video at a global position. Earlier calls make no difference."""
+        # Which class: its place in the order of this round.
         number, place = divmod(position, len(self._members))
         if self._round is None or self._round[0] != number:
             drawn = words(self._seed, number, len(self._members), domain=ORDER, purpose=_CLASSES)
             self._round = number, _permutation(drawn)
+
         label = int(self._round[1][place])
+
+        # Which of its videos: its turn in the permutation of this lap.
         videos = self._members[label]
+
         lap, turn = divmod(number, len(videos))
         if label not in self._turns or self._turns[label][0] != lap:
             drawn = words(self._seed, lap, len(videos), domain=ORDER, purpose=_MEMBERS, position=label)
             self._turns[label] = lap, _permutation(drawn)
+
         return int(videos[self._turns[label][1][turn]])

@@ -1,8 +1,8 @@
-"""Which frames make a clip: the presets that a configuration names, over the formulas of `rules.py`.
+"""Choose the frames of a clip: the presets that a configuration names, over the formulas of `rules.py`.
 
-A clip has T = num_segments * clip_len frames. Where a tool validates on a random clip (`tsm_dense`, `pysf`, `videomae`,
-`vjepa2`), one test clip is the middle one of those it could draw, so that a validation gives the same numbers each
-time.
+A clip has T = num_segments * clip_len frames. Some tools validate on a random clip (`tsm_dense`, `pysf`, `videomae`,
+`vjepa2`). There one test clip is the middle one of the clips that could be drawn, so that a validation always gives the
+same numbers.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Sampling:
 
     Args:
         preset: one of `PRESETS`.
-        num_segments: S, segments of the video, each of which gives `clip_len` frames.
+        num_segments: S, segments of the video, with `clip_len` frames each.
         clip_len: L, frames per segment.
-        frame_interval: tau, distance in frames of two neighbours in a segment.
+        frame_interval: tau, distance in frames between neighbours in a segment.
 
     Raises:
-        UserError: unknown preset, a number below 1, or one that the preset does not use.
+        UserError: unknown preset, a number below 1, or a number that the preset does not use.
     """
 
     preset: str
@@ -46,6 +46,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.preset not in _PRESETS:
             raise UserError(f"data.sampling: unknown preset {self.preset!r}; there are {', '.join(PRESETS)}")
+
         used = _PRESETS[self.preset]
         for name in ("num_segments", "clip_len", "frame_interval"):
             value = getattr(self, name)
@@ -61,22 +62,22 @@ class Sampling:
 
 
 def sampling_of(cfg: Config) -> Sampling:
-    """The Sampling of a loaded configuration."""
+    """Return the Sampling of a loaded configuration."""
     return Sampling(cfg.data.sampling, cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval)
 
 
 def uniforms_needed(s: Sampling) -> int:
-    """How many uniforms `train_frames` takes: the same for every video."""
+    """Return how many uniforms `train_frames` takes, which is the same for every video."""
     return s.num_segments if _PRESETS[s.preset].per_segment else 1
 
 
 def train_frames(s: Sampling, num_frames: int, fps: float, u: Floats) -> Ints:
-    """Frames of one training clip.
+    """Return the frames of one training clip.
 
     Args:
         s: the preset.
         num_frames: n >= 1, frames of the video.
-        fps: its frame rate (used by `pysf`; 0 where unknown).
+        fps: frame rate of the video (used by `pysf`; 0 if unknown).
         u: `uniforms_needed(s)` numbers in [0, 1).
 
     Returns:
@@ -91,7 +92,7 @@ def train_frames(s: Sampling, num_frames: int, fps: float, u: Floats) -> Ints:
 
 
 def test_frames(s: Sampling, num_frames: int, fps: float, num_clips: int = 1) -> Ints:  # noqa: PT028
-    """Frames of the test clips: (num_clips, T) 0-based ordinals, all in 0..n-1.
+    """Return the frames of the test clips: (num_clips, T) 0-based ordinals, all in 0..n-1.
 
     Raises:
         UserError: the preset does not define that many clips.
@@ -103,25 +104,26 @@ def test_frames(s: Sampling, num_frames: int, fps: float, num_clips: int = 1) ->
     return _PRESETS[s.preset].test(s, num_frames, fps, num_clips).reshape(num_clips, s.frames_per_clip)
 
 
-test_frames.__test__ = False  # type: ignore[attr-defined]  # pytest takes the name for a test's
+test_frames.__test__ = False  # type: ignore[attr-defined]  # pytest takes it for a test because of its name
 
 
 def most_clips(s: Sampling) -> int | None:
-    """How many test clips of a video the preset defines; None: any number."""
+    """Return how many test clips of a video the preset defines; None = any number."""
     return _PRESETS[s.preset].most_clips(s)
 
 
 def check_clips(s: Sampling, num_clips: int) -> None:
-    """Refuse a number of test clips that the preset does not define (UserError)."""
+    """Raise UserError if the preset does not define that number of test clips."""
     most = most_clips(s)
     if num_clips >= 1 and (most is None or num_clips <= most):
         return
     if num_clips < 1 or most is None:
         raise UserError(f"num_clips: {num_clips} clips of a video are none; give at least 1")
 
-    # What can be asked of this experiment, and which presets define as many clips as were asked for
+    # Suggest what this experiment allows, and the presets that define as many clips as requested.
     wider = [name for name, preset in _PRESETS.items() if preset.fits(s, num_clips)]
     others = f"; or train with data.sampling: {' or '.join(wider)} (docs/sampling.md)" if wider else ""
+
     raise UserError(
         f"{num_clips} test clips are not defined for sampling preset {s.preset!r} with {s.num_segments} segments, at "
         f"most {most}: give --views {most}x1, {most}x3 or {most}x10{others}"
@@ -129,9 +131,10 @@ def check_clips(s: Sampling, num_clips: int) -> None:
 
 
 def _mm_test(rule: Callable[..., Ints], s: Sampling, n: int, clips: int) -> Ints:
-    """One segment: clips are MMAction2's num_clips. More: they are segments, and the second clip is twice_sample's."""
+    """Return MMAction2's test frames. With S > 1 its clips are our segments, and a second clip is twice_sample's."""
     if s.num_segments == 1:
         return rule(n, clips, s.clip_len, s.frame_interval)
+
     return rule(n, s.num_segments, s.clip_len, s.frame_interval, twice=clips == 2)
 
 
@@ -141,6 +144,7 @@ def _mm_train(s: Sampling, n: int, fps: float, u: Floats) -> Ints:
 
 def _dense_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
     if clips == 1:
+        # u = 0.5 of the training rule: the window in the middle.
         return rules.tsm_dense_train(n, s.num_segments, 0.5)
     return rules.tsm_dense_test(n, s.num_segments, clips)
 
@@ -167,16 +171,16 @@ def _mm_clips(s: Sampling) -> int | None:
 
 @dataclass(frozen=True)
 class _Preset:
-    """A train rule, a test rule, the fields of Sampling it uses, and how it draws."""
+    """A train rule, a test rule, the fields of Sampling that it uses, and how it draws."""
 
     train: Callable[[Sampling, int, float, Floats], Ints]
     test: Callable[[Sampling, int, float, int], Ints]
-    most_clips: Callable[[Sampling], int | None]  # None: as many as are asked for
+    most_clips: Callable[[Sampling], int | None]  # None: any number
     numbers: tuple[str, ...] = ("num_segments",)
     per_segment: bool = True  # one uniform per segment, else one per clip
 
     def fits(self, s: Sampling, num_clips: int) -> bool:
-        """Whether it can have the numbers of `s`, and so many test clips with them."""
+        """Return True if this preset allows the numbers of `s` with `num_clips` test clips."""
         most = self.most_clips(s)
         used = all(getattr(s, name) == 1 or name in self.numbers for name in _ALL)
         return used and (most is None or num_clips <= most)
@@ -212,6 +216,7 @@ _PRESETS: dict[str, _Preset] = {
         _at_most(1),
     ),
     "pp_tsm": _Preset(
+        # Short videos give frames past the end, which wrap around as in PaddleVideo.
         lambda s, n, fps, u: rules.pp_tsm_train(n, s.num_segments, u) % n,
         lambda s, n, fps, clips: rules.pp_tsm_valid(n, s.num_segments) % n,
         _at_most(1),

@@ -1,7 +1,7 @@
-"""From integers to what a training clip is made of: `draw` the uniforms, `resolve` them with the facts of a video.
+"""Plan a training clip: `draw` the uniforms, then `resolve` them with the facts of a video.
 
-Everything here is pure: no pixels, no files, no torch. A training clip is a function of (seed, epoch, position), its
-video's facts and a `TrainSpec`; the views of an evaluation (views.py) of the facts and an `EvalSpec`.
+Everything here is pure: no pixels, no files, no torch. A training clip is a function of (seed, epoch, position), the
+facts of its video and a `TrainSpec`. The views of an evaluation (views.py) depend on the facts and an `EvalSpec` only.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
     from datasets.plan.ops import Op
     from utils.config import Config
 
-# Counter blocks; each augmentation has one more (`Op.block`). Never renumber.
+# Counter blocks of `order.uniforms`; each augmentation has one more (`Op.block`). Renumbering would change all draws.
 TEMPORAL, _CROP = 1, 2
 
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """How training clips are drawn. Defaults are those of the config keys, which the schema alone knows.
+    """How training clips are drawn. The config schema alone has the defaults.
 
     Args:
         sampling: frames of a clip.
         input_size: side of the clip in pixels.
         crop: a key of `TRAIN_CROPS`.
-        scales: multi_scale, multi_scale_random: crop sides as shares of the short side.
-        max_distort: both: how many entries of `scales` width and height may lie apart.
-        more_fix_crop: both: 13 places instead of 5.
-        area: random_resized: range of the share of the frame's area.
-        aspect: random_resized: range of width / height.
+        scales: for multi_scale and multi_scale_random: crop sides as shares of the short side.
+        max_distort: for both: largest distance of width and height in `scales`.
+        more_fix_crop: for both: 13 places instead of 5.
+        area: for random_resized: range of the share of the frame's area.
+        aspect: for random_resized: range of width / height.
         ops: augmentations by name, in the order of application.
 
     Raises:
@@ -62,18 +62,18 @@ class TrainSpec:
             raise UserError(f"augmentation.crop: unknown crop {self.crop!r}; there are {', '.join(TRAIN_CROPS)}")
 
     def neutral(self, name: str) -> np.ndarray:
-        """(F, ...) rows of an augmentation that change nothing."""
+        """Return (F, ...) rows of an augmentation that change nothing."""
         op = self.ops[name]
         return np.stack([op.neutral] * (self.sampling.frames_per_clip if op.per_frame else 1))
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """Uniforms of one clip, as many whatever its video is.
+    """The uniforms of one clip. Their number does not depend on the video.
 
     Attributes:
         temporal: (uniforms_needed,).
-        crop: 22 numbers.
+        crop: `crops.RANDOM_RESIZED_UNIFORMS` numbers, of which each crop uses as many as it needs.
         ops: name -> (F, uniforms of the augmentation).
     """
 
@@ -91,7 +91,7 @@ class Plan:
         frames: (T,) int64 ordinals, not necessarily distinct.
         box: (x1, y1, x2, y2) on the source frame, end excluded.
         size: (h, w) of the clip.
-        ops: name -> (F, ...) rows, as the augmentation's file says.
+        ops: name -> (F, ...) rows, which the augmentation's file defines.
     """
 
     sample: int
@@ -102,31 +102,33 @@ class Plan:
 
 
 def draw(seed: int, epoch: int, position: int, spec: TrainSpec, *, frames_of: int | None = None) -> Draws:
-    """The uniforms of the clip at a global position; no more and no less for a long or a short video.
+    """Return the uniforms of the clip at a global position, equally many for a long or a short video.
 
     Args:
         seed: the run's seed.
         epoch: `position // n`.
         position: global position, running through epochs.
-        spec: says which augmentations are on.
-        frames_of: the position whose frames are shown; None: its own. All views of a video show the same frames.
+        spec: its augmentations and sampling decide how many are drawn.
+        frames_of: the position whose frames are shown; None = `position`. All views of a video show the same frames.
     """
     drawn = {}
     for name, op in spec.ops.items():
         rows = spec.sampling.frames_per_clip if op.per_frame else 1
+        # (F * uniforms,) -> (F, uniforms)
         drawn[name] = uniforms(seed, epoch, position, op.block, rows * op.uniforms).reshape(rows, op.uniforms)
 
     return Draws(
         temporal=uniforms(
             seed, epoch, position if frames_of is None else frames_of, TEMPORAL, uniforms_needed(spec.sampling)
         ),
+        # Always the largest number: a change of the crop leaves all other draws alone.
         crop=uniforms(seed, epoch, position, _CROP, crops.RANDOM_RESIZED_UNIFORMS).tolist(),
         ops=drawn,
     )
 
 
 def resolve(draws: Draws, facts: Facts, spec: TrainSpec, sample: int) -> Plan:
-    """Turn the draws of a position into the plan of a clip of this video.
+    """Turn the draws of a position into the plan of a clip of one video.
 
     Raises:
         MediaError: the video has no frames or no pixels.
@@ -142,7 +144,7 @@ def resolve(draws: Draws, facts: Facts, spec: TrainSpec, sample: int) -> Plan:
 
 
 def train_spec(cfg: Config) -> TrainSpec:
-    """The TrainSpec of a loaded configuration."""
+    """Return the TrainSpec of a loaded configuration."""
     a = cfg.augmentation
     return TrainSpec(
         sampling=sampling_of(cfg),
@@ -170,7 +172,7 @@ def _multi_scale(w: int, h: int, u: Sequence[float], spec: TrainSpec) -> Box:
 
 
 def _multi_scale_random(w: int, h: int, u: Sequence[float], spec: TrainSpec) -> Box:
-    # PP-TSM takes 224 of 256 pixels; other sizes keep the proportion.
+    # PP-TSM crops 224 of 256 pixels; other sizes keep the proportion.
     return crops.multi_scale_random(
         w,
         h,
@@ -189,7 +191,7 @@ def _short_side_jitter(w: int, h: int, u: Sequence[float], spec: TrainSpec) -> B
     return crops.short_side_jitter(w, h, u, crop=spec.input_size, sides=sides)
 
 
-#: `augmentation.crop` -> box on the source frame; "centre" is the largest central square, for tests without chance.
+#: `augmentation.crop` -> box on the source frame. "centre" is the largest central square, for tests without randomness.
 TRAIN_CROPS: dict[str, Callable[[int, int, Sequence[float], TrainSpec], Box]] = {
     "multi_scale": _multi_scale,
     "multi_scale_random": _multi_scale_random,

@@ -1,4 +1,4 @@
-"""Evaluation: which clips and crops are taken of a video, and `resolve_eval`, which plans them. Pure, torch-free."""
+"""Plan an evaluation: which clips and crops of a video it uses, and `resolve_eval`. Pure, torch-free."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from utils.faults import UserError
 
 @dataclass(frozen=True)
 class CropRule:
-    """Where the crops of one clip lie.
+    """The places of the crops of one clip.
 
     Attributes:
         boxes: (w, h, crop) -> boxes on a frame of w x h pixels.
         places: a name for each crop.
-        mirrored: every crop is shown plain, then mirrored.
-        whole_side: the crop must be as large as the short side (MMAction2's ThreeCrop demands it).
+        mirrored: every crop is shown twice, unchanged and mirrored.
+        whole_side: the crop must be as large as the short side (as MMAction2's ThreeCrop requires).
     """
 
     boxes: Callable[[int, int, int], Sequence[Box]]
@@ -36,7 +36,7 @@ class CropRule:
         return len(self.places) * (2 if self.mirrored else 1)
 
     def views(self, w: int, h: int, crop: int) -> list[tuple[str, Box, bool]]:
-        """(place, box, flip) of each view of a clip."""
+        """Return (place, box, flip) of each view of a clip."""
         flips = (False, True) if self.mirrored else (False,)
         named = zip(self.places, self.boxes(w, h, crop), strict=True)
         return [(place, box, flip) for place, box in named for flip in flips]
@@ -47,13 +47,13 @@ _LEFT_CENTRE_RIGHT = ("left or top", "centre", "right or bottom")
 
 
 def _three(w: int, h: int, crop: int) -> list[Box]:
-    """The ends of the long side and, between them, exactly the crop of `centre`, so that one nests in the other."""
+    """Return the ends of the long side and, between them, the crop of `centre`, so that `three` contains it."""
     first, _, last = crops.psf_uniform(w, h, crop)
     return [first, crops.mma_center(w, h, crop), last]
 
 
-#: Views in space of each clip. Plain names are ours, the others keep a tool's order and rounding: PySlowFast (psf),
-#: MMAction2 (mm), the TSM repository (tsm), V-JEPA 2. `ten` is the same in TSN, TSM, MMAction2 and PaddleVideo.
+#: Views in space of each clip. Plain names are this project's. The others keep a tool's order and rounding: PySlowFast
+#: (psf), MMAction2 (mm), the TSM repository (tsm), V-JEPA 2. `ten` is equal in TSN, TSM, MMAction2 and PaddleVideo.
 EVAL_CROPS: dict[str, CropRule] = {
     "centre": CropRule(lambda w, h, crop: [crops.mma_center(w, h, crop)], ("centre",)),
     "centre_psf": CropRule(lambda w, h, crop: crops.psf_uniform(w, h, crop)[1:2], ("centre",)),
@@ -66,7 +66,7 @@ EVAL_CROPS: dict[str, CropRule] = {
     "ten": CropRule(crops.five_places, _FIVE, mirrored=True),
 }
 
-#: How each tool rounds the long side when the short one is scaled: (w, h, short) -> (w, h).
+#: How each tool rounds the long side when the short side is scaled: (w, h, short) -> (w, h).
 ROUNDINGS: dict[str, Callable[[int, int, int], Size]] = {
     "mm": crops.mma_rescale,
     "psf": crops.psf_short_side,
@@ -76,7 +76,7 @@ ROUNDINGS: dict[str, Callable[[int, int, int], Size]] = {
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """Which views an evaluation takes of each video.
+    """The views that an evaluation takes of each video.
 
     Args:
         sampling: frames of a clip.
@@ -102,6 +102,7 @@ class EvalSpec:
             raise UserError(f"crops: unknown views {self.crops!r}; there are {', '.join(EVAL_CROPS)}")
         if self.rounding not in ROUNDINGS:
             raise UserError(f"rounding: {self.rounding!r} is none of {', '.join(ROUNDINGS)}")
+
         if self.crop_size > self.scale:
             raise UserError(
                 f"an evaluation crop of {self.crop_size} pixels does not fit into frames with a short side of "
@@ -111,6 +112,7 @@ class EvalSpec:
             raise UserError(
                 f"crops: {self.crops} needs crops as large as the short side; {self.crop_size} is not {self.scale}"
             )
+
         check_clips(self.sampling, self.num_clips)
 
     @property
@@ -126,13 +128,13 @@ class EvalSpec:
 
 @dataclass(frozen=True, eq=False)
 class VideoPlan:
-    """All views of one video: its distinct frames are read once, whole, at test scale; views are cut from them.
+    """All views of one video. Its distinct frames are read once, whole, at test scale; views are cropped from them.
 
-    Views stand clip by clip; within a clip in the order of `EVAL_CROPS`.
+    Views are ordered clip by clip, and within a clip as in `EVAL_CROPS`.
 
     Attributes:
         sample: index of the record.
-        frames: (F,) int64 ordinals, sorted and distinct; where a damaged frame was replaced, that of its stand-in.
+        frames: (F,) int64 ordinals, sorted and distinct. For a damaged frame, the ordinal of the frame shown instead.
         size: (h, w) to which whole frames are scaled.
         clip_rows: (V, T) int64: rows of `frames` that make each view.
         boxes: (V, 4) int64: x1, y1, x2, y2 on the scaled frame.
@@ -148,7 +150,7 @@ class VideoPlan:
 
 
 def boxes_by_example(spec: EvalSpec, sizes: Sequence[Size] = ((320, 240), (240, 320), (640, 360))) -> dict[str, object]:
-    """Where the crops lie on frames of some sizes, for who cuts them elsewhere: plain values for a JSON file.
+    """Return the crops on frames of some sizes, as plain values for a JSON file, for programs that crop elsewhere.
 
     Returns:
         "WxH" -> `scaled` (w, h) and `crops`, each with `box` (x1, y1, x2, y2) on the scaled frame and `flip`.
@@ -159,18 +161,22 @@ def boxes_by_example(spec: EvalSpec, sizes: Sequence[Size] = ((320, 240), (240, 
         views = EVAL_CROPS[spec.crops].views(w, h, spec.crop_size)
         crops = [{"place": place, "box": list(box), "flip": flip} for place, box, flip in views]
         examples[f"{width}x{height}"] = {"scaled": [w, h], "crops": crops}
+
     return examples
 
 
 def resolve_eval(facts: Facts, spec: EvalSpec, sample: int) -> VideoPlan:
-    """The views of one video; nothing in it is random.
+    """Return the views of one video. They are not random.
 
     Raises:
         MediaError: the video has no frames or no pixels.
     """
     check_facts(facts, sample)
+
     clips = test_frames(spec.sampling, facts.frames, facts.fps, spec.num_clips)  # (clips, T)
     frames, rows = np.unique(clips, return_inverse=True)
+
+    # The same crops for every clip, on the scaled frame.
     w, h = ROUNDINGS[spec.rounding](facts.width, facts.height, spec.scale)
     views = EVAL_CROPS[spec.crops].views(w, h, spec.crop_size)
     return VideoPlan(
@@ -178,27 +184,31 @@ def resolve_eval(facts: Facts, spec: EvalSpec, sample: int) -> VideoPlan:
         frames=frames,
         size=(h, w),
         clip_rows=np.repeat(rows.reshape(clips.shape), len(views), axis=0),  # (clips, T) -> (V, T)
-        boxes=np.tile(np.array([box for _, box, _ in views], np.int64), (spec.num_clips, 1)),
-        flips=np.tile(np.array([flip for _, _, flip in views], np.bool_), spec.num_clips),
+        boxes=np.tile(np.array([box for _, box, _ in views], np.int64), (spec.num_clips, 1)),  # (S, 4) -> (V, 4)
+        flips=np.tile(np.array([flip for _, _, flip in views], np.bool_), spec.num_clips),  # (S,) -> (V,)
     )
 
 
 def view_table(spec: EvalSpec, boxes: NDArray[np.int64] | None) -> list[dict[str, Any]]:
-    """What each view is: clip, crop, place, flip, and its box on the scaled frame of one video, (V, 4)."""
+    """Return each view as a row: clip, crop, place, flip, and its box on the scaled frame of one video, (V, 4)."""
     rule = EVAL_CROPS[spec.crops]
+    # One place per view: mirrored rules list each place twice, unchanged and mirrored.
     places = [place for place in rule.places for _ in range(len(rule) // len(rule.places))]
+
     table = []
     for view in range(spec.views):
         clip, crop = divmod(view, len(rule))
         box = None if boxes is None else boxes[view].tolist()
         flip = rule.mirrored and crop % 2 == 1
         table.append({"clip": clip, "crop": crop, "place": places[crop], "box": box, "flip": flip})
+
     return table
 
 
 def eval_spec(cfg: Any, views: str | None = None, num_clips: int = 1) -> EvalSpec:
-    """The EvalSpec of a loaded configuration; `views` None means ten crops with `val_dense`, else the centre."""
+    """Return the EvalSpec of a loaded configuration. `views` None means ten crops with `val_dense`, else the centre."""
     if views is None:
         views = "ten" if cfg.val_dense else "centre"
+
     a = cfg.augmentation
     return EvalSpec(sampling_of(cfg), num_clips, views, a.test_resize, a.input_size)

@@ -1,4 +1,4 @@
-"""Readers: from frame ordinals, a box and a size to pixels. One interface, one file per way of storing a video."""
+"""Turn frame ordinals, a box and a size into pixels: one interface, and one file per way of storing a video."""
 
 from __future__ import annotations
 
@@ -45,23 +45,25 @@ def _encoded(spec: ReaderSpec, records: Records) -> Reader:
     return EncodedReader(spec, records)
 
 
-#: Reader name (`data.reader` in a config) -> constructor; each imports its decoder only when it is chosen.
+#: Reader name (`data.reader` in a config) -> constructor. Each imports its decoder only when it is chosen.
 READERS: dict[str, Callable[[ReaderSpec, Records], Reader]] = {
     "frames": _frames,
     "memcached": _memcached,
     "video": _video,
     "dali": _dali,
-    "encoded": _encoded,  # what the reader processes of `dali` do; no choice of a config
+    "encoded": _encoded,  # for the reader processes of `dali`; not an option of a config
 }
 
 
 def open_reader(spec: ReaderSpec, records: Records) -> Reader:
-    """Open the reader that `spec.kind` names; UserError if there is none of that name."""
+    """Open the reader that `spec.kind` names. Raise UserError if there is no such reader."""
     if spec.kind not in READERS:
         raise UserError(f"data.reader: there is no reader {spec.kind!r}; choose one of {', '.join(READERS)}")
+
     reader = READERS[spec.kind](spec, records)
     if spec.facts is None:
         return reader
+
     from datasets.readers.facts_cache import FactsCache, KnownFacts
 
     return KnownFacts(reader, spec, records, FactsCache(spec.facts))

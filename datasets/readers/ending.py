@@ -1,9 +1,9 @@
-"""A video whose last frames do not decode is a shorter video: plan it on the frames that decode.
+"""Treat a video whose last frames do not decode as a shorter video, and plan it on the frames that decode.
 
 The number of frames comes from headers where that is safe, because a decode costs as much as a clip. So a reader may
-find out while it reads that the last frames are not there. It raises `EndsEarly`, and `on_what_decodes` repeats the
-work, plan included, with the frames that decode. The outcome depends on the file and the plan only. It does not depend
-on earlier reads, on other processes, or on a facts cache.
+find out during a read that the last frames are missing. It raises `EndsEarly`, and `on_what_decodes` repeats the work,
+plan included, with the frames that decode. The outcome depends on the file and the plan only. It does not depend on
+earlier reads, on other processes, or on a facts cache.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _Result = TypeVar("_Result")
 
 
 class EndsEarly(MediaError):
-    """Only the last frames of a video do not decode, and no more of them than `data.missing_share` allows.
+    """Only the last frames of a video do not decode, and no more than `data.missing_share` allows.
 
     Args:
         path, reason: as in `MediaError`.
         frames: frames of the record that decode, at least 1.
-        missing: frames at its end that do not.
+        missing: frames at its end that do not decode.
     """
 
     def __init__(self, path: str, reason: str, frames: int, missing: int) -> None:
@@ -37,7 +37,7 @@ class EndsEarly(MediaError):
 
 
 class UpTo:
-    """A reader whose record has `frames` frames; in all else the reader inside."""
+    """A reader whose record has `frames` frames. It passes everything else to the reader inside."""
 
     def __init__(self, reader: Reader, frames: int) -> None:
         self._reader, self.read, self.close = reader, reader.read, reader.close
@@ -53,7 +53,7 @@ class UpTo:
 
 
 def is_tolerable(missing: int, expected: int, share: float) -> bool:
-    """Return whether a video that lacks its last frames is a shorter video rather than a bad one.
+    """Return True if a video that lacks its last frames is a shorter video, False if it is a bad one.
 
     Args:
         missing: frames at its end that do not decode.
@@ -64,12 +64,12 @@ def is_tolerable(missing: int, expected: int, share: float) -> bool:
 
 
 def on_what_decodes(reader: Reader, i: int, work: Callable[[Reader], _Result]) -> tuple[_Result, int]:
-    """Do some work with record i: plan it and read it, on the frames that decode.
+    """Do some work with record i on the frames that decode: plan it and read it.
 
     Args:
         reader: of the record.
         i: its index.
-        work: gets a reader, asks it for the facts, and reads. It runs twice where the video ends early.
+        work: takes a reader, probes it, and reads. It runs twice if the video ends early.
 
     Returns:
         (what `work` returned, number of frames at the end of the video that do not decode).

@@ -1,4 +1,4 @@
-"""A shard: the frames of one video in one file, `NAME.fsh`. One open and a few reads instead of a file per frame.
+"""Store the frames of one video in one file, `NAME.fsh`: one open and a few reads instead of a file per frame.
 
 Layout, all numbers little-endian::
 
@@ -8,8 +8,8 @@ Layout, all numbers little-endian::
     header     JSON: template, base, frames, height, width, fps, source, settings
     trailer    length of the header uint32, N uint32, xxh3_64 of table and header uint64, the magic again
 
-The table stands at the end, so that a video of any length is written with little memory, and so that a file that was
-cut off anywhere has no trailer and is refused.
+The table is at the end, so that a video of any length is written with little memory. A file that was cut off anywhere
+has no trailer and is refused.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ SUFFIX = ".fsh"
 TEMPLATE = re.compile(r"(?:[^{}/]|\{\{|\}\})*\{:(?:0\d)?d\}(?:[^{}/]|\{\{|\}\})*")
 _MAGIC = b"ZOEFSH1\n"
 _TRAILER = struct.Struct("<IIQ8s")
-#: Read from the end of a shard at once: table and header of about 900 frames.
+#: Read from the end of a file at once: table and header of about 900 frames.
 _TAIL_BYTES = 1 << 14
-_MOST_HEADER_BYTES = 1 << 20
+_MOST_HEADER_BYTES = 1 << 20  # a damaged trailer must not make a reader allocate gigabytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """What a shard says of itself.
+    """The facts that the header of a shard states.
 
     Attributes:
         template, base: names of its frames: `template.format(base + ordinal)`.
         frames: number of frames, N.
         height, width: size of the frames [pixels].
-        fps: frame rate of the video it was made from [frames/s]; 0 = not known.
+        fps: frame rate of the source video [frames/s]; 0 = unknown.
     """
 
     template: str
@@ -60,14 +60,14 @@ class Description:
 
 
 class ShardWriter:
-    """Writes one shard; nothing stands under its name before `close`.
+    """Write one shard. Its name does not exist before `close`.
 
     Args:
-        path: where it shall stand, ends with `SUFFIX`.
+        path: final path, ends with `SUFFIX`.
         template, base: names of the frames, as in a folder.
         height, width: size of every frame [pixels].
-        fps: frame rate of the video, 0 = not known.
-        info: plain values that are kept in the header (source, settings).
+        fps: frame rate of the video, 0 = unknown.
+        info: plain values to keep in the header (source, settings).
     """
 
     def __init__(
@@ -97,10 +97,11 @@ class ShardWriter:
         self._offsets.append(self._offsets[-1] + len(data))
 
     def close(self) -> None:
-        """Finish the file, bring it to the disk and give it its name."""
+        """Finish the file, flush it to disk and rename it to its final name."""
         header = json.dumps(self._header | {"frames": len(self._sums)}).encode()
         tail = np.array([*self._offsets, *self._sums], "<u8").tobytes() + header
         trailer = _TRAILER.pack(len(header), len(self._sums), xxhash.xxh3_64_intdigest(tail), _MAGIC)
+
         self._file.write(tail + trailer)
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -108,29 +109,30 @@ class ShardWriter:
         os.replace(self._tmp, self.path)
 
     def abandon(self) -> None:
-        """Remove what was written."""
+        """Remove the unfinished file."""
         self._file.close()
         if os.path.exists(self._tmp):
             os.unlink(self._tmp)
 
 
 class FrameShard:
-    """An open shard. Reads by position only, so forked processes may share it.
+    """An open shard. It reads by position only, so forked processes may share it.
 
     Args:
         path: the file.
 
     Raises:
-        MediaError: it is no whole shard.
+        MediaError: it is not a whole shard.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         try:
-            # O_NONBLOCK: opening a FIFO returns at once, and is then refused.
+            # O_NONBLOCK: opening a FIFO returns at once. It is refused later, as it is not a regular file.
             self._file = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise MediaError(path, error.strerror or str(error)) from error
+
         try:
             self._read_tail()
         except MediaError:
@@ -145,24 +147,30 @@ class FrameShard:
         if not stat.S_ISREG(info.st_mode):
             raise MediaError(self.path, "it is not a regular file")
         size = info.st_size
+
         tail = os.pread(self._file, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
         if len(tail) < _TRAILER.size or not tail.endswith(_MAGIC):
             raise MediaError(self.path, "it is not a whole shard: its end is missing; dump this video again")
+
         length, count, digest, _ = _TRAILER.unpack_from(tail, len(tail) - _TRAILER.size)
         needed = 8 * (2 * count + 1) + length
         if length > _MOST_HEADER_BYTES or needed + _TRAILER.size + len(_MAGIC) > size:
             raise MediaError(self.path, "the trailer of the shard is damaged; dump this video again")
         if needed + _TRAILER.size > len(tail):
             tail = self._at(size - needed - _TRAILER.size, needed + _TRAILER.size)
+
         table = memoryview(tail)[len(tail) - _TRAILER.size - needed : len(tail) - _TRAILER.size]
         if xxhash.xxh3_64_intdigest(table) != digest:
             raise MediaError(self.path, "the table of the shard is damaged; dump this video again")
+
         self._offsets: list[int] = np.frombuffer(table, "<u8", count + 1).tolist()
         self._sums = np.frombuffer(table, "<u8", count, 8 * (count + 1))
-        # The sum over the table says that it is what was written, not that it was written right.
+
+        # The checksum proves that the table is as written. It does not prove that the writer was correct.
         table_at = size - needed - _TRAILER.size
         if self._offsets[0] < len(_MAGIC) or self._offsets[-1] > table_at or self._offsets != sorted(self._offsets):
             raise MediaError(self.path, "the table of the shard names bytes that are no frames; dump this video again")
+
         header = json.loads(bytes(table[8 * (2 * count + 1) :]))
         self.frames = count
         self.info: files.Row = header
@@ -174,6 +182,7 @@ class FrameShard:
             width=int(header["width"]),
             fps=float(header["fps"]),
         )
+
         said = self.description
         if min(said.height, said.width) < 1 or not (math.isfinite(said.fps) and said.fps >= 0):
             reason = f"its header says {said.width}x{said.height} at {said.fps:g} frames/s; dump this video again"
@@ -181,32 +190,34 @@ class FrameShard:
         self._prefix, self._suffix = _split(said.template)
 
     def close(self) -> None:
-        """Close the file; what was read stays valid."""
+        """Close the file. Data that was read stays valid."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
 
     def names(self) -> list[str]:
-        """Names of all frames, in order."""
+        """Return the names of all frames, in order."""
         template, base = self.description.template, self.description.base
         return [template.format(base + ordinal) for ordinal in range(self.frames)]
 
     def ordinal(self, name: str) -> int | None:
-        """Which frame a name means; None if there is no such frame."""
+        """Return the ordinal of a name, or None if there is no such frame."""
         digits = name[len(self._prefix) : len(name) - len(self._suffix)]
         if not (digits.isascii() and digits.isdigit()):
             return None
+
         number = int(digits)
         ordinal = number - self.description.base
+        # Format it again: "img_0001.jpg" is not a name of the template "img_{:05d}.jpg".
         known = 0 <= ordinal < self.frames and self.description.template.format(number) == name
         return ordinal if known else None
 
     def read(self, ordinals: Sequence[int]) -> list[bytes]:
-        """The encoded images of some frames.
+        """Return the encoded images of some frames.
 
         Raises:
             MediaError: a frame is damaged or missing on the disk.
-            IndexError: there is no frame of that number.
+            IndexError: an ordinal is out of range.
         """
         return [self._frame(ordinal) for ordinal in ordinals]
 
@@ -223,6 +234,7 @@ class FrameShard:
     def _at(self, start: int, size: int) -> bytes:
         try:
             data = os.pread(self._file, size, start)
+            # A read may return less than requested, on network file systems in particular.
             while len(data) < size and (more := os.pread(self._file, size - len(data), start + len(data))):
                 data += more
         except OSError as error:
@@ -231,9 +243,10 @@ class FrameShard:
 
 
 def _split(template: str) -> tuple[str, str]:
-    """What stands before and after the number in every name of a template."""
+    """Return the text before and after the number in every name of a template."""
     if not TEMPLATE.fullmatch(template):
         raise ValueError(f"the template of frame names {template!r} is not of the form img_{{:05d}}.jpg")
+
     parts, seen = ["", ""], False
     for literal, number, _, _ in string.Formatter().parse(template):
         parts[seen] += literal

@@ -1,4 +1,4 @@
-"""Bytes of frame files: where they lie is decided here, what they mean is decided in frames.py."""
+"""Read the bytes of frame files. This module decides where they are, frames.py decides what they mean."""
 
 from __future__ import annotations
 
@@ -11,53 +11,54 @@ from typing import Protocol
 from datasets.readers.frame_shard import SUFFIX, Description, FrameShard
 from utils.faults import MediaError
 
-_OPEN_SHARDS = 4
+_OPEN_SHARDS = 4  # per process; a clip reads one shard several times
 
 
 class FrameSource(Protocol):
-    """What the frames reader needs from a place where frame files are kept."""
+    """A place where frame files are kept, as the frames reader needs it."""
 
     def read(self, path: str) -> bytes:
-        """All bytes of one file; MediaError if it cannot be read."""
+        """Return all bytes of one file. Raise MediaError if it cannot be read."""
         ...
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[bytes]:
-        """All bytes of several files of one folder, in the order asked; MediaError names the first that fails."""
+        """Return all bytes of several files of one folder, in order. MediaError names the first that fails."""
         ...
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """Return True if the file exists."""
         ...
 
     def is_folder(self, path: str) -> bool:
-        """Whether the path is a folder of frames (else it is taken for one image)."""
+        """Return True if the path is a folder of frames; any other path is taken for one image."""
         ...
 
     def names(self, folder: str) -> list[str]:
-        """File names in a folder, in no particular order; MediaError if it cannot be listed."""
+        """Return the file names in a folder, in any order. Raise MediaError if it cannot be listed."""
         ...
 
     def describe(self, folder: str) -> Description | None:
-        """What a shard says of its frames; None for an ordinary folder, which has to be listed."""
+        """Return the facts in the header of a shard, or None for an ordinary folder, which has to be listed."""
         ...
 
 
 class FilesSource:
-    """Frame files in ordinary folders, and in shards (`NAME.fsh`), which answer like a folder."""
+    """Frame files in ordinary folders, and in shards (`NAME.fsh`), which behave like folders."""
 
     def __init__(self) -> None:
         self._shards: collections.OrderedDict[str, FrameShard] = collections.OrderedDict()
 
     def read(self, path: str) -> bytes:
-        """All bytes of one file; anything but a regular file (a FIFO would block for ever) is a MediaError."""
+        """Return all bytes of one file. MediaError if it is not a regular file: a FIFO would block forever."""
         folder, name = os.path.split(path)
         return self.read_many(folder, [name])[0] if self._is_shard(folder) else _read(path, path, None)
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[bytes]:
-        """All bytes of several files of one folder, which is looked up once."""
+        """Return all bytes of several files of one folder. The folder's path is resolved once."""
         if self._is_shard(folder):
             shard = self._shard(folder)
             return shard.read([_known(shard, name) for name in names])
+
         try:
             at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -69,16 +70,16 @@ class FilesSource:
             os.close(at)
 
     def exists(self, path: str) -> bool:
-        """Whether there is such a file."""
+        """Return True if the file exists."""
         folder, name = os.path.split(path)
         return self._shard(folder).ordinal(name) is not None if self._is_shard(folder) else os.path.isfile(path)
 
     def is_folder(self, path: str) -> bool:
-        """Whether the path is a folder or a shard."""
+        """Return True if the path is a folder or a shard."""
         return os.path.exists(path) if path.endswith(SUFFIX) else os.path.isdir(path)
 
     def names(self, folder: str) -> list[str]:
-        """File names in a folder, in no particular order."""
+        """Return the file names in a folder, in any order."""
         if self._is_shard(folder):
             return self._shard(folder).names()
         try:
@@ -87,15 +88,16 @@ class FilesSource:
             raise MediaError(folder, error.strerror or str(error)) from error
 
     def describe(self, folder: str) -> Description | None:
-        """What a shard says of its frames; None for an ordinary folder."""
+        """Return the facts in the header of a shard, or None for an ordinary folder."""
         return self._shard(folder).description if self._is_shard(folder) else None
 
     def _is_shard(self, path: str) -> bool:
-        # Nothing is asked of the disk for one that is open, and a folder may have any name.
+        # An open shard needs no look at the disk. A folder may have any name, even one that ends in .fsh.
         return path.endswith(SUFFIX) and (path in self._shards or not os.path.isdir(path))
 
     def _shard(self, path: str) -> FrameShard:
-        """The shard at a path; the last few stay open, since a clip asks several times for its own."""
+        """Return the shard at a path. The last few stay open."""
+        # Insert it again, so that the least recently used shard comes first.
         shard = self._shards.pop(path, None) or FrameShard(path)
         self._shards[path] = shard
         if len(self._shards) > _OPEN_SHARDS:
@@ -111,14 +113,15 @@ def _known(shard: FrameShard, name: str) -> int:
 
 
 def _read(name: str, path: str, folder: int | None) -> bytes:
-    """The bytes of file `name` in an open folder; `path` is for the message."""
+    """Return the bytes of file `name` in an open folder. `path` is for the message."""
     try:
-        # O_NONBLOCK: opening a FIFO returns at once and is then refused, instead of waiting for a writer.
+        # O_NONBLOCK: opening a FIFO returns at once instead of waiting for a writer. It is refused below.
         file = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
         try:
             info = os.fstat(file)
             if not stat.S_ISREG(info.st_mode):
                 raise MediaError(path, "it is not a regular file")
+            # The file may be shorter by now, or a read may return less than requested.
             data = os.read(file, info.st_size)
             while len(data) < info.st_size and (more := os.read(file, info.st_size - len(data))):
                 data += more

@@ -1,10 +1,10 @@
-"""Reader `frames`: a video is a folder of numbered image files, a shard (frame_shard.py), or one image file.
+"""Read frames: a video is a folder of numbered image files, a shard (frame_shard.py), or one image file.
 
-Names: "img_{:05d}.jpg", "{:06d}.jpg", "{:05d}.jpg", "image_{:05d}.jpg", "frame{:06d}.jpg" or any other single numeric
-pattern; base 0 or 1. Without a `template` the folder of the first record is listed once and shows both for its family;
-a folder that does not agree is listed itself, so what is read never depends on what was read before.
+Names: "img_{:05d}.jpg", "{:06d}.jpg", "{:05d}.jpg", "image_{:05d}.jpg", "frame{:06d}.jpg" or any other pattern with one
+number; base 0 or 1. Without a `template` the folder of the first record is listed once, and both are taken from it. A
+folder with other names is listed itself, so the result never depends on earlier reads.
 
-Pixels are delivered as stored: an EXIF orientation is not applied (tools that extract frames write upright pixels).
+Pixels are returned as stored, without applying an EXIF orientation (tools that extract frames write upright pixels).
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ if TYPE_CHECKING:
     from datasets.readers.spec import ReaderSpec
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-#: Prefixes that tools give to RGB frames, most usual first: they win over others (flow_x_, ...) of the same length.
+#: Prefixes of RGB frames in common tools, most common first. They win over others (flow_x_, ...) of the same length.
 USUAL_PREFIXES = ("img_", "", "image_", "frame", "frame_")
 _NUMBERED = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\D*)")
-_LAYOUTS_KEPT = 256
-_REREADS_KEPT = 4
+_LAYOUTS_KEPT = 256  # a listing of a large folder is expensive on a network file system
+_REREADS_KEPT = 4  # records whose facts are kept between plan and read
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the frame files of one folder are named.
+    """The naming of the frame files in one folder.
 
     Attributes:
         template: format string with one number.
@@ -56,16 +56,18 @@ class Layout:
 
 
 def find_layout(names: list[str]) -> Layout | None:
-    """Find the numbering in a list of file names: the pattern with most files; a usual prefix decides a tie.
+    """Return the numbering in a list of file names: the pattern with most files. A usual prefix decides a tie.
 
-    A sequence that starts neither at 0 nor at 1 keeps its own first number as base; a gap ends the count.
+    A sequence that starts at another number than 0 or 1 keeps its first number as base. A gap ends the count.
     """
+    # (prefix, suffix) -> number -> its digits, as written
     families: dict[tuple[str, str], dict[int, str]] = {}
     for name in names:
         match = _NUMBERED.fullmatch(name)
         if match and os.path.splitext(name)[1].lower() in IMAGES:
             numbers = families.setdefault((match["prefix"], match["suffix"]), {})
             numbers[int(match["number"])] = match["number"]
+
     if not families:
         return None
 
@@ -78,6 +80,7 @@ def find_layout(names: list[str]) -> Layout | None:
     base = min(numbers)
     digits = min(len(text) for text in numbers.values())
     number = f"{{:0{digits}d}}" if digits > 1 else "{:d}"
+
     count = 1
     while base + count in numbers:
         count += 1
@@ -86,51 +89,54 @@ def find_layout(names: list[str]) -> Layout | None:
 
 
 def decode(data: bytes, path: str, room: np.ndarray | None = None) -> np.ndarray:
-    """Decode one image file to (H, W, 3) uint8 RGB; MediaError if it is damaged.
+    """Decode one image file to (H, W, 3) uint8 RGB. Raise MediaError if it is damaged.
 
     Args:
         data: the bytes of the file.
         path: its name, for the message.
-        room: memory that the pixels may be put into if it is large enough: cheaper than new memory for every frame.
+        room: memory for the pixels, used if it is large enough. Allocating memory for every frame costs more.
     """
     if data[:2] == b"\xff\xd8":
         try:
             return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=room)
         except ValueError as error:
             text = str(error).lower()
-            if room is not None and "buffer" in text:
+            if room is not None and "buffer" in text:  # the image is larger than `room`
                 return decode(data, path)
             if "extraneous bytes" in text:  # harmless padding between markers, all pixels are there
                 return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=False)
-            # CMYK and other rare colour models are OpenCV's; a damaged file is refused, never shown half grey.
+            # OpenCV handles CMYK and other rare colour models. A damaged file is refused, never shown half grey.
             if "colorspace" not in text and "color conversion" not in text:
                 raise MediaError(path, f"the JPEG is damaged ({error})") from error
+
     image = None
     if data:
         try:
-            # All formats without EXIF rotation, so that JPEG and PNG of the same pixels stay the same picture.
+            # No EXIF rotation for any format, so that JPEG and PNG of the same pixels give the same picture.
             flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error as error:
             raise MediaError(path, f"the image does not decode ({error.err})") from error
+
     if image is None:
         raise MediaError(path, "the file is empty" if not data else "it is not an image that can be decoded")
+
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def image_size(data: bytes, path: str) -> tuple[int, int]:
-    """(H, W) of an image file; from the header alone for JPEG."""
+    """Return (H, W) of an image file; for JPEG from the header alone."""
     if data[:2] == b"\xff\xd8":
         try:
             height, width, _, _ = simplejpeg.decode_jpeg_header(data)
             return int(height), int(width)  # type: ignore[call-overload]
         except ValueError:
-            pass
+            pass  # a header that simplejpeg does not read; OpenCV may
     return decode(data, path).shape[:2]  # type: ignore[return-value]
 
 
 def _names_frames(template: str) -> bool:
-    """Whether a template gives every frame another name: one that does not would be counted for ever."""
+    """Return True if a template gives each frame a different name. Otherwise counting files would never end."""
     try:
         return template.format(0) != template.format(1)
     except (ValueError, LookupError, AttributeError):
@@ -138,41 +144,45 @@ def _names_frames(template: str) -> bool:
 
 
 class FramesReader:
-    """Frames from folders of numbered images; single images count as videos of one frame.
+    """Read frames from folders of numbered images. Single images count as videos of one frame.
 
-    A frame count in the list is believed after its first and last file were seen; without one the folder is listed.
+    A frame count in the list is used if its first and last file exist. Without a count the folder is listed.
     """
 
     def __init__(self, spec: ReaderSpec, records: Records, source: FrameSource | None = None) -> None:
         if spec.template is not None and not _names_frames(spec.template):
             raise UserError(f"template: {spec.template} is not a file name with one number, such as img_{{:05d}}.jpg")
+
         self.spec = spec
         self.records = records
         self.source: FrameSource = source or FilesSource()
         self._listed = functools.lru_cache(maxsize=_LAYOUTS_KEPT)(self._list)
-        # Facts of one record are asked for by the plan and again by the read that follows.
+        # The plan needs the facts of a record, and the read that follows needs them again.
         self._facts = functools.lru_cache(maxsize=_REREADS_KEPT)(self._probe)
         self._scratch = np.empty(0, np.uint8)
-        self._family: Layout | None = None
+        self._family: Layout | None = None  # naming of the first record's folder
         self._family_known = False
 
     def close(self) -> None:
-        """Nothing is held open between reads."""
+        """Do nothing: no file is open between reads."""
 
     def probe(self, i: int) -> Facts:
-        """Facts of record i; see `Reader.probe`."""
+        """Return the facts of record i; see `Reader.probe`."""
         return self._facts(i)[0]
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
         """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`."""
         if out.shape != (len(frames), *size, 3):
             raise ValueError(f"out has shape {out.shape}, expected {(len(frames), *size, 3)}")
+
         facts, layout = self._facts(i)
         rows: dict[int, list[int]] = {}  # ordinal -> rows of `out` that show it
         for row, ordinal in enumerate(int(frame) for frame in frames):
             if not 0 <= ordinal < facts.frames:
                 raise MediaError(self.records.path(i), f"frame {ordinal} was asked for, there are {facts.frames}")
             rows.setdefault(ordinal, []).append(row)
+
+        # Read all files in one request, and decode each frame once even if several rows show it.
         for ordinal, data in zip(rows, self._bytes(i, layout, rows), strict=True):
             first, *others = rows[ordinal]
             image = decode(data, self._file(i, layout, ordinal), self._room(facts.height * facts.width * 3))
@@ -181,33 +191,37 @@ class FramesReader:
                 out[row] = out[first]
 
     def first_file(self, i: int) -> str:
-        """Path of the first frame of record i; of the image or the shard itself where it is no folder."""
+        """Return the path of the first frame of record i, or of the image or shard itself."""
         return self._file(i, self._facts(i)[1], 0)
 
     def _room(self, size: int) -> np.ndarray:
-        """Memory for one decoded frame, reused from frame to frame."""
+        """Return memory for one decoded frame, reused from frame to frame."""
         if self._scratch.size < size:
             self._scratch = np.empty(size, np.uint8)
         return self._scratch
 
     def files(self, i: int, ordinals: list[int]) -> list[bytes]:
-        """The image files of frames of record i as they are stored; MediaError if one cannot be read."""
+        """Return the stored image files of frames of record i. Raise MediaError if one cannot be read."""
         return self._bytes(i, self._facts(i)[1], ordinals)
 
     def _probe(self, i: int) -> tuple[Facts, Layout | None]:
         path = self.records.full_path(i)
         if self.source.is_folder(path):
+            # A shard states its facts, so no image is read.
             shard = self.source.describe(path)
             if shard is not None:
                 layout: Layout | None = self._part_of(i, shard)
                 fps = shard.fps or self.spec.fps
                 return Facts(frames=layout.count, height=shard.height, width=shard.width, fps=fps), layout
+
             layout = self._layout(i, path)
             frames = layout.count
         elif self.source.exists(path):
             layout, frames = None, 1
         else:
             raise MediaError(self.records.path(i), "there is no such folder or image")
+
+        # A folder does not state the size of its frames, so read it from the first image.
         first = self._file(i, layout, 0)
         height, width = image_size(self._bytes(i, layout, [0])[0], first)
         return Facts(frames=frames, height=height, width=width, fps=self.spec.fps), layout
@@ -217,7 +231,7 @@ class FramesReader:
         return folder if layout is None else os.path.join(folder, layout.template.format(layout.base + ordinal))
 
     def _bytes(self, i: int, layout: Layout | None, ordinals: Iterable[int]) -> list[bytes]:
-        """The files of one record's frames, all asked for at once."""
+        """Return the files of some frames of one record, read in one request."""
         path = self.records.full_path(i)
         try:
             if layout is None:
@@ -228,7 +242,7 @@ class FramesReader:
             raise MediaError(error.path, error.reason + self._nearest(error.path)) from error
 
     def _part_of(self, i: int, shard: Description) -> Layout:
-        """The frames of record i in a shard, which knows its own names: a configured template is for folders."""
+        """Return the frames of record i in a shard. Its header has the names; a configured template is for folders."""
         start, declared = int(self.records.starts[i]), int(self.records.frames[i])
         frames = declared if declared > 0 else shard.frames - start
         if not 0 < start + frames <= shard.frames or frames < 1:
@@ -237,11 +251,14 @@ class FramesReader:
         return Layout(shard.template, shard.base + start, frames)
 
     def _layout(self, i: int, folder: str) -> Layout:
-        """Template, base (with the record's start added) and number of frames of one folder."""
+        """Return template, base (including the record's start) and number of frames of one folder."""
         start, declared = int(self.records.starts[i]), int(self.records.frames[i])
+        # Usual case: the folder is named like the others of its list, and two look-ups of files prove it.
         hint = self._hint()
         if declared > 0 and hint is not None and self._agrees(folder, hint, start, declared):
             return Layout(hint.template, hint.base + start, declared)
+
+        # Otherwise as configured, else from a listing of this folder.
         template, base = self.spec.template, self.spec.frame_base
         if template is not None:
             if base is None:
@@ -253,19 +270,21 @@ class FramesReader:
                 raise MediaError(self.records.path(i), "the folder holds no numbered images" + self._some(folder))
             template, last = listed.template, listed.base + listed.count - 1
             base = listed.base if base is None else base
+
         first = base + start
         layout = Layout(template, first, declared if declared > 0 else last + 1 - first)
         self._check_ends(i, folder, layout)
         return layout
 
     def _hint(self) -> Layout | None:
-        """The naming of this list's folders: as configured, else as the first record's folder shows it."""
+        """Return the naming of this list's folders: as configured, else as in the first record's folder."""
         if self.spec.template is not None and self.spec.frame_base is not None:
             return Layout(self.spec.template, self.spec.frame_base, 0)
+
         if not self._family_known:
             self._family_known = True
             if self.spec.template is None and self.spec.frame_base is None and len(self.records):
-                with contextlib.suppress(MediaError):
+                with contextlib.suppress(MediaError):  # its own read reports it
                     self._family = self._listed(self.records.full_path(0))
         return self._family
 
@@ -274,7 +293,7 @@ class FramesReader:
             return number >= 0 and self.source.exists(os.path.join(folder, hint.template.format(number)))
 
         ends = there(hint.base + start) and there(hint.base + start + frames - 1)
-        # Unless the base is configured, a file before it means that this folder counts from another number.
+        # Unless the base is configured, an earlier file shows that this folder counts from another number.
         return ends and (self.spec.frame_base is not None or not there(hint.base - 1))
 
     def _check_ends(self, i: int, folder: str, layout: Layout) -> None:
@@ -297,10 +316,11 @@ class FramesReader:
         return number - 1
 
     def _nearest(self, path: str) -> str:
-        """The existing file whose name is most like the missing one, for the error message."""
+        """Return a note about the existing file whose name is most like the missing one, for the error message."""
         folder, name = os.path.split(path)
         if self.source.exists(path) or not self.source.is_folder(folder):
             return ""
+
         names = sorted(self.source.names(folder))
         close = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
         return f"; the nearest file there is {close[0]}" if close else "; the folder is empty"

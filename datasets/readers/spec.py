@@ -1,4 +1,4 @@
-"""Which reader, and what every reader does."""
+"""Define the choice of a reader, and the interface of all readers."""
 
 from __future__ import annotations
 
@@ -14,20 +14,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ReaderSpec:
-    """Which reader, and how its files are named; plain values, so that it travels to reader processes.
+    """Which reader to use, and how its files are named. Plain values, so that it can be sent to reader processes.
 
     Attributes:
         kind: a key of `datasets.readers.READERS`.
-        missing_share: largest share of the frames of a video that may be missing at its end; beyond it the video is
-            bad.
+        missing_share: largest share of a video's frames that may be missing at its end. Above it the video is bad.
         template: name of a frame file as a format string, for example "img_{:05d}.jpg"; None = found by listing.
         frame_base: number of the first frame file, 0 or 1; None = found by listing.
-        fps: frame rate of frame folders, which do not state one [frames/s].
-        memcached: of the reader of that name: servers, timeout_ms, connect_timeout_ms, secret_file, namespace.
-        facts: a scan's facts.bin, asked before a file is probed; None = none.
-        decoder: of the reader `dali`: what the bytes are for, "cpu" or "mixed" (a GPU).
-        limits: of the reader `dali`: codec -> smallest and largest side that this GPU decodes [pixels]; None = those of
-            DALI.
+        fps: frame rate of frame folders, whose files do not state one [frames/s].
+        memcached: for that reader: servers, timeout_ms, connect_timeout_ms, secret_file, namespace.
+        facts: the facts.bin of a scan, used instead of probing a file; None = not used.
+        decoder: for the reader `dali`: the decoder of the bytes, "cpu" or "mixed" (a GPU).
+        limits: for the reader `dali`: codec -> smallest and largest side that this GPU decodes [pixels]; None = those
+            of DALI.
     """
 
     kind: str
@@ -43,10 +42,10 @@ class ReaderSpec:
 
 
 class Reader(Protocol):
-    """What every reader does. Answers depend on the record and the arguments only, never on what was read before."""
+    """The interface of all readers. Results depend on the record and the arguments only, never on earlier reads."""
 
     def probe(self, i: int) -> Facts:
-        """Facts of record i (frames, height, width after rotation, fps); MediaError on bad media."""
+        """Return the facts of record i (frames, height, width after rotation, fps). Raise MediaError on bad media."""
         ...
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
@@ -65,5 +64,5 @@ class Reader(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back files and memory."""
+        """Close files and release memory."""
         ...
