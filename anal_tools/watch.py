@@ -5,6 +5,7 @@ It only reads the files of the experiment, so it works beside a run on any machi
 
 from __future__ import annotations
 
+import os
 import select
 import shutil
 import subprocess
@@ -171,6 +172,7 @@ def pressed_q(seconds: float) -> bool:
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0:
         ready, _, _ = select.select([sys.stdin], [], [], left)
-        if ready and sys.stdin.read(1) in ("q", "Q", ""):
+        # Not `sys.stdin.read`: its buffer would hide further keys from `select`
+        if ready and (not (keys := os.read(sys.stdin.fileno(), 64)) or b"q" in keys.lower()):
             return True
     return False

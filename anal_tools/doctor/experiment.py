@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anal_tools.doctor.finding import NONE, Finding, Subject, cores, ok, size, warning
+from anal_tools.doctor.finding import AVERAGES, NONE, Finding, Subject, cores, ok, size, warning
 from anal_tools.doctor.finding import error as bad
 from utils.faults import UserError, listed
 
@@ -170,8 +170,8 @@ def needed(cfg: Config) -> tuple[float, float]:
 
     # Half the bytes under autocast; double precision takes twice as many
     half = {"fp32": 1.0, "fp64": 2.0}.get(cfg.precision, 0.5)
-    # Weights, gradients, momentum, and perhaps the moving average
-    copies = 4 if cfg.ema else 3
+    # Weights, gradients, the averages of the optimiser, and perhaps the moving average of the weights
+    copies = 2 + AVERAGES[cfg.optimizer.type] + bool(cfg.ema)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     # The clips above were two
     return 4.0 * copies * parameters, half * sum(kept.values()) / 2

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from utils.config import Config
 
 NONE = "none"  # absent, and nothing needs it
+AVERAGES = {"sgd": 1, "adamw": 2}  # tensors that an optimiser keeps for each parameter
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -87,7 +87,7 @@ def limits(subject: Subject) -> Iterator[Finding]:
     found = []
 
     files = soft(resource.RLIMIT_NOFILE)
-    if files < OPEN_FILES:
+    if files < needed:
         found.append(warning(f"only {files:.0f} files may be open at a time", f"ulimit -n {2 * needed}"))
 
     largest = soft(resource.RLIMIT_FSIZE)

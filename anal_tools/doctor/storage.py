@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from anal_tools.doctor.finding import NONE, Finding, Subject, ok, size, warning
+from anal_tools.doctor.finding import AVERAGES, NONE, Finding, Subject, ok, size, warning
 from anal_tools.doctor.finding import error as bad
 from datasets.lists import first_look
 
@@ -35,8 +35,9 @@ def disk(subject: Subject) -> Iterator[Finding]:
 
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
-    # Weights, momentum, and perhaps a moving average: float32. A size of 0 means that no model was built
-    wanted = 4 * subject.parameters * (3 if subject.cfg and subject.cfg.ema else 2) * CHECKPOINTS or ROOM
+    # Weights, the averages of the optimiser, and perhaps that of the weights: float32
+    copies = 1 + AVERAGES[subject.cfg.optimizer.type] + bool(subject.cfg.ema) if subject.cfg else 2
+    wanted = 4 * subject.parameters * copies * CHECKPOINTS or ROOM  # without a model there are no parameters
 
     if free < wanted:
         what = f"{CHECKPOINTS} checkpoints take {size(wanted)}" if subject.parameters else "checkpoints need more"

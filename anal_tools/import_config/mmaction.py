@@ -172,8 +172,8 @@ def _run_0x(config: Source, draft: Draft, repeat: int) -> None:
     optimizer = config.part("optimizer")
 
     # 0.x has either name
-    epochs = config.count("total_epochs" if "total_epochs" in config else "max_epochs") * repeat
-    draft.exact("lr_scheduler.max_epoch", epochs, config, "total_epochs")
+    name = "total_epochs" if "total_epochs" in config else "max_epochs"
+    draft.exact("lr_scheduler.max_epoch", config.count(name) * repeat, config, name)
 
     evaluation = config.part("evaluation")
     draft.exact("val_freq_epochs", evaluation.count("interval", 1) * repeat, evaluation, "interval")

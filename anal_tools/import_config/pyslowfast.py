@@ -131,8 +131,9 @@ def _resnet(resnet: Source, draft: Draft, is_fast: bool) -> None:
 
     # A number for each stage and pathway
     for key, wanted in (("SPATIAL_STRIDES", (1, 2, 2, 2)), ("SPATIAL_DILATIONS", (1, 1, 1, 1))):
-        for stage, one in zip(_stages(resnet, key), wanted, strict=False):
-            if any(value != one for value in stage):
+        stages = _stages(resnet, key)
+        for number, stage in enumerate(stages):
+            if len(stages) != len(wanted) or any(value != wanted[number] for value in stage):
                 resnet.fail(key, f"{shown(resnet.values[key])} makes another network; the one here has {wanted}")
 
     draft.built_in(resnet, "SPATIAL_STRIDES", "SPATIAL_DILATIONS", "INPLACE_RELU")
@@ -201,9 +202,8 @@ def _non_local(part: Source, draft: Draft, is_fast: bool) -> None:
     stages = _stages(part, "LOCATION")
     slow = [stage[0] if stage else () for stage in stages]
     others = [place for stage in stages for place in stage[1:] if place]
-    part.skip("GROUP", "POOL")
     if not any(slow) and not others:
-        draft.built_in(part, "LOCATION", "GROUP", "INSTANTIATION", note="no non-local blocks")
+        draft.built_in(part, "LOCATION", "GROUP", "POOL", "INSTANTIATION", note="no non-local blocks")
         return
 
     # Their LOCATION lists block indices by stage and pathway
@@ -211,6 +211,13 @@ def _non_local(part: Source, draft: Draft, is_fast: bool) -> None:
         part.fail(
             "LOCATION", "blocks stand after [1, 3] of res3 and [1, 3, 5] of res4 of a ResNet-50's Slow pathway here"
         )
+
+    # One group, and keys pooled by two in height and width
+    for key, only in (("GROUP", 1), ("POOL", (1, 2, 2))):
+        for stage in _stages(part, key)[1:3]:
+            if stage and stage[0] != only:
+                part.fail(key, f"{shown(part.values[key])} makes another block; the one here has {only}")
+    draft.built_in(part, "GROUP", "POOL")
 
     form = part.text("INSTANTIATION", "dot_product")
     ours = {"softmax": "embedded_gaussian", "dot_product": "dot_product"}.get(form)

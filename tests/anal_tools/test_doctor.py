@@ -19,7 +19,7 @@ from anal_tools import doctor
 from anal_tools.doctor import codecs, experiment, finding, gpu, machine, site, storage
 from anal_tools.doctor.finding import Finding, Subject
 from tests import experiment as experiments
-from utils import run_lock
+from utils import config, run_lock
 
 pytestmark = pytest.mark.system
 
@@ -193,6 +193,18 @@ def test_8_no_inodes(tmpfs: Callable[..., Path]) -> None:
 def test_9_few_open_files(soft_limit: Callable[[int, int], None]) -> None:
     soft_limit(resource.RLIMIT_NOFILE, 200)
     the_fault(found("limits", Subject()), "warning", "only 200 files", advice="ulimit -n 2048")
+
+
+def test_many_readers_need_more_open_files(made: Callable[..., Path], soft_limit: Callable[[int, int], None]) -> None:
+    soft_limit(resource.RLIMIT_NOFILE, machine.OPEN_FILES + 100)
+    assert not any("files may be open" in each.text for each in machine.limits(Subject()))
+    eight = Subject(cfg=config.load(made(), ["common.workers=8"]))
+    the_fault(
+        list(machine.limits(eight)),
+        "warning",
+        "files may be open",
+        advice=f"ulimit -n {2 * (machine.OPEN_FILES + 256)}",
+    )
 
 
 def test_10_a_limit_of_file_size(soft_limit: Callable[[int, int], None]) -> None:

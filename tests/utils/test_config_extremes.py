@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from utils import config
-from utils.config import schema, verb
+from utils.config import model_options, schema, verb
 from utils.faults import UserError
 
 BASE = """\
@@ -162,3 +162,9 @@ def test_a_run_of_billions_of_iterations_is_refused(tmp_path: Path) -> None:
     cfg = config.load(tmp_path, ["batch_size=1"])
     with pytest.raises(UserError, match="the run has 9,000,000,000 iterations; at most 1,000,000,000"):
         config.resolve_lengths(cfg, 10_000_000, 1)
+
+
+def test_the_limits_of_options_hold_inside_lists_of_lists() -> None:
+    assert model_options.excess(((1, 2), (3, 4))) is None
+    assert "must lie between" in str(model_options.excess(((1, 2), (3, 10**9))))
+    assert "must be a finite number" in str(model_options.excess(((1.0, float("nan")),)))

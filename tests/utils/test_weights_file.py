@@ -437,3 +437,17 @@ def test_arrays_of_a_pickle_share_bytes_within_bounds(tmp_path: Path) -> None:
     data = pickle.dumps({"a": one, "b": one}, 4)
     (tmp_path / "x.pkl").write_bytes(data)
     assert interop.read(tmp_path / "x.pkl")["b"].shape == (1 << 20,)
+
+
+def test_a_file_that_this_user_may_not_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")  # root, who runs tests in containers, may read everything
+
+    path = tmp_path / "weights.pth"
+    path.write_bytes(b"x")
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match="weights.pth: this user may not read it") as caught, weights_file.opened(path):
+        pass
+    assert not isinstance(caught.value, weights_file.DamagedWeights)

@@ -105,6 +105,8 @@ def excess(value: object) -> str | None:
         return f"must hold at most {MOST_ITEMS:,} values, not {len(numbers):,}"
 
     for number in numbers:
+        if isinstance(number, tuple) and (reason := excess(number)):
+            return reason
         if isinstance(number, str) and len(number) > MOST_LETTERS:
             return f"must have at most {MOST_LETTERS:,} characters, not {len(number):,}"
         if isinstance(number, float) and not math.isfinite(number):

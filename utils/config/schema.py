@@ -60,7 +60,7 @@ ITERATIONS = "a thousand iterations a second would take days"
 EPOCHS = "no training sees its videos so often"
 SLOW_SERVER = "a reader would wait an hour where the disk has the frame"
 YEARS_WORD = "no run lasts so long"
-RATE = 1e30  # beyond it a 32-bit number overflows
+RATE = 1e30  # a rate times a gradient of this size overflows a 32-bit number (3e38)
 HOUR_MS = 3_600_000
 YEARS = 10_000_000  # minutes
 SHORT = Field(max_length=1000)  # of a list

@@ -122,10 +122,12 @@ def keep(job: str) -> int:
                 passed = len(asked)
                 time.sleep(0.1)
 
-        # The last signal decides between an end and a restart
-        if not asked or asked[-1] != signal.SIGUSR1:
+        # The last signal decides between an end and a restart. Only what was looked at is forgotten: another one may
+        # arrive at any moment, and must reach the next round.
+        seen = len(asked)
+        if not seen or asked[seen - 1] != signal.SIGUSR1:
             break
-        asked.clear()
+        del asked[:seen]
 
     files.write_text(_file(job), json.dumps(about | {"code": process.returncode}))
     return process.returncode

@@ -137,8 +137,8 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file that is not empty; refuse a FIFO, device or folder before it is opened.
 
     Raises:
-        DamagedWeights: it is another kind of file, is empty, or cannot be opened.
-        UserError: the file does not exist.
+        DamagedWeights: it is another kind of file, is empty, or cannot be read to its end.
+        UserError: the file does not exist, or may not be read.
     """
     try:
         # `stat` first: opening a FIFO would wait for a writer
@@ -153,6 +153,8 @@ def opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         if os.path.islink(path):
             raise DamagedWeights(path, "a link to nowhere") from None
         raise UserError(f"{path}: no such file") from None
+    except PermissionError:
+        raise UserError(f"{path}: this user may not read it; change its permissions or those of its folders") from None
     except OSError as error:
         raise DamagedWeights(path, error.strerror or str(error)) from error
 
