@@ -162,7 +162,7 @@ class Step:
         self.labels = (torch.arange(cfg.batch_size) % cfg.model.num_class).to(self.device)
 
     def loop(self, steps: int) -> float:
-        """Return the wall seconds a step in a loop without waits between parts, so that host work hides behind the GPU."""
+        """Return the seconds a step in a loop without waits between parts: host work hides behind the GPU."""
         clock = _Clock(self.device)
         clock.start()
         for _ in range(steps):

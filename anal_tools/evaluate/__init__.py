@@ -282,7 +282,7 @@ def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: 
 
 
 class Earlier:
-    """Hold the scores that a stopped evaluation left. Every rank makes one; rank 0 reads the files and informs the others.
+    """Hold the scores that a stopped evaluation left. Every rank makes one; rank 0 reads for all.
 
     Args:
         world: the ranks.
