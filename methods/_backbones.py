@@ -90,7 +90,7 @@ def load(model: Model, pretrained: bool | str, backbone: str, *, encoder_only: b
 
 def _start(model: nn.Module, path: Path, *, encoder_only: bool) -> tuple[str, provenance.Start]:
     """Fill a model from a file or folder; return the line for the log and the origin of the weights."""
-    # Read: a Hugging Face folder, a checkpoint of ours, bare tensors, or a file of another project (`opened`).
+    # Read: a Hugging Face folder, one of our checkpoints, bare tensors, or a file of another project (`opened`).
     if hf.is_folder(path):
         opened = interop.open_weights(path)
         state, content = opened.tensors, None
@@ -136,7 +136,7 @@ class Described:
     """The network of a weights file or folder.
 
     Attributes:
-        path: of the file or folder.
+        path: the file or folder.
         arguments: those of `methods.build`, as far as the file shows them.
         state: its tensors under our names.
         carried: see `methods.interop.Report`.
@@ -245,7 +245,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_onl
             "; what stands behind the encoder is left out",
             {key for key in own if key.startswith("backbone.")},
         )
-    elif any(key.startswith("backbone.") for key in state):  # a model of ours: its classifier fits or is left out
+    elif any(key.startswith("backbone.") for key in state):  # one of our models: its classifier fits or is left out
         num_class = len((state if "classifier.weight" in state else own)["classifier.weight"])
         foreign = num_class != len(own["classifier.weight"])
         left_out = f"; its classifier of {num_class} classes is left out" if foreign else ""

@@ -213,7 +213,7 @@ def _range_headers(have: int, note: dict[str, Any]) -> dict[str, str]:
 
 
 def _goes_on(content_range: str | None, have: int, note: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Return True if an answer continues the part, also from a server that ignores If-Range."""
+    """Return True if a response continues the part, also from a server that ignores If-Range."""
     begins = re.match(r"bytes (\d+)-", content_range or "")
     if begins is not None and int(begins[1]) != have:
         return False

@@ -25,7 +25,7 @@ def count_macs(model: nn.Module, shape: Sequence[int], *, norms: bool = True) ->
 
     Args:
         model: any model on any device; it is not changed.
-        shape: of the input, (1, 3, T, H, W) for one clip of a method, (1, 3, H, W) for one image of a backbone.
+        shape: shape of the input, (1, 3, T, H, W) for one clip of a method, (1, 3, H, W) for one image of a backbone.
         norms: count batch normalisation too, two per element, as fvcore and most published tables do.
     """
     # modules in training mode would draw dropout and update statistics

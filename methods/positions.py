@@ -19,7 +19,7 @@ def window_means(features: Tensor, side: int) -> Tensor:
 
     Args:
         features: (B, D, T, H, W).
-        side: of the window; a smaller map is one window.
+        side: side of the window; a smaller map is one window.
 
     Returns:
         (B, P, D), P windows row by row.

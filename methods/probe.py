@@ -160,7 +160,7 @@ class Probe(nn.Module):
 
         dropout = getattr(self.dropout, "p", 0.0)
         shared = {"num_class": head.classifier.out_features, "num_segments": self.frames_per_clip, "dropout": dropout}
-        # exporters and other tools know these two forms
+        # exporters and other tools support these two forms
         if isinstance(head.features, AttentivePooler) and self.backbone.positions == "rotary":
             model: nn.Module = VJEPA2(self.backbone, head.features, init_scale=1.0, **shared)
         elif isinstance(head.features, nn.LayerNorm) and self.backbone.positions == "sinusoid":
@@ -217,8 +217,8 @@ def build(
             [5, 3, 1, 0.3, 0.1] and the decays [0.01, 0.1, 0.4, 0.8].
         patch: side of a patch in pixels.
         tubelet: frames of a patch.
-        eps: of the layer norms of the encoder.
-        head_eps: of the layer norms of the heads.
+        eps: epsilon of the encoder's layer norms.
+        head_eps: epsilon of the heads' layer norms.
         pooler_layers: blocks of self-attention of an attentive head before its query.
         pooler_heads: attention heads of an attentive head; null for the encoder's number.
         init_scale: factor on the classifiers' initial weights, whose standard deviation is .02.

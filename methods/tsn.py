@@ -1,7 +1,7 @@
 """TSN: temporal segment networks (Wang et al. 2016, arXiv:1608.00859).
 
 * A 2D network sees T frames, one from each segment of the video, each of them alone; their class scores are averaged.
-  The order of the frames does not matter, so it cannot tell motions apart that differ in order only: it is the baseline
+  The order of the frames does not matter, so it cannot separate motions that differ in order only: it is the baseline
   for every other method.
 * It accepts any number of frames in evaluation (25 in the paper), not only the T it was trained with.
 * Choose it as the baseline, or if the scene decides the class.

@@ -31,7 +31,7 @@ class VideoMAE(nn.Module):
         num_segments: T.
         dropout: probability before the classifier.
         pooling: "mean": the mean of the tokens, then a layer norm; "first": the first token.
-        head_eps: of the norm after the mean.
+        head_eps: epsilon of the norm after the mean.
         init_scale: see `new_head`.
 
     Attributes:
@@ -114,8 +114,8 @@ def build(
         patch: side of a patch in pixels.
         tubelet: frames of a patch.
         qkv_bias: which of queries, keys and values have a bias; "qv" in the paper.
-        eps: of the layer norms of the backbone (the authors' code 1e-6, Hugging Face 1e-12).
-        head_eps: of the layer norm after the mean (the authors' code 1e-6, Hugging Face 1e-5).
+        eps: epsilon of the backbone's layer norms (the authors' code 1e-6, Hugging Face 1e-12).
+        head_eps: epsilon of the layer norm after the mean (the authors' code 1e-6, Hugging Face 1e-5).
         init_scale: factor on the classifier's initial weights, whose standard deviation is .02.
         drop_path: probability with which the last block's branches are dropped; it rises linearly from 0.
         attention_dropout: probability of a zero in the attention weights; above 0 they are kept in memory.

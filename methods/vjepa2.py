@@ -24,7 +24,7 @@ from methods._heads import class_scores, new_dropout
 from methods._transformers import insert_drops, new_head
 from networks.vit3d import Block, Mlp, VisionTransformer3D, initialise
 
-MLP_RATIO = 4  # of the pooler, whatever the encoder has
+MLP_RATIO = 4  # of the pooler, also if the encoder has another ratio
 
 
 class CrossAttention(nn.Module):
@@ -62,7 +62,7 @@ class AttentivePooler(nn.Module):
         dim: D.
         heads: attention heads of all its layers.
         layers: blocks of self-attention.
-        eps: of all its layer norms.
+        eps: epsilon of all its layer norms.
 
     Raises:
         ValueError: D is no multiple of heads, or the number of layers is negative.
@@ -190,8 +190,8 @@ def build(
         patch: side of a patch in pixels.
         tubelet: frames of a patch.
         qkv_bias: "all" or "none" for queries, keys and values of the encoder; those of the pooler always have a bias.
-        eps: of the layer norms of the encoder.
-        head_eps: of the layer norms of the pooler (Hugging Face 1e-6, the authors' code 1e-5).
+        eps: epsilon of the encoder's layer norms.
+        head_eps: epsilon of the pooler's layer norms (Hugging Face 1e-6, the authors' code 1e-5).
         pooler_layers: blocks of self-attention before the query.
         pooler_heads: attention heads of the pooler; null for the encoder's number.
         init_scale: factor on the classifier's initial weights, whose standard deviation is .02.

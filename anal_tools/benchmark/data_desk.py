@@ -41,8 +41,8 @@ class Bench:
 
     Args:
         cfg: a loaded configuration, with the list and the root of this reader's media.
-        name: of the reader.
-        folder: where its media are, for the table.
+        name: name of the reader.
+        folder: folder of its media, for the table.
         clips: how many are timed at most, so that every round takes other ones.
     """
 

@@ -1,8 +1,8 @@
 """Identify an evaluation: everything that decides the score of a video, so that no result mixes two of them.
 
 A stopped evaluation resumes only with the same weights, model, list, root, reader, views, colours, number formats,
-device, libraries and code. The average is not among them, because it is taken over kept views. No list by hand
-names the files of the code: `source_files` follows the imports of the modules that read, transform and score.
+device, libraries and code. The average is not among them, because it is taken over kept views. `source_files` finds
+the files of the code: it follows the imports of the modules that read, transform and score.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prepare the network of an evaluation: its weights, its fastest form, what a view costs, pixels as its input."""
+"""Prepare the network of an evaluation: its weights, its fastest form, and the cost of a view."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PROBE_SIDE = 64  # pixels; side of the clip on which `quick` compares the two f
 def choose_weights(exp: Path, wanted: str | None) -> Path:
     """Return the checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
 
-    If a run changed hands, this is the newest file of the kind, whatever its name (`checkpoint.newest`).
+    If a run changed hands, this is the newest file of the kind under any name (`checkpoint.newest`).
 
     Raises:
         UserError: there is no such file.

@@ -1,4 +1,4 @@
-"""Name the ways to evaluate: which clips and crops, at which size, and how their scores are averaged.
+"""Define the ways to evaluate by name: which clips and crops, at which size, and how their scores are averaged.
 
 A protocol makes a number comparable. So each has a name, is written into every result, and follows the tool that
 published it to the rounding of a pixel. Tests compare the crops and test clips with the tools' own tables.

@@ -99,7 +99,7 @@ class PartWriter:
 
         Args:
             folder: `results/<name>`.
-            rank: of this process; each rank has part files of its own.
+            rank: of this process; each rank writes separate part files.
             start: how often this evaluation was started before, so that no earlier part is overwritten.
             videos_per_part: a part is written when it has this many videos.
             dtype: number format of the kept logits.
@@ -224,7 +224,7 @@ def _earlier_parts(
     folder.mkdir(parents=True, exist_ok=True)
     before, start = _read_note(folder)
 
-    # another evaluation has the place: exchange it with the one that is aside
+    # another evaluation is in the folder: exchange it with the one in `aside`
     if before is not None and before != key:
         aside, aside_start = _read_note(folder / _ASIDE)
         _exchange(folder, bring_back=aside == key)
@@ -350,7 +350,7 @@ def merge(
         folder: `results/<name>`.
         ids: path of each of the N videos.
         labels: (N,).
-        summary: content of the JSON file; its protocol says how views are joined.
+        summary: content of the JSON file; its protocol defines how views are joined.
         targets: (N, K) bool for a list with several labels per video.
         owner: the identity of the evaluation (`owner_of`); parts of others are ignored.
 
@@ -485,7 +485,7 @@ def _synced_hash(path: Path) -> str:
 
 
 def _publish(folder: Path, names: Sequence[str]) -> None:
-    """Give the new files their names; a summary is there only while all files beside it are of one evaluation."""
+    """Give the new files their names; a summary exists only while all files beside it are of one evaluation."""
     summary = summary_file(folder)
     # first the old summary goes: without it the folder holds no result
     summary.unlink(missing_ok=True)
@@ -554,7 +554,7 @@ def score_in_blocks(logits: np.ndarray, average: str, *, multi_label: bool = Fal
 
 
 def _new(path: Path) -> Path:
-    """Return the name of a file until the whole result is there."""
+    """Return the name of a file until the whole result is complete."""
     return path.with_name(f"{path.name}.tmp")
 
 

@@ -263,7 +263,7 @@ class Results:
         except (OSError, Damaged) as error:
             failure = error
 
-        # first ask whether the result was replaced: then the failure is no damage
+        # check first whether the result was replaced: then the failure is no damage
         if self.stamp is not None and _stamp(self.exp / "results" / f"{self.name}.json") != self.stamp:
             raise _replaced(self.folder) from failure
         if failure is not None:
@@ -341,7 +341,7 @@ def _parsed(data: bytes, name: str) -> object:
 
 
 def summary_checksum(summary: Mapping[str, object]) -> str:
-    """Return the sha256 of all that a summary says, independent of the order of its keys and its spaces."""
+    """Return the sha256 of a summary's content, independent of the order of its keys and its spaces."""
     content = {key: value for key, value in summary.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

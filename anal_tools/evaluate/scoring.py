@@ -30,7 +30,7 @@ class Subset:
     """Some of the kept views.
 
     Attributes:
-        protocol: the protocol that they stand for.
+        protocol: the protocol whose views they are, or replace.
         views: (V,) their indices among the kept ones.
         note: "" if they are exactly the views of that protocol, else how they differ.
     """
@@ -51,7 +51,7 @@ def smaller(kept: Protocol, views: str | None = None, average: str | None = None
     if views is not None:
         clips, crops = parse_views(views)
         same = crops == spec.crops_per_clip
-        # the same number of crops stays the same rule, whatever the family
+        # the same number of crops keeps the rule, in any family
         spec = dataclasses.replace(
             spec, num_clips=clips, crops=spec.crops if same else FAMILIES[kept.family].get(crops, spec.crops)
         )
@@ -61,7 +61,7 @@ def smaller(kept: Protocol, views: str | None = None, average: str | None = None
 def subset(kept: Protocol, wanted: Protocol) -> Subset:
     """Return the kept views that are those of another protocol.
 
-    Where the tool places fewer clips or crops elsewhere, take the nearest ones and say so in the note.
+    If the tool places fewer clips or crops elsewhere, take the nearest ones and mention it in the note.
 
     Raises:
         UserError: the wanted views cannot be found in the kept ones.
@@ -230,7 +230,7 @@ def interval(
         right: (N,) one number per video, 0 or 1 for an accuracy.
         level: share of resamples that lie inside.
         resamples: number of lists of N videos that are drawn, with replacement.
-        seed: of the draws; the same seed gives the same interval.
+        seed: seed of the draws; the same seed gives the same interval.
 
     Returns:
         Lower and upper end, in the unit of `right`.

@@ -46,7 +46,7 @@ class Found:
         source: what the user named.
         logits: (V, K) float32.
         score: (K,) mean over the views of the softmax.
-        frames, fps: of the video.
+        frames, fps: number and rate of the video's frames.
         failure: why it could not be read; the other fields are then empty.
         missing: number of frames at its end that do not decode; `frames` does not count them.
         unwritten: why its subtitles or its video could not be written.

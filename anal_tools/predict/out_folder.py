@@ -79,8 +79,8 @@ def check_targets(out: Path, names: Iterable[str], endings: Sequence[str], sourc
 
     Args:
         out: the folder.
-        names: of `file_names`.
-        endings: of the files for each name.
+        names: from `file_names`.
+        endings: endings of the files for each name.
         sources: files that this run reads, lists included.
 
     Raises:

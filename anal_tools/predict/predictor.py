@@ -1,4 +1,4 @@
-"""Build what predicts: a network and everything that turns a video into its input, from a checkpoint or an export."""
+"""Build a predictor: a network and everything that turns a video into its input, from a checkpoint or an export."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def from_experiment(
         state, weights_hash = read_steady(weights, _own_checkpoint, world)
         cfg = config_of(state, target, overrides)
 
-    # The names in the checkpoint are those it was trained with; the file may have changed since.
+    # Prefer the class names in the checkpoint: the file may have changed since the training.
     classes = state.get("classes")
     if not isinstance(classes, list) or len(classes) != cfg.model.num_class:
         classes = read_class_names(_class_file(cfg), cfg.model.num_class)
@@ -146,7 +146,7 @@ def from_experiment(
 
 
 def _own_checkpoint(file: Path) -> State:
-    """Return a checkpoint of a run; refuse a file of another project with a message that says what it is."""
+    """Return a checkpoint of a run; refuse a file of another project with a message that names the project."""
     from methods import interop
     from utils import checkpoint, weights_file
 
@@ -156,7 +156,7 @@ def _own_checkpoint(file: Path) -> State:
         interop.check_finite(checkpoint.evaluated_weights(state)[0], file)
         return state
 
-    # The names show whether these are bare weights of ours or a file of another project.
+    # The names show whether these are our bare weights or a file of another project.
     names = interop.tensors_of(state, file)
     ours = any(name.startswith("backbone.") for name in names) and not interop.family_of(names)
     whose = "" if ours else f"weights with names of {interop.what_is(file)[0]}: "
@@ -218,13 +218,13 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
     """Return an exported model that onnxruntime runs on the CPU, with the preprocessing that the file describes.
 
     Args:
-        file: of `python main.py export --to onnx`.
+        file: written by `python main.py export --to onnx`.
         world: the ranks; the input comes from its device.
-        like: the experiment that the user named beside it. Media are read as it says, and both must agree on views and
-            classes.
+        like: the experiment that the user named beside it. Media are read as in its config, and both must agree on
+            views and classes.
 
     Raises:
-        UserError: the file is no ONNX file of ours, or of another experiment.
+        UserError: the file is none that `export` wrote, or it is of another experiment.
     """
     import torch
 

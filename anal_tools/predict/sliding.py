@@ -25,7 +25,7 @@ class Window:
     Attributes:
         first: ordinal of its first frame.
         frames: number of its frames.
-        start, end: the time that it stands for, in seconds: neighbours meet half-way between their centres.
+        start, end: the time span of its prediction, in seconds: neighbours meet half-way between their centres.
     """
 
     first: int
@@ -68,8 +68,8 @@ def window_logits(
     """Yield the logits (V, K) of each window, by the plan, the reader and the views of an evaluation.
 
     Args:
-        reader: of the video.
-        record: its index.
+        reader: a reader that has the video.
+        record: index of the video in the reader.
         parts: from `windows`.
         spec: the views of each window.
         score: uint8 views (V, T, h, w, C) -> logits (V, K).

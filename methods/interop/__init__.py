@@ -340,14 +340,14 @@ def look(
 
 
 def load_checkpoint(path: str | Path, build: Callable[[], nn.Module]) -> dict[str, Any]:
-    """Return what an evaluation starts from: a checkpoint of ours as it is, or one made of published weights.
+    """Return what an evaluation starts from: one of our checkpoints unchanged, or one made from published weights.
 
     Args:
-        path: a checkpoint, a state dict of ours, or a file or folder that `load_weights` takes.
+        path: a checkpoint, one of our state dicts, or a file or folder that `load_weights` takes.
         build: returns the model that foreign weights must fit, classifier included.
 
     Returns:
-        The checkpoint; for a foreign file a dict with `model` (a state dict of ours), `report` and `initial` (see
+        The checkpoint; for a foreign file a dict with `model` (one of our state dicts), `report` and `initial` (see
         `provenance.of`), and for a folder also `classes`, if it names them.
 
     Raises:
@@ -437,7 +437,7 @@ def _wrong_options(model: nn.Module, needs: Mapping[str, str]) -> list[str]:
 
 
 def check_kept_options(model: nn.Module, content: Mapping[str, Any], path: Path, *, encoder_only: bool = False) -> None:
-    """Refuse a checkpoint of ours whose video transformer had other options that no tensor shows.
+    """Refuse one of our checkpoints if its video transformer had other options that no tensor shows.
 
     Raises:
         UserError: lists the options to set.

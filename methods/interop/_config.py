@@ -110,7 +110,7 @@ class HfConfig:
             raise self._wrong("id2label", "an object of the names of the classes 0, 1, 2, ...")
 
         names = [table[str(number)][:_WORD] for number in range(len(table))]
-        # transformers writes LABEL_0, LABEL_1, ... if nobody gave names
+        # transformers writes LABEL_0, LABEL_1, ... if a model has no names
         return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
 
 

@@ -112,7 +112,7 @@ def _bare(name: str) -> str:
 
 
 def _check_published(path: Path) -> None:
-    """Compare a file whose name `fetch` knows with the sha256 in that name.
+    """Compare a file with the sha256 in its name, if `fetch` has that name.
 
     Raises:
         UserError: it is another file.

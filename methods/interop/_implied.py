@@ -90,7 +90,7 @@ def _method(state: Mapping[str, Tensor], theirs: list[str], family: str) -> str:
 
 
 def _backbone(state: Mapping[str, Tensor], prefix: str) -> str:
-    """Return the name of the (2D) network; "" if its shape is none of ours."""
+    """Return the name of the (2D) network; "" if no network here has its shape."""
     if f"{prefix}features.0.0.weight" in state:
         return "mobilenetv2"
 

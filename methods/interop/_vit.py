@@ -12,7 +12,7 @@ from torch import Tensor
 
 from methods.interop._names import Converted, Options
 
-# {our name: their names}; their tensors are parts of ours along the first axis.
+# {our name: their names}; their tensors are parts of our tensor along the first axis.
 Table = Mapping[str, tuple[str, ...]]
 
 # {(width, depth, heads, hidden of the MLP): name in networks/}
@@ -27,10 +27,10 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """Describe a network of ours, for a config.json.
+    """Describe one of our networks, for a config.json.
 
     Attributes:
-        width, depth, heads, mlp, patch, tubelet: of the encoder.
+        width, depth, heads, mlp, patch, tubelet: options of the encoder.
         bias: its option `qkv_bias`.
         eps: epsilon of its norms.
         pooling: option of VideoMAE.
@@ -159,7 +159,7 @@ def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) 
 
     Args:
         state: under our names.
-        family: the family of the file's names; "" for a model of ours.
+        family: the family of the file's names; "" for one of our models.
         needs: options that no tensor shows, as text.
     """
     # V-JEPA 2 has biases for q, k and v, and these norms; VideoMAE has none for k
@@ -192,7 +192,7 @@ def backbone_options(state: Mapping[str, Tensor], *, heads: int | None, bias: st
 
     Args:
         state: under our names.
-        heads: of the encoder's attention, which no tensor shows; None: as in the published network of this width.
+        heads: attention heads of the encoder, which no tensor shows; None: as in the published network of this width.
         bias: the family's `qkv_bias`.
     """
     shape = shape_of(state)

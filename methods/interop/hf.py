@@ -214,7 +214,7 @@ def write_folder(
     Args:
         out: the folder.
         family: "videomae" or "vjepa2".
-        state: a state dict of ours.
+        state: one of our state dicts.
         facts: the values for config.json.
         labels: class names.
         carried: tensors beside those of the network, under the folder's names.

@@ -20,7 +20,7 @@ RESNET = (
     (r"backbone\.slow_path\.layer(\d)_lateral\.(.*)", r"backbone.laterals.\1.\2"),
     (_PATHS + r"conv1\.conv\.(.*)", r"backbone.\1.conv1.\2"),
     (_PATHS + r"conv1\.bn\.(.*)", r"backbone.\1.bn1.\2"),
-    # our non-local blocks stand after a residual block, theirs inside it
+    # our non-local blocks come after a residual block, theirs are inside it
     (_STAGE + r"non_local_block\.conv_out\.conv\.(.*)", r"backbone.\1.\2_non_local.out.\3"),
     (_STAGE + r"non_local_block\.conv_out\.bn\.(.*)", r"backbone.\1.\2_non_local.bn.\3"),
     (_STAGE + r"non_local_block\.(theta|phi|g)\.(?:0\.)?conv\.(.*)", r"backbone.\1.\2_non_local.\3.\4"),

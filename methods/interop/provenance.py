@@ -32,7 +32,7 @@ class Start:
     """Describe a model's initial weights, beside their values.
 
     Attributes:
-        path: of the file or folder.
+        path: the file or folder.
         initial: see `of`.
         labels: class names in the order of the loaded classifier; None if none was loaded, or nothing names them.
         lists: hashes of the lists of their run, if they are from a checkpoint.
@@ -53,7 +53,7 @@ def of(path: Path, family: str, opened: Opened | None = None, content: Options |
         path: file or folder.
         family: the family of its names; "" for ours.
         opened: the content of a file or folder that is not ours.
-        content: the content of a checkpoint of ours.
+        content: the content of one of our checkpoints.
 
     Returns:
         name, sha256, licence ("" if unknown), licence_from ("card", "family", "checkpoint" or ""), and about: texts
@@ -62,7 +62,7 @@ def of(path: Path, family: str, opened: Opened | None = None, content: Options |
     folder = opened.folder if opened else None
     earlier = earlier_of(content)
 
-    # A folder's card, else what a checkpoint kept of its own start, else the family.
+    # A folder's card, else what a checkpoint kept about its initial weights, else the family.
     about, licence, source = f"{path.parent.name} {path.name}", "", ""
     if folder is not None:
         about, licence, source = folder.about, folder.licence, "card" if folder.stated else "family"
@@ -79,7 +79,7 @@ def of(path: Path, family: str, opened: Opened | None = None, content: Options |
 
 
 def earlier_of(content: Options | None) -> dict[str, str]:
-    """Return what a checkpoint keeps of its own initial weights; {} if that is missing or malformed."""
+    """Return what a checkpoint keeps about its initial weights; {} if that is missing or malformed."""
     found = content.get("initial") if content else None
     keys = ("name", "sha256", "licence", "licence_from", "about")
     right = isinstance(found, Mapping) and all(isinstance(found.get(key), str) for key in keys)

@@ -15,7 +15,7 @@ _BLOCK = r"base_model\.(layer\d\.\d+)\."
 _INVERTED = r"base_model\.features\.(\d+)\.conv\."
 RULES = (
     (r"new_fc\.(.*)", r"classifier.\1"),
-    # `nl` wraps a residual block; ours stands after it
+    # `nl` wraps a residual block; our block comes after it
     (_BLOCK + r"nl\.(theta|phi|g)\.(?:0\.)?(weight|bias)", r"backbone.\1_non_local.\2.\3"),
     (_BLOCK + r"nl\.W\.0\.(.*)", r"backbone.\1_non_local.out.\2"),
     (_BLOCK + r"nl\.W\.1\.(.*)", r"backbone.\1_non_local.bn.\2"),

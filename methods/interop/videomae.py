@@ -124,7 +124,7 @@ def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
     """Return the arguments of `methods.build` that a folder describes.
 
     Args:
-        config: of the folder.
+        config: values of the folder's config.json.
         state: its tensors under our names.
 
     Raises:
@@ -161,7 +161,7 @@ def side(config: HfConfig) -> int:
 
 
 def written(facts: _vit.Facts) -> Options:
-    """Return the keys of config.json for a network of ours."""
+    """Return the keys of config.json for one of our networks."""
     return {
         "hidden_size": facts.width,
         "num_hidden_layers": facts.depth,

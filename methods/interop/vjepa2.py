@@ -221,7 +221,7 @@ def side(config: HfConfig) -> int:
 
 
 def written(facts: _vit.Facts) -> Options:
-    """Return the keys of config.json for a network of ours."""
+    """Return the keys of config.json for one of our networks."""
     return {
         "hidden_size": facts.width,
         "num_hidden_layers": facts.depth,
