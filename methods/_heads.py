@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from utils.draws import Dropout
 
-CONSENSUS = ("logits", "features")  # the averaged quantity of a clip's frames
+CONSENSUS = ("logits", "features")  # averaged over the frames of a clip
 
 
 def new_classifier(feature_dim: int, num_class: int, std: float) -> nn.Linear:

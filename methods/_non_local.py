@@ -54,7 +54,7 @@ class NonLocal(nn.Module):
         self.out = nn.Conv3d(inner, channels, 1, bias=False)
         self.bn = nn.BatchNorm3d(channels)
 
-        # A BN scale of 0: the block is the identity at first.
+        # Small weights, and a BN scale of 0: the block is the identity at first.
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
                 nn.init.normal_(module.weight, std=0.01)

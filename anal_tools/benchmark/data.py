@@ -157,7 +157,7 @@ def verdict(rows: list[Figures], batch: int, step_time: float | None, cores: int
         row["waits"] = best < needed
         # The time by which a step takes longer than the model alone, as a share of the whole.
         row["wait_share"] = round(max(0.0, 1 - best / needed), 3)
-        # rounded up: the negative of a floor division of the negative
+        # rounded up, by a floor division of the negative
         row["workers_needed"] = -(-needed // row["clips_per_cpu_s"])
         row["cores_are_enough"] = row["workers_needed"] <= cores
 

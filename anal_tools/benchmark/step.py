@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace) -> Figures:
     shape = (1, 3, step.frames, cfg.augmentation.input_size, cfg.augmentation.input_size)
     macs = count_macs(step.net, shape, norms=False)
 
-    # A GPU needs more steps to reach a steady clock and to choose its convolution algorithms.
+    # On a GPU it takes more steps until the times are steady.
     warmup = args.warmup if args.warmup is not None else (10 if world.device.type == "cuda" else 1)
 
     rows = [step.run() for _ in range(warmup + args.iters)][warmup:]

@@ -109,7 +109,7 @@ def _same_on_all_ranks(digest: str, world: World) -> bool:
     """Return True if this rank's hash is that of rank 0; all ranks must call it."""
     import torch
 
-    # (32,) int64, since not every backend broadcasts bytes
+    # (32,), a value for each byte
     own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.int64, device=world.device)
     return torch.equal(world.broadcast_(own.clone()), own)  # broadcast_ overwrites its argument
 

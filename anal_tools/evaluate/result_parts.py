@@ -242,7 +242,7 @@ def _earlier_parts(
         if part is None:
             path.unlink()
             continue
-        start = max(start, int(path.name.split("-")[1]))  # the note may be older than the last part
+        start = max(start, int(path.name.split("-")[1]))  # no part may be overwritten, even if the note is wrong
         seen[part["samples"]] = True
         parts.append(part)
 

@@ -115,5 +115,5 @@ class HfConfig:
 
 
 def _as_number(text: str) -> int:
-    # fewer than 8 digits, because int() of a very long text is slow
+    # fewer than 8 digits, because int() refuses thousands of them with a ValueError
     return int(text) if text.isascii() and text.isdigit() and len(text) < 8 else -1

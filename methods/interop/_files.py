@@ -52,7 +52,7 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     """
     content = _vjepa2(content)
 
-    # One wrapper a turn; a file could nest them without end.
+    # One wrapper per turn, with a limit: a damaged file could nest them without end.
     for _ in range(len(_WRAPPERS)):
         inner = [content[key] for key in _WRAPPERS if isinstance(content, Mapping) and key in content]
         wrapped = [value for value in inner if isinstance(value, Mapping)]

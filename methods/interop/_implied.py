@@ -113,7 +113,7 @@ def _slowfast(state: Mapping[str, Tensor], backbone: str) -> dict[str, Any]:
 
     slow_stem, fast_stem = (state.get(f"backbone.{path}.conv1.weight") for path in ("slow", "fast"))
     if slow_stem is not None and fast_stem is not None and slow_stem.dim() == fast_stem.dim() == 5:
-        # beta: channels of the Fast pathway, as a share of the Slow one's
+        # channels of the Slow pathway over those of the Fast one
         found["beta_inv"] = len(slow_stem) // max(1, len(fast_stem))
 
     lateral = state.get("backbone.laterals.0.conv.weight")

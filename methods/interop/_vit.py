@@ -72,7 +72,7 @@ def joined(ours: str, theirs: str, parts: Iterable[str], kinds: Iterable[str]) -
 def numbers(names: Iterable[str], pattern: str) -> range:
     """Return 0, 1, ... up to the highest number that `pattern` finds in the names without a gap before it."""
     matches = (re.match(pattern, name) for name in names)
-    # fewer than 6 digits, because int() of a very long text is slow
+    # fewer than 6 digits, because int() refuses thousands of them with a ValueError
     found = {int(match[1]) for match in matches if match and len(match[1]) < 6}
     return range(next(number for number in range(len(found) + 1) if number not in found))
 
