@@ -116,8 +116,8 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         world = dist.join()
         stack.push(dist.leave)
 
-        # The weights: read once, hashed, and the same on all ranks.
         records = loader.records_of(cfg, "val")
+        # The weights: hashed, and the same on all ranks although a training run may replace the file.
         build_plain = functools.partial(methods.build, **model_arguments(cfg, pretrained=False))
         read = functools.partial(interop.load_checkpoint, build=build_plain)  # reads files of other projects too
         state, weights_hash = read_steady(weights, read, world)

@@ -212,7 +212,6 @@ def load_tensors(
     # Compare the options that no tensor shows, then the tensors.
     needed_options = {**module.NEEDS, **result.needs, **(needs or {})}
     shown = implied(result.state, state, name, needed_options)
-
     problems = _wrong_options(model, {key: text for key, text in needed_options.items() if key not in accept})
     own = model.state_dict()
     if classifier is None:
@@ -247,7 +246,7 @@ def load_tensors(
         implied=shown,
     )
 
-    # Nothing is loaded unless everything fits.
+    # With strict, nothing is loaded unless everything fits.
     if strict and (report.missing or report.unexpected or problems):
         raise _misfit(path, report, [*_other_network(shown, model), *problems])
 

@@ -51,7 +51,6 @@ def implied(
     # What one method has.
     if method == "slowfast":
         found |= _slowfast(state, backbone)
-
     if method == "tpn":
         stem = state.get("backbone.conv1.weight")
         found["base"] = "slowonly" if stem is not None and stem.dim() == 5 else "tsm"
