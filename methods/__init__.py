@@ -1,14 +1,14 @@
 """Video models, one paper per file: `model.type: tsm` is `methods/tsm.py`.
 
-What every method file keeps (tests/methods/test_contract.py finds new files by itself):
+Rules for every method file (tests/methods/test_contract.py finds new files by itself):
 
 * `build(*, backbone, num_class, num_segments, dropout, pretrained, <its options, with defaults>,
-  **backbone_options where it passes options on)`, whose docstring names the paper; it returns an `nn.Module` and knows
-  no config. `backbone` is a 2D name; methods on 3D networks take the network of the same layout.
+  **backbone_options if it passes options on)`: its docstring names the paper; it returns an `nn.Module` and reads no
+  config. `backbone` is a 2D name; methods on 3D networks take the network of the same layout.
 * Input (B, C, T, H, W) float of any memory format, output logits (B, K). B clips, T frames, K classes. In training a
-  method with an auxiliary head answers with an `Output` (`methods/_output.py`).
-* `build` ends with `return _backbones.load(model, pretrained, backbone)` (`from methods import _backbones`): it fills
-  the model. A method that does not call it is refused with `pretrained: True`: it would train from random weights.
+  method with an auxiliary head returns an `Output` (`methods/_output.py`).
+* `build` ends with `return _backbones.load(model, pretrained, backbone)` (`from methods import _backbones`), which
+  fills the model. A method without this call is refused with `pretrained: True`, since its weights would be random.
 * Attributes: `backbone`, `classifier` (the last `nn.Linear`), `frames_per_clip` (T).
 """
 
@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 
 def names() -> list[str]:
-    """The method files of this folder: those without a leading underscore that define `build`."""
+    """Return the names of the method files in this folder: no leading underscore, and a function `build`."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    # by text: an import of every method would load torch and all networks
     return [file.stem for file in files if re.search(r"^def build\(", file.read_text(encoding="utf-8"), re.MULTILINE)]
 
 
@@ -42,7 +43,9 @@ def build(
     pretrained: bool | str = False,
     **kwargs: Any,
 ) -> nn.Module:
-    """A model by the name of its file: `methods.build(type="tsm", backbone="resnet50", num_class=400, num_segments=8)`.
+    """Build a model by the name of its file.
+
+    Example: `methods.build(type="tsm", backbone="resnet50", num_class=400, num_segments=8)`.
 
     Args:
         type: file name in `methods/`.
@@ -56,10 +59,10 @@ def build(
 
     Returns:
         The model on the CPU, contiguous float32, in training mode, (B, C, T, H, W) -> (B, K). Its `pretrained_note`
-        is a line for the log: which weights it starts from, "" for random ones.
+        is a line for the log with the weights it starts from, "" for random ones.
 
     Raises:
-        UserError: unknown type, backbone or option, an option's bad value, or weights that are not there or do not fit.
+        UserError: unknown type, backbone or option, an option's bad value, or weights that are missing or do not fit.
     """
     from methods import _backbones
     from utils import draws
@@ -69,14 +72,17 @@ def build(
         raise UserError(
             f"model.type: no method called {type!r}{did_you_mean(type, known)}; there are {', '.join(known)}"
         )
+
+    # The options of the method, and those of the backbone if the method passes them on.
     method = importlib.import_module(f"{__name__}.{type}")
     options = _options(method.build)
     network = _backbones.function(backbone)
     if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(method.build).parameters.values()):
-        options |= _options(network)  # the method hands the rest on to its backbone
+        options |= _options(network)
     for key in sorted(kwargs.keys() - options):
         there_are = f"{did_you_mean(key, options)}; there are {', '.join(sorted(options))}"
         raise UserError(f"model.kwargs.{key}: {type} with {backbone} has no such option{there_are}")
+
     try:
         model = method.build(
             backbone=backbone,
@@ -88,11 +94,13 @@ def build(
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from error
+
     if pretrained and not getattr(model, "pretrained_note", ""):
         raise UserError(
             f"model.pretrained: {type} ignores it and would start from random weights; let its build end with "
             "`return methods._backbones.load(model, pretrained, backbone)`, or set model.pretrained: false"
         )
+    # the draws of each Dropout depend on its name in the model, not on a global state
     return draws.prepare(model)
 
 
@@ -100,19 +108,19 @@ def from_pretrained(path: str | Path, num_class: int | None = None, **options: A
     """Build and fill the network that a weights file or folder describes.
 
     Args:
-        path: a Hugging Face folder (VideoMAE, V-JEPA 2), an original file of these, a checkpoint of ours or an
+        path: a Hugging Face folder (VideoMAE, V-JEPA 2), an original file of these, one of our checkpoints or an
             experiment folder.
-        num_class: K; None: that of its classifier. With another number, or without a classifier in the file, the
+        num_class: K; None: as in the file's classifier. With another number, or without a classifier in the file, the
             classifier is new.
-        options: arguments of `build` that replace those of the file, such as `num_segments`, or say what it does not
+        options: arguments of `build` that replace those of the file, such as `num_segments`, or that the file does not
             show, such as `pooler_heads`.
 
     Returns:
-        The model, in training mode. `pretrained_note` says what was loaded, `pretrained` where it is from, `carried`
-        (a dict of tensors) what an export needs and no logit.
+        The model, in training mode. Its `pretrained_note` names the loaded weights, `pretrained` their origin, and
+        `carried` (a dict of tensors) holds what an export needs and no logit depends on.
 
     Raises:
-        UserError: the file cannot be read, contradicts itself, or does not say which network it is of.
+        UserError: the file cannot be read, contradicts itself, or does not show which network it is of.
     """
     import torch
 
@@ -120,24 +128,30 @@ def from_pretrained(path: str | Path, num_class: int | None = None, **options: A
 
     found = _backbones.described(Path(path))
     arguments: dict[str, Any] = found.arguments | options | ({} if num_class is None else {"num_class": num_class})
+
+    # the number of heads leaves no trace in the shapes of the tensors
     needed = ["type", "backbone", "num_class", "num_segments", *(["heads"] if found.arguments.get("width") else [])]
     lacking = [key for key in needed if key not in arguments]
     if lacking:
         raise UserError(
             f"{path}: it does not show {', '.join(lacking)}; say so in the call: from_pretrained(PATH, ...)"
         )
+
+    # Compare shapes on the meta device first: a network that does not fit is never allocated.
     with torch.device("meta"):
         shapes = build(**arguments)
     found.check(shapes.state_dict())
+
+    # Two copies of the weights would be in memory otherwise.
     file, carried = found.path, found.carried
-    del found  # its tensors: the file is read once more
+    del found  # frees its tensors; the file is read once more
     model = build(**arguments, pretrained=str(file))
     model.carried = carried  # pyright: ignore[reportArgumentType]
     return model
 
 
 def _options(function: Any) -> set[str]:
-    """Names of the parameters that are options of this function, not part of what all methods share."""
+    """Return the names of the parameters that are options of this function, without those that all methods share."""
     shared = {"backbone", "num_class", "num_segments", "dropout", "pretrained"}
     parameters = inspect.signature(function).parameters.values()
     return {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - shared

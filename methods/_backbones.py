@@ -1,4 +1,4 @@
-"""The backbone of a method: built by name, and filled with the weights that `model.pretrained` names."""
+"""Build the backbone of a method by name, and fill it with the weights that `model.pretrained` names."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from utils.faults import UserError, did_you_mean, listed
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# Classifiers of the published image networks (1000 classes).
+#: Beginnings of the names of classifiers in the published image networks (1000 classes).
 _IMAGE_CLASSIFIERS = ("fc.", "classifier.")
-_KINDS = ("images", "clips")
+_KINDS = ("images", "clips")  # indexed by `video`
 _OUR_CLASSIFIERS = ("classifier.", "aux_head.fc.")
-_FRAMES = 16  # of a clip, where a file of a video transformer does not say
+_FRAMES = 16  # of a clip, if a file of a video transformer does not show it
 
 
 def function(name: str) -> Callable[..., nn.Module]:
-    """The function of `networks` that builds a backbone.
+    """Return the function of `networks` that builds a backbone.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: no backbone has this name.
     """
     if name not in BACKBONES:
         there_are = f"{did_you_mean(name, BACKBONES)}; there are {', '.join(BACKBONES)}"
@@ -42,7 +42,7 @@ def make(name: str, options: Mapping[str, Any], *, video: bool = False) -> nn.Mo
     """Build a backbone without classifier: of images, (N, 3, H, W) -> (N, feature_dim), or one of `networks.VIDEO`.
 
     Raises:
-        UserError: there is none of this name, or it is of the other kind.
+        UserError: no backbone has this name, or it is of the other kind.
     """
     network = function(name)
     if (name in VIDEO) != video:
@@ -52,28 +52,29 @@ def make(name: str, options: Mapping[str, Any], *, video: bool = False) -> nn.Mo
 
 
 def feature_dim(backbone: nn.Module) -> int:
-    """Channels of a backbone's output."""
+    """Return the number of channels of a backbone's output."""
     return int(backbone.feature_dim)  # pyright: ignore[reportArgumentType]
 
 
 def load(model: Model, pretrained: bool | str, backbone: str, *, encoder_only: bool = False) -> Model:
-    """Fill `model.backbone`, and what else fits, with earlier weights; leave a line about it in
-    `model.pretrained_note`.
+    """Fill `model.backbone`, and what else fits, with earlier weights.
+
+    A line about the weights remains in `model.pretrained_note`.
 
     Args:
         model: has `backbone` and `classifier`.
         pretrained: False: nothing. True: the published ImageNet weights in `pretrained/`. Else a path (relative to the
-            working folder, else to the repository) of a state dict with torchvision's names, a checkpoint of ours,
-            an experiment folder (its best checkpoint, else its latest), a Hugging Face folder, or a file of another
+            working folder, else to the repository) of a state dict with torchvision's names, one of our checkpoints, an
+            experiment folder (its best checkpoint, else its latest), a Hugging Face folder, or a file of another
             project (`methods.interop`). Weights of a 2D network are inflated for a 3D one.
         backbone: name of the backbone, for `pretrained=True`.
-        encoder_only: fill `model.backbone` alone, and leave out what the file has beside it.
+        encoder_only: fill `model.backbone` alone, and leave out everything else in the file.
 
     Returns:
         The same model.
 
     Raises:
-        UserError: no such file, not a weights file, or keys that do not match; the model is then not changed.
+        UserError: no such file, not a weights file, or keys that do not match; the model is then unchanged.
     """
     note = ""
     if pretrained:
@@ -88,7 +89,8 @@ def load(model: Model, pretrained: bool | str, backbone: str, *, encoder_only: b
 
 
 def _start(model: nn.Module, path: Path, *, encoder_only: bool) -> tuple[str, provenance.Start]:
-    """Fill a model from a file or folder; return the line for the log and what the weights are."""
+    """Fill a model from a file or folder; return the line for the log and the origin of the weights."""
+    # Read: a Hugging Face folder, one of our checkpoints, bare tensors, or a file of another project (`opened`).
     if hf.is_folder(path):
         opened = interop.open_weights(path)
         state, content = opened.tensors, None
@@ -99,6 +101,8 @@ def _start(model: nn.Module, path: Path, *, encoder_only: bool) -> tuple[str, pr
         state = checkpoint.evaluated_weights(content)[0] if ours else interop.tensors_of(content["state"], path)
         family = interop.family_of(state)
         opened = interop.Opened(state, family) if family else None
+
+    # Fill. Class names are known to belong to the classifier only if that was filled.
     if opened:
         report = interop.load_tensors(
             model, state, path,
@@ -112,6 +116,8 @@ def _start(model: nn.Module, path: Path, *, encoder_only: bool) -> tuple[str, pr
         found = (content or {}).get("classes")
         labels = list(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
         filled = "left out" not in note
+
+    # the lists that the weights were trained on, to warn of an evaluation on the same videos
     kept = (content or {}).get("lists")
     start = provenance.Start(
         path,
@@ -120,17 +126,18 @@ def _start(model: nn.Module, path: Path, *, encoder_only: bool) -> tuple[str, pr
         {str(key): str(value) for key, value in kept.items()} if isinstance(kept, dict) else {},
         opened.folder.side if opened and opened.folder else None,
     )
+
     licence = provenance.licence_line(start.initial)
     return note + (f"; {licence}" if licence else ""), start
 
 
 @dataclass(frozen=True)
 class Described:
-    """The network that a weights file or folder is of.
+    """The network of a weights file or folder.
 
     Attributes:
-        path: of the file or folder.
-        arguments: of `methods.build`, as far as it shows them.
+        path: the file or folder.
+        arguments: those of `methods.build`, as far as the file shows them.
         state: its tensors under our names.
         carried: see `methods.interop.Report`.
     """
@@ -141,7 +148,7 @@ class Described:
     carried: dict[str, Tensor] = field(default_factory=dict)
 
     def check(self, shapes: Mapping[str, Tensor]) -> None:
-        """Refuse a file that does not fill the network's encoder, before that is allocated.
+        """Refuse a file that does not fill the network's encoder, before the network is allocated.
 
         Args:
             shapes: a state dict on the meta device.
@@ -154,7 +161,7 @@ class Described:
 
 
 def described(path: Path) -> Described:
-    """Read which network a weights file or folder is of.
+    """Read the network of a weights file or folder.
 
     Raises:
         UserError: it cannot be read, or contradicts itself.
@@ -163,9 +170,11 @@ def described(path: Path) -> Described:
     if hf.is_folder(path):
         folder = hf.read_folder(path)
         return Described(path, dict(folder.model), folder.converted.state, folder.converted.carried)
+
     content = interop.content_of(path)
     if weights_file.is_checkpoint(content):
         return Described(path, _built_with(content["config"]), checkpoint.evaluated_weights(content)[0])
+
     name, result, arguments = interop.look(interop.tensors_of(content, path), path)
     if name in hf.FAMILIES.values():
         arguments.setdefault("num_segments", _FRAMES)
@@ -177,18 +186,23 @@ def _built_with(config: Options) -> Options:
     model, data = config.get("model"), config.get("data")
     model, data = (part if isinstance(part, Mapping) else {} for part in (model, data))
     found = {key: model[key] for key in ("type", "backbone", "num_class", "dropout") if key in model}
+
+    # T of the network is segments x frames per segment
     counts = model.get("num_segments"), data.get("clip_len", 1)
     if all(type(count) is int for count in counts):
         found["num_segments"] = counts[0] * counts[1]
+
     kwargs = model.get("kwargs")
     options = kwargs.items() if isinstance(kwargs, Mapping) else ()
+    # `bn_` options belong to a training run, not to the network
     return found | {str(key): value for key, value in options if not str(key).startswith("bn_")}
 
 
 def _published(backbone: str) -> Path:
-    """Path of the ImageNet weights of a backbone."""
+    """Return the path of the ImageNet weights of a backbone."""
     if backbone not in fetch.FILES:
         raise UserError(f"model.pretrained: no published weights are known for {backbone}; name a file instead of true")
+
     path = fetch.FOLDER / fetch.FILES[backbone]
     if not path.is_file():
         raise UserError(
@@ -199,17 +213,18 @@ def _published(backbone: str) -> Path:
 
 
 def _named(text: str) -> Path:
-    """The weights file that a user's path means."""
+    """Return the weights file that a user's path refers to."""
     path = Path(text).expanduser()
     if not path.is_absolute() and not path.exists():
         path = fetch.ROOT / path
     if not path.exists():
         raise UserError(f"model.pretrained: {text}: no such file or folder")
+
     if not path.is_dir() or hf.is_folder(path):
         return path
     for name in (checkpoint.BEST, checkpoint.LATEST):
         if found := checkpoint.newest(path, name):
-            return found  # even if it is damaged: then reading it is an error, and the latest is not taken instead
+            return found  # even if it is damaged: reading it is then an error, and the latest is no replacement
     raise UserError(
         f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}, and no {hf.CONFIG} of a "
         "Hugging Face folder"
@@ -219,6 +234,8 @@ def _named(text: str) -> Path:
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_only: bool = False) -> str:
     """Put the tensors into the model, all that must fit or none, and return the line for the log."""
     own = model.state_dict()
+
+    # `new` maps our names to the tensors to load; `needed` holds the names that must be among them.
     if encoder_only and any(key.startswith("backbone.") for key in state):
         without = getattr(model, "weights_without", ())
         new = {
@@ -228,7 +245,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_onl
             "; what stands behind the encoder is left out",
             {key for key in own if key.startswith("backbone.")},
         )
-    elif any(key.startswith("backbone.") for key in state):  # a model of ours: its classifier fits or is left out
+    elif any(key.startswith("backbone.") for key in state):  # one of our models: its classifier fits or is left out
         num_class = len((state if "classifier.weight" in state else own)["classifier.weight"])
         foreign = num_class != len(own["classifier.weight"])
         left_out = f"; its classifier of {num_class} classes is left out" if foreign else ""
@@ -239,8 +256,11 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_onl
         new = inflate(new, {key: tensor.shape for key, tensor in own.items()})
         left_out = "; its classifier is left out" if len(new) < len(state) else ""
         needed = {key for key in own if key.startswith("backbone.") and "_non_local." not in key}  # images have none
-    # Files from before 2018 do not count batches; the count changes nothing.
+
+    # Files from before 2018 have no count of batches, and the count changes nothing.
     needed = {key for key in needed if not key.endswith("num_batches_tracked")}
+
+    # Nothing is loaded unless everything fits.
     faults = [
         listed("missing in the file", [key for key in own if key in needed and key not in new]),
         listed("not in the model", [key for key in new if key not in own]),
@@ -249,6 +269,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_onl
     if any(faults):
         faults = [interop.other_network(state, model), *faults]
         raise UserError(f"{path} does not fit: {'; '.join(fault for fault in faults if fault)}")
+
     interop.check_finite(new, path)
     model.load_state_dict(new, strict=False)
     return f"weights from {path}: {len(new)} tensors{left_out}"

@@ -1,4 +1,4 @@
-"""From frame features to class scores: what the 2D methods share."""
+"""Turn frame features into class scores: what the 2D methods share."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from utils.draws import Dropout
 
-CONSENSUS = ("logits", "features")
+CONSENSUS = ("logits", "features")  # averaged over the frames of a clip
 
 
 def new_classifier(feature_dim: int, num_class: int, std: float) -> nn.Linear:
-    """A linear layer with weights N(0, std) and bias 0."""
+    """Return a linear layer with weights N(0, std) and bias 0."""
     classifier = nn.Linear(feature_dim, num_class)
     nn.init.normal_(classifier.weight, std=std)
     nn.init.zeros_(classifier.bias)
@@ -19,14 +19,14 @@ def new_classifier(feature_dim: int, num_class: int, std: float) -> nn.Linear:
 
 
 def new_dropout(p: float) -> nn.Module:
-    """Dropout whose mask does not depend on the rank; no layer at all for p = 0."""
+    """Return a dropout layer whose mask does not depend on the rank, or the identity for p = 0."""
     return Dropout(p) if p > 0 else nn.Identity()
 
 
 def class_scores(classifier: nn.Linear, features: Tensor) -> Tensor:
-    """Apply a classifier in float32 at least: (..., D) -> (..., K). The 8 bits of bf16 scores would make ties."""
+    """Apply a classifier in float32 at least: (..., D) -> (..., K). The 8 bits of bf16 scores would cause ties."""
     kind = features.device.type
-    # Autocast knows no meta device, on which shapes and multiplications are counted.
+    # Autocast does not support the meta device, on which shapes and multiplications are counted.
     if features.is_meta or not torch.is_autocast_enabled(kind):
         return classifier(features)
     with torch.autocast(kind, enabled=False):
@@ -36,8 +36,8 @@ def class_scores(classifier: nn.Linear, features: Tensor) -> Tensor:
 def segmental_consensus(features: Tensor, dropout: nn.Module, classifier: nn.Linear, consensus: str) -> Tensor:
     """Average over the frames of a clip (Wang et al. 2016, arXiv:1608.00859, section 3.1, average consensus).
 
-    The two orders are equal in evaluation, since the classifier is linear. In training "logits" drops other features in
-    each frame (TSN and TSM repositories), "features" one set for the clip (MMAction2, PaddleVideo).
+    In evaluation both orders give the same scores, since the classifier is linear. In training "logits" drops other
+    features in each frame (TSN and TSM repositories), "features" drops one set for the clip (MMAction2, PaddleVideo).
 
     Args:
         features: (B, T, D).

@@ -1,4 +1,4 @@
-"""What a method with an auxiliary classifier answers in training."""
+"""Define the training output of a method with an auxiliary classifier."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Output:
-    """Class scores of two heads; the training loss is loss(logits) + aux_weight * loss(aux).
+    """Hold the class scores of two heads; the training loss is loss(logits) + aux_weight * loss(aux).
 
-    In evaluation such a method answers with the logits alone, as all methods do.
+    In evaluation such a method returns the logits alone, as all methods do.
 
     Attributes:
         logits: (B, K).
-        aux: (B, K), of the auxiliary head.
-        aux_weight: its weight in the loss.
+        aux: (B, K), from the auxiliary head.
+        aux_weight: weight of that head in the loss.
     """
 
     logits: Tensor

@@ -1,10 +1,10 @@
-"""Where a network looked: maps over the frames of one clip.
+"""Show where a network looked: maps over the frames of one clip.
 
 * `grad_cam`, for convolutional networks: Selvaraju et al. 2017, arXiv:1610.02391, section 3, equations 1 and 2.
 * `attention_rollout`, for the transformers of networks/vit3d.py: Abnar and Zuidema 2020, arXiv:2005.00928, section 3.
 
 Both are functions of a network in evaluation mode and a clip, and change neither. A map is coarse: (T', h, w) cells of
-a layer, or tokens. `upsample` brings it to the frames.
+a layer, or tokens. `upsample` brings it to the size of the frames.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from methods.vjepa2 import CrossAttention
 from networks.vit3d import Attention, VisionTransformer3D
 from utils.faults import UserError, did_you_mean
 
-CELLS = 4  # cells along the short side that a map has at least, where a layer of the network has so many
+CELLS = 4  # cells along the short side that a map has at least, if a layer of the network has so many
 _ROWS = 512  # rows of an attention matrix that are in memory at a time
 
+#: An attention layer and the inputs of its forward pass.
 Projected: TypeAlias = tuple[Attention | CrossAttention, tuple[Tensor, ...]]
 
 
@@ -34,15 +35,18 @@ def is_transformer(net: nn.Module) -> bool:
 
 
 def stages(net: nn.Module) -> list[str]:
-    """Return the names of the layers whose maps are of use, first to last: the stages of a backbone we know.
+    """Return the names of the layers with useful maps, first to last: the stages of a backbone that we know.
 
-    SlowFast has those of its Slow pathway, which has most of the channels. A network of another kind has none.
+    For SlowFast these are the stages of the Slow pathway, which has most of the channels. Other networks have none.
     """
     names = [name for name, _ in net.named_modules()]
+    # the four stages of a ResNet
     for place in ("backbone.", "backbone.slow."):
         found = [f"{place}layer{i}" for i in range(1, 5) if f"{place}layer{i}" in names]
         if found:
             return found
+
+    # the units of MobileNetV2 and MobileOne: children of one container
     for place in ("backbone.features.", "backbone.stages."):
         found = [name for name in names if name.startswith(place) and "." not in name[len(place) :]]
         if found:
@@ -53,15 +57,15 @@ def stages(net: nn.Module) -> list[str]:
 def choose_layer(net: nn.Module, clip: Tensor) -> str:
     """Return the last stage whose map of this clip has at least CELLS cells along its short side.
 
-    The last stage knows most of the class, and section 3 of the paper takes it. On small frames it has one or two
-    cells, which show no place. If no stage has CELLS cells, the first one with the most cells is returned.
+    The last stage contains most of the class, and section 3 of the paper takes it. On small frames it has one or two
+    cells, which show no place. If no stage has CELLS cells, return the first one with the most cells.
 
     Args:
         net: in evaluation mode.
         clip: (1, C, T, H, W), the input of `net`.
 
     Raises:
-        UserError: a network without known stages.
+        UserError: the network has no known stages.
     """
     names = stages(net)
     if not names:
@@ -69,9 +73,12 @@ def choose_layer(net: nn.Module, clip: Tensor) -> str:
             f"no maps: the layers of {type(net).__name__} are not known; name a convolution's with --cam-layer "
             f"({_some_layers(net)})"
         )
+
+    # One forward pass shows the size of each stage's map for clips of this size.
     with torch.no_grad(), contextlib.ExitStack() as stack:
         kept = {name: stack.enter_context(_output_of(net, name)) for name in names}
         net(clip)
+
     sides = {name: min(one[-1].shape[-2:]) for name, one in kept.items() if one and one[-1].dim() in (4, 5)}
     enough = [name for name, side in sides.items() if side >= CELLS]
     return enough[-1] if enough else max(sides, key=lambda name: sides[name])
@@ -91,10 +98,10 @@ def _some_layers(net: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class ClassMaps:
-    """Maps of one clip for some classes.
+    """Hold the maps of one clip for some classes.
 
     Attributes:
-        values: (M, T', h, w) float, not below 0, in the unit of the logit over that of the layer.
+        values: (M, T', h, w) float, at least 0, in units of the logit per unit of the layer.
         logits: (K,) of the same forward pass.
     """
 
@@ -106,8 +113,8 @@ def grad_cam(net: nn.Module, clip: Tensor, classes: Sequence[int], layer: str) -
     """Return the class-activation maps of a clip (Selvaraju et al. 2017, arXiv:1610.02391, section 3).
 
     Equation 1: the weight of channel k for class c is the mean over all Z places of the gradient of the logit y^c with
-    respect to the activation A^k. Equation 2: the map is ReLU(sum_k weight_k * A^k). The places of a clip are those of
-    space and time, so that a channel has one weight in all frames.
+    respect to the activation A^k. Equation 2: the map is ReLU(sum_k weight_k * A^k). The places of a clip are in space
+    and time, so a channel has one weight for all frames.
 
     Args:
         net: in evaluation mode; with float64 weights and clip the arithmetic is float64.
@@ -116,21 +123,24 @@ def grad_cam(net: nn.Module, clip: Tensor, classes: Sequence[int], layer: str) -
         layer: name of a module whose output is (T', A, h, w), frames as a batch, or (1, A, T', h, w).
 
     Raises:
-        UserError: no such layer, or one whose output is no map.
+        UserError: no such layer, or its output is no map.
     """
     check_layer(net, layer)
     wanted = [parameter for parameter in net.parameters() if parameter.requires_grad]
     try:
-        # Without parameters that learn, only what follows the layer is recorded.
+        # Without parameters that learn, autograd records only the layers after this one.
         for parameter in wanted:
             parameter.requires_grad_(False)
         with torch.enable_grad(), _output_of(net, layer, leaf=True) as kept:
             logits = net(clip)  # (1, K)
+
         if len(kept) != 1 or kept[0].dim() not in (4, 5) or min(kept[0].shape[-2:]) < 1:
             what = f"its output is {tuple(kept[0].shape)}" if kept else "this clip does not reach it"
             raise UserError(f"--cam-layer {layer}: no map over frames ({what})")
+
         found = []
         for number in classes:
+            # `retain_graph`: the next class needs the same graph
             gradient = _as_map(torch.autograd.grad(logits[0, number], kept[0], retain_graph=True)[0])
             weights = gradient.mean((1, 2, 3))  # (A, T', h, w) -> (A,)
             found.append(torch.einsum("a,athw->thw", weights, _as_map(kept[0].detach())).relu())
@@ -141,15 +151,15 @@ def grad_cam(net: nn.Module, clip: Tensor, classes: Sequence[int], layer: str) -
 
 
 def _as_map(output: Tensor) -> Tensor:
-    """(T', A, h, w) or (1, A, T', h, w) -> (A, T', h, w)."""
+    """Map (T', A, h, w) or (1, A, T', h, w) to (A, T', h, w)."""
     return output.transpose(0, 1) if output.dim() == 4 else output[0]
 
 
 @contextlib.contextmanager
 def _output_of(net: nn.Module, name: str, *, leaf: bool = False) -> Iterator[list[Tensor]]:
-    """Within it, keep what a layer returns; as a leaf, gradients with respect to it can be taken.
+    """Keep the outputs of a layer within the context; as leaves, gradients with respect to them can be taken.
 
-    The network continues with a copy: what follows may write into its input.
+    The network continues with a copy, because a later layer may write into its input.
     """
     kept: list[Tensor] = []
 
@@ -168,15 +178,15 @@ def _output_of(net: nn.Module, name: str, *, leaf: bool = False) -> Iterator[lis
 
 @torch.no_grad()
 def attention_rollout(net: nn.Module, clip: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how much each token takes part in the answer (Abnar and Zuidema 2020, arXiv:2005.00928, section 3).
+    """Return each token's share in the logits (Abnar and Zuidema 2020, arXiv:2005.00928, section 3).
 
-    The attention of a layer, mean over its heads, and the residual connection make the matrix 0.5 W + 0.5 I. The
-    product of these matrices over all layers says how far each token of the input is in each token of the output. The
-    answer reads the output by the mean over the tokens, by the first one, or by the query of an attentive pooler, whose
-    blocks are layers too. One map for all classes: the method does not depend on the class.
+    The attention of a layer, averaged over its heads, and the residual connection make the matrix 0.5 W + 0.5 I. The
+    product of these matrices over all layers gives the share of each input token in each output token. The head reads
+    the output tokens by their mean, by the first one, or by the query of an attentive pooler, whose blocks are layers
+    too. There is one map for all classes, because the method does not depend on the class.
 
-    The product is taken from the answer backwards, a vector times one matrix at a time, and rows of a matrix are
-    computed when they are used: memory grows with the tokens, not with their square.
+    The product starts at the head, as a vector times one matrix at a time, and rows of a matrix are computed when they
+    are used. So memory grows with the number of tokens, not with its square.
 
     Args:
         net: with one `VisionTransformer3D`, in evaluation mode.
@@ -185,6 +195,7 @@ def attention_rollout(net: nn.Module, clip: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         Shares (t, h, w) that sum to 1, and the logits (K,).
     """
+    # Keep the inputs of all attention layers, in the order of the forward pass.
     layers: list[Projected] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...], _: object) -> None:
@@ -200,18 +211,22 @@ def attention_rollout(net: nn.Module, clip: Tensor) -> tuple[Tensor, Tensor]:
             handle.remove()
 
     (transformer,) = (module for module in net.modules() if isinstance(module, VisionTransformer3D))
-    if clip.shape[2] < transformer.patch_embed.kernel_size[0]:  # as its forward pass does
+    if clip.shape[2] < transformer.patch_embed.kernel_size[0]:  # the forward pass repeats an image in the same way
         clip = clip.repeat(1, 1, transformer.patch_embed.kernel_size[0], 1, 1)
     grid = transformer.patch_embed.grid(clip)
 
+    # how the head reads the tokens
     share = clip.new_zeros(grid[0] * grid[1] * grid[2])  # (N,)
     if getattr(net, "pooling", "mean") == "first":
         share[0] = 1
     else:
         share += 1 / len(share)
+
+    # Backwards through the layers, from the head to the input.
     for module, inputs in reversed(layers):
         if isinstance(module, CrossAttention):
             queries = inputs[0].shape[1]
+            # a pooler has no residual path from tokens to queries; its queries count equally
             share = _attended(module, inputs, clip.new_full((queries,), 1 / queries))
         else:
             share = 0.5 * share + 0.5 * _attended(module, inputs, share)
@@ -219,10 +234,11 @@ def attention_rollout(net: nn.Module, clip: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _attended(module: Attention | CrossAttention, inputs: tuple[Tensor, ...], share: Tensor) -> Tensor:
-    """Return share @ W: (Q,) of the queries -> (N,) of the tokens, W the mean of the heads' attention (Q, N)."""
+    """Return share @ W: (Q,) of the queries -> (N,) of the tokens; W is the mean of the heads' attention (Q, N)."""
     q, k, _ = module.project(*inputs)  # pyright: ignore[reportArgumentType]  the inputs of its own forward pass
     q, k = q[0] * q.shape[-1] ** -0.5, k[0]  # (heads, Q or N, D/heads)
     found = share.new_zeros(k.shape[1])
+    # in blocks of rows, so that the Q x N matrix is never in memory
     for rows in torch.arange(q.shape[1], device=q.device).split(_ROWS):
         weights = (q[:, rows] @ k.transpose(1, 2)).softmax(-1)  # (heads, rows, N)
         found += torch.einsum("r,hrn->n", share[rows], weights.to(share.dtype)) / len(q)

@@ -1,8 +1,8 @@
 """`python main.py fetch NAME`: download published ImageNet weights into `pretrained/`. Not a method; imports no torch.
 
-* A broken download goes on where it stopped (HTTP Range) if it is of the same address and the server still has the same
-  file there (If-Range); the file gets its name only when it is whole and verified.
-* Published names carry the first digits of the file's sha256 (resnet50-19c8e357.pth): that is what is checked.
+* An interrupted download resumes where it stopped (HTTP Range) if its address is the same and the server still has the
+  same file (If-Range). The file gets its name only when it is whole and verified.
+* Published names contain the first digits of the file's sha256 (resnet50-19c8e357.pth), which are compared.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from utils.options import Parser
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "pretrained"
 SOURCE = "https://download.pytorch.org/models/"
-FILES = {  # pretrained/README.md says which of these names are confirmed
+FILES = {  # pretrained/README.md lists which of these names are confirmed
     "resnet18": "resnet18-5c106cde.pth",
     "resnet34": "resnet34-333f7ec4.pth",
     "resnet50": "resnet50-19c8e357.pth",
@@ -37,19 +37,18 @@ FILES = {  # pretrained/README.md says which of these names are confirmed
     "mobilenetv2": "mobilenet_v2-b0353104.pth",
 }
 
-_BLOCK = 1 << 20
-_ATTEMPTS = 4
+_BLOCK = 1 << 20  # bytes of one read
+_ATTEMPTS = 4  # without progress
 _TIMEOUT = 30.0  # seconds without a byte
 _PAUSE = 0.5  # seconds before the next attempt, times its number
-_LOOPBACK = {"localhost", "127.0.0.1", "::1"}
+_LOOPBACK = {"localhost", "127.0.0.1", "::1"}  # the only hosts that may use http
 
 
 def main(argv: Sequence[str]) -> int:
-    """Command line of the verb.
+    """Run the verb on a command line and return its exit code.
 
     Raises:
-        UserError: unknown name, refused address, a server that does not answer, or a file that is not what its name
-            says.
+        UserError: unknown name, refused address, a server that does not answer, or a file that does not match its name.
     """
     parser = Parser(prog="main.py fetch", description="Download pretrained weights into pretrained/.")
     parser.add_argument("name", metavar="NAME", help=f"a backbone ({', '.join(FILES)}) or, with --url, any file name")
@@ -59,25 +58,29 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--to", type=Path, default=FOLDER, metavar="DIR", help="folder to put it in (default: pretrained/)"
     )
+
     args = parser.parse_args(argv)
+
     name = FILES[args.name] if args.name in FILES else str(args.name)
     if name not in FILES.values():
+        # our own names have an address; any other needs one, and must not lead out of the folder
         if not args.url:
             known = f"there are {', '.join(FILES)}"
             raise UserError(f"fetch: no known weights called {args.name!r}{did_you_mean(args.name, FILES)}; {known}")
         if Path(name).name != name or name in ("", ".", ".."):
             raise UserError(f"fetch: {name!r} is not a plain file name")
+
     print(f"fetch: {download(args.url or SOURCE + name, args.to / name)}")
     return 0
 
 
 def download(url: str, target: Path) -> str:
-    """Download `url` to `target` unless it is there already; one line that says what was done.
+    """Download `url` to `target` unless it exists already; return one line about what was done.
 
     Args:
         url: https, or http on this machine.
-        target: final path. What has arrived so far stands in `<target>.part`, which a later call with the same address
-            continues; `<target>.part.json` says what it is a part of.
+        target: final path. `<target>.part` holds the bytes received so far, and a later call with the same address
+            continues it; `<target>.part.json` describes the file that it is a part of.
 
     Raises:
         UserError: see `main`. A file with the wrong sha256 is removed.
@@ -90,12 +93,15 @@ def download(url: str, target: Path) -> str:
                 f"fetch: {target} is there, but its sha256 does not begin with {wanted}; remove it and fetch again"
             )
         return f"{target} is there already"
+
     part = target.with_name(target.name + ".part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        # a part from another address could be another file
         note = _read_note(part)
-        if note.get("url") != _hash_of(url) and (note or not wanted):  # a part that nobody noted is told by its hash
+        if note.get("url") != _hash_of(url) and (note or not wanted):  # a part without note is checked by its hash
             _drop(part)
+
         _receive_with_retries(url, part)
         digest = files.sha256(part)
         if wanted and not digest.startswith(wanted):
@@ -104,10 +110,12 @@ def download(url: str, target: Path) -> str:
                 f"fetch: what {url} sent has sha256 {digest[:16]}..., the name {target.name} asks for {wanted}...; "
                 "nothing was installed"
             )
+        # the rename comes last: a file of this name is always whole
         os.replace(part, target)
         _note_of(part).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"fetch: cannot write {target}: {error.strerror or error}") from error
+
     checked = f"begins with {wanted} as the name says" if wanted else "not checked: the name carries no hash"
     return f"{target} ({target.stat().st_size / 2**20:.1f} MiB, sha256 {digest}, {checked})"
 
@@ -115,7 +123,8 @@ def download(url: str, target: Path) -> str:
 def _check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
-        parts.port  # noqa: B018  raises where it is no number
+        parts.port  # noqa: B018  raises if it is no number
+        # a space or line break could end the request line early
         if not url.isascii() or any(letter <= " " for letter in url):
             raise ValueError("letters that an address must write as %XX")
     except ValueError as error:
@@ -126,7 +135,7 @@ def _check_address(url: str) -> None:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect may not lead away from https."""
+    """Refuse a redirect that leads away from https."""
 
     def redirect_request(self, req, fp, code, msg, headers, newurl):  # noqa: ANN001, ANN201, D102 (signature of the library)
         _check_address(newurl)
@@ -134,7 +143,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _receive_with_retries(url: str, part: Path) -> None:
-    """Fill `part`, from where it ends; after a broken connection go on, at most _ATTEMPTS times without progress."""
+    """Fill `part`, from its end; after a broken connection try again, at most _ATTEMPTS times without progress."""
     attempt = 0
     while True:
         before = _size(part)
@@ -142,15 +151,18 @@ def _receive_with_retries(url: str, part: Path) -> None:
             _receive(url, part)
             return
         except urllib.error.HTTPError as error:
-            if error.code == 416:  # a left-over at least as long as the file: start anew
+            if error.code == 416:  # the part is at least as long as the file: start again
                 _drop(part)
+            # other codes below 500 will not change with a retry
             elif error.code < 500:
                 raise UserError(f"fetch: {url}: the server answers {error.code} {error.reason}; see --url") from error
             reason = f"the server answers {error.code}"
         except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError) as error:
             reason = str(getattr(error, "reason", error))
-        except ValueError as error:  # a redirect to what is no address
+        except ValueError as error:  # a redirect to something that is no address
             raise UserError(f"fetch: {url}: the server sends us to what is not an address ({error})") from error
+
+        # progress resets the count: a slow line may break often
         attempt = 1 if _size(part) > before else attempt + 1
         reached = f"{_size(part) / 2**20:.1f} MiB"
         if attempt >= _ATTEMPTS:
@@ -160,46 +172,52 @@ def _receive_with_retries(url: str, part: Path) -> None:
 
 
 def _receive(url: str, part: Path) -> None:
-    """One request; raises ConnectionError if the connection ends before the file does, or another file is there now."""
+    """Send one request; raise ConnectionError if the connection ends too early, or if the file has changed."""
     have, note = _size(part), _read_note(part)
     request = urllib.request.Request(url, headers=_range_headers(have, note) if have else {})
     opener = urllib.request.build_opener(_SafeRedirects)
     with opener.open(request, timeout=_TIMEOUT) as answer:
-        if have and answer.status != 206:  # the server sends all of it again
+        if have and answer.status != 206:  # 206: only the rest is sent; otherwise all of it
             have = 0
+
         length = answer.headers.get("Content-Length")
         total = have + int(length) if length else None
+        # what identifies this version of the file
         now = {
             "url": _hash_of(url),
             "etag": answer.headers.get("ETag"),
             "modified": answer.headers.get("Last-Modified"),
             "size": total,
         }
+
         if have and not _goes_on(answer.headers.get("Content-Range"), have, note, now):
             _drop(part)
             raise ConnectionError("the server has another file there by now")
+
         with part.open("ab" if have else "wb") as file:
-            if not have:  # after the old bytes are gone, so that a note never speaks of them
+            if not have:  # written after the old bytes are gone, so that a note never describes them
                 _note_of(part).write_text(json.dumps(now) + "\n", encoding="ascii")
             got = _copy(answer, file, have, total)
             file.flush()
+            # on the disk before it is verified and renamed
             os.fsync(file.fileno())
     if total is not None and got < total:
         raise ConnectionError(f"the connection ended after {got} of {total} bytes")
 
 
 def _range_headers(have: int, note: dict[str, Any]) -> dict[str, str]:
-    """Ask for the rest of the very same file (RFC 9110, 13.1.5: a weak ETag does not say that bytes are the same)."""
+    """Ask for the rest of the very same file (RFC 9110, 13.1.5: a weak ETag does not promise equal bytes)."""
     etag, modified = note.get("etag"), note.get("modified")
     strong = etag if isinstance(etag, str) and not etag.startswith("W/") else modified
     return {"Range": f"bytes={have}-"} | ({"If-Range": strong} if isinstance(strong, str) else {})
 
 
 def _goes_on(content_range: str | None, have: int, note: dict[str, Any], now: dict[str, Any]) -> bool:
-    """Whether an answer continues the part; servers that do not know If-Range are found out here."""
+    """Return True if a response continues the part, also from a server that ignores If-Range."""
     begins = re.match(r"bytes (\d+)-", content_range or "")
     if begins is not None and int(begins[1]) != have:
         return False
+    # headers that one of the two lacks cannot differ
     return all(note.get(key) in (None, now[key]) or now[key] is None for key in ("etag", "modified", "size"))
 
 
@@ -208,7 +226,7 @@ def _note_of(part: Path) -> Path:
 
 
 def _read_note(part: Path) -> dict[str, Any]:
-    """What the part is of; nothing where there is no note. The address stands there as a hash: it may hold a secret."""
+    """Return the note about a part, or {}; it holds the address as a hash, since that may contain a secret."""
     try:
         note = json.loads(_note_of(part).read_text(encoding="ascii"))
     except (FileNotFoundError, ValueError):
@@ -227,13 +245,14 @@ def _hash_of(url: str) -> str:
 
 
 def _copy(source: http.client.HTTPResponse, file: BinaryIO, done: int, total: int | None) -> int:
-    """Copy to the end with a progress line; returns the size of the file so far."""
+    """Copy to the end with a progress line; return the size of the file so far."""
     start, begun, shown = done, time.monotonic(), 0.0
     tty = sys.stderr.isatty()
     while block := _read_block(source):
         file.write(block)
         done += len(block)
         now = time.monotonic()
+        # a terminal gets a moving line, a log one line every 5 s
         if now - shown >= (0.2 if tty else 5.0) or done == total:
             shown = now
             rate = (done - start) / 2**20 / max(now - begun, 1e-3)
@@ -246,7 +265,7 @@ def _copy(source: http.client.HTTPResponse, file: BinaryIO, done: int, total: in
 
 
 def _read_block(source: http.client.HTTPResponse) -> bytes:
-    """The next bytes; an OSError of the network becomes a ConnectionError, so that those of the disk stay apart."""
+    """Return the next bytes; an OSError of the network becomes a ConnectionError, unlike one of the disk."""
     try:
         return source.read1(_BLOCK)
     except OSError as error:
@@ -258,6 +277,6 @@ def _size(path: Path) -> int:
 
 
 def _hash_in(name: str) -> str:
-    """The hexadecimal digits before the ending, 8 or more of them: `resnet50-19c8e357.pth` -> `19c8e357`."""
+    """Return the 8 or more hexadecimal digits before the ending: `resnet50-19c8e357.pth` -> `19c8e357`."""
     match = re.search(r"-([0-9a-f]{8,64})\.[^.]+$", name)
     return match.group(1) if match else ""

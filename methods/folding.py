@@ -1,7 +1,7 @@
-"""Batch normalisation folded into the convolutions before it: fewer passes over memory in evaluation, same answers.
+"""Fold batch normalisation into the convolutions before it: fewer passes over memory in evaluation, same logits.
 
-In evaluation BN is y = (x - mean) / sqrt(var + eps) * weight + bias with constants, so a convolution that feeds nothing
-but a BN layer can carry it: its kernel is scaled per output channel and it gets a bias.
+In evaluation BN is y = (x - mean) / sqrt(var + eps) * weight + bias with constants. So a convolution that feeds nothing
+but a BN layer can absorb it: scale the kernel per output channel and add a bias.
 """
 
 from __future__ import annotations
@@ -18,43 +18,47 @@ _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 def fold(model: nn.Module) -> int:
     """Fold the BN layers of a model in evaluation mode into their convolutions, in place.
 
-    A pair is two neighbours of an `nn.Sequential`, or attributes named conv1 and bn1, conv and bn, ... of one module:
-    the names that all networks and methods here use for a convolution whose only reader is that BN layer. Whoever folds
-    a model of unknown make compares its answers before and after (`anal_tools/evaluate/network.py` does).
+    A pair is two neighbours of an `nn.Sequential`, or attributes named conv1 and bn1, conv and bn, ... of one module.
+    All networks and methods here use these names for a convolution that only this BN layer reads. For other models,
+    compare the outputs before and after (`anal_tools/evaluate/network.py` does).
 
     Args:
         model: float32 or float64; it cannot be trained afterwards.
 
     Returns:
-        How many BN layers were folded.
+        The number of folded BN layers.
     """
     count = 0
+    # a list, since the loop replaces modules
     for parent in list(model.modules()):
         for conv, name in _pairs(parent):
             _fold(conv, getattr(parent, name))
+            # the name stays, so that the forward pass needs no change
             setattr(parent, name, nn.Identity())
             count += 1
     return count
 
 
 def _pairs(parent: nn.Module) -> list[tuple[nn.Module, str]]:
-    """Convolutions of a module, and the names of the BN layers that alone read them."""
+    """Return convolutions of a module, each with the name of the BN layer that alone reads it."""
     children = dict(parent.named_children())
     names = list(children)
     if isinstance(parent, nn.Sequential):
         candidates = list(zip(names, names[1:], strict=False))
     else:
         candidates = [(name, re.sub(r"^conv", "bn", name)) for name in names if re.fullmatch(r"conv\d*", name)]
+
     pairs = [(_last(children[conv]), norm) for conv, norm in candidates]
     return [(conv, norm) for conv, norm in pairs if isinstance(conv, _CONVS) and _can_fold(conv, children.get(norm))]
 
 
 def _last(module: nn.Module) -> nn.Module:
-    """The layer whose output a module gives: a stem of several convolutions ends in the one that BN reads."""
+    """Return the layer that makes a module's output: in a stem of several convolutions the last one, which BN reads."""
     return _last(module[-1]) if isinstance(module, nn.Sequential) and len(module) else module
 
 
 def _can_fold(conv: nn.Module, norm: nn.Module | None) -> bool:
+    # without running statistics BN depends on the batch
     return (
         isinstance(norm, _BatchNorm)
         and norm.running_mean is not None
@@ -64,16 +68,20 @@ def _can_fold(conv: nn.Module, norm: nn.Module | None) -> bool:
 
 @torch.no_grad()
 def _fold(conv: nn.Module, norm: _BatchNorm) -> None:
-    """Change the convolution; computed in float64, since the product is rounded once instead of twice."""
+    """Change the convolution; in float64, so that the product is rounded once instead of twice."""
     assert isinstance(conv, _CONVS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
+
+    # BN as y = scale * x + shift.
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight.double()
     shift = -norm.running_mean.double() * scale
     shift = shift if norm.bias is None else shift + norm.bias.double()
     if conv.bias is not None:
         shift = shift + conv.bias.double() * scale
+
+    # One scale per output channel: (O,) -> (O, 1, 1, ...).
     kernel = conv.weight.double() * scale.view(-1, *[1] * (conv.weight.dim() - 1))
     weight = torch.empty_like(conv.weight).copy_(kernel)  # keeps the memory format
     conv.weight = nn.Parameter(weight, requires_grad=False)

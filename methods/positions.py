@@ -1,9 +1,8 @@
-"""Fully convolutional testing: a classifier that looks at every window of the map instead of its average.
+"""Test fully convolutionally: a classifier that looks at every window of the map instead of its average.
 
-The classifiers here are linear, so applying one as a convolution and averaging its logits over all positions is the
-same as classifying the average of the map: that is what every method does with a view of any size. PySlowFast differs:
-a window of the training map's size slides with stride 1, each position gets a softmax, and the probabilities are
-averaged. `PositionScores` is that test.
+The classifiers here are linear. So averaging the logits of all positions is the same as classifying the average of the
+map, which every method does with a view of any size. PySlowFast differs: a window of the training map's size slides
+with stride 1, each position gets a softmax, and the probabilities are averaged. `PositionScores` computes that test.
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ from torch.nn import functional as F
 
 
 def window_means(features: Tensor, side: int) -> Tensor:
-    """Averages over all frames and every window of side x side places, stride 1.
+    """Average over all frames and every window of side x side places, stride 1.
 
     Args:
         features: (B, D, T, H, W).
-        side: of the window; a map that is smaller is one window.
+        side: side of the window; a smaller map is one window.
 
     Returns:
         (B, P, D), P windows row by row.
@@ -31,13 +30,13 @@ def window_means(features: Tensor, side: int) -> Tensor:
 
 
 class PositionScores(nn.Module):
-    """The logarithm of the class probabilities averaged over the windows, in place of a method's logits.
+    """Return the logarithm of the class probabilities averaged over the windows, in place of a method's logits.
 
     Their softmax is the average itself, so `prob` and `sum` join views as PySlowFast does.
 
     Args:
         method: has `window_logits(clips, side) -> (B, P, K)`.
-        side: window in places of the map, that of a training clip: 7 for 224 pixels.
+        side: side of the window in places of the map, that of a training clip: 7 for 224 pixels.
     """
 
     def __init__(self, method: nn.Module, side: int) -> None:
@@ -46,6 +45,7 @@ class PositionScores(nn.Module):
         self.window_logits: Callable[[Tensor, int], Tensor] = method.window_logits  # type: ignore[assignment]
 
     def forward(self, clips: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, K), the logarithm of probabilities."""
+        """Map (B, C, T, H, W) to (B, K), the logarithm of probabilities."""
         logits = self.window_logits(clips, self.side)  # (B, P, K)
+        # log of the mean over P windows, without leaving the logarithm
         return logits.log_softmax(2).logsumexp(1) - math.log(logits.shape[1])

@@ -2,8 +2,8 @@
 
 * TSM on ResNet-vd with leaky ReLU. PaddleVideo's shift differs from the TSM repository's in three ways, which are the
   defaults here so that its weights fit: the two folds are exchanged, a fold is 1/T of the channels, and every block
-  shifts, in ResNet-101 too.
-* Choose it instead of TSM: the same cost, a better recipe.
+  shifts, also in ResNet-101.
+* Choose it instead of TSM for the same cost and a better recipe.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ def build(
     partial_bn: bool = False,
     fc_lr5: bool = True,
 ) -> TSM:
-    """PP-TSM: TSM (Lin et al. 2019, arXiv:1811.08383) on ResNet-vd (He et al. 2019, arXiv:1812.01187); ResNet-50-vd:
-    24,346,864 parameters with 400 classes.
+    """Build PP-TSM: TSM (Lin et al. 2019, arXiv:1811.08383) on ResNet-vd (He et al. 2019, arXiv:1812.01187).
+
+    ResNet-50-vd has 24,346,864 parameters with 400 classes.
 
     Args:
         backbone: resnet50_vd, or resnet50 for short; 18, 34 and 101 alike.
@@ -52,10 +53,12 @@ def build(
     network = insert_shift(
         _backbones.make(name, options),
         num_segments=num_segments,
+        # with T = 1 a fold would be all channels
         shift_div=max(num_segments, 2) if shift_div is None else shift_div,
         direction=shift_direction,
         n_round=n_round,
     )
+
     model = TSM(
         network,
         num_class=num_class,
@@ -66,4 +69,5 @@ def build(
         partial_bn=partial_bn,
         fc_lr5=fc_lr5,
     )
+
     return _backbones.load(model, pretrained, name)

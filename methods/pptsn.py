@@ -1,9 +1,9 @@
 """PP-TSN: TSN retuned (PaddleVideo, docs/en/model_zoo/recognition/pp-tsn.md; no paper of its own).
 
-* TSN on ResNet-vd with the average of the features before the classifier; the rest of its gain is the recipe (mixup,
-  label smoothing, no weight decay for BN, better ImageNet weights).
-* The distilled PP-TSN that is published used a recipe that is not public.
-* Choose it instead of TSN: the same cost.
+* TSN on ResNet-vd with the average of the features before the classifier. The rest of its gain is the recipe: mixup,
+  label smoothing, no weight decay for BN, better ImageNet weights.
+* The published distilled PP-TSN used a recipe that is not public.
+* Choose it instead of TSN for the same cost.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from methods.tsn import TSN
 
 
 def vd_name(backbone: str) -> str:
-    """`resnet50` and `resnet50_vd` both mean ResNet-50-vd here.
+    """Return the vd form of a ResNet's name: `resnet50` and `resnet50_vd` both mean ResNet-50-vd here.
 
     Raises:
         ValueError: not a ResNet that has a vd form.
@@ -38,8 +38,9 @@ def build(
     partial_bn: bool = False,
     fc_lr5: bool = True,
 ) -> TSN:
-    """PP-TSN: TSN (Wang et al. 2016, arXiv:1608.00859) on ResNet-vd (He et al. 2019, arXiv:1812.01187); ResNet-50-vd:
-    24,346,864 parameters with 400 classes.
+    """Build PP-TSN: TSN (Wang et al. 2016, arXiv:1608.00859) on ResNet-vd (He et al. 2019, arXiv:1812.01187).
+
+    ResNet-50-vd has 24,346,864 parameters with 400 classes.
 
     Args:
         backbone: resnet50_vd, or resnet50 for short; 18, 34 and 101 alike.
@@ -64,4 +65,5 @@ def build(
         partial_bn=partial_bn,
         fc_lr5=fc_lr5,
     )
+
     return _backbones.load(model, pretrained, name)

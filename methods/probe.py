@@ -1,13 +1,13 @@
-"""Probe: small heads on a frozen encoder, many in one pass (Assran et al. 2025, arXiv:2506.09985, section 4).
+"""Probe: train small heads on a frozen encoder, many in one pass (Assran et al. 2025, arXiv:2506.09985, section 4).
 
-* The encoder never learns and stays in evaluation mode; each head sees its tokens. An attentive head is V-JEPA 2's
-  pooler with a linear classifier, a linear one is a layer norm of the mean token with a linear classifier.
-* A grid of learning rates and weight decays is trained in one pass, one head for each pair: the encoder runs once a
-  clip, whatever the number of heads. All heads start from the same weights and see the same dropout masks, so each
-  head learns what a run of its own would.
+* The encoder never learns and stays in evaluation mode; each head reads its tokens. An attentive head is V-JEPA 2's
+  pooler with a linear classifier. A linear head is a layer norm of the mean token with a linear classifier.
+* A grid of learning rates and weight decays is trained in one pass, with one head for each pair. The encoder runs once
+  per clip, whatever the number of heads. All heads start from the same weights and get the same dropout masks, so each
+  head learns what a separate run would.
 * Validation scores every head and notes the best one; evaluation, prediction and export use that one.
 * `encoder: images` takes a 2D network, such as one with ImageNet weights: a token is the pooled feature of a frame.
-* Choose it to measure what an encoder knows, and where training all of it is out of reach.
+* Choose it to measure what an encoder has learned, or if training the whole encoder is too expensive.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IMAGE_HEADS = 16  # of an attentive head on a 2D network
 
 
 class Head(nn.Module):
-    """Features of a clip, dropout and a linear classifier.
+    """Apply features of a clip, dropout and a linear classifier.
 
     Args:
         features: tokens (B, N, D), or their mean (B, D), -> (B, D).
@@ -47,12 +47,12 @@ class Head(nn.Module):
         self.features, self.classifier = features, classifier
 
     def forward(self, tokens: Tensor, dropout: nn.Module) -> Tensor:
-        """(B, N, D) or (B, D) -> (B, K)."""
+        """Map (B, N, D) or (B, D) to (B, K)."""
         return class_scores(self.classifier, dropout(self.features(tokens)))
 
 
 class Probe(nn.Module):
-    """A frozen encoder and one head for each pair of the grid.
+    """Train one head for each pair of the grid on a frozen encoder.
 
     Args:
         backbone: (B, 3, T, H, W) -> tokens (B, N, D), or of images, (B*T, 3, H, W) -> (B*T, D); it is frozen here.
@@ -61,12 +61,12 @@ class Probe(nn.Module):
         num_segments: T.
         dropout: probability before the classifiers.
         lr_mults: factors of the learning rate.
-        decays: weight decays; empty for the run's own.
+        decays: weight decays; empty for that of the run.
 
     Attributes:
         frames_per_clip: T.
         grid: (factor of the learning rate, weight decay or None) of each head.
-        best: number of the head that answers in evaluation; a buffer, so that files keep it.
+        best: number of the head that evaluation uses; a buffer, so that files keep it.
     """
 
     best: Tensor
@@ -86,12 +86,17 @@ class Probe(nn.Module):
         super().__init__()
         if num_segments < 1:
             raise ValueError(f"num_segments is {num_segments}; it must be at least 1")
+        # no gradient and no update of statistics ever reaches the encoder
         self.backbone = backbone.requires_grad_(False).eval()
         self.kind = kind
         self.grid = list(itertools.product(lr_mults, decays or (None,)))
+
         self.dropout = new_dropout(dropout)
+        # copies, so that all heads start from the same weights
         self.heads = nn.ModuleList([head, *(copy.deepcopy(head) for _ in self.grid[1:])])
         self.register_buffer("best", torch.zeros((), dtype=torch.int64))
+
+        # a Python number too: reading the buffer would wait for the GPU in each forward pass
         self._best, self._shows_all = 0, False
         self.register_load_state_dict_post_hook(Probe._note_best)
         self.frames_per_clip = num_segments
@@ -102,21 +107,24 @@ class Probe(nn.Module):
         return self.heads[self._best].classifier  # pyright: ignore[reportReturnType]
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Class scores of B clips.
+        """Return the class scores of B clips.
 
         Args:
             clips: (B, C, T, H, W), float, normalised.
 
         Returns:
-            Logits (B, K) of the best head. In training with several heads those of all, (heads, B, K); within
+            Logits (B, K) of the best head. In training with several heads those of all heads, (heads, B, K); within
             `all_heads` (B, heads, K).
         """
         with torch.no_grad():
             tokens = self.tokens(clips)
+
         if self.kind == "linear":
             tokens = tokens.mean(1)  # once for all heads
+
         if len(self.heads) == 1 or not (self.training or self._shows_all):
             return self.heads[self._best](tokens, self.dropout)
+        # evaluation splits and joins scores along the batch, so that it must be the first axis
         return torch.stack([head(tokens, self.dropout) for head in self.heads], 0 if self.training else 1)
 
     def tokens(self, clips: Tensor) -> Tensor:
@@ -127,19 +135,19 @@ class Probe(nn.Module):
         return self.backbone(frames).unflatten(0, (clips.shape[0], -1))  # (B*T, D) -> (B, T, D)
 
     def train(self, mode: bool = True) -> Probe:
-        """Training or evaluation mode of the heads; the encoder stays in evaluation mode."""
+        """Set the heads to training or evaluation mode; the encoder stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
         return self
 
     def choose(self, number: int) -> None:
-        """Let a head answer in evaluation."""
+        """Select the head that evaluation uses."""
         self.best.fill_(number)
         self._best = number
 
     @contextlib.contextmanager
     def all_heads(self) -> Iterator[None]:
-        """Within it, evaluation answers with the logits of all heads."""
+        """Return the logits of all heads in evaluation, within the context."""
         self._shows_all = True
         try:
             yield
@@ -155,13 +163,15 @@ class Probe(nn.Module):
         }
 
     def alone(self) -> nn.Module:
-        """Return the encoder with the best head: a V-JEPA 2 or a VideoMAE where it has that form, else a probe."""
+        """Return the encoder with the best head: a V-JEPA 2 or a VideoMAE if it has that form, else a probe."""
         head = self.heads[self._best]
         assert isinstance(head, Head)
+
         dropout = getattr(self.dropout, "p", 0.0)
         shared = {"num_class": head.classifier.out_features, "num_segments": self.frames_per_clip, "dropout": dropout}
         network = self.backbone
         positions = network.positions if isinstance(network, VisionTransformer3D) else ""
+        # exporters and other tools support these two forms
         if isinstance(head.features, AttentivePooler) and positions == "rotary":
             model: nn.Module = VJEPA2(network, head.features, init_scale=1.0, **shared)  # pyright: ignore[reportArgumentType]
         elif isinstance(head.features, nn.LayerNorm) and positions == "sinusoid":
@@ -170,10 +180,12 @@ class Probe(nn.Module):
             model.fc_norm = head.features
         else:
             return Probe(network, head, kind=self.kind, num_segments=self.frames_per_clip, dropout=dropout)
+
         model.classifier = head.classifier
         return model
 
     def _note_best(self, *_: object) -> None:
+        # after a load the buffer has the file's number
         number = int(self.best)
         if not 0 <= number < len(self.heads):
             raise RuntimeError(f"best is {number}, and there are {len(self.heads)} heads")
@@ -200,7 +212,7 @@ def build(
     init_scale: float = 1.0,
     **backbone_options: Any,
 ) -> Probe:
-    """Heads on a frozen encoder, as V-JEPA 2 is evaluated (Assran et al. 2025, arXiv:2506.09985, section 4).
+    """Build heads on a frozen encoder, as V-JEPA 2 is evaluated (Assran et al. 2025, arXiv:2506.09985, section 4).
 
     Args:
         backbone: vit3d_small, vit3d_base, vit3d_large, vit3d_huge, vit3d_giant or vit3d; with `encoder: images` a 2D
@@ -209,7 +221,8 @@ def build(
         num_segments: T, a multiple of `tubelet`; with `encoder: images` any number.
         dropout: probability before the classifiers.
         pretrained: weights of the encoder, see `methods.build`; heads in the file are left out.
-        encoder: whose network `backbone` is: "vjepa2", "videomae" or "images", a 2D network that sees each frame alone.
+        encoder: method whose network `backbone` is: "vjepa2", "videomae", or "images", a 2D network that sees each
+            frame alone.
         head: "attentive": V-JEPA 2's pooler and a linear classifier; "linear": a layer norm of the mean token and a
             linear classifier.
         lr_mults: factors of the learning rate; one head is trained for each pair of a factor and a decay.
@@ -217,8 +230,8 @@ def build(
             [5, 3, 1, 0.3, 0.1] and the decays [0.01, 0.1, 0.4, 0.8].
         patch: side of a patch in pixels.
         tubelet: frames of a patch.
-        eps: of the layer norms of the encoder.
-        head_eps: of the layer norms of the heads.
+        eps: epsilon of the encoder's layer norms.
+        head_eps: epsilon of the heads' layer norms.
         pooler_layers: blocks of self-attention of an attentive head before its query.
         pooler_heads: attention heads of an attentive head; null for the encoder's number (images: 16).
         init_scale: factor on the classifiers' initial weights, whose standard deviation is .02.
@@ -233,6 +246,7 @@ def build(
         network = _backbones.make(backbone, backbone_options)
         without, own_heads = (), IMAGE_HEADS
     else:
+        # Build the whole method for its backbone; its options then have the same meaning and checks.
         source = importlib.import_module(f"methods.{encoder}").build(
             backbone=backbone,
             num_class=num_class,
@@ -244,12 +258,14 @@ def build(
         )
         network = source.backbone
         without, own_heads = getattr(source, "weights_without", ()), network.heads
+
     width = _backbones.feature_dim(network)
     if head == "attentive":
         heads = own_heads if pooler_heads is None else pooler_heads
         features: nn.Module = AttentivePooler(width, heads=heads, layers=pooler_layers, eps=head_eps)
     else:
         features = nn.LayerNorm(width, eps=head_eps)
+
     model = Probe(
         network,
         Head(features, new_head(width, num_class, init_scale)),
@@ -259,6 +275,8 @@ def build(
         lr_mults=lr_mults,
         decays=decays,
     )
+
+    # names that the encoder of this method does without are no misfits
     model.weights_without = without
     _backbones.load(model, pretrained, backbone, encoder_only=True)
     if pretrained:

@@ -1,9 +1,9 @@
-"""SlowOnly: the Slow pathway of SlowFast on its own (Feichtenhofer et al. 2019, arXiv:1812.03982, sections 3.1 and 4).
+"""SlowOnly: the Slow pathway of SlowFast alone (Feichtenhofer et al. 2019, arXiv:1812.03982, sections 3.1 and 4).
 
-* Few frames, far apart (T x tau: 4x16, 8x8), through a 3D ResNet that never strides in time. Its convolutions have a
-  temporal extent in res4 and res5 only: early features move too far between frames that stand half a second apart.
-* Starts from 2D weights by inflation; in `pretrained: true` those of ImageNet.
-* It accepts any number of frames at evaluation.
+* Few frames, far apart (T x tau: 4x16, 8x8), pass through a 3D ResNet that never strides in time. Its convolutions have
+  a temporal extent in res4 and res5 only, because early features move too far between frames half a second apart.
+* It starts from 2D weights by inflation, with `pretrained: true` from those of ImageNet.
+* It accepts any number of frames in evaluation.
 * Choose it as the plain 3D model: more accurate than TSM for about the same cost per frame, with real 3D convolutions.
 """
 
@@ -23,7 +23,7 @@ FORMS = ("pyslowfast", "mmaction2")
 
 
 class SlowOnly(nn.Module):
-    """A 3D backbone, average over time and space, dropout and a linear classifier.
+    """Classify a clip by a 3D backbone, the average over time and space, dropout and a linear classifier.
 
     Args:
         backbone: (B, 3, T, H, W) -> (B, feature_dim, T, H', W').
@@ -48,7 +48,7 @@ class SlowOnly(nn.Module):
         self.frames_per_clip = num_segments
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Class scores of B clips.
+        """Return the class scores of B clips.
 
         Args:
             clips: (B, C, T, H, W), float, normalised.
@@ -60,7 +60,7 @@ class SlowOnly(nn.Module):
         return class_scores(self.classifier, self.dropout(features))  # (B, D) -> (B, K)
 
     def window_logits(self, clips: Tensor, side: int) -> Tensor:
-        """Class scores of every window of the map: (B, C, T, H, W) -> (B, P, K); see `methods.positions`."""
+        """Return the logits of every window of the map: (B, C, T, H, W) -> (B, P, K); see `methods.positions`."""
         features = window_means(self.backbone(clips), side)  # (B, P, D)
         return class_scores(self.classifier, self.dropout(features))  # (B, P, D) -> (B, P, K)
 
@@ -77,8 +77,9 @@ def build(
     fc_std: float = 0.01,
     zero_init_residual: bool = True,
 ) -> SlowOnly:
-    """SlowOnly (Feichtenhofer et al. 2019, arXiv:1812.03982); ResNet-50: 32,454,096 parameters with 400 classes, 8
-    frames 41.9 GMAC at 224.
+    """Build SlowOnly (Feichtenhofer et al. 2019, arXiv:1812.03982).
+
+    ResNet-50 has 32,454,096 parameters with 400 classes; 8 frames take 41.9 GMAC at 224.
 
     Args:
         backbone: resnet18, resnet34, resnet50 or resnet101: the 2D network that is inflated.
@@ -87,8 +88,8 @@ def build(
         dropout: probability before the classifier.
         pretrained: see `methods.build`; 2D weights are inflated.
         non_local: non-local blocks after every second block of res3 and res4 (see `methods/_non_local.py`).
-        non_local_form: "pyslowfast": after the second block of a stage first, and x is pooled before the projections;
-            "mmaction2": after the first block of a stage first, and the projections are pooled.
+        non_local_form: "pyslowfast": the first block follows the second block of a stage, and x is pooled before the
+            projections; "mmaction2": it follows the first block, and the projections are pooled.
         fc_std: standard deviation of the classifier's initial weights.
         zero_init_residual: residual blocks start as identities; for training from scratch.
 
@@ -98,9 +99,11 @@ def build(
     network = ResNet3d(backbone, zero_init_residual=zero_init_residual)
     if non_local_form not in FORMS:
         raise ValueError(f"non_local_form is {non_local_form!r}; it must be one of {', '.join(FORMS)}")
+
     if non_local is not None:
         early = non_local_form == "pyslowfast"
         make = lambda channels: NonLocal(channels, non_local, scaled=True, pool_first=early)  # noqa: E731
         add_non_local(network, first=int(early), make=make)
+
     model = SlowOnly(network, num_class=num_class, num_segments=num_segments, dropout=dropout, fc_std=fc_std)
     return _backbones.load(model, pretrained, backbone)

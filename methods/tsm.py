@@ -1,11 +1,11 @@
 """TSM: temporal shift module (Lin, Gan and Han 2019, arXiv:1811.08383).
 
 * TSN plus one operation that costs no arithmetic: before the first convolution of a residual block, 1/8 of the
-  channels come from the next frame and 1/8 from the frame before. The shortcut sees the unshifted tensor ("residual
+  channels come from the next frame and 1/8 from the frame before. The shortcut gets the unshifted tensor ("residual
   shift", fig. 3b).
-* T is fixed at building time: frames that stand next to each other must be neighbours in time.
+* T is fixed when the model is built: frames that lie next to each other must be neighbours in time.
 * With 23 or more blocks in layer3 (ResNet-101, -152) only blocks with an even index shift, as in the authors' code.
-* Choose it as the first temporal model: a 2D network's cost and weights, and it can tell left from right.
+* Choose it as the first temporal model: it has a 2D network's cost and weights, and it can tell left from right.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def temporal_shift(x: Tensor, *, num_segments: int, shift_div: int = 8, directio
     """Shift 1/shift_div of the channels one frame back in time and the next 1/shift_div one frame forward.
 
     Lin et al. 2019, arXiv:1811.08383, fig. 1b (offline shift). With fold = C // shift_div: channels [0, fold) of
-    frame t come from frame t+1, channels [fold, 2*fold) from frame t-1, the rest stay; vacated places are zero.
+    frame t come from frame t+1, channels [fold, 2*fold) from frame t-1, the rest stays; vacated places are zero.
 
     Args:
         x: (B*T, C, H, W), any memory format; the T frames of a clip are adjacent.
@@ -43,7 +43,7 @@ def temporal_shift(x: Tensor, *, num_segments: int, shift_div: int = 8, directio
         A new tensor of the same shape and memory format; `x` is not written to.
 
     Raises:
-        ValueError: B*T is not a multiple of T, C < shift_div (nothing would be shifted), or a bad option.
+        ValueError: B*T is not a multiple of T, C < shift_div (nothing would be shifted), or an option is wrong.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"shift_direction is {direction!r}; it must be one of {', '.join(DIRECTIONS)}")
@@ -51,36 +51,43 @@ def temporal_shift(x: Tensor, *, num_segments: int, shift_div: int = 8, directio
         raise ValueError(f"shift_div is {shift_div}; it must be at least 2 and at most the {x.shape[1]} channels")
     if x.shape[0] % num_segments:
         raise ValueError(f"{x.shape[0]} frames are not a multiple of num_segments = {num_segments}")
+
     shift = _shift_traced if torch.compiler.is_compiling() else _Shift.apply
     return shift(x, num_segments, x.shape[1] // shift_div, direction == "tsm")  # pyright: ignore[reportReturnType]
 
 
 def _shift_traced(x: Tensor, num_segments: int, fold: int, next_first: bool) -> Tensor:
-    """The same for torch.compile and exporters, which fuse or write down slices and `cat` better than assignments."""
+    """Shift for torch.compile and exporters, which handle slices and `cat` better than assignments."""
     clips = x.unflatten(0, (-1, num_segments))  # (B*T, C, H, W) -> (B, T, C, H, W)
+    # the two folds and the rest, along C
     first, second, rest = clips.split((fold, fold, clips.shape[2] - 2 * fold), 2)
     still = (0, 0) * 3  # C, H, W
     from_next, from_last = (*still, -1, 1), (*still, 1, -1)  # a frame of zeros at one end, a frame less at the other
+
     if not next_first:
         from_next, from_last = from_last, from_next
+
     shifted = torch.cat([F.pad(first, from_next), F.pad(second, from_last), rest], 2)
     return shifted.flatten(0, 1)  # (B, T, C, H, W) -> (B*T, C, H, W)
 
 
 class _Shift(torch.autograd.Function):
-    """One output allocation forward and backward; the gradient of a shift is the shift the other way round.
+    """Shift with one output allocation forward and backward; the gradient is the shift in the other direction.
 
-    Written with slices of a new tensor because `torch.cat` over channels is three times as slow in channels-last
+    It writes slices of a new tensor, because `torch.cat` over channels takes three times as long in channels-last
     memory.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, num_segments: int, fold: int, next_first: bool) -> Tensor:
         ctx.settings = (num_segments, fold, next_first)
+        # same memory format as x
         out = torch.empty_like(x)
         source, target = x.unflatten(0, (-1, num_segments)), out.unflatten(0, (-1, num_segments))  # (B, T, C, H, W)
+
         first, second, rest = slice(0, fold), slice(fold, 2 * fold), slice(2 * fold, None)
         from_next, from_last = (first, second) if next_first else (second, first)
+        # frame t from frame t + 1; the last frame has none, so it gets zeros, and likewise at the start
         target[:, :-1, from_next] = source[:, 1:, from_next]
         target[:, -1, from_next] = 0
         target[:, 1:, from_last] = source[:, :-1, from_last]
@@ -95,7 +102,7 @@ class _Shift(torch.autograd.Function):
 
 
 class TemporalShift(nn.Module):
-    """`temporal_shift` with its options, to stand in a block's `branch_input`."""
+    """Apply `temporal_shift` with its options, as a block's `branch_input`."""
 
     def __init__(self, num_segments: int, shift_div: int, direction: str) -> None:
         super().__init__()
@@ -103,23 +110,23 @@ class TemporalShift(nn.Module):
         self.weight_options = {"shift_direction": direction}
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B*T, C, H, W) -> the same shape."""
+        """Map (B*T, C, H, W) to the same shape."""
         return temporal_shift(x, num_segments=self.num_segments, shift_div=self.shift_div, direction=self.direction)
 
     def extra_repr(self) -> str:
-        """What print(model) shows."""
+        """Return the options for print(model)."""
         return f"num_segments={self.num_segments}, shift_div={self.shift_div}, direction={self.direction}"
 
 
 class TemporalPool(nn.Module):
-    """Maximum over 3 neighbouring frames at every second one: T -> (T + 1) // 2."""
+    """Take the maximum over 3 neighbouring frames at every second one: T -> (T + 1) // 2."""
 
     def __init__(self, num_segments: int) -> None:
         super().__init__()
         self.num_segments = num_segments
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B*T, C, H, W) -> (B*((T + 1) // 2), C, H, W)."""
+        """Map (B*T, C, H, W) to (B*((T + 1) // 2), C, H, W)."""
         clips = x.unflatten(0, (-1, self.num_segments)).transpose(1, 2)  # (B*T, C, H, W) -> (B, C, T, H, W)
         pooled = max_pool3d(clips, (3, 1, 1), (2, 1, 1), (1, 0, 0))
         return pooled.transpose(1, 2).flatten(0, 1)  # (B, C, T', H, W) -> (B*T', C, H, W)
@@ -129,15 +136,16 @@ class TSM(TSN):
     """TSN whose clips have exactly `frames_per_clip` frames, for a backbone with shifts in it."""
 
     def forward(self, clips: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> logits (B, K).
+        """Map (B, C, T, H, W) to logits (B, K).
 
         Raises:
-            ValueError: T is not the number the shifts were made for.
+            ValueError: T is not the number that the shifts were built for.
         """
         if clips.shape[2] != self.frames_per_clip:
             raise ValueError(
                 f"a clip has {clips.shape[2]} frames, this TSM was built for num_segments = {self.frames_per_clip}"
             )
+
         return super().forward(clips)
 
 
@@ -154,31 +162,34 @@ def insert_shift(
 
     * ResNet: blocks 0, n_round, 2*n_round, ... of every stage.
     * MobileNetV2: the blocks that expand and have a shortcut (10 of 17).
-    * MobileOne: all units behind the stem, before all of their branches (MMAction2).
+    * MobileOne: all units after the stem, before all of their branches (MMAction2).
 
     Args:
         backbone: ResNet, MobileNetV2 or MobileOne of `networks`; changed in place, no parameter is added or renamed.
         num_segments: T.
         shift_div, direction: see `temporal_shift`.
-        n_round: None for the authors' rule: 2 where layer3 has 23 blocks or more, else 1.
+        n_round: None for the authors' rule: 2 if layer3 has 23 blocks or more, else 1.
         temporal_pool: `TemporalPool` before layer2 (ResNet only); later stages then see (T + 1) // 2 frames.
 
     Raises:
-        ValueError: another kind of backbone, or an option it cannot have.
+        ValueError: another kind of backbone, or an option that it cannot have.
     """
     if direction not in DIRECTIONS:
         raise ValueError(f"shift_direction is {direction!r}; it must be one of {', '.join(DIRECTIONS)}")
     if n_round is not None and n_round < 1:
         raise ValueError(f"n_round is {n_round}; it must be at least 1")
+
     if isinstance(backbone, ResNet):
         _shift_resnet(backbone, num_segments, shift_div, direction, n_round, temporal_pool)
         return backbone
+
     places = _small_places(backbone)
     if places is None:
         raise ValueError(f"tsm does not know where to shift in a {type(backbone).__name__}")
     if temporal_pool or n_round not in (None, 1):
         name = "mobilenetv2" if isinstance(backbone, MobileNetV2) else "mobileone_s4"
         raise ValueError(f"temporal_pool and n_round are options of TSM on a ResNet, not on {name}")
+
     for place in places:
         place.branch_input = TemporalShift(num_segments, shift_div, direction)
     return backbone
@@ -187,11 +198,13 @@ def insert_shift(
 def _shift_resnet(
     backbone: ResNet, num_segments: int, shift_div: int, direction: str, n_round: int | None, temporal_pool: bool
 ) -> None:
-    """See `insert_shift`."""
+    """Shift in a ResNet, see `insert_shift`."""
+    # the authors' rule for deep networks
     step = n_round if n_round is not None else (2 if len(backbone.layer3) >= 23 else 1)
     length = num_segments
     for stage in (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4):
         if temporal_pool and stage is backbone.layer2:
+            # the frames are halved before the stage, so its shifts have the new length
             backbone.before_layer2 = TemporalPool(length)
             length = (length + 1) // 2
         for block in list(stage)[::step]:
@@ -204,7 +217,8 @@ def _small_places(backbone: nn.Module) -> list[InvertedResidual | Unit] | None:
     if isinstance(backbone, MobileNetV2):
         blocks = (block for block in backbone.features.children() if isinstance(block, InvertedResidual))
         return [block for block in blocks if block.expands and block.use_res_connect]
-    if isinstance(backbone, MobileOne):  # the stem's three channels are too few to shift
+
+    if isinstance(backbone, MobileOne):  # not in the stem: its three channels are too few
         return [unit for unit in backbone.stages.modules() if isinstance(unit, Unit)]
     return None
 
@@ -227,7 +241,9 @@ def build(
     fc_lr5: bool = True,
     **backbone_options: Any,
 ) -> TSM:
-    """TSM on RGB frames (Lin et al. 2019, arXiv:1811.08383); ResNet-50, 8 frames: 24,327,632 parameters, 32.9 GMAC.
+    """Build TSM on RGB frames (Lin et al. 2019, arXiv:1811.08383).
+
+    ResNet-50 with 8 frames has 24,327,632 parameters and takes 32.9 GMAC.
 
     Args:
         backbone: resnet18 ... resnet152, mobilenetv2 or mobileone_s4.
@@ -254,9 +270,12 @@ def build(
         n_round=n_round,
         temporal_pool=temporal_pool,
     )
+
     if non_local is not None:
+        # layer2 and layer3 come after the temporal pool
         length = (num_segments + 1) // 2 if temporal_pool else num_segments
         add_non_local(network, first=0, make=lambda channels: FramesNonLocal(channels, non_local, length))
+
     model = TSM(
         network,
         num_class=num_class,
@@ -268,4 +287,5 @@ def build(
         norm_eval=norm_eval,
         fc_lr5=fc_lr5,
     )
+
     return _backbones.load(model, pretrained, backbone)

@@ -1,10 +1,10 @@
 """TSN: temporal segment networks (Wang et al. 2016, arXiv:1608.00859).
 
-* A 2D network sees T frames, one from each segment of the video, each on its own; their class scores are averaged.
-  The order of the frames does not matter, so motion that only order tells apart is out of its reach: the baseline
+* A 2D network sees T frames, one from each segment of the video, each of them alone; their class scores are averaged.
+  The order of the frames does not matter, so it cannot separate motions that differ in order only: it is the baseline
   for every other method.
-* It accepts any number of frames at evaluation (25 in the paper), not only the T it was trained with.
-* Choose it as the baseline, or where the scene decides the class.
+* It accepts any number of frames in evaluation (25 in the paper), not only the T it was trained with.
+* Choose it as the baseline, or if the scene decides the class.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from methods._heads import CONSENSUS, new_classifier, new_dropout, segmental_con
 
 
 class TSN(nn.Module):
-    """A 2D backbone on every frame, dropout, a linear classifier and the average over the frames.
+    """Classify by a 2D backbone on every frame, dropout, a linear classifier and the average over the frames.
 
     Args:
         backbone: (N, C, H, W) -> (N, backbone.feature_dim).
@@ -33,7 +33,7 @@ class TSN(nn.Module):
 
     Attributes:
         frames_per_clip: T.
-        fc_lr5: whether the optimiser's TSN/TSM policy trains the classifier five times as fast (utils/optim.py).
+        fc_lr5: True if the optimiser's TSN/TSM policy trains the classifier five times as fast (utils/optim.py).
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class TSN(nn.Module):
             raise ValueError(f"consensus is {consensus!r}; it must be one of {', '.join(CONSENSUS)}")
         if num_segments < 1:
             raise ValueError(f"num_segments is {num_segments}; it must be at least 1")
+
         self.backbone = backbone
         self.dropout = new_dropout(dropout)
         self.classifier = new_classifier(_backbones.feature_dim(backbone), num_class, fc_std)
@@ -62,10 +63,11 @@ class TSN(nn.Module):
         self.norm_eval = norm_eval
         self.fc_lr5 = fc_lr5
         self.frames_per_clip = num_segments
+        # applies partial_bn and norm_eval from the start
         self.train()
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Class scores of B clips.
+        """Return the class scores of B clips.
 
         Args:
             clips: (B, C, T, H, W), float, normalised.
@@ -78,14 +80,18 @@ class TSN(nn.Module):
         return segmental_consensus(features, self.dropout, self.classifier, self.consensus)
 
     def train(self, mode: bool = True) -> TSN:
-        """Training or evaluation mode; with partial_bn all BN layers but the first stay as they are in both, with
-        norm_eval the statistics of all do.
+        """Set training or evaluation mode.
+
+        With partial_bn all BN layers but the first stay as they are in both, with norm_eval the statistics of all do.
         """
+        # also at each `model.train()` of a loop, which would undo it
         super().train(mode)
         norms = [module for module in self.backbone.modules() if isinstance(module, _BatchNorm)]
+
         if self.partial_bn:
             for norm in norms[1:]:
                 norm.eval().requires_grad_(False)
+
         if self.norm_eval:
             for norm in norms:
                 norm.eval()
@@ -106,7 +112,7 @@ def build(
     fc_lr5: bool = False,
     **backbone_options: Any,
 ) -> TSN:
-    """TSN on RGB frames (Wang et al. 2016, arXiv:1608.00859); ResNet-50: 24,327,632 parameters with 400 classes.
+    """Build TSN on RGB frames (Wang et al. 2016, arXiv:1608.00859); ResNet-50: 24,327,632 parameters, 400 classes.
 
     Args:
         backbone: a key of `networks.BACKBONES`.

@@ -2,10 +2,10 @@
 
 * Tubelets of 2 x 16 x 16 pixels, fixed sinusoid positions, no class token. All tokens attend to all others, so the cost
   of attention rises with the square of T*H*W.
-* Fine-tuning: mean over the tokens, a layer norm, a linear classifier. The weights of VideoMAE v2 (Wang et al. 2023,
-  arXiv:2303.16727) have the same form.
+* Fine-tuning uses the mean over the tokens, a layer norm and a linear classifier. The weights of VideoMAE v2 (Wang et
+  al. 2023, arXiv:2303.16727) have the same form.
 * From random weights it needs many more videos than a convolutional network: start from published ones.
-* Choose it for accuracy with a plain network, where its cost is affordable.
+* Choose it for accuracy with a plain network, if its cost is affordable.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ POOLING = ("mean", "first")
 
 
 class VideoMAE(nn.Module):
-    """A transformer over the tubelets of a clip, pooling, and a linear classifier.
+    """Classify by a transformer over the tubelets of a clip, pooling, and a linear classifier.
 
     Args:
-        backbone: (B, 3, T, H, W) -> tokens (B, N, D); with its final norm where pooling is "first".
+        backbone: (B, 3, T, H, W) -> tokens (B, N, D); with its final norm if pooling is "first".
         num_class: K.
         num_segments: T.
         dropout: probability before the classifier.
         pooling: "mean": the mean of the tokens, then a layer norm; "first": the first token.
-        head_eps: of the norm behind the mean.
+        head_eps: epsilon of the norm after the mean.
         init_scale: see `new_head`.
 
     Attributes:
@@ -52,19 +52,22 @@ class VideoMAE(nn.Module):
         super().__init__()
         if num_segments < 1:
             raise ValueError(f"num_segments is {num_segments}; it must be at least 1")
+
         self.backbone = backbone
         self.pooling = pooling
+        # for `methods.interop`, see methods/_traits.py
         self.weight_options = {"pooling": pooling}
         self.weights_without = ("backbone.norm.",) if pooling == "mean" else ()  # of pre-training
         if pooling == "mean":
             self.fc_norm = nn.LayerNorm(backbone.feature_dim, eps=head_eps)
             self.weight_options["head_eps"] = str(head_eps)
+
         self.dropout = new_dropout(dropout)
         self.classifier = new_head(backbone.feature_dim, num_class, init_scale)
         self.frames_per_clip = num_segments
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Class scores of B clips.
+        """Return the class scores of B clips.
 
         Args:
             clips: (B, C, T, H, W), float, normalised.
@@ -97,8 +100,9 @@ def build(
     freeze: int = 0,
     **backbone_options: Any,
 ) -> VideoMAE:
-    """VideoMAE (Tong et al. 2022, arXiv:2203.12602); ViT-B: 86,534,800 parameters with 400 classes, 180.3 GMAC at
-    16 x 224 x 224.
+    """Build VideoMAE (Tong et al. 2022, arXiv:2203.12602).
+
+    ViT-B has 86,534,800 parameters with 400 classes, and 180.3 GMAC at 16 x 224 x 224.
 
     Args:
         backbone: vit3d_small, vit3d_base, vit3d_large, vit3d_huge, vit3d_giant or vit3d.
@@ -110,29 +114,32 @@ def build(
         patch: side of a patch in pixels.
         tubelet: frames of a patch.
         qkv_bias: which of queries, keys and values have a bias; "qv" in the paper.
-        eps: of the layer norms of the backbone (the authors' code 1e-6, Hugging Face 1e-12).
-        head_eps: of the layer norm behind the mean (the authors' code 1e-6, Hugging Face 1e-5).
+        eps: epsilon of the backbone's layer norms (the authors' code 1e-6, Hugging Face 1e-12).
+        head_eps: epsilon of the layer norm after the mean (the authors' code 1e-6, Hugging Face 1e-5).
         init_scale: factor on the classifier's initial weights, whose standard deviation is .02.
         drop_path: probability with which the last block's branches are dropped; it rises linearly from 0.
         attention_dropout: probability of a zero in the attention weights; above 0 they are kept in memory.
-        checkpointing: compute the blocks again in the backward pass: a fraction of the memory, a third more time.
+        checkpointing: recompute the blocks in the backward pass, for a fraction of the memory and a third more time.
         freeze: the patch embedding and this many blocks do not learn; 0 for none.
         backbone_options: width, depth, heads and mlp_ratio of `vit3d`.
     """
     if pooling not in POOLING:
         raise ValueError(f"pooling is {pooling!r}; it must be one of {', '.join(POOLING)}")
+
     options = {
         **backbone_options,
         "patch": patch,
         "tubelet": tubelet,
         "qkv_bias": qkv_bias,
         "eps": eps,
+        # with the mean, fc_norm takes the place of the final norm
         "final_norm": pooling == "first",
         "checkpointing": checkpointing,
         "freeze": freeze,
     }
     network = _backbones.make(backbone, options, video=True)
     assert isinstance(network, VisionTransformer3D)
+
     model = VideoMAE(
         insert_drops(network, drop_path=drop_path, attention_dropout=attention_dropout),
         num_class=num_class,
@@ -142,4 +149,5 @@ def build(
         head_eps=head_eps,
         init_scale=init_scale,
     )
+
     return _backbones.load(model, pretrained, backbone)

@@ -1,12 +1,13 @@
-"""V-JEPA 2: a vision transformer that predicts features of masked video, with an attentive probe (Assran et al. 2025,
-arXiv:2506.09985).
+"""V-JEPA 2: a vision transformer that predicts features of masked video (Assran et al. 2025, arXiv:2506.09985).
 
-* Encoder: tubelets of 2 x 16 x 16 pixels and rotary positions in time, row and column. The predictor of the
-  pre-training takes no part in classification.
+Here it classifies with an attentive probe.
+
+* Encoder: tubelets of 2 x 16 x 16 pixels and rotary positions in time, row and column. Classification does not use the
+  predictor of the pre-training.
 * Attentive probe: three blocks of self-attention over all tokens, one query that attends to them, a linear classifier.
 * The published results keep the encoder frozen: see `methods.probe`. This file trains encoder and probe together;
-  `freeze` keeps the first blocks.
-* Choose it for motion (Something-Something), and where one frozen encoder serves many tasks.
+  `freeze` keeps the first blocks as they are.
+* Choose it for motion (Something-Something), or if one frozen encoder serves many tasks.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from methods._heads import class_scores, new_dropout
 from methods._transformers import insert_drops, new_head
 from networks.vit3d import Block, Mlp, VisionTransformer3D, initialise
 
-MLP_RATIO = 4  # of the pooler, whatever the encoder's
+MLP_RATIO = 4  # of the pooler, also if the encoder has another ratio
 
 
 class CrossAttention(nn.Module):
-    """Queries attend to tokens: a residual block without output projection, and with no norm on the queries."""
+    """Let queries attend to tokens: a residual block without output projection, and without a norm on the queries."""
 
     def __init__(self, dim: int, heads: int, eps: float) -> None:
         super().__init__()
@@ -42,11 +43,12 @@ class CrossAttention(nn.Module):
         """Return queries (B, heads, Q, D/heads), and keys and values (B, heads, N, D/heads) of the tokens."""
         q = self.q(queries).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, Q, D/heads)
         kv = self.kv(self.norm1(tokens)).unflatten(2, (2, self.heads, -1))  # (B, N, 2, heads, D/heads)
+        # the order (keys, values) is that of the authors' `kv` weights
         k, v = kv.transpose(1, 3).unbind(2)  # (B, heads, N, D/heads)
         return q, k, v
 
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
-        """Queries (B, Q, D) and tokens (B, N, D) -> (B, Q, D)."""
+        """Map queries (B, Q, D) and tokens (B, N, D) to (B, Q, D)."""
         q, k, v = self.project(queries, tokens)
         y = F.scaled_dot_product_attention(q, k, v)
         x = queries + y.transpose(1, 2).flatten(2)  # (B, heads, Q, D/heads) -> (B, Q, D)
@@ -54,16 +56,16 @@ class CrossAttention(nn.Module):
 
 
 class AttentivePooler(nn.Module):
-    """Self-attention over the tokens, then one learned query that attends to them.
+    """Apply self-attention to the tokens, then one learned query that attends to them.
 
     Args:
         dim: D.
         heads: attention heads of all its layers.
         layers: blocks of self-attention.
-        eps: of all its layer norms.
+        eps: epsilon of all its layer norms.
 
     Raises:
-        ValueError: D is no multiple of heads, or there are fewer than 0 layers.
+        ValueError: D is no multiple of heads, or the number of layers is negative.
     """
 
     def __init__(self, dim: int, *, heads: int, layers: int, eps: float) -> None:
@@ -72,32 +74,38 @@ class AttentivePooler(nn.Module):
             raise ValueError(f"pooler_heads is {heads}; it must divide the width {dim}")
         if layers < 0:
             raise ValueError(f"pooler_layers is {layers}; it must be at least 0")
+
+        # for `methods.interop`, see methods/_traits.py
         self.weight_options = {"head_eps": str(eps), "pooler_heads": str(heads)}
         self.query_tokens = nn.Parameter(torch.zeros(1, 1, dim))
         self.blocks = nn.ModuleList(Block(dim, heads, MLP_RATIO * dim, qkv_bias="all", eps=eps) for _ in range(layers))
         self.cross = CrossAttention(dim, heads, eps)
+
         nn.init.normal_(self.query_tokens, std=0.02)
+        # after all layers exist, and before the last weights are scaled down
         initialise(self)
         rescale([*self.blocks, self.cross])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """(B, N, D) -> (B, D)."""
+        """Map (B, N, D) to (B, D)."""
         for block in self.blocks:
             tokens = block(tokens)
+
         queries = self.query_tokens.expand(len(tokens), -1, -1)
         return self.cross(queries, tokens).squeeze(1)  # (B, 1, D) -> (B, D)
 
 
 def rescale(blocks: list[nn.Module]) -> None:
-    """Divide the last weights of the branches of block i, from 1, by sqrt(2*i): the residual stream keeps its scale."""
+    """Divide the last weights of the branches of block i, from 1, by sqrt(2*i), to keep the residual stream's scale."""
     for i, block in enumerate(blocks, 1):
         for name in ("attn.proj", "mlp.fc2"):
+            # the cross-attention has no output projection
             if name != "attn.proj" or isinstance(block, Block):
                 block.get_submodule(name).weight.data.div_(math.sqrt(2 * i))  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
 
 
 class VJEPA2(nn.Module):
-    """Encoder, attentive pooler and a linear classifier.
+    """Classify by an encoder, an attentive pooler and a linear classifier.
 
     Args:
         backbone: (B, 3, T, H, W) -> tokens (B, N, D).
@@ -109,7 +117,7 @@ class VJEPA2(nn.Module):
 
     Attributes:
         frames_per_clip: T.
-        options_left_open: options that the user has left to a rule (see methods/_traits.py).
+        options_left_open: options that the user left to a rule (see methods/_traits.py).
     """
 
     options_left_open: tuple[str, ...] = ()
@@ -127,6 +135,7 @@ class VJEPA2(nn.Module):
         super().__init__()
         if num_segments < 1:
             raise ValueError(f"num_segments is {num_segments}; it must be at least 1")
+
         self.backbone = backbone
         self.pooler = pooler
         self.dropout = new_dropout(dropout)
@@ -134,7 +143,7 @@ class VJEPA2(nn.Module):
         self.frames_per_clip = num_segments
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Class scores of B clips.
+        """Return the class scores of B clips.
 
         Args:
             clips: (B, C, T, H, W), float, normalised.
@@ -167,8 +176,10 @@ def build(
     freeze: int = 0,
     **backbone_options: Any,
 ) -> VJEPA2:
-    """V-JEPA 2 with its attentive probe (Assran et al. 2025, arXiv:2506.09985); ViT-L with 174 classes: encoder
-    303,885,312 parameters and 827.9 GMAC at 16 x 256 x 256, pooler 49,336,320, classifier 178,350.
+    """Build V-JEPA 2 with its attentive probe (Assran et al. 2025, arXiv:2506.09985).
+
+    ViT-L with 174 classes: encoder 303,885,312 parameters and 827.9 GMAC at 16 x 256 x 256, pooler 49,336,320,
+    classifier 178,350.
 
     Args:
         backbone: vit3d_large, vit3d_huge, vit3d_giant, or a smaller one.
@@ -178,15 +189,15 @@ def build(
         pretrained: see `methods.build`.
         patch: side of a patch in pixels.
         tubelet: frames of a patch.
-        qkv_bias: whether queries, keys and values of the encoder have a bias; those of the pooler have one.
-        eps: of the layer norms of the encoder.
-        head_eps: of the layer norms of the pooler (Hugging Face 1e-6, the authors' code 1e-5).
+        qkv_bias: "all" or "none" for queries, keys and values of the encoder; those of the pooler always have a bias.
+        eps: epsilon of the encoder's layer norms.
+        head_eps: epsilon of the pooler's layer norms (Hugging Face 1e-6, the authors' code 1e-5).
         pooler_layers: blocks of self-attention before the query.
         pooler_heads: attention heads of the pooler; null for the encoder's number.
         init_scale: factor on the classifier's initial weights, whose standard deviation is .02.
         drop_path: probability with which the last block's branches are dropped; it rises linearly from 0.
         attention_dropout: probability of a zero in the encoder's attention weights; above 0 they are kept in memory.
-        checkpointing: compute the blocks again in the backward pass: a fraction of the memory, a third more time.
+        checkpointing: recompute the blocks in the backward pass, for a fraction of the memory and a third more time.
         freeze: the patch embedding and this many blocks do not learn; 0 for none.
         backbone_options: width, depth, heads and mlp_ratio of `vit3d`.
     """
@@ -204,6 +215,7 @@ def build(
     network = _backbones.make(backbone, options, video=True)
     assert isinstance(network, VisionTransformer3D)
     heads = network.heads if pooler_heads is None else pooler_heads
+
     model = VJEPA2(
         insert_drops(network, drop_path=drop_path, attention_dropout=attention_dropout),
         AttentivePooler(network.feature_dim, heads=heads, layers=pooler_layers, eps=head_eps),
@@ -212,5 +224,7 @@ def build(
         dropout=dropout,
         init_scale=init_scale,
     )
+
+    # The number of heads leaves no trace in the tensors: a file must state it, or the user.
     model.options_left_open = ("pooler_heads",) if pooler_heads is None else ()
     return _backbones.load(model, pretrained, backbone)

@@ -7,7 +7,7 @@ import importlib
 from utils import faults
 from utils.faults import UserError
 
-# what is measured: (module whose main(argv) does it, one line of help); imported when it is called
+# {kind: (module whose main(argv) measures it, one line of help)}; a module is imported only when it is called
 KINDS = {
     "step": ("anal_tools.benchmark.step", "one training step: forward, backward, optimiser, memory"),
     "eval": ("anal_tools.benchmark.eval", "videos per second of an evaluation, model alone and end to end, memory"),
@@ -16,13 +16,15 @@ KINDS = {
 
 
 def main(argv: list[str]) -> int:
-    """Call the kind of benchmark."""
+    """Run the benchmark that the first argument names and return its exit code."""
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python main.py benchmark KIND EXP ...   (KIND --help shows its options)\n")
         print("\n".join(f"  {kind:<6}{text}" for kind, (_, text) in KINDS.items()))
         return 0
+
     if argv[0] not in KINDS:
         raise UserError(
             f"no benchmark called {argv[0]!r}{faults.did_you_mean(argv[0], KINDS)}; there are {', '.join(KINDS)}"
         )
+
     return importlib.import_module(KINDS[argv[0]][0]).main(argv[1:])

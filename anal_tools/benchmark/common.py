@@ -1,4 +1,4 @@
-"""What the benchmarks share: the type of their figures, and types of options."""
+"""Types that the benchmarks share: that of their figures, and argparse types of their options."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ Figures = dict[str, Any]  # what a benchmark prints as one JSON line
 
 
 def not_negative(text: str) -> int:
-    """A whole number of at least 0, for argparse."""
+    """Parse a whole number of at least 0, for argparse."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 0")
     return int(text)
 
 
 def seconds(text: str) -> float:
-    """A number of seconds above 0, for argparse."""
+    """Parse a number of seconds above 0, for argparse."""
     try:
         value = float(text)
     except ValueError:
+        # NaN fails the check below, so that both mistakes get one message
         value = math.nan
     if not (math.isfinite(value) and value > 0):
         raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0, as `benchmark step` prints it")

@@ -1,9 +1,9 @@
 """`python main.py benchmark data EXP`: how many training clips a second each reader gives on this machine.
 
-Two measurements. One process and one thread, in turns with a bare decoding loop over the same frames: clips per
-CPU-second, stored megabytes a second, and where the time goes. Then the training loader itself with 1, 2, ... reader
-processes: clips a second, and whether a training step of a given length would wait. docs/data_speed.md explains the
-figures.
+Measure two things. The first is one process with one thread, in turns with a bare decoding loop over the same frames:
+clips per CPU-second, stored megabytes a second, and the share of each stage. The second is the training loader with
+1, 2, ... reader processes: clips a second, and whether a training step of a given length would wait for them.
+docs/data_speed.md explains the figures.
 """
 
 from __future__ import annotations
@@ -46,22 +46,25 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     args = parser.parse_args(argv)
+
     figures = measure(args)
     print(json.dumps(figures) if args.json else as_table(figures))
     return 0
 
 
 def measure(args: argparse.Namespace) -> Figures:
-    """All figures: one row per reader, and what follows from them."""
+    """Return all figures: one row per reader, and the conclusions from the rows."""
     from anal_tools.benchmark.data_desk import Bench
     from utils import config
 
     cfg = config.load(args.exp, args.set)
     config.check_files(cfg, ("train",))
 
+    # `--readers READER[=FOLDER]`; without it the reader and the media of the experiment
     wanted = [text.partition("=") for text in args.readers] or [(cfg.data.reader, "", "")]
     workers = numbers(args.workers)
     choices = typing.get_args(type(cfg.data).model_fields["reader"].annotation)
+
     for name, _, _ in wanted:
         if name not in choices:
             raise UserError(
@@ -69,17 +72,18 @@ def measure(args: argparse.Namespace) -> Figures:
                 f"choose one of {', '.join(choices)}"
             )
 
+    # Build all benches before the first is timed: a reader that cannot start ends the command at once.
     rows, benches = [], []
     for name, _, folder in wanted:
         media = in_folder(cfg, folder) if folder else cfg
         benches.append(Bench(media, name, folder, clips=args.clips))
     try:
-        for _ in range(args.rounds):  # in turns: a machine that gets busier or slower meets all of them
+        for _ in range(args.rounds):  # readers take turns, so a machine that slows down slows all of them
             for bench in benches:
                 bench.round(-(-args.clips // args.rounds))
         for bench in benches:
             rows.append(bench.figures())
-            bench.close()
+            bench.close()  # its reader must not compete with the worker processes for the cores
             rows[-1]["workers"] = {str(count): with_workers(bench, count, args.clips) for count in workers}
     finally:
         for bench in benches:
@@ -97,18 +101,18 @@ def measure(args: argparse.Namespace) -> Figures:
 
 
 def numbers(text: str) -> list[int]:
-    """Numbers of workers from `1,2,4`."""
+    """Parse numbers of workers from `1,2,4`."""
     try:
         found = [int(part) for part in text.split(",")]
     except ValueError:
-        found = [-1]
+        found = [-1]  # fails the check below
     if min(found) < 0:
         raise UserError(f"benchmark data: --workers {text}: numbers of processes separated by commas, such as 1,2,4")
     return found
 
 
 def in_folder(cfg: Config, folder: str) -> Config:
-    """The configuration with the media of a dump, which holds a list of the same name."""
+    """Return the configuration with the media of a dump, which holds a list of the same name."""
     source = Path(folder) / Path(cfg.train_source).name
     if not source.is_file():
         raise UserError(f"benchmark data: {source} is missing; `main.py dump {cfg.train_source} {folder}` writes it")
@@ -116,17 +120,20 @@ def in_folder(cfg: Config, folder: str) -> Config:
 
 
 def with_workers(bench: Bench, count: int, clips: int) -> dict[str, float]:
-    """The training loader with `count` reader processes: clips/s of the wall clock, after its start-up."""
+    """Time the training loader with `count` reader processes after its start-up, by the wall clock."""
     cfg = bench.cfg
     loader = bench.loader(count)
     try:
         steps, size = max(2, -(-clips // cfg.batch_size)), cfg.batch_size
-        for _ in range(loader.reading.prefetch + 1):  # what was read ahead while the processes started
+        for _ in range(loader.reading.prefetch + 1):  # drop the batches that were read while the processes started
             next(loader)
+
+        # Only batches that are read at the steady rate count.
         waited, began = loader.seconds_waiting, time.perf_counter()
         for _ in range(steps):
             next(loader)
         seconds = time.perf_counter() - began
+
         return {
             "clips_per_s": round(steps * size / seconds, 2),
             "waiting": round((loader.seconds_waiting - waited) / seconds, 3),
@@ -137,7 +144,7 @@ def with_workers(bench: Bench, count: int, clips: int) -> dict[str, float]:
 
 
 def verdict(rows: list[Figures], batch: int, step_time: float | None, cores: int) -> Figures:
-    """Which reader is fastest here, and whether a device that needs a batch every `step_time` seconds waits."""
+    """Return which reader is fastest here, and whether a device that needs a batch every `step_time` seconds waits."""
     fastest = max(rows, key=lambda row: row["clips_per_cpu_s"])
     answer: Figures = {"fastest": fastest["reader"]}
     if step_time is None:
@@ -148,17 +155,21 @@ def verdict(rows: list[Figures], batch: int, step_time: float | None, cores: int
     for row in rows:
         best = max((figures["clips_per_s"] for figures in row["workers"].values()), default=0.0)
         row["waits"] = best < needed
-        # Time that a step takes longer than the model alone, as a share of it.
+        # The time by which a step takes longer than the model alone, as a share of the whole.
         row["wait_share"] = round(max(0.0, 1 - best / needed), 3)
+        # rounded up, by a floor division of the negative
         row["workers_needed"] = -(-needed // row["clips_per_cpu_s"])
         row["cores_are_enough"] = row["workers_needed"] <= cores
+
     answer["gpu_waits"] = all(row["waits"] for row in rows)
     return answer
 
 
 def as_table(figures: Figures) -> str:
-    """The figures for a person."""
+    """Return the figures as lines of text for people."""
     lines = [f"clips of {figures['clip']}, batch {figures['batch']}, {figures['cores']} cores"]
+
+    # one block per reader: one thread, bare decode, stages, then a line per number of workers
     for row in figures["readers"]:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in row["stages"].items() if share >= 0.005)
         lines += [
@@ -174,10 +185,12 @@ def as_table(figures: Figures) -> str:
             for count, each in row["workers"].items()
         ]
 
+    # the conclusions; without a step time only the fastest reader is known
     lines.append(f"fastest here: {figures['fastest']}")
     if figures["step_time"] is None:
         lines.append("give --step-time (from `benchmark step`) to see whether the GPU would wait")
         return "\n".join(lines)
+
     need = f"a step of {figures['step_time']:g} s needs {figures['needed_clips_per_s']:g} clips/s"
     for row in figures["readers"]:
         told = f"waits {100 * row['wait_share']:.0f} % of the time" if row["waits"] else "the GPU does not wait"

@@ -1,4 +1,4 @@
-"""One reader of `benchmark data`: its clips in this process, the bare decode of their frames, its training loader."""
+"""Measure one reader for `benchmark data`: its clips in this process, the bare decode of their frames, its loader."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from anal_tools.benchmark.common import Figures
     from utils.config import Config
 
-#: Stage -> parts of the names under which a profile shows the functions that belong to it; the first that fits counts.
+#: {stage: parts of the names under which a profile lists its functions}; the first stage that fits counts.
 STAGES = {
     "opening files": ("av.container.core.open", "posix.open", "posix.stat", "posix.close", "posix.listdir"),
     "reading": ("posix.read", "posix.pread", "recv", "sendall", "video_index.py:packets", "demux", "xxhash", "xxh"),
@@ -33,17 +33,17 @@ STAGES = {
     "resizing": ("{resize}", "resize.py"),
     "plan": ("order.py", "plan.py", "sampling", "crops.py"),
 }
-_PROFILED = 16
+_PROFILED = 16  # clips a round: a profile slows Python down, so these are not among the timed clips
 
 
 class Bench:
-    """One reader with the plan of an experiment.
+    """Measure one reader with the plan of an experiment.
 
     Args:
-        cfg: a loaded configuration; list and root are those of this reader's media.
-        name: of the reader.
-        folder: where its media are, for the table.
-        clips: how many will be timed at most, so that every round takes other ones.
+        cfg: a loaded configuration, with the list and the root of this reader's media.
+        name: name of the reader.
+        folder: folder of its media, for the table.
+        clips: how many are timed at most, so that every round takes other ones.
     """
 
     def __init__(self, cfg: Config, name: str, folder: str, *, clips: int) -> None:
@@ -52,19 +52,23 @@ class Bench:
         self.records = loaders.records_of(self.cfg, "train")
         self.spec = train_spec(cfg)
         self.reading = loaders.reading(self.cfg)
+
+        # (T, H, W, C) of one clip: the slot must hold it
         shape = (self.spec.sampling.frames_per_clip, self.spec.input_size, self.spec.input_size, 3)
 
         self.slot = Slot.create("zoetrope-bench", int(np.prod(shape)))
         setup = Setup(self.reading.reader, train=self.spec, seed=cfg.seed)
         self.desk: Desk | None = Desk(setup, self.records, [self.slot])
+
+        # Sums over all rounds: CPU seconds of the reader and of the bare decode, clips, stored bytes, bad videos.
         self.next, self.clips = 0, clips
         self.cpu = self.raw_cpu = 0.0
         self.done = self.stored = self.bad = 0
         self.told = ""
-        self.profile = cProfile.Profile(time.process_time)
+        self.profile = cProfile.Profile(time.process_time)  # CPU time, like all figures here
 
     def close(self) -> None:
-        """Close the reader; twice does no harm."""
+        """Close the reader; a second call does nothing."""
         if self.desk is not None:
             self.desk.close()
             self.slot.close()
@@ -77,11 +81,14 @@ class Bench:
         threads = cv2.getNumThreads()
         cv2.setNumThreads(0)  # as in a reader process
         try:
+            # The reader: CPU time, and the bytes that it read from files.
             first, self.next = self.next, self.next + clips
             before, cpu = bytes_read(), time.process_time()
             answers = [self.ask(position) for position in range(first, first + clips)]
             self.cpu += time.process_time() - cpu
             self.stored += bytes_read() - before
+
+            # The bare decode of the same frames. Both run in turns, so that a slower machine slows both.
             good = [answer.plan for answer in answers if answer.plan is not None]
             self.done += len(good)
             raw = functools.partial(data_raw.decode, self.records)
@@ -89,6 +96,8 @@ class Bench:
             for plan in good:
                 raw(plan.sample, plan.frames.tolist())
             self.raw_cpu += time.process_time() - cpu
+
+            # The profile reads the same clips again: their files are in the page cache, as for the bare decode.
             self.profile.enable()
             for position in range(first, first + min(clips, _PROFILED)):
                 self.ask(position)
@@ -97,21 +106,23 @@ class Bench:
             cv2.setNumThreads(threads)
 
     def ask(self, position: int) -> Answer:
-        """One clip, as a reader process answers; a bad video is passed over and counted."""
+        """Read one clip as a reader process does; count a bad video instead of raising its error."""
         assert self.desk is not None
         videos = len(self.records)
         answer = self.desk.answer(position + 1, ReadClip(position % videos, position // videos, position))
         if answer.bug or answer.user:
             raise UserError(f"benchmark data: reader {self.label}: {answer.user or answer.bug}")
+
         if not answer.ok:
             self.bad += 1
             self.told = f"{answer.path}: {answer.reason}"
         return answer
 
     def figures(self) -> Figures:
-        """What was measured so far."""
+        """Return the figures measured so far."""
         if not self.done:
             raise UserError(f"benchmark data: reader {self.label} could not read one clip: {self.told}")
+
         return {
             "reader": self.label,
             "clips": self.done,
@@ -125,9 +136,10 @@ class Bench:
         }
 
     def stages(self) -> dict[str, float]:
-        """Share of the CPU time of each stage, by a profile; Python around them is a stage of its own."""
+        """Return each stage's share of the CPU time, by a profile; Python around the stages is the stage "other"."""
         spent = dict.fromkeys([*STAGES, "other"], 0.0)
         table: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = pstats.Stats(self.profile).stats  # type: ignore[attr-defined]
+        # the profile's own time of a function, without the functions that it calls
         for (file, _, function), (_, _, own, _, _) in table.items():
             shown = f"{Path(file).name}:{function}"
             for stage, names in STAGES.items():
@@ -141,7 +153,7 @@ class Bench:
         return {stage: round(seconds / total, 3) for stage, seconds in spent.items()}
 
     def loader(self, workers: int) -> TrainLoader:
-        """The training loader of this reader on the CPU, one shard."""
+        """Return the training loader of this reader on the CPU, one shard."""
         from utils import dist
         from utils.shards import ShardPlan
 
@@ -150,13 +162,14 @@ class Bench:
         import torch
 
         world = dist.World(device=torch.device("cpu"))
+        # without a last iteration: the loader may be read for as long as the measurement takes
         lengths = self.cfg.lr_scheduler.model_copy(update={"max_iter": None})
         cfg = cfg.model_copy(update={"lr_scheduler": lengths})
         return loaders.train(cfg, world, shards, records=self.records)
 
 
 def bytes_read() -> int:
-    """Return the bytes that this process has read by system calls: of files, not of sockets."""
+    """Return the bytes that this process has read from files by system calls; reads from sockets do not count."""
     import psutil
 
     return psutil.Process().io_counters().read_chars

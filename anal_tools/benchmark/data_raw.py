@@ -1,7 +1,8 @@
-"""The bare decode that readers are compared with: the shortest loop that gives the same frames, uncropped.
+"""Decode frames without a reader, as the lower bound that readers are compared with.
 
-For a video: open it, seek to the last key frame before the first wanted frame, decode forward to the last one, RGB of
-the wanted ones. For a folder or a shard: read and decode the files of the frames.
+This is the shortest loop that gives the same frames, uncropped. For a video: open it, seek to the last key frame before
+the first wanted frame, decode forward to the last one and convert the wanted ones to RGB. For a folder or a shard: read
+and decode the files of the frames.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from datasets.readers.frame_shard import SUFFIX, FrameShard
 from datasets.readers.frames import Layout, find_layout
 from datasets.readers.frames import decode as decode_image
 
-_LAYOUTS: dict[str, Layout] = {}
+_LAYOUTS: dict[str, Layout] = {}  # by folder: listing a folder is not part of the decode
 
 
 def decode(records: Records, sample: int, frames: list[int]) -> int:
-    """Decode distinct frames of a record; returns how many."""
-    path, start = records.full_path(sample), int(records.starts[sample])
+    """Decode distinct frames of a record and return their number."""
+    path, start = records.full_path(sample), int(records.starts[sample])  # a record may start inside its file
     wanted = sorted({start + ordinal for ordinal in frames})
+
     if os.path.isdir(path):
         return _folder(path, wanted)
     if path.endswith(SUFFIX):
@@ -38,6 +40,7 @@ def _folder(path: str, wanted: list[int]) -> int:
         layout = find_layout(os.listdir(path))
         assert layout is not None, "the reader has found frames here"
         _LAYOUTS[path] = layout
+
     layout = _LAYOUTS[path]
     for ordinal in wanted:
         name = os.path.join(path, layout.template.format(layout.base + ordinal))
@@ -47,20 +50,24 @@ def _folder(path: str, wanted: list[int]) -> int:
 
 
 def _video(path: str, wanted: list[int]) -> int:
-    """What any script does with PyAV: one seek, then forward. Frames are taken by time, at the average rate."""
+    """Decode as any script with PyAV does: one seek, then forward; frames are taken by time, at the average rate."""
     import av
 
     with av.open(path) as container:
         stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
+        stream.codec_context.thread_count = 1  # the figures are per thread
         rate, base = stream.average_rate, stream.time_base
         if rate is None or base is None:
             return 0
+
+        # `step` and `begin` are in units of the stream's time base.
         step = 1 / (rate * base)
         begin = stream.start_time or 0
         container.seek(int(begin + wanted[0] * step), stream=stream, backward=True)
+
         left = list(wanted)
         for frame in container.decode(stream):
+            # half a frame early: time stamps are rounded
             while left and frame.pts is not None and frame.pts >= begin + (left[0] - 0.5) * step:
                 frame.to_ndarray(format="rgb24")
                 left.pop(0)

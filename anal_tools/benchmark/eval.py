@@ -1,8 +1,8 @@
 """`python main.py benchmark eval EXP`: how many videos a second an evaluation scores here, and the memory it takes.
 
-Two rates: the model alone, one video at a time, as MMAction2's tools/analysis/benchmark.py measures (warm-up first,
-device synchronised, no reading and no pre-processing), and end to end, with reading and scoring. It is the evaluation
-itself that is measured: the loader, chunks and network of `main.py eval`.
+It prints two rates. The first is of the model alone, one video at a time, as MMAction2's tools/analysis/benchmark.py
+measures it: warm-up first, device synchronised, no reading and no pre-processing. The second is end to end, with
+reading and scoring. Both use the loader, chunks and network of `main.py eval`.
 """
 
 from __future__ import annotations
@@ -42,17 +42,19 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     add_options(parser)
     args = parser.parse_args(argv)
+
     figures = measure(args)
     print(json.dumps(figures) if args.json else as_table(figures))
     return 0
 
 
 def measure(args: argparse.Namespace) -> Figures:
-    """All figures of one evaluation.
+    """Return all figures of one evaluation.
 
     Returns:
         Rates in videos/s, times in seconds a video; `cpu_s_per_video` counts this process and its readers.
-        `memory_above_model_mb` is what came on top of the model: of the GPU where there is one, else of this process.
+        `memory_above_model_mb` is the memory used in addition to the model: of the GPU if there is one, else of this
+        process.
     """
     import torch
 
@@ -67,25 +69,32 @@ def measure(args: argparse.Namespace) -> Figures:
     cfg = config.load(args.exp, args.set)
     config.check_files(cfg, ("val",))
     protocol = chosen_protocol(cfg, args)
+
     with contextlib.ExitStack() as stack:
         world = dist.join()
         stack.push(dist.leave)
+
+        # Exactly what `main.py eval` builds: network in its fastest form, records, scorer.
         net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), plain=args.plain)
         records = loader.records_of(cfg, "val")
         watch = Stopwatch(net, world.device)
         run = scorer(net, cfg, world, protocol, args.chunk)
+
+        # The first videos warm up, the next ones count; a short list keeps at least one that counts.
         last = min(len(records), args.warmup + args.videos)
         first = min(args.warmup, last - 1)
         before = memory(world.device, reset=True)
         for start, stop in ((0, first), (first, last)):
             if start == stop:
                 continue
+            # the loader skips the videos of the other phase
             others = set(range(len(records))) - set(range(start, stop))
             watch.reset()
             wall, cpu = time.perf_counter(), cpu_seconds()
             with loader.val(cfg, world, records=records, spec=protocol.spec, skip=others) as videos:
                 run(videos)
                 waited = videos.seconds_waiting
+            # closing the loader ended its processes, so that `cpu_seconds` now counts them
             wall, cpu = time.perf_counter() - wall, cpu_seconds() - cpu
         peak = memory(world.device, reset=False)
 
@@ -109,7 +118,7 @@ def measure(args: argparse.Namespace) -> Figures:
 
 
 def network(cfg: Config, args: argparse.Namespace, world: World) -> nn.Module:
-    """The experiment's network with the weights of its checkpoint, or with random ones where it has none."""
+    """Return the experiment's network with its checkpoint's weights, or with random ones if it has no checkpoint."""
     import methods
     from anal_tools.evaluate.network import build_for_evaluation, choose_weights
     from utils import checkpoint
@@ -118,20 +127,21 @@ def network(cfg: Config, args: argparse.Namespace, world: World) -> nn.Module:
     has_any = any(checkpoint.newest(args.exp, name) for name in (checkpoint.BEST, checkpoint.LATEST))
     if args.checkpoint is None and not has_any:
         return place(methods.build(**model_arguments(cfg, pretrained=False)), world.device, cfg.precision).eval()
+
     weights = choose_weights(args.exp, args.checkpoint)
     return build_for_evaluation(cfg, checkpoint.load(weights), weights, world)
 
 
 class Stopwatch:
-    """How long a network was busy.
+    """Measure how long a network is busy.
 
     Args:
         net: gets two hooks.
-        device: where it runs; a GPU is waited for.
+        device: where it runs; both hooks wait for a GPU to finish.
 
     Attributes:
-        wall, cpu: seconds in the network since `reset`, on the clock and of this process.
-        largest: clips of its largest call.
+        wall, cpu: seconds in the network since `reset`, of the wall clock and of this process.
+        largest: number of clips in its largest call.
     """
 
     def __init__(self, net: nn.Module, device: torch.device) -> None:
@@ -162,13 +172,13 @@ class Stopwatch:
 
 
 def cpu_seconds() -> float:
-    """CPU time of this process and of the children that have ended, such as a closed loader's readers."""
+    """Return the CPU time of this process and of its ended children, such as the readers of a closed loader."""
     spent = os.times()
     return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 def memory(device: torch.device, *, reset: bool) -> float:
-    """MiB in use now (`reset`: the peak is forgotten), or else the peak since then."""
+    """Return the MiB in use now and forget the peak (`reset`), or the peak since then."""
     if device.type == "cuda":
         import torch
 
@@ -176,9 +186,11 @@ def memory(device: torch.device, *, reset: bool) -> float:
             torch.cuda.reset_peak_memory_stats(device)
             return torch.cuda.memory_allocated(device) / 2**20
         return torch.cuda.max_memory_allocated(device) / 2**20
+
     if reset:
-        with contextlib.suppress(OSError):  # where that is not allowed the peak of building the model counts too
-            Path("/proc/self/clear_refs").write_text("5")
+        with contextlib.suppress(OSError):  # without this permission the peak of building the model counts too
+            Path("/proc/self/clear_refs").write_text("5")  # 5: reset the peak, see man proc
+
     wanted = "VmRSS:" if reset else "VmHWM:"
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(wanted):
@@ -187,7 +199,7 @@ def memory(device: torch.device, *, reset: bool) -> float:
 
 
 def as_table(figures: Figures) -> str:
-    """The figures for a person."""
+    """Return the figures as lines of text for people."""
     f = figures
     return "\n".join(
         [

@@ -1,7 +1,7 @@
 """`python main.py benchmark step EXP`: one training step of an experiment's model on this machine, part by part.
 
 The parts are those of training: model, batch norm over groups, loss, optimiser and precision of the config, on one
-process and on random clips, so that reading plays no part. docs/performance.md says what the figures mean.
+process. The clips are random, so that reading plays no part. docs/performance.md explains the figures.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from utils.dist import World
 
 PARTS = ("input", "forward", "backward", "optimizer")
-PEAK_SIDE = {"cpu": 1024, "cuda": 8192}  # of the square matrices whose product shows what the device can do
-PEAK_RUNS = 8
+PEAK_SIDE = {"cpu": 1024, "cuda": 8192}  # side of the square matrices whose product shows the speed of the device
+PEAK_RUNS = 8  # the fastest of them counts
 
 
 def main(argv: list[str]) -> int:
@@ -44,16 +44,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     args = parser.parse_args(argv)
+
     figures = measure(args)
     print(json.dumps(figures) if args.json else as_table(figures))
     return 0
 
 
 def measure(args: argparse.Namespace) -> Figures:
-    """All figures of one configuration.
+    """Return all figures of one configuration.
 
     Returns:
-        Times in milliseconds, medians; `*_cpu_ms` is the CPU time of this process. `train` is forward and backward.
+        Medians of times in milliseconds; `*_cpu_ms` is the CPU time of this process. `train` is forward and backward.
     """
     import torch
 
@@ -62,19 +63,28 @@ def measure(args: argparse.Namespace) -> Figures:
 
     if args.threads:
         torch.set_num_threads(args.threads)
+
+    # The options are short forms of config keys; they win over `--set`.
     overrides = list(args.set)
     overrides += ["common.compile=true"] if args.compile else []
     overrides += [f"common.precision={args.amp}"] if args.amp else []
     overrides += [f"common.batch_size={args.batch}"] if args.batch else []
     cfg = config.load(args.exp, overrides)
+
     world = dist.World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     step = Step(cfg, world, plain=args.plain)
+
+    # One clip (B, C, T, H, W). Batch norms do not count: the peak below is that of a matrix product.
     shape = (1, 3, step.frames, cfg.augmentation.input_size, cfg.augmentation.input_size)
     macs = count_macs(step.net, shape, norms=False)
+
+    # On a GPU it takes more steps until the times are steady.
     warmup = args.warmup if args.warmup is not None else (10 if world.device.type == "cuda" else 1)
+
     rows = [step.run() for _ in range(warmup + args.iters)][warmup:]
     loop = step.loop(args.iters)
-    evaluated = [step.evaluate() for _ in range(1 + args.iters)][1:]
+    evaluated = [step.evaluate() for _ in range(1 + args.iters)][1:]  # the first call warms up
+
     figures: Figures = {
         "bench": "step",
         "model": f"{cfg.model.type} {cfg.model.backbone}",
@@ -85,12 +95,15 @@ def measure(args: argparse.Namespace) -> Figures:
         "compile": cfg.compile,
         "plain": args.plain,
     }
+
     for part in PARTS:
         figures |= _medians(part, [row[part] for row in rows])
     figures |= _medians("train", [_add(row["forward"], row["backward"]) for row in rows])
     figures |= _medians("step", [_add(*(row[part] for part in PARTS)) for row in rows])
     figures |= _medians("eval", evaluated)
     figures["loop_ms"] = round(1000 * loop, 2)
+
+    # MFU: arithmetic of the model in this time, as a share of what the device does in a plain matrix product.
     seconds = figures["step_ms"] / 1000
     peak = matmul_peak(world.device, cfg.precision)
     return figures | {
@@ -104,12 +117,12 @@ def measure(args: argparse.Namespace) -> Figures:
 
 
 class Step:
-    """A model with all that a training step needs, and random clips.
+    """Hold a model with all that a training step needs, and random clips.
 
     Args:
         cfg: the experiment.
         world: one rank, and where it computes.
-        plain: as a plain PyTorch script has it: weights and clips channels first, torch's own batch norm and loop SGD.
+        plain: as in a plain PyTorch script: weights and clips channels first, torch's own batch norm and loop SGD.
     """
 
     def __init__(self, cfg: Config, world: World, *, plain: bool) -> None:
@@ -124,6 +137,7 @@ class Step:
         self.cfg, self.device, self.plain = cfg, world.device, plain
         self.net = methods.build(**model_arguments(cfg, pretrained=False))
         self.frames = int(self.net.frames_per_clip)  # pyright: ignore[reportArgumentType]
+
         shards = ShardPlan(total=1, batch_size=cfg.batch_size, world=1, rank=0, group_size=1)
         self.statistics = None
         if plain:
@@ -131,12 +145,16 @@ class Step:
         else:
             self.net = sync_bn.convert(place(self.net, self.device, cfg.precision), shards, sync_stats=True)
             self.statistics = sync_bn.Statistics(self.net, shards, world)
+
         self.optimizer = optimizer_of(cfg, self.net, lr=1e-4)
         if plain:
             for group in self.optimizer.param_groups:
+                # neither the fused nor the foreach kernel: one Python loop over the parameters
                 group["fused"], group["foreach"] = False, False
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.precision == "fp16")
         self.model = compiled(self.net, cfg.compile, self.device, print)
+
+        # uint8 clips (B, T, H, W, C), as the loader hands them to the device
         side = cfg.augmentation.input_size
         generator = torch.Generator().manual_seed(0)
         clips = torch.randint(0, 256, (cfg.batch_size, self.frames, side, side, 3), generator=generator).byte()
@@ -144,7 +162,7 @@ class Step:
         self.labels = (torch.arange(cfg.batch_size) % cfg.model.num_class).to(self.device)
 
     def loop(self, steps: int) -> float:
-        """Wall seconds a step of some steps without a wait between their parts: what hides behind the GPU's work."""
+        """Return the seconds a step in a loop without waits between parts: host work hides behind the GPU."""
         clock = _Clock(self.device)
         clock.start()
         for _ in range(steps):
@@ -153,10 +171,10 @@ class Step:
         return clock.spans["loop"][0] / steps
 
     def run(self, *, fenced: bool = True) -> dict[str, tuple[float, float]]:
-        """One training step: (wall, CPU) seconds of each part.
+        """Run one training step and return the (wall, CPU) seconds of each part.
 
         Args:
-            fenced: wait for the GPU after each part; else the times are those of the host.
+            fenced: wait for the GPU after each part; otherwise the times are those of the host.
         """
         from utils import draws, loss, optim
         from utils.engine.network import autocast
@@ -164,6 +182,8 @@ class Step:
         clock = _Clock(self.device if fenced else None)
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
+
+        # As `train_step` in main.py does it, with one micro-batch.
         clock.start()
         with draws.using(0, 0, (0,), self.cfg.batch_size):
             clips = self._input()
@@ -172,10 +192,12 @@ class Step:
                 answer = self.model(clips)
             value, _ = loss.training_loss(answer, self.labels, label_smooth=self.cfg.label_smooth)
             clock.stop("forward")
-            self.scaler.scale(value.sum()).backward()  # of all heads of a probe
+            self.scaler.scale(value.sum()).backward()  # a probe has one loss per head
             clock.stop("backward")
+
         if self.statistics is not None:
             self.statistics.after_micro_batch(0)
+
         optim.apply(self.optimizer, self.scaler, max_norm=self.cfg.clip_grad)
         if self.statistics is not None:
             self.statistics.after_step()
@@ -183,13 +205,14 @@ class Step:
         return clock.spans
 
     def evaluate(self) -> tuple[float, float]:
-        """One forward pass in evaluation mode: (wall, CPU) seconds."""
+        """Run one forward pass in evaluation mode and return its (wall, CPU) seconds."""
         import torch
 
         from utils.engine.network import autocast
 
         self.net.eval()
         clips = self._input()
+
         clock = _Clock(self.device)
         clock.start()
         with torch.inference_mode(), autocast(self.cfg.precision, self.device):
@@ -198,7 +221,7 @@ class Step:
         return clock.spans["eval"]
 
     def _input(self) -> torch.Tensor:
-        """Normalised clips (B, C, T, H, W)."""
+        """Return normalised clips (B, C, T, H, W)."""
         from utils import transforms
         from utils.engine.network import dtype_of
 
@@ -207,7 +230,7 @@ class Step:
 
 
 class _Clock:
-    """(wall, CPU) seconds from one stop to the next; on a GPU each stop waits for what was asked for before it."""
+    """Measure (wall, CPU) seconds from one stop to the next; on a GPU each stop waits for the work queued before it."""
 
     def __init__(self, device: torch.device | None) -> None:
         self.device = device
@@ -230,14 +253,15 @@ class _Clock:
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """Operations per second of the product of two large square matrices, the best of some: what MFU is a share of."""
+    """Return the operations per second of a product of two large square matrices: the peak that MFU refers to."""
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}.get(precision, torch.float32)
+
     side = PEAK_SIDE[device.type]
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     clock, best = _Clock(device), float("inf")
-    # TF32 is what convolutions use in fp32 on such GPUs, so it is what the peak must mean.
+    # On such GPUs convolutions use TF32 in fp32 ("high"), so the peak must use it too.
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
@@ -248,7 +272,8 @@ def matmul_peak(device: torch.device, precision: str) -> float:
             best = min(best, clock.spans["matmul"][0])
     finally:
         torch.set_float32_matmul_precision(before)
-    return 2 * side**3 / best
+
+    return 2 * side**3 / best  # a multiplication and an addition per term
 
 
 def _medians(name: str, spans: list[tuple[float, float]]) -> dict[str, float]:
@@ -261,14 +286,14 @@ def _add(*spans: tuple[float, float]) -> tuple[float, float]:
 
 
 def _peak_memory(device: torch.device) -> float:
-    """MiB: of the allocator on a GPU, resident memory of this process on the CPU."""
+    """Return the peak in MiB: of the allocator on a GPU, of this process's resident memory on the CPU."""
     import resource
 
     import torch
 
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)  # Linux counts in KiB
 
 
 def _device_name(device: torch.device) -> str:
@@ -278,17 +303,21 @@ def _device_name(device: torch.device) -> str:
 
 
 def as_table(figures: Figures) -> str:
-    """Figures as lines for people."""
+    """Return the figures as lines of text for people."""
     shape = " x ".join(map(str, figures["input"]))
     kind = ", ".join(
         [figures["device"], figures["precision"]]
         + (["compiled"] if figures["compile"] else [])
         + (["plain PyTorch"] if figures["plain"] else [])
     )
+
     rows = [f"{figures['model']}, {shape}, {kind}, {figures['threads']} thread(s)"]
     rows += [f"  {'part':<10}{'ms':>12}{'CPU ms':>12}"]
+
     for part in (*PARTS, "step", "eval"):
         rows.append(f"  {part:<10}{figures[f'{part}_ms']:>12.2f}{figures[f'{part}_cpu_ms']:>12.2f}")
+
+    # Without waits the host queues the next part while the GPU computes the last one.
     hidden = figures["step_ms"] - figures["loop_ms"]
     rows.append(f"  {'loop':<10}{figures['loop_ms']:>12.2f}  a step without waits between parts ({hidden:.2f} ms less)")
     rows.append(f"  {figures['clips_per_s']:.2f} clips/s, peak memory {figures['peak_memory_mb']:.0f} MiB")

@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from utils.dist import World
 
 _ENDINGS = (".pth.tar", ".pth", ".pyth", ".pt", ".pdparams", ".pkl", ".safetensors", ".ckpt", ".tar")  # of weights
-_NAME_BYTES = 200  # of a result: locks and reports put words before and after it
+_NAME_BYTES = 200  # of a result: locks and reports add a prefix and a suffix; a file name has at most 255 bytes
 
 __all__ = ["build_for_evaluation", "choose_weights", "evaluate", "main"]
 
 
 def parser() -> argparse.ArgumentParser:
-    """Return the parser of the verb eval; the launcher checks with it before a start."""
+    """Return the parser of the verb eval; the launcher uses it to check the options before it starts a job."""
     parser = Parser(prog="main.py eval", description="Evaluate a checkpoint, write results/<name>.")
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
@@ -51,16 +51,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Parse the command line and evaluate."""
+    """Parse the command line and evaluate; return the exit code."""
     args = parser().parse_args(argv)
     overrides = list(args.set)
     overrides += [f"common.val_source={args.list.resolve()}"] if args.list else []
     overrides += [f"common.val_root={args.root.resolve()}"] if args.root else []
+
     return evaluate(args.exp, args, overrides)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that say which views an evaluation takes and how they are computed."""
+    """Add the options for the views of an evaluation and for how they are computed."""
     how = parser.add_argument_group("which views of a video (default: those of training's validation)")
     how.add_argument("--protocol", choices=sorted(protocols.PRESETS), help="the published test of a tool")
     how.add_argument("--views", metavar="V", help="centre, 3crop, 10crop, or CLIPSxCROPS such as 10x3")
@@ -68,13 +69,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--crop-size", type=int, help="side of the crops, pixels (default: input_size)")
     how.add_argument("--average", choices=protocols.AVERAGES, help="mean of softmax, mean of logits, sum of softmax")
     how.add_argument("--per-position", action="store_true", help="PySlowFast's test: a softmax at each window")
+
     work = parser.add_argument_group("how it is computed")
     work.add_argument("--chunk", type=positive, metavar="N", help="views at once (default: found by measuring)")
     work.add_argument("--plain", action="store_true", help="the network as trained, not in its fastest form")
 
 
 def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
+    """Parse a whole number of at least 1, for argparse."""
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a whole number of at least 1")
     return int(text)
@@ -83,7 +85,7 @@ def positive(text: str) -> int:
 def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
     """Score every video of the validation list exactly once and write `results/<name>`.
 
-    It goes on from the part files of the same evaluation (`result_parts.earlier_parts`), if one was stopped.
+    It resumes from the part files of the same evaluation (`result_parts.earlier_parts`), if one was stopped.
 
     Args:
         exp: experiment folder.
@@ -101,34 +103,46 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
     from utils.engine.network import model_arguments
     from utils.engine.run import STOPPED
 
+    # Refuse what can be refused before anything expensive starts.
     cfg = config.load(exp, overrides)
     config.check_files(cfg, ("val",))
     protocol = chosen_protocol(cfg, args)
     weights = choose_weights(exp, args.checkpoint)
     name = checked_name(result_name(weights, args) if args.name is None else args.name)
     refuse_odd_file(exp / "results" / f"{name}.json")
+
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         world = dist.join()
         stack.push(dist.leave)
+
         records = loader.records_of(cfg, "val")
+        # The weights: hashed, and the same on all ranks although a training run may replace the file.
         build_plain = functools.partial(methods.build, **model_arguments(cfg, pretrained=False))
-        read = functools.partial(interop.load_checkpoint, build=build_plain)  # also others' files
+        read = functools.partial(interop.load_checkpoint, build=build_plain)  # reads files of other projects too
         state, weights_hash = read_steady(weights, read, world)
         world.on_main(
             lambda: print("".join(f"{line}\n" for line in remarks(cfg, protocol, records, state, weights)), end="")
         )
+
         build = functools.partial(build_for_evaluation, cfg, state, weights, world)
         net, cost = prepare(cfg, protocol, build, plain=args.plain)
+
+        # One process at a time may write this result.
         folder = exp / "results" / name
         lock = stack.enter_context(contextlib.closing(run_dir.RunDir(exp, f"eval-{name}")))
         world.on_main(lock.lock)
+
+        # The parts that a stopped evaluation left, if everything that decides a score is the same.
         how = {"plain": args.plain, "number_format": args.keep, "device": world.device.type}
         find_key = functools.partial(identity.identity, cfg, records, protocol, net, weights_hash=weights_hash, **how)
         earlier = Earlier(world, folder, len(records), find_key)
+
+        # Score the rest; part files keep the scores of every few seconds.
         videos = loader.val(cfg, world, records=records, spec=protocol.spec, skip=earlier.done)
         stack.callback(videos.close)
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
+
         writer = result_parts.PartWriter(folder, world.rank, start=earlier.starts, dtype=args.keep, owner=earlier.owner)
         metrics = scorer(net, cfg, world, protocol, args.chunk)(
             videos,
@@ -136,22 +150,29 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
             stop=stop,
             earlier=earlier.logits(),
         )
+
         writer.flush()
+
+        # The end: stopped, nothing readable, or a complete result.
         for text in videos.notes():
             print(text, flush=True)
         if metrics is None:
             if stop.trouble:
                 faults.tell(UserError(f"stopped by {stop.trouble}; the same command continues"))
             return STOPPED
+
         if eval_loader.read_nothing(metrics):
-            world.barrier()  # every rank has written its last part
+            world.barrier()  # every rank has written its last part, so `discard` leaves none behind
             world.on_main(lambda: result_parts.discard(folder))
             raise eval_loader.none_readable(videos)
+
         world.barrier()
         summary = about(cfg, protocol, records, weights, state)
         summary["weights_hash"], summary["metrics"] = weights_hash, metrics
         summary["cost"], summary["ranks"] = cost, world.size
         summary["seconds"] = round(time.monotonic() - started, 3)
+
+        # Rank 0 merges the parts of all ranks.
         world.on_main(lambda: report(folder, records, summary, earlier.owner))
         if world.is_main and cfg.published.top1 is not None and "top1" in metrics:
             print(beside_published(cfg, protocol, metrics), flush=True)
@@ -159,29 +180,31 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def chosen_protocol(cfg: Config, args: argparse.Namespace) -> protocols.Protocol:
-    """The protocol that the command line asks for."""
+    """Return the protocol that the command line selects."""
     names = ("protocol", "views", "scale", "crop_size", "average", "per_position")
     return protocols.choose(cfg, **{name: getattr(args, name) for name in names})
 
 
 def result_name(weights: Path, args: argparse.Namespace) -> str:
-    """The kind of checkpoint, and what was asked for instead of the config's own views."""
+    """Return a name from the kind of checkpoint and the options that replace the config's views."""
     from utils import checkpoint, checkpoint_names
 
+    # `best` and `latest` keep their names; another file gives its name without the ending.
     ending = next((ending for ending in _ENDINGS if weights.name.lower().endswith(ending)), "")
     stem = weights.name[: len(weights.name) - len(ending)] or weights.name
     plain = checkpoint_names.split_name(weights.name)[0]
     kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(plain, stem)
+
     sizes = [f"{key}{value}" for key, value in (("s", args.scale), ("c", args.crop_size)) if value]
     other = [args.protocol, args.views, *sizes, args.average, "positions" if args.per_position else None]
     return "-".join([kind, *filter(None, other)])
 
 
 def checked_name(name: str) -> str:
-    """The name of a result, if `results/` can have a folder and a JSON file of that name.
+    """Return the name of a result, if `results/` can have a folder and a JSON file of that name.
 
     Raises:
-        UserError: it cannot.
+        UserError: the name is not possible.
     """
     length = len(os.fsencode(name))
     if name in ("", ".", "..") or "/" in name or "\0" in name or name.endswith((".json", ".tmp")):
@@ -194,7 +217,7 @@ def checked_name(name: str) -> str:
 
 
 def watched(exp: Path, cfg: Config, world: World, name: str, videos: EvalLoader) -> Watchdog:
-    """The watchdog of an evaluation: every video is progress."""
+    """Return the watchdog of an evaluation, for which every video is progress."""
     limit = 60 * cfg.watchdog_minutes
     watch = Watchdog(exp, seconds=limit, rank=world.rank, ranks=world.size, kind=f"eval-{name}")
     watch.phase("evaluation", None, videos.being_read)
@@ -202,7 +225,7 @@ def watched(exp: Path, cfg: Config, world: World, name: str, videos: EvalLoader)
 
 
 def about(cfg: Config, protocol: protocols.Protocol, records: Records, weights: Path, state: State) -> Summary:
-    """What was evaluated, on what and how."""
+    """Return the summary of what was evaluated, on which list and with which views; metrics are still empty."""
     from datasets.lists.class_names import read_class_names
     from utils import checkpoint, config
 
@@ -221,11 +244,12 @@ def about(cfg: Config, protocol: protocols.Protocol, records: Records, weights: 
 
 
 def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping[str, float]) -> str:
-    """Return the number that others published for the experiment beside the one of now, each with its views."""
+    """Return a line with our number beside the published one, each with its views."""
     published, spec = cfg.published, protocol.spec
     theirs = published.protocol or "views not said"
-    numbers = re.findall(r"\d+", theirs)
+    numbers = re.findall(r"\d+", theirs)  # such as "10 x 3 views": clips, crops
     same = [str(spec.num_clips), str(spec.crops_per_clip)] == numbers[:2]
+
     return (
         f"   top-1 {metrics['top1']:.2f} with {spec.num_clips} clip(s) x {spec.crops_per_clip} crop(s) of "
         f"{spec.crop_size}; published: {published.top1:g} with {theirs} ({published.source or 'no source'})"
@@ -234,19 +258,22 @@ def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping
 
 
 def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: State, weights: Path) -> list[str]:
-    """Return what may make the numbers of an evaluation other than they seem.
+    """Return lines about facts that may distort the numbers of an evaluation.
 
     Raises:
-        UserError: the weights have the classes of the list in another order.
+        UserError: the weights were trained with the classes in another order.
     """
     from datasets.lists.class_names import read_class_names
     from methods.interop import provenance
     from utils import config
 
+    # The same classes in another order would give a wrong accuracy that looks right.
     found, classes = [], state.get("classes")
     if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
         ours = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
         found.append(provenance.check_labels(classes, ours, weights))
+
+    # Facts that do not stop an evaluation; "" if there is no remark.
     initial = provenance.earlier_of(state)
     found.append(provenance.seen_line(initial, f"{cfg.val_source} {cfg.val_root}") if initial else "")
     found.append(provenance.list_line(state.get("lists"), records.list_hash, f"the weights {weights}"))
@@ -255,13 +282,13 @@ def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: 
 
 
 class Earlier:
-    """The scores that a stopped evaluation left. Every rank makes one: rank 0 reads the files, the others receive.
+    """Hold the scores that a stopped evaluation left. Every rank makes one; rank 0 reads for all.
 
     Args:
         world: the ranks.
         folder: `results/<name>`.
         videos: length of the list.
-        find_key: gives the identity; called on rank 0 alone, since what it looks at may have other names elsewhere.
+        find_key: returns the identity; called on rank 0 alone, since paths that it reads may differ on other hosts.
 
     Attributes:
         starts: how often this evaluation was started before.
@@ -273,6 +300,8 @@ class Earlier:
         import torch
 
         self.world, self.parts = world, []
+
+        # One tensor carries all: [starts, 32 bytes of the owner, a flag per video].
         owner, rows = slice(1, 33), slice(33, None)
         message = torch.zeros(33 + videos, dtype=torch.int64)
 
@@ -294,10 +323,11 @@ class Earlier:
             print(f"going on: {len(self.done)} of {videos} videos were scored before", flush=True)
 
     def logits(self) -> Iterator[tuple[int, Tensor | None]]:
-        """(sample, logits (V, K) or None) of each video that is done; on rank 0 only, so that each counts once."""
+        """Yield (sample, logits (V, K) or None) of each scored video; on rank 0 only, so that each counts once."""
         import torch
 
         for part in self.parts:
+            # a part holds logits only for the videos that could be read
             good = iter(part["logits"])
             for sample, why in zip(part["samples"], part["failed"], strict=True):
                 scores = None if why else torch.from_numpy(next(good)).float().to(self.world.device)
@@ -309,9 +339,11 @@ def report(folder: Path, records: Records, summary: Summary, owner: bytes) -> No
     ids = [records.path(i) for i in range(len(records))]
     targets = records.targets
     summary = result_parts.merge(folder, ids, records.labels, summary, targets=targets, owner=owner)
+
     numbers, counts, failed = summary["metrics"], summary.get("counts", {}), summary.get("failures", {})
     print(f"{summary.get('weights')} on {summary.get('list')}: {summary['protocol']['text']}")
     print(f"   {summary.get('weights_are')}")
+
     print(log.format_validation(numbers))
     more = [one for one in metrics_of(multi_label=targets is not None) if "line" not in one.places]
     print("   " + ", ".join(f"{one.title} {numbers[one.name]:.3f}" for one in more))
@@ -320,6 +352,7 @@ def report(folder: Path, records: Records, summary: Summary, owner: bytes) -> No
         f"   {counts['failed']} videos could not be read (empty), {counts['repaired']} were repaired (corrupt), "
         f"{counts['duplicates']} stand in the list twice; {gmacs:.1f} GMAC a video"
     )
+
     for path, reason in list(failed.items())[:10]:
         print(f"   not readable (counts as wrong): {reason if path in reason else f'{path}: {reason}'}")
     print(f"results: {folder}  (next: python main.py report {folder.parent.parent})")

@@ -1,8 +1,8 @@
 """Identify an evaluation: everything that decides the score of a video, so that no result mixes two of them.
 
-A stopped evaluation may resume only with the same weights, model, list, root, reader, views, colours, number formats,
-device, libraries and code. The average is not among them: it is taken over kept views. The files of the code are not
-listed by hand: `source_files` follows the imports of the modules that read, transform and score.
+A stopped evaluation resumes only with the same weights, model, list, root, reader, views, colours, number formats,
+device, libraries and code. The average is not among them, because it is taken over kept views. `source_files` finds
+the files of the code: it follows the imports of the modules that read, transform and score.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from utils.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
+#: Libraries whose version may change pixels or scores.
 _LIBRARIES = ("torch", "torchvision", "numpy", "av", "simplejpeg", "opencv-python-headless", "opencv-python")
 _LIBRARIES += ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-#: Modules that read, transform and score whatever the method; their imports are followed too.
+#: Modules that read, transform and score for every method; their imports are followed too.
 _ROOTS = (
     "datasets.loading.workers",
     "datasets.loading.eval",
@@ -41,9 +42,9 @@ _ROOTS = (
     "utils.metrics",
     "utils.transforms",
 )
-#: Files that call the above and import nearly all else; only their own text counts.
+#: Files that call the modules above and import nearly everything else; only their own text counts.
 _CALLERS = ("utils/engine/evaluate.py", "utils/engine/network.py", "anal_tools/evaluate/network.py")
-_SHOWN = 4  # differences that a message names
+_SHOWN = 4  # differences that a message lists
 
 
 def identity(
@@ -57,16 +58,16 @@ def identity(
     number_format: str,
     device: str,
 ) -> dict[str, object]:
-    """Return what decides the score of a video, as plain values in named parts.
+    """Return everything that decides the score of a video, as plain values in named parts.
 
     Args:
         cfg: a loaded configuration.
         records: the list that is scored.
         protocol: which views of a video, at which size.
-        net: the network as it will score.
+        net: the network in the form that scores.
         weights_hash: sha256 of the weights file.
-        plain: the network is left as it was trained.
-        number_format: in which the views are kept.
+        plain: the network is used as trained, not in its fastest form.
+        number_format: format in which the views are kept.
         device: kind of device, "cpu" or "cuda".
 
     Returns:
@@ -75,9 +76,12 @@ def identity(
     from datasets.loading import loader
     from utils.engine.network import model_arguments
 
+    # the text and the preset only name the views; the average can be chosen again later
     views = {key: value for key, value in protocol.to_dict().items() if key not in ("text", "average", "preset")}
+    # classes in the network may come from any module, also from a library of the user
     types = {type(module).__module__ for module in net.modules()}
     reader_module = loader.loaders(cfg.data.reader)[1].__module__
+
     return {
         "weights": weights_hash,
         "model": model_arguments(cfg, pretrained=False),
@@ -95,13 +99,15 @@ def identity(
 
 
 def _reader(cfg: Config) -> dict[str, object]:
-    """Return how files become frames; the servers of memcached only change where the same frames come from."""
+    """Return the settings that turn files into frames, without the servers of memcached, which hold the same frames."""
     from datasets.loading import loader
 
     spec: dict[str, Any] = dataclasses.asdict(loader.reading(cfg).reader)
     memcached = spec.pop("memcached") or {}
     facts = spec.pop("facts")
+
     spec["namespace"] = memcached.get("namespace")
+    # two facts files with the same content are the same
     spec["facts"] = hashlib.sha256(Path(facts).read_bytes()).hexdigest() if facts else None
     spec["on_bad"] = cfg.data.on_bad
     return spec
@@ -114,14 +120,15 @@ def _versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
+
     return found
 
 
 def source_hashes(modules: Iterable[str]) -> dict[str, str]:
-    """Return the sha256 of every source file that scoring with these modules runs through.
+    """Return the sha256 of every source file that runs when these modules score.
 
     Args:
-        modules: names of the method's module, of the loader's, and of the classes in the network.
+        modules: names of the modules of the method, of the loader, and of the classes in the network.
 
     Returns:
         {file: sha256}; files of the repository by their path in it, others by the name of their module.
@@ -133,10 +140,10 @@ def source_hashes(modules: Iterable[str]) -> dict[str, str]:
 def source_files(modules: Iterable[str]) -> dict[str, Path]:
     """Follow the imports of modules through all source files that are not installed libraries.
 
-    Imports inside functions count, those under `if TYPE_CHECKING` do not.
+    Imports inside functions count; those under `if TYPE_CHECKING` do not.
 
     Returns:
-        {name: file} of the modules themselves and of all that they import; names as in `source_hashes`.
+        {name: file} of the modules and of everything that they import; names as in `source_hashes`.
     """
     seen: dict[str, Path] = {}
     waiting = list(modules)
@@ -144,13 +151,18 @@ def source_files(modules: Iterable[str]) -> dict[str, Path]:
         module = waiting.pop()
         if module in seen:
             continue
+
         file = _file_of(module)
         if file is None:
             continue
         seen[module] = file
+
+        # Importing a.b.c runs a/b/__init__.py too.
         package = module.rpartition(".")[0]
         waiting += [package] if package else []
         waiting += imports(file, module)
+
+    # Paths relative to the repository: the same code in another folder is the same.
     named = {}
     for module, file in seen.items():
         inside = file.is_relative_to(ROOT)
@@ -160,14 +172,18 @@ def source_files(modules: Iterable[str]) -> dict[str, Path]:
 
 @functools.cache
 def _file_of(module: str) -> Path | None:
-    """Return the source file of a module; None if there is none, or it belongs to an installed library."""
+    """Return the source file of a module, or None if there is none or it belongs to an installed library."""
+    # Look in the repository first, without importing anything.
     base = ROOT.joinpath(*module.split("."))
     for file in (base.with_suffix(".py"), base / "__init__.py"):
         if file.is_file():
             return file
+
+    # elsewhere only a module that is already imported has a known file
     loaded = getattr(sys.modules.get(module), "__file__", None)
     if not loaded or not loaded.endswith(".py"):
         return None
+
     file = Path(loaded).resolve()
     libraries = {"site-packages", "dist-packages"}
     in_python = file.is_relative_to(Path(os.__file__).resolve().parent)
@@ -177,53 +193,61 @@ def _file_of(module: str) -> Path | None:
 def imports(file: Path, module: str) -> Iterator[str]:
     """Yield the names of all modules that a source file may import."""
     package = module if file.name == "__init__.py" else module.rpartition(".")[0]
+
     try:
         tree = ast.parse(file.read_bytes())
-    except SyntaxError:  # nothing that runs imports it; its own text counts all the same
+    except SyntaxError:  # no running code imports this file; its text counts all the same
         return
+
     for node in _nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            # level counts the dots of a relative import: one dot is the package itself
             parents = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
             base = ".".join([*parents, *filter(None, [node.module])])
             yield base
-            yield from (f"{base}.{alias.name}" for alias in node.names)
+            yield from (f"{base}.{alias.name}" for alias in node.names)  # a name may be a module or a value
 
 
 def _nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield a node and all below it, without the bodies of `if TYPE_CHECKING`."""
+    """Yield a node and all nodes below it, without the bodies of `if TYPE_CHECKING`."""
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
         for child in node.orelse:
             yield from _nodes(child)
         return
+
     yield node
     for child in ast.iter_child_nodes(node):
         yield from _nodes(child)
 
 
 def differences(old: object, new: Mapping[str, object]) -> str:
-    """Describe how two identities differ, in one line; "" if they are the same.
+    """Describe the differences of two identities in one line; "" if they are the same.
 
     Args:
-        old: an identity that was read from a file; any JSON value.
+        old: an identity read from a file; any JSON value.
         new: the identity of the evaluation that starts.
     """
     if not isinstance(old, dict):
         return "its settings cannot be read"
+
     found = []
     for part in dict.fromkeys([*new, *old]):
         a, b = old.get(part), new.get(part)
         if a == b:
             continue
         if not (isinstance(a, dict) and isinstance(b, dict)):
+            # hashes of weights mean nothing to a reader
             found.append(part if part == "weights" else f"{part} ({_short(a)} -> {_short(b)})")
             continue
+
         keys = [key for key in dict.fromkeys([*b, *a]) if a.get(key) != b.get(key)]
         if part == "code":
             found += [f"code ({key})" for key in keys]
         else:
             found += [f"{part}.{key} ({_short(a.get(key))} -> {_short(b.get(key))})" for key in keys]
+
     more = len(found) - _SHOWN
     return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 

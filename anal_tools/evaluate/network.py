@@ -1,4 +1,4 @@
-"""The network of an evaluation: its weights, its fastest form, what a view costs, how pixels become its input."""
+"""Prepare the network of an evaluation: its weights, its fastest form, and the cost of a view."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 State = dict[str, object]  # of a checkpoint
 
-_SAME = 1e-5  # largest difference of a class probability that counts as the same answer
-_TRIES = 3  # times that weights are read anew because their file was replaced meanwhile
-_PROBE_SIDE = 64  # pixels of the clip on which that is checked
+_SAME = 1e-5  # largest difference of a class probability that counts as the same score
+_TRIES = 3  # times that the weights are read, if their file is replaced while they are read
+_PROBE_SIDE = 64  # pixels; side of the clip on which `quick` compares the two forms of a network
 
 
 def choose_weights(exp: Path, wanted: str | None) -> Path:
     """Return the checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
 
-    Of a folder whose run changed hands it is the newest of the kind, whatever its name (`checkpoint.newest`).
+    If a run changed hands, this is the newest file of the kind under any name (`checkpoint.newest`).
 
     Raises:
         UserError: there is no such file.
@@ -36,32 +36,34 @@ def choose_weights(exp: Path, wanted: str | None) -> Path:
     from utils import checkpoint
 
     names = {"best": [checkpoint.BEST], "latest": [checkpoint.LATEST], None: [checkpoint.BEST, checkpoint.LATEST]}
+
     if wanted in names:
         paths = [path for name in names[wanted] if (path := checkpoint.newest(exp, name))]
         first = exp / names[wanted][0]
     else:
         first = Path(str(wanted))
         paths = [first] if os.path.lexists(first) else []
+
     if paths:
-        return paths[0]  # a damaged best checkpoint is an error, no reason to take the latest
+        return paths[0]  # a damaged best checkpoint is an error, and no reason to take the latest one
     raise UserError(f"{first}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
 
 
 def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> tuple[State, str]:
-    """Weights and the hash of the very file they are from, the same on all ranks.
+    """Return the weights and the hash of the very file they come from, the same on all ranks.
 
-    A training run may replace the file at any moment: then it is read again.
+    A training run may replace the file at any moment; then it is read again.
 
     Args:
         weights: the file.
-        read: gives what is in it; called on every rank.
+        read: returns the content of the file; called on every rank.
         world: the ranks.
 
     Returns:
-        What `read` gave; sha256 of the file, in hex.
+        The result of `read`; sha256 of the file, in hex.
 
     Raises:
-        UserError: what `read` raises, or the file changes all the time, or the ranks see different ones.
+        UserError: `read` raises it, or the file changes all the time, or the ranks see different files.
     """
     for _ in range(_TRIES):
         failure, state, digest, steady = None, {}, "", False
@@ -69,11 +71,14 @@ def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> t
             state, digest, steady = _read_once(weights, read)
         except UserError as error:
             failure = error
+
+        # Every rank takes part in both calls of `any`, so that none waits for one that has raised.
         failed = world.any(failure is not None)
         if failure is not None:
             raise failure
         if failed:
             raise AgreedError(f"{weights}: another rank could not read it")
+
         if not world.any(not (_same_on_all_ranks(digest, world) and steady)):
             return state, digest
     raise AgreedError(
@@ -83,10 +88,11 @@ def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> t
 
 
 def _read_once(weights: Path, read: Callable[[Path], State]) -> tuple[State, str, bool]:
-    """What is in the file, its hash, and whether it was one and the same file all the time."""
+    """Return the content of the file, its hash, and whether it was the same file all the time."""
     from methods.interop import hf
 
     def stamp() -> list[tuple[int, ...]]:
+        # A folder of Hugging Face has several files; a replaced file has another inode, size or time.
         found = [file.stat() for file in (hf.files_of(weights) if weights.is_dir() else [weights])]
         return [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in found]
 
@@ -100,15 +106,16 @@ def _read_once(weights: Path, read: Callable[[Path], State]) -> tuple[State, str
 
 
 def _same_on_all_ranks(digest: str, world: World) -> bool:
-    """Whether this rank's hash is that of rank 0. All ranks must call it."""
+    """Return True if this rank's hash is that of rank 0; all ranks must call it."""
     import torch
 
+    # (32,), a value for each byte
     own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.int64, device=world.device)
-    return torch.equal(world.broadcast_(own.clone()), own)
+    return torch.equal(world.broadcast_(own.clone()), own)  # broadcast_ overwrites its argument
 
 
 def build_for_evaluation(cfg: Config, state: State, weights: Path, world: World) -> nn.Module:
-    """The model of the config with a checkpoint's weights, in eval mode on the device."""
+    """Return the model of the config with a checkpoint's weights, in eval mode on the device."""
     import methods
     from utils import checkpoint
     from utils.engine.network import model_arguments, place
@@ -119,13 +126,13 @@ def build_for_evaluation(cfg: Config, state: State, weights: Path, world: World)
 
 
 def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, plain: bool) -> tuple[nn.Module, Cost]:
-    """What scores the views of a protocol, and what a view costs.
+    """Return the network that scores the views of a protocol, and what a view costs.
 
     Args:
         cfg: a loaded configuration.
-        protocol: which views there will be.
-        build: makes the network, in evaluation mode on its device.
-        plain: leave the network as it was trained, instead of bringing it into a faster form (`quick`).
+        protocol: the views that there will be.
+        build: returns the network, in evaluation mode on its device.
+        plain: leave the network as trained, instead of bringing it into a faster form (`quick`).
 
     Returns:
         The network; {gmacs_per_view, gmacs_per_video, parameters}.
@@ -136,18 +143,22 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
     from methods import macs
     from methods.positions import PositionScores
 
+    # Count on the network as built: `quick` removes layers, so the figure would depend on the form.
     net = build()
     spec = protocol.spec
-    shape = (1, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)
+    shape = (1, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)  # (B, C, T, H, W)
     try:
         gmacs = macs.count_macs(net, shape) / 1e9
     except (ValueError, RuntimeError) as error:
         raise UserError(f"{cfg.model.type} cannot be shown these views ({protocol.text}): {error}") from error
+
     cost: Cost = {
         "gmacs_per_view": round(gmacs, 4),
         "gmacs_per_video": round(gmacs * spec.views, 4),
         "parameters": macs.count_parameters(net),
     }
+
+    # In half precision rounding alone may exceed `_SAME`.
     if not plain and cfg.precision in ("fp32", "fp64"):
         net = quick(net, shape, build)
     if protocol.window:
@@ -158,24 +169,28 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
 
 
 def quick(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]) -> nn.Module:
-    """The network in the form that is fastest in evaluation; as it was (`again`) if that changes its answers.
+    """Return the network in its fastest form for evaluation, or as trained (`again`) if that changes its scores.
 
-    Batch norm becomes part of the convolutions (methods/folding.py).
+    Batch norm becomes part of the convolutions before it (methods/folding.py).
     """
     import torch
 
     from methods import folding
     from utils import chunks
 
+    # A small clip is enough: it passes through every layer.
     weight = next(net.parameters())
     side = min(shape[-1], _PROBE_SIDE)
     noise = torch.Generator().manual_seed(0)
     clip = torch.randn((1, shape[2], side, side, 3), generator=noise, dtype=weight.dtype).permute(0, 4, 1, 2, 3)
-    clip = clip.to(weight.device)  # (1, T, H, W, C) -> (1, C, T, H, W), in the memory that clips have
+    clip = clip.to(weight.device)  # (1, T, H, W, C) -> (1, C, T, H, W), with the strides of a clip from the loader
+
+    # `fold` changes the network in place, so `before` comes first and `again` builds a new one.
     with torch.inference_mode(), chunks.full_precision():
         before = net(clip)
         folding.fold(net)
         after = net(clip)
+
     error = (before.softmax(1) - after.softmax(1)).abs().max().item()
     if error <= _SAME:
         return net
@@ -186,7 +201,7 @@ def quick(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]
 def scorer(
     net: nn.Module, cfg: Config, world: World, protocol: Protocol, clips_per_forward: int | None
 ) -> Callable[..., dict[str, float] | None]:
-    """Return `utils.engine.evaluate.evaluate` with all that follows from network, config and protocol."""
+    """Return `utils.engine.evaluate.evaluate` with all arguments that follow from network, config and protocol."""
     from utils.engine.evaluate import evaluate, of_config
 
     return functools.partial(

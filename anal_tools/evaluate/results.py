@@ -1,20 +1,20 @@
-"""Result folders: what an evaluation leaves behind, and how to read it back (result_parts.py writes them).
+"""Read the folders in which evaluations keep their results (result_parts.py writes them).
 
 `results/<name>/` holds, for the N videos of the list in list order, the V views of the protocol and K classes:
 
 * `ids.txt`: one path per line, as the list has it (JSON-quoted, so that any name fits on its line)
-* `labels.npy` (N,) int32; of a list with several labels per video the first one, -1 where there is none
-* `targets.npy` (N, K) bool: only for such a list
-* `logits.npy` (N, V, K) float32 or float16; the rows of a video that could not be read are NaN
+* `labels.npy` (N,) int32; the first label if a video may have several, -1 if it has none
+* `targets.npy` (N, K) bool: only if a video may have several labels
+* `logits.npy` (N, V, K) float32 or float16; NaN in the rows of a video that could not be read
 * `scores.npy` (N, K) float32: probabilities, joined over the views by the protocol's average
-* `frames.npy` (N, V, T) int32: frame ordinals the model saw, -1 where the video could not be read
-* `views.json`: of each view its clip, crop, place and flip, and its box on the first video that could be read
+* `frames.npy` (N, V, T) int32: ordinals of the frames that the model saw, -1 if the video could not be read
+* `views.json`: for each view its clip, crop, place and flip, and its box on the first video that could be read
 * `ledger.jsonl`: one row for each video that failed or was repaired: sample, path, status, reason
 
-and `results/<name>.json` the protocol, the hashes of list and weights, the counts and the metrics. It is written last:
-its presence means complete. When the evaluation is repeated it goes first, and only once the new files are written. It
-holds the sha256 of each file (`files`) and of its own content (`checksum`), and readers compare them. Results of
-earlier versions have neither; of these only the shapes are checked, and `Results.verified` is False.
+`results/<name>.json` holds the protocol, the hashes of list and weights, the counts and the metrics. It is written
+last, so a result with it is complete. A repeated evaluation removes it first, and only after the new files are written.
+It holds the sha256 of each file (`files`) and of its own content (`checksum`), and readers compare them. Results of
+earlier versions have neither: only their shapes are checked, and `Results.verified` is False.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from utils import files, metrics
 from utils.faults import UserError, refuse_odd_file
 
 _T = TypeVar("_T")
-_TRIES = 3  # times that a result is read again because it was replaced while it was read
+_TRIES = 3  # times that a result is read, if it is replaced while it is read
 
 
 class Cost(TypedDict, total=False):
-    """What scoring a video takes, in 10^9 multiply-accumulates, and the size of the network."""
+    """What scoring a video takes, in 10^9 multiply-accumulates, and the number of the network's parameters."""
 
     gmacs_per_view: float
     gmacs_per_video: float
@@ -53,7 +53,7 @@ class _AlwaysThere(TypedDict):
 
 
 class Summary(_AlwaysThere, total=False):
-    """The content of `results/<name>.json`; results of earlier versions lack some of it."""
+    """The content of `results/<name>.json`; results of earlier versions lack some keys."""
 
     list: str
     list_hash: str
@@ -93,14 +93,14 @@ class LedgerRow(TypedDict):
 
 
 class Damaged(ValueError):  # noqa: N818 (the state of a file)
-    """A file of a result that is not as it was written."""
+    """A file of a result that differs from what was written."""
 
 
 @dataclass(frozen=True)
 class Results:
     """One finished evaluation, read from `results/<name>`; shapes as in the module's docstring.
 
-    `logits` and `frames` are memory-mapped: go through them in blocks.
+    `logits` and `frames` are memory-mapped: read them in blocks.
     """
 
     name: str
@@ -115,16 +115,16 @@ class Results:
 
     @classmethod
     def names(cls, exp: Path) -> list[str]:
-        """Finished evaluations of an experiment, oldest first."""
+        """Return the finished evaluations of an experiment, oldest first."""
         found = Path(exp, "results").glob("*.json")
         return [path.stem for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
     @classmethod
     def load(cls, exp: Path, name: str | None = None) -> Results:
-        """Read one evaluation of an experiment; without a name the most recent one.
+        """Read one evaluation of an experiment, the most recent one by default.
 
         Raises:
-            UserError: there is none, or its files are not complete.
+            UserError: there is no such result, or its files are not complete.
         """
         exp = Path(exp)
         if name is None:
@@ -132,20 +132,24 @@ class Results:
             if not names:
                 raise UserError(f"{exp}: no results yet; run `python main.py eval {exp}` first")
             name = names[-1]
+
         summary_file = exp / "results" / f"{name}.json"
         if not summary_file.is_file():
             known = ", ".join(sorted(cls.names(exp))) or "none"
             raise UserError(f"{summary_file}: no finished evaluation of that name (there are: {known})")
 
         folder = exp / "results" / name
+        # another evaluation may replace the result at any moment; its summary's stamp changes then
         for _ in range(_TRIES):
             stamp = _stamp(summary_file)
             try:
                 found = cls._read(exp, name, stamp)
             except (OSError, Damaged) as error:
+                # the same summary before and after: the files are damaged, not replaced
                 if _stamp(summary_file) == stamp:
                     raise UserError(f"{folder}: cannot be read ({error}); run the evaluation again") from error
                 continue
+
             if stamp is not None and _stamp(summary_file) == stamp:
                 return found
         raise _replaced(folder)
@@ -154,12 +158,14 @@ class Results:
     def _read(cls, exp: Path, name: str, stamp: tuple[int, ...] | None) -> Results:
         """Read and check everything but frames, views and ledger, which not every reader needs."""
         folder = exp / "results" / name
+        # a pipe or device in the place of a file would block
         for file in ("labels.npy", "scores.npy", "logits.npy", "targets.npy", "ids.txt"):
             refuse_odd_file(folder / file)
         summary = read_summary(exp / "results" / f"{name}.json")
         hashes = summary.get("files")
 
         files = _Files(folder, hashes)
+        # an earlier version has no list of its files
         has_targets = (folder / "targets.npy").exists() if hashes is None else "targets.npy" in hashes
         found = cls(
             name=name,
@@ -177,7 +183,7 @@ class Results:
 
     @property
     def folder(self) -> Path:
-        """`results/<name>` of the experiment."""
+        """The folder `results/<name>` of the experiment."""
         return self.exp / "results" / self.name
 
     @property
@@ -187,7 +193,7 @@ class Results:
 
     @property
     def num_class(self) -> int:
-        """K."""
+        """The number of classes, K."""
         return self.scores.shape[1]
 
     @property
@@ -197,22 +203,22 @@ class Results:
 
     @property
     def protocol(self) -> dict[str, object]:
-        """How the videos were shown, as plain values (`Protocol.from_dict` reads it)."""
+        """The views of the evaluation as plain values (`Protocol.from_dict` reads them)."""
         return self.summary["protocol"]
 
     @cached_property
     def videos(self) -> metrics.Videos:
-        """The scores as metrics take them."""
+        """The scores in the form that metrics take."""
         return metrics.Videos(self.scores, self.labels, self.targets)
 
     @cached_property
     def numbers(self) -> dict[str, float]:
-        """Every metric, computed from the scores: also those that are younger than this evaluation."""
+        """Every metric, computed from the scores, including metrics that are newer than this evaluation."""
         return metrics.evaluate(self.videos)
 
     @property
     def failed(self) -> np.ndarray:
-        """(N,) bool: the video could not be read; it counts as wrong."""
+        """(N,) bool: True if the video could not be read; such a video counts as wrong."""
         return self.videos.failed
 
     @property
@@ -222,7 +228,7 @@ class Results:
 
     @cached_property
     def frames(self) -> np.ndarray:
-        """(N, V, T) int32, memory-mapped."""
+        """The ordinals (N, V, T) int32 of the frames that the model saw, memory-mapped."""
         found = self._opened(lambda files: files.array("frames.npy", mapped=True))
         if found.ndim != 3 or found.shape[:2] != self.logits.shape[:2] or found.dtype.kind != "i":
             raise self._unfit(f"frames.npy has shape {found.shape}, logits.npy {self.logits.shape}")
@@ -239,22 +245,25 @@ class Results:
     @cached_property
     def ledger(self) -> list[LedgerRow]:
         """Videos that failed or were repaired."""
-        if not self.verified and not (self.folder / "ledger.jsonl").is_file():  # of an earlier version: failures only
+        if not self.verified and not (self.folder / "ledger.jsonl").is_file():  # an earlier version kept failures only
             reasons = self.summary.get("failures", {})
             rows = [(int(i), self.ids[i]) for i in np.flatnonzero(self.failed)]
             return [{"sample": i, "path": p, "status": "failed", "reason": reasons.get(p, "")} for i, p in rows]
+
         found = self._opened(lambda files: files.lines("ledger.jsonl", dict))
         if not all(row.keys() >= _LEDGER and row["sample"] in range(len(self.ids)) for row in found):
             raise self._unfit("ledger.jsonl names no video of this list")
         return cast("list[LedgerRow]", found)
 
     def _opened(self, read: Callable[[_Files], _T]) -> _T:
-        """Read a file of the folder, unless another evaluation has taken the folder over since `load`."""
+        """Read a file of the folder, unless another evaluation has replaced the result since `load`."""
         failure, found = None, None
         try:
             found = read(_Files(self.folder, self.summary.get("files")))
         except (OSError, Damaged) as error:
             failure = error
+
+        # check first whether the result was replaced: then the failure is no damage
         if self.stamp is not None and _stamp(self.exp / "results" / f"{self.name}.json") != self.stamp:
             raise _replaced(self.folder) from failure
         if failure is not None:
@@ -271,11 +280,11 @@ _LEDGER = {"sample", "path", "status", "reason"}
 
 @dataclass(frozen=True)
 class _Files:
-    """The one opener of a result's files: each is a regular file, and has the checksum that the summary says.
+    """Open the files of a result: each must be a regular file with the checksum of the summary.
 
     Attributes:
         folder: where they are.
-        hashes: name -> sha256; None for results of an earlier version, whose bytes are taken as they are.
+        hashes: {name: sha256}; None for results of an earlier version, whose bytes are not checked.
     """
 
     folder: Path
@@ -289,6 +298,7 @@ class _Files:
 
     def array(self, name: str, *, mapped: bool = False) -> np.ndarray:
         """Return an array; a mapped one stays on the disk."""
+        # `content` compares the hash of an array that is read into memory
         if mapped and self.hashes is not None:
             self._compare(name, files.sha256(self._path(name)))
         try:
@@ -305,14 +315,14 @@ class _Files:
         return _parsed(self.content(name), name)
 
     def lines(self, name: str, kind: type[_T]) -> list[_T]:
-        """Return the JSON values of a file with one a line, all of one kind."""
+        """Return the values of a file with one JSON value per line, all of one kind."""
         rows = [_parsed(line, name) for line in self.content(name).splitlines()]
         if not all(isinstance(row, kind) for row in rows):
             raise Damaged(f"{name} has a line that is no {kind.__name__}")
         return cast("list[_T]", rows)
 
     def _path(self, name: str) -> Path:
-        """Refuse a pipe, device or folder in the place of a file: opening a pipe may never return."""
+        """Return the path of a file; refuse a pipe, device or folder in its place, since opening a pipe may block."""
         path = self.folder / name
         if path.exists() and not path.is_file():
             raise Damaged(f"{name} is not a regular file")
@@ -331,7 +341,7 @@ def _parsed(data: bytes, name: str) -> object:
 
 
 def summary_checksum(summary: Mapping[str, object]) -> str:
-    """Return the sha256 of all that a summary says, whatever the order of its keys and its spaces."""
+    """Return the sha256 of a summary's content, independent of the order of its keys and its spaces."""
     content = {key: value for key, value in summary.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -347,29 +357,34 @@ def read_summary(path: Path) -> Summary:
     """Read `results/<name>.json` and check it.
 
     Raises:
-        Damaged: no summary, or not as it was written.
+        Damaged: the file is no summary, or not as it was written.
         OSError: it cannot be read.
     """
     summary = _Files(path.parent, None).json(path.name)
     if not isinstance(summary, dict):
         raise Damaged(f"{path.name} holds no summary")
+    # results of earlier versions have neither key; a summary that lost one of them is damaged
     if ("files" in summary or "checksum" in summary) and summary.get("checksum") != _own_checksum(summary, path.name):
         raise Damaged(f"{path.name} has another checksum than it says")
 
+    # Every reader may rely on these kinds from here on.
     wanted = {"class_names": list, "metrics": dict, "protocol": dict}
     optional = {"counts": dict, "failures": dict, "cost": dict, "config": dict, "files": dict}
     for key, kind in (wanted | optional).items():
         if (key in summary or key in wanted) and not isinstance(summary.get(key), kind):
             raise Damaged(f"{path.name} has no {key!r}, or not of the kind that belongs there")
+
     if not all(isinstance(name, str) for name in summary["class_names"]):
         raise Damaged(f"{path.name}: 'class_names' are not all text")
+
     for key in ("metrics", "cost", "counts"):
         wrong = [name for name, value in summary.get(key, {}).items() if not isinstance(value, int | float | None)]
         if wrong:
             raise Damaged(f"{path.name}: {key}.{wrong[0]} is not a number")
+
     try:
         protocols.Protocol.from_dict(summary["protocol"])
-    except Exception as error:  # of values that are not those of a protocol almost anything can be raised
+    except Exception as error:  # values of another kind can raise almost anything
         raise Damaged(f"{path.name}: 'protocol' is not one ({type(error).__name__}: {error})") from error
     return cast("Summary", summary)
 
@@ -377,6 +392,7 @@ def read_summary(path: Path) -> Summary:
 def check_shapes(found: Results) -> None:
     """Raise Damaged if the files are not of one evaluation: N videos, K classes, kinds of numbers, range of labels."""
     labels, logits, scores, targets = found.labels, found.logits, found.scores, found.targets
+    # {name: (array, number of axes, letters of numpy's kinds)}
     shapes = {"labels": (labels, 1, "iu"), "scores": (scores, 2, "f"), "logits": (logits, 3, "f")}
     shapes |= {} if targets is None else {"targets": (targets, 2, "b")}
     for name, (array, dimensions, kinds) in shapes.items():
@@ -398,13 +414,13 @@ def check_shapes(found: Results) -> None:
 
     if logits.shape[1] < 1:
         raise Damaged("logits.npy has no views")
-    lowest = -1 if targets is not None else 0
+    lowest = -1 if targets is not None else 0  # -1: a video without a label
     if len(labels) and (labels.min() < lowest or labels.max() >= scores.shape[1]):
         raise Damaged(f"labels.npy has a label outside 0..{scores.shape[1] - 1}")
 
 
 def _stamp(summary_file: Path) -> tuple[int, ...] | None:
-    """Return what tells one summary file from another of the same name; None if there is none."""
+    """Return values that differ between two summary files of the same name; None if there is no file."""
     try:
         status = summary_file.stat()
     except OSError:

@@ -1,4 +1,4 @@
-"""Scores out of kept views: fewer of them, another average, several models together; and what they are worth."""
+"""Score kept views: fewer of them, another average, several models together; and how certain the scores are."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Subset:
     """Some of the kept views.
 
     Attributes:
-        protocol: what they are meant to be.
-        views: (V,) their numbers among the kept ones.
-        note: "" if they are exactly the views of that protocol, else in which way they are others.
+        protocol: the protocol whose views they are, or replace.
+        views: (V,) their indices among the kept ones.
+        note: "" if they are exactly the views of that protocol, else how they differ.
     """
 
     protocol: Protocol
@@ -41,16 +41,17 @@ class Subset:
 
 
 def kept_protocol(results: Results) -> Protocol:
-    """How the kept views were made."""
+    """Return the protocol of the kept views."""
     return Protocol.from_dict(results.protocol)
 
 
 def smaller(kept: Protocol, views: str | None = None, average: str | None = None) -> Subset:
-    """The subset that `--views` and `--average` mean, with the crops of the kept protocol's tool."""
+    """Return the subset that `--views` and `--average` select, with the crops of the kept protocol's tool."""
     spec = kept.spec
     if views is not None:
         clips, crops = parse_views(views)
         same = crops == spec.crops_per_clip
+        # the same number of crops keeps the rule, in any family
         spec = dataclasses.replace(
             spec, num_clips=clips, crops=spec.crops if same else FAMILIES[kept.family].get(crops, spec.crops)
         )
@@ -58,27 +59,32 @@ def smaller(kept: Protocol, views: str | None = None, average: str | None = None
 
 
 def subset(kept: Protocol, wanted: Protocol) -> Subset:
-    """Which kept views are those of another protocol.
+    """Return the kept views that are those of another protocol.
 
-    Where the tool places fewer clips or crops elsewhere, the nearest choice is taken and the note says so.
+    If the tool places fewer clips or crops elsewhere, take the nearest ones and mention it in the note.
 
     Raises:
         UserError: the wanted views cannot be found in the kept ones.
     """
     have, want = kept.spec, wanted.spec
+    # pixels that were not kept cannot be had from those that were
     for field in ("sampling", "scale", "crop_size", "rounding"):
         if getattr(have, field) != getattr(want, field):
             raise UserError(
                 f"the kept views have {field} {getattr(have, field)}, {wanted.name or 'the wanted ones'} "
                 f"{getattr(want, field)}: this needs an evaluation of its own"
             )
+
     if kept.window != wanted.window:
         raise UserError("kept views with and without --per-position cannot stand for each other")
+
     if want.num_clips > have.num_clips or want.crops_per_clip > have.crops_per_clip:
         raise UserError(
             f"{want.num_clips}x{want.crops_per_clip} views are not among the kept ones, "
             f"{have.num_clips}x{have.crops_per_clip}"
         )
+
+    # Clips: all of them, those that are nested in the kept ones, or the nearest choice.
     notes = []
     if want.num_clips == have.num_clips:
         clips = list(range(have.num_clips))
@@ -91,17 +97,20 @@ def subset(kept: Protocol, wanted: Protocol) -> Subset:
             f"not nested: {have.sampling.preset} places {want.num_clips} clip(s) elsewhere than among its "
             f"{have.num_clips}; these are clips {numbers} of them"
         )
+
+    # Views are numbered clip by clip: view = clip * crops + crop.
     crops = _crops(have.crops, want.crops, notes)
     size = have.crops_per_clip
     return Subset(wanted, tuple(clip * size + crop for clip in clips for crop in crops), "; ".join(notes))
 
 
 def spread(kept: int, wanted: int) -> list[int]:
-    """`wanted` of `kept` clips, evenly spread; one is the middle."""
+    """Return the indices of `wanted` of `kept` clips, evenly spread; one clip is the middle one."""
     return [int((2 * i + 1) * kept / (2 * wanted)) for i in range(wanted)]
 
 
 def _crops(have: str, want: str, notes: list[str]) -> list[int]:
+    # as for clips: all of them, nested ones, or for a single crop the nearest
     if have == want:
         return list(range(len(EVAL_CROPS[have])))
     found = nested_crops(have, want)
@@ -109,20 +118,23 @@ def _crops(have: str, want: str, notes: list[str]) -> list[int]:
         return found
     if len(EVAL_CROPS[want]) > 1:
         raise UserError(f"the crops {want} are not among the kept ones ({have}): this needs an evaluation of its own")
+
     rule = EVAL_CROPS[have]
     notes.append(f"not nested: the centre crop of {have} may stand a pixel beside that of {want}")
+    # a mirrored rule has each place twice, plain and flipped
     return [rule.places.index("centre") * (2 if rule.mirrored else 1)]
 
 
 def scores_of(results: Results, chosen: Subset) -> np.ndarray:
-    """Probabilities of the videos from a subset of their views: (N, K) float64."""
+    """Return the probabilities of the videos from a subset of their views, (N, K) float64."""
     views = chosen.views
+    # all views: the memory map itself, without a copy of each block
     logits = results.logits if views == tuple(range(results.logits.shape[1])) else _Views(results.logits, views)
     return score_in_blocks(logits, chosen.protocol.average, multi_label=results.multi_label)  # type: ignore[arg-type]
 
 
 class _Views:
-    """Some views of memory-mapped logits; a block of videos is read when it is asked for."""
+    """Select some views of memory-mapped logits; a block of videos is read when it is indexed."""
 
     def __init__(self, logits: np.ndarray, views: Sequence[int]) -> None:
         self.logits, self.views = logits, list(views)
@@ -138,7 +150,7 @@ class _Views:
 def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the videos that both lists have, in the order of the first.
 
-    A list may name a video twice: the i-th of equal paths is the i-th in the other list.
+    A list may name a video twice: the i-th of equal paths matches the i-th in the other list.
     """
     places = {key: row for row, key in enumerate(_numbered(b))}
     found = [(row, places[key]) for row, key in enumerate(_numbered(a)) if key in places]
@@ -147,7 +159,7 @@ def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndar
 
 
 def _numbered(ids: Sequence[str]) -> list[tuple[str, int]]:
-    """Each path with how often it stood before."""
+    """Return each path with the number of equal paths before it, so that the pairs are unique."""
     seen: Counter[str] = Counter()
     keys = []
     for name in ids:
@@ -157,7 +169,7 @@ def _numbered(ids: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def aligned(models: Sequence[Results]) -> list[np.ndarray]:
-    """Return for each evaluation the row of every video of the first one; the lists may differ in order only.
+    """Return for each evaluation the row of every video of the first one; the lists may differ only in their order.
 
     Raises:
         UserError: a video is missing in one of them, has another label, or the classes differ.
@@ -169,7 +181,9 @@ def aligned(models: Sequence[Results]) -> list[np.ndarray]:
             raise UserError(
                 f"{first.folder} and {other.folder}: different classes; these models cannot be put together"
             )
+
         here, there = common_rows(first.ids, other.ids)
+        # name one video that only one of the lists has
         if len(here) < max(len(first.ids), len(other.ids)):
             ours, theirs = Counter(first.ids), Counter(other.ids)
             alone = [*(ours - theirs), *(theirs - ours)]
@@ -177,6 +191,7 @@ def aligned(models: Sequence[Results]) -> list[np.ndarray]:
                 f"{first.folder} and {other.folder} were evaluated on different lists: {alone[0]!r} is in one of them "
                 "only"
             )
+
         wrong = np.flatnonzero(other.labels[there] != first.labels)
         if len(wrong):
             raise UserError(f"{first.folder} and {other.folder}: {first.ids[wrong[0]]!r} has different labels in them")
@@ -185,9 +200,9 @@ def aligned(models: Sequence[Results]) -> list[np.ndarray]:
 
 
 def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = "prob") -> np.ndarray:
-    """Scores of several models as one: the weighted mean of their probabilities or, for "logit", of their logarithms.
+    """Join the scores of several models: the weighted mean of their probabilities or, for "logit", of their logarithms.
 
-    The mean of logarithms is that of the logits but for a constant per video, which the softmax at the end removes.
+    The mean of logarithms is that of the logits up to a constant per video, which the softmax at the end removes.
 
     Args:
         scores: (N, K) probabilities of each model, rows aligned.
@@ -195,11 +210,13 @@ def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = 
         average: one of `metrics.AVERAGES`.
 
     Returns:
-        (N, K) float64; nan where one of the models could not read the video.
+        (N, K) float64; NaN if one of the models could not read the video.
     """
     shares = np.asarray(weights, np.float64) / float(sum(weights))
     if average != "logit":
         return np.sum([share * np.asarray(own, np.float64) for own, share in zip(scores, shares, strict=True)], axis=0)
+
+    # 1e-300: the logarithm of a probability of 0 would be infinite
     logs = [share * np.log(np.maximum(own, 1e-300)) for own, share in zip(scores, shares, strict=True)]
     return metrics.probabilities(np.sum(logs, axis=0))
 
@@ -207,13 +224,13 @@ def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = 
 def interval(
     right: np.ndarray, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean over videos (Efron and Tibshirani 1993, section 13.3).
+    """Return the percentile bootstrap interval of a mean over videos (Efron and Tibshirani 1993, section 13.3).
 
     Args:
         right: (N,) one number per video, 0 or 1 for an accuracy.
         level: share of resamples that lie inside.
-        resamples: how many lists of N videos are drawn, with replacement.
-        seed: of the draws; the same seed gives the same interval.
+        resamples: number of lists of N videos that are drawn, with replacement.
+        seed: seed of the draws; the same seed gives the same interval.
 
     Returns:
         Lower and upper end, in the unit of `right`.
@@ -221,23 +238,26 @@ def interval(
     right = np.asarray(right, np.float64)
     if not len(right):
         return float("nan"), float("nan")
+
     generator = np.random.Generator(np.random.Philox(seed))
     values, counts = np.unique(right, return_counts=True)
-    # How often each value is drawn is all that a mean needs: N draws cost as little as the number of values.
+
+    # A mean needs only how often each value is drawn, so N draws cost as little as the number of values.
     means = generator.multinomial(len(right), counts / len(right), size=resamples) @ values / len(right)
+
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
 def config_of(results: Results) -> Config:
-    """The configuration that an evaluation was made with, as nested attributes.
+    """Return the configuration that an evaluation was made with, as nested attributes.
 
     Raises:
-        UserError: the results are of a version that did not keep it.
+        UserError: an earlier version wrote the results without it.
     """
     if "config" not in results.summary:
         raise UserError(f"{results.folder}: made before configs were kept in results; evaluate again, or use --views")
-    # An earlier version did not write the keys that came later: they hold their defaults.
+    # Keys that are newer than the result hold their defaults.
     return cast("Config", _as_attributes(config.with_defaults(results.summary["config"])))
 
 

@@ -1,7 +1,7 @@
 """`python main.py predict EXP|CKPT|FILE.onnx SOURCE...`: what a model sees in videos that have no label.
 
-Videos go through the plans, readers, views and scores of an evaluation. What cannot be read is named, the rest is done,
-and the exit code is then 1. docs/predict.md has the fields of infer.json.
+Videos go through the plans, readers, views and scores of an evaluation. A video that cannot be read is named, the
+others are scored, and the exit code is 1. docs/predict.md lists the fields of infer.json.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ if TYPE_CHECKING:
     from datasets.loading.eval import VideoItem
     from utils.dist import World
 
-TOP = 5
+TOP = 5  # classes that the table and infer.json list
 NOT_FINITE = "its scores are not finite numbers; try --set common.precision=fp32"
 
 
 @dataclasses.dataclass
 class Found:
-    """One video that was looked at.
+    """One source and everything that was found out about it.
 
     Attributes:
         source: what the user named.
         logits: (V, K) float32.
         score: (K,) mean over the views of the softmax.
-        frames, fps: of the video.
+        frames, fps: number and rate of the video's frames.
         failure: why it could not be read; the other fields are then empty.
-        missing: frames at its end that do not decode; `frames` is without them.
+        missing: number of frames at its end that do not decode; `frames` does not count them.
         unwritten: why its subtitles or its video could not be written.
-        cues: what is seen over time (`anal_tools.predict.outputs.Cue`), one cue without windows.
+        cues: what the model sees over time (`anal_tools.predict.outputs.Cue`); one cue without windows.
     """
 
     source: Source
@@ -65,7 +65,7 @@ class Found:
 
 
 def main(argv: list[str]) -> int:
-    """Parse the command line and predict."""
+    """Parse the command line and predict; return the exit code."""
     parser = Parser(prog="main.py predict", description="Say what is seen in videos.")
     parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment, checkpoint, or exported .onnx file")
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="videos, folders, folders of images, list files")
@@ -87,21 +87,25 @@ def predict(args: argparse.Namespace) -> int:
     """Score all sources, print the table, write the files.
 
     Returns:
-        0, or 1 when a source could not be read, or a file of it not be written.
+        0, or 1 if a source could not be read or one of its files could not be written.
 
     Raises:
-        UserError: a model or a list that cannot be used, contradictory options, or a file that would be replaced.
+        UserError: the model or a list is unusable, options contradict each other, or a file would be replaced.
     """
     from utils import dist
 
+    # Check all options and paths before the model is loaded.
     out_folder.check_seconds(window=args.window, stride=args.stride)
     if args.srt and args.window is None:
+        # subtitles need windows, and 2 s are long enough to read one
         args.window = 2.0
     out_folder.check_folder(args.out)
+
     sources = expand(args.sources, args.root)
     names = out_folder.file_names(sources)
     endings = [ending for ending, wanted in ((".srt", args.srt), (".mp4", args.video)) if wanted]
     out_folder.check_targets(args.out, names, endings, [*args.sources, *(source.path for source in sources)])
+
     with contextlib.ExitStack() as stack:
         world = dist.join()
         stack.push(dist.leave)
@@ -113,6 +117,7 @@ def predict(args: argparse.Namespace) -> int:
             if not one.failure:
                 finish(one, name, args, predictor, world)
             print(as_text(one, predictor.classes), flush=True)
+
     infer = args.out / out_folder.INFER
     outputs.write_json(infer, as_json(found, predictor, logits=args.logits))
     failed, unwritten = (sum(bool(getattr(one, name)) for one in found) for name in ("failure", "unwritten"))
@@ -122,21 +127,24 @@ def predict(args: argparse.Namespace) -> int:
 
 
 def load(args: argparse.Namespace, world: World) -> Predictor:
-    """The model that the command line names."""
+    """Return the model that the command line names."""
     from anal_tools.predict import predictor
 
     if args.target.suffix == ".onnx":
         return predictor.from_onnx(args.model or args.target, world)
+
     if args.engine == "onnx" and args.model is None:
         raise UserError("predict: --engine onnx needs --model FILE.onnx (of `python main.py export EXP --to onnx`)")
     if args.engine == "torch" and args.model is not None:
         raise UserError("predict: --model goes with --engine onnx; a checkpoint is named by --checkpoint FILE")
+
+    # an exported file takes the reading of media from the experiment beside it
     own = predictor.from_experiment(args.target, args.checkpoint, args.set, world)
     return own if args.model is None else predictor.from_onnx(args.model, world, like=own)
 
 
 def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[Found]:
-    """Score the sources as an evaluation does, those of each reader together; in the order of `sources`."""
+    """Score the sources as an evaluation does, those of each reader together, and return them in the same order."""
     from datasets.loading.eval import EvalLoader
     from utils.engine.evaluate import evaluate
 
@@ -145,16 +153,20 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
         mine = [one for one in found if one.source.reader == reader]
         if not mine:
             continue
+
         base = predictor.reading
-        # Always in a process of its own: one that hangs on a file is given up at the deadline.
+        # Always in a separate process: one that hangs on a file is ended at the deadline.
         reading = dataclasses.replace(base, reader=_reader(base.reader, reader), workers=max(1, base.workers))
         reading = dataclasses.replace(reading, workers=min(reading.workers, len(mine)), on_bad="skip")
 
+        # `mine` as a default value, because a closure would see the list of the last reader
         def keep(item: VideoItem, logits: Tensor | None, mine: list[Found] = mine) -> None:
             one = mine[item.sample]
             if logits is None:
+                # the row of the table begins with the path already
                 one.failure = str(item.failure).removeprefix(f"{one.source}: ")
                 return
+
             one.logits = logits.float().cpu().numpy()
             if np.isfinite(one.logits).all():
                 one.score = metrics.merge_views(one.logits[None])[0]
@@ -176,11 +188,11 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
 
 
 def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
-    """The facts of a video, what is seen over time, and the files that were asked for; a failure is noted."""
+    """Add the facts of a video, its cues over time, and the requested files; a failure becomes a note."""
     spec = _reader(predictor.reading.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
-
+            # once more with fewer frames if the last ones do not decode: all cues and files then agree
             def work(reader: Reader) -> None:
                 over_time(one, reader, args, predictor, world)
                 write_files(one, reader, name, args)
@@ -191,7 +203,7 @@ def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor
 
 
 def over_time(one: Found, reader: Reader, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
-    """Facts and cues of a video.
+    """Add the facts and the cues of a video.
 
     Raises:
         MediaError: a frame does not decode.
@@ -199,14 +211,18 @@ def over_time(one: Found, reader: Reader, args: argparse.Namespace, predictor: P
     assert one.score is not None
     facts = reader.probe(0)
     one.frames, one.fps = facts.frames, facts.fps
+
     whole = top_classes(one.score, predictor.classes, TOP)
     one.cues = [Cue(0.0, facts.frames / facts.fps, whole)]
     if args.window is None:
         return
+
+    # half a window by default; more than 0 even for the shortest one
     parts = sliding.windows(facts, args.window, args.stride or max(args.window / 2, 1e-3))
     scored = sliding.window_logits(
         reader, 0, parts, spec=predictor.spec, score=lambda views: predictor.logits(views, world.device)
     )
+
     cues = []
     for part, logits in zip(parts, scored, strict=True):
         if not np.isfinite(logits).all():
@@ -217,7 +233,7 @@ def over_time(one: Found, reader: Reader, args: argparse.Namespace, predictor: P
 
 
 def write_files(one: Found, reader: Reader, name: str, args: argparse.Namespace) -> None:
-    """Subtitles and video, where they are asked for; what cannot be written is noted, the scores stay.
+    """Write the requested subtitles and video; if that fails, note why and keep the scores.
 
     Raises:
         MediaError: a frame does not decode.
@@ -225,7 +241,8 @@ def write_files(one: Found, reader: Reader, name: str, args: argparse.Namespace)
 
     def kept(file: str, write: Callable[[Path], None]) -> None:
         target = args.out / file
-        replaces = os.path.lexists(target)  # then it is noted already
+        replaces = os.path.lexists(target)  # an earlier run wrote it, so it is noted already
+        # noted after it was written: a note about a file of the user would allow replacing it
         write(target)
         if not replaces:
             out_folder.note(args.out, file)
@@ -240,27 +257,29 @@ def write_files(one: Found, reader: Reader, name: str, args: argparse.Namespace)
 
 
 def _reader(spec: ReaderSpec, kind: str) -> ReaderSpec:
-    """The reader of a source: names of frame files as configured, if the config is about frames."""
+    """Return the reader of a source, with the configured names of frame files if the config reads frames."""
     return spec if spec.kind == kind else ReaderSpec(kind, fps=spec.fps, missing_share=spec.missing_share)
 
 
 def as_text(one: Found, classes: list[str]) -> str:
-    """One block of the table: the video, then rank, score and name of its best classes."""
+    """Return one block of the table: the video, then rank, score and name of its best classes."""
     name = one_line(str(one.source))
     if one.failure or one.score is None:
         return f"{name}\n   not readable: {one_line(one.failure)}"
+
     less = f"; its last {one.missing} do not decode" if one.missing else ""
     rows = [
         f"  {rank:>2}  {entry['score']:.4f}  {entry['name']}"
         for rank, entry in enumerate(top_classes(one.score, classes, TOP), start=1)
     ]
+
     if one.unwritten:
         rows.append(f"   not written: {one_line(one.unwritten)}")
     return "\n".join([f"{name}  ({one.frames} frames, {one.frames / max(one.fps, 1e-9):.2f} s{less})", *rows])
 
 
 def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> dict[str, object]:
-    """The content of infer.json; docs/predict.md describes it."""
+    """Return the content of infer.json, as docs/predict.md describes it."""
     videos = []
     for one in found:
         if one.failure or one.score is None:
@@ -272,11 +291,15 @@ def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> di
             "fps": round(one.fps, 4),
             "top": top,
         }
+
         if len(one.cues) > 1:
             entry["windows"] = [cue.to_dict() for cue in one.cues]
         if logits and one.logits is not None:
             entry["logits"] = [[round(float(value), 6) for value in view] for view in one.logits]
+
         videos.append(entry)
+
+    # a video without its files is in both lists
     reasons = [(one.source.path, one.failure or one.unwritten) for one in found]
     failed = [{"source": path, "reason": reason} for path, reason in reasons if reason]
     about = {"format": 1, "model": predictor.about, "protocol": Protocol(predictor.spec).to_dict()}

@@ -1,4 +1,4 @@
-"""Where `predict` may write: it replaces no file of the user's, and finds what is in the way before it scores."""
+"""Decide where `predict` may write: it replaces no file of the user, and checks that before it scores."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from anal_tools.predict.sources import Source
 
 INFER = "infer.json"
-WRITTEN = "written.jsonl"  # in --out: names of the subtitles and videos that are ours to replace, a JSON text each
-LONGEST = 1e6  # seconds of a window; more frames than any number can count are no window
+WRITTEN = "written.jsonl"  # in --out: names of the subtitles and videos that we may replace, a JSON text each
+LONGEST = 1e6  # seconds of a window; longer than any video, and its number of frames is still finite
 
 
 def check_seconds(**options: float | None) -> None:
-    """The lengths of windows.
+    """Check the lengths of windows.
 
     Raises:
         UserError: one is not a number of seconds.
@@ -35,12 +35,14 @@ def check_seconds(**options: float | None) -> None:
 
 
 def check_folder(out: Path) -> None:
-    """A folder that is there or can be made; nothing is made here.
+    """Check that a folder exists or can be made, without making it.
 
     Raises:
-        UserError: a file is in the way, or nothing may be written there.
+        UserError: a file is in the way, or the place is not writable.
     """
+    # the nearest ancestor that exists
     place = next(path for path in (out, *out.parents) if os.path.lexists(path) or path == path.parent)
+
     if not place.is_dir():
         raise UserError(f"predict: --out {out}: {place} is not a folder; give another --out")
     if not os.access(place, os.W_OK | os.X_OK):
@@ -48,9 +50,11 @@ def check_folder(out: Path) -> None:
 
 
 def file_names(sources: Sequence[Source]) -> list[str]:
-    """A name for the files of each source: its own without ending, numbered where two are alike, each once."""
+    """Return a unique name for the files of each source: its file name without ending, numbered where two are alike."""
+    # a name must be printable, so bytes that are not UTF-8 become "?"
     stems = [_stem(source.path).encode("utf-8", "replace").decode() for source in sources]
     own, taken, last = set(stems), set(), dict.fromkeys(stems, 1)
+
     names = []
     for stem in stems:
         name = stem
@@ -63,7 +67,7 @@ def file_names(sources: Sequence[Source]) -> list[str]:
 
 
 def _stem(path: str) -> str:
-    """Name of the file behind a path, without ending; of a loop of links the name of the link."""
+    """Return the name of the file behind a path, without ending; of a loop of links the name of the link."""
     try:
         return Path(path).resolve().stem
     except (OSError, RuntimeError):  # RuntimeError up to Python 3.12
@@ -71,23 +75,26 @@ def _stem(path: str) -> str:
 
 
 def check_targets(out: Path, names: Iterable[str], endings: Sequence[str], sources: Iterable[str | Path]) -> None:
-    """Whether all files may be written: none is a source of this run, none is anything but an earlier run's.
+    """Check that all files may be written: each is missing or from an earlier run, and none is a source of this run.
 
     Args:
         out: the folder.
-        names: of `file_names`.
-        endings: of the files that each name gets.
-        sources: what is read in this run, lists included.
+        names: from `file_names`.
+        endings: endings of the files for each name.
+        sources: files that this run reads, lists included.
 
     Raises:
         UserError: a file is in the way.
     """
+    # by identity, since links and other spellings name the same file
     read = {_identity(path) for path in sources} - {None}
     known = written(out)
     for file in (INFER, *(f"{name}{ending}" for name in names for ending in endings)):
         target = out / file
+        # the `.tmp` file is written first and would destroy a source of that name
         if any(_identity(path) in read for path in (target, target.with_name(f"{file}.tmp"))):
             raise UserError(f"predict: {printable(str(target))} is itself a source; give another --out")
+        # infer.json is ours by its name
         if target.is_dir() if file == INFER else os.path.lexists(target) and file not in known:
             raise UserError(
                 f"predict: {printable(str(target))} is there, and no earlier run wrote it; "
@@ -101,12 +108,12 @@ def written(out: Path) -> set[str]:
 
 
 def note(out: Path, file: str) -> None:
-    """Remember that a file is ours, so that a later run may replace it."""
+    """Remember that we wrote a file, so that a later run may replace it."""
     files.append_row(out / WRITTEN, file)
 
 
 def _identity(path: str | Path) -> tuple[int, int] | None:
-    """The file behind a name, however it is spelled; None where there is none."""
+    """Return device and inode of the file behind a name, however it is spelled; None if there is no file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

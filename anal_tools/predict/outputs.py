@@ -1,4 +1,4 @@
-"""What `predict` writes: infer.json, subtitles (.srt) and the video with the predictions drawn in (.mp4)."""
+"""Write the files of `predict`: infer.json, subtitles (.srt) and the video with the predictions drawn in (.mp4)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SHORT_SIDE = 480  # pixels; larger videos are scaled down to it
 CHUNK_BYTES = 1 << 28  # frames of the annotated video that are decoded at once
-CODECS = ("libx264", "libopenh264", "mpeg4")  # the first that this PyAV has
+CODECS = ("libx264", "libopenh264", "mpeg4")  # the first one that this PyAV has is used
 
 
 class TopClass(TypedDict):
@@ -36,31 +36,31 @@ class TopClass(TypedDict):
 
 @dataclass(frozen=True)
 class Cue:
-    """What is said of a part of a video: seconds and the best classes (label, name, score), best first."""
+    """The best classes (label, name, score) of a part of a video, best first; `start` and `end` are in seconds."""
 
     start: float
     end: float
     top: list[TopClass]
 
     def to_dict(self) -> dict[str, object]:
-        """As it stands in infer.json."""
+        """Return the entry of infer.json."""
         return {"start": round(self.start, 3), "end": round(self.end, 3), "top": self.top}
 
 
 def top_classes(score: np.ndarray, classes: Sequence[str], count: int = 5) -> list[TopClass]:
-    """The best classes of one video, best first; of equal scores the higher label, as the accuracy ranks them.
+    """Return the best classes of one video, best first; among equal scores the higher label, as the accuracy ranks.
 
     Args:
         score: (K,).
         classes: K names.
-        count: how many; all where there are fewer.
+        count: how many; all classes if there are fewer.
     """
     best: list[int] = ranking.order(score[None])[0, :count].tolist()
     return [TopClass(label=k, name=classes[k], score=round(float(score[k]), 6)) for k in best]
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:
-    """Write a JSON file whole or not at all; bytes of names that are not UTF-8 stand as escapes."""
+    """Write a JSON file, whole or not at all; bytes of names that are not UTF-8 become escapes."""
     files.write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
@@ -75,7 +75,7 @@ def write_srt(path: Path, cues: Sequence[Cue]) -> None:
 
 
 def _stamp(seconds: float) -> str:
-    """`hh:mm:ss,mmm`."""
+    """Return the time as `hh:mm:ss,mmm`."""
     milliseconds = round(1000 * seconds)
     minutes, rest = divmod(milliseconds, 60_000)
     return f"{minutes // 60:02d}:{minutes % 60:02d}:{rest // 1000:02d},{rest % 1000:03d}"
@@ -84,11 +84,11 @@ def _stamp(seconds: float) -> str:
 def write_video(path: Path, reader: Reader, record: int, cues: Sequence[Cue]) -> None:
     """Write a video as H.264 mp4 with the best classes of each moment drawn in.
 
-    Frames come from the reader (upright, as the network's do) and play at the average rate of the video; sound is left
-    out.
+    Frames come from the reader, upright as the network sees them, and play at the average rate of the video, without
+    sound.
 
     Raises:
-        MediaError: a frame does not decode; no file is left.
+        MediaError: a frame does not decode; no file remains.
         UserError: no codec, no space, no permission.
     """
     import av
@@ -99,7 +99,10 @@ def write_video(path: Path, reader: Reader, record: int, cues: Sequence[Cue]) ->
     codec = next((name for name in CODECS if _has_codec(name)), None)
     if codec is None:
         raise UserError(f"{path}: this PyAV has no encoder for mp4 ({', '.join(CODECS)})")
+
+    # 1001 is the denominator of NTSC rates, such as 30000/1001
     rate = Fraction(min(max(facts.fps, 1.0), 240.0)).limit_denominator(1001)
+
     try:
         with files.replacing(path) as temporary, av.open(os.fspath(temporary), "w", format="mp4") as output:
             stream: Any = output.add_stream(codec, rate=rate)
@@ -108,6 +111,7 @@ def write_video(path: Path, reader: Reader, record: int, cues: Sequence[Cue]) ->
             for ordinal, image in _frames(reader, record, facts, (height, width)):
                 draw(image, _cue_at(cues, ordinal / facts.fps).top)
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            # None flushes the frames that the encoder still holds
             output.mux(stream.encode(None))
     except FFmpegError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror})") from error
@@ -117,19 +121,21 @@ def draw(image: np.ndarray, top: Sequence[TopClass]) -> None:
     """Write the three best classes into the upper left corner of (H, W, 3) uint8, in place; ASCII letters only."""
     import cv2
 
+    # size of the letters relative to the picture, and still readable on a small one
     scale = max(0.35, image.shape[0] / 640)
     line = int(28 * scale) + 4
+
     for row, entry in enumerate(top[:3], start=1):
         text = f"{entry['score']:.2f} {entry['name']}".encode("ascii", "replace").decode()
         x, y = 6, row * line
-        # An outline, so that it shows on anything: thicker letters would be wider too, and stand beside the thin ones
+        # The outline is the same thin text, shifted: a thicker stroke makes letters wider, so they would not match.
         for dx, dy in itertools.product((-1, 0, 1), repeat=2):
             cv2.putText(image, text, (x + dx, y + dy), cv2.FONT_HERSHEY_SIMPLEX, scale, (0, 0, 0), 1, cv2.LINE_AA)
         cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
 
 
 def _even_size(facts: Facts) -> tuple[int, int]:
-    """(h, w) of the annotated video: no larger than SHORT_SIDE, even as H.264 wants it, at least 16."""
+    """Return (h, w) of the annotated video: short side at most SHORT_SIDE, even numbers for H.264, at least 16."""
     factor = min(1.0, SHORT_SIDE / min(facts.height, facts.width))
     height, width = (max(16, 2 * round(side * factor / 2)) for side in (facts.height, facts.width))
     return height, width
@@ -144,7 +150,8 @@ def _has_codec(name: str) -> bool:
 
 
 def _frames(reader: Reader, record: int, facts: Facts, size: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
-    """(ordinal, (h, w, 3) uint8) of all frames, decoded in large pieces."""
+    """Yield (ordinal, (h, w, 3) uint8) of all frames, decoded in large pieces."""
+    # a piece is large because each one starts with a seek, and bounded because its frames are all in memory
     count = max(1, CHUNK_BYTES // (size[0] * size[1] * 3))
     for first in range(0, facts.frames, count):
         ordinals = np.arange(first, min(first + count, facts.frames))

@@ -1,4 +1,4 @@
-"""What predicts: a network and all that turns a video into its input, from a checkpoint or from an exported file."""
+"""Build a predictor: a network and everything that turns a video into its input, from a checkpoint or an export."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ ONNX_FACTS = "zoetrope"  # the key of an ONNX file's metadata under which anal_t
 
 @dataclass(frozen=True)
 class Predictor:
-    """A network in evaluation mode, with its preprocessing.
+    """Hold a network in evaluation mode, with its preprocessing.
 
     Attributes:
         net: (N, C, T, H, W) float -> logits (N, K).
         spec: the views of a video.
         normalise: uint8 (N, T, H, W, C) -> the input of `net`.
-        autocast: makes the mixed-precision region of a forward pass.
+        autocast: returns the mixed-precision region of a forward pass.
         classes: names of the K classes.
         reading: how media are read.
         clips: views that go through the network at once.
-        about: what it is, for infer.json.
-        cfg: the config that it was made with; None for an exported file.
-        initial: what is known of the weights that its training began with (methods/interop/provenance.py).
+        about: describes the model in infer.json.
+        cfg: the config of the model; None for an exported file.
+        initial: origin of the weights that its training began with (methods/interop/provenance.py).
     """
 
     net: torch.nn.Module
@@ -63,7 +63,7 @@ class Predictor:
     initial: Mapping[str, str] = field(default_factory=dict)
 
     def logits(self, views: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """Scores of uint8 views (V, T, h, w, C): (V, K) float32, `clips` views at a time."""
+        """Score uint8 views (V, T, h, w, C): (V, K) float32, `clips` views at a time."""
         import torch
 
         from utils import chunks
@@ -79,14 +79,14 @@ class Predictor:
 def from_experiment(
     target: Path, checkpoint_name: str | None, overrides: list[str], world: World, *, plain: bool = False
 ) -> Predictor:
-    """The model of an experiment folder, or of a checkpoint that knows its config.
+    """Return the model of an experiment folder, or of a checkpoint that holds its config.
 
     Args:
         target: an experiment folder, or a checkpoint file of a run.
-        checkpoint_name: best, latest or a file (also one of another project); for a folder.
+        checkpoint_name: best, latest or a file (also of another project); used with a folder.
         overrides: `key=value` texts.
-        world: says where to compute.
-        plain: leave the network as it was trained, instead of the form that an evaluation runs.
+        world: the ranks, and the device to compute on.
+        plain: leave the network as trained, instead of the form that an evaluation uses.
 
     Raises:
         UserError: no such file, or weights that do not fit.
@@ -104,6 +104,8 @@ def from_experiment(
             f"{target}: a Hugging Face folder says nothing of how frames are sampled; name an experiment whose model "
             f"fits, and --checkpoint {target}"
         )
+
+    # A folder or config: its checkpoint may be of another project. A checkpoint alone must hold its config.
     if target.is_dir() or target.suffix in (".yaml", ".yml"):
         cfg = _load_config(target, overrides)
         exp = target if target.is_dir() else target.parent
@@ -115,9 +117,12 @@ def from_experiment(
         weights = target
         state, weights_hash = read_steady(weights, _own_checkpoint, world)
         cfg = config_of(state, target, overrides)
+
+    # Prefer the class names in the checkpoint: the file may have changed since the training.
     classes = state.get("classes")
     if not isinstance(classes, list) or len(classes) != cfg.model.num_class:
         classes = read_class_names(_class_file(cfg), cfg.model.num_class)
+
     spec = eval_spec(cfg)
     build = functools.partial(build_for_evaluation, cfg, state, weights, world)
     return Predictor(
@@ -141,14 +146,17 @@ def from_experiment(
 
 
 def _own_checkpoint(file: Path) -> State:
-    """A checkpoint of a run; one of another project is refused with what there is to say about it."""
+    """Return a checkpoint of a run; refuse a file of another project with a message that names the project."""
     from methods import interop
     from utils import checkpoint, weights_file
 
     state = interop.content_of(file)
     if weights_file.is_checkpoint(state):
+        # weights with NaN would only show as scores that are not finite
         interop.check_finite(checkpoint.evaluated_weights(state)[0], file)
         return state
+
+    # The names show whether these are our bare weights or a file of another project.
     names = interop.tensors_of(state, file)
     ours = any(name.startswith("backbone.") for name in names) and not interop.family_of(names)
     whose = "" if ours else f"weights with names of {interop.what_is(file)[0]}: "
@@ -159,26 +167,32 @@ def _own_checkpoint(file: Path) -> State:
 
 
 def config_of(state: Mapping[str, object], file: Path, overrides: list[str]) -> Config:
-    """The config that a checkpoint was written with.
+    """Return the config that a checkpoint was written with.
 
     Raises:
-        UserError: the checkpoint holds none, or one of another version that is no longer valid.
+        UserError: the checkpoint holds none, or the config of another version that is no longer valid.
     """
     from utils import config
     from utils.config.schema import PAIRS
 
     if not isinstance(state.get("config"), dict):
         raise UserError(f"{file}: this checkpoint holds no config; name its experiment folder and --checkpoint {file}")
+
     try:
+        # through JSON, so that a value of a foreign type is an error here
         plain = json.loads(json.dumps(state["config"]))
-        for computed, given, _ in PAIRS:  # a run adds the lengths in iterations to those that were given in epochs
+        # A run adds the lengths in iterations to those that were given in epochs; both together are refused.
+        for computed, given, _ in PAIRS:
             *sections, key = computed.split(".")
+            # the section of the computed key, and the value of the key that was given
             place = functools.reduce(lambda inner, name: inner.get(name, {}), sections, plain)
             other = functools.reduce(lambda inner, name: (inner or {}).get(name), given.split("."), plain)
             if other is not None:
                 place.pop(key, None)
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: its config is not one that a run wrote ({error})") from error
+
+    # `config.load` takes a file, with all its checks and overrides
     with tempfile.TemporaryDirectory(prefix="zoetrope-config-") as folder:
         copy = Path(folder) / "config.yaml"
         copy.write_text(json.dumps({"common": plain}), encoding="utf-8")  # JSON is YAML
@@ -201,16 +215,16 @@ def _class_file(cfg: Config) -> Path | None:
 
 
 def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Predictor:
-    """An exported model, run by onnxruntime on the CPU; its preprocessing is what the file says.
+    """Return an exported model that onnxruntime runs on the CPU, with the preprocessing that the file describes.
 
     Args:
-        file: of `python main.py export --to onnx`.
-        world: says where the input comes from.
-        like: the experiment that the user named beside it: how media are read is taken from there, and the two must
-            agree on views and classes.
+        file: written by `python main.py export --to onnx`.
+        world: the ranks; the input comes from its device.
+        like: the experiment that the user named beside it. Media are read as in its config, and both must agree on
+            views and classes.
 
     Raises:
-        UserError: not an ONNX file of ours, or one of another experiment.
+        UserError: the file is none that `export` wrote, or it is of another experiment.
     """
     import torch
 
@@ -222,6 +236,7 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
     if like is not None and (spec != like.spec or facts["classes"] != like.classes):
         what = "views" if spec != like.spec else "class names"
         raise UserError(f"{file}: its {what} are not those of the experiment; export it again, or name the file alone")
+
     colour = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
     video = ReaderSpec("video", missing_share=Data().missing_share)
     return Predictor(
@@ -231,6 +246,7 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
         autocast=contextlib.nullcontext,
         classes=list(facts["classes"]),
         reading=like.reading if like else Reading(video, workers=1, on_bad="substitute"),
+        # 8 views at once, because the file has no batch size
         clips=like.clips if like else 8,
         about={
             "engine": "onnx",
@@ -243,7 +259,7 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
 
 
 def session(file: Path) -> tuple[torch.nn.Module, str]:
-    """An ONNX file as a module that onnxruntime runs, and the text of its facts ("" if it has none).
+    """Return an ONNX file as a module that onnxruntime runs, and the text of its facts ("" if it has none).
 
     Raises:
         UserError: no onnxruntime, no such file, or not an ONNX file.
@@ -256,11 +272,13 @@ def session(file: Path) -> tuple[torch.nn.Module, str]:
         raise UserError(
             f"an ONNX file needs onnxruntime (extra: export): {sys.executable} -m pip install 'onnxruntime>=1.22'"
         ) from error
+
     if not file.is_file():
         raise UserError(f"{file}: there is no such file")
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
-    options.log_severity_level = 3
+    options.log_severity_level = 3  # errors only
     try:
         runtime = onnxruntime.InferenceSession(os.fspath(file), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # noqa: BLE001  onnxruntime raises classes of its own that have no common public base
@@ -275,16 +293,17 @@ def session(file: Path) -> tuple[torch.nn.Module, str]:
 
 
 def read_facts(text: str, file: Path) -> ModelFacts:
-    """The preprocessing facts of an exported file, checked.
+    """Return the preprocessing facts of an exported file after a check.
 
     Raises:
-        UserError: there are none, or not all of them.
+        UserError: there are none, or some are missing.
     """
     try:
         facts = json.loads(text)
         whole = all(key in facts for key in ("views", "mean", "std", "classes", "type", "backbone", "input"))
     except (ValueError, TypeError):
         facts, whole = {}, False
+
     if not whole:
         raise UserError(f"{file}: it holds no facts about its input; make it with `python main.py export`")
     return facts

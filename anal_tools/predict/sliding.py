@@ -1,4 +1,4 @@
-"""Scores over time: the evaluation's views of a window that slides over a video."""
+"""Score a video over time: the views of an evaluation on a window that slides over the video."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Window:
 
     Attributes:
         first: ordinal of its first frame.
-        frames: how many it has.
-        start, end: the time that it speaks for, in seconds: neighbours meet half-way between their centres.
+        frames: number of its frames.
+        start, end: the time span of its prediction, in seconds: neighbours meet half-way between their centres.
     """
 
     first: int
@@ -35,20 +35,23 @@ class Window:
 
 
 def windows(facts: Facts, length: float, stride: float) -> list[Window]:
-    """Windows of `length` seconds, `stride` seconds apart; one last window ends with the video.
+    """Return windows of `length` seconds, `stride` seconds apart; one last window ends with the video.
 
     A video that is shorter than a window is one window. Times count frames at the average rate of the video.
 
     Raises:
-        ValueError: a length or stride that is not positive.
+        ValueError: length or stride is not positive.
     """
     if length <= 0 or stride <= 0:
         raise ValueError(f"windows of {length} s every {stride} s")
+
     size = min(max(1, round(length * facts.fps)), facts.frames)
     step = max(1, round(stride * facts.fps))
     starts = list(range(0, facts.frames - size + 1, step))
     if starts[-1] + size < facts.frames:
         starts.append(facts.frames - size)
+
+    # Each moment belongs to the window whose centre is nearest.
     centres = [first + size / 2 for first in starts]
     borders = [0.0, *((a + b) / 2 for a, b in zip(centres, centres[1:], strict=False)), float(facts.frames)]
     return [Window(first, size, borders[k] / facts.fps, borders[k + 1] / facts.fps) for k, first in enumerate(starts)]
@@ -62,12 +65,12 @@ def window_logits(
     spec: EvalSpec,
     score: Callable[[torch.Tensor], torch.Tensor],
 ) -> Iterator[np.ndarray]:
-    """Logits (V, K) of each window, by the plan, the reader and the views of an evaluation.
+    """Yield the logits (V, K) of each window, by the plan, the reader and the views of an evaluation.
 
     Args:
-        reader: of the video.
-        record: its index.
-        parts: of `windows`.
+        reader: a reader that has the video.
+        record: index of the video in the reader.
+        parts: from `windows`.
         spec: the views of each window.
         score: uint8 views (V, T, h, w, C) -> logits (V, K).
 
@@ -80,9 +83,12 @@ def window_logits(
 
     facts = reader.probe(record)
     for group in _groups([_plan(facts, part, spec, record) for part in parts]):
+        # windows overlap: each frame is decoded once for a group
         ordinals = np.unique(np.concatenate([plan.frames for plan in group]))
+        # (F, h, w, C)
         frames = np.empty((len(ordinals), *group[0].size, 3), np.uint8)
         reader.read(record, ordinals, None, group[0].size, frames)
+
         for plan in group:
             rows = np.searchsorted(ordinals, plan.frames)[plan.clip_rows]  # (V, T)
             views = transforms.cut_views(torch.from_numpy(frames), rows, plan.boxes, plan.flips)
@@ -90,20 +96,23 @@ def window_logits(
 
 
 def _plan(facts: Facts, part: Window, spec: EvalSpec, record: int) -> VideoPlan:
-    """The views of one window, with the ordinals of the whole video."""
+    """Return the views of one window, with ordinals of the whole video."""
+    # a plan for a video as long as the window, then moved to its place
     plan = resolve_eval(dataclasses.replace(facts, frames=part.frames), spec, record)
     return dataclasses.replace(plan, frames=plan.frames + part.first)
 
 
 def _groups(plans: Sequence[VideoPlan]) -> Iterator[list[VideoPlan]]:
-    """Neighbouring windows whose frames are read in one go."""
+    """Yield groups of neighbouring windows whose frames are read in one go."""
     group: list[VideoPlan] = []
     held = 0
     for plan in plans:
+        # a window with more frames than that is a group by itself
         if group and held + len(plan.frames) > FRAMES_HELD:
             yield group
             group, held = [], 0
         group.append(plan)
         held += len(plan.frames)
+
     if group:
         yield group

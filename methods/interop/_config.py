@@ -1,4 +1,4 @@
-"""Read the JSON files of a Hugging Face folder: bounded, plain, and with errors that name file and key."""
+"""Read the JSON files of a Hugging Face folder, within bounds and with errors that name file and key."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from utils import weights_file
 from utils.faults import UserError
 
 _LARGEST = 8 << 20  # bytes; 22,000 classes need 2
-_MOST = 65_536  # of anything in a network
-_WORD = 200  # letters of a label
+_MOST = 65_536  # largest count of anything in a network
+_WORD = 200  # letters of a label that are kept
 
 
 def read_json(path: Path) -> Options:
@@ -36,11 +36,11 @@ def read_json(path: Path) -> Options:
 
 
 class HfConfig:
-    """The values of a config.json, by key.
+    """Read the values of a config.json, by key.
 
     Args:
         path: the file, for messages.
-        values: what is in it.
+        values: the content of the file.
     """
 
     def __init__(self, path: Path, values: Options) -> None:
@@ -54,6 +54,7 @@ class HfConfig:
     def count(self, name: str, default: int, *, least: int = 1, most: int = _MOST) -> int:
         """Return a whole number from `least` to `most`."""
         value = self.values.get(name, default)
+        # `type` and not `isinstance`: true is an int in Python
         if type(value) is not int or not least <= value <= most:
             raise self._wrong(name, f"a whole number from {least} to {most:,}")
         return value
@@ -81,7 +82,7 @@ class HfConfig:
         return value
 
     def require(self, name: str, value: object) -> None:
-        """Refuse another value than the one that is built here."""
+        """Refuse another value than the one that networks here are built with."""
         if self.values.get(name, value) != value:
             raise UserError(
                 f"{self.path}: {name} is {self.values[name]!r:.60}, and only networks with {value!r} are built here"
@@ -98,16 +99,21 @@ class HfConfig:
             )
 
     def labels(self) -> list[str] | None:
-        """Return the class names in the order of the classifier's rows; None where there are only numbers."""
+        """Return the class names in the order of the classifier's rows; None if there are only numbers."""
         table = self.values.get("id2label")
         if table is None:
             return None
+
         right = isinstance(table, dict) and all(isinstance(name, str) for name in table.values())
+        # the keys must be exactly 0 ... K-1, as texts
         if not right or [str(number) for number in range(len(table))] != sorted(table, key=_as_number):
             raise self._wrong("id2label", "an object of the names of the classes 0, 1, 2, ...")
+
         names = [table[str(number)][:_WORD] for number in range(len(table))]
+        # transformers writes LABEL_0, LABEL_1, ... if a model has no names
         return None if all(name == f"LABEL_{number}" for number, name in enumerate(names)) else names
 
 
 def _as_number(text: str) -> int:
+    # fewer than 8 digits, because int() refuses thousands of them with a ValueError
     return int(text) if text.isascii() and text.isdigit() and len(text) < 8 else -1

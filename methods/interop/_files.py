@@ -1,4 +1,4 @@
-"""Return the tensors of a published weights file by name, whatever they are wrapped in. Nothing in the file is run."""
+"""Return the tensors of a published weights file by name, out of all wrappers. No code in the file is run."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from methods import fetch
 from utils import files, weights_file
 from utils.faults import UserError
 
+#: Keys under which projects keep their tensors, in the order in which they are tried.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "blobs")
 _PREFIXES = ("module.", "_orig_mod.")  # of DataParallel and of torch.compile
-_ENCODERS = ("target_encoder", "ema_encoder", "encoder")  # of V-JEPA 2, the first that is there
-_LISTED = 6
-_digests: dict[tuple, str] = {}  # of the files that this process has hashed, by their state
+_ENCODERS = ("target_encoder", "ema_encoder", "encoder")  # of V-JEPA 2; the first that the file has is taken
+_LISTED = 6  # names that a message shows
+_digests: dict[tuple, str] = {}  # sha256 of the files that this process has hashed, by their state
 
 
 def content_of(path: Path) -> Any:
-    """Return the content of a weights file: verified, and of a published file its sha256 too.
+    """Return the content of a weights file; a published file is compared with the sha256 in its name.
 
     Raises:
-        UserError: no such file, damaged, or it would need code to be run to read it.
+        UserError: no such file, damaged, or not readable without running code.
     """
     _check_published(path)
     return weights_file.read(path)
@@ -44,18 +45,21 @@ def read(path: Path) -> dict[str, Tensor]:
 def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
     """Return the named tensors in the content of a weights file.
 
-    They may be wrapped in dicts (`state_dict`, `model` and others) and their names in prefixes of DataParallel.
+    They may be wrapped in dicts (`state_dict`, `model` and others), and their names may have prefixes of DataParallel.
 
     Raises:
-        UserError: it holds no tensors, or such that are no weights of a network.
+        UserError: it holds no tensors, or tensors that are no weights of a network.
     """
     content = _vjepa2(content)
+
+    # One wrapper per turn, with a limit: a damaged file could nest them without end.
     for _ in range(len(_WRAPPERS)):
         inner = [content[key] for key in _WRAPPERS if isinstance(content, Mapping) and key in content]
         wrapped = [value for value in inner if isinstance(value, Mapping)]
         if not wrapped:
             break
         content = wrapped[0]
+
     found = {} if not isinstance(content, Mapping) else {name: _tensor(value) for name, value in content.items()}
     state = {str(name): value for name, value in found.items() if value is not None}
     if not state:
@@ -63,12 +67,17 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
             f"{path} holds no state dict: no named tensors, neither by themselves nor under a key "
             f"{', '.join(map(repr, _WRAPPERS))}"
         )
+
+    # names are printed in messages, and a control character could change a terminal
     unreadable = [name for name in state if not name.isprintable()]
     if unreadable:
         raise UserError(f"{path}: names of tensors that cannot be printed, such as {unreadable[0][:100]!a}")
+
     unreal = [name for name, tensor in state.items() if tensor.is_complex()]
     if unreal:
         raise UserError(f"{path}: complex numbers in {', '.join(unreal[:_LISTED])}; a network has real weights")
+
+    # twice, since the two prefixes come in both orders
     for prefix in (*_PREFIXES, *_PREFIXES):
         if all(name.startswith(prefix) for name in state):
             state = {name.removeprefix(prefix): value for name, value in state.items()}
@@ -76,18 +85,21 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _vjepa2(content: Any) -> Any:
-    """Return the tensors of a V-JEPA 2 file: of the encoder that was averaged, with the predictor; or of a probe.
+    """Return the tensors of a V-JEPA 2 file: those of the averaged encoder with the predictor, or those of a probe.
 
-    A file of several probes gives the first, as transformers takes it.
+    From a file of several probes return the first, as transformers does.
     """
     if not isinstance(content, Mapping):
         return content
+
     probes = content.get("classifiers")
     if isinstance(probes, list) and probes and isinstance(probes[0], Mapping):
         return probes[0]
+
     names = [name for name in _ENCODERS if isinstance(content.get(name), Mapping)]
     if not names:
         return content
+
     predictor = content.get("predictor")
     parts = {"": content[names[0]], "predictor.": predictor if isinstance(predictor, Mapping) else {}}
     return {f"{stem}{_bare(str(name))}": value for stem, part in parts.items() for name, value in part.items()}
@@ -100,13 +112,14 @@ def _bare(name: str) -> str:
 
 
 def _check_published(path: Path) -> None:
-    """Compare a file of a name that `fetch` knows with the sha256 in that name.
+    """Compare a file with the sha256 in its name, if `fetch` has that name.
 
     Raises:
         UserError: it is another file.
     """
     if path.name not in fetch.FILES.values() or not path.is_file():
         return
+
     wanted = path.stem.rpartition("-")[2]
     if not digest_of(path).startswith(wanted):
         raise UserError(
@@ -118,6 +131,7 @@ def _check_published(path: Path) -> None:
 def digest_of(path: Path) -> str:
     """Return the sha256 of a file, in hex; a process hashes each state of a file once."""
     status = path.stat()
+    # a changed file has another inode, size or time
     stamp = (os.fspath(path), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     if stamp not in _digests:
         _digests[stamp] = files.sha256(path)

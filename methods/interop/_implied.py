@@ -1,4 +1,4 @@
-"""Which model a weights file belongs to, as far as its tensors and its family tell: what to write under `model`."""
+"""Find the model that a weights file belongs to, as far as tensors and family show it: the values for `model`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from methods.interop import _vit
 
-# (blocks per stage, bottleneck?) -> name of the 2D network
+# {(blocks per stage, bottleneck?): name of the 2D network}
 _DEPTHS = {
     ((2, 2, 2, 2), False): "resnet18",
     ((3, 4, 6, 3), False): "resnet34",
@@ -23,12 +23,12 @@ _DEPTHS = {
 def implied(
     state: Mapping[str, Tensor], theirs: Iterable[str], family: str, needs: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Options of the model that a file was trained with; what cannot be told is not among them.
+    """Return the options of the model that a file was trained with, as far as the file shows them.
 
     Args:
         state: the tensors under our names.
-        theirs: the names in the file: a shift shows in some families' names only.
-        family: whose names they are.
+        theirs: the names in the file, since a shift shows only in the names of some families.
+        family: the family of these names.
         needs: the family's rules that no tensor shows, as text.
 
     Returns:
@@ -36,6 +36,8 @@ def implied(
     """
     if any(name.startswith(("backbone.blocks.", "pooler.")) for name in state):
         return _vit.implied(state, family, needs)
+
+    # What every method has.
     found: dict[str, Any] = {}
     method = _method(state, list(theirs), family)
     if method:
@@ -45,6 +47,8 @@ def implied(
         found["backbone"] = backbone
     if "classifier.weight" in state and state["classifier.weight"].dim() == 2:
         found["num_class"] = len(state["classifier.weight"])
+
+    # What one method has.
     if method == "slowfast":
         found |= _slowfast(state, backbone)
     if method == "tpn":
@@ -54,6 +58,8 @@ def implied(
             found["aux_weight"] = 0
     if any("_non_local." in name for name in state) and not any("_non_local.theta." in name for name in state):
         found["non_local"] = "gaussian"
+
+    # Rules of the family count only for the methods that have the option.
     shifts = method in ("tsm", "pptsm") or found.get("base") == "tsm"
     relevant = {
         "shift_direction": shifts,
@@ -61,48 +67,60 @@ def implied(
         "slow_index": method == "slowfast",
         "flow": method == "tpn",
     }
+
     values = {"true": True, "false": False}
-    return found | {name: values.get(text, text) for name, text in needs.items() if relevant[name]}
+    return found | {name: values.get(text, text) for name, text in needs.items() if relevant.get(name)}
 
 
 def _method(state: Mapping[str, Tensor], theirs: list[str], family: str) -> str:
-    """The name of the method; "" where TSN and TSM (and their PP forms) look alike, and for image networks."""
+    """Return the name of the method; "" if TSN and TSM (and their PP forms) look alike, and for image networks."""
     if any(name.startswith("backbone.slow.") for name in state):
         return "slowfast"
     if any(name.startswith("neck.") for name in state):
         return "tpn"
+
+    # a stem with five axes is 3D, and of the 3D methods only SlowOnly is left
     stem = state.get("backbone.conv1.weight")
     if stem is not None and stem.dim() == 5:
         return "slowonly"
+    # these families wrap a shifted convolution in a module called `net`
     shifted = any(re.search(r"\.(conv1|conv\.\d)(\.conv)?\.net\.", name) for name in theirs)
     return "tsm" if shifted and family in ("mmaction", "tsn_tsm") else ""
 
 
 def _backbone(state: Mapping[str, Tensor], prefix: str) -> str:
-    """Name of the (2D) network; "" where its shape is none of ours."""
+    """Return the name of the (2D) network; "" if no network here has its shape."""
     if f"{prefix}features.0.0.weight" in state:
         return "mobilenetv2"
+
     depths = []
     for stage in range(1, 5):
         blocks = [re.match(re.escape(f"{prefix}layer{stage}.") + r"(\d+)\.conv", name) for name in state]
         depths.append(len({match[1] for match in blocks if match}))
+
     name = _DEPTHS.get((tuple(depths), f"{prefix}layer1.0.conv3.weight" in state), "")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    # the D variant has three convolutions in the stem
     return f"{name}_vd" if name and f"{prefix}conv1.0.weight" in state else name
 
 
 def _slowfast(state: Mapping[str, Tensor], backbone: str) -> dict[str, Any]:
-    """The lateral connections, and a Fast pathway of another depth."""
+    """Return the options of the lateral connections, and a Fast pathway of another depth."""
     found: dict[str, Any] = {}
     fast = _backbone(state, "backbone.fast.")
     if fast and fast != backbone:
         found["fast_backbone"] = fast
+
     slow_stem, fast_stem = (state.get(f"backbone.{path}.conv1.weight") for path in ("slow", "fast"))
     if slow_stem is not None and fast_stem is not None and slow_stem.dim() == fast_stem.dim() == 5:
+        # channels of the Slow pathway over those of the Fast one
         found["beta_inv"] = len(slow_stem) // max(1, len(fast_stem))
+
     lateral = state.get("backbone.laterals.0.conv.weight")
     if lateral is not None and lateral.dim() == 5:
         found["fusion_kernel"] = lateral.shape[2]
     found["lateral_norm"] = "backbone.laterals.0.bn.weight" in state
+
+    # a kernel over time in res4 of the Slow pathway
     res4 = re.compile(r"backbone\.slow\.layer3\.\d+\.conv1\.weight")
     kernels = [tensor.shape[2] for name, tensor in state.items() if res4.fullmatch(name) and tensor.dim() == 5]
     temporal = sum(kernel > 1 for kernel in kernels)

@@ -1,4 +1,4 @@
-"""What the family files share: a table of names and the result of applying it."""
+"""Apply a table of names to a state dict: what the family files share."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any
 
 from torch import Tensor
 
-Rules = Iterable[tuple[str, str | None]]
+Rules = Iterable[tuple[str, str | None]]  # (pattern, replacement as in re.sub, or None to leave the tensor out)
 Options = dict[str, Any]  # plain values by name: arguments of `methods.build`, keys of a config.json
 
 
 @dataclass
 class Converted:
-    """A state dict under our names.
+    """Hold a state dict under our names.
 
     Attributes:
-        state: our name: tensor.
-        changed: our names of tensors whose values or shape were changed on the way, and how.
-        skipped: their names that mean nothing here (counters of an optimiser and the like).
-        unknown: their names that no rule knows.
+        state: {our name: tensor}.
+        changed: {our name: how} of tensors whose values or shape were changed on the way.
+        skipped: their names that mean nothing here, such as counters of an optimiser.
+        unknown: their names that no rule matches.
         carried: tensors that change no logit and belong to an export, under the names that it gives them.
-        needs: options of the model that change the result but no tensor, for this file, as text.
+        needs: for this file the options of the model that change the result but no tensor, as text.
     """
 
     state: dict[str, Tensor] = field(default_factory=dict)
@@ -35,14 +35,15 @@ class Converted:
 
 
 def convert(state: Mapping[str, Tensor], rules: Rules) -> Converted:
-    """Rename with the first rule whose pattern matches a whole name.
+    """Rename tensors, each with the first rule whose pattern matches its whole name.
 
     Args:
-        state: their name: tensor.
+        state: {their name: tensor}.
         rules: (pattern, replacement as in re.sub, or None to leave the tensor out).
     """
     table = [(re.compile(pattern), replacement) for pattern, replacement in rules]
     result = Converted()
+
     for name, tensor in state.items():
         for pattern, replacement in table:
             match = pattern.fullmatch(name)
@@ -54,13 +55,15 @@ def convert(state: Mapping[str, Tensor], rules: Rules) -> Converted:
                 break
         else:
             result.unknown.append(name)
+
     return result
 
 
 def rename(names: Iterable[str], rules: Rules) -> dict[str, str]:
-    """Their name: the name by the first matching rule, or the same name."""
+    """Return {their name: the name by the first matching rule, or the same name}."""
     table = [(re.compile(pattern), replacement) for pattern, replacement in rules]
     found = {}
+
     for name in names:
         hits = (pattern.fullmatch(name).expand(new) for pattern, new in table if new and pattern.fullmatch(name))  # pyright: ignore[reportOptionalMemberAccess]
         found[name] = next(hits, name)
@@ -68,5 +71,5 @@ def rename(names: Iterable[str], rules: Rules) -> dict[str, str]:
 
 
 def has(names: Iterable[str], pattern: str) -> bool:
-    """Whether a name begins with the pattern."""
+    """Return True if a name begins with the pattern."""
     return any(re.match(pattern, name) for name in names)

@@ -1,4 +1,4 @@
-"""What the families of video transformers share: names of blocks, tensors that others keep apart, options by shape."""
+"""Convert what the families of video transformers share: names of blocks, split tensors, options by shape."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from methods.interop._names import Converted, Options
 
-# Our name: their names, whose tensors lie behind each other along the first axis.
+# {our name: their names}; their tensors are parts of our tensor along the first axis.
 Table = Mapping[str, tuple[str, ...]]
 
-# (width, depth, heads, hidden of the MLP) -> name in networks/
+# {(width, depth, heads, hidden of the MLP): name in networks/}
 SIZES = {
     (384, 12, 6, 1536): "vit3d_small",
     (768, 12, 12, 3072): "vit3d_base",
@@ -27,15 +27,15 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Facts:
-    """A network of ours, for a config.json.
+    """Describe one of our networks, for a config.json.
 
     Attributes:
-        width, depth, heads, mlp, patch, tubelet: of the encoder.
-        bias: its `qkv_bias`.
-        eps: of its norms.
-        pooling: VideoMAE's.
-        pooler_layers: V-JEPA 2's.
-        frames: of a clip.
+        width, depth, heads, mlp, patch, tubelet: options of the encoder.
+        bias: its option `qkv_bias`.
+        eps: epsilon of its norms.
+        pooling: option of VideoMAE.
+        pooler_layers: option of V-JEPA 2.
+        frames: number of frames of a clip.
         side: height and width of its frames, pixels.
     """
 
@@ -59,7 +59,7 @@ _BLOCK = re.compile(r"backbone\.blocks\.(\d+)\.")
 
 
 def pairs(ours: str, theirs: str, kinds: Iterable[str] = ("weight", "bias")) -> dict[str, tuple[str, ...]]:
-    """Return table entries of one layer."""
+    """Return table entries of a layer whose tensors both sides keep whole."""
     return {f"{ours}.{kind}": (f"{theirs}.{kind}",) for kind in kinds}
 
 
@@ -70,45 +70,53 @@ def joined(ours: str, theirs: str, parts: Iterable[str], kinds: Iterable[str]) -
 
 
 def numbers(names: Iterable[str], pattern: str) -> range:
-    """Return 0 .. the highest number that `pattern` finds in the names, without gaps; a gap ends it."""
+    """Return 0, 1, ... up to the highest number that `pattern` finds in the names without a gap before it."""
     matches = (re.match(pattern, name) for name in names)
+    # fewer than 6 digits, because int() refuses thousands of them with a ValueError
     found = {int(match[1]) for match in matches if match and len(match[1]) < 6}
     return range(next(number for number in range(len(found) + 1) if number not in found))
 
 
 def to_ours(state: Mapping[str, Tensor], table: Table) -> Converted:
-    """Return a state under our names; tensors that are not all there, or do not fit each other, stay unknown."""
+    """Return a state under our names; a tensor that is incomplete, or whose parts do not fit, stays unknown."""
     result, used = Converted(), set[str]()
     for ours, theirs in table.items():
         found = [state[name] for name in theirs if name in state]
+        # parts can be joined along their first axis only
         if len(found) < len(theirs) or len({tensor.shape[1:] for tensor in found}) > 1 or found[0].dim() == 0:
             continue
+
         used.update(theirs)
         result.state[ours] = found[0] if len(found) == 1 else torch.cat(found)
         if len(found) > 1:
             result.changed[ours] = f"{len(found)} tensors joined"
+
     result.unknown = [name for name in state if name not in used]
     return result
 
 
 def to_theirs(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
-    """Return a state under their names, in contiguous tensors of their own.
+    """Return a state under their names, in separate contiguous tensors.
 
     Raises:
-        KeyError: the table does not know a name.
+        KeyError: the table lacks a name.
     """
     found: dict[str, Tensor] = {}
     for ours, tensor in state.items():
         names = table[ours]
         found.update(zip(names, tensor.chunk(len(names)), strict=True))
+
+    # safetensors refuses tensors that share memory
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
 
 
 def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
     """Return width, depth, mlp, patch and tubelet as tensors under our names show them; {} if they do not."""
+    # (D, C, tubelet, patch, patch) and (hidden, D)
     patch, fc1 = state.get("backbone.patch_embed.weight"), state.get("backbone.blocks.0.mlp.fc1.weight")
     if patch is None or fc1 is None or patch.dim() != 5 or fc1.dim() != 2:
         return {}
+
     return {
         "width": patch.shape[0],
         "depth": len(numbers(state, _BLOCK.pattern)),
@@ -119,11 +127,11 @@ def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def published_heads(state: Mapping[str, Tensor], giant: int) -> dict[str, str]:
-    """Return the option `heads` of a file without config: that of the published network of this width and depth.
+    """Return the option `heads` of a file without config: the heads of the published network of this width and depth.
 
     Args:
         state: under our names.
-        giant: heads of the family's network of width 1408; the other widths have the same in all.
+        giant: heads of the family's network of width 1408; for the other widths all families have the same number.
     """
     shape = shape_of(state)
     if (shape.get("width"), shape.get("depth")) not in _DEPTHS:
@@ -140,32 +148,39 @@ def bias_of(state: Mapping[str, Tensor]) -> str:
 def ratio(hidden: int, width: int) -> float:
     """Return a ratio whose product with `width`, rounded down, is `hidden`."""
     found = hidden / width
+    # the rounded quotient may give one less; the next larger float then does not
     while int(width * found) < hidden:
         found = math.nextafter(found, math.inf)
     return found
 
 
 def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) -> Options:
-    """Return type, backbone, num_class and keys of `model.kwargs`, as far as a file tells.
+    """Return type, backbone, num_class and keys of `model.kwargs`, as far as a file shows them.
 
     Args:
         state: under our names.
-        family: whose names the file has; "" for a model of ours.
+        family: the family of the file's names; "" for one of our models.
         needs: options that no tensor shows, as text.
     """
+    # V-JEPA 2 has biases for q, k and v, and these norms; VideoMAE has none for k
     rotary = any(name.startswith(("pooler.", "backbone.norm.")) for name in state) and bias_of(state) == "all"
     method = family or ("vjepa2" if rotary else "videomae")
     heads = needs.get("heads", "")
+
     found: Options = {"type": method}
     found |= backbone_options(
         state, heads=int(heads) if heads.isdigit() else None, bias="all" if method == "vjepa2" else "qv"
     )
+
     classifier = state.get("classifier.weight")
     if classifier is not None and classifier.dim() == 2:
         found["num_class"] = len(classifier)
+
+    # Values that differ from the defaults of `build`, so that a config shows only what matters.
     found |= {key: float(needs[key]) for key in ("eps", "head_eps") if key in needs}
     found |= {key: int(needs[key]) for key in ("pooler_heads",) if needs.get(key, "").isdigit()}
     found |= {"pooling": "first"} if needs.get("pooling") == "first" else {}
+
     if "pooler.query_tokens" in state:
         layers = len(numbers(state, r"pooler\.blocks\.(\d+)\."))
         found |= {"pooler_layers": layers} if layers != 3 else {}
@@ -177,18 +192,21 @@ def backbone_options(state: Mapping[str, Tensor], *, heads: int | None, bias: st
 
     Args:
         state: under our names.
-        heads: of the encoder's attention, which no tensor shows; None: those of the published network of this width.
+        heads: attention heads of the encoder, which no tensor shows; None: as in the published network of this width.
         bias: the family's `qkv_bias`.
     """
     shape = shape_of(state)
     if not shape:
         return {}
+
     width, depth, mlp = shape["width"], shape["depth"], shape["mlp"]
     heads = heads or _HEADS.get(width)
     name = SIZES.get((width, depth, heads or 0, mlp))
     found: Options = {"backbone": name or "vit3d"}
+    # not a published size: all numbers must be given
     if not name:
         found |= {"width": width, "depth": depth, "mlp_ratio": mlp / width} | ({"heads": heads} if heads else {})
+
     defaults = {"tubelet": 2, "patch": 16}
     found |= {key: shape[key] for key, usual in defaults.items() if shape[key] != usual}
     return found | ({"qkv_bias": bias_of(state)} if bias_of(state) != bias else {})

@@ -1,6 +1,6 @@
-"""Hugging Face folders: `config.json` and `*.safetensors`, read and written. Nothing in a folder is run.
+"""Read and write Hugging Face folders: `config.json` and `*.safetensors`. Nothing in a folder is run.
 
-A folder that asks for code (`auto_map`), brings some (`*.py`), or has pickled weights only, is refused. The size of a
+A folder is refused if it asks for code (`auto_map`), contains code (`*.py`), or has pickled weights only. The size of a
 network follows from the tensors in the files before it is built, and the config must agree.
 """
 
@@ -25,30 +25,31 @@ from utils import weights_file
 from utils.faults import UserError, listed
 
 CONFIG, WEIGHTS, INDEX, CARD = "config.json", "model.safetensors", "model.safetensors.index.json", "README.md"
-FAMILIES = {"videomae": "videomae", "vjepa2": "vjepa2"}  # model_type: file of methods/interop
+FAMILIES = {"videomae": "videomae", "vjepa2": "vjepa2"}  # {model_type: file of methods/interop}
 _PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt", ".h5", ".msgpack")
-_CARD_BYTES = 1 << 20
-_MOST_SHARDS = 10_000
+_CARD_BYTES = 1 << 20  # of a card, whose front matter and title come first
+_MOST_SHARDS = 10_000  # more are damage, or an attack
+# lines of a card's front matter
 _LABELLED = re.compile(r"^(license|license_name):\s*['\"]?([\w.+-]{1,60})['\"]?\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class HfFolder:
-    """What a Hugging Face folder holds.
+    """Hold what a Hugging Face folder contains.
 
     Attributes:
         path: the folder.
-        family: name of the file of methods/interop that knows its names.
+        family: the file of methods/interop for its names.
         config: the values of config.json.
         tensors: under the folder's names.
-        converted: under ours.
-        model: arguments of `methods.build`; `num_class` is missing where there is no classifier.
-        needs: of these the ones that change logits but no tensor, as text.
-        labels: class names in the order of the classifier's rows; None if the folder does not say.
+        converted: the same under our names.
+        model: arguments of `methods.build`; `num_class` is missing if there is no classifier.
+        needs: those of them that change logits but no tensor, as text.
+        labels: class names in the order of the classifier's rows; None if the folder does not name them.
         side: height and width of the frames that it was trained on, pixels.
-        licence: as its card says, in lower case; else that of the published weights of its family.
-        stated: whether the card says it.
-        about: its name, and front matter and title of its card, in which the training data may be named.
+        licence: licence on its card, in lower case; else that of the published weights of its family.
+        stated: True if the card states the licence.
+        about: its name, and front matter and title of its card, which may name the training data.
     """
 
     path: Path
@@ -66,7 +67,7 @@ class HfFolder:
 
 
 def is_folder(path: Path) -> bool:
-    """Return True for a Hugging Face folder. An experiment has a config.yaml."""
+    """Return True for a Hugging Face folder; an experiment has a config.yaml and is none."""
     return (path / CONFIG).is_file() and not (path / "config.yaml").exists()
 
 
@@ -80,7 +81,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def digest(path: Path) -> str:
-    """Return the sha256 of a weights file; of a folder that of the hashes of its files."""
+    """Return the sha256 of a weights file, or for a folder that of the hashes of its files."""
     if not path.is_dir():
         return digest_of(path)
     return hashlib.sha256("".join(digest_of(file) for file in files_of(path)).encode()).hexdigest()
@@ -92,13 +93,17 @@ def read_folder(path: Path) -> HfFolder:
     Raises:
         UserError: it asks for code, is damaged, contradicts itself, or is of another kind of network.
     """
+    # code first: no tensor is read if the folder asks for it
     values = read_json(path / CONFIG)
     _refuse_code(path, values)
+
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
             f"{path / CONFIG}: model_type is {kind!r:.60}, and folders of {', '.join(FAMILIES)} can be read"
         )
+
+    # All tensors of all shards, under the names that the index promises.
     family = importlib.import_module(f"methods.interop.{FAMILIES[kind]}")
     tensors: dict[str, Tensor] = {}
     for file, names in _shards(path).items():
@@ -106,17 +111,23 @@ def read_folder(path: Path) -> HfFolder:
         if names is not None and names != found.keys():
             raise UserError(f"{file}: its tensors are not those that {path / INDEX} names; take another copy of both")
         tensors |= found
+
     if not family.is_hf(tensors):
         raise UserError(f"{path}: its tensors ({', '.join(list(tensors)[:3])}) have other names than a {kind} folder's")
+
     config = HfConfig(path / CONFIG, values)
+    # the config must agree with the tensors, which decide the size of the network
     converted = family.to_ours(tensors)
     model, labels = family.arguments(config, converted.state), config.labels()
     classifier = converted.state.get("classifier.weight")
     if classifier is not None:
         model["num_class"] = len(classifier)
         config.agree({"classes": len(classifier)}, **({"classes": len(labels)} if labels else {}))
+
     card = _card(path)
+    # "license: other" is followed by the licence's name in another line
     licence = next((match[2].lower() for match in _LABELLED.finditer(card) if match[2].lower() != "other"), "")
+
     return HfFolder(
         path=path,
         family=FAMILIES[kind],
@@ -134,7 +145,7 @@ def read_folder(path: Path) -> HfFolder:
 
 
 def _refuse_code(path: Path, values: Options) -> None:
-    """Refuse a folder that brings code or asks for it."""
+    """Refuse a folder that contains code or asks for it."""
     asks = [key for key in ("auto_map", "custom_pipelines") if values.get(key)]
     brings = sorted(name for name in os.listdir(path) if name.endswith((".py", ".so", ".pyc")))
     if asks or brings:
@@ -146,23 +157,30 @@ def _refuse_code(path: Path, values: Options) -> None:
 
 
 def _shards(path: Path) -> dict[Path, set[str] | None]:
-    """Return the weights files of a folder, each with the names of its tensors if the index says them."""
+    """Return the weights files of a folder, each with the names of its tensors if the index lists them."""
     index, single = path / INDEX, path / WEIGHTS
+    # the two may differ, and nothing shows which one is meant
     if os.path.lexists(index) and os.path.lexists(single):
         raise UserError(f"{path} holds both {WEIGHTS} and {INDEX}; remove the one that is not meant")
+
     if not os.path.lexists(index):
         if not os.path.lexists(single):
             pickled = sorted(name for name in os.listdir(path) if name.endswith(_PICKLED))
             found = f"; {pickled[0]:.60} is not read: loading it could run code" if pickled else ""
             raise UserError(f"{path} holds no {WEIGHTS}{found}; take the folder's safetensors file")
         return {single: None}
+
     table = read_json(index).get("weight_map")
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         raise UserError(f"{index}: it has no weight_map of tensor names and file names; take another copy of it")
+
     shards: dict[Path, set[str] | None] = {}
     for tensor, name in table.items():
-        if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", name) or len(shards) > _MOST_SHARDS:
+        # a plain name: a path could lead out of the folder
+        if not re.fullmatch(r"[\w.-]{1,200}\.safetensors", name):
             raise UserError(f"{index}: {name!r:.100} is not the name of a safetensors file beside it")
+        if len(shards) > _MOST_SHARDS:
+            raise UserError(f"{index}: it names more than {_MOST_SHARDS:,} files; take another copy of it")
         held = shards.setdefault(path / name, set())
         assert held is not None
         held.add(tensor)
@@ -174,8 +192,10 @@ def _card(path: Path) -> str:
     file = path / CARD
     if not file.is_file():
         return ""
+
     with file.open("rb") as opened:
         text = opened.read(_CARD_BYTES).decode("utf-8", "replace")
+
     front = re.match(r"---\s*\n(.*?)\n---\s*(?:\n|$)", text, re.DOTALL)
     title = re.search(r"^# (.{1,200})$", text, re.MULTILINE)
     return "\n".join(match[1] for match in (front, title) if match)
@@ -196,36 +216,39 @@ def write_folder(
     Args:
         out: the folder.
         family: "videomae" or "vjepa2".
-        state: a state dict of ours.
-        facts: what stands in config.json.
+        state: one of our state dicts.
+        facts: the values for config.json.
         labels: class names.
-        carried: tensors beside the network's own, under the folder's names.
+        carried: tensors beside those of the network, under the folder's names.
         extra: more keys of config.json.
     """
     from safetensors.torch import save_file
 
     module = importlib.import_module(f"methods.interop.{family}")
     tensors = _vit.to_theirs(state, module.table(state)) | {name: tensor.clone() for name, tensor in carried.items()}
+
     config = {
         "architectures": [module.ARCHITECTURE],
         "model_type": module.MODEL_TYPE,
         **module.written(facts),
         "id2label": {str(number): name for number, name in enumerate(labels)},
         "label2id": {name: number for number, name in enumerate(labels)},
+        # transformers renamed `torch_dtype`: both versions read one of these
         "dtype": "float32",
         "torch_dtype": "float32",
         **extra,
     }
+
     (out / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
 
 
 def misfits(state: Mapping[str, Tensor], shapes: Mapping[str, Tensor]) -> str:
-    """Return what keeps tensors of a folder from filling a network; "" if nothing does.
+    """Return why tensors of a folder cannot fill a network; "" if they can.
 
     Args:
         state: under our names.
-        shapes: state dict of the network that it describes, on the meta device.
+        shapes: state dict of the network that the folder describes, on the meta device.
     """
     inner = {name: tensor for name, tensor in shapes.items() if name.startswith("backbone.")}
     lacking = [name for name in inner if name not in state]

@@ -1,6 +1,6 @@
-"""Where weights come from: their licence, what they were trained on, in which order their classes are.
+"""Describe where weights come from: their licence, training data and order of classes.
 
-A checkpoint keeps the answer (`initial`), so that an export names it, and the next run that starts from it too.
+A checkpoint keeps this (`initial`), so that an export and the next run that starts from it can name it.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from utils.faults import UserError
 if TYPE_CHECKING:
     from methods.interop import Opened
 
-_LETTERS = 2000  # of `about`
-_SHOWN = 4
-_LARGER = 2.0  # times the training's side
+_LETTERS = 2000  # of `about` that are kept
+_SHOWN = 4  # renamed classes that a message lists
+_LARGER = 2.0  # times the training's side, from which on `size_line` warns
+# k400, Kinetics-400, kinetics_400 and the like
 _KINETICS = re.compile(r"(?<![a-z])k(?:inetics)?[-_ ]?(400|600|700|710)(?!\d)", re.IGNORECASE)
 _NAMES = {"cc-by-nc-4.0": "CC-BY-NC 4.0", "mit": "MIT", "apache-2.0": "Apache 2.0"}
 
 
 @dataclass(frozen=True)
 class Start:
-    """What a model's initial weights are, beside their values.
+    """Describe a model's initial weights, beside their values.
 
     Attributes:
-        path: of the file or folder.
+        path: the file or folder.
         initial: see `of`.
-        labels: class names in the order of the classifier that was loaded; None if none was, or nothing names them.
-        lists: hashes of the lists of the run that they are from, where they are of a checkpoint.
-        side: height and width of the frames that they were trained on, pixels; None if nothing says it.
+        labels: class names in the order of the loaded classifier; None if none was loaded, or nothing names them.
+        lists: hashes of the lists of their run, if they are from a checkpoint.
+        side: height and width of the frames that they were trained on, pixels; None if unknown.
     """
 
     path: Path
@@ -46,20 +47,22 @@ class Start:
 
 
 def of(path: Path, family: str, opened: Opened | None = None, content: Options | None = None) -> dict[str, str]:
-    """Return what is known of a weights file or folder, as plain texts.
+    """Return the known facts about a weights file or folder, as plain texts.
 
     Args:
         path: file or folder.
-        family: whose names it has; "" for ours.
-        opened: what was read from it, if it is not ours.
-        content: of a checkpoint of ours.
+        family: the family of its names; "" for ours.
+        opened: the content of a file or folder that is not ours.
+        content: the content of one of our checkpoints.
 
     Returns:
-        name, sha256, licence ("" if unknown), licence_from ("card", "family", "checkpoint" or ""), and about: texts in
-        which training data may be named.
+        name, sha256, licence ("" if unknown), licence_from ("card", "family", "checkpoint" or ""), and about: texts
+        that may name the training data.
     """
     folder = opened.folder if opened else None
     earlier = earlier_of(content)
+
+    # A folder's card, else what a checkpoint kept about its initial weights, else the family.
     about, licence, source = f"{path.parent.name} {path.name}", "", ""
     if folder is not None:
         about, licence, source = folder.about, folder.licence, "card" if folder.stated else "family"
@@ -69,27 +72,32 @@ def of(path: Path, family: str, opened: Opened | None = None, content: Options |
     elif family:
         licence = getattr(importlib.import_module(f"methods.interop.{family}"), "LICENCE", "")
         source = "family" if licence else ""
+
     found = {"name": path.name, "sha256": hf.digest(path), "licence": licence, "licence_from": source}
+    # texts of a folder may be long, and a checkpoint keeps them
     return found | {"about": about[:_LETTERS]}
 
 
 def earlier_of(content: Options | None) -> dict[str, str]:
-    """Return what a checkpoint keeps of its own initial weights; {} if it keeps nothing, or nothing sensible."""
+    """Return what a checkpoint keeps about its initial weights; {} if that is missing or malformed."""
     found = content.get("initial") if content else None
     keys = ("name", "sha256", "licence", "licence_from", "about")
     right = isinstance(found, Mapping) and all(isinstance(found.get(key), str) for key in keys)
+
     return {key: found[key][:_LETTERS] for key in keys} if right and found else {}
 
 
 def licence_line(initial: Mapping[str, str]) -> str:
-    """Return a sentence about the licence of initial weights; "" if nothing is known."""
+    """Return a sentence about the licence of initial weights; "" if it is unknown."""
     licence = initial.get("licence", "")
     if not licence:
         return ""
+
     name = _NAMES.get(licence, licence)
     terms = (
         ", which forbids commercial use of them and of what is trained from them" if is_non_commercial(licence) else ""
     )
+
     if initial.get("licence_from") == "family":
         name = f"not in the file; that of the published weights of this network is {name}"
         terms += ": look at the page that they came from"
@@ -102,14 +110,16 @@ def is_non_commercial(licence: str) -> bool:
 
 
 def seen_line(initial: Mapping[str, str], data: str) -> str:
-    """Return a warning if initial weights were trained on another Kinetics than the validation list is of.
+    """Return a warning if initial weights were trained on another Kinetics than that of the validation list.
 
     Args:
         initial: see `of`.
         data: paths of the validation list and its root.
     """
+    # the videos of Kinetics-400, -600, -700 and -710 overlap, in other splits
     validated, trained = set(_KINETICS.findall(data)), set(_KINETICS.findall(initial.get("about", "")))
     others = sorted(trained - validated)
+
     if not validated or not others:
         return ""
     return (
@@ -122,11 +132,11 @@ def seen_line(initial: Mapping[str, str], data: str) -> str:
 
 @dataclass(frozen=True)
 class LabelOrder:
-    """How the class names of a weights file lie beside those of a list.
+    """Compare the order of class names in a weights file with that of a list.
 
     Attributes:
         moved: classes that both have, under different numbers.
-        renamed: numbers whose names differ and are not elsewhere.
+        renamed: numbers whose names differ and do not occur elsewhere.
         total: number of classes.
     """
 
@@ -136,29 +146,34 @@ class LabelOrder:
 
 
 def label_order(theirs: Sequence[str], ours: Sequence[str]) -> LabelOrder | None:
-    """Compare class names, by their letters and digits; None if one side has only numbers, or another count."""
+    """Compare class names by their letters and digits; None if one side has only numbers, or another count."""
     one, other = ([_letters(name) for name in names] for names in (theirs, ours))
     numbers = [str(number) for number in range(len(ours))]
     if len(one) != len(other) or numbers in (one, other):
         return None
+
     places = {name: number for number, name in enumerate(other)}
+    # a name that occurs twice has no single number
     twice = (
         {name for names in (one, other) for name in names if names.count(name) > 1} if _repeats(one, other) else set()
     )
+
     moved = [name for number, name in enumerate(one) if places.get(name, number) != number and name not in twice]
     renamed = [number for number, name in enumerate(one) if name not in places]
     return LabelOrder(moved, renamed, len(one))
 
 
 def check_labels(theirs: Sequence[str], ours: Sequence[str], path: Path | str) -> str:
-    """Compare the class names of a weights file with those of a list; return a remark, "" if they are the same.
+    """Compare the class names of a weights file with those of a list; return a remark, or "" if they are equal.
 
     Raises:
-        UserError: classes that both know have other numbers.
+        UserError: classes that both have, have other numbers.
     """
     order = label_order(theirs, ours)
     if order is None:
         return ""
+
+    # weights would be evaluated with shuffled classes: an accuracy near chance
     if order.moved:
         name = order.moved[0]
         places = [[_letters(one) for one in names].index(name) for names in (theirs, ours)]
@@ -167,6 +182,7 @@ def check_labels(theirs: Sequence[str], ours: Sequence[str], path: Path | str) -
             f"such as {name!r}, class {places[0]} there and class {places[1]} here; `python main.py convert {path} "
             "--config EXP --out FILE` puts the classifier in the list's order, or set data.class_names if that is wrong"
         )
+
     if order.renamed:
         pairs = [f"{theirs[n]!r:.60} is {ours[n]!r:.60} here" for n in order.renamed[:_SHOWN]]
         return (
@@ -177,12 +193,12 @@ def check_labels(theirs: Sequence[str], ours: Sequence[str], path: Path | str) -
 
 
 def list_line(lists: object, list_hash: str, weights: str) -> str:
-    """Return a warning if weights were trained on the list that is scored; "" else.
+    """Return a warning if weights were trained on the list that is scored, or "".
 
     Args:
-        lists: hashes of the lists of their run, by split, if a checkpoint says them.
-        list_hash: of the list that is scored.
-        weights: introduces them.
+        lists: hashes of the lists of their run, by split, if a checkpoint has them.
+        list_hash: hash of the list that is scored.
+        weights: names the weights in the sentence.
     """
     if not isinstance(lists, Mapping) or lists.get("train") != list_hash:
         return ""
@@ -200,12 +216,12 @@ def check_start(start: Start, class_names: Sequence[str], side: int) -> list[str
 
 
 def size_line(side: int, trained: int | None, what: str) -> str:
-    """Return a remark if frames are much larger than those of the training; "" else.
+    """Return a remark if frames are much larger than those of the training, or "".
 
     Args:
         side: height and width, pixels.
-        trained: those of the training; None if nothing says it.
-        what: introduces the training's size.
+        trained: the side in training; None if unknown.
+        what: names the training's size in the sentence.
     """
     if trained is None or side < _LARGER * trained:
         return ""
@@ -216,10 +232,11 @@ def size_line(side: int, trained: int | None, what: str) -> str:
 
 
 def reordered(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
-    """Return for each class of a list its row in the file's classifier; None where the names are not the same."""
+    """Return for each class of a list its row in the file's classifier; None if the names are not the same."""
     one, other = ([_letters(name) for name in names] for names in (theirs, ours))
     if _repeats(one, other) or set(one) != set(other):
         return None
+
     rows = {name: row for row, name in enumerate(one)}
     return [rows[name] for name in other]
 

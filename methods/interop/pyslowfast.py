@@ -1,4 +1,4 @@
-"""PySlowFast: Slow and SlowFast, also with non-local blocks; `.pyth`, and `.pkl` files that came from Caffe2."""
+"""Convert names of PySlowFast: Slow and SlowFast, also with non-local blocks; `.pyth`, and `.pkl` from Caffe2."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor
 from methods.interop._names import Converted, convert, has, rename
 
 SLOW_FIRST = True  # the classifier's input is [slow, fast]
-NEEDS = {"slow_index": "linspace"}
+NEEDS = {"slow_index": "linspace"}  # the frames of the Slow pathway
 
-# Blobs of Caffe2 under PySlowFast's names; `t_` marks the Fast pathway.
+# {name in a blob of Caffe2: name of a tensor of BN}; `t_` marks blobs of the Fast pathway.
 _STATISTICS = {"s": "weight", "b": "bias", "rm": "running_mean", "riv": "running_var"}
+#: Blobs of Caffe2 -> PySlowFast's names.
 CAFFE2 = [
     (r"pred_w", r"head.projection.weight"),
     (r"pred_b", r"head.projection.bias"),
@@ -41,24 +42,28 @@ for _blob, _name in _STATISTICS.items():
             (rf"{_prefix}res(\d)_(\d+)_branch1_bn_{_blob}", rf"s\1.pathway{_path}_res\2.branch1_bn.{_name}"),
             (rf"{_prefix}res(\d)_(\d+)_branch2([abc])_bn_{_blob}", rf"s\1.pathway{_path}_res\2.branch2.\3_bn.{_name}"),
         ]
+# states of the optimiser and counters
 IGNORED = r".*_momentum|lr|model_iter|epoch"
 
 
 def recognises(names: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this family's."""
+    """Return True if the names are of this family."""
     return has(names, r"s1\.pathway0_stem\.|res2_0_branch2a_w$")
 
 
 def to_ours(state: Mapping[str, Tensor]) -> Converted:
-    """Their state dict under our names."""
+    """Return their state dict under our names."""
+    # first to PySlowFast's own names, so that one table serves both kinds of files
     if has(state, r"res2_0_branch2a_w$"):
         names = rename(state, CAFFE2)
         state = {names[name]: tensor for name, tensor in state.items()}
+
     paths = ("slow.", "fast.") if has(state, r"s1\.pathway1_stem") else ("",)
     rules: list[tuple[str, str | None]] = [
         (IGNORED, None),
         (r"head\.projection\.(.*)", r"classifier.\1"),
     ]
+
     for stage in range(2, 6):  # res2 is layer1
         rules += [
             (rf"s{stage - 1}_fuse\.conv_f2s\.(.*)", rf"backbone.laterals.{stage - 2}.conv.\1"),
@@ -77,6 +82,7 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
                     (theirs + rf"res(\d+)\.branch2\.{letter}\.(.*)", rf"{ours}.\1.conv{index}.\2"),
                     (theirs + rf"res(\d+)\.branch2\.{letter}_bn\.(.*)", rf"{ours}.\1.bn{index}.\2"),
                 ]
+
     for number, path in enumerate(paths):
         rules += [
             (rf"s1\.pathway{number}_stem\.conv\.(.*)", rf"backbone.{path}conv1.\1"),

@@ -1,4 +1,4 @@
-"""ImageNet networks: torchvision's ResNet and MobileNetV2, timm's `resnet*d`. Names are ours but for the classifier."""
+"""Convert names of ImageNet networks: torchvision's ResNet and MobileNetV2, timm's `resnet*d`. Only few differ."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from methods.interop._names import Converted, convert, has
 
-SLOW_FIRST = None
+SLOW_FIRST = None  # images have no pathways
 NEEDS: dict[str, str] = {}
 
 RULES = (
@@ -19,10 +19,10 @@ RULES = (
 
 
 def recognises(names: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this family's."""
+    """Return True if the names are of this family."""
     return has(names, r"(layer1\.0\.conv1\.weight|features\.0\.0\.weight)$")
 
 
 def to_ours(state: Mapping[str, Tensor]) -> Converted:
-    """Their state dict under our names."""
+    """Return their state dict under our names."""
     return convert(state, RULES)

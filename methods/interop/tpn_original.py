@@ -1,7 +1,7 @@
-"""The TPN authors' repository: TPN on SlowOnly and on TSM.
+"""Convert names of the TPN authors' repository: TPN on SlowOnly and on TSM.
 
-In their code the level fusion that comes first is the second in name, `level_fusion_op2`, and TSM's shift stands before
-the convolutions of the shortcuts too (`shift_shortcut`).
+In their code the first level fusion has the second name, `level_fusion_op2`. TSM's shift also comes before the
+convolutions of the shortcuts (`shift_shortcut`).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from methods.interop._names import Converted, convert, has
 
-SLOW_FIRST = None
+SLOW_FIRST = None  # no SlowFast here
 NEEDS = {"shift_direction": "tsm", "shift_shortcut": "true", "flow": "cascade"}
 
 
 def _fusion(theirs: str, ours: str) -> tuple[tuple[str, str], ...]:
-    """Names of one level fusion."""
+    """Return the names of one level fusion."""
     return (
         (rf"necks\.{theirs}\.ops\.(\d)\.conv\.(.*)", rf"neck.{ours}.levels.\1.conv.\2"),
         (rf"necks\.{theirs}\.ops\.(\d)\.norm\.(.*)", rf"neck.{ours}.levels.\1.bn.\2"),
@@ -37,16 +37,17 @@ RULES = (
     (r"necks\.aux_head\.convs\.(.*)", r"aux_head.conv.\1"),
     (r"necks\.aux_head\.fc\.(.*)", r"aux_head.fc.\1"),
     (r"cls_head\.fc_cls\.(.*)", r"classifier.\1"),
+    # `net` is the convolution inside a shift
     (r"(backbone\..*\.conv1)\.net\.(.*)", r"\1.\2"),
     (r"(backbone\..*)", r"\1"),
 )
 
 
 def recognises(names: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this family's."""
+    """Return True if the names are of this family."""
     return has(names, r"necks\.")
 
 
 def to_ours(state: Mapping[str, Tensor]) -> Converted:
-    """Their state dict under our names."""
+    """Return their state dict under our names."""
     return convert(state, RULES)

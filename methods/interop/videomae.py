@@ -1,7 +1,7 @@
-"""VideoMAE and VideoMAE v2: Hugging Face's names, and those of the authors' files, fine-tuned or pre-trained.
+"""Convert names of VideoMAE and VideoMAE v2: Hugging Face's, and those of the authors' files, also pre-trained.
 
-The authors' files have one epsilon, Hugging Face's two; the number of heads stands in a folder's config.json, and of
-the authors' files it is that of the published network of their width.
+The authors' files have one epsilon, Hugging Face's have two. A folder's config.json holds the number of heads; for the
+authors' files it is that of the published network of their width.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from methods.interop._names import Converted, Options, convert, has
 if TYPE_CHECKING:
     from methods.interop._config import HfConfig
 
-SLOW_FIRST = None
+SLOW_FIRST = None  # no SlowFast here
 NEEDS: dict[str, str] = {}
-HEADS = ("fc_norm.",)  # what a pre-trained file has not, and fine-tuning begins anew
-BIAS = "qv"
-FRAMES = 16
+HEADS = ("fc_norm.",)  # missing in a pre-trained file, so that fine-tuning starts with a new one
+BIAS = "qv"  # k has none
+FRAMES = 16  # default of transformers
 LICENCE = "cc-by-nc-4.0"  # of the weights that the authors publish
-FOLDER_HEAD_EPS = 1e-5  # fc_norm's: torch's default, in no config
+FOLDER_HEAD_EPS = 1e-5  # of fc_norm: torch's default, which no config holds
 ARCHITECTURE = "VideoMAEForVideoClassification"
 MODEL_TYPE = "videomae"
 
 _ORIGINAL = {"eps": "1e-06", "head_eps": "1e-06"}
+# fine-tuned, pre-trained and converted files have different prefixes
 _PREFIX = r"(?:encoder\.|model\.|backbone\.)?"
 RULES = (
     (r"(?:decoder|encoder_to_decoder)\..*|mask_token", None),
@@ -37,26 +38,29 @@ RULES = (
     (_PREFIX + r"fc_norm\.(.*)", r"fc_norm.\1"),
     (_PREFIX + r"head\.(.*)", r"classifier.\1"),
 )
-_PRETRAINING = ("decoder.", "encoder_to_decoder.", "mask_token")
+_PRETRAINING = ("decoder.", "encoder_to_decoder.", "mask_token")  # no logit depends on these
 
 
 def is_hf(names: Mapping[str, Tensor]) -> bool:
-    """Return True for the names that transformers gives."""
+    """Return True for the names that transformers uses."""
     return has(names, r"(videomae\.)?embeddings\.patch_embeddings\.projection\.weight$")
 
 
 def recognises(names: Mapping[str, Tensor]) -> bool:
-    """Whether the names are this family's."""
+    """Return True if the names are of this family."""
+    # a 3D patch embedding; image transformers have the same names and four axes
     patch = next((names[name] for name in names if name.endswith("patch_embed.proj.weight")), None)
     original = has(names, _PREFIX + r"(blocks\.0\.attn\.q_bias|fc_norm\.weight)$")
+
     return is_hf(names) or (original and patch is not None and patch.dim() == 5)
 
 
 def table(names: Mapping[str, Tensor]) -> _vit.Table:
-    """Return our names and transformers', for as many blocks as the names have (theirs or ours)."""
+    """Return {our name: transformers' names}, for as many blocks as the names have (theirs or ours)."""
     stem = "videomae."
     blocks = _vit.numbers(names, r"(?:videomae\.encoder\.layer|backbone\.blocks)\.(\d+)\.")
     found = _vit.pairs("backbone.patch_embed", f"{stem}embeddings.patch_embeddings.projection")
+
     for number in blocks:
         ours, theirs = f"backbone.blocks.{number}", f"{stem}encoder.layer.{number}"
         attention = f"{theirs}.attention.attention"
@@ -67,12 +71,13 @@ def table(names: Mapping[str, Tensor]) -> _vit.Table:
         found |= _vit.pairs(f"{ours}.norm2", f"{theirs}.layernorm_after")
         found |= _vit.pairs(f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense")
         found |= _vit.pairs(f"{ours}.mlp.fc2", f"{theirs}.output.dense")
+
     found |= _vit.pairs("backbone.norm", f"{stem}layernorm")
     return found | _vit.pairs("fc_norm", "fc_norm") | _vit.pairs("classifier", "classifier")
 
 
 def to_ours(state: Mapping[str, Tensor]) -> Converted:
-    """Their state dict under our names."""
+    """Return their state dict under our names."""
     if not is_hf(state):
         result = convert(state, RULES)
         result.needs = _ORIGINAL | _vit.published_heads(result.state, giant=16)
@@ -82,13 +87,17 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
             known = _plain(name)
             if name.startswith(_PRETRAINING):
                 skipped.append(name)
+            # the same tensor with and without the model's prefix: one of them must be wrong
             elif known in plain:
                 twice.append(name)
             else:
                 plain[known] = tensor
+
         result = _vit.to_ours(plain, table(plain))
         result.skipped, result.unknown = skipped, result.unknown + twice
+
     if "classifier.weight" in result.state:
+        # fc_norm follows the mean over the tokens; without it the first token is classified
         result.needs["pooling"] = "mean" if "fc_norm.weight" in result.state else "first"
     if result.needs.get("pooling") == "first":
         result.needs.pop("head_eps", None)  # there is no such norm
@@ -96,7 +105,7 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
 
 
 def _plain(name: str) -> str:
-    """Return a name as transformers writes it: with the model's prefix, which a bare encoder lacks, and `q_bias`."""
+    """Return a name as transformers writes it: with the model's prefix, which an encoder lacks, and with `q_bias`."""
     if name.startswith(("embeddings.", "encoder.", "layernorm.")):
         name = f"videomae.{name}"
     for old, new in (("query.bias", "q_bias"), ("value.bias", "v_bias")):
@@ -105,7 +114,7 @@ def _plain(name: str) -> str:
 
 
 def needs(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the options that a folder's config says and no tensor shows, as text."""
+    """Return the options that a folder's config holds and no tensor shows, as text."""
     found = {"eps": repr(config.number("layer_norm_eps", 1e-12))}
     found["heads"] = str(config.count("num_attention_heads", 12))
     return found | ({"head_eps": repr(FOLDER_HEAD_EPS)} if "fc_norm.weight" in state else {})
@@ -115,14 +124,16 @@ def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
     """Return the arguments of `methods.build` that a folder describes.
 
     Args:
-        config: of the folder.
+        config: values of the folder's config.json.
         state: its tensors under our names.
 
     Raises:
-        UserError: the two contradict each other, or it is another network.
+        UserError: the two contradict each other, or describe another network.
     """
     config.require("hidden_act", "gelu")
     config.require("num_channels", 3)
+
+    # Refuse a config of another size before any memory is allocated for it.
     config.agree(
         _vit.shape_of(state),
         width=config.count("hidden_size", 768),
@@ -131,11 +142,14 @@ def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
         patch=config.side("patch_size", 16),
         tubelet=config.count("tubelet_size", 2),
     )
+    # transformers renamed the key
     bias = config.flag("qkv_bias" if "qkv_bias" in config.values else "qv_bias", True)
     config.agree({"q and v biases": _vit.bias_of(state) != "none"}, **{"q and v biases": bias})
+
     heads = config.count("num_attention_heads", 12)
     found = {"type": "videomae", **_vit.backbone_options(state, heads=heads, bias=BIAS)}
     found |= {"num_segments": config.count("num_frames", FRAMES), "eps": config.number("layer_norm_eps", 1e-12)}
+    # the norm of the mean; the first token has no such norm
     if config.flag("use_mean_pooling", True):
         return found | {"head_eps": FOLDER_HEAD_EPS}
     return found | {"pooling": "first"}
@@ -147,7 +161,7 @@ def side(config: HfConfig) -> int:
 
 
 def written(facts: _vit.Facts) -> Options:
-    """Return the keys of config.json for a network of ours."""
+    """Return the keys of config.json for one of our networks."""
     return {
         "hidden_size": facts.width,
         "num_hidden_layers": facts.depth,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,45 @@ def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path, capsys
     part(folder, "part-0000-0000-000000.npz", [0], key=other)
     (folder / "parts.json").write_text(json.dumps({"key": 3}))
     assert result_parts.earlier_parts(folder, other, 9) == (0, [])
+
+
+def test_a_kill_while_evaluations_are_exchanged_loses_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed at each of its steps; then either evaluation finds all its parts."""
+    other = {**KEY, "weights": "v"}
+    for wanted, expected in ((KEY, [[0, 1], [2]]), (other, [[5], [6, 7]])):
+        for step in range(20):
+            folder = tmp_path / f"{len(expected[0])}-{step}"
+            result_parts.earlier_parts(folder, other, 9)
+            part(folder, "part-0000-0000-000000.npz", [5], key=other)
+            part(folder, "part-0000-0000-000001.npz", [6, 7], key=other)
+            result_parts.earlier_parts(folder, KEY, 9)
+            part(folder, "part-0000-0000-000000.npz", [0, 1])
+            part(folder, "part-0000-0000-000001.npz", [2])
+
+            # `other` comes back in the place of KEY, and is killed at this step
+            left, rename = iter(range(step)), Path.rename
+
+            def killed(path: Path, target: Path, left: Iterator[int] = left, rename: Callable = rename) -> Path:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+                return rename(path, target)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "rename", killed)
+                try:
+                    result_parts.earlier_parts(folder, other, 9)
+                    done = True
+                except KeyboardInterrupt:
+                    done = False
+
+            _, parts = result_parts.earlier_parts(folder, wanted, 9)
+            assert [list(found["samples"]) for found in parts] == expected, step
+            for key, videos in ((KEY, [[0, 1], [2]]), (other, [[5], [6, 7]])):
+                _, parts = result_parts.earlier_parts(folder, key, 9)
+                assert [list(found["samples"]) for found in parts] == videos, step
+            if done:
+                break
+        assert step >= 6
 
 
 def test_a_lower_number_of_starts_overwrites_no_part(tmp_path: Path) -> None:
