@@ -165,7 +165,7 @@ class BadSamples:
         target.parent.mkdir(parents=True, exist_ok=True)
         content = {"step": step, "epoch": epoch, "videos": self.videos, "bad": table(rows)}
 
-        # Only this start uses this name. A later start removes it, so that a frozen process cannot rename it.
+        # Only this start uses this name. A later start removes it, so a frozen process cannot rename it.
         own = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
         with files.replacing(target, temporary=own) as part:
             part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
@@ -201,7 +201,8 @@ def rows(exp: Path, marker: files.Row | None = None) -> list[files.Row]:
         marker: a resume that is not in the journal yet.
 
     Returns:
-        Rows as `BadSamples.note` writes them, plus ``during`` and ``stopped``: the budget ended a process after the row.
+        Rows as `BadSamples.note` writes them, plus ``during`` and ``stopped``: the budget ended a process after the
+        row.
     """
     found: dict[tuple[object, ...], files.Row] = {}
     stopped = False
