@@ -53,7 +53,7 @@ class Bottleneck3d(nn.Module):
         super().__init__()
 
         out_channels = width * self.expansion
-        # The temporal kernel sits in the first convolution, where the channels are few.
+        # The first 1x1 convolution carries the temporal kernel.
         self.conv1 = _conv(in_channels, width, (kernel, 1, 1))
         self.bn1 = nn.BatchNorm3d(width)
         self.conv2 = _conv(width, width, (1, 3, 3), stride)
