@@ -53,7 +53,7 @@ def states(rows: Iterable[files.Row]) -> dict[str, str]:
     """Return the state of each job that waits or runs, such as ``RUNNING`` or ``PENDING (Resources)``.
 
     UserError: a scheduler does not answer.
-        UserError: a scheduler cannot be asked.
+        UserError: a scheduler does not answer.
     """
     asked: dict[Scheduler, list[str]] = {}  # one question per scheduler, not per job
     for row in rows:

@@ -100,5 +100,5 @@ def _named(modules: Mapping[str, nn.Module]) -> nn.Sequential:
 
 
 def densenet161(*, num_class: int | None = None) -> DenseNet:
-    """DenseNet-161: 28,681,000 parameters with 1000 classes, 7.7 GMAC at 224x224."""
+    """Build DenseNet-161: 28,681,000 parameters with 1000 classes, 7.7 GMAC at 224x224."""
     return DenseNet(48, (6, 12, 36, 24), 96, num_class)

@@ -124,7 +124,7 @@ class Cluster:
         merged = {**self.defaults, **self.partitions.get(partition, {})}
         environment = {**self.defaults.get("environment", {}), **merged.get("environment", {})}
         settings = Settings(**{**merged, **given, "environment": environment})
-        # Half of the time limit at most: a job that is told to save as soon as it starts never gets on.
+        # Half of the time limit at most: a job that must save as soon as it starts makes no progress.
         if settings.time * 60 < 2 * settings.signal_seconds:
             least = -(-2 * settings.signal_seconds // 60)
             raise UserError(

@@ -165,7 +165,7 @@ def join(expected: int | None = None, *, seconds: float | None = None, device: s
     Raises:
         UserError: another number of ranks than requested, missing ranks, or no GPU for this rank.
     """
-    # Who am I, and is this the number of ranks that the user asked for?
+    # Compare the number of ranks with the number that the user asked for.
     place = _place(os.environ)
     if expected is None and os.environ.get("ZOETROPE_RANKS"):
         expected = integer(os.environ, "ZOETROPE_RANKS")

@@ -205,7 +205,7 @@ def call(action: Callable[[], int]) -> int:
         tell(UserError("interrupted"))
         return 128 + signal.SIGINT
     except ModuleNotFoundError as error:
-        # A missing package of ours is a missing installation; any other one is a bug.
+        # If one of our own dependencies is missing, the installation is incomplete; any other missing module is a bug.
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
             raise

@@ -268,9 +268,8 @@ class RunLog:
                 f"{result['failed']:.0f} of {result['num_videos']:.0f} videos could not be read and count as wrong"
             )
 
-        shown = sorted(
-            _shown_in("curve", result), key=lambda metric: metric.name != "loss"
-        )  # the loss first, as training
+        # The loss first, as in the scalars of training.
+        shown = sorted(_shown_in("curve", result), key=lambda metric: metric.name != "loss")
         self.scalars(step, {metric.tag: result[metric.name] for metric in shown})
 
     def flush(self) -> None:

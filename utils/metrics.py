@@ -67,7 +67,7 @@ class Videos:
         return ranking.rank_of_best(self.scores, targets)
 
     def right(self, k: int = 1) -> np.ndarray:
-        """(N,) bool: a label of the video is among its first k predictions. The only place that decides this."""
+        """Return (N,) bool: a label of the video is among its first k predictions. No other code decides this."""
         return self.ranks < k
 
 

@@ -81,7 +81,7 @@ def mix(clips: Tensor, lam: float) -> Tensor:
         The same shape, dtype and memory layout.
     """
     _require_pairs(clips)
-    # Two products and two sums in place: a flipped copy of the whole batch would need more memory.
+    # Both products first: the sums in place must not read rows that have already changed.
     mixed, other = clips * lam, clips * (1 - lam)
     mixed[0::2] += other[1::2]
     mixed[1::2] += other[0::2]

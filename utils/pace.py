@@ -68,7 +68,7 @@ class Pace:
             On the main rank (rank or None for all, sentence) for each finding that the last call did not have; and the
             main rank's figures.
         """
-        # Milliseconds. The step has ended, so the events are complete.
+        # `elapsed_time` is in milliseconds.
         self._seconds += sum(first.elapsed_time(last) for first, last in self._events) / 1000
 
         # Each rank fills its row; the sum over the ranks is the whole table.

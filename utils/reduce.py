@@ -69,7 +69,7 @@ class AveragedGradients(nn.Module):
                 parameter.register_post_accumulate_grad_hook(functools.partial(self._arrived, bucket, index))
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """Call the model.
+        """Run the model.
 
         Raises:
             RuntimeError: some parameters got no gradient in the last backward pass.

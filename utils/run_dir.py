@@ -68,13 +68,13 @@ class RunDir:
             )
 
         with self._writing():
-            # An evaluation writes its own files only and may run in a folder that others own.
+            # Only a training run writes and renames checkpoints.
             if self._lock_file.name == "lock.json":
                 _require_writable(self.exp)
             self._lock_file.parent.mkdir(exist_ok=True)
             self._held = run_lock.take(self._lock_file)
 
-        # Before the heartbeat: from here on a changed checkpoint means that another process was here.
+        # From here on a changed checkpoint means that another process was here.
         self._latest = self._latest_now()
         fail_point("run_dir.locked")
         self._held.start_heartbeat()
@@ -262,7 +262,7 @@ class RunDir:
         with contextlib.suppress(OSError, UserError):
             self.settle()
 
-        # The token goes before the lock: whoever gets the lock next finds no live predecessor.
+        # The token goes before the lock: the next holder of the lock finds no live predecessor.
         if self._writer is not None:
             self._writer.leave()
         self._held.release()

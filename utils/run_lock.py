@@ -153,9 +153,8 @@ def create(record: Path, path: Path) -> bool:
         os.link(record, path)
     except FileExistsError:
         return False
-    except (
-        OSError
-    ):  # a file system without hard links: the file is empty at first, and readers take it for a young unknown holder
+    except OSError:
+        # A file system without hard links. The file is empty at first, and readers take it for a young unknown holder.
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:

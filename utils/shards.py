@@ -37,7 +37,7 @@ class ShardPlan:
         if min(self.total, self.batch_size, self.world, self.group_size) < 1 or not 0 <= self.rank < self.world:
             raise ValueError(f"not a shard plan: {self}")
 
-        # Both rules at once keep a group whole: it is divided among all ranks, or the ranks among groups.
+        # Two rules keep each BN group whole: groups divide the shards, and (below) ranks fit the groups.
         if self.total % self.group_size:
             fit = ", ".join(str(n) for n in range(1, self.total + 1) if self.total % n == 0)
             raise UserError(

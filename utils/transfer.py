@@ -124,7 +124,7 @@ class PinnedPages:
 
     def add(self, array: np.ndarray) -> bool:
         """Pin the pages of an array. Return False if the system refuses, because of a limit on locked memory."""
-        # 0: default flags, mapped for this context only.
+        # 0 is cudaHostRegisterDefault.
         code = _cuda_runtime().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
         if int(code) == 0:
             self._arrays.append(array)
@@ -146,7 +146,7 @@ class PinnedPages:
         self._arrays.clear()
 
 
-# Arrays must stay referenced: unmapping pages that are still pinned would crash the process.
+# References that keep the pages mapped for as long as they are pinned.
 _kept_until_the_end: list[np.ndarray] = []
 
 
