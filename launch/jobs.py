@@ -52,7 +52,7 @@ def scheduler_of(row: files.Row) -> Scheduler:
 def states(rows: Iterable[files.Row]) -> dict[str, str]:
     """Return the state of each job that waits or runs, such as ``RUNNING`` or ``PENDING (Resources)``.
 
-    UserError: a scheduler does not answer.
+    Raises:
         UserError: a scheduler does not answer.
     """
     asked: dict[Scheduler, list[str]] = {}  # one question per scheduler, not per job

@@ -1,4 +1,4 @@
-"""Run a sweep: `python -m launch sweep NAME --exp EXP ... --grid KEY=A,B ... --verb train --parallel 4 PARTITION N`.
+"""Run `python -m launch sweep NAME --exp EXP ... --grid KEY=A,B ... --verb train|eval --parallel 4 PARTITION N`.
 
 One cell = one experiment folder (train) or one result (eval). The same command again runs the missing cells: it skips
 finished ones, leaves live ones alone, and tries failed ones again; --retry runs the failed ones only. On SLURM the

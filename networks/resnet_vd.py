@@ -3,7 +3,7 @@
 Three changes to `networks.resnet`:
 
 * the 7x7 convolution of the stem becomes three 3x3 ones (3 -> 32 -> 32 -> 64 channels, the first with stride 2);
-* a shortcut that halves the resolution does so by a 2x2 average pooling, and its 1x1 convolution has stride 1, so that
+* a shortcut that halves the resolution uses 2x2 average pooling, and its 1x1 convolution has stride 1, so that
   no position is skipped; an odd row or column at the edge is averaged over its existing values (`ceil_mode`, padding
   not counted);
 * the activation can be leaky ReLU (PaddleVideo's PP-TSM; slope 0.01).

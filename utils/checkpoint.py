@@ -66,7 +66,7 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
     """Find the newest checkpoint of a run that verifies: the highest (token, step) of latest, previous and best.
 
     Among equals the order is latest, previous, best. docs/cluster.md explains tokens. Names that a start keeps for
-    itself (`kept`) count like the name that they replace.
+    itself (`kept`) count like the plain name.
 
     Args:
         folder: an experiment folder.

@@ -161,7 +161,7 @@ class Chunks:
 
 
 class LargestMap:
-    """A context in which the size of the largest tensor that a layer returns is noted.
+    """A context manager that notes the size of the largest tensor that any layer returns.
 
     Attributes:
         bytes: its size.

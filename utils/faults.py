@@ -297,7 +297,7 @@ def check_repository(root: Path) -> None:
 
 
 def fail_point(name: str) -> None:
-    """Send this process a signal if the environment asks for it at this point; otherwise a dictionary look-up.
+    """Send this process a signal if the environment asks for one here. Otherwise it costs a dictionary look-up.
 
     ``ZOETROPE_FAILPOINT=name:rank:count[:action]`` acts in the process of rank `rank` when it reaches the point `name`
     for the `count`-th time, counted from 1. The actions:

@@ -1,7 +1,7 @@
 """Journal the samples that could not be read during a run on every rank, and sum them up at every epoch.
 
 `jobs/bad_samples.jsonl` has one row for each event, from all ranks and processes of the run, and two kinds of markers:
-``{"resume": s, ...}``, from which iteration a process resumed, and ``{"stopped": s}``, where the budget ended one.
+``{"resume": s, ...}``, the iteration from which a process resumed, and ``{"stopped": s}``, where the budget ended one.
 `jobs/bad_samples.json` is the summary: which videos, why, how often, and in which part of the run.
 
 A process that resumes reads the samples after its checkpoint again, so the rows of that part are dropped: the files may

@@ -39,7 +39,8 @@ class Videos:
         targets: (N, K) bool of a list with several labels per video, else None.
         views: (N, 2) of each video: 1 if its first view alone is right, the share of its views that are right; None if
             the views were not looked at.
-        unread: (N,) bool: the video could not be read. None: a row of nan means that; a network may also return nan.
+        unread: (N,) bool: the video could not be read; needed if a network may return nan too. None: a row of nan means
+            an unread video.
     """
 
     scores: np.ndarray

@@ -95,8 +95,7 @@ def build(
             "bn": for BN's only.
         policy: SGD: the groups of `POLICY`; no effect together with no_wd.
         fc_lr5: with policy, put the classifier into separate groups. None takes the model's attribute `fc_lr5`, which
-        is
-            true for TSM and false for TSN. Otherwise the classifier belongs to "weight" and "bias".
+            is true for TSM and false for TSN. Otherwise the classifier belongs to "weight" and "bias".
         betas, eps: AdamW, as in torch.optim.
         layer_decay: factor of the rate from each layer of a transformer to the one below it; see `layer_ids`.
 

@@ -135,8 +135,7 @@ class PinnedPages:
 
         Args:
             after_error: keep them pinned and mapped until the process ends. Unpinning waits for the GPU, and after an
-                error
-            on one rank the GPU may wait for collectives that never end.
+                error on one rank the GPU may wait for collectives that never end.
         """
         for array in self._arrays:
             if after_error:

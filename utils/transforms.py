@@ -97,7 +97,7 @@ def mirrored_classes(
         (K,) int64, or None without pairs.
 
     Raises:
-        UserError: no class, or more than one, has a name, or a class is in two pairs.
+        UserError: a name fits no class or several, or a class is in two pairs.
     """
     if not pairs:
         return None
