@@ -1,1 +1,1 @@
-"""Starting runs: what stands between `train.sh` and `main.py`. Imports no torch and nothing that reads videos."""
+"""Start runs: the layer between `train.sh` and `main.py`. Imports no torch and no code that reads videos."""

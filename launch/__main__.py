@@ -1,6 +1,6 @@
-"""`python -m launch train|eval EXP PARTITION N`: check the experiment, then start its ranks; and verbs for jobs.
+"""Check an experiment and start its ranks, `python -m launch train|eval EXP PARTITION N`; run verbs for jobs.
 
-What is wrong with the config or its list files is said here, before anything is started.
+Mistakes in the config or its list files are reported here, before anything starts.
 """
 
 from __future__ import annotations
@@ -30,61 +30,77 @@ SWITCHES = {
 
 
 def main(argv: Sequence[str]) -> int:
-    """Do one verb; a `UserError` becomes one text on stderr and exit code 2."""
+    """Run one verb; print a `UserError` as one message on stderr and return exit code 2."""
     verb = VERBS.get(argv[0]) if argv else None
     return faults.call(lambda: verb(argv[1:]) if verb else launch(argv))
 
 
 def launch(argv: Sequence[str]) -> int:
-    """Check the request and hand it to the launcher of its partition; returns the ranks' exit code."""
+    """Check the request and hand it to the launcher of its partition; return the ranks' exit code."""
     args, rest = _parser().parse_known_args(argv)
     if args.verb not in STARTS:
         near = did_you_mean(args.verb, (*STARTS, *VERBS))
         raise UserError(f"no verb called {args.verb!r}{near}; there are {', '.join((*STARTS, *VERBS))}")
+
     if config.load(args.exp, args.set).data.folds:
-        from launch import folds  # numpy, which other starts do without
+        from launch import folds  # imports numpy, which other starts do not need
 
         return folds.run(args, rest)
+
+    # What the launcher does not know goes to the verb, so the verb's parser must know it.
     options.check(args.verb, rest, near=["set", "time", *scheduler.FLAGS, *SWITCHES])
     if args.ranks < 0:
         raise UserError(f"N must be 0 or more, not {args.ranks}")
+
     sets = [word for override in args.set for word in ("--set", override)]
     exp = os.path.abspath(args.exp)
     words = [args.verb, exp, *sets, *(word for word in rest if word != "--")]
     flags = {name: getattr(args, name) for name in ("time", *scheduler.FLAGS)}
+
+    # On this machine: this process becomes the rank, or waits for torchrun.
     if args.partition == "local":
         given = [name for name in (*flags, *SWITCHES) if getattr(args, name)]
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} is for a partition of cluster.yaml, not for `local`")
+
         megabytes = memcached.wanted(_load(args, rest))
+
         if megabytes:
             os.environ.update(memcached.start_here(megabytes))
         return local.run(words, args.ranks)
+
+    # On a partition: everything is checked, then one job is submitted.
     wanted = scheduler.request(args.verb, args.exp, args.partition, args.ranks, flags, ask=not args.dry_run)
     cfg = _load(args, rest)
     wanted = dataclasses.replace(wanted, servers=scheduler.server_lines(wanted, memcached.wanted(cfg)))
     task = scheduler.task(wanted, exp, words)
+
     if args.dry_run:
         from utils.config.verb import as_yaml
 
         print(scheduler.preview(wanted, task), f"# the resolved config\n{as_yaml(cfg)}", sep="\n\n")
         return 0
+
     return _submit(wanted, task, force=args.force, follow=args.follow)
 
 
 def _submit(wanted: Request, task: Run, *, force: bool, follow: bool) -> int:
-    """Submit one job and note it in the experiment's list."""
+    """Submit one job and record it in the experiment's list."""
     exp = Path(task.exp)
     is_training = task.words[0] == "train"
+    # Evaluations write files of their own, so any number of them may run.
     for job, row in jobs.live(exp, "train").items() if is_training and not force else ():
         raise UserError(
             f"{exp}: job {job} of this experiment is {row['state']}; two would write the same checkpoint. "
             f"`python -m launch cancel {exp}` ends it, --force submits all the same"
         )
+
     code = snapshot.take(exp / "jobs" / "code")
     (row,) = scheduler.submit(wanted, [task], code)
+
     shape = f"{wanted.nodes} node(s) x {wanted.tasks} rank(s)"
     print(f"submitted job {row['job']} to {wanted.partition}: {shape}; its log: {verbs.output(exp, row)}")
+
     if follow:
         return verbs.follow(exp, row)
     print(f"python -m launch status|log|cancel|requeue {exp}")
@@ -93,7 +109,7 @@ def _submit(wanted: Request, task: Run, *, force: bool, follow: bool) -> int:
 
 def _load(args: argparse.Namespace, rest: Sequence[str]) -> config.Config:
     cfg = config.load(args.exp, args.set)
-    own_list = any(word.split("=")[0] == "--list" for word in rest)  # eval on another list than the config's
+    own_list = any(word.split("=")[0] == "--list" for word in rest)  # eval with another list than the config's
     config.check_files(cfg, ("train", "val") if args.verb == "train" else () if own_list else ("val",))
     return cfg
 
@@ -107,16 +123,19 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("verb", metavar="train|eval")
+
     parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
     parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of cluster.yaml")
     parser.add_argument("ranks", metavar="N", type=int, help="processes, one per GPU; local 0 = one without a GPU")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+
     group = parser.add_argument_group("on a partition of cluster.yaml")
     group.add_argument("--time", type=minutes, help="time limit, such as 90 (minutes), 12:00:00 or 3-00:00")
     for name in scheduler.FLAGS:
         group.add_argument(f"--{name}", help=f"sbatch's --{name}")
     for name, text in SWITCHES.items():
         group.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=text)
+
     return parser
 
 

@@ -1,6 +1,6 @@
-"""What has happened to the cells of a sweep: `attempts.jsonl`, a row when one is submitted, starts and ends.
+"""Record the history of a sweep's cells: `attempts.jsonl` has a row for each submission, start and end.
 
-A start is noted by the job, on `local` by the sweep. A process that was killed leaves a start without an end.
+The job notes its start, on `local` the sweep does. A process that was killed leaves a start without an end.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ FILE = "attempts.jsonl"
 
 
 def note(folder: Path, cell: str, event: str, **more: object) -> None:
-    """One row about a cell of the sweep in `folder`."""
+    """Append one row about a cell of the sweep in `folder`."""
     files.append_row(folder / FILE, {"cell": cell, "event": event, "time": utc_stamp(), **more})
 
 
 @contextlib.contextmanager
 def noted(folder: Path, cell: str, place: Place, *, is_main: bool) -> Iterator[None]:
-    """Note the start and the end of a cell that a job runs in here; rank 0 does it for all."""
+    """Note the start and the end of a cell that runs in this job; rank 0 does it for all ranks."""
     job = {"scheduler": place.scheduler, "job": place.job}
     if is_main:
         note(folder, cell, "start", **job, restart=place.restarts)
-    code = 1
+
+    code = 1  # any exception but SystemExit: the process ends with this code
     try:
         yield
         code = 0
@@ -40,10 +41,10 @@ def noted(folder: Path, cell: str, place: Place, *, is_main: bool) -> Iterator[N
 
 
 def has_ended_well(folder: Path, cell: str, job: str) -> bool:
-    """Return True if this very job has done the cell: somebody requeued it by hand."""
+    """Return True if this very job has already done the cell, because a user requeued it."""
     return any((row.get("cell"), row.get("job"), row.get("code")) == (cell, job, 0) for row in read(folder))
 
 
 def read(folder: Path) -> list[files.Row]:
-    """The rows of a sweep, oldest first; none if nothing has been started."""
+    """Return the rows of a sweep, oldest first; none if nothing has been started."""
     return files.read_rows(folder / FILE)

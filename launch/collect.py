@@ -1,4 +1,4 @@
-"""`python -m launch collect NAME`: the table of a sweep, printed, as `table.csv` and `table.md`, and a picture."""
+"""Make the table of a sweep, `python -m launch collect NAME`: printed, as `table.csv` and `table.md`, and a picture."""
 
 from __future__ import annotations
 
@@ -16,49 +16,60 @@ from utils.options import Parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print and write the table; 1 when a cell has failed, for scripts."""
+    """Print and write the table; return 1 if a cell has failed, for scripts."""
     parser = Parser(prog="launch collect", description="Make the table of a sweep.")
     parser.add_argument("name", metavar="NAME", help="of the sweep")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
     parser.add_argument("--no-picture", action="store_true", help="write the tables only")
     args = parser.parse_args(argv)
+
     wanted = grid.read(grid.folder_of(args.name, args.into))
     cells = wanted.cells()
     found = sweep.states(wanted, cells)
+
+    # One row for each finished cell; the columns are all keys and numbers in the order in which they first occur.
     rows = [_row(wanted, cell) for cell in cells if found[cell.name].kind == "done"]
     keys = list(dict.fromkeys(key for cell in cells for key, _ in cell.values))
     header = list(dict.fromkeys(["cell", "exp", *keys, *(name for row in rows for name in row)]))
     table = [[row.get(name, "") for name in header] for row in rows]
     text = markdown(header, table)
+
+    # The other cells follow below the table, with the reason.
     others = [f"{found[cell.name].kind}: {cell.name}: {found[cell.name].why}".rstrip(": ") for cell in cells]
     others = [line for line in others if not line.startswith("done")]
     heading = f"# Sweep {wanted.name}\n\n{len(rows)} of {len(cells)} cells\n\n"
     notes = "".join(f"- {line}\n" for line in others)
+
     try:
         with (wanted.folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([header, *table])
         (wanted.folder / "table.md").write_text(heading + text + (f"\n{notes}" if notes else ""), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
+
     print(text + "".join(f"{line}\n" for line in others), end="")
+
     written = ["table.csv", "table.md"]
     if rows and not args.no_picture:
         picture(wanted.folder / "table.png", wanted.name, keys, rows)
         written.append("table.png")
+
     print(f"{wanted.folder}: {', '.join(written)}")
     return int(any(state.kind == "failed" for state in found.values()))
 
 
 def _row(wanted: Sweep, cell: Cell) -> files.Row:
-    """What a finished cell reached."""
-    from utils import metrics  # numpy, which starting a run on a login node does without
+    """Return the results of a finished cell."""
+    from utils import metrics  # numpy, which a start on a login node does not need
 
     row: files.Row = {"cell": cell.name, "exp": "/".join(cell.source.parts[-2:]), **dict(cell.values)}
+
     if wanted.verb == "eval":
         summary = json.loads(wanted.result_of(cell).read_text(encoding="utf-8"))
         numbers, counts = summary["metrics"], summary.get("counts", {})
         row |= {metric.name: numbers[metric.name] for metric in metrics.shown_in("collect", numbers)}
         row["num_videos"], row["failed_videos"] = int(numbers["num_videos"]), counts.get("failed", 0)
+    # A training has no summary: the last points of its curves, and the best of all.
     else:
         exp = wanted.exp_of(cell)
         curves = log.read_scalars(exp / "events" / log.SCALARS)
@@ -67,22 +78,25 @@ def _row(wanted: Sweep, cell: Cell) -> files.Row:
         for metric in metrics.metrics_of("collect", multi_label="map_val" in curves):
             if points := curves.get(metric.tag):
                 row["loss_val" if metric.name == "loss" else metric.name] = points[-1][1]
+
     return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def markdown(header: Sequence[str], table: Sequence[Sequence[object]]) -> str:
-    """A table whose columns line up; `|` in a value is escaped."""
+    """Return a table with aligned columns; `|` in a value is escaped."""
     texts = [[str("" if value is None else value).replace("|", "\\|") for value in row] for row in [header, *table]]
     widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
+
     lines = [
         "| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |" for row in texts
     ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
     return "\n".join(lines) + "\n"
 
 
 def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Row]) -> None:
-    """Top-1 over the first key with several numbers, a line for each choice of the others; else a bar for each cell.
+    """Plot top-1 over the first key with several numbers, a line for each choice of the others; else a bar per cell.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -91,20 +105,25 @@ def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Ro
         import matplotlib
     except ImportError as error:
         raise UserError("the picture needs matplotlib: pip install matplotlib, or --no-picture") from error
-    matplotlib.use("Agg")
+    matplotlib.use("Agg")  # no display, and before pyplot is imported
     from matplotlib import pyplot
 
     value = "best_top1" if "best_top1" in rows[0] else "top1"
+
+    # The axis of numbers. Without one the cells have no order, so they get bars.
     axis = next((key for key in keys if len({row[key] for row in rows}) > 1 and _are_numbers(rows, key)), None)
     figure, axes = pyplot.subplots(figsize=(7, 4 if axis else 1 + 0.35 * len(rows)), layout="constrained")
     if axis:
         lines: dict[str, list[tuple[float, float]]] = {}
+        # A line for each combination of experiment and other keys.
         for row in rows:
             label = ", ".join([row["exp"], *(f"{key.rpartition('.')[2]} {row[key]}" for key in keys if key != axis)])
             lines.setdefault(label, []).append((float(row[axis]), row[value]))
         for label, points in lines.items():
             axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+
         numbers = [float(row[axis]) for row in rows]
+        # Learning rates and the like: 20 times and more apart.
         if min(numbers) > 0 and max(numbers) / min(numbers) >= 20:
             axes.set_xscale("log")
         axes.set_xlabel(axis)
@@ -114,6 +133,7 @@ def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Ro
         axes.barh([row["cell"] for row in rows][::-1], [row[value] for row in rows][::-1])
         axes.tick_params(axis="y", labelsize="small")
         axes.set_xlabel("top-1, per cent")
+
     axes.set_title(title)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)

@@ -1,7 +1,7 @@
-"""`train.sh` and `eval.sh` of an experiment with `data.folds`: each fold is trained and evaluated (docs/folds.md).
+"""Run `train.sh` and `eval.sh` of an experiment with `data.folds`: train and evaluate each fold (docs/folds.md).
 
-The folds are the cells of a sweep in `EXP/folds`, so that they start, stop, resume and are submitted as cells are. A
-cell is two calls of main.py, train and then eval; it is done when its result is there.
+The folds are the cells of a sweep in `EXP/folds`, so that they start, stop, resume and are submitted like cells. A cell
+is two calls of main.py, train and then eval; it is done when its result exists.
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ class FoldSweep(Sweep):
 
     Attributes:
         sets: `--set` texts.
-        result: name of the result of each fold, and of all together.
+        result: name of the result of each fold, and of the pooled result.
     """
 
     sets: tuple[str, ...] = ()
     result: str = pooled.RESULT
 
     def cells(self) -> list[Cell]:
-        """Return a cell for each fold; write the lists that there are not yet."""
+        """Return a cell for each fold; write the lists that do not exist yet."""
         (exp,) = self.exps
         cfg = config.load(exp, self.sets)
+        # The keys data.fold* describe the split itself. A cell trains on one part of it, with plain lists.
         values = [tuple(text.removeprefix("common.").split("=", 1)) for text in self.sets]
         values = [(key, value) for key, value in values if not key.startswith("data.fold")]
+
         found = []
         for fold in pooled.of(cfg, self.folder / "lists"):
             own = {"train_source": fold.train, "val_source": fold.val}
             own |= {"train_root": fold.root, "val_root": fold.root} if fold.root else {}
             own |= {"data.class_names": name} if (name := config.class_names_file(cfg)) else {}
-            texts = [(key, json.dumps(str(value), ensure_ascii=False)) for key, value in own.items()]
+
+            texts = [(key, json.dumps(str(value), ensure_ascii=False)) for key, value in own.items()]  # quoted for YAML
             found.append(Cell(fold.name, exp, (*values, ("data.folds", "null"), *texts)))
+
         return found
 
     def exp_of(self, cell: Cell) -> Path:
@@ -57,22 +61,22 @@ class FoldSweep(Sweep):
         return self.exp_of(cell) / "results" / f"{self.result}.json"
 
     def commands(self, cell: Cell) -> list[list[str]]:
-        """Return the words for the training, unless it has ended, and for the evaluation of a fold."""
+        """Return the words for main.py: the training of a fold, unless it is finished, and its evaluation."""
         exp = self.exp_of(cell)
         train = [] if sweep.is_trained(exp) else [["train", str(exp)]]
         return [*train, ["eval", str(exp), "--checkpoint", "latest", *self.options, "--name", self.result]]
 
     @property
     def next_step(self) -> str:
-        """What the user does once all folds are done."""
+        """The user's next command once all folds are done."""
         return f"`python main.py folds {self.exps[0]} --name {self.result}` makes the table"
 
 
 def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
-    """Run the folds that are missing; with all of them done, pool their results and print the table.
+    """Run the missing folds; once all are done, pool their results and print the table.
 
     Args:
-        args: what `launch` was called with.
+        args: the parsed arguments of `launch`.
         rest: `--parallel`, and words for main.py.
     """
     parser = Parser(prog=f"launch {args.verb}", allow_abbrev=False)
@@ -81,6 +85,8 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     words = [word for word in words if word != "--"]
     options.check(args.verb, words, near=["set", "time", "parallel"])
     exp = Path(os.path.abspath(args.exp))
+
+    # A fold's result is part of a pooled number: training it again silently would mix two runs.
     if "--fresh" in words:
         raise UserError(f"--fresh: move {exp / pooled.FOLDER} away instead; a fold never runs twice")
     if args.ranks < 0 or (own.parallel is not None and own.parallel < 1):
@@ -88,26 +94,32 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     name, eval_words = _evaluation(args.verb, words)
     wanted = FoldSweep(exp / pooled.FOLDER, "folds", (exp,), (), eval_words, tuple(args.set), name)
+    # Check files once here, not in each fold's job.
     cfg = config.load(exp, args.set)
     config.check_files(cfg)
     for line in pooled.untrained(pooled.of(cfg, wanted.folder / "lists"), cfg):
         print(line)
+
     code = sweep.run(wanted, argparse.Namespace(**{**vars(args), "parallel": own.parallel, "retry": False}))
+    # On a partition the jobs are only submitted: a later call finds their results and pools them.
     if code or args.dry_run or not all(wanted.result_of(cell).is_file() for cell in wanted.cells()):
         return code
     return pooled.main([str(exp), "--name", name])
 
 
 def _evaluation(verb: str, words: list[str]) -> tuple[str, tuple[str, ...]]:
-    """Return the name of the result, and the words for `main.py eval`: `train` takes none of its own."""
+    """Return the name of the result, and the words for `main.py eval`; with `train` there are no such words."""
     from anal_tools import evaluate
 
     if verb == "train":
         return pooled.RESULT, ()
+
+    # Parsed here only to see which options are given; the words go on unchanged.
     given, others = evaluate.parser().parse_known_args(["EXP", *words])
     if given.checkpoint or given.list or given.set or others:
         raise UserError(
             "eval of folds: each fold scores its own list with its last checkpoint; give views and sizes only"
         )
+
     name = given.name or evaluate.result_name(Path("ckpt.pth.tar"), given)
     return evaluate.checked_name(name), tuple(words)

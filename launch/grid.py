@@ -1,7 +1,7 @@
-"""What a sweep consists of: experiments x values = cells, their names, and the folder of each.
+"""Define a sweep: experiments x values = cells, with the name and the folder of each.
 
-A cell's name follows from its experiment and its values alone: a sweep that is asked for again, or made larger, finds
-the cells that it has.
+A cell's name follows from its experiment and its values alone. So a sweep that runs again, or is enlarged, finds the
+cells that it already has.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ SWEEPS = ROOT / "sweeps"
 FILE = "sweep.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
-_OPTION = "eval."  # a key of the grid that starts so is an option of `main.py eval`, not of the config
+_OPTION = "eval."  # a key of the grid with this prefix is an option of `main.py eval`, not of the config
 _EVAL_OPTIONS = ("checkpoint", "protocol", "views", "scale", "crop_size", "average")
-_BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}
+_BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}  # change of the nesting depth
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Cell:
 
     Attributes:
         name: letters, digits and - _ . = +
-        source: the experiment that it was made from.
+        source: the experiment of which the cell is a copy with other values.
         values: dotted key (without `common.`) -> value as the user typed it.
     """
 
@@ -58,14 +58,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it was asked for; `<folder>/sweep.json` holds it.
+    """A sweep as the user requested it; `<folder>/sweep.json` stores it.
 
     Attributes:
-        folder: `sweeps/NAME`, or beside another folder that was named.
+        folder: `sweeps/NAME`, or NAME in another folder that the user named.
         verb: train: each cell is an experiment folder below `cells/`; eval: each is a result of its experiment.
         exps: experiment folders, absolute.
         grid: `key=a,b` texts.
-        options: further words for main.py.
+        options: other words for main.py.
     """
 
     folder: Path
@@ -80,21 +80,24 @@ class Sweep:
         return self.folder.name
 
     def cells(self) -> list[Cell]:
-        """All cells, in the order of the command line; the last key varies fastest.
+        """Return all cells in the order of the command line; the last key varies fastest.
 
         Raises:
-            UserError: a grid text that cannot be read.
+            UserError: a grid text that cannot be parsed.
         """
         columns = [parse(text) for text in self.grid]
         keys = [key for key, _ in columns]
+
         if len(set(keys)) < len(keys):
             raise UserError(f"--grid: {next(key for key in keys if keys.count(key) > 1)} is given twice")
+
         for name in (key.removeprefix(_OPTION) for key in keys if key.startswith(_OPTION)):
             if self.verb != "eval" or name not in _EVAL_OPTIONS:
                 raise UserError(
                     f"--grid: {_OPTION}{name} is an option of --verb eval, which has "
                     f"{', '.join(_OPTION + option for option in _EVAL_OPTIONS)}"
                 )
+
         return [
             Cell(_cell_name(exp, list(zip(keys, values, strict=True))), exp, tuple(zip(keys, values, strict=True)))
             for exp in self.exps
@@ -102,27 +105,28 @@ class Sweep:
         ]
 
     def exp_of(self, cell: Cell) -> Path:
-        """The experiment folder that a cell's job works in."""
+        """Return the experiment folder in which a cell's job works."""
         return self.folder / "cells" / cell.name if self.verb == "train" else cell.source
 
     def result_of(self, cell: Cell) -> Path:
-        """The summary that an evaluated cell leaves."""
+        """Return the file with the summary of an evaluated cell."""
         return cell.source / "results" / f"{self.name}.{cell.name}.json"
 
     def words(self, cell: Cell) -> list[str]:
-        """What main.py is called with for a cell."""
+        """Return the words that main.py gets for a cell."""
+        # A training cell has its values in its own config.yaml; an evaluation gets them as overrides.
         if self.verb == "train":
             return ["train", str(self.exp_of(cell)), *self.options]
         sets = [word for override in cell.overrides for word in ("--set", override)]
         return ["eval", str(cell.source), *sets, *cell.options, "--name", self.result_of(cell).stem, *self.options]
 
     def commands(self, cell: Cell) -> list[list[str]]:
-        """What main.py is called with for a cell, one call after the other."""
+        """Return the words of each call of main.py for a cell, in order."""
         return [self.words(cell)]
 
     @property
     def next_step(self) -> str:
-        """What the user does once all cells are done."""
+        """The user's next command once all cells are done."""
         return f"`launch collect {self.name}` makes the table"
 
     def write(self) -> None:
@@ -133,10 +137,10 @@ class Sweep:
 
 
 def folder_of(name: str, into: Path = SWEEPS) -> Path:
-    """Where the sweep of this name stands.
+    """Return the folder of the sweep of this name.
 
     Raises:
-        UserError: the name is not allowed.
+        UserError: the name has characters that are not allowed.
     """
     if not _NAME.fullmatch(name):
         raise UserError(f"NAME: {name!r} is not allowed here (up to 64 letters, digits, _ . -, the first no sign)")
@@ -144,10 +148,10 @@ def folder_of(name: str, into: Path = SWEEPS) -> Path:
 
 
 def read(folder: Path) -> Sweep:
-    """The sweep in a folder.
+    """Read the sweep in a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or its file cannot be read.
     """
     try:
         about = json.loads((folder / FILE).read_text(encoding="utf-8"))
@@ -160,10 +164,10 @@ def read(folder: Path) -> Sweep:
 
 
 def parse(text: str) -> tuple[str, list[str]]:
-    """`common.lr_scheduler.base_lr=0.01,0.1` -> ("lr_scheduler.base_lr", ["0.01", "0.1"]); [a, b] is one value.
+    """Split `common.lr_scheduler.base_lr=0.01,0.1` into ("lr_scheduler.base_lr", ["0.01", "0.1"]); [a, b] is one value.
 
     Raises:
-        UserError: it is not of that form.
+        UserError: the text has another form.
     """
     key, equals, rest = text.partition("=")
     key = key.strip().removeprefix("common.")
@@ -171,6 +175,8 @@ def parse(text: str) -> tuple[str, list[str]]:
         raise UserError(
             f"--grid {text}: write it as key=value,value (PARTITION and N go before --grid, or behind another option)"
         )
+
+    # A comma separates values only outside of brackets and quotes.
     values, depth, quote = [""], 0, ""
     for sign in rest:
         quote = "" if sign == quote else sign if not quote and sign in "'\"" else quote
@@ -179,6 +185,7 @@ def parse(text: str) -> tuple[str, list[str]]:
             values.append("")
         else:
             values[-1] += sign
+
     values = [value.strip() for value in values]
     if "" in values or len(set(values)) < len(values):
         raise UserError(f"--grid {text}: a value is {'empty' if '' in values else 'given twice'}")
@@ -186,27 +193,31 @@ def parse(text: str) -> tuple[str, list[str]]:
 
 
 def make(sweep: Sweep, cell: Cell) -> Path:
-    """Write the experiment folder of a training cell, the values and where they are from written into its config.
+    """Write the experiment folder of a training cell; its config names the values and where they come from.
 
     Raises:
-        UserError: the folder has been trained in and its experiment was changed since.
+        UserError: the cell was trained already, and its experiment has changed since.
     """
     folder = sweep.exp_of(cell)
     cfg = config.load(cell.source, cell.overrides)
     body = as_yaml(cfg).replace("  # --set", f"  # sweep {sweep.name}")
+
     origin = config.config_file(cell.source)
     head = [f"# Cell of the sweep {sweep.name}, made from {new.printable(origin)} with"]
     head += [f"#   common.{new.printable(text)}" for text in cell.overrides] or ["#   no changes"]
     text = "\n".join(
         [*head, f"# The words behind # say where each value is from ({origin.name}: that file).", body, ""]
     )
+
     file = folder / "config.yaml"
     if file.is_file() and (folder / "log.txt").exists() and config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise UserError(
             f"{folder}: was trained before {origin} was changed; take another NAME, or move the folder away"
         )
+
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(text, encoding="utf-8")
+    # Read it back: a value that YAML reads in another way would silently train something else.
     if config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise RuntimeError(f"{file} does not give the config that it was written from")
     new.write_scripts(folder)
@@ -214,9 +225,13 @@ def make(sweep: Sweep, cell: Cell) -> Path:
 
 
 def _cell_name(exp: Path, values: Sequence[tuple[str, str]]) -> str:
-    """Readable, and made unique by a few digits of a hash over all of it."""
+    """Return a readable name, made unique by six digits of a hash over experiment and values."""
+    # Relative to the repository: the same sweep has the same names in another checkout.
     place = str(exp.relative_to(ROOT)) if exp.is_relative_to(ROOT) else str(exp)
     digest = hashlib.sha256(json.dumps([place, values]).encode()).hexdigest()[:6]
+
     words = ["-".join(exp.parts[-2:]), *(f"{key.rpartition('.')[2]}={value}" for key, value in values)]
     plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words)).strip("._-/")
+
+    # Cut for file systems that allow 255 bytes; the hash keeps the name unique.
     return f"{plain[:80]}-{digest}"

@@ -1,4 +1,4 @@
-"""The jobs of an experiment: `jobs/jobs.jsonl`, and what their schedulers say about them."""
+"""Keep the list of an experiment's jobs, `jobs/jobs.jsonl`, and ask their schedulers about them."""
 
 from __future__ import annotations
 
@@ -12,28 +12,30 @@ from utils.schedulers import Scheduler
 
 FILE = Path("jobs/jobs.jsonl")
 ROOT = Path(__file__).resolve().parents[1]
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")  # an id becomes part of commands and file names
 
 
 def record(exp: Path, row: files.Row) -> None:
     """Append a job to the experiment's list, and the experiment to the user's list of experiments."""
     files.append_row(exp / FILE, row)
+
     listed = _registry()
+    # The experiment may be anywhere: `launch list` finds it through the user's own list.
     try:
         if str(exp) not in {str(entry.get("exp")) for entry in files.read_rows(listed)}:
             files.append_row(listed, {"exp": str(exp)})
     except OSError:
-        return  # no home that can be written: `launch list` then finds only what stands in exps/
+        return  # the home folder is not writable: `launch list` then finds only experiments in exps/
 
 
 def submitted(exp: Path) -> list[files.Row]:
-    """The jobs of an experiment, oldest first."""
+    """Return the jobs of an experiment, oldest first."""
     rows = files.read_rows(exp / FILE)
     return [row for row in rows if isinstance(row.get("job"), str) and _ID.fullmatch(row["job"])]
 
 
 def experiments(folders: Iterable[Path]) -> list[Path]:
-    """Experiments with jobs below `folders`; without folders those in exps/ and those that the user has submitted."""
+    """Return experiments with jobs below `folders`; without folders those in exps/ and those the user has submitted."""
     given = list(folders)
     found = {file.parent.parent.resolve() for folder in given or [ROOT / "exps"] for file in folder.rglob(str(FILE))}
     if not given:
@@ -43,7 +45,7 @@ def experiments(folders: Iterable[Path]) -> list[Path]:
 
 
 def scheduler_of(row: files.Row) -> Scheduler:
-    """Return the scheduler of a job; rows of older versions have only SLURM's."""
+    """Return the scheduler of a job; rows of older versions name none, and theirs is SLURM."""
     return schedulers.named(row.get("scheduler", "slurm"))
 
 
@@ -51,9 +53,9 @@ def states(rows: Iterable[files.Row]) -> dict[str, str]:
     """Return the state of each job that waits or runs, such as ``RUNNING`` or ``PENDING (Resources)``.
 
     Raises:
-        UserError: a scheduler cannot be asked.
+        UserError: a scheduler does not answer.
     """
-    asked: dict[Scheduler, list[str]] = {}
+    asked: dict[Scheduler, list[str]] = {}  # one question per scheduler, not per job
     for row in rows:
         asked.setdefault(scheduler_of(row), []).append(row["job"])
     return {job: state for scheduler, ids in asked.items() for job, state in scheduler.states(ids).items()}

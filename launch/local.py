@@ -1,16 +1,14 @@
-"""PARTITION = local: the ranks of one run on this machine.
+"""Run the ranks of one run on this machine (PARTITION = local).
 
-N = 0 or 1 is one process, which takes the place of this one. N >= 2 are the ranks of torchrun (standalone).
+N = 0 or 1 is one process, which replaces this one. N >= 2 are the ranks of torchrun (standalone).
 
-What is special:
-
-- A signal (Ctrl-C too) goes to the ranks and not to torchrun, which on its own signal ends the ranks after 30 seconds,
-  saved or not. torchrun runs in a session of its own, so the terminal's Ctrl-C reaches this process only.
+- A signal (also Ctrl-C) goes to the ranks and not to torchrun, which on a signal ends the ranks after 30 seconds, saved
+  or not. torchrun runs in a separate session, so the terminal's Ctrl-C reaches this process only.
 - torchrun is killed when this process dies, and a rank leaves within 10 seconds of the death of either
-  (`utils.signals`): it saves if it can. This process adopts what torchrun leaves behind and waits for its end.
-- torchrun answers every failure with exit code 1 and a table. So each rank writes its exit code to the file named by
-  ZOETROPE_EXIT_FILE (with its number behind) and this process passes it on: 0, 2 for a user error, 75 for a run that a
-  signal stopped after saving.
+  (`utils.signals`): it saves if it can. This process adopts the ranks that torchrun leaves behind and waits for them.
+- torchrun reports every failure with exit code 1 and a table. So each rank writes its exit code to the file named by
+  ZOETROPE_EXIT_FILE (with its number appended) and this process returns it: 0, 2 for a user error, 75 for a run that
+  a signal stopped after saving.
 """
 
 from __future__ import annotations
@@ -32,10 +30,10 @@ from utils.faults import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-LEFT_ALONE = 30.0  # seconds that the other ranks get to leave by themselves after one has left with an error
-ORPHANED = 9.0  # seconds that processes get after torchrun has ended without them
+LEFT_ALONE = 30.0  # seconds for the other ranks to leave by themselves after one has left with an error
+ORPHANED = 9.0  # seconds for processes that torchrun has left behind; ranks leave within 10 s of its death
 _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 
 
 def run(words: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") -> int:
@@ -46,21 +44,24 @@ def run(words: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") ->
         ranks: N; 0 is one process that sees no GPU.
 
     Returns:
-        The ranks' exit code; for N <= 1 this does not return, the process becomes the rank.
+        The ranks' exit code. For N <= 1 this does not return: the process becomes the rank.
 
     Raises:
-        UserError: more ranks than GPUs, on a machine that has GPUs.
+        UserError: more ranks than GPUs, on a machine with GPUs.
     """
     env = environment(os.environ, ranks)
+
     if ranks >= 1:
         gpus = processes.gpu_count(env)
         if gpus and ranks > gpus:
             raise UserError(
                 f"{ranks} ranks need {ranks} GPUs, and there are {gpus} here; use N <= {gpus}, or 0 for the CPU"
             )
+
     if ranks <= 1:
-        sys.stdout.flush()
+        sys.stdout.flush()  # `execve` discards what is still buffered
         os.execve(sys.executable, [sys.executable, str(script), *words], env)
+
     with tempfile.TemporaryDirectory(prefix="zoetrope-") as folder:
         env["ZOETROPE_EXIT_FILE"] = str(Path(folder) / "code")
         env |= signals.launcher_variable()
@@ -70,40 +71,48 @@ def run(words: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") ->
 
 
 def environment(inherited: Mapping[str, str], ranks: int) -> dict[str, str]:
-    """What the ranks get: our code first on the path, the ranks to expect, and none of another launcher's variables."""
+    """Return the ranks' environment: our code first on the path, their number, no variables of another launcher."""
+    # Variables of an outer SLURM job or torchrun would make a rank take a wrong number.
     foreign = ("SLURM_", "TORCHELASTIC_", signals.LAUNCHER)
     env = {name: value for name, value in inherited.items() if name not in _FOREIGN and not name.startswith(foreign)}
+
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
     env["PYTHONUNBUFFERED"] = "1"
     env["ZOETROPE_RANKS"] = str(max(ranks, 1))
+    # Threads of all ranks together fit the cores of this process.
     env.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // max(ranks, 1))))
     if ranks == 0:
-        env["CUDA_VISIBLE_DEVICES"] = ""
+        env["CUDA_VISIBLE_DEVICES"] = ""  # N = 0: one process without a GPU
+
     return env
 
 
 def exit_codes(path: str, ranks: int) -> dict[int, int]:
-    """Rank -> exit code, of those ranks that have written one to `path`.RANK."""
+    """Return rank -> exit code of the ranks that have written one to `path`.RANK."""
     found = {}
     for rank in range(ranks):
         try:
             text = Path(f"{path}.{rank}").read_text(encoding="utf-8")
         except FileNotFoundError:
             continue
-        if text.endswith("\n"):  # else it is being written
+        if text.endswith("\n"):  # otherwise the rank is still writing
             found[rank] = int(text)
+
     return found
 
 
 def own_errors(path: str, ranks: int) -> list[str]:
-    """What other ranks could not say (`utils.faults.tell`), without what rank 0 has printed or only tells of them."""
-    said: dict[str, list[int]] = {}
+    """Return the errors of other ranks that rank 0 has not printed, one line per distinct message."""
+    said: dict[str, list[int]] = {}  # text (from `utils.faults.tell`) -> ranks
+
     for rank in range(ranks):
         with contextlib.suppress(FileNotFoundError):
             said.setdefault(Path(f"{path}.{rank}.error").read_text(encoding="utf-8"), []).append(rank)
+
     return [
         f"rank {', '.join(map(str, who))}: {text}"
         for text, who in said.items()
+        # A lost contact only follows from another rank's error.
         if 0 not in who and "lost contact with another rank" not in text
     ]
 
@@ -117,36 +126,45 @@ class _Agent:
         self.interrupts = 0
         self.signal: signal.Signals | None = None
         self.pending: list[signal.Signals] = []
+
         for number in FORWARDED:
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored: started by nohup
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored: started with nohup
                 signal.signal(number, self._notice)
+
         _adopt_orphans()
-        self.others = processes.children(os.getpid())  # a memcached server of this run: it ends with this process
+        self.others = processes.children(os.getpid())  # such as this run's memcached server; it ends with this process
+        # A Ctrl-C in a separate session does not reach torchrun; the tie ends it if this process is killed.
         tie = signals.end_with_parent(os.getpid(), signal.SIGKILL)
         self.process = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=tie)
 
     def wait(self) -> int:
-        """Pass signals on until torchrun has ended; returns the exit code of the run."""
+        """Forward signals until torchrun has ended; return the exit code of the run."""
         left_with_error: float | None = None
         while self.process.poll() is None:
+            # Handlers only note signals: forwarding them needs the process table.
             while self.pending:
                 self._forward(self.pending.pop(0))
+
             codes = exit_codes(self.exit_file, self.ranks)
+            # A rank with an error lost: the others may hang in a collective.
             if any(code not in (0, 75) for code in codes.values()) and len(codes) < self.ranks:
                 left_with_error = left_with_error or time.monotonic()
                 if time.monotonic() - left_with_error > LEFT_ALONE:
                     self._kill()
             time.sleep(0.1)
+
         self._end_orphans()
+
         for text in own_errors(self.exit_file, self.ranks):
             print(f"error: {text}", file=sys.stderr)
         return self._code(exit_codes(self.exit_file, self.ranks))
 
     def _end_orphans(self) -> None:
-        """Wait for the processes that torchrun has left behind, if any; kill them when their time is over."""
+        """Wait for processes that torchrun has left behind, and kill them after `ORPHANED` seconds or at a Ctrl-C."""
         if self.process.returncode < 0 and not self.signal:
             name = signal.Signals(-self.process.returncode).name
             print(f"error: torchrun was ended by {name}; its ranks stop", file=sys.stderr, flush=True)
+
         end = time.monotonic() + ORPHANED
         while orphans := [pid for pid in processes.children(os.getpid()) if pid not in self.others]:
             if time.monotonic() > end or signal.SIGINT in self.pending:
@@ -159,39 +177,45 @@ class _Agent:
         self.pending.append(signal.Signals(number))
 
     def _forward(self, number: signal.Signals) -> None:
-        """To the ranks, who save and leave; a second Ctrl-C kills everything.
+        """Forward a signal to the ranks, which save and leave; at a second Ctrl-C kill everything.
 
-        A rank without a handler for SIGTERM has not come to its first step (`utils/signals.py` installs it then): there
-        is nothing to save.
+        A rank without a handler for SIGTERM has not reached its first step (`utils/signals.py` installs it then), so it
+        has nothing to save.
         """
         self.signal = number
         self.interrupts += number == signal.SIGINT
+
         ranks = processes.children(self.process.pid)
         can_save = len(ranks) == self.ranks and all(processes.catches(pid, signal.SIGTERM) for pid in ranks)
         if self.interrupts > 1 or not can_save:
             self._kill()
             return
+
         if number == signal.SIGINT:
             print("stopping: the ranks save and leave; Ctrl-C once more kills them", file=sys.stderr, flush=True)
+        # A rank leaves an ignored SIGHUP alone (`signals.StopFlag`), but always handles SIGTERM.
         processes.send(ranks, signal.SIGTERM if number == signal.SIGHUP else number)
 
     def _kill(self) -> None:
         processes.send([self.process.pid, *processes.descendants(self.process.pid)], signal.SIGKILL)
 
     def _code(self, codes: Mapping[int, int]) -> int:
-        """One code for all ranks: an error before a stop before success."""
+        """Combine the ranks' codes: an error wins over a stop, a stop over success."""
         if 2 in codes.values():
             return 2
+
         others = [code for code in codes.values() if code not in (0, 75)]
         if others:
-            return max(others, key=lambda code: code != 1)  # 1 is also what is left when another rank is lost
-        if len(codes) < self.ranks:  # a rank was killed, or never came so far
+            return max(others, key=lambda code: code != 1)  # 1 may only mean that another rank was lost
+
+        if len(codes) < self.ranks:  # a rank was killed, or never got to writing a code
             code = self.process.returncode
             return 128 + self.signal if self.signal else 128 - code if code < 0 else code or 1
+
         return 75 if 75 in codes.values() else 0
 
 
 def _adopt_orphans() -> None:
-    """Make this process the parent of what its descendants leave behind, so that it can find them and end them."""
+    """Make this process the parent of processes that its descendants leave behind, so that it can end them."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

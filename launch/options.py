@@ -13,7 +13,7 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     """Return the parser that main.py uses for this verb."""
     if verb == "train":
         return train_parser()
-    from anal_tools import evaluate
+    from anal_tools import evaluate  # imported for `eval` only: it is a large module
 
     return evaluate.parser()
 
@@ -23,19 +23,22 @@ def check(verb: str, words: Sequence[str], *, near: Iterable[str] = ()) -> None:
 
     Args:
         verb: train or eval.
-        words: what the user wrote for it, without the experiment.
-        near: names of further options, of the command that calls, for a hint.
+        words: the user's words for it, without the experiment.
+        near: options of the calling command, as further candidates for a hint.
 
     Raises:
-        UserError: a word that is none of its options, or a value that one of them does not take.
+        UserError: a word that is not one of its options, or a value that an option does not accept.
     """
     parser = parser_of(verb)
-    parser.exit_on_error = False
+    parser.exit_on_error = False  # argparse would print its usage and exit
+
     try:
         _, unknown = parser.parse_known_args(["EXP", *(word for word in words if word != "--")])
     except argparse.ArgumentError as error:
         raise UserError(f"{verb}: {error}") from error
+
     if unknown:
+        # Only here for a hint: argparse has no public list of its options.
         known = [name for action in parser._actions for name in action.option_strings if name not in ("-h", "--help")]
         name = unknown[0].partition("=")[0]
         hint = did_you_mean(name, [*known, *(f"--{other}".replace("_", "-") for other in near)])

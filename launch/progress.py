@@ -1,4 +1,4 @@
-"""How far the run in an experiment folder has come, read from its files."""
+"""Read from its files how far the run in an experiment folder has come."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pathlib import Path
 from utils import log
 from utils.faults import kind_of_file
 
-_TAIL = 1 << 18
+_TAIL = 1 << 18  # bytes at the end of log.txt that are read
 _STEP = re.compile(r"Iter: \[(\d+)/(\d+)\]")
 _AT = re.compile(r"\] (?:stopped by .* at iteration (\d+)|finished: (\d+) iterations)")
-# Curve of the number that decides which checkpoint is the best -> its name, the first that a run has.
+# The curve of the number that decides on the best checkpoint, and its name; the first one that a run has counts.
 _CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a run has come; None where its files do not say.
+    """The progress of a run; a value is None if its files do not tell it.
 
     Attributes:
         step: last iteration in log.txt, or else in the curves.
         last: the planned last iteration.
         top1: best validation accuracy so far, per cent.
-        criterion: what `top1` is: Prec@1, or mAP where videos have several labels.
+        criterion: the name of `top1`: Prec@1, or mAP if videos have several labels.
     """
 
     step: int | None = None
@@ -40,25 +40,29 @@ class Progress:
 
 
 def read(exp: Path) -> Progress:
-    """Read the iteration from the end of log.txt, and the best accuracy from the curves, where all validations are."""
+    """Read the iteration from the end of log.txt, and the best accuracy from the curves, which hold all validations."""
     step, last = _iteration(exp)
     try:
         curves = log.read_scalars(exp / "events" / log.SCALARS)
     except OSError:  # no validation yet, or the curves were deleted
         return Progress(step, last)
+
     if step is None:
         step = max((curve[-1][0] for curve in curves.values() if curve), default=None)
+
     for tag, name in _CRITERIA.items():
         values = [value for _, value in curves.get(tag, ()) if not math.isnan(value)]
         if values:
             return Progress(step, last, max(values), name)
+
     return Progress(step, last)
 
 
 def _iteration(exp: Path) -> tuple[int | None, int | None]:
     """Return the last iteration that log.txt names, and the planned last one."""
-    if kind_of_file(exp / "log.txt") is not None:  # opening a pipe would wait for ever
+    if kind_of_file(exp / "log.txt") is not None:  # opening a pipe would block for ever
         return None, None
+
     try:
         with (exp / "log.txt").open("rb") as file:
             file.seek(0, os.SEEK_END)
@@ -66,12 +70,14 @@ def _iteration(exp: Path) -> tuple[int | None, int | None]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return None, None
+
     lines = [(int(step), int(last)) for step, last in _STEP.findall(text)]
+    # A stop or the end is logged after the last progress line and may be a later iteration.
     others = [int(a or b) for a, b in _AT.findall(text)]
     step = max([step for step, _ in lines[-1:]] + others[-1:], default=None)
     return step, lines[-1][1] if lines else None
 
 
 def mark(exp: Path) -> list[int]:
-    """What grows when a job gets on: the last iteration, and the number of part files of evaluations."""
+    """Return numbers that grow while a job makes progress: last iteration, number of part files of evaluations."""
     return [_iteration(exp)[0] or 0, len(list((exp / "results").glob("*/part-*.npz")))]

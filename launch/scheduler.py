@@ -1,7 +1,7 @@
-"""From the user's words to a job: check the request, submit it through its scheduler, note it where it belongs.
+"""Turn the user's words into a job: check the request, submit it to its scheduler, record it.
 
-The schedulers themselves are files of `utils/schedulers/` (a new one is added there); `cluster.yaml` says which one has
-a partition.
+The schedulers are files of `utils/schedulers/` (add a new one there); `cluster.yaml` names the scheduler of a
+partition.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from utils.faults import UserError
 from utils.log import utc_stamp
 from utils.schedulers import Request, Scheduler
 
-# Fields of `cluster.Settings` that have a flag of the same name, besides --time.
+# Fields of `cluster.Settings` with a flag of the same name, besides --time.
 FLAGS = ("exclude", "constraint", "qos", "account", "nodelist", "dependency")
 
 
@@ -31,25 +31,29 @@ def request(verb: str, folder: Path, partition: str, ranks: int, flags: cluster.
         verb: train or eval.
         folder: of the experiment or the sweep; the output goes to `jobs/` in it.
         ranks: N.
-        flags: fields of `cluster.Settings` given on the command line; None where not given.
+        flags: fields of `cluster.Settings` given on the command line; None if not given.
         ask: ask the scheduler whether it has the partition.
 
     Raises:
-        UserError: a value is not allowed, there is no such partition, or N does not fit the nodes.
+        UserError: a value is not allowed, the partition does not exist, or N does not fit the nodes.
     """
     wrong = cluster.check("partition", partition)
     if wrong:
         raise UserError(f"PARTITION: {wrong}")
+
     place = Path(os.path.abspath(folder))
+    # Values first, so that a typing error is reported without a question to the scheduler.
     site = cluster.load()
     settings = site.settings(partition, {name: flags.get(name) for name in ("time", *FLAGS)})
     scheduler = schedulers.named(settings.scheduler)
     if ask:
         scheduler.require_partition(partition, [*site.partitions, "local"])
+
     nodes, tasks = split(ranks, settings.gpus_per_node)
-    name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{verb}-{place.name}")[:80]
+    name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{verb}-{place.name}")[:80]  # it becomes part of the script
     made = Request(name, place / "jobs" / scheduler.name, partition, nodes, tasks, settings)
     scheduler.check(made)
+
     return made
 
 
@@ -62,27 +66,31 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
     """Return (nodes, tasks on each) for N ranks.
 
     Raises:
-        UserError: N is neither below a node nor a multiple of it.
+        UserError: N is neither at most one node nor a multiple of a node.
     """
     if ranks < 1:
         raise UserError("N must be 1 or more on a partition; `local 0` runs one process without a GPU on this machine")
+
     if ranks <= per_node:
         return 1, ranks
+
     if ranks % per_node:
         below = ranks // per_node * per_node
         raise UserError(
             f"{ranks} ranks do not fill nodes of {per_node} GPUs: ask for {below} or {below + per_node} "
             f"({below // per_node} or {below // per_node + 1} nodes), or {per_node} and fewer for a part of one node"
         )
+
     return ranks // per_node, per_node
 
 
 def task(wanted: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = "") -> Run:
-    """Return what every rank of the job does: main.py with these words, as a cell of a sweep or on its own.
+    """Return the task of every rank of the job: main.py with these words, as a cell of a sweep or by itself.
 
     Args:
-        then: words for further calls of main.py, each after the one before has ended well.
+        then: words of further calls of main.py, each after the previous one has succeeded.
     """
+    # A requeued job must not move away the run that its own first start began.
     old_run = job.mark_of_run(Path(exp)) if "--fresh" in words else None
     limits = {"max_restarts": wanted.settings.max_restarts, "max_stalled": wanted.settings.max_stalled}
     return Run(exp, words, then=then, old_run=old_run, sweep=sweep, cell=cell, **limits)
@@ -91,20 +99,22 @@ def task(wanted: Request, exp: str, words: Sequence[str], *then: Sequence[str], 
 def submit(
     wanted: Request, tasks: Sequence[Run], code: Path, *, parallel: int | None = None, **more: str
 ) -> list[files.Row]:
-    """Submit a job for each task, and note each in the list of its experiment. Return the rows of the list."""
+    """Submit a job for each task, and record each in its experiment's list. Return the rows of the list."""
     ids = of(wanted).submit(wanted, tasks, code, parallel=parallel)
     about = {"scheduler": of(wanted).name, "partition": wanted.partition, "ranks": wanted.ranks, "nodes": wanted.nodes}
     about |= {"time": utc_stamp(), "revision": run_dir.revision(code), "code": str(code), **more}
+
     rows = [
         {"job": one, "verb": run.words[0], **about, "words": run.words} for one, run in zip(ids, tasks, strict=True)
     ]
+
     for run, row in zip(tasks, rows, strict=True):
         jobs.record(Path(run.exp), row)
     return rows
 
 
 def preview(wanted: Request, run: Run) -> str:
-    """Return what would be submitted: what the scheduler gets, and the words of a rank."""
+    """Return a preview of the submission: the scheduler's input, and the words of a rank."""
     code = f"{run.exp}/jobs/code/<UTC time>-<revision>"
     return "\n".join(
         [
@@ -117,14 +127,16 @@ def preview(wanted: Request, run: Run) -> str:
 
 
 def server_lines(wanted: Request, megabytes: int) -> tuple[str, ...]:
-    """Return the shell lines that start memcached servers with the job; none, after a warning, where it cannot."""
+    """Return the shell lines that start memcached servers with the job; warn and return none if it cannot have any."""
     if not megabytes:
         return ()
+
     step = of(wanted).on_each_node(wanted.nodes)
     if step is None:
         print(
             f"WARNING: {wanted.partition} starts no memcached servers; frames are read from the disk", file=sys.stderr
         )
         return ()
+
     folder = wanted.folder.parent / "memcached"
     return memcached.job_lines(folder, of(wanted).job_in_shell, step, nodes=wanted.nodes, megabytes=megabytes)

@@ -1,8 +1,8 @@
-"""`python -m launch sweep NAME --exp EXP ... --grid KEY=A,B ... --verb train|eval --parallel 4 PARTITION N`.
+"""Run `python -m launch sweep NAME --exp EXP ... --grid KEY=A,B ... --verb train|eval --parallel 4 PARTITION N`.
 
-One cell = one experiment folder (train) or one result (eval). The same command again runs what is missing: finished
-cells are skipped, live ones left alone, failed ones tried again; --retry tries the failed ones only. On SLURM the cells
-of one command are one job array, on `local` they run one after the other, or --parallel at a time.
+One cell = one experiment folder (train) or one result (eval). The same command again runs the missing cells: it skips
+finished ones, leaves live ones alone, and tries failed ones again; --retry runs the failed ones only. On SLURM the
+cells of one command are one job array; on `local` they run one after the other, or --parallel at a time.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from utils.faults import UserError
 from utils.options import Parser
 from utils.signals import end_with_parent
 
-STOPPED = 75  # exit code of a cell, and of a sweep, that a signal stopped: started again, it goes on
+STOPPED = 75  # exit code of a cell, or of a sweep, that a signal stopped; started again, it resumes
 _NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stopped"
 
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What has become of a cell: new, done, live, failed or stopped; and the reason in words."""
+    """The state of a cell: new, done, live, failed or stopped; and the reason in words."""
 
     kind: str
     why: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Make the cells and run what is missing. Returns 0 when all are done or submitted, 1 when one failed."""
+    """Create the cells and run the missing ones. Return 0 if all are done or submitted, 1 if one failed."""
     args, words = _parser().parse_known_args(one_word_each(argv))
     options.check(args.verb, words)
     folder = grid.folder_of(args.name, args.into)
@@ -47,24 +47,30 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
-    """Check all cells, then run those that are missing; `args` holds the options of `_parser`."""
+    """Check all cells, then run the missing ones; `args` holds the options of `_parser`."""
     cells = sweep.cells()
-    for cell in cells:  # everything is checked before anything is made
+
+    for cell in cells:  # check everything before anything is created
         cfg = config.load(cell.source, cell.overrides)
         if cfg.data.folds:
             raise UserError(f"{cell.source}: data.folds is set, and a sweep runs no folds; set data.folds to null")
         config.check_files(cfg, ("val",) if sweep.verb == "eval" else ("train", "val"))
+
     found = states(sweep, cells)
     chosen = [
         cell for cell in cells if found[cell.name].kind in ((_FAILED,) if args.retry else (_NEW, _FAILED, _STOPPED))
     ]
+
     print(_summary(sweep, cells, found, chosen))
     if args.dry_run or not chosen:
         return 0
+
+    # Only now: a dry run, or one with nothing to do, leaves no trace.
     sweep.write()
     if sweep.verb != "eval":
         for cell in chosen:
             grid.make(sweep, cell)
+
     if args.partition == "local":
         return _Local(sweep, args.ranks, args.parallel or 1).run(chosen)
     return submit(sweep, chosen, args.partition, args.ranks, args.parallel or 4, vars(args))
@@ -73,17 +79,20 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
 def submit(
     sweep: Sweep, cells: Sequence[Cell], partition: str, ranks: int, parallel: int, flags: cluster.Values
 ) -> int:
-    """Submit the cells, as one array where the scheduler has arrays; note each cell's job."""
+    """Submit the cells, as one array if the scheduler has arrays; note each cell's job."""
     wanted = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
     code = snapshot.take(sweep.folder / "jobs" / "code")
+
     runs = [
         scheduler.task(wanted, str(sweep.exp_of(cell)), *sweep.commands(cell), sweep=str(sweep.folder), cell=cell.name)
         for cell in cells
     ]
+
     rows = scheduler.submit(wanted, runs, code, parallel=parallel, sweep=sweep.name)
     for cell, row in zip(cells, rows, strict=True):
         attempts.note(sweep.folder, cell.name, "submit", scheduler=row["scheduler"], job=row["job"])
-    first = rows[0]["job"].partition("_")[0]
+
+    first = rows[0]["job"].partition("_")[0]  # of an array: ARRAY_TASK
     at_once = min(parallel, len(rows))
     print(f"submitted {len(rows)} cells to {partition} as job {first}, {at_once} at a time; their output:")
     print(f"  {wanted.folder}; {sweep.next_step}")
@@ -91,10 +100,12 @@ def submit(
 
 
 def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
-    """What has become of each cell."""
+    """Return the state of each cell."""
     rows = attempts.read(sweep.folder)
+    # The last note of a cell counts; the files of a finished cell count more than any note.
     last = {row["cell"]: row for row in rows if isinstance(row.get("cell"), str)}
     alive = jobs.states(row for row in last.values() if row.get("job"))
+
     found = {}
     for cell in cells:
         row = last.get(cell.name, {})
@@ -110,40 +121,45 @@ def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
             found[cell.name] = State(_LIVE, f"job {job} {alive[job]}")
         elif "pid" in row and processes.lives(row["pid"], row["ticks"]):
             found[cell.name] = State(_LIVE, f"process {row['pid']}")
+        # A start without an end, and no job or process that is alive: it was killed.
         else:
             found[cell.name] = State(_FAILED, reason(sweep, cell, row, None))
+
     return found
 
 
 def is_finished(sweep: Sweep, cell: Cell) -> bool:
-    """True if the cell's training came to its last iteration, or its evaluation wrote its summary."""
+    """Return True if the cell's training has reached its last iteration, or its evaluation has written its summary."""
     return is_trained(sweep.exp_of(cell)) if sweep.verb == "train" else sweep.result_of(cell).is_file()
 
 
 def is_trained(exp: Path) -> bool:
-    """True if the training in an experiment folder came to its last iteration."""
+    """Return True if the training in an experiment folder has reached its last iteration."""
     try:
         text = (exp / "log.txt").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return False
+
+    # A run that was extended has progress lines after its first end.
     end = max(text.rfind("] finished: "), text.rfind("] nothing to do: this run finished"))
     return end > text.rfind("] Iter: [")
 
 
 def reason(sweep: Sweep, cell: Cell, row: files.Row, code: int | None) -> str:
-    """Why a cell ended, in one line: its last `error:` line, else its last line."""
+    """Return why a cell ended, in one line: its last `error:` line, else its last line."""
     ended = "it ended without saying so (killed?)" if code is None else f"exit code {code}"
     try:
         lines = output(sweep, cell, row).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ended
+
     said = [line.strip() for line in lines if line.strip()]
     errors = [line for line in said if line.startswith("error: ")]
     return f"{ended}: {(errors or said)[-1][:300]}" if said else ended
 
 
 def output(sweep: Sweep, cell: Cell, row: files.Row) -> Path:
-    """Return the file with the errors of a cell's last attempt, of which `row` is a note."""
+    """Return the file with the errors of a cell's last attempt; `row` is a note of that attempt."""
     if row.get("job"):
         return verbs.output(sweep.folder, row, end="err")
     return sweep.folder / "output" / f"{cell.name}.txt"
@@ -158,16 +174,19 @@ class _Local:
             raise UserError(
                 f"--parallel {parallel} cells of {ranks} ranks need {ranks * parallel} GPUs, there are {gpus} here"
             )
+
         self.sweep, self.ranks, self.gpus = sweep, ranks, gpus
-        self.free = list(range(parallel))
-        self.share = max(1, len(os.sched_getaffinity(0)) // (parallel * max(ranks, 1)))
+        self.free = list(range(parallel))  # slots; a slot owns its share of the GPUs
+        self.share = max(1, len(os.sched_getaffinity(0)) // (parallel * max(ranks, 1)))  # threads per rank
+        # Process -> cell, slot, its open output file, the commands that follow.
         self.running: dict[subprocess.Popen[bytes], tuple[Cell, int, TextIO, list[list[str]]]] = {}
         self.signals: list[int] = []
 
     def run(self, cells: Sequence[Cell]) -> int:
-        """Returns 0, 1 when a cell failed, 75 when a signal stopped the sweep."""
+        """Run the cells; return 0, 1 if a cell failed, 75 if a signal stopped the sweep."""
         before = {number: signal.signal(number, self._notice) for number in (signal.SIGINT, signal.SIGTERM)}
         waiting, failed = list(cells), []
+
         try:
             while self.running or (waiting and not self.signals):
                 while waiting and self.free and not self.signals:
@@ -176,42 +195,49 @@ class _Local:
                     file.parent.mkdir(parents=True, exist_ok=True)
                     self._start(cell, self.free.pop(0), file.open("w", encoding="utf-8"), self.sweep.commands(cell))
                     print(f"started {cell.name}", flush=True)
+
                 failed += self._collect()
                 time.sleep(0.1)
         finally:
-            for process in self.running:  # only after an error of ours
+            for process in self.running:  # only after an error of the sweep itself
                 process.terminate()
             for number, handler in before.items():
                 signal.signal(number, handler)
+
         if self.signals:
             print("stopped; the same command goes on where it was")
             return STOPPED
+
         for cell, why in failed:
             print(f"failed: {cell.name}: {why}")
         print(f"{len(cells) - len(failed)} of {len(cells)} cells done; {self.sweep.next_step}")
         return 1 if failed else 0
 
     def _start(self, cell: Cell, slot: int, stream: TextIO, commands: list[list[str]]) -> None:
-        """Start the first command of a cell; `_collect` starts the next when it has ended well."""
+        """Start the first command of a cell; `_collect` starts the next one after it has succeeded."""
         (verb, exp, *rest), *others = commands
         argv = [sys.executable, "-m", "launch", verb, exp, "local", str(self.ranks), *rest]
+
         env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(filter(None, [str(grid.ROOT), os.environ.get("PYTHONPATH")])),
         }
         env.setdefault("OMP_NUM_THREADS", str(self.share))
+
         if self.gpus and self.ranks:
             visible = (
                 os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if os.environ.get("CUDA_VISIBLE_DEVICES") else []
             )
             names = visible or [str(number) for number in range(self.gpus)]
             env["CUDA_VISIBLE_DEVICES"] = ",".join(names[slot * self.ranks : (slot + 1) * self.ranks])
-        # A session of its own: the terminal's Ctrl-C reaches this process, which passes it on once.
+
+        # In a separate session: the terminal's Ctrl-C reaches this process only, which forwards it once.
         tie = end_with_parent(os.getpid(), signal.SIGTERM)
         process = subprocess.Popen(
             argv, cwd=grid.ROOT, env=env, stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
             start_new_session=True, preexec_fn=tie,
         )  # fmt: skip
+
         attempts.note(self.sweep.folder, cell.name, "start", pid=process.pid, ticks=processes.start_ticks(process.pid))
         self.running[process] = (cell, slot, stream, others)
 
@@ -219,20 +245,23 @@ class _Local:
         failed = []
         for process in [process for process in self.running if process.poll() is not None]:
             cell, slot, stream, others = self.running.pop(process)
+            # The training of a fold may end well just as a signal comes: its evaluation must not start.
             code = STOPPED if others and self.signals and not process.returncode else process.returncode
             if others and not code:
                 self._start(cell, slot, stream, others)
                 continue
+
             stream.close()
             self.free.append(slot)
             attempts.note(self.sweep.folder, cell.name, "end", code=code)
             if code not in (0, STOPPED):
                 failed.append((cell, reason(self.sweep, cell, {}, code)))
             print(f"ended   {cell.name}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
+
         return failed
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        """First signal: the cells save and leave, no other starts. Second: they are killed."""
+        """Stop at the first signal: the cells save and leave, no other starts. At the second one kill them."""
         self.signals.append(number)
         for process in self.running:
             if process.poll() is None:
@@ -240,9 +269,9 @@ class _Local:
 
 
 def one_word_each(argv: Sequence[str]) -> list[str]:
-    """Return the words with `--grid A=1 B=2 local 1` as `--grid=A=1 --grid=B=2 local 1`: the values end without a `=`.
+    """Rewrite `--grid A=1 B=2 local 1` as `--grid=A=1 --grid=B=2 local 1`: the values end at a word without a `=`.
 
-    argparse would take PARTITION and N, which follow, for values too.
+    argparse would take PARTITION and N, which follow, as values too.
     """
     found: list[str] = []
     inside = False
@@ -250,29 +279,36 @@ def one_word_each(argv: Sequence[str]) -> list[str]:
         inside = word == "--grid" or (inside and "=" in word and not word.startswith("-"))
         if word != "--grid":
             found.append(f"--grid={word}" if inside else word)
+
     return found
 
 
 def _wanted(args: argparse.Namespace, words: tuple[str, ...], folder: Path) -> Sweep:
-    """The sweep of the command line; without --exp the one that stands in the folder."""
+    """Return the sweep of the command line, or without --exp the sweep that the folder holds."""
     if args.ranks < 0 or (args.parallel is not None and args.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
+
     if not args.exp:
         return grid.read(folder)
+
     exps = tuple(dict.fromkeys(Path(os.path.abspath(exp)) for exp in args.exp))
     sweep = Sweep(folder, args.verb, exps, tuple(text for texts in args.grid for text in texts), words)
+    # Cells of both kinds in one folder would share names.
     if (folder / grid.FILE).is_file() and grid.read(folder).verb != sweep.verb:
         raise UserError(f"{folder}: this sweep runs {grid.read(folder).verb}; take another NAME")
     return sweep
 
 
 def _summary(sweep: Sweep, cells: Sequence[Cell], found: dict[str, State], chosen: Sequence[Cell]) -> str:
+
     kinds = [found[cell.name].kind for cell in cells]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+
     lines = [f"sweep {sweep.name}: {len(cells)} cells ({counts}), {len(chosen)} to run, in {sweep.folder}"]
     told = [cell for cell in cells if found[cell.name].kind in (_FAILED, _LIVE)]
     lines += [f"  {found[cell.name].kind}: {cell.name}: {found[cell.name].why}" for cell in told]
     lines += [f"  runs: {cell.name}" for cell in chosen]
+
     return "\n".join(lines)
 
 
@@ -283,6 +319,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Other options go to the verb as they are. Without --exp the sweep goes on as it was asked for.",
         allow_abbrev=False,
     )
+
     parser.add_argument("name", metavar="NAME", help="of the sweep; its folder is sweeps/NAME")
     parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of cluster.yaml")
     parser.add_argument(
@@ -292,13 +329,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--grid", nargs="+", action="append", default=[], metavar="KEY=A,B", help="values of a key; [a, b] is one value"
     )
+
     parser.add_argument("--verb", choices=("train", "eval"), default="train")
     parser.add_argument("--parallel", type=int, help="cells at a time (default: 4 on SLURM, 1 on local)")
     parser.add_argument("--retry", action="store_true", help="run the failed cells only")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells and what has become of them")
+
     group = parser.add_argument_group("on a partition of cluster.yaml")
     group.add_argument("--time", type=cluster.minutes, help="time limit of a cell, such as 90 (minutes) or 12:00:00")
     for name in scheduler.FLAGS:
         group.add_argument(f"--{name}", help=f"sbatch's --{name}")
+
     return parser

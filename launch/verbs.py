@@ -1,4 +1,4 @@
-"""`python -m launch status|log|cancel|requeue EXP` and `launch list`: looking after jobs that were submitted."""
+"""Look after submitted jobs: `python -m launch status|log|cancel|requeue EXP` and `launch list`."""
 
 from __future__ import annotations
 
@@ -20,64 +20,76 @@ NEXT_LOOK = 5.0  # seconds between two questions to the scheduler while a job is
 
 
 def status(argv: Sequence[str]) -> int:
-    """The jobs of one experiment and how far it has come."""
+    """Print the jobs of one experiment and its progress."""
     parser = _parser("status", "show the jobs of an experiment, and its last iteration and top-1")
     parser.add_argument("-n", type=int, default=5, help="how many jobs, newest last")
     parser.add_argument("--json", action="store_true", help="print one JSON object: docs/cluster.md has its keys")
     args = parser.parse_args(argv)
+
     exp, rows = _jobs_of(args.exp)
     states = jobs.states(rows)
+
     if args.json:
         print(json.dumps(as_json(exp, rows, states)))
         return 0
+
     for row in rows[-args.n :]:
+        # The queue knows only jobs that wait or run; others come from the accounting.
         state = states.get(row["job"]) or jobs.scheduler_of(row).outcome(row["job"]).text
         code = f"code {row.get('revision', '?')}"
         where = f"{row.get('partition')} {row.get('ranks')}"
         print(f"{row['job']:>9}  {row.get('verb', '?'):5}  {state:24}  {where}  {code}  {row.get('time')}")
+
     print(_reached(progress.read(exp)))
     return 0
 
 
 def as_json(exp: Path, rows: Sequence[Mapping[str, object]], states: Mapping[str, str]) -> dict[str, object]:
-    """Return all jobs of an experiment and the history of its run. `schema` grows where a key changes its meaning."""
+    """Return all jobs of an experiment and the history of its run. `schema` grows when a key changes its meaning."""
     names = ("job", "verb", "scheduler", "partition", "ranks", "nodes", "time", "revision")
     listed = [
         {**{name: row.get(name) for name in names}, "state": states.get(str(row["job"]), "ended")} for row in rows
     ]
+
     run = dataclasses.asdict(history.read(exp))
-    del run["lines"]
+    del run["lines"]  # the text of the log, which would be most of the output
     return {"schema": 1, "experiment": str(exp.resolve()), "jobs": listed, "run": run}
 
 
 def log(argv: Sequence[str]) -> int:
-    """The output of the newest job."""
+    """Print the output of the newest job."""
     parser = _parser("log", "print the end of the newest job's output")
     parser.add_argument("-n", type=int, default=40, help="lines of each file")
     parser.add_argument("--job", help="another job than the newest")
     parser.add_argument("--rank", type=int, default=0, help="another rank than 0")
     parser.add_argument("--follow", "-f", action="store_true", help="go on until the job has ended")
     args = parser.parse_args(argv)
+
     exp, rows = _jobs_of(args.exp)
     row = _chosen(exp, rows, args.job)
     out, errors = (output(exp, row, args.rank, end) for end in ("out", "err"))
-    for file in (errors, out):
+
+    for file in (errors, out):  # the errors first: they would scroll away after a long output
         if file.is_file() and file.stat().st_size:
             print(f"==> {file}")
             print("\n".join(file.read_text(encoding="utf-8", errors="replace").splitlines()[-args.n :]))
+
     if not out.is_file():
         print(f"job {row['job']} has not written anything yet: {out}")
+
     return follow(exp, row, at_end=True, rank=args.rank) if args.follow else 0
 
 
 def cancel(argv: Sequence[str]) -> int:
-    """End what runs or waits; a run that is training saves first."""
+    """End jobs that run or wait; a training run saves first."""
     args = _parser("cancel", "end the experiment's jobs; a run that is training saves first").parse_args(argv)
     exp, _ = _jobs_of(args.exp)
     live = jobs.live(exp)
+
     for job, row in live.items():
         jobs.scheduler_of(row).cancel(job)
         print(f"cancelled {job} ({row['state']})")
+
     if not live:
         print("no job of this experiment waits or runs")
     return 0
@@ -88,40 +100,50 @@ def requeue(argv: Sequence[str]) -> int:
     parser = _parser("requeue", "start the newest job again, with the code that it was submitted with")
     parser.add_argument("--job", help="another job than the newest")
     args = parser.parse_args(argv)
+
     exp, rows = _jobs_of(args.exp)
     row = _chosen(exp, rows, args.job)
     job = row["job"]
+
+    # Two trainings would write the same checkpoint.
     others = [other for other in jobs.live(exp, "train") if other != job]
     if others and row.get("verb") == "train":
         raise UserError(f"{exp}: job {others[0]} trains here; cancel it first")
+
     try:
         jobs.scheduler_of(row).requeue(job)
     except UserError as error:
         raise UserError(
             f"job {job} cannot be started again ({error}); train.sh or eval.sh continues the run"
         ) from error
+
     print(f"job {job} will start again")
     return 0
 
 
 def list_(argv: Sequence[str]) -> int:
-    """All experiments with jobs: newest job, last iteration, top-1."""
+    """Print all experiments with jobs: newest job, last iteration, top-1."""
     parser = Parser(prog="launch list", description="all experiments with live or past jobs")
     parser.add_argument("folder", nargs="*", type=Path, help="look here only (default: exps/ and what you submitted)")
     args = parser.parse_args(argv)
+
     found = [(exp, jobs.submitted(exp)) for exp in jobs.experiments(args.folder)]
     found = [(exp, rows) for exp, rows in found if rows]
+
     try:
         states = jobs.states(row for _, rows in found for row in rows)
-    except UserError as error:  # on a machine without the scheduler the rest is still worth reading
+    except UserError as error:  # on a machine without the scheduler the rest is still useful
         print(f"note: {error}", file=sys.stderr)
         states = {}
+
     for exp, rows in found:
+        # A live job is more interesting than a newer one that has ended.
         alive = [row["job"] for row in rows if row["job"] in states]
         job = alive[-1] if alive else rows[-1]["job"]
         evaluated = history.in_words(history.read(exp))[2]
         shown = f"{progress.read(exp)}  {evaluated}" if evaluated else str(progress.read(exp))
         print(f"{job:>9}  {states.get(job, 'ended'):24}  {shown}  {exp}")
+
     if not found:
         print("no experiment with jobs")
     return 0
@@ -137,36 +159,41 @@ VERBS: dict[str, Callable[[Sequence[str]], int]] = {
 
 
 def output(exp: Path, row: files.Row, rank: int = 0, end: str = "out") -> Path:
-    """Return the file of a rank's output of a job; restarts append to it."""
+    """Return the file with the output of a job's rank; restarts append to it."""
     scheduler = jobs.scheduler_of(row)
     return scheduler.output(exp / "jobs" / scheduler.name, row["job"], rank, end)
 
 
 def follow(exp: Path, row: files.Row, *, at_end: bool = False, rank: int = 0) -> int:
-    """Print a rank's output as it grows, until the job has left the queue; Ctrl-C stops looking, not the job.
+    """Print a rank's output as it grows, until the job has left the queue; Ctrl-C ends the printing, not the job.
 
     Returns:
         The job's exit code; 130 after Ctrl-C.
     """
     job, file = row["job"], output(exp, row, rank)
-    where = file.stat().st_size if at_end and file.is_file() else 0
+    where = file.stat().st_size if at_end and file.is_file() else 0  # bytes that have been printed
     look = 0.0
+
     try:
         while True:
+            # Ask before reading: output that is written in between is then read by this round.
             ended = time.monotonic() > look and not jobs.states([row])
             look = time.monotonic() + NEXT_LOOK if time.monotonic() > look else look
+
             if file.is_file():
                 with file.open("rb") as stream:
                     stream.seek(where)
                     sys.stdout.write(stream.read().decode("utf-8", errors="replace"))
                     where = stream.tell()
                 sys.stdout.flush()
+
             if ended:
                 break
             time.sleep(0.5)
     except KeyboardInterrupt:
         print(f"\njob {job} goes on; `python -m launch log {exp} --follow` looks again", file=sys.stderr)
         return 130
+
     outcome = jobs.scheduler_of(row).outcome(job)
     print(f"job {job}: {outcome.text}")
     return outcome.code

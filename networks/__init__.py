@@ -1,11 +1,11 @@
-"""Backbones: images or clips in, features or class scores out. They import torch and nothing of ours.
+"""Define the backbones: images or clips in, features or class scores out. They import torch and none of our modules.
 
 * State-dict names are torchvision's, so its published weights fit without a map; torchvision itself is not needed.
 * With `num_class=None` there is no classifier and the output is the pooled feature, (N, feature_dim).
-* `resnet3d` has the networks over space and time; the methods that use them take the 2D name of the same layout.
-* Every residual block of a 2D network has a slot `branch_input` (an `nn.Identity`, so it adds no state-dict key): a
-  module put there sees the input of the block's first convolution and not that of the shortcut. Methods place temporal
-  operators in it.
+* `resnet3d` has the networks over space and time; methods select them by the name of the 2D network of the same layout.
+* Every residual block of a 2D network has a slot `branch_input` (an `nn.Identity`, so it adds no state-dict key). A
+  module in this slot changes the input of the block's first convolution, but not that of the shortcut. Methods place
+  temporal operators in it.
 * `VIDEO` names the networks over clips, (B, 3, T, H, W) -> tokens (B, N, feature_dim); see `vit3d`.
 """
 
@@ -22,6 +22,7 @@ from networks.mobileone import mobileone_s4
 from networks.resnet import resnet18, resnet34, resnet50, resnet101, resnet152, resnext101_32x4d
 from networks.resnet_vd import resnet18_vd, resnet34_vd, resnet50_vd, resnet101_vd
 
+# Networks over clips; the keys of both tables are the values of `model.backbone`.
 VIDEO: dict[str, Callable[..., nn.Module]] = {
     "vit3d": vit3d.vit3d,
     "vit3d_small": vit3d.vit3d_small,

@@ -1,4 +1,4 @@
-"""DenseNet-161 (Huang et al. 2017, arXiv:1608.06993): every layer sees the maps of all layers before it.
+"""Define DenseNet-161 (Huang et al. 2017, arXiv:1608.06993): every layer sees the maps of all layers before it.
 
 State-dict names and initialisation are torchvision's.
 """
@@ -14,11 +14,11 @@ from torch.nn import functional as F
 from networks.convolution import Conv2d
 from networks.pooling import MaxPool2d
 
-BOTTLENECK = 4  # the 1x1 convolution makes so many times the growth rate (section 3)
+BOTTLENECK = 4  # output channels of the 1x1 convolution over the growth rate (section 3)
 
 
 class DenseLayer(nn.Module):
-    """BN, ReLU, 1x1 convolution, BN, ReLU, 3x3 convolution; its map joins the ones that it saw."""
+    """BN, ReLU, 1x1 convolution, BN, ReLU, 3x3 convolution; its map is appended to its input."""
 
     def __init__(self, in_channels: int, growth: int) -> None:
         super().__init__()
@@ -29,16 +29,16 @@ class DenseLayer(nn.Module):
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C + growth, H, W)."""
+        """Append `growth` maps: (N, C, H, W) -> (N, C + growth, H, W)."""
         y = self.conv1(self.relu(self.norm1(x)))
         return torch.cat([x, self.conv2(self.relu(self.norm2(y)))], 1)
 
 
 class DenseNet(nn.Module):
-    """Stem, dense blocks with transitions that halve channels and sides, pooling and, if wanted, a classifier.
+    """Stem, dense blocks with transitions that halve channels and sides, pooling and an optional classifier.
 
     Args:
-        growth: maps that a layer adds.
+        growth: number of maps that a layer adds.
         depths: layers of each block.
         stem: channels of the first convolution.
         num_class: number of classes K; None for no classifier.
@@ -49,24 +49,30 @@ class DenseNet(nn.Module):
 
     def __init__(self, growth: int, depths: tuple[int, ...], stem: int, num_class: int | None) -> None:
         super().__init__()
+        # Names as in torchvision's state dict: modules are added by name, not by position.
         layers: dict[str, nn.Module] = {
             "conv0": Conv2d(3, stem, 7, stride=2, padding=3, bias=False),
             "norm0": nn.BatchNorm2d(stem),
             "relu0": nn.ReLU(inplace=True),
             "pool0": MaxPool2d(3, stride=2, padding=1),
         }
+
         channels = stem
         for number, depth in enumerate(depths, start=1):
+            # Each layer adds `growth` maps to the input of the next.
             block = {f"denselayer{i + 1}": DenseLayer(channels + i * growth, growth) for i in range(depth)}
             layers[f"denseblock{number}"] = _named(block)
             channels += depth * growth
             if number < len(depths):
                 layers[f"transition{number}"] = _transition(channels)
                 channels //= 2
+
         layers["norm5"] = nn.BatchNorm2d(channels)
         self.features = _named(layers)
+
         self.feature_dim = channels
         self.classifier = None if num_class is None else nn.Linear(channels, num_class)
+
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight)
@@ -74,8 +80,8 @@ class DenseNet(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, feature_dim), or (N, K) with a classifier."""
-        x = F.relu(self.features(x))
+        """Return features (N, feature_dim), or scores (N, K) with a classifier, of images (N, 3, H, W)."""
+        x = F.relu(self.features(x))  # no layer follows that would begin with its own ReLU
         x = F.adaptive_avg_pool2d(x, 1).flatten(1)  # (N, C, H, W) -> (N, C)
         return x if self.classifier is None else self.classifier(x)
 
@@ -94,5 +100,5 @@ def _named(modules: Mapping[str, nn.Module]) -> nn.Sequential:
 
 
 def densenet161(*, num_class: int | None = None) -> DenseNet:
-    """DenseNet-161: 28,681,000 parameters with 1000 classes, 7.7 GMAC at 224x224."""
+    """Build DenseNet-161: 28,681,000 parameters with 1000 classes, 7.7 GMAC at 224x224."""
     return DenseNet(48, (6, 12, 36, 24), 96, num_class)

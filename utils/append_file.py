@@ -1,4 +1,4 @@
-"""A file that a run appends to and can do without: it remarks a failure once and continues. Needs no torch."""
+"""Append to a file that the run can do without: report the first failure once and continue. Needs no torch."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from utils.faults import UserError, refuse_odd_file
 class AppendFile:
     """A log or a curve on disk. Whatever happens to it later, `write` and `sync` do not raise.
 
-    A file that was deleted, or that another one has replaced, is opened again. After a failed write the next one tries
-    again. Every write is one system call in append mode, so the lines of several processes do not mix.
+    A file that was deleted or replaced is opened again, and a write after a failed one tries again. Every write is
+    one system call in append mode, so the lines of several processes do not mix.
 
     Args:
-        path: the file; its folder is made where it is missing.
+        path: the file; a missing folder is created.
         remark: called with one sentence at the first failure.
-        lines: the file has lines: one that a killed process or a full disk tore gets its end first.
-        reopened: gives what a file begins with that had to be opened again.
+        lines: the file consists of lines; a line torn by a killed process or a full disk is ended before the next one.
+        reopened: returns the first bytes to write after the file had to be opened again.
     """
 
     def __init__(
@@ -39,19 +39,23 @@ class AppendFile:
         """Open the file now.
 
         Raises:
-            OSError: it cannot be opened.
+            OSError: the file cannot be opened.
             UserError: a pipe, a device or a folder has its name.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         refuse_odd_file(self.path)
+
+        # O_RDWR because the last byte is read back; O_APPEND keeps the writes of several processes apart.
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
         try:
+            # A line that was torn by a killed process or a full disk ends here, or it would swallow the next record.
             start = b"\n" if self._lines and _is_torn(descriptor) else b""
             start += self._reopened() if self._was_open else b""
             _write_all(descriptor, start)
         except BaseException:
             os.close(descriptor)
             raise
+
         self._descriptor, self._was_open = descriptor, True
 
     @property
@@ -65,18 +69,20 @@ class AppendFile:
         Raises:
             OSError, UserError: as `open`, or the write failed.
         """
+        # The file was deleted or rotated while it was open: continue in the file that has the name now.
         if self._descriptor is not None and not _is_at(self._descriptor, self.path):
             self.close()
         if self._descriptor is None:
             self.open()
         assert self._descriptor is not None, "just opened"
+
         try:
             _write_all(self._descriptor, data)
-        except OSError as error:  # of a descriptor: it does not say which file
+        except OSError as error:  # an error of a descriptor does not name the file
             raise OSError(error.errno, error.strerror, str(self.path)) from error
 
     def write(self, data: bytes) -> bool:
-        """Append some bytes; reports whether they are in the file."""
+        """Append some bytes and return True if they are in the file."""
         try:
             self.append(data)
         except (OSError, UserError) as error:
@@ -85,7 +91,7 @@ class AppendFile:
         return True
 
     def sync(self) -> None:
-        """Hand what was written to the disk."""
+        """Flush the written bytes to the disk."""
         if self._descriptor is None:
             return
         try:
@@ -102,6 +108,7 @@ class AppendFile:
 
     def _fail(self, error: OSError | UserError) -> None:
         self.close()
+        # Report only the first failure: a full disk would otherwise fill the log with the same sentence.
         if not self._has_failed:
             self._has_failed = True
             reason = f"{self.path}: {error.strerror or error}" if isinstance(error, OSError) else str(error)
@@ -109,6 +116,7 @@ class AppendFile:
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
+    # Compare device and inode: the name may belong to another file by now.
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -121,5 +129,6 @@ def _is_torn(descriptor: int) -> bool:
 
 
 def _write_all(descriptor: int, data: bytes) -> None:
+    # `os.write` may write a part only, for example when the disk is almost full.
     while data:
         data = data[os.write(descriptor, data) :]

@@ -1,7 +1,7 @@
-"""Which checkpoint a run goes on from, and whether it fits the model and the config of now.
+"""Choose the checkpoint from which a run resumes, and check that it fits the current model and config.
 
-A folder that ever held a good checkpoint always holds one (utils/checkpoint_file.py writes them). Reading walks
-latest -> previous -> best to the newest that verifies, and says what it did.
+A folder that ever held a good checkpoint always holds one (utils/checkpoint_file.py writes them). Reading tries
+latest, previous and best, takes the newest that verifies, and reports why it skipped others.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _accept(path: Path, state: State) -> None:
 
 
 class Found(NamedTuple):
-    """What `find` chose, and the sentences for the log that say why."""
+    """The checkpoint that `find` chose, and the log lines that explain the choice."""
 
     path: Path
     state: State
@@ -65,8 +65,8 @@ class Found(NamedTuple):
 def find(folder: Path, check: Check = _accept) -> Found | None:
     """Find the newest checkpoint of a run that verifies: the highest (token, step) of latest, previous and best.
 
-    Among equals the latest goes first, then previous, then best. docs/cluster.md says what a token is; names that a
-    start keeps for itself (`kept`) count like the name they stand for.
+    Among equals the order is latest, previous, best. docs/cluster.md explains tokens. Names that a start keeps for
+    itself (`kept`) count like the plain name.
 
     Args:
         folder: an experiment folder.
@@ -76,13 +76,15 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
         None if the folder holds none of the names: a new run.
 
     Raises:
-        UserError: there are checkpoints and none can be read. Starting over is then the user's decision, not ours.
+        UserError: there are checkpoints but none can be read. Only the user may decide to start over.
     """
     present = present_names(folder, LATEST, PREVIOUS, BEST)
     if not present:
         return None
     for path in present:
         _require_access(path)
+
+    # `peek` reads no tensors, so that only the chosen file is read in full.
     orders = {path: peek(path) for path in present}
     states: dict[Path, State] = {}
     reasons: dict[Path, str] = {}
@@ -100,25 +102,30 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
         states[path], orders[path] = state, (state.get("token", 0), state["step"])
         return True
 
+    # A file that cannot be ranked by its table of contents is read in full: it may still be a good one.
     for path in [path for path, order in orders.items() if order is None]:
         is_good(path)
     ranked = sorted((path for path in present if orders[path]), key=lambda path: orders[path] or (), reverse=True)
     chosen = next((path for path in ranked if path in states or is_good(path)), None)
+
+    # Never start over silently: that would overwrite what may still be repaired.
     if chosen is None:
         told = "; ".join(f"{path.name} is passed over: {reason}" for path, reason in reasons.items())
         raise UserError(
             f"{folder}: no checkpoint can be read ({told}). Put a good one back, "
             "or start over with --fresh, which moves the old run to old/"
         )
+
     messages = _passed_over(present, chosen, orders, reasons)
     messages.append(f"going on from {chosen.name}, step {states[chosen]['step']}")
     return Found(chosen, states[chosen], messages)
 
 
 def _require_access(path: Path) -> None:
-    """A file that may not be opened now is not a damaged one: an older checkpoint must not take its place."""
+    """Raise a UserError for a file that may not be opened now, so that no older checkpoint takes its place."""
     if not path.is_file():
-        return  # `load` says what is wrong with it
+        return  # `load` reports what is wrong with it
+
     try:
         with open(path, "rb"):
             pass
@@ -131,11 +138,13 @@ def _require_access(path: Path) -> None:
 def _passed_over(
     present: list[Path], chosen: Path, orders: Mapping[Path, tuple[int, int] | None], reasons: Mapping[Path, str]
 ) -> list[str]:
-    """Lines for the log: why `find` did not choose the files that one would have expected."""
+    """Return the log lines that explain why `find` skipped the files that a reader would have expected."""
     if chosen.name == LATEST:
         return [f"{path.name} is passed over: {reasons[path]}" for path in reasons if split_name(path.name)[1]]
+
     lines = [] if os.path.lexists(chosen.with_name(LATEST)) else [f"{LATEST} is missing"]
     token, step = orders[chosen] or (0, 0)
+
     for path in present:
         order = orders[path]
         if path in reasons:
@@ -143,29 +152,32 @@ def _passed_over(
         elif order and order < (token, step):
             earlier = f", of start {order[0]} and not {token}" if order[0] < token else ""
             lines.append(f"{path.name} is passed over: it is older (step {order[1]}{earlier})")
+
     return lines
 
 
 def newest(folder: Path, name: str) -> Path | None:
-    """Choose the file that who asks for the best or the latest checkpoint of a folder should open.
+    """Return the file to open for the best or the latest checkpoint of a folder.
 
-    The highest (token, step) wins: of the best checkpoint and its kept names; for the latest of all that `find` looks
-    at. What stands under the plain name and cannot even be ranked is returned: its reader says what is wrong, instead
-    of a silent choice of another file.
+    The highest (token, step) wins: for BEST among the best checkpoint and its kept names, for LATEST among all files
+    that `find` considers. A file with the plain name that cannot be ranked is returned too: its reader then reports
+    what is wrong, instead of a silent choice of another file.
 
     Args:
         folder: an experiment folder.
         name: BEST or LATEST.
 
     Returns:
-        None if there is nothing of that name.
+        None if there is no file of that name.
     """
     plain = folder / name
     files = present_names(folder, name)
+
     if name == LATEST and files:
         files += present_names(folder, PREVIOUS, BEST)
     if len(files) < 2:
         return files[0] if files else None
+
     orders = {path: peek(path) for path in files}
     if plain in orders and orders[plain] is None:
         return plain
@@ -173,25 +185,27 @@ def newest(folder: Path, name: str) -> Path | None:
 
 
 def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
-    """Make an experiment folder this start's own, when nothing in config, lists or weights can be wrong any more.
+    """Take over an experiment folder for this start, once config, lists and weights have been checked.
 
-    Takes the token; from here on no earlier start can hide what this one finds or writes.
+    Takes the token: from here on no earlier start can hide what this one finds or writes.
 
     Args:
         run_dir: the folder, locked.
-        found: what the run continues from. None: an old run is moved away.
-        fresh: move all of it, not only the reports on bad samples.
+        found: the checkpoint to resume from. None: an old run is moved away.
+        fresh: move everything, not only the reports on bad samples.
 
     Raises:
-        UserError: the folder cannot be written, or is no longer ours.
+        UserError: the folder cannot be written, or another process has taken it.
     """
     run_dir.enter(above=found.state.get("token", 0) if found else 0)
     if found is None:
         run_dir.move_to_old(everything=fresh)
         return
+
     keep = run_dir.has_predecessor
     try:
         for name, source in ((LATEST, found.path), (BEST, newest(run_dir.exp, BEST))):
+            # The newest file may have only a kept name: give it the plain one, which everyone opens.
             if source is not None and split_name(source.name)[1]:
                 publish(source, run_dir.exp / name)
             if source is not None and keep:
@@ -202,18 +216,20 @@ def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
 
 
 def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Found | None:
-    """`find`, decided by rank 0 and read by all, so that no two ranks go on from different files.
+    """Find the checkpoint on rank 0 and read it on all ranks, so that all resume from the same file.
 
     Raises:
-        UserError: on every rank, when rank 0 finds checkpoints and none that can be read, or a rank reads another file.
+        UserError: on every rank, if rank 0 finds checkpoints but can read none, or if a rank reads another file.
     """
     if world.size == 1:
         return find(folder, check)
     names = (LATEST, PREVIOUS, BEST)
-    # number of the name, token of a kept name, step
+    # Index of the name (-1: no checkpoint, -2: none can be read), token of a kept name, step.
     choice = torch.tensor([-1, 0, -1], dtype=torch.int64, device=world.device)
     found: Found | None = None
     failure: UserError | None = None
+
+    # Rank 0 decides. Its error is raised only after the broadcast, or the other ranks would wait for ever.
     if world.is_main:
         try:
             found = find(folder, check)
@@ -222,11 +238,14 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
         if found:
             name, token = split_name(found.path.name)
             choice = torch.tensor([names.index(name), token, found.state["step"]], device=world.device)
+
     number, token, step = world.broadcast_(choice).tolist()
     if failure:
         raise failure
     if number == -2:
         raise AgreedError(f"{folder}: rank 0 finds no checkpoint that can be read")
+
+    # The others open the same name and compare the step: on another file system it could be another file.
     if number >= 0 and not world.is_main:
         path = folder / (kept_name(names[number], token) if token else names[number])
         found = Found(path, load(path), [])
@@ -239,7 +258,7 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
 
 
 def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path | str) -> None:
-    """Put the weights of a checkpoint into `model`; all of them, or none and a sentence that says which differ.
+    """Load the weights of a checkpoint into `model`: either all, or none and an error that names the differences.
 
     Args:
         model: the bare model (not wrapped by DDP).
@@ -253,9 +272,12 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
     missing = [key for key in own if key not in state_model]
     unknown = [key for key in state_model if key not in own]
     reshaped = [key for key in own if key in state_model and own[key].shape != state_model[key].shape]
+
     if not (missing or unknown or reshaped):
         model.load_state_dict(dict(state_model))
         return
+
+    # Only the classifier differs, in the number of classes: the most frequent mistake gets its own message.
     heads = {(state_model[key].shape[:1], own[key].shape[:1]) for key in reshaped}
     same_rest = all(state_model[key].shape[1:] == own[key].shape[1:] for key in reshaped)
     if not missing and not unknown and same_rest and len(heads) == 1:
@@ -264,36 +286,42 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
             f"{path}: trained with num_class: {theirs[0]}, this model has num_class: {ours[0]} "
             f"({', '.join(reshaped[:_LISTED])}); a new task starts from these weights with model.pretrained: FILE"
         )
+
     shapes = [f"{key} {tuple(state_model[key].shape)} in the file, {tuple(own[key].shape)} here" for key in reshaped]
     parts = [
         listed("missing in the file", missing, most=_LISTED),
         listed("not in the model", unknown, most=_LISTED),
         listed("another shape", shapes, most=_LISTED),
     ]
+
     raise UserError(f"{path}: weights of another model; " + "; ".join(part for part in parts if part))
 
 
 def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
-    """The tensors with which a run validated, and which evaluation therefore takes.
+    """Return the tensors with which a run validated, and which evaluation therefore uses.
 
     Args:
         state: a checkpoint.
 
     Returns:
-        The ``model`` entry, or with `ema` the average of the weights; with the recomputed batch-norm statistics where
-        precise batch norm made some at this very step. And a sentence for the log that says which.
+        The ``model`` entry, or with `ema` the moving average of the weights. Batch-norm statistics that precise batch
+        norm recomputed at this step replace the running ones. Second, a phrase for the log that names the choice.
     """
     averaged, statistics = state.get("ema"), state.get("precise_bn")
     said = "moving average of the weights" if averaged else "weights as trained (no moving average)"
+
     config = state.get("config")
     config = config if isinstance(config, Mapping) else {}
     if averaged and config.get("ema"):
         said += f" (decay {config['ema']:g})"
+
     wanted = (config.get("precise_bn") or {}).get("batches")
     if statistics:
         said += f", batch-norm statistics averaged over {wanted} batches"
     elif wanted:
         said += ", running batch-norm statistics (this step was not one of precise_bn)"
+
+    # Statistics go last: they are entries of the same model and must win.
     return {**(averaged or state["model"]), **(statistics or {})}, said
 
 
@@ -303,27 +331,31 @@ def check_resume(
     lists: Mapping[str, str] | None = None,
     kernel: str | None = None,
 ) -> list[str]:
-    """Decide whether a run may go on with a config that was changed.
+    """Decide whether a run may resume with a config that was changed.
 
     Args:
         state: the checkpoint.
-        differences: (key, value in the checkpoint, value now, whether it leaves the meaning of the run as it was), as
-            `utils.config.differences` gives them.
-        lists: sha256 of the lists of now, by the names of the checkpoint's ``lists``: a list may move, not change.
-        kernel: name of the resize kernel of now; a checkpoint from before it was kept (``resize``) has the same.
+        differences: (key, value in the checkpoint, value now, whether the run keeps its meaning), as
+            `utils.config.differences` yields them.
+        lists: sha256 of the current lists, by the names of the checkpoint's ``lists``: a list may move, not change.
+        kernel: name of the current resize kernel. Older checkpoints do not store it (``resize``); theirs is the same.
 
     Returns:
-        Lines for the log, one for each change that is allowed.
+        Log lines, one for each change that is allowed.
 
     Raises:
-        UserError: lists the changes that are not.
+        UserError: lists the changes that are not allowed.
     """
     changes = list(differences)
+
+    # A list is compared by content, so that a copied data set with other paths can resume.
     known = state.get("lists", {})
     moved = [key for key, value in (lists or {}).items() if known.get(key) != value]
     changes += [(f"{key}_source", "this list", "other content", False) for key in moved]
+
     resize = state.get("resize", kernel)
     changes += [("the resize kernel of the readers", resize, kernel, False)] if kernel and resize != kernel else []
+
     refused = [f"  {key}: {old!r} -> {new!r}" for key, old, new, free in changes if not free]
     if refused:
         raise UserError(
@@ -335,5 +367,5 @@ def check_resume(
 
 
 def versions() -> dict[str, str]:
-    """What a checkpoint says about the software that wrote it."""
+    """Return the versions of the software that writes a checkpoint."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}

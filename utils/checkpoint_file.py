@@ -1,7 +1,7 @@
-"""One checkpoint file: a kill or a full disk never harms the one before it; read with every byte checked.
+"""Write and read one checkpoint file: no kill and no full disk harms the previous one, and every byte is checked.
 
-The file is torch's zip format with tensors and plain Python types, readable with ``torch.load(weights_only=True)`` and
-nothing more. Which file a run goes on from is decided in utils/checkpoint.py.
+The file is torch's zip format with tensors and plain Python types, readable with ``torch.load(weights_only=True)``.
+utils/checkpoint.py decides from which file a run resumes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from utils.checkpoint_names import BEST, LATEST, PREVIOUS
 from utils.faults import UserError, fail_point, kind_of_file
 
 State = dict[str, Any]  # the content of a checkpoint; utils/engine/state.py lists it
-_STALE_SECONDS = 3600.0
+_STALE_SECONDS = 3600.0  # the age at which a temporary file of another host counts as abandoned
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class CheckpointError(UserError):
-    """A checkpoint could not be written; what was there before is untouched."""
+    """A checkpoint could not be written; the earlier ones are untouched."""
 
 
 class CorruptCheckpoint(UserError):  # noqa: N818 (the name of the state of the file, not of an act)
-    """A file that is not a whole checkpoint.
+    """A file that is not a complete checkpoint.
 
     Args:
         path: the file.
@@ -58,19 +58,19 @@ def save(
     """Write `state` to `folder`/`name` so that a kill at any moment leaves a good checkpoint in the folder.
 
     Temporary file in the same folder, flush, fsync, read back and verify, rename, fsync of the folder. For `LATEST` the
-    file that had the name becomes `PREVIOUS`: it gets a second name by a hard link first, so there is no moment without
-    a latest, and it replaces the older one only after the new one is in place.
+    old latest becomes `PREVIOUS`. It gets a second name by a hard link first, so there is no moment without a latest.
+    It replaces the older one only after the new file is in place.
 
     Args:
         folder: an existing folder.
         name: LATEST or BEST.
         state: tensors and plain Python types only, of any nesting.
-        check: called with the finished temporary file, right before the first rename; raises if the folder is no longer
-            this process's to write.
+        check: called with the finished temporary file, right before the first rename; raises if another process has
+            taken the folder.
         keep_as: the token under which the file gets a second name that no other start replaces.
 
     Raises:
-        CheckpointError: no space or no permission; the temporary file is gone and the old checkpoint is as it was.
+        CheckpointError: no space or no permission; the temporary file is gone and the old checkpoint is unchanged.
         TypeError: `state` holds a type that ``weights_only=True`` would refuse to read.
     """
     _sweep(folder)
@@ -79,21 +79,29 @@ def save(
     if keep_as is not None:
         names.append(folder / checkpoint_names.kept_name(name, keep_as))
     tmp, spare, *own = [checkpoint_names.temporary_name(path) for path in names]
+
     try:
+        # Write and verify a temporary file. Until the first rename the folder's checkpoints are untouched.
         _refuse_odd_files(*names)
         _require_space(folder, name, state)
         fail_point("checkpoint.begin")
         _write(tmp, state)
         _verify_written(tmp)
+
+        # Prepare all second names, so that only renames remain.
         rotate = name == LATEST and _is_zip(target)  # a cut-off file must not push out a good previous one
         if rotate:
             checkpoint_names.second_name(target, spare)
         for link in own:
             checkpoint_names.second_name(tmp, link)
         fail_point("checkpoint.linked")
+
+        # The last moment at which another process may have taken the folder.
         if check is not None:
             check(tmp)
         fail_point("checkpoint.checked")
+
+        # The order matters: at each moment the newest verified file has a name that `find` considers.
         for link in own:
             os.replace(link, names[-1])
         os.replace(tmp, target)
@@ -115,11 +123,11 @@ def save(
 
 
 def peek(path: Path) -> tuple[int, int] | None:
-    """Read (token, step) of a checkpoint without its tensors: which of two is newer.
+    """Read (token, step) of a checkpoint without its tensors, to find out which of two is newer.
 
     Returns:
-        None for a file that is no checkpoint of a run, or whose table of contents is damaged. A checkpoint from before
-        there were tokens has token 0.
+        None for a file that is no checkpoint of a run, or whose table of contents is damaged. A checkpoint from
+        before tokens existed has token 0.
     """
     try:
         state = weights_file.glance(path)
@@ -130,11 +138,11 @@ def peek(path: Path) -> tuple[int, int] | None:
 
 
 def load(path: Path) -> State:
-    """Read one checkpoint, every byte of it checked; tensors on the CPU.
+    """Read one checkpoint and check every byte of it; tensors on the CPU.
 
     Raises:
         UserError: there is no such file.
-        CorruptCheckpoint: it is damaged, not a checkpoint, or would need code to be run for reading.
+        CorruptCheckpoint: it is damaged, not a checkpoint, or reading it would need to run code.
     """
     try:
         state = weights_file.read_archive(path)
@@ -144,6 +152,7 @@ def load(path: Path) -> State:
         raise CorruptCheckpoint(path, error.reason) from error
     except UserError as error:
         raise UserError(f"{path}: no such checkpoint") from error
+
     if not isinstance(state, dict):
         raise CorruptCheckpoint(path, f"it holds a {type(state).__name__}, not a dict")
     return state
@@ -167,7 +176,7 @@ def _verify_written(tmp: Path) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove temporary files that a killed process left: on this host by its pid, else by their age."""
+    """Remove temporary files of killed processes: on this host by pid, otherwise by age."""
     for path, host, pid in checkpoint_names.temporary_files(folder):
         with contextlib.suppress(OSError):
             old = time.time() - path.stat().st_mtime > _STALE_SECONDS
@@ -176,12 +185,13 @@ def _sweep(folder: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
+    # Signal 0 only asks whether the process exists.
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except (PermissionError, OverflowError):
-        return True
+        return True  # it exists, but belongs to another user
     return True
 
 
@@ -190,7 +200,7 @@ def _is_zip(path: Path) -> bool:
 
 
 def _refuse_odd_files(*paths: Path) -> None:
-    """A rename would replace a pipe or a socket without a word, and looking into one may wait for ever."""
+    """Raise an OSError for a pipe or a socket: a rename would replace it silently, and opening it may block."""
     for path in paths:
         kind = kind_of_file(path)
         if kind is not None:
@@ -198,13 +208,14 @@ def _refuse_odd_files(*paths: Path) -> None:
 
 
 def _require_space(folder: Path, name: str, state: State) -> None:
+    # Some network file systems report 0 bytes in all: then their free space means nothing.
     usage = shutil.disk_usage(folder)
     if usage.total and usage.free < _bytes_of(state, set()):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _bytes_of(value: object, seen: set[int]) -> int:
-    """Bytes of all tensors, each storage once."""
+    """Return the bytes of all tensors, counting shared storage once."""
     if isinstance(value, Tensor):
         storage = value.untyped_storage()
         if storage.data_ptr() in seen:
@@ -219,12 +230,15 @@ def _bytes_of(value: object, seen: set[int]) -> int:
 
 
 def _os_error(error: BaseException) -> OSError | None:
-    """The file system's error behind `error`: torch raises RuntimeError ("unexpected pos ...") over the real one."""
+    """Return the file system's error behind `error`: torch hides it behind RuntimeError ("unexpected pos ...")."""
     link: BaseException | None = error
+
     while link is not None:
         if isinstance(link, OSError):
             return link
         link = link.__cause__ or link.__context__
+
+    # The writer was closed in the middle of a record and left no OSError: in practice the disk was full.
     if isinstance(error, RuntimeError) and ("unexpected pos" in str(error) or "PytorchStreamWriter" in str(error)):
         return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     return None
@@ -233,12 +247,15 @@ def _os_error(error: BaseException) -> OSError | None:
 def _failed_text(folder: Path, name: str, state: State, cause: OSError) -> str:
     any_saved = any(os.path.lexists(folder / known) for known in (LATEST, PREVIOUS, BEST))
     kept = "what was saved before it is as it was" if any_saved else "none was saved before it"
+
     if cause.errno not in _NO_SPACE:
         return f"{folder / name}: the checkpoint could not be written ({cause.strerror or cause}); {kept}"
+
     need, free = _bytes_of(state, set()) / 2**20, shutil.disk_usage(folder).free / 2**20
     room = f"{free:.1f} MiB are free"
     if cause.errno == errno.EFBIG:
         room = "a limit on the size of files, ulimit -f, is in force"
+
     return (
         f"{folder / name}: no space left for the checkpoint, which needs {need:.1f} MiB ({room}); {kept}. "
         f"Make room and start the run again: it {'goes on from there' if any_saved else 'starts from the beginning'}"

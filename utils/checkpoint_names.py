@@ -1,8 +1,8 @@
-"""Names of the checkpoints in an experiment folder, and the links that one start keeps to its own. Needs no torch.
+"""Name the checkpoints in an experiment folder, and keep second names that only one start writes. Needs no torch.
 
 A process that lost its folder while it was frozen may still carry out one last rename (docs/cluster.md, "Two processes,
-one folder"). So a start that may have such a predecessor keeps a second name for its newest latest and best checkpoint:
-``ckpt.start-7.pth.tar`` is the latest checkpoint of the start with token 7. Only that start ever writes under it.
+one folder"). A start that may have such a predecessor therefore keeps a second name for its newest latest and best
+checkpoint: ``ckpt.start-7.pth.tar`` is the latest checkpoint of the start with token 7. Only that start writes it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ BEST = "ckpt_best.pth.tar"
 
 _ENDING = ".pth.tar"
 _KEPT = re.compile(r"(ckpt|ckpt_best)\.start-(\d+)\.pth\.tar")
-_PROCESS = os.urandom(4).hex()
-_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_PROCESS = os.urandom(4).hex()  # host and pid can repeat, see `temporary_name`
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # errors of file systems without hard links
 
 
 def kept_name(name: str, token: int) -> str:
@@ -31,7 +31,7 @@ def kept_name(name: str, token: int) -> str:
 
 
 def split_name(file_name: str) -> tuple[str, int]:
-    """Return (LATEST or BEST, token) of a kept name; any other name comes back with token 0."""
+    """Return (LATEST or BEST, token) of a kept name, and any other name with token 0."""
     match = _KEPT.fullmatch(file_name)
     return (f"{match[1]}{_ENDING}", int(match[2])) if match else (file_name, 0)
 
@@ -47,12 +47,13 @@ def kept(folder: Path, name: str | None = None) -> list[Path]:
         found = [split_name(file) for file in os.listdir(folder)]
     except FileNotFoundError:
         return []
+
     known = sorted({(token, plain) for plain, token in found if token and name in (None, plain)}, reverse=True)
     return [folder / kept_name(plain, token) for token, plain in known]
 
 
 def present(folder: Path, *names: str) -> list[Path]:
-    """List what is in the folder under these names and under the kept names of each; links to nowhere too."""
+    """List the files with these names or with a kept name of one of them, including dangling links."""
     found: list[Path] = []
     for name in names:
         found += [folder / name] if os.path.lexists(folder / name) else []
@@ -61,10 +62,10 @@ def present(folder: Path, *names: str) -> list[Path]:
 
 
 def temporary_name(target: Path) -> Path:
-    """Return where this process writes what is to become `target`.
+    """Return the file that this process writes before it renames it to `target`.
 
-    Host and pid do not tell two processes apart: a container that is started again often has the same ones. If they
-    shared a name, one that wakes up would rename what the other has half written.
+    Host and pid do not identify a process: a restarted container often has the same ones. With a shared name, a process
+    that wakes up would rename a file that the other one has half written.
     """
     stem = target.name.removesuffix(_ENDING)
     return target.with_name(f"{stem}.tmp-{_PROCESS}.{socket.gethostname()}-{os.getpid()}{_ENDING}")
@@ -75,22 +76,24 @@ def temporary_files(folder: Path) -> list[tuple[Path, str, str]]:
     found = []
     for path in folder.glob(f"ckpt*.tmp-*{_ENDING}"):
         owner = path.name.removesuffix(_ENDING).split(".tmp-", 1)[1]
+        # The random part of the name is missing in files of older versions.
         host, _, pid = re.sub(r"^[0-9a-f]{8}\.", "", owner).rpartition("-")
         found.append((path, host, pid))
     return found
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of every process, so that no rename that began before can end.
+    """Remove the temporary files of every process, so that no rename of an earlier start can still succeed.
 
-    Only the holder of the folder's lock and of its highest token may call this, before it writes any of its own.
+    Only the holder of the folder's lock and of its highest token may call this, before it writes its own files.
     """
     for path, _, _ in temporary_files(folder):
         path.unlink(missing_ok=True)
 
 
 def second_name(source: Path, link: Path) -> None:
-    """Give a file a second name, replacing what has it; a copy where the file system knows no hard links."""
+    """Give a file a second name and replace what has that name; copy it where hard links are not supported."""
+    # `os.link` fails if the name exists. The link is a spare name, so its absence for a moment does no harm.
     link.unlink(missing_ok=True)
     try:
         os.link(source, link)
@@ -101,9 +104,11 @@ def second_name(source: Path, link: Path) -> None:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Let `target` name the same file as `source`, at no moment nothing; both stay."""
+    """Let `target` name the same file as `source`. `target` exists at every moment, and `source` stays."""
     if _same_file(source, target):
         return
+
+    # A link and a rename: `os.link` alone cannot replace an existing name.
     spare = temporary_name(target)
     try:
         second_name(source, spare)
@@ -114,14 +119,14 @@ def publish(source: Path, target: Path) -> None:
 
 
 def settle(folder: Path, token: int, *, keep: bool) -> None:
-    """Put right what a late rename of an earlier start has changed.
+    """Undo what a late rename of an earlier start has changed.
 
-    The kept names of `token` say which files LATEST and BEST are. Those of earlier starts are removed.
+    The kept names of `token` say which files LATEST and BEST are. The kept names of earlier starts are removed.
 
     Args:
         folder: the experiment folder; the caller holds its lock and the highest token.
-        token: the caller's.
-        keep: an earlier start may still wake up: the names of `token` stay.
+        token: the caller's token.
+        keep: an earlier start may still wake up, so the names of `token` stay.
     """
     for path in kept(folder):
         name, number = split_name(path.name)
@@ -133,6 +138,6 @@ def settle(folder: Path, token: int, *, keep: bool) -> None:
 
 def _same_file(one: Path, other: Path) -> bool:
     try:
-        return os.path.samestat(os.lstat(one), os.lstat(other))
+        return os.path.samestat(os.lstat(one), os.lstat(other))  # lstat: a link is replaced, not followed
     except FileNotFoundError:
         return False

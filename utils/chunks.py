@@ -1,9 +1,9 @@
-"""How many views of an evaluation go through the network at once: found by measuring, halved when memory runs out.
+"""Choose how many views of an evaluation go through the network at once, by measuring memory.
 
-What is measured is memory, not time, so that the same evaluation takes the same chunks again and gives the same bits,
-also after it was killed. On a CPU as many views are run as keep the largest feature map in the caches, on a GPU as many
-as fit. A view's scores do not depend on the others of its chunk, but on their number, in the last bits: a chunk that is
-not full is filled up.
+The measure is memory, not time, so that the same evaluation takes the same chunks again and gives the same bits, also
+after it was killed. On a CPU a chunk keeps the largest feature map in the caches; on a GPU it fills the memory. The
+last bits of a view's scores depend on the number of views in its chunk, not on the other views, so a chunk that is not
+full is padded. A chunk is halved when memory runs out.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from utils.faults import UserError
 
 MOST = 64  # views at once; no device that we know gains from more
-GROUP = {"cpu": 4, "cuda": 32}  # views of several videos that are collected before they are run
+GROUP = {"cpu": 4, "cuda": 32}  # views of several videos that are collected before they run
 _CACHE = 2**24  # bytes of the largest feature map for each CPU thread: measured, docs/evaluation.md
-_MEMORY_SHARE = 0.5  # of a GPU's free memory that a chunk may be expected to take
+_MEMORY_SHARE = 0.5  # share of a GPU's free memory that a chunk may take
 
 # How PyTorch's allocators, oneDNN, cuDNN and cuBLAS report that memory ran out. cuDNN finds no engine if each needs
-# more workspace than is left, and also for shapes that it cannot do at all, which one view alone then shows.
+# more workspace than is left, and also for shapes that it does not support. A single view tells the two apart.
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator",
     "std::bad_alloc",
@@ -43,13 +43,13 @@ class Chunks:
     Args:
         forward: (n, T, h, w, C) uint8 on the device -> scores (n, K) float32.
         device: where it runs.
-        size: views at once; None to find it with the first view.
-        net: whose feature maps are measured on a CPU.
-        say: where to tell that memory ran out.
+        size: views at once; None to measure it with the first view.
+        net: the network whose feature maps are measured on a CPU.
+        say: called with one sentence when memory ran out.
 
     Attributes:
-        size: views at once now.
-        group: views that are worth collecting from several videos before they are run; the same on all ranks.
+        size: current number of views at once.
+        group: views that are worth collecting from several videos before they run; the same on all ranks.
     """
 
     def __init__(
@@ -66,13 +66,13 @@ class Chunks:
         self._unknown = size is None
 
     def run(self, cut: Cut, views: int, full: int | None = None) -> Tensor:
-        """Scores of all views.
+        """Return the scores of all views.
 
         Args:
-            cut: gives views start..stop-1 as (n, T, h, w, C) uint8 on the device; called once per chunk, so that not
+            cut: returns views start..stop-1 as (n, T, h, w, C) uint8 on the device; called once per chunk, so that not
                 all views are in memory at once.
             views: V.
-            full: how many there usually are, if fewer are left at the end of the list.
+            full: the usual number of views, if fewer are left at the end of the list.
 
         Returns:
             (V, K) float32.
@@ -82,10 +82,13 @@ class Chunks:
         """
         if self._unknown:
             self.size, self._unknown = self._measured(cut, full or views), False
+
         parts: list[Tensor] = []
         start = 0
         while start < views:
             stop = min(start + self.size, views)
+
+            # The rest at the end of the list runs padded to the usual size, for the same bits.
             count = min(self.size, full) if full and views < full else 0
             try:
                 parts.append(self._filled(cut(start, stop), count))
@@ -94,41 +97,49 @@ class Chunks:
                 if not is_out_of_memory(error):
                     raise
                 self._halve(stop - start, error)
+
+            # Not in the handler above: there the error still holds the tensors of the failed pass.
             if start < stop and self.device.type == "cuda":
-                torch.cuda.empty_cache()  # out here, since the error holds on to the tensors of the failed pass
+                torch.cuda.empty_cache()
+
         return torch.cat(parts)
 
     def _filled(self, clips: Tensor, count: int) -> Tensor:
-        """Scores of a chunk, which is run with at least `count` views."""
+        """Return the scores of a chunk, which runs with at least `count` views."""
         missing = count - len(clips)
         if missing <= 0:
             return self.forward(clips)
+
+        # Repeat the last clip and drop its scores: (count, T, h, w, C) -> (count, K) -> (n, K).
         return self.forward(torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])]))[: len(clips)]
 
     def _measured(self, cut: Cut, full: int) -> int:
-        """Run the first view, for its memory only, and divide what usually comes into equal chunks."""
+        """Run the first view to measure its memory, and divide the usual number of views into equal chunks."""
         try:
             most = self._that_fit(cut(0, 1))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            most = 1  # `run` will say it
+            most = 1  # `run` meets the same error and reports it
+
         return max(n for n in range(1, max(1, min(most, full, MOST)) + 1) if full % n == 0)
 
     def _that_fit(self, view: Tensor) -> int:
         if self.device.type == "cuda":
-            # The difference of two views and one: workspaces of cuDNN and cuBLAS are there once, not for each view.
+            # The difference between two views and one: workspaces of cuDNN and cuBLAS exist once, not for each view.
             one, two = (self._peak(views) for views in (view, torch.cat([view, view])))
             each = max(two - one, 1)
+
             held = torch.cuda.memory_allocated(self.device)
             free = torch.cuda.mem_get_info(self.device)[0] + torch.cuda.memory_reserved(self.device) - held
             return int((_MEMORY_SHARE * free - max(one - each, 0)) / each)
+
         with LargestMap(self.net) as largest:
             self.forward(view)
         return int(_CACHE * torch.get_num_threads() / max(largest.bytes, 1))
 
     def _peak(self, views: Tensor) -> int:
-        """Bytes that a forward pass needs at once, beside what is there before it."""
+        """Return the bytes that a forward pass needs at its peak, beyond what was allocated before."""
         torch.cuda.synchronize(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         before = torch.cuda.memory_allocated(self.device)
@@ -137,19 +148,20 @@ class Chunks:
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def _halve(self, tried: int, error: Exception) -> None:
-        if tried == 1 and _NOT_ONLY_MEMORY in str(error):
+        if tried == 1 and _NOT_ONLY_MEMORY in str(error):  # a shape that cuDNN does not support
             raise error
         if tried == 1:
             raise UserError(
                 f"one view alone does not fit into the memory of this {self.device.type} ({error}): take a smaller "
                 "--crop-size, or fewer frames in a clip"
             ) from error
+
         self.size = max(1, tried // 2)
         self.say(f"memory ran out with {tried} views at once; going on with {self.size}")
 
 
 class LargestMap:
-    """While it is entered, notes the size of the largest tensor that a layer of a network answers.
+    """A context manager that notes the size of the largest tensor that any layer returns.
 
     Attributes:
         bytes: its size.
@@ -174,10 +186,12 @@ class LargestMap:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Float32 convolutions without TF32, which PyTorch allows by default: with its 10 bits the scores of a view follow
-    the kernel that cuDNN picks for the size of a chunk. Everything else about cuDNN stays as it is.
+    """Run float32 convolutions without TF32, which PyTorch allows by default.
+
+    TF32 has 10 bits of mantissa: the scores of a view would depend on the kernel that cuDNN picks for the size of a
+    chunk. All other settings of cuDNN keep their values.
     """
-    # Not `cudnn.flags(allow_tf32=False)`: what is left out there is switched off, cuDNN itself among it (torch 2.13).
+    # Not `cudnn.flags(allow_tf32=False)`: it switches off what it is not given, cuDNN itself included (torch 2.13).
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     try:
@@ -194,13 +208,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def joined(pieces: Sequence[tuple[Cut, int]]) -> tuple[Cut, int]:
-    """One `cut` over the views of several videos, and their number.
+    """Return one `cut` over the views of several videos, and their number.
 
     Args:
         pieces: (cut, views) of each video.
     """
     if len(pieces) == 1:
         return pieces[0]
+
     starts = [0]
     for _, views in pieces:
         starts.append(starts[-1] + views)
@@ -208,6 +223,7 @@ def joined(pieces: Sequence[tuple[Cut, int]]) -> tuple[Cut, int]:
     def cut(start: int, stop: int) -> Tensor:
         parts = []
         for (own, views), first in zip(pieces, starts, strict=False):
+            # The part of start..stop-1 that lies in this video, counted from the video's first view.
             low, high = max(start, first), min(stop, first + views)
             if low < high:
                 parts.append(own(low - first, high - first))

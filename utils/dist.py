@@ -1,4 +1,4 @@
-"""Which rank this process is, and the few collectives we use."""
+"""Find the rank of this process, join the other ranks, and run the few collectives that a run needs."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from utils.reduce import AveragedGradients
 from utils.schedulers import Place, integer
 
 JOIN_SECONDS = 300.0  # how long the ranks wait for each other at the start; $ZOETROPE_JOIN_SECONDS overrides
-_ANSWER_SECONDS = 2.0  # for the answer of the store when the time to join is over
+_ANSWER_SECONDS = 2.0  # how long to wait for the store's answer once the time to join is over
 COLLECTIVE_SECONDS = 1800.0  # after this long a frozen peer counts as lost; $ZOETROPE_COLLECTIVE_SECONDS overrides
 TORCHRUN = "torchrun"
 
 T = TypeVar("T")
 
-# What gloo says when a peer has died or stays silent: in plain RuntimeErrors, where NCCL has an exception class.
+# What gloo reports when a peer has died or is silent. It raises plain RuntimeErrors; NCCL has an exception class.
 _LOST_SIGNS = (
     "gloo/transport",
     "Connection closed by peer",
@@ -36,13 +36,13 @@ _LOST_SIGNS = (
     "Broken pipe",
     "Timed out waiting",
     "Socket Timeout",
-    "Application timeout caused pair closure",  # a further operation on a connection that has timed out
+    "Application timeout caused pair closure",  # a second operation on a connection that has timed out
 )
 
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of this run as one of them sees it; made by `join`.
+    """The ranks of this run as one of them sees it; `join` creates it.
 
     Attributes:
         rank: 0 .. size - 1.
@@ -64,7 +64,7 @@ class World:
         return self.rank == 0
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum a contiguous tensor over all ranks, in place; the same bits on every rank. Raises LostRank."""
+        """Sum a contiguous tensor over all ranks, in place; return the same bits on every rank. Raises LostRank."""
         if self.size > 1:
             with contact(self):
                 dist.all_reduce(tensor)
@@ -77,21 +77,21 @@ class World:
             return Pending(self, transfer.Readback(tensor, work))
 
     def broadcast_(self, tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
-        """Copy rank `src`'s contiguous tensor over everybody's, in place. Raises LostRank."""
+        """Copy rank `src`'s contiguous tensor to all ranks, in place. Raises LostRank."""
         if self.size > 1:
             with contact(self):
                 dist.broadcast(tensor, src)
         return tensor
 
     def any(self, wish: bool) -> bool:
-        """Does any rank wish it? The same answer on every rank. Raises LostRank."""
+        """Return True on every rank if `wish` is true on any rank. Raises LostRank."""
         return wish if self.size == 1 else bool(self.sum_(torch.tensor([int(wish)], device=self.device)).item())
 
     def on_main(self, action: Callable[[], object]) -> None:
         """Run `action` on rank 0 while the others wait.
 
         Raises:
-            UserError: what the action raised, on rank 0; on the others an AgreedError, which nobody prints.
+            UserError: on rank 0 the action's error; on the other ranks an AgreedError, which is not printed.
         """
         failure: UserError | None = None
         if self.is_main:
@@ -99,35 +99,39 @@ class World:
                 action()
             except UserError as error:
                 failure = error
+
+        # Every rank must come here: one that raised before would leave the others waiting.
         failed = self.any(failure is not None)
+
         if failure is not None:
             raise failure
         if failed:
             raise AgreedError("rank 0 could not go on")
 
     def barrier(self) -> None:
-        """Return when every rank has come here. Raises LostRank."""
+        """Return when every rank has arrived. Raises LostRank."""
         if self.size > 1:
             with contact(self):
+                # Without device_ids NCCL guesses the GPU of a rank and may hang.
                 dist.barrier(device_ids=[self.device.index] if self.backend == "nccl" else None)
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A sum over the ranks that is under way."""
+    """A sum over the ranks that is in progress."""
 
     world: World
     readback: transfer.Readback
 
     def read(self) -> torch.Tensor:
-        """Wait for the sum and return it, on the CPU. On a GPU later work is not waited for. Raises LostRank."""
+        """Wait for the sum and return it on the CPU; on a GPU, without waiting for later work. Raises LostRank."""
         with contact(self.world):
             return self.readback.read()
 
 
 @contextlib.contextmanager
 def contact(world: World) -> Iterator[None]:
-    """Turn the errors that a dead peer causes into LostRank. Wrap the training loop in it: DDP raises gloo's own."""
+    """Turn errors caused by a dead peer into LostRank. Wrap the training loop in it: DDP raises gloo's errors."""
     try:
         yield
     except LostRank:
@@ -148,19 +152,20 @@ def _is_lost(error: RuntimeError) -> bool:
 
 
 def join(expected: int | None = None, *, seconds: float | None = None, device: str | None = None) -> World:
-    """Find the other ranks and meet them: torchrun's variables, else the scheduler's, else a world of one.
+    """Find and join the other ranks: by torchrun's variables, else by the scheduler's, else as a world of one.
 
-    torchrun goes first, so that it wins inside an allocation. Either all ranks join or everyone gets an error:
-    never a smaller world.
+    torchrun comes first, so that it wins inside an allocation. Either all ranks join or each gets an error: the world
+    is never smaller than requested.
 
     Args:
-        expected: the number of ranks that was asked for; None: $ZOETROPE_RANKS, and if that is absent no check.
+        expected: the requested number of ranks; None: $ZOETROPE_RANKS, or no check if that is absent.
         seconds: how long to wait for the others; None: $ZOETROPE_JOIN_SECONDS, else 5 minutes.
-        device: "cpu" or "cuda"; None: CUDA where there is any.
+        device: "cpu" or "cuda"; None: CUDA if there is a GPU.
 
     Raises:
-        UserError: another number of ranks than asked for, ranks missing, or no GPU for this rank.
+        UserError: another number of ranks than requested, missing ranks, or no GPU for this rank.
     """
+    # Compare the number of ranks with the number that the user asked for.
     place = _place(os.environ)
     if expected is None and os.environ.get("ZOETROPE_RANKS"):
         expected = integer(os.environ, "ZOETROPE_RANKS")
@@ -169,9 +174,13 @@ def join(expected: int | None = None, *, seconds: float | None = None, device: s
             f"{expected} ranks were asked for but {place.scheduler or 'this command'} started {place.size}: "
             f"start {expected} processes (train.sh does), or ask for {place.size} with ZOETROPE_RANKS={place.size}"
         )
+
+    # A process alone needs no process group.
     where = _device(place, device)
     if place.size == 1:
         return World(0, 1, place.local_rank, where, None)
+
+    # Meet on our own store first: its errors name the missing ranks, those of torch do not.
     if seconds is None:
         seconds = _seconds("ZOETROPE_JOIN_SECONDS", JOIN_SECONDS)
     backend = "nccl" if where.type == "cuda" else "gloo"
@@ -184,55 +193,60 @@ def join(expected: int | None = None, *, seconds: float | None = None, device: s
             rank=place.rank,
             world_size=place.size,
             timeout=collective_timeout(),
-            # NCCL then connects at once: errors come now and not in the first step, and further groups are split off.
+            # NCCL then connects at once: errors occur here and not in the first step, and later groups are split off.
             device_id=where if backend == "nccl" else None,
         )
+
     return world
 
 
 def data_parallel(model: torch.nn.Module, world: World) -> AveragedGradients:
-    """Wrap a model so that gradients are averaged over the ranks; buffers are kept equal by utils/sync_bn.py."""
+    """Wrap a model so that gradients are averaged over the ranks; utils/sync_bn.py keeps the buffers equal."""
     return AveragedGradients(model, world)
 
 
 def leave(error: type[BaseException] | None = None, *_: object) -> None:
     """Destroy the process group after a clean end. Push it on an ExitStack, which passes the error on.
 
-    After an error on this rank the other ranks may be in a collective that never ends. With NCCL the destruction waits
-    for it, and so does the teardown of the interpreter. The group then stays, and `faults.finish` ends the process
-    without either.
+    After an error on this rank the other ranks may be in a collective that never ends. With NCCL, both the
+    destruction of the group and the interpreter's teardown would wait for it. So the group is kept, and
+    `faults.finish` ends the process without either.
     """
     if not dist.is_initialized():
         return
     if error is not None:
         faults.end_at_once()
         return
-    with contextlib.suppress(RuntimeError):  # a peer is gone already
+    with contextlib.suppress(RuntimeError):  # a peer has left already
         dist.destroy_process_group()
 
 
 def collective_timeout() -> timedelta:
-    """How long a collective may wait for a frozen peer (every process group of ours gets it)."""
+    """Return how long a collective may wait for a frozen peer; all process groups use it."""
     return timedelta(seconds=_seconds("ZOETROPE_COLLECTIVE_SECONDS", COLLECTIVE_SECONDS))
 
 
 def _place(env: Mapping[str, str]) -> Place:
-    """Rank, size and local rank from the environment, in the order torchrun, scheduler, single."""
+    """Return rank, size and local rank from the environment, in the order torchrun, scheduler, single process."""
     if all(env.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR")):
         rank, size = integer(env, "RANK"), integer(env, "WORLD_SIZE")
+        # Other launchers set RANK without LOCAL_RANK; on one machine the two are equal.
         local_rank = integer(env, "LOCAL_RANK") if env.get("LOCAL_RANK") else rank
         place = Place(TORCHRUN, rank=rank, size=size, local_rank=local_rank)
     else:
         place = schedulers.here(env) or Place("")
+
     if not 0 <= place.rank < place.size:
         raise UserError(
             f"{place.scheduler} gave RANK={place.rank} of {place.size} ranks: start with train.sh or torchrun"
         )
+
     return place
 
 
 def _device(place: Place, wanted: str | None) -> torch.device:
     count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+
     if count == 0:
         if wanted == "cuda":
             raise UserError(
@@ -240,25 +254,29 @@ def _device(place: Place, wanted: str | None) -> torch.device:
                 "what is wrong with driver and torch"
             )
         return torch.device("cpu")
-    # A scheduler can bind one GPU to each task, which then is number 0 for every one of them.
+    # A scheduler can bind one GPU to each task. It is then number 0 for every task.
     index = 0 if place.scheduler != TORCHRUN and count == 1 else place.local_rank
     if index >= count:
         raise UserError(
             f"rank {place.rank} is number {place.local_rank} on its machine, which shows {count} GPUs: "
             f'start one rank per GPU (or use none: CUDA_VISIBLE_DEVICES="")'
         )
+
+    # The current device, because `.cuda()` and NCCL would otherwise use GPU 0 on every rank.
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
 def _meet(place: Place, seconds: float) -> Store:
-    """A store that all ranks have reached, or a UserError on every rank that says who is missing."""
+    """Return a store that all ranks have reached; raise a UserError that names the missing ranks on every rank."""
     scheduler = schedulers.Scheduler() if place.scheduler == TORCHRUN else schedulers.named(place.scheduler)
     host, port = scheduler.rendezvous(place, os.environ)
     deadline = time.monotonic() + seconds
-    # torchrun's agent already holds the store, for several attempts if it restarts the ranks.
+    # torchrun's agent already runs the store and keeps it over several attempts, if it restarts the ranks.
     agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+
+    # The requests share one deadline, so that the whole start takes no longer than `seconds`.
     where = f"rank {place.rank} of {place.size}"
     try:
         timeout, hosts = timedelta(seconds=seconds), place.rank == 0 and not agent
@@ -270,16 +288,22 @@ def _meet(place: Place, seconds: float) -> Store:
         if "EADDRINUSE" in str(error) or "already in use" in str(error):
             raise UserError(f"{where}: port {port} is taken on {host}: set MASTER_PORT to a free one") from error
         raise UserError(f"{where} could not reach rank 0 at {host}:{port} within {seconds:g} s: see its log") from error
+
+    # Two jobs with the same port would otherwise train on each other's gradients.
     if size != str(place.size):
         raise UserError(f"{where}: others at {host}:{port} count {size} ranks: do two jobs share MASTER_PORT?")
     if arrived != 1:
         raise UserError(f"two processes say they are {where} at {host}:{port}: do two jobs share MASTER_PORT?")
+
+    # Wait for one key of each rank: the store knows who is missing if time runs out.
     keys = [f"rank{rank}" for rank in range(place.size)]
     try:
         left = timedelta(seconds=max(deadline - time.monotonic(), 0.1))
         _within(deadline + _ANSWER_SECONDS, lambda: store.wait(keys, left))
     except RuntimeError as error:
         raise UserError(f"{where}: {_absent(store, keys)} within {seconds:g} s: see the logs of the others") from error
+
+    # The store later serves torch's own requests.
     store.set_timeout(min(timedelta(seconds=seconds), collective_timeout()))
     return store
 
@@ -287,8 +311,8 @@ def _meet(place: Place, seconds: float) -> Store:
 def _within(deadline: float, action: Callable[[], T]) -> T:
     """Return the result of a request to a store, or raise RuntimeError at a time of the monotonic clock.
 
-    A request to a machine that has become unreachable lasts longer than its own timeout: torch then cancels it, and
-    waits as long again for the answer to that.
+    A request to an unreachable machine lasts longer than its own timeout: torch then cancels it and waits as long
+    again for the answer to the cancellation.
     """
     done: Queue[tuple[T, None] | tuple[None, BaseException]] = Queue()
 
@@ -299,23 +323,27 @@ def _within(deadline: float, action: Callable[[], T]) -> T:
             done.put((None, error))
 
     threading.Thread(target=run, name="request to the store", daemon=True).start()
+
     try:
         result, error = done.get(timeout=max(deadline - time.monotonic(), 0.1))
     except Empty:
         faults.end_at_once()  # the thread cannot be stopped
         raise RuntimeError("no answer") from None
+
     if error is not None:
         raise error
     return result  # pyright: ignore[reportReturnType]
 
 
 def _absent(store: Store, keys: list[str]) -> str:
-    """How many joined and who is missing, as far as can be told: rank 0 may have taken the store down already."""
+    """Name the missing ranks as far as possible: rank 0 may have closed the store already."""
     try:
         deadline = time.monotonic() + _ANSWER_SECONDS
         missing = [rank for rank, key in enumerate(keys) if not _within(deadline, lambda key=key: store.check([key]))]
     except RuntimeError:
         return f"not all of {len(keys)} ranks joined"
+
+    # With many ranks a few names show the pattern, such as all ranks of one node.
     names = ", ".join(map(str, missing[:16])) + (", ..." if len(missing) > 16 else "")
     return f"only {len(keys) - len(missing)} of {len(keys)} ranks joined, missing: {names}"
 
@@ -324,7 +352,7 @@ def _seconds(name: str, default: float) -> float:
     try:
         seconds = float(os.environ.get(name) or default)
     except ValueError:
-        seconds = 0.0
+        seconds = 0.0  # refused below, with the same message
     if not 0 < seconds < 1e7:
         raise UserError(f"the environment variable {name}={os.environ[name]!r} must be a number of seconds above 0")
     return seconds

@@ -1,4 +1,4 @@
-"""The two kinds of trouble that are not bugs: a mistake of the user, and a piece of media that cannot be read.
+"""Separate the two kinds of errors that are not bugs: a mistake of the user, and media that cannot be read.
 
 Also `fail_point`, with which the tests kill, freeze or stop a process at a named moment.
 """
@@ -21,9 +21,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn
 
-_arrivals: Counter[str] = Counter()
+_arrivals: Counter[str] = Counter()  # how often this process has come to each fail point
 _ends_at_once = False
-_EXIT_FILE = "ZOETROPE_EXIT_FILE"
+_EXIT_FILE = "ZOETROPE_EXIT_FILE"  # environment variable: the launcher reads exit codes and errors beside this file
 _FAIL_ACTIONS = {
     "kill": signal.SIGKILL,
     "stop": signal.SIGSTOP,
@@ -38,6 +38,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
 }
+# Advice for errors of the file system that name a file.
 _OF_THE_FOLDER = {
     errno.EACCES: "look at the permissions",
     errno.EDQUOT: "make room, then run the same command again",
@@ -52,12 +53,12 @@ _OF_THE_FOLDER = {
 }
 
 
-# What nothing here does without, by the names that are imported; pyproject.toml has their versions.
+# Packages that the code cannot do without, by their import names; pyproject.toml has their versions.
 _PACKAGES = {
     "av", "cv2", "numpy", "psutil", "pydantic", "safetensors", "simplejpeg", "torch", "torchvision", "xxhash", "yaml",
 }  # fmt: skip
 
-# Of the machine: they need not name a file, and are never a bug.
+# Errors of the machine: they need not name a file, and are never a bug.
 _OF_THE_MACHINE = {
     errno.EMFILE: "too many files are open: raise `ulimit -n`; `python main.py doctor` names all limits",
     errno.EIO: "the disk or the file server failed: look at the machine's log, then run the same command again",
@@ -67,14 +68,14 @@ _OF_THE_MACHINE = {
 
 
 class UserError(Exception):
-    """Something the user can mend. `main.py` and `launch` print the text and leave with exit code 2.
+    """An error that the user can fix. `main.py` and `launch` print the text and leave with exit code 2.
 
     The text is one clear sentence (or one line per problem) that names the file, line, key or host and says what to do.
     """
 
 
 class MediaError(Exception):
-    """One video or frame that cannot be read. It is counted and named, never fatal by itself.
+    """One video or frame that cannot be read. It is counted and named, and is never fatal by itself.
 
     Args:
         path: the file, as the user knows it.
@@ -88,7 +89,7 @@ class MediaError(Exception):
 
 
 class LostRank(RuntimeError):
-    """Another rank died or stopped answering. `main.py` prints the one line and leaves with exit code 1."""
+    """Another rank died or stopped answering. `main.py` prints one line and leaves with exit code 1."""
 
 
 class AgreedError(UserError):
@@ -96,31 +97,32 @@ class AgreedError(UserError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean X?)` for the nearest known word, or nothing."""
+    """Return ` (did you mean X?)` for the nearest known word, or ""."""
     near = difflib.get_close_matches(word, list(known), n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def listed(what: str, names: Iterable[str], *, most: int = 6) -> str:
-    """Return `what: a, b, c, ... 12 in all`; "" for no names."""
+    """Return `what: a, b, c, ... 12 in all`, or "" for no names."""
     found = list(names)
     more = f", ... {len(found)} in all" if len(found) > most else ""
     return f"{what}: {', '.join(found[:most])}{more}" if found else ""
 
 
 def rank_from_environment() -> int:
-    """The rank of this process as torchrun or SLURM tell it; 0 when alone. Needs no torch."""
+    """Return the rank of this process by the variables of torchrun or SLURM; 0 if alone. Needs no torch."""
     if "RANK" in os.environ:
         return int(os.environ["RANK"])
+    # sbatch sets SLURM_PROCID in the batch script too, which is not a rank.
     return int(os.environ.get("SLURM_PROCID", "0")) if "SLURM_STEP_ID" in os.environ else 0
 
 
 def leave_exit_code(code: int) -> int:
     """Write this rank's exit code where the launcher asked for it, and return the code to leave with.
 
-    torchrun reports 1 for every failure, and prints its own table over the one sentence that the user should read:
-    so under a launcher that reads the file, 2 (a user's mistake) and 75 (stopped, saved) leave as 0. So does a rank
-    that lost another one to such a mistake.
+    torchrun reports 1 for every failure, and its own table of errors hides the one sentence that the user should read.
+    So under a launcher that reads the file, 2 (a user's mistake) and 75 (stopped and saved) leave as 0. A rank that
+    lost another one to such a mistake leaves as 0 too.
     """
     path = os.environ.get(_EXIT_FILE)
     if not path:
@@ -137,7 +139,7 @@ def write_exit_code(code: int) -> None:
 
 
 def end_at_once() -> None:
-    """Let `finish` skip the interpreter's teardown: a process group is left that other ranks still use."""
+    """Let `finish` skip the interpreter's teardown: other ranks still use the process group."""
     global _ends_at_once
     _ends_at_once = True
 
@@ -150,7 +152,7 @@ def leave_process(run: Callable[[], int]) -> NoReturn:
 def finish(run: Callable[[], int]) -> int:
     """Run the program and return its exit code; after `end_at_once`, end the process with that code instead.
 
-    The error's text and the exit code are written before the process ends, whatever other ranks wait for.
+    The error's text and the exit code are written before the process ends, even if other ranks wait for something.
     """
     try:
         code = run()
@@ -160,6 +162,8 @@ def finish(run: Callable[[], int]) -> int:
         traceback.print_exc()
         write_exit_code(1)
         code = 1
+
+    # `os._exit` runs no destructors, which could wait for ever, and flushes nothing.
     if _ends_at_once:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -169,8 +173,8 @@ def finish(run: Callable[[], int]) -> int:
 
 
 def _another_rank_left_with_2(path: str) -> bool:
-    """It closes its connections a moment before it writes its code: ask for a second."""
-    for _ in range(10):
+    """Wait up to a second for another rank's code 2: a rank closes its connections just before it writes its code."""
+    for _ in range(10):  # times 0.1 s
         codes = [file.read_text() for file in Path(path).parent.glob(f"{Path(path).name}.*[0-9]")]
         if "2\n" in codes:
             return True
@@ -179,14 +183,14 @@ def _another_rank_left_with_2(path: str) -> bool:
 
 
 def call(action: Callable[[], int]) -> int:
-    """Run a command; what is the user's to mend becomes one text on stderr and exit code 2.
+    """Run `action`. Print an error that the user can fix as one message on stderr and return its exit code.
 
     Args:
         action: returns an exit code.
 
     Returns:
-        The code; 2 for a `UserError` and for files that cannot be read or written, 1 for a lost rank and where nobody
-        reads our output any more, 130 for Ctrl-C.
+        The action's code; 2 for a `UserError` and for files that cannot be read or written; 1 for a lost rank, and if
+        our output is no longer read; 130 for Ctrl-C.
     """
     try:
         return action()
@@ -195,26 +199,29 @@ def call(action: Callable[[], int]) -> int:
         return 2
     except LostRank as error:
         tell(error)
-        end_at_once()  # the threads of a process group wait for a lost rank until a further timeout
+        end_at_once()  # threads of a process group wait for a lost rank until another timeout has passed
         return 1
     except KeyboardInterrupt:
         tell(UserError("interrupted"))
         return 128 + signal.SIGINT
     except ModuleNotFoundError as error:
+        # If one of our own dependencies is missing, the installation is incomplete; any other missing module is a bug.
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
             raise
         tell(UserError(f"{package} is not installed for {sys.executable}: {_how_to_install()}"))
         return 2
-    except BrokenPipeError:  # as in `main.py list | head`; Python flushes once more at its end
+    except BrokenPipeError:  # as in `main.py list | head`; Python flushes once more at exit, so give it a sink
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        # The file system's errors are the user's if they name a file or come from the machine.
         of_the_machine = error.errno in _OF_THE_MACHINE or error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = (_OF_THE_FOLDER | _OF_THE_MACHINE).get(error.errno or 0)
-        if advice is None or not (error.filename or of_the_machine):  # not of a file that the user named: a bug
+        if advice is None or not (error.filename or of_the_machine):  # not a file that the user named: a bug
             raise
-        file = error.filename2 or error.filename  # of a file that is renamed the name that the user knows
+
+        file = error.filename2 or error.filename  # of a rename: the target, which is the name that the user knows
         name = f"{os.fsdecode(file)}: " if file else ""
         tell(UserError(f"{name}{error.strerror}; {advice}"))
         return 2
@@ -223,24 +230,27 @@ def call(action: Callable[[], int]) -> int:
 def _how_to_install() -> str:
     root = Path(__file__).resolve().parents[1]
     python = root / ".venv/bin/python"
+
     if python.exists() and Path(sys.prefix).resolve() != python.parents[1].resolve():
         return f"this repository has an environment of its own: take {python} in place of python"
     return f"run `make install` in {root} once, then take {python} in place of python"
 
 
 def tell(error: Exception) -> None:
-    """Print an error where the user reads it, once.
+    """Print an error once, where the user reads it.
 
-    Rank 0 and a process alone print it. What the ranks agreed on, rank 0 has printed. Another rank's own error is left
-    beside the launcher's exit file, and the launcher prints it if rank 0 has not said the same; without a launcher that
-    rank prints it itself.
+    Rank 0 or a single process prints it. An error that all ranks agree on has been printed by rank 0. Another rank
+    writes its own error beside the launcher's exit file, and the launcher prints it unless rank 0 has printed the same.
+    Without a launcher that rank prints it itself.
     """
     if isinstance(error, AgreedError) and rank_from_environment() != 0:
         return
+
     path, rank = os.environ.get(_EXIT_FILE), rank_from_environment()
     text = str(error).encode("utf-8", "backslashreplace").decode()  # names need not be UTF-8
     if path:
         Path(f"{path}.{rank}.error").write_text(text, encoding="utf-8")
+
     if rank == 0:
         print(f"error: {text}", file=sys.stderr, flush=True)
     elif not path:
@@ -248,35 +258,37 @@ def tell(error: Exception) -> None:
 
 
 def kind_of_file(path: str | os.PathLike[str]) -> str | None:
-    """Say what stands in the place of a file, without opening it: opening a pipe may wait for ever.
+    """Return the kind of a file that is not a regular one, without opening it: opening a pipe may block for ever.
 
     Returns:
-        Such as "a named pipe"; None for a regular file, a link to one, and for nothing at all.
+        Such as "a named pipe"; None for a regular file, a link to one, or a missing file.
     """
     try:
         mode = os.stat(path).st_mode
     except OSError:
         return None
+
     if stat.S_ISREG(mode):
         return None
     return _KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def refuse_odd_file(path: str | os.PathLike[str]) -> None:
-    """Raise a UserError if something that is not a file stands where a file should be; nothing at all is fine."""
+    """Raise a UserError if a pipe, a folder or a device has the file's name; a missing file is fine."""
     kind = kind_of_file(path)
     if kind is not None:
         raise UserError(f"{os.fspath(path)}: {kind} is where a file should be: move it away")
 
 
 def check_repository(root: Path) -> None:
-    """`datasets` and `utils` are common names: refuse to run with somebody else's.
+    """Refuse to run with somebody else's `datasets`: it is a common name for a package.
 
     Raises:
         UserError: another package of that name comes first on the path.
     """
     spec = importlib.util.find_spec("datasets")
     found = Path(spec.origin if spec and spec.origin else "/").resolve()
+
     if root.resolve() not in found.parents:
         raise UserError(
             f"another package called datasets is found first, at {found}; set PYTHONPATH={root.resolve()} "
@@ -285,32 +297,32 @@ def check_repository(root: Path) -> None:
 
 
 def fail_point(name: str) -> None:
-    """Send this process a signal here if the environment asks for it; a dictionary look-up otherwise.
+    """Send this process a signal if the environment asks for one here. Otherwise it costs a dictionary look-up.
 
-    ``ZOETROPE_FAILPOINT=name:rank:count[:action]`` acts in the process of rank `rank` when it comes to the point
-    `name` for the `count`-th time, counted from 1. The actions:
+    ``ZOETROPE_FAILPOINT=name:rank:count[:action]`` acts in the process of rank `rank` when it reaches the point `name`
+    for the `count`-th time, counted from 1. The actions:
 
     * ``kill``, the default: SIGKILL
-    * ``stop``: SIGSTOP; the process goes no further until somebody sends it SIGCONT
+    * ``stop``: SIGSTOP; the process continues only after a SIGCONT
     * ``term``, ``int``, ``usr2``: SIGTERM, SIGINT, SIGUSR2; the process handles the signal at this very point
-    * ``reader``: SIGKILL to the process that it started last, a reader of clips; nothing where it has started none
+    * ``reader``: SIGKILL to the process that it started last, a reader of clips; no effect if it has started none
 
-    Where ``ZOETROPE_FAILPOINT_LOG`` names a file, the request is appended to it just before the action.
+    If ``ZOETROPE_FAILPOINT_LOG`` names a file, the request is appended to it just before the action.
 
     The points:
 
-    * ``checkpoint.begin``: a checkpoint is about to be written, nothing of it is there
-    * ``checkpoint.tmp``: the temporary file is half written (its bytes are there, nothing is synced or verified)
+    * ``checkpoint.begin``: a checkpoint is about to be written; its file does not exist yet
+    * ``checkpoint.tmp``: the temporary file is half written (its bytes exist, but are not synced or verified)
     * ``checkpoint.linked``: the new file is verified, and the old latest has its second name
-    * ``checkpoint.checked``: the folder was found to be ours, and no name is changed yet
+    * ``checkpoint.checked``: the folder is still this process's, and no name has changed yet
     * ``checkpoint.replace``: the new file has its final name, the old latest is not yet the previous one
-    * ``checkpoint.done``: everything is in place, the folder is not yet synced
-    * ``run_dir.claimed``: a dead lock may be replaced by this process, and is not yet
+    * ``checkpoint.done``: all names are in place, the folder is not yet synced
+    * ``run_dir.claimed``: this process is about to replace a dead lock
     * ``run_dir.locked``: the lock is taken, the heartbeat not yet started
-    * ``run_dir.entered``: the token of this start is taken, the temporary files of earlier ones are still there
+    * ``run_dir.entered``: the token of this start is taken, temporary files of earlier starts still exist
     * ``log.line``: half a record is in log.txt
     * ``start.joined``: the ranks have met, the folder is not yet locked
-    * ``start.built``: model, optimiser and state are there, no step has begun
+    * ``start.built``: model, optimiser and state exist, no step has begun
     * ``phase.NAME``: the phase NAME of `utils.watchdog` begins (data, forward/backward, optimiser step, validation,
       precise batch norm, writing FILE, start)
     * ``progress.NAME``: a part of that phase is done: a video of a validation, a batch of precise batch norm
@@ -318,9 +330,11 @@ def fail_point(name: str) -> None:
     wanted = os.environ.get("ZOETROPE_FAILPOINT")
     if not wanted:
         return
+
     point, rank, count, *action = wanted.split(":")
     if point != name or int(rank) != rank_from_environment():
         return
+
     _arrivals[name] += 1
     if _arrivals[name] == int(count):
         _fail(wanted, action[0] if action else "kill")
@@ -329,12 +343,15 @@ def fail_point(name: str) -> None:
 def _fail(wanted: str, action: str) -> None:
     target = os.getpid()
     if action == "reader":
+        # Imported here: it is needed by tests only, and this module is imported everywhere.
         from utils import processes
 
         children = processes.children(target)
         if not children:
             return
         target = children[-1]
+
+    # The log proves to a test that the point was reached, even if the signal kills the process.
     if log := os.environ.get("ZOETROPE_FAILPOINT_LOG"):
         with open(log, "a", encoding="utf-8") as file:
             file.write(wanted + "\n")

@@ -1,10 +1,10 @@
-"""Samples that could not be read during a run: journalled by every rank when met, summed up at every epoch.
+"""Journal the samples that could not be read during a run on every rank, and sum them up at every epoch.
 
-`jobs/bad_samples.jsonl` has one row for each event, of all ranks and processes of the run, and markers of two kinds:
-``{"resume": s, ...}``, from which iteration a process went on, and ``{"stopped": s}``, that the budget ended one.
-`jobs/bad_samples.json` is the ledger made from it: which videos, why, how often, and in which part of the run.
+`jobs/bad_samples.jsonl` has one row for each event, from all ranks and processes of the run, and two kinds of markers:
+``{"resume": s, ...}``, the iteration from which a process resumed, and ``{"stopped": s}``, where the budget ended one.
+`jobs/bad_samples.json` is the summary: which videos, why, how often, and in which part of the run.
 
-A process that resumes reads again what came after its checkpoint, so the rows of that part are dropped: the files may
+A process that resumes reads the samples after its checkpoint again, so the rows of that part are dropped: the files may
 have been repaired. Rows of clips that timed out or ended their reader process stay: the repeated steps must skip the
 same clips. If the budget ended the process, these rows are dropped too, so that the clips are read again. Rows from
 before the checkpoint stay and are counted, but a budget that they used up stops the run only once.
@@ -26,7 +26,7 @@ from utils.faults import UserError, refuse_odd_file
 JOURNAL = "jobs/bad_samples.jsonl"
 LEDGER = "jobs/bad_samples.json"
 TRAINING, PRECISE_BN, VALIDATION = "training", "precise batch norm", "validation"
-_NAMED = 5
+_NAMED = 5  # files that a log line names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +37,10 @@ class BadEvent:
         position: global position of the clip (-1 in an evaluation).
         sample: index of the record that failed.
         path, reason: which file, and why.
-        action: what became of the clip.
+        action: what happened to the clip.
         new: the sample had not failed before.
-        timeout: it was given up for being late: not a property of the file, to be journalled for an exact resume.
-        crashed: it was given up because reading it ended a reader process twice (perhaps for lack of memory): the same.
+        timeout: the clip was given up because it was late. The file may be good, so an exact resume needs this record.
+        crashed: reading the clip ended a reader process twice (perhaps for lack of memory); recorded likewise.
     """
 
     position: int
@@ -61,10 +61,10 @@ class BadSamples:
 
     Args:
         exp: the experiment folder.
-        run_log: where events and sums are written.
+        run_log: the log for events and sums.
         videos: number of training videos, N.
         num_sample: clips of each video in an epoch, which has N * num_sample positions.
-        bad_budget: share of the videos that may be bad in one epoch, over all ranks; one always may.
+        bad_budget: share of the videos that may be bad in one epoch, over all ranks; one is always allowed.
         first_is_fatal: the first bad clip of the training ends the process (`data.on_bad: error`).
     """
 
@@ -78,37 +78,42 @@ class BadSamples:
         num_sample: int = 1,
         first_is_fatal: bool = False,
     ) -> None:
+        # `_epoch` is in positions: several clips of a video count separately, the budget counts videos.
         self.exp, self.log, self.videos, self._epoch = Path(exp), run_log, videos, videos * num_sample
         self.limit = max(1, int(bad_budget * videos))
         self._first_is_fatal = first_is_fatal
-        self._told: set[tuple[str, int]] = set()
+        self._told: set[tuple[str, int]] = set()  # (part of the run, sample) that this process has logged
         self._stopped = False  # the budget ends this process
 
     def note(self, events: Iterable[BadEvent], step: int, during: str = TRAINING) -> None:
         """Journal failures, and log each sample when it is met for the first time. Any rank may.
 
         Args:
-            events: of a loader's ledger.
+            events: from a loader's ledger.
             step: finished iterations.
-            during: which part of the run met them.
+            during: the part of the run that met them.
         """
         for event in events:
             row = {"step": step, "position": event.position, "sample": event.sample, "late": event.timeout}
             row |= {"path": event.path, "reason": event.reason}
             row |= {"crashed": True} if event.crashed else {}
             self.log.journal(JOURNAL, row if during == TRAINING else row | {"during": during})
+
+            # A bad sample comes back in every epoch: one line of the log is enough.
             if (during, event.sample) not in self._told:
                 self._told.add((during, event.sample))
                 self.log.event(str(event) if during == TRAINING else f"{during}: {event}")
+
             # The loader raises. Without the marker the clip would fail, unread, in every later process too.
             fatal = self._first_is_fatal and during == TRAINING and (event.timeout or event.crashed)
             if fatal and not self._stopped:
                 self._stop(step)
+
         if not self._stopped and sum(part == TRAINING for part, _ in self._told) > self.limit:
-            self._stop(step)  # the loader's ledger has the same budget for its process: it raises
+            self._stop(step)  # the loader's ledger applies the same budget in its process and raises
 
     def resume(self, marker: files.Row) -> None:
-        """Journal that this process resumes from a checkpoint (`resume_marker`). One rank does."""
+        """Journal that this process resumes from a checkpoint (`resume_marker`). Called on one rank."""
         if _journal(self.exp):
             self.log.journal(JOURNAL, marker)
 
@@ -117,33 +122,37 @@ class BadSamples:
         self.log.journal(JOURNAL, {"stopped": step})
 
     def sum_up(self, step: int, epoch: int, *, enforce: bool = True) -> None:
-        """At the end of an epoch: write the ledger, and one line into the log if there is anything to tell.
+        """Write the ledger at the end of an epoch, and one log line if there were bad samples.
 
         Args:
             step: finished iterations.
-            epoch: the one that ends, counted from 1.
-            enforce: look at the budget.
+            epoch: the epoch that ends, counted from 1.
+            enforce: check the budget.
 
         Raises:
-            UserError: more videos were bad in this epoch than `bad_budget` allows, not counting what an earlier
-                process had met before it ended with this very error.
+            UserError: more videos were bad in this epoch than `bad_budget` allows. Videos do not count if an earlier
+                process met them before it ended with this very error.
         """
         found = rows(self.exp)
         if found or (self.exp / LEDGER).exists():
             self._write(step, epoch, found)
         if not found:
             return
-        # Clips are read ahead: what belongs to the next epoch counts there.
+
+        # Clips are read ahead: those of the next epoch count in the next one.
         positions = range((epoch - 1) * self._epoch, epoch * self._epoch)
         here = [row for row in found if row["during"] == TRAINING and row["position"] in positions]
         bad = {row["sample"] for row in here}
         everywhere = {(row["during"] == VALIDATION, row["sample"]) for row in found}
         count = f"{len(bad)} of {self.videos} videos could not be read, {len(everywhere)} in the run so far"
         self.log.line(f"epoch {epoch}: {count}: {named(found)} ({LEDGER})")
+
+        # The rows before a stop of the budget were reported then: they must not stop the run a second time.
         counted = {row["sample"] for row in here if not row["stopped"]}
         if len(bad) > self.limit >= len(counted):
             known = f"{len(bad - counted)} of them were known when data.bad_budget stopped the run"
             self.log.line(f"epoch {epoch}: {known}: it does not count them again")
+
         if enforce and len(counted) > self.limit:
             self._stop(step)
             raise UserError(
@@ -155,16 +164,18 @@ class BadSamples:
         target = self.exp / LEDGER
         target.parent.mkdir(parents=True, exist_ok=True)
         content = {"step": step, "epoch": epoch, "videos": self.videos, "bad": table(rows)}
-        # A name of this start's own: a later one removes it, so that this process cannot rename it when it wakes up.
+
+        # Only this start uses this name. A later start removes it, so a frozen process cannot rename it.
         own = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
         with files.replacing(target, temporary=own) as part:
             part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
 
 
 def _journal(exp: Path) -> list[files.Row]:
-    """Return the rows of the journal without a torn last line. One that cannot be read is an error: it decides bits."""
+    """Return the journal's rows without a torn last line; raise if it cannot be read, since it decides bits."""
     path, found = exp / JOURNAL, []
     refuse_odd_file(path)
+
     for text in path.read_text("utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
             found.append(json.loads(text))
@@ -176,27 +187,29 @@ def resume_marker(*, step: int, clips: int, validated: int) -> files.Row:
 
     Args:
         step: finished iterations.
-        clips: positions that these have taken: the next one is the first that is read again.
-        validated: step of the last validation that was completed.
+        clips: number of positions that these took; the next position is the first that is read again.
+        validated: step of the last completed validation.
     """
     return {"resume": step, "clips": clips, "validated": validated}
 
 
 def rows(exp: Path, marker: files.Row | None = None) -> list[files.Row]:
-    """Read the journal, oldest first, without what resumed processes have read again: nothing counts twice.
+    """Read the journal, oldest first, without samples that a resumed process reads again: nothing counts twice.
 
     Args:
         exp: the experiment folder.
-        marker: of a resume that is not in the journal yet.
+        marker: a resume that is not in the journal yet.
 
     Returns:
-        Rows as `BadSamples.note` writes them, with ``during``, and ``stopped``: the budget ended a process after it.
+        Rows as `BadSamples.note` writes them, plus ``during`` and ``stopped``: the budget ended a process after the
+        row.
     """
     found: dict[tuple[object, ...], files.Row] = {}
     stopped = False
+
     for row in [*_journal(exp), *([marker] if marker else [])]:
         if "resume" in row:
-            for old in found.values() if stopped else ():  # other ranks have journalled until they ended too
+            for old in found.values() if stopped else ():  # other ranks journalled until they ended too
                 old["stopped"] = True
             found = {key: old for key, old in found.items() if not _is_read_again(old, row)}
             stopped = False
@@ -204,8 +217,10 @@ def rows(exp: Path, marker: files.Row | None = None) -> list[files.Row]:
             stopped = True
         else:
             row |= {"during": row.get("during", TRAINING), "stopped": False}
+            # In training a position occurs once. Other parts of the run read the same positions in each round.
             during = row["during"]
             found.setdefault((during, row["sample"], row["position"], during == TRAINING or row["step"]), row)
+
     return list(found.values())
 
 
@@ -220,20 +235,20 @@ def given_up(
     Args:
         exp: the experiment folder.
         during: the part of the run.
-        step: only the clips that failed after so many finished iterations.
-        marker: of a resume that is not in the journal yet.
+        step: only clips that failed after this many finished iterations; None for all.
+        marker: a resume that is not in the journal yet.
     """
     kept = [row for row in rows(exp, marker) if _is_kept(row) and row["during"] == during]
     return {(row["position"], row["sample"]) for row in kept if step is None or row["step"] == step}
 
 
 def _is_read_again(row: files.Row, marker: files.Row) -> bool:
-    """Will the process that wrote the marker read what this row tells of, with an open outcome?"""
+    """Return True if the resumed process reads this sample again."""
     if _is_kept(row) and row["during"] != VALIDATION:
-        return False  # it fails again unread
+        return False  # it fails again without being read
     if row["during"] == TRAINING:
         return row["position"] >= marker["clips"]
-    return row["step"] > max(marker["resume"] - 1, marker["validated"])  # a validation that is owed is done again
+    return row["step"] > max(marker["resume"] - 1, marker["validated"])  # an owed validation is repeated
 
 
 def _is_kept(row: files.Row) -> bool:
@@ -242,7 +257,7 @@ def _is_kept(row: files.Row) -> bool:
 
 
 def table(rows: list[files.Row]) -> list[files.Row]:
-    """One entry per file and part of the run, the most frequent first: path, sample, during, times, late, reasons."""
+    """Return path, sample, during, times, late, reasons per file and part of the run, the most frequent first."""
     found: dict[tuple[str, str], files.Row] = {}
     for row in rows:
         key = (row["during"], row["path"])
@@ -252,13 +267,14 @@ def table(rows: list[files.Row]) -> list[files.Row]:
         entry["late"] += bool(row["late"])
         if row["reason"] not in entry["reasons"]:
             entry["reasons"].append(row["reason"])
+
     return sorted(found.values(), key=lambda entry: (-entry["times"], entry["during"], entry["path"]))
 
 
 def named(rows: list[files.Row]) -> str:
-    """The files that failed most often, with their reasons, in one line."""
+    """Name the files that failed most often, with their reasons, in one line."""
     times = Counter(row["path"] for row in rows)
-    reasons = {row["path"]: row["reason"] for row in reversed(rows)}
+    reasons = {row["path"]: row["reason"] for row in reversed(rows)}  # reversed: the first reason of a file wins
     worst = sorted(times.items(), key=lambda item: (-item[1], item[0]))
     text = "; ".join(f"{path} ({reasons[path]}, {count}x)" for path, count in worst[:_NAMED])
     return text + (f"; and {len(worst) - _NAMED} more" if len(worst) > _NAMED else "")

@@ -1,7 +1,7 @@
-"""What a run says: log.txt, the curves (TensorBoard and events/scalars.jsonl), the meters behind the progress line.
+"""Write what a run reports: log.txt, the curves (TensorBoard and events/scalars.jsonl), and the progress line.
 
-Steps count finished iterations. A run that goes on from step s says so in the curves, and what an earlier process had
-written for steps after s is dropped when they are read: one run, one curve.
+Steps count finished iterations. A run that resumes from step s marks that in the curves. Readers then drop points that
+an earlier process wrote for steps after s: one run, one curve.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SCALARS = "scalars.jsonl"
 
+# (title, key, digits) of each number of the progress line, in its order.
 METERS = (
     ("Time", "time", 3),
     ("Data", "data", 3),
@@ -45,15 +46,15 @@ class Meter:
     """The last value of a quantity and its average over a window.
 
     Args:
-        window: how many values the average covers.
-        values: what `state` returned, to go on from.
+        window: number of values that the average covers.
+        values: the list that `state` returned, to resume from.
     """
 
     def __init__(self, window: int, values: Iterable[float] = ()) -> None:
         self._values: deque[SupportsFloat] = deque(values, maxlen=window)
 
     def add(self, value: SupportsFloat) -> None:
-        """Add a value; a detached tensor is read from its device only when somebody asks for the number."""
+        """Add a value. A detached tensor is read from its device only when the number is requested."""
         self._values.append(value)
 
     @property
@@ -68,17 +69,17 @@ class Meter:
         return math.fsum(values) / len(values) if values else math.nan
 
     def state(self) -> list[float]:
-        """The values in the window, oldest first: plain floats for a checkpoint."""
+        """Return the values in the window, oldest first, as plain floats for a checkpoint."""
         values = [float(value) for value in self._values]
-        self._values = deque(values, maxlen=self._values.maxlen)  # none of them is read from a device twice
+        self._values = deque(values, maxlen=self._values.maxlen)  # so that no value is read from a device twice
         return values
 
 
 class RunLog:
-    """log.txt, TensorBoard events and scalars.jsonl of one run; on ranks other than the main one it does nothing.
+    """log.txt, TensorBoard events and scalars.jsonl of one run; a no-op on all ranks but the main one.
 
     Args:
-        folder: where ``log.txt`` and ``events/`` stand.
+        folder: the folder of ``log.txt`` and ``events/``.
         is_main: False on ranks that must not write.
         resume_step: finished iterations at the start of this process; None for a log without curves (an evaluation).
         name: the text file's name.
@@ -101,13 +102,18 @@ class RunLog:
         self._curves_failed = False
         self._text = AppendFile(self.folder / name, self._on_terminal, reopened=self._begins_again)
         self._once: set[str] = set()
+
         if not is_main:
             return
+
         self._text.open()
+
+        # Curves are optional: a failure is one line in the log and never ends the run.
         if resume_step is not None:
             self._scalars = AppendFile(self.folder / "events" / SCALARS, self._without_curves)
-            with contextlib.suppress(OSError, UserError):  # the first point says why
+            with contextlib.suppress(OSError, UserError):  # the first point reports the reason
                 self._scalars.open()
+            # Only a file with earlier points needs the marker, which drops those after this step.
             if self._scalars.size > 0:
                 self._scalars.write((json.dumps({"resume": resume_step}) + "\n").encode())
 
@@ -115,20 +121,24 @@ class RunLog:
         """Write one record, ``[UTC time] text``; a text of several lines becomes several records."""
         if not self.is_main:
             return
+        # One record per line, so that every line of the file has a time.
         for part in text.splitlines() or [""]:
             self._write(part)
             if self._echo:
                 try:
                     print(redact.hidden(part), flush=True)
-                except OSError:  # the terminal is closed, or `| head` has read enough: the run goes on without it
+                except OSError:  # the terminal is closed, or `| head` has read enough: the run continues without it
                     self._echo = False
 
     def _write(self, text: str) -> None:
         record = f"[{utc_stamp()}] {redact.hidden(text)}\n".encode("utf-8", "backslashreplace")
+
+        # In tests a kill in the middle of a record must be possible.
         if os.environ.get("ZOETROPE_FAILPOINT"):
             self._text.write(record[: len(record) // 2])
             fail_point("log.line")
             record = record[len(record) // 2 :]
+
         self._text.write(record)
 
     def _begins_again(self) -> bytes:
@@ -144,7 +154,7 @@ class RunLog:
             self.line(f"curves: {text}")
 
     def event(self, text: str) -> None:
-        """Write a line from any rank: what happened to its own data."""
+        """Write a line from any rank, about its own data."""
         if self.is_main:
             self.line(text)
         else:
@@ -158,10 +168,11 @@ class RunLog:
 
     @contextlib.contextmanager
     def last_words(self) -> Iterator[None]:
-        """A `UserError` that leaves the block is written down: the terminal that showed it may be gone tomorrow."""
+        """Write a `UserError` that leaves the block to the log: the terminal that showed it may be gone tomorrow."""
         try:
             yield
         except UserError as error:
+            # An agreed error is written by rank 0 alone; any other one also by the rank that met it.
             if self.is_main or not isinstance(error, AgreedError):
                 where = "" if self.is_main else f"rank {rank_from_environment()} on {socket.gethostname()}: "
                 for part in f"error: {where}{error}".splitlines():
@@ -177,21 +188,26 @@ class RunLog:
         """Write points of curves: TensorBoard tags and their values after `step` finished iterations."""
         if self._scalars is None:
             return
+
         numbers = {tag: float(value) for tag, value in values.items()}
-        # JSON has no nan: a number that is not finite is written as a text, which float() reads.
+        # JSON has no nan: a number that is not finite is written as a string, which float() reads.
         safe = {tag: number if math.isfinite(number) else str(number) for tag, number in numbers.items()}
         self._scalars.write((json.dumps({"step": step, **safe}, allow_nan=False) + "\n").encode())
+
+        # The JSON lines above are what our own tools read; TensorBoard and remote loggers get a copy.
         self._event_file().add(step, numbers)
         for feed in self._feeds:
             feed.add(step, numbers)
 
     def _event_file(self) -> EventFile:
+        # Created when needed: a run that ends before its header leaves no empty curve.
         if self._events is None:
             self._events = EventFile(self.folder / "events", self._resume_step or 0, self._without_curves)
         return self._events
 
     def start(self, exp: Path, cfg: Config, overrides: Sequence[str], shards: ShardPlan, *, revision: str) -> None:
-        """The header of a process's part of the log: what runs, where, with which config."""
+        """Write the header of a process's part of the log: code, ranks, versions and config."""
+        # On every rank, since each of them may log text that holds the secret.
         if cfg.data.memcached.secret_file:
             redact.add_file(cfg.data.memcached.secret_file)
         if not self.is_main:
@@ -206,13 +222,14 @@ class RunLog:
             facts = {"name": place, "code": revision, "ranks": shards.world, "global_batch": shards.global_batch}
             facts |= {key: redact.hidden(str(value)) for key, value in config.flat(config.to_dict(cfg)).items()}
             self._feeds = [loggers.Feed(name, exp, facts, self.line) for name in cfg.loggers]
+
         self.line(f"experiment {Path(exp).resolve()}, code {revision}, process {os.getpid()} on {socket.gethostname()}")
         self.line(
             f"ranks {shards.world}, shards {shards.total}, global batch {shards.global_batch}, "
             f"python {platform.python_version()}, torch {torch.__version__}"
         )
         self.line(f"command: {shlex.join(sys.argv)}; overrides: {shlex.join(overrides) or 'none'}")
-        self._write(f"config: {json.dumps(config.to_dict(cfg))}")  # too long for the terminal
+        self._write(f"config: {json.dumps(config.to_dict(cfg))}")  # not echoed: too long for the terminal
 
     def training(
         self,
@@ -229,38 +246,41 @@ class RunLog:
         Args:
             meters: time, data, loss, prec1, prec5.
             lr: learning rate of the step.
-            clips: of an iteration.
+            clips: number of clips in an iteration.
             more: further scalars.
         """
         if not self.is_main:
             return
+
         self.line(format_line(step, last, meters, lr=lr, clips=clips))
         average = {name: meters[name].average for name in ("loss", "prec1", "prec5")}
         tags = {"loss_train": average["loss"], "acc1_train": average["prec1"], "acc5_train": average["prec5"], "lr": lr}
         self.scalars(step, tags | dict(more or {}))
 
     def validation(self, step: int, result: Mapping[str, float]) -> None:
-        """Write the validation line and its scalars; `result` is that of `metrics.evaluate`."""
+        """Write the validation line and its scalars; `result` comes from `metrics.evaluate`."""
         if not self.is_main:
             return
+
         self.line(format_validation(result))
         if result.get("failed"):
             self.line(
                 f"{result['failed']:.0f} of {result['num_videos']:.0f} videos could not be read and count as wrong"
             )
-        shown = sorted(
-            _shown_in("curve", result), key=lambda metric: metric.name != "loss"
-        )  # the loss first, as training
+
+        # The loss first, as in the scalars of training.
+        shown = sorted(_shown_in("curve", result), key=lambda metric: metric.name != "loss")
         self.scalars(step, {metric.tag: result[metric.name] for metric in shown})
 
     def flush(self) -> None:
-        """Hand what was written to the disk, so that after a power cut the log is no older than the checkpoint."""
+        """Flush the files to the disk, so that after a power cut the log is no older than the checkpoint."""
         for file in (self._events, self._scalars, self._text if self.is_main else None):
             if file is not None:
                 file.sync()
 
     def close(self) -> None:
         """Close all files, after the remote loggers."""
+        # A feed may log while it closes, so the text file is closed after it.
         feeds, self._feeds = self._feeds, []
         for feed in feeds:
             feed.close()
@@ -277,35 +297,38 @@ class RunLog:
 
 
 def format_line(step: int, last: int, meters: Mapping[str, Meter], *, lr: float, clips: int) -> str:
-    """The progress line of seed 004, ``Iter: [k/max] Time v (avg) ... LR x``, then `` ETA h:mm:ss clips/s n``."""
+    """Return the progress line ``Iter: [k/max] Time v (avg) ... LR x``, then `` ETA h:mm:ss clips/s n``."""
     parts = [f"{title} {meters[key].value:.{n}f} ({meters[key].average:.{n}f})" for title, key, n in METERS]
+
     seconds = meters["time"].average
     left = round((last - step) * seconds) if math.isfinite(seconds) else 0
     eta = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
     rate = clips / seconds if seconds > 0 else math.nan
+
     return f"Iter: [{step}/{last}] {' '.join(parts)} LR {lr:.6f} ETA {eta} clips/s {rate:.1f}"
 
 
 def _shown_in(place: Literal["line", "curve"], result: Mapping[str, float]) -> list[Metric]:
-    from utils import metrics  # numpy costs the commands of the login node 0.2 s, and they only read logs
+    from utils import metrics  # numpy takes 0.2 s to import, and commands on the login node only read logs
 
     return metrics.shown_in(place, result)
 
 
 def format_validation(result: Mapping[str, float]) -> str:
-    """Return the validation line: every metric that `METRICS` puts there, separated by tabs."""
+    """Return the validation line: all metrics that `METRICS` shows there, separated by tabs."""
     numbers = [metric.in_line(result[metric.name]) for metric in _shown_in("line", result)]
     return " * " + "\t".join([*numbers, f"total_num = {result['num_videos']:.0f}"])
 
 
 def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """The curves of an ``events/scalars.jsonl``: tag -> [(step, value)], each step once, in the order of the steps.
+    """Read the curves of an ``events/scalars.jsonl``: tag -> [(step, value)], each step once, in order of the steps.
 
-    A marker ``{"resume": s}`` drops earlier records of steps after s: they were done again. A torn line (the process
-    was killed while it wrote) is passed over.
+    A marker ``{"resume": s}`` drops earlier records of steps after s, because they were repeated. A torn line (the
+    process was killed while it wrote) is skipped.
     """
     refuse_odd_file(path)
     curves: dict[str, dict[int, float]] = {}
+
     for text in path.read_text("utf-8", errors="replace").splitlines():
         try:
             record = json.loads(text)
@@ -318,11 +341,13 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
             numbers = {tag: float(value) for tag, value in record.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
+
         for tag, number in numbers.items():
+            # A step that occurs twice without a marker in between: the later record wins.
             curves.setdefault(tag, {})[step] = number
     return {tag: sorted(curve.items()) for tag, curve in curves.items()}
 
 
 def utc_stamp() -> str:
-    """Now, as ``2026-01-31T23:59:59+00:00``."""
+    """Return the current time as ``2026-01-31T23:59:59+00:00``."""
     return datetime.now(timezone.utc).isoformat("T", "seconds")

@@ -1,6 +1,6 @@
-"""SGD and AdamW with the parameter groups that video recipes ask for, and the step itself (unscale, clip, step).
+"""Build SGD and AdamW with the parameter groups of video recipes, and run the step itself (unscale, clip, step).
 
-Every group carries `lr_mult`; `set_lr` sets lr * lr_mult, so the multipliers act at every iteration.
+Every group carries `lr_mult`; `set_lr` sets lr * lr_mult, so the multipliers apply in every iteration.
 """
 
 from __future__ import annotations
@@ -31,14 +31,15 @@ NO_WD = {"weight": (1.0, 1.0), "bias and bn": (1.0, 0.0)}
 NO_WD_BN = {"weight and bias": (1.0, 1.0), "bn": (1.0, 0.0)}  # PySlowFast
 PLAIN = {"all": (1.0, 1.0)}
 ADAMW = {"weight": (1.0, 1.0), "bias and norm": (1.0, 0.0)}  # VideoMAE, BEiT
-_NOT_DECAYED = ("bias", "pos_embed", "cls_token")  # by AdamW, whatever their shape
+_NOT_DECAYED = ("bias", "pos_embed", "cls_token")  # by AdamW, for any shape
 _OF_STATE = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # tensors that an optimiser keeps for a parameter
 
 
 class _SGD(SGD):
-    """SGD without the decorators that import torch._dynamo, a quarter of the CPU time of starting a small run.
+    """SGD without decorators that import torch._dynamo, which takes a quarter of the CPU time of a small run's start.
 
-    They keep `torch.compile` out of the optimiser, and only models are compiled here. The arithmetic is torch's.
+    The decorators keep `torch.compile` out of the optimiser, but here only models are compiled. The arithmetic is
+    torch's.
     """
 
     add_param_group = inspect.unwrap(SGD.add_param_group)
@@ -49,7 +50,7 @@ class _SGD(SGD):
 
 
 class _AdamW(AdamW):
-    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2) without these decorators."""
+    """AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2) without the decorators, like `_SGD`."""
 
     add_param_group = inspect.unwrap(AdamW.add_param_group)
     load_state_dict = inspect.unwrap(AdamW.load_state_dict)
@@ -58,12 +59,13 @@ class _AdamW(AdamW):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Step all parameters by one kernel, which walks raw memory: gradients get the strides of their parameter."""
+        """Step all parameters by one kernel. It walks raw memory, so gradients get the strides of their parameter."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if gradient is not None and gradient.stride() != parameter.stride():
                     parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
         inspect.unwrap(AdamW.step)(self, closure)
 
 
@@ -84,29 +86,31 @@ def build(
     """Return an optimiser over the parameters of one or more models that require a gradient.
 
     Args:
-        models: the models themselves, on their final device, not wrapped by DDP.
+        models: the models, on their final device, not wrapped by DDP.
         lr: learning rate before multipliers.
         type: "sgd" or "adamw".
-        weight_decay: as in torch.optim; AdamW's never acts on 1-D parameters, biases, positions and class tokens.
+        weight_decay: as in torch.optim; AdamW's never applies to 1-D parameters, biases, positions and class tokens.
         momentum, nesterov: SGD, as in torch.optim.
         no_wd: SGD: no weight decay for the biases of convolutions and linear layers and for BN's weight and bias;
             "bn": for BN's only.
-        policy: SGD: the groups of `POLICY`; has no effect beside no_wd.
-        fc_lr5: with policy, give the classifier groups of its own; None asks the model's attribute `fc_lr5`, which is
-            true for TSM and false for TSN. Without it the classifier belongs to "weight" and "bias".
+        policy: SGD: the groups of `POLICY`; no effect together with no_wd.
+        fc_lr5: with policy, put the classifier into separate groups. None takes the model's attribute `fc_lr5`, which
+            is true for TSM and false for TSN. Otherwise the classifier belongs to "weight" and "bias".
         betas, eps: AdamW, as in torch.optim.
         layer_decay: factor of the rate from each layer of a transformer to the one below it; see `layer_ids`.
 
     Returns:
-        The optimiser; its groups have `name`, `lr_mult` and `decay_mult`. A model with `own_rates` (methods/probe.py)
-        gives each of its heads groups with a rate and a decay of its own.
+        The optimiser; its groups have `name`, `lr_mult` and `decay_mult`. For a model with `own_rates`
+        (methods/probe.py) each head has groups with a separate rate and decay.
 
     Raises:
         ValueError: nothing to train.
         UserError: layer_decay for a network without blocks.
     """
     table = ADAMW if type == "adamw" else NO_WD_BN if no_wd == "bn" else NO_WD if no_wd else POLICY if policy else PLAIN
-    # (group, layer, layers above it, head of a probe or -1), and of each head (number, factor, decay)
+
+    # Sort the parameters by (group, layer, layers above it, head of a probe or -1). Of each head: (number, factor,
+    # decay).
     members: dict[tuple[str, int, int, int], list[nn.Parameter]] = {}
     heads: dict[int, tuple[int, float, float | None]] = {}
     for model in models:
@@ -119,9 +123,12 @@ def build(
                 head = own_rates.get(parameter, (-1, 1.0, None))
                 heads[head[0]] = head
                 members.setdefault((kind, layer, top - layer, head[0]), []).append(parameter)
+
+    # One group each, in the order of the table, so that checkpoints and logs do not depend on the order of modules.
     groups = []
     for kind, layer, above, head in sorted(members, key=lambda member: (list(table).index(member[0]), *member[1:])):
         lr_mult, decay_mult = table[kind]
+
         _, factor, own_decay = heads[head]
         lr_mult *= factor * (layer_decay or 1.0) ** above
         name = f"{kind}, layer {layer}" if layer_decay else kind
@@ -136,23 +143,28 @@ def build(
                 "decay_mult": decay_mult,
             }
         )
+    # A model whose weights are all frozen is a mistake of the caller.
     if not groups:
         raise ValueError("the model has no parameter that requires a gradient")
+
+    # Fused kernels step all parameters at once. SGD's is correct on CUDA only, see `_all_on_cuda`.
     if type == "adamw":
         optimizer: Optimizer = _AdamW(groups, lr=lr, betas=(betas[0], betas[1]), eps=eps, fused=True)
     else:
         fused = _all_on_cuda(group["params"] for group in groups)
         optimizer = _SGD(groups, lr=lr, momentum=momentum, nesterov=nesterov, fused=fused or None)
+
+    # A checkpoint brings the state of the machine that wrote it; the hooks fit it to this one.
     optimizer.register_load_state_dict_post_hook(_match_device)
     optimizer.register_load_state_dict_post_hook(_match_memory_format)
     return optimizer
 
 
 def layer_ids(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Return the layer of each parameter of a transformer with L blocks, as VideoMAE and BEiT count them.
+    """Return the layer of each parameter of a transformer with L blocks, numbered as in VideoMAE and BEiT.
 
-    Patches, positions and tokens are layer 0, block i is layer i + 1, all else (last norm, pooler, classifier) L + 1.
-    Layers follow from the modules `backbone.patch_embed` and `backbone.blocks`, not from the names of parameters.
+    Patches, positions and tokens are layer 0, block i is layer i + 1, the rest (last norm, pooler, classifier) L + 1.
+    The modules `backbone.patch_embed` and `backbone.blocks` decide, not the names of parameters.
 
     Raises:
         UserError: the network has no blocks.
@@ -164,26 +176,30 @@ def layer_ids(model: nn.Module) -> dict[nn.Parameter, int]:
             "common.optimizer.layer_decay: this network is no transformer with blocks, so it has no layers to decay "
             "over; remove the key"
         )
+
+    # Start with the top layer for everything, then overwrite from the outside in.
     found = dict.fromkeys(model.parameters(), len(blocks) + 1)
     found |= dict.fromkeys(backbone.parameters(recurse=False), 0)
     found |= dict.fromkeys(backbone.get_submodule("patch_embed").parameters(), 0)
     for number, block in enumerate(blocks, start=1):
         found |= dict.fromkeys(block.parameters(), number)
+
     return found
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
-    """Give every group `lr` times its own multiplier."""
+    """Set every group's rate to `lr` times its multiplier."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_mult"]
 
 
 def clip(optimizer: Optimizer, max_norm: float) -> Tensor:
-    """Scale all gradients so that their common 2-norm is at most max_norm, those of each head of a probe on their own.
+    """Scale all gradients so that their common 2-norm is at most max_norm; each head of a probe separately.
 
     Returns:
-        The norm before, on the device; of several heads the largest.
+        The norm before scaling, on the device; for several heads the largest.
     """
+    # Heads train independently: the gradient of one must not scale that of another.
     parts: dict[int, list[nn.Parameter]] = {}
     for group in optimizer.param_groups:
         parts.setdefault(group.get("head", -1), []).extend(group["params"])
@@ -193,20 +209,21 @@ def clip(optimizer: Optimizer, max_norm: float) -> Tensor:
 def apply(
     optimizer: Optimizer, scaler: torch.amp.GradScaler, *, max_norm: float | None = None, measure: bool = False
 ) -> Tensor | None:
-    """One optimiser step: clip if wanted, undo the fp16 loss scale, step.
+    """Take one optimiser step: clip if requested, undo the fp16 loss scale, step.
 
     Args:
-        scaler: disabled where the precision is not fp16. When enabled it skips a step whose gradients overflowed.
+        scaler: disabled unless the precision is fp16. An enabled one skips a step whose gradients overflowed.
         max_norm: limit of the norm of all gradients together; None for no limit.
-        measure: return the norm also without a limit.
+        measure: return the norm even without a limit.
 
     Returns:
-        The 2-norm of all gradients together, before clipping, on the device; None if nothing asked for it.
+        The 2-norm of all gradients together, before clipping, on the device; None if it was not requested.
     """
     norm = None
     if max_norm is not None or measure:
-        scaler.unscale_(optimizer)  # the true gradients are meant
+        scaler.unscale_(optimizer)  # limit and norm refer to the true gradients
         norm = _norm(optimizer) if max_norm is None else clip(optimizer, max_norm)
+
     scaler.step(optimizer)
     scaler.update()
     return norm
@@ -220,10 +237,11 @@ def _norm(optimizer: Optimizer) -> Tensor:
 def _kinds(
     model: nn.Module, table: dict[str, tuple[float, float]], fc_lr5: bool | None
 ) -> Iterator[tuple[nn.Parameter, str]]:
-    """Every parameter of a model with its group in the table."""
+    """Yield every parameter of a model with its group in the table."""
     if table is POLICY:
         yield from _policy_kinds(model, bool(getattr(model, "fc_lr5", False)) if fc_lr5 is None else fc_lr5)
         return
+
     for module, name, parameter in _own_parameters(model):
         is_bn = isinstance(module, _BatchNorm)
         if table is ADAMW:
@@ -238,53 +256,58 @@ def _kinds(
 
 
 def _policy_kinds(model: nn.Module, own_fc: bool) -> Iterator[tuple[nn.Parameter, str]]:
+    # The first convolution in the order of modules is the one that sees the pixels.
     first = next((module for module in model.modules() if isinstance(module, _ConvNd)), None)
     classifier = getattr(model, "classifier", None) if own_fc else None
+
     for module, name, parameter in _own_parameters(model):
         if isinstance(module, _BatchNorm):
             yield parameter, "bn"
             continue
+
         layer = "first conv " if module is first else "classifier " if module is classifier else ""
         yield parameter, layer + ("bias" if name == "bias" else "weight")
 
 
 def _own_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """(module, name in it, parameter) for every parameter, each once, in the order of `model.parameters()`."""
+    """Yield (module, name in it, parameter) of every parameter, each once, in the order of `model.parameters()`."""
     seen: set[nn.Parameter] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            if parameter not in seen:
+            if parameter not in seen:  # a shared parameter belongs to the module that comes first
                 seen.add(parameter)
                 yield module, name, parameter
 
 
 def _all_on_cuda(groups: Iterable[Iterable[nn.Parameter]]) -> bool:
-    """Return True where SGD's fused kernel is used: on CUDA.
+    """Return True if SGD's fused kernel is used: on CUDA.
 
-    Not on the CPU, though it is twice as fast there (15 against 35 ms for 26 M parameters, under 1 % of a step): the
-    CPU kernel walks raw memory and gives wrong weights, without an error, where a gradient or a momentum has another
-    memory format than its parameter (torch 2.13), as those of convolutions have. AdamW, whose loop costs 6 % of a step
-    of a ViT-S, aligns the gradients itself.
+    On the CPU it is twice as fast (15 against 35 ms for 26 M parameters, under 1 % of a step), but it walks raw memory.
+    It gives wrong weights, without an error, if a gradient or a momentum has another memory format than its parameter
+    (torch 2.13), as for convolutions. AdamW aligns the gradients itself, because its loop would cost 6 % of a step of a
+    ViT-S.
     """
     return all(parameter.is_cuda for parameters in groups for parameter in parameters)
 
 
 def _match_device(optimizer: Optimizer) -> None:
-    """Let the state of a run on another kind of device continue on this one: its kernel, AdamW's step counters."""
+    """Fit the state of a run on another kind of device to this one: its kernel and AdamW's step counters."""
     fused = isinstance(optimizer, _AdamW) or _all_on_cuda(group["params"] for group in optimizer.param_groups)
     for group in optimizer.param_groups:
         if "fused" in group:
             group["fused"] = fused or None
+
     for parameter, state in optimizer.state.items():
+        # Fused kernels read the step counter on the device, torch's loop reads it on the CPU.
         if isinstance(step := state.get("step"), Tensor):
             state["step"] = step.to(parameter.device if fused else "cpu")
 
 
 def _match_memory_format(optimizer: Optimizer) -> None:
-    """Averages from a checkpoint get the strides of their parameter; fused kernels need them equal."""
+    """Give averages from a checkpoint the strides of their parameter; fused kernels need them equal."""
     for parameter, state in optimizer.state.items():
         for name in _OF_STATE:
             buffer = state.get(name)
-            # Another shape is left alone: a copy would broadcast it, and hide that the checkpoint is of another model.
+            # Another shape is kept: a copy would broadcast it and hide that the checkpoint is of another model.
             if buffer is not None and buffer.shape == parameter.shape and buffer.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter).copy_(buffer)

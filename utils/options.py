@@ -1,4 +1,4 @@
-"""The parser of every verb, and the options of `main.py train`.
+"""Parse the command line of every verb; define the options of `main.py train`.
 
 The launcher checks the options of a verb before a start, and main.py reads them in every rank.
 """
@@ -12,21 +12,24 @@ from typing import NoReturn
 
 from utils.faults import UserError, did_you_mean
 
-_CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)$")
+_CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)$")  # argparse's own sentence
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that calls a mistake by one sentence, as all mistakes are called here, and without pages of usage."""
+    """A parser that reports a mistake in one sentence, like all mistakes here, and prints no pages of usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what is wrong with a command line as UserError, with the nearest word that there is."""
+        """Raise a UserError that says what is wrong with the command line and suggests the nearest known word."""
+        # argparse passes only its message: take the mistyped word out of it.
         near = ""
         if choice := _CHOICE.search(message):
             near = did_you_mean(choice[1], re.findall(r"[^',\s]+", choice[2]))
         elif message.startswith("unrecognized arguments: -"):
             word = message.split()[2].partition("=")[0]
             near = did_you_mean(word, [name for action in self._actions for name in action.option_strings])
+
         command = f"python {self.prog}" if self.prog.startswith("main.py") else f"python -m {self.prog}"
+
         raise UserError(f"{message}{near}; `{command} --help` shows the options")
 
 

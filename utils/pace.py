@@ -1,7 +1,7 @@
-"""Which rank is slow, and whether reading or computing takes the time: said in the log when it stands out.
+"""Find out which rank is slow, and whether reading or computing takes the time; log it when it stands out.
 
-All ranks take the same time for a step, whoever is slow. So each measures what is its own: the wait for its reader and
-its forward pass; both meet in one small sum each time a progress line is due.
+One slow rank delays all ranks, so step time does not show which one it is. Each rank measures its own data wait and
+forward time. One small all-reduce per log line compares them.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from utils.dist import World
     from utils.shards import ShardPlan
 
-SHARE_OF_DATA = 0.25  # of a step: above it the wait for clips is worth a line
-STANDS_OUT = (1.3, 0.1)  # a rank is slow above 1.3 x the median of all ranks and 0.1 step above it
+SHARE_OF_DATA = 0.25  # of a step: a longer wait for clips is worth a line
+STANDS_OUT = (1.3, 0.1)  # a rank is slow above 1.3 x the median of the others and 0.1 step above it
 
 
 class Pace:
@@ -26,7 +26,7 @@ class Pace:
 
     Args:
         world: the ranks.
-        shards: which of them share BN groups, whose forward passes wait for one another.
+        shards: which ranks share BN groups; their forward passes wait for one another.
     """
 
     def __init__(self, world: World, shards: ShardPlan) -> None:
@@ -34,11 +34,12 @@ class Pace:
         self._seconds, self._passes = 0.0, 0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._windows = 0
-        self._said: list[str] = []
+        self._said: list[str] = []  # kinds of findings of the last report, so that each is logged once
 
     def forward(self, model: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
-        """`model(clips)`, timed; on a GPU by events, which cost no waiting."""
+        """Return `model(clips)` and time it; on a GPU by events, which need no synchronisation."""
         if clips.is_cuda:
+            # A host clock would measure only the launch of the kernels.
             first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             first.record()
             logits = model(clips)
@@ -46,6 +47,7 @@ class Pace:
             self._events.append((first, last))
             self._passes += 1
             return logits
+
         began = time.perf_counter()
         logits = model(clips)
         self._seconds += time.perf_counter() - began
@@ -60,28 +62,36 @@ class Pace:
         Args:
             data: this rank's average wait for clips, seconds a step.
             step: average duration of a step, seconds.
-            figures: scalars on the device, as many on every rank: read on the way, so that a progress line waits once.
+            figures: scalars on the device, the same number on every rank; read together, so a progress line waits once.
 
         Returns:
-            On the main rank (rank or None for all, sentence) for what stands out and did not at the last call; the
-            figures of the main rank.
+            On the main rank (rank or None for all, sentence) for each finding that the last call did not have; and the
+            main rank's figures.
         """
+        # `elapsed_time` is in milliseconds.
         self._seconds += sum(first.elapsed_time(last) for first, last in self._events) / 1000
+
+        # Each rank fills its row; the sum over the ranks is the whole table.
         rows = torch.zeros(self.world.size, 2 + len(figures), dtype=torch.float64, device=self.world.device)
         steps = max(1, self._passes // len(self.shards.micro_batches))
-        rows[self.world.rank, 0].fill_(data)  # no copy from the host, which a GPU's queue would hold up
+        rows[self.world.rank, 0].fill_(data)  # a copy from the host would wait for the GPU's queue
         rows[self.world.rank, 1].fill_(self._seconds / steps)
         for place, figure in enumerate(figures, start=2):
             rows[self.world.rank, place].copy_(figure)
+
         self._seconds, self._passes = 0.0, 0
         self._events.clear()
         self._windows += 1
+
         table = self.world.sum_(rows).tolist()
         read = table[0][2:]
-        if not self.world.is_main or self._windows == 1:  # the first window holds the start of the readers
+        if not self.world.is_main or self._windows == 1:  # the first window includes the start of the readers
             return [], read
+
         span = min(self.shards.group_size, self.shards.world)
         found = standing_out([row[0] for row in table], [row[1] for row in table], step, span)
+
+        # Report a finding when it appears, not at every line while it lasts.
         kinds = [kind for kind, _, _ in found]
         is_new, self._said = kinds != self._said, kinds
         return [(rank, text) for _, rank, text in found] if is_new else [], read
@@ -90,28 +100,34 @@ class Pace:
 def standing_out(
     data: Sequence[float], forward: Sequence[float], step: float, span: int = 1
 ) -> list[tuple[str, int | None, str]]:
-    """(what kind, the rank or None for all, a sentence) for each thing that is worth a line.
+    """Return (kind, the rank or None for all, a sentence) for each finding that is worth a line.
 
     Args:
         data: each rank's wait for clips, seconds a step.
         forward: each rank's forward pass, seconds a step.
         step: duration of a step, seconds.
-        span: neighbouring ranks that share BN groups: one's forward pass waits for the others', so they count as one.
+        span: neighbouring ranks that share BN groups. Their forward passes wait for each other, so they count as one.
     """
     found: list[tuple[str, int | None, str]] = []
     waiting, computing = statistics.fmean(data), statistics.fmean(forward)
+
     if waiting > SHARE_OF_DATA * step:
         text = (
             f"reading holds training up: {waiting:.3f} s of the {step:.3f} s of a step are waiting for clips, "
             f"{computing:.3f} s the forward pass (mean of the ranks); raise workers, or read smaller files"
         )
         found.append(("data", None, text))
+
+    # One rank's readers are slow.
     slowest = _slowest(data, step)
+
     if slowest is not None:
         rank, others = slowest
         text = f"it waits {data[rank]:.3f} s a step for clips, the others {others:.3f} s, of {step:.3f} s"
         found.append((f"data of {rank}", rank, text))
-        return found  # the others' forward passes wait for this rank where they share a BN group
+        return found  # in a BN group the other ranks' forward passes wait for this rank
+
+    # One rank's, or one BN group's, forward pass is slow.
     groups = [statistics.fmean(forward[first : first + span]) for first in range(0, len(forward), span)]
     slowest = _slowest(groups, step)
     if slowest is not None:
@@ -122,15 +138,19 @@ def standing_out(
             f"that of the others {others:.3f} s, of {step:.3f} s"
         )
         found.append((f"forward of {group}", group * span, text))
+
     return found
 
 
 def _slowest(seconds: Sequence[float], step: float) -> tuple[int, float] | None:
-    """The index of the largest value if it stands out, and the median of the others."""
+    """Return the index of the largest value and the median of the others, or None if it does not stand out."""
     if len(seconds) < 2:
         return None
+
     largest = max(range(len(seconds)), key=seconds.__getitem__)
     others = statistics.median([value for index, value in enumerate(seconds) if index != largest])
+
+    # Both limits: a ratio alone would report noise of short waits.
     factor, share = STANDS_OUT
     stands_out = seconds[largest] > factor * others and seconds[largest] - others > share * step
     return (largest, others) if stands_out else None

@@ -1,4 +1,4 @@
-"""Keep secrets out of logs: values of environment variables that hold one, user names in URLs, secret files."""
+"""Hide secrets in logs: environment variables that hold one, user names in URLs, secret files."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HIDDEN = "***"
-LEAST, LONG = 6, 16  # letters: a shorter value is part of too many words, a longer one of none
+LEAST, LONG = 6, 16  # letters: shorter values occur in too many words, longer ones in none
 _SECRET_NAME = re.compile("TOKEN|SECRET|PASSW|PASSPHRASE|CREDENTIAL|(?:API|ACCESS|PRIVATE)_?KEY", re.IGNORECASE)
-_PLACES = ("_FILE", "_DIR", "_PATH")  # such a variable says where a secret lies
+_PLACES = ("_FILE", "_DIR", "_PATH")  # such a variable names the place of a secret, not the secret
 _USER = re.compile(r"(?<=://)[^/\s@'\"]+@")
-_known: set[str] = set()
+_known: set[str] = set()  # secrets from files, beside those of the environment
 
 
 def add_file(path: str | os.PathLike[str]) -> None:
@@ -32,7 +32,7 @@ def add(values: Iterable[str]) -> None:
 
 @functools.cache
 def from_environment() -> frozenset[str]:
-    """Return the values of environment variables that hold secrets by their name, as they are at the first call."""
+    """Return the values of environment variables whose names mean a secret, as they are at the first call."""
     return frozenset(
         value
         for name, value in os.environ.items()
@@ -41,9 +41,10 @@ def from_environment() -> frozenset[str]:
 
 
 def hidden(text: str) -> str:
-    """Return a text without secrets that are known, or stand in an environment variable of a telling name."""
+    """Return a text without known secrets and without values of environment variables with a telling name."""
+    # Longest first: a secret that contains another one must go as a whole.
     for secret in sorted(from_environment() | _known, key=len, reverse=True):
-        if len(secret) < LONG and (secret.isalpha() or secret.isdigit()):  # it may be a part of another word or number
+        if len(secret) < LONG and (secret.isalpha() or secret.isdigit()):  # it may be part of another word or number
             text = re.sub(rf"(?<!\w){secret}(?!\w)", HIDDEN, text)
         else:
             text = text.replace(secret, HIDDEN)
@@ -51,5 +52,5 @@ def hidden(text: str) -> str:
 
 
 def hidden_users(text: str) -> str:
-    """Return a text without the user names, and passwords, of its URLs."""
+    """Return a text without the user names and passwords of its URLs."""
     return _USER.sub(f"{HIDDEN}@", text) if "://" in text else text

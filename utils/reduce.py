@@ -1,11 +1,11 @@
 """Average the gradients over the ranks, in an order of addition that never changes.
 
 A ring all-reduce adds the ranks' numbers in an order that depends on a number's place in the message. So two runs agree
-bit for bit only if every gradient always lies in the same place. `torch.nn.parallel.DistributedDataParallel` arranges
-its messages a second time after the first backward pass of each process: with three or more ranks, a run that was
-stopped and continued then ends with other bits than one that was not. Here the places follow from the model alone.
+bit for bit only if every gradient always has the same place. `torch.nn.parallel.DistributedDataParallel` arranges its
+messages a second time after the first backward pass of each process. With three or more ranks, a run that stopped and
+resumed would then end with other bits than one that did not stop. Here the places follow from the model alone.
 
-Use public torch only: hooks on the parameters and asynchronous all-reduces.
+Uses public torch only: hooks on the parameters and asynchronous all-reduces.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from utils.dist import World
 
 FIRST_BUCKET = 2**20  # bytes; small, so that the first message leaves early in the backward pass
-BUCKET = 25 * 2**20  # bytes; a parameter is never split, so a bucket may be larger
+BUCKET = 25 * 2**20  # bytes, as in DDP; a parameter is never split, so a bucket may be larger
 
 
 class AveragedGradients(nn.Module):
     """A model whose parameters have, after `backward()`, the mean of all ranks' gradients.
 
-    Buckets of parameters travel while the backward pass still runs, in a fixed order: parameters from last to first as
-    the model lists them, cut by size. Each rank must run the same backward passes. When `backward()` returns, the
-    means are there (on CUDA: for work queued on the current stream), and `grad` of each parameter is a view of its
+    Buckets of parameters are sent while the backward pass still runs, in a fixed order: parameters from last to first
+    as the model lists them, cut by size. Each rank must run the same backward passes. When `backward()` returns, the
+    means are ready (on CUDA: for work queued on the current stream). `grad` of each parameter is then a view of its
     bucket with the parameter's strides.
 
     Args:
@@ -54,11 +54,14 @@ class AveragedGradients(nn.Module):
         self.module = module
         self._share = 1 / world.size
         self._is_on = True
-        self._works: list[dist.Work] = []  # of the buckets that have left in this backward pass
+        self._works: list[dist.Work] = []  # of the buckets that were sent in this backward pass
+
         trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
         if not trained:
             raise ValueError("the model has no parameter that requires a gradient")
         _check_same_model(trained, world)
+
+        # Backward passes finish the last layers first, so their gradients can leave first.
         self._buckets = [_Bucket(members) for members in _cut(reversed(trained))]
         for bucket in self._buckets:
             bucket.send_parameters(world)
@@ -66,10 +69,10 @@ class AveragedGradients(nn.Module):
                 parameter.register_post_accumulate_grad_hook(functools.partial(self._arrived, bucket, index))
 
     def forward(self, *args: object, **kwargs: object) -> object:
-        """Call the model.
+        """Run the model.
 
         Raises:
-            RuntimeError: in the last backward pass some parameters got no gradient.
+            RuntimeError: some parameters got no gradient in the last backward pass.
         """
         if self.training and torch.is_grad_enabled():
             self._check_complete()
@@ -77,7 +80,7 @@ class AveragedGradients(nn.Module):
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Let backward passes add to this rank's own gradients; the next one outside averages their sum."""
+        """Let backward passes add to this rank's gradients only; the next one outside averages their sum."""
         before, self._is_on = self._is_on, False
         try:
             yield
@@ -85,26 +88,30 @@ class AveragedGradients(nn.Module):
             self._is_on = before
 
     def _arrived(self, bucket: _Bucket, index: int, parameter: Tensor) -> None:
-        """Take a parameter's finished gradient into its bucket; send all buckets whose turn has come.
+        """Move a parameter's finished gradient into its bucket; send all buckets that are due.
 
-        It runs once for each parameter in each step, in the backward pass: keep it short.
+        This runs once for each parameter in each step, during the backward pass: keep it short.
         """
         gradient = parameter.grad
         if not self._is_on or gradient is None:
             return
+
         view = bucket.views[index]
         torch.mul(gradient, self._share, out=view)  # autograd records nothing: a gradient requires no gradient
         parameter.grad = view
+
         bucket.missing.discard(index)
         if not bucket.missing:
             self._send()
 
     def _send(self) -> None:
-        """Send full buckets, on every rank in the same order, whatever the order in which they have filled."""
+        """Send full buckets, on every rank in the same order, even if they fill in another order."""
         while len(self._works) < len(self._buckets) and not self._buckets[len(self._works)].missing:
             work = dist.all_reduce(self._buckets[len(self._works)].flat, async_op=True)
             assert work is not None
             self._works.append(work)
+
+        # The last bucket: wait here, so that `backward()` returns with the means in place.
         if len(self._works) == len(self._buckets):
             for work in self._works:
                 work.wait()
@@ -118,6 +125,7 @@ class AveragedGradients(nn.Module):
     def _check_complete(self) -> None:
         if not self._works and all(len(bucket.missing) == len(bucket.parameters) for bucket in self._buckets):
             return
+
         names = [bucket.names[index] for bucket in self._buckets for index in sorted(bucket.missing)]
         raise RuntimeError(
             f"no gradient came for {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}: with several ranks every "
@@ -131,15 +139,18 @@ class _Bucket:
     def __init__(self, members: list[tuple[str, nn.Parameter]]) -> None:
         self.names = [name for name, _ in members]
         self.parameters = [parameter for _, parameter in members]
+
         first = self.parameters[0]
         self.flat = torch.zeros(sum(p.numel() for p in self.parameters), dtype=first.dtype, device=first.device)
+
         parts = self.flat.split([parameter.numel() for parameter in self.parameters])
         self.views = [_like(part, parameter) for part, parameter in zip(parts, self.parameters, strict=True)]
-        self.missing = set(range(len(members)))  # no gradient has arrived for them yet in this backward pass
+        self.missing = set(range(len(members)))  # whose gradients have not arrived in this backward pass
 
     @torch.no_grad()
     def send_parameters(self, world: World) -> None:
         """Copy rank 0's parameters to the other ranks."""
+        # Through the bucket that exists anyway: one broadcast, not one per parameter.
         for view, parameter in zip(self.views, self.parameters, strict=True):
             view.copy_(parameter)
         world.broadcast_(self.flat)
@@ -148,31 +159,34 @@ class _Bucket:
 
 
 def _like(part: Tensor, parameter: Tensor) -> Tensor:
-    """A part of a flat tensor in the shape of a parameter, and with its strides if they leave no gaps."""
+    """Return a part of a flat tensor in a parameter's shape, with its strides if they leave no gaps."""
     if torch.empty_like(parameter).stride() == parameter.stride():  # empty_like closes gaps and overlaps
         return part.as_strided(parameter.size(), parameter.stride(), part.storage_offset())
     return part.view(parameter.size())
 
 
 def _cut(members: Iterable[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str, nn.Parameter]]]:
-    """Neighbouring parameters of one dtype and device, until a bucket is full."""
+    """Yield neighbouring parameters of one dtype and device, up to the size of a bucket."""
     bucket: list[tuple[str, nn.Parameter]] = []
     size, limit = 0, FIRST_BUCKET
+
     for name, parameter in members:
         other = bucket and (bucket[0][1].dtype, bucket[0][1].device) != (parameter.dtype, parameter.device)
         if bucket and (other or size >= limit):
             yield bucket
             bucket, size, limit = [], 0, BUCKET
+
         bucket.append((name, parameter))
         size += parameter.numel() * parameter.element_size()
     yield bucket
 
 
 def _check_same_model(members: list[tuple[str, nn.Parameter]], world: World) -> None:
-    """UserError on every rank if the names, shapes or dtypes of one differ: sums of them would mean nothing."""
+    """Raise a UserError on every rank if names, shapes or dtypes differ: sums of such models would mean nothing."""
     text = "\n".join(f"{name} {tuple(own.shape)} {own.stride()} {own.dtype}" for name, own in members)
-    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+    digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")  # 7 bytes fit into an int64
     first = world.broadcast_(torch.tensor([digest], dtype=torch.int64, device=world.device))
+
     if world.any(int(first.item()) != digest):
         raise UserError(
             "the ranks have built different models: use the same code, config and version of torch on all nodes"

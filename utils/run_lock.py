@@ -1,9 +1,9 @@
-"""A lock file that one live process holds, and that a dead one cannot hold. Needs no torch; no trust in flock on NFS.
+"""Lock a folder by a file that one live process holds. Needs no torch, and does not rely on flock on NFS.
 
-The lock appears under its name complete, by a hard link, which only one process can make. A lock whose holder is dead
-is replaced by the process that holds the *claim* to it: a lock of the same kind whose name carries the dead lock's
-token, so that the right to replace one particular holder is given once. Renaming the dead lock away instead would let a
-slow process move the lock of a quick one.
+The lock appears complete under its name, by a hard link, which only one process can create. A process replaces the lock
+of a dead holder only while it holds the *claim* to it: a lock of the same kind whose name carries the dead lock's
+token. So exactly one process may replace one particular holder. Renaming the dead lock away instead would let a slow
+process move the lock of a quick one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from utils import files, processes, schedulers
 from utils.faults import UserError, fail_point, refuse_odd_file
 
 HEARTBEAT_SECONDS = 30.0
-DEAD_SECONDS = 300.0  # a heartbeat older than this counts as dead where nothing better can be known
+DEAD_SECONDS = 300.0  # without other evidence, a holder whose heartbeat is older counts as dead
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who wrote a lock: enough to find out later whether that process still lives."""
+    """The writer of a lock: enough to find out later whether that process still runs."""
 
     token: str
     host: str = "?"
@@ -39,8 +39,8 @@ class Holder:
     ticks: int = 0  # the process's start in clock ticks since boot
     since: str = "?"
     job: str = ""
-    restarts: str = ""  # how often the scheduler had started the job again
-    scheduler: str = "slurm"  # older locks have no other
+    restarts: str = ""  # how often the scheduler had requeued the job
+    scheduler: str = "slurm"  # older locks do not name one
 
 
 class Held:
@@ -66,24 +66,26 @@ class Held:
                     self.on_beat()
 
     def keep(self, *, put_back: bool) -> bool:
-        """Is the lock ours? Asked of the file itself, not of the heartbeat's memory.
+        """Return True if the lock is still ours, by the file itself, not by the heartbeat's memory.
 
         Args:
-            put_back: one that was removed and that nobody has now is made anew.
+            put_back: recreate the lock file if it was deleted and no other process holds it.
 
         Raises:
-            OSError: the file cannot be read, or put back.
+            OSError: the file cannot be read or recreated.
         """
         if put_back and _token_of(self.path) is None:
             self.path.parent.mkdir(exist_ok=True)
             with record_of(self.path, self.holder) as (record, _):
-                create(record, self.path)  # or not: somebody else was quicker
+                create(record, self.path)  # it may fail: then another process was quicker, and the line below finds it
+
         return _token_of(self.path) == self.holder.token
 
     def release(self) -> None:
-        """Stop the heartbeat and remove the lock, if it is still ours."""
+        """Stop the heartbeat and remove the lock if it is still ours."""
         self._stop.set()
         if self._thread is not None:
+            # Join first: a beat in progress would touch a lock that another process may take next.
             self._thread.join()
         with contextlib.suppress(OSError, UserError):
             if _token_of(self.path) == self.holder.token:
@@ -91,12 +93,13 @@ class Held:
 
 
 def take(path: Path) -> Held:
-    """Take the lock `path`; of any number of processes that try at once exactly one succeeds.
+    """Take the lock `path`; of several processes that try at once exactly one succeeds.
 
     Raises:
         UserError: a live process holds it.
         OSError: the folder cannot be written.
     """
+    # Left by processes that were killed; live ones hold theirs for moments only.
     files.remove_old([*path.parent.glob(f"{path.name}.claim-*"), *path.parent.glob(f"{path.name}.*.tmp")])
     me = this_process()
     _acquire(path, path, me)
@@ -110,15 +113,20 @@ def _acquire(path: Path, lock: Path, me: Holder) -> None:
                 return
             try:
                 holder, touched = read(path), path.stat().st_mtime
-            except FileNotFoundError:  # given back meanwhile
+            except FileNotFoundError:  # released in the meantime
                 continue
+
+            # Ages by the file server's clock: `now` is the time of a file that was written just now.
             if _is_alive(holder, now - touched, me):
                 raise UserError(_in_use(lock, holder, now - touched))
+
+            # The holder is dead. Take the claim to it, which is a lock like this one.
             claim = lock.with_name(f"{lock.name}.claim-{holder.token}")
             _acquire(claim, lock, me)
             fail_point("run_dir.claimed")
+
             try:
-                # Before our claim began another holder of it may have replaced the lock, and then let go of the claim.
+                # Another process may have replaced the lock before our claim began, and then dropped its claim.
                 if _token_of(path) == holder.token:
                     os.replace(record, path)
                     return
@@ -128,25 +136,25 @@ def _acquire(path: Path, lock: Path, me: Holder) -> None:
 
 @contextlib.contextmanager
 def record_of(path: Path, me: Holder) -> Iterator[tuple[Path, float]]:
-    """Write a file of our own with our record; gives it, and the time of the file server's clock."""
+    """Write our record to a temporary file; yield the file, and the time by the file server's clock."""
     record = path.with_name(f"{path.name[:64]}.{uuid.uuid4().hex}.tmp")
     record.write_text(json.dumps(asdict(me)) + "\n")
+
     try:
         yield record, record.stat().st_mtime
     finally:
-        with contextlib.suppress(OSError):  # `take` removes it later: a lock that was taken is not given up for it
+        with contextlib.suppress(OSError):  # `take` removes it later; the lock is worth more than a leftover file
             record.unlink()
 
 
 def create(record: Path, path: Path) -> bool:
-    """Give the record the name `path` unless that exists; reports whether it did."""
+    """Give the record the name `path` unless that exists; return True on success."""
     try:
         os.link(record, path)
     except FileExistsError:
         return False
-    except (
-        OSError
-    ):  # a file system without hard links: created empty first, which readers take for a young unknown holder
+    except OSError:
+        # A file system without hard links. The file is empty at first, and readers take it for a young unknown holder.
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except FileExistsError:
@@ -157,15 +165,18 @@ def create(record: Path, path: Path) -> bool:
 
 
 def read(path: Path) -> Holder:
-    """Read the record of a lock; one that cannot be understood gets a token from its bytes and is judged by its age."""
+    """Read a lock's record. One that cannot be parsed gets a token from its bytes, and only its age counts."""
     refuse_odd_file(path)
     data = path.read_bytes()
+
     try:
         holder = Holder(**json.loads(data))
+        # A token becomes part of a file name.
         if re.fullmatch("[0-9a-f]{32}", holder.token):
             return holder
     except (ValueError, TypeError):
         pass
+
     return Holder(hashlib.sha256(data + str(path.stat().st_ino).encode()).hexdigest()[:32])
 
 
@@ -186,22 +197,24 @@ def _token_of(path: Path) -> str | None:
 
 
 def _is_alive(holder: Holder, silent_seconds: float, me: Holder) -> bool:
-    """By the process table on the same machine, else by the scheduler, else by the heartbeat."""
+    """Decide by the process table on the same machine, else by the scheduler, else by the heartbeat."""
     known = _is_known_alive(holder, me)
     return silent_seconds < DEAD_SECONDS if known is None else known
 
 
 def is_certainly_dead(holder: Holder, me: Holder) -> bool:
-    """Report whether a process can never wake up again: a silent one may be frozen, or cut off from the file server."""
+    """Return True if a process can never wake up again; a silent one may be frozen or cut off from the file server."""
     return _is_known_alive(holder, me) is False
 
 
 def _is_known_alive(holder: Holder, me: Holder) -> bool | None:
-    """What the process table or the scheduler says; None if neither can be asked."""
+    """Return what the process table or the scheduler reports; None if neither applies."""
     if holder.pid and holder.machine and holder.machine == me.machine:
         return processes.lives(holder.pid, holder.ticks)
+
     if holder.job and (holder.scheduler, holder.job) == (me.scheduler, me.job) and holder.restarts != me.restarts:
-        return False  # an earlier start of this very job, requeued since
+        return False  # an earlier start of this very job, which has been requeued since
+
     if not holder.job or holder.scheduler not in schedulers.names():
         return None
     return schedulers.named(holder.scheduler).is_alive(holder.job)
@@ -217,7 +230,7 @@ def _in_use(lock: Path, holder: Holder, silent_seconds: float) -> str:
 
 
 def this_process() -> Holder:
-    """Describe this process, with a token that no other has."""
+    """Return the record of this process, with a unique token."""
     since = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime())
     pid, place = os.getpid(), schedulers.here()
     about = {"scheduler": place.scheduler, "job": place.job, "restarts": str(place.restarts)} if place else {}

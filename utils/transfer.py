@@ -1,7 +1,7 @@
-"""Tensors between host and GPU without a wait of the host.
+"""Move tensors between host and GPU without making the host wait.
 
-A copy from ordinary memory, and every copy back that is read at once, makes the host wait until the GPU has done all
-that was queued before. Then the GPU idles while the host queues the next work. On a CPU all of this is the identity.
+A copy from ordinary memory, and every copy back that is read at once, makes the host wait until the GPU has finished
+all queued work. Then the GPU is idle while the host queues the next work. On a CPU all functions are the identity.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 @functools.cache
 def constant(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return the tuple `values` as a tensor, one and the same for each call. Never change it in place."""
-    with torch.inference_mode(False):
+    """Return the tuple `values` as a tensor, the same object in each call. Never change it in place."""
+    with torch.inference_mode(False):  # it outlives the caller, so it must be usable in training too
         made = to_device(torch.tensor(values, dtype=dtype), device)
     if made.is_cuda:
         torch.cuda.current_stream(device).synchronize()  # once, so that every stream may read it
@@ -35,18 +35,21 @@ def constant(values: Sequence[float], dtype: torch.dtype, device: torch.device) 
 
 
 class Readback:
-    """A device tensor on its way to the host. It is copied when the work before it is done, beside later work.
+    """A device tensor on its way to the host. It is copied once earlier work is done, in parallel with later work.
 
     Args:
-        tensor: leave it alone until `read`.
+        tensor: do not change it until `read`.
         work: a collective that fills the tensor; its `wait` must queue a wait on the current stream.
     """
 
     def __init__(self, tensor: Tensor, work: torch.distributed.Work | None = None) -> None:
         self._tensor, self._work = tensor, work
         self._copied: torch.cuda.Event | None = None
+
         if not tensor.is_cuda:
             return
+
+        # A second stream: on the current one the copy would wait behind work that is queued later.
         side = _side_stream(tensor.device)
         side.wait_stream(torch.cuda.current_stream(tensor.device))
         with torch.cuda.stream(side):
@@ -56,20 +59,23 @@ class Readback:
             self._host.copy_(tensor, non_blocking=True)
             self._copied = torch.cuda.Event()
             self._copied.record(side)
+        # The allocator must not reuse the memory before the copy on the side stream has finished.
+
         tensor.record_stream(side)
 
     def read(self) -> Tensor:
-        """Wait for the copy, and for nothing that was queued later; return the tensor on the host."""
+        """Wait for this copy only, not for later work; return the tensor on the host."""
         if self._copied is not None:
             self._copied.synchronize()
             return self._host
+
         if self._work is not None:
             self._work.wait()
         return self._tensor
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """Copy a tensor to the host. On a GPU this waits for what was queued before, and for nothing else."""
+    """Copy a tensor to the host. On a GPU this waits for work that was queued before, but not for later work."""
     return Readback(tensor).read().numpy()
 
 
@@ -91,7 +97,7 @@ class CopyStream:
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
-        """Queue what is copied inside on this stream."""
+        """Queue the copies inside the block on this stream."""
         with torch.cuda.stream(self._stream):
             yield
 
@@ -104,19 +110,21 @@ class CopyStream:
     def hand_over(self, tensors: Iterable[Tensor]) -> None:
         """Let the current stream use tensors that were copied on this one."""
         current = torch.cuda.current_stream(self.device)
+        # The current stream waits, not the host.
         current.wait_stream(self._stream)
         for tensor in tensors:
             tensor.record_stream(current)
 
 
 class PinnedPages:
-    """Memory of other owners (shared with reader processes), pinned where it is: the GPU copies straight from it."""
+    """Memory of other owners (shared with reader processes), pinned in place: the GPU copies straight from it."""
 
     def __init__(self) -> None:
         self._arrays: list[np.ndarray] = []
 
     def add(self, array: np.ndarray) -> bool:
-        """Pin the pages of an array. Return False if the system refuses (a limit on locked memory)."""
+        """Pin the pages of an array. Return False if the system refuses, because of a limit on locked memory."""
+        # 0 is cudaHostRegisterDefault.
         code = _cuda_runtime().cudaHostRegister(array.ctypes.data, array.nbytes, 0)
         if int(code) == 0:
             self._arrays.append(array)
@@ -137,6 +145,7 @@ class PinnedPages:
         self._arrays.clear()
 
 
+# References that keep the pages mapped for as long as they are pinned.
 _kept_until_the_end: list[np.ndarray] = []
 
 

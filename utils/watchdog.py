@@ -1,12 +1,12 @@
-"""Says where a run hangs, and ends it: a thread in each rank that knows what the rank is doing.
+"""Report where a rank hangs, and end it: a thread in each rank follows what the rank is doing.
 
 A rank whose phase takes longer than `watchdog_minutes` leaves `jobs/hang-<time>-rank<r>.txt` (host, phase, iteration,
 samples, the stacks of all threads), one line in log.txt and on stderr, and exit code 70, so that the scheduler acts.
-When one rank is frozen, the *others* hang in a collective. So every rank leaves a sign of life in
-`jobs/heartbeat-<kind>-<rank>`, and the rank that complains names those that are silent or behind. Files, because they
-work across nodes, and when it is rank 0, who would hold the rendezvous store, that is frozen. Needs no torch.
+When one rank is frozen, the *others* hang in a collective. So every rank writes a heartbeat to
+`jobs/heartbeat-<kind>-<rank>`, and the reporting rank names ranks that are silent or behind. Heartbeats are files
+because files work across nodes, and also when rank 0 is frozen, which would hold the rendezvous store. Needs no torch.
 
-A process that was suspended as a whole (SIGSTOP and SIGCONT, a gang scheduler) is not charged for that time.
+Time during which the whole process was suspended (SIGSTOP and SIGCONT, a gang scheduler) does not count.
 """
 
 from __future__ import annotations
@@ -28,36 +28,36 @@ from typing import NamedTuple, TypeVar
 
 from utils import faults
 
-EXIT_HUNG = 70  # exit code of a rank that its watchdog ended; started again, it goes on from the last checkpoint
-_RECORD_BYTES = 2048  # of a heartbeat: always as long, so that it is never half there
+EXIT_HUNG = 70  # exit code of a rank that its watchdog ended; after a restart it resumes from the last checkpoint
+_RECORD_BYTES = 2048  # of a heartbeat: a fixed length, so that a reader never sees a partial record
 _NAMED = 8  # samples and ranks named in one sentence
-_REPORT_SECONDS = 30.0  # a file system that hangs must not keep the process alive
+_REPORT_SECONDS = 30.0  # a hanging file system must not keep the process alive for longer
 
 Item = TypeVar("Item")
 Logits = TypeVar("Logits")
 
 
 class _Now(NamedTuple):
-    """What this rank does; replaced as a whole, so that the threads need no lock."""
+    """The current work of this rank; replaced as a whole, so that the threads need no lock."""
 
     phase: str
     step: int | None
     since: float  # on the watchdog's clock
-    count: int  # of phases so far: the same work on every rank, so a lower count is behind
+    count: int  # phases so far: every rank does the same work, so a rank with a lower count is behind
     samples: Callable[[], Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Sign:
-    """A rank's last sign of life, as another rank reads it.
+    """A rank's last heartbeat, as another rank reads it.
 
     Attributes:
-        rank, host, pid: who.
-        phase, step: what it was doing; step is None outside of training.
-        count: phases begun since the start.
+        rank, host, pid: the process.
+        phase, step: its work; step is None outside of training.
+        count: number of phases since the start.
         seconds: how long it had been in the phase.
-        samples: read or trained on in that phase, if it lasts.
-        silent: seconds since the sign.
+        samples: read or trained on in that phase, if it is long.
+        silent: seconds since the heartbeat.
     """
 
     rank: int
@@ -80,19 +80,19 @@ class Sign:
 
 
 def describe(phase: str, step: int | None) -> str:
-    """`data of iteration 7`; `step` counts finished iterations."""
+    """Return a phase in words, such as `data of iteration 7`; `step` counts finished iterations."""
     return phase if step is None else f"{phase} of iteration {step + 1}"
 
 
 class Watchdog:
-    """Watches this rank from a thread while used in a `with` statement; before and after, it only takes notes.
+    """Watches this rank from a thread inside a `with` statement; before and after, it only records phases.
 
     Args:
         folder: the experiment folder, on a file system that all ranks see.
         seconds: how long one phase may take.
-        rank, ranks: who we are, and how many there are.
+        rank, ranks: this rank and their number.
         say: writes one line where the user reads it (log.txt).
-        kind: what runs; two kinds may run in one folder at a time.
+        kind: the kind of run; two kinds may run in one folder at a time.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class Watchdog:
     ) -> None:
         self.folder, self.seconds, self.rank, self.ranks, self.say = Path(folder) / "jobs", seconds, rank, ranks, say
         self.kind = kind
-        self.beat_seconds = min(20.0, max(0.1, seconds / 6))
-        self._stopped = 0.0  # seconds that the whole process was suspended
+        self.beat_seconds = min(20.0, max(0.1, seconds / 6))  # six beats fit into the limit
+        self._stopped = 0.0  # seconds during which the whole process was suspended
         self._now = _Now("start", None, self._clock(), 0, tuple)
         self._end = threading.Event()
         self._hangs = False
@@ -119,21 +119,23 @@ class Watchdog:
         self.folder.mkdir(exist_ok=True)
         if self.rank == 0:
             self._sweep()
+
         for target in (self._watch, self._beat):
             threading.Thread(target=target, name=f"watchdog {target.__name__}", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._hangs:  # one of the others ended meanwhile; this rank still leaves as what it is
+        if self._hangs:  # another rank has ended and freed this one; it must still leave with the code of a hang
             time.sleep(2 * _REPORT_SECONDS)
+
         self._end.set()
         with contextlib.suppress(OSError):
             self._heartbeat.unlink(missing_ok=True)
 
-    # ---------------------------------------------------------------- what the rank says
+    # ---------------------------------------------------------------- phases of the rank
 
     def phase(self, name: str, step: int | None = None, samples: Callable[[], Sequence[str]] = tuple) -> None:
-        """A new phase begins; `samples` is asked for names only if it lasts."""
+        """Begin a new phase; `samples` is called for names only if the phase is long."""
         faults.fail_point(f"phase.{name}")
         self._enter(name, step, samples)
 
@@ -141,7 +143,7 @@ class Watchdog:
         self._now = _Now(name, step, self._clock(), self._now.count + 1, samples)
 
     def progress(self) -> None:
-        """The phase has done a part of its work: its time starts anew."""
+        """Record that a part of the phase is done, and restart its time."""
         faults.fail_point(f"progress.{self._now.phase}")
         self._now = self._now._replace(since=self._clock())
 
@@ -149,7 +151,7 @@ class Watchdog:
     def during(
         self, name: str, step: int | None = None, samples: Callable[[], Sequence[str]] = tuple
     ) -> Iterator[None]:
-        """A phase inside another one, which goes on afterwards."""
+        """Run a phase inside another one, which continues afterwards."""
         before = self._now
         self.phase(name, step, samples)
         yield
@@ -161,12 +163,12 @@ class Watchdog:
         reading: Callable[[], Sequence[str]],
         names: Callable[[Item], Sequence[str]],
     ) -> Iterator[tuple[int, Item]]:
-        """The steps of a training loader; waiting for it is the phase `data`, the rest `forward/backward`.
+        """Yield the steps of a training loader; waiting for it is the phase `data`, the rest `forward/backward`.
 
         Args:
             items: (step, micro-batches).
-            reading: samples that are being read at this moment.
-            names: samples in the micro-batches.
+            reading: returns the samples that are being read at this moment.
+            names: returns the samples in the micro-batches.
         """
         step = self._now.step
         while True:
@@ -175,12 +177,14 @@ class Watchdog:
                 step, batches = next(items)
             except StopIteration:
                 return
+
+            # `batches` is bound now: the lambda may be called when the loop is already at the next step.
             self.phase("forward/backward", step, lambda batches=batches: names(batches))
             yield step, batches
             step += 1
 
     def passing(self, keep: Callable[[Item, Logits], None] | None = None) -> Callable[[Item, Logits], None]:
-        """Return `keep` of `evaluate`: every video that is scored is progress."""
+        """Return `keep` for `evaluate`, so that every scored video counts as progress."""
 
         def kept(item: Item, logits: Logits) -> None:
             self.progress()
@@ -195,16 +199,18 @@ class Watchdog:
         return time.monotonic() - self._stopped
 
     def _watch(self) -> None:
-        """Touches no file while all is well: it must not hang where the rank hangs."""
+        """Check the time of the phase. No file access while all is well: it could hang like the rank itself."""
         wait = min(1.0, self.seconds / 10)
         before = time.monotonic()
+
         while not self._end.wait(wait):
             gap = time.monotonic() - before
             before += gap
-            if gap > 5 * wait + 2:  # the process was suspended, not hanging
+            if gap > 5 * wait + 2:  # the process was suspended, so it did not hang
                 self._stopped += gap
+
             now = self._now
-            if self._clock() - now.since > self.seconds - wait:  # said before the time is over, not after
+            if self._clock() - now.since > self.seconds - wait:  # `wait` early: report before the limit, not after it
                 self._end_process(now, self._clock() - now.since)
 
     def _beat(self) -> None:
@@ -217,22 +223,25 @@ class Watchdog:
                 return
 
     def _write(self) -> None:
-        """One record in place: opening a file makes NFS look for its newest bytes, a new name may be cached away."""
+        """Write one record in place: NFS fetches new bytes when a file is opened, but may cache the list of names."""
         now = self._now
         seconds = self._clock() - now.since
         samples = self._names(now)[:_NAMED] if seconds > 2 * self.beat_seconds else []
+
         record = {"host": socket.gethostname(), "pid": os.getpid(), "phase": now.phase, "step": now.step}
         record |= {"count": now.count, "seconds": round(seconds, 1), "samples": samples}
         while len(text := json.dumps(record)) > _RECORD_BYTES and record["samples"]:
             record["samples"] = record["samples"][:-1]
+
         handle = os.open(self._heartbeat, os.O_WRONLY | os.O_CREAT, 0o644)
         try:
+            # Padded with spaces, which JSON ignores.
             os.pwrite(handle, text.encode("ascii").ljust(_RECORD_BYTES), 0)
         finally:
             os.close(handle)
 
     def _sweep(self) -> None:
-        """Remove the signs of ranks that this run has not (an earlier one was killed)."""
+        """Remove heartbeats of ranks that this run does not have, left by an earlier run that was killed."""
         for path in self.folder.glob(f"heartbeat-{glob.escape(self.kind)}-*"):
             number = path.name.rpartition("-")[2]
             if number.isdigit() and int(number) >= self.ranks:
@@ -242,24 +251,26 @@ class Watchdog:
     def _names(now: _Now) -> list[str]:
         try:
             return list(now.samples())
-        except Exception as error:  # noqa: BLE001  the loader's own tables, read while it may be changing them
+        except Exception as error:  # noqa: BLE001  the loader may be changing its tables at this moment
             return [f"(samples cannot be told: {type(error).__name__})"]
 
     # ---------------------------------------------------------------- when it hangs
 
     def who(self, rank: int) -> str:
-        """A rank in words, with its host where its heartbeat tells it."""
+        """Return a rank in words, with its host if its heartbeat names it."""
         sign = self._sign(rank, 0.0)
         return f"rank {rank}" if sign is None else str(sign)
 
     def signs(self) -> dict[int, Sign | None]:
-        """The last sign of life of every other rank; None where there is none."""
+        """Return the last heartbeat of every other rank; None for a rank without one."""
+        # Write first, to read the file server's clock: all records share it.
         with contextlib.suppress(OSError):
             self._write()
         try:
-            mine = self._heartbeat.stat().st_mtime  # the file server's clock, which all records share
+            mine = self._heartbeat.stat().st_mtime
         except OSError:
             mine = time.time()
+
         found: dict[int, Sign | None] = {}
         for rank in range(self.ranks):
             if rank != self.rank:
@@ -269,6 +280,7 @@ class Watchdog:
     def _sign(self, rank: int, now: float) -> Sign | None:
         try:
             with open(self.folder / f"heartbeat-{self.kind}-{rank}", encoding="ascii") as file:
+                # The file may be missing or half written by a file server: then there is no sign.
                 record = json.load(file)
                 silent = now - os.fstat(file.fileno()).st_mtime
             record["samples"] = tuple(record["samples"])
@@ -277,24 +289,29 @@ class Watchdog:
             return None
 
     def suspects(self, now_count: int) -> list[str]:
-        """Who the others wait for, a sentence each: silent ranks first, else those behind this one."""
+        """Describe the ranks that the others wait for, a sentence each: silent ones, or else those behind this one."""
         silent, behind = [], []
+
         for rank, sign in self.signs().items():
             if sign is None:
                 silent.append(f"rank {rank} has left no sign of life")
+            # Three missed heartbeats.
             elif sign.silent > 3 * self.beat_seconds + 1:
                 silent.append(f"{sign} is silent since {sign.silent:.0f} s, it was in {sign.doing}")
             elif sign.count < now_count:
                 names = f": {', '.join(sign.samples)}" if sign.samples else ""
                 behind.append(f"{sign} is still in {sign.doing}, since {sign.seconds + sign.silent:.0f} s{names}")
+
         return silent or behind
 
     def _end_process(self, now: _Now, seconds: float) -> None:
         self._hangs = True
+        # In a thread, since its files may hang like the rank.
         reporter = threading.Thread(target=self._report, args=(now, seconds), daemon=True)
         reporter.start()
         reporter.join(_REPORT_SECONDS)
-        # The other ranks hang too: let them leave their stacks before losing us ends them.
+
+        # The other ranks hang too: let them write their stacks before the loss of this rank ends them.
         time.sleep(min(5.0, self.seconds / 4))
         with contextlib.suppress(OSError):
             self._heartbeat.unlink(missing_ok=True)
@@ -305,16 +322,22 @@ class Watchdog:
     def _report(self, now: _Now, seconds: float) -> None:
         stamp = datetime.now(timezone.utc).strftime("%Y%m%dT%H%M%SZ")
         name = f"hang-{stamp}-rank{self.rank}.txt"
+
         samples = self._names(now)
         shown = ", ".join(samples[:_NAMED]) + (", ..." if len(samples) > _NAMED else "")
         who = f"rank {self.rank} on {socket.gethostname()}"
         what = f"{who} hangs: {describe(now.phase, now.step)} has taken {seconds:.0f} s"
+
+        # Name the samples only if no other rank explains the hang.
         suspects = self.suspects(now.count)
         reason = "; ".join(suspects[:_NAMED])
         about = f" ({shown})" if shown and not suspects else ""
         line = f"{what}{about}. {'Waiting for: ' + reason + '. ' if reason else ''}Stacks: jobs/{name}"
+
         with contextlib.suppress(OSError):
             print(line, file=sys.stderr, flush=True)
+
+        # The file system may hang: first the terminal, then the file with the stacks, last the log.
         with contextlib.suppress(OSError), open(self.folder / name, "w", encoding="utf-8") as file:
             rows = {"time": stamp, "host": socket.gethostname(), "process": os.getpid(), "rank": self.rank}
             rows |= {"phase": now.phase, "iteration": None if now.step is None else now.step + 1}
@@ -325,5 +348,6 @@ class Watchdog:
             file.write("\nstacks of all threads, the newest call first:\n")
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
+
         with contextlib.suppress(OSError):
             self.say(line)
