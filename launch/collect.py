@@ -50,8 +50,10 @@ def main(argv: Sequence[str]) -> int:
     print(text + "".join(f"{line}\n" for line in others), end="")
 
     written = ["table.csv", "table.md"]
-    if rows and not args.no_picture:
-        picture(wanted.folder / "table.png", wanted.name, keys, rows)
+    # A training without a validation has no accuracy to plot.
+    plotted = [row for row in rows if row.get("best_top1", row.get("top1")) is not None]
+    if plotted and not args.no_picture:
+        picture(wanted.folder / "table.png", wanted.name, keys, plotted)
         written.append("table.png")
 
     print(f"{wanted.folder}: {', '.join(written)}")
@@ -74,7 +76,8 @@ def _row(wanted: Sweep, cell: Cell) -> files.Row:
         exp = wanted.exp_of(cell)
         curves = log.read_scalars(exp / "events" / log.SCALARS)
         row["step"] = progress.read(exp).step
-        row["best_top1"] = max((value for _, value in curves.get("acc1_val", [])), default=None)
+        reached = [value for _, value in curves.get("acc1_val", []) if not math.isnan(value)]
+        row["best_top1"] = max(reached, default=None)
         for metric in metrics.metrics_of("collect", multi_label="map_val" in curves):
             if points := curves.get(metric.tag):
                 row["loss_val" if metric.name == "loss" else metric.name] = points[-1][1]

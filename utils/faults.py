@@ -110,11 +110,14 @@ def listed(what: str, names: Iterable[str], *, most: int = 6) -> str:
 
 
 def rank_from_environment() -> int:
-    """Return the rank of this process by the variables of torchrun or SLURM; 0 if alone. Needs no torch."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"])
+    """Return the rank of this process by the variables of torchrun or SLURM; 0 if alone. Needs no torch.
+
+    A variable that is no number counts as 0: what reports an error must not fail on it.
+    """
     # sbatch sets SLURM_PROCID in the batch script too, which is not a rank.
-    return int(os.environ.get("SLURM_PROCID", "0")) if "SLURM_STEP_ID" in os.environ else 0
+    default = os.environ.get("SLURM_PROCID", "0") if "SLURM_STEP_ID" in os.environ else "0"
+    rank = os.environ.get("RANK", default)
+    return int(rank) if rank.isascii() and rank.isdigit() else 0
 
 
 def leave_exit_code(code: int) -> int:

@@ -86,7 +86,7 @@ class BadSamples:
         self._stopped = False  # the budget ends this process
 
     def note(self, events: Iterable[BadEvent], step: int, during: str = TRAINING) -> None:
-        """Journal failures, and log each sample when it is met for the first time. Any rank may.
+        """Journal failures, and log each sample when it is met for the first time. Every rank may.
 
         Args:
             events: from a loader's ledger.

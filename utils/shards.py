@@ -73,7 +73,7 @@ class ShardPlan:
     def micro_batches(self) -> tuple[tuple[int, ...], ...]:
         """The shards of each of this rank's micro-batches, in the order they run."""
         mine = tuple(range(self.rank, self.total, self.world))  # r, r + W, ...: neighbouring shards on different ranks
-        width = max(1, self.group_size // self.world)
+        width = self.shards_per_micro_batch
         return tuple(mine[i : i + width] for i in range(0, len(mine), width))
 
     def positions(self, step: int, shard: int) -> range:

@@ -28,7 +28,7 @@ _CODECS = {"libdav1d": "av1", "libaom-av1": "av1", "libvpx-vp9": "vp9"}
 #: With more packets or bytes than these between two places of a file, a seek is cheaper than reading on.
 _SEEK_PACKETS = 250
 _SEEK_BYTES = 1 << 20
-# Any rate will do: frames are chosen by number, not by time.
+# The rate does not matter: frames are chosen by number, not by time.
 _TICK = Fraction(1, 25)
 
 

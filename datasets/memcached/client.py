@@ -155,7 +155,7 @@ class _State:
 
 
 class MemcachedPool:
-    """Values on several servers. Any thread may call. Calls of one process run one after another.
+    """Values on several servers. Every thread may call. Calls of one process run one after another.
 
     Args:
         settings: servers and times; UserError if a server's name is wrong.

@@ -19,7 +19,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "circles": (0, 0),
     "c901_above_12": (0, 0),
     "any": (188, 250),
-    "code_lines": (34_620, 23_000),  # 25,611 before video transformers, folds, `start`, `import`, `doctor` and loggers
+    "code_lines": (34_640, 23_000),  # 25,611 before video transformers, folds, `start`, `import`, `doctor` and loggers
 }
 TRACED_BOUNDS = {"clip_functions": (60, 40), "validation_crossings": (0, 0)}
 UPWARD = {"launch/job.py -> main"}  # by file and module
@@ -55,6 +55,11 @@ def test_no_new_upward_import() -> None:
 def test_a_name_is_the_longest_chain_and_counts_once() -> None:
     code = "run.bad.note(loader.ledger.take(), run.bad.note)\nlocal = f().attribute\nlog.line(step)"
     assert measure.dotted_names([ast.parse(code)]) == {"run.bad.note", "loader.ledger.take", "log.line"}
+
+
+def test_bodies_have_room_and_the_code_gives_reasons() -> None:
+    assert figures()["comments_per_100_lines"] >= 5.0
+    assert figures()["blank_lines_in_bodies_percent"] >= 6.0
 
 
 def test_blank_lines_comments_and_docstrings_are_no_code() -> None:

@@ -181,6 +181,21 @@ def test_collect_writes_the_table(exp: Path, tmp_path: Path, stand_in: Path, cap
     assert (folder / "table.png").stat().st_size > 5000
 
 
+@pytest.mark.parametrize("lines", ['{"step": 5, "acc1_val": "nan"}\n{"step": 10, "acc1_val": 40.0}\n', ""])
+def test_collect_without_a_number_in_some_validations(
+    exp: Path, tmp_path: Path, stand_in: Path, capsys: pytest.CaptureFixture[str], lines: str
+) -> None:
+    assert run(tmp_path, "--exp", exp, "--grid", "seed=1,2") == 0
+    folder = tmp_path / "sweeps" / "s1"
+    first = next(path for path in sorted(folder.rglob("scalars.jsonl")) if "seed=1" in str(path))
+    first.write_text(lines)
+    assert collect.main(["s1", "--into", str(tmp_path / "sweeps")]) == 0
+    with (folder / "table.csv").open() as file:
+        assert [row["best_top1"] for row in csv.DictReader(file)] == ["40.0" if lines else "", "52.0"]
+    assert (folder / "table.png").exists()
+    capsys.readouterr()
+
+
 def test_an_evaluation_cell_is_a_result_of_its_experiment(exp: Path, tmp_path: Path) -> None:
     wanted = Sweep(tmp_path / "s", "eval", (exp,), ("val_dense=true,false",), ("--checkpoint", "latest"))
     first, second = wanted.cells()

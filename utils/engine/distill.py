@@ -167,7 +167,7 @@ def find(teacher: Path, student: Config) -> Source:
     """Resolve `distill.teacher`: an experiment folder, one of our checkpoints, or another weights file.
 
     A folder's config defines the network. Its best checkpoint fills it, else its latest, else its `model.pretrained`.
-    A checkpoint contains its config. Any other file must fit the student's own architecture.
+    A checkpoint contains its config. Every other file must fit the student's own architecture.
 
     Raises:
         UserError: no such file, or a network with other classes.
