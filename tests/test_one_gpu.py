@@ -22,6 +22,7 @@ def run(*words: str) -> tuple[int, list[dict], str]:
     return done.returncode, [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")], done.stdout
 
 
+@pytest.mark.nightly
 def test_every_row_rehearses(tmp_path: Path) -> None:
     out = tmp_path / "figures.jsonl"
     code, rows, shown = run("--rehearse", "--smoke", "--out", str(out))

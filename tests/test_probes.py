@@ -70,6 +70,7 @@ def test_evaluation_uses_the_best_head(calm: Path) -> None:
     assert found["metrics"]["top1"] == pytest.approx(best["best_prec1"], abs=1e-6)
 
 
+@pytest.mark.nightly
 def test_heads_learn_the_same_on_two_ranks_with_an_average(tmp_path: Path, motion_videos: Path) -> None:
     """fp64, a moving average of the weights: two ranks, stopped once, against one with the same two shards."""
     one, two = (probe(tmp_path / name, motion_videos) for name in ("one", "two"))

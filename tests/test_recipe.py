@@ -95,6 +95,7 @@ def test_a_state_without_averages_is_refused(
         main.train(exp, overrides=[*words(), f"common.val_source={calm / 'few.txt'}"])
 
 
+@pytest.mark.nightly
 def test_four_ranks_then_two_train_on_the_same_clips(tmp_path: Path, motion_videos: Path) -> None:
     """fp64: losses as on one rank with the same 4 shards, to 1e-9."""
     fixed, moved = (make(tmp_path / name, motion_videos, steps=4, val_freq=4) for name in ("fixed", "moved"))

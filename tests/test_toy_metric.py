@@ -69,7 +69,7 @@ def test_one_entry_is_enough(
     assert main.main(["analyze", str(exp)]) == 0
     assert f"sureness {value:.2f}" in capsys.readouterr().out
     assert main.main(["report", str(exp), "--pictures", "0"]) == 0
-    assert f'["sureness","{value:.2f} %"]' in (exp / "report/index.html").read_text()
+    assert f'["sureness","{value:.2f} %  (' in (exp / "report/index.html").read_text()
     assert f"sureness {value:.2f}" in "\n".join(compare.text([compare.load(str(exp))] * 2))
 
 

@@ -90,7 +90,12 @@ def test_a_signal_stops_after_the_step_and_the_same_command_continues(
 
 
 @pytest.mark.parametrize(
-    "point", ["checkpoint.tmp:0:2", "checkpoint.replace:0:1", "checkpoint.done:0:2", "log.line:0:9"]
+    "point",
+    [
+        "checkpoint.replace:0:1",
+        "log.line:0:9",
+        *(pytest.param(point, marks=pytest.mark.nightly) for point in ("checkpoint.tmp:0:2", "checkpoint.done:0:2")),
+    ],
 )
 def test_killed_and_started_again_ends_with_the_same_bits(
     point: str, calm: Path, tmp_path: Path, motion_videos: Path

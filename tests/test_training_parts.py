@@ -93,7 +93,9 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", ["dml and ema", *(pytest.param(name, marks=pytest.mark.nightly) for name in CASES if name != "dml and ema")]
+)
 def test_stopped_and_continued_ends_with_the_same_bits(
     case: str, runs: Runs, tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,7 +71,14 @@ def test_the_result_says_all(exp: Path) -> None:
     assert summary["metrics"] == pytest.approx(numbers | {key: summary["metrics"][key] for key in ("clip1", "clip")})
 
 
-@pytest.mark.parametrize("options", [["--chunk", "1"], ["--chunk", "7"], ["--chunk", "30"], ["--plain"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--chunk", "7"],
+        ["--plain"],
+        *(pytest.param(["--chunk", size], marks=pytest.mark.nightly) for size in ("1", "30")),
+    ],
+)
 def test_chunks_and_the_form_of_the_network_change_nothing(exp: Path, options: list[str]) -> None:
     assert evaluate(exp, "other", "--views", "10x3", *options) == 0
     one, other = Results.load(exp, "thirty"), Results.load(exp, "other")

@@ -42,7 +42,7 @@ def on_ranks(exp: Path, ranks: int, name: str, fail_point: str = "") -> subproce
     )
 
 
-@pytest.mark.parametrize(("first", "second"), [(2, 3), (3, 2)])
+@pytest.mark.parametrize(("first", "second"), [(2, 3), pytest.param(3, 2, marks=pytest.mark.nightly)])
 def test_stopped_on_some_ranks_it_ends_on_others_with_the_same_rows(exp: Path, first: int, second: int) -> None:
     name = f"from{first}to{second}"
     stopped = on_ranks(exp, first, name, "progress.evaluation:1:3:usr2")

@@ -59,8 +59,8 @@ def same(net: nn.Module, exported: nn.Module, clips: torch.Tensor) -> None:
 
 
 def marks_of(name: str) -> list[pytest.MarkDecorator]:
-    """Tracing is slow; what is a method's second form waits for the night."""
-    return [pytest.mark.slow, *([pytest.mark.nightly] if "-" in name else [])]
+    """Tracing is slow: one method of images and one of clips in `make test`, the others in the night."""
+    return [pytest.mark.slow, *([] if name in ("tsm", "slowfast") else [pytest.mark.nightly])]
 
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=marks_of(name)) for name in METHODS])

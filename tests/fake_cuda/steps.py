@@ -23,7 +23,10 @@ BESIDE = {
 
 
 #: The same code for every method: these methods show it in `make test`, the others in `make nightly`.
-SHARED_CASES = ("fp32 plain", "fp32", "fp16", "bf16 4 micro-batches", "bf16 group of 4 ranks", "validation fp32")
+SHARED_CASES = (
+    *("fp32 plain", "fp32", "fp16", "bf16 4 micro-batches", "bf16 group of 4 ranks", "validation fp32"),
+    *("validation bf16, measured", "precise BN and distillation"),
+)
 SHOWN_BY = ("tsn", "slowfast", "vjepa2")
 
 

@@ -16,7 +16,7 @@ NIGHTLY = pytest.mark.nightly
 
 
 @pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name in ("tsn", "slowfast") else NIGHTLY) for name in METHODS]
+    "method", [pytest.param(name, marks=[] if name == "slowfast" else NIGHTLY) for name in METHODS]
 )
 def test_only_dropout_breaks_the_graph(method: str) -> None:
     # Its masks come from a generator that is seeded for each shard, which a graph cannot hold. With torch 2.11 the

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 
 NIGHTLY = pytest.mark.nightly
 PLANS = [  # shards of the global batch, shards of a BN group, ranks
-    pytest.param(6, 6, 3, id="one group, two micro-batches of three ranks"),
+    pytest.param(6, 6, 3, id="one group, two micro-batches of three ranks", marks=NIGHTLY),
     pytest.param(8, 2, 4, id="two groups at once, two micro-batches"),
     pytest.param(4, 1, 4, id="no groups", marks=NIGHTLY),
     pytest.param(4, 2, 4, id="two groups", marks=NIGHTLY),

@@ -11,7 +11,7 @@ OF_IMAGES = ("tsn", "tsm", "pptsn", "pptsm")
 
 @pytest.mark.parametrize("method", OF_IMAGES)
 def test_one_wait_and_nothing_mixed(method: str) -> None:
-    assert len(steps.check(method)) >= 3
+    assert len(steps.check(method)) >= 1
 
 
 @pytest.mark.nightly

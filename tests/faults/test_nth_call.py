@@ -81,7 +81,7 @@ def test_exactly_the_wanted_call_fails(tmp_path: Path, kind: str, number: int) -
 @pytest.mark.parametrize(
     ("counts", "least"),
     [
-        pytest.param("train=4,eval=4,dump-frames=1,dump-shards=1,dump-clips=1,scan=3", 12, id="14 faults"),
+        pytest.param("train=2,eval=2,dump-frames=1,scan=1", 5, id="6 faults"),
         pytest.param(
             "train=8,eval=8,dump-frames=3,dump-shards=3,dump-clips=2,scan=6",
             28,

@@ -23,7 +23,7 @@ from utils.engine.network import place
 from utils.faults import UserError
 
 FOLDER = Path(methods.__file__).parent
-NO_MODELS = ("fetch", "macs", "folding", "positions")  # a verb, a counter, and two ways to evaluate a model
+NO_MODELS = ("cam", "fetch", "macs", "folding", "positions")  # maps, a verb, a counter, two ways to evaluate a model
 FILES = sorted(file.stem for file in FOLDER.glob("[!_]*.py") if file.stem not in NO_MODELS)
 COMMON = {"backbone", "num_class", "num_segments", "dropout", "pretrained"}
 T, K = 4, 7

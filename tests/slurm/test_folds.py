@@ -15,6 +15,7 @@ pytestmark = pytest.mark.slurm
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_an_array_that_is_requeued_gives_each_fold_once(slurm: LocalSlurm, tmp_path: Path, motion_videos: Path) -> None:
     exp = experiment(tmp_path / "it's a; fold", motion_videos, steps=6, val_freq=6)
     said = slurm.launch("train", exp, PARTITION, "2", "--parallel", "2").stdout

@@ -78,7 +78,8 @@ def test_silent_ranks_are_named_before_those_behind(tmp_path: Path) -> None:
     first, second = (watchdog.Watchdog(tmp_path, seconds=6, rank=rank, ranks=3) for rank in (0, 1))
     second.phase("data", 4, lambda: ["sample 9: late.mp4"])
     with first, second:
-        until(lambda: len(list((tmp_path / "jobs").glob("heartbeat-train-*"))) == 2)
+        # By name: a file that is being written has another one
+        until(lambda: all((tmp_path / "jobs" / f"heartbeat-train-{rank}").exists() for rank in (0, 1)))
         first.phase("data", 4)
         first.phase("forward/backward", 4)
         assert first.suspects(2) == ["rank 2 has left no sign of life"]
