@@ -166,8 +166,9 @@ def scalars(exp: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for line in (exp / "events/scalars.jsonl").read_text().splitlines():
         row = {key: value for key, value in json.loads(line).items() if not _is_volatile(key)}
-        if "step" in row and not re.search("time|second|data|rate|speed|memory", str(row.get("tag", ""))):
-            found[f"{row.get('tag', '')}@{row['step']}"] = json.dumps(row, sort_keys=True)
+        if "step" in row:
+            row = {key: value for key, value in row.items() if not re.search("time|second|data|rate|speed|memory", key)}
+            found |= {f"{key}@{row['step']}": json.dumps(value) for key, value in row.items() if key != "step"}
     return found
 
 
@@ -180,7 +181,8 @@ def evaluation(tree: Tree, exp: Path) -> dict[str, str]:
     found["ids"] = _sha((exp / "results/guard/ids.txt").read_bytes())
     summary = json.loads((exp / "results/guard.json").read_text())
     _digest({key: summary[key] for key in ("metrics", "counts", "class_names") if key in summary}, "summary", found)
-    found["analyze"] = _sha(_plain(tree.run("main.py", "analyze", exp, "--name", "guard")).encode())
+    text = _plain(tree.run("main.py", "analyze", exp, "--name", "guard"))
+    found |= {f"analyze: {line.strip()}": "there" for line in text.splitlines()}
     tree.run("main.py", "report", f"{exp}:guard")
     found["report"] = _sha(_plain((exp / "report/index.html").read_text()).encode())
     found["pictures"] = json.dumps(sorted(path.name for path in (exp / "report").rglob("*.jpg")))
@@ -198,6 +200,9 @@ def _digest(value: Any, place: str, found: dict[str, str]) -> None:
         for key, item in value.items():
             if not _is_volatile(key):
                 _digest(item, f"{place}/{key}", found)
+    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        for number, item in enumerate(value):
+            _digest(item, f"{place}/{number}", found)
     elif isinstance(value, torch.Tensor):
         found[place] = _sha(f"{value.dtype}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
     else:
