@@ -170,13 +170,13 @@ class Probe(nn.Module):
         dropout = getattr(self.dropout, "p", 0.0)
         shared = {"num_class": head.classifier.out_features, "num_segments": self.frames_per_clip, "dropout": dropout}
         network = self.backbone
-        positions = network.positions if isinstance(network, VisionTransformer3D) else ""
         # exporters and other tools support these two forms
-        if isinstance(head.features, AttentivePooler) and positions == "rotary":
-            model: nn.Module = VJEPA2(network, head.features, init_scale=1.0, **shared)  # pyright: ignore[reportArgumentType]
-        elif isinstance(head.features, nn.LayerNorm) and positions == "sinusoid":
+        vit = network if isinstance(network, VisionTransformer3D) else None
+        if vit is not None and isinstance(head.features, AttentivePooler) and vit.positions == "rotary":
+            model: nn.Module = VJEPA2(vit, head.features, init_scale=1.0, **shared)
+        elif vit is not None and isinstance(head.features, nn.LayerNorm) and vit.positions == "sinusoid":
             eps = head.features.eps
-            model = VideoMAE(network, pooling="mean", head_eps=eps, init_scale=1.0, **shared)
+            model = VideoMAE(vit, pooling="mean", head_eps=eps, init_scale=1.0, **shared)
             model.fc_norm = head.features
         else:
             return Probe(network, head, kind=self.kind, num_segments=self.frames_per_clip, dropout=dropout)

@@ -1,16 +1,21 @@
 """docs/results.md from experiment folders: accuracy on three data sets of real people, by folds.
 
+    python -m tests.benchmarks.analysis.results train DIR [--set KEY=VALUE]   all experiments, one after the other
     python -m tests.benchmarks.analysis.results collect EXP [--name latest]   after EXP/train.sh: keep its answers
     python -m tests.benchmarks.analysis.results page                          write docs/results.md from what is kept
 
-`collect` reads the pooled result of the folds and the training curves and writes tests/data/results/DATA/METHOD.json;
-`page` computes every number from these files. EXP may be a copy of an experiment in `exps/`.
+`train` copies the experiments of `exps/` into DIR, trains and evaluates each by its folds and collects it; stopped and
+started again it continues. `collect` reads the pooled result of the folds and the training curves and writes
+tests/data/results/DATA/METHOD.json; `page` computes every number from these files. EXP may be a copy of an experiment
+in `exps/`.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +27,7 @@ from anal_tools.evaluate.results import Results
 from anal_tools.experiments import data_set
 from anal_tools.folds import FOLDER, evaluated
 from tests.benchmarks.analysis.answers import DATA_SETS, KEPT, Answers, interval
-from tests.benchmarks.rows import ROOT
+from tests.benchmarks.rows import ROOT, environment
 from utils import config
 from utils.faults import UserError
 
@@ -30,6 +35,8 @@ PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
 MARKS = ("<!-- python -m tests.benchmarks.analysis.results page -->", "<!-- end of results -->")
 BASE = "ridge"
 CURVE_POINTS = 40  # of a fold, at most
+WIDE, WIDE_DATA = ["3crop"], ("weizmann10", "ut_interaction2")  # frames wider than 1.2 times their height
+ORDER = ("tsm_mobilenetv2", "tsn_mobilenetv2", "probe_mobilenetv2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,8 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     keep = verbs.add_parser("collect", help="keep what an experiment with folds answered")
     keep.add_argument("exp", type=Path, nargs="+")
     keep.add_argument("--name", default="latest", help="of the results (default: %(default)s)")
+    run = verbs.add_parser("train", help="train all experiments by their folds, and keep what they answered")
+    run.add_argument("work", type=Path, metavar="DIR")
+    run.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    run.add_argument("--only", default="", help="train experiments whose path holds this text")
     verbs.add_parser("page", help=f"write {PAGE.name}")
     args = parser.parse_args(argv)
+    if args.verb == "train":
+        return train(args.work, args.set, args.only)
     if args.verb == "collect":
         for exp in args.exp:
             found = collect(exp, args.name)
@@ -58,6 +71,41 @@ def kept() -> dict[str, list[Answers]]:
     """All answers by data set, the best method first."""
     found = {name: [Answers.read(file) for file in sorted((KEPT / name).glob("*.json"))] for name in DATA_SETS}
     return {name: sorted(own, key=lambda one: -one.right.mean()) for name, own in found.items()}
+
+
+# --------------------------------------------------------------------------------------------------------------- train
+
+
+def train(work: Path, sets: Sequence[str], only: str) -> int:
+    """Train, evaluate and collect each experiment of the data sets; return the exit code of the first that fails."""
+    words = [word for text in sets for word in ("--set", text)]
+    for name in planned():
+        if only not in name:
+            continue
+        exp = work.resolve() / name
+        if not exp.exists():
+            shutil.copytree(ROOT / "exps" / name, exp)
+        crops = WIDE if data_set(config.load(exp)) in WIDE_DATA else []
+        for verb, own in (("train", words), *([("eval", ["--views", *crops])] if crops else [])):
+            argv = [sys.executable, "-m", "launch", verb, str(exp), "local", "0", *own]
+            code = subprocess.run(argv, cwd=ROOT, env=environment(), check=False).returncode
+            if code:
+                return code
+        found = collect(exp, "-".join(["latest", *crops]))
+        found.write()
+        print(f"{found.data} {found.name}: {found.right.mean():.3f} of {len(found.videos)} held-out videos", flush=True)
+    return 0
+
+
+def planned() -> list[str]:
+    """Experiments of the three data sets, those with ImageNet features first: they cost least and say most."""
+    found = [
+        str(file.parent.relative_to(ROOT / "exps"))
+        for _, folder, _ in DATA_SETS.values()
+        for file in sorted((ROOT / "exps" / folder).rglob("config.yaml"))
+    ]
+    first = [ORDER.index(method) if (method := name.split("/")[1]) in ORDER else len(ORDER) for name in found]
+    return [name for _, name in sorted(zip(first, found, strict=True), key=lambda pair: pair[0])]
 
 
 # ------------------------------------------------------------------------------------------------------------- collect
@@ -252,8 +300,8 @@ of UT-Interaction. The recipe was chosen on UCF Sports (folds 1 and 2: a peak ra
 44 of 64 videos) and is the same on the other data sets, so that the numbers of UCF Sports are a little too good. The
 four choices of the ridge regression were made on the folds of all three data sets and favour it.
 
-The same numbers: `exps/.../train.sh local 0`, for three crops `exps/.../eval.sh local 0 --views 3crop`, then
-`python -m tests.benchmarks.analysis.results collect exps/... [--name NAME]`.
+The same numbers: `python -m tests.benchmarks.analysis.results train DIR` trains a copy of every experiment, and
+continues after a stop. For one of them `exps/.../train.sh local 0`, for three crops `eval.sh local 0 --views 3crop`.
 """
 
 PICTURE = """\
