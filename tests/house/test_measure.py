@@ -19,7 +19,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "circles": (0, 0),
     "c901_above_12": (0, 0),
     "any": (188, 250),
-    "code_lines": (34_640, 23_000),  # 25,611 before video transformers, folds, `start`, `import`, `doctor` and loggers
+    "code_lines": (34_700, 23_000),  # 25,611 before video transformers, folds, `start`, `import`, `doctor` and loggers
 }
 TRACED_BOUNDS = {"clip_functions": (60, 40), "validation_crossings": (0, 0)}
 UPWARD = {"launch/job.py -> main"}  # by file and module

@@ -20,6 +20,8 @@ from utils.faults import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "exps").glob("*_exps/*/*/*.sh"))
+# With folds the lists are read first, and their data is not here
+PLAIN = [path for path in SCRIPTS if "folds:" not in path.with_name("config.yaml").read_text()]
 
 SMALL = """\
 common:
@@ -136,7 +138,7 @@ def test_shipped_scripts_are_what_new_writes(script: Path) -> None:
     assert os.access(script, os.X_OK)
 
 
-@pytest.mark.parametrize("script", {(len(path.parts), path.stem): path for path in SCRIPTS}.values(), ids=str)
+@pytest.mark.parametrize("script", {(len(path.parts), path.stem): path for path in PLAIN}.values(), ids=str)
 def test_scripts_run_from_anywhere(script: Path) -> None:
     """One for each verb and depth of folder: those of a depth hold the same two lines."""
     done = run([str(script), "nowhere", "1"], Path("/"))
