@@ -34,7 +34,7 @@ VERBS = {
     "dense-sweep": ("anal_tools.dense_sweep", "accuracy against the number of views, from one evaluation"),
     "benchmark": ("anal_tools.benchmark", "how fast this experiment is here: step, eval or data"),
     "predict": ("anal_tools.predict", "what is seen in videos: top-5, infer.json, subtitles, an annotated video"),
-    "convert": ("anal_tools.convert", "weights that others have published as a checkpoint of ours"),
+    "convert": ("anal_tools.convert", "convert published weights into a checkpoint of this toolkit"),
     "export": ("anal_tools.export", "the trained model as ONNX or torch.export file, checked on clips"),
     "config": ("anal_tools.check_config", "print the resolved config and where each value is from; check its files"),
     "list": ("anal_tools.experiments", "all experiments: model, data, cost, and the accuracy others published"),

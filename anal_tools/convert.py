@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     """Parse the command line and convert the weights."""
     parser = Parser(
         prog="main.py convert",
-        description="Make a checkpoint of ours from published weights; without --config only say what they are.",
+        description="Convert published weights into a checkpoint of this toolkit. Without --config only describe them.",
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="weights file of any kind, or a Hugging Face folder")
     parser.add_argument("--probe", type=Path, metavar="FILE", help="V-JEPA 2: the probe for the encoder in SRC")

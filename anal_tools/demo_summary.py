@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     if args.is_finished:
         finished = is_finished(args.exp)
         if finished:
-            print("A finished demo run is here; this is what it found (train.sh local 2 --fresh starts it anew).")
+            print("The demo run is finished; these are its results (train.sh local 2 --fresh starts it again).")
         return 0 if finished else 1
 
     print(summary(args.exp))

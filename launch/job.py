@@ -172,7 +172,7 @@ class Run:
             reason += f" (max_stalled = {self.max_stalled})"
 
         text = f"restart {restarts} of job {job} on {place.nodes or socket.gethostname()}"
-        advice = "; it gives up. See its log, then start it anew with train.sh or eval.sh"
+        advice = "; it gives up. See its log, then start it again with train.sh or eval.sh"
 
         _log(exp / "log.txt", text)
         if reason:

@@ -205,7 +205,7 @@ class _Local:
                 signal.signal(number, handler)
 
         if self.signals:
-            print("stopped; the same command goes on where it was")
+            print("stopped; run the same command again to resume")
             return STOPPED
 
         for cell, why in failed:
@@ -316,7 +316,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="launch sweep",
         description="Run experiments with every choice of values; again: only what is missing.",
-        epilog="Other options go to the verb as they are. Without --exp the sweep goes on as it was asked for.",
+        epilog="Other options are passed to the verb unchanged. Without --exp the sweep resumes as it was defined.",
         allow_abbrev=False,
     )
 

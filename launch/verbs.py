@@ -191,7 +191,7 @@ def follow(exp: Path, row: files.Row, *, at_end: bool = False, rank: int = 0) ->
                 break
             time.sleep(0.5)
     except KeyboardInterrupt:
-        print(f"\njob {job} goes on; `python -m launch log {exp} --follow` looks again", file=sys.stderr)
+        print(f"\njob {job} keeps running; `python -m launch log {exp} --follow` follows it again", file=sys.stderr)
         return 130
 
     outcome = jobs.scheduler_of(row).outcome(job)

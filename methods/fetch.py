@@ -166,8 +166,8 @@ def _receive_with_retries(url: str, part: Path) -> None:
         attempt = 1 if _size(part) > before else attempt + 1
         reached = f"{_size(part) / 2**20:.1f} MiB"
         if attempt >= _ATTEMPTS:
-            raise UserError(f"fetch: {url}: {reason}; run the same command again to go on from {reached}")
-        print(f"fetch: {reason}; going on from {reached}", file=sys.stderr)
+            raise UserError(f"fetch: {url}: {reason}; run the same command again to resume from {reached}")
+        print(f"fetch: {reason}; resuming from {reached}", file=sys.stderr)
         time.sleep(_PAUSE * attempt)
 
 

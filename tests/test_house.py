@@ -15,7 +15,7 @@ from tests import git
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("methods", "networks", "datasets", "utils", "anal_tools", "launch")
 
-# Which rooms a room may import. `main` may import all of them and nobody imports it. utils/engine is a room of its own,
+# Which rooms a room may import. `main` may import all of them; none imports `main`. utils/engine is a room of its own,
 # above datasets and methods: no other file of utils may import it.
 ALLOWED = {
     "networks": set(),
@@ -156,7 +156,7 @@ def test_import_direction(room: str) -> None:
 
 def test_a_verb_that_a_table_names_counts_as_an_import() -> None:
     assert "anal_tools.new" in [module for module, _ in named_modules(ast.walk(tree("main.py")))]
-    text = ast.parse("VERBS = {'x': ('launch.job', 'no module of ours: launch.none')}")
+    text = ast.parse("VERBS = {'x': ('launch.job', 'not our module: launch.none')}")
     assert list(named_modules(ast.walk(text))) == [("launch.job", 1)]
 
 
@@ -184,7 +184,7 @@ def test_torchvision_has_one_door() -> None:
 
 @functools.cache
 def direct(name: str) -> tuple[frozenset[str], frozenset[str]]:
-    """(our files, top-level libraries) that importing a file of ours imports by itself."""
+    """(our files, top-level libraries) that importing one of our files imports by itself."""
     files, libraries = set(), set()
     for module, _ in imports(at_import(tree(name).body)):
         parts = module.split(".")
@@ -198,7 +198,7 @@ def direct(name: str) -> tuple[frozenset[str], frozenset[str]]:
 
 
 def loaded_with(name: str) -> set[str]:
-    """All files of ours that importing one of them imports, itself included."""
+    """Return all our files that importing `name` imports, itself included."""
     found, open_ends = {name}, [name]
     while open_ends:
         new = direct(open_ends.pop())[0] - found
@@ -319,7 +319,7 @@ def test_links_lead_somewhere(name: str) -> None:
     assert broken == []
 
 
-WORDS_LEFT = 179  # uses of words of tests/data/words.txt; lower it with each text that is rewritten
+WORDS_LEFT = 71  # uses of words of tests/data/words.txt; lower it with each text that is rewritten
 
 
 def test_no_text_gets_more_words_that_are_not_used() -> None:
@@ -352,7 +352,7 @@ def test_readme_stays_short() -> None:
 
 
 def test_no_path_of_one_machine_is_committed() -> None:
-    # Seed 004's own example names a cluster's /mnt/lustre; that file is kept as its authors wrote it.
+    # One example names a cluster's /mnt/lustre; that file is kept as its authors wrote it.
     pattern = re.compile(r"(?<![\w.~])/(?:home|root|Users|work|scratch)/\w")
     wrong = []
     for name in tracked():

@@ -1,4 +1,4 @@
-"""What a run finds in its folder when it starts: videos mended since, an old run, files of others; and who takes it."""
+"""What a run finds in its folder at the start: videos fixed since, an old run, files of others, another process."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ def ours(folder: Path, data: Path, videos: int, **changes: object) -> tuple[Path
 
 
 def spoil(exp: Path, samples: list[int]) -> Callable[[], None]:
-    """Put junk into videos of the list; returns what mends them."""
+    """Put junk into videos of the list; return a function that restores them."""
     lines = (exp / "train.txt").read_text().splitlines()
     paths = [exp / lines[sample].split()[0] for sample in samples]
     good = [path.read_bytes() for path in paths]
     for path in paths:
         path.write_bytes(b"no video at all")
 
-    def mend() -> None:
+    def fix() -> None:
         for path, data in zip(paths, good, strict=True):
             path.write_bytes(data)
 
-    return mend
+    return fix
 
 
 def step_of(exp: Path) -> int:
@@ -57,15 +57,15 @@ def step_of(exp: Path) -> int:
 
 
 @pytest.mark.parametrize("words", [[], ["--fresh"]])
-def test_videos_mended_since_do_not_stop_the_run_again(
+def test_videos_fixed_since_do_not_stop_the_run_again(
     words: list[str], tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
 ) -> None:
     exp, command = ours(tmp_path / "exp", motion_videos, 10, steps=3)
-    mend = spoil(exp, [1, 4, 7])
+    fix = spoil(exp, [1, 4, 7])
     assert main.main(command) == 2
     assert "data.bad_budget allows 1" in capsys.readouterr().err
     assert "no video" not in (exp / "log.txt").read_text()
-    mend()
+    fix()
     assert main.main([*command, *words]) == 0
     assert not list((exp / "jobs").glob("bad_samples*"))
     (old,) = (exp / "old").iterdir()
@@ -81,18 +81,18 @@ def test_bad_videos_before_the_checkpoint_are_complained_of_once(
     command += ["--set", "common.data.bad_budget=0.25"]
     cfg = config.load(exp, [word for word in command if "=" in word])
     sample_at = order.of(cfg.data.order, cfg.seed, loader.records_of(cfg, "train"))
-    mend = spoil(exp, [sample_at(position) for position in (0, 3, 5, 9)])
+    fix = spoil(exp, [sample_at(position) for position in (0, 3, 5, 9)])
     assert main.main(command) == 2
     assert "data.bad_budget allows 3" in capsys.readouterr().err
     assert step_of(exp) == 2
 
-    unmended = tmp_path / "unmended"
-    shutil.copytree(exp, unmended)
-    words = [word.replace(str(exp), str(unmended)) for word in command]
+    unfixed = tmp_path / "unfixed"
+    shutil.copytree(exp, unfixed)
+    words = [word.replace(str(exp), str(unfixed)) for word in command]
     assert main.main(words) == 2, "the next epoch is beyond the budget too"
-    assert step_of(unmended) == 4
+    assert step_of(unfixed) == 4
 
-    mend()
+    fix()
     assert main.main(command) == 0
     found = json.loads((exp / "jobs/bad_samples.json").read_text())
     assert len(found["bad"]) == 3, "what was bad in the steps that are done has happened"

@@ -12,7 +12,7 @@ from tests.copies import copy_repository, run_in
 from tests.docs_code import program
 
 TOY = '''\
-"""Toy: one picture, the weighted mean of the frames, through a 2D network (Nobody 2026, arXiv:0000.00000)."""
+"""Toy: one picture, the weighted mean of the frames, through a 2D network (Doe 2026, arXiv:0000.00000)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(
     *, backbone: str, num_class: int, num_segments: int, dropout: float = 0.5, pretrained: bool | str = False,
     late: float = 2.0,
 ) -> Toy:
-    """A mean of frames (Nobody 2026, arXiv:0000.00000).
+    """A mean of frames (Doe 2026, arXiv:0000.00000).
 
     Args:
         late: how much the last frame counts over the first, at the start.

@@ -117,7 +117,7 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
         )
 
     messages = _passed_over(present, chosen, orders, reasons)
-    messages.append(f"going on from {chosen.name}, step {states[chosen]['step']}")
+    messages.append(f"resuming from {chosen.name}, step {states[chosen]['step']}")
     return Found(chosen, states[chosen], messages)
 
 

@@ -258,7 +258,7 @@ def _failed_text(folder: Path, name: str, state: State, cause: OSError) -> str:
 
     return (
         f"{folder / name}: no space left for the checkpoint, which needs {need:.1f} MiB ({room}); {kept}. "
-        f"Make room and start the run again: it {'goes on from there' if any_saved else 'starts from the beginning'}"
+        f"Make room and start the run again: it {'resumes from there' if any_saved else 'starts from the beginning'}"
     )
 
 

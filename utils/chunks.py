@@ -157,7 +157,7 @@ class Chunks:
             ) from error
 
         self.size = max(1, tried // 2)
-        self.say(f"memory ran out with {tried} views at once; going on with {self.size}")
+        self.say(f"memory ran out with {tried} views at once; continuing with {self.size}")
 
 
 class LargestMap:

@@ -100,7 +100,7 @@ def consult(subject: Subject, names: Iterable[str]) -> None:
 
     if wrong:
         raise UserError(
-            "\n".join(["the doctor found what would stop this run (--no-doctor goes on all the same):", *wrong])
+            "\n".join(["the doctor found problems that would stop this run (--no-doctor starts it anyway):", *wrong])
         )
 
 

@@ -320,7 +320,7 @@ class Earlier:
         self.starts, self.owner = int(message[0]), bytes(message[owner].tolist())
         self.done = set(message[rows].nonzero().flatten().tolist())
         if world.is_main and self.done:
-            print(f"going on: {len(self.done)} of {videos} videos were scored before", flush=True)
+            print(f"resuming: {len(self.done)} of {videos} videos were scored before", flush=True)
 
     def logits(self) -> Iterator[tuple[int, Tensor | None]]:
         """Yield (sample, logits (V, K) or None) of each scored video; on rank 0 only, so that each counts once."""

@@ -83,7 +83,7 @@ def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> t
             return state, digest
     raise AgreedError(
         f"{weights}: the file was replaced each time it was read, or the ranks see different files of this name; "
-        "copy it to a place that all machines see and nobody writes to, and name the copy with --checkpoint"
+        "copy it to a place that all machines see and no program writes to, and name the copy with --checkpoint"
     )
 
 

@@ -59,7 +59,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        again = "run the same command again, which goes on from what was written"
+        again = "run the same command again, which resumes from what was written"
         in_the_way = [path for path in (folder.parent, folder) if path.exists() and not path.is_dir()]
 
         if in_the_way:
@@ -69,7 +69,7 @@ def writing(folder: Path) -> Iterator[None]:
             text += f" ({shutil.disk_usage(folder).free / 2**20:.0f} MiB are free): make room and {again}"
         else:
             reason = error.strerror or str(error)
-            text = f"{folder}: the results could not be written ({reason}): mend that and {again}"
+            text = f"{folder}: the results could not be written ({reason}): fix that and {again}"
         raise UserError(text) from error
 
 

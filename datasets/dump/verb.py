@@ -77,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         spec = ReaderSpec("frames", missing_share=args.missing_share)
         return run(records, state, targets, dst / name, spec, workers=args.workers, deadline=args.deadline)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        print("stopped; run the same command again to resume", file=sys.stderr)
         return 130
     finally:
         state.close()

@@ -95,7 +95,7 @@ def main(argv: Sequence[str]) -> int:
         try:
             progress = preload(records, spec, range(turn, len(records), turns), views, workers=args.workers)
         except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            print("\nstopped; run the same command again to resume", file=sys.stderr)
             return 130
 
         print(f"{split}: {progress.text()}")

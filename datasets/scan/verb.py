@@ -68,7 +68,7 @@ def main(argv: Sequence[str]) -> int:
             ]
             groups = same_content(lists, found, spec, workers=args.workers, deadline=args.deadline)
         except KeyboardInterrupt:
-            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            print("\nstopped; run the same command again to resume", file=sys.stderr)
             return 130
 
         # Record the owners before the lists are written.

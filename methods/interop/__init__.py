@@ -46,7 +46,7 @@ _KINDS = {
     "unexpected": "unexpected",
     "skipped": "skipped",
     "carried": "carried for export",
-    "fresh": "initialised anew",
+    "fresh": "newly initialised",
 }
 _CLASSIFIERS = ("classifier.", "aux_head.fc.")
 _ENCODER = "backbone."
@@ -396,10 +396,10 @@ def _family(state: Mapping[str, Tensor], family: str, path: Path) -> tuple[str, 
     names, more = list(state), ", ..." if len(state) > _LISTED else ""
     projects = "; ".join(f"{text} ({name})" for name, text in _PROJECTS.items())
     raise UserError(
-        f"{path}: its tensors ({', '.join(names[:_LISTED])}{more}) have neither the names of a model of ours nor "
+        f"{path}: its tensors ({', '.join(names[:_LISTED])}{more}) have neither the names of our models nor "
         f"those of a project whose weights can be read: {projects}. "
-        "Name a checkpoint that training wrote or a file of one of these projects; of another network, or under names "
-        "of their own, weights cannot be used before their tensors are renamed (docs/weights.md)"
+        "Name a checkpoint that training wrote or a file of one of these projects. Weights of another network, or "
+        "with names of their own, cannot be used before their tensors are renamed (docs/weights.md)"
     )
 
 

@@ -72,7 +72,7 @@ def test_other_classes_get_a_new_classifier_and_the_report_says_so(
     for out in files:
         assert run("convert", foreign, "--config", exp, "--out", out, "--set", "model.num_class=5") == 0
     shown = capsys.readouterr().out
-    assert "initialised anew       2  classifier.weight, classifier.bias" in shown
+    assert "newly initialised      2  classifier.weight, classifier.bias" in shown
     assert "the classifier is new: 5 classes" in shown
     first, second = (checkpoint.load(out)["model"] for out in files)
     assert all(torch.equal(first[key], second[key]) for key in first)  # the seed decides

@@ -71,12 +71,12 @@ def test_another_root_or_form_starts_over_and_the_first_settings_resume(
     assert evaluated(fresh, stop_after=2) == 75
     assert evaluated(fresh, "--root", str(root), "--plain", stop_after=1) == 75
     said = capsys.readouterr().out
-    assert "going on" not in said
+    assert "resuming" not in said
     assert f"root ({motion_videos} -> {root})" in said
     assert "form (fastest -> as trained (--plain))" in said
 
     assert evaluated(fresh) == 0  # the mistyped command has cost nothing
-    assert "going on: 2 of 4 videos were scored before" in capsys.readouterr().out
+    assert "resuming: 2 of 4 videos were scored before" in capsys.readouterr().out
     mixed = np.array(Results.load(fresh).logits)
     assert evaluated(fresh) == 0
     assert np.array_equal(mixed, Results.load(fresh).logits)
@@ -95,7 +95,7 @@ def test_order_of_keys_and_name_of_the_root_do_not_matter(
     (tmp_path / "link").symlink_to(motion_videos)
     monkeypatch.chdir(tmp_path)
     assert evaluated(fresh, "--root", "link") == 0
-    assert "going on: 2 of 4" in capsys.readouterr().out
+    assert "resuming: 2 of 4" in capsys.readouterr().out
 
 
 def test_a_video_that_failed_is_tried_again(
@@ -109,7 +109,7 @@ def test_a_video_that_failed_is_tried_again(
     assert evaluated(fresh, "--root", str(root), stop_after=3) == 75
     hidden.rename(first)
     assert evaluated(fresh, "--root", str(root)) == 0
-    assert "going on: 2 of 4" in capsys.readouterr().out
+    assert "resuming: 2 of 4" in capsys.readouterr().out
     found = Results.load(fresh)
     assert found.summary["counts"]["failed"] == 0
     assert not np.isnan(found.logits).any()
@@ -130,7 +130,7 @@ def test_no_readable_video_is_an_error_that_leaves_nothing(
     assert evaluated(fresh, "--set", "common.data.reader=frames") == 2
     assert "Check data.reader, frames" in capsys.readouterr().err
     assert evaluated(fresh) == 0
-    assert "going on: 2 of 4 videos" in capsys.readouterr().out, "the work under the right root is still there"
+    assert "resuming: 2 of 4 videos" in capsys.readouterr().out, "the work under the right root is still there"
     (fresh / "results/n.json").unlink()
     shutil.rmtree(fresh / "results")
     assert evaluated(fresh, "--root", str(tmp_path / "wrong")) == 2

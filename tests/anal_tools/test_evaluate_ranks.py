@@ -51,7 +51,7 @@ def test_stopped_on_some_ranks_it_ends_on_others_with_the_same_rows(exp: Path, f
 
     done = on_ranks(exp, second, name)
     assert done.returncode == 0, done.stderr
-    scored = next(line for line in done.stdout.splitlines() if "going on: " in line).split("going on: ")[1].split()[0]
+    scored = next(line for line in done.stdout.splitlines() if "resuming: " in line).split("resuming: ")[1].split()[0]
     assert first <= int(scored) < 23, "each rank had some videos, and not all were done"
     calm, mixed = Results.load(exp, "calm"), Results.load(exp, name)
     assert mixed.summary["ranks"] == second

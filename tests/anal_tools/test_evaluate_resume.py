@@ -1,4 +1,4 @@
-"""An evaluation that was stopped or killed goes on where it was, and only if it is the same evaluation."""
+"""An evaluation that was stopped or killed resumes where it was, but only if it is the same evaluation."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_stopped_by_a_signal_it_goes_on(exp: Path, monkeypatch: pytest.MonkeyPat
     assert 6 <= before < 23
     assert main.main(["eval", str(exp), "--name", "rough"]) == 0
     assert kept.seen == 23, "each video is scored once"
-    assert f"going on: {before} of 23 videos were scored before" in capsys.readouterr().out
+    assert f"resuming: {before} of 23 videos were scored before" in capsys.readouterr().out
     calm, rough = (results.Results.load(exp, name) for name in ("calm", "rough"))
     assert rough.summary["metrics"] == calm.summary["metrics"]
     assert rough.ids == calm.ids
@@ -62,7 +62,7 @@ def test_other_weights_start_anew(exp: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert main.main(["eval", str(exp), "--name", "other"]) == 75
     monkeypatch.undo()
     assert main.main(["eval", str(exp), "--name", "other", "--checkpoint", str(exp / "ckpt_prev.pth.tar")]) == 0
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
 
 
 def part(folder: Path, name: str, samples: list[int], failed: int = 0, key: dict[str, str] = KEY) -> None:

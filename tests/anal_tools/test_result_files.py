@@ -134,7 +134,7 @@ def test_parts_that_find_no_room(tmp_path: Path) -> None:
     assert list(folder.glob("*.tmp")) == [], "what is left of a part would only take up room"
     start, parts = result_parts.earlier_parts(folder, {}, 60)
     assert start == 1
-    assert [part["samples"].tolist() for part in parts] == [list(range(20))], "it goes on where it was"
+    assert [part["samples"].tolist() for part in parts] == [list(range(20))], "it resumes where it was"
 
 
 def test_a_result_that_finds_no_room_is_finished_later(exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -155,12 +155,12 @@ def test_a_result_that_finds_no_room_is_finished_later(exp: Path, capsys: pytest
     assert not list((exp / "results").rglob("*.tmp"))
     assert results.Results.load(exp, "full").summary == before.summary
     assert main.main(["eval", str(exp), "--name", "full"]) == 0
-    assert "going on: 23 of 23 videos were scored before" in capsys.readouterr().out
+    assert "resuming: 23 of 23 videos were scored before" in capsys.readouterr().out
     assert sorted(path.name for path in before.folder.iterdir()) == sorted(old), "nothing is left over"
 
 
 def test_an_earlier_result_stays_until_the_new_one_is_there(exp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nobody reads the numbers of one with the scores of the other."""
+    """A reader never gets the numbers of one result with the scores of the other."""
     assert main.main(["eval", str(exp), "--name", "twice"]) == 0
     before = results.Results.load(exp, "twice")
     old = np.array(before.logits)
@@ -257,7 +257,7 @@ def test_the_hash_is_that_of_the_weights_that_were_scored(
 
 
 def read_own(world: dist.World, folder: str) -> str:
-    """What a rank is told when each sees another file under what should be one name."""
+    """Return the error of a rank when each rank sees a different file under the same name."""
     weights = Path(folder) / f"{world.rank}.pth"
     torch.save({"model": world.rank}, weights)
     try:

@@ -27,7 +27,7 @@ REAL = [
     "odd/torchcodec/h264_10bits.mp4", "odd/datumaro/test.mp4", "odd/exoplayer/bear-vp9.webm",
     "single/mmaction2/part_0.mp4",
 ]  # fmt: skip
-#: form: (reader, what `dump --as` is told; None = the original)
+#: form: (reader, the format of `dump --as`; None = the original)
 FORMS: dict[str, tuple[str, str | None]] = {
     "frames": ("frames", "frames"),
     "shards": ("frames", "shards"),

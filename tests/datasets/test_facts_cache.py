@@ -94,7 +94,7 @@ def test_facts_spare_the_decoding_that_counts(data: Path) -> None:
     reader = open_reader(reader_spec("video", facts=str(data.parent / "scan" / "facts.bin")), records)
     assert reader.probe(2).frames == 30
     whole = (data / "c.ts").stat()
-    with open(data / "c.ts", "r+b") as file:  # the second half is gone, and nobody looks at it
+    with open(data / "c.ts", "r+b") as file:  # the second half is gone; the reader must not need it
         file.seek(whole.st_size // 2)
         file.write(bytes(whole.st_size - whole.st_size // 2))
     out = np.empty((1, 96, 96, 3), np.uint8)

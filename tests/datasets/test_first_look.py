@@ -1,4 +1,4 @@
-"""What is said before the first iteration: wrong roots, the wrong reader, the same video in both lists."""
+"""Messages before the first iteration: wrong roots, the wrong reader, the same video in both lists."""
 
 from __future__ import annotations
 

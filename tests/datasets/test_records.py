@@ -91,7 +91,7 @@ def test_paths_that_are_not_utf8(tmp_path: Path) -> None:
 
 
 def test_root_may_be_the_file_system(tmp_path: Path) -> None:
-    """Seed 004 has `train_root: /` and absolute paths in its lists."""
+    """Lists with absolute paths are used with `train_root: /`."""
     records = load(write(tmp_path, "/mnt/a/b 61 0\nmnt/c 5 1\n"), root="/")
     assert [records.full_path(i) for i in range(2)] == ["/mnt/a/b", "/mnt/c"]
 

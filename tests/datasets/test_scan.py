@@ -138,7 +138,7 @@ def test_an_interrupted_scan_goes_on(motion_videos: Path, tmp_path: Path) -> Non
 
 
 def test_a_file_that_hangs_costs_only_itself(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A worker that reads this list stops by SIGSTOP at the first file that its own start-up hook is told of.
+    # A worker that reads this list stops by SIGSTOP at the first listing of `gap`, in an audit hook set at start-up.
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(
         "import os, signal, sys\n"

@@ -183,7 +183,7 @@ def _ask(op: str, pool: MemcachedPool, name: str, secret: bool) -> bool:
     connection = Connection(name, timeout=5.0, connect_timeout=5.0, secret=b"user word" if secret else None)
     try:
         return len(connection.stats()) == 50
-    except Exception as error:  # noqa: BLE001  whoever asks for statistics catches what a broken server causes
+    except Exception as error:  # noqa: BLE001  callers of stats() catch what a broken server causes
         if isinstance(error, (AssertionError, AttributeError, NameError)):
             raise
         return False

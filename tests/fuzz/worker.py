@@ -61,7 +61,7 @@ class Sentry:
             self.seen.append(f"open for writing {full!r:.300}")
 
     def _is_harmless(self, event: str, arguments: tuple[Any, ...]) -> bool:
-        """A module of ours or of a library that is imported late; text that is parsed and not run; our own folder."""
+        """Return True for a late import, for text that is parsed but not run, and for changes in our own folder."""
         if event in ("os.remove", "os.rename", "os.chmod", "os.symlink", "os.link", "shutil.rmtree"):
             named = [word for word in arguments if isinstance(word, (str, bytes, os.PathLike))]
             numbers = [word for word in arguments if isinstance(word, int) and word >= 0]

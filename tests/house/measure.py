@@ -195,7 +195,7 @@ def not_for_types(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def imports(tree: Tree, name: str) -> Iterator[tuple[str, int]]:
-    """Yield the modules of ours that a file loads, at import or later, with the line: (dotted name, line).
+    """Yield our modules that a file loads, at import or later, with the line: (dotted name, line).
 
     A text that is the dotted name of a module counts: the table of verbs, `importlib.import_module`, `python -m`.
     """

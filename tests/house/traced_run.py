@@ -60,7 +60,7 @@ Stack = tuple[str, ...]
 
 
 class Tracer:
-    """Record the calls of named functions of the product, each with the functions of ours that led to it."""
+    """Record the calls of named functions of the product, each with our functions that led to it."""
 
     def __init__(self, root: Path) -> None:
         self.root = f"{root}/"

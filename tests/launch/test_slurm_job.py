@@ -1,4 +1,4 @@
-"""What every task does around main: signals before the first step, another turn, its limits. No SLURM, no torch."""
+"""What every task does around main: signals before the first step, requeues, their limits. No SLURM, no torch."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_a_signal_before_the_first_step(tmp_path: Path, number: signal.Signals, 
     task.process.send_signal(number)
     if rank == "0":
         assert task.end()[0] == 75
-    else:  # it goes on: the step needs rank 0, which asks for another turn
+    else:  # it keeps running: the step needs rank 0, which requeues the job
         time.sleep(0.5)
         assert task.process.poll() is None
         task.process.kill()

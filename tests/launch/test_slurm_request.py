@@ -52,7 +52,7 @@ sys.exit(answer.get("code", 0))
 
 
 class Stub:
-    """SLURM's commands as one script that notes its calls and answers what it is told to."""
+    """SLURM's commands as one script that records its calls and gives the answers set by a test."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -246,8 +246,8 @@ def test_one_live_training_job(exp: Path, stub: Stub, capsys) -> None:
         (["debug", "8", "--time", "1"], "too short for a signal 120 s before"),
         (["debug", "12"], "ask for 8 or 16"),
         (["debug", "0"], "N must be 1 or more on a partition"),
-        (["local", "2", "--account", "a"], "--account is for a partition of SLURM"),
-        (["local", "2", "--dry-run"], "--dry-run is for a partition of SLURM"),
+        (["local", "2", "--account", "a"], "--account is for a partition of cluster.yaml"),
+        (["local", "2", "--dry-run"], "--dry-run is for a partition of cluster.yaml"),
     ],
 )
 def test_refusals_write_and_run_nothing(

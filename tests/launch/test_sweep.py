@@ -41,7 +41,7 @@ cfg = config.load(Path(exp))
 with open(os.environ["RAN"], "a") as file:
     file.write(Path(exp).name + "\\n")
 time.sleep(float(os.environ.get("WAIT", "0")))
-if cfg.seed == 3 and not os.environ.get("MENDED"):
+if cfg.seed == 3 and not os.environ.get("FIXED"):
     sys.exit("error: seed 3 is unlucky")
 with open(Path(exp) / "log.txt", "a") as file:
     file.write("[t] Iter: [10/10] x\\n[t] finished: 10 iterations, best\\n")
@@ -153,8 +153,8 @@ def test_only_what_is_missing_runs(exp: Path, tmp_path: Path, stand_in: Path, mo
     assert len(stand_in.read_text().split()) == 4
     assert run(tmp_path, *words, "--dry-run") == 0
     assert "4 cells (3 done, 1 failed), 1 to run" in capsys.readouterr().out
-    monkeypatch.setenv("MENDED", "1")
-    assert run(tmp_path, "--retry") == 0, "without --exp the sweep goes on as it was asked for"
+    monkeypatch.setenv("FIXED", "1")
+    assert run(tmp_path, "--retry") == 0, "without --exp the sweep resumes as it was defined"
     assert "seed=3" in stand_in.read_text().split()[-1]
     assert len(stand_in.read_text().split()) == 5
     assert run(tmp_path, *words) == 0

@@ -150,7 +150,7 @@ def test_damaged_left_over_is_not_installed(server: Server, tmp_path: Path) -> N
     (tmp_path / f"{NAME}.part").write_bytes(b"x" * 5000)
     with pytest.raises(UserError, match="nothing was installed"):
         run(server, tmp_path)
-    assert run(server, tmp_path) == 0  # the damaged part is gone: the next call starts anew
+    assert run(server, tmp_path) == 0  # the damaged part is gone: the next call starts from the beginning
 
 
 def test_a_wrong_file_in_place_is_not_overwritten(server: Server, tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ def test_wrong_content_is_exit_code_2_and_no_torch_is_imported(server: Server, t
 def part_of(server: Server, folder: Path, name: str = "plain.pth") -> None:
     """A download of a name without a hash that broke after 1000 bytes."""
     server.cut_after, server.fail_with = [1000], []
-    with pytest.raises(UserError, match="go on from"):
+    with pytest.raises(UserError, match="to resume from"):
         fetch_until_it_fails(server, folder, name)
     assert (folder / f"{name}.part").stat().st_size == 1000
     server.asked.clear()
@@ -242,7 +242,7 @@ def test_a_part_of_another_address_is_not_continued(server: Server, tmp_path: Pa
     assert server.asked == [""]
     assert (tmp_path / "plain.pth").read_bytes() == CONTENT
     assert os.listdir(tmp_path) == ["plain.pth"]
-    (tmp_path / "second.pth.part").write_bytes(b"x" * 5000)  # nobody noted of what, and no hash would tell
+    (tmp_path / "second.pth.part").write_bytes(b"x" * 5000)  # no note of its source, and no hash to check it
     assert run(server, tmp_path, "second.pth") == 0
     assert (tmp_path / "second.pth").read_bytes() == CONTENT
 

@@ -1,4 +1,4 @@
-"""Five SGD steps on seeded noise give the losses of golden_losses.json. After a wanted change write them anew:
+"""Five SGD steps on seeded noise give the losses of golden_losses.json. After an intended change write them again:
 
 PYTHONPATH=. python tests/methods/test_golden_losses.py
 """

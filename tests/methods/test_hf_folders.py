@@ -103,7 +103,7 @@ def test_original_vjepa2_files_are_the_same_network(tmp_path: Path) -> None:
     torch.save(probe, tmp_path / "probe.pt")
     options = {"heads": 4, "num_segments": 4, "pooler_layers": 2}
     alone = methods.from_pretrained(tmp_path / "encoder.pt", 5, **options)
-    assert "initialised anew: pooler.query_tokens" in alone.pretrained_note
+    assert "newly initialised: pooler.query_tokens" in alone.pretrained_note
     assert alone.carried.keys() == model.carried.keys()
     assert all(torch.equal(alone.carried[name], one) for name, one in model.carried.items())
     both = interop.open_weights(tmp_path / "encoder.pt").tensors | interop.open_weights(tmp_path / "probe.pt").tensors
@@ -158,14 +158,14 @@ def test_pre_trained_weights_leave_the_head_new(tmp_path: Path) -> None:
     assert first.pooling == "first"
     mean = methods.from_pretrained(folder, 7, pooling="mean")
     assert "skipped: decoder.norm.weight, mask_token, backbone.norm.weight" in mean.pretrained_note
-    assert "initialised anew: fc_norm.weight, fc_norm.bias, classifier.weight" in mean.pretrained_note
+    assert "newly initialised: fc_norm.weight, fc_norm.bias, classifier.weight" in mean.pretrained_note
     assert torch.equal(mean.backbone.blocks[1].attn.q_bias, first.backbone.blocks[1].attn.q_bias)
 
 
 def test_another_number_of_classes_leaves_the_classifier_new(tmp_path: Path) -> None:
     model = methods.from_pretrained(hf_folders.write(tmp_path / "f", "vjepa2"), num_class=9)
     assert model.classifier.out_features == 9
-    assert "initialised anew: classifier.weight, classifier.bias" in model.pretrained_note
+    assert "newly initialised: classifier.weight, classifier.bias" in model.pretrained_note
     assert torch.equal(model.pooler.query_tokens, hf_folders.tensors("vjepa2")["pooler.query_tokens"])
 
 

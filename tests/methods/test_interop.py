@@ -128,7 +128,7 @@ def test_families_are_checked(image_file: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no family called 'mmacton'.*did you mean mmaction"):
         load_weights(build("tsn"), image_file, family="mmacton")
     torch.save({"odd.weight": torch.zeros(2)}, tmp_path / "odd.pth")
-    with pytest.raises(UserError, match=r"odd.pth: its tensors \(odd.weight\) have neither .* model of ours") as caught:
+    with pytest.raises(UserError, match=r"odd.pth: its tensors \(odd.weight\) have neither .* our models") as caught:
         load_weights(build("tsn"), tmp_path / "odd.pth")
     for word in (*interop.FAMILIES, "MMAction2", "PySlowFast", "PaddleVideo", "torchvision and timm", "docs/weights"):
         assert word in str(caught.value)

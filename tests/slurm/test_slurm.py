@@ -54,7 +54,7 @@ def test_a_request_of_32_has_the_shape_that_was_asked_for(
 
 
 def test_stopped_requeued_and_cancelled(slurm: LocalSlurm, tmp_path: Path, motion_videos: Path) -> None:
-    """Two nodes, a folder with a hostile name; the run is signalled, goes on by itself, and ends like a calm one."""
+    """Two nodes, a folder with a hostile name; the run gets a signal, resumes, and ends like an undisturbed one."""
     settings = {"steps": 8, "val_freq": 8, "print_freq": 1}
     exp = make(tmp_path / 'it\'s $(touch canary); "x" é', motion_videos, **settings)
     job = slurm.submit("train", exp, 2)

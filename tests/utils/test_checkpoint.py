@@ -46,7 +46,7 @@ def test_round_trip_and_rotation(tmp_path: Path) -> None:
     found = checkpoint.find(tmp_path)
     assert found is not None
     assert (found.path.name, found.state["step"]) == (LATEST, 30)
-    assert found.messages == [f"going on from {LATEST}, step 30"]
+    assert found.messages == [f"resuming from {LATEST}, step 30"]
     assert torch.equal(found.state["model"]["w"], state(30)["model"]["w"])
     assert found.state["config"] == state(30)["config"]
 
@@ -229,7 +229,7 @@ def test_no_room_for_the_first_checkpoint_promises_nothing(small_disk: Path) -> 
     with pytest.raises(checkpoint.CheckpointError, match="none was saved before it.*starts from the beginning"):
         checkpoint.save(small_disk, LATEST, big)
     checkpoint.save(small_disk, LATEST, state(1))
-    with pytest.raises(checkpoint.CheckpointError, match="as it was.*it goes on from there"):
+    with pytest.raises(checkpoint.CheckpointError, match="as it was.*it resumes from there"):
         checkpoint.save(small_disk, BEST, big)  # there was no best one, but the run has a checkpoint
 
 

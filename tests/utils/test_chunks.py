@@ -117,7 +117,7 @@ def test_memory_runs_out_and_the_run_goes_on() -> None:
     runner = chunks.Chunks(too_large(3), CPU, size=24, say=said.append)
     assert torch.equal(runner.run(cut, 30), total(VIEWS))
     assert runner.size == 3
-    assert said == [f"memory ran out with {n} views at once; going on with {n // 2}" for n in (24, 12, 6)]
+    assert said == [f"memory ran out with {n} views at once; continuing with {n // 2}" for n in (24, 12, 6)]
 
 
 def test_one_view_that_does_not_fit_is_an_error_with_advice() -> None:

@@ -33,7 +33,7 @@ def failing(error: BaseException):
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (UserError("a.mp4: mend it"), 2, "error: a.mp4: mend it"),
+        (UserError("a.mp4: fix it"), 2, "error: a.mp4: fix it"),
         (LostRank("rank 0 lost contact"), 1, "error: rank 0 lost contact"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device; make room"),

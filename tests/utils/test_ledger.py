@@ -48,7 +48,7 @@ def test_ledger_counts_and_names_the_worst_first(tmp_path: Path) -> None:
         "reasons": ["it is late", "no frame of it decodes"],
     }
     text = (tmp_path / "log.txt").read_text()
-    assert text.count("bad sample 7 (v7.mp4)") == 1, "a sample is told of once"
+    assert text.count("bad sample 7 (v7.mp4)") == 1, "a sample is reported once"
     assert "epoch 2: 1 of 10 videos could not be read, 2 in the run so far: v7.mp4" in text
     assert "epoch 3: 0 of 10" in text
 
@@ -152,7 +152,7 @@ def test_a_budget_that_is_used_up_is_complained_of_once(tmp_path: Path) -> None:
     other.note([event(7, 7, late=True)], step=2)  # a rank that ended a moment later than the one that complained
     assert ledger.given_up(tmp_path) == {(1, 1), (7, 7)}
     other.resume(ledger.resume_marker(step=1, clips=4, validated=-1))
-    assert ledger.given_up(tmp_path) == set(), "what stopped the run is to be read anew, not to fail again unread"
+    assert ledger.given_up(tmp_path) == set(), "what stopped the run is read again and does not fail unread"
     other.sum_up(2, 1)
     text = (tmp_path / "log.txt").read_text()
     assert "epoch 1: 3 of them were known when data.bad_budget stopped the run: it does not count them again" in text

@@ -91,7 +91,7 @@ def test_to_schedule_reaches_the_cosine_without_a_jump() -> None:
     before, at = (lr_at(step, **COSINE, warmup_type="to_schedule") for step in (33, 34))
     assert at == pytest.approx(0.05 * (1 + math.cos(math.pi * 34 / 196)))
     assert at - before == pytest.approx((at - 0.01) / 34)
-    assert lr_at(34, **COSINE) == 0.1, "seed 004's cosine begins at the end of the warm-up"
+    assert lr_at(34, **COSINE) == 0.1, "the cosine begins at the end of the warm-up"
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def mean(world: World) -> list[float]:
 
 
 def lacking(world: World) -> list[str]:
-    """What is said when a parameter gets no gradient, and when a rank has another model."""
+    """Return the errors for a parameter without a gradient and for a rank with another model."""
     said = []
     model = dist.data_parallel(Net(), world)
     x = torch.zeros(1, 3, 8, 8)

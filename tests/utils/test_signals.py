@@ -78,7 +78,7 @@ def test_a_rank_whose_launcher_died_before_it_could_look_leaves_at_once() -> Non
 
 
 def test_a_rank_that_has_been_adopted_leaves_at_once() -> None:
-    """torchrun died: the parent is now the launcher itself, which has no child of ours between."""
+    """torchrun died: the parent is now the launcher itself, without our process in between."""
     process = python(FOLLOWER, TORCHELASTIC_RUN_ID="x", **signals.launcher_variable())
     assert process.communicate(timeout=20) == ("", "")
     assert process.returncode == 1

@@ -113,7 +113,7 @@ def markdown() -> str:
         "Written by `python main.py config --docs` from `utils/config/schema.py`; do not edit by hand.",
         "",
         "All keys stand under `common:`. A key without a default is required. `resume` says whether it may change when",
-        "a run is continued: *yes* does not alter what the run means, *no* is refused (start anew with `--fresh`).",
+        "a run is continued: *yes* does not alter what the run means, *no* is refused (start again with `--fresh`).",
         "Every number has an upper limit that no known recipe comes near; a larger one is refused, with the reason.",
         "`--set common.key=value` overrides a key for one run; of two keys that say one thing, like `max_iter` and",
         "`max_epoch`, the one that is set takes the place of the other. Relative paths are looked for in the",

@@ -16,7 +16,7 @@ const built = new Map();
 function show() {
     const [wanted, query = ""] = decodeHash();
     const name = Object.hasOwn(SECTIONS, wanted) && (wanted !== "compare" || report.comparison) ? wanted : "summary";
-    // A list of videos is made anew for each question; the others keep what was opened in them.
+    // Build the list of videos again for each query; the other sections keep what was opened in them.
     if (name === "videos") built.delete(name);
     if (!built.has(name)) built.set(name, SECTIONS[name](new URLSearchParams(query)).filter(Boolean));
     main.replaceChildren(...built.get(name));

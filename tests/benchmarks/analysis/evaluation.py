@@ -109,14 +109,14 @@ def kill(work: Path) -> dict:
     exp = experiment(work / "killed", crop=112, scale=112, **videos_of(work, 64))
     options = ["--views", "10x1", "--chunk", "5"]
     command("main.py", "eval", exp, *options, "--name", "calm", env=ONE_THREAD)
-    generator, kills, going_on, name = random.Random(4), 0, 0, "killed"
+    generator, kills, resumed, name = random.Random(4), 0, 0, "killed"
     argv = [sys.executable, "main.py", "eval", str(exp), *options, "--name", name]
     env, log = environment(ONE_THREAD), work / "killed.out"
     while True:
         with log.open("wb") as output:
             process = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=output, stderr=output, start_new_session=True)
             try:
-                if kills == 1:  # so that at least one start finds something to go on from
+                if kills == 1:  # so that at least one start finds something to resume from
                     _wait_for_part(process, exp / "results" / name)
                 # Parts are written every 10 s after a start of some 5 s: most moments fall before the first, between
                 # two or into the writing of one, and the evaluation outlasts ten of them.
@@ -126,7 +126,7 @@ def kill(work: Path) -> dict:
                 os.killpg(process.pid, signal.SIGKILL)
                 code = process.wait()
                 kills += 1
-        going_on += b"going on: " in log.read_bytes()
+        resumed += b"resuming: " in log.read_bytes()
         if code == 0:
             break
         if code != -signal.SIGKILL:
@@ -137,8 +137,8 @@ def kill(work: Path) -> dict:
     )
     same &= calm.ids == rough.ids and calm.summary["metrics"] == rough.summary["metrics"]
     left = [path.name for path in (exp / "results" / name).iterdir() if path.name.startswith("part")]
-    measured = {"kills": kills, "starts_that_went_on": going_on, "identical": same, "left_over": left}
-    return {"measured": measured, "holds": kills == 10 and going_on > 0 and same and not left}
+    measured = {"kills": kills, "starts_that_resumed": resumed, "identical": same, "left_over": left}
+    return {"measured": measured, "holds": kills == 10 and resumed > 0 and same and not left}
 
 
 def _wait_for_part(process: subprocess.Popen[bytes], folder: Path) -> None:

@@ -154,7 +154,7 @@ RATES = ("0.01", "0.02", "0.03", "1e30", "0.04", "0.05")  # the fourth diverges:
 
 
 def sweep_on_slurm(work: Path, partition: str = "VI_SP_VA_1080TI") -> dict:
-    """6 cells as a job array, two at a time; one fails, the last one is told to stop and requeues itself.
+    """6 cells as a job array, two at a time; one fails, the last one gets a signal to stop and requeues itself.
 
     Needs $SLURM_CONF of a running SLURM.
     """

@@ -221,18 +221,18 @@ def preempted_evaluation(work: Path) -> dict:
     cluster.preempt()
     shown = cluster.wait_for_end(job, exp, 240)
     log = (exp / f"jobs/slurm/{job}_0_log.out").read_text()
-    went_on = re.search(r"going on: (\d+) of (\d+) videos", log)
+    resumed = re.search(r"resuming: (\d+) of (\d+) videos", log)
     summary = json.loads((exp / "results/together.json").read_text())
     ids = [(exp / "results" / name / "ids.txt").read_text().splitlines() for name in ("alone", "together")]
     logits, scores = (
         [np.load(exp / "results" / n / f"{k}.npy") for n in ("alone", "together")] for k in ("logits", "scores")
     )
     gap = float(max(np.abs(pair[0] - pair[1]).max() for pair in (logits, scores)))
-    measured = {"state": shown["JobState"], "restarts": shown["Restarts"], "scored_before": went_on and went_on[1]}
+    measured = {"state": shown["JobState"], "restarts": shown["Restarts"], "scored_before": resumed and resumed[1]}
     measured |= {"videos": summary["metrics"]["num_videos"], "largest_difference": gap}
     once = ids[0] == ids[1] and summary["metrics"]["num_videos"] == 88 and summary["counts"]["scored"] == 88
     same = once and alone["metrics"]["top1"] == summary["metrics"]["top1"] and gap <= 1e-5
-    went = went_on is not None and 0 < int(went_on[1]) < 88
+    went = resumed is not None and 0 < int(resumed[1]) < 88
     return {"measured": measured, "holds": same and went and shown["Restarts"] == "1"}
 
 

@@ -25,7 +25,7 @@ def dump(work: Path) -> dict:
     """The whole verb, start-up included, against one ffmpeg per video, two at a time, on the same cores; A B A B ...
 
     Both decode the same H.264 files on one thread a process and write a JPEG per frame, at the stored size and scaled
-    to a short side of 128. Ratios of CPU seconds; wall seconds are told too.
+    to a short side of 128. Ratios of CPU seconds; wall seconds are reported too.
     """
     videos = bench_videos(work)
     figures: dict[str, dict[str, float]] = {}

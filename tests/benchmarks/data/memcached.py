@@ -130,7 +130,7 @@ class _Chaos:
         return done
 
     def children(self) -> None:
-        """Two forked readers and a spawned one, which all began with this process's pool, while it goes on itself."""
+        """Read in two forked processes and a spawned one, all with this process's pool, while it keeps reading."""
         forked = [_fork(lambda seed=seed: read_clips(self.source, self.truth, 6_000, seed)) for seed in (101, 102)]
         context = multiprocessing.get_context("spawn")
         answers = context.Queue()

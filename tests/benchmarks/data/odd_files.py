@@ -1,7 +1,7 @@
 """The odd files: every reader and scan on broken real videos, against a plain decode.
 
-`python -m tests.benchmarks.data.odd_files --write docs/odd_files.md` measures and writes the table. What reads a file runs
-in a process of its own with a deadline, so that a hang or a crash is a result and not the end.
+`python -m tests.benchmarks.data.odd_files --write docs/odd_files.md` measures and writes the table. Each
+file is read in a process of its own with a deadline, so that a hang or a crash is a result and not the end.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def memcached(work: Path) -> Iterator[Row | None]:
         return
     with tempfile.TemporaryDirectory(prefix="zoe-") as folder:
         path = f"{folder}/s"
-        user = ["-u", "nobody"] if os.geteuid() == 0 else []
+        user = ["-u", "daemon"] if os.geteuid() == 0 else []
         os.chmod(folder, 0o777)  # noqa: S103  the server gives up root and makes its socket there
         server = subprocess.Popen([program, "-s", path, "-m", "256", "-I", "32m", *user])
         try:
@@ -369,7 +369,8 @@ def write_table(table: dict[str, Row]) -> str:
         "",
         "What each reader and `python main.py scan --decode all` make of 58 real files from the test suites of",
         "decoders, compared with a plain decode of the whole file (PyAV, from the start). Written by",
-        "`python -m tests.benchmarks.data.odd_files --write docs/odd_files.md`; the files are not part of the repository.",
+        "`python -m tests.benchmarks.data.odd_files --write docs/odd_files.md`;"
+        " the files are not part of the repository.",
         "",
         "- A number is the frames of the file; first, middle and last have the pixels of the plain decode (`dali`:",
         f"  within {_TOLERANCE:g} of 255 on average, its colours are its own).",

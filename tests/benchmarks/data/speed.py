@@ -27,7 +27,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def conformance(_work: Path) -> dict:
-    """Runs the conformance test of the readers; a reader that was skipped is told."""
+    """Run the conformance test of the readers; report each reader that was skipped."""
     argv = ("-m", "pytest", "-q", "-rs", "tests/datasets/test_conformance.py", "-p", "no:cacheprovider")
     done = command(*argv, env=ONE_THREAD, check=False)
     lines = done.stdout.strip().splitlines()

@@ -56,7 +56,7 @@ common:
 
 
 def experiment(work: Path, folder: Path, side: int) -> tuple[Path, Any]:
-    """Make a checkpoint of ours from a folder by the verb; return it and the model of `from_pretrained`."""
+    """Convert a folder to our checkpoint with the verb; return its path and the model of `from_pretrained`."""
     import main
     import methods
     from methods.interop import hf

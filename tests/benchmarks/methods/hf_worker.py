@@ -1,7 +1,7 @@
 """The other side of `vit.py`: Hugging Face's models, or ours, in a process that answers lines of JSON.
 
 It runs in the interpreter of either side and in a folder of its own, for our `datasets` and `utils` hide packages of
-these names. It imports nothing of ours unless it is `ours` that it runs.
+these names. It imports our code only when it runs `ours`.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ MISSING = {"measured": "not measured: $ZOETROPE_TIMM_PYTHON names no interpreter
 TEXT = "rand-m7-n4-mstd0.5-inc1"
 DRAWS, SIDE = 10_000, 112
 
-# timm's names, with inc1, in the order of ours.
+# timm's names, with inc1, in our order.
 NAMES = (
     *("AutoContrast", "Equalize", "Invert", "Rotate", "PosterizeIncreasing", "SolarizeIncreasing", "SolarizeAdd"),
     *("ColorIncreasing", "ContrastIncreasing", "BrightnessIncreasing", "SharpnessIncreasing", "ShearX", "ShearY"),

@@ -1,6 +1,6 @@
 """The other side of `recipe.py`: timm and torchvision, in a process that answers lines of JSON.
 
-It imports nothing of ours.
+It imports none of our code.
 """
 
 from __future__ import annotations

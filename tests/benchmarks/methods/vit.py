@@ -144,7 +144,7 @@ def difference(worker: Worker, family: str, shape: tuple, *, seed: int, dtype: s
             mlp_ratio=hidden / width,
             **ours,
         )
-    model.load_state_dict(renamed(weights), assign=True)  # strict: each of ours is filled, each of theirs used
+    model.load_state_dict(renamed(weights), assign=True)  # strict: fills all of our tensors, uses all of theirs
     with torch.inference_mode():
         logits = model.eval()(tensors["clips"])
     return float((logits - tensors["logits"]).abs().max() / tensors["logits"].abs().max())

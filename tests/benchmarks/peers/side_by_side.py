@@ -3,7 +3,7 @@
 `$ZOETROPE_MMACTION_PYTHON` names the interpreter of a virtual environment with mmaction2 1.2.0. Data: UCF Sports as
 data/README.md lays it out, or in $ZOETROPE_RESULTS_DATA. Both sides have the same lists, the same initial weights (the
 peer writes them, we convert), batches, frames, crops, schedule and optimiser, one process and one thread; each draws
-its own order, crops and dropout. Every training is a file in $ZOETROPE_ACCEPT_DIR: a row that was stopped continues.
+its own order, crops and dropout. Every training is a file in $ZOETROPE_ACCEPT_DIR: a row that was stopped resumes.
 
 $ZOETROPE_ACCEPT_RUNS=1 trains fewer seeds than five, $ZOETROPE_ACCEPT_ONLY=tsm one recipe; such a row does not hold.
 """

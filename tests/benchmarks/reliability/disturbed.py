@@ -1,8 +1,8 @@
 """Train a tiny experiment on forked ranks, disturb one of them at a named point, and compare what is left at the end.
 
 The ranks are forked from a process that has imported everything, so a start costs a fraction of a second. They run
-`main.main(["train", ...])` as under srun: a process each, which meet through MASTER_ADDR and MASTER_PORT. Where they
-are disturbed is said with fail points (`utils.faults.fail_point`).
+`main.main(["train", ...])` as under srun: a process each, which meet through MASTER_ADDR and MASTER_PORT. Fail points
+(`utils.faults.fail_point`) set where they are disturbed.
 """
 
 from __future__ import annotations

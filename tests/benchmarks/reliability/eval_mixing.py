@@ -53,7 +53,7 @@ class Change:
         base: which experiment, "videos" or "frames".
         words: further words of the second command.
         between: called between the two, with the experiment; for files that change under their names.
-        resumes: the second one must go on from the first.
+        resumes: the second one must resume from the first.
     """
 
     base: str = "videos"
@@ -204,12 +204,12 @@ def run_case(world: World, change: Change, rng: random.Random) -> dict[str, Any]
     stopped = world.score(exp, (), after)
     assert stopped.code == 75, (stopped.code, stopped.err)
     change.between(exp)
-    went_on = world.score(exp, change.words)
-    assert went_on.code == 0, went_on.err
+    second = world.score(exp, change.words)
+    assert second.code == 0, second.err
     old, new, found = rows_of(clean_old), rows_of(clean_new), rows_of(exp)
     outcome = {
         "stopped_after": after,
-        "resumed": "going on" in went_on.out,
+        "resumed": "resuming" in second.out,
         "mixed": sum(found[path] != new[path] for path in found) + len(found.keys() ^ new.keys()),
         "rows_that_differ_between_the_settings": sum(old.get(path) != row for path, row in new.items()),
     }
@@ -249,7 +249,7 @@ def code_case(world: World, rng: random.Random) -> dict[str, Any]:
     new, found = rows_of(clean), rows_of(exp)
     mixed = sum(found[path] != row for path, row in new.items())
     named = "code (datasets/readers/resize.py)" in done[1].stdout
-    resumed = "going on" in done[1].stdout
+    resumed = "resuming" in done[1].stdout
     return {
         "stopped_after": after,
         "resumed": resumed,

@@ -4,7 +4,7 @@
 
 main.train reads and trains real videos in one process and one thread; after each of its steps the bare loop reads the
 same videos and trains a network of the same kind, so that what else the machine does meets both alike. One JSON line:
-CPU seconds of each step, and where those of ours and of the bare loop went.
+CPU seconds of each step, and where those of our loop and of the bare loop went.
 
 The bare loop opens a video, seeks to the last key frame before its first frame, decodes forward, converts the frames
 that it wants, crops and resizes them with cv2, and does a step with torch's own SGD. Crops and frames are drawn by the

@@ -45,7 +45,7 @@ def started_times(exp: Path) -> int:
     """How often a process of this run came as far as its first step."""
     log = exp / "log.txt"
     text = log.read_text() if log.exists() else ""
-    return text.count("initial weights:") + text.count("going on from")
+    return text.count("initial weights:") + text.count("resuming from")
 
 
 FAILPOINTS = ("checkpoint.tmp", "checkpoint.linked", "checkpoint.replace")

@@ -1,4 +1,4 @@
-"""What a step of ours costs beside the same step in a bare PyTorch loop; bare_loop.py times both in turn."""
+"""Compare the cost of our step with the same step in a bare PyTorch loop; bare_loop.py times both in turn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.benchmarks.rows import command, run_rows
 
 
 def loop_overhead(rounds: int, case: str, bound: float) -> dict:
-    """Steps of ours and of a bare loop in turn in one process; the ratio of CPU seconds, median over processes."""
+    """Run our steps and a bare loop's in turn in one process; return the CPU ratio, median over processes."""
     ratios = []
     for _ in range(rounds):
         done = command("-m", "tests.benchmarks.training.bare_loop", case, env={"OMP_NUM_THREADS": "1"})
