@@ -1,7 +1,7 @@
 """The odd files: every reader and scan on broken real videos, against a plain decode.
 
-`python -m tests.benchmarks.data.odd_files --write docs/odd_files.md` measures and writes the table. Each
-file is read in a process of its own with a deadline, so that a hang or a crash is a result and not the end.
+`python -m tests.benchmarks.data.odd_files --write docs/odd_files.md` measures and writes the table. Each file is read
+in a separate process with a deadline, so that a hang or a crash is a result and not the end.
 """
 
 from __future__ import annotations
@@ -352,11 +352,11 @@ def disagreements(row: Row, told: dict[str, str]) -> dict[str, str]:
 _REFUSED_KINDS = (
     "## Refused kinds",
     "",
-    "Formats that name other files are refused before their demuxer runs, whatever their file is called: HLS playlists",
-    "(`.m3u8`), DASH manifests, SDP session descriptions, `concat` and `ffconcat` scripts, image patterns. Single",
-    "pictures are no videos either: give them to the reader `frames`. Formats that are not in",
-    "`datasets/readers/video_index.py:FORMATS` are refused too, and frames of more than 36 million pixels (8K has 33",
-    "million).",
+    "Formats that name other files are refused before their demuxer runs, whatever the name of the file:",
+    "HLS playlists (`.m3u8`), DASH manifests, SDP session descriptions, `concat` and `ffconcat` scripts,",
+    "image patterns. Single pictures are no videos either: use the reader `frames` for them. Formats that",
+    "are not in `datasets/readers/video_index.py:FORMATS` are refused too, and so are frames of more than",
+    "36 million pixels (8K has 33 million).",
     "",
 )
 
@@ -367,16 +367,16 @@ def write_table(table: dict[str, Row]) -> str:
     lines = [
         "# Odd and broken files",
         "",
-        "What each reader and `python main.py scan --decode all` make of 58 real files from the test suites of",
-        "decoders, compared with a plain decode of the whole file (PyAV, from the start). Written by",
-        "`python -m tests.benchmarks.data.odd_files --write docs/odd_files.md`;"
-        " the files are not part of the repository.",
+        "This page shows what each reader and `python main.py scan --decode all` do with 58 real files from",
+        "the test suites of decoders, compared with a plain decode of the whole file (PyAV, from the start).",
+        "`python -m tests.benchmarks.data.odd_files --write docs/odd_files.md` writes it. The files are not",
+        "part of the repository.",
         "",
-        "- A number is the frames of the file; first, middle and last have the pixels of the plain decode (`dali`:",
-        f"  within {_TOLERANCE:g} of 255 on average, its colours are its own).",
-        "- `frames` and `memcached` read these three frames, stored as images. Given the file itself they say that it",
-        "  is no image, for every one of the 58.",
-        "- `dali`: *(PyAV)* where DALI does not take the file; without a GPU, as here, it has no H.264.",
+        "- A number is the frames of the file. Its first, middle and last frame have the pixels of the plain",
+        f"  decode (`dali`: within {_TOLERANCE:g} of 255 on average, because it converts colours itself).",
+        "- `frames` and `memcached` read these three frames, stored as images. For each of the 58 files",
+        "  itself they report that it is no image.",
+        "- `dali`: *(PyAV)* marks files that DALI does not take; without a GPU, as here, it has no H.264.",
         "- *no*: refused, with the reason in the last column.",
         "",
         "| file | video | plain decode | " + " | ".join(readers) + " | scan | reason, remark |",
@@ -409,7 +409,7 @@ def _agreement(table: dict[str, Row]) -> list[str]:
     """The paragraph on the counts that OpenCV and PyAV gave."""
     columns = sorted({column for row in table.values() for column in row["disagrees"]})
     lines = [*_REFUSED_KINDS, "## Against two other decoders", ""]
-    lines.append("Frame counts and sizes of a plain loop over OpenCV 5.0.0 and PyAV 18.1.0, as they come out of it.")
+    lines.append("Counts and sizes are those of a plain loop over OpenCV 5.0.0 and PyAV 18.1.0, uncorrected.")
     for column in columns:
         files = [(name, row["disagrees"][column]) for name, row in table.items() if column in row["disagrees"]]
         agree = f"{len(table) - len(files)} of {len(table)} files agree with the reader `video`; the others:"
