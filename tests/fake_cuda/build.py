@@ -66,5 +66,5 @@ def run(module: str, *words: str, timeout: float = 240) -> list[dict[str, Any]]:
     command = [sys.executable, "-W", "error::FutureWarning", "-m", f"tests.fake_cuda.{module}", str(library()), *words]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, f"{done.stdout[-1000:]}\n{done.stderr[-4000:]}"
     return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
