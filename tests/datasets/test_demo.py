@@ -96,6 +96,7 @@ def test_the_files_depend_on_the_seed_only(small: Path, tmp_path: Path) -> None:
     assert (small / demo.name_of(0)).read_bytes() != (other / demo.name_of(0)).read_bytes()
 
 
+@pytest.mark.slow
 def test_lists_and_videos_agree(small: Path) -> None:
     lines, shapes = (
         [
@@ -166,6 +167,7 @@ def test_settings_survive_a_broken_file(tmp_path: Path) -> None:
     demo.open_folder(tmp_path, {"seed": 0})
 
 
+@pytest.mark.slow
 def test_a_linear_model_on_the_mean_frame_cannot_tell_a_pair_apart() -> None:
     # Every second frame, as a test clip of TSN takes them: that subset is not symmetric in time, the hardest case.
     count = 320
