@@ -21,10 +21,9 @@ from pathlib import Path
 
 import numpy as np
 
-from anal_tools import doctor, new
+from anal_tools import doctor, intervals, new
 from anal_tools import folds as pooled
 from anal_tools.doctor.finding import Subject
-from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.start import recipe, split, videos
 from anal_tools.start.videos import Found, Video
@@ -434,7 +433,8 @@ def _report(exp: Path, result: str) -> int:
 
     index = build.build([f"{exp}:{result}"])
     results = Results.load(exp, result)
-    low, high = (100 * end for end in scoring.interval(results.videos.right()))
+    # Of a share, also where all videos are right: resampling them would give an interval without a width
+    low, high = intervals.wilson(int(results.videos.right().sum()), len(results.ids))
     # The share of the largest class is what a constant answer scores
     largest = np.bincount(results.labels).max() / len(results.labels)
     print(
