@@ -45,6 +45,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     folder = (ROOT / sources.get(page.file.src_uri, f"docs/{page.file.src_uri}")).parent
 
     def moved(link: re.Match[str]) -> str:
+        """Return a link as the site needs it."""
         text, target, anchor = link[1], link[2], link[3] or ""
         if ":" in target:  # a web address
             return link[0]

@@ -114,7 +114,7 @@ def _evaluation(verb: str, words: list[str]) -> tuple[str, tuple[str, ...]]:
     if verb == "train":
         return pooled.RESULT, ()
 
-    # Parsed here only to see which options are given; the words go on unchanged.
+    # Parsed here only to see which options are given; they are passed on unchanged.
     given, others = evaluate.parser().parse_known_args(["EXP", *words])
     if given.checkpoint or given.list or given.set or others:
         raise UserError(

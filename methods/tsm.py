@@ -80,6 +80,7 @@ class _Shift(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, num_segments: int, fold: int, next_first: bool) -> Tensor:
+        """Shift (B*T, C, H, W); see the class."""
         ctx.settings = (num_segments, fold, next_first)
         # same memory format as x
         out = torch.empty_like(x)

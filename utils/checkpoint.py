@@ -90,6 +90,7 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
     reasons: dict[Path, str] = {}
 
     def is_good(path: Path) -> bool:
+        """Return True if a checkpoint can be loaded; keep its state, or the reason why it cannot."""
         try:
             state = load(path)
             check(path, state)

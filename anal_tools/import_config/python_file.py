@@ -155,7 +155,7 @@ class _File:
     # ------------------------------------------------------------------------------------------------------ statements
 
     def statement(self, node: ast.stmt) -> None:
-        """Evaluate an assignment; skip a text that stands alone (a docstring)."""
+        """Evaluate an assignment; skip a string on its own (a docstring)."""
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             return
         # An annotated assignment, x: int = 1

@@ -161,6 +161,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
 
         # `mine` as a default value, because a closure would see the list of the last reader
         def keep(item: VideoItem, logits: Tensor | None, mine: list[Found] = mine) -> None:
+            """Keep the scores of one video, or the reason why it has none."""
             one = mine[item.sample]
             if logits is None:
                 # the row of the table begins with the path already

@@ -57,7 +57,7 @@ class _Sheet(_Layout):
 class Maps(_Layout):
     """Class-activation maps of a video: a sheet for each class that was asked for.
 
-    `shown` has (class, sheet); -1 stands for all classes.
+    `shown` has (class, sheet); -1 means all classes.
     """
 
     shown: list[tuple[int, str]]

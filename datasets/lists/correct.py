@@ -123,7 +123,7 @@ def read_table(file: Path, *, drop: bool) -> dict[Key, Correction]:
                 entry, label = _number(row, "entry", where, default=1), _number(row, "label", where)
                 key = (os.fsencode(row["path"] or ""), entry)
                 if key in found:
-                    raise UserError(f"{where}: {_shown(key)} stands in {found[key].where} too; delete one of the lines")
+                    raise UserError(f"{where}: {_shown(key)} is also in {found[key].where}; delete one of the lines")
                 found[key] = Correction(where, label, None if drop else _number(row, "suggested", where))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error

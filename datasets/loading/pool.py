@@ -291,6 +291,7 @@ class Pool:
         fds = (self._control.fd, self._records_fd, *(slot.fd for slot in self._slots))
 
         def start() -> subprocess.Popen[bytes]:
+            """Start one reader process, deaf to the signals of the job."""
             signal.pthread_sigmask(signal.SIG_BLOCK, _JOB_SIGNALS)  # inherited, so it holds from the first moment
             return subprocess.Popen(
                 [sys.executable, "-X", "faulthandler", "-m", "datasets.loading.workers"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import resource
 import shutil
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from anal_tools import start
+from anal_tools import intervals, start
 from anal_tools.evaluate.results import Results
 from anal_tools.start import recipe, split, videos
 from anal_tools.start.videos import Found, Video
@@ -391,6 +392,11 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     words += ["--recipe", "small", "--size", "32", "--segments", "2", "--epochs", "2"]
     assert start.main(words) == 0
     told = capfd.readouterr().out
+    share, count, low, high = re.search(  # pyright: ignore[reportOptionalMemberAccess]
+        r"top-1 ([\d.]+) on (\d+) held-out videos \(95 % interval ([\d.]+) to ([\d.]+);", told
+    ).groups()
+    ends = intervals.wilson(round(float(share) * int(count) / 100), int(count))
+    assert (float(low), float(high)) == pytest.approx(ends, abs=0.01), "with a width, also where all are right"
     assert "recipe: small: TSM on ResNet-18 from random weights, as asked for" in told
     assert "flip: clips are not mirrored" in told
     exp = tmp_path / "it's exp"

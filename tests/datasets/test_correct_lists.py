@@ -109,7 +109,7 @@ def test_the_suspects_of_an_evaluation_go_back_into_its_list(tmp_path: Path) -> 
         ("path,label,suggested\nx.mp4,0,-1\n", "give a whole number from 0 on"),
         ("path,label,suggested\nx.mp4,0,99999999999999999999\n", "give a whole number from 0 on"),
         ("path,label,suggested\nx.mp4,0\n", "suggested is ''"),
-        ("path,label,suggested\nx.mp4,0,1\nx.mp4,0,2\n", "t.csv:3: x.mp4 stands in .*t.csv:2 too"),
+        ("path,label,suggested\nx.mp4,0,1\nx.mp4,0,2\n", "t.csv:3: x.mp4 is also in .*t.csv:2"),
         ("path,label,suggested\ny.mp4,0,1\n", "none of the 1 videos of the table is in it"),
         ("path,label,suggested\n", "the table has no rows"),
         ("path,label,suggested\nx.mp4,1,2\n", "the label is 1 here and 0 in"),

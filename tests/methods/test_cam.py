@@ -146,7 +146,7 @@ def test_a_layer_without_a_map_is_refused() -> None:
 
 
 class Recorder(nn.Module):
-    """Stands where attention weights are dropped, and keeps them."""
+    """Takes the place of the dropout on attention weights, and keeps them."""
 
     def __init__(self, kept: list[Tensor]) -> None:
         super().__init__()
