@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import faults, signals
-from utils.faults import UserError
+from utils import errors, signals
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.loading.train import Batch
@@ -65,17 +65,17 @@ def main(argv: Sequence[str]) -> int:
     def verb() -> int:
         # A rank ends soon after the launcher that started it dies
         signals.follow_launcher()
-        faults.check_repository(Path(__file__).parent)
+        errors.check_repository(Path(__file__).parent)
         return call_verb(argv[0], list(argv[1:]))
 
-    return faults.leave_exit_code(faults.call(verb))
+    return errors.leave_exit_code(errors.run_cli(verb))
 
 
 def call_verb(verb: str, argv: list[str]) -> int:
     """Import the module of a verb and run it."""
     if verb not in VERBS:
         raise UserError(
-            f"no verb called {verb!r}{faults.did_you_mean(verb, VERBS)}; `python main.py --help` lists them"
+            f"no verb called {verb!r}{errors.did_you_mean(verb, VERBS)}; `python main.py --help` lists them"
         )
     if verb != "train":
         with without_gc():
@@ -208,4 +208,4 @@ def train_step(
 
 
 if __name__ == "__main__":
-    faults.leave_process(lambda: main(sys.argv[1:]))
+    errors.leave_process(lambda: main(sys.argv[1:]))

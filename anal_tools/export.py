@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anal_tools.export_check import clips_to_check, compare, plain
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:

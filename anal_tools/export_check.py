@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch

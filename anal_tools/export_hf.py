@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from anal_tools import model_card
 from anal_tools.export_check import clips_to_check, compare, plain
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     import argparse

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from utils import files, log, run_lock
-from utils.faults import UserError, kind_of_file
+from utils.errors import UserError, kind_of_file
 
 # Curve that decides which checkpoint is the best: name of its metric
 CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}

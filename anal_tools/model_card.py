@@ -13,7 +13,7 @@ from anal_tools.evaluate.protocols import Protocol
 from anal_tools.evaluate.results import Results
 from anal_tools.experiments import data_set
 from utils import config, metrics, run_dir
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from anal_tools.predict.predictor import Predictor

@@ -14,7 +14,7 @@ from utils import config
 from utils.config import yaml_lines
 from utils.config.paths import CLASS_FILE
 from utils.config.verb import as_yaml
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def values_of(lists: Path, root: Path) -> dict[str, str]:

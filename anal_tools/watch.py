@@ -17,7 +17,7 @@ from pathlib import Path
 
 from anal_tools import history
 from anal_tools.text import shown
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 SECONDS = 2.0  # between two updates

@@ -18,7 +18,7 @@ from datasets.memcached_dataset import McRecords
 from datasets.plan.order import uniforms
 from datasets.plan.sampling import Sampling, test_frames, train_frames, uniforms_needed
 from datasets.plan.train import TEMPORAL  # the same seed draws the same frames as a run
-from utils.faults import UserError
+from utils.errors import UserError
 
 CLIPS = {"train": 1, "val": 1, "dense": 10}  # mode -> clips of a video
 

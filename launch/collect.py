@@ -11,7 +11,7 @@ from pathlib import Path
 from launch import grid, progress, sweep
 from launch.grid import Cell, Sweep
 from utils import files, log
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from utils import log
-from utils.faults import kind_of_file
+from utils.errors import kind_of_file
 
 _TAIL = 1 << 18  # bytes at the end of log.txt that are read
 _STEP = re.compile(r"Iter: \[(\d+)/(\d+)\]")

@@ -13,7 +13,7 @@ from pathlib import Path
 from anal_tools import history
 from launch import jobs, progress
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 NEXT_LOOK = 5.0  # seconds between two questions to the scheduler while a job is followed

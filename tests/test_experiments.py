@@ -20,7 +20,7 @@ from datasets.plan.views import eval_spec, resolve_eval
 from utils import config, lr_schedule
 from utils.config import schema
 from utils.engine import setup
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPS = [exp for exp, _ in experiments.find([])]

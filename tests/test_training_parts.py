@@ -20,7 +20,7 @@ from tests.experiment import fingerprint, make
 from tests.ranks import ROOT
 from tests.test_train import losses, stopping
 from utils import checkpoint, config
-from utils.faults import UserError
+from utils.errors import UserError
 
 LAYER = "backbone.features.0.1.running_mean"
 SHORT = ["common.lr_scheduler.max_iter=4", "common.val_freq=2"]

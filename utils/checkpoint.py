@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, State, load, peek, save
 from utils.checkpoint_names import kept_name, publish, split_name
 from utils.checkpoint_names import present as present_names
-from utils.faults import AgreedError, UserError, listed
+from utils.errors import AgreedError, UserError, listed
 
 if TYPE_CHECKING:
     from utils.dist import World

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from utils import checkpoint_names, files, weights_file
 from utils.checkpoint_names import BEST, LATEST, PREVIOUS
-from utils.faults import UserError, fail_point, kind_of_file
+from utils.errors import UserError, fail_point, kind_of_file
 
 State = dict[str, Any]  # the content of a checkpoint; utils/engine/state.py lists it
 _STALE_SECONDS = 3600.0  # the age at which a temporary file of another host counts as abandoned

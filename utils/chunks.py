@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 MOST = 64  # views at once; no device that we know gains from more
 GROUP = {"cpu": 4, "cuda": 32}  # views of several videos that are collected before they run

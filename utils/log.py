@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Literal, SupportsFloat
 
 from utils import loggers, redact
 from utils.append_file import AppendFile
+from utils.errors import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
 from utils.event_file import EventFile
-from utils.faults import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
 
 if TYPE_CHECKING:
     from utils.config import Config

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.dist import World, collective_timeout
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 

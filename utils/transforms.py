@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from utils import ops, transfer
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

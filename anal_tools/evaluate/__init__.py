@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 from anal_tools.evaluate import identity, protocols, result_parts
 from anal_tools.evaluate.network import build_for_evaluation, choose_weights, prepare, read_steady, scorer
-from utils import faults, log
-from utils.faults import UserError, refuse_odd_file
+from utils import errors, log
+from utils.errors import UserError, refuse_odd_file
 from utils.metrics import metrics_of
 from utils.options import Parser
 from utils.watchdog import Watchdog
@@ -158,7 +158,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
             print(text, flush=True)
         if metrics is None:
             if stop.trouble:
-                faults.tell(UserError(f"stopped by {stop.trouble}; the same command continues"))
+                errors.report_error(UserError(f"stopped by {stop.trouble}; the same command continues"))
             return STOPPED
 
         if eval_loader.read_nothing(metrics):

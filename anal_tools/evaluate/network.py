@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.faults import AgreedError, UserError
+from utils.errors import AgreedError, UserError
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets.plan.sampling import Sampling, sampling_of, test_frames
 from datasets.plan.views import EVAL_CROPS, EvalSpec, eval_spec
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 from utils.metrics import AVERAGES
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ import numpy as np
 
 from anal_tools.evaluate import protocols
 from utils import files, metrics
-from utils.faults import UserError, refuse_odd_file
+from utils.errors import UserError, refuse_odd_file
 
 _T = TypeVar("_T")
 _TRIES = 3  # times that a result is read, if it is replaced while it is read

@@ -8,7 +8,7 @@ from pathlib import Path
 from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.mm_model import normalisation
 from anal_tools.import_config.source import Source
-from utils.faults import UserError
+from utils.errors import UserError
 
 # Steps that decode, pack or change the layout: nothing here could differ.
 PLUMBING = (

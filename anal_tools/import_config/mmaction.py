@@ -11,7 +11,7 @@ from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.mm_model import take_model
 from anal_tools.import_config.mm_pipeline import take_test, take_training, take_validation
 from anal_tools.import_config.source import Source
-from utils.faults import UserError
+from utils.errors import UserError
 
 GPUS = 8  # what their file names and rates assume where nothing else is given
 # Keys with nothing to take over, and the reason.

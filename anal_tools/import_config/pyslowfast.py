@@ -13,7 +13,7 @@ from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.python_file import Key
 from anal_tools.import_config.source import Source, shown
 from utils.config import yaml_lines
-from utils.faults import UserError
+from utils.errors import UserError
 
 ARCHS = ("slowfast", "slow", "slowonly")
 LR = "lr_scheduler."

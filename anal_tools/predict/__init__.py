@@ -24,7 +24,7 @@ from anal_tools.text import one_line
 from datasets.readers import Reader, ReaderSpec, open_reader
 from datasets.readers.ending import on_what_decodes
 from utils import metrics
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:

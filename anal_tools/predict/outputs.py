@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets.readers import Reader
 from utils import files, ranking
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.plan.facts import Facts

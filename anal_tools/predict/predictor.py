@@ -21,7 +21,7 @@ from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers import ReaderSpec
 from utils import files
 from utils.config.schema import Data
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch

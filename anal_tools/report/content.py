@@ -21,7 +21,7 @@ from anal_tools.report.media import Pictures
 from anal_tools.report.page import words
 from anal_tools.text import shown
 from utils import log, metrics, ranking
-from utils.faults import UserError
+from utils.errors import UserError
 
 UNREAD, ABSENT = 0xFFFF, 0xFFFE  # instead of a predicted class; js/data.js has the same
 TOP = 5  # guesses of each video

@@ -21,7 +21,7 @@ from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.report import media
 from anal_tools.report.media import Maps, Seen, Source
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from utils import files
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from anal_tools.evaluate.results import Results

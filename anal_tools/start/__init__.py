@@ -36,7 +36,7 @@ from datasets.scan.same import same_content
 from datasets.scan.work import examine
 from utils import config, files, processes
 from utils.config.schema import Data
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 from utils.options import Parser
 
 NOTE = "start.json"  # written when the experiment is complete: options of the command, and views of the evaluation

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "pretrained/mobilenetv2_imagenet_features.pth"

@@ -18,7 +18,7 @@ from datasets.readers.facts_cache import family_of
 from datasets.readers.frames import FramesReader
 from datasets.readers.resize import Box
 from datasets.readers.video import VideoReader
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records

@@ -17,7 +17,7 @@ from datasets.dali.encoded import Encoded, EncodedReader
 from datasets.dali.pipeline import FAILURES, Clip, Decoder, mode, reason_of, require_dali
 from datasets.dali.video_cut import Refused
 from datasets.readers.resize import Box
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records

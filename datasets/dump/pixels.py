@@ -11,7 +11,7 @@ import simplejpeg
 from datasets.dump.settings import Settings
 from datasets.dump.source import Picture, decoded
 from datasets.readers.video import Scaler
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     import av

@@ -12,7 +12,7 @@ from datasets.plan.facts import Facts
 from datasets.readers.ending import EndsEarly, is_tolerable
 from datasets.readers.frame_source import FilesSource
 from datasets.readers.frames import decode, find_layout, image_size
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     import av

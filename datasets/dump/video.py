@@ -14,7 +14,7 @@ from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_
 from datasets.lists.records import Records
 from datasets.readers.ending import EndsEarly
 from utils import files
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from datasets.loading.messages import DumpVideo

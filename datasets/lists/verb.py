@@ -28,7 +28,7 @@ from datasets.lists.formats import fits_a_line
 from datasets.lists.official import READ, Annotations, Item, read, read_folds, reorder
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 from utils.options import Parser
 
 _WORST = 10  # classes named in the terminal

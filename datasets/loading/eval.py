@@ -16,7 +16,7 @@ from datasets.loading.messages import Answer, ReadVideo
 from datasets.loading.workers import Setup
 from datasets.plan.views import EvalSpec, VideoPlan
 from utils import transfer, transforms
-from utils.faults import AgreedError
+from utils.errors import AgreedError
 
 Cut = Callable[[int, int], torch.Tensor]  # (start, stop) -> these views of a video
 

@@ -39,7 +39,7 @@ from datasets.readers.ending import EndsEarly, on_what_decodes
 from datasets.readers.repair import read_what_decodes
 from datasets.readers.resize import place
 from datasets.readers.spec import Reader, ReaderSpec
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.signals import end_with_parent
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import xxhash
 from datasets.memcached.client import Counts, MemcachedPool, Settings
 from datasets.memcached.wire import Seal, frame_secret, read_secret
 from datasets.readers.frames import FramesReader
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records

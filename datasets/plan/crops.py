@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datasets.plan.sampling import PRESETS, Sampling, most_clips, test_frames
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: Video lengths of the examples: much longer than a clip, about as long, and shorter.
 EXAMPLE_FRAMES = (300, 100, 12, 3)

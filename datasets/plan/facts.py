@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.plan import rules
 from datasets.plan.rules import Floats, Ints
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.config import Config

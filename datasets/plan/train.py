@@ -18,7 +18,7 @@ from datasets.plan.crops import Box, Size
 from datasets.plan.facts import Facts, check_facts
 from datasets.plan.order import uniforms
 from datasets.plan.sampling import Sampling, sampling_of, train_frames, uniforms_needed
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.plan.ops import Op

@@ -13,7 +13,7 @@ from datasets.plan import crops
 from datasets.plan.crops import Box, Size
 from datasets.plan.facts import Facts, check_facts
 from datasets.plan.sampling import Sampling, check_clips, sampling_of, test_frames
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from datasets.readers.resize import KERNEL, Box
 from datasets.readers.spec import Reader, ReaderSpec
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records

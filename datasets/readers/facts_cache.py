@@ -21,7 +21,7 @@ import xxhash
 
 from datasets.plan.facts import Facts
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records

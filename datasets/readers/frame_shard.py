@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 
 from utils import files
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 SUFFIX = ".fsh"
 #: Names of frames: one number in decimal, no folders.

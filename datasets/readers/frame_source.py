@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from datasets.readers.frame_shard import SUFFIX, Description, FrameShard
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 _OPEN_SHARDS = 4  # per process; a clip reads one shard several times
 

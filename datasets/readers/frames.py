@@ -26,7 +26,7 @@ from datasets.plan.facts import Facts
 from datasets.readers.frame_shard import Description
 from datasets.readers.frame_source import FilesSource, FrameSource
 from datasets.readers.resize import Box, place
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records

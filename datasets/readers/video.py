@@ -39,7 +39,7 @@ from datasets.readers.video_index import (
     packets,
     video_stream,
 )
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     import av

@@ -35,7 +35,7 @@ import numpy as np
 from datasets.plan.facts import Facts
 from datasets.readers.bitstreams import PacketCheck
 from datasets.readers.ending import is_tolerable
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     import av

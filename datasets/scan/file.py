@@ -17,7 +17,7 @@ from datasets.readers.ending import on_what_decodes
 from datasets.readers.facts_cache import Stamp, family_of, stamp_of
 from datasets.readers.spec import Reader, ReaderSpec
 from utils import files
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from datasets.readers import facts_cache
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.file import LEVELS
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 JOURNAL = "files.jsonl"
 Found = files.Row

@@ -26,7 +26,7 @@ from datasets.scan.results import clean_name
 from datasets.scan.same import same_content
 from datasets.scan.work import examine
 from utils.config.schema import Data
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 FACTS = "facts.bin"  # the cache of facts that `data.facts` names

@@ -22,7 +22,7 @@ from methods.interop._config import HfConfig, read_json
 from methods.interop._files import digest_of
 from methods.interop._names import Converted, Options
 from utils import weights_file
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 CONFIG, WEIGHTS, INDEX, CARD = "config.json", "model.safetensors", "model.safetensors.index.json", "README.md"
 FAMILIES = {"videomae": "videomae", "vjepa2": "vjepa2"}  # {model_type: file of methods/interop}

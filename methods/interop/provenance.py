@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from methods.interop import hf
 from methods.interop._names import Options
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from methods.interop import Opened

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from methods.interop import _vit
 from methods.interop._names import Converted, Options, convert, has
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from methods.interop._config import HfConfig

@@ -20,7 +20,7 @@ from anal_tools.predict import predictor
 from tests import weights
 from tests.datasets.videos import write_video
 from utils.dist import World
-from utils.faults import UserError
+from utils.errors import UserError
 
 METHODS = {
     "tsn": {},

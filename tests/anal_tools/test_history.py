@@ -19,7 +19,7 @@ from anal_tools import clean, experiments, history, watch
 from launch import verbs
 from tests import experiment
 from utils import run_lock
-from utils.faults import UserError
+from utils.errors import UserError
 
 LOG = """\
 [2026-05-01T10:00:00+00:00] experiment /e, code abc, process 1 on n1

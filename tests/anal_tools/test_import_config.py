@@ -13,7 +13,7 @@ import main
 from anal_tools.import_config import mmaction, pyslowfast, python_file, verb
 from anal_tools.import_config.draft import EXACT, NOT, OTHER, Draft
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 PIPELINE = """
 train_pipeline = [

@@ -9,7 +9,7 @@ import pytest
 from anal_tools import new
 from tests.experiment import make
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "exps/demo_exps/tsm_resnet18/motion8"

@@ -18,7 +18,7 @@ from datasets.plan.facts import Facts
 from tests import git, weights
 from tests.conftest import ROOT
 from tests.datasets.videos import frame_image, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from anal_tools.evaluate import protocols
 from anal_tools.evaluate.protocols import Protocol, choose, nested_clips, nested_crops, parse_views
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def config(sampling: str = "tsn", segments: int = 8, length: int = 1, interval: int = 1, **more: Any) -> Any:

@@ -27,7 +27,7 @@ from datasets.plan.sampling import PRESETS, Sampling
 from datasets.plan.views import EvalSpec
 from tests.evaluated import guessed, motion_results, write_results
 from tests.experiment import make as make_experiment
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def blocks_of(index: Path) -> dict[str, Any]:

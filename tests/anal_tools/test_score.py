@@ -16,7 +16,7 @@ from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.evaluated import write_results
 from utils import metrics
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = [f"class {k}" for k in range(6)]
 PYSF = Protocol(EvalSpec(Sampling("pysf", 1, 8, 8), 10, "three", 64, 64))

@@ -22,7 +22,7 @@ from datasets.readers import open_reader
 from datasets.readers.spec import ReaderSpec
 from tests.datasets.videos import number_in, write_video
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def folder(root: Path, *paths: str) -> Path:

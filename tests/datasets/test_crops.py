@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from datasets.plan import crops
 from tests import golden
-from utils.faults import UserError
+from utils.errors import UserError
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 SIDES = st.integers(1, 2000)

@@ -21,7 +21,7 @@ from datasets.readers import Reader, open_reader
 from datasets.readers.frames import decode
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import number_in, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 30

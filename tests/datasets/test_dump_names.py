@@ -24,7 +24,7 @@ from datasets.lists.records import Records
 from datasets.loading.messages import DumpVideo
 from datasets.plan.facts import Facts
 from tests.datasets.videos import write_video
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 FORM = ("--as", "frames", "--workers", "1")
 

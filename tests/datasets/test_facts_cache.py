@@ -17,7 +17,7 @@ from datasets.readers.frame_shard import ShardWriter
 from datasets.scan import verb as scan
 from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, write_video
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 VIDEOS = ("a.mp4", "b.avi", "c.ts", "part.mp4")
 

@@ -12,7 +12,7 @@ from datasets.readers.frame_shard import FrameShard, ShardWriter
 from datasets.readers.frame_source import FilesSource
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image, number_in, records_of
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 COUNT = 12
 

@@ -12,7 +12,7 @@ from datasets.readers import Reader, open_reader
 from datasets.readers.frames import Layout, decode, find_layout
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image, number_in, records_of
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 
 def write_frames(folder: Path, template: str, base: int, count: int, size: tuple[int, int] = (48, 64)) -> Path:

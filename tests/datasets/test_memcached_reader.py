@@ -30,7 +30,7 @@ from tests.experiment import make
 from tests.memcached import MISSING, Server, wait_for
 from utils import log
 from utils.config.schema import Memcached
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.shards import ShardPlan
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))

@@ -25,7 +25,7 @@ from datasets.scan.verb import main as scan
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
 from tests.datasets.specs import build_index, reader_spec, train_spec
 from tests.datasets.videos import decode_all, number_in, records_of, write_video
-from utils.faults import MediaError
+from utils.errors import MediaError
 from utils.shards import ShardPlan
 
 WITH_B = {"bf": "2", "g": "12"}

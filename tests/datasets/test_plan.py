@@ -24,7 +24,7 @@ from datasets.plan.order import uniforms
 from datasets.plan.sampling import Sampling
 from datasets.plan.train import TRAIN_CROPS, Plan, TrainSpec, draw, resolve
 from tests.datasets.specs import train_spec
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 TSN8 = Sampling("tsn", 8)
 FACTS = Facts(frames=250, height=256, width=340, fps=30.0)

@@ -7,7 +7,7 @@ from datasets.plan.facts import Facts
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, resolve_eval
 from datasets.readers.repair import read_what_decodes
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 ERROR = MediaError("v.mp4", "frame 7 of 40 does not decode")
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from datasets.plan import rules
 from datasets.plan.sampling import PRESETS, Sampling, check_clips, test_frames, train_frames, uniforms_needed
 from tests import golden
-from utils.faults import UserError
+from utils.errors import UserError
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 

@@ -10,7 +10,7 @@ import pytest
 
 from datasets.plan import described
 from datasets.plan.sampling import PRESETS, Sampling, most_clips, test_frames
-from utils.faults import UserError
+from utils.errors import UserError
 
 LENGTHS = (1, 3, 7, 8, 9, 12, 30, 61, 64, 65, 100, 299, 300)
 Formula = Callable[[int, int], list[int]]  # (n, num_clips) -> frames of all clips, one after the other

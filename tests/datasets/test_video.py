@@ -18,7 +18,7 @@ from datasets.readers.video_index import Grade
 from tests import golden
 from tests.datasets.specs import build_index, reader_spec
 from tests.datasets.videos import SIZE, decode_all, number_in, records_of, write_cut, write_video
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 X264 = "libx264"
 CASES = {

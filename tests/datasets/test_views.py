@@ -14,7 +14,7 @@ from datasets.plan.facts import Facts
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EVAL_CROPS, ROUNDINGS, EvalSpec, eval_spec, resolve_eval, view_table
 from tests import golden
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 TSN8 = Sampling("tsn", 8)
 FACTS = Facts(frames=250, height=256, width=340, fps=30.0)

@@ -13,7 +13,7 @@ from tests.fuzz import mutators
 from tests.fuzz.runner import ROOT
 from utils import config
 from utils.config import verb, yaml_lines
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "config"
 MODULES = [

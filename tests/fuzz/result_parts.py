@@ -25,7 +25,7 @@ from anal_tools.evaluate.protocols import Protocol
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.evaluated import guessed, write_results
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "result_parts"
 MODULES = ["anal_tools/evaluate/part_file.py", "anal_tools/evaluate/results.py"]

@@ -25,7 +25,7 @@ from datasets.readers.video_index import open_container, video_stream
 from tests.datasets.media_files import DIVX_PACKED, XVID, avi_bytes, encode, packed, placeholder
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 NAME = "video_index"
 # PyAV's compiled modules make code objects for the lines of their tracebacks; running one would be the event `exec`.

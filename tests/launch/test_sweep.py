@@ -16,7 +16,7 @@ import pytest
 from launch import attempts, collect, grid, job, sweep
 from launch.grid import Cell, Sweep
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.schedulers import Place, slurm
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,7 @@ from networks import BACKBONES
 from utils import draws
 from utils.config import model_options
 from utils.engine.network import place
-from utils.faults import UserError
+from utils.errors import UserError
 
 FOLDER = Path(methods.__file__).parent
 NO_MODELS = ("cam", "fetch", "macs", "folding", "positions")  # maps, a verb, a counter, two ways to evaluate a model

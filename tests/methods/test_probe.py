@@ -14,7 +14,7 @@ from methods.probe import Probe
 from methods.videomae import VideoMAE
 from methods.vjepa2 import VJEPA2
 from utils import draws, optim
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.loss import training_loss
 
 RATES, DECAYS = (1.0, 0.1), (0.01, 0.8)

@@ -8,7 +8,7 @@ from torch import nn
 
 import methods
 from utils import draws
-from utils.faults import UserError
+from utils.errors import UserError
 
 K = 5
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from utils import chunks
-from utils.faults import UserError
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 VIEWS = torch.arange(30 * 6, dtype=torch.uint8).reshape(30, 1, 1, 2, 3)

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.log_lines import parse_log
 from tests.odd import put_something_odd
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.log import Meter, RunLog, format_line, format_validation, read_scalars
 
 STAMP = r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\]"

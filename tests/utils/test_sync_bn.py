@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tests.ranks import run_ranks
 from tests.utils import sync_bn_check as check
 from utils.dist import World, data_parallel
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 from utils.sync_bn import GroupBatchNorm, Statistics, convert
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from utils import transforms, vision
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.ops.colorjitter import _NO_CHANGE
 from utils.ops.random_erasing import FILL
 from utils.transforms import IMAGENET_MEAN, IMAGENET_STD, cut_views, normalise

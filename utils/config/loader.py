@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from utils.config import model_options, paths, rules, yaml_lines
 from utils.config.schema import DISTILL_WEIGHT, PAIRS, BatchNorm, Config, leaves, sections
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 FILE = "config.yaml"
 ROOT_KEY = "common"

@@ -18,7 +18,7 @@ from utils import checkpoint, dist, draws, files, mixup, optim, pace, sync_bn, t
 from utils.engine import distill, probes
 from utils.engine.ema import Ema
 from utils.engine.network import autocast, compiled, dtype_of, model_arguments, optimizer_of, place
-from utils.faults import AgreedError, UserError
+from utils.errors import AgreedError, UserError
 from utils.loss import training_loss
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from methods.probe import Probe
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.log import RunLog, format_validation
 
 

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from datasets.loading import eval as eval_loader
 from datasets.loading import loader
-from utils import checkpoint, faults, ledger, lr_schedule, optim
+from utils import checkpoint, errors, ledger, lr_schedule, optim
 from utils.engine import precise_bn, probes
 from utils.engine.evaluate import evaluate_heads, of_config
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -225,7 +225,7 @@ class Run:
         # Rank 0 has written the line above; only the rank in trouble can report the trouble
         if self.stop.trouble and not self.world.is_main:
             self.log.event(f"rank {self.world.rank} stopped the run: {self.stop.trouble}")
-            faults.tell(UserError(f"stopped by {self.stop.trouble}; everything is saved"))
+            errors.report_error(UserError(f"stopped by {self.stop.trouble}; everything is saved"))
         return STOPPED
 
     def finish(self) -> int:

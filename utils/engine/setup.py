@@ -15,11 +15,11 @@ from datasets.loading import loader
 from datasets.plan import order
 from datasets.readers.resize import KERNEL
 from methods.interop import provenance
-from utils import allocator, checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
+from utils import allocator, checkpoint, config, dist, errors, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state
 from utils.engine.monitor import Monitor
 from utils.engine.run import Run
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         stack.push(dist.leave)
         if world.device.type == "cpu":
             allocator.keep_freed_memory()
-        faults.fail_point("start.joined")
+        errors.fail_point("start.joined")
 
         folder = run_dir.RunDir(exp)
         world.on_main(folder.lock)
@@ -130,7 +130,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
         run = Run(cfg, current, folder, run_log, monitor, batches, stop, train_records, val_records)
         _introduce(run, resumed=saved is not None)
-        faults.fail_point("start.built")
+        errors.fail_point("start.built")
 
         # Name the phase before the watchdog starts: it reports the phase if nothing follows
         monitor.watch.phase("start", step, batches.being_read)

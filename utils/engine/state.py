@@ -17,7 +17,7 @@ from torch import Tensor
 
 from utils import checkpoint
 from utils.checkpoint import CorruptCheckpoint
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from utils.checkpoint import Found

@@ -223,7 +223,7 @@ def ask_reader(content: Row, name: str) -> Row:
     from datasets.lists.records import Records
     from datasets.readers import open_reader
     from tests.datasets.specs import reader_spec
-    from utils.faults import MediaError
+    from utils.errors import MediaError
 
     kind, reference = content["kind"], content["reference"][name]
     as_frames = kind in ("frames", "memcached")
@@ -269,7 +269,7 @@ def ask_reader(content: Row, name: str) -> Row:
 
 def refusal(reader: Any) -> str:
     """Why a frame reader does not take a video file for an image; "" if it does."""
-    from utils.faults import MediaError
+    from utils.errors import MediaError
 
     try:
         reader.probe(0)

@@ -97,7 +97,7 @@ def parsed() -> dict:
     if not PYTHON:
         return NO_MMACTION
     from anal_tools.import_config import python_file
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     different, refused, same = [], [], 0
     with peer() as theirs:
@@ -127,7 +127,7 @@ def converted(folder: Path, files: list[Path]) -> dict:
     """Convert files; say why of those that are refused, and what has no counterpart."""
     from anal_tools.import_config import verb
     from anal_tools.import_config.draft import NOT
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     refused, unknown = {}, {}
     for file in files:

@@ -23,7 +23,7 @@ from datasets.readers import open_reader
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
 from tests.datasets.specs import build_index, reader_spec
 from tests.datasets.videos import frame_image
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 FILES = 10
 SIDE = 96

@@ -2,7 +2,7 @@
 
 The ranks are forked from a process that has imported everything, so a start costs a fraction of a second. They run
 `main.main(["train", ...])` as under srun: a process each, which meet through MASTER_ADDR and MASTER_PORT. Fail points
-(`utils.faults.fail_point`) set where they are disturbed.
+(`utils.errors.fail_point`) set where they are disturbed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Event:
         point: name of a fail point.
         rank: whom it hits.
         count: at which arrival of the rank at this point, from 1, counted from the start of the process.
-        action: as `utils.faults.fail_point` names them.
+        action: as `utils.errors.fail_point` names them.
         everyone: the other ranks then get the same signal, as in a preemption.
     """
 
