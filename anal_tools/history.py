@@ -134,7 +134,7 @@ def _take(found: History, parts: list[Part], spent: list[float], time: datetime,
     # The last line so far: a killed process writes no other end
     part.ended = time
 
-    # Facts of the process, and events
+    # The process, and events
     ranks = _RANKS.match(text)
     if ranks:
         part.ranks = int(ranks[1])

@@ -56,7 +56,7 @@ def values_of(lists: Path, root: Path) -> dict[str, str]:
     paths |= {"data.class_names": names} if names.is_file() else {}
     found |= {key: json.dumps(os.path.abspath(path), ensure_ascii=False) for key, path in paths.items()}
     # The source's values describe other videos
-    found["data.facts"] = "null"
+    found["data.metadata"] = "null"
     found["data.folds"] = "lists" if train == first else "null"
     return found | ({} if names.is_file() else {"data.class_names": "null"})
 

@@ -64,18 +64,18 @@ class McTSNDataset(McRecords):
 
     def frames(self, i: int) -> np.ndarray:
         """Return the (T,) ordinals of the frames that item i shows now."""
-        facts = self.reader.probe(i)
+        metadata = self.reader.probe(i)
         if self.mode == "train":
             u = uniforms(self.seed, self.epoch, i, TEMPORAL, uniforms_needed(self.sampling))
-            return train_frames(self.sampling, facts.frames, facts.fps, u)
+            return train_frames(self.sampling, metadata.frames, metadata.fps, u)
         # (clips, T) -> (clips * T,): ten clips of "dense" are one item.
-        return test_frames(self.sampling, facts.frames, facts.fps, CLIPS[self.mode]).reshape(-1)
+        return test_frames(self.sampling, metadata.frames, metadata.fps, CLIPS[self.mode]).reshape(-1)
 
     def _read(self, i: int) -> np.ndarray | list[bytes]:
-        frames, facts = self.frames(i), self.reader.probe(i)
+        frames, metadata = self.frames(i), self.reader.probe(i)
         if self.encoded:
             return self.reader.files(i, frames.tolist())
 
-        clip = np.empty((len(frames), facts.height, facts.width, 3), np.uint8)
-        self.reader.read(i, frames, None, (facts.height, facts.width), clip)
+        clip = np.empty((len(frames), metadata.height, metadata.width, 3), np.uint8)
+        self.reader.read(i, frames, None, (metadata.height, metadata.width), clip)
         return clip

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import checkpoint_names, files, weights_file
+from utils import checkpoint_names, files, renamed, weights_file
 from utils.checkpoint_names import BEST, LATEST, PREVIOUS
 from utils.errors import UserError, fail_point, kind_of_file
 
@@ -155,7 +155,7 @@ def load(path: Path) -> State:
 
     if not isinstance(state, dict):
         raise CorruptCheckpoint(path, f"it holds a {type(state).__name__}, not a dict")
-    return state
+    return renamed.checkpoint(state)
 
 
 def _write(tmp: Path, state: State) -> None:

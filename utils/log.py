@@ -219,9 +219,9 @@ class RunLog:
         if self._resume_step is not None:
             self._event_file()
             place = "/".join(Path(exp).resolve().parts[-3:])
-            facts = {"name": place, "code": revision, "ranks": shards.world, "global_batch": shards.global_batch}
-            facts |= {key: redact.hidden(str(value)) for key, value in config.flat(config.to_dict(cfg)).items()}
-            self._feeds = [loggers.Feed(name, exp, facts, self.line) for name in cfg.loggers]
+            metadata = {"name": place, "code": revision, "ranks": shards.world, "global_batch": shards.global_batch}
+            metadata |= {key: redact.hidden(str(value)) for key, value in config.flat(config.to_dict(cfg)).items()}
+            self._feeds = [loggers.Feed(name, exp, metadata, self.line) for name in cfg.loggers]
 
         self.line(f"experiment {Path(exp).resolve()}, code {revision}, process {os.getpid()} on {socket.gethostname()}")
         self.line(

@@ -258,7 +258,7 @@ def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping
 
 
 def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: State, weights: Path) -> list[str]:
-    """Return lines about facts that may distort the numbers of an evaluation.
+    """Return lines about metadata that may distort the numbers of an evaluation.
 
     Raises:
         UserError: the weights were trained with the classes in another order.
@@ -273,7 +273,7 @@ def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: 
         ours = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
         found.append(provenance.check_labels(classes, ours, weights))
 
-    # Facts that do not stop an evaluation; "" if there is no remark.
+    # What does not stop an evaluation; "" if there is no remark.
     initial = provenance.earlier_of(state)
     found.append(provenance.seen_line(initial, f"{cfg.val_source} {cfg.val_root}") if initial else "")
     found.append(provenance.list_line(state.get("lists"), records.list_hash, f"the weights {weights}"))

@@ -16,6 +16,7 @@ import numpy as np
 
 from datasets.plan.sampling import Sampling, sampling_of, test_frames
 from datasets.plan.views import EVAL_CROPS, EvalSpec, eval_spec
+from utils import renamed
 from utils.errors import UserError, did_you_mean
 from utils.metrics import AVERAGES
 
@@ -85,6 +86,7 @@ class Protocol:
         Raises:
             ValueError, TypeError, KeyError, UserError: the values are not those of a protocol.
         """
+        values = renamed.protocol(values)
         names = {field.name for field in dataclasses.fields(EvalSpec)}
         spec = {key: value for key, value in values.items() if key in names}
 

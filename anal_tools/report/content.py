@@ -134,7 +134,7 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
 
     return {
         "name": one.title,
-        "facts": facts(one, analysis),
+        "overview": overview(one, analysis),
         "classes": {key: [_number(value) for value in numbers[key]] for key in ("precision", "ap")},
         "alike": words(alike(analysis.matrix)) if len(analysis.names) <= _ALIKE_LIMIT else None,
         "suspects": [[place[s.row], s.other, round(s.score, 4), round(s.own, 4)] for s in doubtful if s.row in place][
@@ -147,7 +147,7 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
     }
 
 
-def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
+def overview(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """Return titles and texts of the table on the first page; every experiment has the same titles."""
     summary, predicted = one.results.summary, analysis.predicted
     protocol = summary.get("protocol", {})

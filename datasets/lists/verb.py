@@ -295,7 +295,7 @@ def in_words(coverage: Mapping[str, Any], out: Path, root: str = "DIR") -> list[
                 f"  {part['several_files']} names were found more than once; the one in its class's folder counts"
             )
 
-    # Facts about all lists together.
+    # What concerns all lists together.
     if coverage.get("groups"):
         groups, alone = coverage["groups"]
         rest = f"; {alone} videos without a match are in a group of their own each" if alone else ""

@@ -131,8 +131,8 @@ class MemcachedReader(FramesReader):
         Raises:
             MediaError: the record or one of its frames cannot be read.
         """
-        facts, layout = self._facts(i)
-        wanted = range(facts.frames) if ordinals is None else ordinals
+        metadata, layout = self._metadata(i)
+        wanted = range(metadata.frames) if ordinals is None else ordinals
 
         path = self.records.full_path(i)
         route = route_of(path, self._namespace)

@@ -1,6 +1,6 @@
 """Describe the sampling presets in words, with frame numbers as examples.
 
-`table` makes the table of docs/sampling.md. Exported models carry `rule_of_test` in their facts, so that users of a
+`table` makes the table of docs/sampling.md. Exported models carry `rule_of_test` in their metadata, so that users of a
 model elsewhere can choose the same frames. Letters: n frames of the video, S = `num_segments`, L = `clip_len`,
 tau = `frame_interval`, T = S L frames of a clip; k = 0 .. S-1, j = 0 .. T-1; V test clips, v = 0 .. V-1. All frame
 numbers count from 0, and [x] is x rounded down.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from datasets.plan import crops
 from datasets.plan.crops import Box, Size
-from datasets.plan.facts import Facts, check_facts
+from datasets.plan.metadata import VideoMetadata, check_metadata
 from datasets.plan.sampling import Sampling, check_clips, sampling_of, test_frames
 from utils.errors import UserError
 
@@ -165,19 +165,19 @@ def boxes_by_example(spec: EvalSpec, sizes: Sequence[Size] = ((320, 240), (240, 
     return examples
 
 
-def resolve_eval(facts: Facts, spec: EvalSpec, sample: int) -> VideoPlan:
+def resolve_eval(metadata: VideoMetadata, spec: EvalSpec, sample: int) -> VideoPlan:
     """Return the views of one video. They are not random.
 
     Raises:
         MediaError: the video has no frames or no pixels.
     """
-    check_facts(facts, sample)
+    check_metadata(metadata, sample)
 
-    clips = test_frames(spec.sampling, facts.frames, facts.fps, spec.num_clips)  # (clips, T)
+    clips = test_frames(spec.sampling, metadata.frames, metadata.fps, spec.num_clips)  # (clips, T)
     frames, rows = np.unique(clips, return_inverse=True)
 
     # The same crops for every clip, on the scaled frame.
-    w, h = ROUNDINGS[spec.rounding](facts.width, facts.height, spec.scale)
+    w, h = ROUNDINGS[spec.rounding](metadata.width, metadata.height, spec.scale)
     views = EVAL_CROPS[spec.crops].views(w, h, spec.crop_size)
     return VideoPlan(
         sample=sample,

@@ -42,7 +42,7 @@ _MOST_HEADER_BYTES = 1 << 20  # a damaged trailer must not make a reader allocat
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """The facts that the header of a shard states.
+    """The metadata that the header of a shard states.
 
     Attributes:
         template, base: names of its frames: `template.format(base + ordinal)`.

@@ -69,10 +69,10 @@ def test_what_the_page_holds_is_what_was_evaluated(exp: Path, index: Path) -> No
         assert score[row] == pytest.approx(results.scores[row, order[:5]], abs=1e-5)
         assert words(arrays["own"])[row] / 65535 == pytest.approx(results.scores[row, results.labels[row]], abs=1e-5)
         assert order[words(arrays["rank"])[row]] == results.labels[row]
-    facts = dict(data["experiments"][0]["facts"])
+    overview = dict(data["experiments"][0]["overview"])
     right = int((results.scores[~results.failed].argmax(axis=1) == results.labels[~results.failed]).sum())
-    assert facts["top-1"].startswith(f"{100 * right / 23:.2f} %")
-    assert facts["videos"] == "23, 1 of them could not be read and count as wrong"
+    assert overview["top-1"].startswith(f"{100 * right / 23:.2f} %")
+    assert overview["videos"] == "23, 1 of them could not be read and count as wrong"
     assert data["comparison"] is None
     assert 'href="#compare"' not in index.read_text()
 
@@ -204,7 +204,7 @@ def test_allowed_pairs_reach_the_page(tmp_path: Path, capsys) -> None:
     assert "index.html" in capsys.readouterr().out
     data = blocks_of(tmp_path / "e/report/index.html")["report-data"]
     assert data["allowed"] == [[0, 1]]
-    assert dict(data["experiments"][0]["facts"])["top-1 with allowed pairs"] == "66.67 %"
+    assert dict(data["experiments"][0]["overview"])["top-1 with allowed pairs"] == "66.67 %"
 
 
 def test_what_the_command_line_refuses(tmp_path: Path, capsys) -> None:

@@ -80,13 +80,13 @@ def test_summary(shown: Visit, exps: list[Path]) -> None:
     results = Results.load(exps[0])
     right = int((results.scores[~results.failed].argmax(axis=1) == results.labels[~results.failed]).sum())
     assert f"{100 * right / 23:.2f} %" in texts(shown, ".headline b")
-    facts = texts(shown, "table.facts tr")
+    overview = texts(shown, "table.overview tr")
     for title in ("top-1", "top-5", "mean class accuracy", "calibration error"):
-        (line,) = (line for line in facts if line.startswith(title + "\t"))
+        (line,) = (line for line in overview if line.startswith(title + "\t"))
         assert all(re.search(r"% +\([\d.]+ to [\d.]+\)", cell) for cell in line.split("\t")[1:]), line
     assert "95 % interval" in texts(shown, ".headline span")[0]
     assert "eval EXP --views 2x3" in page_text(shown)  # what the sampling of these experiments allows
-    assert any("short side 64" in line for line in facts if line.startswith("protocol"))
+    assert any("short side 64" in line for line in overview if line.startswith("protocol"))
     titles = texts(shown, "figcaption")
     assert titles == ["Loss", "Top-1", "Learning rate"]
     assert shown.page.locator("svg.chart path.line").count() >= 6
@@ -111,7 +111,7 @@ def test_accuracy_against_cost(started_browser: Any, tmp_path: Path) -> None:
         assert texts(found, "figcaption") == ["Top-1 of the kept views and of parts of them"]
         assert found.page.locator("svg.chart circle").count() == 10
         assert found.page.locator("svg.chart .axis").all_text_contents() == ["GMACs of a video", "top-1, per cent"]
-        assert texts(found, "#page table:not(.facts) tbody tr")[-1].split("\t")[1:3] == ["10 x 3", "60.00"]
+        assert texts(found, "#page table:not(.overview) tbody tr")[-1].split("\t")[1:3] == ["10 x 3", "60.00"]
         assert found.page.locator("nav a").count() == 6  # nothing to compare
         assert found.errors == []
 

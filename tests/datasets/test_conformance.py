@@ -153,7 +153,7 @@ def test_same_clips_of_the_same_plans(
         assert (found.frames, found.height, found.width) == (told.frames, told.height, told.width), records.path(i)
         for name, spec in SPECS.items():
             for position in range(3):
-                plans = [resolve(draw(3, 0, position, spec), facts, spec, i) for facts in (told, found)]
+                plans = [resolve(draw(3, 0, position, spec), metadata, spec, i) for metadata in (told, found)]
                 assert np.array_equal(plans[0].frames, plans[1].frames)
                 assert plans[0].box == plans[1].box
                 clips = [

@@ -47,9 +47,9 @@ def run_dump(videos: Path, dst: Path, *argv: str) -> int:
 
 def pixels(reader: Reader, i: int) -> np.ndarray:
     """(F, H, W, 3) every frame of a record."""
-    facts = reader.probe(i)
-    out = np.empty((facts.frames, facts.height, facts.width, 3), np.uint8)
-    reader.read(i, np.arange(facts.frames), None, (facts.height, facts.width), out)
+    metadata = reader.probe(i)
+    out = np.empty((metadata.frames, metadata.height, metadata.width, 3), np.uint8)
+    reader.read(i, np.arange(metadata.frames), None, (metadata.height, metadata.width), out)
     return out
 
 

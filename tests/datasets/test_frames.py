@@ -32,9 +32,9 @@ def open_frames(folder: Path, lines: list[str], **spec: object) -> Reader:
 
 
 def numbers(reader: Reader, i: int, frames: list[int]) -> list[int]:
-    facts = reader.probe(i)
-    out = np.empty((len(frames), facts.height, facts.width, 3), np.uint8)
-    reader.read(i, np.array(frames), None, (facts.height, facts.width), out)
+    metadata = reader.probe(i)
+    out = np.empty((len(frames), metadata.height, metadata.width, 3), np.uint8)
+    reader.read(i, np.array(frames), None, (metadata.height, metadata.width), out)
     return [number_in(image) for image in out]
 
 

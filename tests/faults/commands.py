@@ -180,7 +180,7 @@ def scanned(out: Path) -> str:
     del summary["seconds"]
     for part in summary["lists"]:
         part["list"] = os.path.basename(part["list"])
-    digest.update(json.dumps(summary, sort_keys=True).encode() + (out / "facts.bin").read_bytes())
+    digest.update(json.dumps(summary, sort_keys=True).encode() + (out / "metadata.bin").read_bytes())
     digest.update(bytes((out / "index.html").is_file()))
     rows = [json.loads(line) for line in (out / "files.jsonl").read_text().splitlines()]
     known = {str((row["path"], row["start"])): row for row in rows if "path" in row}

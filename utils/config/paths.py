@@ -46,7 +46,7 @@ def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
             problems.append(f"{_where(cfg, key)}there is no folder {getattr(cfg, key)}")
 
     # Files that not every config names
-    others = [("data.class_names", cfg.data.class_names), ("data.facts", cfg.data.facts)]
+    others = [("data.class_names", cfg.data.class_names), ("data.metadata", cfg.data.metadata)]
     if "train" in splits:
         others += [("model.pretrained", cfg.model.pretrained), ("distill.teacher", cfg.distill.teacher)]
     for key, path in others:

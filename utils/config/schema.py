@@ -297,8 +297,8 @@ class Data(Strict):
     frame_base: Annotated[int | str, BeforeValidator(auto_or_base, json_schema_input_type=Literal["auto", 0, 1])] = key(
         "number of the first frame file, 0 or 1; auto = found by looking", default="auto"
     )
-    facts: PathText | None = key(
-        "facts.bin of `main.py scan`: what is known of files is not looked up again; entries of files that have "
+    metadata: PathText | None = key(
+        "metadata.bin of `main.py scan`: what is known of files is not looked up again; entries of files that have "
         "changed are not used",
         default=None,
         free=True,

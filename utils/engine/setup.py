@@ -94,10 +94,10 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
 
         # Model and optimiser, filled from the checkpoint
         made = learner.build(cfg, world, shards, saved, messages.append)
-        facts = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
-        facts["initial"], remarks = _initial(cfg, made.net, saved, class_names, val_records)
+        metadata = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
+        metadata["initial"], remarks = _initial(cfg, made.net, saved, class_names, val_records)
         messages += remarks
-        current = state.TrainState(made, facts)
+        current = state.TrainState(made, metadata)
         if found:
             current.load(found)
 
@@ -114,7 +114,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
 
         # The log
         revision = run_dir.revision() if world.is_main else ""  # rank 0 alone: hundreds may share the file system
-        facts |= {"code": revision, "token": folder.token}
+        metadata |= {"code": revision, "token": folder.token}
         run_log.start(exp, cfg, overrides, shards, revision=revision)
         for line in messages:
             run_log.line(line)
@@ -166,7 +166,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _introduce(run: Run, *, resumed: bool) -> None:
-    """Write the facts of a run into its log."""
+    """Write the metadata of a run into its log."""
     cfg, made = run.cfg, run.learner
     # Counted here: methods.macs imports triton on a CUDA build
     parameters = sum(parameter.numel() for parameter in made.net.parameters())

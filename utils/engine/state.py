@@ -32,7 +32,7 @@ class TrainState:
 
     Attributes:
         learner: networks, optimiser and statistics.
-        facts: plain values that describe the run: config, classes, lists, resize, initial, code, token.
+        metadata: plain values that describe the run: config, classes, lists, resize, initial, code, token.
         step: finished iterations.
         validated_step: the last step whose validation was completed.
         best_prec1: best value so far of `probes.criterion`, per cent; -1: never validated.
@@ -41,7 +41,7 @@ class TrainState:
     """
 
     learner: Learner
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     step: int = 0
     validated_step: int = -1
     best_prec1: float = -1.0
@@ -206,11 +206,11 @@ def _counter(name: str, *types: type, is_right: Callable[[Any, Values], bool] = 
 
 
 def _fact(name: str, *types: type) -> Entry:
-    """Return the entry for one of the `facts`."""
-    return Entry(name, save=lambda state: state.facts[name], types=types)
+    """Return the entry for one value of `metadata`."""
+    return Entry(name, save=lambda state: state.metadata[name], types=types)
 
 
-# Networks, statistics and optimiser; then counters; then the facts that describe the run
+# Networks, statistics and optimiser; then counters; then the metadata that describes the run
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         "model",
@@ -272,7 +272,7 @@ ENTRIES: tuple[Entry, ...] = (
     _fact("classes"),
     _fact("resize"),
     _fact("lists", dict),
-    Entry("initial", save=lambda state: state.facts.get("initial") or ABSENT),
+    Entry("initial", save=lambda state: state.metadata.get("initial") or ABSENT),
     _fact("code"),
     _fact("token"),
     Entry("versions", save=lambda state: checkpoint.versions()),

@@ -1,0 +1,103 @@
+"""List the old names that configs, checkpoints, results and logs still have, with their new names.
+
+This table is the only place of the repository that knows them; tests/house/test_names.py sees to that. An old name is
+read wherever it was once written, and each is reported once a process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from utils.errors import rank_from_environment
+
+#: Config keys: dotted old key -> dotted new key.
+CONFIG_KEYS = {"data.facts": "data.metadata"}
+
+#: Config values: dotted new key -> {old value: new value}.
+CONFIG_VALUES: dict[str, dict[str, str]] = {}
+
+#: Files: old name -> new name. A scan goes on writing the old name in a folder that has it, for configs name the file.
+FILES = {"facts.bin": "metadata.bin"}
+
+#: Keys of checkpoints: old -> new.
+CHECKPOINT_KEYS: dict[str, str] = {}
+
+#: Meters in the `window` of a checkpoint: old -> new.
+METERS: dict[str, str] = {}
+
+#: Values of the protocol of a result: key -> {old value: new value}; "preset" is that of its sampling.
+PROTOCOL_VALUES: dict[str, dict[str, str]] = {}
+
+_reported: set[str] = set()
+
+
+def report(where: str, old: str, new: str) -> None:
+    """Print once a process that an old name was read; only rank 0 prints."""
+    text = f"{where}: {old} is called {new} now"
+    if text not in _reported and rank_from_environment() == 0:
+        _reported.add(text)
+        print(text, file=sys.stderr, flush=True)
+
+
+def of_value(key: str, value: object) -> object:
+    """Return the value of a config key by its new name."""
+    new = CONFIG_VALUES.get(key, {}).get(value) if isinstance(value, str) else None
+    if new is None:
+        return value
+    report(key, str(value), new)
+    return new
+
+
+def of_key(key: str) -> str:
+    """Return the new name of a dotted config key."""
+    new = CONFIG_KEYS.get(key)
+    if new is None:
+        return key
+    report("config", key, new)
+    return new
+
+
+def config(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    """Return nested dicts of a config that an earlier version wrote, with the new names; the input stays as it is."""
+    found: dict[str, object] = {}
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            found[name] = config(value, f"{key}.")
+        else:
+            # A key never moves to another section
+            new = of_key(key)
+            found[new.removeprefix(prefix)] = of_value(new, value)
+    return found
+
+
+def checkpoint(state: Mapping[str, object]) -> dict[str, object]:
+    """Return the content of a checkpoint with the new names."""
+    found = {CHECKPOINT_KEYS.get(key, key): value for key, value in state.items()}
+    window, kept = found.get("window"), found.get("config")
+    if isinstance(window, Mapping):
+        found["window"] = {METERS.get(name, name): values for name, values in window.items()}
+    if isinstance(kept, Mapping):
+        found["config"] = config(kept)
+    return found
+
+
+def protocol(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the protocol of a result, a dict of plain values, with the new names."""
+    found = dict(values)
+    for key, value in values.items():
+        if key == "sampling" and isinstance(value, Mapping):
+            found[key] = protocol(value)
+        elif isinstance(value, str):
+            found[key] = PROTOCOL_VALUES.get(key, {}).get(value, value)
+    return found
+
+
+def summary(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the summary of a result with the new names in its config and its protocol."""
+    change = {"config": config, "protocol": protocol}
+    return {
+        key: change[key](value) if key in change and isinstance(value, Mapping) else value
+        for key, value in values.items()
+    }
