@@ -172,7 +172,7 @@ def train_step(
         meanwhile: called while the backward pass runs on a GPU: `TrainLoader.copy_ahead`.
 
     Returns:
-        loss of the global batch, prec1 and prec5 (per cent) of its clips that could be read (nan: none could), and
+        loss of the global batch, top1 and top5 (per cent) of its clips that could be read (nan: none could), and
         stop, save (the number of ranks that requested it).
     """
     from utils.engine.totals import StepTotals

@@ -24,8 +24,8 @@ SECONDS = 2.0  # between two updates
 CURVES = {
     "loss_train": "loss",
     "loss_val": "val loss",
-    "acc1_train": "top-1",
-    "acc1_val": "val top-1",
+    "top1_train": "top-1",
+    "top1_val": "val top-1",
     "map_val": "val mAP",
 }
 CURVES |= {"grad_norm": "gradient", "lr": "lr"}

@@ -222,4 +222,4 @@ def _chosen(exp: Path, rows: Sequence[files.Row], job: str | None) -> files.Row:
 
 def _reached(reached: progress.Progress) -> str:
     step = "no iteration yet" if reached.step is None else f"iteration {reached.step} of {reached.last or '?'}"
-    return step + ("" if reached.top1 is None else f", best {reached.criterion} so far {reached.top1:.2f}")
+    return step + ("" if reached.best is None else f", best {reached.criterion} so far {reached.best:.2f}")

@@ -20,7 +20,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsFloat
 
-from utils import loggers, redact
+from utils import loggers, redact, renamed
 from utils.append_file import AppendFile
 from utils.errors import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
 from utils.event_file import EventFile
@@ -37,8 +37,8 @@ METERS = (
     ("Time", "time", 3),
     ("Data", "data", 3),
     ("Loss", "loss", 4),
-    ("Prec@1", "prec1", 3),
-    ("Prec@5", "prec5", 3),
+    (renamed.LOG_TITLES["top1"], "top1", 3),
+    (renamed.LOG_TITLES["top5"], "top5", 3),
 )
 
 
@@ -244,7 +244,7 @@ class RunLog:
         """Write the progress line and its scalars.
 
         Args:
-            meters: time, data, loss, prec1, prec5.
+            meters: time, data, loss, top1, top5.
             lr: learning rate of the step.
             clips: number of clips in an iteration.
             more: further scalars.
@@ -253,8 +253,8 @@ class RunLog:
             return
 
         self.line(format_line(step, last, meters, lr=lr, clips=clips))
-        average = {name: meters[name].average for name in ("loss", "prec1", "prec5")}
-        tags = {"loss_train": average["loss"], "acc1_train": average["prec1"], "acc5_train": average["prec5"], "lr": lr}
+        average = {name: meters[name].average for name in ("loss", "top1", "top5")}
+        tags = {"loss_train": average["loss"], "top1_train": average["top1"], "top5_train": average["top5"], "lr": lr}
         self.scalars(step, tags | dict(more or {}))
 
     def validation(self, step: int, result: Mapping[str, float]) -> None:
@@ -324,7 +324,7 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Read the curves of an ``events/scalars.jsonl``: tag -> [(step, value)], each step once, in order of the steps.
 
     A marker ``{"resume": s}`` drops earlier records of steps after s, because they were repeated. A torn line (the
-    process was killed while it wrote) is skipped.
+    process was killed while it wrote) is skipped. Curves of earlier versions have their new names.
     """
     refuse_odd_file(path)
     curves: dict[str, dict[int, float]] = {}
@@ -338,7 +338,7 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
                         del curve[step]
                 continue
             step = int(record.pop("step"))
-            numbers = {tag: float(value) for tag, value in record.items()}
+            numbers = {renamed.curve(tag): float(value) for tag, value in record.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
 

@@ -21,10 +21,16 @@ CONFIG_VALUES: dict[str, dict[str, str]] = {}
 FILES = {"facts.bin": "metadata.bin"}
 
 #: Keys of checkpoints: old -> new.
-CHECKPOINT_KEYS: dict[str, str] = {}
+CHECKPOINT_KEYS = {"best_prec1": "best_metric"}
 
 #: Meters in the `window` of a checkpoint: old -> new.
-METERS: dict[str, str] = {}
+METERS = {"prec1": "top1", "prec5": "top5"}
+
+#: Curves: old -> new. A curve of one head of a probe has `/headNN` at its end.
+CURVES = {"acc1_train": "top1_train", "acc5_train": "top5_train", "acc1_val": "top1_val", "acc5_val": "top5_val"}
+
+#: Titles in log.txt: users parse its progress and validation lines, so these keep the old names.
+LOG_TITLES = {"top1": "Prec@1", "top5": "Prec@5"}
 
 #: Values of the protocol of a result: key -> {old value: new value}; "preset" is that of its sampling.
 PROTOCOL_VALUES: dict[str, dict[str, str]] = {}
@@ -72,12 +78,22 @@ def config(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     return found
 
 
+def curve(tag: str) -> str:
+    """Return the new name of a curve."""
+    name, slash, head = tag.partition("/")
+    return f"{CURVES.get(name, name)}{slash}{head}"
+
+
 def checkpoint(state: Mapping[str, object]) -> dict[str, object]:
     """Return the content of a checkpoint with the new names."""
-    found = {CHECKPOINT_KEYS.get(key, key): value for key, value in state.items()}
+    found = dict(state)
+    for old, new in CHECKPOINT_KEYS.items():
+        if old in found:
+            report("checkpoint", old, new)
+            found[new] = found.pop(old)
     window, kept = found.get("window"), found.get("config")
     if isinstance(window, Mapping):
-        found["window"] = {METERS.get(name, name): values for name, values in window.items()}
+        found["window"] = {METERS.get(name, curve(name)): values for name, values in window.items()}
     if isinstance(kept, Mapping):
         found["config"] = config(kept)
     return found

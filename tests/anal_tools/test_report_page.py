@@ -33,8 +33,8 @@ def exps(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> list[
         exp = make_experiment(root / "tests" / name, motion_videos)
         motion_results(exp, motion_videos, guesses, config={"lr": rate}, cost={"gmacs_per_view": 1.5})
         (exp / "events").mkdir()
-        lines = [f'{{"step": {k}, "loss_train": {2 / k}, "acc1_train": {5 * k}, "lr": {rate}}}\n' for k in range(1, 9)]
-        lines.append('{"step": 8, "loss_val": 0.5, "acc1_val": 60.0}\n')
+        lines = [f'{{"step": {k}, "loss_train": {2 / k}, "top1_train": {5 * k}, "lr": {rate}}}\n' for k in range(1, 9)]
+        lines.append('{"step": 8, "loss_val": 0.5, "top1_val": 60.0}\n')
         (exp / "events/scalars.jsonl").write_text("".join(lines))
     return [root / "tests/a", root / "tests/b"]
 

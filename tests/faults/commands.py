@@ -141,8 +141,8 @@ def trained_state(exp: Path) -> str:
             digest.update(key.encode() + tensor.numpy().tobytes())
         for key, values in sorted(state["optimizer"]["state"].items()):
             digest.update(str(key).encode() + values["momentum_buffer"].numpy().tobytes())
-        counters = {key: state[key] for key in ("step", "validated_step", "best_prec1", "lists", "classes")}
-        losses = {key: values for key, values in state["window"].items() if key in ("loss", "prec1", "prec5")}
+        counters = {key: state[key] for key in ("step", "validated_step", "best_metric", "lists", "classes")}
+        losses = {key: values for key, values in state["window"].items() if key in ("loss", "top1", "top5")}
         digest.update(json.dumps([counters, losses], sort_keys=True).encode())
     return digest.hexdigest()
 

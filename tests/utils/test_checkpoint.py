@@ -19,7 +19,7 @@ from utils.errors import UserError
 
 def state(step: int, size: int = 1000) -> dict:
     """What `find` takes for a checkpoint from which a run can resume."""
-    plain = {"step": step, "validated_step": -1, "best_prec1": 1.5, "shards": 1, "group_statistics": None}
+    plain = {"step": step, "validated_step": -1, "best_metric": 1.5, "shards": 1, "group_statistics": None}
     tables = {name: {} for name in ("optimizer", "scaler", "window", "lists")}
     weight = torch.full((size,), float(step))
     return plain | tables | {"model": {"w": weight}, "config": {"a": [1, "x", None]}}

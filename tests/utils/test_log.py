@@ -23,7 +23,7 @@ STAMP = r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\]"
 
 
 def meters(offset: float = 0.0) -> dict[str, Meter]:
-    made = {name: Meter(2) for name in ("time", "data", "loss", "prec1", "prec5")}
+    made = {name: Meter(2) for name in ("time", "data", "loss", "top1", "top5")}
     for number, meter in enumerate(made.values()):
         for value in (100.0, 0.5, 1.5):
             meter.add(value + number + offset)
@@ -92,7 +92,7 @@ def test_resume_gives_one_curve(tmp_path: Path) -> None:
     points = board.Scalars("loss_train")
     assert [point.step for point in points] == steps
     assert [point.value > 900 for point in points] == [False] * low + [True] * 5
-    assert set(board.Tags()["scalars"]) == {"loss_train", "acc1_train", "acc5_train", "lr"}
+    assert set(board.Tags()["scalars"]) == {"loss_train", "top1_train", "top5_train", "lr"}
 
 
 def test_torn_last_lines_are_repaired(tmp_path: Path) -> None:

@@ -164,8 +164,8 @@ class Run:
         self.log.validation(self.state.step, result)
 
         reached = probes.criterion(result)
-        if reached > self.state.best_prec1:
-            self.state.best_prec1 = reached
+        if reached > self.state.best_metric:
+            self.state.best_metric = reached
             self.save(checkpoint.BEST)
 
         self.batches.traffic.write_total(self.log, self.world)
@@ -234,7 +234,7 @@ class Run:
         self.monitor.write_notes(self.batches)
         self.save()
 
-        criterion = "mAP" if self.val_records.several else "Prec@1"
-        best, path = f"best {criterion} {self.state.best_prec1:.3f}", self.folder.path(checkpoint.LATEST)
+        criterion = "mAP" if self.val_records.several else "top-1"
+        best, path = f"best {criterion} {self.state.best_metric:.3f}", self.folder.path(checkpoint.LATEST)
         self.log.line(f"finished: {self.last} iterations, {best}, {path}")
         return 0

@@ -35,7 +35,7 @@ class TrainState:
         metadata: plain values that describe the run: config, classes, lists, resize, initial, code, token.
         step: finished iterations.
         validated_step: the last step whose validation was completed.
-        best_prec1: best value so far of `probes.criterion`, per cent; -1: never validated.
+        best_metric: best value so far of `probes.criterion`, per cent; -1: never validated.
         window: the last `print_freq` values of the logged meters.
         precise_bn: (step, batch-norm statistics of the validation after it).
     """
@@ -44,7 +44,7 @@ class TrainState:
     metadata: dict[str, Any]
     step: int = 0
     validated_step: int = -1
-    best_prec1: float = -1.0
+    best_metric: float = -1.0
     window: dict[str, list[float]] = field(default_factory=dict)
     precise_bn: tuple[int, dict[str, Tensor]] | None = None
 
@@ -258,7 +258,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     _counter("step", int),
     _counter("validated_step", int),
-    _counter("best_prec1", float, int),
+    _counter("best_metric", float, int),
     _counter("window", dict, is_right=_is_window),
     Entry("seed", save=lambda state: state.learner.cfg.seed),
     Entry(

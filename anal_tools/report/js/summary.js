@@ -235,8 +235,8 @@ function curveCharts() {
             "Top-1",
             "per cent",
             [
-                ["acc1_train", "training"],
-                ["acc1_val", "validation"],
+                ["top1_train", "training"],
+                ["top1_val", "validation"],
             ],
             true,
         ],

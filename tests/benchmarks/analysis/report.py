@@ -61,7 +61,7 @@ def synthetic(folder: Path) -> list[Path]:
         )  # fmt: skip
         (exp / "events").mkdir()
         lines = [
-            json.dumps({"step": k, "loss_train": 6 / k**0.3, "acc1_train": 70.0, "lr": 0.1}) for k in range(1, 3000)
+            json.dumps({"step": k, "loss_train": 6 / k**0.3, "top1_train": 70.0, "lr": 0.1}) for k in range(1, 3000)
         ]
         (exp / "events/scalars.jsonl").write_text("\n".join(lines) + "\n")
         experiments.append(exp)

@@ -299,7 +299,7 @@ def _outcome(exp: Path) -> dict[str, str]:
         parts |= {"momentum": state["optimizer"]["state"]}
         buffers = {key: value for key, value in state["model"].items() if _is_buffer(key)}
         parts |= {"buffers": buffers, "weights": {k: v for k, v in state["model"].items() if k not in buffers}}
-        parts |= {"numbers": {key: state[key] for key in ("step", "validated_step", "best_prec1")}}
+        parts |= {"numbers": {key: state[key] for key in ("step", "validated_step", "best_metric")}}
         parts |= {"window": {key: values for key, values in state["window"].items() if key not in ("time", "data")}}
         found |= {f"{name}: {part}": _digest(value) for part, value in parts.items() if value is not None}
     curves = log.read_scalars(exp / "events" / log.SCALARS)
