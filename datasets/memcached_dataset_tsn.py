@@ -18,6 +18,7 @@ from datasets.memcached_dataset import McRecords
 from datasets.plan.order import uniforms
 from datasets.plan.sampling import Sampling, test_frames, train_frames, uniforms_needed
 from datasets.plan.train import TEMPORAL  # the same seed draws the same frames as a run
+from utils import renamed
 from utils.errors import UserError
 
 CLIPS = {"train": 1, "val": 1, "dense": 10}  # mode -> clips of a video
@@ -46,7 +47,7 @@ class McTSNDataset(McRecords):
         clip_len: int = 1,
         mode: Literal["train", "val", "dense"] = "train",
         *,
-        sampling: str = "seed004",
+        sampling: str = "one_per_segment",
         frame_interval: int = 1,
         seed: int = 0,
         **more: Any,
@@ -55,7 +56,9 @@ class McTSNDataset(McRecords):
         if mode not in CLIPS:
             raise UserError(f"mode is {', '.join(CLIPS)}, not {mode!r}")
 
-        self.sampling = Sampling(sampling, num_segments, clip_len, frame_interval)
+        self.sampling = Sampling(
+            str(renamed.of_value("data.sampling", sampling)), num_segments, clip_len, frame_interval
+        )
         self.mode, self.seed, self.epoch = mode, seed, 0
 
     def set_epoch(self, epoch: int) -> None:

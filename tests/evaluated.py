@@ -52,7 +52,7 @@ def write_results(
     text = {
         "class_names": list(names),
         "metrics": {},
-        "protocol": Protocol(EvalSpec(Sampling("mm1", 1, 8, 8), width, "centre")).to_dict(),
+        "protocol": Protocol(EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), width, "centre")).to_dict(),
         "counts": {"videos": count, "scored": count - failed, "failed": failed},
         "failures": {},
         **summary,

@@ -15,7 +15,14 @@ from utils.errors import rank_from_environment
 CONFIG_KEYS = {"data.facts": "data.metadata"}
 
 #: Config values: dotted new key -> {old value: new value}.
-CONFIG_VALUES: dict[str, dict[str, str]] = {}
+CONFIG_VALUES = {
+    "data.sampling": {
+        "mm0": "mmaction2_0x",
+        "mm1": "mmaction2_1x",
+        "pysf": "pyslowfast",
+        "seed004": "one_per_segment",
+    }
+}
 
 #: Files: old name -> new name. A scan goes on writing the old name in a folder that has it, for configs name the file.
 FILES = {"facts.bin": "metadata.bin"}
@@ -33,7 +40,12 @@ CURVES = {"acc1_train": "top1_train", "acc5_train": "top5_train", "acc1_val": "t
 LOG_TITLES = {"top1": "Prec@1", "top5": "Prec@5"}
 
 #: Values of the protocol of a result: key -> {old value: new value}; "preset" is that of its sampling.
-PROTOCOL_VALUES: dict[str, dict[str, str]] = {}
+PROTOCOL_VALUES = {
+    "preset": CONFIG_VALUES["data.sampling"],
+    "crops": {"centre_psf": "centre_pyslowfast", "three_psf": "three_pyslowfast", "three_mm": "three_mmaction2"},
+    "family": {"psf": "pyslowfast", "mm": "mmaction2"},
+    "rounding": {"psf": "pyslowfast", "mm": "mmaction2"},
+}
 
 _reported: set[str] = set()
 

@@ -240,7 +240,7 @@ def _weights(train: Source, draft: Draft) -> None:
 def _data(config: Source, draft: Draft) -> None:
     data, train = config.part("DATA"), config.part("TRAIN")
     draft.ours_only("model.num_segments", 1, "one clip of clip_len frames")
-    draft.ours_only("data.sampling", "pysf", "a random clip, at 30 frames a second")
+    draft.ours_only("data.sampling", "pyslowfast", "a random clip, at 30 frames a second")
 
     frames, rate = data.count("NUM_FRAMES", 8), data.count("SAMPLING_RATE", 8)
     draft.exact("data.clip_len", frames, data, "NUM_FRAMES")

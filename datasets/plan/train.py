@@ -199,5 +199,5 @@ TRAIN_CROPS: dict[str, Callable[[int, int, Sequence[float], TrainSpec], Box]] = 
     "random_resized": lambda w, h, u, spec: crops.random_resized(w, h, u, area=spec.area, aspect=spec.aspect),
     "random": lambda w, h, u, spec: crops.random_crop(w, h, u, spec.input_size),
     "short_side_jitter": _short_side_jitter,
-    "centre": lambda w, h, u, spec: crops.mma_center(w, h, min(w, h)),
+    "centre": lambda w, h, u, spec: crops.mmaction2_center(w, h, min(w, h)),
 }

@@ -238,7 +238,7 @@ def test_parts_of_kept_views(tmp_path: Path) -> None:
     from datasets.plan.sampling import Sampling
     from datasets.plan.views import EvalSpec
 
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three", 256, 256)
     logits = np.random.default_rng(0).normal(size=(50, 30, 6))
     write_results(
         tmp_path, labels=[row % 6 for row in range(50)], logits=logits, names=list("abcdef"),

@@ -100,7 +100,7 @@ def test_summary(shown: Visit, exps: list[Path]) -> None:
 
 
 def test_accuracy_against_cost(started_browser: Any, tmp_path: Path) -> None:
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three", 256, 256)
     logits = np.random.default_rng(0).normal(size=(60, 30, 4))
     exp = write_results(
         tmp_path, labels=[row % 4 for row in range(60)], logits=logits, names=list("abcd"),

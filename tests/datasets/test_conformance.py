@@ -40,7 +40,7 @@ FORMS: dict[str, tuple[str, str | None]] = {
 MEAN, BIAS = 4.0, 2.0
 SPECS = {
     "TSN-8": train_spec(Sampling("tsn", 8), input_size=64, crop="random_resized"),
-    "8x2": train_spec(Sampling("mm1", 1, 8, 2), input_size=80, crop="multi_scale"),
+    "8x2": train_spec(Sampling("mmaction2_1x", 1, 8, 2), input_size=80, crop="multi_scale"),
 }
 
 

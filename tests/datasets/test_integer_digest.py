@@ -116,7 +116,7 @@ def recipe_plans() -> str:
     """Digest what video transformers add: views of a turn, operations of RandAugment, boxes of noise and of CutMix."""
     digest = Digest()
     spec = train_spec(
-        Sampling("pysf", 1, 4, 4),
+        Sampling("pyslowfast", 1, 4, 4),
         56,
         "random_resized",
         randaugment="rand-m7-n4-mstd0.5-inc1",

@@ -62,7 +62,7 @@ def test_a_plan_is_a_function_of_its_integers() -> None:
         {"random_erasing": None},
         {"flip": False},
         {"crop": "random_resized"},
-        {"sampling": Sampling("mm1", 1, 8, 8)},
+        {"sampling": Sampling("mmaction2_1x", 1, 8, 8)},
         {"colorjitter_per_frame": True},
         {"random_erasing_per_frame": True},
     ],
@@ -175,7 +175,9 @@ def test_noise_leaves_the_draws_of_the_others_alone() -> None:
 @settings(deadline=None)
 @given(
     crop=st.sampled_from(sorted(TRAIN_CROPS)),
-    preset=st.sampled_from([TSN8, Sampling("tsm_dense", 8), Sampling("mm1", 1, 32, 2), Sampling("pysf", 1, 8, 8)]),
+    preset=st.sampled_from(
+        [TSN8, Sampling("tsm_dense", 8), Sampling("mmaction2_1x", 1, 32, 2), Sampling("pyslowfast", 1, 8, 8)]
+    ),
     frames=st.integers(1, 400),
     w=st.integers(16, 700),
     h=st.integers(16, 700),
@@ -220,14 +222,14 @@ def test_specs_travel_between_processes() -> None:
 
 
 def test_the_spec_of_a_config_has_its_keys() -> None:
-    spec = train_spec(Sampling("seed004", 3), **KEYS, colorjitter_per_frame=True, area=(0.3, 0.9))
+    spec = train_spec(Sampling("one_per_segment", 3), **KEYS, colorjitter_per_frame=True, area=(0.3, 0.9))
     assert spec.ops == {
         "flip": Flip(),
         "colorjitter": ColorJitter((0.2, 0.2, 0.2, 0.1), per_frame=True),
         "random_erasing": RandomErasing((0.5, 0.02, 0.4, 0.3), per_frame=False),
     }
     assert (spec.crop, spec.area, spec.scales) == ("multi_scale", (0.3, 0.9), (1.0, 0.875, 0.75, 0.66))
-    assert (spec.sampling.preset, spec.sampling.num_segments, spec.input_size) == ("seed004", 3, 224)
+    assert (spec.sampling.preset, spec.sampling.num_segments, spec.input_size) == ("one_per_segment", 3, 224)
 
 
 def test_every_augmentation_has_a_block_of_its_own() -> None:

@@ -47,7 +47,7 @@ def test_ten_crops_of_two_clips_read_each_frame_once() -> None:
 
 
 def test_thirty_views() -> None:
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three", 256, 256)
     v = resolve_eval(VideoMetadata(300, 720, 1280, 30.0), spec, 0)
     assert v.clip_rows.shape == (30, 8)
     assert v.boxes[:3].tolist() == [[0, 0, 256, 256], [99, 0, 355, 256], [199, 0, 455, 256]]
@@ -80,7 +80,7 @@ def test_views_stay_inside(frames: int, w: int, h: int, views: str) -> None:
         (lambda: EvalSpec(TSN8, 1, "centre", 200, 224), "crop of 224 pixels does not fit .* 200"),
         (lambda: EvalSpec(TSN8, 1, "nine"), "unknown views 'nine'"),
         (lambda: EvalSpec(TSN8, 3), "at most 2"),
-        (lambda: EvalSpec(TSN8, 1, "three_mm", 256, 224), "224 is not 256"),
+        (lambda: EvalSpec(TSN8, 1, "three_mmaction2", 256, 224), "224 is not 256"),
         (lambda: EvalSpec(TSN8, rounding="up"), "'up' is none of"),
     ],
 )
@@ -95,13 +95,18 @@ def test_nothing_to_show_is_bad_media() -> None:
 
 
 def test_views_travel_between_processes() -> None:
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three_mm", 256, 256, "tsm")
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three_mmaction2", 256, 256, "tsm")
     assert unpacked(packed(spec)) == spec
 
 
 def test_every_tool_has_its_crops_and_sizes() -> None:
     """The rules under the names that protocols use, against the tools' own boxes; flips where the tool mirrors."""
-    names = {"mma_center": "centre", "psf_uniform": "three_psf", "tsm_fullres": "three_tsm", "mma_three": "three_mm"}
+    names = {
+        "mma_center": "centre",
+        "psf_uniform": "three_pyslowfast",
+        "tsm_fullres": "three_tsm",
+        "mma_three": "three_mmaction2",
+    }
     for row in golden.rows("crop_boxes"):
         for column, crops in names.items():
             if row[column] is not None:
@@ -114,12 +119,16 @@ def test_every_tool_has_its_crops_and_sizes() -> None:
             views = EVAL_CROPS[crops].views(row["w"], row["h"], row["crop"])
             assert [[*box, flip] for _, box, flip in views] == row[column]
     for row in golden.rows("resize_sizes"):
-        for column, rounding in (("mma_rescale", "mm"), ("psf_short_side", "psf"), ("tsm_group_scale", "tsm")):
+        for column, rounding in (
+            ("mma_rescale", "mmaction2"),
+            ("psf_short_side", "pyslowfast"),
+            ("tsm_group_scale", "tsm"),
+        ):
             assert list(ROUNDINGS[rounding](row["w"], row["h"], row["scale"])) == row[column]
 
 
 def test_the_table_of_views_says_what_the_plan_shows() -> None:
-    for crops, scale in (("ten", 256), ("three_mm", 224), ("centre", 256)):
+    for crops, scale in (("ten", 256), ("three_mmaction2", 224), ("centre", 256)):
         spec = EvalSpec(TSN8, 2, crops, scale)
         plan = resolve_eval(METADATA, spec, 0)
         table = view_table(spec, plan.boxes)
@@ -135,11 +144,11 @@ def test_the_table_of_views_says_what_the_plan_shows() -> None:
 def test_views_of_a_config() -> None:
     cfg = SimpleNamespace(
         augmentation=SimpleNamespace(input_size=224, test_resize=256),
-        data=SimpleNamespace(sampling="seed004", clip_len=1, frame_interval=1),
+        data=SimpleNamespace(sampling="one_per_segment", clip_len=1, frame_interval=1),
         model=SimpleNamespace(num_segments=3),
         val_dense=False,
     )
-    assert eval_spec(cfg) == EvalSpec(Sampling("seed004", 3), 1, "centre", 256, 224)
+    assert eval_spec(cfg) == EvalSpec(Sampling("one_per_segment", 3), 1, "centre", 256, 224)
     assert eval_spec(cfg, "ten").crops == "ten"
     cfg.val_dense = True
     assert eval_spec(cfg).crops == "ten"

@@ -85,7 +85,7 @@ def test_defaults(tmp_path: Path) -> None:
     cfg = config.load(write(tmp_path))
     assert (cfg.data.reader, cfg.data.sampling, cfg.data.template, cfg.data.frame_base) == (
         "frames",
-        "seed004",
+        "one_per_segment",
         "auto",
         "auto",
     )

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
 
+from anal_tools.evaluate.protocols import Protocol
+from datasets.plan.sampling import Sampling
+from datasets.plan.views import EvalSpec
 from tests.experiment import make
 from utils import config, renamed
 from utils.errors import UserError
@@ -50,3 +54,31 @@ def test_every_new_name_exists() -> None:
     keys = {key for key, _ in config.schema.leaves()}
     assert {*renamed.CONFIG_KEYS.values(), *renamed.CONFIG_VALUES} <= keys
     assert not keys & set(renamed.CONFIG_KEYS)
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.CONFIG_VALUES["data.sampling"].items())
+def test_old_sampling_presets_are_read(old: str, new: str, exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for _ in range(2):
+        assert config.load(exp, [f"data.sampling={old}"]).data.sampling == new
+    assert f"data.sampling: {old} is called {new} now\n" in capsys.readouterr().err
+
+
+def test_the_protocol_of_an_old_result_is_read() -> None:
+    new = Protocol(EvalSpec(Sampling("pyslowfast", 1, 8, 8), 10, "three_pyslowfast", 256, 256, "pyslowfast"))
+    new = dataclasses.replace(new, family="pyslowfast")
+    old = new.to_dict() | {"crops": "three_psf", "family": "psf", "rounding": "psf"}
+    old["sampling"] = {**dataclasses.asdict(new.spec.sampling), "preset": "pysf"}
+    assert Protocol.from_dict(old) == new
+
+
+def test_a_checkpoint_has_the_new_names() -> None:
+    old = {
+        "best_prec1": 1.5,
+        "window": {"prec1": [2.0], "acc1_train/head03": [3.0]},
+        "config": {"data": {"facts": None}},
+    }
+    assert renamed.checkpoint(old) == {
+        "best_metric": 1.5,
+        "window": {"top1": [2.0], "top1_train/head03": [3.0]},
+        "config": {"data": {"metadata": None}},
+    }
