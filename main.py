@@ -193,7 +193,7 @@ def train_step(
             totals.add(batch, loss, logits, labels, mix=mix, share=share, is_last=is_last)
             learner.backward(loss, share)
 
-        learner.statistics.after_micro_batch(index)
+        learner.bn_stats.after_micro_batch(index)
 
     # The GPU works on the backward pass: use that time to copy the next batch, then wait for the numbers
     meanwhile()

@@ -308,7 +308,7 @@ def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
         The ``model`` entry, or with `ema` the moving average of the weights. Batch-norm statistics that precise batch
         norm recomputed at this step replace the running ones. Second, a phrase for the log that names the choice.
     """
-    averaged, statistics = state.get("ema"), state.get("precise_bn")
+    averaged, bn_stats = state.get("ema"), state.get("precise_bn")
     said = "moving average of the weights" if averaged else "weights as trained (no moving average)"
 
     config = state.get("config")
@@ -317,13 +317,13 @@ def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
         said += f" (decay {config['ema']:g})"
 
     wanted = (config.get("precise_bn") or {}).get("batches")
-    if statistics:
+    if bn_stats:
         said += f", batch-norm statistics averaged over {wanted} batches"
     elif wanted:
         said += ", running batch-norm statistics (this step was not one of precise_bn)"
 
-    # Statistics go last: they are entries of the same model and must win.
-    return {**(averaged or state["model"]), **(statistics or {})}, said
+    # The statistics go last: they are entries of the same model and must win.
+    return {**(averaged or state["model"]), **(bn_stats or {})}, said
 
 
 def check_resume(

@@ -308,7 +308,7 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
 
         shards = ShardPlan(1, 2, 1, 0, 1)
         net = sync_bn.convert(network(method), shards, sync_stats=False)
-        statistics = sync_bn.Statistics(net, shards, world)
+        bn_stats = sync_bn.BnStats(net, shards, world)
         frames = int(net.frames_per_clip)  # pyright: ignore[reportArgumentType]
         to = functools.partial(transfer.to_device, device=gpu.device)
         clips = to(torch.zeros(2, frames, 32, 32, 3, dtype=torch.uint8))
@@ -345,11 +345,11 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
             with draws.using(0, 0, (0,), 2), autocast("bf16", gpu.device):
                 both = pair(x)
             mutual.loss(both, x, labels, **targets)[0].backward()
-        statistics.after_micro_batch(0)
-        statistics.after_step()
+        bn_stats.after_micro_batch(0)
+        bn_stats.after_step()
         found = figures(mode)
-        statistics.group_state()
-        statistics.for_evaluation()
+        bn_stats.group_state()
+        bn_stats.for_evaluation()
         return found
 
 

@@ -79,8 +79,8 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
     if precise:
         clips = [transforms.normalise(batch(part).clips) for part in shards.micro_batches]
         precise_bn.averages(made.net, [lambda net, x=x: net(x) for x in clips], world)
-    made.statistics.for_evaluation()
-    made.statistics.group_state()
+    made.bn_stats.for_evaluation()
+    made.bn_stats.group_state()
 
 
 if __name__ == "__main__":

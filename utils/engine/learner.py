@@ -40,7 +40,7 @@ class Learner:
         model: `net` as training calls it: paired with the second network of mutual learning, compiled, and wrapped to
             average its gradients over the ranks.
         optimizer, scaler: the optimiser and the loss scale of fp16.
-        statistics: running statistics of the batch-norm groups.
+        bn_stats: running statistics of the batch-norm groups.
         ema: moving average of the weights, if any.
         distill: teacher or second network, if any.
         mirrored: (K,) class of each class's mirror image, if `data.flip_labels` names some.
@@ -56,7 +56,7 @@ class Learner:
     model: Any
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    statistics: sync_bn.Statistics
+    bn_stats: sync_bn.BnStats
     ema: Ema | None
     distill: distill.Teacher | distill.Mutual | None
     mirrored: torch.Tensor | None = None
@@ -137,9 +137,9 @@ class Learner:
         if due:
             self.grad_norm = norm
 
-        self.statistics.after_step()
+        self.bn_stats.after_step()
         if self.ema:
-            self.statistics.for_evaluation()  # the average follows group 0 where each BN group has its own statistics
+            self.bn_stats.for_evaluation()  # the average follows group 0 where each BN group has its own statistics
             self.ema.update(self.net, step)
 
     def is_due(self, step: int) -> bool:
@@ -199,9 +199,9 @@ def build(
     trained = distill.Pair(net, second.peer) if second and second.peer else net  # what the optimiser updates
     trained = sync_bn.convert(trained, shards, sync_stats=cfg.model.kwargs["bn_sync_stats"])
 
-    # The average copies the network, before `Statistics` moves the running buffers into one tensor
+    # The average copies the network, before `BnStats` moves the running buffers into one tensor
     ema = Ema(net, cfg.ema) if cfg.ema else None
-    statistics = sync_bn.Statistics(trained, shards, world)
+    bn_stats = sync_bn.BnStats(trained, shards, world)
 
     # Optimiser
     networks = [trained.student, trained.peer] if isinstance(trained, distill.Pair) else [net]
@@ -213,7 +213,7 @@ def build(
     if world.size > 1:
         model = dist.data_parallel(model, world)
 
-    return Learner(cfg, world, shards, net, model, optimizer, scaler, statistics, ema, second)
+    return Learner(cfg, world, shards, net, model, optimizer, scaler, bn_stats, ema, second)
 
 
 def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> distill.Teacher | distill.Mutual | None:

@@ -119,7 +119,7 @@ class Run:
         """Write a checkpoint. Collective: the group statistics are gathered, then rank 0 writes."""
         with self.monitor.watch.during(f"writing {name}"):
             # A gather over all ranks: it comes before the part that only rank 0 runs
-            self.learner.statistics.for_evaluation()
+            self.learner.bn_stats.for_evaluation()
             values = self.state.values()
 
             def write() -> None:
@@ -153,7 +153,7 @@ class Run:
         Returns:
             False when a request to stop ended the validation, which the resumed run then owes.
         """
-        self.learner.statistics.for_evaluation()
+        self.learner.bn_stats.for_evaluation()
         result = self._scores()
         if result is None:
             return False

@@ -237,8 +237,8 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "group_statistics",
-        save=lambda state: state.learner.statistics.group_state(),
-        load=lambda state, found: state.learner.statistics.load_group_state(found.state["group_statistics"]),
+        save=lambda state: state.learner.bn_stats.group_state(),
+        load=lambda state, found: state.learner.bn_stats.load_group_state(found.state["group_statistics"]),
         types=(Tensor, type(None)),
     ),
     Entry(
