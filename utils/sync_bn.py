@@ -380,9 +380,7 @@ class BnStats:
     def _check_views(self) -> None:
         last = self.layers[-1].running_mean  # .to() and .double() move all layers or none
         if last is None or last.untyped_storage().data_ptr() != self.running.untyped_storage().data_ptr():
-            raise RuntimeError(
-                "the model was moved to another device or dtype after BnStats was built: build it later"
-            )
+            raise RuntimeError("the model was moved to another device or dtype after BnStats was built: build it later")
 
     def for_evaluation(self) -> None:
         """Put group 0's statistics into the model's buffers on all ranks, to evaluate or save. Collective."""

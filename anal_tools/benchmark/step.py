@@ -185,7 +185,7 @@ class Step:
 
         # As `train_step` in main.py does it, with one micro-batch.
         clock.start()
-        with draws.using(0, 0, (0,), self.cfg.batch_size):
+        with draws.rng_scope(0, 0, (0,), self.cfg.batch_size):
             clips = self._input()
             clock.stop("input")
             with autocast(self.cfg.precision, self.device):

@@ -38,7 +38,7 @@ _ROOTS = (
     "datasets.plan.views",
     "methods.folding",
     "methods.positions",
-    "utils.chunks",
+    "utils.view_batches",
     "utils.metrics",
     "utils.transforms",
 )

@@ -66,10 +66,10 @@ class Predictor:
         """Score uint8 views (V, T, h, w, C): (V, K) float32, `clips` views at a time."""
         import torch
 
-        from utils import chunks
+        from utils import view_batches
 
         parts = []
-        with torch.inference_mode(), chunks.full_precision():
+        with torch.inference_mode(), view_batches.full_precision():
             for chunk in views.split(self.clips):
                 with self.autocast():
                     parts.append(self.net(self.normalise(chunk.to(device))).float())

@@ -93,7 +93,7 @@ def window_logits(
 
         for plan in group:
             rows = np.searchsorted(ordinals, plan.frames)[plan.clip_rows]  # (V, T)
-            views = transforms.cut_views(torch.from_numpy(frames), rows, plan.boxes, plan.flips)
+            views = transforms.crop_views(torch.from_numpy(frames), rows, plan.boxes, plan.flips)
             yield score(views).float().cpu().numpy()
 
 

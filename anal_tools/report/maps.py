@@ -65,10 +65,10 @@ class Looker:
         import torch
 
         from methods import cam
-        from utils import chunks
+        from utils import view_batches
 
         device = next(self.net.parameters()).device
-        with chunks.full_precision():  # no TF32: the answer is compared with the evaluation's
+        with view_batches.full_precision():  # no TF32: the answer is compared with the evaluation's
             clip = self.normalise(torch.from_numpy(np.ascontiguousarray(crops))[None].to(device))
             if self.layer:
                 found = cam.grad_cam(self.net, clip, classes, self.layer)

@@ -37,7 +37,7 @@ def breaks(method: str) -> dict[str, Any]:
     graphs = []
     for step in range(3):
         model.train()
-        with draws.using(0, step, (0,), 2):
+        with draws.rng_scope(0, step, (0,), 2):
             answer = model(clips)
             logits = answer if isinstance(answer, torch.Tensor) else answer.logits
             logits.sum().backward()

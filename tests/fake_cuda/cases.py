@@ -188,7 +188,7 @@ def train(
     several: bool = False,
     change: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
-    """Two training steps; the figures are those of the second, and of a report of the pace after it.
+    """Two training steps; the figures are those of the second, and of a report of the stragglers after it.
 
     Args:
         change: gets the run before the first step: what a test plants.
@@ -221,7 +221,9 @@ def train(
             )
         found = figures(mode)
         mode.forget()
-        run.pace.report(data=0.0, step=1.0, figures=[torch.ones((), device=gpu.device)] * 2)  # norm and loss scale
+        run.stragglers.report(
+            data=0.0, step=1.0, figures=[torch.ones((), device=gpu.device)] * 2
+        )  # norm and loss scale
         found["waits_of_a_log_line"] = [f"{entry.what} at {entry.where}" for entry in mode.waits]
         return found
 
@@ -337,12 +339,12 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
         pair = distill.Pair(net, draws.prepare(mutual.peer)) if frames == 8 else None
         mode.forget()
         net.train()
-        with draws.using(0, 0, (0,), 2), autocast("bf16", gpu.device):
+        with draws.rng_scope(0, 0, (0,), 2), autocast("bf16", gpu.device):
             answer = net(x)
         teacher.loss(answer, x, labels, **targets)[0].backward()
         if pair is not None:
             pair.train()
-            with draws.using(0, 0, (0,), 2), autocast("bf16", gpu.device):
+            with draws.rng_scope(0, 0, (0,), 2), autocast("bf16", gpu.device):
                 both = pair(x)
             mutual.loss(both, x, labels, **targets)[0].backward()
         bn_stats.after_micro_batch(0)

@@ -15,7 +15,7 @@ from tests.utils import sync_bn_check as check
 from utils.dist import World, data_parallel
 from utils.errors import UserError
 from utils.shards import ShardPlan
-from utils.sync_bn import GroupBatchNorm, BnStats, convert
+from utils.sync_bn import BnStats, GroupBatchNorm, convert
 
 ONE = World()
 

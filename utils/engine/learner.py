@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import methods
-from utils import checkpoint, dist, draws, files, mixup, optim, pace, sync_bn, transforms
+from utils import checkpoint, dist, draws, files, mixup, optim, stragglers, sync_bn, transforms
 from utils.engine import distill, probes
 from utils.engine.ema import Ema
 from utils.engine.network import autocast, compiled, dtype_of, model_arguments, optimizer_of, place
@@ -63,10 +63,10 @@ class Learner:
     path_at: Callable[[int], str] = str
     grad_norm: torch.Tensor | None = None
     on_phase: Callable[[str, int], object] = lambda name, step: None
-    pace: pace.Pace = field(init=False)
+    stragglers: stragglers.StragglerMonitor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pace = pace.Pace(self.world, self.shards)
+        self.stragglers = stragglers.StragglerMonitor(self.world, self.shards)
 
     def begin(self, step: int) -> mixup.Mix:
         """Switch to training mode and drop the gradients; return how this step mixes neighbouring clips."""
@@ -81,7 +81,7 @@ class Learner:
         """Key the dropout masks by (step, shards); average gradients over the ranks after the last micro-batch only."""
         # `no_sync` of DDP adds gradients up locally, so that one all-reduce serves the whole step
         waits = contextlib.nullcontext() if is_last or self.world.size == 1 else self.model.no_sync()
-        with waits, draws.using(self.cfg.seed, step, batch.shards, self.shards.batch_size):
+        with waits, draws.rng_scope(self.cfg.seed, step, batch.shards, self.shards.batch_size):
             yield
 
     def augment(self, batch: Batch, mix: mixup.Mix | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +104,7 @@ class Learner:
     def forward(self, clips: torch.Tensor) -> Any:
         """Return the model's answer to (B, C, T, H, W): (B, K), or an object with logits and aux of that shape."""
         with autocast(self.cfg.precision, self.world.device):
-            return self.pace.forward(self.model, clips)
+            return self.stragglers.forward(self.model, clips)
 
     def loss(
         self, answer: Any, clips: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, mix: mixup.Mix

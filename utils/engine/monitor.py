@@ -131,7 +131,7 @@ class Monitor:
         if is_window:
             figures = self._figures()
             # One all-reduce compares the ranks and carries the figures, so a progress line waits for the GPU once
-            lines, read = learner.pace.report(
+            lines, read = learner.stragglers.report(
                 data=meters["data"].average, step=meters["time"].average, figures=list(figures.values())
             )
             more = dict(zip(figures, read, strict=True))

@@ -13,7 +13,7 @@ from tests.ranks import run_ranks
 from utils.dist import World
 from utils.engine import precise_bn
 from utils.shards import ShardPlan
-from utils.sync_bn import GroupBatchNorm, BnStats, convert
+from utils.sync_bn import BnStats, GroupBatchNorm, convert
 
 BATCHES, ROWS = 5, 6
 
