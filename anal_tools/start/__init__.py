@@ -43,6 +43,7 @@ NOTE = "start.json"  # written when the experiment is complete: options of the c
 RESULT = pooled.RESULT
 STOPPED = 75  # exit code of a run that a signal has stopped, and that can resume
 _NOT_OF_THE_RUN = ("out", "yes", "folder", "no_train", "no_doctor")  # options that a second start may change
+FEW = 30  # held-out videos; one of 30 is worth 3 points
 DEADLINE = 120.0  # seconds that a file may take
 
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         if args.no_train:
             print(f"made {exp}; train it with {exp / 'train.sh'} local {_ranks()}")
             return 0
-        if not args.yes and sys.stdin.isatty() and input("train now? [Y/n] ").strip().lower() in ("n", "no"):
+        if not args.yes and sys.stdin.isatty() and not _wants_training(exp):
             print(f"made {exp}; the same command trains it")
             return 0
 
@@ -74,6 +75,14 @@ def main(argv: Sequence[str]) -> int:
         doctor.consult(Subject(exp), doctor.OF_THE_EXPERIMENT)
     code = _train(exp, views, result)
     return code or _report(exp, result)
+
+
+def _wants_training(exp: Path) -> bool:
+    """Say how long the training takes, and ask."""
+    from anal_tools.start import duration
+
+    print(duration.estimate(exp))
+    return input("train now? [Y/n] ").strip().lower() not in ("n", "no")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -182,6 +191,10 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     lacking = [found.classes[label] for label in sides.lacking]
     if lacking:
         print(f"  {listed('no held-out video of', lacking)}; --folds {split.FOLDS} holds out each video once")
+    elif not sides.folds and not sides.is_given and len(found.videos) - sides.train < FEW:
+        print(
+            f"  few for a number to trust; --folds {split.FOLDS} holds out each video once, in {split.FOLDS} trainings"
+        )
     print("\n".join(f"{key}: {text}" for key, text in chosen.why))
     print(f"experiment: {exp / 'config.yaml'}")
     return chosen.views
@@ -214,6 +227,7 @@ class Sides:
         places: (N,) fold in which each video is held out.
         wanted: the fold that is held out where no folds are asked for.
         folds: number of folds; None for a single division.
+        is_given: the videos came with a split of their own.
         why: how the groups were found.
     """
 
@@ -221,6 +235,7 @@ class Sides:
     places: np.ndarray
     wanted: int
     folds: int | None
+    is_given: bool
     why: str
 
     @property
@@ -257,7 +272,7 @@ def _divide(found: Found, copies: Sequence[Sequence[int]], args: argparse.Namesp
     labels = [numbers[one.label] for one in found.videos]
     # A split of the videos holds out fold 0; with folds `wanted` is not used
     wanted = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
-    return Sides(labels, division.places, wanted, count if args.folds else None, division.why)
+    return Sides(labels, division.places, wanted, count if args.folds else None, given, division.why)
 
 
 def _write_experiment(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pty
 import re
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,12 @@ import pytest
 
 from anal_tools import intervals, start
 from anal_tools.evaluate.results import Results
-from anal_tools.start import recipe, split, videos
+from anal_tools.start import duration, recipe, split, videos
 from anal_tools.start.videos import Found, Video
 from datasets.lists.records import Records
 from datasets.readers import open_reader
 from datasets.readers.spec import ReaderSpec
+from tests.conftest import ROOT
 from tests.datasets.videos import number_in, write_video
 from utils import config
 from utils.errors import UserError
@@ -381,6 +386,32 @@ def test_the_doctor_stops_what_would_be_lost(two_classes: Path, tmp_path: Path, 
 
 @pytest.mark.system
 @pytest.mark.slow
+def test_a_user_at_a_terminal_hears_the_duration_and_may_decline(tmp_path: Path, motion_videos: Path) -> None:
+    for label, name in enumerate("ab"):
+        for line in (motion_videos / "lists/train.txt").read_text().splitlines()[3 * label : 3 * label + 3]:
+            target = tmp_path / "videos" / name / Path(line.split()[0]).name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(motion_videos / line.split()[0])
+    argv = [sys.executable, "main.py", "start", tmp_path / "videos", "--out", tmp_path / "exp", "--no-doctor"]
+    argv += ["--recipe", "small", "--size", "32", "--segments", "2", "--trust"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*map(str, argv)], cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE, text=True)
+    os.write(ours, b"n\n")
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    assert re.search(r"training takes about \d+ \w+ here: \d+ steps of ", output)
+    assert "few for a number to trust; --folds 5 holds out each video once, in 5 trainings" in output
+    assert output.endswith("the same command trains it\n")
+    assert not (tmp_path / "exp/log.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (91, "2 min"), (5399, "90 min"), (9000, "2.5 h")]
+)
+def test_durations_are_said_as_a_person_would(seconds: float, words: str) -> None:
+    assert duration.duration(seconds) == words
+
+
 def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Path, capfd) -> None:
     names = (motion_videos / "lists/classInd.txt").read_text().split()[1::2]
     for line in (motion_videos / "lists/train.txt").read_text().splitlines():
@@ -404,6 +435,9 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     assert len(results.ids) == len((exp / "lists/val.txt").read_text().splitlines()) > 0
     assert (exp / "report/index.html").is_file()
     assert json.loads((exp / "start.json").read_text())["epochs"] == 2
+    steps = re.search(r"iterations (\d+)", (exp / "log.txt").read_text())
+    assert steps
+    assert f": {steps[1]} steps of " in duration.estimate(exp)
 
     assert start.main(words) == 0
     again = capfd.readouterr()
