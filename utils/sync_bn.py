@@ -316,9 +316,8 @@ class Statistics:
         self._groups = [shards.group_of(mine[0]) for mine in shards.micro_batches]
         sets = 1 if self.sync_stats else len(self._groups)
         self._sums = like.new_zeros(sets, self.total)  # batch statistics of this step
-        self._group_running = (
-            None if self.sync_stats else self.running.repeat(sets, 1)
-        )  # running ones of this rank's groups
+        # The running statistics of this rank's groups.
+        self._group_running = None if self.sync_stats else self.running.repeat(sets, 1)
 
     def _slices(self) -> Iterator[tuple[GroupBatchNorm, slice, slice]]:
         start, half = 0, self.total // 2

@@ -144,8 +144,8 @@ def choose(
         )
 
     if epochs is None:
-        wanted = recipe.clips[on_gpu] / facts.train
-        epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))))
+        enough = recipe.clips[on_gpu] / facts.train
+        epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, enough))))
         why.append(("length", f"{epochs:g} epochs of {facts.train} videos, about {recipe.clips[on_gpu]:,} clips"))
 
     # Evaluation

@@ -183,11 +183,13 @@ class FrameShard:
             fps=float(header["fps"]),
         )
 
-        said = self.description
-        if min(said.height, said.width) < 1 or not (math.isfinite(said.fps) and said.fps >= 0):
-            reason = f"its header says {said.width}x{said.height} at {said.fps:g} frames/s; dump this video again"
-            raise MediaError(self.path, reason)
-        self._prefix, self._suffix = _split(said.template)
+        description = self.description
+        if min(description.height, description.width) < 1 or not (
+            math.isfinite(description.fps) and description.fps >= 0
+        ):
+            claim = f"{description.width}x{description.height} at {description.fps:g} frames/s"
+            raise MediaError(self.path, f"its header says {claim}; dump this video again")
+        self._prefix, self._suffix = _split(description.template)
 
     def close(self) -> None:
         """Close the file. Data that was read stays valid."""

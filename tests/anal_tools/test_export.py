@@ -48,7 +48,7 @@ def small(name: str) -> tuple[nn.Module, torch.Tensor]:
         if isinstance(norm, _BatchNorm) and not norm.weight.any():
             nn.init.ones_(norm.weight)
     nn.init.normal_(model.classifier.weight, std=0.5)
-    return export.plain(model), torch.randn(3, 3, options["num_segments"], SIDE, SIDE)
+    return export.export_form(model), torch.randn(3, 3, options["num_segments"], SIDE, SIDE)
 
 
 def same(net: nn.Module, exported: nn.Module, clips: torch.Tensor) -> None:

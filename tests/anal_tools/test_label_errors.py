@@ -15,7 +15,7 @@ def test_by_hand() -> None:
     # Thresholds: class 0: mean(.9, .6, .3) = .6; class 1: mean(.8, .7) = .75; class 2 has no video.
     scores = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.3, 0.75, 0.0], [0.2, 0.8, 0.0], [0.3, 0.7, 0.0]])
     found = label_errors.suspects(scores, np.array([0, 0, 0, 1, 1]))
-    assert [(one.row, one.label, one.other, one.score, one.own) for one in found] == [(2, 0, 1, 0.75, 0.3)]
+    assert [(one.row, one.label, one.other, one.score, one.label_score) for one in found] == [(2, 0, 1, 0.75, 0.3)]
 
 
 def test_wrong_labels_are_found_first_and_weak_classes_are_not_accused() -> None:

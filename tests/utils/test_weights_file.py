@@ -80,7 +80,7 @@ def test_a_flipped_bit_is_found_by_every_reader(exp: Path, damaged: Path) -> Non
     readers = {
         "eval": lambda: interop.load_checkpoint(damaged, lambda: methods.build(**arguments)),
         "predict": lambda: predictor.from_experiment(damaged, None, [], World()),
-        "export": lambda: predictor.from_experiment(exp, str(damaged), [], World(), plain=True),
+        "export": lambda: predictor.from_experiment(exp, str(damaged), [], World(), as_trained=True),
         "pretrained": lambda: methods.build(**arguments | {"pretrained": str(damaged)}),
         "pretrained folder": lambda: methods.build(**arguments | {"pretrained": str(damaged.parent)}),
         "teacher": lambda: distill.find(damaged, cfg),

@@ -41,5 +41,9 @@ class ColorJitter:
 
 def from_config(cfg: Config) -> ColorJitter | None:
     """See the package."""
-    wanted = cfg.augmentation
-    return None if wanted.colorjitter is None else ColorJitter(wanted.colorjitter, wanted.colorjitter_per_frame)
+    augmentation = cfg.augmentation
+    return (
+        None
+        if augmentation.colorjitter is None
+        else ColorJitter(augmentation.colorjitter, augmentation.colorjitter_per_frame)
+    )

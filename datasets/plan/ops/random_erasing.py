@@ -73,8 +73,8 @@ class PixelErasing(RandomErasing):
 
 def from_config(cfg: Config) -> RandomErasing | None:
     """See the package."""
-    wanted = cfg.augmentation
-    if wanted.random_erasing is None:
+    augmentation = cfg.augmentation
+    if augmentation.random_erasing is None:
         return None
-    kind = PixelErasing if wanted.random_erasing_mode == "pixel" else RandomErasing
-    return kind(wanted.random_erasing, wanted.random_erasing_per_frame)
+    kind = PixelErasing if augmentation.random_erasing_mode == "pixel" else RandomErasing
+    return kind(augmentation.random_erasing, augmentation.random_erasing_per_frame)

@@ -111,7 +111,7 @@ def readers(exp: Path, work: Path) -> dict[str, Callable[[Path], Any]]:
         return net.state_dict(), checkpoint.evaluated_weights(state), state
 
     def predicted(target: Path, name: str | None) -> Any:
-        made = predictor.from_experiment(target, name, [], World(), plain=True)
+        made = predictor.from_experiment(target, name, [], World(), as_trained=True)
         return made.net.state_dict(), made.classes, repr(made.spec)
 
     def pretrained(file: Path) -> Any:
