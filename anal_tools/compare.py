@@ -194,15 +194,14 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
         lines.append(f"{one.title:<{width}}  {shares}  {len(results.ids)} videos, {protocol}")
 
     for a, b in itertools.combinations(experiments, 2):
-        pairing = pair(a.results, b.results)
+        paired = pair(a.results, b.results)
         lines += [
             "",
-            f"{a.title} -> {b.title}, {len(pairing.rows_a)} videos in common: "
-            f"{pairing.difference:+.2f} points of top-1",
-            f"  only the first right {pairing.only_a}, only the second {pairing.only_b}: McNemar p = {pairing.p:.3g}"
-            f" ({verdict(pairing)})",
+            f"{a.title} -> {b.title}, {len(paired.rows_a)} videos in common: {paired.difference:+.2f} points of top-1",
+            f"  only the first right {paired.only_a}, only the second {paired.only_b}: McNemar p = {paired.p:.3g}"
+            f" ({verdict(paired)})",
             *compare_runs.folds_line(a.results, b.results),
-            *_moved(pairing, a.results.class_names),
+            *_moved(paired, a.results.class_names),
         ]
 
     differences = config_differences(experiments)
@@ -211,23 +210,23 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
     return lines
 
 
-def verdict(pairing: Pairing) -> str:
+def verdict(paired: Pairing) -> str:
     """Return the result of the test in words, at the usual level of 5 per cent."""
-    if pairing.p >= 0.05:
+    if paired.p >= 0.05:
         return "the difference may be chance"
-    return f"the {'second' if pairing.only_b > pairing.only_a else 'first'} is better"
+    return f"the {'second' if paired.only_b > paired.only_a else 'first'} is better"
 
 
-def _moved(pairing: Pairing, names: Sequence[str]) -> list[str]:
+def _moved(paired: Pairing, names: Sequence[str]) -> list[str]:
     # A class without common videos (nan) has not changed
-    order = np.argsort(-np.abs(np.nan_to_num(pairing.change)), kind="stable")[:SHOWN]
-    moved = [int(k) for k in order if np.nan_to_num(pairing.change[k])]
+    order = np.argsort(-np.abs(np.nan_to_num(paired.change)), kind="stable")[:SHOWN]
+    moved = [int(k) for k in order if np.nan_to_num(paired.change[k])]
     if not moved:
         return []
     width = max(len(shown(names[k])) for k in moved)
     return [
         "  recall that moved most:",
-        *(f"    {shown(names[k]):<{width}}  {100 * pairing.change[k]:+.1f}" for k in moved),
+        *(f"    {shown(names[k]):<{width}}  {100 * paired.change[k]:+.1f}" for k in moved),
     ]
 
 
@@ -237,8 +236,8 @@ def class_csv(experiments: Sequence[Experiment]) -> str:
     names = [shown(name) for name in first.class_names]
     columns = []
     for one in experiments:
-        pairing = pair(first, one.results)
-        columns.append(metrics.class_means(pairing.right_b, first.labels[pairing.rows_a], len(names)))
+        paired = pair(first, one.results)
+        columns.append(metrics.class_means(paired.right_b, first.labels[paired.rows_a], len(names)))
 
     # newline="": the writer ends the lines itself
     stream = io.StringIO(newline="")

@@ -81,15 +81,10 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, str]], list[str]]:
         UserError: there is no such folder.
     """
     rows, problems = [], []
-    experiments = find(folders)
-    for number, (exp, name) in enumerate(experiments, start=1):
+    exps = find(folders)
+    for number, (exp, name) in enumerate(exps, start=1):
         if sys.stderr.isatty():  # building and counting takes a quarter of a second for each different model
-            print(
-                f"\r{number} of {len(experiments)}",
-                end="\r" if number == len(experiments) else "",
-                file=sys.stderr,
-                flush=True,
-            )
+            print(f"\r{number} of {len(exps)}", end="\r" if number == len(exps) else "", file=sys.stderr, flush=True)
         try:
             columns = dict(zip(history.HEADINGS, history.in_words(history.read(exp)), strict=True))
             rows.append(row(name, config.load(exp)) | columns)

@@ -75,7 +75,7 @@ def export(args: argparse.Namespace) -> str:
     if args.out is not None:
         check_out(args.out, args.to)
     overrides = [*args.set, "common.precision=fp32"]  # in whatever precision it was trained
-    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), as_trained=True)
+    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), as_is=True)
 
     net = export_form(predictor.net)
     folder = args.target / "results" if args.target.is_dir() else args.target.parent

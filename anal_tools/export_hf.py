@@ -50,7 +50,7 @@ def export(args: argparse.Namespace) -> str:
     from utils.dist import World
 
     overrides = [*args.set, "common.precision=fp32"]
-    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), as_trained=True)
+    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), as_is=True)
     net = export_form(predictor.net)
     net = net.alone() if isinstance(net, Probe) else net  # the encoder with its best head
     predictor = dataclasses.replace(predictor, net=net)

@@ -83,28 +83,28 @@ class History:
 
 def read(exp: Path) -> History:
     """Return the history of the run in a folder. Missing and broken files count as nothing written."""
-    history, parts, spent = History(), [], [0.0, 0.0]
+    run, parts, spent = History(), [], [0.0, 0.0]
     for time, text in records(exp / "log.txt"):
-        _take(history, parts, spent, time, text)
+        _take(run, parts, spent, time, text)
 
     # A crash leaves no line in the log, so the lock decides first
-    history.state = _state(exp, history)
-    history.restarts = max(0, len(parts) - 1)
+    run.state = _state(exp, run)
+    run.restarts = max(0, len(parts) - 1)
 
-    history.rank_hours = round(sum(part.hours for part in parts), 4)
+    run.rank_hours = round(sum(part.hours for part in parts), 4)
     # Of a log without a `device` line the GPUs cannot be known
     known = all(part.device != "?" for part in parts)
     on_gpus = sum(part.hours for part in parts if part.device.startswith("cuda"))
-    history.gpu_hours = round(on_gpus, 4) if known else None
-    history.waiting = round(spent[1] / spent[0], 4) if spent[0] else None
+    run.gpu_hours = round(on_gpus, 4) if known else None
+    run.waiting = round(spent[1] / spent[0], 4) if spent[0] else None
 
     with contextlib.suppress(OSError):
-        history.requeues = len(files.read_rows(exp / "jobs" / "restarts.jsonl"))
-    history.lost_steps = _lost_steps(exp / "events" / log.SCALARS)
+        run.requeues = len(files.read_rows(exp / "jobs" / "restarts.jsonl"))
+    run.lost_steps = _lost_steps(exp / "events" / log.SCALARS)
 
-    history.best, history.criterion = best(curves(exp))
-    history.evaluation = evaluation(exp)
-    return history
+    run.best, run.criterion = best(curves(exp))
+    run.evaluation = evaluation(exp)
+    return run
 
 
 def records(file: Path) -> list[tuple[datetime, str]]:
@@ -123,10 +123,10 @@ def records(file: Path) -> list[tuple[datetime, str]]:
     return lines
 
 
-def _take(history: History, parts: list[Part], spent: list[float], time: datetime, text: str) -> None:
+def _take(run: History, parts: list[Part], spent: list[float], time: datetime, text: str) -> None:
     """Add one line of the log; `spent` is [seconds of training, seconds of them waiting for clips]."""
-    history.updated = time.isoformat()
-    history.lines = [*history.lines[-199:], text]
+    run.updated = time.isoformat()
+    run.lines = [*run.lines[-199:], text]
     # "experiment ..." is the header of a process
     if text.startswith("experiment ") or not parts:
         parts.append(Part(time, time))
@@ -141,42 +141,42 @@ def _take(history: History, parts: list[Part], spent: list[float], time: datetim
     elif text.startswith("device "):
         part.device = text.split()[1].rstrip(",")
     elif text.startswith("loss spike"):
-        history.spikes += 1
+        run.spikes += 1
     elif text.startswith("fp16: "):
-        history.skipped += int(text.split()[1])
+        run.skipped += int(text.split()[1])
 
     # Progress
     progress, end = _PROGRESS.match(text), _END.match(text)
     if end:
-        history.step = int(end[1] or end[2])
+        run.step = int(end[1] or end[2])
     if not progress:
         return
 
-    step, history.last = int(progress[1]), int(progress[2])
+    step, run.last = int(progress[1]), int(progress[2])
     # The averages of a line cover the iterations since the line before
-    steps = step - (history.step or 0)
+    steps = step - (run.step or 0)
     seconds, waited = (float(progress[number]) for number in (3, 4))
     if steps > 0 and math.isfinite(seconds + waited):
         spent[0] += steps * seconds
         spent[1] += steps * waited
 
-    history.step = step
+    run.step = step
     rate = _RATE.search(text)
-    history.eta, history.rate = (rate[1], rate[2]) if rate else (None, None)
+    run.eta, run.rate = (rate[1], rate[2]) if rate else (None, None)
 
 
-def _state(exp: Path, history: History) -> str:
+def _state(exp: Path, run: History) -> str:
     """Return the state of the run by its lock and the last lines of its log."""
     if run_lock.living(exp / "jobs" / "lock.json"):
         return "running"
-    for text in reversed(history.lines):
+    for text in reversed(run.lines):
         for start, state in _ENDS.items():
             if text.startswith(start):
                 return state
         # These may follow the line that ends a run
         if not text.startswith(("loggers: ", "WARNING")):
             break
-    return "ended" if history.lines else "new"
+    return "ended" if run.lines else "new"
 
 
 def _lost_steps(file: Path) -> int:
@@ -231,29 +231,23 @@ def evaluation(exp: Path) -> dict[str, object] | None:
     return None
 
 
-def in_words(history: History) -> list[str]:
+def in_words(run: History) -> list[str]:
     """Return the columns of a table of experiments: step, best, last evaluation, state, time."""
-    if history.state == "new" and history.evaluation is None:
+    if run.state == "new" and run.evaluation is None:
         return [""] * 5
 
-    step = "" if history.step is None else f"{history.step}/{history.last or '?'}"
-    top = (
-        ""
-        if history.best is None
-        else f"{history.best:.2f}" + (f" {history.criterion}" if history.criterion == "mAP" else "")
-    )
+    step = "" if run.step is None else f"{run.step}/{run.last or '?'}"
+    top = "" if run.best is None else f"{run.best:.2f}" + (f" {run.criterion}" if run.criterion == "mAP" else "")
 
     last = ""
-    if history.evaluation is not None:
-        metrics = history.evaluation["metrics"]
+    if run.evaluation is not None:
+        metrics = run.evaluation["metrics"]
         assert isinstance(metrics, dict), "as `evaluation` makes it"
         # Multi-label results have no top-1
         value = metrics.get("mean_average_precision", metrics.get("top1"))
-        last = (
-            f"{value:.2f} ({history.evaluation['protocol']})" if value is not None else str(history.evaluation["name"])
-        )
+        last = f"{value:.2f} ({run.evaluation['protocol']})" if value is not None else str(run.evaluation["name"])
 
-    return [step, top, last, history.state, (history.updated or "")[:16].replace("T", " ")]
+    return [step, top, last, run.state, (run.updated or "")[:16].replace("T", " ")]
 
 
 HEADINGS = ("iteration", "own best", "last evaluation", "state", "last line, UTC")

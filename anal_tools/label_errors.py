@@ -60,19 +60,17 @@ def suspects(scores: np.ndarray, labels: np.ndarray) -> list[Suspect]:
         return []
 
     read, own_class = scores[rows], labels[rows]
-    label_scores = read[np.arange(len(rows)), own_class].astype(np.float64)  # (n,)
+    given = read[np.arange(len(rows)), own_class].astype(np.float64)  # (n,)
     # A class without videos has no threshold: nothing is confident in it.
-    threshold = metrics.class_means(label_scores, own_class, scores.shape[1], empty=np.inf)
+    threshold = metrics.class_means(given, own_class, scores.shape[1], empty=np.inf)
 
     confident = np.where(read >= threshold, read, -1.0)  # (n, K)
     other = confident.argmax(axis=1)
     best = confident[np.arange(len(rows)), other].astype(np.float64)
-    doubtful = np.flatnonzero((best >= 0) & (other != own_class))
-    # The clearest first: there the label's score is furthest below the best one.
-    doubtful = doubtful[np.argsort(label_scores[doubtful] - best[doubtful], kind="stable")]
+    wrong = np.flatnonzero((best >= 0) & (other != own_class))
+    wrong = wrong[np.argsort(given[wrong] - best[wrong], kind="stable")]  # given - best rises from the clearest on
     return [
-        Suspect(int(rows[i]), int(own_class[i]), int(other[i]), float(best[i]), float(label_scores[i]))
-        for i in doubtful.tolist()
+        Suspect(int(rows[i]), int(own_class[i]), int(other[i]), float(best[i]), float(given[i])) for i in wrong.tolist()
     ]
 
 

@@ -23,12 +23,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no-picture", action="store_true", help="write the tables only")
     args = parser.parse_args(argv)
 
-    grid_of_cells = grid.read(grid.folder_of(args.name, args.into))
-    cells = grid_of_cells.cells()
-    states = sweep.states(grid_of_cells, cells)
+    plan = grid.read(grid.folder_of(args.name, args.into))
+    cells = plan.cells()
+    states = sweep.states(plan, cells)
 
     # One row for each finished cell; the columns are all keys and numbers in the order in which they first occur.
-    rows = [_row(grid_of_cells, cell) for cell in cells if states[cell.name].kind == "done"]
+    rows = [_row(plan, cell) for cell in cells if states[cell.name].kind == "done"]
     keys = list(dict.fromkeys(key for cell in cells for key, _ in cell.values))
     header = list(dict.fromkeys(["cell", "exp", *keys, *(name for row in rows for name in row)]))
     table = [[row.get(name, "") for name in header] for row in rows]
@@ -37,15 +37,13 @@ def main(argv: Sequence[str]) -> int:
     # The other cells follow below the table, with the reason.
     others = [f"{states[cell.name].kind}: {cell.name}: {states[cell.name].why}".rstrip(": ") for cell in cells]
     others = [line for line in others if not line.startswith("done")]
-    heading = f"# Sweep {grid_of_cells.name}\n\n{len(rows)} of {len(cells)} cells\n\n"
+    heading = f"# Sweep {plan.name}\n\n{len(rows)} of {len(cells)} cells\n\n"
     notes = "".join(f"- {line}\n" for line in others)
 
     try:
-        with (grid_of_cells.folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        with (plan.folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([header, *table])
-        (grid_of_cells.folder / "table.md").write_text(
-            heading + text + (f"\n{notes}" if notes else ""), encoding="utf-8"
-        )
+        (plan.folder / "table.md").write_text(heading + text + (f"\n{notes}" if notes else ""), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
 
@@ -55,10 +53,10 @@ def main(argv: Sequence[str]) -> int:
     # A training without a validation has no accuracy to plot.
     plotted = [row for row in rows if row.get("best_top1", row.get("top1")) is not None]
     if plotted and not args.no_picture:
-        picture(grid_of_cells.folder / "table.png", grid_of_cells.name, keys, plotted)
+        picture(plan.folder / "table.png", plan.name, keys, plotted)
         written.append("table.png")
 
-    print(f"{grid_of_cells.folder}: {', '.join(written)}")
+    print(f"{plan.folder}: {', '.join(written)}")
     return int(any(state.kind == "failed" for state in states.values()))
 
 

@@ -82,7 +82,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """
     parser = Parser(prog=f"launch {args.verb}", allow_abbrev=False)
     parser.add_argument("--parallel", type=int)
-    options_here, words = parser.parse_known_args(rest)
+    given, words = parser.parse_known_args(rest)
     words = [word for word in words if word != "--"]
     options.check(args.verb, words, near=["set", "time", "parallel"])
     exp = Path(os.path.abspath(args.exp))
@@ -90,22 +90,20 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     # A fold's result is part of a pooled number: training it again silently would mix two runs.
     if "--fresh" in words:
         raise UserError(f"--fresh: move {exp / pooled.FOLDER} away instead; a fold never runs twice")
-    if args.ranks < 0 or (options_here.parallel is not None and options_here.parallel < 1):
+    if args.ranks < 0 or (given.parallel is not None and given.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
 
     name, eval_words = _evaluation(args.verb, words)
-    fold_sweep = FoldSweep(exp / pooled.FOLDER, "folds", (exp,), (), eval_words, tuple(args.set), name)
+    folds = FoldSweep(exp / pooled.FOLDER, "folds", (exp,), (), eval_words, tuple(args.set), name)
     # Check files once here, not in each fold's job.
     cfg = config.load(exp, args.set)
     config.check_files(cfg)
-    for line in pooled.untrained(pooled.of(cfg, fold_sweep.folder / "lists"), cfg):
+    for line in pooled.untrained(pooled.of(cfg, folds.folder / "lists"), cfg):
         print(line)
 
-    code = sweep.run(
-        fold_sweep, argparse.Namespace(**{**vars(args), "parallel": options_here.parallel, "retry": False})
-    )
+    code = sweep.run(folds, argparse.Namespace(**{**vars(args), "parallel": given.parallel, "retry": False}))
     # On a partition the jobs are only submitted: a later call finds their results and pools them.
-    if code or args.dry_run or not all(fold_sweep.result_of(cell).is_file() for cell in fold_sweep.cells()):
+    if code or args.dry_run or not all(folds.result_of(cell).is_file() for cell in folds.cells()):
         return code
     return pooled.main([str(exp), "--name", name])
 

@@ -94,15 +94,13 @@ def private_address() -> str:
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
     try:
-        addresses = {str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)}
+        hosts = {str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)}
     except OSError as error:
         raise UserError(f"{name}: this node's name has no address ({error}), so it gets no memcached server") from error
 
-    private = sorted(address for address in addresses if ipaddress.ip_address(address).is_private)
+    private = sorted(address for address in hosts if ipaddress.ip_address(address).is_private)
     if not private:
-        raise UserError(
-            f"{name}: its address {sorted(addresses)[0]} is not a private one, so it gets no memcached server"
-        )
+        raise UserError(f"{name}: its address {sorted(hosts)[0]} is not a private one, so it gets no memcached server")
     return private[0]
 
 

@@ -57,9 +57,9 @@ def request(verb: str, folder: Path, partition: str, ranks: int, flags: cluster.
     return new_request
 
 
-def of(request: Request) -> Scheduler:
+def of(asked: Request) -> Scheduler:
     """Return the scheduler of a request."""
-    return schedulers.named(request.settings.scheduler)
+    return schedulers.named(asked.settings.scheduler)
 
 
 def split(ranks: int, per_node: int) -> tuple[int, int]:
@@ -84,9 +84,7 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
     return ranks // per_node, per_node
 
 
-def task(
-    request: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = ""
-) -> Run:
+def task(asked: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = "") -> Run:
     """Return the task of every rank of the job: main.py with these words, as a cell of a sweep or by itself.
 
     Args:
@@ -94,21 +92,16 @@ def task(
     """
     # A requeued job must not move away the run that its own first start began.
     old_run = job.mark_of_run(Path(exp)) if "--fresh" in words else None
-    limits = {"max_restarts": request.settings.max_restarts, "max_stalled": request.settings.max_stalled}
+    limits = {"max_restarts": asked.settings.max_restarts, "max_stalled": asked.settings.max_stalled}
     return Run(exp, words, then=then, old_run=old_run, sweep=sweep, cell=cell, **limits)
 
 
 def submit(
-    request: Request, tasks: Sequence[Run], code: Path, *, parallel: int | None = None, **more: str
+    asked: Request, tasks: Sequence[Run], code: Path, *, parallel: int | None = None, **more: str
 ) -> list[files.Row]:
     """Submit a job for each task, and record each in its experiment's list. Return the rows of the list."""
-    ids = of(request).submit(request, tasks, code, parallel=parallel)
-    about = {
-        "scheduler": of(request).name,
-        "partition": request.partition,
-        "ranks": request.ranks,
-        "nodes": request.nodes,
-    }
+    ids = of(asked).submit(asked, tasks, code, parallel=parallel)
+    about = {"scheduler": of(asked).name, "partition": asked.partition, "ranks": asked.ranks, "nodes": asked.nodes}
     about |= {"time": utc_stamp(), "revision": run_dir.revision(code), "code": str(code), **more}
 
     rows = [
@@ -120,30 +113,28 @@ def submit(
     return rows
 
 
-def preview(request: Request, run: Run) -> str:
+def preview(asked: Request, run: Run) -> str:
     """Return a preview of the submission: the scheduler's input, and the words of a rank."""
     code = f"{run.exp}/jobs/code/<UTC time>-<revision>"
     return "\n".join(
         [
-            of(request).preview(request, run, code),
+            of(asked).preview(asked, run, code),
             "",
-            f"# {request.ranks} tasks: {request.nodes} node(s) x {request.tasks}; each runs, in its copy of the code:",
+            f"# {asked.ranks} tasks: {asked.nodes} node(s) x {asked.tasks}; each runs, in its copy of the code:",
             f"# {shlex.join(['main.py', *run.words])}",
         ]
     )
 
 
-def server_lines(request: Request, megabytes: int) -> tuple[str, ...]:
+def server_lines(asked: Request, megabytes: int) -> tuple[str, ...]:
     """Return the shell lines that start memcached servers with the job; warn and return none if it cannot have any."""
     if not megabytes:
         return ()
 
-    step = of(request).on_each_node(request.nodes)
+    step = of(asked).on_each_node(asked.nodes)
     if step is None:
-        print(
-            f"WARNING: {request.partition} starts no memcached servers; frames are read from the disk", file=sys.stderr
-        )
+        print(f"WARNING: {asked.partition} starts no memcached servers; frames are read from the disk", file=sys.stderr)
         return ()
 
-    folder = request.folder.parent / "memcached"
-    return memcached.job_lines(folder, of(request).job_in_shell, step, nodes=request.nodes, megabytes=megabytes)
+    folder = asked.folder.parent / "memcached"
+    return memcached.job_lines(folder, of(asked).job_in_shell, step, nodes=asked.nodes, megabytes=megabytes)

@@ -233,7 +233,7 @@ def _named(text: str) -> Path:
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_only: bool = False) -> str:
     """Put the tensors into the model, all that must fit or none, and return the line for the log."""
-    model_state = model.state_dict()
+    ours = model.state_dict()
 
     # `new` maps our names to the tensors to load; `needed` holds the names that must be among them.
     if encoder_only and any(key.startswith("backbone.") for key in state):
@@ -243,31 +243,28 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_onl
         }
         left_out, needed = (
             "; what stands behind the encoder is left out",
-            {key for key in model_state if key.startswith("backbone.")},
+            {key for key in ours if key.startswith("backbone.")},
         )
     elif any(key.startswith("backbone.") for key in state):  # one of our models: its classifier fits or is left out
-        num_class = len((state if "classifier.weight" in state else model_state)["classifier.weight"])
-        foreign = num_class != len(model_state["classifier.weight"])
+        num_class = len((state if "classifier.weight" in state else ours)["classifier.weight"])
+        foreign = num_class != len(ours["classifier.weight"])
         left_out = f"; its classifier of {num_class} classes is left out" if foreign else ""
         new = {key: value for key, value in state.items() if not (foreign and key.startswith(_OUR_CLASSIFIERS))}
-        needed = {key for key in model_state if not (foreign and key.startswith(_OUR_CLASSIFIERS))}
+        needed = {key for key in ours if not (foreign and key.startswith(_OUR_CLASSIFIERS))}
     else:
         new = {f"backbone.{key}": value for key, value in state.items() if not key.startswith(_IMAGE_CLASSIFIERS)}
-        new = inflate(new, {key: tensor.shape for key, tensor in model_state.items()})
+        new = inflate(new, {key: tensor.shape for key, tensor in ours.items()})
         left_out = "; its classifier is left out" if len(new) < len(state) else ""
-        # images have no non-local blocks
-        needed = {key for key in model_state if key.startswith("backbone.") and "_non_local." not in key}
+        needed = {key for key in ours if key.startswith("backbone.") and "_non_local." not in key}  # images have none
 
     # Files from before 2018 have no count of batches, and the count changes nothing.
     needed = {key for key in needed if not key.endswith("num_batches_tracked")}
 
     # Nothing is loaded unless everything fits.
     faults = [
-        listed("missing in the file", [key for key in model_state if key in needed and key not in new]),
-        listed("not in the model", [key for key in new if key not in model_state]),
-        listed(
-            "another shape", [key for key in model_state if key in new and new[key].shape != model_state[key].shape]
-        ),
+        listed("missing in the file", [key for key in ours if key in needed and key not in new]),
+        listed("not in the model", [key for key in new if key not in ours]),
+        listed("another shape", [key for key in ours if key in new and new[key].shape != ours[key].shape]),
     ]
     if any(faults):
         faults = [interop.other_network(state, model), *faults]

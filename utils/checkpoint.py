@@ -269,18 +269,18 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
     Raises:
         UserError: keys or shapes differ.
     """
-    expected = model.state_dict()
-    missing = [key for key in expected if key not in state_model]
-    unknown = [key for key in state_model if key not in expected]
-    reshaped = [key for key in expected if key in state_model and expected[key].shape != state_model[key].shape]
+    needed = model.state_dict()
+    missing = [key for key in needed if key not in state_model]
+    unknown = [key for key in state_model if key not in needed]
+    reshaped = [key for key in needed if key in state_model and needed[key].shape != state_model[key].shape]
 
     if not (missing or unknown or reshaped):
         model.load_state_dict(dict(state_model))
         return
 
     # Only the classifier differs, in the number of classes: the most frequent mistake gets its own message.
-    heads = {(state_model[key].shape[:1], expected[key].shape[:1]) for key in reshaped}
-    same_rest = all(state_model[key].shape[1:] == expected[key].shape[1:] for key in reshaped)
+    heads = {(state_model[key].shape[:1], needed[key].shape[:1]) for key in reshaped}
+    same_rest = all(state_model[key].shape[1:] == needed[key].shape[1:] for key in reshaped)
     if not missing and not unknown and same_rest and len(heads) == 1:
         ((theirs, ours),) = heads
         raise UserError(
@@ -288,9 +288,7 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
             f"({', '.join(reshaped[:_LISTED])}); a new task starts from these weights with model.pretrained: FILE"
         )
 
-    shapes = [
-        f"{key} {tuple(state_model[key].shape)} in the file, {tuple(expected[key].shape)} here" for key in reshaped
-    ]
+    shapes = [f"{key} {tuple(state_model[key].shape)} in the file, {tuple(needed[key].shape)} here" for key in reshaped]
     parts = [
         listed("missing in the file", missing, most=_LISTED),
         listed("not in the model", unknown, most=_LISTED),

@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace) -> Figures:
         stack.push(dist.leave)
 
         # Exactly what `main.py eval` builds: network in its fastest form, records, scorer.
-        net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), as_trained=args.as_trained)
+        net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), as_is=args.as_is)
         records = loader.records_of(cfg, "val")
         watch = Stopwatch(net, world.device)
         run = scorer(net, cfg, world, protocol, args.chunk)

@@ -291,7 +291,7 @@ def compute_rate(subject: Subject) -> float:
     on_gpu = torch.cuda.is_available()
     # Compilation would take longer than the whole check
     cfg = cfg.model_copy(update={"compile": False, "batch_size": cfg.batch_size if on_gpu else min(2, cfg.batch_size)})
-    step = Step(cfg, dist.World(device=torch.device("cuda", 0) if on_gpu else torch.device("cpu")), unoptimised=False)
+    step = Step(cfg, dist.World(device=torch.device("cuda", 0) if on_gpu else torch.device("cpu")), bare=False)
     if on_gpu:
         step.run()  # warm-up: the first step selects kernels
     began = time.perf_counter()

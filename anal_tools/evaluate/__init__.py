@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     work = parser.add_argument_group("how it is computed")
     work.add_argument("--chunk", type=positive, metavar="N", help="views at once (default: found by measuring)")
     work.add_argument(
-        "--plain", action="store_true", dest="as_trained", help="the network as trained, not in its fastest form"
+        "--plain", action="store_true", dest="as_is", help="the network as trained, not in its fastest form"
     )
 
 
@@ -128,7 +128,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         )
 
         build = functools.partial(build_for_evaluation, cfg, state, weights, world)
-        net, cost = prepare(cfg, protocol, build, as_trained=args.as_trained)
+        net, cost = prepare(cfg, protocol, build, as_is=args.as_is)
 
         # One process at a time may write this result.
         folder = exp / "results" / name
@@ -136,7 +136,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         world.on_main(lock.lock)
 
         # The parts that a stopped evaluation left, if everything that decides a score is the same.
-        how = {"as_trained": args.as_trained, "number_format": args.keep, "device": world.device.type}
+        how = {"as_is": args.as_is, "number_format": args.keep, "device": world.device.type}
         find_key = functools.partial(identity.identity, cfg, records, protocol, net, weights_hash=weights_hash, **how)
         earlier = Earlier(world, folder, len(records), find_key)
 

@@ -54,7 +54,7 @@ def identity(
     net: nn.Module,
     *,
     weights_hash: str,
-    as_trained: bool,
+    as_is: bool,
     number_format: str,
     device: str,
 ) -> dict[str, object]:
@@ -66,7 +66,7 @@ def identity(
         protocol: which views of a video, at which size.
         net: the network in the form that scores.
         weights_hash: sha256 of the weights file.
-        as_trained: the network is used as trained, not in its fastest form.
+        as_is: the network is used as trained, not in its fastest form.
         number_format: format in which the views are kept.
         device: kind of device, "cpu" or "cuda".
 
@@ -91,7 +91,7 @@ def identity(
         "views": views,
         "colours": {"mean": list(cfg.augmentation.mean), "std": list(cfg.augmentation.std)},
         "numbers": {"precision": cfg.precision, "kept": number_format},
-        "form": "as trained (--plain)" if as_trained else "fastest",
+        "form": "as trained (--plain)" if as_is else "fastest",
         "device": device,
         "libraries": _versions(),
         "code": source_hashes({f"methods.{cfg.model.type}", reader_module, *types}),

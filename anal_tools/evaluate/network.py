@@ -125,16 +125,14 @@ def build_for_evaluation(cfg: Config, state: State, weights: Path, world: World)
     return place(net, world.device, cfg.precision).eval()
 
 
-def prepare(
-    cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, as_trained: bool
-) -> tuple[nn.Module, Cost]:
+def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, as_is: bool) -> tuple[nn.Module, Cost]:
     """Return the network that scores the views of a protocol, and what a view costs.
 
     Args:
         cfg: a loaded configuration.
         protocol: the views that there will be.
         build: returns the network, in evaluation mode on its device.
-        plain: leave the network as trained, instead of bringing it into a faster form (`quick`).
+        as_is: leave the network as trained, instead of bringing it into a faster form (`quick`).
 
     Returns:
         The network; {gmacs_per_view, gmacs_per_video, parameters}.
@@ -161,7 +159,7 @@ def prepare(
     }
 
     # In half precision rounding alone may exceed `_SAME`.
-    if not as_trained and cfg.precision in ("fp32", "fp64"):
+    if not as_is and cfg.precision in ("fp32", "fp64"):
         net = quick(net, shape, build)
     if protocol.window:
         if not hasattr(net, "window_logits"):

@@ -214,15 +214,10 @@ def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = 
     """
     shares = np.asarray(weights, np.float64) / float(sum(weights))
     if average != "logit":
-        return np.sum(
-            [share * np.asarray(model_scores, np.float64) for model_scores, share in zip(scores, shares, strict=True)],
-            axis=0,
-        )
+        return np.sum([share * np.asarray(one, np.float64) for one, share in zip(scores, shares, strict=True)], axis=0)
 
     # 1e-300: the logarithm of a probability of 0 would be infinite
-    logs = [
-        share * np.log(np.maximum(model_scores, 1e-300)) for model_scores, share in zip(scores, shares, strict=True)
-    ]
+    logs = [share * np.log(np.maximum(one, 1e-300)) for one, share in zip(scores, shares, strict=True)]
     return metrics.probabilities(np.sum(logs, axis=0))
 
 

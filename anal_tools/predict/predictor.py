@@ -77,7 +77,7 @@ class Predictor:
 
 
 def from_experiment(
-    target: Path, checkpoint_name: str | None, overrides: list[str], world: World, *, as_trained: bool = False
+    target: Path, checkpoint_name: str | None, overrides: list[str], world: World, *, as_is: bool = False
 ) -> Predictor:
     """Return the model of an experiment folder, or of a checkpoint that holds its config.
 
@@ -86,7 +86,7 @@ def from_experiment(
         checkpoint_name: best, latest or a file (also of another project); used with a folder.
         overrides: `key=value` texts.
         world: the ranks, and the device to compute on.
-        as_trained: leave the network as trained, instead of the form that an evaluation uses.
+        as_is: leave the network as trained, instead of the form that an evaluation uses.
 
     Raises:
         UserError: no such file, or weights that do not fit.
@@ -126,7 +126,7 @@ def from_experiment(
     spec = eval_spec(cfg)
     build = functools.partial(build_for_evaluation, cfg, state, weights, world)
     return Predictor(
-        net=prepare(cfg, Protocol(spec), build, as_trained=as_trained)[0],
+        net=prepare(cfg, Protocol(spec), build, as_is=as_is)[0],
         spec=spec,
         normalise=evaluate.normaliser(cfg),
         autocast=lambda: autocast(cfg.precision, world.device),

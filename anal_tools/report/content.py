@@ -318,21 +318,20 @@ def comparison(experiments: Sequence[Experiment]) -> dict[str, object]:
     """Return the tests of all pairs, the changes of the classes, and the differences between the experiments."""
     pairs = []
     for a, b in itertools.combinations(range(len(experiments)), 2):
-        pairing = compare.pair(experiments[a].results, experiments[b].results)
+        paired = compare.pair(experiments[a].results, experiments[b].results)
         pairs.append(
             {
                 "a": a,
                 "b": b,
-                "videos": len(pairing.rows_a),
-                "only_a": pairing.only_a,
-                "only_b": pairing.only_b,
-                "difference": pairing.difference,
+                "videos": len(paired.rows_a),
+                "only_a": paired.only_a,
+                "only_b": paired.only_b,
+                "difference": paired.difference,
                 "interval": [
-                    round(100 * end, 4)
-                    for end in scoring.interval(pairing.right_b.astype(np.float64) - pairing.right_a)
+                    round(100 * end, 4) for end in scoring.interval(paired.right_b.astype(np.float64) - paired.right_a)
                 ],
-                "p": pairing.p,
-                "classes": [_number(value) for value in pairing.change],
+                "p": paired.p,
+                "classes": [_number(value) for value in paired.change],
             }
         )
 

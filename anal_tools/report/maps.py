@@ -113,7 +113,7 @@ def make(
     source = media.source_of(exp, results)
 
     folder.mkdir(parents=True, exist_ok=True)
-    maps_by_row: dict[int, Maps] = {}
+    maps: dict[int, Maps] = {}
     looked: list[str] = []
     failed = other = done = 0
     # Each fold has its own network
@@ -129,22 +129,18 @@ def make(
                     continue
                 # Built at the first video that can be read: the choice of the layer needs a clip
                 looker = looker or looker_of(part, crops, layer)
-                maps_by_row[row], same = _sheets(looker, source, row, seen, crops, folder)
+                maps[row], same = _sheets(looker, source, row, seen, crops, folder)
                 other += not same
                 done += 1
                 if done % 20 == 0:
                     say(f"maps of {done} of {len(rows)} videos")
         looked += [looker.method] if looker else []
 
-    note = (
-        f"{'; '.join(dict.fromkeys(looked))}, for the {len(maps_by_row)} most confident mistakes."
-        if maps_by_row
-        else ""
-    )
+    note = f"{'; '.join(dict.fromkeys(looked))}, for the {len(maps)} most confident mistakes." if maps else ""
     note += f" {failed} videos could not be read." if failed else ""
     if other:
         note += f" The network answers differently on {other} of them than in the evaluation: is the code another?"
-    return maps_by_row, note.strip()
+    return maps, note.strip()
 
 
 def parts_of(exp: Path, results: Results, rows: Sequence[int]) -> list[tuple[Results, list[int]]]:

@@ -166,7 +166,7 @@ def make(
 
     folder.mkdir(parents=True, exist_ok=True)
     tasks = [(row, number < clips) for number, row in enumerate(rows)]
-    pictures_by_row: dict[int, Pictures] = {}
+    by_row: dict[int, Pictures] = {}
     failed = []
 
     def one(job: tuple[int, bool]) -> tuple[int, Pictures | str]:
@@ -184,22 +184,19 @@ def make(
             if isinstance(pictures, str):
                 failed.append(pictures)
             else:
-                pictures_by_row[row] = pictures
+                by_row[row] = pictures
             if number % 50 == 0:
                 say(f"pictures of {number} of {len(tasks)} videos")
-    return pictures_by_row, failed
+    return by_row, failed
 
 
-def forget_others(folder: Path, pictures_by_row: dict[int, Pictures]) -> None:
+def forget_others(folder: Path, by_row: dict[int, Pictures]) -> None:
     """Delete pictures of earlier reports; leave files alone that no report has written."""
     if not folder.is_dir():
         return
-    kept = {Path(path).name for one in pictures_by_row.values() for path in (one["sheet"], one.get("clip", ""))}
+    kept = {Path(path).name for one in by_row.values() for path in (one["sheet"], one.get("clip", ""))}
     kept |= {
-        Path(path).name
-        for one in pictures_by_row.values()
-        for maps in one.get("maps", {}).values()
-        for _, path in maps["shown"]
+        Path(path).name for one in by_row.values() for maps in one.get("maps", {}).values() for _, path in maps["shown"]
     }
 
     # The names of `stem_of`; .tmp is left by a report that was killed

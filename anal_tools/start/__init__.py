@@ -26,7 +26,7 @@ from anal_tools import folds as pooled
 from anal_tools.doctor.finding import Subject
 from anal_tools.evaluate.results import Results
 from anal_tools.start import recipe, split, videos
-from anal_tools.start.videos import Collection, Video
+from anal_tools.start.videos import Samples, Video
 from anal_tools.text import shown
 from datasets.lists.records import Records
 from datasets.readers import facts_cache
@@ -150,25 +150,22 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
         UserError: these videos are no data set; one sentence says why.
     """
     # Look at every video
-    collection = videos.look(args.folder, args.leave_out)
-    _check_names(collection, trust=args.trust)
-    entries, copies = _scan(exp, collection)
-    notes = [
-        f"{len(collection.videos)} videos of {len(collection.classes)} classes, by {collection.source}",
-        *collection.notes,
-    ]
+    samples = videos.look(args.folder, args.leave_out)
+    _check_names(samples, trust=args.trust)
+    entries, copies = _scan(exp, samples)
+    notes = [f"{len(samples.videos)} videos of {len(samples.classes)} classes, by {samples.source}", *samples.notes]
     print("\n".join(map(shown, notes)))
 
     # Divide them
     weights = _weights(args.weights)
-    sides = _divide(collection, copies, args)
-    _write_lists(exp / "lists", collection, sides)
+    sides = _divide(samples, copies, args)
+    _write_lists(exp / "lists", samples, sides)
 
     # Choose a recipe, and write the experiment
     facts = recipe.Facts(
-        kind=collection.kind,
+        kind=samples.kind,
         train=sides.train,
-        classes=collection.classes,
+        classes=samples.classes,
         frames=np.array([entry["frames"] for entry in entries]),
         short_side=np.array([min(entry["height"], entry["width"]) for entry in entries]),
         long_side=np.array([max(entry["height"], entry["width"]) for entry in entries]),
@@ -178,11 +175,11 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     chosen = recipe.choose(
         facts, name=args.recipe, weights=weights, size=args.size, segments=args.segments, epochs=args.epochs
     )
-    _write_experiment(exp, collection, chosen, facts, folds=bool(args.folds), seed=args.seed)
+    _write_experiment(exp, samples, chosen, facts, folds=bool(args.folds), seed=args.seed)
 
     # Print the choices and their reasons
     print(f"split: {sides}")
-    lacking = [collection.classes[label] for label in sides.lacking]
+    lacking = [samples.classes[label] for label in sides.lacking]
     if lacking:
         print(f"  {listed('no held-out video of', lacking)}; --folds {split.FOLDS} holds out each video once")
     print("\n".join(f"{key}: {text}" for key, text in chosen.why))
@@ -190,9 +187,9 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     return chosen.views
 
 
-def _check_names(collection: Collection, *, trust: bool) -> None:
+def _check_names(samples: Samples, *, trust: bool) -> None:
     """Refuse file names that hold another class than their folder, unless the user trusts the folders."""
-    wrong = [] if trust else videos.contradictions(collection)
+    wrong = [] if trust else videos.contradictions(samples)
     if wrong:
         raise UserError(
             f"{listed('file names that contradict their class', map(shown, wrong), most=5)}; move these files, or take "
@@ -215,7 +212,7 @@ class Sides:
     Attributes:
         labels: (N,) class of each video.
         places: (N,) fold in which each video is held out.
-        wanted: the fold that is held out where no folds are asked for.
+        held_out_fold: the fold that is held out where no folds are asked for.
         folds: number of folds; None for a single division.
         why: how the groups were found.
     """
@@ -242,7 +239,7 @@ class Sides:
         return f"{f'{self.folds} folds' if self.folds else numbers}; {self.why}"
 
 
-def _divide(collection: Collection, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
+def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
     """Divide the videos by the options of the command.
 
     Raises:
@@ -251,29 +248,29 @@ def _divide(collection: Collection, copies: Sequence[Sequence[int]], args: argpa
     count = args.folds or split.FOLDS
     if count < 2:
         raise UserError(f"--folds {count}: give 2 or more")
-    division = split.divide(collection, copies, group=args.group, count=count)
-    given = any(one.split for one in collection.videos)
+    division = split.divide(samples, copies, group=args.group, count=count)
+    given = any(one.split for one in samples.videos)
     if args.folds and given:
         raise UserError("--folds: these videos have a split of their own; put all of them into class folders for folds")
 
-    numbers = {name: number for number, name in enumerate(collection.classes)}
-    labels = [numbers[one.label] for one in collection.videos]
+    numbers = {name: number for number, name in enumerate(samples.classes)}
+    labels = [numbers[one.label] for one in samples.videos]
     # A split of the videos holds out fold 0; with folds `held_out_fold` is not used
     held_out_fold = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
     return Sides(labels, division.places, held_out_fold, count if args.folds else None, division.why)
 
 
 def _write_experiment(
-    exp: Path, collection: Collection, chosen: recipe.Choices, facts: recipe.Facts, *, folds: bool, seed: int
+    exp: Path, samples: Samples, chosen: recipe.Choices, facts: recipe.Facts, *, folds: bool, seed: int
 ) -> None:
     """Write config.yaml, train.sh and eval.sh."""
     # With folds the config names the lists of the first one
     first = "fold01_" if folds else ""
-    paths = {"root": collection.root}
+    paths = {"root": samples.root}
     paths |= {name: str(exp / "lists" / f"{first}{name}.txt") for name in ("train", "val")}
     paths |= {"classes": str(exp / "lists" / "classInd.txt"), "facts": str(exp / "scan" / "facts.bin")}
     quoted = {name: json.dumps(path, ensure_ascii=False) for name, path in paths.items()}
-    about = new.printable(f"{len(collection.classes)} classes of {collection.root}")
+    about = new.printable(f"{len(samples.classes)} classes of {samples.root}")
     files.write_text(
         exp / "config.yaml", recipe.config_text(chosen, facts, quoted, folds=folds, seed=seed, about=about)
     )
@@ -281,41 +278,41 @@ def _write_experiment(
     new.write_scripts(exp)
 
 
-def _scan(exp: Path, collection: Collection) -> tuple[list[dict], list[list[int]]]:
+def _scan(exp: Path, samples: Samples) -> tuple[list[dict], list[list[int]]]:
     """Examine every file, drop those that cannot be read, and turn seconds into frames.
 
     Returns:
         The scan's result for the file of each remaining sample, and the rows of samples that are the same video.
     """
-    by_path, source_of = _examined(exp, collection)
-    _keep_readable(collection, by_path)
-    for one in collection.videos:
+    by_path, source_of = _examined(exp, samples)
+    _keep_readable(samples, by_path)
+    for one in samples.videos:
         one.source = source_of[one.path]
 
     # Where some samples are parts, the others are parts too: from their first frame to their last
-    if any(one.frames >= 0 for one in collection.videos):
-        for one in collection.videos:
+    if any(one.frames >= 0 for one in samples.videos):
+        for one in samples.videos:
             one.frames = one.frames if one.frames >= 0 else by_path[one.path]["frames"]
 
     # Samples are the same video where the same frames of the same source are meant
     rows_of: dict[tuple[str, int, int], list[int]] = {}
-    for row, one in enumerate(collection.videos):
+    for row, one in enumerate(samples.videos):
         rows_of.setdefault((one.source, one.first, one.frames), []).append(row)
-    return [by_path[one.path] for one in collection.videos], [rows for rows in rows_of.values() if len(rows) > 1]
+    return [by_path[one.path] for one in samples.videos], [rows for rows in rows_of.values() if len(rows) > 1]
 
 
-def _examined(exp: Path, collection: Collection) -> tuple[dict[str, dict], dict[str, str]]:
+def _examined(exp: Path, samples: Samples) -> tuple[dict[str, dict], dict[str, str]]:
     """Examine every file once; a second start keeps what the first one has examined.
 
     Returns:
         path -> result of the scan, and path -> the first of the files that hold the same video.
     """
-    paths = list(dict.fromkeys(one.path for one in collection.videos))
+    paths = list(dict.fromkeys(one.path for one in samples.videos))
     every = exp / "scan" / "files.txt"
     every.parent.mkdir(parents=True, exist_ok=True)
     # A list of all files with label 0: classes are not needed yet
     files.write(every, "".join(f"{path}\t0\n" for path in paths).encode("utf-8", "surrogateescape"))
-    records = Records.load(every, collection.root, num_class=None)
+    records = Records.load(every, samples.root, num_class=None)
     spec = ReaderSpec("frames", missing_share=Data().missing_share)
 
     workers = len(os.sched_getaffinity(0))
@@ -331,7 +328,7 @@ def _examined(exp: Path, collection: Collection) -> tuple[dict[str, dict], dict[
     return dict(zip(paths, entries, strict=True)), source_of
 
 
-def _keep_readable(collection: Collection, by_path: Mapping[str, dict]) -> None:
+def _keep_readable(samples: Samples, by_path: Mapping[str, dict]) -> None:
     """Drop the samples that cannot be read, and note how many.
 
     Raises:
@@ -339,23 +336,21 @@ def _keep_readable(collection: Collection, by_path: Mapping[str, dict]) -> None:
     """
     bad = [f"{path}: {entry['bad']}" for path, entry in by_path.items() if entry["bad"]]
     if bad:
-        collection.notes.append(listed(f"{len(bad)} files cannot be read and are left out", bad[:5]))
-    collection.videos = [
-        one
-        for one in collection.videos
-        if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], collection)
+        samples.notes.append(listed(f"{len(bad)} files cannot be read and are left out", bad[:5]))
+    samples.videos = [
+        one for one in samples.videos if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], samples)
     ]
 
-    if not collection.videos:
+    if not samples.videos:
         first = bad[0] if bad else next(iter(by_path))
-        raise UserError(f"{collection.root}: none of its {len(by_path)} videos can be read, first: {first}")
+        raise UserError(f"{samples.root}: none of its {len(by_path)} videos can be read, first: {first}")
 
-    gone = sorted(set(collection.classes) - {one.label for one in collection.videos})
+    gone = sorted(set(samples.classes) - {one.label for one in samples.videos})
     if gone:
         raise UserError(f"{listed('no readable video of', gone)}; add videos, or --leave-out CLASS")
 
 
-def _in_frames(one: Video, entry: dict, collection: Collection) -> bool:
+def _in_frames(one: Video, entry: dict, samples: Samples) -> bool:
     """Turn the seconds of a part into frames; return False and note it where the file ends too early."""
     if one.start is None and one.end is None:
         return True
@@ -365,21 +360,21 @@ def _in_frames(one: Video, entry: dict, collection: Collection) -> bool:
     one.frames = last - one.first
 
     if one.frames < 1:
-        collection.notes.append(
+        samples.notes.append(
             f"{one.path}: left out, it ends at {entry['frames'] / rate:.1f} s and the clip starts at {one.start:g} s"
         )
     return one.frames >= 1
 
 
-def _write_lists(folder: Path, collection: Collection, sides: Sides) -> None:
+def _write_lists(folder: Path, samples: Samples, sides: Sides) -> None:
     """Write classInd.txt, and train.txt and val.txt or such a pair for each fold."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = "".join(f"{label} {name}\n" for label, name in enumerate(collection.classes))
+    names = "".join(f"{label} {name}\n" for label, name in enumerate(samples.classes))
     files.write_text(folder / "classInd.txt", names, errors="surrogateescape")
     # A list has the columns first and frames in all of its lines or in none
-    has_parts = any(one.frames >= 0 for one in collection.videos)
+    has_parts = any(one.frames >= 0 for one in samples.videos)
     lines = []
-    for one, label in zip(collection.videos, sides.labels, strict=True):
+    for one, label in zip(samples.videos, sides.labels, strict=True):
         part = [str(one.first), str(one.frames)] if has_parts else []
         lines.append("\t".join([one.path, *part, str(label)]) + "\n")
 

@@ -67,13 +67,11 @@ def open_folder(out: Path, settings: files.Row) -> None:
     file = out / SETTINGS
     if file.exists():
         try:
-            existing = json.loads(file.read_text(encoding="utf-8"))
+            saved = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            existing = None
-        if existing != settings:
-            raise UserError(
-                f"demo-data: {file} is of other settings ({existing}); delete {out} or choose another --out"
-            )
+            saved = None
+        if saved != settings:
+            raise UserError(f"demo-data: {file} is of other settings ({saved}); delete {out} or choose another --out")
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"demo-data: {out} is not empty and was not made by demo-data; choose another --out")
 

@@ -57,24 +57,20 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     # Read both tables; a video may not be in both.
-    corrections: dict[Key, Correction] = {}
+    by_key: dict[Key, Correction] = {}
     for file, drop in ((args.drop, True), (args.relabel, False)):
         for key, one in (read_table(file, drop=drop) if file else {}).items():
-            if key in corrections:
-                raise UserError(
-                    f"{one.where}: {_shown(key)} is in {corrections[key].where} too; leave it in one of them"
-                )
-            corrections[key] = one
+            if key in by_key:
+                raise UserError(f"{one.where}: {_shown(key)} is in {by_key[key].where} too; leave it in one of them")
+            by_key[key] = one
 
     # Nothing is written before all corrections fit.
-    data, done = corrected(os.fspath(args.list), corrections)
+    data, done = corrected(os.fspath(args.list), by_key)
     # The tables may cover several lists, but a list without any correction is a mistake.
-    absent = [key for key in corrections if key not in done]
+    absent = [key for key in by_key if key not in done]
 
     if not done:
-        rows = (
-            f"none of the {len(corrections)} videos of the table is in it" if corrections else "the table has no rows"
-        )
+        rows = f"none of the {len(by_key)} videos of the table is in it" if by_key else "the table has no rows"
         raise UserError(f"{args.list}: {rows}; name the list that was evaluated")
 
     if args.out.exists() and not args.force and args.out.read_bytes() != data:
@@ -86,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"--out: {error.filename}: {error.strerror}") from error
 
-    dropped = sum(corrections[key].new is None for key in done)
+    dropped = sum(by_key[key].new is None for key in done)
     print(f"{args.out}: {dropped} videos left out, {len(done) - dropped} with another label")
     if absent:
         more = ", ..." if len(absent) > 3 else ""
@@ -110,7 +106,7 @@ def read_table(file: Path, *, drop: bool) -> dict[Key, Correction]:
         UserError: the table has an error; the message has the file and the line.
     """
     needed = ["path", "label"] + ([] if drop else ["suggested"])
-    corrections: dict[Key, Correction] = {}
+    table: dict[Key, Correction] = {}
 
     try:
         # Spreadsheets write a byte order mark; paths may hold any bytes.
@@ -126,17 +122,15 @@ def read_table(file: Path, *, drop: bool) -> dict[Key, Correction]:
                 where = f"{file}:{rows.line_num}"
                 entry, label = _number(row, "entry", where, default=1), _number(row, "label", where)
                 key = (os.fsencode(row["path"] or ""), entry)
-                if key in corrections:
-                    raise UserError(
-                        f"{where}: {_shown(key)} is also in {corrections[key].where}; delete one of the lines"
-                    )
-                corrections[key] = Correction(where, label, None if drop else _number(row, "suggested", where))
+                if key in table:
+                    raise UserError(f"{where}: {_shown(key)} is also in {table[key].where}; delete one of the lines")
+                table[key] = Correction(where, label, None if drop else _number(row, "suggested", where))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except csv.Error as error:
         raise UserError(f"{file}: this is not a csv file ({error})") from error
 
-    return corrections
+    return table
 
 
 def _number(row: Mapping[str, str | None], name: str, where: str, default: int | None = None) -> int:

@@ -92,7 +92,7 @@ def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
     return sorted(videos), folders
 
 
-def letters_and_digits(name: str) -> str:
+def letters(name: str) -> str:
     """Reduce a class name to letters and digits: tools change its case, blanks, underscores and punctuation."""
     return re.sub(r"[^a-z0-9]+", "", name.lower())
 
@@ -110,9 +110,9 @@ def best(candidates: list[Media], class_name: str, split: str) -> Media:
     """Return one of several videos of a name: in a folder of its class, of its split, else the first by path."""
 
     def rank(one: Media) -> tuple[bool, bool, int, str]:
-        parents = [letters_and_digits(part) for part in one.path.split("/")[:-1]]
+        parents = [letters(part) for part in one.path.split("/")[:-1]]
         # `val` matches `validation`, and `tra` matches `training`.
-        in_split = any(part.startswith(letters_and_digits(split)[:3]) for part in parents)
-        return letters_and_digits(class_name) not in parents, not in_split, len(parents), one.path
+        in_split = any(part.startswith(letters(split)[:3]) for part in parents)
+        return letters(class_name) not in parents, not in_split, len(parents), one.path
 
     return min(candidates, key=rank)

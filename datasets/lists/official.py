@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.lists.files import letters_and_digits
+from datasets.lists.files import letters
 from utils.faults import UserError, did_you_mean
 
 
@@ -108,15 +108,13 @@ def read_folds(data_set: str, files: Sequence[Path]) -> Annotations:
 
 def _pick(files: Sequence[Path], pattern: str, what: str) -> Path:
     """Return the one file whose name matches a pattern. Raise UserError if there is none, or more than one."""
-    matches = [file for file in files if re.fullmatch(pattern, file.name, re.IGNORECASE)]
-    if len(matches) == 1:
-        return matches[0]
-    if not matches:
+    paths = [file for file in files if re.fullmatch(pattern, file.name, re.IGNORECASE)]
+    if len(paths) == 1:
+        return paths[0]
+    if not paths:
         names = ", ".join(file.name for file in files[:8]) or "nothing"
         raise UserError(f"--annotations: {what} is missing (expected a name like {pattern}); found {names}")
-    raise UserError(
-        f"--annotations: several files could be {what}: {', '.join(map(str, matches))}; name the right ones"
-    )
+    raise UserError(f"--annotations: several files could be {what}: {', '.join(map(str, paths))}; name the right ones")
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
@@ -168,10 +166,8 @@ def _ucf101(files: Sequence[Path], split: int) -> Annotations:
                 raise UserError(f"{where}: expected `CLASS/NAME.avi`, found {line[:60]!r}")
             # The test lists have no labels; the class is always the folder's name.
             if label and label.strip() != str(numbers.get(class_name)):
-                listed_number = numbers.get(class_name, "unknown")
-                raise UserError(
-                    f"{where}: label {label.strip()}, but classInd.txt numbers {class_name} as {listed_number}"
-                )
+                known = numbers.get(class_name, "unknown")
+                raise UserError(f"{where}: label {label.strip()}, but classInd.txt numbers {class_name} as {known}")
             splits[key].append(Item((file.rsplit(".", 1)[0],), class_name, where))
 
     return Annotations(list(numbers), splits)
@@ -317,13 +313,13 @@ def reorder(annotations: Annotations, order: Sequence[str], file: Path) -> None:
         UserError: the other list lacks a class.
     """
     # Two names of the list that differ only in such characters must match exactly.
-    spelled = {letters_and_digits(name): name for name in order}
+    spelled = {letters(name): name for name in order}
     if len(spelled) < len(order):
         spelled = {name: name for name in order}
 
     renamed: dict[str, str] = {}
     for name in annotations.classes:
-        spelling = spelled.get(letters_and_digits(name)) or spelled.get(name)
+        spelling = spelled.get(letters(name)) or spelled.get(name)
         if spelling is None:
             raise UserError(f"{file}: there is no class {name!r}{did_you_mean(name, order)}")
         renamed[name] = spelling

@@ -223,13 +223,13 @@ class MemcachedPool:
             if server is None:
                 counts["no_server"] += len(keys)
                 return {}
-            answers = self._read(state, server, keys, began + self.settings.timeout)
+            values = self._read(state, server, keys, began + self.settings.timeout)
         finally:
             state.lock.release()
 
         # Check outside the lock, so that another thread can use the server.
         payloads = {}
-        for key, (header, payload) in answers.items():
+        for key, (header, payload) in values.items():
             try:
                 self.seal.check(key, header, payload)
             except CorruptValue:
@@ -247,9 +247,7 @@ class MemcachedPool:
         self, state: _State, server: Server, keys: Sequence[bytes], deadline: float
     ) -> dict[bytes, tuple[bytes, bytes]]:
         try:
-            answers = server.reading.get_many(
-                keys, deadline, header_bytes=self.seal.header_bytes, largest=state.largest
-            )
+            values = server.reading.get_many(keys, deadline, header_bytes=self.seal.header_bytes, largest=state.largest)
         except TimeoutError:
             # A slow server and a faulty one leave the stream in an unknown state, so both are taken out of use.
             state.counts["timeouts"] += 1
@@ -260,7 +258,7 @@ class MemcachedPool:
         else:
             # The next failure starts with the shortest wait again.
             server.failures = 0
-            return answers
+            return values
         return {}
 
     def _failed(self, state: _State, server: Server, why: str) -> None:

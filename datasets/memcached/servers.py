@@ -29,9 +29,7 @@ def servers_of(section: Any) -> dict[str, Any]:
     Raises:
         UserError: the file of servers cannot be read, or the name of a server is wrong.
     """
-    values: dict[str, Any] = {
-        name: getattr(section, name) for name in ("timeout_ms", "connect_timeout_ms", "namespace")
-    }
+    spec: dict[str, Any] = {name: getattr(section, name) for name in ("timeout_ms", "connect_timeout_ms", "namespace")}
 
     secret = section.secret_file
     if section.servers == "auto":
@@ -48,7 +46,7 @@ def servers_of(section: Any) -> dict[str, Any]:
     for server in servers:
         parse(server)
     # Absolute: reader processes may run in another folder.
-    return values | {"servers": servers, "secret_file": secret and os.path.abspath(secret)}
+    return spec | {"servers": servers, "secret_file": secret and os.path.abspath(secret)}
 
 
 @functools.cache

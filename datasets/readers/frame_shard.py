@@ -183,13 +183,11 @@ class FrameShard:
             fps=float(header["fps"]),
         )
 
-        description = self.description
-        if min(description.height, description.width) < 1 or not (
-            math.isfinite(description.fps) and description.fps >= 0
-        ):
-            claim = f"{description.width}x{description.height} at {description.fps:g} frames/s"
-            raise MediaError(self.path, f"its header says {claim}; dump this video again")
-        self._prefix, self._suffix = _split(description.template)
+        about = self.description
+        if min(about.height, about.width) < 1 or not (math.isfinite(about.fps) and about.fps >= 0):
+            reason = f"its header says {about.width}x{about.height} at {about.fps:g} frames/s; dump this video again"
+            raise MediaError(self.path, reason)
+        self._prefix, self._suffix = _split(about.template)
 
     def close(self) -> None:
         """Close the file. Data that was read stays valid."""

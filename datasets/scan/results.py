@@ -54,13 +54,11 @@ def write(
     from datasets.scan import page as scan_page
 
     summary: files.Row = {"format": "zoetrope.scan/1", "decode": level, "seconds": round(seconds, 1)}
-    summary["lists"] = [
-        _of_list(records, list_entries, classes, level) for records, list_entries in zip(lists, entries, strict=True)
-    ]
+    summary["lists"] = [_of_list(records, rows, classes, level) for records, rows in zip(lists, entries, strict=True)]
     summary["same"] = [_of_group(group, lists) for group in groups]
 
-    for records, list_entries in zip(lists, entries, strict=True):
-        files.write(out / clean_name(records.list_file), _clean(records, list_entries))
+    for records, rows in zip(lists, entries, strict=True):
+        files.write(out / clean_name(records.list_file), _clean(records, rows))
     files.write(out / SUMMARY, json.dumps(summary, indent=1).encode("ascii"))
     files.write(out / PAGE, scan_page.render(summary).encode("utf-8"))
 

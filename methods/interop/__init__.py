@@ -213,42 +213,36 @@ def load_tensors(
     needed_options = {**module.NEEDS, **result.needs, **(needs or {})}
     shown = implied(result.state, state, name, needed_options)
     problems = _wrong_options(model, {key: text for key, text in needed_options.items() if key not in accept})
-    model_state = model.state_dict()
+    ours = model.state_dict()
     if classifier is None:
         # tensors that are no matrix are reported as misfits below
         classes = result.state.get("classifier.weight")
-        classifier = classes is not None and (
-            classes.dim() == 0 or len(classes) == len(model_state["classifier.weight"])
-        )
+        classifier = classes is not None and (classes.dim() == 0 or len(classes) == len(ours["classifier.weight"]))
     result.state = _fitted(model, result, slow_first=module.SLOW_FIRST, classifier=bool(classifier))
 
-    good = {
-        key: value
-        for key, value in result.state.items()
-        if key in model_state and model_state[key].shape == value.shape
-    }
+    good = {key: value for key, value in result.state.items() if key in ours and ours[key].shape == value.shape}
     shapes = [
-        f"{key} {tuple(value.shape)} for {tuple(model_state[key].shape)}"
+        f"{key} {tuple(value.shape)} for {tuple(ours[key].shape)}"
         for key, value in result.state.items()
-        if key in model_state and key not in good
+        if key in ours and key not in good
     ]
     # parts of a head that this file does not have may stay new
     absent = [part for part in getattr(module, "HEADS", ()) if not any(key.startswith(part) for key in result.state)]
     optional = () if classifier else (*_CLASSIFIERS, *absent)
     if encoder_only:
-        optional = tuple(key for key in model_state if not key.startswith(_ENCODER))
+        optional = tuple(key for key in ours if not key.startswith(_ENCODER))
     # counts of batches change nothing, and old files lack them
-    needed = [key for key in model_state if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
+    needed = [key for key in ours if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
 
     report = Report(
         family=name,
         loaded=list(good),
         reshaped={key: how for key, how in result.changed.items() if key in good},
         missing=[key for key in needed if key not in good],
-        unexpected=[*result.unknown, *(key for key in result.state if key not in model_state), *shapes],
+        unexpected=[*result.unknown, *(key for key in result.state if key not in ours), *shapes],
         skipped=result.skipped,
         carried=list(result.carried),
-        fresh=[key for key in model_state if key not in good and key.startswith(optional)] if optional else [],
+        fresh=[key for key in ours if key not in good and key.startswith(optional)] if optional else [],
         implied=shown,
     )
 
@@ -297,9 +291,7 @@ def _other_network(shown: Mapping[str, Any], model: nn.Module) -> list[str]:
     theirs = {key: shown[key] for key in mine if shown.get(key, mine[key]) != mine[key]}
     if not theirs:
         return []
-    names = [
-        " ".join(str(value) for value in options.values()) for options in (theirs, {key: mine[key] for key in theirs})
-    ]
+    names = [" ".join(str(value) for value in side.values()) for side in (theirs, {key: mine[key] for key in theirs})]
     return [f"the file holds weights of {names[0]}, the model is {names[1]}"]
 
 
@@ -476,7 +468,7 @@ def _equal(one: str, other: str) -> bool:
 
 def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, classifier: bool) -> dict[str, Tensor]:
     """Return the state with the changes that this model needs; notes go to `result.changed` and `result.skipped`."""
-    model_state = model.state_dict()
+    ours = model.state_dict()
     state = dict(result.state)
     without = getattr(model, "weights_without", ())
 
@@ -491,7 +483,7 @@ def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, cla
             state[mean] = state[mean] - state.pop(name)
             result.changed[mean] = "bias of the convolution before it subtracted"
 
-    inflated = inflate(state, {name: tensor.shape for name, tensor in model_state.items()})
+    inflated = inflate(state, {name: tensor.shape for name, tensor in ours.items()})
     result.changed.update({name: "inflated" for name in state if inflated[name] is not state[name]})
 
     # the two pathways of SlowFast meet in the classifier, and projects concatenate them in different orders

@@ -47,11 +47,9 @@ class HfConfig:
         self.path = path
         self.values = values
 
-    def _wrong(self, name: str, expected: str) -> UserError:
+    def _wrong(self, name: str, needed: str) -> UserError:
         shown = repr(self.values.get(name))
-        return UserError(
-            f"{self.path}: {name} is {shown[:60]}, and must be {expected}; take another copy of the folder"
-        )
+        return UserError(f"{self.path}: {name} is {shown[:60]}, and must be {needed}; take another copy of the folder")
 
     def count(self, name: str, default: int, *, least: int = 1, most: int = _MOST) -> int:
         """Return a whole number from `least` to `most`."""

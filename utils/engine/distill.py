@@ -174,11 +174,9 @@ def find(teacher: Path, student: Config) -> Source:
     """
     if teacher.is_dir():
         cfg = config.load(teacher)
-        candidates = [
-            path for name in (checkpoint.BEST, checkpoint.LATEST) if (path := checkpoint.newest(teacher, name))
-        ]
+        paths = [path for name in (checkpoint.BEST, checkpoint.LATEST) if (path := checkpoint.newest(teacher, name))]
         other = Path(cfg.model.pretrained) if isinstance(cfg.model.pretrained, str) else None
-        source = Source(cfg, candidates[0], _state_in(candidates[0])) if candidates else Source(cfg, other, None)
+        source = Source(cfg, paths[0], _state_in(paths[0])) if paths else Source(cfg, other, None)
     elif teacher.is_file():
         source = _of_file(teacher, student)
     else:

@@ -72,11 +72,9 @@ class Learner:
         """Switch to training mode and drop the gradients; return how this step mixes neighbouring clips."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        augmentation = self.cfg.augmentation
-        alphas = {"mix_up": augmentation.mix_up, "cutmix": augmentation.cutmix}
-        return mixup.draw(
-            self.cfg.seed, step, **alphas, switch=augmentation.mix_up_switch, side=augmentation.input_size
-        )
+        settings = self.cfg.augmentation
+        alphas = {"mix_up": settings.mix_up, "cutmix": settings.cutmix}
+        return mixup.draw(self.cfg.seed, step, **alphas, switch=settings.mix_up_switch, side=settings.input_size)
 
     @contextlib.contextmanager
     def micro_batch(self, step: int, batch: Batch, *, is_last: bool) -> Iterator[None]:
@@ -92,9 +90,9 @@ class Learner:
         Returns:
             clips (B, C, T, H, W), normalised; labels, those of the mirror images where `data.flip_labels` names them.
         """
-        augmentation, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
+        settings, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
         # (B, T, H, W, C) -> (B, C, T, H, W)
-        clips = transforms.augment(batch.clips, batch.drawn, mean=augmentation.mean, std=augmentation.std, dtype=dtype)
+        clips = transforms.augment(batch.clips, batch.drawn, mean=settings.mean, std=settings.std, dtype=dtype)
         if mix is not None:
             clips = mixup.apply(clips, mix)
 
@@ -274,12 +272,8 @@ def _trained(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
     net = _filled(arguments, source)
 
     torch.manual_seed(0)
-    fresh = {
-        key: parameter
-        for key, parameter in methods.build(**arguments).named_parameters()
-        if key.startswith("classifier.")
-    }
-    if all(torch.equal(net.get_parameter(key), parameter) for key, parameter in fresh.items()):
+    fresh = {key: init for key, init in methods.build(**arguments).named_parameters() if key.startswith("classifier.")}
+    if all(torch.equal(net.get_parameter(key), init) for key, init in fresh.items()):
         raise UserError(
             f"common.distill.teacher: {source.file or 'the experiment'} holds no trained classifier for these classes: "
             "train the teacher first, or name its weights"

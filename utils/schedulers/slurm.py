@@ -320,9 +320,7 @@ def _share(mem: str, tasks: int, per_node: int) -> str:
 
 def _foreign_path() -> list[str]:
     """Return PYTHONPATH without our own repository, which the job's copy of the code replaces."""
-    excluded = {str(ROOT), ""}
+    skip = {str(ROOT), ""}
     return [
-        part
-        for part in os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        if part not in excluded and part.isprintable()
+        part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in skip and part.isprintable()
     ]

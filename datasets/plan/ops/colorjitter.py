@@ -41,9 +41,5 @@ class ColorJitter:
 
 def from_config(cfg: Config) -> ColorJitter | None:
     """See the package."""
-    augmentation = cfg.augmentation
-    return (
-        None
-        if augmentation.colorjitter is None
-        else ColorJitter(augmentation.colorjitter, augmentation.colorjitter_per_frame)
-    )
+    recipe = cfg.augmentation
+    return None if recipe.colorjitter is None else ColorJitter(recipe.colorjitter, recipe.colorjitter_per_frame)

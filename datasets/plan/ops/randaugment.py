@@ -94,7 +94,7 @@ class RandAugment:
 
 def from_config(cfg: Config) -> RandAugment | None:
     """See the package."""
-    augmentation = cfg.augmentation
-    if augmentation.randaugment is None:
+    recipe = cfg.augmentation
+    if recipe.randaugment is None:
         return None
-    return RandAugment(rand_policy(augmentation.randaugment), augmentation.randaugment_per_frame)
+    return RandAugment(rand_policy(recipe.randaugment), recipe.randaugment_per_frame)
