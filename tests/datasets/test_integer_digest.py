@@ -51,13 +51,13 @@ class Digest:
 
 def samplings(*, presets: tuple[str, ...] = CONVOLUTIONAL) -> list[Sampling]:
     """Return presets with both kinds of numbers, where they take them."""
-    made = []
+    all_samplings = []
     for preset, numbers in itertools.product(presets, SAMPLINGS.values()):
         try:
-            made.append(Sampling(preset, **numbers))
+            all_samplings.append(Sampling(preset, **numbers))
         except sampling.UserError:
             continue
-    return made
+    return all_samplings
 
 
 def orders() -> str:
@@ -87,8 +87,14 @@ def training_plans() -> str:
             rule, 56, crop, random_erasing=(0.5, 0.02, 0.4, 0.3), random_erasing_per_frame=rule.num_segments > 1
         )
         for position, facts in itertools.product(POSITIONS, VIDEOS):
-            made = plan.resolve(plan.draw(3, position // 23, position, spec), facts, spec, 5)
-            digest.add(made.frames, made.box, made.size, made.ops["flip"][0, 0], made.ops["random_erasing"])
+            clip_plan = plan.resolve(plan.draw(3, position // 23, position, spec), facts, spec, 5)
+            digest.add(
+                clip_plan.frames,
+                clip_plan.box,
+                clip_plan.size,
+                clip_plan.ops["flip"][0, 0],
+                clip_plan.ops["random_erasing"],
+            )
     return digest.sha.hexdigest()
 
 
@@ -104,8 +110,8 @@ def evaluation_plans() -> str:
         except views.UserError:
             continue
         for facts in VIDEOS:
-            made = views.resolve_eval(facts, spec, 2)
-            digest.add(made.frames, made.size, made.clip_rows, made.boxes, made.flips)
+            view_plan = views.resolve_eval(facts, spec, 2)
+            digest.add(view_plan.frames, view_plan.size, view_plan.clip_rows, view_plan.boxes, view_plan.flips)
     return digest.sha.hexdigest()
 
 
@@ -122,11 +128,11 @@ def recipe_plans() -> str:
     )
     for position in (*range(40), 10_000_019):
         turn, view = order.turn_of(position, 8, 2)
-        made = plan.resolve(
+        clip_plan = plan.resolve(
             plan.draw(3, turn // 23, position, spec, frames_of=position - 4 * view), VIDEOS[-1], spec, 5
         )
-        digest.add([turn, view], made.frames, made.box, made.ops["randaugment"][..., 0].astype(int))
-        digest.add(made.ops["random_erasing"])
+        digest.add([turn, view], clip_plan.frames, clip_plan.box, clip_plan.ops["randaugment"][..., 0].astype(int))
+        digest.add(clip_plan.ops["random_erasing"])
     for rule, facts, seed in itertools.product(samplings(presets=TRANSFORMERS), VIDEOS, (0, 1)):
         drawn = order.uniforms(seed, 0, 7, plan.TEMPORAL, sampling.uniforms_needed(rule))
         digest.add(sampling.train_frames(rule, facts.frames, facts.fps, drawn))
