@@ -15,7 +15,7 @@ from anal_tools.evaluate.results import Results
 from anal_tools.get_reference_results import write_reference_results
 from anal_tools.text import one_line, shown, write_lines
 from utils import metrics, ranking
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 TOP = 100  # error pairs and videos that are listed

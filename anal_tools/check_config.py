@@ -10,7 +10,7 @@ from datasets.lists import first_look
 from datasets.lists.class_names import read_class_names
 from datasets.lists.records import Records, records_of
 from utils.config import Config, check_files, class_names_file, verb
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from anal_tools.text import columns
 from utils import files, schedulers
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 LOGITS = "logits.npy"

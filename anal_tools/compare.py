@@ -20,7 +20,7 @@ from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.text import shown
 from utils import metrics
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 SHOWN = 10  # classes that are printed; the file has all

@@ -12,7 +12,7 @@ import numpy as np
 
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from anal_tools.compare import Experiment

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.checkpoint_names import BEST, LATEST, present
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:

@@ -18,7 +18,7 @@ from anal_tools.evaluate import scoring
 from anal_tools.evaluate.protocols import FAMILIES
 from anal_tools.evaluate.results import Results
 from anal_tools.score import Row
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 FILE = "dense_sweep"  # in results/<name>/, as .csv and .png

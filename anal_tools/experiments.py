@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from anal_tools import history
 from anal_tools.text import columns
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,7 @@ def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Sourc
     """Return what --check names, else the first videos of the validation list; none if only noise can be compared."""
     from anal_tools.predict.sources import Source, expand
     from datasets.loading.loader import records_of
-    from datasets.readers.facts_cache import family_of
+    from datasets.readers.metadata_cache import family_of
     from utils import config
 
     if args.check:

@@ -19,7 +19,7 @@ from anal_tools.text import columns, shown
 from datasets.lists.folds import list_text, of, untrained
 from datasets.lists.records import Records
 from utils import files, metrics
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 __all__ = ["FOLDER", "RESULT", "of", "untrained"]

@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 from utils import files, log, run_lock
-from utils.faults import UserError, kind_of_file
+from utils.errors import UserError, kind_of_file
 
 # Curve that decides which checkpoint is the best: name of its metric
-CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}
+CRITERIA = {"map_val": "mAP", "top1_val": "top-1"}
 # Lines of the log
 _RECORD = re.compile(r"\[(\d{4}-\d\d-\d\dT[^\]]+)\] (.*)")
 _PROGRESS = re.compile(r"Iter: \[(\d+)/(\d+)\] Time \S+ \((\S+)\) Data \S+ \((\S+)\)")
@@ -47,7 +47,7 @@ class History:
     Attributes:
         state: new, running, finished, stopped (saved, the same command continues), failed, or ended (killed).
         step, last: number of finished iterations, and the total; None: the log does not say.
-        best, criterion: best validation so far in per cent, and its metric: Prec@1 or mAP.
+        best, criterion: best validation so far in per cent, and its metric: top-1 or mAP.
         updated: UTC time of the last line of the log.
         gpu_hours, rank_hours: hours of all ranks by the times of the log; the first counts GPUs only, and is None where
             an older log does not name its device.
@@ -65,7 +65,7 @@ class History:
     step: int | None = None
     last: int | None = None
     best: float | None = None
-    criterion: str = "Prec@1"
+    criterion: str = "top-1"
     updated: str | None = None
     gpu_hours: float | None = 0.0
     rank_hours: float = 0.0
@@ -134,7 +134,7 @@ def _take(run: History, parts: list[Part], spent: list[float], time: datetime, t
     # The last line so far: a killed process writes no other end
     part.ended = time
 
-    # Facts of the process, and events
+    # The process, and events
     ranks = _RANKS.match(text)
     if ranks:
         part.ranks = int(ranks[1])
@@ -209,7 +209,7 @@ def best(curves: dict[str, list[tuple[int, float]]]) -> tuple[float | None, str]
         values = [value for _, value in curves.get(tag, ()) if not math.isnan(value)]
         if values:
             return max(values), name
-    return None, "Prec@1"
+    return None, "top-1"
 
 
 def evaluation(exp: Path) -> dict[str, object] | None:

@@ -13,7 +13,7 @@ from anal_tools.evaluate.protocols import Protocol
 from anal_tools.evaluate.results import Results
 from anal_tools.experiments import data_set
 from utils import config, metrics, run_dir
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from anal_tools.predict.predictor import Predictor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Keys that belong to this machine, or that do not matter to a user of the folder.
 _NOT_SHOWN = {
     "train_root", "val_root", "train_source", "val_source", "published", "workers", "print_freq", "save_minutes",
-    "watchdog_minutes", "memcached", "facts", "class_names", "teacher", "deadline_seconds", "prefetch",
+    "watchdog_minutes", "memcached", "metadata", "class_names", "teacher", "deadline_seconds", "prefetch",
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from utils import config
 from utils.config import yaml_lines
 from utils.config.paths import CLASS_FILE
 from utils.config.verb import as_yaml
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def values_of(lists: Path, root: Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ def values_of(lists: Path, root: Path) -> dict[str, str]:
     paths |= {"data.class_names": names} if names.is_file() else {}
     values |= {key: json.dumps(os.path.abspath(path), ensure_ascii=False) for key, path in paths.items()}
     # The source's values describe other videos
-    values["data.facts"] = "null"
+    values["data.metadata"] = "null"
     values["data.folds"] = "lists" if train == first else "null"
     return values | ({} if names.is_file() else {"data.class_names": "null"})
 

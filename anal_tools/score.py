@@ -14,7 +14,7 @@ from anal_tools import text
 from anal_tools.evaluate import protocols, scoring
 from anal_tools.evaluate.results import Results
 from utils import metrics
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from launch import collect, jobs, local, memcached, options, scheduler, snapshot, sweep, verbs
 from launch.job import Run
-from utils import config, faults
+from utils import config, errors
 from utils.cluster import minutes
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 from utils.options import Parser
 from utils.schedulers import Request
 
@@ -32,7 +32,7 @@ SWITCHES = {
 def main(argv: Sequence[str]) -> int:
     """Run one verb; print a `UserError` as one message on stderr and return exit code 2."""
     verb = VERBS.get(argv[0]) if argv else None
-    return faults.call(lambda: verb(argv[1:]) if verb else launch(argv))
+    return errors.run_cli(lambda: verb(argv[1:]) if verb else launch(argv))
 
 
 def launch(argv: Sequence[str]) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from launch import grid, progress, sweep
 from launch.grid import Cell, Sweep
 from utils import files, log
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 
@@ -76,7 +76,7 @@ def _row(sweep: Sweep, cell: Cell) -> files.Row:
         exp = sweep.exp_of(cell)
         curves = log.read_scalars(exp / "events" / log.SCALARS)
         row["step"] = progress.read(exp).step
-        reached = [value for _, value in curves.get("acc1_val", []) if not math.isnan(value)]
+        reached = [value for _, value in curves.get("top1_val", []) if not math.isnan(value)]
         row["best_top1"] = max(reached, default=None)
         for metric in metrics.metrics_of("collect", multi_label="map_val" in curves):
             if points := curves.get(metric.tag):

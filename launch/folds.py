@@ -17,7 +17,7 @@ from anal_tools import folds as pooled
 from launch import options, sweep
 from launch.grid import Cell, Sweep
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 

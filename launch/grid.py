@@ -18,7 +18,7 @@ from pathlib import Path
 from anal_tools import new
 from utils import config, files
 from utils.config.verb import as_yaml
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = ROOT / "sweeps"

@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 
 from utils import processes, signals
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -103,7 +103,7 @@ def exit_codes(path: str, ranks: int) -> dict[int, int]:
 
 def own_errors(path: str, ranks: int) -> list[str]:
     """Return the errors of other ranks that rank 0 has not printed, one line per distinct message."""
-    ranks_of: dict[str, list[int]] = {}  # text (from `utils.faults.tell`) -> ranks
+    ranks_of: dict[str, list[int]] = {}  # text (from `utils.errors.report_error`) -> ranks
 
     for rank in range(ranks):
         with contextlib.suppress(FileNotFoundError):

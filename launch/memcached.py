@@ -33,7 +33,7 @@ from pathlib import Path
 
 from utils import files
 from utils.config import Config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.signals import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]

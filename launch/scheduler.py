@@ -16,7 +16,7 @@ from pathlib import Path
 from launch import job, jobs, memcached
 from launch.job import Run
 from utils import cluster, files, run_dir, schedulers
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.log import utc_stamp
 from utils.schedulers import Request, Scheduler
 

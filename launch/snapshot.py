@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from utils import run_dir
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("data", "pretrained")  # large, and not code

@@ -22,7 +22,7 @@ from typing import TextIO
 from launch import attempts, grid, jobs, options, scheduler, snapshot, verbs
 from launch.grid import Cell, Sweep
 from utils import cluster, config, files, processes
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 from utils.signals import end_with_parent
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from anal_tools import history
 from launch import jobs, progress
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 NEXT_LOOK = 5.0  # seconds between two questions to the scheduler while a job is followed
@@ -222,4 +222,4 @@ def _chosen(exp: Path, rows: Sequence[files.Row], job: str | None) -> files.Row:
 
 def _reached(reached: progress.Progress) -> str:
     step = "no iteration yet" if reached.step is None else f"iteration {reached.step} of {reached.last or '?'}"
-    return step + ("" if reached.top1 is None else f", best {reached.criterion} so far {reached.top1:.2f}")
+    return step + ("" if reached.best is None else f", best {reached.criterion} so far {reached.best:.2f}")

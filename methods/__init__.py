@@ -20,7 +20,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn

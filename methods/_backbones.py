@@ -15,7 +15,7 @@ from methods.interop._names import Options
 from networks import BACKBONES, VIDEO
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
-from utils.faults import UserError, did_you_mean, listed
+from utils.errors import UserError, did_you_mean, listed
 
 Model = TypeVar("Model", bound=nn.Module)
 

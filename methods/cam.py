@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from methods.vjepa2 import CrossAttention
 from networks.vit3d import Attention, VisionTransformer3D
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 CELLS = 4  # cells along the short side that a map has at least, if a layer of the network has so many
 _ROWS = 512  # rows of an attention matrix that are in memory at a time

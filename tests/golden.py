@@ -1,4 +1,4 @@
-"""Facts of other tools that tests compare with: tests/data/golden (tables), tests/data/label_maps (class names)."""
+"""Figures of other tools that tests compare with: tests/data/golden (tables), tests/data/label_maps (class names)."""
 
 from __future__ import annotations
 

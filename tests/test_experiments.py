@@ -13,14 +13,14 @@ import torch
 import main
 from anal_tools import experiments
 from anal_tools.evaluate import protocols
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.plan.sampling import PRESETS
 from datasets.plan.train import TRAIN_CROPS, draw, resolve, train_spec
 from datasets.plan.views import eval_spec, resolve_eval
 from utils import config, lr_schedule
 from utils.config import schema
 from utils.engine import setup
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPS = [exp for exp, _ in experiments.find([])]
@@ -114,7 +114,7 @@ def test_the_evaluation_beside_the_protocol_is_one(exp: Path) -> None:
     chosen = {"protocol": None, "views": None, "scale": None, "crop_size": None, "average": None, "per_position": False}
     assert option in chosen
     spec = protocols.choose(CONFIGS[exp], **(chosen | {option: value})).spec
-    assert resolve_eval(Facts(300, 240, 320, 30.0), spec, 0).clip_rows.shape == (
+    assert resolve_eval(VideoMetadata(300, 240, 320, 30.0), spec, 0).clip_rows.shape == (
         spec.views,
         spec.sampling.frames_per_clip,
     )
@@ -139,7 +139,7 @@ def test_learning_rate_starts_peaks_and_ends_as_written(exp: Path) -> None:
 def test_clips_have_the_frames_of_the_model(exp: Path) -> None:
     """The sampling preset, the crop and the lengths go together, for a long and for a very short video."""
     cfg = CONFIGS[exp]
-    for video in (Facts(300, 240, 320, 30.0), Facts(3, 320, 240, 25.0)):
+    for video in (VideoMetadata(300, 240, 320, 30.0), VideoMetadata(3, 320, 240, 25.0)):
         spec = train_spec(cfg)
         plan = resolve(draw(0, 0, 7, spec), video, spec, 0)
         views = resolve_eval(video, eval_spec(cfg), 0)

@@ -35,7 +35,7 @@ LAZY = {
 }  # fmt: skip
 # Read on login nodes, in worker processes or by quick verbs: importing them must not import torch.
 TORCH_FREE = (
-    "launch/*.py", "utils/config/*.py", "utils/faults.py", "utils/lr_schedule.py", "utils/run_dir.py",
+    "launch/*.py", "utils/config/*.py", "utils/errors.py", "utils/lr_schedule.py", "utils/run_dir.py",
     "methods/fetch.py", "utils/schedulers/*.py", "utils/processes.py", "anal_tools/new.py",
     "datasets/plan/*.py", "datasets/plan/ops/*.py", "datasets/lists/records.py",
     "datasets/readers/*.py", "datasets/loading/workers.py", "datasets/dali/encoded.py", "datasets/dump/video.py",

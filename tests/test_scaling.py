@@ -41,7 +41,7 @@ def test_payload_of_a_step() -> None:
     wider = traffic(sizes, ShardPlan(8, 4, 2, 0, 4))  # a group spans more shards than ranks: two shards in one piece
     assert (wider.span, wider.blocking) == (2, 12)
     payload = traffic(sizes, ShardPlan(8, 4, 8, 0, 1), sync_stats=False)
-    assert (payload.groups, payload.statistics, payload.blocking) == (0.0, 0.0, 0)
+    assert (payload.groups, payload.bn_stats, payload.blocking) == (0.0, 0.0, 0)
 
 
 def test_times() -> None:

@@ -132,7 +132,7 @@ def test_log_and_curves_are_optional(
     assert "Traceback" not in capfd.readouterr().err
     for name in ("ckpt.pth.tar", "ckpt_best.pth.tar"):
         ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (exp, calm))
-        for key in ("step", "validated_step", "best_prec1"):
+        for key in ("step", "validated_step", "best_metric"):
             assert ours[key] == theirs[key]
         assert ours["window"]["loss"] == theirs["window"]["loss"]
         assert all(torch.equal(ours["model"][key], theirs["model"][key]) for key in theirs["model"])
@@ -228,7 +228,7 @@ def test_accuracy_is_of_clips_that_could_be_read_and_mirrored_ones_change_their_
         learner.loss = inner
         weights, right = (torch.cat(parts) for parts in zip(*rows, strict=True))
         if weights.any():
-            assert numbers["prec1"] == pytest.approx(100 * right[weights > 0].double().mean().item())
+            assert numbers["top1"] == pytest.approx(100 * right[weights > 0].double().mean().item())
         return numbers
 
     monkeypatch.setattr(main, "train_step", observed)

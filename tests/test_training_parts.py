@@ -20,7 +20,7 @@ from tests.experiment import fingerprint, make
 from tests.ranks import ROOT
 from tests.test_train import losses, stopping
 from utils import checkpoint, config
-from utils.faults import UserError
+from utils.errors import UserError
 
 LAYER = "backbone.features.0.1.running_mean"
 SHORT = ["common.lr_scheduler.max_iter=4", "common.val_freq=2"]
@@ -126,12 +126,12 @@ def test_evaluation_takes_the_weights_that_validated(runs: Runs) -> None:
     assert "validation uses a moving average of the weights, decay 0.5" in text
     assert text.count("batch-norm statistics averaged over 2 batches") == 2
     points = [json.loads(line) for line in (exp / "events" / "scalars.jsonl").read_text().splitlines()]
-    validated = [point for point in points if "acc1_val" in point][-1]
+    validated = [point for point in points if "top1_val" in point][-1]
     words = [word for override in [*SHORT, *overrides] for word in ("--set", override)]
     assert main.main(["eval", str(exp), "--checkpoint", "latest", *words]) == 0
     summary = json.loads((exp / "results" / "latest.json").read_text())
     assert summary["metrics"]["loss"] == pytest.approx(validated["loss_val"], abs=1e-5)
-    assert summary["metrics"]["top1"] == pytest.approx(validated["acc1_val"])
+    assert summary["metrics"]["top1"] == pytest.approx(validated["top1_val"])
     phrase = "moving average of the weights (decay 0.5), batch-norm statistics averaged over 2 batches"
     assert summary["weights_are"] == phrase
     state = state_of(exp)
@@ -251,7 +251,7 @@ def test_several_labels_train_and_validate(
     text = (exp / "log.txt").read_text()
     assert "\tmAP " in text
     assert "best mAP" in text
-    assert 0 < state_of(exp)["best_prec1"] <= 100
+    assert 0 < state_of(exp)["best_metric"] <= 100
     capsys.readouterr()
     words = [word for override in [*SHORT, *sources, layout] for word in ("--set", override)]
     assert main.main(["train", str(small(tmp_path / "ce", motion_videos)), *words]) == 2

@@ -53,7 +53,7 @@ SYSTEM_FILES = (
     "tests/datasets/test_workers.py",  # reader processes
     "tests/datasets/test_dump.py",
     "tests/datasets/test_dali_loader.py",
-    "tests/datasets/test_facts_cache.py",
+    "tests/datasets/test_metadata_cache.py",
 )
 SYSTEM_FIXTURES = {"started_browser", "slurm", "exported"}
 SLOW_FIXTURES = {"motion_videos"}  # whole runs: training, evaluation, their results

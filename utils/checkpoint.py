@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, State, load, peek, save
 from utils.checkpoint_names import kept_name, publish, split_name
 from utils.checkpoint_names import present as present_names
-from utils.faults import AgreedError, UserError, listed
+from utils.errors import AgreedError, UserError, listed
 
 if TYPE_CHECKING:
     from utils.dist import World
@@ -31,7 +31,7 @@ __all__ = [
     "PREVIOUS",
     "CheckpointError",
     "CorruptCheckpoint",
-    "Found",
+    "ResumePoint",
     "check_resume",
     "evaluated_weights",
     "find",
@@ -54,7 +54,7 @@ def _accept(path: Path, state: State) -> None:
     """Accept any checkpoint that can be read."""
 
 
-class Found(NamedTuple):
+class ResumePoint(NamedTuple):
     """The checkpoint that `find` chose, and the log lines that explain the choice."""
 
     path: Path
@@ -62,7 +62,7 @@ class Found(NamedTuple):
     messages: list[str]
 
 
-def find(folder: Path, check: Check = _accept) -> Found | None:
+def find(folder: Path, check: Check = _accept) -> ResumePoint | None:
     """Find the newest checkpoint of a run that verifies: the highest (token, step) of latest, previous and best.
 
     Among equals the order is latest, previous, best. docs/cluster.md explains tokens. Names that a start keeps for
@@ -119,7 +119,7 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
 
     messages = _passed_over(present, chosen, orders, reasons)
     messages.append(f"resuming from {chosen.name}, step {states[chosen]['step']}")
-    return Found(chosen, states[chosen], messages)
+    return ResumePoint(chosen, states[chosen], messages)
 
 
 def _require_access(path: Path) -> None:
@@ -185,7 +185,7 @@ def newest(folder: Path, name: str) -> Path | None:
     return max(files, key=lambda path: orders[path] or (-1, -1))
 
 
-def take_over(run_dir: RunDir, resume_from: Found | None, *, fresh: bool) -> None:
+def take_over(run_dir: RunDir, resume_from: ResumePoint | None, *, fresh: bool) -> None:
     """Take over an experiment folder for this start, once config, lists and weights have been checked.
 
     Takes the token: from here on no earlier start can hide what this one finds or writes.
@@ -216,7 +216,7 @@ def take_over(run_dir: RunDir, resume_from: Found | None, *, fresh: bool) -> Non
         raise UserError(f"{error.filename or run_dir.exp}: cannot be written ({error.strerror or error})") from error
 
 
-def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Found | None:
+def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> ResumePoint | None:
     """Find the checkpoint on rank 0 and read it on all ranks, so that all resume from the same file.
 
     Raises:
@@ -227,7 +227,7 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
     names = (LATEST, PREVIOUS, BEST)
     # Index of the name (-1: no checkpoint, -2: none can be read), token of a kept name, step.
     choice = torch.tensor([-1, 0, -1], dtype=torch.int64, device=world.device)
-    chosen: Found | None = None
+    chosen: ResumePoint | None = None
     failure: UserError | None = None
 
     # Rank 0 decides. Its error is raised only after the broadcast, or the other ranks would wait for ever.
@@ -249,7 +249,7 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
     # The others open the same name and compare the step: on another file system it could be another file.
     if number >= 0 and not world.is_main:
         path = folder / (kept_name(names[number], token) if token else names[number])
-        chosen = Found(path, load(path), [])
+        chosen = ResumePoint(path, load(path), [])
         if chosen.state.get("step") != step:
             raise UserError(
                 f"{path}: rank 0 reads step {step}, this rank {chosen.state.get('step')}: not one file system"
@@ -308,7 +308,7 @@ def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
         The ``model`` entry, or with `ema` the moving average of the weights. Batch-norm statistics that precise batch
         norm recomputed at this step replace the running ones. Second, a phrase for the log that names the choice.
     """
-    averaged, statistics = state.get("ema"), state.get("precise_bn")
+    averaged, bn_stats = state.get("ema"), state.get("precise_bn")
     phrase = "moving average of the weights" if averaged else "weights as trained (no moving average)"
 
     config = state.get("config")
@@ -317,13 +317,13 @@ def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
         phrase += f" (decay {config['ema']:g})"
 
     batches = (config.get("precise_bn") or {}).get("batches")
-    if statistics:
+    if bn_stats:
         phrase += f", batch-norm statistics averaged over {batches} batches"
     elif batches:
         phrase += ", running batch-norm statistics (this step was not one of precise_bn)"
 
-    # Statistics go last: they are entries of the same model and must win.
-    return {**(averaged or state["model"]), **(statistics or {})}, phrase
+    # The statistics go last: they are entries of the same model and must win.
+    return {**(averaged or state["model"]), **(bn_stats or {})}, phrase
 
 
 def check_resume(

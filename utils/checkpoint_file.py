@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import checkpoint_names, files, weights_file
+from utils import checkpoint_names, files, renamed, weights_file
 from utils.checkpoint_names import BEST, LATEST, PREVIOUS
-from utils.faults import UserError, fail_point, kind_of_file
+from utils.errors import UserError, fail_point, kind_of_file
 
 State = dict[str, Any]  # the content of a checkpoint; utils/engine/state.py lists it
 _STALE_SECONDS = 3600.0  # the age at which a temporary file of another host counts as abandoned
@@ -155,7 +155,7 @@ def load(path: Path) -> State:
 
     if not isinstance(state, dict):
         raise CorruptCheckpoint(path, f"it holds a {type(state).__name__}, not a dict")
-    return state
+    return renamed.checkpoint(state)
 
 
 def _write(tmp: Path, state: State) -> None:

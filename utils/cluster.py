@@ -16,7 +16,7 @@ from typing import Any
 
 from utils import schedulers
 from utils.config import yaml_lines
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 Values = Mapping[str, Any]  # fields of `Settings`; values from a file or a flag are checked before use
 

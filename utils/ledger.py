@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils import files, log
-from utils.faults import UserError, refuse_odd_file
+from utils.errors import UserError, refuse_odd_file
 
 JOURNAL = "jobs/bad_samples.jsonl"
 LEDGER = "jobs/bad_samples.json"

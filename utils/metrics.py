@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from utils import ranking
+from utils.renamed import LOG_TITLES
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +104,7 @@ class Metric:
     needs_views: bool = False
 
     def in_line(self, value: float) -> str:
-        """Return the text for the line of a validation, such as `Prec@1 93.125`."""
+        """Return the text for the line of a validation, such as `mAP 93.125`."""
         return f"{self.line or self.title} {value:.{self.digits}f}"
 
     def on_page(self, value: float) -> str:
@@ -194,11 +195,11 @@ _NOT_SCORE: tuple[Place, ...] = ("line", "curve", "compare", "collect")
 
 #: Every metric, in the order in which tables show them. A new one is a row here and its test.
 METRICS: list[Metric] = [
-    Metric("top1", _top(1), "top-1", "one", line="Prec@1", curve="acc1_val"),
-    Metric("top5", _top(5), "top-5", "one", line="Prec@5", curve="acc5_val"),
+    Metric("top1", _top(1), "top-1", "one", line=LOG_TITLES["top1"], curve="top1_val"),
+    Metric("top5", _top(5), "top-5", "one", line=LOG_TITLES["top5"], curve="top5_val"),
     # With several labels these are hit@1, as in YouTube-8M, and hit@5. `score` shows hit@1 under its own name.
-    Metric("top1", _top(1), "top-1", "several", _NOT_SCORE, line="Prec@1", curve="acc1_val"),
-    Metric("top5", _top(5), "top-5", "several", _NOT_SCORE, line="Prec@5", curve="acc5_val"),
+    Metric("top1", _top(1), "top-1", "several", _NOT_SCORE, line=LOG_TITLES["top1"], curve="top1_val"),
+    Metric("top5", _top(5), "top-5", "several", _NOT_SCORE, line=LOG_TITLES["top5"], curve="top5_val"),
     Metric("mean_class_accuracy", _mean_class, "mean class accuracy", "one", _SCORES, head="class mean"),
     Metric("loss", _loss, "loss", None, ("line", "curve", "collect"), line="Loss", digits=4, unit=""),
     Metric("clip1", _of_views(0), "clip-1 accuracy", "one", (), needs_views=True),

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, AdamW, Optimizer
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 # Name of the group: (multiplier of the learning rate, multiplier of the weight decay), for RGB input.
 # Wang et al.'s and Lin et al.'s published code (tsn-pytorch, temporal-shift-module: get_optim_policies).

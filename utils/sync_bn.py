@@ -1,6 +1,6 @@
 """Normalise over groups of shards, with running statistics that advance once per step.
 
-Build order: model on its device -> `convert` -> `Statistics` -> `dist.data_parallel`.
+Build order: model on its device -> `convert` -> `BnStats` -> `dist.data_parallel`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.dist import World, collective_timeout
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 
@@ -34,7 +34,7 @@ class GroupBatchNorm(_BatchNorm):
 
     Parameters and buffers have the names and meaning of nn.BatchNorm1d/2d/3d; the input is (B, C), (B, C, T),
     (B, C, H, W) or (B, C, T, H, W). In training the statistics come from the group's whole batch, forward and backward,
-    and the running statistics do not change: `Statistics` advances them from the batch mean and unbiased variance that
+    and the running statistics do not change: `BnStats` advances them from the batch mean and unbiased variance that
     the forward pass leaves in `batch_mean` and `batch_var`. Eval mode uses the running statistics. A layer that is used
     twice in one forward pass leaves the statistics of its last use.
 
@@ -43,7 +43,7 @@ class GroupBatchNorm(_BatchNorm):
 
     ranks: _Ranks | None = None  # None: the whole group is on this rank
     sync_stats: bool = True
-    ran: bool = False  # in training mode since the last Statistics.after_step
+    ran: bool = False  # in training mode since the last BnStats.after_step
     batch_mean: torch.Tensor | None = None  # (C,) not buffers: they are scratch, never saved or broadcast
     batch_var: torch.Tensor | None = None
 
@@ -66,7 +66,7 @@ class GroupBatchNorm(_BatchNorm):
         return _CpuGroupNorm.apply(input, self.weight, self.bias, mean, var, self.eps, group)
 
     def _scratch(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if self.batch_mean is None and self.running_mean is not None:  # no Statistics has been built (yet)
+        if self.batch_mean is None and self.running_mean is not None:  # no BnStats has been built (yet)
             self.batch_mean, self.batch_var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
         return self.batch_mean, self.batch_var
 
@@ -285,7 +285,7 @@ def _group_ranks(shards: ShardPlan) -> _Ranks | None:
     return _Ranks(mine, span)
 
 
-class Statistics:
+class BnStats:
     """The running statistics of all GroupBatchNorm layers as one flat vector (means of all layers, then variances).
 
     The layers' running buffers become views of it, so a load_state_dict changes it. Moving the model to another device
@@ -331,7 +331,7 @@ class Statistics:
             assert layer.running_mean is not None
             assert layer.running_var is not None
             if layer.running_mean.dtype != self.running.dtype or layer.running_mean.device != self.running.device:
-                raise RuntimeError("batch-norm layers of several dtypes or devices: move the model before Statistics")
+                raise RuntimeError("batch-norm layers of several dtypes or devices: move the model before BnStats")
 
             self.running[mean].copy_(layer.running_mean)
             self.running[var].copy_(layer.running_var)
@@ -381,9 +381,7 @@ class Statistics:
     def _check_views(self) -> None:
         last = self.layers[-1].running_mean  # .to() and .double() move all layers or none
         if last is None or last.untyped_storage().data_ptr() != self.running.untyped_storage().data_ptr():
-            raise RuntimeError(
-                "the model was moved to another device or dtype after Statistics was built: build it later"
-            )
+            raise RuntimeError("the model was moved to another device or dtype after BnStats was built: build it later")
 
     def for_evaluation(self) -> None:
         """Put group 0's statistics into the model's buffers on all ranks, to evaluate or save. Collective."""

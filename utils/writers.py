@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from utils import files, run_lock
-from utils.faults import UserError
+from utils.errors import UserError
 
 _FILE = re.compile(r"writer-(\d{1,9})\.json")
 FORGOTTEN_SECONDS = 7 * 24 * 3600.0  # a start on another machine that was silent for so long is given up

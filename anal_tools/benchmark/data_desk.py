@@ -18,7 +18,7 @@ from datasets.loading.slots import Slot
 from datasets.loading.train import TrainLoader
 from datasets.loading.workers import Desk, Setup
 from datasets.plan.train import train_spec
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from anal_tools.benchmark.common import Figures

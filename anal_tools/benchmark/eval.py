@@ -2,7 +2,7 @@
 
 It prints two rates. The first is of the model alone, one video at a time, as MMAction2's tools/analysis/benchmark.py
 measures it: warm-up first, device synchronised, no reading and no pre-processing. The second is end to end, with
-reading and scoring. Both use the loader, chunks and network of `main.py eval`.
+reading and scoring. Both use the loader, batches of views and network of `main.py eval`.
 """
 
 from __future__ import annotations

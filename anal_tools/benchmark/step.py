@@ -141,12 +141,12 @@ class Step:
         self.frames = int(self.net.frames_per_clip)  # pyright: ignore[reportArgumentType]
 
         shards = ShardPlan(total=1, batch_size=cfg.batch_size, world=1, rank=0, group_size=1)
-        self.statistics = None
+        self.bn_stats = None
         if bare:
             self.net = self.net.to(self.device, dtype_of(cfg.precision))
         else:
             self.net = sync_bn.convert(place(self.net, self.device, cfg.precision), shards, sync_stats=True)
-            self.statistics = sync_bn.Statistics(self.net, shards, world)
+            self.bn_stats = sync_bn.BnStats(self.net, shards, world)
 
         self.optimizer = optimizer_of(cfg, self.net, lr=1e-4)
         if bare:
@@ -187,7 +187,7 @@ class Step:
 
         # As `train_step` in main.py does it, with one micro-batch.
         clock.start()
-        with draws.using(0, 0, (0,), self.cfg.batch_size):
+        with draws.rng_scope(0, 0, (0,), self.cfg.batch_size):
             clips = self._input()
             clock.stop("input")
             with autocast(self.cfg.precision, self.device):
@@ -197,12 +197,12 @@ class Step:
             self.scaler.scale(value.sum()).backward()  # a probe has one loss per head
             clock.stop("backward")
 
-        if self.statistics is not None:
-            self.statistics.after_micro_batch(0)
+        if self.bn_stats is not None:
+            self.bn_stats.after_micro_batch(0)
 
         optim.apply(self.optimizer, self.scaler, max_norm=self.cfg.clip_grad)
-        if self.statistics is not None:
-            self.statistics.after_step()
+        if self.bn_stats is not None:
+            self.bn_stats.after_step()
         clock.stop("optimizer")
         return clock.spans
 

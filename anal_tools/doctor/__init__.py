@@ -16,7 +16,7 @@ from pathlib import Path
 
 from anal_tools.doctor import codecs, experiment, gpu, machine, site, storage
 from anal_tools.doctor.finding import NONE, Finding, Subject, error, warning
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 Check = Callable[[Subject], Iterable[Finding]]

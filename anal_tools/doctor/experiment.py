@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from anal_tools.doctor.finding import AVERAGES, NONE, Finding, Subject, cores, ok, size, warning
 from anal_tools.doctor.finding import error as bad
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records

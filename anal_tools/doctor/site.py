@@ -10,7 +10,7 @@ from pathlib import Path
 from anal_tools.doctor.finding import NONE, Finding, Subject, ok, warning
 from anal_tools.doctor.finding import error as bad
 from utils import cluster, schedulers
-from utils.faults import UserError
+from utils.errors import UserError
 
 MEMCACHED_SECONDS = 1.0  # longest wait for one server
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 from anal_tools.evaluate import identity, protocols, result_parts
 from anal_tools.evaluate.network import build_for_evaluation, choose_weights, prepare, read_steady, scorer
-from utils import faults, log
-from utils.faults import UserError, refuse_odd_file
+from utils import errors, log
+from utils.errors import UserError, refuse_odd_file
 from utils.metrics import metrics_of
 from utils.options import Parser
 from utils.watchdog import Watchdog
@@ -160,7 +160,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
             print(text, flush=True)
         if metrics is None:
             if stop.trouble:
-                faults.tell(UserError(f"stopped by {stop.trouble}; the same command continues"))
+                errors.report_error(UserError(f"stopped by {stop.trouble}; the same command continues"))
             return STOPPED
 
         if eval_loader.read_nothing(metrics):
@@ -260,7 +260,7 @@ def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping
 
 
 def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: State, weights: Path) -> list[str]:
-    """Return lines about facts that may distort the numbers of an evaluation.
+    """Return lines about metadata that may distort the numbers of an evaluation.
 
     Raises:
         UserError: the weights were trained with the classes in another order.
@@ -275,7 +275,7 @@ def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: 
         ours = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
         lines.append(provenance.check_labels(classes, ours, weights))
 
-    # Facts that do not stop an evaluation; "" if there is no remark.
+    # What does not stop an evaluation; "" if there is no remark.
     initial = provenance.earlier_of(state)
     lines.append(provenance.seen_line(initial, f"{cfg.val_source} {cfg.val_root}") if initial else "")
     lines.append(provenance.list_line(state.get("lists"), records.list_hash, f"the weights {weights}"))

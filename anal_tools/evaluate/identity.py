@@ -38,7 +38,7 @@ _ROOTS = (
     "datasets.plan.views",
     "methods.folding",
     "methods.positions",
-    "utils.chunks",
+    "utils.view_batches",
     "utils.metrics",
     "utils.transforms",
 )
@@ -104,11 +104,11 @@ def _reader(cfg: Config) -> dict[str, object]:
 
     spec: dict[str, Any] = dataclasses.asdict(loader.reading(cfg).reader)
     memcached = spec.pop("memcached") or {}
-    facts = spec.pop("facts")
+    metadata = spec.pop("metadata")
 
     spec["namespace"] = memcached.get("namespace")
-    # two facts files with the same content are the same
-    spec["facts"] = hashlib.sha256(Path(facts).read_bytes()).hexdigest() if facts else None
+    # two metadata files with the same content are the same
+    spec["metadata"] = hashlib.sha256(Path(metadata).read_bytes()).hexdigest() if metadata else None
     spec["on_bad"] = cfg.data.on_bad
     return spec
 

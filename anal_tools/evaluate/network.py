@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.faults import AgreedError, UserError
+from utils.errors import AgreedError, UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -176,7 +176,7 @@ def quick(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]
     import torch
 
     from methods import folding
-    from utils import chunks
+    from utils import view_batches
 
     # A small clip is enough: it passes through every layer.
     weight = next(net.parameters())
@@ -186,7 +186,7 @@ def quick(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]
     clip = clip.to(weight.device)  # (1, T, H, W, C) -> (1, C, T, H, W), with the strides of a clip from the loader
 
     # `fold` changes the network in place, so `before` comes first and `again` builds a new one.
-    with torch.inference_mode(), chunks.full_precision():
+    with torch.inference_mode(), view_batches.full_precision():
         before = net(clip)
         folding.fold(net)
         after = net(clip)

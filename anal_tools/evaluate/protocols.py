@@ -16,7 +16,8 @@ import numpy as np
 
 from datasets.plan.sampling import Sampling, sampling_of, test_frames
 from datasets.plan.views import EVAL_CROPS, EvalSpec, eval_spec
-from utils.faults import UserError, did_you_mean
+from utils import renamed
+from utils.errors import UserError, did_you_mean
 from utils.metrics import AVERAGES
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 #: these are among its ten.
 FAMILIES: dict[str, dict[int, str]] = {
     "plain": {1: "centre", 3: "three", 10: "ten"},
-    "psf": {1: "centre_psf", 3: "three_psf", 10: "ten"},
-    "mm": {1: "centre", 3: "three_mm", 10: "ten"},
+    "pyslowfast": {1: "centre_pyslowfast", 3: "three_pyslowfast", 10: "ten"},
+    "mmaction2": {1: "centre", 3: "three_mmaction2", 10: "ten"},
     "tsm": {1: "centre_tsm", 3: "three_tsm", 10: "ten"},
     "vjepa2": {1: "centre", 3: "three_vjepa2", 10: "ten"},
 }
@@ -85,12 +86,13 @@ class Protocol:
         Raises:
             ValueError, TypeError, KeyError, UserError: the values are not those of a protocol.
         """
+        values = renamed.protocol(values)
         names = {field.name for field in dataclasses.fields(EvalSpec)}
         spec = {key: value for key, value in values.items() if key in names}
 
         # Earlier versions used `three` for PySlowFast's crops, which now have their own name.
         if "family" not in values and spec.get("crops") == "three":
-            spec["crops"] = "three_psf"
+            spec["crops"] = "three_pyslowfast"
 
         spec["sampling"] = Sampling(**spec["sampling"])
         # results of earlier versions lack it: take the first family with these crops
@@ -226,8 +228,13 @@ def _sth_2x3(cfg: Config) -> Protocol:
 def _k400_10x3(cfg: Config) -> Protocol:
     """Return SlowFast's test (Feichtenhofer et al. 2019, section 4.1): ten clips, three crops of 256."""
     # the crops follow the tool whose clips the experiment samples
-    family = {"pysf": "psf", "mm0": "mm", "mm1": "mm", "tsm_dense": "tsm"}.get(cfg.data.sampling, "plain")
-    rounding = family if family in ("psf", "tsm") else "mm"
+    family = {
+        "pyslowfast": "pyslowfast",
+        "mmaction2_0x": "mmaction2",
+        "mmaction2_1x": "mmaction2",
+        "tsm_dense": "tsm",
+    }.get(cfg.data.sampling, "plain")
+    rounding = family if family in ("pyslowfast", "tsm") else "mmaction2"
     return Protocol(EvalSpec(sampling_of(cfg), 10, FAMILIES[family][3], 256, 256, rounding), "prob", family)
 
 

@@ -26,7 +26,7 @@ from anal_tools.evaluate import identity, part_file, results
 from anal_tools.evaluate.protocols import Protocol
 from datasets.plan.views import view_table
 from utils import files, metrics
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -31,8 +31,8 @@ from typing import TypedDict, TypeVar, cast
 import numpy as np
 
 from anal_tools.evaluate import protocols
-from utils import files, metrics
-from utils.faults import UserError, refuse_odd_file
+from utils import files, metrics, renamed
+from utils.errors import UserError, refuse_odd_file
 
 _T = TypeVar("_T")
 _TRIES = 3  # times that a result is read, if it is replaced while it is read
@@ -386,7 +386,7 @@ def read_summary(path: Path) -> Summary:
         protocols.Protocol.from_dict(summary["protocol"])
     except Exception as error:  # values of another kind can raise almost anything
         raise Damaged(f"{path.name}: 'protocol' is not one ({type(error).__name__}: {error})") from error
-    return cast("Summary", summary)
+    return cast("Summary", renamed.summary(summary))
 
 
 def check_shapes(results: Results) -> None:

@@ -16,7 +16,7 @@ from anal_tools.evaluate.result_parts import score_in_blocks
 from anal_tools.evaluate.results import Results
 from datasets.plan.views import EVAL_CROPS
 from utils import config, metrics
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.config import Config

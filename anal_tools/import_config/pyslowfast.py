@@ -13,7 +13,7 @@ from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.python_file import Key
 from anal_tools.import_config.source import Source, shown
 from utils.config import yaml_lines
-from utils.faults import UserError
+from utils.errors import UserError
 
 ARCHS = ("slowfast", "slow", "slowonly")
 LR = "lr_scheduler."
@@ -240,7 +240,7 @@ def _weights(train: Source, draft: Draft) -> None:
 def _data(config: Source, draft: Draft) -> None:
     data, train = config.part("DATA"), config.part("TRAIN")
     draft.ours_only("model.num_segments", 1, "one clip of clip_len frames")
-    draft.ours_only("data.sampling", "pysf", "a random clip, at 30 frames a second")
+    draft.ours_only("data.sampling", "pyslowfast", "a random clip, at 30 frames a second")
 
     frames, rate = data.count("NUM_FRAMES", 8), data.count("SAMPLING_RATE", 8)
     draft.exact("data.clip_len", frames, data, "NUM_FRAMES")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from anal_tools.import_config.python_file import Key
-from utils.faults import UserError
+from utils.errors import UserError
 
 Number = int | float
 

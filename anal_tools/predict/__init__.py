@@ -24,7 +24,7 @@ from anal_tools.text import one_line
 from datasets.readers import Reader, ReaderSpec, open_reader
 from datasets.readers.ending import on_what_decodes
 from utils import metrics
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:
@@ -189,7 +189,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
 
 
 def finish(one: Prediction, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
-    """Add the facts of a video, its cues over time, and the requested files; a failure becomes a note."""
+    """Add the metadata of a video, its cues over time, and the requested files; a failure becomes a note."""
     spec = _reader(predictor.reading.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
@@ -204,22 +204,22 @@ def finish(one: Prediction, name: str, args: argparse.Namespace, predictor: Pred
 
 
 def over_time(one: Prediction, reader: Reader, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
-    """Add the facts and the cues of a video.
+    """Add the metadata and the cues of a video.
 
     Raises:
         MediaError: a frame does not decode.
     """
     assert one.score is not None
-    facts = reader.probe(0)
-    one.frames, one.fps = facts.frames, facts.fps
+    metadata = reader.probe(0)
+    one.frames, one.fps = metadata.frames, metadata.fps
 
     whole = top_classes(one.score, predictor.classes, TOP)
-    one.cues = [Cue(0.0, facts.frames / facts.fps, whole)]
+    one.cues = [Cue(0.0, metadata.frames / metadata.fps, whole)]
     if args.window is None:
         return
 
     # half a window by default; more than 0 even for the shortest one
-    parts = sliding.windows(facts, args.window, args.stride or max(args.window / 2, 1e-3))
+    parts = sliding.windows(metadata, args.window, args.stride or max(args.window / 2, 1e-3))
     scored = sliding.window_logits(
         reader, 0, parts, spec=predictor.spec, score=lambda views: predictor.logits(views, world.device)
     )

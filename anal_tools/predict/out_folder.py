@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from anal_tools.predict.sources import Source

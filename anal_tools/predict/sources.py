@@ -13,7 +13,7 @@ import numpy as np
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from datasets.readers.frames import IMAGES, find_layout
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: Endings that a folder is searched for; a file that the user names may have any ending.
 VIDEOS = (

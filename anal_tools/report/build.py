@@ -15,7 +15,7 @@ from anal_tools.report import content, maps, media, page
 from anal_tools.report.media import Pictures
 from anal_tools.text import shown
 from utils import files, metrics
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 PICTURES, CLIPS = 200, 100  # videos that are shown with frames, and with a clip

@@ -21,7 +21,7 @@ from anal_tools.report.media import Pictures
 from anal_tools.report.page import words
 from anal_tools.text import shown
 from utils import log, metrics, ranking
-from utils.faults import UserError
+from utils.errors import UserError
 
 UNREAD, ABSENT = 0xFFFF, 0xFFFE  # instead of a predicted class; js/data.js has the same
 TOP = 5  # guesses of each video
@@ -134,7 +134,7 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
 
     return {
         "name": one.title,
-        "facts": facts(one, analysis),
+        "overview": overview(one, analysis),
         "classes": {key: [_number(value) for value in numbers[key]] for key in ("precision", "ap")},
         "alike": words(alike(analysis.matrix)) if len(analysis.names) <= _ALIKE_LIMIT else None,
         "suspects": [
@@ -147,7 +147,7 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
     }
 
 
-def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
+def overview(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """Return titles and texts of the table on the first page; every experiment has the same titles."""
     summary, predicted = one.results.summary, analysis.predicted
     protocol = summary.get("protocol", {})

@@ -21,7 +21,7 @@ from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.report import media
 from anal_tools.report.media import Maps, Seen, Source
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,10 +65,10 @@ class Looker:
         import torch
 
         from methods import cam
-        from utils import chunks
+        from utils import view_batches
 
         device = next(self.net.parameters()).device
-        with chunks.full_precision():  # no TF32: the answer is compared with the evaluation's
+        with view_batches.full_precision():  # no TF32: the answer is compared with the evaluation's
             clip = self.normalise(torch.from_numpy(np.ascontiguousarray(crops))[None].to(device))
             if self.layer:
                 class_maps = cam.grad_cam(self.net, clip, classes, self.layer)

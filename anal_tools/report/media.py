@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from utils import files
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from anal_tools.evaluate.results import Results
     from datasets.lists.records import Records
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.plan.views import EvalSpec
     from datasets.readers import Reader, ReaderSpec
 
@@ -82,7 +82,7 @@ class Seen:
     """The one view of a video that the report shows.
 
     Attributes:
-        facts: of the video.
+        metadata: of the video.
         view: number of the view.
         frames: (T,) ordinals that the network saw.
         box: x1, y1, x2, y2 on the scaled frame.
@@ -90,7 +90,7 @@ class Seen:
         size: (h, w) of the scaled frame.
     """
 
-    facts: Facts
+    metadata: VideoMetadata
     view: int
     frames: np.ndarray
     box: tuple[int, ...]
@@ -222,20 +222,20 @@ def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_cl
     }
 
     if with_clip:
-        facts = seen.facts
-        part = clip_part(facts.frames, facts.fps, seen.frames)
+        metadata = seen.metadata
+        part = clip_part(metadata.frames, metadata.fps, seen.frames)
         clip = folder / f"{stem}.{SUFFIX}"
-        rate = facts.fps / part.step
+        rate = metadata.fps / part.step
         if not clip.exists():
-            _write_clip(reader, row, part, (facts.height, facts.width), rate, clip)
+            _write_clip(reader, row, part, (metadata.height, metadata.width), rate, clip)
         pictures["clip"] = f"media/{clip.name}"
         last = (len(part) - 0.5) / rate
         # The middle of a frame's time: a seek to its very beginning may show the frame before.
         times = [(max(0, int(frame) - part.start) // part.step + 0.5) / rate for frame in picked]
         pictures["times"] = [round(min(time, last), 4) for time in times]
         # The clip is a part of the video: show which
-        if len(part) * part.step < facts.frames:
-            pictures["part"] = f"{part.start / facts.fps:.0f}–{part.stop / facts.fps:.0f} s"
+        if len(part) * part.step < metadata.frames:
+            pictures["part"] = f"{part.start / metadata.fps:.0f}–{part.stop / metadata.fps:.0f} s"
     return pictures
 
 
@@ -247,15 +247,15 @@ def seen_of(source: Source, reader: Reader, row: int) -> Seen:
     """
     from datasets.plan.views import resolve_eval
 
-    facts = reader.probe(row)
-    plan = resolve_eval(facts, source.spec, row)
+    metadata = reader.probe(row)
+    plan = resolve_eval(metadata, source.spec, row)
     view = shown_view(source.spec.num_clips, plan.boxes, plan.flips, plan.size)
     frames = np.asarray(source.results.frames[row, view], np.int64)  # (T,)
-    if (frames < 0).any() or int(frames.max()) >= facts.frames:
+    if (frames < 0).any() or int(frames.max()) >= metadata.frames:
         raise MediaError(source.records.path(row), "has not the frames that the evaluation saw; it has changed since")
 
     box = tuple(int(value) for value in plan.boxes[view])
-    return Seen(facts, view, frames, box, bool(plan.flips[view]), plan.size)
+    return Seen(metadata, view, frames, box, bool(plan.flips[view]), plan.size)
 
 
 def crops_of(reader: Reader, row: int, seen: Seen, frames: np.ndarray) -> np.ndarray:

@@ -29,14 +29,14 @@ from anal_tools.start import recipe, split, videos
 from anal_tools.start.videos import Samples, Video
 from anal_tools.text import shown
 from datasets.lists.records import Records
-from datasets.readers import facts_cache
+from datasets.readers import metadata_cache
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.journal import Journal
 from datasets.scan.same import same_content
 from datasets.scan.work import examine
 from utils import config, files, processes
 from utils.config.schema import Data
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 from utils.options import Parser
 
 NOTE = "start.json"  # written when the experiment is complete: options of the command, and views of the evaluation
@@ -162,7 +162,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     _write_lists(exp / "lists", samples, sides)
 
     # Choose a recipe, and write the experiment
-    facts = recipe.Facts(
+    summary = recipe.DataSummary(
         kind=samples.kind,
         train=sides.train,
         classes=samples.classes,
@@ -173,9 +173,9 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
         cores=len(os.sched_getaffinity(0)),
     )
     chosen = recipe.choose(
-        facts, name=args.recipe, weights=weights, size=args.size, segments=args.segments, epochs=args.epochs
+        summary, name=args.recipe, weights=weights, size=args.size, segments=args.segments, epochs=args.epochs
     )
-    _write_experiment(exp, samples, chosen, facts, folds=bool(args.folds), seed=args.seed)
+    _write_experiment(exp, samples, chosen, summary, folds=bool(args.folds), seed=args.seed)
 
     # Print the choices and their reasons
     print(f"split: {sides}")
@@ -261,18 +261,18 @@ def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Na
 
 
 def _write_experiment(
-    exp: Path, samples: Samples, chosen: recipe.Choices, facts: recipe.Facts, *, folds: bool, seed: int
+    exp: Path, samples: Samples, chosen: recipe.Choices, summary: recipe.DataSummary, *, folds: bool, seed: int
 ) -> None:
     """Write config.yaml, train.sh and eval.sh."""
     # With folds the config names the lists of the first one
     first = "fold01_" if folds else ""
     paths = {"root": samples.root}
     paths |= {name: str(exp / "lists" / f"{first}{name}.txt") for name in ("train", "val")}
-    paths |= {"classes": str(exp / "lists" / "classInd.txt"), "facts": str(exp / "scan" / "facts.bin")}
+    paths |= {"classes": str(exp / "lists" / "classInd.txt"), "metadata": str(metadata_cache.path_in(exp / "scan"))}
     quoted = {name: json.dumps(path, ensure_ascii=False) for name, path in paths.items()}
     about = new.printable(f"{len(samples.classes)} classes of {samples.root}")
     files.write_text(
-        exp / "config.yaml", recipe.config_text(chosen, facts, quoted, folds=folds, seed=seed, about=about)
+        exp / "config.yaml", recipe.config_text(chosen, summary, quoted, folds=folds, seed=seed, about=about)
     )
     config.load(exp)  # raises UserError where `recipe` wrote a config that is refused
     new.write_scripts(exp)
@@ -319,7 +319,7 @@ def _examined(exp: Path, samples: Samples) -> tuple[dict[str, dict], dict[str, s
     with Journal(exp / "scan", spec) as journal:
         entries = examine(records, spec, journal, level="ends", workers=workers, deadline=DEADLINE)
         same = same_content([records], [entries], spec, workers=workers, deadline=DEADLINE)
-        facts_cache.write(exp / "scan" / "facts.bin", journal.facts())
+        metadata_cache.write(metadata_cache.path_in(exp / "scan"), journal.metadata())
 
     source_of = {path: path for path in paths}
     for group in same:

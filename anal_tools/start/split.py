@@ -11,7 +11,7 @@ import numpy as np
 from anal_tools.start.videos import Samples, Video
 from datasets.lists.folds import assign, groups_of, natural
 from datasets.loading.bad_media import printable
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 TRAINED, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test", "testing", "dev", "eval", "holdout")
 FOLDS = 5  # one of them is held out where no folds are asked for

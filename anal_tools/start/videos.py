@@ -15,7 +15,7 @@ from datasets.lists.files import Media, letters, walk
 from datasets.lists.formats import fits_a_line
 from datasets.lists.verb import from_folders
 from datasets.loading.bad_media import printable
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 # Names of columns
 _PATHS = ("path", "video", "file", "filename", "name", "clip", "video_path")

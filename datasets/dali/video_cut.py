@@ -58,7 +58,7 @@ def cut(
         MediaError: the file cannot be opened.
     """
     codec = codec_of(index)
-    height, width = index.facts.height, index.facts.width
+    height, width = index.metadata.height, index.metadata.width
 
     # What the index already shows needs no open file.
     if codec not in codecs:

@@ -25,7 +25,7 @@ import numpy as np
 
 from datasets.demo import motion8
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 from utils.signals import end_with_parent
 

@@ -10,7 +10,7 @@ from datasets.dump.settings import Settings
 from datasets.dump.state import Entry
 from datasets.lists.records import Records
 from datasets.readers.frame_shard import SUFFIX
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: Endings that are removed from a name; any other dot belongs to the name.
 ENDINGS = {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv"}

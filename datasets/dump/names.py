@@ -9,7 +9,7 @@ from pathlib import Path
 from datasets.lists.formats import is_json
 from datasets.lists.records import Records
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 FAILED = "failed.txt"
 _NOT_LISTS = {".mp4", ".fsh"}  # dumped videos

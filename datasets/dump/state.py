@@ -13,7 +13,7 @@ from datasets.dump.settings import Settings
 from datasets.dump.video import other_source, stamp
 from utils import files
 from utils.append_file import AppendFile
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 Entry = files.Row
 

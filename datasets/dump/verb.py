@@ -20,7 +20,7 @@ from datasets.loading.pool import each
 from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
 from utils.config.schema import Data
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 LAYOUTS = ("auto", "path_labels", "path_frames_labels")

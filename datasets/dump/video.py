@@ -14,7 +14,7 @@ from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_
 from datasets.lists.records import Records
 from datasets.readers.ending import EndsEarly
 from utils import files
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from datasets.loading.messages import DumpVideo
@@ -121,15 +121,15 @@ def dump_video(source: Source, settings: Settings, target: str, tmp: str, origin
         source: the video.
         settings: how to store it.
         target, tmp: final and temporary path.
-        origin: facts about the source that the result keeps.
+        origin: metadata of the source that the result keeps.
 
     Returns:
         `origin` with frames, height, width, fps, bytes and missing.
     """
-    coder = Coder(settings, source.turns, source.facts)
-    info = origin | {"frames": source.facts.frames, "height": coder.size[0], "width": coder.size[1]}
+    coder = Coder(settings, source.turns, source.metadata)
+    info = origin | {"frames": source.metadata.frames, "height": coder.size[0], "width": coder.size[1]}
     # Only a clip needs a frame rate: the other forms keep an unknown rate as unknown.
-    info["fps"] = float(rate(source.facts)) if settings.form == "clips" else source.facts.fps
+    info["fps"] = float(rate(source.metadata)) if settings.form == "clips" else source.metadata.fps
 
     writer = _writer(tmp, coder, settings, info, source)
     try:
@@ -156,7 +156,7 @@ def _writer(tmp: str, coder: Coder, settings: Settings, info: files.Row, source:
         return FolderWriter(tmp, coder, settings, info)
     if settings.form == "shards":
         return ShardFile(tmp, coder, settings, info)
-    return ClipFile(tmp, coder, settings, info, rate(source.facts))
+    return ClipFile(tmp, coder, settings, info, rate(source.metadata))
 
 
 def stamp(path: str) -> list[int]:

@@ -21,7 +21,7 @@ from datasets.dump.source import Picture, decoded
 from datasets.readers.frame_shard import FrameShard, ShardWriter
 from datasets.readers.video import Scaler
 from utils import files
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from fractions import Fraction

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 _INDEXED = re.compile(r"(\d{1,18})\s*[\s,:;]\s*(.*\S)")  # `0 name`, `0: name`, `0,name`
 

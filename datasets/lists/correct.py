@@ -22,7 +22,7 @@ from pathlib import Path
 from datasets.lists import formats
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 COLUMNS = ("path", "entry", "label", "suggested", "label_name", "suggested_name", "score", "label_score")

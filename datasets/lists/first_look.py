@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from datasets.lists.files import VIDEOS
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.config import Config

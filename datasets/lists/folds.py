@@ -19,7 +19,7 @@ import numpy as np
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from utils.config import Config

@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 _BLOCK = 1 << 20  # bytes read at a time
 _SHOWN = 5  # bad lines named in one message

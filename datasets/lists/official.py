@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.lists.files import letters
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)

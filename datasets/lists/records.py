@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from datasets.lists.class_names import read_class_names
 from datasets.lists.formats import is_json, place_of, read_list
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.config import Config

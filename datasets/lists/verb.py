@@ -28,7 +28,7 @@ from datasets.lists.formats import fits_a_line
 from datasets.lists.official import READ, Annotations, Item, read, read_folds, reorder
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 from utils.options import Parser
 
 _WORST = 10  # classes named in the terminal
@@ -295,7 +295,7 @@ def in_words(coverage: Mapping[str, Any], out: Path, root: str = "DIR") -> list[
                 f"  {part['several_files']} names were found more than once; the one in its class's folder counts"
             )
 
-    # Facts about all lists together.
+    # What concerns all lists together.
     if coverage.get("groups"):
         groups, alone = coverage["groups"]
         rest = f"; {alone} videos without a match are in a group of their own each" if alone else ""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets.memcached.client import Counts
     from datasets.plan.train import Plan
     from datasets.plan.views import VideoPlan
-    from datasets.readers.facts_cache import Stamp
+    from datasets.readers.metadata_cache import Stamp
 
 #: Buffer of one `recv`. A SEQPACKET message that does not fit would be cut off silently.
 MESSAGE_BYTES = 1 << 18

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.loading.bad_media import printable
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:

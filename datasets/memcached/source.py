@@ -18,7 +18,7 @@ import xxhash
 from datasets.memcached.client import Counts, MemcachedPool, Settings
 from datasets.memcached.wire import Seal, frame_secret, read_secret
 from datasets.readers.frames import FramesReader
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -131,8 +131,8 @@ class MemcachedReader(FramesReader):
         Raises:
             MediaError: the record or one of its frames cannot be read.
         """
-        facts, layout = self._facts(i)
-        requested = range(facts.frames) if ordinals is None else ordinals
+        metadata, layout = self._metadata(i)
+        requested = range(metadata.frames) if ordinals is None else ordinals
 
         path = self.records.full_path(i)
         route = route_of(path, self._namespace)

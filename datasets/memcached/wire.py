@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

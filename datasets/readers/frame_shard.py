@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 
 from utils import files
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 SUFFIX = ".fsh"
 #: Names of frames: one number in decimal, no folders.
@@ -42,7 +42,7 @@ _MOST_HEADER_BYTES = 1 << 20  # a damaged trailer must not make a reader allocat
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """The facts that the header of a shard states.
+    """The metadata that the header of a shard states.
 
     Attributes:
         template, base: names of its frames: `template.format(base + ordinal)`.

@@ -39,14 +39,14 @@ from datasets.readers.video_index import (
     packets,
     video_stream,
 )
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     import av
     from av.video.reformatter import VideoReformatter
 
     from datasets.lists.records import Records
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.readers.spec import ReaderSpec
 
 _OPEN_INDEXES = 8  # indexes that are kept, per process
@@ -78,14 +78,14 @@ class VideoReader:
             self._kept[1].container.close()
         self._kept = None
 
-    def probe(self, i: int) -> Facts:
-        """Return the facts of record i; see `Reader.probe`. With offsets in the list, a record is a part of a file."""
-        facts = self.index(i).facts
+    def probe(self, i: int) -> VideoMetadata:
+        """Return the metadata of record i; see `Reader.probe`. With offsets in the list a record is part of a file."""
+        metadata = self.index(i).metadata
 
         start = int(self.records.starts[i])
-        if facts.frames <= start:
-            raise MediaError(self.records.path(i), f"the list starts at frame {start}, there are {facts.frames}")
-        return dataclasses.replace(facts, frames=self.records.length_of(i, facts.frames - start))
+        if metadata.frames <= start:
+            raise MediaError(self.records.path(i), f"the list starts at frame {start}, there are {metadata.frames}")
+        return dataclasses.replace(metadata, frames=self.records.length_of(i, metadata.frames - start))
 
     def missing(self, i: int) -> int:
         """Return the number of frames at the end of record i that do not decode and are not in `probe`."""
@@ -102,9 +102,9 @@ class VideoReader:
 
         shown, index = self.records.path(i), self.index(i)
         ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
-        facts = index.facts
-        if ordinals.min() < 0 or ordinals.max() >= facts.frames:
-            raise MediaError(shown, f"frame {ordinals.max()} was asked for, there are {facts.frames}")
+        metadata = index.metadata
+        if ordinals.min() < 0 or ordinals.max() >= metadata.frames:
+            raise MediaError(shown, f"frame {ordinals.max()} was asked for, there are {metadata.frames}")
 
         rows: dict[int, list[int]] = {}  # ordinal -> rows of `out` that show it
         for row, ordinal in enumerate(ordinals.tolist()):
@@ -117,14 +117,14 @@ class VideoReader:
                 continue
             pending.discard(ordinal)
             first, *others = rows[ordinal]
-            place(scaler.rgb(frame, shown, index.rotation), box, (facts.height, facts.width), out[first])
+            place(scaler.rgb(frame, shown, index.rotation), box, (metadata.height, metadata.width), out[first])
             for row in others:
                 out[row] = out[first]
 
         if pending:
-            raise MediaError(shown, f"frame {min(pending)} of {facts.frames} does not decode")
+            raise MediaError(shown, f"frame {min(pending)} of {metadata.frames} does not decode")
 
-    def assume(self, i: int, index: Index) -> None:
+    def use_index(self, i: int, index: Index) -> None:
         """Use an index that was made before. The caller guarantees that the file has not changed."""
         path = self.records.full_path(i)
         self._indexes.setdefault(path, index)
@@ -167,7 +167,7 @@ class VideoReader:
             # because a different number of frames means that the ordinals above were wrong.
             if index.grade is Grade.TIMED:
                 self._check_total(i, index)
-            yield from self._count(i, left, index.facts.frames)
+            yield from self._count(i, left, index.metadata.frames)
 
     def _count(self, i: int, ordinals: list[int], expected: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode from the start and yield the requested ordinals by counting."""
@@ -193,10 +193,10 @@ class VideoReader:
             decoding = Decoding(container, video_stream(container, shown), self.spec.missing_share)
             stamps = [frame.pts for frame in decoding]
 
-        if len(stamps) != index.facts.frames:
+        if len(stamps) != index.metadata.frames:
             # Only the end is missing if the stamps so far are those of the first frames.
             begins = index.pts[index.positions[: len(stamps)]].tolist() == stamps
-            raise self._too_few(i, len(stamps), index.facts.frames, decoding.trouble, only_last=begins)
+            raise self._too_few(i, len(stamps), index.metadata.frames, decoding.trouble, only_last=begins)
 
     def _too_few(self, i: int, decoded: int, expected: int, trouble: str, *, only_last: bool = True) -> MediaError:
         """Return the error for a video of which fewer frames decode than its packets promise."""

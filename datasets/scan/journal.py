@@ -1,4 +1,4 @@
-"""Remember the answers of a scan: one line of JSON for each, from which the facts for training are made."""
+"""Remember the answers of a scan: one line of JSON for each, from which the metadata for training is made."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets.plan.facts import Facts
-from datasets.readers import facts_cache
+from datasets.plan.metadata import VideoMetadata
+from datasets.readers import metadata_cache
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.file import LEVELS
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 JOURNAL = "files.jsonl"
 Entry = files.Row
@@ -83,10 +83,10 @@ class Journal:
         return whole
 
     def _naming(self, family: str) -> list[object]:
-        # Whatever changes the facts of a file: with another value its entries do not hold.
+        # Whatever changes the metadata of a file: with another value its entries do not hold.
         if family == "frames":
             return [self.spec.template, self.spec.frame_base, self.spec.fps]
-        return [facts_cache.PROBE_VERSION, self.spec.missing_share]
+        return [metadata_cache.PROBE_VERSION, self.spec.missing_share]
 
     def _write(self, entry: Entry) -> None:
         self._out.write(json.dumps(entry).encode("ascii") + b"\n")
@@ -115,24 +115,24 @@ class Journal:
             self._lists[clean] = owner
             self._write({"clean": clean, "list": owner[0], "root": owner[1]})
 
-    def stamp(self, path: str, start: int, level: str) -> facts_cache.Stamp | None:
+    def stamp(self, path: str, start: int, level: str) -> metadata_cache.Stamp | None:
         """Return the stamp under which a path need not be examined again at this level; None if it must be."""
         entry = self.known.get((path, start))
         if entry is None or entry.get("again") or LEVELS.index(entry["level"]) < LEVELS.index(level):
             return None
-        return facts_cache.Stamp(*entry["stamp"]) if entry["stamp"] else None
+        return metadata_cache.Stamp(*entry["stamp"]) if entry["stamp"] else None
 
-    def facts(self) -> Iterator[tuple[int, facts_cache.Entry]]:
-        """Yield the rows of the facts cache: every file for which `probe` had an answer."""
+    def metadata(self) -> Iterator[tuple[int, metadata_cache.Entry]]:
+        """Yield the rows of the metadata cache: every file for which `probe` had an answer."""
         for (path, start), entry in self.known.items():
             if entry.get("stamp") and "frames" in entry:
                 # The cache holds what `probe` returns, also where fewer frames decode.
                 frames = entry.get("probed", entry["frames"])
-                facts = Facts(frames, *(entry[name] for name in ("height", "width", "fps")))
-                stamp, video = facts_cache.Stamp(*entry["stamp"]), entry.get("grade", "")
+                metadata = VideoMetadata(frames, *(entry[name] for name in ("height", "width", "fps")))
+                stamp, video = metadata_cache.Stamp(*entry["stamp"]), entry.get("grade", "")
                 details = (video, entry["turns"], entry["decoder"], entry["missing"]) if video else ()
-                key = facts_cache.key_of(self.spec, entry["family"], path, start)
-                yield key, facts_cache.Entry(stamp, facts, *details)
+                key = metadata_cache.key_of(self.spec, entry["family"], path, start)
+                yield key, metadata_cache.Entry(stamp, metadata, *details)
 
     def __enter__(self) -> Journal:
         return self
@@ -146,11 +146,11 @@ def _owner(list_file: str, root: str) -> list[str]:
 
 
 def _is_whole(entry: Entry) -> bool:
-    """Return True if an entry holds all values that results, facts and the comparison of files need."""
+    """Return True if an entry holds all values that results, metadata and the comparison of files need."""
     stamp, bad, notes = entry.get("stamp"), entry.get("bad"), entry.get("notes")
     if entry.get("level") not in LEVELS or not isinstance(bad, str) or not isinstance(notes, list):
         return False
-    if stamp is not None and not (isinstance(stamp, list) and len(stamp) == len(facts_cache.Stamp._fields)):
+    if stamp is not None and not (isinstance(stamp, list) and len(stamp) == len(metadata_cache.Stamp._fields)):
         return False
 
     if "frames" in entry or not bad:

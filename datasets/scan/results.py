@@ -15,7 +15,7 @@ from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from datasets.scan.journal import Entry
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 SUMMARY, PAGE = "scan.json", "index.html"
 _NAMED = 10  # bad files named in the terminal

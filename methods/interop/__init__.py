@@ -24,7 +24,7 @@ from methods.interop._implied import implied
 from methods.interop._names import Converted
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
-from utils.faults import UserError, did_you_mean, listed
+from utils.errors import UserError, did_you_mean, listed
 
 _PROJECTS = {
     "mmaction": "MMAction2",

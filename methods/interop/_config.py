@@ -9,7 +9,7 @@ from pathlib import Path
 
 from methods.interop._names import Options
 from utils import weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 
 _LARGEST = 8 << 20  # bytes; 22,000 classes need 2
 _MOST = 65_536  # largest count of anything in a network

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from methods import fetch
 from utils import files, weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: Keys under which projects keep their tensors, in the order in which they are tried.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "blobs")

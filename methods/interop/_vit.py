@@ -26,7 +26,7 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class Architecture:
     """Describe one of our networks, for a config.json.
 
     Attributes:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from methods.interop import hf
 from methods.interop._names import Options
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from methods.interop import Opened
@@ -47,7 +47,7 @@ class Start:
 
 
 def of(path: Path, family: str, opened: Opened | None = None, content: Options | None = None) -> dict[str, str]:
-    """Return the known facts about a weights file or folder, as plain texts.
+    """Return the known metadata of a weights file or folder, as plain texts.
 
     Args:
         path: file or folder.

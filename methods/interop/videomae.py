@@ -160,23 +160,23 @@ def side(config: HfConfig) -> int:
     return config.side("image_size", 224)
 
 
-def written(facts: _vit.Facts) -> Options:
+def written(arch: _vit.Architecture) -> Options:
     """Return the keys of config.json for one of our networks."""
     return {
-        "hidden_size": facts.width,
-        "num_hidden_layers": facts.depth,
-        "num_attention_heads": facts.heads,
-        "intermediate_size": facts.mlp,
-        "patch_size": facts.patch,
-        "tubelet_size": facts.tubelet,
+        "hidden_size": arch.width,
+        "num_hidden_layers": arch.depth,
+        "num_attention_heads": arch.heads,
+        "intermediate_size": arch.mlp,
+        "patch_size": arch.patch,
+        "tubelet_size": arch.tubelet,
         "num_channels": 3,
-        "num_frames": facts.frames,
-        "image_size": facts.side,
+        "num_frames": arch.frames,
+        "image_size": arch.side,
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": facts.eps,
-        "qv_bias": facts.bias != "none",
-        "qkv_bias": facts.bias != "none",  # transformers 4's name
-        "use_mean_pooling": facts.pooling == "mean",
+        "layer_norm_eps": arch.eps,
+        "qv_bias": arch.bias != "none",
+        "qkv_bias": arch.bias != "none",  # transformers 4's name
+        "use_mean_pooling": arch.pooling == "mean",
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from methods.interop import _vit
 from methods.interop._names import Converted, Options, convert, has
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from methods.interop._config import HfConfig
@@ -220,22 +220,22 @@ def side(config: HfConfig) -> int:
     return config.side("crop_size", 256)
 
 
-def written(facts: _vit.Facts) -> Options:
+def written(arch: _vit.Architecture) -> Options:
     """Return the keys of config.json for one of our networks."""
     return {
-        "hidden_size": facts.width,
-        "num_hidden_layers": facts.depth,
-        "num_attention_heads": facts.heads,
-        "mlp_ratio": _vit.ratio(facts.mlp, facts.width),
-        "patch_size": facts.patch,
-        "tubelet_size": facts.tubelet,
+        "hidden_size": arch.width,
+        "num_hidden_layers": arch.depth,
+        "num_attention_heads": arch.heads,
+        "mlp_ratio": _vit.ratio(arch.mlp, arch.width),
+        "patch_size": arch.patch,
+        "tubelet_size": arch.tubelet,
         "in_chans": 3,
-        "frames_per_clip": facts.frames,
-        "crop_size": facts.side,
+        "frames_per_clip": arch.frames,
+        "crop_size": arch.side,
         "hidden_act": "gelu",
-        "layer_norm_eps": facts.eps,
-        "qkv_bias": facts.bias != "none",
-        "num_pooler_layers": facts.pooler_layers,
+        "layer_norm_eps": arch.eps,
+        "qkv_bias": arch.bias != "none",
+        "num_pooler_layers": arch.pooler_layers,
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 import main
 from anal_tools.benchmark.data import numbers, verdict
 from tests.experiment import make
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

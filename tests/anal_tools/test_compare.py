@@ -10,7 +10,7 @@ import pytest
 from anal_tools import compare
 from anal_tools.evaluate.results import Results
 from tests.evaluated import guessed, write_results
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = ["a", "b <i>", "c"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anal_tools import demo_summary
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def evaluated(folder: Path) -> Path:

@@ -23,8 +23,8 @@ from tests.experiment import make
 from tests.ranks import ROOT
 from utils import checkpoint, metrics
 
-PYSF = ["common.data.sampling=pysf", "common.data.clip_len=2", "common.data.frame_interval=4"]
-SETS = [word for item in [*PYSF, "common.model.num_segments=1"] for word in ("--set", item)]
+PYSLOWFAST = ["common.data.sampling=pyslowfast", "common.data.clip_len=2", "common.data.frame_interval=4"]
+SETS = [word for item in [*PYSLOWFAST, "common.model.num_segments=1"] for word in ("--set", item)]
 
 
 def with_weights(folder: Path, kind: str = "tsn", **options: object) -> Path:
@@ -65,7 +65,7 @@ def test_the_result_says_all(exp: Path) -> None:
     assert summary["counts"] == {"videos": 23, "scored": 23, "repaired": 0, "failed": 0, "duplicates": 0}
     assert summary["cost"]["gmacs_per_video"] == pytest.approx(30 * summary["cost"]["gmacs_per_view"], rel=1e-3)
     assert summary["protocol"]["views"] == 30
-    assert summary["config"]["data"]["sampling"] == "pysf"
+    assert summary["config"]["data"]["sampling"] == "pyslowfast"
     scores = scoring.scores_of(results, scoring.smaller(scoring.kept_protocol(results)))
     numbers = metrics.evaluate(metrics.Videos(scores, results.labels))
     assert summary["metrics"] == pytest.approx(numbers | {key: summary["metrics"][key] for key in ("clip1", "clip")})
@@ -141,7 +141,7 @@ def test_a_protocol_by_name_and_a_part_of_it(exp: Path, capsys: pytest.CaptureFi
     for name, views in (("k400", []), ("k400-small", ["--views", "1x1"])):
         assert evaluate(exp, name, "--protocol", "k400-10x3", "--scale", "36", *views) == 0
     large, small = Results.load(exp, "k400"), Results.load(exp, "k400-small")
-    assert large.protocol["crops"] == "three_psf"
+    assert large.protocol["crops"] == "three_pyslowfast"
     assert large.protocol["crop_size"] == 36
     chosen = scoring.smaller(scoring.kept_protocol(large), "1x1")
     assert chosen.note == ""

@@ -18,7 +18,7 @@ import main
 from anal_tools.evaluate import identity, result_parts
 from anal_tools.evaluate.results import Results
 from tests.experiment import few_videos, make
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

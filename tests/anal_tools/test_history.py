@@ -19,7 +19,7 @@ from anal_tools import clean, experiments, history, watch
 from launch import verbs
 from tests import experiment
 from utils import run_lock
-from utils.faults import UserError
+from utils.errors import UserError
 
 LOG = """\
 [2026-05-01T10:00:00+00:00] experiment /e, code abc, process 1 on n1
@@ -35,8 +35,8 @@ LOG = """\
 [2026-05-01T11:15:00+00:00] stopped by SIGTERM at iteration 24, saved; the same command continues
 """
 CURVES = [
-    {"step": 10, "loss_train": 2.0}, {"step": 20, "loss_train": 1.0, "acc1_val": 50.0}, {"resume": 15},
-    {"step": 20, "loss_train": 1.0, "acc1_val": 55.0}, {"step": 24, "loss_train": 3.0},
+    {"step": 10, "loss_train": 2.0}, {"step": 20, "loss_train": 1.0, "top1_val": 50.0}, {"resume": 15},
+    {"step": 20, "loss_train": 1.0, "top1_val": 55.0}, {"step": 24, "loss_train": 3.0},
 ]  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def exp(tmp_path: Path, tiny_videos: Path) -> Path:
 def test_the_history_of_a_restarted_run(exp: Path) -> None:
     run = history.read(exp)
     assert (run.state, run.step, run.last) == ("stopped", 24, 100)
-    assert (run.best, run.criterion) == (55.0, "Prec@1")
+    assert (run.best, run.criterion) == (55.0, "top-1")
     assert run.gpu_hours == run.rank_hours == 4 * 0.5 + 2 * 0.25
     assert run.waiting == pytest.approx((10 * 0.2 + 10 * 1.0) / (10 * 1.0 + 10 * 2.0))
     assert (run.restarts, run.requeues, run.lost_steps) == (1, 1, 5)
@@ -198,7 +198,7 @@ def test_the_page_fits_every_terminal(exp: Path) -> None:
     text = "\n".join(watch.page(exp, 100, 40))
     assert "iteration 24 of 100" in text
     assert "60 % computing, 40 % waiting for clips" in text
-    assert "best Prec@1 55.00; 1 restart(s), 5 iteration(s) done twice, 1 loss spike(s), 2 fp16 step(s)" in text
+    assert "best top-1 55.00; 1 restart(s), 5 iteration(s) done twice, 1 loss spike(s), 2 fp16 step(s)" in text
     assert "stopped by SIGTERM at iteration 24" in text
 
 

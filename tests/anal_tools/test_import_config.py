@@ -13,7 +13,7 @@ import main
 from anal_tools.import_config import mmaction, pyslowfast, python_file, verb
 from anal_tools.import_config.draft import EXACT, NOT, OTHER, Draft
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 PIPELINE = """
 train_pipeline = [
@@ -116,7 +116,7 @@ model = dict(type='Recognizer3D',
     cls_head=dict(type='I3DHead', in_channels=2048, num_classes=400, spatial_type='avg', dropout_ratio=0.5),
     train_cfg=None, test_cfg=dict(average_clips='prob'))
 """
-PYSF = """
+PYSLOWFAST = """
 TRAIN: {BATCH_SIZE: 64, EVAL_PERIOD: 10, DATASET: kinetics}
 DATA: {NUM_FRAMES: 32, SAMPLING_RATE: 2, PATH_TO_DATA_DIR: lists/k, PATH_PREFIX: videos}
 SLOWFAST: {ALPHA: 4, BETA_INV: 8, FUSION_KERNEL_SZ: 5}
@@ -167,7 +167,7 @@ def test_tsm_of_1x(tmp_path: Path) -> None:
     )
     assert cfg.augmentation.more_fix_crop
     assert (cfg.augmentation.mean, cfg.augmentation.std) == ((0.5,) * 3, (0.2,) * 3)
-    assert (cfg.data.reader, cfg.data.sampling, cfg.data.flip_labels) == ("video", "mm1", ((2, 3),))
+    assert (cfg.data.reader, cfg.data.sampling, cfg.data.flip_labels) == ("video", "mmaction2_1x", ((2, 3),))
     assert (cfg.batch_size, cfg.shards, cfg.reference_batch, cfg.workers) == (6, 4, 24, 3)
     schedule = cfg.lr_scheduler
     assert (schedule.type, schedule.base_lr, schedule.warmup_lr) == ("STEP", pytest.approx(0.002), 0.02)
@@ -237,7 +237,7 @@ def test_slowonly_of_0x(tmp_path: Path) -> None:
     cfg, draft = imported(tmp_path, RUN_0X)
     assert (cfg.model.type, cfg.data.sampling, cfg.data.reader, cfg.data.template) == (
         "slowonly",
-        "mm0",
+        "mmaction2_0x",
         "frames",
         "{:06}.jpg",
     )
@@ -253,7 +253,7 @@ def test_slowonly_of_0x(tmp_path: Path) -> None:
 
 
 def test_slowfast_of_pyslowfast(tmp_path: Path) -> None:
-    cfg, draft = imported(tmp_path, PYSF, "config.yaml")
+    cfg, draft = imported(tmp_path, PYSLOWFAST, "config.yaml")
     options = {"fusion_kernel": 5, "res4_temporal_blocks": 6, "fast_res4_temporal_blocks": 23}
     assert options.items() <= cfg.model.kwargs.items()
     assert (cfg.batch_size, cfg.shards, cfg.reference_batch) == (8, 32, 256)
@@ -267,7 +267,7 @@ def test_slowfast_of_pyslowfast(tmp_path: Path) -> None:
 
 
 def test_steps_of_pyslowfast(tmp_path: Path) -> None:
-    text = PYSF.replace(
+    text = PYSLOWFAST.replace(
         "LR_POLICY: cosine", "LR_POLICY: steps_with_relative_lrs, LRS: [1, 0.1, 0.02], STEPS: [0, 94, 154]"
     )
     schedule = imported(tmp_path, text, "config.yaml")[0].lr_scheduler
@@ -323,8 +323,8 @@ def test_what_cannot_be_taken_over_is_named_by_key(tmp_path: Path, old: str, new
     ],
 )
 def test_what_pyslowfast_says_and_cannot_be_taken_over(tmp_path: Path, old: str, new: str, words: str) -> None:
-    assert old in PYSF
-    assert words in refusal(tmp_path, PYSF.replace(old, new), "config.yaml")
+    assert old in PYSLOWFAST
+    assert words in refusal(tmp_path, PYSLOWFAST.replace(old, new), "config.yaml")
     assert not Path("CANARY").exists()
 
 
@@ -374,7 +374,7 @@ def test_whatever_is_missing_or_odd_is_taken_over_or_named(tmp_path: Path, base:
 
 def test_odd_values_of_pyslowfast_are_taken_over_or_named(tmp_path: Path) -> None:
     """The same for a YAML file."""
-    text = PYSF + "NONLOCAL: {LOCATION: [[[], []], [[1, 3], []], [[1, 3, 5], []], [[], []]]}\n"
+    text = PYSLOWFAST + "NONLOCAL: {LOCATION: [[[], []], [[1, 3], []], [[1, 3, 5], []], [[], []]]}\n"
     whole, file, outcomes = (
         yaml.safe_load(text.replace("DEPTH: 101", "DEPTH: 50").replace("[6, 23]", "[6, 6]")),
         tmp_path / "a.yaml",

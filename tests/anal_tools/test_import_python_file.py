@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from anal_tools.import_config import python_file
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def read(folder: Path, text: str, **others: str) -> dict:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anal_tools import allowed_pairs, label_errors
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = ["hotpot", "food", "a -> b", "jump # high"]
 

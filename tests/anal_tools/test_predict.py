@@ -14,11 +14,11 @@ import main
 from anal_tools.evaluate.results import Results
 from anal_tools.predict import outputs, sliding
 from anal_tools.predict.sources import expand
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from tests import git, weights
 from tests.conftest import ROOT
 from tests.datasets.videos import frame_image, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -166,18 +166,18 @@ def test_nothing_to_look_at(tmp_path: Path) -> None:
 
 
 def test_windows_cover_the_video() -> None:
-    facts = Facts(frames=100, height=8, width=8, fps=10.0)
-    parts = sliding.windows(facts, 2.0, 1.5)
+    metadata = VideoMetadata(frames=100, height=8, width=8, fps=10.0)
+    parts = sliding.windows(metadata, 2.0, 1.5)
     assert [part.first for part in parts] == [0, 15, 30, 45, 60, 75, 80]
     assert {part.frames for part in parts} == {20}
     assert parts[0].start == 0
     assert parts[-1].end == 10
     assert all(a.end == b.start for a, b in zip(parts, parts[1:], strict=False))
     assert parts[0].end == pytest.approx((10 + 25) / 2 / 10)
-    short = sliding.windows(Facts(frames=3, height=8, width=8, fps=10.0), 2.0, 1.0)
+    short = sliding.windows(VideoMetadata(frames=3, height=8, width=8, fps=10.0), 2.0, 1.0)
     assert [(part.first, part.frames, part.start, part.end) for part in short] == [(0, 3, 0.0, 0.3)]
     with pytest.raises(ValueError, match="windows of 0"):
-        sliding.windows(facts, 0, 1)
+        sliding.windows(metadata, 0, 1)
 
 
 def test_equal_scores_rank_as_in_the_accuracy() -> None:

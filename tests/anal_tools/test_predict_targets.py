@@ -15,7 +15,7 @@ from anal_tools.predict.sources import Source
 from tests import weights
 from tests.datasets.videos import write_video
 from utils import checkpoint
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -33,8 +33,8 @@ def exps(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> list[
         exp = make_experiment(root / "tests" / name, motion_videos)
         motion_results(exp, motion_videos, guesses, config={"lr": rate}, cost={"gmacs_per_view": 1.5})
         (exp / "events").mkdir()
-        lines = [f'{{"step": {k}, "loss_train": {2 / k}, "acc1_train": {5 * k}, "lr": {rate}}}\n' for k in range(1, 9)]
-        lines.append('{"step": 8, "loss_val": 0.5, "acc1_val": 60.0}\n')
+        lines = [f'{{"step": {k}, "loss_train": {2 / k}, "top1_train": {5 * k}, "lr": {rate}}}\n' for k in range(1, 9)]
+        lines.append('{"step": 8, "loss_val": 0.5, "top1_val": 60.0}\n')
         (exp / "events/scalars.jsonl").write_text("".join(lines))
     return [root / "tests/a", root / "tests/b"]
 
@@ -80,13 +80,13 @@ def test_summary(shown: Visit, exps: list[Path]) -> None:
     results = Results.load(exps[0])
     right = int((results.scores[~results.failed].argmax(axis=1) == results.labels[~results.failed]).sum())
     assert f"{100 * right / 23:.2f} %" in texts(shown, ".headline b")
-    facts = texts(shown, "table.facts tr")
+    overview = texts(shown, "table.overview tr")
     for title in ("top-1", "top-5", "mean class accuracy", "calibration error"):
-        (line,) = (line for line in facts if line.startswith(title + "\t"))
+        (line,) = (line for line in overview if line.startswith(title + "\t"))
         assert all(re.search(r"% +\([\d.]+ to [\d.]+\)", cell) for cell in line.split("\t")[1:]), line
     assert "95 % interval" in texts(shown, ".headline span")[0]
     assert "eval EXP --views 2x3" in page_text(shown)  # what the sampling of these experiments allows
-    assert any("short side 64" in line for line in facts if line.startswith("protocol"))
+    assert any("short side 64" in line for line in overview if line.startswith("protocol"))
     titles = texts(shown, "figcaption")
     assert titles == ["Loss", "Top-1", "Learning rate"]
     assert shown.page.locator("svg.chart path.line").count() >= 6
@@ -100,7 +100,7 @@ def test_summary(shown: Visit, exps: list[Path]) -> None:
 
 
 def test_accuracy_against_cost(started_browser: Any, tmp_path: Path) -> None:
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three", 256, 256)
     logits = np.random.default_rng(0).normal(size=(60, 30, 4))
     exp = write_results(
         tmp_path, labels=[row % 4 for row in range(60)], logits=logits, names=list("abcd"),
@@ -111,7 +111,7 @@ def test_accuracy_against_cost(started_browser: Any, tmp_path: Path) -> None:
         assert texts(visited, "figcaption") == ["Top-1 of the kept views and of parts of them"]
         assert visited.page.locator("svg.chart circle").count() == 10
         assert visited.page.locator("svg.chart .axis").all_text_contents() == ["GMACs of a video", "top-1, per cent"]
-        assert texts(visited, "#page table:not(.facts) tbody tr")[-1].split("\t")[1:3] == ["10 x 3", "60.00"]
+        assert texts(visited, "#page table:not(.overview) tbody tr")[-1].split("\t")[1:3] == ["10 x 3", "60.00"]
         assert visited.page.locator("nav a").count() == 6  # nothing to compare
         assert visited.errors == []
 

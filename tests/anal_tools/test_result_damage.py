@@ -16,7 +16,7 @@ from anal_tools.evaluate import part_file, result_parts
 from anal_tools.evaluate.results import Results
 from tests.evaluated import BROKEN, broken, guessed, sealed, write_results
 from tests.fuzz import result_parts as fuzz
-from utils.faults import UserError
+from utils.errors import UserError
 
 VERBS = ("score", "compare", "analyze", "report", "dense-sweep", "get_reference_results")
 OWNER = result_parts.owner_of({"weights": "w"})

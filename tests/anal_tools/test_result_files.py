@@ -22,7 +22,7 @@ from methods import interop
 from tests.experiment import make
 from tests.ranks import run_ranks
 from utils import checkpoint, dist, files
-from utils.faults import AgreedError, UserError
+from utils.errors import AgreedError, UserError
 
 
 @pytest.fixture(scope="module")

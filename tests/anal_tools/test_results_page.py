@@ -13,7 +13,7 @@ import pytest
 from anal_tools.compare import mcnemar
 from tests.benchmarks.analysis import answers, results, ridge
 from tests.benchmarks.rows import ROOT, SHARED
-from utils.faults import UserError
+from utils.errors import UserError
 
 FILES = sorted(answers.KEPT.glob("*/*.json"))
 real_data = pytest.mark.skipif(not (SHARED / "lists/ucf_sports/all.txt").is_file(), reason="no ../shared/data")

@@ -16,15 +16,15 @@ from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.evaluated import write_results
 from utils import metrics
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = [f"class {k}" for k in range(6)]
-PYSF = Protocol(EvalSpec(Sampling("pysf", 1, 8, 8), 10, "three", 64, 64))
+PYSLOWFAST = Protocol(EvalSpec(Sampling("pyslowfast", 1, 8, 8), 10, "three", 64, 64))
 LABELS = np.random.default_rng(0).integers(0, 6, 200)
 
 
 def make_result(
-    exp: Path, seed: int, *, protocol: Protocol = PYSF, order: np.ndarray | None = None, name: str = "best"
+    exp: Path, seed: int, *, protocol: Protocol = PYSLOWFAST, order: np.ndarray | None = None, name: str = "best"
 ) -> Path:
     """Results whose views know the truth a little; every view for itself, so that more views are better."""
     generator = np.random.default_rng(seed)
@@ -68,12 +68,12 @@ def test_subsets_and_averages(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_views_that_are_not_nested_are_said_to_be_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = Protocol(EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three_tsm", 64, 64), family="tsm")
+    other = Protocol(EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three_tsm", 64, 64), family="tsm")
     exp = make_result(tmp_path / "a", 1, protocol=other)
     assert score.main([str(exp), "--views", "1x1,10x3"]) == 0
     text = capsys.readouterr().out
     assert "1x1 [1]" in text
-    assert "not nested: mm1 places 1 clip(s) elsewhere than among its 10; these are clips 5 of them" in text
+    assert "not nested: mmaction2_1x places 1 clip(s) elsewhere than among its 10; these are clips 5 of them" in text
     assert "the centre crop of three_tsm may stand a pixel beside that of centre_tsm" in text
     assert scoring.smaller(scoring.kept_protocol(Results.load(exp)), "1x1").views == (17,)
 

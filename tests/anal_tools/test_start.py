@@ -22,7 +22,7 @@ from datasets.readers import open_reader
 from datasets.readers.spec import ReaderSpec
 from tests.datasets.videos import number_in, write_video
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def folder(root: Path, *paths: str) -> Path:
@@ -203,7 +203,7 @@ def test_the_held_out_fold_has_as_many_classes_as_there_can_be() -> None:
 # -------------------------------------------------------------------------------- the recipe
 
 
-def facts(**changes: object) -> recipe.Facts:
+def summary(**changes: object) -> recipe.DataSummary:
     values = {
         "kind": "video",
         "train": 60,
@@ -212,7 +212,7 @@ def facts(**changes: object) -> recipe.Facts:
         "short_side": np.array([240]),
     }
     values |= {"long_side": np.array([320])}
-    return recipe.Facts(**(values | {"gpus": 0, "cores": 2} | changes))  # pyright: ignore[reportArgumentType]
+    return recipe.DataSummary(**(values | {"gpus": 0, "cores": 2} | changes))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -232,23 +232,23 @@ def test_choices(given: dict, weights: bool, asked: dict, expected: tuple, tmp_p
         (tmp_path / "pretrained").mkdir()
         (tmp_path / recipe.WEIGHTS).touch()
     options: dict[str, Any] = {"name": None, "weights": None, "size": None, "segments": None, "epochs": None} | asked
-    chosen = recipe.choose(facts(**given), **options)
+    chosen = recipe.choose(summary(**given), **options)
     assert (chosen.recipe.backbone, chosen.size, chosen.epochs) == expected
     assert chosen.views == "3crop", "240 x 320 is wide"
-    paths = {name: '"/x"' for name in ("root", "train", "val", "classes", "facts")}
-    text = recipe.config_text(chosen, facts(**given), paths, folds=True, seed=3, about="two classes")
+    paths = {name: '"/x"' for name in ("root", "train", "val", "classes", "metadata")}
+    text = recipe.config_text(chosen, summary(**given), paths, folds=True, seed=3, about="two classes")
     (tmp_path / "config.yaml").write_text(text)
     cfg = config.load(tmp_path / "config.yaml")
     assert (cfg.data.folds, cfg.seed, cfg.data.flip) == ("lists", 3, True)
     options["name"] = "x"
     with pytest.raises(UserError, match="--recipe x: there is none; there are finetune"):
-        recipe.choose(facts(), **options)
+        recipe.choose(summary(), **options)
 
 
 def test_left_and_right_are_not_mirrored() -> None:
     options: dict[str, Any] = {"name": "small", "weights": None, "size": None, "segments": None, "epochs": None}
     flips = {
-        name: recipe.choose(facts(classes=[name, "b"]), **options).flip
+        name: recipe.choose(summary(classes=[name, "b"]), **options).flip
         for name in ("turn_left", "Right hand", "bright")
     }
     assert flips == {"turn_left": False, "Right hand": False, "bright": True}
@@ -282,7 +282,7 @@ def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: P
     assert "the clips of each of the 3 files stay on one side" in output
     cfg = config.load(tmp_path / "exp")
     records = Records.load(cfg.val_source, cfg.val_root, num_class=2)
-    spec = ReaderSpec("video", missing_share=0.05, facts=cfg.data.facts)
+    spec = ReaderSpec("video", missing_share=0.05, metadata=cfg.data.metadata)
     reader = open_reader(spec, records)
     parts = {int(records.labels[i]): i for i in range(2)}
     assert {label: reader.probe(i).frames for label, i in parts.items()} == {1: 10, 0: 15}

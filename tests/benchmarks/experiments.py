@@ -130,7 +130,7 @@ def fingerprint(exp: Path) -> str:
     for key, values in sorted(state["optimizer"]["state"].items()):
         digest.update(str(key).encode() + values["momentum_buffer"].numpy().tobytes())
     digest.update(json.dumps(sorted(logged_losses(exp).items())).encode())
-    digest.update(repr((state["step"], state["best_prec1"])).encode())
+    digest.update(repr((state["step"], state["best_metric"])).encode())
     return digest.hexdigest()
 
 

@@ -40,7 +40,7 @@ FORMS: dict[str, tuple[str, str | None]] = {
 MEAN, BIAS = 4.0, 2.0
 SPECS = {
     "TSN-8": train_spec(Sampling("tsn", 8), input_size=64, crop="random_resized"),
-    "8x2": train_spec(Sampling("mm1", 1, 8, 2), input_size=80, crop="multi_scale"),
+    "8x2": train_spec(Sampling("mmaction2_1x", 1, 8, 2), input_size=80, crop="multi_scale"),
 }
 
 
@@ -157,7 +157,9 @@ def test_same_clips_of_the_same_plans(
         ), records.path(i)
         for name, spec in SPECS.items():
             for position in range(3):
-                plans = [resolve(draw(3, 0, position, spec), facts, spec, i) for facts in (expected_facts, facts_read)]
+                plans = [
+                    resolve(draw(3, 0, position, spec), metadata, spec, i) for metadata in (expected_facts, facts_read)
+                ]
                 assert np.array_equal(plans[0].frames, plans[1].frames)
                 assert plans[0].box == plans[1].box
                 clips = [

@@ -14,7 +14,7 @@ from anal_tools.evaluate.results import Results
 from datasets.lists import verb
 from datasets.lists.records import Records
 from tests.evaluated import write_results
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = ["a b/\u00fc 1.mp4", "a, b/2.mp4", "\udcff.mp4", "d/4.mp4", "a b/\u00fc 1.mp4", "=2+3.mp4"]
 LABELS = [0, 1, 2, 0, 1, 2]

@@ -15,7 +15,7 @@ from datasets.readers import open_reader
 from tests.conftest import ROOT
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import SIZE, frame_image, number_in, records_of, write_cut, write_video
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
 
@@ -142,7 +142,7 @@ def test_the_definition_for_a_gpu_is_accepted_everywhere() -> None:
     import torch
 
     from datasets.dali.pipeline import build
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     if torch.cuda.is_available():
         for form in ("video", "images"):
@@ -158,7 +158,7 @@ def test_without_dali_the_error_names_the_extra(tmp_path: Path) -> None:
         "import sys; sys.modules['nvidia.dali'] = None\n"
         "from datasets.loading.loader import loaders\n"
         "from datasets.dali.pipeline import require_dali\n"
-        "from utils.faults import UserError\n"
+        "from utils.errors import UserError\n"
         "try:\n    require_dali()\nexcept UserError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

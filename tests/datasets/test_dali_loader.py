@@ -21,7 +21,7 @@ from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")

@@ -23,7 +23,7 @@ from datasets.plan.views import EvalSpec
 from datasets.readers import open_reader
 from tests.datasets.specs import build_index, reader_spec, train_spec
 from tests.datasets.videos import SIZE, number_in, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 NVDEC = frozenset({"h264", "hevc", "vp9"})

@@ -13,7 +13,7 @@ from sklearn.linear_model import RidgeClassifier
 
 from datasets.demo import motion8
 from datasets.demo import verb as demo
-from utils.faults import UserError
+from utils.errors import UserError
 
 PAIRS = (("left", "right"), ("up", "down"), ("clockwise", "counter-clockwise"), ("grow", "shrink"))
 

@@ -21,7 +21,7 @@ from datasets.readers import Reader, open_reader
 from datasets.readers.frames import decode
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import number_in, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 30
@@ -47,9 +47,9 @@ def run_dump(videos: Path, dst: Path, *argv: str) -> int:
 
 def pixels(reader: Reader, i: int) -> np.ndarray:
     """(F, H, W, 3) every frame of a record."""
-    facts = reader.probe(i)
-    out = np.empty((facts.frames, facts.height, facts.width, 3), np.uint8)
-    reader.read(i, np.arange(facts.frames), None, (facts.height, facts.width), out)
+    metadata = reader.probe(i)
+    out = np.empty((metadata.frames, metadata.height, metadata.width, 3), np.uint8)
+    reader.read(i, np.arange(metadata.frames), None, (metadata.height, metadata.width), out)
     return out
 
 

@@ -22,9 +22,9 @@ from datasets.dump.video import Dumper
 from datasets.dump.write import ClipFile
 from datasets.lists.records import Records
 from datasets.loading.messages import DumpVideo
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from tests.datasets.videos import write_video
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 FORM = ("--as", "frames", "--workers", "1")
 
@@ -204,7 +204,7 @@ def test_a_clip_that_cannot_be_closed_is_abandoned(small_files: Callable[[int], 
     import av
 
     settings, tmp = Settings("clips"), tmp_path / "clip"
-    coder = Coder(settings, 0, Facts(3, 64, 64, 25.0))
+    coder = Coder(settings, 0, VideoMetadata(3, 64, 64, 25.0))
     clip = ClipFile(str(tmp), coder, settings, {}, 25)  # type: ignore[arg-type]
     for value in range(90):  # more than the encoder keeps to itself
         frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), value, np.uint8), format="rgb24")

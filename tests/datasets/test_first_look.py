@@ -13,7 +13,7 @@ from datasets.lists import first_look
 from datasets.lists.records import Records
 from utils import config
 from utils.config import verb
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = [f"class{n % 3}/v{n:03d}.mp4" for n in range(40)]
 JPEG = b"\xff\xd8\xff\xe0" + bytes(20)

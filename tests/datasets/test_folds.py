@@ -14,7 +14,7 @@ from datasets.lists import folds, verb
 from datasets.lists.records import Records
 from tests.experiment import make
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def experiment(tmp_path: Path, lines: str, words: str) -> config.Config:

@@ -12,7 +12,7 @@ from datasets.readers.frame_shard import FrameShard, ShardWriter
 from datasets.readers.frame_source import FilesSource
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image, number_in, records_of
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 COUNT = 12
 
@@ -41,12 +41,12 @@ def test_a_shard_answers_like_a_folder(tmp_path: Path) -> None:
             source.read(os.path.join(folder, wrong))
 
 
-def test_the_reader_reads_shards_and_knows_their_facts(tmp_path: Path) -> None:
+def test_the_reader_reads_shards_and_knows_their_metadata(tmp_path: Path) -> None:
     write_shard(tmp_path / "v.fsh")
     records = records_of(tmp_path, ["v.fsh 0 12 0", "v.fsh 4 5 0", "v.fsh 8 9 0"])
     reader = open_reader(reader_spec("frames", template="other_{:d}.jpg", frame_base=0), records)
-    facts = reader.probe(0)
-    assert (facts.frames, facts.height, facts.width, facts.fps) == (12, 48, 64, 25.0)
+    metadata = reader.probe(0)
+    assert (metadata.frames, metadata.height, metadata.width, metadata.fps) == (12, 48, 64, 25.0)
     out = np.empty((3, 48, 64, 3), np.uint8)
     reader.read(1, np.array([0, 4, 0]), None, (48, 64), out)
     assert [number_in(image) for image in out] == [4, 8, 4]

@@ -12,7 +12,7 @@ from datasets.lists.class_names import read_class_names
 from datasets.lists.files import Media, walk
 from datasets.lists.records import Records
 from tests.golden import LABEL_MAPS
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def touch(root: Path, *paths: str) -> None:

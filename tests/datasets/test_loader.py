@@ -19,7 +19,7 @@ from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 SPEC = train_spec(
@@ -354,7 +354,7 @@ def test_build_follows_the_configuration(records: Records) -> None:
     data = Space(
         reader="video", template="auto", frame_base="auto", sampling="tsn", clip_len=1, frame_interval=1,
         on_bad="skip", bad_budget=0.1, missing_share=0.05, flip=True, deadline_seconds=20.0, prefetch=2,
-        list_layout="auto", order="class_balanced", facts=None, num_sample=1,
+        list_layout="auto", order="class_balanced", metadata=None, num_sample=1,
     )  # fmt: skip
     cfg = Space(
         augmentation=augmentation, data=data, workers=1, seed=3, val_dense=True, loss="ce",

@@ -26,7 +26,7 @@ from datasets.memcached.wire import (
     read_secret,
 )
 from tests.hostile import HostileServer, Script
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROUTE = b"r" * 16
 MOST_MEMORY = 4 << 20

@@ -30,7 +30,7 @@ from tests.experiment import make
 from tests.memcached import MISSING, Server, wait_for
 from utils import log
 from utils.config.schema import Memcached
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.shards import ShardPlan
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -141,7 +141,7 @@ def test_modes_of_the_segment_data_set(folder: Path) -> None:
     assert (tuple(clip.shape), label) == ((4, 96, 96, 3), 1)
     files = McTSNDataset(folder, folder / "list.txt", 4, mode="val", sampling="tsn", encoded=True)[1][0]
     assert all(np.array_equal(simplejpeg.decode_jpeg(f), c) for f, c in zip(files, clip.numpy(), strict=True))
-    dense = McTSNDataset(folder, folder / "list.txt", 1, 4, mode="dense", sampling="mm0")
+    dense = McTSNDataset(folder, folder / "list.txt", 1, 4, mode="dense", sampling="mmaction2_0x")
     assert dense[0][0].shape == (40, 96, 96, 3)
     with pytest.raises(UserError, match="dense"):
         McTSNDataset(folder, folder / "list.txt", mode="test")  # type: ignore[arg-type]

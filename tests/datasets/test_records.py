@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from datasets.lists.records import Records, read_class_names
 from tests.golden import LABEL_MAPS
-from utils.faults import UserError
+from utils.errors import UserError
 
 Row = tuple[str, int, int, int]  # path, start, frames, label
 

@@ -22,7 +22,7 @@ from datasets.scan.journal import Journal
 from datasets.scan.page import render
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import decode_all, frame_image, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

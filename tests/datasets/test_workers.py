@@ -24,7 +24,7 @@ from datasets.plan.train import Plan, TrainSpec
 from datasets.plan.views import EvalSpec, VideoPlan
 from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import number_in, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 SPEC = train_spec(
     Sampling("tsn", 4), input_size=32, colorjitter=(0.2, 0.2, 0.2, 0.1), random_erasing=(0.5, 0.02, 0.4, 0.3)

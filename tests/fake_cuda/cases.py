@@ -188,7 +188,7 @@ def train(
     several: bool = False,
     change: Callable[[Any], Any] | None = None,
 ) -> dict[str, Any]:
-    """Two training steps; the figures are those of the second, and of a report of the pace after it.
+    """Two training steps; the figures are those of the second, and of a report of the stragglers after it.
 
     Args:
         change: gets the run before the first step: what a test plants.
@@ -221,7 +221,9 @@ def train(
             )
         result = figures(mode)
         mode.forget()
-        run.pace.report(data=0.0, step=1.0, figures=[torch.ones((), device=gpu.device)] * 2)  # norm and loss scale
+        run.stragglers.report(
+            data=0.0, step=1.0, figures=[torch.ones((), device=gpu.device)] * 2
+        )  # norm and loss scale
         result["waits_of_a_log_line"] = [f"{entry.what} at {entry.where}" for entry in mode.waits]
         return result
 
@@ -308,7 +310,7 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
 
         shards = ShardPlan(1, 2, 1, 0, 1)
         net = sync_bn.convert(network(method), shards, sync_stats=False)
-        statistics = sync_bn.Statistics(net, shards, world)
+        bn_stats = sync_bn.BnStats(net, shards, world)
         frames = int(net.frames_per_clip)  # pyright: ignore[reportArgumentType]
         to = functools.partial(transfer.to_device, device=gpu.device)
         clips = to(torch.zeros(2, frames, 32, 32, 3, dtype=torch.uint8))
@@ -337,19 +339,19 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
         pair = distill.Pair(net, draws.prepare(mutual.peer)) if frames == 8 else None
         mode.forget()
         net.train()
-        with draws.using(0, 0, (0,), 2), autocast("bf16", gpu.device):
+        with draws.rng_scope(0, 0, (0,), 2), autocast("bf16", gpu.device):
             answer = net(x)
         teacher.loss(answer, x, labels, **targets)[0].backward()
         if pair is not None:
             pair.train()
-            with draws.using(0, 0, (0,), 2), autocast("bf16", gpu.device):
+            with draws.rng_scope(0, 0, (0,), 2), autocast("bf16", gpu.device):
                 both = pair(x)
             mutual.loss(both, x, labels, **targets)[0].backward()
-        statistics.after_micro_batch(0)
-        statistics.after_step()
+        bn_stats.after_micro_batch(0)
+        bn_stats.after_step()
         result = figures(mode)
-        statistics.group_state()
-        statistics.for_evaluation()
+        bn_stats.group_state()
+        bn_stats.for_evaluation()
         return result
 
 

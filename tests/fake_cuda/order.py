@@ -79,8 +79,8 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
     if precise:
         clips = [transforms.normalise(batch(part).clips) for part in shards.micro_batches]
         precise_bn.averages(run_learner.net, [lambda net, x=x: net(x) for x in clips], world)
-    run_learner.statistics.for_evaluation()
-    run_learner.statistics.group_state()
+    run_learner.bn_stats.for_evaluation()
+    run_learner.bn_stats.group_state()
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ _MODULES = (
         "datasets.loading.workers",
     ),
     *("datasets.scan.page", "datasets.scan.verb", "methods", "methods.interop", "methods.tsm", "methods.tsn"),
-    *("utils.checkpoint", "utils.chunks", "utils.engine.setup"),
+    *("utils.checkpoint", "utils.view_batches", "utils.engine.setup"),
 )
 
 

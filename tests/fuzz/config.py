@@ -13,7 +13,7 @@ from tests.fuzz import mutators
 from tests.fuzz.runner import ROOT
 from utils import config
 from utils.config import verb, yaml_lines
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "config"
 MODULES = [
@@ -85,7 +85,7 @@ common:
     train_source: b
     val_root: c
     val_source: d
-    data: {clip_len: 32, frame_interval: 2, sampling: pysf}
+    data: {clip_len: 32, frame_interval: 2, sampling: pyslowfast}
     distill: {teacher: teacher.pth, kind: kd, temperature: 2, weight: 0.5}
 """
 _SET = b"common.batch_size=16\nlr_scheduler.max_epoch=60\ndata.template=auto\naugmentation.mean=[0.5, 0.5, 0.5]"

@@ -21,7 +21,7 @@ from methods.interop import hf
 from tests import hf_folders
 from tests.fuzz import weights
 from tests.fuzz.mutators import NUMBERS
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "hf_folders"
 MODULES = ["methods/interop/hf.py", "methods/interop/_config.py", "methods/interop/_vit.py"]

@@ -19,7 +19,7 @@ from datasets.memcached.wire import (
     read_servers,
 )
 from tests.fuzz import mutators
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "memcached_wire"
 MODULES = ["datasets/memcached/wire.py"]

@@ -25,7 +25,7 @@ from anal_tools.evaluate.protocols import Protocol
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.evaluated import guessed, write_results
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "result_parts"
 MODULES = ["anal_tools/evaluate/part_file.py", "anal_tools/evaluate/results.py"]
@@ -57,7 +57,7 @@ def seeds() -> list[bytes]:
         exp = Path(name)
         logits = guessed([0, 1, 2, 0, None, 2], 3, views=2)
         views = [{"clip": clip, "crop": 0, "place": "centre", "box": [0, 0, 4, 4], "flip": False} for clip in (0, 1)]
-        about = {"protocol": Protocol(EvalSpec(Sampling("mm1", 1, 8, 8), 2, "centre")).to_dict(), "config": {}}
+        about = {"protocol": Protocol(EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 2, "centre")).to_dict(), "config": {}}
         about |= {"metrics": {"top1": 50.0, "top5": 100.0}, "cost": {"gmacs_per_view": 1.5}}
         write_results(exp, labels=[0, 1, 2, 1, 0, 2], logits=logits, names=_CLASSES, views=views, **about)
         files = {path.name: path.read_bytes() for path in sorted((exp / "results/best").iterdir())}
@@ -119,7 +119,7 @@ def _run_part(payload: bytes, folder: Path) -> str:
         return reached
     if len(parts[0]["samples"]) < _VIDEOS:  # the others would be scored now
         return "ok"
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 2, "centre")
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 2, "centre")
     summary = {"class_names": _CLASSES, "metrics": {}, "protocol": Protocol(spec).to_dict()}
     try:
         ids, labels = [f"{i}.mp4" for i in range(_VIDEOS)], np.zeros(_VIDEOS, np.int32)

@@ -25,7 +25,7 @@ from datasets.readers.video_index import open_container, video_stream
 from tests.datasets.media_files import DIVX_PACKED, XVID, avi_bytes, encode, packed, placeholder
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 NAME = "video_index"
 # PyAV's compiled modules make code objects for the lines of their tracebacks; running one would be the event `exec`.
@@ -242,12 +242,12 @@ def run(data: bytes, folder: Path) -> str:
 
 def _use(reader: Any) -> None:
     """Plan and read, from the packets in memory and then from the file."""
-    facts = reader.probe(0)
-    assert facts.frames > 0
-    assert facts.height > 0
-    assert facts.width > 0
-    assert facts.fps > 0
-    ordinals = np.unique([0, facts.frames // 2, facts.frames - 1])
+    metadata = reader.probe(0)
+    assert metadata.frames > 0
+    assert metadata.height > 0
+    assert metadata.width > 0
+    assert metadata.fps > 0
+    ordinals = np.unique([0, metadata.frames // 2, metadata.frames - 1])
     reader.read(0, ordinals, None, (8, 8), np.empty((len(ordinals), 8, 8, 3), np.uint8))
     reader._drop()
     reader.read(0, ordinals[-1:], None, (8, 8), np.empty((1, 8, 8, 3), np.uint8))

@@ -23,7 +23,7 @@ from torch import nn
 
 from methods import interop
 from utils import checkpoint, weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.weights_file import archive
 from utils.weights_file.flaws import Flaw
 

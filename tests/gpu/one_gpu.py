@@ -405,7 +405,7 @@ def dali(machine: Machine) -> dict[str, Any]:
     checks.STEPS, checks.BATCH = machine.pick((24, 16), (3, 4), (1, 2))
     checks.WARM_UP = machine.pick(4, 1, 1)
     if not machine.gpu:
-        checks.PIPES = {"tsn8": ("mm1", 8, 1, 1)}
+        checks.PIPES = {"tsn8": ("mmaction2_1x", 8, 1, 1)}
     figures = checks.measure(machine.folder / "dali", str(machine.device), machine.pick("libx264", *["libvpx-vp9"] * 2))
     shares = {name: figures[name]["of_limit"] for name in checks.PIPES}
     good = figures["wrong_frames"] == 0

@@ -10,7 +10,7 @@ from tests.ranks import run_ranks
 from tests.utils import sync_bn_check as check
 from utils.dist import World
 from utils.shards import ShardPlan
-from utils.sync_bn import Statistics, convert
+from utils.sync_bn import BnStats, convert
 
 pytestmark = pytest.mark.gpu
 
@@ -19,15 +19,15 @@ def on_gpu(world: World, kind: str, total: int, batch: int) -> dict[str, object]
     """One step over a group of all shards, each rank on a GPU of its own, with the ranks' rows channels-last."""
     shards = ShardPlan(total, batch, world.size, world.rank, total)
     model = convert(nn.Sequential(check.layer(kind)).to(world.device), shards, sync_stats=True)
-    statistics = Statistics(model, shards, world)
+    bn_stats = BnStats(model, shards, world)
     x, grad = (t.to(world.device) for t in check.data(kind, total, batch, 0))
     rows = torch.cat([torch.arange(s * batch, (s + 1) * batch) for s in shards.micro_batches[0]])
     form = torch.channels_last if kind == "2d" else torch.channels_last_3d
     clips = x[rows].contiguous(memory_format=form).requires_grad_()
     out = model(clips)
     out.backward(grad[rows])
-    statistics.after_micro_batch(0)
-    statistics.after_step()
+    bn_stats.after_micro_batch(0)
+    bn_stats.after_step()
     assert clips.grad is not None
     norm = model[0]
     running = torch.cat([norm.running_mean, norm.running_var])

@@ -31,7 +31,7 @@ def test_no_row_is_left_out() -> None:
 
 
 QUICK = {  # module: rows that take seconds and need no network, cluster or media
-    "training.config": ("seed004", "config_errors"),
+    "training.config": ("published_config", "config_errors"),
     "training.exactness": ("sync_bn",),
     "methods.figures": ("figures",),
     "methods.by_tests": ("golden", "operators", "toy"),

@@ -7,7 +7,7 @@ import re
 from tests import git
 from tests.conftest import ROOT
 
-# Names of documents that no reader has. The preset `seed004` is a value of configs and checkpoints, and keeps its name.
+# Names of documents that no reader has.
 INTERNAL = re.compile(r"\bseed (document )?00\d\b|\bhouse plan\b|\bissue \d\d\b", re.IGNORECASE)
 
 

@@ -19,7 +19,7 @@ from launch import __main__ as launch
 from launch import attempts
 from tests.experiment import fingerprint, make
 from tests.slurm.cluster import until
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 

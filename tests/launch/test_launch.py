@@ -16,7 +16,7 @@ from anal_tools import new
 from launch import __main__ as launcher
 from launch import local, options
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "exps").glob("*_exps/*/*/*.sh"))

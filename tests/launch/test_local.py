@@ -14,7 +14,7 @@ import pytest
 
 from launch import local
 from utils import processes
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("rank_script.py")

@@ -212,13 +212,13 @@ def test_progress(tmp_path: Path) -> None:
     assert progress.read(tmp_path) == progress.Progress(40, 100, None)
     curves = tmp_path / "events" / "scalars.jsonl"
     curves.parent.mkdir()
-    curves.write_text('{"step": 10, "acc1_val": 73.4}\n{"step": 20, "acc1_val": 30.0}\n{"step": 40, "torn')
+    curves.write_text('{"step": 10, "top1_val": 73.4}\n{"step": 20, "top1_val": 30.0}\n{"step": 40, "torn')
     for top1 in ("61.000", "30.000"):  # the end of a long log does not have the best validation any more
         log.write_text(log.read_text() + f"[t]  * Prec@1 {top1}\tPrec@5 60.0\tLoss 2.0\ttotal_num = 23\n")
     log.write_text(log.read_text() + "[t] stopped by SIGUSR2 at iteration 47, saved; the same command continues\n")
     assert progress.read(tmp_path) == progress.Progress(47, 100, 73.4)
     curves.write_text(
-        '{"step": 10, "acc1_val": 73.4, "map_val": 20.0}\n{"step": 20, "acc1_val": 30.0, "map_val": "nan"}\n'
+        '{"step": 10, "top1_val": 73.4, "map_val": 20.0}\n{"step": 20, "top1_val": 30.0, "map_val": "nan"}\n'
     )
     assert progress.read(tmp_path) == progress.Progress(47, 100, 20.0, "mAP")
     log.unlink()

@@ -16,7 +16,7 @@ import pytest
 
 from launch import __main__ as launcher
 from launch import jobs, scheduler, snapshot
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.schedulers import slurm
 
 ROOT = Path(__file__).resolve().parents[2]

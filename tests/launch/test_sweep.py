@@ -16,7 +16,7 @@ import pytest
 from launch import attempts, collect, grid, job, sweep
 from launch.grid import Cell, Sweep
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.schedulers import Place, slurm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ if cfg.seed == 3 and not os.environ.get("FIXED"):
 with open(Path(exp) / "log.txt", "a") as file:
     file.write("[t] Iter: [10/10] x\\n[t] finished: 10 iterations, best\\n")
 (Path(exp) / "events").mkdir(exist_ok=True)
-(Path(exp) / "events/scalars.jsonl").write_text('{"step": 10, "acc1_val": %g, "loss_val": 1}\\n' % (50 + cfg.seed))
+(Path(exp) / "events/scalars.jsonl").write_text('{"step": 10, "top1_val": %g, "loss_val": 1}\\n' % (50 + cfg.seed))
 """
 
 
@@ -181,7 +181,7 @@ def test_collect_writes_the_table(exp: Path, tmp_path: Path, stand_in: Path, cap
     assert (folder / "table.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("lines", ['{"step": 5, "acc1_val": "nan"}\n{"step": 10, "acc1_val": 40.0}\n', ""])
+@pytest.mark.parametrize("lines", ['{"step": 5, "top1_val": "nan"}\n{"step": 10, "top1_val": 40.0}\n', ""])
 def test_collect_without_a_number_in_some_validations(
     exp: Path, tmp_path: Path, stand_in: Path, capsys: pytest.CaptureFixture[str], lines: str
 ) -> None:

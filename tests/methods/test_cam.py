@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import methods
 from methods import cam
-from utils.faults import UserError
+from utils.errors import UserError
 
 STEP = 1e-6  # of a central difference in float64
 

@@ -20,7 +20,7 @@ from networks import BACKBONES
 from utils import draws
 from utils.config import model_options
 from utils.engine.network import place
-from utils.faults import UserError
+from utils.errors import UserError
 
 FOLDER = Path(methods.__file__).parent
 NO_MODELS = ("cam", "fetch", "macs", "folding", "positions")  # maps, a verb, a counter, two ways to evaluate a model
@@ -145,7 +145,7 @@ def test_training_draws_from_no_global_generator(method: str) -> None:
         model = small(method, **options)
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        with draws.using(3, 5, (0, 1), 1):
+        with draws.rng_scope(3, 5, (0, 1), 1):
             answer = model(clips())
             losses_of(answer).backward()
         assert torch.equal(torch.get_rng_state(), before), "the step drew from the global generator"

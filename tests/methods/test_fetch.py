@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from methods import fetch
-from utils.faults import UserError
+from utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
 NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"

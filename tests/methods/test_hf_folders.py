@@ -16,7 +16,7 @@ import methods
 from methods import interop
 from methods.interop import hf
 from tests import hf_folders
-from utils.faults import UserError
+from utils.errors import UserError
 
 # Logits of transformers 5.24 (float64) on these folders and `clips`.
 GOLDEN = {

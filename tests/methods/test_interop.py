@@ -22,7 +22,7 @@ from methods.interop import load_weights, pyslowfast
 from networks import BACKBONES
 from tests import parity_entry
 from utils import weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 
 # One quick case of every family; `make nightly` runs the others too.
 QUICK = {

@@ -8,7 +8,7 @@ from torch import nn
 
 import methods
 from methods._non_local import MODES, FramesNonLocal, NonLocal
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def reference(block: NonLocal, x: torch.Tensor) -> torch.Tensor:

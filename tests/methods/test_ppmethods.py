@@ -9,7 +9,7 @@ from torch import nn
 import methods
 from methods.tsm import TemporalShift
 from networks.resnet_vd import ResNetVd
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def build(method: str, **options: object) -> nn.Module:

@@ -12,7 +12,7 @@ import methods
 from methods import fetch
 from networks import BACKBONES
 from utils import checkpoint, files
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def build(pretrained: bool | str = False, **options: object) -> nn.Module:

@@ -14,7 +14,7 @@ from methods.probe import Probe
 from methods.videomae import VideoMAE
 from methods.vjepa2 import VJEPA2
 from utils import draws, optim
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.loss import training_loss
 
 RATES, DECAYS = (1.0, 0.1), (0.01, 0.8)
@@ -40,7 +40,7 @@ def losses(model: Probe, kind: str, rate: float, steps: int = 6) -> list[torch.T
     for step in range(steps):
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        with draws.using(3, step, (0, 1), 2):
+        with draws.rng_scope(3, step, (0, 1), 2):
             answer = model(clips(step))
             loss, _ = training_loss(answer, torch.tensor([0, 1, 2, 3]), label_smooth=0.1, lam=0.7)
         loss.sum().backward()

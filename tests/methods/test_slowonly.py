@@ -10,7 +10,7 @@ from torch import nn
 
 import methods
 from networks import BACKBONES
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def build(**options: object) -> nn.Module:

@@ -11,7 +11,7 @@ import methods
 from methods._output import Output
 from methods.tpn import LevelFusion, Neck, TemporalModulation
 from methods.tsm import TemporalShift, temporal_shift
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def build(**options: object) -> nn.Module:

@@ -11,7 +11,7 @@ from torch import nn
 import methods
 from methods.macs import count_macs, count_parameters
 from methods.vjepa2 import AttentivePooler
-from utils.faults import UserError
+from utils.errors import UserError
 
 # encoder, pooler, classifier of 174 classes
 PARAMETERS = {

@@ -143,14 +143,14 @@ def test_drop_path_rises_linearly_and_drops_whole_clips() -> None:
     assert not any(isinstance(module, Dropout) and not isinstance(module, DropPath) for module in net.modules())
     block = draws.prepare(insert_drops(small(depth=2), drop_path=0.99, attention_dropout=0.0)).blocks[1]
     x = torch.randn(2, 3, 24).double()
-    with draws.using(0, 0, (0, 1), 1):
+    with draws.rng_scope(0, 0, (0, 1), 1):
         assert torch.equal(block(x), x)  # both clips, both branches
     assert not torch.equal(block.eval()(x), x)
 
 
 def gradients(*, elsewhere: bool, **options: object) -> list[Tensor]:
     net = draws.prepare(insert_drops(small(**options), drop_path=0.5, attention_dropout=0.3))
-    with draws.using(4, 2, (0, 3), 1):
+    with draws.rng_scope(4, 2, (0, 3), 1):
         loss = net(clips()).square().sum()
     if elsewhere:
         thread = threading.Thread(target=loss.backward)

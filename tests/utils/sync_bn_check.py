@@ -14,7 +14,7 @@ from torch import nn
 from tests.ranks import run_ranks
 from utils.dist import World
 from utils.shards import ShardPlan
-from utils.sync_bn import Statistics, convert
+from utils.sync_bn import BnStats, convert
 
 CHANNELS = 5
 SHAPES = {"2d": (CHANNELS, 6, 7), "3d": (CHANNELS, 3, 4, 5)}
@@ -48,9 +48,9 @@ def ours(
     """Some steps on this rank: the last one's outputs and gradients by shard, and the statistics."""
     shards = ShardPlan(total, batch, world.size, world.rank, group)
     model = convert(nn.Sequential(layer(kind)), shards, sync_stats=sync_stats)
-    statistics = Statistics(model, shards, world)
+    bn_stats = BnStats(model, shards, world)
     if load:
-        statistics.load_group_state(torch.load(load, weights_only=True))
+        bn_stats.load_group_state(torch.load(load, weights_only=True))
     outputs, input_grads = {}, {}
     for step in range(STEPS):
         model.zero_grad()
@@ -64,10 +64,10 @@ def ours(
             for k, shard in enumerate(mine):
                 outputs[shard] = out.detach()[k * batch : (k + 1) * batch].clone()
                 input_grads[shard] = clips.grad[k * batch : (k + 1) * batch].clone()
-            statistics.after_micro_batch(index)
-        statistics.after_step()
-    groups = statistics.group_state()
-    statistics.for_evaluation()
+            bn_stats.after_micro_batch(index)
+        bn_stats.after_step()
+    groups = bn_stats.group_state()
+    bn_stats.for_evaluation()
     norm = model[0]
     return {
         "output": outputs,

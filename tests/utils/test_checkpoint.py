@@ -14,12 +14,12 @@ from torch import nn
 from utils import checkpoint, dist
 from utils.checkpoint import BEST, LATEST, PREVIOUS
 from utils.engine.state import check
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def state(step: int, size: int = 1000) -> dict:
     """What `find` takes for a checkpoint from which a run can resume."""
-    scalars = {"step": step, "validated_step": -1, "best_prec1": 1.5, "shards": 1, "group_statistics": None}
+    scalars = {"step": step, "validated_step": -1, "best_metric": 1.5, "shards": 1, "group_statistics": None}
     tables = {name: {} for name in ("optimizer", "scaler", "window", "lists")}
     weight = torch.full((size,), float(step))
     return scalars | tables | {"model": {"w": weight}, "config": {"a": [1, "x", None]}}
@@ -376,7 +376,7 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
             import sys
             from pathlib import Path
             from utils import checkpoint, dist
-            from utils.faults import AgreedError, UserError
+            from utils.errors import AgreedError, UserError
             folder, world = Path(sys.argv[1]), dist.join()
             found = checkpoint.find_on_all_ranks(folder, world)
             say = sys.stdout.write  # a line in one write: with PYTHONUNBUFFERED the ranks' words mix otherwise

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from utils import cluster
-from utils.faults import UserError
+from utils.errors import UserError
 
 FILE = """\
 defaults:

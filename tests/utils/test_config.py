@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from utils import config
 from utils.config import model_options, schema, verb, yaml_lines
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.parent for path in (ROOT / "exps").glob("*_exps/*/*/config.yaml"))
@@ -85,7 +85,7 @@ def test_defaults(tmp_path: Path) -> None:
     cfg = config.load(write(tmp_path))
     assert (cfg.data.reader, cfg.data.sampling, cfg.data.template, cfg.data.frame_base) == (
         "frames",
-        "seed004",
+        "one_per_segment",
         "auto",
         "auto",
     )
@@ -209,7 +209,7 @@ FAULTS = {  # what the message must hold, by line
 def test_all_planted_faults_are_reported_at_once_and_without_torch(tmp_path: Path) -> None:
     write(tmp_path, PLANTED)
     program = (
-        "import sys; from utils import config; from utils.faults import UserError\n"
+        "import sys; from utils import config; from utils.errors import UserError\n"
         "try: config.load(sys.argv[1])\n"
         "except UserError as error: print(error)\n"
         "assert not {'torch', 'numpy', 'cv2', 'av'} & set(sys.modules)"

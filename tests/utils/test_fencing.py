@@ -27,10 +27,10 @@ from anal_tools.evaluate.network import choose_weights
 from tests.odd import put_something_odd
 from tests.utils.test_checkpoint import names, state
 from tests.utils.test_run_dir import plant
-from utils import checkpoint, checkpoint_names, faults, processes, run_lock, writers
+from utils import checkpoint, checkpoint_names, errors, processes, run_lock, writers
 from utils.checkpoint import BEST, LATEST, PREVIOUS
 from utils.checkpoint_names import kept_name
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.run_dir import RunDir
 
 
@@ -462,7 +462,7 @@ def one_fault(exp: Path, names: tuple[str, ...], n: int, number: int) -> int:
             failure = error
         if run is not None:
             run.close()
-    assert failure is None or faults.call(functools.partial(raising, failure)) == 2
+    assert failure is None or errors.run_cli(functools.partial(raising, failure)) == 2
     first.close()
     (exp / "jobs/lock.json").unlink(missing_ok=True)  # the failed process is dead by now
     with start(exp) as after:

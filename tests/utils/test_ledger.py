@@ -9,7 +9,7 @@ import pytest
 
 from datasets.loading.bad_media import BadEvent
 from utils import ledger
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.ledger import BadSamples
 from utils.log import RunLog
 

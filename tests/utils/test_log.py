@@ -16,14 +16,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.log_lines import parse_log
 from tests.odd import put_something_odd
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.log import Meter, RunLog, format_line, format_validation, read_scalars
 
 STAMP = r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\]"
 
 
 def meters(offset: float = 0.0) -> dict[str, Meter]:
-    all_meters = {name: Meter(2) for name in ("time", "data", "loss", "prec1", "prec5")}
+    all_meters = {name: Meter(2) for name in ("time", "data", "loss", "top1", "top5")}
     for number, meter in enumerate(all_meters.values()):
         for value in (100.0, 0.5, 1.5):
             meter.add(value + number + offset)
@@ -92,7 +92,7 @@ def test_resume_gives_one_curve(tmp_path: Path) -> None:
     points = board.Scalars("loss_train")
     assert [point.step for point in points] == steps
     assert [point.value > 900 for point in points] == [False] * low + [True] * 5
-    assert set(board.Tags()["scalars"]) == {"loss_train", "acc1_train", "acc5_train", "lr"}
+    assert set(board.Tags()["scalars"]) == {"loss_train", "top1_train", "top5_train", "lr"}
 
 
 def test_torn_last_lines_are_repaired(tmp_path: Path) -> None:

@@ -160,13 +160,13 @@ def test_only_what_the_remote_run_lacks_is_sent(tmp_path: Path) -> None:
     (tmp_path / "events").mkdir()
     (tmp_path / "events" / "mlflow.json").write_text(json.dumps({"run": "r", "last": {"loss_train": 2}}))
     (tmp_path / "events" / log.SCALARS).write_text(
-        "".join(json.dumps({"step": step, "loss_train": step, "acc1_val": step}) + "\n" for step in (1, 2, 3))
+        "".join(json.dumps({"step": step, "loss_train": step, "top1_val": step}) + "\n" for step in (1, 2, 3))
     )
     sender = Sender("mlflow", tmp_path, {})
     assert sender.run == "r"
     unsent = sender._new([*sender._kept(), (3, {"loss_train": 3.0}), (4, {"loss_train": 4.0})])
     assert unsent == [
-        (1, {"acc1_val": 1.0}), (2, {"acc1_val": 2.0}), (3, {"loss_train": 3.0, "acc1_val": 3.0}),
+        (1, {"top1_val": 1.0}), (2, {"top1_val": 2.0}), (3, {"loss_train": 3.0, "top1_val": 3.0}),
         (4, {"loss_train": 4.0}),
     ]  # fmt: skip
 
@@ -187,13 +187,13 @@ def test_wandb_offline_is_one_run_over_a_restart(tmp_path: Path, begin: Callable
         for step in range(first, first + 20):
             run_log.scalars(step, {"loss_train": 1 / step})
             if step % 10 == 0:
-                run_log.scalars(step, {"acc1_val": float(step)})
+                run_log.scalars(step, {"top1_val": float(step)})
         runs.add(sent(exp, "wandb", first + 19))
         run_log.close()
         time.sleep(1)
     points = wandb_points(exp)
     assert points["loss_train"] == [(step, pytest.approx(1 / step)) for step in range(1, 36)]
-    assert points["acc1_val"] == [(10, 10.0), (20, 20.0), (30, 30.0)]
+    assert points["top1_val"] == [(10, 10.0), (20, 20.0), (30, 30.0)]
     assert len(runs) == 1
     assert len({path.name.rpartition("-")[2] for path in exp.glob("wandb/offline-run-*")}) == 1
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import methods
 from utils import optim
-from utils.faults import UserError
+from utils.errors import UserError
 
 COMMON = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}
 

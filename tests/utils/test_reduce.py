@@ -13,7 +13,7 @@ from torch import nn
 from tests.ranks import run_ranks
 from utils import dist, reduce
 from utils.dist import World
-from utils.faults import UserError
+from utils.errors import UserError
 
 WIDTH = 24
 

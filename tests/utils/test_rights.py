@@ -12,7 +12,7 @@ import pytest
 from tests import users
 from tests.users import ANNE, BERT, CARL, GROUP, User
 from tests.utils.test_fencing import save, saved, start
-from utils import checkpoint, faults, processes
+from utils import checkpoint, errors, processes
 from utils.checkpoint import BEST, LATEST
 from utils.run_dir import RunDir
 
@@ -40,7 +40,7 @@ def act(user: User, exp: Path, action: Callable[[], object], umask: int) -> tupl
         return 0
 
     try:
-        return users.run(output, lambda: faults.call(as_user)), output.read_text()
+        return users.run(output, lambda: errors.run_cli(as_user)), output.read_text()
     finally:
         output.unlink()
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from utils import transforms, vision
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.ops.colorjitter import _NO_CHANGE
 from utils.ops.random_erasing import FILL
-from utils.transforms import IMAGENET_MEAN, IMAGENET_STD, cut_views, normalise
+from utils.transforms import IMAGENET_MEAN, IMAGENET_STD, crop_views, normalise
 
 B, T, H, W = 3, 4, 10, 14
 
@@ -216,7 +216,7 @@ def test_cut_views() -> None:
     rows = np.array([[0, 2, 4], [5, 5, 1], [0, 1, 2]])
     boxes = np.array([[0, 0, 8, 6], [22, 14, 30, 20], [5, 3, 13, 9]])
     flips = np.array([False, True, True])
-    views = cut_views(frames, rows, boxes, flips)
+    views = crop_views(frames, rows, boxes, flips)
     assert views.shape == (3, 3, 6, 8, 3)
     assert views.dtype == torch.uint8
     for v, (x1, y1, x2, y2) in enumerate(boxes):
@@ -224,7 +224,7 @@ def test_cut_views() -> None:
             expected = frames[rows[v, t]].numpy()[y1:y2, x1:x2]
             np.testing.assert_array_equal(views[v, t].numpy(), expected[:, ::-1] if flips[v] else expected)
     with pytest.raises(ValueError, match="is not inside frames of 30x20"):
-        cut_views(frames, rows[:1], np.array([[25, 0, 33, 6]]), flips[:1])
+        crop_views(frames, rows[:1], np.array([[25, 0, 33, 6]]), flips[:1])
 
 
 @pytest.mark.gpu
@@ -235,7 +235,7 @@ def test_same_on_a_gpu() -> None:
     on_device = {key: value.cuda() for key, value in drawn.items()}
     assert torch.equal(augment(clips.cuda(), **on_device), augment(clips.cuda(), **drawn))
     rows, boxes, flips = np.array([[0, 1]]), np.array([[1, 2, 9, 8]]), np.array([True])
-    assert torch.equal(cut_views(clips[0].cuda(), rows, boxes, flips).cpu(), cut_views(clips[0], rows, boxes, flips))
+    assert torch.equal(crop_views(clips[0].cuda(), rows, boxes, flips).cpu(), crop_views(clips[0], rows, boxes, flips))
 
 
 NAMES = ["left", "stay", "right", "up", "down"]

@@ -31,7 +31,7 @@ from utils import checkpoint, config, files, weights_file
 from utils.dist import World
 from utils.engine import distill
 from utils.engine.network import model_arguments
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.weights_file import opcodes
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from utils.config.schema import Config, is_free, leaves
-from utils.faults import UserError
+from utils.errors import UserError
 
 MOST_ITERATIONS = 10**9
 

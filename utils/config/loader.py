@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from utils import renamed
 from utils.config import model_options, paths, rules, yaml_lines
 from utils.config.schema import DISTILL_WEIGHT, PAIRS, BatchNorm, Config, leaves, sections
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 FILE = "config.yaml"
 ROOT_KEY = "common"
@@ -135,11 +136,28 @@ class _Draft:
             if keys[:1] == (ROOT_KEY,):
                 self.where[keys[1:]] = f"{self.file}:{line}"
                 self.order[keys[1:]] = line
+        for old, new in renamed.CONFIG_KEYS.items():
+            self._rename(tuple(old.split(".")), tuple(new.split(".")))
+
+    def _rename(self, old: Keys, new: Keys) -> None:
+        """Move the value of a key that an earlier version called otherwise; both are in one section."""
+        section = _section_at(self.raw, old[:-1])
+        if not isinstance(section, dict) or old[-1] not in section:
+            return
+
+        renamed.of_key(_dotted(old))
+        if new[-1] in section:
+            self.problem(old, f"the old name of {_dotted(new)}, which is given too; delete one of them")
+            del section[old[-1]]
+            return
+        section[new[-1]] = section.pop(old[-1])
+        for place in (self.where, self.order):
+            place[new] = place.pop(old)
 
     def override(self, text: str) -> None:
         """Apply one `key=value`."""
         name, equals, value_text = text.partition("=")
-        keys = tuple(name.strip().removeprefix(f"{ROOT_KEY}.").split("."))
+        keys = tuple(renamed.of_key(name.strip().removeprefix(f"{ROOT_KEY}.")).split("."))
 
         document = yaml_lines.parse(value_text)
         if not equals or not all(keys):
@@ -180,6 +198,13 @@ class _Draft:
             section = self.raw.get(outer)
             if isinstance(section, dict) and section.get(inner, ...) is None:
                 section[inner] = {}
+
+        # Values of earlier versions
+        for key in renamed.CONFIG_VALUES:
+            *outer, name = key.split(".")
+            section = _section_at(self.raw, outer)
+            if isinstance(section, dict) and name in section:
+                section[name] = renamed.of_value(key, section[name])
 
         # The passes after the YAML
         config = self._against_schema(Config, self.raw, ())
@@ -289,7 +314,7 @@ class _Draft:
             weight = config.distill.weight or DISTILL_WEIGHT[config.distill.kind]
             root_keys["distill"] = config.distill.model_copy(update={"teacher": teacher, "weight": weight})
 
-        files = {key: getattr(config.data, key) for key in ("class_names", "facts")}
+        files = {key: getattr(config.data, key) for key in ("class_names", "metadata")}
         absolute = {key: str(paths.resolve(file, self.file.parent)) for key, file in files.items() if file is not None}
         root_keys["data"] = config.data.model_copy(update=absolute)
 
@@ -298,11 +323,17 @@ class _Draft:
         return result
 
 
-def _remove(raw: object, keys: Keys) -> None:
-    for name in keys[:-1]:
+def _section_at(raw: object, keys: Iterable[Hashable]) -> object:
+    """Return the value at these keys of nested dicts; None if there is none."""
+    for name in keys:
         raw = raw.get(name) if isinstance(raw, dict) else None
-    if isinstance(raw, dict):
-        raw.pop(keys[-1], None)
+    return raw
+
+
+def _remove(raw: object, keys: Keys) -> None:
+    section = _section_at(raw, keys[:-1])
+    if isinstance(section, dict):
+        section.pop(keys[-1], None)
 
 
 def _dotted(keys: Iterable[object]) -> str:

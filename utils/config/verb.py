@@ -17,7 +17,7 @@ from utils.config.lengths import to_dict
 from utils.config.loader import load
 from utils.config.paths import ROOT
 from utils.config.schema import BatchNorm, Config, is_free, leaves
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 DOCS = Path("docs/config.md")

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import checkpoint, config, weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.loss import training_loss, weighted_mean
 
 if TYPE_CHECKING:

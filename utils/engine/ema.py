@@ -17,7 +17,7 @@ class Ema:
     exact.
 
     Args:
-        net: the model, on its device, its batch norm converted (utils/sync_bn.py), `Statistics` not yet built.
+        net: the model, on its device, its batch norm converted (utils/sync_bn.py), `BnStats` not yet built.
         decay: d, 0..1; an average over about the last 1 / (1 - d) steps.
 
     Attributes:

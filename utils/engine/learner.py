@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 import methods
-from utils import checkpoint, dist, draws, files, mixup, optim, pace, sync_bn, transforms
+from utils import checkpoint, dist, draws, files, mixup, optim, stragglers, sync_bn, transforms
 from utils.engine import distill, probes
 from utils.engine.ema import Ema
 from utils.engine.network import autocast, compiled, dtype_of, model_arguments, optimizer_of, place
-from utils.faults import AgreedError, UserError
+from utils.errors import AgreedError, UserError
 from utils.loss import training_loss
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Learner:
         model: `net` as training calls it: paired with the second network of mutual learning, compiled, and wrapped to
             average its gradients over the ranks.
         optimizer, scaler: the optimiser and the loss scale of fp16.
-        statistics: running statistics of the batch-norm groups.
+        bn_stats: running statistics of the batch-norm groups.
         ema: moving average of the weights, if any.
         distill: teacher or second network, if any.
         mirrored: (K,) class of each class's mirror image, if `data.flip_labels` names some.
@@ -56,17 +56,17 @@ class Learner:
     model: Any
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    statistics: sync_bn.Statistics
+    bn_stats: sync_bn.BnStats
     ema: Ema | None
     distill: distill.Teacher | distill.Mutual | None
     mirrored: torch.Tensor | None = None
     path_at: Callable[[int], str] = str
     grad_norm: torch.Tensor | None = None
     on_phase: Callable[[str, int], object] = lambda name, step: None
-    pace: pace.Pace = field(init=False)
+    stragglers: stragglers.StragglerMonitor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pace = pace.Pace(self.world, self.shards)
+        self.stragglers = stragglers.StragglerMonitor(self.world, self.shards)
 
     def begin(self, step: int) -> mixup.Mix:
         """Switch to training mode and drop the gradients; return how this step mixes neighbouring clips."""
@@ -81,7 +81,7 @@ class Learner:
         """Key the dropout masks by (step, shards); average gradients over the ranks after the last micro-batch only."""
         # `no_sync` of DDP adds gradients up locally, so that one all-reduce serves the whole step
         waits = contextlib.nullcontext() if is_last or self.world.size == 1 else self.model.no_sync()
-        with waits, draws.using(self.cfg.seed, step, batch.shards, self.shards.batch_size):
+        with waits, draws.rng_scope(self.cfg.seed, step, batch.shards, self.shards.batch_size):
             yield
 
     def augment(self, batch: Batch, mix: mixup.Mix | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,7 +104,7 @@ class Learner:
     def forward(self, clips: torch.Tensor) -> Any:
         """Return the model's answer to (B, C, T, H, W): (B, K), or an object with logits and aux of that shape."""
         with autocast(self.cfg.precision, self.world.device):
-            return self.pace.forward(self.model, clips)
+            return self.stragglers.forward(self.model, clips)
 
     def loss(
         self, answer: Any, clips: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, mix: mixup.Mix
@@ -137,9 +137,9 @@ class Learner:
         if due:
             self.grad_norm = norm
 
-        self.statistics.after_step()
+        self.bn_stats.after_step()
         if self.ema:
-            self.statistics.for_evaluation()  # the average follows group 0 where each BN group has its own statistics
+            self.bn_stats.for_evaluation()  # the average follows group 0 where each BN group has its own statistics
             self.ema.update(self.net, step)
 
     def is_due(self, step: int) -> bool:
@@ -199,9 +199,9 @@ def build(
     trained = distill.Pair(net, second.peer) if second and second.peer else net  # what the optimiser updates
     trained = sync_bn.convert(trained, shards, sync_stats=cfg.model.kwargs["bn_sync_stats"])
 
-    # The average copies the network, before `Statistics` moves the running buffers into one tensor
+    # The average copies the network, before `BnStats` moves the running buffers into one tensor
     ema = Ema(net, cfg.ema) if cfg.ema else None
-    statistics = sync_bn.Statistics(trained, shards, world)
+    bn_stats = sync_bn.BnStats(trained, shards, world)
 
     # Optimiser
     networks = [trained.student, trained.peer] if isinstance(trained, distill.Pair) else [net]
@@ -213,7 +213,7 @@ def build(
     if world.size > 1:
         model = dist.data_parallel(model, world)
 
-    return Learner(cfg, world, shards, net, model, optimizer, scaler, statistics, ema, second)
+    return Learner(cfg, world, shards, net, model, optimizer, scaler, bn_stats, ema, second)
 
 
 def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> distill.Teacher | distill.Mutual | None:

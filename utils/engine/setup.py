@@ -15,11 +15,11 @@ from datasets.loading import loader
 from datasets.plan import order
 from datasets.readers.resize import KERNEL
 from methods.interop import provenance
-from utils import allocator, checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
+from utils import allocator, checkpoint, config, dist, errors, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state
 from utils.engine.monitor import Monitor
 from utils.engine.run import Run
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         stack.push(dist.leave)
         if world.device.type == "cpu":
             allocator.keep_freed_memory()
-        faults.fail_point("start.joined")
+        errors.fail_point("start.joined")
 
         folder = run_dir.RunDir(exp)
         world.on_main(folder.lock)
@@ -94,10 +94,10 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
 
         # Model and optimiser, filled from the checkpoint
         run_learner = learner.build(cfg, world, shards, saved, messages.append)
-        facts = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
-        facts["initial"], remarks = _initial(cfg, run_learner.net, saved, class_names, val_records)
+        metadata = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
+        metadata["initial"], remarks = _initial(cfg, run_learner.net, saved, class_names, val_records)
         messages += remarks
-        current = state.TrainState(run_learner, facts)
+        current = state.TrainState(run_learner, metadata)
         if resume_from:
             current.load(resume_from)
 
@@ -114,7 +114,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
 
         # The log
         revision = run_dir.revision() if world.is_main else ""  # rank 0 alone: hundreds may share the file system
-        facts |= {"code": revision, "token": folder.token}
+        metadata |= {"code": revision, "token": folder.token}
         run_log.start(exp, cfg, overrides, shards, revision=revision)
         for line in messages:
             run_log.line(line)
@@ -130,7 +130,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
         run = Run(cfg, current, folder, run_log, monitor, batches, stop, train_records, val_records)
         _introduce(run, resumed=saved is not None)
-        faults.fail_point("start.built")
+        errors.fail_point("start.built")
 
         # Name the phase before the watchdog starts: it reports the phase if nothing follows
         monitor.watch.phase("start", step, batches.being_read)
@@ -166,7 +166,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _introduce(run: Run, *, resumed: bool) -> None:
-    """Write the facts of a run into its log."""
+    """Write the metadata of a run into its log."""
     cfg, run_learner = run.cfg, run.learner
     # Counted here: methods.macs imports triton on a CUDA build
     parameters = sum(parameter.numel() for parameter in run_learner.net.parameters())

@@ -1,6 +1,6 @@
 """`python -m utils.loggers NAME EXP`: the process that sends the points of a run to one remote logger.
 
-Standard input brings the facts of the run and then points, one JSON object a line; its end is the end of the run. A
+Standard input brings the metadata of the run and then points, one JSON object a line; its end is the end of the run. A
 line on standard output is a remark for log.txt. `events/NAME.json` keeps the remote run and the last step of each curve
 there, so that a restart continues the same run and sends no step twice.
 """
@@ -36,11 +36,11 @@ class Sender:
     Args:
         name: of the logger.
         exp: experiment folder.
-        facts: of the run.
+        metadata: of the run.
     """
 
-    def __init__(self, name: str, exp: Path, facts: dict[str, str | float]) -> None:
-        self.name, self.exp, self.facts = name, exp, facts
+    def __init__(self, name: str, exp: Path, metadata: dict[str, str | float]) -> None:
+        self.name, self.exp, self.metadata = name, exp, metadata
         self.state = exp / "events" / f"{name}.json"
         self.remote: Remote | None = None
         self.run: str | None = None
@@ -65,7 +65,7 @@ class Sender:
         try:
             if self.remote is None:
                 module = importlib.import_module(f"utils.loggers.{self.name}")
-                remote: Remote = module.connect(self.exp, self.run, self.facts)
+                remote: Remote = module.connect(self.exp, self.run, self.metadata)
                 self.remote, self.run = remote, remote.run
                 self._keep()
 
@@ -154,14 +154,14 @@ class Inbox:
     machine without a free core.
 
     Attributes:
-        facts: of the run, the first line of the input; None until it has come.
+        metadata: of the run, the first line of the input; None until it has come.
         points: the points that have come, at most `QUEUE`.
         ended, news: set when the run has ended, and after each look.
         gaps: how often points were dropped, here or by the run.
     """
 
     def __init__(self) -> None:
-        self.facts: dict[str, str | float] | None = None
+        self.metadata: dict[str, str | float] | None = None
         self.points: collections.deque[Point] = collections.deque()
         self.ended, self.news, self.gaps = threading.Event(), threading.Event(), 0
         self._rest, self._dropped = b"", 0
@@ -193,8 +193,8 @@ class Inbox:
         # A line that is cut off is dropped: the file of the run has its points
         with contextlib.suppress(ValueError, TypeError, KeyError):
             record = json.loads(line)
-            if self.facts is None:
-                self.facts = record
+            if self.metadata is None:
+                self.metadata = record
                 return
 
             # The run counts the points that did not fit the pipe; this queue drops points when a server is slow
@@ -217,12 +217,12 @@ def main(argv: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)  # the run handles them; the end of its input then ends this process
     schedule(os.SCHED_IDLE)  # the run has priority, also on a machine without a free core
 
-    # The facts come first
+    # The metadata comes first
     inbox = Inbox()
-    while inbox.facts is None and not inbox.ended.is_set():
+    while inbox.metadata is None and not inbox.ended.is_set():
         inbox.news.wait(LOOK_SECONDS)
         inbox.news.clear()
-    sender = Sender(argv[0], Path(argv[1]), inbox.facts or {})
+    sender = Sender(argv[0], Path(argv[1]), inbox.metadata or {})
 
     # Then points, until the run ends; the last call does not wait for a retry
     has_ended, gaps = False, 0

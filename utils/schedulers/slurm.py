@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 from utils.schedulers import FIRST_PORT, PORTS, Outcome, Place, Request, Scheduler, Task, integer, run
 
 if TYPE_CHECKING:

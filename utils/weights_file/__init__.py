@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 from torch import Tensor
 
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.weights_file import archive, arrays, opcodes, safetensors
 from utils.weights_file.flaws import DamagedWeights, Flaw, Forbidden, Unwanted
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.weights_file.flaws import DamagedWeights, Flaw
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.benchmarks.rows import ROOT
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 KEPT = ROOT / "tests/data/results"
 # name: (title, folder of its experiments, how its folds are made)

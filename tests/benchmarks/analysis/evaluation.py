@@ -44,7 +44,7 @@ def experiment(folder: Path, **values: Any) -> Path:
     import methods
     from utils import checkpoint
 
-    defaults = {"method": "slowonly", "backbone": "resnet18", "classes": 8, "kwargs": "", "sampling": "pysf"}
+    defaults = {"method": "slowonly", "backbone": "resnet18", "classes": 8, "kwargs": "", "sampling": "pyslowfast"}
     values = defaults | {"interval": 1, "crop": 56, "scale": 64, "workers": 1} | values
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(EXPERIMENT.format(**values))
@@ -219,7 +219,12 @@ def bench_dense(work: Path) -> dict:
     _peers("data", "--out", data, "--videos", *sources)
     measured, holds = {}, True
     for ours, (theirs, bound) in MODELS.items():
-        values = {"root": data / "videos", "source": data / "list_videos.txt", "classes": 400, "sampling": "mm1"}
+        values = {
+            "root": data / "videos",
+            "source": data / "list_videos.txt",
+            "classes": 400,
+            "sampling": "mmaction2_1x",
+        }
         sizes = {"backbone": "resnet50", "interval": 8, "crop": 112, "scale": 112, "workers": 0}
         exp = experiment(work / f"bench-{ours}", method=ours, kwargs="zero_init_residual: False", **values, **sizes)
         words = ["main.py", "benchmark", "eval", exp, "--protocol", "k400-10x3", "--scale", "112", "--json"]

@@ -28,7 +28,7 @@ SECTIONS = ("summary", "matrix", "errors", "classes", "videos", "labels", "compa
 def synthetic(folder: Path) -> list[Path]:
     """Two experiments with 20,000 results of 400 classes each; every video is a link to one of 48 small real ones."""
     from anal_tools.evaluate.protocols import Protocol
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.plan.sampling import Sampling
     from datasets.plan.views import EvalSpec, resolve_eval
     from tests.evaluated import write_results
@@ -46,7 +46,7 @@ def synthetic(folder: Path) -> list[Path]:
     val = folder / "data/val.txt"
     val.write_text("".join(f"{name} 16 {label}\n" for name, label in zip(ids, labels, strict=True)))
     spec = EvalSpec(Sampling("tsn", 8), scale=64, crop_size=56)
-    plan = resolve_eval(Facts(16, 64, 64, 16.0), spec, 0)
+    plan = resolve_eval(VideoMetadata(16, 64, 64, 16.0), spec, 0)
     experiments = []
     for name, skill in (("first", 5.5), ("second", 5.8)):
         logits = generator.normal(0, 1.6, (VIDEOS, 1, CLASSES)).astype(np.float32)
@@ -61,7 +61,7 @@ def synthetic(folder: Path) -> list[Path]:
         )  # fmt: skip
         (exp / "events").mkdir()
         lines = [
-            json.dumps({"step": k, "loss_train": 6 / k**0.3, "acc1_train": 70.0, "lr": 0.1}) for k in range(1, 3000)
+            json.dumps({"step": k, "loss_train": 6 / k**0.3, "top1_train": 70.0, "lr": 0.1}) for k in range(1, 3000)
         ]
         (exp / "events/scalars.jsonl").write_text("\n".join(lines) + "\n")
         experiments.append(exp)

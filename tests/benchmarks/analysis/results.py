@@ -29,7 +29,7 @@ from anal_tools.folds import FOLDER, evaluated
 from tests.benchmarks.analysis.answers import DATA_SETS, KEPT, Answers, interval
 from tests.benchmarks.rows import ROOT, environment
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
 MARKS = ("<!-- python -m tests.benchmarks.analysis.results page -->", "<!-- end of results -->")

@@ -36,7 +36,7 @@ def gpu(work: Path) -> dict[str, Any]:
     return {"measured": {"gpu": torch.cuda.get_device_name(0), **figures}, "holds": good}
 
 
-PIPES = {"tsn8": ("mm1", 8, 1, 1), "32x2": ("mm1", 1, 32, 2)}
+PIPES = {"tsn8": ("mmaction2_1x", 8, 1, 1), "32x2": ("mmaction2_1x", 1, 32, 2)}
 
 
 def measure(work: Path, device: str, codec: str) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
     from tests.datasets.specs import reader_spec
     from tests.datasets.videos import number_in
 
-    spec = EvalSpec(Sampling("mm1", 40), scale=HEIGHT, crop_size=224)
+    spec = EvalSpec(Sampling("mmaction2_1x", 40), scale=HEIGHT, crop_size=224)
     wrong = frames = 0
     means, biases = [], []
     reference_reader = open_reader(reader_spec("video"), records)

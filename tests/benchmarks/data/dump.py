@@ -185,7 +185,7 @@ def is_whole(out: Path, name: str, form: str) -> bool:
         return probe.returncode == 0 and probe.stdout.strip().rstrip(",") == str(FRAMES)
     from datasets.readers.frame_source import FilesSource
     from datasets.readers.frames import decode
-    from utils.faults import MediaError
+    from utils.errors import MediaError
 
     source, folder = FilesSource(), str(out / name)
     try:

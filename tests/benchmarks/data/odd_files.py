@@ -217,13 +217,13 @@ def fingerprint(image: Any) -> tuple[str, list[int]]:
 
 
 def ask_reader(content: Row, name: str) -> Row:
-    """Facts and three frames of one file by one of our readers; of frame readers, of the folder that was kept of it."""
+    """Metadata and three frames of one file by one of our readers; of frame readers, of the folder that was kept of it."""
     import numpy as np
 
     from datasets.lists.records import Records
     from datasets.readers import open_reader
     from tests.datasets.specs import reader_spec
-    from utils.faults import MediaError
+    from utils.errors import MediaError
 
     kind, reference = content["kind"], content["reference"][name]
     as_frames = kind in ("frames", "memcached")
@@ -246,19 +246,19 @@ def ask_reader(content: Row, name: str) -> Row:
             reader = opened(name, folder)
         else:
             reader = opened(name, Path(content["root"]))
-        facts = reader.probe(0)
-        answer |= {"frames": facts.frames, "height": facts.height, "width": facts.width}
+        metadata = reader.probe(0)
+        answer |= {"frames": metadata.frames, "height": metadata.height, "width": metadata.width}
         asked = range(len(ordinals)) if as_frames else ordinals
         if not ordinals:
             reader.read(0, np.array([0]), None, (8, 8), np.empty((1, 8, 8, 3), np.uint8))
             return answer | {"is": "decoded"}
         for ordinal, key in zip(asked, ordinals, strict=True):
-            out = np.empty((1, facts.height, facts.width, 3), np.uint8)
-            reader.read(0, np.array([ordinal]), None, (facts.height, facts.width), out)
+            out = np.empty((1, metadata.height, metadata.width, 3), np.uint8)
+            reader.read(0, np.array([ordinal]), None, (metadata.height, metadata.width), out)
             answer["digests"][key], answer["thumbs"][key] = fingerprint(out[0])
         answer["is"] = "decoded"
-        if not as_frames and facts.frames > reference["frames"]:
-            last = np.array([facts.frames - 1])
+        if not as_frames and metadata.frames > reference["frames"]:
+            last = np.array([metadata.frames - 1])
             reader.read(0, last, None, (8, 8), np.empty((1, 8, 8, 3), np.uint8))
         answer["by"] = "PyAV" if getattr(reader, "fallbacks", None) else ""  # what DALI did not take
         reader.close()
@@ -269,7 +269,7 @@ def ask_reader(content: Row, name: str) -> Row:
 
 def refusal(reader: Any) -> str:
     """Why a frame reader does not take a video file for an image; "" if it does."""
-    from utils.faults import MediaError
+    from utils.errors import MediaError
 
     try:
         reader.probe(0)
@@ -418,8 +418,8 @@ def _agreement(table: dict[str, Row]) -> list[str]:
     return lines
 
 
-def facts_gain() -> None:
-    """CPU of probing and reading TSN-8 at 224 pixels without and with `data.facts`: median of 7, in ms."""
+def metadata_gain() -> None:
+    """CPU of probing and reading TSN-8 at 224 pixels without and with `data.metadata`: median of 7, in ms."""
     import numpy as np
 
     from datasets.lists.records import Records
@@ -438,17 +438,17 @@ def facts_gain() -> None:
         scan_verb.main([str(listed), "--root", str(data), "--out", folder, "--decode", "header", "--workers", "1"])
         records = Records.load(listed, data, num_class=1)
         for i, name in enumerate(names):
-            taken: dict[str | None, list[float]] = {None: [], f"{folder}/facts.bin": []}
+            taken: dict[str | None, list[float]] = {None: [], f"{folder}/metadata.bin": []}
             for position in range(7):
-                for facts, times in taken.items():
-                    reader = open_reader(reader_spec("video", facts=facts), records)
+                for metadata, times in taken.items():
+                    reader = open_reader(reader_spec("video", metadata=metadata), records)
                     began = time.process_time()
                     plan = resolve(draw(1, 0, position, spec), reader.probe(i), spec, i)
                     reader.read(i, plan.frames, plan.box, plan.size, out)
                     times.append(1000 * (time.process_time() - began))
                     reader.close()
             without, known = (round(float(np.median(times)), 1) for times in taken.values())
-            print(json.dumps({"file": name, "ms_without": without, "ms_with_facts": known}))
+            print(json.dumps({"file": name, "ms_without": without, "ms_with_metadata": known}))
 
 
 ROWS = {
@@ -468,7 +468,7 @@ if __name__ == "__main__":
         Path(sys.argv[2]).write_text(write_table(json.loads((place / "odd.json").read_text())))
         print(json.dumps(outcome))
         sys.exit(not outcome["holds"])
-    elif sys.argv[1:] == ["--facts"]:
-        facts_gain()
+    elif sys.argv[1:] == ["--metadata"]:
+        metadata_gain()
     else:
         sys.exit(run_rows(ROWS))

@@ -13,7 +13,7 @@ from tests import test_exit
 def row() -> dict[str, Any]:
     """Seconds from the error to the end of the process, text and code in place; the median of three."""
     seconds_of = {}
-    for error in ("RuntimeError('CUDA out of memory')", "faults.UserError('this disk is full')"):
+    for error in ("RuntimeError('CUDA out of memory')", "errors.UserError('this disk is full')"):
         seconds = []
         for _ in range(3):
             with tempfile.TemporaryDirectory() as folder:

@@ -29,10 +29,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils import renamed
+
 ROOT = Path(__file__).resolve().parents[3]
 
 # Keys of checkpoints, curves and summaries that the work tree calls otherwise: old name -> new name.
-RENAMED: dict[str, str] = {}
+RENAMED = renamed.CHECKPOINT_KEYS | renamed.METERS | renamed.CURVES
 
 # What depends on the moment or the revision of a run, not on its mathematics.
 VOLATILE = {
@@ -235,12 +237,12 @@ def measure(tree: Tree, folder: Path, data: Path, names: list[str]) -> dict[str,
 
 def differences(base: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return the places whose values differ, after `RENAMED`; a value that the work tree adds is no difference."""
-    renamed = {}
+    now_called = {}
     for place, value in base.items():
         for old, new in RENAMED.items():
             place = re.sub(rf"(?<![\w]){re.escape(old)}(?![\w])", new, place)
-        renamed[place] = value
-    return [place for place, value in renamed.items() if now.get(place) != value]
+        now_called[place] = value
+    return [place for place, value in now_called.items() if now.get(place) != value]
 
 
 def compare(base: str, names: list[str], say: Callable[[str], object] = print) -> dict[str, list[str]]:

@@ -97,7 +97,7 @@ def parsed() -> dict:
     if not PYTHON:
         return NO_MMACTION
     from anal_tools.import_config import python_file
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     different, refused, same = [], [], 0
     with peer() as theirs:
@@ -127,7 +127,7 @@ def converted(folder: Path, files: list[Path]) -> dict:
     """Convert files; say why of those that are refused, and what has no counterpart."""
     from anal_tools.import_config import verb
     from anal_tools.import_config.draft import NOT
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     refused, unknown = {}, {}
     for file in files:
@@ -237,11 +237,11 @@ def _boxes(theirs: Peer, file: Path, cfg) -> dict:  # noqa: ANN001
             asked.append((width, height, [*u[10:20], *u[:10], *u[20:]] if spec.crop == "random_resized" else u))
     for mine, box in zip(ours, theirs.ask("boxes", file=str(file), part="train", videos=asked), strict=True):
         differ += mine != box[0]
-    sizes = [crops.mma_rescale(w, h, cfg.augmentation.test_resize) for w, h in FRAMES]
+    sizes = [crops.mmaction2_rescale(w, h, cfg.augmentation.test_resize) for w, h in FRAMES]
     for (w, h), box in zip(
         sizes, theirs.ask("boxes", file=str(file), part="val", videos=[(*s, []) for s in sizes]), strict=True
     ):
-        differ += list(crops.mma_center(w, h, cfg.augmentation.input_size)) != box[0]
+        differ += list(crops.mmaction2_center(w, h, cfg.augmentation.input_size)) != box[0]
     return {"boxes": len(asked) + len(sizes), "differ": differ}
 
 

@@ -18,7 +18,7 @@ CONFIG = """\
 common:
     model: {{type: {type}, backbone: resnet50, num_segments: {segments}, num_class: 400, kwargs: {kwargs}}}
     augmentation: {{input_size: {size}, test_resize: {size}}}
-    data: {{sampling: mm1, clip_len: {frames}, frame_interval: {interval}}}
+    data: {{sampling: mmaction2_1x, clip_len: {frames}, frame_interval: {interval}}}
     batch_size: {batch}
     lr_scheduler: {{type: COSINE, base_lr: 0.01, max_iter: 10}}
     weight_decay: 0.0001

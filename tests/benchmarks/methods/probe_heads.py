@@ -62,7 +62,7 @@ def worker(head: str, what: str, depth: str = "12") -> dict[str, Any]:
                 model.backbone(clips)
         else:
             optimizer.zero_grad(set_to_none=True)
-            with draws.using(0, step, (0,), BATCH):
+            with draws.rng_scope(0, step, (0,), BATCH):
                 is_bare = what == "bare"
                 answer = torch.stack([h(ready, model.dropout) for h in model.heads]) if is_bare else model(clips)
                 loss, _ = training_loss(answer, labels)
@@ -118,7 +118,7 @@ def largest_difference(steps: int = 4) -> float:
             model.train()
             optimizer.zero_grad(set_to_none=True)
             clips = torch.randn(2, 3, 4, 32, 32, generator=generator)
-            with draws.using(0, step, (0,), 2):
+            with draws.rng_scope(0, step, (0,), 2):
                 loss, _ = training_loss(model(clips), torch.tensor([0, 1]))
             loss.sum().backward()
             optim.apply(optimizer, torch.amp.GradScaler("cpu", enabled=False), max_norm=1.0)

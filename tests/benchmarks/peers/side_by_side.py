@@ -82,7 +82,7 @@ common:
     model: {{type: {self.method}, backbone: {self.backbone}, num_segments: {1 if self.interval else self.frames},
             num_class: {CLASSES}, dropout: {self.dropout}, pretrained: {initial}, kwargs: {kwargs}}}
     augmentation: {{input_size: {self.size}, test_resize: {self.size}, crop: random_resized, area: {list(self.area)}}}
-    data: {{reader: video, sampling: mm1, {shape}flip: True}}
+    data: {{reader: video, sampling: mmaction2_1x, {shape}flip: True}}
     workers: 0
     batch_size: {self.batch}
     shards: 1

@@ -149,7 +149,7 @@ def same(one: Any, other: Any) -> bool:
 
 def judged(read: Callable[[Path], Any], file: Path, reference: Any) -> str:
     """Return "detected", "harmless", "silent", or the trace's last line."""
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):

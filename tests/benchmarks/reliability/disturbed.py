@@ -2,7 +2,7 @@
 
 The ranks are forked from a process that has imported everything, so a start costs a fraction of a second. They run
 `main.main(["train", ...])` as under srun: a process each, which meet through MASTER_ADDR and MASTER_PORT. Fail points
-(`utils.faults.fail_point`) set where they are disturbed.
+(`utils.errors.fail_point`) set where they are disturbed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Event:
         point: name of a fail point.
         rank: whom it hits.
         count: at which arrival of the rank at this point, from 1, counted from the start of the process.
-        action: as `utils.faults.fail_point` names them.
+        action: as `utils.errors.fail_point` names them.
         everyone: the other ranks then get the same signal, as in a preemption.
     """
 
@@ -299,7 +299,7 @@ def _outcome(exp: Path) -> dict[str, str]:
         parts |= {"momentum": state["optimizer"]["state"]}
         buffers = {key: value for key, value in state["model"].items() if _is_buffer(key)}
         parts |= {"buffers": buffers, "weights": {k: v for k, v in state["model"].items() if k not in buffers}}
-        parts |= {"numbers": {key: state[key] for key in ("step", "validated_step", "best_prec1")}}
+        parts |= {"numbers": {key: state[key] for key in ("step", "validated_step", "best_metric")}}
         parts |= {"window": {key: values for key, values in state["window"].items() if key not in ("time", "data")}}
         digests |= {f"{name}: {part}": _digest(value) for part, value in parts.items() if value is not None}
     curves = log.read_scalars(exp / "events" / log.SCALARS)

@@ -82,7 +82,7 @@ def contents(exp: Path) -> dict[str, str]:
         path = checkpoint.newest(exp, name)
         assert path is not None
         state = checkpoint.load(path)
-        digest = hashlib.sha256(json.dumps([state["step"], state["validated_step"], state["best_prec1"]]).encode())
+        digest = hashlib.sha256(json.dumps([state["step"], state["validated_step"], state["best_metric"]]).encode())
         for key, tensor in sorted(state["model"].items()):
             digest.update(key.encode() + tensor.numpy().tobytes())
         for key, values in sorted(state["optimizer"]["state"].items()):

@@ -27,7 +27,7 @@ from datasets.demo import verb as demo
 from tests import users
 from tests.experiment import few_videos, make
 from tests.users import ANNE, BERT, CARL, GROUP, User
-from utils import checkpoint, faults
+from utils import checkpoint, errors
 
 Case = Callable[["Place"], list[str]]
 
@@ -250,8 +250,8 @@ def row(names: list[str] | None = None) -> dict:
             warm = Place(_folder(root / "warm"), root / "data", seed)
             for verb in ("train", "eval"):
                 assert main.main([verb, str(warm.exp), *warm.words]) == 0
-        with contextlib.suppress(faults.UserError):
-            raise faults.UserError("warm")
+        with contextlib.suppress(errors.UserError):
+            raise errors.UserError("warm")
         wrong = {}
         for number, name in enumerate(names or CASES):
             began = time.monotonic()

@@ -117,7 +117,7 @@ def resumed(rng: random.Random, folder: Path) -> Counter[str]:
 def results(rng: random.Random, folder: Path) -> Counter[str]:
     """Damage finished results, and read them with every verb."""
     from anal_tools.evaluate.results import Results
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     counts: Counter[str] = Counter()
     logits = guessed([0, 1, 2, 0, None, 2], 3)

@@ -114,7 +114,7 @@ def fingerprint(exp: Path) -> dict[str, str]:
 
     latest, best = (torch.load(exp / name, weights_only=True) for name in ("ckpt.pth.tar", "ckpt_best.pth.tar"))
     momentum = {str(key): values["momentum_buffer"] for key, values in latest["optimizer"]["state"].items()}
-    curve = json.dumps([sorted(logged_losses(exp).items()), latest["best_prec1"], best["step"]])
+    curve = json.dumps([sorted(logged_losses(exp).items()), latest["best_metric"], best["step"]])
     digests = {"weights": digest(latest["model"]), "momentum": digest(momentum), "ema": digest(latest["ema"])}
     return digests | {"best": digest(best["model"]), "curve": hashlib.sha256(curve.encode()).hexdigest()}
 

@@ -46,7 +46,7 @@ def config_errors() -> dict:
 
 
 ROWS = {
-    "seed004": ("the shipped config's text and learning rates", "accepted; 7 points equal", seed_config),
+    "published_config": ("the shipped config's text and learning rates", "accepted; 7 points equal", seed_config),
     "config_errors": ("12 planted config faults", "12 with the right line, < 1 s, no torch", config_errors),
 }
 

@@ -76,7 +76,7 @@ common:
     model: {{type: {method}, backbone: {backbone}, num_segments: {segments}, num_class: {classes}, dropout: 0.0,
             pretrained: False}}
     augmentation: {{input_size: {size}, test_resize: {size}, crop: random_resized, area: [{low}, {high}]}}
-    data: {{reader: video, sampling: mm1, clip_len: {length}, frame_interval: {interval}, flip: true}}
+    data: {{reader: video, sampling: mmaction2_1x, clip_len: {length}, frame_interval: {interval}, flip: true}}
     workers: 0
     batch_size: {batch}
     shards: 1

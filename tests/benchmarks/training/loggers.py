@@ -32,7 +32,7 @@ def steps(run: log.RunLog, first: int, count: int) -> float:
     began = time.perf_counter()
     for step in range(first, first + count):
         time.sleep(SLEEP)
-        run.scalars(step, {"loss_train": 1 / step, "acc1_train": 50.0, "acc5_train": 80.0, "lr": 0.1})
+        run.scalars(step, {"loss_train": 1 / step, "top1_train": 50.0, "top5_train": 80.0, "lr": 0.1})
     return time.perf_counter() - began
 
 

@@ -13,7 +13,7 @@ from tests.ranks import run_ranks
 from utils.dist import World
 from utils.engine import precise_bn
 from utils.shards import ShardPlan
-from utils.sync_bn import GroupBatchNorm, Statistics, convert
+from utils.sync_bn import BnStats, GroupBatchNorm, convert
 
 BATCHES, ROWS = 5, 6
 
@@ -109,14 +109,14 @@ def test_the_model_and_its_training_state_are_as_before() -> None:
     net = network()
     shards = ShardPlan(1, ROWS)
     convert(net, shards, sync_stats=True)
-    statistics = Statistics(net, shards, World())
+    bn_stats = BnStats(net, shards, World())
 
     def step(number: int) -> None:
         net.train()
         torch.manual_seed(number)  # dropout of this little network is torch's own
         net(clips(number))
-        statistics.after_micro_batch(0)
-        statistics.after_step()
+        bn_stats.after_micro_batch(0)
+        bn_stats.after_step()
 
     step(0)
     with_detour, modes = copy.deepcopy(net.state_dict()), {name: m.training for name, m in net.named_modules()}
@@ -135,7 +135,7 @@ def test_the_model_and_its_training_state_are_as_before() -> None:
 
     other = network()
     convert(other, shards, sync_stats=True)
-    net, statistics = other, Statistics(other, shards, World())
+    net, bn_stats = other, BnStats(other, shards, World())
     step(0)
     step(1)
     for name, tensor in net.state_dict().items():

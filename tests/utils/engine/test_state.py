@@ -13,7 +13,7 @@ from tests.experiment import few_videos, make
 from utils import checkpoint
 from utils.checkpoint import CorruptCheckpoint
 from utils.engine import state
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def small(folder: Path, data: Path) -> tuple[Path, str]:

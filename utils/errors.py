@@ -88,7 +88,7 @@ class MediaError(Exception):
         self.reason = reason
 
 
-class LostRank(RuntimeError):
+class RankLostError(RuntimeError):
     """Another rank died or stopped answering. `main.py` prints one line and leaves with exit code 1."""
 
 
@@ -185,7 +185,7 @@ def _another_rank_left_with_2(path: str) -> bool:
     return False
 
 
-def call(action: Callable[[], int]) -> int:
+def run_cli(action: Callable[[], int]) -> int:
     """Run `action`. Print an error that the user can fix as one message on stderr and return its exit code.
 
     Args:
@@ -198,21 +198,21 @@ def call(action: Callable[[], int]) -> int:
     try:
         return action()
     except UserError as error:
-        tell(error)
+        report_error(error)
         return 2
-    except LostRank as error:
-        tell(error)
+    except RankLostError as error:
+        report_error(error)
         end_at_once()  # threads of a process group wait for a lost rank until another timeout has passed
         return 1
     except KeyboardInterrupt:
-        tell(UserError("interrupted"))
+        report_error(UserError("interrupted"))
         return 128 + signal.SIGINT
     except ModuleNotFoundError as error:
         # If one of our own dependencies is missing, the installation is incomplete; any other missing module is a bug.
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
             raise
-        tell(UserError(f"{package} is not installed for {sys.executable}: {_how_to_install()}"))
+        report_error(UserError(f"{package} is not installed for {sys.executable}: {_how_to_install()}"))
         return 2
     except BrokenPipeError:  # as in `main.py list | head`; Python flushes once more at exit, so give it a sink
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -226,7 +226,7 @@ def call(action: Callable[[], int]) -> int:
 
         file = error.filename2 or error.filename  # of a rename: the target, which is the name that the user knows
         name = f"{os.fsdecode(file)}: " if file else ""
-        tell(UserError(f"{name}{error.strerror}; {advice}"))
+        report_error(UserError(f"{name}{error.strerror}; {advice}"))
         return 2
 
 
@@ -239,7 +239,7 @@ def _how_to_install() -> str:
     return f"run `make install` in {root} once, then take {python} in place of python"
 
 
-def tell(error: Exception) -> None:
+def report_error(error: Exception) -> None:
     """Print an error once, where the user reads it.
 
     Rank 0 or a single process prints it. An error that all ranks agree on has been printed by rank 0. Another rank

@@ -1,4 +1,4 @@
-"""Find out which rank is slow, and whether reading or computing takes the time; log it when it stands out.
+"""Find out which rank is slow, and whether reading or computing takes the time; log it when it is far slower.
 
 One slow rank delays all ranks, so step time does not show which one it is. Each rank measures its own data wait and
 forward time. One small all-reduce per log line compares them.
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from utils.shards import ShardPlan
 
 SHARE_OF_DATA = 0.25  # of a step: a longer wait for clips is worth a line
-STANDS_OUT = (1.3, 0.1)  # a rank is slow above 1.3 x the median of the others and 0.1 step above it
+FAR_SLOWER = (1.3, 0.1)  # a rank is slow above 1.3 x the median of the others and 0.1 step above it
 
 
-class Pace:
+class StragglerMonitor:
     """Measures the forward pass of a rank, and compares the ranks.
 
     Args:
@@ -89,7 +89,7 @@ class Pace:
             return [], read
 
         span = min(self.shards.group_size, self.shards.world)
-        findings = standing_out([row[0] for row in table], [row[1] for row in table], step, span)
+        findings = find_stragglers([row[0] for row in table], [row[1] for row in table], step, span)
 
         # Report a finding when it appears, not at every line while it lasts.
         kinds = [kind for kind, _, _ in findings]
@@ -97,7 +97,7 @@ class Pace:
         return [(rank, text) for _, rank, text in findings] if is_new else [], read
 
 
-def standing_out(
+def find_stragglers(
     data: Sequence[float], forward: Sequence[float], step: float, span: int = 1
 ) -> list[tuple[str, int | None, str]]:
     """Return (kind, the rank or None for all, a sentence) for each finding that is worth a line.
@@ -151,6 +151,6 @@ def _slowest(seconds: Sequence[float], step: float) -> tuple[int, float] | None:
     others = statistics.median([value for index, value in enumerate(seconds) if index != largest])
 
     # Both limits: a ratio alone would report noise of short waits.
-    factor, share = STANDS_OUT
+    factor, share = FAR_SLOWER
     stands_out = seconds[largest] > factor * others and seconds[largest] - others > share * step
     return (largest, others) if stands_out else None
