@@ -271,11 +271,11 @@ class Watchdog:
         except OSError:
             mine = time.time()
 
-        found: dict[int, Sign | None] = {}
+        signs: dict[int, Sign | None] = {}
         for rank in range(self.ranks):
             if rank != self.rank:
-                found[rank] = self._sign(rank, mine)
-        return found
+                signs[rank] = self._sign(rank, mine)
+        return signs
 
     def _sign(self, rank: int, now: float) -> Sign | None:
         try:
