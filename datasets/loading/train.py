@@ -355,7 +355,7 @@ class TrainLoader(Loader):
             plans = [row.answer.plan if row.answer else None for row in rows]
             samples = [row.asked if row.answer else row.sample for row in rows]  # a substitute shows its own labels
 
-            if self.records.several:
+            if self.records.multi_label:
                 labels = torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))
             else:
                 labels = torch.from_numpy(self.records.labels[samples].astype(np.int64))

@@ -101,7 +101,7 @@ def _of_list(records: Records, found: list[Found], classes: Path | None, level: 
         "repeated": records.duplicates,
         "decode": level,
         "clean": clean_name(records.list_file),
-        "several_labels": records.several,
+        "several_labels": records.multi_label,
         "reasons": _counted(_kind_of_reason(entry["bad"]) for entry in found if entry["bad"]),
         **_remarks(records, found),
         "kinds": _counted(entry["kind"] for entry in good),

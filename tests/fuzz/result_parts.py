@@ -64,8 +64,8 @@ def seeds() -> list[bytes]:
         files[_SUMMARY] = (exp / "results" / _SUMMARY).read_bytes()
     found.append(b"R" + _framed(files))
     found.append(b"R" + _framed(_sealed(files)))
-    several = files | {"targets.npy": _npy(np.eye(3, dtype=bool)[[0, 1, 2, 1, 0, 2]])}
-    found.append(b"R" + _framed(_sealed(several)))
+    multi_label = files | {"targets.npy": _npy(np.eye(3, dtype=bool)[[0, 1, 2, 1, 0, 2]])}
+    found.append(b"R" + _framed(_sealed(multi_label)))
     return found
 
 
