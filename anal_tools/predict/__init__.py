@@ -154,10 +154,10 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
         if not mine:
             continue
 
-        base = predictor.reading
+        base = predictor.options
         # Always in a separate process: one that hangs on a file is ended at the deadline.
-        reading = dataclasses.replace(base, reader=_reader(base.reader, reader), workers=max(1, base.workers))
-        reading = dataclasses.replace(reading, workers=min(reading.workers, len(mine)), on_bad="skip")
+        options = dataclasses.replace(base, reader=_reader(base.reader, reader), workers=max(1, base.workers))
+        options = dataclasses.replace(options, workers=min(options.workers, len(mine)), on_bad="skip")
 
         # `mine` as a default value, because a closure would see the list of the last reader
         def keep(item: VideoItem, logits: Tensor | None, mine: list[Found] = mine) -> None:
@@ -174,7 +174,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
             else:
                 one.failure = NOT_FINITE
 
-        with EvalLoader(records_of(one.source for one in mine), predictor.spec, reading, device=world.device) as videos:
+        with EvalLoader(records_of(one.source for one in mine), predictor.spec, options, device=world.device) as videos:
             evaluate(
                 predictor.net,
                 videos,
@@ -190,7 +190,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
 
 def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """Add the metadata of a video, its cues over time, and the requested files; a failure becomes a note."""
-    spec = _reader(predictor.reading.reader, one.source.reader)
+    spec = _reader(predictor.options.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
             # once more with fewer frames if the last ones do not decode: all cues and files then agree

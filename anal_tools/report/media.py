@@ -128,7 +128,7 @@ def source_of(exp: Path, results: Results) -> Source:
     """
     from anal_tools.evaluate import scoring
     from datasets.lists.records import Records
-    from datasets.loading.loader import reading
+    from datasets.loading.loader import loader_options
     from utils import config
 
     # Results of older versions hold no config
@@ -144,7 +144,7 @@ def source_of(exp: Path, results: Results) -> Source:
     records = Records.load(source, root, num_class=results.num_class, layout=cfg.data.list_layout)
     if records.list_hash != summary.get("list_hash"):
         raise UserError(f"{source}: the list has changed since the evaluation")
-    return Source(results, records, reading(cfg).reader, scoring.kept_protocol(results).spec)
+    return Source(results, records, loader_options(cfg).reader, scoring.kept_protocol(results).spec)
 
 
 def make(

@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
     splits = ("train", "val") if args.split == "both" else (args.split,)
     config.check_files(cfg, splits)
-    spec = loader.reading(cfg).reader
+    spec = loader.loader_options(cfg).reader
 
     lists = {split: loader.records_of(cfg, split) for split in splits}
     # Check everything before the first list is stored, which may take hours.

@@ -120,12 +120,12 @@ class Examiner:
         A video that ends early has "probed", the frames that `probe` promises, besides the "frames" that decode.
         """
         reader = self._reader(family)
-        found, missing = on_what_decodes(reader, i, lambda reader: self._look_at(reader, i, family, whole))
+        found, missing = on_what_decodes(reader, i, lambda reader: self._examine(reader, i, family, whole))
         if found["frames"] < (probed := reader.probe(i).frames):
             found |= {"probed": probed, "shorter": missing}
         return found
 
-    def _look_at(self, reader: Reader, i: int, family: str, whole: bool) -> files.Row:
+    def _examine(self, reader: Reader, i: int, family: str, whole: bool) -> files.Row:
         metadata: VideoMetadata = reader.probe(i)
         ends = sorted({0, metadata.frames // 2, metadata.frames - 1})
 

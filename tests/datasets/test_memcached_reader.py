@@ -15,7 +15,7 @@ import simplejpeg
 import torch
 
 from datasets.lists.records import Records
-from datasets.loading.base import Reading
+from datasets.loading.base import LoaderOptions
 from datasets.loading.train import TrainLoader
 from datasets.memcached import preload
 from datasets.memcached.report import NAMES, Traffic, line, total_line
@@ -60,9 +60,9 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def clips(records: Records, spec: ReaderSpec, workers: int, steps: int = 6) -> tuple[list[torch.Tensor], Traffic]:
-    reading = Reading(spec, workers=workers, on_bad="error")
+    options = LoaderOptions(spec, workers=workers, on_bad="error")
     shards = ShardPlan(total=1, batch_size=2, world=1, rank=0, group_size=1)
-    with TrainLoader(records, SPEC, reading, seed=3, shards=shards, stop=steps) as loader:
+    with TrainLoader(records, SPEC, options, seed=3, shards=shards, stop=steps) as loader:
         return [batch.clips.clone() for _, batches in loader for batch in batches], loader.traffic
 
 

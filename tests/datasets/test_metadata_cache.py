@@ -137,17 +137,17 @@ def test_training_takes_metadata_from_the_config(motion_videos: Path, tmp_path: 
     clips = []
     for overrides in ([], ["data.metadata=scan/metadata.bin"]):
         cfg = config.load(exp, overrides)
-        reading = loader.reading(cfg)
-        assert reading.reader.metadata == (str(exp / "scan" / "metadata.bin") if overrides else None)
+        options = loader.loader_options(cfg)
+        assert options.reader.metadata == (str(exp / "scan" / "metadata.bin") if overrides else None)
         plan = ShardPlan(total=1, batch_size=4, world=1, rank=0, group_size=1)
         with TrainLoader(
-            loader.records_of(cfg, "train"), train_spec(cfg), reading, seed=3, shards=plan, stop=3
+            loader.records_of(cfg, "train"), train_spec(cfg), options, seed=3, shards=plan, stop=3
         ) as made:
             clips.append([batch.clips.clone() for _, batches in made for batch in batches])
     assert all(bool((a == b).all()) for a, b in zip(*clips, strict=True))
     (exp / "scan" / "metadata.bin").write_bytes(b"something else")
     with pytest.raises(UserError, match="is not the metadata.bin of a scan"):
-        loader.reading(config.load(exp, ["data.metadata=scan/metadata.bin"]))
+        loader.loader_options(config.load(exp, ["data.metadata=scan/metadata.bin"]))
     with pytest.raises(UserError, match=r"data\.metadata: there is no .*none\.bin"):
         config.check_files(config.load(exp, ["data.metadata=scan/none.bin"]))
 

@@ -73,13 +73,13 @@ def _elastic(exp: Path, ranks: int, stop: int) -> subprocess.CompletedProcess:
 
 STUCK = """\
 import sys, time, main
-from datasets.loading.workers import Desk
-train = Desk._train
-def stuck(desk, request):
+from datasets.loading.workers import ReadHandler
+train = ReadHandler._train
+def stuck(handler, request):
     if request["position"] == 21:
         time.sleep(1000)
-    return train(desk, request)
-Desk._train = stuck
+    return train(handler, request)
+ReadHandler._train = stuck
 sys.exit(main.main(sys.argv[1:]))
 """
 
