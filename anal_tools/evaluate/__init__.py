@@ -136,7 +136,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         # The parts that a stopped evaluation left, if everything that decides a score is the same.
         how = {"plain": args.plain, "number_format": args.keep, "device": world.device.type}
         find_key = functools.partial(identity.identity, cfg, records, protocol, net, weights_hash=weights_hash, **how)
-        earlier = Earlier(world, folder, len(records), find_key)
+        earlier = ResumedParts(world, folder, len(records), find_key)
 
         # Score the rest; part files keep the scores of every few seconds.
         videos = loader.val(cfg, world, records=records, spec=protocol.spec, skip=earlier.done)
@@ -281,7 +281,7 @@ def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: 
     return [line for line in found if line]
 
 
-class Earlier:
+class ResumedParts:
     """Hold the scores that a stopped evaluation left. Every rank makes one; rank 0 reads for all.
 
     Args:

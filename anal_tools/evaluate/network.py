@@ -22,7 +22,7 @@ State = dict[str, object]  # of a checkpoint
 
 _SAME = 1e-5  # largest difference of a class probability that counts as the same score
 _TRIES = 3  # times that the weights are read, if their file is replaced while they are read
-_PROBE_SIDE = 64  # pixels; side of the clip on which `quick` compares the two forms of a network
+_PROBE_SIDE = 64  # pixels; side of the clip on which `fold_bn` compares the two forms of a network
 
 
 def choose_weights(exp: Path, wanted: str | None) -> Path:
@@ -132,7 +132,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
         cfg: a loaded configuration.
         protocol: the views that there will be.
         build: returns the network, in evaluation mode on its device.
-        plain: leave the network as trained, instead of bringing it into a faster form (`quick`).
+        plain: leave the network as trained, instead of bringing it into a faster form (`fold_bn`).
 
     Returns:
         The network; {gmacs_per_view, gmacs_per_video, parameters}.
@@ -143,7 +143,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
     from methods import macs
     from methods.positions import PositionScores
 
-    # Count on the network as built: `quick` removes layers, so the figure would depend on the form.
+    # Count on the network as built: `fold_bn` removes layers, so the figure would depend on the form.
     net = build()
     spec = protocol.spec
     shape = (1, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)  # (B, C, T, H, W)
@@ -160,7 +160,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
 
     # In half precision rounding alone may exceed `_SAME`.
     if not plain and cfg.precision in ("fp32", "fp64"):
-        net = quick(net, shape, build)
+        net = fold_bn(net, shape, build)
     if protocol.window:
         if not hasattr(net, "window_logits"):
             raise UserError(f"--per-position: {cfg.model.type} has no classifier on windows of its map")
@@ -168,7 +168,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
     return net, cost
 
 
-def quick(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]) -> nn.Module:
+def fold_bn(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]) -> nn.Module:
     """Return the network in its fastest form for evaluation, or as trained (`again`) if that changes its scores.
 
     Batch norm becomes part of the convolutions before it (methods/folding.py).
