@@ -1,4 +1,4 @@
-"""Turn the user's words into a job: check the request, submit it to its scheduler, record it.
+"""Turn the user's request into a job: check the request, submit it to its scheduler, record it.
 
 The schedulers are files of `utils/schedulers/` (add a new one there); `cluster.yaml` names the scheduler of a
 partition.
@@ -84,16 +84,16 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
     return ranks // per_node, per_node
 
 
-def task(wanted: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = "") -> Run:
-    """Return the task of every rank of the job: main.py with these words, as a cell of a sweep or by itself.
+def task(wanted: Request, exp: str, argv: Sequence[str], *then: Sequence[str], sweep: str = "", trial: str = "") -> Run:
+    """Return the task of every rank of the job: main.py with these arguments, as a trial of a sweep or by itself.
 
     Args:
-        then: words of further calls of main.py, each after the previous one has succeeded.
+        then: arguments of further calls of main.py, each after the previous one has succeeded.
     """
     # A requeued job must not move away the run that its own first start began.
-    old_run = job.mark_of_run(Path(exp)) if "--fresh" in words else None
+    old_run = job.mark_of_run(Path(exp)) if "--fresh" in argv else None
     limits = {"max_restarts": wanted.settings.max_restarts, "max_stalled": wanted.settings.max_stalled}
-    return Run(exp, words, then=then, old_run=old_run, sweep=sweep, cell=cell, **limits)
+    return Run(exp, argv, then=then, old_run=old_run, sweep=sweep, trial=trial, **limits)
 
 
 def submit(
@@ -104,9 +104,7 @@ def submit(
     about = {"scheduler": of(wanted).name, "partition": wanted.partition, "ranks": wanted.ranks, "nodes": wanted.nodes}
     about |= {"time": utc_stamp(), "revision": run_dir.revision(code), "code": str(code), **more}
 
-    rows = [
-        {"job": one, "verb": run.words[0], **about, "words": run.words} for one, run in zip(ids, tasks, strict=True)
-    ]
+    rows = [{"job": one, "verb": run.argv[0], **about, "argv": run.argv} for one, run in zip(ids, tasks, strict=True)]
 
     for run, row in zip(tasks, rows, strict=True):
         jobs.record(Path(run.exp), row)
@@ -114,14 +112,14 @@ def submit(
 
 
 def preview(wanted: Request, run: Run) -> str:
-    """Return a preview of the submission: the scheduler's input, and the words of a rank."""
+    """Return a preview of the submission: the scheduler's input, and the arguments of a rank."""
     code = f"{run.exp}/jobs/code/<UTC time>-<revision>"
     return "\n".join(
         [
             of(wanted).preview(wanted, run, code),
             "",
             f"# {wanted.ranks} tasks: {wanted.nodes} node(s) x {wanted.tasks}; each runs, in its copy of the code:",
-            f"# {shlex.join(['main.py', *run.words])}",
+            f"# {shlex.join(['main.py', *run.argv])}",
         ]
     )
 

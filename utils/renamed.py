@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from utils.errors import rank_from_environment
 
@@ -46,6 +47,12 @@ PROTOCOL_VALUES = {
     "family": {"psf": "pyslowfast", "mm": "mmaction2"},
     "rounding": {"psf": "pyslowfast", "mm": "mmaction2"},
 }
+
+#: Folders of a sweep: old -> new. A sweep that has the old one keeps it.
+FOLDERS = {"cells": "trials"}
+
+#: Keys of a row in a list of attempts or jobs: old -> new.
+ROW_KEYS = {"cell": "trial", "words": "argv"}
 
 _reported: set[str] = set()
 
@@ -129,3 +136,8 @@ def summary(values: Mapping[str, object]) -> dict[str, object]:
         key: change[key](value) if key in change and isinstance(value, Mapping) else value
         for key, value in values.items()
     }
+
+
+def row(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of JSON lines with the new names."""
+    return {ROW_KEYS.get(key, key): value for key, value in values.items()}

@@ -300,9 +300,8 @@ class Watchdog:
                 silent.append(f"{heartbeat} is silent since {heartbeat.silent:.0f} s, it was in {heartbeat.doing}")
             elif heartbeat.count < now_count:
                 names = f": {', '.join(heartbeat.samples)}" if heartbeat.samples else ""
-                behind.append(
-                    f"{heartbeat} is still in {heartbeat.doing}, since {heartbeat.seconds + heartbeat.silent:.0f} s{names}"
-                )
+                since = heartbeat.seconds + heartbeat.silent
+                behind.append(f"{heartbeat} is still in {heartbeat.doing}, since {since:.0f} s{names}")
 
         return silent or behind
 

@@ -192,15 +192,15 @@ def test_a_job_that_gives_up_leaves_with_1(tmp_path: Path) -> None:
 
 def test_fresh_is_for_the_first_start(tmp_path: Path) -> None:
     words = ["train", str(tmp_path), "--fresh"]
-    assert run(tmp_path, words).words_of_this_start(0) == words
-    assert run(tmp_path, words).words_of_this_start(1) == words[:2], "there was nothing to move"
+    assert run(tmp_path, words).argv_of_this_start(0) == words
+    assert run(tmp_path, words).argv_of_this_start(1) == words[:2], "there was nothing to move"
     (tmp_path / "ckpt.pth.tar").write_text("old")
     one = run(tmp_path, words, old_run=job.mark_of_run(tmp_path))
-    assert one.words_of_this_start(1) == words, "killed before the old run was moved away"
+    assert one.argv_of_this_start(1) == words, "killed before the old run was moved away"
     (tmp_path / "ckpt.pth.tar").rename(tmp_path / "old.tar")
-    assert one.words_of_this_start(1) == words[:2]
+    assert one.argv_of_this_start(1) == words[:2]
     (tmp_path / "ckpt.pth.tar").write_text("new")
-    assert one.words_of_this_start(2) == words[:2]
+    assert one.argv_of_this_start(2) == words[:2]
 
 
 def test_progress(tmp_path: Path) -> None:
