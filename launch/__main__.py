@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import collect, jobs, local, memcached, options, scheduler, snapshot, sweep, verbs
-from launch.job import Run
+from launch.job import RankTask
 from utils import config, errors
 from utils.cluster import minutes
 from utils.errors import UserError, did_you_mean
@@ -84,7 +84,7 @@ def launch(argv: Sequence[str]) -> int:
     return _submit(wanted, task, force=args.force, follow=args.follow)
 
 
-def _submit(wanted: Request, task: Run, *, force: bool, follow: bool) -> int:
+def _submit(wanted: Request, task: RankTask, *, force: bool, follow: bool) -> int:
     """Submit one job and record it in the experiment's list."""
     exp = Path(task.exp)
     is_training = task.argv[0] == "train"

@@ -1,6 +1,6 @@
 """Run one rank of a job: the steps around `main.main`, and the request to requeue the job.
 
-A `Run` (paths and texts only) is created when the job is submitted. Each rank calls it, from the job's copy of the
+A `RankTask` (paths and texts only) is created when the job is submitted. Each rank calls it, from the job's copy of the
 code: unpickled by submitit, or as `python -m launch.job`. Traps:
 
 - SLURM does not requeue a job that ends by itself, and an exit code cannot request it. So after a stop with everything
@@ -36,7 +36,7 @@ ASKED_BY_SCHEDULER = tuple(number for number in signals.ASKS_TO_STOP if number n
 KILLED_WITHIN = 600.0  # seconds that a requeued job waits for its end
 
 
-class Run:
+class RankTask:
     """One rank of a job, a `schedulers.Task`. It holds paths and texts only, because it is pickled.
 
     Args:
@@ -111,7 +111,7 @@ class Run:
 
         Every rank does so, and none is still in the first call, which has succeeded on all of them.
         """
-        following = Run(**{**vars(self), "argv": self.then[0], "then": self.then[1:]})
+        following = RankTask(**{**vars(self), "argv": self.then[0], "then": self.then[1:]})
         if "MASTER_PORT" in os.environ:
             os.environ["MASTER_PORT"] = str(schedulers.port_after(int(os.environ["MASTER_PORT"])))
 
@@ -251,4 +251,4 @@ def _log(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    Run(**json.loads(sys.argv[1]))()
+    RankTask(**json.loads(sys.argv[1]))()

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import job, jobs, memcached
-from launch.job import Run
+from launch.job import RankTask
 from utils import cluster, files, run_dir, schedulers
 from utils.errors import UserError
 from utils.log import utc_stamp
 from utils.schedulers import Request, Scheduler
 
-# Fields of `cluster.Settings` with a flag of the same name, besides --time.
+# Fields of `cluster.PartitionSettings` with a flag of the same name, besides --time.
 FLAGS = ("exclude", "constraint", "qos", "account", "nodelist", "dependency")
 
 
@@ -31,7 +31,7 @@ def request(verb: str, folder: Path, partition: str, ranks: int, flags: cluster.
         verb: train or eval.
         folder: of the experiment or the sweep; the output goes to `jobs/` in it.
         ranks: N.
-        flags: fields of `cluster.Settings` given on the command line; None if not given.
+        flags: fields of `cluster.PartitionSettings` given on the command line; None if not given.
         ask: ask the scheduler whether it has the partition.
 
     Raises:
@@ -84,7 +84,9 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
     return ranks // per_node, per_node
 
 
-def task(wanted: Request, exp: str, argv: Sequence[str], *then: Sequence[str], sweep: str = "", trial: str = "") -> Run:
+def task(
+    wanted: Request, exp: str, argv: Sequence[str], *then: Sequence[str], sweep: str = "", trial: str = ""
+) -> RankTask:
     """Return the task of every rank of the job: main.py with these arguments, as a trial of a sweep or by itself.
 
     Args:
@@ -93,11 +95,11 @@ def task(wanted: Request, exp: str, argv: Sequence[str], *then: Sequence[str], s
     # A requeued job must not move away the run that its own first start began.
     old_run = job.mark_of_run(Path(exp)) if "--fresh" in argv else None
     limits = {"max_restarts": wanted.settings.max_restarts, "max_stalled": wanted.settings.max_stalled}
-    return Run(exp, argv, then=then, old_run=old_run, sweep=sweep, trial=trial, **limits)
+    return RankTask(exp, argv, then=then, old_run=old_run, sweep=sweep, trial=trial, **limits)
 
 
 def submit(
-    wanted: Request, tasks: Sequence[Run], code: Path, *, parallel: int | None = None, **more: str
+    wanted: Request, tasks: Sequence[RankTask], code: Path, *, parallel: int | None = None, **more: str
 ) -> list[files.Row]:
     """Submit a job for each task, and record each in its experiment's list. Return the rows of the list."""
     ids = of(wanted).submit(wanted, tasks, code, parallel=parallel)
@@ -111,7 +113,7 @@ def submit(
     return rows
 
 
-def preview(wanted: Request, run: Run) -> str:
+def preview(wanted: Request, run: RankTask) -> str:
     """Return a preview of the submission: the scheduler's input, and the arguments of a rank."""
     code = f"{run.exp}/jobs/code/<UTC time>-<revision>"
     return "\n".join(

@@ -31,7 +31,7 @@ _NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stoppe
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
+class TrialState:
     """The state of a trial: new, done, live, failed or stopped; and the reason in words."""
 
     kind: str
@@ -101,7 +101,7 @@ def submit(
     return 0
 
 
-def states(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, State]:
+def states(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, TrialState]:
     """Return the state of each trial."""
     rows = attempts.read(sweep.folder)
     # The last note of a trial counts; the files of a finished trial count more than any note.
@@ -113,19 +113,19 @@ def states(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, State]:
         row = last.get(trial.name, {})
         job = row.get("job")
         if is_finished(sweep, trial):
-            found[trial.name] = State(_DONE)
+            found[trial.name] = TrialState(_DONE)
         elif not row:
-            found[trial.name] = State(_NEW)
+            found[trial.name] = TrialState(_NEW)
         elif row["event"] == "end":
             kind = _STOPPED if row["code"] == STOPPED else _FAILED
-            found[trial.name] = State(kind, reason(sweep, trial, row, row["code"]))
+            found[trial.name] = TrialState(kind, reason(sweep, trial, row, row["code"]))
         elif job in alive:
-            found[trial.name] = State(_LIVE, f"job {job} {alive[job]}")
+            found[trial.name] = TrialState(_LIVE, f"job {job} {alive[job]}")
         elif "pid" in row and processes.lives(row["pid"], row["ticks"]):
-            found[trial.name] = State(_LIVE, f"process {row['pid']}")
+            found[trial.name] = TrialState(_LIVE, f"process {row['pid']}")
         # A start without an end, and no job or process that is alive: it was killed.
         else:
-            found[trial.name] = State(_FAILED, reason(sweep, trial, row, None))
+            found[trial.name] = TrialState(_FAILED, reason(sweep, trial, row, None))
 
     return found
 
@@ -301,7 +301,7 @@ def _wanted(args: argparse.Namespace, rest: tuple[str, ...], folder: Path) -> Sw
     return sweep
 
 
-def _summary(sweep: Sweep, trials: Sequence[Trial], found: dict[str, State], chosen: Sequence[Trial]) -> str:
+def _summary(sweep: Sweep, trials: Sequence[Trial], found: dict[str, TrialState], chosen: Sequence[Trial]) -> str:
 
     kinds = [found[trial.name].kind for trial in trials]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))

@@ -16,7 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, State, load, peek, save
+from utils.checkpoint_file import (
+    BEST,
+    LATEST,
+    PREVIOUS,
+    CheckpointContent,
+    CheckpointError,
+    CorruptCheckpoint,
+    load,
+    peek,
+    save,
+)
 from utils.checkpoint_names import kept_name, publish, split_name
 from utils.checkpoint_names import present as present_names
 from utils.errors import AgreedError, UserError, listed
@@ -31,7 +41,7 @@ __all__ = [
     "PREVIOUS",
     "CheckpointError",
     "CorruptCheckpoint",
-    "Found",
+    "FoundCheckpoint",
     "check_resume",
     "evaluated_weights",
     "find",
@@ -47,22 +57,22 @@ __all__ = [
 _LISTED = 8  # keys named in a message about a model that does not fit
 
 
-Check = Callable[[Path, State], object]
+Check = Callable[[Path, CheckpointContent], object]
 
 
-def _accept(path: Path, state: State) -> None:
+def _accept(path: Path, state: CheckpointContent) -> None:
     """Accept any checkpoint that can be read."""
 
 
-class Found(NamedTuple):
+class FoundCheckpoint(NamedTuple):
     """The checkpoint that `find` chose, and the log lines that explain the choice."""
 
     path: Path
-    state: State
+    state: CheckpointContent
     messages: list[str]
 
 
-def find(folder: Path, check: Check = _accept) -> Found | None:
+def find(folder: Path, check: Check = _accept) -> FoundCheckpoint | None:
     """Find the newest checkpoint of a run that verifies: the highest (token, step) of latest, previous and best.
 
     Among equals the order is latest, previous, best. docs/cluster.md explains tokens. Names that a start keeps for
@@ -86,7 +96,7 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
 
     # `peek` reads no tensors, so that only the chosen file is read in full.
     orders = {path: peek(path) for path in present}
-    states: dict[Path, State] = {}
+    states: dict[Path, CheckpointContent] = {}
     reasons: dict[Path, str] = {}
 
     def is_good(path: Path) -> bool:
@@ -119,7 +129,7 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
 
     messages = _passed_over(present, chosen, orders, reasons)
     messages.append(f"resuming from {chosen.name}, step {states[chosen]['step']}")
-    return Found(chosen, states[chosen], messages)
+    return FoundCheckpoint(chosen, states[chosen], messages)
 
 
 def _require_access(path: Path) -> None:
@@ -185,7 +195,7 @@ def newest(folder: Path, name: str) -> Path | None:
     return max(files, key=lambda path: orders[path] or (-1, -1))
 
 
-def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
+def take_over(run_dir: RunDir, found: FoundCheckpoint | None, *, fresh: bool) -> None:
     """Take over an experiment folder for this start, once config, lists and weights have been checked.
 
     Takes the token: from here on no earlier start can hide what this one finds or writes.
@@ -216,7 +226,7 @@ def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
         raise UserError(f"{error.filename or run_dir.exp}: cannot be written ({error.strerror or error})") from error
 
 
-def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Found | None:
+def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> FoundCheckpoint | None:
     """Find the checkpoint on rank 0 and read it on all ranks, so that all resume from the same file.
 
     Raises:
@@ -227,7 +237,7 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
     names = (LATEST, PREVIOUS, BEST)
     # Index of the name (-1: no checkpoint, -2: none can be read), token of a kept name, step.
     choice = torch.tensor([-1, 0, -1], dtype=torch.int64, device=world.device)
-    found: Found | None = None
+    found: FoundCheckpoint | None = None
     failure: UserError | None = None
 
     # Rank 0 decides. Its error is raised only after the broadcast, or the other ranks would wait for ever.
@@ -249,7 +259,7 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
     # The others open the same name and compare the step: on another file system it could be another file.
     if number >= 0 and not world.is_main:
         path = folder / (kept_name(names[number], token) if token else names[number])
-        found = Found(path, load(path), [])
+        found = FoundCheckpoint(path, load(path), [])
         if found.state.get("step") != step:
             raise UserError(
                 f"{path}: rank 0 reads step {step}, this rank {found.state.get('step')}: not one file system"
@@ -298,7 +308,7 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
     raise UserError(f"{path}: weights of another model; " + "; ".join(part for part in parts if part))
 
 
-def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
+def evaluated_weights(state: CheckpointContent) -> tuple[dict[str, Tensor], str]:
     """Return the tensors with which a run validated, and which evaluation therefore uses.
 
     Args:
@@ -327,7 +337,7 @@ def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
 
 
 def check_resume(
-    state: State,
+    state: CheckpointContent,
     differences: Iterable[tuple[str, object, object, bool]],
     lists: Mapping[str, str] | None = None,
     kernel: str | None = None,

@@ -23,7 +23,7 @@ from utils.watchdog import Watchdog
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anal_tools.evaluate.network import State
+    from anal_tools.evaluate.network import CheckpointContent
     from anal_tools.evaluate.results import Summary
     from datasets.lists.records import Records
     from datasets.loading.eval import EvalLoader
@@ -224,7 +224,9 @@ def watched(exp: Path, cfg: Config, world: World, name: str, videos: EvalLoader)
     return watch
 
 
-def about(cfg: Config, protocol: protocols.Protocol, records: Records, weights: Path, state: State) -> Summary:
+def about(
+    cfg: Config, protocol: protocols.Protocol, records: Records, weights: Path, state: CheckpointContent
+) -> Summary:
     """Return the summary of what was evaluated, on which list and with which views; metrics are still empty."""
     from datasets.lists.class_names import read_class_names
     from utils import checkpoint, config
@@ -257,7 +259,9 @@ def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping
     )
 
 
-def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: State, weights: Path) -> list[str]:
+def remarks(
+    cfg: Config, protocol: protocols.Protocol, records: Records, state: CheckpointContent, weights: Path
+) -> list[str]:
     """Return lines about metadata that may distort the numbers of an evaluation.
 
     Raises:

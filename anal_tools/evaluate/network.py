@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from utils.config import Config
     from utils.dist import World
 
-State = dict[str, object]  # of a checkpoint
+CheckpointContent = dict[str, object]  # of a checkpoint
 
 _SAME = 1e-5  # largest difference of a class probability that counts as the same score
 _TRIES = 3  # times that the weights are read, if their file is replaced while they are read
@@ -49,7 +49,9 @@ def choose_weights(exp: Path, wanted: str | None) -> Path:
     raise UserError(f"{first}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
 
 
-def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> tuple[State, str]:
+def read_steady(
+    weights: Path, read: Callable[[Path], CheckpointContent], world: World
+) -> tuple[CheckpointContent, str]:
     """Return the weights and the hash of the very file they come from, the same on all ranks.
 
     A training run may replace the file at any moment; then it is read again.
@@ -87,7 +89,7 @@ def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> t
     )
 
 
-def _read_once(weights: Path, read: Callable[[Path], State]) -> tuple[State, str, bool]:
+def _read_once(weights: Path, read: Callable[[Path], CheckpointContent]) -> tuple[CheckpointContent, str, bool]:
     """Return the content of the file, its hash, and whether it was the same file all the time."""
     from methods.interop import hf
 
@@ -114,7 +116,7 @@ def _same_on_all_ranks(digest: str, world: World) -> bool:
     return torch.equal(world.broadcast_(own.clone()), own)  # broadcast_ overwrites its argument
 
 
-def build_for_evaluation(cfg: Config, state: State, weights: Path, world: World) -> nn.Module:
+def build_for_evaluation(cfg: Config, state: CheckpointContent, weights: Path, world: World) -> nn.Module:
     """Return the model of the config with a checkpoint's weights, in eval mode on the device."""
     import methods
     from utils import checkpoint

@@ -26,7 +26,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from anal_tools.evaluate.network import State
+    from anal_tools.evaluate.network import CheckpointContent
     from utils.config import Config
     from utils.dist import World
 
@@ -145,7 +145,7 @@ def from_experiment(
     )
 
 
-def _own_checkpoint(file: Path) -> State:
+def _own_checkpoint(file: Path) -> CheckpointContent:
     """Return a checkpoint of a run; refuse a file of another project with a message that names the project."""
     from methods import interop
     from utils import checkpoint, weights_file

@@ -42,7 +42,7 @@ VIDEOS = 4
 _LOGGED_AT = {10**power for power in (0, 2, 4, 6, 8)}
 
 
-class Decoding(Loader):
+class DaliLoader(Loader):
     """Share DALI's queues between both loaders, and count the clips that were read without DALI."""
 
     _most: int | None = None  # bytes of a clip; None: its slot grows
@@ -131,7 +131,7 @@ class _Ahead:
     answers: set[int] = dataclasses.field(default_factory=set)
 
 
-class DaliTrainLoader(Decoding, TrainLoader):
+class DaliTrainLoader(DaliLoader, TrainLoader):
     """`TrainLoader` with clips that DALI decodes; same arguments, same batches."""
 
     _reads_views_together = False  # DALI decodes each view as a separate clip
@@ -258,7 +258,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
         return batches
 
 
-class DaliEvalLoader(Decoding, EvalLoader):
+class DaliEvalLoader(DaliLoader, EvalLoader):
     """`EvalLoader` with frames that DALI decodes; same arguments, same items."""
 
     def __init__(

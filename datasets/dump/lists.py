@@ -6,8 +6,8 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 
-from datasets.dump.settings import Settings
-from datasets.dump.state import Entry
+from datasets.dump.settings import DumpSettings
+from datasets.dump.state import DumpEntry
 from datasets.lists.records import Records
 from datasets.readers.frame_shard import SUFFIX
 from utils.errors import UserError
@@ -17,7 +17,7 @@ ENDINGS = {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp
 ENDINGS |= {".ts", ".webm", ".wmv", SUFFIX}
 
 
-def target_names(records: Records, settings: Settings, files: set[str]) -> dict[str, str]:
+def target_names(records: Records, settings: DumpSettings, files: set[str]) -> dict[str, str]:
     """Return the place of each video below DST, by its path as the list writes it.
 
     A name loses its ending, unless two videos would then share a name, or one would lie inside the other.
@@ -72,7 +72,7 @@ def _without_ending(path: str) -> str:
     return name if ending.lower() in ENDINGS else path
 
 
-def list_lines(records: Records, targets: dict[str, str], done: dict[str, Entry]) -> list[str]:
+def list_lines(records: Records, targets: dict[str, str], done: dict[str, DumpEntry]) -> list[str]:
     """Return a line for each record whose video is dumped, in list order: `path [start] frames label...`, real counts.
 
     Args:

@@ -15,7 +15,7 @@ VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class DumpSettings:
     """How videos are stored. The folder holds a copy, which later dumps into it are compared with.
 
     Attributes:

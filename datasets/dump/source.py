@@ -124,10 +124,10 @@ class VideoSource:
         raise MediaError(self._shown, reason)
 
 
-Source = FolderSource | VideoSource
+DumpSource = FolderSource | VideoSource
 
 
-def open_source(path: str, shown: str, missing_share: float) -> Source:
+def open_source(path: str, shown: str, missing_share: float) -> DumpSource:
     """Open the source at a path. Raise MediaError if there is nothing that can be read."""
     if FilesSource().is_folder(path):
         return FolderSource(path, shown)

@@ -16,7 +16,7 @@ from datasets.loading.messages import Answer, AsStored
 from datasets.loading.pool import Inline, Pool, Service
 from datasets.loading.slots import Slot
 from datasets.loading.workers import Setup
-from datasets.memcached.report import Traffic
+from datasets.memcached.report import MemcachedTraffic
 from datasets.readers.spec import ReaderSpec
 from utils.config.schema import Data
 from utils.errors import UserError
@@ -72,7 +72,7 @@ class Loader(abc.ABC):
         #: Seconds that the consumer has waited for data.
         self.seconds_waiting = 0.0
         #: Counters of the memcached reader; other readers do not count.
-        self.traffic = Traffic(counts=options.reader.kind == "memcached")
+        self.traffic = MemcachedTraffic(counts=options.reader.kind == "memcached")
 
         self._slots = [Slot.create("zoetrope-clips", slot_bytes) for _ in range(slots)]
         self._shorter: dict[int, int] = {}  # sample -> number of frames at its end that do not decode

@@ -32,7 +32,7 @@ _NAMED = 20  # failures that are listed by name
 
 
 @dataclasses.dataclass
-class Progress:
+class PreloadProgress:
     """The work done so far. `lock` guards all changes."""
 
     videos: int
@@ -109,13 +109,13 @@ def main(argv: Sequence[str]) -> int:
 
 def preload(
     records: Records, spec: ReaderSpec, samples: Sequence[int], views: EvalSpec | None, *, workers: int
-) -> Progress:
+) -> PreloadProgress:
     """Store the frames of these records: all frames, or those that an evaluation with `views` reads.
 
     Args:
         workers: threads; each has its own connections.
     """
-    progress = Progress(len(samples))
+    progress = PreloadProgress(len(samples))
     todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for sample in samples:
         todo.put(sample)
@@ -157,7 +157,7 @@ def _work(
     spec: ReaderSpec,
     views: EvalSpec | None,
     todo: queue.SimpleQueue[int | None],
-    progress: Progress,
+    progress: PreloadProgress,
     stop: threading.Event,
 ) -> None:
     """Take samples until there are none. Each thread runs this."""

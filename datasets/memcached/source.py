@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from datasets.memcached.client import Counts, MemcachedPool, Settings
+from datasets.memcached.client import ClientSettings, Counts, MemcachedPool
 from datasets.memcached.wire import Seal, frame_secret, read_secret
 from datasets.readers.frames import FramesReader
 from utils.errors import MediaError
@@ -175,7 +175,7 @@ def open_pool(wanted: dict[str, Any]) -> MemcachedPool:
     """Return the pool for plain values (servers, timeout_ms, connect_timeout_ms, secret_file); may raise UserError."""
     secret = wanted.get("secret_file")
     return MemcachedPool(
-        Settings(
+        ClientSettings(
             tuple(wanted.get("servers", ())),
             timeout=wanted.get("timeout_ms", 250) / 1000,
             connect_timeout=wanted.get("connect_timeout_ms", 100) / 1000,

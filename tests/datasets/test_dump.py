@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from datasets.dump import verb as dump
-from datasets.dump.settings import Settings
+from datasets.dump.settings import DumpSettings
 from datasets.lists.records import Records
 from datasets.readers import Reader, open_reader
 from datasets.readers.frames import decode
@@ -203,16 +203,16 @@ def test_kill_leaves_nothing_half_and_the_next_run_finishes(tmp_path: Path) -> N
 
 
 def test_settings_and_sizes() -> None:
-    clips, frames = Settings("clips"), Settings("frames")
+    clips, frames = DumpSettings("clips"), DumpSettings("frames")
     assert frames.size(1080, 1920) == (256, 456)
     assert frames.size(1921, 1080) == (456, 256)
     assert frames.size(101, 77) == (101, 77)
     assert clips.size(101, 77) == (100, 76)
     for wrong in ({"form": "x"}, {"short_side": 3}, {"quality": 0}, {"template": "a/{:d}.jpg"}, {"base": 2}):
         with pytest.raises(UserError, match="dump: "):
-            Settings(**{"form": "frames", **wrong}).check()
+            DumpSettings(**{"form": "frames", **wrong}).check()
     with pytest.raises(UserError, match="lossless dump writes .png"):
-        Settings("frames", lossless=True).check()
+        DumpSettings("frames", lossless=True).check()
 
 
 def test_stored_jpeg_has_the_size_asked_for(videos: Path, tmp_path: Path) -> None:

@@ -305,11 +305,11 @@ def test_text_that_names_other_files_is_no_media(name: str, tmp_path: Path) -> N
 
 def test_a_loop_of_links_is_named_by_predict(tmp_path: Path) -> None:
     from anal_tools.predict.out_folder import file_names
-    from anal_tools.predict.sources import Source
+    from anal_tools.predict.sources import InputVideo
 
     (tmp_path / "a.mp4").symlink_to("b.mp4")
     (tmp_path / "b.mp4").symlink_to("a.mp4")
-    assert file_names([Source(str(tmp_path / "a.mp4"), "video"), Source("x/a.avi", "video")]) == ["a", "a-2"]
+    assert file_names([InputVideo(str(tmp_path / "a.mp4"), "video"), InputVideo("x/a.avi", "video")]) == ["a", "a-2"]
 
 
 def test_random_streams_of_pictures_are_counted_right(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def _run_result(files: dict[str, bytes], folder: Path) -> str:
         (folder / "results" / name if name == _SUMMARY else parts / name).write_bytes(content)
     try:
         results.read_summary(folder / "results" / _SUMMARY)
-    except results.Damaged:
+    except results.DamagedResult:
         return "stage0" if not _is_object(files[_SUMMARY]) else _refused(folder)
     try:
         found = _read_all(folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.cluster import Settings
+from utils.cluster import PartitionSettings
 from utils.errors import UserError
 from utils.run_dir import RunDir
 from utils.schedulers import Request, Scheduler
@@ -69,7 +69,7 @@ class Case:
             folder.mkdir(parents=True, exist_ok=True)
         tasks = [RankTask((str(folder), mode)) for folder, mode in zip(folders, modes, strict=True)]
         nodes = self.nodes if ranks > 1 else 1
-        settings = Settings(cpus_per_gpu=1, time=10, signal_seconds=30)
+        settings = PartitionSettings(cpus_per_gpu=1, time=10, signal_seconds=30)
         request = Request("conformance", self.folder / "jobs", self.partition, nodes, ranks // nodes, settings)
         self.scheduler.check(request)
         self.jobs += (ids := self.scheduler.submit(request, tasks, self.code, parallel=parallel))

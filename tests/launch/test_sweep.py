@@ -263,7 +263,7 @@ def test_a_task_of_an_array_notes_its_start_and_end_and_runs_once(tmp_path: Path
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     codes = [2, 0]
 
-    class Trial(job.Run):
+    class Trial(job.RankTask):
         def _run(self, place: Place, is_main: bool) -> None:
             if codes.pop(0):
                 raise SystemExit(2)

@@ -30,7 +30,7 @@ STOPPED = 75  # exit code after a request to stop: the state is saved, and the s
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One training run; `setup.start` builds it.
 
     Attributes:

@@ -20,7 +20,7 @@ from utils.checkpoint import CorruptCheckpoint
 from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
-    from utils.checkpoint import Found
+    from utils.checkpoint import FoundCheckpoint
     from utils.engine.learner import Learner
 
 Values = Mapping[str, Any]
@@ -53,7 +53,7 @@ class TrainState:
         made = {entry.name: entry.save(self) for entry in ENTRIES}
         return {name: value for name, value in made.items() if value is not ABSENT}
 
-    def load(self, found: Found) -> None:
+    def load(self, found: FoundCheckpoint) -> None:
         """Restore this state from a checkpoint.
 
         Raises:
@@ -68,7 +68,7 @@ ABSENT = object()  # the value of an entry that a run does not have
 
 
 @dataclass(frozen=True)
-class Entry:
+class CheckpointEntry:
     """One thing that a checkpoint holds.
 
     Attributes:
@@ -82,7 +82,7 @@ class Entry:
 
     name: str
     save: Callable[[TrainState], Any]
-    load: Callable[[TrainState, Found], object] | None = None
+    load: Callable[[TrainState, FoundCheckpoint], object] | None = None
     types: tuple[type, ...] = ()
     needed: Callable[[Values], bool] = lambda config: True
     is_right: Callable[[Any, Values], bool] = lambda value, config: True
@@ -104,7 +104,7 @@ def check(path: Path, values: Values) -> None:
         )
 
 
-def _fits(entry: Entry, value: object, config: Values) -> bool:
+def _fits(entry: CheckpointEntry, value: object, config: Values) -> bool:
     # bool is a subclass of int, but a run writes no bool
     return isinstance(value, entry.types) and not isinstance(value, bool) and entry.is_right(value, config)
 
@@ -139,13 +139,13 @@ def _of_second(name: str) -> Callable[[TrainState], Any]:
     return save
 
 
-def _load_peer(state: TrainState, found: Found) -> None:
+def _load_peer(state: TrainState, found: FoundCheckpoint) -> None:
     second = state.learner.distill
     if second and second.peer:
         checkpoint.load_model(second.peer, found.state["peer"], f"{found.path}, second network")
 
 
-def _load_ema(state: TrainState, found: Found) -> None:
+def _load_ema(state: TrainState, found: FoundCheckpoint) -> None:
     if state.learner.ema:
         checkpoint.load_model(state.learner.ema.net, found.state["ema"], f"{found.path}, average of the weights")
 
@@ -153,7 +153,7 @@ def _load_ema(state: TrainState, found: Found) -> None:
 _NEEDED_OF_GROUPS = ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
 
 
-def _load_optimizer(state: TrainState, found: Found) -> None:
+def _load_optimizer(state: TrainState, found: FoundCheckpoint) -> None:
     """Restore the optimiser. torch compares the numbers of groups and of parameters, so compare the shapes here."""
     # The loss scale belongs to the optimiser: both fit, or neither does
     optimizer, scaler = state.learner.optimizer, state.learner.scaler
@@ -194,9 +194,11 @@ def _precise_bn(state: TrainState) -> Any:
     return state.precise_bn[1]
 
 
-def _counter(name: str, *types: type, is_right: Callable[[Any, Values], bool] = lambda value, config: True) -> Entry:
+def _counter(
+    name: str, *types: type, is_right: Callable[[Any, Values], bool] = lambda value, config: True
+) -> CheckpointEntry:
     """Return the entry for an attribute of TrainState that is saved as it is."""
-    return Entry(
+    return CheckpointEntry(
         name,
         save=lambda state: getattr(state, name),
         load=lambda state, found: setattr(state, name, found.state[name]),
@@ -205,21 +207,21 @@ def _counter(name: str, *types: type, is_right: Callable[[Any, Values], bool] = 
     )
 
 
-def _fact(name: str, *types: type) -> Entry:
+def _fact(name: str, *types: type) -> CheckpointEntry:
     """Return the entry for one value of `metadata`."""
-    return Entry(name, save=lambda state: state.metadata[name], types=types)
+    return CheckpointEntry(name, save=lambda state: state.metadata[name], types=types)
 
 
 # Networks, statistics and optimiser; then counters; then the metadata that describes the run
-ENTRIES: tuple[Entry, ...] = (
-    Entry(
+ENTRIES: tuple[CheckpointEntry, ...] = (
+    CheckpointEntry(
         "model",
         save=lambda state: state.learner.net.state_dict(),
         load=lambda state, found: checkpoint.load_model(state.learner.net, found.state["model"], found.path),
         types=(dict,),
         is_right=_is_weights,
     ),
-    Entry(
+    CheckpointEntry(
         "peer",
         save=_of_second("peer"),
         load=_load_peer,
@@ -227,7 +229,7 @@ ENTRIES: tuple[Entry, ...] = (
         needed=_is_mutual,
         is_right=_is_weights,
     ),
-    Entry(
+    CheckpointEntry(
         "ema",
         save=lambda state: state.learner.ema.net.state_dict() if state.learner.ema else ABSENT,
         load=_load_ema,
@@ -235,21 +237,23 @@ ENTRIES: tuple[Entry, ...] = (
         needed=lambda config: bool(config.get("ema")),
         is_right=_is_weights,
     ),
-    Entry(
+    CheckpointEntry(
         "group_statistics",
         save=lambda state: state.learner.bn_stats.group_state(),
         load=lambda state, found: state.learner.bn_stats.load_group_state(found.state["group_statistics"]),
         types=(Tensor, type(None)),
     ),
-    Entry(
+    CheckpointEntry(
         "optimizer",
         save=lambda state: state.learner.optimizer.state_dict(),
         load=_load_optimizer,
         types=(dict,),
     ),
-    Entry("scaler", save=lambda state: state.learner.scaler.state_dict(), types=(dict,)),  # loaded with the optimiser
-    Entry("precise_bn", save=_precise_bn),
-    Entry(
+    CheckpointEntry(
+        "scaler", save=lambda state: state.learner.scaler.state_dict(), types=(dict,)
+    ),  # loaded with the optimiser
+    CheckpointEntry("precise_bn", save=_precise_bn),
+    CheckpointEntry(
         "distill",
         save=_of_second("distill"),
         types=(dict,),
@@ -260,20 +264,20 @@ ENTRIES: tuple[Entry, ...] = (
     _counter("validated_step", int),
     _counter("best_metric", float, int),
     _counter("window", dict, is_right=_is_window),
-    Entry("seed", save=lambda state: state.learner.cfg.seed),
-    Entry(
+    CheckpointEntry("seed", save=lambda state: state.learner.cfg.seed),
+    CheckpointEntry(
         "shards",
         save=lambda state: state.learner.shards.total,
         types=(int,),
         is_right=lambda value, config: value >= 1,
     ),
-    Entry("global_batch", save=lambda state: state.learner.shards.global_batch),
+    CheckpointEntry("global_batch", save=lambda state: state.learner.shards.global_batch),
     _fact("config", dict),
     _fact("classes"),
     _fact("resize"),
     _fact("lists", dict),
-    Entry("initial", save=lambda state: state.metadata.get("initial") or ABSENT),
+    CheckpointEntry("initial", save=lambda state: state.metadata.get("initial") or ABSENT),
     _fact("code"),
     _fact("token"),
-    Entry("versions", save=lambda state: checkpoint.versions()),
+    CheckpointEntry("versions", save=lambda state: checkpoint.versions()),
 )

@@ -177,13 +177,13 @@ def memcached_source(work: Path, files: Any) -> Any:
     if parts.MISSING:
         yield None
         return
-    from datasets.memcached.client import MemcachedPool, Settings
+    from datasets.memcached.client import MemcachedPool, ClientSettings
     from datasets.memcached.source import MemcachedSource
 
     folder = work / "memcached"
     folder.mkdir(parents=True, exist_ok=True)
     server = parts.Server(folder, "s", megabytes=512)
-    pool = MemcachedPool(Settings((server.name,), timeout=5.0))
+    pool = MemcachedPool(ClientSettings((server.name,), timeout=5.0))
     try:
         yield MemcachedSource(files, pool)
     finally:

@@ -224,7 +224,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     found: dict[str, list[float]] = {"ours": [], "ours_read": [], "bare": []}
     plain = loader.train
     loader.train = lambda *words, **named: InTurn(plain(*words, **named), bare, found)
-    run.Run.save = lambda self, name="": None
+    run.TrainingRun.save = lambda self, name="": None
     with tempfile.TemporaryDirectory() as name:
         numbers = vars(setting) | {"classes": CLASSES, "low": AREA[0], "high": AREA[1]}
         last = WARM_UP + setting.steps + 1
