@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from datasets.dump.settings import DumpSettings
 from datasets.dump.state import DumpEntry
 from datasets.lists.records import Records
-from datasets.readers.frame_shard import SUFFIX
+from datasets.readers.frame_pack import SUFFIX
 from utils.errors import UserError
 
 #: Endings that are removed from a name; any other dot belongs to the name.
@@ -51,7 +51,7 @@ def target_names(records: Records, settings: DumpSettings, files: set[str]) -> d
     # The clashes that remain need a decision of the user.
     for path, name in names.items():
         if name in parents:
-            raise UserError(f"dump: {path} would hold other videos; give it another name, or use --as shards")
+            raise UserError(f"dump: {path} would hold other videos; give it another name, or use --as packs")
         if name.split(os.sep)[0] in files | {os.curdir, os.pardir, ".dump"}:
             raise UserError(f"dump: {path}: {name} is no place for a video; give it another name")
 

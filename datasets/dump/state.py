@@ -73,7 +73,7 @@ class DumpFolder:
                     "--redo to make its videos again"
                 )
 
-            # Not even --redo mixes folders, shards and clips: their names would clash.
+            # Not even --redo mixes folders, packs and clips: their names would clash.
             if before.get("form") != now["form"]:
                 raise UserError(f"{self.folder} holds {before.get('form')}; choose another folder for {now['form']}")
 

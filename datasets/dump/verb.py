@@ -1,4 +1,4 @@
-"""The verb `dump`: write the videos of a list as JPEG folders, shards or clips, cheap to sample (docs/dump.md)."""
+"""The verb `dump`: write the videos of a list as JPEG folders, packs or clips, cheap to sample (docs/dump.md)."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from datasets.loading.messages import Answer, DumpVideo
 from datasets.loading.pool import each
 from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
+from utils import renamed
 from utils.config.schema import Data
 from utils.errors import UserError
 from utils.options import Parser
@@ -89,7 +90,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("list", type=Path, help="list file, any layout")
     parser.add_argument("dst", type=Path, help="folder for the result; a new list of the same name is written there")
     parser.add_argument(
-        "--as", dest="form", choices=FORMS, required=True, help="JPEG folders, shards, or short-GOP video"
+        "--as",
+        dest="form",
+        type=renamed.form,
+        choices=FORMS,
+        required=True,
+        help="JPEG folders, frame packs, or short-GOP video",
     )
     parser.add_argument("--root", type=Path, help="folder of the paths in the list (default: where the list is)")
     parser.add_argument("--layout", default="auto", choices=LAYOUTS, help="as data.list_layout (default: auto)")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from datasets.dump.pixels import Coder
 from datasets.dump.settings import DumpSettings
 from datasets.dump.source import DumpSource, open_source, rate
-from datasets.dump.write import ClipFile, FolderWriter, ShardFile, VideoWriter, note_of
+from datasets.dump.write import ClipFile, FolderWriter, PackFile, VideoWriter, note_of
 from datasets.lists.records import Records
 from datasets.readers.ending import EndsEarly
 from utils import files
@@ -154,8 +154,8 @@ def dump_video(source: DumpSource, settings: DumpSettings, target: str, tmp: str
 def _writer(tmp: str, coder: Coder, settings: DumpSettings, info: files.Row, source: DumpSource) -> VideoWriter:
     if settings.form == "frames":
         return FolderWriter(tmp, coder, settings, info)
-    if settings.form == "shards":
-        return ShardFile(tmp, coder, settings, info)
+    if settings.form == "packs":
+        return PackFile(tmp, coder, settings, info)
     return ClipFile(tmp, coder, settings, info, rate(source.metadata))
 
 

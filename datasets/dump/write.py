@@ -1,4 +1,4 @@
-"""Write a dumped video in one of three forms: a folder of images, a shard, a clip. Each takes pictures in order.
+"""Write a dumped video in one of three forms: a folder of images, a pack, a clip. Each takes pictures in order.
 
 Everything is written under a temporary name on the same file system. It is renamed when it is complete and on the disk.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from datasets.dump.pixels import Coder
 from datasets.dump.settings import DumpSettings
 from datasets.dump.source import Picture, decoded
-from datasets.readers.frame_shard import FrameShard, ShardWriter
+from datasets.readers.frame_pack import FramePack, PackWriter
 from datasets.readers.video import Scaler
 from utils import files
 from utils.errors import MediaError
@@ -76,13 +76,13 @@ class FolderWriter:
         shutil.rmtree(self._tmp, ignore_errors=True)
 
 
-class ShardFile:
-    """One shard, which holds all frames of a video in one file."""
+class PackFile:
+    """One pack, which holds all frames of a video in one file."""
 
     def __init__(self, tmp: str, coder: Coder, settings: DumpSettings, info: files.Row) -> None:
         height, width = coder.size
         self._tmp, self._coder = tmp, coder
-        self._shard = ShardWriter(
+        self._pack = PackWriter(
             tmp,
             template=settings.template,
             base=settings.base,
@@ -94,17 +94,17 @@ class ShardFile:
 
     def add(self, picture: Picture) -> None:
         """See `VideoWriter`."""
-        self._shard.add(self._coder.code(picture))
+        self._pack.add(self._coder.code(picture))
 
     def close(self) -> int:
         """See `VideoWriter`."""
-        self._shard.close()
+        self._pack.close()
         return os.path.getsize(self._tmp)
 
     def abandon(self) -> None:
         """See `VideoWriter`."""
         with suppress(OSError):  # report the error that led here, not this one
-            self._shard.abandon()
+            self._pack.abandon()
         _remove(self._tmp)
 
 
@@ -214,10 +214,10 @@ def note_of(path: str, form: str) -> files.Row | None:
                 note = json.load(file)
                 return note if isinstance(note, dict) else None
 
-        if form == "shards":
-            shard = FrameShard(path)
-            shard.close()
-            return shard.info
+        if form == "packs":
+            pack = FramePack(path)
+            pack.close()
+            return pack.info
 
         from datasets.readers.video_index import open_container
 

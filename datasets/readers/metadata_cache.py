@@ -98,7 +98,7 @@ def path_in(folder: Path) -> Path:
 
 
 def family_of(path: str) -> str:
-    """Return the kind of a path: "frames" for a folder, a shard or an image, "video" for any other file."""
+    """Return the kind of a path: "frames" for a folder, a pack or an image, "video" for any other file."""
     is_frames = os.path.splitext(path)[1].lower() in _FRAME_FILES or os.path.isdir(path)
     return "frames" if is_frames else "video"
 

@@ -32,7 +32,7 @@ _SMALL = (32, 32)  # frames are compared in this size, which every decoder and r
 _PLAIN = 2.0  # pictures with less contrast (standard deviation, 0..255) look alike without being the same
 _BLOCK = 1 << 20  # bytes read at a time
 _AT_ONCE = 64  # frame files whose bytes are held at a time
-_SHARD = ".fsh"
+_PACK = ".fsh"
 #: A rate is variable if a gap between frames differs from the median by more than this share and by two ticks.
 _VFR_SHARE, _VFR_TICKS = 0.2, 2
 
@@ -162,7 +162,7 @@ def _why_not_there(path: str) -> str:
 def _kind(path: str, family: str) -> str:
     if family == "video":
         return "video"
-    return "folder" if os.path.isdir(path) else "shard" if path.lower().endswith(_SHARD) else "image"
+    return "folder" if os.path.isdir(path) else "pack" if path.lower().endswith(_PACK) else "image"
 
 
 def describe(path: str, shown: str, frames: int) -> files.Row:

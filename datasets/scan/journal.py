@@ -12,7 +12,7 @@ from datasets.plan.metadata import VideoMetadata
 from datasets.readers import metadata_cache
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.file import LEVELS
-from utils import files
+from utils import files, renamed
 from utils.errors import UserError
 
 JOURNAL = "files.jsonl"
@@ -72,7 +72,7 @@ class Journal:
                     break  # the last line, cut off when a scan was killed
                 whole += len(line)
                 try:
-                    entry = json.loads(line)
+                    entry = renamed.scanned(json.loads(line))
                     if "clean" in entry:
                         self._lists[str(entry["clean"])] = [str(entry["list"]), str(entry["root"])]
                     elif entry["naming"] == self._naming(entry["family"]) and _is_whole(entry):

@@ -103,7 +103,7 @@ def test_a_video_is_not_replaced_by_that_of_another_source(video: Path, tmp_path
     for name in ("train/x.mp4", "val/x.mp4", "val/x.avi", "gone/x.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(video.read_bytes())
-    for form in ("frames", "shards", "clips"):
+    for form in ("frames", "packs", "clips"):
         dst = tmp_path / form
         assert dump_one(records_of(tmp_path / "train", "x.mp4"), 0, dst, form)["frames"] == 4
         for root, name in (("val", "x.mp4"), ("val", "x.avi")):

@@ -12,7 +12,7 @@ from datasets.lists.records import Records
 from datasets.plan.sampling import Sampling
 from datasets.plan.train import draw, resolve
 from datasets.readers import open_reader
-from datasets.readers.frame_shard import ShardWriter
+from datasets.readers.frame_pack import PackWriter
 from datasets.readers.metadata_cache import KnownMetadata, MetadataCache
 from datasets.scan import verb as scan
 from tests.datasets.specs import reader_spec, train_spec
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
         for number in range(1, count + 1):
             cv2.imwrite(str(root / name / f"img_{number:05d}.jpg"), frame_image(number))
     (root / "video.txt").write_text("a.mp4 0 30 0\nb.avi 0 30 0\nc.ts 0 30 1\npart.mp4 10 5 1\n")
-    shard = ShardWriter(str(root / "s.fsh"), template="img_{:05d}.jpg", base=1, height=96, width=96, fps=12.0)
+    shard = PackWriter(str(root / "s.fsh"), template="img_{:05d}.jpg", base=1, height=96, width=96, fps=12.0)
     for number in range(6):
         shard.add(cv2.imencode(".jpg", frame_image(number))[1].tobytes())
     shard.close()

@@ -192,7 +192,7 @@ def test_scan_has_a_category_of_its_own(folder: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("form", ["frames", "shards", "clips"])
+@pytest.mark.parametrize("form", ["frames", "packs", "clips"])
 def test_dump_writes_the_frames_that_decode(form: str, folder: Path, tmp_path: Path) -> None:
     words = [str(folder / "list.txt"), str(tmp_path), "--as", form, "--root", str(folder), "--workers", "1"]
     assert dump(words) == 0

@@ -33,7 +33,7 @@ from tests.datasets.specs import reader_spec, train_spec  # noqa: E402
 # backend: (reader, folder of DIR, how a path of it ends, clips that are timed)
 BACKENDS = {
     "frames": ("frames", "frames", "", 320),
-    "shards": ("frames", "shards", ".fsh", 320),
+    "packs": ("frames", "packs", ".fsh", 320),
     "memcached": ("memcached", "frames", "", 320),
     "video": ("video", "videos", ".mp4", 32),
     "clips": ("video", "clips", ".mp4", 160),

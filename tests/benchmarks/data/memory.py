@@ -19,7 +19,7 @@ VIDEOS, EVERY, WARM_UP = 64, 100, 0.2
 #: What counts as flat: growth over 10^4 clips [MiB].
 FLAT_MIB = 2.0
 RECORDS, WORKERS, LIMIT_MB = 1_000_000, 4, 150
-READERS = ("frames", "shards", "memcached", "video", "clips", "dali")
+READERS = ("frames", "packs", "memcached", "video", "clips", "dali")
 ENV = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
 
@@ -65,7 +65,7 @@ def media(work: Path) -> dict[str, Path]:
         shutil.copy(first, videos / f"v{number:03d}.mp4")
     (videos / "train.txt").write_text("".join(f"v{number:03d}.mp4 0\n" for number in range(VIDEOS)))
     folders = {"video": videos, "dali": videos}
-    for form in ("frames", "shards", "clips"):
+    for form in ("frames", "packs", "clips"):
         folders[form] = work / f"small-{form}"
         command("main.py", "dump", videos / "train.txt", folders[form], "--as", form, "--workers", "2")
     return folders | {"memcached": folders["frames"]}
@@ -92,7 +92,7 @@ def read(name: str, folder: str) -> dict[str, Any]:
 
     spec = train_spec(Sampling("tsn", 4), input_size=32, crop="random_resized")
     records = Records.load(f"{folder}/train.txt", folder, num_class=1)
-    kind = {"shards": "frames", "clips": "video"}.get(name, name)
+    kind = {"packs": "frames", "clips": "video"}.get(name, name)
     with contextlib.ExitStack() as stack:
         cached = stack.enter_context(server()) if kind == "memcached" else None
         reader = reader_spec(kind, memcached=cached)
