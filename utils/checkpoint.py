@@ -41,7 +41,7 @@ __all__ = [
     "PREVIOUS",
     "CheckpointError",
     "CorruptCheckpoint",
-    "FoundCheckpoint",
+    "ResumePoint",
     "check_resume",
     "evaluated_weights",
     "find",
@@ -64,7 +64,7 @@ def _accept(path: Path, state: CheckpointContent) -> None:
     """Accept any checkpoint that can be read."""
 
 
-class FoundCheckpoint(NamedTuple):
+class ResumePoint(NamedTuple):
     """The checkpoint that `find` chose, and the log lines that explain the choice."""
 
     path: Path
@@ -72,7 +72,7 @@ class FoundCheckpoint(NamedTuple):
     messages: list[str]
 
 
-def find(folder: Path, check: Check = _accept) -> FoundCheckpoint | None:
+def find(folder: Path, check: Check = _accept) -> ResumePoint | None:
     """Find the newest checkpoint of a run that verifies: the highest (token, step) of latest, previous and best.
 
     Among equals the order is latest, previous, best. docs/cluster.md explains tokens. Names that a start keeps for
@@ -129,7 +129,7 @@ def find(folder: Path, check: Check = _accept) -> FoundCheckpoint | None:
 
     messages = _passed_over(present, chosen, orders, reasons)
     messages.append(f"resuming from {chosen.name}, step {states[chosen]['step']}")
-    return FoundCheckpoint(chosen, states[chosen], messages)
+    return ResumePoint(chosen, states[chosen], messages)
 
 
 def _require_access(path: Path) -> None:
@@ -195,7 +195,7 @@ def newest(folder: Path, name: str) -> Path | None:
     return max(files, key=lambda path: orders[path] or (-1, -1))
 
 
-def take_over(run_dir: RunDir, found: FoundCheckpoint | None, *, fresh: bool) -> None:
+def take_over(run_dir: RunDir, found: ResumePoint | None, *, fresh: bool) -> None:
     """Take over an experiment folder for this start, once config, lists and weights have been checked.
 
     Takes the token: from here on no earlier start can hide what this one finds or writes.
@@ -226,7 +226,7 @@ def take_over(run_dir: RunDir, found: FoundCheckpoint | None, *, fresh: bool) ->
         raise UserError(f"{error.filename or run_dir.exp}: cannot be written ({error.strerror or error})") from error
 
 
-def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> FoundCheckpoint | None:
+def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> ResumePoint | None:
     """Find the checkpoint on rank 0 and read it on all ranks, so that all resume from the same file.
 
     Raises:
@@ -237,7 +237,7 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
     names = (LATEST, PREVIOUS, BEST)
     # Index of the name (-1: no checkpoint, -2: none can be read), token of a kept name, step.
     choice = torch.tensor([-1, 0, -1], dtype=torch.int64, device=world.device)
-    found: FoundCheckpoint | None = None
+    found: ResumePoint | None = None
     failure: UserError | None = None
 
     # Rank 0 decides. Its error is raised only after the broadcast, or the other ranks would wait for ever.
@@ -259,7 +259,7 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
     # The others open the same name and compare the step: on another file system it could be another file.
     if number >= 0 and not world.is_main:
         path = folder / (kept_name(names[number], token) if token else names[number])
-        found = FoundCheckpoint(path, load(path), [])
+        found = ResumePoint(path, load(path), [])
         if found.state.get("step") != step:
             raise UserError(
                 f"{path}: rank 0 reads step {step}, this rank {found.state.get('step')}: not one file system"

@@ -39,7 +39,7 @@ NOT_FINITE = "its scores are not finite numbers; try --set common.precision=fp32
 
 
 @dataclasses.dataclass
-class ProbedSource:
+class Prediction:
     """One source and everything that was found out about it.
 
     Attributes:
@@ -143,12 +143,12 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
     return own if args.model is None else predictor.from_onnx(args.model, world, like=own)
 
 
-def look(predictor: Predictor, sources: Sequence[InputVideo], world: World) -> list[ProbedSource]:
+def look(predictor: Predictor, sources: Sequence[InputVideo], world: World) -> list[Prediction]:
     """Score the sources as an evaluation does, those of each reader together, and return them in the same order."""
     from datasets.loading.eval import EvalLoader
     from utils.engine.evaluate import evaluate
 
-    found = [ProbedSource(source, failure=source.reason) for source in sources]
+    found = [Prediction(source, failure=source.reason) for source in sources]
     for reader in ("video", "frames"):
         mine = [one for one in found if one.source.reader == reader]
         if not mine:
@@ -160,7 +160,7 @@ def look(predictor: Predictor, sources: Sequence[InputVideo], world: World) -> l
         options = dataclasses.replace(options, workers=min(options.workers, len(mine)), on_bad="skip")
 
         # `mine` as a default value, because a closure would see the list of the last reader
-        def keep(item: VideoItem, logits: Tensor | None, mine: list[ProbedSource] = mine) -> None:
+        def keep(item: VideoItem, logits: Tensor | None, mine: list[Prediction] = mine) -> None:
             """Keep the scores of one video, or the reason why it has none."""
             one = mine[item.sample]
             if logits is None:
@@ -188,7 +188,7 @@ def look(predictor: Predictor, sources: Sequence[InputVideo], world: World) -> l
     return found
 
 
-def finish(one: ProbedSource, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
+def finish(one: Prediction, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """Add the metadata of a video, its cues over time, and the requested files; a failure becomes a note."""
     spec = _reader(predictor.options.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
@@ -203,7 +203,7 @@ def finish(one: ProbedSource, name: str, args: argparse.Namespace, predictor: Pr
             one.failure = error.reason
 
 
-def over_time(one: ProbedSource, reader: Reader, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
+def over_time(one: Prediction, reader: Reader, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """Add the metadata and the cues of a video.
 
     Raises:
@@ -233,7 +233,7 @@ def over_time(one: ProbedSource, reader: Reader, args: argparse.Namespace, predi
     one.cues = cues
 
 
-def write_files(one: ProbedSource, reader: Reader, name: str, args: argparse.Namespace) -> None:
+def write_files(one: Prediction, reader: Reader, name: str, args: argparse.Namespace) -> None:
     """Write the requested subtitles and video; if that fails, note why and keep the scores.
 
     Raises:
@@ -262,7 +262,7 @@ def _reader(spec: ReaderSpec, kind: str) -> ReaderSpec:
     return spec if spec.kind == kind else ReaderSpec(kind, fps=spec.fps, missing_share=spec.missing_share)
 
 
-def as_text(one: ProbedSource, classes: list[str]) -> str:
+def as_text(one: Prediction, classes: list[str]) -> str:
     """Return one block of the table: the video, then rank, score and name of its best classes."""
     name = one_line(str(one.source))
     if one.failure or one.score is None:
@@ -279,7 +279,7 @@ def as_text(one: ProbedSource, classes: list[str]) -> str:
     return "\n".join([f"{name}  ({one.frames} frames, {one.frames / max(one.fps, 1e-9):.2f} s{less})", *rows])
 
 
-def as_json(found: Sequence[ProbedSource], predictor: Predictor, *, logits: bool) -> dict[str, object]:
+def as_json(found: Sequence[Prediction], predictor: Predictor, *, logits: bool) -> dict[str, object]:
     """Return the content of infer.json, as docs/predict.md describes it."""
     videos = []
     for one in found:

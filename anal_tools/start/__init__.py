@@ -26,7 +26,7 @@ from anal_tools import folds as pooled
 from anal_tools.doctor.finding import Subject
 from anal_tools.evaluate.results import Results
 from anal_tools.start import recipe, split, videos
-from anal_tools.start.videos import FoundVideos, Video
+from anal_tools.start.videos import Samples, Video
 from anal_tools.text import shown
 from datasets.lists.records import Records
 from datasets.readers import metadata_cache
@@ -187,7 +187,7 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
     return chosen.views
 
 
-def _check_names(found: FoundVideos, *, trust: bool) -> None:
+def _check_names(found: Samples, *, trust: bool) -> None:
     """Refuse file names that hold another class than their folder, unless the user trusts the folders."""
     wrong = [] if trust else videos.contradictions(found)
     if wrong:
@@ -239,7 +239,7 @@ class Sides:
         return f"{f'{self.folds} folds' if self.folds else numbers}; {self.why}"
 
 
-def _divide(found: FoundVideos, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
+def _divide(found: Samples, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
     """Divide the videos by the options of the command.
 
     Raises:
@@ -261,7 +261,7 @@ def _divide(found: FoundVideos, copies: Sequence[Sequence[int]], args: argparse.
 
 
 def _write_experiment(
-    exp: Path, found: FoundVideos, chosen: recipe.Choices, summary: recipe.DataSummary, *, folds: bool, seed: int
+    exp: Path, found: Samples, chosen: recipe.Choices, summary: recipe.DataSummary, *, folds: bool, seed: int
 ) -> None:
     """Write config.yaml, train.sh and eval.sh."""
     # With folds the config names the lists of the first one
@@ -278,7 +278,7 @@ def _write_experiment(
     new.write_scripts(exp)
 
 
-def _scan(exp: Path, found: FoundVideos) -> tuple[list[dict], list[list[int]]]:
+def _scan(exp: Path, found: Samples) -> tuple[list[dict], list[list[int]]]:
     """Examine every file, drop those that cannot be read, and turn seconds into frames.
 
     Returns:
@@ -301,7 +301,7 @@ def _scan(exp: Path, found: FoundVideos) -> tuple[list[dict], list[list[int]]]:
     return [by_path[one.path] for one in found.videos], [rows for rows in rows_of.values() if len(rows) > 1]
 
 
-def _examined(exp: Path, found: FoundVideos) -> tuple[dict[str, dict], dict[str, str]]:
+def _examined(exp: Path, found: Samples) -> tuple[dict[str, dict], dict[str, str]]:
     """Examine every file once; a second start keeps what the first one has examined.
 
     Returns:
@@ -328,7 +328,7 @@ def _examined(exp: Path, found: FoundVideos) -> tuple[dict[str, dict], dict[str,
     return dict(zip(paths, entries, strict=True)), source_of
 
 
-def _keep_readable(found: FoundVideos, by_path: Mapping[str, dict]) -> None:
+def _keep_readable(found: Samples, by_path: Mapping[str, dict]) -> None:
     """Drop the samples that cannot be read, and note how many.
 
     Raises:
@@ -350,7 +350,7 @@ def _keep_readable(found: FoundVideos, by_path: Mapping[str, dict]) -> None:
         raise UserError(f"{listed('no readable video of', gone)}; add videos, or --leave-out CLASS")
 
 
-def _in_frames(one: Video, entry: dict, found: FoundVideos) -> bool:
+def _in_frames(one: Video, entry: dict, found: Samples) -> bool:
     """Turn the seconds of a part into frames; return False and note it where the file ends too early."""
     if one.start is None and one.end is None:
         return True
@@ -366,7 +366,7 @@ def _in_frames(one: Video, entry: dict, found: FoundVideos) -> bool:
     return one.frames >= 1
 
 
-def _write_lists(folder: Path, found: FoundVideos, sides: Sides) -> None:
+def _write_lists(folder: Path, found: Samples, sides: Sides) -> None:
     """Write classInd.txt, and train.txt and val.txt or such a pair for each fold."""
     folder.mkdir(parents=True, exist_ok=True)
     names = "".join(f"{label} {name}\n" for label, name in enumerate(found.classes))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anal_tools.start.videos import FoundVideos, Video
+from anal_tools.start.videos import Samples, Video
 from datasets.lists.folds import assign, groups_of, natural
 from datasets.loading.bad_media import printable
 from utils.errors import UserError, listed
@@ -31,7 +31,7 @@ class Split:
     why: str
 
 
-def divide(found: FoundVideos, copies: Sequence[Sequence[int]], *, group: str | None, count: int) -> Split:
+def divide(found: Samples, copies: Sequence[Sequence[int]], *, group: str | None, count: int) -> Split:
     """Divide the videos into folds. Copies of one video are one group, and so are the clips of one video.
 
     Args:
@@ -188,7 +188,7 @@ def _blocks(videos: Sequence[Video], labels: Sequence[int], groups: Sequence[str
     return places
 
 
-def _check_copies(found: FoundVideos, copies: Sequence[Sequence[int]]) -> None:
+def _check_copies(found: Samples, copies: Sequence[Sequence[int]]) -> None:
     for rows in copies:
         labels = {found.videos[row].label for row in rows}
         if len(labels) > 1:
@@ -196,7 +196,7 @@ def _check_copies(found: FoundVideos, copies: Sequence[Sequence[int]]) -> None:
             raise UserError(f"{names} are the same video with different classes; remove one of them")
 
 
-def _checked(found: FoundVideos, split: Split, how: str) -> Split:
+def _checked(found: Samples, split: Split, how: str) -> Split:
     """Return the division; refuse one in which a class has only one side."""
     own: dict[str, list[int]] = {name: [] for name in found.classes}
     for one, place in zip(found.videos, split.places.tolist(), strict=True):

@@ -52,7 +52,7 @@ class Video:
 
 
 @dataclass
-class FoundVideos:
+class Samples:
     """The samples of a folder.
 
     Attributes:
@@ -72,7 +72,7 @@ class FoundVideos:
     classes: list[str] = field(default_factory=list)
 
 
-def look(where: Path, leave_out: Sequence[str] = ()) -> FoundVideos:
+def look(where: Path, leave_out: Sequence[str] = ()) -> Samples:
     """Find videos and their classes.
 
     Args:
@@ -140,7 +140,7 @@ def _is_table(path: Path) -> bool:
     return not re.match(r"(classind|readme|licen[cs]e|requirements)", path.name.lower())
 
 
-def _from_folders(root: Path, media: Sequence[Media], kind: str) -> FoundVideos:
+def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Samples:
     if any("/" not in one.path for one in media):
         lone = next(one.path for one in media if "/" not in one.path)
         raise UserError(
@@ -161,10 +161,10 @@ def _from_folders(root: Path, media: Sequence[Media], kind: str) -> FoundVideos:
     # In the order of the walk, whatever the split
     order = {one.path: number for number, one in enumerate(media)}
     videos.sort(key=lambda one: order[one.path])
-    return FoundVideos(str(root.resolve()), kind, "the class folders", videos, classes=annotations.classes)
+    return Samples(str(root.resolve()), kind, "the class folders", videos, classes=annotations.classes)
 
 
-def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> FoundVideos:
+def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Samples:
     # A table may give a path, a name without suffix, or a file name in another folder
     by_name: dict[str, list[str]] = {}
     for one in media:
@@ -193,7 +193,7 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Fo
         raise UserError(f"{table}: none of its {len(missing)} videos is below {root}, for example {missing[0]!r}")
 
     notes = [listed(f"{len(missing)} lines of {table.name} are left out, their videos are not there", missing[:5])]
-    found = FoundVideos(root, kind, table.name, videos, [note for note in notes if missing])
+    found = Samples(root, kind, table.name, videos, [note for note in notes if missing])
     found.classes = _class_names(table, videos)
     return found
 
@@ -273,7 +273,7 @@ def _fields(line: str, mark: str | None) -> list[str]:
     return line.rsplit(None, 3 if times else 1)
 
 
-def contradictions(found: FoundVideos) -> list[str]:
+def contradictions(found: Samples) -> list[str]:
     """Return the videos whose names hold another class than their own; none where names do not hold classes."""
     names = {name: plain(name) for name in found.classes if len(plain(name)) >= _SHORTEST_NAME}
 

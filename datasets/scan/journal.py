@@ -16,7 +16,7 @@ from utils import files, renamed
 from utils.errors import UserError
 
 JOURNAL = "files.jsonl"
-ScanEntry = files.Row
+Entry = files.Row
 
 
 class Journal:
@@ -36,7 +36,7 @@ class Journal:
     def __init__(self, folder: Path, spec: ReaderSpec) -> None:
         self.file = folder / JOURNAL
         self.spec = spec
-        self.known: dict[tuple[str, int], ScanEntry] = {}
+        self.known: dict[tuple[str, int], Entry] = {}
         self._lists: dict[str, list[str]] = {}
 
         try:
@@ -88,11 +88,11 @@ class Journal:
             return [self.spec.template, self.spec.frame_base, self.spec.fps]
         return [metadata_cache.PROBE_VERSION, self.spec.missing_share]
 
-    def _write(self, entry: ScanEntry) -> None:
+    def _write(self, entry: Entry) -> None:
         self._out.write(json.dumps(entry).encode("ascii") + b"\n")
         self._out.flush()
 
-    def add(self, path: str, start: int, found: ScanEntry) -> None:
+    def add(self, path: str, start: int, found: Entry) -> None:
         """Record the answer about a path."""
         family = "video" if found.get("kind", "video") == "video" else "frames"
         entry = {"path": path, "start": start, "family": family, "naming": self._naming(family), **found}
@@ -145,7 +145,7 @@ def _owner(list_file: str, root: str) -> list[str]:
     return [os.path.abspath(list_file), os.path.abspath(root)]
 
 
-def _is_whole(entry: ScanEntry) -> bool:
+def _is_whole(entry: Entry) -> bool:
     """Return True if an entry holds all values that results, metadata and the comparison of files need."""
     stamp, bad, notes = entry.get("stamp"), entry.get("bad"), entry.get("notes")
     if entry.get("level") not in LEVELS or not isinstance(bad, str) or not isinstance(notes, list):

@@ -16,12 +16,12 @@ from datasets.loading.messages import Look
 from datasets.loading.pool import each
 from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
-from datasets.scan.journal import Journal, ScanEntry
+from datasets.scan.journal import Entry, Journal
 
 
 def examine(
     records: Records, spec: ReaderSpec, journal: Journal, *, level: str, workers: int, deadline: float
-) -> list[ScanEntry]:
+) -> list[Entry]:
     """Examine every file of a list that the journal does not know.
 
     Returns:
@@ -32,7 +32,7 @@ def examine(
     for i in range(len(records)):
         owners.setdefault((os.path.abspath(records.full_path(i)), int(records.starts[i])), []).append(i)
 
-    found: list[ScanEntry] = [{}] * len(records)
+    found: list[Entry] = [{}] * len(records)
     tasks = [Look(own[0], level, journal.stamp(*key, level)) for key, own in owners.items()]
     progress = ScanProgress(Path(records.list_file).name, len(tasks))
     keys = {own[0]: key for key, own in owners.items()}
@@ -52,7 +52,7 @@ def examine(
 
 def ask(
     records: Records, spec: ReaderSpec, tasks: list[Look], workers: int, deadline: float
-) -> Iterator[tuple[int, ScanEntry]]:
+) -> Iterator[tuple[int, Entry]]:
     """Yield (sample, answer) of each task as it is done. A process that fails counts as an answer, too."""
     told = records.frames
     records.frames = np.full(len(records), -1, np.int32)  # makes the readers count the frames themselves

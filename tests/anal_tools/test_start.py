@@ -16,7 +16,7 @@ import pytest
 from anal_tools import intervals, start
 from anal_tools.evaluate.results import Results
 from anal_tools.start import recipe, split, videos
-from anal_tools.start.videos import FoundVideos, Video
+from anal_tools.start.videos import Samples, Video
 from datasets.lists.records import Records
 from datasets.readers import open_reader
 from datasets.readers.spec import ReaderSpec
@@ -33,9 +33,9 @@ def folder(root: Path, *paths: str) -> Path:
     return root
 
 
-def found(*paths: str) -> FoundVideos:
+def found(*paths: str) -> Samples:
     samples = [Video(path, path.split("/")[0]) for path in paths]
-    return FoundVideos("/root", "video", "the class folders", samples, classes=sorted({one.label for one in samples}))
+    return Samples("/root", "video", "the class folders", samples, classes=sorted({one.label for one in samples}))
 
 
 # -------------------------------------------------------------------------------- what is there

@@ -20,7 +20,7 @@ from utils.checkpoint import CorruptCheckpoint
 from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
-    from utils.checkpoint import FoundCheckpoint
+    from utils.checkpoint import ResumePoint
     from utils.engine.learner import Learner
 
 Values = Mapping[str, Any]
@@ -53,7 +53,7 @@ class TrainState:
         made = {entry.name: entry.save(self) for entry in ENTRIES}
         return {name: value for name, value in made.items() if value is not ABSENT}
 
-    def load(self, found: FoundCheckpoint) -> None:
+    def load(self, found: ResumePoint) -> None:
         """Restore this state from a checkpoint.
 
         Raises:
@@ -82,7 +82,7 @@ class CheckpointEntry:
 
     name: str
     save: Callable[[TrainState], Any]
-    load: Callable[[TrainState, FoundCheckpoint], object] | None = None
+    load: Callable[[TrainState, ResumePoint], object] | None = None
     types: tuple[type, ...] = ()
     needed: Callable[[Values], bool] = lambda config: True
     is_right: Callable[[Any, Values], bool] = lambda value, config: True
@@ -139,13 +139,13 @@ def _of_second(name: str) -> Callable[[TrainState], Any]:
     return save
 
 
-def _load_peer(state: TrainState, found: FoundCheckpoint) -> None:
+def _load_peer(state: TrainState, found: ResumePoint) -> None:
     second = state.learner.distill
     if second and second.peer:
         checkpoint.load_model(second.peer, found.state["peer"], f"{found.path}, second network")
 
 
-def _load_ema(state: TrainState, found: FoundCheckpoint) -> None:
+def _load_ema(state: TrainState, found: ResumePoint) -> None:
     if state.learner.ema:
         checkpoint.load_model(state.learner.ema.net, found.state["ema"], f"{found.path}, average of the weights")
 
@@ -153,7 +153,7 @@ def _load_ema(state: TrainState, found: FoundCheckpoint) -> None:
 _NEEDED_OF_GROUPS = ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
 
 
-def _load_optimizer(state: TrainState, found: FoundCheckpoint) -> None:
+def _load_optimizer(state: TrainState, found: ResumePoint) -> None:
     """Restore the optimiser. torch compares the numbers of groups and of parameters, so compare the shapes here."""
     # The loss scale belongs to the optimiser: both fit, or neither does
     optimizer, scaler = state.learner.optimizer, state.learner.scaler
