@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anal_tools.export_check import clips_to_check, compare, plain
+from anal_tools.export_check import clips_to_check, compare, export_form
 from utils.errors import UserError
 from utils.options import Parser
 
@@ -75,9 +75,9 @@ def export(args: argparse.Namespace) -> str:
     if args.out is not None:
         check_out(args.out, args.to)
     overrides = [*args.set, "common.precision=fp32"]  # in whatever precision it was trained
-    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
+    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), as_is=True)
 
-    net = plain(predictor.net)
+    net = export_form(predictor.net)
     folder = args.target / "results" if args.target.is_dir() else args.target.parent
     out = args.out or folder / f"{predictor.about['type']}_{predictor.about['backbone']}{SUFFIXES[args.to]}"
     check_out(out, args.to)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CLIPS = 4  # of the validation list, where --check names none
 
 
-def plain(net: torch.nn.Module) -> torch.nn.Module:
+def export_form(net: torch.nn.Module) -> torch.nn.Module:
     """Return the network as it is exported: float32, weights in the ordinary memory layout, no gradients."""
     net = net.cpu().float().eval().requires_grad_(False)
     for parameter in net.parameters():
@@ -71,12 +71,12 @@ def compare(ours: Predictor, exported: Predictor, sources: Sequence[InputVideo],
         good = [(a.logits, b.logits) for a, b in pairs if a.logits is not None and b.logits is not None]
         if not good:
             raise UserError("export: none of the videos to check could be read; name others with --check")
-        wanted, got = (np.concatenate([pair[side] for pair in good]) for side in range(2))
-        rows.append((f"{len(good)} of {len(sources)} videos", wanted, got))
+        expected, got = (np.concatenate([pair[side] for pair in good]) for side in range(2))
+        rows.append((f"{len(good)} of {len(sources)} videos", expected, got))
 
     lines = []
-    for name, wanted, got in rows:
-        scale, gap = max(1.0, float(np.abs(wanted).max())), float(np.abs(wanted - got).max())
+    for name, expected, got in rows:
+        scale, gap = max(1.0, float(np.abs(expected).max())), float(np.abs(expected - got).max())
         # `not <=` so that nan fails, too
         if not gap <= tolerance * scale:
             raise UserError(

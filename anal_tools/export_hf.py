@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anal_tools import model_card
-from anal_tools.export_check import clips_to_check, compare, plain
+from anal_tools.export_check import clips_to_check, compare, export_form
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def export(args: argparse.Namespace) -> str:
     from utils.dist import World
 
     overrides = [*args.set, "common.precision=fp32"]
-    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
-    net = plain(predictor.net)
+    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), as_is=True)
+    net = export_form(predictor.net)
     net = net.alone() if isinstance(net, Probe) else net  # the encoder with its best head
     predictor = dataclasses.replace(predictor, net=net)
 
@@ -180,7 +180,7 @@ def check(net: nn.Module, folder: Path, predictor: Predictor, args: argparse.Nam
     import methods
 
     # Compare weights
-    again = plain(methods.from_pretrained(folder))
+    again = export_form(methods.from_pretrained(folder))
     other = again.state_dict()
     differing = [name for name, tensor in net.state_dict().items() if not torch.equal(tensor, other[name])]
     assert not differing, f"not written as they are: {differing[:4]}"

@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--name", default=None, help="name of the results (default: the last evaluation)")
     args = parser.parse_args(argv)
 
-    wanted = f"{args.name}.json" if args.name else "*.json"
-    if not any((args.exp / "results").glob(wanted)):
+    pattern = f"{args.name}.json" if args.name else "*.json"
+    if not any((args.exp / "results").glob(pattern)):
         from anal_tools import evaluate
 
         code = evaluate.main([str(args.exp), *(["--name", args.name] if args.name else [])])

@@ -23,27 +23,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no-picture", action="store_true", help="write the tables only")
     args = parser.parse_args(argv)
 
-    wanted = grid.read(grid.folder_of(args.name, args.into))
-    trials = wanted.trials()
-    found = sweep.states(wanted, trials)
+    plan = grid.read(grid.folder_of(args.name, args.into))
+    trials = plan.trials()
+    states = sweep.states(plan, trials)
 
     # One row for each finished trial; the columns are all keys and numbers in the order in which they first occur.
-    rows = [_row(wanted, trial) for trial in trials if found[trial.name].kind == "done"]
+    rows = [_row(plan, trial) for trial in trials if states[trial.name].kind == "done"]
     keys = list(dict.fromkeys(key for trial in trials for key, _ in trial.values))
     header = list(dict.fromkeys(["trial", "exp", *keys, *(name for row in rows for name in row)]))
     table = [[row.get(name, "") for name in header] for row in rows]
     text = markdown(header, table)
 
     # The other trials follow below the table, with the reason.
-    others = [f"{found[trial.name].kind}: {trial.name}: {found[trial.name].why}".rstrip(": ") for trial in trials]
+    others = [f"{states[trial.name].kind}: {trial.name}: {states[trial.name].why}".rstrip(": ") for trial in trials]
     others = [line for line in others if not line.startswith("done")]
-    heading = f"# Sweep {wanted.name}\n\n{len(rows)} of {len(trials)} trials\n\n"
+    heading = f"# Sweep {plan.name}\n\n{len(rows)} of {len(trials)} trials\n\n"
     notes = "".join(f"- {line}\n" for line in others)
 
     try:
-        with (wanted.folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        with (plan.folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([header, *table])
-        (wanted.folder / "table.md").write_text(heading + text + (f"\n{notes}" if notes else ""), encoding="utf-8")
+        (plan.folder / "table.md").write_text(heading + text + (f"\n{notes}" if notes else ""), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
 
@@ -53,27 +53,27 @@ def main(argv: Sequence[str]) -> int:
     # A training without a validation has no accuracy to plot.
     plotted = [row for row in rows if row.get("best_top1", row.get("top1")) is not None]
     if plotted and not args.no_picture:
-        picture(wanted.folder / "table.png", wanted.name, keys, plotted)
+        picture(plan.folder / "table.png", plan.name, keys, plotted)
         written.append("table.png")
 
-    print(f"{wanted.folder}: {', '.join(written)}")
-    return int(any(state.kind == "failed" for state in found.values()))
+    print(f"{plan.folder}: {', '.join(written)}")
+    return int(any(state.kind == "failed" for state in states.values()))
 
 
-def _row(wanted: Sweep, trial: Trial) -> files.Row:
+def _row(sweep: Sweep, trial: Trial) -> files.Row:
     """Return the results of a finished trial."""
     from utils import metrics  # numpy, which a start on a login node does not need
 
     row: files.Row = {"trial": trial.name, "exp": "/".join(trial.source.parts[-2:]), **dict(trial.values)}
 
-    if wanted.verb == "eval":
-        summary = json.loads(wanted.result_of(trial).read_text(encoding="utf-8"))
+    if sweep.verb == "eval":
+        summary = json.loads(sweep.result_of(trial).read_text(encoding="utf-8"))
         numbers, counts = summary["metrics"], summary.get("counts", {})
         row |= {metric.name: numbers[metric.name] for metric in metrics.shown_in("collect", numbers)}
         row["num_videos"], row["failed_videos"] = int(numbers["num_videos"]), counts.get("failed", 0)
     # A training has no summary: the last points of its curves, and the best of all.
     else:
-        exp = wanted.exp_of(trial)
+        exp = sweep.exp_of(trial)
         curves = log.read_scalars(exp / "events" / log.SCALARS)
         row["step"] = progress.read(exp).step
         reached = [value for _, value in curves.get("top1_val", []) if not math.isnan(value)]

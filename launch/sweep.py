@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     args, rest = _parser().parse_known_args(one_word_each(argv))
     options.check(args.verb, rest)
     folder = grid.folder_of(args.name, args.into)
-    return run(_wanted(args, tuple(word for word in rest if word != "--"), folder), args)
+    return run(_sweep_of(args, tuple(word for word in rest if word != "--"), folder), args)
 
 
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
@@ -56,12 +56,14 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
             raise UserError(f"{trial.source}: data.folds is set, and a sweep runs no folds; set data.folds to null")
         config.check_files(cfg, ("val",) if sweep.verb == "eval" else ("train", "val"))
 
-    found = states(sweep, trials)
+    states_of = states(sweep, trials)
     chosen = [
-        trial for trial in trials if found[trial.name].kind in ((_FAILED,) if args.retry else (_NEW, _FAILED, _STOPPED))
+        trial
+        for trial in trials
+        if states_of[trial.name].kind in ((_FAILED,) if args.retry else (_NEW, _FAILED, _STOPPED))
     ]
 
-    print(_summary(sweep, trials, found, chosen))
+    print(_summary(sweep, trials, states_of, chosen))
     if args.dry_run or not chosen:
         return 0
 
@@ -80,24 +82,24 @@ def submit(
     sweep: Sweep, trials: Sequence[Trial], partition: str, ranks: int, parallel: int, flags: cluster.Values
 ) -> int:
     """Submit the trials, as one array if the scheduler has arrays; note each trial's job."""
-    wanted = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
+    request = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
     code = snapshot.take(sweep.folder / "jobs" / "code")
 
     runs = [
         scheduler.task(
-            wanted, str(sweep.exp_of(trial)), *sweep.commands(trial), sweep=str(sweep.folder), trial=trial.name
+            request, str(sweep.exp_of(trial)), *sweep.commands(trial), sweep=str(sweep.folder), trial=trial.name
         )
         for trial in trials
     ]
 
-    rows = scheduler.submit(wanted, runs, code, parallel=parallel, sweep=sweep.name)
+    rows = scheduler.submit(request, runs, code, parallel=parallel, sweep=sweep.name)
     for trial, row in zip(trials, rows, strict=True):
         attempts.note(sweep.folder, trial.name, "submit", scheduler=row["scheduler"], job=row["job"])
 
     first = rows[0]["job"].partition("_")[0]  # of an array: ARRAY_TASK
     at_once = min(parallel, len(rows))
     print(f"submitted {len(rows)} trials to {partition} as job {first}, {at_once} at a time; their output:")
-    print(f"  {wanted.folder}; {sweep.next_step}")
+    print(f"  {request.folder}; {sweep.next_step}")
     return 0
 
 
@@ -108,26 +110,26 @@ def states(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, TrialState]:
     last = {row["trial"]: row for row in rows if isinstance(row.get("trial"), str)}
     alive = jobs.states(row for row in last.values() if row.get("job"))
 
-    found = {}
+    states_of = {}
     for trial in trials:
         row = last.get(trial.name, {})
         job = row.get("job")
         if is_finished(sweep, trial):
-            found[trial.name] = TrialState(_DONE)
+            states_of[trial.name] = TrialState(_DONE)
         elif not row:
-            found[trial.name] = TrialState(_NEW)
+            states_of[trial.name] = TrialState(_NEW)
         elif row["event"] == "end":
             kind = _STOPPED if row["code"] == STOPPED else _FAILED
-            found[trial.name] = TrialState(kind, reason(sweep, trial, row, row["code"]))
+            states_of[trial.name] = TrialState(kind, reason(sweep, trial, row, row["code"]))
         elif job in alive:
-            found[trial.name] = TrialState(_LIVE, f"job {job} {alive[job]}")
+            states_of[trial.name] = TrialState(_LIVE, f"job {job} {alive[job]}")
         elif "pid" in row and processes.lives(row["pid"], row["ticks"]):
-            found[trial.name] = TrialState(_LIVE, f"process {row['pid']}")
+            states_of[trial.name] = TrialState(_LIVE, f"process {row['pid']}")
         # A start without an end, and no job or process that is alive: it was killed.
         else:
-            found[trial.name] = TrialState(_FAILED, reason(sweep, trial, row, None))
+            states_of[trial.name] = TrialState(_FAILED, reason(sweep, trial, row, None))
 
-    return found
+    return states_of
 
 
 def is_finished(sweep: Sweep, trial: Trial) -> bool:
@@ -155,9 +157,9 @@ def reason(sweep: Sweep, trial: Trial, row: files.Row, code: int | None) -> str:
     except OSError:
         return ended
 
-    said = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in said if line.startswith("error: ")]
-    return f"{ended}: {(errors or said)[-1][:300]}" if said else ended
+    texts = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in texts if line.startswith("error: ")]
+    return f"{ended}: {(errors or texts)[-1][:300]}" if texts else ended
 
 
 def output(sweep: Sweep, trial: Trial, row: files.Row) -> Path:
@@ -275,17 +277,17 @@ def one_word_each(argv: Sequence[str]) -> list[str]:
 
     argparse would take PARTITION and N, which follow, as values too.
     """
-    found: list[str] = []
+    words: list[str] = []
     inside = False
     for word in argv:
         inside = word == "--grid" or (inside and "=" in word and not word.startswith("-"))
         if word != "--grid":
-            found.append(f"--grid={word}" if inside else word)
+            words.append(f"--grid={word}" if inside else word)
 
-    return found
+    return words
 
 
-def _wanted(args: argparse.Namespace, rest: tuple[str, ...], folder: Path) -> Sweep:
+def _sweep_of(args: argparse.Namespace, rest: tuple[str, ...], folder: Path) -> Sweep:
     """Return the sweep of the command line, or without --exp the sweep that the folder holds."""
     if args.ranks < 0 or (args.parallel is not None and args.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
@@ -301,14 +303,14 @@ def _wanted(args: argparse.Namespace, rest: tuple[str, ...], folder: Path) -> Sw
     return sweep
 
 
-def _summary(sweep: Sweep, trials: Sequence[Trial], found: dict[str, TrialState], chosen: Sequence[Trial]) -> str:
+def _summary(sweep: Sweep, trials: Sequence[Trial], states_of: dict[str, TrialState], chosen: Sequence[Trial]) -> str:
 
-    kinds = [found[trial.name].kind for trial in trials]
+    kinds = [states_of[trial.name].kind for trial in trials]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
     lines = [f"sweep {sweep.name}: {len(trials)} trials ({counts}), {len(chosen)} to run, in {sweep.folder}"]
-    told = [trial for trial in trials if found[trial.name].kind in (_FAILED, _LIVE)]
-    lines += [f"  {found[trial.name].kind}: {trial.name}: {found[trial.name].why}" for trial in told]
+    notable = [trial for trial in trials if states_of[trial.name].kind in (_FAILED, _LIVE)]
+    lines += [f"  {states_of[trial.name].kind}: {trial.name}: {states_of[trial.name].why}" for trial in notable]
     lines += [f"  runs: {trial.name}" for trial in chosen]
 
     return "\n".join(lines)

@@ -127,16 +127,16 @@ def list_(argv: Sequence[str]) -> int:
     parser.add_argument("folder", nargs="*", type=Path, help="look here only (default: exps/ and what you submitted)")
     args = parser.parse_args(argv)
 
-    found = [(exp, jobs.submitted(exp)) for exp in jobs.experiments(args.folder)]
-    found = [(exp, rows) for exp, rows in found if rows]
+    listed = [(exp, jobs.submitted(exp)) for exp in jobs.experiments(args.folder)]
+    listed = [(exp, rows) for exp, rows in listed if rows]
 
     try:
-        states = jobs.states(row for _, rows in found for row in rows)
+        states = jobs.states(row for _, rows in listed for row in rows)
     except UserError as error:  # on a machine without the scheduler the rest is still useful
         print(f"note: {error}", file=sys.stderr)
         states = {}
 
-    for exp, rows in found:
+    for exp, rows in listed:
         # A live job is more interesting than a newer one that has ended.
         alive = [row["job"] for row in rows if row["job"] in states]
         job = alive[-1] if alive else rows[-1]["job"]
@@ -144,7 +144,7 @@ def list_(argv: Sequence[str]) -> int:
         shown = f"{progress.read(exp)}  {evaluated}" if evaluated else str(progress.read(exp))
         print(f"{job:>9}  {states.get(job, 'ended'):24}  {shown}  {exp}")
 
-    if not found:
+    if not listed:
         print("no experiment with jobs")
     return 0
 

@@ -58,12 +58,12 @@ def test_the_program_for_the_onnx_file_gives_the_logits_of_predict(
 ) -> None:
     video = sorted((motion_videos / "videos").iterdir())[3]
     assert main.main(["predict", str(onnx_file), str(video), "--logits", "--out", str(tmp_path / "out")]) == 0
-    (wanted,) = json.loads((tmp_path / "out/infer.json").read_text())["videos"]
+    (expected,) = json.loads((tmp_path / "out/infer.json").read_text())["videos"]
 
     lines = run(program("docs/predict.md", "onnx_predict.py"), tmp_path, onnx_file, video)
     got = {name: float(logit) for logit, name in (line.split(" ", 1) for line in lines)}
-    assert list(got) == [entry["name"] for entry in wanted["top"]]
-    assert list(got.values()) == pytest.approx(sorted(wanted["logits"][0], reverse=True)[:5], abs=2e-3)
+    assert list(got) == [entry["name"] for entry in expected["top"]]
+    assert list(got.values()) == pytest.approx(sorted(expected["logits"][0], reverse=True)[:5], abs=2e-3)
 
 
 def test_the_program_notices_another_rule(onnx_file: Path, tmp_path: Path, motion_videos: Path) -> None:

@@ -68,8 +68,8 @@ def run(error: str, tmp_path: Path) -> tuple[int, str, float]:
 )
 def test_text_and_code_within_a_second(error: str, code: str, text: str, tmp_path: Path) -> None:
     _, shown, seconds = run(error, tmp_path)
-    said = shown + "".join(file.read_text() for file in tmp_path.glob("code.1.error"))
-    assert text in said
+    output = shown + "".join(file.read_text() for file in tmp_path.glob("code.1.error"))
+    assert text in output
     assert (tmp_path / "code.1").read_text() == f"{code}\n"
     assert seconds < (1.0 if os.environ.get("ZOETROPE_QUIET_MACHINE") else 10.0)  # else it would be an hour
 

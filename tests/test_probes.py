@@ -66,8 +66,8 @@ def test_a_stopped_run_continues_with_the_same_bits(
 def test_evaluation_uses_the_best_head(calm: Path) -> None:
     best = torch.load(calm / "ckpt_best.pth.tar", weights_only=True)
     assert main.main(["eval", str(calm)]) == 0
-    found = json.loads(next((calm / "results").glob("*.json")).read_text())
-    assert found["metrics"]["top1"] == pytest.approx(best["best_metric"], abs=1e-6)
+    result = json.loads(next((calm / "results").glob("*.json")).read_text())
+    assert result["metrics"]["top1"] == pytest.approx(best["best_metric"], abs=1e-6)
 
 
 @pytest.mark.nightly

@@ -244,11 +244,11 @@ def _place(env: Mapping[str, str]) -> Place:
     return place
 
 
-def _device(place: Place, wanted: str | None) -> torch.device:
-    count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+def _device(place: Place, requested: str | None) -> torch.device:
+    count = torch.cuda.device_count() if requested != "cpu" and torch.cuda.is_available() else 0
 
     if count == 0:
-        if wanted == "cuda":
+        if requested == "cuda":
             raise UserError(
                 f"rank {place.rank}: no CUDA GPU on this machine: ask for the CPU; `python main.py doctor` says "
                 "what is wrong with driver and torch"

@@ -104,9 +104,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def listed(what: str, names: Iterable[str], *, most: int = 6) -> str:
     """Return `what: a, b, c, ... 12 in all`, or "" for no names."""
-    found = list(names)
-    more = f", ... {len(found)} in all" if len(found) > most else ""
-    return f"{what}: {', '.join(found[:most])}{more}" if found else ""
+    items = list(names)
+    more = f", ... {len(items)} in all" if len(items) > most else ""
+    return f"{what}: {', '.join(items[:most])}{more}" if items else ""
 
 
 def rank_from_environment() -> int:
@@ -290,11 +290,11 @@ def check_repository(root: Path) -> None:
         UserError: another package of that name comes first on the path.
     """
     spec = importlib.util.find_spec("datasets")
-    found = Path(spec.origin if spec and spec.origin else "/").resolve()
+    location = Path(spec.origin if spec and spec.origin else "/").resolve()
 
-    if root.resolve() not in found.parents:
+    if root.resolve() not in location.parents:
         raise UserError(
-            f"another package called datasets is found first, at {found}; set PYTHONPATH={root.resolve()} "
+            f"another package called datasets is found first, at {location}; set PYTHONPATH={root.resolve()} "
             "and run python without -P"
         )
 
@@ -330,20 +330,20 @@ def fail_point(name: str) -> None:
       precise batch norm, writing FILE, start)
     * ``progress.NAME``: a part of that phase is done: a video of a validation, a batch of precise batch norm
     """
-    wanted = os.environ.get("ZOETROPE_FAILPOINT")
-    if not wanted:
+    setting = os.environ.get("ZOETROPE_FAILPOINT")
+    if not setting:
         return
 
-    point, rank, count, *action = wanted.split(":")
+    point, rank, count, *action = setting.split(":")
     if point != name or int(rank) != rank_from_environment():
         return
 
     _arrivals[name] += 1
     if _arrivals[name] == int(count):
-        _fail(wanted, action[0] if action else "kill")
+        _fail(setting, action[0] if action else "kill")
 
 
-def _fail(wanted: str, action: str) -> None:
+def _fail(setting: str, action: str) -> None:
     target = os.getpid()
     if action == "reader":
         # Imported here: it is needed by tests only, and this module is imported everywhere.
@@ -357,5 +357,5 @@ def _fail(wanted: str, action: str) -> None:
     # The log proves to a test that the point was reached, even if the signal kills the process.
     if log := os.environ.get("ZOETROPE_FAILPOINT_LOG"):
         with open(log, "a", encoding="utf-8") as file:
-            file.write(wanted + "\n")
+            file.write(setting + "\n")
     os.kill(target, signal.SIGKILL if action == "reader" else _FAIL_ACTIONS[action])

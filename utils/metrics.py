@@ -132,11 +132,11 @@ def shown_in(place: Place, result: Mapping[str, float]) -> list[Metric]:
 
 def evaluate(videos: Videos) -> dict[str, float]:
     """Return num_videos, failed, and every metric of `METRICS` that these videos have."""
-    found: dict[str, float] = {"num_videos": len(videos.scores), "failed": int(videos.failed.sum())}
+    values: dict[str, float] = {"num_videos": len(videos.scores), "failed": int(videos.failed.sum())}
     for metric in metrics_of(multi_label=videos.targets is not None):
         if not metric.needs_views or videos.views is not None:
-            found[metric.name] = metric.compute(videos)
-    return found
+            values[metric.name] = metric.compute(videos)
+    return values
 
 
 def _top(k: int) -> Callable[[Videos], float]:
@@ -156,9 +156,9 @@ def _loss(videos: Videos) -> float:
         good = scores.clip(1e-12, 1 - 1e-12)
         return float(-np.log(np.where(videos.targets[read], good, 1 - good)).mean())
 
-    own = np.take_along_axis(scores, videos.labels[read][:, None], axis=1).clip(1e-300, 1)
+    label_scores = np.take_along_axis(scores, videos.labels[read][:, None], axis=1).clip(1e-300, 1)
     # Summed in units of 2^-24, so that any number of ranks and any order gives the same bits.
-    return float(np.rint(np.log(1 / own) * _UNIT).sum() / _UNIT / len(own))
+    return float(np.rint(np.log(1 / label_scores) * _UNIT).sum() / _UNIT / len(label_scores))
 
 
 def _mean_class(videos: Videos) -> float:
@@ -273,8 +273,8 @@ class Tally:
             scores = video_scores(views, self.average, multi_label=self.targets is not None)
 
         # All views of all videos as rows (n * V, K), each with the label of its video.
-        own = np.repeat(self.labels[samples], views.shape[1])
-        right = ranking.rank_of(views.reshape(len(own), -1), own).reshape(views.shape[:2]) == 0
+        view_labels = np.repeat(self.labels[samples], views.shape[1])
+        right = ranking.rank_of(views.reshape(len(view_labels), -1), view_labels).reshape(views.shape[:2]) == 0
 
         more = np.stack([np.ones(len(views)), np.ones(len(views)), right[:, 0], right.mean(axis=1)], axis=1)
         self._table[samples] = torch.from_numpy(np.concatenate([scores, more], axis=1))
@@ -350,8 +350,8 @@ def hit_at_k(logits: Tensor, targets: Tensor, ks: tuple[int, ...] = (1, 5)) -> T
     """
     best = logits.masked_fill(targets <= 0, float("-inf"))
     # Of a clip's own labels the one that ranks first: the highest score, and the higher class index of equal scores.
-    own = logits.shape[1] - 1 - best.flip(1).argmax(1)  # (B,) flipped, as argmax takes the first of equal scores
-    return correct_at_k(logits, own, ks) & (targets > 0).any(1)
+    best_label = logits.shape[1] - 1 - best.flip(1).argmax(1)  # (B,) flipped, as argmax takes the first of equal scores
+    return correct_at_k(logits, best_label, ks) & (targets > 0).any(1)
 
 
 def mixed_accuracy(

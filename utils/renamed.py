@@ -91,16 +91,16 @@ def of_key(key: str) -> str:
 
 def config(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Return nested dicts of a config that an earlier version wrote, with the new names; the input stays as it is."""
-    found: dict[str, object] = {}
+    renamed: dict[str, object] = {}
     for name, value in tree.items():
         key = f"{prefix}{name}"
         if isinstance(value, Mapping):
-            found[name] = config(value, f"{key}.")
+            renamed[name] = config(value, f"{key}.")
         else:
             # A key never moves to another section
             new = of_key(key)
-            found[new.removeprefix(prefix)] = of_value(new, value)
-    return found
+            renamed[new.removeprefix(prefix)] = of_value(new, value)
+    return renamed
 
 
 def curve(tag: str) -> str:
@@ -111,28 +111,28 @@ def curve(tag: str) -> str:
 
 def checkpoint(state: Mapping[str, object]) -> dict[str, object]:
     """Return the content of a checkpoint with the new names."""
-    found = dict(state)
+    renamed = dict(state)
     for old, new in CHECKPOINT_KEYS.items():
-        if old in found:
+        if old in renamed:
             report("checkpoint", old, new)
-            found[new] = found.pop(old)
-    window, kept = found.get("window"), found.get("config")
+            renamed[new] = renamed.pop(old)
+    window, kept = renamed.get("window"), renamed.get("config")
     if isinstance(window, Mapping):
-        found["window"] = {METERS.get(name, curve(name)): values for name, values in window.items()}
+        renamed["window"] = {METERS.get(name, curve(name)): values for name, values in window.items()}
     if isinstance(kept, Mapping):
-        found["config"] = config(kept)
-    return found
+        renamed["config"] = config(kept)
+    return renamed
 
 
 def protocol(values: Mapping[str, object]) -> dict[str, object]:
     """Return the protocol of a result, a dict of plain values, with the new names."""
-    found = dict(values)
+    renamed = dict(values)
     for key, value in values.items():
         if key == "sampling" and isinstance(value, Mapping):
-            found[key] = protocol(value)
+            renamed[key] = protocol(value)
         elif isinstance(value, str):
-            found[key] = PROTOCOL_VALUES.get(key, {}).get(value, value)
-    return found
+            renamed[key] = PROTOCOL_VALUES.get(key, {}).get(value, value)
+    return renamed
 
 
 def summary(values: Mapping[str, object]) -> dict[str, object]:

@@ -34,7 +34,7 @@ class StragglerMonitor:
         self._seconds, self._passes = 0.0, 0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._windows = 0
-        self._said: list[str] = []  # kinds of findings of the last report, so that each is logged once
+        self._reported: list[str] = []  # kinds of findings of the last report, so that each is logged once
 
     def forward(self, model: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
         """Return `model(clips)` and time it; on a GPU by events, which need no synchronisation."""
@@ -89,12 +89,12 @@ class StragglerMonitor:
             return [], read
 
         span = min(self.shards.group_size, self.shards.world)
-        found = find_stragglers([row[0] for row in table], [row[1] for row in table], step, span)
+        findings = find_stragglers([row[0] for row in table], [row[1] for row in table], step, span)
 
         # Report a finding when it appears, not at every line while it lasts.
-        kinds = [kind for kind, _, _ in found]
-        is_new, self._said = kinds != self._said, kinds
-        return [(rank, text) for _, rank, text in found] if is_new else [], read
+        kinds = [kind for kind, _, _ in findings]
+        is_new, self._reported = kinds != self._reported, kinds
+        return [(rank, text) for _, rank, text in findings] if is_new else [], read
 
 
 def find_stragglers(
@@ -108,7 +108,7 @@ def find_stragglers(
         step: duration of a step, seconds.
         span: neighbouring ranks that share BN groups. Their forward passes wait for each other, so they count as one.
     """
-    found: list[tuple[str, int | None, str]] = []
+    findings: list[tuple[str, int | None, str]] = []
     waiting, computing = statistics.fmean(data), statistics.fmean(forward)
 
     if waiting > SHARE_OF_DATA * step:
@@ -116,7 +116,7 @@ def find_stragglers(
             f"reading holds training up: {waiting:.3f} s of the {step:.3f} s of a step are waiting for clips, "
             f"{computing:.3f} s the forward pass (mean of the ranks); raise workers, or read smaller files"
         )
-        found.append(("data", None, text))
+        findings.append(("data", None, text))
 
     # One rank's readers are slow.
     slowest = _slowest(data, step)
@@ -124,8 +124,8 @@ def find_stragglers(
     if slowest is not None:
         rank, others = slowest
         text = f"it waits {data[rank]:.3f} s a step for clips, the others {others:.3f} s, of {step:.3f} s"
-        found.append((f"data of {rank}", rank, text))
-        return found  # in a BN group the other ranks' forward passes wait for this rank
+        findings.append((f"data of {rank}", rank, text))
+        return findings  # in a BN group the other ranks' forward passes wait for this rank
 
     # One rank's, or one BN group's, forward pass is slow.
     groups = [statistics.fmean(forward[first : first + span]) for first in range(0, len(forward), span)]
@@ -137,9 +137,9 @@ def find_stragglers(
             f"its forward pass takes {groups[group]:.3f} s a step{where}, "
             f"that of the others {others:.3f} s, of {step:.3f} s"
         )
-        found.append((f"forward of {group}", group * span, text))
+        findings.append((f"forward of {group}", group * span, text))
 
-    return found
+    return findings
 
 
 def _slowest(seconds: Sequence[float], step: float) -> tuple[int, float] | None:

@@ -156,10 +156,10 @@ class _GpuGroupNorm(torch.autograd.Function):
         if rows * size < 2:
             raise ValueError("batch norm in training needs more than 1 value per channel in a BN group")
 
-        own = torch.cat(torch.batch_norm_stats(x, eps))  # (2 C,) mean and inverse standard deviation
-        means, inv_stds = _from_all_ranks(own, group, size).split(channels, 1)  # (size, C) each
+        statistics = torch.cat(torch.batch_norm_stats(x, eps))  # (2 C,) mean and inverse standard deviation
+        means, inv_stds = _from_all_ranks(statistics, group, size).split(channels, 1)  # (size, C) each
 
-        counts = torch.full((size,), float(rows), dtype=own.dtype, device=x.device)
+        counts = torch.full((size,), float(rows), dtype=statistics.dtype, device=x.device)
         # With momentum 1 the "running" statistics become exactly this batch's mean and unbiased variance.
         mean, inv_std = torch.batch_norm_gather_stats_with_counts(
             x, means, inv_stds, batch_mean, batch_var, 1.0, eps, counts
@@ -200,15 +200,15 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous()
 
 
-def _from_all_ranks(own: torch.Tensor, group: dist.ProcessGroup, size: int) -> torch.Tensor:
+def _from_all_ranks(vector: torch.Tensor, group: dist.ProcessGroup, size: int) -> torch.Tensor:
     """Gather the vectors of all ranks of a group: (n,) -> (size, n)."""
-    everyone = own.new_empty(size, len(own))
+    everyone = vector.new_empty(size, len(vector))
     if dist.get_backend(group) == "gloo":
-        dist.all_gather(list(everyone.unbind()), own, group=group)
+        dist.all_gather(list(everyone.unbind()), vector, group=group)
     else:
         # The function's name before torch 2.13, where the old one warns.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        gather(everyone, own, group=group)
+        gather(everyone, vector, group=group)
     return everyone
 
 
@@ -232,13 +232,13 @@ def convert(model: nn.Module, shards: ShardPlan, *, sync_stats: bool) -> nn.Modu
         UserError: a layer with momentum None (cumulative averages).
     """
     ranks = _group_ranks(shards)
-    made: dict[nn.Module, GroupBatchNorm] = {}  # a layer that occurs in two places stays one layer
+    replacements: dict[nn.Module, GroupBatchNorm] = {}  # a layer that occurs in two places stays one layer
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children() omits the second place
             if isinstance(child, _BatchNorm):
-                if child not in made:
-                    made[child] = _as_group_norm(child, ranks, sync_stats)
-                parent._modules[name] = made[child]
+                if child not in replacements:
+                    replacements[child] = _as_group_norm(child, ranks, sync_stats)
+                parent._modules[name] = replacements[child]
     return _as_group_norm(model, ranks, sync_stats) if isinstance(model, _BatchNorm) else model
 
 
@@ -316,7 +316,8 @@ class BnStats:
         self._groups = [shards.group_of(mine[0]) for mine in shards.micro_batches]
         sets = 1 if self.sync_stats else len(self._groups)
         self._sums = like.new_zeros(sets, self.total)  # batch statistics of this step
-        self._own = None if self.sync_stats else self.running.repeat(sets, 1)  # running ones of this rank's groups
+        # The running statistics of this rank's groups.
+        self._group_running = None if self.sync_stats else self.running.repeat(sets, 1)
 
     def _slices(self) -> Iterator[tuple[GroupBatchNorm, slice, slice]]:
         start, half = 0, self.total // 2
@@ -358,12 +359,12 @@ class BnStats:
             self._factors[ran] = self._step_factors(ran)
 
         momentum, counted = self._factors[ran]
-        if self._own is None:
+        if self._group_running is None:
             # Each rank of a group holds the group's statistics, so every group has equal weight in the sum.
             batch = self.world.sum_(self._sums).div_(self.world.size * len(self._groups))
             self.running.lerp_(batch[0], momentum)
         else:
-            self._own.lerp_(self._sums, momentum.expand_as(self._own))
+            self._group_running.lerp_(self._sums, momentum.expand_as(self._group_running))
 
         self._tracked += counted
         self._sums.zero_()
@@ -384,22 +385,22 @@ class BnStats:
 
     def for_evaluation(self) -> None:
         """Put group 0's statistics into the model's buffers on all ranks, to evaluate or save. Collective."""
-        if self._own is not None:
+        if self._group_running is not None:
             self.running.copy_(self._gather(1)[0])
 
     def group_state(self) -> torch.Tensor | None:
         """Return all groups' running statistics (num_groups, total), or None with `bn_sync_stats`. Collective."""
-        return None if self._own is None else self._gather(self.shards.num_groups)
+        return None if self._group_running is None else self._gather(self.shards.num_groups)
 
     def _gather(self, groups: int) -> torch.Tensor:
         """Return the first `groups` rows on every rank. The rank that runs a group's first shard writes its row."""
-        assert self._own is not None
+        assert self._group_running is not None
 
         rows = self.running.new_zeros(groups, self.total)
-        for own, mine, group in zip(self._own, self.shards.micro_batches, self._groups, strict=True):
+        for row, mine, group in zip(self._group_running, self.shards.micro_batches, self._groups, strict=True):
             # The other ranks of a group hold the same values: the sum over the ranks must count them once.
             if group < groups and mine[0] == group * self.shards.group_size:
-                rows[group] = own
+                rows[group] = row
 
         return self.world.sum_(rows)
 
@@ -411,7 +412,7 @@ class BnStats:
         Raises:
             UserError: the state is of another model, number of groups or `bn_sync_stats`.
         """
-        if self._own is None:
+        if self._group_running is None:
             if state is not None:
                 raise UserError(
                     "the checkpoint was written with bn_sync_stats off and this run has it on: set it alike"
@@ -419,13 +420,13 @@ class BnStats:
             return
 
         if state is None:
-            self._own.copy_(self.running.expand_as(self._own))
+            self._group_running.copy_(self.running.expand_as(self._group_running))
             return
 
-        wanted = (self.shards.num_groups, self.total)
-        if tuple(state.shape) != wanted:
+        expected = (self.shards.num_groups, self.total)
+        if tuple(state.shape) != expected:
             raise UserError(
                 f"the checkpoint's batch-norm statistics are {tuple(state.shape)} (groups, values) and this run needs "
-                f"{wanted}: model, bn_group_size or the shards of the global batch differ"
+                f"{expected}: model, bn_group_size or the shards of the global batch differ"
             )
-        self._own.copy_(state.to(self._own.device)[self._groups])
+        self._group_running.copy_(state.to(self._group_running.device)[self._groups])

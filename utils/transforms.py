@@ -53,8 +53,8 @@ def augment(
         return transfer.constant(tuple(rgb), number, clips.device) / 255 * scale + shift
 
     def apply_all(stage: str, clips: Tensor) -> Tensor:
-        for own, apply, rows in parts:
-            if own == stage:
+        for part_stage, apply, rows in parts:
+            if part_stage == stage:
                 clips = apply(clips, rows, colour)
         return clips
 
@@ -115,12 +115,12 @@ def mirrored_classes(
 def _class(name: int | str, names: Sequence[str]) -> int:
     if isinstance(name, int):
         return name
-    found = [number for number, other in enumerate(names) if other == name]
+    matches = [number for number, other in enumerate(names) if other == name]
 
-    if len(found) != 1:
-        there_is = f"{len(found)} classes are" if found else "no class is"
+    if len(matches) != 1:
+        there_is = f"{len(matches)} classes are" if matches else "no class is"
         raise UserError(f"common.data.flip_labels: {there_is} called {name!r}{did_you_mean(name, names)}")
-    return found[0]
+    return matches[0]
 
 
 def mirrored_labels(labels: Tensor, flip: Tensor, classes: Tensor) -> Tensor:

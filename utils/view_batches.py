@@ -222,11 +222,11 @@ def joined(pieces: Sequence[tuple[CropViews, int]]) -> tuple[CropViews, int]:
 
     def crop_views(start: int, stop: int) -> Tensor:
         parts = []
-        for (own, views), first in zip(pieces, starts, strict=False):
+        for (cut_video, views), first in zip(pieces, starts, strict=False):
             # The part of start..stop-1 that lies in this video, counted from the video's first view.
             low, high = max(start, first), min(stop, first + views)
             if low < high:
-                parts.append(own(low - first, high - first))
+                parts.append(cut_video(low - first, high - first))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     return crop_views, starts[-1]

@@ -271,11 +271,11 @@ class Watchdog:
         except OSError:
             mine = time.time()
 
-        found: dict[int, Heartbeat | None] = {}
+        signs: dict[int, Heartbeat | None] = {}
         for rank in range(self.ranks):
             if rank != self.rank:
-                found[rank] = self._heartbeat_of(rank, mine)
-        return found
+                signs[rank] = self._heartbeat_of(rank, mine)
+        return signs
 
     def _heartbeat_of(self, rank: int, now: float) -> Heartbeat | None:
         try:

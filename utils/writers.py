@@ -113,7 +113,7 @@ class StartToken:
 def _tokens(folder: Path) -> list[int]:
     """Return the tokens in a ``jobs/`` folder, in no particular order."""
     try:
-        found = [_FILE.fullmatch(name) for name in os.listdir(folder)]
+        matches = [_FILE.fullmatch(name) for name in os.listdir(folder)]
     except FileNotFoundError:
         return []
-    return [int(match[1]) for match in found if match]
+    return [int(match[1]) for match in matches if match]

@@ -25,7 +25,7 @@ _TRIES = 3  # times that the weights are read, if their file is replaced while t
 _PROBE_SIDE = 64  # pixels; side of the clip on which `fold_bn` compares the two forms of a network
 
 
-def choose_weights(exp: Path, wanted: str | None) -> Path:
+def choose_weights(exp: Path, chosen: str | None) -> Path:
     """Return the checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
 
     If a run changed hands, this is the newest file of the kind under any name (`checkpoint.newest`).
@@ -37,11 +37,11 @@ def choose_weights(exp: Path, wanted: str | None) -> Path:
 
     names = {"best": [checkpoint.BEST], "latest": [checkpoint.LATEST], None: [checkpoint.BEST, checkpoint.LATEST]}
 
-    if wanted in names:
-        paths = [path for name in names[wanted] if (path := checkpoint.newest(exp, name))]
-        first = exp / names[wanted][0]
+    if chosen in names:
+        paths = [path for name in names[chosen] if (path := checkpoint.newest(exp, name))]
+        first = exp / names[chosen][0]
     else:
-        first = Path(str(wanted))
+        first = Path(str(chosen))
         paths = [first] if os.path.lexists(first) else []
 
     if paths:
@@ -95,8 +95,8 @@ def _read_once(weights: Path, read: Callable[[Path], CheckpointContent]) -> tupl
 
     def stamp() -> list[tuple[int, ...]]:
         # A folder of Hugging Face has several files; a replaced file has another inode, size or time.
-        found = [file.stat() for file in (hf.files_of(weights) if weights.is_dir() else [weights])]
-        return [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in found]
+        statuses = [file.stat() for file in (hf.files_of(weights) if weights.is_dir() else [weights])]
+        return [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in statuses]
 
     try:
         before = stamp()
@@ -112,8 +112,8 @@ def _same_on_all_ranks(digest: str, world: World) -> bool:
     import torch
 
     # (32,), a value for each byte
-    own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.int64, device=world.device)
-    return torch.equal(world.broadcast_(own.clone()), own)  # broadcast_ overwrites its argument
+    own_digest = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.int64, device=world.device)
+    return torch.equal(world.broadcast_(own_digest.clone()), own_digest)  # broadcast_ overwrites its argument
 
 
 def build_for_evaluation(cfg: Config, state: CheckpointContent, weights: Path, world: World) -> nn.Module:
@@ -127,14 +127,14 @@ def build_for_evaluation(cfg: Config, state: CheckpointContent, weights: Path, w
     return place(net, world.device, cfg.precision).eval()
 
 
-def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, plain: bool) -> tuple[nn.Module, Cost]:
+def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, as_is: bool) -> tuple[nn.Module, Cost]:
     """Return the network that scores the views of a protocol, and what a view costs.
 
     Args:
         cfg: a loaded configuration.
         protocol: the views that there will be.
         build: returns the network, in evaluation mode on its device.
-        plain: leave the network as trained, instead of bringing it into a faster form (`fold_bn`).
+        as_is: leave the network as trained, instead of bringing it into a faster form (`fold_bn`).
 
     Returns:
         The network; {gmacs_per_view, gmacs_per_video, parameters}.
@@ -161,7 +161,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
     }
 
     # In half precision rounding alone may exceed `_SAME`.
-    if not plain and cfg.precision in ("fp32", "fp64"):
+    if not as_is and cfg.precision in ("fp32", "fp64"):
         net = fold_bn(net, shape, build)
     if protocol.window:
         if not hasattr(net, "window_logits"):

@@ -125,16 +125,16 @@ def _resnet(resnet: ForeignDict, draft: Draft, is_fast: bool) -> None:
     zero = resnet.flag("ZERO_INIT_FINAL_BN", False)
     draft.exact("model.kwargs.zero_init_residual", zero, resnet, "ZERO_INIT_FINAL_BN")
     # "STRIDE_1X1: False" strides in the 3x3 convolution, as torchvision does
-    made = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STRIDE_1X1": False}
-    made["TRANS_FUNC"] = "basic_transform" if depth < 50 else "bottleneck_transform"
-    _fixed(resnet, made, draft)
+    expected = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STRIDE_1X1": False}
+    expected["TRANS_FUNC"] = "basic_transform" if depth < 50 else "bottleneck_transform"
+    _fixed(resnet, expected, draft)
 
     # A number for each stage and pathway
-    for key, wanted in (("SPATIAL_STRIDES", (1, 2, 2, 2)), ("SPATIAL_DILATIONS", (1, 1, 1, 1))):
+    for key, strides in (("SPATIAL_STRIDES", (1, 2, 2, 2)), ("SPATIAL_DILATIONS", (1, 1, 1, 1))):
         stages = _stages(resnet, key)
         for number, stage in enumerate(stages):
-            if len(stages) != len(wanted) or any(value != wanted[number] for value in stage):
-                resnet.fail(key, f"{shown(resnet.values[key])} makes another network; the one here has {wanted}")
+            if len(stages) != len(strides) or any(value != strides[number] for value in stage):
+                resnet.fail(key, f"{shown(resnet.values[key])} makes another network; the one here has {strides}")
 
     draft.built_in(resnet, "SPATIAL_STRIDES", "SPATIAL_DILATIONS", "INPLACE_RELU")
     _temporal_kernels(resnet, draft, depth, is_fast)
@@ -183,11 +183,11 @@ def _temporal_blocks(resnet: ForeignDict, key: str, depth: int, pathways: int) -
     return [[min(number, most) for number in stage] for stage, most in zip(counts, BLOCKS[depth], strict=True)]
 
 
-def _fixed(source: ForeignDict, wanted: Mapping[str, object], draft: Draft) -> None:
-    for key, value in wanted.items():
+def _fixed(source: ForeignDict, expected: Mapping[str, object], draft: Draft) -> None:
+    for key, value in expected.items():
         if key in source and source.raw(key) != value:
             source.fail(key, f"{shown(source.values[key])} makes another network; the one here has {value!r}")
-    draft.built_in(source, *wanted)
+    draft.built_in(source, *expected)
 
 
 def _slowfast(part: ForeignDict, draft: Draft) -> None:

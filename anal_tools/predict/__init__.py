@@ -103,7 +103,7 @@ def predict(args: argparse.Namespace) -> int:
 
     sources = expand(args.sources, args.root)
     names = out_folder.file_names(sources)
-    endings = [ending for ending, wanted in ((".srt", args.srt), (".mp4", args.video)) if wanted]
+    endings = [ending for ending, is_asked in ((".srt", args.srt), (".mp4", args.video)) if is_asked]
     out_folder.check_targets(args.out, names, endings, [*args.sources, *(source.path for source in sources)])
 
     with contextlib.ExitStack() as stack:
@@ -112,17 +112,17 @@ def predict(args: argparse.Namespace) -> int:
         predictor = load(args, world)
         print(f"{predictor.about['weights']} ({predictor.about['engine']}), {len(sources)} source(s)", flush=True)
         args.out.mkdir(parents=True, exist_ok=True)
-        found = look(predictor, sources, world)
-        for one, name in zip(found, names, strict=True):
+        predictions = look(predictor, sources, world)
+        for one, name in zip(predictions, names, strict=True):
             if not one.failure:
                 finish(one, name, args, predictor, world)
             print(as_text(one, predictor.classes), flush=True)
 
     infer = args.out / out_folder.INFER
-    outputs.write_json(infer, as_json(found, predictor, logits=args.logits))
-    failed, unwritten = (sum(bool(getattr(one, name)) for one in found) for name in ("failure", "unwritten"))
+    outputs.write_json(infer, as_json(predictions, predictor, logits=args.logits))
+    failed, unwritten = (sum(bool(getattr(one, name)) for one in predictions) for name in ("failure", "unwritten"))
     lost = f", {unwritten} without their files" if unwritten else ""
-    print(f"{len(found) - failed} predicted, {failed} not readable{lost}; {infer}")
+    print(f"{len(predictions) - failed} predicted, {failed} not readable{lost}; {infer}")
     return 1 if failed or unwritten else 0
 
 
@@ -139,8 +139,8 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
         raise UserError("predict: --model goes with --engine onnx; a checkpoint is named by --checkpoint FILE")
 
     # an exported file takes the reading of media from the experiment beside it
-    own = predictor.from_experiment(args.target, args.checkpoint, args.set, world)
-    return own if args.model is None else predictor.from_onnx(args.model, world, like=own)
+    trained = predictor.from_experiment(args.target, args.checkpoint, args.set, world)
+    return trained if args.model is None else predictor.from_onnx(args.model, world, like=trained)
 
 
 def look(predictor: Predictor, sources: Sequence[InputVideo], world: World) -> list[Prediction]:
@@ -148,9 +148,9 @@ def look(predictor: Predictor, sources: Sequence[InputVideo], world: World) -> l
     from datasets.loading.eval import EvalLoader
     from utils.engine.evaluate import evaluate
 
-    found = [Prediction(source, failure=source.reason) for source in sources]
+    predictions = [Prediction(source, failure=source.reason) for source in sources]
     for reader in ("video", "frames"):
-        mine = [one for one in found if one.source.reader == reader]
+        mine = [one for one in predictions if one.source.reader == reader]
         if not mine:
             continue
 
@@ -185,7 +185,7 @@ def look(predictor: Predictor, sources: Sequence[InputVideo], world: World) -> l
                 clips_per_forward=predictor.clips,
                 keep=keep,
             )
-    return found
+    return predictions
 
 
 def finish(one: Prediction, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
@@ -279,10 +279,10 @@ def as_text(one: Prediction, classes: list[str]) -> str:
     return "\n".join([f"{name}  ({one.frames} frames, {one.frames / max(one.fps, 1e-9):.2f} s{less})", *rows])
 
 
-def as_json(found: Sequence[Prediction], predictor: Predictor, *, logits: bool) -> dict[str, object]:
+def as_json(predictions: Sequence[Prediction], predictor: Predictor, *, logits: bool) -> dict[str, object]:
     """Return the content of infer.json, as docs/predict.md describes it."""
     videos = []
-    for one in found:
+    for one in predictions:
         if one.failure or one.score is None:
             continue
         top = top_classes(one.score, predictor.classes, TOP)
@@ -301,7 +301,7 @@ def as_json(found: Sequence[Prediction], predictor: Predictor, *, logits: bool) 
         videos.append(entry)
 
     # a video without its files is in both lists
-    reasons = [(one.source.path, one.failure or one.unwritten) for one in found]
+    reasons = [(one.source.path, one.failure or one.unwritten) for one in predictions]
     failed = [{"source": path, "reason": reason} for path, reason in reasons if reason]
     about = {"format": 1, "model": predictor.about, "protocol": Protocol(predictor.spec).to_dict()}
     return about | {"classes": predictor.classes, "videos": videos, "failed": failed}

@@ -53,12 +53,12 @@ def file_names(sources: Sequence[InputVideo]) -> list[str]:
     """Return a unique name for the files of each source: its file name without ending, numbered where two are alike."""
     # a name must be printable, so bytes that are not UTF-8 become "?"
     stems = [_stem(source.path).encode("utf-8", "replace").decode() for source in sources]
-    own, taken, last = set(stems), set(), dict.fromkeys(stems, 1)
+    all_stems, taken, last = set(stems), set(), dict.fromkeys(stems, 1)
 
     names = []
     for stem in stems:
         name = stem
-        while name in taken or (name != stem and name in own):  # `a-2` may be the name of another source
+        while name in taken or (name != stem and name in all_stems):  # `a-2` may be the name of another source
             last[stem] += 1
             name = f"{stem}-{last[stem]}"
         taken.add(name)

@@ -77,7 +77,7 @@ class Predictor:
 
 
 def from_experiment(
-    target: Path, checkpoint_name: str | None, overrides: list[str], world: World, *, plain: bool = False
+    target: Path, checkpoint_name: str | None, overrides: list[str], world: World, *, as_is: bool = False
 ) -> Predictor:
     """Return the model of an experiment folder, or of a checkpoint that holds its config.
 
@@ -86,7 +86,7 @@ def from_experiment(
         checkpoint_name: best, latest or a file (also of another project); used with a folder.
         overrides: `key=value` texts.
         world: the ranks, and the device to compute on.
-        plain: leave the network as trained, instead of the form that an evaluation uses.
+        as_is: leave the network as trained, instead of the form that an evaluation uses.
 
     Raises:
         UserError: no such file, or weights that do not fit.
@@ -126,7 +126,7 @@ def from_experiment(
     spec = eval_spec(cfg)
     build = functools.partial(build_for_evaluation, cfg, state, weights, world)
     return Predictor(
-        net=prepare(cfg, Protocol(spec), build, plain=plain)[0],
+        net=prepare(cfg, Protocol(spec), build, as_is=as_is)[0],
         spec=spec,
         normalise=evaluate.normaliser(cfg),
         autocast=lambda: autocast(cfg.precision, world.device),
@@ -180,13 +180,13 @@ def config_of(state: Mapping[str, object], file: Path, overrides: list[str]) -> 
 
     try:
         # through JSON, so that a value of a foreign type is an error here
-        plain = json.loads(json.dumps(state["config"]))
+        tree = json.loads(json.dumps(state["config"]))
         # A run adds the lengths in iterations to those that were given in epochs; both together are refused.
         for computed, given, _ in PAIRS:
             *sections, key = computed.split(".")
             # the section of the computed key, and the value of the key that was given
-            place = functools.reduce(lambda inner, name: inner.get(name, {}), sections, plain)
-            other = functools.reduce(lambda inner, name: (inner or {}).get(name), given.split("."), plain)
+            place = functools.reduce(lambda inner, name: inner.get(name, {}), sections, tree)
+            other = functools.reduce(lambda inner, name: (inner or {}).get(name), given.split("."), tree)
             if other is not None:
                 place.pop(key, None)
     except (TypeError, ValueError, AttributeError) as error:
@@ -195,7 +195,7 @@ def config_of(state: Mapping[str, object], file: Path, overrides: list[str]) -> 
     # `config.load` takes a file, with all its checks and overrides
     with tempfile.TemporaryDirectory(prefix="zoetrope-config-") as folder:
         copy = Path(folder) / "config.yaml"
-        copy.write_text(json.dumps({"common": plain}), encoding="utf-8")  # JSON is YAML
+        copy.write_text(json.dumps({"common": tree}), encoding="utf-8")  # JSON is YAML
         try:
             return config.load(copy, overrides)
         except UserError as error:

@@ -51,23 +51,23 @@ def expand(named: Sequence[str | Path], root: Path | None = None) -> list[InputV
     Raises:
         UserError: a list cannot be read, or there is nothing to score.
     """
-    found: list[InputVideo] = []
+    sources: list[InputVideo] = []
     names = [os.fspath(name) for name in named]
 
     for name in names:
         if os.path.isdir(name):
-            found += _in_folder(name)
+            sources += _in_folder(name)
         elif not os.path.lexists(name):
             # one missing source does not stop the others
-            found.append(InputVideo(name, "", "there is no such file or folder"))
+            sources.append(InputVideo(name, "", "there is no such file or folder"))
         elif name.lower().endswith(LISTS):
-            found += _in_list(Path(name), root)
+            sources += _in_list(Path(name), root)
         else:
-            found.append(_one(name))
+            sources.append(_one(name))
 
-    if not found:
+    if not sources:
         raise UserError(f"predict: no videos and no folders of numbered images in {', '.join(names)}")
-    return found
+    return sources
 
 
 def records_of(sources: Iterable[InputVideo]) -> Records:
@@ -94,15 +94,15 @@ def _one(path: str) -> InputVideo:
 
 def _in_folder(folder: str) -> list[InputVideo]:
     """Return the videos anywhere below a folder; a folder of numbered images is itself a video."""
-    found: list[InputVideo] = []
+    sources: list[InputVideo] = []
     for place, folders, files in os.walk(folder):
         folders.sort()  # in place: os.walk descends in this order
         videos = sorted(name for name in files if name.lower().endswith(VIDEOS))
-        found += [InputVideo(os.path.join(place, name), "video") for name in videos]
+        sources += [InputVideo(os.path.join(place, name), "video") for name in videos]
         # images beside videos, such as thumbnails, are no video
         if not videos and find_layout(files) is not None:
-            found.append(InputVideo(place, "frames"))
-    return found
+            sources.append(InputVideo(place, "frames"))
+    return sources
 
 
 def _in_list(file: Path, root: Path | None) -> list[InputVideo]:

@@ -170,8 +170,8 @@ def make(
     from datasets.readers import open_reader
 
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(row, number < clips) for number, row in enumerate(rows)]
-    found: dict[int, Pictures] = {}
+    tasks = [(row, number < clips) for number, row in enumerate(rows)]
+    by_row: dict[int, Pictures] = {}
     failed = []
 
     def one(job: tuple[int, bool]) -> tuple[int, Pictures | str]:
@@ -185,23 +185,23 @@ def make(
 
     # Threads are enough: decoders, encoders and the resizer release the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for number, (row, pictures) in enumerate(pool.map(one, wanted), start=1):
+        for number, (row, pictures) in enumerate(pool.map(one, tasks), start=1):
             if isinstance(pictures, str):
                 failed.append(pictures)
             else:
-                found[row] = pictures
+                by_row[row] = pictures
             if number % 50 == 0:
-                say(f"pictures of {number} of {len(wanted)} videos")
-    return found, failed
+                say(f"pictures of {number} of {len(tasks)} videos")
+    return by_row, failed
 
 
-def forget_others(folder: Path, found: dict[int, Pictures]) -> None:
+def forget_others(folder: Path, by_row: dict[int, Pictures]) -> None:
     """Delete pictures of earlier reports; leave files alone that no report has written."""
     if not folder.is_dir():
         return
-    kept = {Path(path).name for one in found.values() for path in (one["sheet"], one.get("clip", ""))}
+    kept = {Path(path).name for one in by_row.values() for path in (one["sheet"], one.get("clip", ""))}
     kept |= {
-        Path(path).name for one in found.values() for maps in one.get("maps", {}).values() for _, path in maps["shown"]
+        Path(path).name for one in by_row.values() for maps in one.get("maps", {}).values() for _, path in maps["shown"]
     }
 
     # The names of `stem_of`; .tmp is left by a report that was killed
@@ -290,9 +290,9 @@ def shown_view(num_clips: int, boxes: np.ndarray, flips: np.ndarray, size: tuple
     """Return the number of the shown view: of the middle clip, the crop nearest to the centre, not mirrored."""
     per_clip = len(boxes) // num_clips
     first = (num_clips // 2) * per_clip
-    own, mirrored = boxes[first : first + per_clip], flips[first : first + per_clip]
+    crops, mirrored = boxes[first : first + per_clip], flips[first : first + per_clip]
     # Twice the distance between the centres, |dx| + |dy|
-    away = np.abs(own[:, :2] + own[:, 2:] - np.array([size[1], size[0]])).sum(axis=1)
+    away = np.abs(crops[:, :2] + crops[:, 2:] - np.array([size[1], size[0]])).sum(axis=1)
     # The last key of lexsort counts first: unmirrored before near
     return first + int(np.lexsort((away, mirrored))[0])
 

@@ -150,8 +150,8 @@ def choose(
         )
 
     if epochs is None:
-        wanted = recipe.clips[on_gpu] / summary.train
-        epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))))
+        enough = recipe.clips[on_gpu] / summary.train
+        epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, enough))))
         why.append(("length", f"{epochs:g} epochs of {summary.train} videos, about {recipe.clips[on_gpu]:,} clips"))
 
     # Evaluation

@@ -169,7 +169,7 @@ class Stored:
 
 
 def pack(
-    reader: Any, plan: Plan | VideoPlan, box: Box | None, slot: Slot, offset: int, wanted: AsStored
+    reader: Any, plan: Plan | VideoPlan, box: Box | None, slot: Slot, offset: int, limits: AsStored
 ) -> dict[str, object]:
     """Write the stored bytes of some frames into a slot.
 
@@ -177,7 +177,7 @@ def pack(
         reader: an EncodedReader, perhaps behind a cache of metadata.
         plan, box: frames of a record, and the part of them to keep; box None means whole frames.
         slot, offset: where the bytes go.
-        wanted: largest number of bytes, and codecs to leave out.
+        limits: largest number of bytes, and codecs to leave out.
 
     Returns:
         Fields of an `Answer`: `stored`, or `refused` if nothing was written.
@@ -189,9 +189,9 @@ def pack(
         # Checked before anything is read: the device holds whole frames until they are cropped.
         if decoded > DECODED_BYTES:
             raise Refused(f"its frames take {decoded >> 20} MiB before they are cropped")
-        encoded: Encoded = reader.encode(plan.sample, plan.frames, wanted.without)
-        if wanted.room is not None and encoded.size > wanted.room:
-            raise Refused(f"its frames are stored in more than {wanted.room >> 20} MiB")
+        encoded: Encoded = reader.encode(plan.sample, plan.frames, limits.without)
+        if limits.room is not None and encoded.size > limits.room:
+            raise Refused(f"its frames are stored in more than {limits.room >> 20} MiB")
     except Refused as refusal:
         return {"refused": str(refusal)}
     except MediaError as error:

@@ -60,11 +60,11 @@ def target_names(records: Records, settings: DumpSettings, files: set[str]) -> d
 
 def _parents(names: Iterable[str]) -> set[str]:
     """Return all folders that hold one of these names, directly or below."""
-    found: set[str] = set()
+    parents: set[str] = set()
     for name in names:
-        while (name := os.path.dirname(name)) and name not in found:
-            found.add(name)
-    return found
+        while (name := os.path.dirname(name)) and name not in parents:
+            parents.add(name)
+    return parents
 
 
 def _without_ending(path: str) -> str:

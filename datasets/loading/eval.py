@@ -69,13 +69,13 @@ class EvalLoader(Loader):
     ) -> None:
         self.spec = spec
 
-        wanted = [sample for sample in range(len(records)) if sample not in skip]
+        samples = [sample for sample in range(len(records)) if sample not in skip]
         # Ceil: ranks with one video fewer pad, so that all ranks take part in every collective.
-        self.rounds = -(-len(wanted) // world)
+        self.rounds = -(-len(samples) // world)
         # A budget of 1.0 never stops an evaluation: its caller counts unreadable videos as wrong.
         self.ledger = Ledger(len(records), 1.0, "error" if options.on_bad == "error" else "skip")
 
-        self._mine = wanted[rank::world]
+        self._mine = samples[rank::world]
         self._round = 0  # that is yielded next
         self._asked = 0  # rounds that were submitted
         self._where: dict[int, int] = {}  # request id -> round

@@ -180,12 +180,12 @@ class ReadHandler:
 
         if self._examiner is None:
             self._examiner = Examiner(self.setup.reader, self.records)
-        return Answer(number, found=self._examiner.answer(task))
+        return Answer(number, result=self._examiner.answer(task))
 
     def _dump(self, number: int, task: DumpVideo) -> Answer:
         from datasets.dump.video import Dumper
 
-        return Answer(number, found=Dumper(self.records, self.setup.reader.missing_share).answer(number, task))
+        return Answer(number, result=Dumper(self.records, self.setup.reader.missing_share).answer(number, task))
 
 
 def _read_views(reader: Reader, metadata: VideoMetadata, plans: list[Plan], outs: list[np.ndarray]) -> None:

@@ -183,11 +183,11 @@ class FramePack:
             fps=float(header["fps"]),
         )
 
-        said = self.description
-        if min(said.height, said.width) < 1 or not (math.isfinite(said.fps) and said.fps >= 0):
-            reason = f"its header says {said.width}x{said.height} at {said.fps:g} frames/s; dump this video again"
+        about = self.description
+        if min(about.height, about.width) < 1 or not (math.isfinite(about.fps) and about.fps >= 0):
+            reason = f"its header says {about.width}x{about.height} at {about.fps:g} frames/s; dump this video again"
             raise MediaError(self.path, reason)
-        self._prefix, self._suffix = _split(said.template)
+        self._prefix, self._suffix = _split(about.template)
 
     def close(self) -> None:
         """Close the file. Data that was read stays valid."""

@@ -82,13 +82,13 @@ class Stamp(NamedTuple):
 def stamp_of(path: str, probe_file: str = "") -> Stamp | None:
     """Return the stamp of a path now, or None if it does not exist."""
     try:
-        own = os.stat(path)
+        status = os.stat(path)
         if not probe_file:
-            return Stamp(own.st_size, own.st_mtime_ns)
+            return Stamp(status.st_size, status.st_mtime_ns)
         first = os.stat(os.path.join(path, probe_file))
     except (OSError, ValueError):
         return None
-    return Stamp(own.st_size, own.st_mtime_ns, probe_file, first.st_size, first.st_mtime_ns)
+    return Stamp(status.st_size, status.st_mtime_ns, probe_file, first.st_size, first.st_mtime_ns)
 
 
 def path_in(folder: Path) -> Path:
@@ -170,7 +170,7 @@ class MetadataCache:
                     raise UserError(f"data.metadata: {self.path} is not the metadata.bin of a scan")
                 header = json.loads(f.read(length))
                 at, size = f.tell(), os.fstat(f.fileno()).st_size
-            made = {name: header.get(name) for name in _versions()}
+            versions = {name: header.get(name) for name in _versions()}
         except OSError as error:
             raise UserError(
                 f"data.metadata: {self.path}: {error.strerror}; `python main.py scan LIST --root R` makes it"
@@ -179,10 +179,11 @@ class MetadataCache:
             raise self._damaged() from error
 
         # Another PyAV may bring another FFmpeg, which may find other frames.
-        if made != _versions():
+        if versions != _versions():
             raise UserError(
-                f"data.metadata: {self.path} was made by probe version {made['probe']} with PyAV {made['av']}, here are"
-                f" {PROBE_VERSION} and {_versions()['av']}: run `python main.py scan LISTS --root R --out FOLDER` again"
+                f"data.metadata: {self.path} was made by probe version {versions['probe']} with PyAV {versions['av']}, "
+                f"here are {PROBE_VERSION} and {_versions()['av']}: "
+                "run `python main.py scan LISTS --root R --out FOLDER` again"
             )
 
         self._columns: dict[str, np.ndarray] = {}

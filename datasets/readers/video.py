@@ -148,19 +148,19 @@ class VideoReader:
         self._indexes.move_to_end(path)
         return self._indexes[path]
 
-    def _decode(self, i: int, index: Index, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode(self, i: int, index: Index, ordinals: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield (ordinal, frame) for the requested ordinals, each at least once unless it does not decode."""
         path, shown = self.records.full_path(i), self.records.path(i)
-        left = wanted
+        left = ordinals
 
         if index.grade is Grade.TIMED:
             kept = self._kept[1] if self._kept and self._kept[0] == path else None
             with _Demuxer(path, shown, index, kept) as demuxer:
-                found = set()
-                for ordinal, frame in demuxer.read(wanted):
-                    found.add(ordinal)
+                decoded = set()
+                for ordinal, frame in demuxer.read(ordinals):
+                    decoded.add(ordinal)
                     yield ordinal, frame
-            left = [ordinal for ordinal in wanted if ordinal not in found]
+            left = [ordinal for ordinal in ordinals if ordinal not in decoded]
 
         if left:
             # A requested stamp did not come out: only counting from the start identifies the frames. Count to the end,
@@ -169,10 +169,10 @@ class VideoReader:
                 self._check_total(i, index)
             yield from self._count(i, left, index.metadata.frames)
 
-    def _count(self, i: int, wanted: list[int], expected: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _count(self, i: int, ordinals: list[int], expected: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode from the start and yield the requested ordinals by counting."""
         path, shown = self.records.full_path(i), self.records.path(i)
-        ahead, decoded = set(wanted), 0
+        ahead, decoded = set(ordinals), 0
 
         with open_container(path, shown) as container:
             decoding = Decoding(container, video_stream(container, shown), self.spec.missing_share)
@@ -216,18 +216,18 @@ class Scaler:
         self._key: tuple[object, ...] = ()
         self._reformatter: VideoReformatter | None = None
 
-    def to(self, frame: av.VideoFrame, name: str, **wanted: Any) -> av.VideoFrame:
+    def to(self, frame: av.VideoFrame, name: str, **options: Any) -> av.VideoFrame:
         """Return one frame in another size or format. Raise MediaError if its format cannot be converted."""
         from av.error import FFmpegError
         from av.video.reformatter import VideoReformatter
 
         key = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
-        key += (frame.color_primaries, frame.color_trc, *wanted.items())
+        key += (frame.color_primaries, frame.color_trc, *options.items())
         if self._reformatter is None or key != self._key:
             self._key, self._reformatter = key, VideoReformatter()
 
         try:
-            return self._reformatter.reformat(frame, **wanted)
+            return self._reformatter.reformat(frame, **options)
         except (FFmpegError, ValueError) as error:
             reason = f"its pixel format {frame.format.name} cannot be converted ({error})"
             raise MediaError(name, reason) from error
@@ -261,23 +261,23 @@ class _Demuxer:
         self.packets = packets(self.container, self.stream)
         self.next = 0  # position of the packet that `packets` yields next
 
-    def read(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def read(self, ordinals: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield (ordinal, frame) for sorted ordinals, in the order in which they are decoded."""
         index = self.index
-        ordinal_of = {int(index.pts[index.positions[ordinal]]): ordinal for ordinal in wanted}
+        ordinal_of = {int(index.pts[index.positions[ordinal]]): ordinal for ordinal in ordinals}
 
-        for start, stop in self._runs(wanted):
+        for start, stop in self._runs(ordinals):
             for frame in self._run(start, stop, ordinal_of):
                 if frame.pts in ordinal_of:
                     yield ordinal_of[frame.pts], frame
 
-    def _runs(self, wanted: list[int]) -> list[tuple[int, int]]:
+    def _runs(self, ordinals: list[int]) -> list[tuple[int, int]]:
         """Return the ranges of packets to decode, each from a key frame. A gap between ranges skips packets."""
         index = self.index
         keys = np.flatnonzero(index.keys)
         runs: list[tuple[int, int]] = []
 
-        for position in index.positions[wanted].tolist():
+        for position in index.positions[ordinals].tolist():
             before = keys[: np.searchsorted(keys, position, side="right")]
             # A picture that is shown before its key frame (open GOP) needs the previous key frame.
             before = before[index.pts[before] <= index.pts[position]]

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 #: How much of a file is decoded; each level includes those before it.
 LEVELS = ("header", "ends", "all")
 _SMALL = (32, 32)  # frames are compared in this size, which every decoder and resize has to deliver completely
-_PLAIN = 2.0  # pictures with less contrast (standard deviation, 0..255) look alike without being the same
+_LOW_CONTRAST = 2.0  # pictures with less contrast (standard deviation, 0..255) look alike without being the same
 _BLOCK = 1 << 20  # bytes read at a time
 _AT_ONCE = 64  # frame files whose bytes are held at a time
 _PACK = ".fsh"
@@ -73,17 +73,17 @@ class Examiner:
         """
         path, shown = self.records.full_path(i), self.records.path(i)
         # The stamp is taken first: if it differs at the end, it may be of two files.
-        found: files.Row = {"bad": "", "notes": [], "stamp": stamp_of(path), "level": level}
-        if found["stamp"] is None:
-            return found | {"bad": _why_not_there(path), "again": True}
+        row: files.Row = {"bad": "", "notes": [], "stamp": stamp_of(path), "level": level}
+        if row["stamp"] is None:
+            return row | {"bad": _why_not_there(path), "again": True}
 
         family = family_of(path)
-        found["kind"] = _kind(path, family)
+        row["kind"] = _kind(path, family)
 
         try:
             reader = self._reader(family)
             metadata = reader.probe(i)
-            found |= {
+            row |= {
                 "frames": metadata.frames,
                 "height": metadata.height,
                 "width": metadata.width,
@@ -91,23 +91,23 @@ class Examiner:
             }
             if family == "video":
                 index = reader.index(i)  # type: ignore[attr-defined]
-                found |= {"grade": index.grade.value, "turns": index.rotation, "decoder": index.codec}
-                found |= {"missing": index.missing, "shorter": index.missing}
-                found |= describe(path, shown, index.metadata.frames)
-            elif found["kind"] == "folder":
+                row |= {"grade": index.grade.value, "turns": index.rotation, "decoder": index.codec}
+                row |= {"missing": index.missing, "shorter": index.missing}
+                row |= describe(path, shown, index.metadata.frames)
+            elif row["kind"] == "folder":
                 first = reader.first_file(i)  # type: ignore[attr-defined]
-                found |= _folder(path, os.path.basename(first), int(self.records.starts[i]) + metadata.frames)
+                row |= _folder(path, os.path.basename(first), int(self.records.starts[i]) + metadata.frames)
             if level != "header":
-                found |= self._decode(i, family, whole=level == "all")
+                row |= self._decode(i, family, whole=level == "all")
         except MediaError as error:
-            # The metadata found before the error stays in `found`: the metadata cache takes them.
+            # The metadata found before the error stays in `row`: the metadata cache takes them.
             # The path of the error shows which frame of a folder it is about; a decoder's message may lack it.
             inside = "" if error.path in (shown, path) else f"{os.path.basename(error.path)}: "
-            found["bad"] = inside + error.reason
+            row["bad"] = inside + error.reason
 
-        if stamp_of(path, (found["stamp"] or Stamp(0, 0)).probe_file) != found["stamp"]:
+        if stamp_of(path, (row["stamp"] or Stamp(0, 0)).probe_file) != row["stamp"]:
             return {"bad": "the file changed while it was looked at", "again": True, "notes": []}
-        return found
+        return row
 
     def _reader(self, family: str) -> Reader:
         if family not in self._readers:
@@ -120,10 +120,10 @@ class Examiner:
         A video that ends early has "probed", the frames that `probe` promises, besides the "frames" that decode.
         """
         reader = self._reader(family)
-        found, missing = on_what_decodes(reader, i, lambda reader: self._examine(reader, i, family, whole))
-        if found["frames"] < (probed := reader.probe(i).frames):
-            found |= {"probed": probed, "shorter": missing}
-        return found
+        row, missing = on_what_decodes(reader, i, lambda reader: self._examine(reader, i, family, whole))
+        if row["frames"] < (probed := reader.probe(i).frames):
+            row |= {"probed": probed, "shorter": missing}
+        return row
 
     def _examine(self, reader: Reader, i: int, family: str, whole: bool) -> files.Row:
         metadata: VideoMetadata = reader.probe(i)
@@ -144,7 +144,7 @@ class Examiner:
         reader.read(i, np.array(ends), None, _SMALL, pictures)
 
         # Black or plain pictures are no evidence that two videos are the same.
-        if float(pictures.std(axis=(1, 2)).max()) < _PLAIN:
+        if float(pictures.std(axis=(1, 2)).max()) < _LOW_CONTRAST:
             return {"frames": metadata.frames, "pictures": ""}
         text = f"{metadata.frames} {metadata.width}x{metadata.height} ".encode() + pictures.tobytes()
         return {"frames": metadata.frames, "pictures": xxhash.xxh3_128_hexdigest(text)}
@@ -191,7 +191,7 @@ def describe(path: str, shown: str, frames: int) -> files.Row:
             if packet.pts is not None and not packet.is_discard:
                 stamps.append(packet.pts)
 
-        found: files.Row = {
+        row: files.Row = {
             "format": container.format.name,
             "codec": context.name,
             "pixels": context.pix_fmt or "",
@@ -202,11 +202,11 @@ def describe(path: str, shown: str, frames: int) -> files.Row:
         }
 
     notes = []
-    if found["declared"] and found["declared"] != frames:
-        notes.append(f"its header says {found['declared']} frames, there are {frames}")
+    if row["declared"] and row["declared"] != frames:
+        notes.append(f"its header says {row['declared']} frames, there are {frames}")
     if damaged:
         notes.append(f"{damaged} of its packets are marked as damaged")
-    return found | {"notes": notes}
+    return row | {"notes": notes}
 
 
 def is_variable(stamps: list[int]) -> bool | None:

@@ -16,7 +16,7 @@ from utils import files, renamed
 from utils.errors import UserError
 
 JOURNAL = "files.jsonl"
-Entry = files.Row
+ScanEntry = files.Row
 
 
 class Journal:
@@ -36,7 +36,7 @@ class Journal:
     def __init__(self, folder: Path, spec: ReaderSpec) -> None:
         self.file = folder / JOURNAL
         self.spec = spec
-        self.known: dict[tuple[str, int], Entry] = {}
+        self.known: dict[tuple[str, int], ScanEntry] = {}
         self._lists: dict[str, list[str]] = {}
 
         try:
@@ -88,14 +88,14 @@ class Journal:
             return [self.spec.template, self.spec.frame_base, self.spec.fps]
         return [metadata_cache.PROBE_VERSION, self.spec.missing_share]
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: ScanEntry) -> None:
         self._out.write(json.dumps(entry).encode("ascii") + b"\n")
         self._out.flush()
 
-    def add(self, path: str, start: int, found: Entry) -> None:
+    def add(self, path: str, start: int, answer: ScanEntry) -> None:
         """Record the answer about a path."""
-        family = "video" if found.get("kind", "video") == "video" else "frames"
-        entry = {"path": path, "start": start, "family": family, "naming": self._naming(family), **found}
+        family = "video" if answer.get("kind", "video") == "video" else "frames"
+        entry = {"path": path, "start": start, "family": family, "naming": self._naming(family), **answer}
         self.known[path, start] = entry
         self._write(entry)
 
@@ -108,7 +108,7 @@ class Journal:
         whose = f"belongs to {owner[0]} with root {owner[1]}" if owner else "is there and was not written by a scan"
         raise UserError(f"--out: {clean} {whose}; scan {list_file} with another --out, or move that file away")
 
-    def own(self, clean: str, list_file: str, root: str) -> None:
+    def record_list(self, clean: str, list_file: str, root: str) -> None:
         """Record to which list the clean list of this name belongs."""
         owner = _owner(list_file, root)
         if self._lists.get(clean) != owner:
@@ -145,7 +145,7 @@ def _owner(list_file: str, root: str) -> list[str]:
     return [os.path.abspath(list_file), os.path.abspath(root)]
 
 
-def _is_whole(entry: Entry) -> bool:
+def _is_whole(entry: ScanEntry) -> bool:
     """Return True if an entry holds all values that results, metadata and the comparison of files need."""
     stamp, bad, notes = entry.get("stamp"), entry.get("bad"), entry.get("notes")
     if entry.get("level") not in LEVELS or not isinstance(bad, str) or not isinstance(notes, list):

@@ -60,25 +60,25 @@ def main(argv: Sequence[str]) -> int:
             journal.check_owner(args.out / clean_name(records.list_file), str(records.list_file), records.root)
 
         try:
-            found = [
+            examined = [
                 examine(records, spec, journal, level=args.decode, workers=args.workers, deadline=args.deadline)
                 for records in lists
             ]
-            groups = same_content(lists, found, spec, workers=args.workers, deadline=args.deadline)
+            groups = same_content(lists, examined, spec, workers=args.workers, deadline=args.deadline)
         except KeyboardInterrupt:
             print("\nstopped; run the same command again to resume", file=sys.stderr)
             return 130
 
         # Record the owners before the lists are written.
         for records in lists:
-            journal.own(clean_name(records.list_file), str(records.list_file), records.root)
+            journal.record_list(clean_name(records.list_file), str(records.list_file), records.root)
 
         # Write the metadata for training, then the lists, the summary and the page, as long as the folder is locked.
         cache = metadata_cache.path_in(args.out)
         entries = metadata_cache.write(cache, journal.metadata())
         seconds = time.monotonic() - started
         summary = scan_results.write(
-            args.out, lists, found, groups, level=args.decode, classes=args.classes, seconds=seconds
+            args.out, lists, examined, groups, level=args.decode, classes=args.classes, seconds=seconds
         )
 
     print("\n".join(scan_results.in_words(summary, args.out)))

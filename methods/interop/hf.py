@@ -107,10 +107,10 @@ def read_folder(path: Path) -> HfFolder:
     family = importlib.import_module(f"methods.interop.{FAMILIES[kind]}")
     tensors: dict[str, Tensor] = {}
     for file, names in _shards(path).items():
-        found = weights_file.read(file)
-        if names is not None and names != found.keys():
+        shard = weights_file.read(file)
+        if names is not None and names != shard.keys():
             raise UserError(f"{file}: its tensors are not those that {path / INDEX} names; take another copy of both")
-        tensors |= found
+        tensors |= shard
 
     if not family.is_hf(tensors):
         raise UserError(f"{path}: its tensors ({', '.join(list(tensors)[:3])}) have other names than a {kind} folder's")
@@ -166,8 +166,8 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
     if not os.path.lexists(index):
         if not os.path.lexists(single):
             pickled = sorted(name for name in os.listdir(path) if name.endswith(_PICKLED))
-            found = f"; {pickled[0]:.60} is not read: loading it could run code" if pickled else ""
-            raise UserError(f"{path} holds no {WEIGHTS}{found}; take the folder's safetensors file")
+            hint = f"; {pickled[0]:.60} is not read: loading it could run code" if pickled else ""
+            raise UserError(f"{path} holds no {WEIGHTS}{hint}; take the folder's safetensors file")
         return {single: None}
 
     table = read_json(index).get("weight_map")

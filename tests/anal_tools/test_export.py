@@ -48,14 +48,14 @@ def small(name: str) -> tuple[nn.Module, torch.Tensor]:
         if isinstance(norm, _BatchNorm) and not norm.weight.any():
             nn.init.ones_(norm.weight)
     nn.init.normal_(model.classifier.weight, std=0.5)
-    return export.plain(model), torch.randn(3, 3, options["num_segments"], SIDE, SIDE)
+    return export.export_form(model), torch.randn(3, 3, options["num_segments"], SIDE, SIDE)
 
 
 def same(net: nn.Module, exported: nn.Module, clips: torch.Tensor) -> None:
     with torch.inference_mode():
-        wanted = net(clips)
+        expected = net(clips)
         for batch in (clips, clips[:1]):
-            torch.testing.assert_close(exported(batch), wanted[: len(batch)], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(exported(batch), expected[: len(batch)], rtol=1e-4, atol=1e-5)
 
 
 def marks_of(name: str) -> list[pytest.MarkDecorator]:
@@ -119,8 +119,8 @@ def test_clips_of_a_list_with_several_labels(exported: tuple[Path, Path, Path], 
     (tmp_path / "several.txt").write_text("a.mp4\t20\t3\t1\nb.mp4\t16\t2\n")
     sets = ["loss=bce", "data.list_layout=path_frames_labels", f"val_source={tmp_path / 'several.txt'}"]
     args = argparse.Namespace(check=[], target=exp, set=sets)
-    found = export.clips_to_check(args, None)  # type: ignore[arg-type]  # the predictor is not asked
-    assert [Path(source.path) for source in found] == [root / "a.mp4", root / "b.mp4"]
+    sources = export.clips_to_check(args, None)  # type: ignore[arg-type]  # the predictor is not asked
+    assert [Path(source.path) for source in sources] == [root / "a.mp4", root / "b.mp4"]
 
 
 def infer(out: Path) -> dict:
@@ -137,12 +137,12 @@ def test_predict_runs_it_and_sees_the_same(exported: tuple[Path, Path, Path], tm
     for name, words in runs.items():
         argv = ["predict", *words, root / "a.mp4", root / "b.mp4", "--logits", "--out", tmp_path / name]
         assert main.main([str(word) for word in argv]) == 0
-    wanted = infer(tmp_path / "torch")["videos"]
+    expected = infer(tmp_path / "torch")["videos"]
     for name in ("onnx", "alone"):
-        found = infer(tmp_path / name)
-        assert found["model"]["engine"] == "onnx"
-        assert found["classes"] == weights.NAMES
-        for one, two in zip(wanted, found["videos"], strict=True):
+        predictions = infer(tmp_path / name)
+        assert predictions["model"]["engine"] == "onnx"
+        assert predictions["classes"] == weights.NAMES
+        for one, two in zip(expected, predictions["videos"], strict=True):
             assert [top["label"] for top in one["top"]] == [top["label"] for top in two["top"]]
             assert np.abs(np.array(one["logits"]) - np.array(two["logits"])).max() <= 1e-4
 

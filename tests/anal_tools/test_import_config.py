@@ -169,9 +169,14 @@ def test_tsm_of_1x(tmp_path: Path) -> None:
     assert (cfg.augmentation.mean, cfg.augmentation.std) == ((0.5,) * 3, (0.2,) * 3)
     assert (cfg.data.reader, cfg.data.sampling, cfg.data.flip_labels) == ("video", "mmaction2_1x", ((2, 3),))
     assert (cfg.batch_size, cfg.shards, cfg.reference_batch, cfg.workers) == (6, 4, 24, 3)
-    plain = cfg.lr_scheduler
-    assert (plain.type, plain.base_lr, plain.warmup_lr) == ("STEP", pytest.approx(0.002), 0.02)
-    assert (plain.warmup_epochs, plain.warmup_by, plain.lr_epochs, plain.max_epoch) == (4, "epoch", (25, 45), 50)
+    schedule = cfg.lr_scheduler
+    assert (schedule.type, schedule.base_lr, schedule.warmup_lr) == ("STEP", pytest.approx(0.002), 0.02)
+    assert (schedule.warmup_epochs, schedule.warmup_by, schedule.lr_epochs, schedule.max_epoch) == (
+        4,
+        "epoch",
+        (25, 45),
+        50,
+    )
     assert (cfg.policy, cfg.label_smooth, cfg.clip_grad, cfg.weight_decay) == (True, 0.1, 20, 0.0005)
     assert (cfg.val_freq_epochs, cfg.print_freq) == (2, 7)
     assert (cfg.train_source.rpartition("/")[2], cfg.val_root.rpartition("/")[2]) == ("a.txt", "b")
@@ -194,22 +199,22 @@ def test_slowfast_with_a_cosine_that_begins_with_the_run(tmp_path: Path) -> None
     text = pipeline(length=32, interval=2, segments=1, clips=10, crop="dict(type='RandomResizedCrop')") + SLOWFAST
     text += RUN_1X + COSINE_1X.format(convert=", convert_to_iter_based=True", length=256, begin=0)
     cfg, draft = imported(tmp_path, text)
-    wanted = {"slow_index": "strided", "slow_first": False, "fast_backbone": "resnet50"}  # alpha 4 and 7 are defaults
-    assert wanted.items() <= cfg.model.kwargs.items()
+    options = {"slow_index": "strided", "slow_first": False, "fast_backbone": "resnet50"}  # alpha 4 and 7 are defaults
+    assert options.items() <= cfg.model.kwargs.items()
     assert (cfg.model.backbone, cfg.model.dropout) == ("resnet101", 0.8)
     assert (cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval) == (1, 32, 2)
-    plain = cfg.lr_scheduler
-    assert (plain.type, plain.warmup_epochs, plain.warmup_type) == ("COSINE", 34, "factor_linear")
-    assert (plain.step_by, plain.warmup_by, plain.cosine_begin_epoch) == ("epoch", "iteration", None)
+    schedule = cfg.lr_scheduler
+    assert (schedule.type, schedule.warmup_epochs, schedule.warmup_type) == ("COSINE", 34, "factor_linear")
+    assert (schedule.step_by, schedule.warmup_by, schedule.cosine_begin_epoch) == ("epoch", "iteration", None)
     assert (cfg.nesterov, cfg.clip_grad) == (True, None)
     assert draft.test.startswith("--views 10x3 ")
 
 
 def test_a_cosine_behind_the_warm_up_begins_where_theirs_does(tmp_path: Path) -> None:
     text = pipeline() + TSM + RUN_1X + COSINE_1X.format(convert="", length=222, begin=34)
-    plain = imported(tmp_path, text)[0].lr_scheduler
-    assert (plain.warmup_epochs, plain.warmup_by, plain.cosine_begin_epoch) == (33, "epoch", 34)
-    assert plain.warmup_type == "to_peak"
+    schedule = imported(tmp_path, text)[0].lr_scheduler
+    assert (schedule.warmup_epochs, schedule.warmup_by, schedule.cosine_begin_epoch) == (33, "epoch", 34)
+    assert schedule.warmup_type == "to_peak"
 
 
 @pytest.mark.parametrize("paramwise", ["dict(bias_decay_mult=0)", "dict(norm_decay_mult=0.5)"])
@@ -239,9 +244,9 @@ def test_slowonly_of_0x(tmp_path: Path) -> None:
     assert (cfg.data.frame_base, cfg.data.flip) == (1, False)
     assert (cfg.augmentation.area, cfg.augmentation.input_size) == ((0.2, 1.0), 112)
     assert (cfg.batch_size, cfg.shards, cfg.reference_batch) == (4, 8, 32)
-    plain = cfg.lr_scheduler
-    assert (plain.base_lr, plain.warmup_lr, plain.warmup_epochs) == (pytest.approx(0.01), 0.1, 34)
-    assert (plain.warmup_type, plain.step_by, plain.min_lr) == ("factor_linear", "epoch", 0)
+    schedule = cfg.lr_scheduler
+    assert (schedule.base_lr, schedule.warmup_lr, schedule.warmup_epochs) == (pytest.approx(0.01), 0.1, 34)
+    assert (schedule.warmup_type, schedule.step_by, schedule.min_lr) == ("factor_linear", "epoch", 0)
     assert (cfg.clip_grad, cfg.val_freq_epochs) == (40, 5)
     assert "8 is their habit" in (tmp_path / "exp/config.yaml").read_text()
     assert "--gpus" in rows(draft, NOT)
@@ -249,8 +254,8 @@ def test_slowonly_of_0x(tmp_path: Path) -> None:
 
 def test_slowfast_of_pyslowfast(tmp_path: Path) -> None:
     cfg, draft = imported(tmp_path, PYSLOWFAST, "config.yaml")
-    wanted = {"fusion_kernel": 5, "res4_temporal_blocks": 6, "fast_res4_temporal_blocks": 23}
-    assert wanted.items() <= cfg.model.kwargs.items()
+    options = {"fusion_kernel": 5, "res4_temporal_blocks": 6, "fast_res4_temporal_blocks": 23}
+    assert options.items() <= cfg.model.kwargs.items()
     assert (cfg.batch_size, cfg.shards, cfg.reference_batch) == (8, 32, 256)
     assert (cfg.lr_scheduler.warmup_lr, cfg.lr_scheduler.base_lr) == (pytest.approx(0.4), pytest.approx(0.04))
     assert cfg.lr_scheduler.warmup_type == "to_schedule"
@@ -265,8 +270,8 @@ def test_steps_of_pyslowfast(tmp_path: Path) -> None:
     text = PYSLOWFAST.replace(
         "LR_POLICY: cosine", "LR_POLICY: steps_with_relative_lrs, LRS: [1, 0.1, 0.02], STEPS: [0, 94, 154]"
     )
-    plain = imported(tmp_path, text, "config.yaml")[0].lr_scheduler
-    assert (plain.lr_epochs, plain.lr_mults) == ((94, 154), (0.1, pytest.approx(0.2)))
+    schedule = imported(tmp_path, text, "config.yaml")[0].lr_scheduler
+    assert (schedule.lr_epochs, schedule.lr_mults) == ((94, 154), (0.1, pytest.approx(0.2)))
 
 
 @pytest.mark.parametrize(

@@ -56,16 +56,16 @@ def infer(out: Path) -> dict:
 def test_the_logits_are_those_of_an_evaluation(exp: Path, clips: Path, tmp_path: Path) -> None:
     assert run("predict", exp, clips / "a.mp4", clips / "b.avi", "--out", tmp_path, "--logits") == 0
     assert run("eval", exp) == 0
-    found, scored = infer(tmp_path), Results.load(exp)
-    for row, entry in enumerate(found["videos"]):
+    predictions, scored = infer(tmp_path), Results.load(exp)
+    for row, entry in enumerate(predictions["videos"]):
         assert np.abs(np.array(entry["logits"]) - scored.logits[row]).max() < 1e-5
         best = [top["label"] for top in entry["top"]]
         assert best == np.argsort(-scored.scores[row])[:5].tolist()
         assert entry["top"][0]["score"] == pytest.approx(scored.scores[row].max(), abs=1e-5)
-    assert [entry["source"] for entry in found["videos"]] == [str(clips / "a.mp4"), str(clips / "b.avi")]
-    assert found["classes"] == weights.NAMES
-    assert found["videos"][0]["frames"] == 40
-    assert found["videos"][0]["fps"] == 25
+    assert [entry["source"] for entry in predictions["videos"]] == [str(clips / "a.mp4"), str(clips / "b.avi")]
+    assert predictions["classes"] == weights.NAMES
+    assert predictions["videos"][0]["frames"] == 40
+    assert predictions["videos"][0]["fps"] == 25
 
 
 @pytest.mark.system
@@ -74,10 +74,10 @@ def test_everything_nameable_and_what_cannot_be_read(
 ) -> None:
     """A folder stands for what is in it; the broken and the missing one are named, the others done: exit code 1."""
     assert run("predict", exp, clips, tmp_path / "none.mp4", clips / "frames", "--out", tmp_path) == 1
-    found = infer(tmp_path)
-    names = [Path(entry["source"]).name for entry in found["videos"]]
+    predictions = infer(tmp_path)
+    names = [Path(entry["source"]).name for entry in predictions["videos"]]
     assert names == ["a.mp4", "b.avi", "frames", "frames"]
-    reasons = {Path(entry["source"]).name: entry["reason"] for entry in found["failed"]}
+    reasons = {Path(entry["source"]).name: entry["reason"] for entry in predictions["failed"]}
     assert set(reasons) == {"broken.mp4", "none.mp4"}
     assert reasons["none.mp4"] == "there is no such file or folder"
     shown = capsys.readouterr().out
@@ -96,11 +96,11 @@ def test_lists_and_hostile_names(exp: Path, clips: Path, tmp_path: Path) -> None
     code = run("predict", exp, odd, raw, tmp_path / "plain.txt", clips / "lists" / "train.txt", "--root", clips,
                "--out", tmp_path / "o", "--srt", "--video")  # fmt: skip
     assert code == 0
-    found = infer(tmp_path / "o")
-    assert [entry["source"] for entry in found["videos"]] == [
+    predictions = infer(tmp_path / "o")
+    assert [entry["source"] for entry in predictions["videos"]] == [
         str(odd), raw, *(str(clips / name) for name in ("b.avi", "a.mp4", "b.avi"))
     ]  # fmt: skip
-    assert found["videos"][0]["top"] == found["videos"][1]["top"] == found["videos"][3]["top"]
+    assert predictions["videos"][0]["top"] == predictions["videos"][1]["top"] == predictions["videos"][3]["top"]
     assert not (tmp_path / "y").exists()
     assert len(list((tmp_path / "o").glob("*.mp4"))) == 5
 
@@ -200,12 +200,12 @@ def test_the_outline_follows_the_letters(shape: tuple[int, int, int]) -> None:
 
 def test_what_predict_writes_into_the_repository_is_not_committed() -> None:
     new = ROOT / "predictions" / "test of ignored names.json"
-    made = not new.parent.exists()
+    is_new = not new.parent.exists()
     new.parent.mkdir(exist_ok=True)
     try:
         new.touch()
         assert not [name for name in git.files() if name.startswith("predictions/")]
     finally:
         new.unlink()
-        if made:
+        if is_new:
             new.parent.rmdir()

@@ -22,9 +22,9 @@ def config(sampling: str = "tsn", segments: int = 8, length: int = 1, interval: 
 
 
 def test_without_options_it_is_what_training_validates_with() -> None:
-    found = choose(config())
-    assert found == Protocol(EvalSpec(Sampling("tsn", 8), 1, "centre", 256, 224))
-    assert found.text == (
+    protocol = choose(config())
+    assert protocol == Protocol(EvalSpec(Sampling("tsn", 8), 1, "centre", 256, 224))
+    assert protocol.text == (
         "1 clip(s) x 1 crop(s) = 1 view(s) of 8 frames, 224 pixels from short side 256 (centre), mean of softmax"
     )
     assert choose(config(val_dense=True)).spec.crops == "ten"
@@ -59,13 +59,13 @@ PUBLISHED = {
 @pytest.mark.parametrize("name", sorted(protocols.PRESETS))
 def test_published_protocols(name: str) -> None:
     cfg, *expected = PUBLISHED[name]
-    found = choose(cfg, protocol=name)
-    spec = found.spec
+    protocol = choose(cfg, protocol=name)
+    spec = protocol.spec
     sizes = [spec.scale, spec.crop_size, spec.rounding]
-    assert [spec.sampling, spec.num_clips, spec.crops, *sizes, found.average] == expected
-    assert found.name == name
-    assert name in found.text
-    assert Protocol.from_dict(found.to_dict()) == found
+    assert [spec.sampling, spec.num_clips, spec.crops, *sizes, protocol.average] == expected
+    assert protocol.name == name
+    assert name in protocol.text
+    assert Protocol.from_dict(protocol.to_dict()) == protocol
 
 
 def test_crops_of_ten_clips_are_those_of_the_clips_tool() -> None:
@@ -144,7 +144,7 @@ def test_which_crops_nest() -> None:
 
 def test_results_of_earlier_versions_are_understood() -> None:
     old = {"text": "", "views": 3, "average": "prob", "num_clips": 1, "crops": "three", "scale": 256, "crop_size": 224}
-    found = Protocol.from_dict(old | {"sampling": {"preset": "tsn", "num_segments": 8}})
-    assert found.spec.crops == "three_pyslowfast"
-    assert found.family == "pyslowfast"
-    assert found.name is None
+    protocol = Protocol.from_dict(old | {"sampling": {"preset": "tsn", "num_segments": 8}})
+    assert protocol.spec.crops == "three_pyslowfast"
+    assert protocol.family == "pyslowfast"
+    assert protocol.name is None

@@ -32,8 +32,8 @@ from utils.errors import UserError
 
 def blocks_of(index: Path) -> dict[str, Any]:
     """The JSON blocks of a page."""
-    found = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', index.read_text(), re.DOTALL)
-    return {name: json.loads(text) for name, text in found}
+    scripts = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', index.read_text(), re.DOTALL)
+    return {name: json.loads(text) for name, text in scripts}
 
 
 def words(text: str) -> np.ndarray:
@@ -96,9 +96,9 @@ def test_sheets_show_the_frames_that_the_model_saw(exp: Path, index: Path, motio
         for place in range(8):
             y, x = place // 4 * 132, place % 4 * 132
             seen = cv2.resize(sheet[y : y + 128, x : x + 128], (56, 56), interpolation=cv2.INTER_AREA)
-            own, other = (np.abs(seen - whole[k, 4:60, 4:60]).mean() for k in (place, (place + 4) % 8))
-            assert own < 8  # JPEG
-            assert own < other / 1.5
+            distance, other = (np.abs(seen - whole[k, 4:60, 4:60]).mean() for k in (place, (place + 4) % 8))
+            assert distance < 8  # JPEG
+            assert distance < other / 1.5
     reader.close()
 
 
@@ -294,12 +294,12 @@ def test_the_advice_works_for_every_sampling(tmp_path: Path, preset: str) -> Non
     exp = write_results(
         tmp_path / "e", labels=[0, 1], logits=guessed([1, 1], 2), names=["a", "b"], protocol=Protocol(spec).to_dict()
     )
-    found = re.search(r"eval EXP --views (\d+x\d+)", content.advice(Results.load(exp)))
-    assert found
+    match = re.search(r"eval EXP --views (\d+x\d+)", content.advice(Results.load(exp)))
+    assert match
     cfg: Any = SimpleNamespace(
         data=SimpleNamespace(sampling=preset, clip_len=length, frame_interval=interval),
         model=SimpleNamespace(num_segments=segments),
         augmentation=SimpleNamespace(test_resize=64, input_size=56),
         val_dense=False,
     )
-    assert protocols.choose(cfg, views=found[1]).spec.views > 1  # as `eval` does with these words
+    assert protocols.choose(cfg, views=match[1]).spec.views > 1  # as `eval` does with these words

@@ -227,7 +227,7 @@ def count(world: World, steps: int = 3, group: int = 2) -> dict[str, float]:
     norms = bn_stats.layers
     sizes = (sum(p.numel() for p in net.parameters()), len(norms), sum(layer.num_features for layer in norms))
     rows = plan.batch_size * plan.shards_per_micro_batch
-    found = []
+    written = []
     for _ in range(steps + 2):  # the first ones are not counted
         world.barrier()
         before = _written()
@@ -240,10 +240,10 @@ def count(world: World, steps: int = 3, group: int = 2) -> dict[str, float]:
         pending = world.sum_async(totals)
         pending.read()
         bn_stats.after_step()
-        found.append(_written() - before)
+        written.append(_written() - before)
     load = traffic(sizes, plan, gpu=False)
     predicted = sent(load.gradients + load.bn_stats + load.numbers, world.size) + sent(load.groups, load.span)
-    counted = sorted(found[2:])[len(found[2:]) // 2]
+    counted = sorted(written[2:])[len(written[2:]) // 2]
     ratio = counted / predicted if predicted else float(counted == 0)
     return {"ranks": world.size, "predicted": predicted, "counted": counted, "ratio": round(ratio, 4)}
 
@@ -271,11 +271,11 @@ def main(argv: Sequence[str]) -> int:
         from utils import dist
 
         world = dist.join(device="cpu")
-        found = count(world)
+        bytes_written = count(world)
         world.barrier()
         dist.leave()
         if world.is_main:
-            print(found)
+            print(bytes_written)
         return 0
     links = Links(inside=args.inside * 1e9, net=args.net * 1e9 / 8, per_node=args.per_node)
     for (method, backbone), sizes in SIZES.items():

@@ -149,11 +149,17 @@ def test_same_clips_of_the_same_plans(
     reader, theirs = opened(stored(folder, written, dumps), kind, server)
     assert len(records) == len(theirs)
     for i in range(len(records)):
-        told, found = reference.probe(i), reader.probe(i)
-        assert (found.frames, found.height, found.width) == (told.frames, told.height, told.width), records.path(i)
+        expected_facts, facts_read = reference.probe(i), reader.probe(i)
+        assert (facts_read.frames, facts_read.height, facts_read.width) == (
+            expected_facts.frames,
+            expected_facts.height,
+            expected_facts.width,
+        ), records.path(i)
         for name, spec in SPECS.items():
             for position in range(3):
-                plans = [resolve(draw(3, 0, position, spec), metadata, spec, i) for metadata in (told, found)]
+                plans = [
+                    resolve(draw(3, 0, position, spec), metadata, spec, i) for metadata in (expected_facts, facts_read)
+                ]
                 assert np.array_equal(plans[0].frames, plans[1].frames)
                 assert plans[0].box == plans[1].box
                 clips = [

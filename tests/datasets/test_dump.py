@@ -79,9 +79,9 @@ def test_folders_and_packs_are_the_same_bytes_and_close_to_the_video(videos: Pat
     assert folder.probe(0).height == pack.probe(0).height == 64
     assert (pixels(folder, 0) == pixels(pack, 0)).all()
     original = open_reader(reader_spec("video"), Records.load(videos / "train.txt", videos, num_class=3))
-    wanted = np.empty((FRAMES, 64, 64, 3), np.uint8)
-    original.read(0, np.arange(FRAMES), None, (64, 64), wanted)
-    inner = np.abs(pixels(pack, 0).astype(int) - wanted)[:, :, 1:7]  # not across the edges of the bars
+    expected = np.empty((FRAMES, 64, 64, 3), np.uint8)
+    original.read(0, np.arange(FRAMES), None, (64, 64), expected)
+    inner = np.abs(pixels(pack, 0).astype(int) - expected)[:, :, 1:7]  # not across the edges of the bars
     assert inner.mean() < 4
 
 
@@ -96,7 +96,7 @@ def test_lossless_dumps_show_exactly_what_the_video_shows(videos: Path, tmp_path
 
 def test_clips_do_not_depend_on_what_was_in_memory_before(motion_videos: Path, tmp_path: Path) -> None:
     """The C library fills fresh memory with a byte: an encoder that reads unwritten memory then gives other bytes."""
-    found = []
+    outputs = []
     for byte in ("0", "85", "170"):
         out = tmp_path / byte
         argv = ["dump", str(motion_videos / "lists/val.txt"), str(out), "--as", "clips", "--root", str(motion_videos)]
@@ -111,8 +111,8 @@ def test_clips_do_not_depend_on_what_was_in_memory_before(motion_videos: Path, t
         assert done.returncode == 0, done.stderr
         clips = sorted(out.rglob("*.mp4"))
         assert len(clips) > 8
-        found.append([path.read_bytes() for path in clips])
-    assert found[0] == found[1] == found[2]
+        outputs.append([path.read_bytes() for path in clips])
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_a_restart_does_nothing_twice_and_adopts_what_the_manifest_misses(

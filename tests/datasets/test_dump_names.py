@@ -51,9 +51,9 @@ def targets_of(records: Records, form: str = "frames") -> dict[str, str]:
 def dump_one(records: Records, i: int, dst: Path, form: str = "frames", **settings: Any) -> dict[str, Any]:
     """What a worker does for record i."""
     (dst / ".dump").mkdir(parents=True, exist_ok=True)
-    wanted = DumpSettings(form, **settings)
-    target = dst / target_names(records, wanted, set())[records.path(i)]
-    return Dumper(records, 0.05).answer(i, DumpVideo(i, wanted, str(target), str(dst / ".dump")))
+    dump_settings = DumpSettings(form, **settings)
+    target = dst / target_names(records, dump_settings, set())[records.path(i)]
+    return Dumper(records, 0.05).answer(i, DumpVideo(i, dump_settings, str(target), str(dst / ".dump")))
 
 
 def test_the_list_itself_and_files_of_others_are_never_replaced(tmp_path: Path) -> None:

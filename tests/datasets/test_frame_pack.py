@@ -96,7 +96,7 @@ def test_a_long_pack_and_an_abandoned_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offsets", "said", "reason"),
+    ("offsets", "info", "reason"),
     [
         ([8, 20, 18, 30], {}, "names bytes that are no frames"),
         ([8, 18, 20, 4000], {}, "names bytes that are no frames"),
@@ -108,11 +108,11 @@ def test_a_long_pack_and_an_abandoned_one(tmp_path: Path) -> None:
     ],
 )
 def test_tables_that_cannot_be_are_refused(
-    offsets: list[int] | None, said: dict[str, float], reason: str, tmp_path: Path
+    offsets: list[int] | None, info: dict[str, float], reason: str, tmp_path: Path
 ) -> None:
     """The sums are right: somebody wrote it so."""
     path = tmp_path / "v.fsh"
-    writer = PackWriter(str(path), template="{:06d}.jpg", base=1, height=48, width=64, info=said)
+    writer = PackWriter(str(path), template="{:06d}.jpg", base=1, height=48, width=64, info=info)
     for _ in range(3):
         writer.add(b"0123456789")
     if offsets:

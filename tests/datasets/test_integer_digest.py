@@ -54,13 +54,13 @@ class Digest:
 
 def samplings(*, presets: tuple[str, ...] = CONVOLUTIONAL) -> list[Sampling]:
     """Return presets with both kinds of numbers, where they take them."""
-    made = []
+    all_samplings = []
     for preset, numbers in itertools.product(presets, SAMPLINGS.values()):
         try:
-            made.append(Sampling(preset, **numbers))
+            all_samplings.append(Sampling(preset, **numbers))
         except sampling.UserError:
             continue
-    return made
+    return all_samplings
 
 
 def orders() -> str:
@@ -90,8 +90,14 @@ def training_plans() -> str:
             rule, 56, crop, random_erasing=(0.5, 0.02, 0.4, 0.3), random_erasing_per_frame=rule.num_segments > 1
         )
         for position, metadata in itertools.product(POSITIONS, VIDEOS):
-            made = plan.resolve(plan.draw(3, position // 23, position, spec), metadata, spec, 5)
-            digest.add(made.frames, made.box, made.size, made.ops["flip"][0, 0], made.ops["random_erasing"])
+            clip_plan = plan.resolve(plan.draw(3, position // 23, position, spec), metadata, spec, 5)
+            digest.add(
+                clip_plan.frames,
+                clip_plan.box,
+                clip_plan.size,
+                clip_plan.ops["flip"][0, 0],
+                clip_plan.ops["random_erasing"],
+            )
     return digest.sha.hexdigest()
 
 
@@ -107,8 +113,8 @@ def evaluation_plans() -> str:
         except views.UserError:
             continue
         for metadata in VIDEOS:
-            made = views.resolve_eval(metadata, spec, 2)
-            digest.add(made.frames, made.size, made.clip_rows, made.boxes, made.flips)
+            view_plan = views.resolve_eval(metadata, spec, 2)
+            digest.add(view_plan.frames, view_plan.size, view_plan.clip_rows, view_plan.boxes, view_plan.flips)
     return digest.sha.hexdigest()
 
 
@@ -125,11 +131,11 @@ def recipe_plans() -> str:
     )
     for position in (*range(40), 10_000_019):
         turn, view = order.turn_of(position, 8, 2)
-        made = plan.resolve(
+        clip_plan = plan.resolve(
             plan.draw(3, turn // 23, position, spec, frames_of=position - 4 * view), VIDEOS[-1], spec, 5
         )
-        digest.add([turn, view], made.frames, made.box, made.ops["randaugment"][..., 0].astype(int))
-        digest.add(made.ops["random_erasing"])
+        digest.add([turn, view], clip_plan.frames, clip_plan.box, clip_plan.ops["randaugment"][..., 0].astype(int))
+        digest.add(clip_plan.ops["random_erasing"])
     for rule, metadata, seed in itertools.product(samplings(presets=TRANSFORMERS), VIDEOS, (0, 1)):
         drawn = order.uniforms(seed, 0, 7, plan.TEMPORAL, sampling.uniforms_needed(rule))
         digest.add(sampling.train_frames(rule, metadata.frames, metadata.fps, drawn))

@@ -55,15 +55,15 @@ def plans(kind: str, data: Path, name: str, metadata: Path | None) -> tuple[list
     records = Records.load(data / name, data, num_class=2)
     reader = open_reader(reader_spec(kind, metadata=None if metadata is None else str(metadata)), records)
     spec = train_spec(Sampling("tsn", 3), input_size=32)
-    made = []
+    read_plans = []
     for position in range(6 if kind == "frames" else 8):
         i = position % len(records)
         plan = resolve(draw(7, 0, position, spec), reader.probe(i), spec, i)
         clip = np.empty((3, 32, 32, 3), np.uint8)
         reader.read(i, plan.frames, plan.box, plan.size, clip)
-        made.append((reader.probe(i), plan.frames.tolist(), plan.box, clip.tobytes()))
+        read_plans.append((reader.probe(i), plan.frames.tolist(), plan.box, clip.tobytes()))
     reader.close()
-    return made, reader if isinstance(reader, KnownMetadata) else None
+    return read_plans, reader if isinstance(reader, KnownMetadata) else None
 
 
 @pytest.mark.parametrize(("kind", "name", "unknown"), [("video", "video.txt", 0), ("frames", "frames.txt", 4)])
@@ -142,8 +142,8 @@ def test_training_takes_metadata_from_the_config(motion_videos: Path, tmp_path: 
         plan = ShardPlan(total=1, batch_size=4, world=1, rank=0, group_size=1)
         with TrainLoader(
             loader.records_of(cfg, "train"), train_spec(cfg), options, seed=3, shards=plan, stop=3
-        ) as made:
-            clips.append([batch.clips.clone() for _, batches in made for batch in batches])
+        ) as clip_loader:
+            clips.append([batch.clips.clone() for _, batches in clip_loader for batch in batches])
     assert all(bool((a == b).all()) for a, b in zip(*clips, strict=True))
     (exp / "scan" / "metadata.bin").write_bytes(b"something else")
     with pytest.raises(UserError, match="is not the metadata.bin of a scan"):

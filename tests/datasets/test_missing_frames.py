@@ -143,14 +143,14 @@ def overwrite(path: Path, first: int, last: int, fill: bytes) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos of 60 frames: whole.mp4, short.mp4 without its last 2, bad.mp4 without its last 8, vp9.mp4 like short."""
-    made = tmp_path_factory.mktemp("videos")
+    videos = tmp_path_factory.mktemp("videos")
     for name, lost in (("whole", 0), ("short", 2), ("bad", 8)):
-        path = write_video(made / f"{name}.mp4", "libx264", 60, options={"bf": "0", "g": "12"})
+        path = write_video(videos / f"{name}.mp4", "libx264", 60, options={"bf": "0", "g": "12"})
         if lost:
             overwrite(path, 60 - lost, 60, b"\0")
-    overwrite(write_video(made / "vp9.mp4", "libvpx-vp9", 60, options={"cpu-used": "8"}), 58, 60, b"\x86\xff\x01")
-    (made / "list.txt").write_text("whole.mp4 0\nshort.mp4 1\nvp9.mp4 0\n")
-    return made
+    overwrite(write_video(videos / "vp9.mp4", "libvpx-vp9", 60, options={"cpu-used": "8"}), 58, 60, b"\x86\xff\x01")
+    (videos / "list.txt").write_text("whole.mp4 0\nshort.mp4 1\nvp9.mp4 0\n")
+    return videos
 
 
 def test_a_video_without_its_last_frames_is_a_shorter_one(folder: Path) -> None:
@@ -203,15 +203,15 @@ def test_dump_writes_the_frames_that_decode(form: str, folder: Path, tmp_path: P
 def clips_of(folder: Path, options: LoaderOptions, rank: int = 0, world: int = 1) -> tuple[dict[int, str], list[str]]:
     """Position -> hash of the clip, and the notes."""
     records = records_of(folder, ["whole.mp4 0", "short.mp4 1", "vp9.mp4 0"], name=f"train{rank}.txt")
-    spec, found = train_spec(Sampling("tsn", 30), input_size=32), {}
+    spec, digests = train_spec(Sampling("tsn", 30), input_size=32), {}
     plan = ShardPlan(total=2, batch_size=2, world=world, rank=rank, group_size=1)
     with TrainLoader(records, spec, options, seed=4, shards=plan, stop=6) as loader:
         for _, batches in loader:
             for batch in batches:
                 clips = [hashlib.sha256(clip.numpy().tobytes()).hexdigest() for clip in batch.clips]
-                found |= dict(zip(batch.positions, clips, strict=True))
+                digests |= dict(zip(batch.positions, clips, strict=True))
         assert not loader.ledger.samples
-        return found, loader.notes()
+        return digests, loader.notes()
 
 
 @pytest.mark.system

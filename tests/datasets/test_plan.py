@@ -70,11 +70,11 @@ def test_a_plan_is_a_function_of_its_integers() -> None:
 )
 def test_one_augmentation_does_not_change_the_others(change: dict[str, Any]) -> None:
     name = next(iter(change)).removesuffix("_per_frame")
-    own = {"crop": "box", "sampling": "frames"}.get(name, name)
+    changed = {"crop": "box", "sampling": "frames"}.get(name, name)
     spec = train_spec(**{"sampling": TSN8, **KEYS, **change})
     for position in range(30):
         a, b = as_values(plan(position)), as_values(plan(position, spec))
-        assert {k: v for k, v in a.items() if k != own} == {k: v for k, v in b.items() if k != own}
+        assert {k: v for k, v in a.items() if k != changed} == {k: v for k, v in b.items() if k != changed}
 
 
 def test_per_frame_keeps_the_first_row() -> None:
@@ -233,13 +233,13 @@ def test_the_spec_of_a_config_has_its_keys() -> None:
 
 
 def test_every_augmentation_has_a_block_of_its_own() -> None:
-    found = {}
+    owners = {}
     for module in pkgutil.iter_modules(ops.__path__):
         for value in vars(importlib.import_module(f"{ops.__name__}.{module.name}")).values():
             if isinstance(value, type) and isinstance(block := vars(value).get("block"), int):
                 assert block >= 3, f"{module.name}: 1 and 2 are those of plan/train.py"
-                assert found.setdefault(block, module.name) == module.name, f"{module.name} takes the block of another"
-    assert {"randaugment", "colorjitter", "random_erasing"} <= set(found.values())
+                assert owners.setdefault(block, module.name) == module.name, f"{module.name} takes the block of another"
+    assert {"randaugment", "colorjitter", "random_erasing"} <= set(owners.values())
 
 
 def test_blocks_of_augmentations_are_their_own() -> None:

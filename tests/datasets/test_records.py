@@ -378,8 +378,8 @@ def load_multi_label(file: Path, layout: str, num_class: int | None = 10) -> Rec
 )
 def test_several_labels(tmp_path: Path, layout: str, text: str, expected: list) -> None:
     records = load_multi_label(write(tmp_path, text), layout)
-    found = [(records.path(i), int(records.frames[i]), records.labels_of(i).tolist()) for i in range(len(records))]
-    assert found == expected
+    rows = [(records.path(i), int(records.frames[i]), records.labels_of(i).tolist()) for i in range(len(records))]
+    assert rows == expected
     assert records.multi_label
     assert records.labels.tolist() == [labels[0] for _, _, labels in expected]
     targets = records.targets

@@ -98,8 +98,10 @@ def test_the_page_has_the_tables(repo_root: Path) -> None:
 def test_the_number_of_test_clips_in_words(preset: str) -> None:
     row = next(row for row in described.table().splitlines() if row.startswith(f"| `{preset}`"))
     clips = row.split(" | ")[3].partition(":")[0]
-    wanted = {None: "any V", 1: "1", 2: "1 or 2"}[most_clips(Sampling(preset, 8))]
-    assert clips == wanted or (clips == f"any V with S = 1, else {wanted}" and most_clips(Sampling(preset, 1)) is None)
+    expected = {None: "any V", 1: "1", 2: "1 or 2"}[most_clips(Sampling(preset, 8))]
+    assert clips == expected or (
+        clips == f"any V with S = 1, else {expected}" and most_clips(Sampling(preset, 1)) is None
+    )
 
 
 def test_too_many_clips_say_what_can_be_asked() -> None:

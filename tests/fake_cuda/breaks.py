@@ -50,7 +50,7 @@ def breaks(method: str) -> dict[str, Any]:
 if __name__ == "__main__":
     with tempfile.NamedTemporaryFile("r", suffix=".log") as log:
         os.environ |= {"TORCH_LOGS": "graph_breaks", "TORCH_LOGS_OUT": log.name}
-        found = breaks(sys.argv[1])
+        broken = breaks(sys.argv[1])
         places = re.findall(r"Graph break in user code at (\S+?):\d+", log.read())
-        found["files"] = sorted({"/".join(Path(place).parts[-2:]) for place in places})
-        print(json.dumps(found))
+        broken["files"] = sorted({"/".join(Path(place).parts[-2:]) for place in places})
+        print(json.dumps(broken))

@@ -40,10 +40,10 @@ def names_of(method: str, *, nightly: bool) -> list[str]:
 def check(method: str, *, nightly: bool = False) -> list[dict[str, Any]]:
     """Run cases of a method and assert what every case must show. Return their figures."""
     names = names_of(method, nightly=nightly)
-    found = build.run("cases", method, *names)
-    assert [figures["case"] for figures in found] == names
+    results = build.run("cases", method, *names)
+    assert [figures["case"] for figures in results] == names
     recorded = json.loads(RECORDED.read_text())
-    for figures in found:
+    for figures in results:
         name = f"{method} {figures['case']}"
         assert figures["strides"] == [], name
         if "fp64" not in name:  # cuDNN has no channels-last kernels for it
@@ -55,7 +55,7 @@ def check(method: str, *, nightly: bool = False) -> list[dict[str, Any]]:
         else:
             assert set(without_lines(figures["waits"])) <= BESIDE, name
         check_kernels(name, figures["kernels"], recorded)
-    return found
+    return results
 
 
 def without_lines(waits: list[str]) -> list[str]:

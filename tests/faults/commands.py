@@ -72,7 +72,7 @@ def of(data: Path, template: Path) -> dict[str, Command]:
         *("scan", str(folder / "lists/val.txt"), "--root", str(data)),
         *("--out", str(folder / "out"), "--workers", "1"),
     ]
-    found = [
+    commands = [
         Command(
             "train",
             lambda folder: _experiment(folder / "exp", data, lists),
@@ -94,7 +94,7 @@ def of(data: Path, template: Path) -> dict[str, Command]:
         ),
         Command("scan", listed, scan, out, lambda folder: scanned(folder / "out"), _read_here),
     ]
-    return {command.name: command for command in found}
+    return {command.name: command for command in commands}
 
 
 def _experiment(folder: Path, data: Path, lists: Path) -> Path:

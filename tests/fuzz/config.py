@@ -128,10 +128,10 @@ def run(data: bytes, folder: Path) -> str:
         return "stage0" if document.value is None else "refused"
     printed = folder / "printed.yaml"
     printed.write_text(verb.as_yaml(cfg), encoding="utf-8")
-    plain = config.to_dict(cfg)
-    for again in (config.from_dict(json.loads(json.dumps(plain))), config.load(printed)):
-        if config.to_dict(again) != plain:
-            raise AssertionError(f"another config comes back: {config.differences(plain, config.to_dict(again))}")
+    config_dict = config.to_dict(cfg)
+    for again in (config.from_dict(json.loads(json.dumps(config_dict))), config.load(printed)):
+        if config.to_dict(again) != config_dict:
+            raise AssertionError(f"another config comes back: {config.differences(config_dict, config.to_dict(again))}")
     try:
         config.resolve_lengths(cfg, _VIDEOS, cfg.batch_size * (cfg.shards or 1))
     except UserError as error:

@@ -62,7 +62,7 @@ def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
     words += [f"augmentation.input_size={side}", f"augmentation.test_resize={side + 4}", "augmentation.mix_up=0"]
     cfg = config.load(experiment.make(folder, folder.parent), [f"common.{word}" for word in words])
     shards = ShardPlan(total=2, batch_size=2, world=world.size, rank=world.rank, group_size=2)
-    made = learner.build(cfg, world, shards, None, lambda text: None)
+    run_learner = learner.build(cfg, world, shards, None, lambda text: None)
 
     def batch(part: tuple[int, ...]) -> Batch:
         generator = torch.Generator()
@@ -79,7 +79,7 @@ def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
     losses: list[float] = []
     for step in range(STEPS + 1):
         batches = [batch(part) for part in shards.micro_batches]
-        losses.append(main.train_step(made, step, batches, stop=False, save=False)["loss"])
+        losses.append(main.train_step(run_learner, step, batches, stop=False, save=False)["loss"])
         yield losses
 
 

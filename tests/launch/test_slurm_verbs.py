@@ -16,10 +16,10 @@ SHOW = "JobId=2 JobName=x JobState={state} Reason=None Requeue=1 Restarts=3 Exit
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
-    made = Stub(tmp_path / "bin")
-    monkeypatch.setenv("PATH", str(made.folder))
+    new_stub = Stub(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(new_stub.folder))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return made
+    return new_stub
 
 
 @pytest.fixture

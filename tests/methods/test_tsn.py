@@ -137,9 +137,9 @@ def test_norm_eval_keeps_the_statistics_and_trains_scale_and_shift(method: str) 
     with torch.no_grad():
         expected = model(clips())
     model.train()
-    found = model(clips())
-    torch.testing.assert_close(found, expected)
-    found.sum().backward()
+    outputs = model(clips())
+    torch.testing.assert_close(outputs, expected)
+    outputs.sum().backward()
     for norm, mean in zip(norms, before, strict=True):
         assert torch.equal(norm.running_mean, mean)
         assert norm.weight.grad is not None

@@ -36,8 +36,8 @@ def small(**options: object) -> nn.Module:
 def test_parameters(size: str) -> None:
     model = published(size)
     counts = (count_parameters(part) for part in (model.backbone, model.pooler, model.classifier))
-    for found, wanted in zip(counts, PARAMETERS[size], strict=True):
-        assert wanted in (found, None)
+    for count, published_count in zip(counts, PARAMETERS[size], strict=True):
+        assert published_count in (count, None)
 
 
 def test_multiplications() -> None:

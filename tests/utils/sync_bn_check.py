@@ -82,7 +82,7 @@ def ours(
 
 def reference(kind: str, total: int, batch: int, group: int) -> list[dict[str, torch.Tensor]]:
     """The same with torch's BatchNorm, one for each group, on the group's concatenated batch."""
-    found = []
+    results_of = []
     for number in range(total // group):
         norm = layer(kind)
         rows = slice(number * group * batch, (number + 1) * group * batch)
@@ -93,11 +93,11 @@ def reference(kind: str, total: int, batch: int, group: int) -> list[dict[str, t
             out = norm(clips)
             out.backward(grad[rows])
         running = torch.cat([norm.running_mean, norm.running_var])
-        found.append({
+        results_of.append({
             "output": out.detach(), "input_grad": clips.grad,
             "weight_grad": norm.weight.grad, "bias_grad": norm.bias.grad, "running": running,
         })  # fmt: skip
-    return found
+    return results_of
 
 
 def all_ours(world: World, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def differences(
     got: list[dict[str, Any]], kind: str, total: int, batch: int, group: int, sync_stats: bool
 ) -> dict[str, float]:
     """Largest absolute differences between what the ranks got and the reference."""
-    wanted = reference(kind, total, batch, group)
+    expected = reference(kind, total, batch, group)
     worst: dict[str, float] = {}
 
     def compare(name: str, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -118,20 +118,20 @@ def differences(
     for name in ("output", "input_grad"):
         by_shard = {shard: value for rank in got for shard, value in rank[name].items()}
         assert sorted(by_shard) == list(range(total))
-        compare(name, torch.cat([by_shard[s] for s in range(total)]), torch.cat([w[name] for w in wanted]))
+        compare(name, torch.cat([by_shard[s] for s in range(total)]), torch.cat([w[name] for w in expected]))
     for name in ("weight_grad", "bias_grad"):
         by_shard = {shard: value for rank in got for shard, value in rank[name].items()}
         if len(by_shard) == total:  # one micro-batch per rank: gradients can be told apart by group
             parts = torch.stack([by_shard[s] for s in range(total)]).view(total // group, group, -1).sum(1)
-            compare(name, parts, torch.stack([w[name] for w in wanted]))
-        compare(name, sum(by_shard.values()), sum(w[name] for w in wanted))
-    mean = torch.stack([w["running"] for w in wanted]).mean(0)  # linear: the mean of runs is the run of means
+            compare(name, parts, torch.stack([w[name] for w in expected]))
+        compare(name, sum(by_shard.values()), sum(w[name] for w in expected))
+    mean = torch.stack([w["running"] for w in expected]).mean(0)  # linear: the mean of runs is the run of means
     for rank in got:
-        compare("running", rank["running"], mean if sync_stats else wanted[0]["running"])
+        compare("running", rank["running"], mean if sync_stats else expected[0]["running"])
         assert torch.equal(rank["running"], got[0]["running"])
         assert rank["tracked"] == STEPS
         if not sync_stats:
-            compare("groups", rank["groups"], torch.stack([w["running"] for w in wanted]))
+            compare("groups", rank["groups"], torch.stack([w["running"] for w in expected]))
     return worst
 
 

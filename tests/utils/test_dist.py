@@ -43,8 +43,8 @@ def collectives(world: World) -> dict[str, object]:
         world.on_main(refuse)
     except UserError as error:
         wishes.append(f"{type(error).__name__}: {error}")
-    found = {"sum": summed, "async": handle.read(), "sent": sent, "rank": world.rank, "main": world.is_main}
-    return {**found, "wishes": wishes, "ran": ran}
+    results_of = {"sum": summed, "async": handle.read(), "sent": sent, "rank": world.rank, "main": world.is_main}
+    return {**results_of, "wishes": wishes, "ran": ran}
 
 
 def refuse() -> None:

@@ -20,14 +20,14 @@ def model(p: float = 0.5) -> nn.Module:
 
 def masks(world: int, group: int, rows_per_clip: int = 1, step: int = 3, seed: int = 9) -> list[torch.Tensor]:
     """The output for ones of every shard of V = 4 shards of 2 clips, run on `world` ranks."""
-    found = {}
+    by_shard = {}
     for rank in range(world):
         net = model()
         for mine in ShardPlan(4, 2, world, rank, group).micro_batches:
             with draws.rng_scope(seed, step, mine, 2):
                 out = net[0](torch.ones(len(mine) * 2 * rows_per_clip, 50))
-            found |= dict(zip(mine, out.chunk(len(mine)), strict=True))
-    return [found[shard] for shard in range(4)]
+            by_shard |= dict(zip(mine, out.chunk(len(mine)), strict=True))
+    return [by_shard[shard] for shard in range(4)]
 
 
 @pytest.mark.parametrize("rows_per_clip", [1, 3])

@@ -31,7 +31,7 @@ def failing(error: BaseException):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "start_of_text"),
     [
         (UserError("a.mp4: fix it"), 2, "error: a.mp4: fix it"),
         (RankLostError("rank 0 lost contact"), 1, "error: rank 0 lost contact"),
@@ -43,9 +43,9 @@ def failing(error: BaseException):
         (OSError(errno.EACCES, "Permission denied", b"/a\xff"), 2, "error: /a\\udcff: Permission denied"),
     ],
 )
-def test_one_sentence(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture) -> None:
+def test_one_sentence(error: BaseException, code: int, start_of_text: str, capsys: pytest.CaptureFixture) -> None:
     assert errors.run_cli(failing(error)) == code
-    assert capsys.readouterr().err.startswith(said)
+    assert capsys.readouterr().err.startswith(start_of_text)
 
 
 @pytest.mark.parametrize(
@@ -140,18 +140,18 @@ def test_a_closed_terminal_saves_the_run(tmp_path: Path, motion_videos: Path) ->
     assert (exp / "ckpt.pth.tar").is_file()
 
 
-@pytest.mark.parametrize(("name", "said"), [("log.txt", "a folder is where a file"), ("jobs", "cannot be written")])
+@pytest.mark.parametrize(("name", "expected"), [("log.txt", "a folder is where a file"), ("jobs", "cannot be written")])
 def test_something_else_is_in_the_way(
-    name: str, said: str, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
+    name: str, expected: str, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
 ) -> None:
     exp = make(tmp_path / "exp", motion_videos)
     (exp / name).mkdir() if name == "log.txt" else (exp / name).touch()
     assert main.main(["train", str(exp)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert name in told
-    assert said in told
-    assert len(told.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert name in message
+    assert expected in message
+    assert len(message.splitlines()) == 1
 
 
 def test_what_ended_a_run_stands_in_its_log(tmp_path: Path, motion_videos: Path) -> None:

@@ -97,12 +97,12 @@ def everything(world: World, folder: str) -> dict[str, object]:
     """All that the tests below need of these ranks, in one start."""
     arguments = {"kind": "2d", "batch": 3}
     layouts = [check.ours(world, total=v, group=n, sync_stats=s, **arguments) for v, n, s in LAYOUTS[world.size]]
-    found = {"layouts": layouts, "trainings": [several_steps(world, n, s) for n, s in TRAININGS]}
+    results_of = {"layouts": layouts, "trainings": [several_steps(world, n, s) for n, s in TRAININGS]}
     if world.size == 2:
-        found |= {"large_mean": large_mean(world), "bfloat16": bfloat16(world)}
+        results_of |= {"large_mean": large_mean(world), "bfloat16": bfloat16(world)}
         case = {"total": 4, "group": 2, "sync_stats": False, **arguments}
-        found["continued"] = check.ours(world, load=f"{folder}/groups.pt", **case)
-    return found
+        results_of["continued"] = check.ours(world, load=f"{folder}/groups.pt", **case)
+    return results_of
 
 
 # On several ranks.
@@ -161,8 +161,8 @@ def test_group_statistics_are_taken_up_on_another_number_of_ranks(ranks: dict[in
 
 
 def test_variance_of_float32_input_with_a_large_mean(ranks: dict[int, list[dict]]) -> None:
-    for got, wanted, of_output in (rank["large_mean"] for rank in ranks[2]):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
+    for got, expected, of_output in (rank["large_mean"] for rank in ranks[2]):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
         torch.testing.assert_close(of_output, torch.ones(2).double(), rtol=0.05, atol=0)
 
 
@@ -192,18 +192,18 @@ def test_convert_keeps_names_values_flags_and_parameters() -> None:
     assert (model[4].momentum, model[4].training, model[1].training) == (0.3, False, True)
     assert not model[1].weight.requires_grad
     assert isinstance(convert(nn.BatchNorm3d(4), ShardPlan(2, 2), sync_stats=True), GroupBatchNorm)
-    plain = convert(
+    converted = convert(
         nn.Sequential(nn.BatchNorm1d(3, affine=False, track_running_stats=False)), ShardPlan(1, 2), sync_stats=True
     )
-    BnStats(plain, ShardPlan(1, 2), ONE).after_step()
-    assert plain(torch.randn(6, 3)).mean().abs() < 1e-6
+    BnStats(converted, ShardPlan(1, 2), ONE).after_step()
+    assert converted(torch.randn(6, 3)).mean().abs() < 1e-6
     assert isinstance(copy.deepcopy(model)[1], GroupBatchNorm)
 
 
 def test_a_layer_without_parameters_and_running_statistics() -> None:
     shards = ShardPlan(1, 2)
-    plain = nn.Sequential(nn.BatchNorm1d(3, affine=False, track_running_stats=False))
-    model = convert(plain, shards, sync_stats=True)
+    layer = nn.Sequential(nn.BatchNorm1d(3, affine=False, track_running_stats=False))
+    model = convert(layer, shards, sync_stats=True)
     BnStats(model, shards, ONE).after_step()
     assert model(torch.randn(6, 3)).mean().abs() < 1e-6
 
@@ -221,19 +221,19 @@ def test_evaluation_mode_equals_torch_and_training_forward_leaves_running_statis
     before = copy.deepcopy(model.state_dict())
     model(clips(0, 4))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    plain = net()
-    torch.testing.assert_close(model.eval()(clips(1, 4)), plain.eval()(clips(1, 4)), rtol=0, atol=0)
+    torch_net = net()
+    torch.testing.assert_close(model.eval()(clips(1, 4)), torch_net.eval()(clips(1, 4)), rtol=0, atol=0)
 
 
 def test_one_rank_one_shard_follows_torch_exactly() -> None:
-    plain, model = net(), convert(net(), ShardPlan(1, 4), sync_stats=False)
+    torch_net, model = net(), convert(net(), ShardPlan(1, 4), sync_stats=False)
     bn_stats = BnStats(model, ShardPlan(1, 4), ONE)
     for step in range(5):
-        assert torch.equal(plain(clips(step, 4)), model(clips(step, 4)))
+        assert torch.equal(torch_net(clips(step, 4)), model(clips(step, 4)))
         bn_stats.after_micro_batch(0)
         bn_stats.after_step()
     bn_stats.for_evaluation()
-    for key, value in plain.state_dict().items():
+    for key, value in torch_net.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=1e-15, msg=key)
 
 

@@ -179,10 +179,10 @@ def test_erasing_by_noise_follows_from_its_number_alone(sets: int) -> None:
     boxes = ERASE[sets]
     numbers = torch.arange(B * sets).view(B, sets, 1) + 2**52
     drawn = torch.cat((boxes, numbers), 2)
-    out, plain = augment(clips, erase=drawn), normalise(clips)
+    out, normalised = augment(clips, erase=drawn), normalise(clips)
     for b, t in itertools.product(range(B), range(T)):
         y, x, h, w, number = drawn[b, t % sets].tolist()
-        expected = plain[b, :, t].clone()
+        expected = normalised[b, :, t].clone()
         if h:
             generator = torch.Generator().manual_seed(number)
             noise = torch.randn((T if sets == 1 else 1, h, w, 3), generator=generator)
@@ -249,21 +249,21 @@ def test_mirrored_clips_have_the_mirrored_class() -> None:
     assert transforms.mirrored_labels(labels, flip, table).tolist() == [2, 0, 1, 0, 3]
     multi_label = torch.nn.functional.one_hot(labels, 5).float()
     multi_label[0, 3] = 1
-    found = transforms.mirrored_labels(multi_label, flip, table)
-    assert found.dtype == multi_label.dtype
-    assert [row.nonzero().flatten().tolist() for row in found] == [[2, 3], [0], [1], [0], [3]]
+    mirrored = transforms.mirrored_labels(multi_label, flip, table)
+    assert mirrored.dtype == multi_label.dtype
+    assert [row.nonzero().flatten().tolist() for row in mirrored] == [[2, 3], [0], [1], [0], [3]]
     assert transforms.mirrored_classes(None, NAMES) is None
 
 
 @pytest.mark.parametrize(
-    ("pairs", "told"),
+    ("pairs", "reason"),
     [
         ([["left", "rihgt"]], "no class is called 'rihgt' (did you mean right?)"),
         ([["left", "up"], ["right", 0]], "class 0 (left) stands in it twice"),
         ([["up", 3]], "class 3 (up) stands in it twice"),
     ],
 )
-def test_classes_that_cannot_be_exchanged(pairs: list, told: str) -> None:
+def test_classes_that_cannot_be_exchanged(pairs: list, reason: str) -> None:
     with pytest.raises(UserError) as error:
         transforms.mirrored_classes(pairs, NAMES)
-    assert told in str(error.value)
+    assert reason in str(error.value)

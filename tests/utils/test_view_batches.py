@@ -113,11 +113,11 @@ def too_large(most: int):
 
 
 def test_memory_runs_out_and_the_run_goes_on() -> None:
-    said: list[str] = []
-    runner = view_batches.ViewBatcher(too_large(3), CPU, size=24, say=said.append)
+    messages: list[str] = []
+    runner = view_batches.ViewBatcher(too_large(3), CPU, size=24, say=messages.append)
     assert torch.equal(runner.run(crop_views, 30), total(VIEWS))
     assert runner.size == 3
-    assert said == [f"memory ran out with {n} views at once; continuing with {n // 2}" for n in (24, 12, 6)]
+    assert messages == [f"memory ran out with {n} views at once; continuing with {n // 2}" for n in (24, 12, 6)]
 
 
 def test_one_view_that_does_not_fit_is_an_error_with_advice() -> None:
@@ -201,7 +201,7 @@ def test_no_engine_for_one_view_is_no_matter_of_memory() -> None:
     def forward(clips: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(RuntimeError, match="unable to find an engine"):
-        view_batches.ViewBatcher(forward, CPU, size=4, say=said.append).run(crop_views, 4)
-    assert len(said) == 2  # 4, 2, then 1 and the error itself
+        view_batches.ViewBatcher(forward, CPU, size=4, say=messages.append).run(crop_views, 4)
+    assert len(messages) == 2  # 4, 2, then 1 and the error itself

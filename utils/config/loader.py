@@ -315,8 +315,8 @@ class _Draft:
             root_keys["distill"] = config.distill.model_copy(update={"teacher": teacher, "weight": weight})
 
         files = {key: getattr(config.data, key) for key in ("class_names", "metadata")}
-        found = {key: str(paths.resolve(file, self.file.parent)) for key, file in files.items() if file is not None}
-        root_keys["data"] = config.data.model_copy(update=found)
+        absolute = {key: str(paths.resolve(file, self.file.parent)) for key, file in files.items() if file is not None}
+        root_keys["data"] = config.data.model_copy(update=absolute)
 
         result = config.model_copy(update=root_keys)
         result._origins.update(origins)
@@ -387,9 +387,9 @@ def _in_words(error: ErrorDetails, keys: Keys) -> str:
     if kind == "value_error":
         return f"{context['error']}" + ("" if "must be true" not in str(context["error"]) else f", not {shown}")
     if kind in ("too_short", "too_long"):
-        wanted = context["min_length"] if "min_length" in context else context["max_length"]
-        most = "at most " if wanted > _FIXED_LENGTH else ""
-        return f"must hold {most}{wanted} numbers, not {context['actual_length']}"
+        length = context["min_length"] if "min_length" in context else context["max_length"]
+        most = "at most " if length > _FIXED_LENGTH else ""
+        return f"must hold {most}{length} numbers, not {context['actual_length']}"
     if kind == "string_too_long":
         return f"must have at most {context['max_length']} characters, not {len(value)}"
 
@@ -458,8 +458,8 @@ def _nearest(keys: Keys) -> str:
         return near
 
     names = {key.rpartition(".")[2]: key for key in known}
-    found = did_you_mean(word, names)
-    return f" (did you mean {ROOT_KEY}.{names[found[15:-2]]}?)" if found else ""  # cut out of " (did you mean X?)"
+    hint = did_you_mean(word, names)
+    return f" (did you mean {ROOT_KEY}.{names[hint[15:-2]]}?)" if hint else ""  # cut out of " (did you mean X?)"
 
 
 def _other_case(value: object, choices: Sequence[str]) -> str:

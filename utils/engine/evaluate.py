@@ -55,7 +55,7 @@ def evaluate(
     Returns:
         The result of `metrics.Tally.metrics`; None if a signal stopped the evaluation.
     """
-    found = evaluate_heads(
+    results = evaluate_heads(
         net,
         videos,
         heads=0,
@@ -69,7 +69,7 @@ def evaluate(
         stop=stop,
         earlier=earlier,
     )
-    return found[0] if found else None
+    return results[0] if results else None
 
 
 def evaluate_heads(
@@ -124,10 +124,10 @@ def evaluate_heads(
             # The views of several videos run together; `split` gives each video its (V, K) or (V, heads, K) back
             scores = iter(runner.run(*view_batches.joined(croppers), full).split(views) if croppers else ())
             for item, crop_views in items:
-                own = next(scores) if crop_views is not None else None
-                add(item.sample, own)
+                video_logits = next(scores) if crop_views is not None else None
+                add(item.sample, video_logits)
                 if keep is not None:
-                    keep(item, own)
+                    keep(item, video_logits)
 
             # Collective: every rank takes part in every round, also with no videos left
             if stop is not None:
@@ -152,6 +152,6 @@ def of_config(cfg: Config, world: World) -> dict[str, Any]:
 
 def normaliser(cfg: Config) -> functools.partial[torch.Tensor]:
     """Return the function from uint8 clips (N, T, H, W, C) to a network's input, with the mean and std of a config."""
-    wanted = cfg.augmentation
+    augmentation = cfg.augmentation
     dtype = network.dtype_of(cfg.precision)
-    return functools.partial(transforms.normalise, mean=wanted.mean, std=wanted.std, dtype=dtype)
+    return functools.partial(transforms.normalise, mean=augmentation.mean, std=augmentation.std, dtype=dtype)

@@ -72,9 +72,9 @@ class Learner:
         """Switch to training mode and drop the gradients; return how this step mixes neighbouring clips."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        wanted = self.cfg.augmentation
-        alphas = {"mix_up": wanted.mix_up, "cutmix": wanted.cutmix}
-        return mixup.draw(self.cfg.seed, step, **alphas, switch=wanted.mix_up_switch, side=wanted.input_size)
+        settings = self.cfg.augmentation
+        alphas = {"mix_up": settings.mix_up, "cutmix": settings.cutmix}
+        return mixup.draw(self.cfg.seed, step, **alphas, switch=settings.mix_up_switch, side=settings.input_size)
 
     @contextlib.contextmanager
     def micro_batch(self, step: int, batch: Batch, *, is_last: bool) -> Iterator[None]:
@@ -90,9 +90,9 @@ class Learner:
         Returns:
             clips (B, C, T, H, W), normalised; labels, those of the mirror images where `data.flip_labels` names them.
         """
-        wanted, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
+        settings, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
         # (B, T, H, W, C) -> (B, C, T, H, W)
-        clips = transforms.augment(batch.clips, batch.drawn, mean=wanted.mean, std=wanted.std, dtype=dtype)
+        clips = transforms.augment(batch.clips, batch.drawn, mean=settings.mean, std=settings.std, dtype=dtype)
         if mix is not None:
             clips = mixup.apply(clips, mix)
 
@@ -218,34 +218,34 @@ def build(
 
 def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> distill.Teacher | distill.Mutual | None:
     """Build the second network that `distill` names, on the device; None without one."""
-    plain = cfg.distill
-    if plain.teacher is None:
+    settings = cfg.distill
+    if settings.teacher is None:
         return None
-    assert plain.weight is not None, "filled in when the config was loaded"
+    assert settings.weight is not None, "filled in when the config was loaded"
 
     on_device = functools.partial(place, device=world.device, precision=cfg.precision)
     # A resumed pair: the checkpoint holds both networks, and the named files are not needed any more
-    if plain.kind == "dml" and saved:
+    if settings.kind == "dml" and saved:
         arguments = saved["distill"]["model"]
         return distill.Mutual(
-            on_device(_named_draws(methods.build(**arguments))), weight=plain.weight, arguments=arguments
+            on_device(_named_draws(methods.build(**arguments))), weight=settings.weight, arguments=arguments
         )
 
     # The second network sees the student's clips, so it takes their number of frames
-    source = distill.find(Path(plain.teacher), cfg)
-    own = model_arguments(cfg, pretrained=False)
-    arguments = model_arguments(source.cfg, pretrained=False) | {"num_segments": own["num_segments"]}
-    if plain.kind == "dml":
+    source = distill.find(Path(settings.teacher), cfg)
+    student_arguments = model_arguments(cfg, pretrained=False)
+    arguments = model_arguments(source.cfg, pretrained=False) | {"num_segments": student_arguments["num_segments"]}
+    if settings.kind == "dml":
         net = _filled(arguments, source)
-        return distill.Mutual(on_device(_named_draws(net)), weight=plain.weight, arguments=arguments)
+        return distill.Mutual(on_device(_named_draws(net)), weight=settings.weight, arguments=arguments)
     # A fork of the generator: whatever the teacher draws, the student's random numbers stay the same
     with torch.random.fork_rng(devices=[]):
         net = _trained(arguments, source)
     colours = [(pixels.mean, pixels.std) for pixels in (source.cfg.augmentation, cfg.augmentation)]
     return distill.Teacher(
         on_device(net),
-        temperature=plain.temperature,
-        weight=plain.weight,
+        temperature=settings.temperature,
+        weight=settings.weight,
         recolour=distill.recolour(colours[0], colours[1], world.device),
         autocast=lambda: autocast(cfg.precision, world.device),
         weights_hash=_same_file(source.file, saved, world),
@@ -255,13 +255,13 @@ def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> disti
 def _filled(arguments: dict[str, Any], source: distill.TeacherSource) -> nn.Module:
     """Return a network with the weights of its source, or with random ones if the source has none."""
     if source.state is None:
-        own: dict[str, Any] = {**arguments, "pretrained": source.cfg.model.pretrained}
-        return methods.build(**own)
+        pretrained_arguments: dict[str, Any] = {**arguments, "pretrained": source.cfg.model.pretrained}
+        return methods.build(**pretrained_arguments)
 
     net = methods.build(**arguments)
-    weights, said = checkpoint.evaluated_weights(source.state)
+    weights, phrase = checkpoint.evaluated_weights(source.state)
     checkpoint.load_model(net, weights, source.file or "the checkpoint")
-    net.pretrained_note = f"{said}, from {source.file}"  # pyright: ignore[reportArgumentType]
+    net.pretrained_note = f"{phrase}, from {source.file}"  # pyright: ignore[reportArgumentType]
     return net
 
 
@@ -272,8 +272,8 @@ def _trained(arguments: dict[str, Any], source: distill.TeacherSource) -> nn.Mod
     net = _filled(arguments, source)
 
     torch.manual_seed(0)
-    fresh = {key: own for key, own in methods.build(**arguments).named_parameters() if key.startswith("classifier.")}
-    if all(torch.equal(net.get_parameter(key), own) for key, own in fresh.items()):
+    fresh = {key: init for key, init in methods.build(**arguments).named_parameters() if key.startswith("classifier.")}
+    if all(torch.equal(net.get_parameter(key), init) for key, init in fresh.items()):
         raise UserError(
             f"common.distill.teacher: {source.file or 'the experiment'} holds no trained classifier for these classes: "
             "train the teacher first, or name its weights"

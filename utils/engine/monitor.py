@@ -152,13 +152,13 @@ class Monitor:
 
     def _figures(self) -> dict[str, torch.Tensor]:
         """Return curves of the optimiser, on the device: the gradient norm, and the loss scale of fp16."""
-        learner, found = self.learner, {}
+        learner, figures = self.learner, {}
         if learner.grad_norm is not None:
-            found["grad_norm"] = learner.grad_norm
+            figures["grad_norm"] = learner.grad_norm
         if learner.scaler.is_enabled():
             # `get_scale` would wait for the GPU; a scaled 1 stays on it
-            found["loss_scale"] = learner.scaler.scale(torch.ones((), device=learner.world.device))
-        return found
+            figures["loss_scale"] = learner.scaler.scale(torch.ones((), device=learner.world.device))
+        return figures
 
     def _look_for_skipped_steps(self, figures: Mapping[str, float]) -> None:
         """Log the fp16 steps that were skipped: each halves the loss scale."""

@@ -88,18 +88,18 @@ class TrainingRun:
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of an iteration."""
-        plain, clips = self.cfg.lr_scheduler, len(self.train_records) * self.cfg.data.num_sample
+        schedule, clips = self.cfg.lr_scheduler, len(self.train_records) * self.cfg.data.num_sample
         # Steps in an epoch: not a whole number in general
         epoch = clips / self.learner.shards.global_batch
-        begin = plain.cosine_begin_epoch
+        begin = schedule.cosine_begin_epoch
 
         names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "lr_steps", "lr_mults", "warmup_type")
         return lr_schedule.lr_at(
             step,
-            **{name: getattr(plain, name) for name in names},
+            **{name: getattr(schedule, name) for name in names},
             max_iter=self.last,
-            epoch_iters=epoch if plain.step_by == "epoch" else None,
-            warmup_epoch_iters=epoch if plain.warmup_by == "epoch" else None,
+            epoch_iters=epoch if schedule.step_by == "epoch" else None,
+            warmup_epoch_iters=epoch if schedule.warmup_by == "epoch" else None,
             begin=None if begin is None else round(begin * epoch),
         )
 

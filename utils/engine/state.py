@@ -50,18 +50,18 @@ class TrainState:
 
     def values(self) -> dict[str, Any]:
         """Return the content of a checkpoint."""
-        made = {entry.name: entry.save(self) for entry in ENTRIES}
-        return {name: value for name, value in made.items() if value is not ABSENT}
+        saved = {entry.name: entry.save(self) for entry in ENTRIES}
+        return {name: value for name, value in saved.items() if value is not ABSENT}
 
-    def load(self, found: ResumePoint) -> None:
+    def load(self, source: ResumePoint) -> None:
         """Restore this state from a checkpoint.
 
         Raises:
             UserError: the checkpoint does not fit the config.
         """
         for entry in ENTRIES:
-            if entry.load is not None and entry.name in found.state:
-                entry.load(self, found)
+            if entry.load is not None and entry.name in source.state:
+                entry.load(self, source)
 
 
 ABSENT = object()  # the value of an entry that a run does not have
@@ -93,9 +93,9 @@ def check(path: Path, values: Values) -> None:
     config = values.get("config")
     config = config if isinstance(config, Mapping) else {}
 
-    wanted = [entry for entry in ENTRIES if entry.types and entry.needed(config)]
-    missing = [entry.name for entry in wanted if entry.name not in values]
-    odd = [entry.name for entry in wanted if entry.name in values and not _fits(entry, values[entry.name], config)]
+    needed = [entry for entry in ENTRIES if entry.types and entry.needed(config)]
+    missing = [entry.name for entry in needed if entry.name not in values]
+    odd = [entry.name for entry in needed if entry.name in values and not _fits(entry, values[entry.name], config)]
 
     if missing or odd:
         wrong = [listed("it has no", missing, most=8), listed("not what a run writes", odd, most=8)]
@@ -119,8 +119,8 @@ def _is_window(value: Any, config: Values) -> bool:
 
 def _second(config: Values) -> Values:
     """Return the `distill` part of a config."""
-    found = config.get("distill")
-    return found if isinstance(found, Mapping) else {}
+    section = config.get("distill")
+    return section if isinstance(section, Mapping) else {}
 
 
 def _is_mutual(config: Values) -> bool:
@@ -139,27 +139,27 @@ def _of_second(name: str) -> Callable[[TrainState], Any]:
     return save
 
 
-def _load_peer(state: TrainState, found: ResumePoint) -> None:
+def _load_peer(state: TrainState, source: ResumePoint) -> None:
     second = state.learner.distill
     if second and second.peer:
-        checkpoint.load_model(second.peer, found.state["peer"], f"{found.path}, second network")
+        checkpoint.load_model(second.peer, source.state["peer"], f"{source.path}, second network")
 
 
-def _load_ema(state: TrainState, found: ResumePoint) -> None:
+def _load_ema(state: TrainState, source: ResumePoint) -> None:
     if state.learner.ema:
-        checkpoint.load_model(state.learner.ema.net, found.state["ema"], f"{found.path}, average of the weights")
+        checkpoint.load_model(state.learner.ema.net, source.state["ema"], f"{source.path}, average of the weights")
 
 
 _NEEDED_OF_GROUPS = ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
 
 
-def _load_optimizer(state: TrainState, found: ResumePoint) -> None:
+def _load_optimizer(state: TrainState, source: ResumePoint) -> None:
     """Restore the optimiser. torch compares the numbers of groups and of parameters, so compare the shapes here."""
     # The loss scale belongs to the optimiser: both fit, or neither does
     optimizer, scaler = state.learner.optimizer, state.learner.scaler
     try:
-        optimizer.load_state_dict(found.state["optimizer"])
-        scaler.load_state_dict(found.state["scaler"])
+        optimizer.load_state_dict(source.state["optimizer"])
+        scaler.load_state_dict(source.state["scaler"])
 
         # 0-dimensional values are counters of steps, which have no parameter's shape
         wrong = [
@@ -182,7 +182,7 @@ def _load_optimizer(state: TrainState, found: ResumePoint) -> None:
 
     if reason:
         raise UserError(
-            f"{found.path}: the optimiser's state is of another model or recipe ({reason}); put the run's own "
+            f"{source.path}: the optimiser's state is of another model or recipe ({reason}); put the run's own "
             "checkpoint back, or start over with --fresh, which moves the old run to old/"
         )
 
@@ -201,7 +201,7 @@ def _counter(
     return CheckpointEntry(
         name,
         save=lambda state: getattr(state, name),
-        load=lambda state, found: setattr(state, name, found.state[name]),
+        load=lambda state, source: setattr(state, name, source.state[name]),
         types=types,
         is_right=is_right,
     )
@@ -217,7 +217,7 @@ ENTRIES: tuple[CheckpointEntry, ...] = (
     CheckpointEntry(
         "model",
         save=lambda state: state.learner.net.state_dict(),
-        load=lambda state, found: checkpoint.load_model(state.learner.net, found.state["model"], found.path),
+        load=lambda state, source: checkpoint.load_model(state.learner.net, source.state["model"], source.path),
         types=(dict,),
         is_right=_is_weights,
     ),
@@ -240,7 +240,7 @@ ENTRIES: tuple[CheckpointEntry, ...] = (
     CheckpointEntry(
         "group_statistics",
         save=lambda state: state.learner.bn_stats.group_state(),
-        load=lambda state, found: state.learner.bn_stats.load_group_state(found.state["group_statistics"]),
+        load=lambda state, source: state.learner.bn_stats.load_group_state(source.state["group_statistics"]),
         types=(Tensor, type(None)),
     ),
     CheckpointEntry(

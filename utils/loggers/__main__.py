@@ -48,8 +48,8 @@ class Sender:
 
         # Continue the remote run of an earlier start; an unreadable file means a new remote run
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(self.state.read_text("utf-8"))
-            self.run, self.last = found["run"], {str(tag): int(step) for tag, step in dict(found["last"]).items()}
+            saved = json.loads(self.state.read_text("utf-8"))
+            self.run, self.last = saved["run"], {str(tag): int(step) for tag, step in dict(saved["last"]).items()}
         self.is_behind = True  # the file may hold points that an earlier start did not send
         self.is_down = False
         self._wait, self._next = RETRY_SECONDS[0], 0.0
@@ -69,9 +69,9 @@ class Sender:
                 self.remote, self.run = remote, remote.run
                 self._keep()
 
-            wanted = self._new([*(self._kept() if self.is_behind else ()), *points])
-            for first in range(0, len(wanted), BATCH):
-                self._deliver(wanted[first : first + BATCH])
+            unsent = self._new([*(self._kept() if self.is_behind else ()), *points])
+            for first in range(0, len(unsent), BATCH):
+                self._deliver(unsent[first : first + BATCH])
         except Exception as error:  # noqa: BLE001  whatever a logger raises, the run must not notice
             self._failed(error)
             return
@@ -110,13 +110,13 @@ class Sender:
 
     def _new(self, points: Iterable[Point]) -> list[Point]:
         """Return the points that the remote run does not have."""
-        last, found = dict(self.last), []
+        last, unsent = dict(self.last), []
         for step, values in points:
             new = {tag: value for tag, value in values.items() if step > last.get(tag, -1)}
             last |= dict.fromkeys(new, step)
             if new:
-                found.append((step, new))
-        return found
+                unsent.append((step, new))
+        return unsent
 
     def _keep(self) -> None:
         """Write down the steps that have arrived for good: those of the previous call, `settles` seconds later."""

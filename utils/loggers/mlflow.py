@@ -32,8 +32,8 @@ class MlflowRun:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "zoetrope")
             experiment = self._client.get_experiment_by_name(name)
             number = experiment.experiment_id if experiment else self._client.create_experiment(name)
-            made = self._client.create_run(number, run_name=str(metadata.get("name", folder.name)))
-            self.run: str = made.info.run_id
+            created = self._client.create_run(number, run_name=str(metadata.get("name", folder.name)))
+            self.run: str = created.info.run_id
             self._describe(self.run, metadata)
         else:
             self._client.get_run(run)  # raises if the server does not have it

@@ -23,11 +23,11 @@ Row = dict[str, Any]
 
 def compare(folder: Path) -> dict[str, list[int]]:
     """All tables of a folder that one of the functions below knows; every row is compared as a whole."""
-    found = {}
+    equal_rows = {}
     for name, same in TABLES.items():
         rows = json.loads((folder / f"{name}.json").read_text())["rows"]
-        found[name] = [sum(bool(same(row)) for row in rows), len(rows)]
-    return found
+        equal_rows[name] = [sum(bool(same(row)) for row in rows), len(rows)]
+    return equal_rows
 
 
 def close(ours: Any, theirs: Any, tolerance: float = 1e-6) -> bool:
@@ -252,9 +252,9 @@ TABLES: dict[str, Callable[[Row], bool]] = {
 
 def golden() -> dict:
     """Compare every row; $ZOETROPE_GOLDEN is another folder of tables."""
-    found = compare(Path(os.environ.get("ZOETROPE_GOLDEN", TABLES_AT)))
-    rows = {name: f"{equal} of {total}" for name, (equal, total) in found.items()}
-    return {"measured": rows, "holds": all(equal == total > 0 for equal, total in found.values())}
+    tables = compare(Path(os.environ.get("ZOETROPE_GOLDEN", TABLES_AT)))
+    rows = {name: f"{equal} of {total}" for name, (equal, total) in tables.items()}
+    return {"measured": rows, "holds": all(equal == total > 0 for equal, total in tables.values())}
 
 
 ROWS = {"golden": ("indices, boxes, sizes, metrics and LR points of four peers", "all equal", golden)}

@@ -161,17 +161,17 @@ def row(files: int = FILES) -> dict:
     seed = int(os.environ.get("ZOETROPE_SEED") or random.SystemRandom().randrange(1 << 30))
     rng = random.Random(seed)
     oracle = "ffmpeg" if shutil.which("ffmpeg") else "opencv"
-    found: dict[str, object] = {}
+    grades_of: dict[str, object] = {}
     wrong: list[str] = []
     skipped: list[str] = []
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as folder:
         for kind, (ending, make) in KINDS.items():
             if make is _mencoder and not shutil.which("mencoder"):
                 skipped.append(f"{kind}: mencoder is not installed")
                 continue
             grades = set()
             for number in range(files):
-                path = Path(made) / f"{len(found)}-{number}.{ending}"
+                path = Path(folder) / f"{len(grades_of)}-{number}.{ending}"
                 frames = 2 * rng.randint(2, 40) + 1  # no program finds a stream in a shorter transport stream
                 make(path, frames, rng)
                 grade, fault = compare(path, rng)
@@ -179,9 +179,9 @@ def row(files: int = FILES) -> dict:
                 if fault:
                     wrong.append(f"{kind}, {frames} frames: {fault}")
                 path.unlink()
-            found[kind] = "/".join(sorted(grades))
-    measured = {"seed": seed, "oracle": oracle, "files of a kind": files, "kinds": found, "wrong": wrong[:20]}
-    return {"measured": measured | {"skipped": skipped}, "holds": len(found) >= 12 and not wrong}
+            grades_of[kind] = "/".join(sorted(grades))
+    measured = {"seed": seed, "oracle": oracle, "files of a kind": files, "kinds": grades_of, "wrong": wrong[:20]}
+    return {"measured": measured | {"skipped": skipped}, "holds": len(grades_of) >= 12 and not wrong}
 
 
 if __name__ == "__main__":

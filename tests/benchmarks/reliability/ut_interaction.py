@@ -90,13 +90,13 @@ def row() -> dict:
     measured: dict[str, object] = {"seed": seed, "videos": len(counts), "frames": sum(counts.values())}
     measured["videos with other pixels"] = pixels_equal(truth, random.Random(seed))
     del truth
-    said: list[str] = []
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    lines_printed: list[str] = []
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
 
         def run(name: str, *argv: str | Path) -> None:
             done = command(*argv)
-            said.extend((done.stdout + done.stderr).splitlines())
+            lines_printed.extend((done.stdout + done.stderr).splitlines())
             measured[name] = "ok" if done.returncode == 0 else f"exit {done.returncode}: {done.stderr[-300:]}"
 
         run("scan", "main.py", "scan", LISTS / "all.txt", "--root", SHARED, "--out", folder / "scan", "--decode", "all")
@@ -120,9 +120,9 @@ def row() -> dict:
         answers = json.loads((folder / "predicted/infer.json").read_text())
         equal["predict"] = {Path(one["source"]).stem: one["frames"] for one in answers["videos"]} == counts
         log = "".join((folder / name / "log.txt").read_text() for name in ("exp", "with_metadata"))
-    said += log.splitlines()
+    lines_printed += log.splitlines()
     measured["counts equal to a full decode"] = equal
-    lines = [line for line in said if "bad sample" in line or "  bad: " in line or "cannot be read" in line]
+    lines = [line for line in lines_printed if "bad sample" in line or "  bad: " in line or "cannot be read" in line]
     measured["bad lines"] = lines[:3]
     ok = all(value == "ok" for name, value in measured.items() if name.split()[0] in _COMMANDS)
     holds = ok and all(equal.values()) and not lines and not measured["videos with other pixels"] and len(counts) == 60

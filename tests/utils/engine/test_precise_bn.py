@@ -83,17 +83,17 @@ def reference(net: Small, pieces: int) -> dict[str, torch.Tensor]:
                 x = batch_norm("bn1", net.conv(x)).relu()
                 batch_norm("bn2", net.frozen(x))
     return {
-        f"{name}.running_{kind}": torch.stack(found[name]).mean(0)
+        f"{name}.running_{kind}": torch.stack(parts[name]).mean(0)
         for name in ("bn1", "bn2")
-        for kind, found in (("mean", means), ("var", variances))
+        for kind, parts in (("mean", means), ("var", variances))
     }
 
 
-def assert_equal_statistics(found: dict[str, torch.Tensor] | None, expected: dict[str, torch.Tensor]) -> None:
-    assert found is not None
-    assert found.keys() == expected.keys()
+def assert_equal_statistics(statistics: dict[str, torch.Tensor] | None, expected: dict[str, torch.Tensor]) -> None:
+    assert statistics is not None
+    assert statistics.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
+        torch.testing.assert_close(statistics[name], value, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
@@ -183,5 +183,5 @@ def on_a_rank(world: World, group: int) -> dict[str, torch.Tensor]:
 def test_two_ranks_give_the_same_on_both(group: int) -> None:
     """BN groups of one shard count as batches of their own; a group of two shards is one batch."""
     expected = reference(network().eval(), 2 // group)
-    for found in run_ranks(__file__, "on_a_rank", 2, group=group):
-        assert_equal_statistics(found, expected)
+    for statistics in run_ranks(__file__, "on_a_rank", 2, group=group):
+        assert_equal_statistics(statistics, expected)
