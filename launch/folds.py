@@ -41,7 +41,7 @@ class FoldSweep(Sweep):
         values = [tuple(text.removeprefix("common.").split("=", 1)) for text in self.sets]
         values = [(key, value) for key, value in values if not key.startswith("data.fold")]
 
-        cells = []
+        trials = []
         for fold in pooled.of(cfg, self.folder / "lists"):
             keys = {"train_source": fold.train, "val_source": fold.val}
             keys |= {"train_root": fold.root, "val_root": fold.root} if fold.root else {}
@@ -49,9 +49,9 @@ class FoldSweep(Sweep):
 
             # Quoted for YAML.
             texts = [(key, json.dumps(str(value), ensure_ascii=False)) for key, value in keys.items()]
-            cells.append(Trial(fold.name, exp, (*values, ("data.folds", "null"), *texts)))
+            trials.append(Trial(fold.name, exp, (*values, ("data.folds", "null"), *texts)))
 
-        return cells
+        return trials
 
     def exp_of(self, trial: Trial) -> Path:
         """Return the experiment folder of a fold."""
