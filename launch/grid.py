@@ -108,6 +108,10 @@ class Sweep:
         """Return the experiment folder in which a cell's job works."""
         return self.folder / "cells" / cell.name if self.verb == "train" else cell.source
 
+    def writes(self, cell: Cell) -> bool:
+        """Return True if a cell gets a folder of its own with a config."""
+        return self.verb == "train"
+
     def result_of(self, cell: Cell) -> Path:
         """Return the file with the summary of an evaluated cell."""
         return cell.source / "results" / f"{self.name}.{cell.name}.json"
@@ -212,7 +216,8 @@ def make(sweep: Sweep, cell: Cell) -> Path:
     file = folder / "config.yaml"
     if file.is_file() and (folder / "log.txt").exists() and config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise UserError(
-            f"{folder}: was trained before {origin} was changed; take another NAME, or move the folder away"
+            f"{folder}: was trained with another config than {origin} and --set give now; take another NAME, or move the "
+            "folder away"
         )
 
     folder.mkdir(parents=True, exist_ok=True)

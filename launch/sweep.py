@@ -67,8 +67,8 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
 
     # Only now: a dry run, or one with nothing to do, leaves no trace.
     sweep.write()
-    if sweep.verb != "eval":
-        for cell in chosen:
+    for cell in chosen:
+        if sweep.writes(cell):
             grid.make(sweep, cell)
 
     if args.partition == "local":
@@ -112,7 +112,8 @@ def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
         job = row.get("job")
         if is_finished(sweep, cell):
             states_of[cell.name] = State(_DONE)
-        elif not row:
+        # The last note may be of another command, such as the training of a fold that now lacks an evaluation.
+        elif not row or (row["event"] == "end" and row["code"] == 0):
             states_of[cell.name] = State(_NEW)
         elif row["event"] == "end":
             kind = _STOPPED if row["code"] == STOPPED else _FAILED
