@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
 
+from utils import files
 from utils.errors import rank_from_environment
 
 #: Config keys: dotted old key -> dotted new key.
@@ -25,7 +25,7 @@ CONFIG_VALUES = {
     }
 }
 
-#: Files: old name -> new name. A scan goes on writing the old name in a folder that has it, for configs name the file.
+#: Files: old name -> new name. A folder that has the old one keeps it, because configs name the file.
 FILES = {"facts.bin": "metadata.bin"}
 
 #: Keys of checkpoints: old -> new.
@@ -144,7 +144,7 @@ def summary(values: Mapping[str, object]) -> dict[str, object]:
     }
 
 
-def row(values: Mapping[str, Any]) -> dict[str, Any]:
+def row(values: files.Row) -> files.Row:
     """Return a row of JSON lines with the new names."""
     return {ROW_KEYS.get(key, key): value for key, value in values.items()}
 
@@ -156,7 +156,7 @@ def form(name: str) -> str:
     return FORMS.get(name, name)
 
 
-def scanned(entry: Any) -> Any:
+def scanned(entry: files.Row) -> files.Row:
     """Return an entry in the journal of a scan with the new names."""
-    is_old = isinstance(entry, dict) and entry.get("kind") in KINDS
+    is_old = isinstance(entry, dict) and entry.get("kind") in KINDS  # the file may hold anything
     return entry | {"kind": KINDS[entry["kind"]]} if is_old else entry
