@@ -28,10 +28,12 @@ class FoldSweep(Sweep):
     Attributes:
         sets: `--set` texts.
         result: name of the result of each fold, and of the pooled result.
+        evaluates: the user asked for an evaluation; folds without a training are trained first.
     """
 
     sets: tuple[str, ...] = ()
     result: str = pooled.RESULT
+    evaluates: bool = False
 
     def trials(self) -> list[Trial]:
         """Return a trial for each fold; write the lists that do not exist yet."""
@@ -56,6 +58,14 @@ class FoldSweep(Sweep):
     def exp_of(self, trial: Trial) -> Path:
         """Return the experiment folder of a fold."""
         return self.folder / trial.name
+
+    def writes(self, trial: Trial) -> bool:
+        """Return False for a trained fold that is only evaluated: it keeps the config that it was trained with."""
+        folder = self.exp_of(trial)
+        if not self.evaluates or not sweep.is_trained(folder):
+            return True
+        # A --set that contradicts it is refused where the config would be written
+        return config.to_dict(config.load(folder, trial.overrides)) != config.to_dict(config.load(folder))
 
     def result_of(self, trial: Trial) -> Path:
         """Return the summary that an evaluated fold leaves."""
@@ -94,7 +104,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
         raise UserError("N must be 0 or more, and --parallel 1 or more")
 
     name, eval_argv = _evaluation(args.verb, argv)
-    folds = FoldSweep(exp / pooled.FOLDER, "folds", (exp,), (), eval_argv, tuple(args.set), name)
+    folds = FoldSweep(exp / pooled.FOLDER, "folds", (exp,), (), eval_argv, tuple(args.set), name, args.verb == "eval")
     # Check files once here, not in each fold's job.
     cfg = config.load(exp, args.set)
     config.check_files(cfg)

@@ -113,6 +113,10 @@ class Sweep:
         old = next(name for name, new in renamed.FOLDERS.items() if new == TRIALS)
         return self.folder / (old if (self.folder / old).is_dir() else TRIALS) / trial.name
 
+    def writes(self, trial: Trial) -> bool:
+        """Return True if a trial gets a folder of its own with a config."""
+        return self.verb == "train"
+
     def result_of(self, trial: Trial) -> Path:
         """Return the file with the summary of an evaluated trial."""
         return trial.source / "results" / f"{self.name}.{trial.name}.json"
@@ -217,7 +221,8 @@ def make(sweep: Sweep, trial: Trial) -> Path:
     file = folder / "config.yaml"
     if file.is_file() and (folder / "log.txt").exists() and config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise UserError(
-            f"{folder}: was trained before {origin} was changed; take another NAME, or move the folder away"
+            f"{folder}: was trained with another config than {origin} and --set give now; take another NAME, or move the "
+            "folder away"
         )
 
     folder.mkdir(parents=True, exist_ok=True)

@@ -69,8 +69,8 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
 
     # Only now: a dry run, or one with nothing to do, leaves no trace.
     sweep.write()
-    if sweep.verb != "eval":
-        for trial in chosen:
+    for trial in chosen:
+        if sweep.writes(trial):
             grid.make(sweep, trial)
 
     if args.partition == "local":
@@ -116,7 +116,8 @@ def states(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, TrialState]:
         job = row.get("job")
         if is_finished(sweep, trial):
             states_of[trial.name] = TrialState(_DONE)
-        elif not row:
+        # The last note may be of another command, such as the training of a fold that now lacks an evaluation.
+        elif not row or (row["event"] == "end" and row["code"] == 0):
             states_of[trial.name] = TrialState(_NEW)
         elif row["event"] == "end":
             kind = _STOPPED if row["code"] == STOPPED else _FAILED

@@ -108,11 +108,17 @@ def test_an_evaluation_of_all_folds_with_other_views(tmp_path: Path, motion_vide
     ]
     (exp / "two.txt").write_text("\n".join(keep) + "\n")
     sets = [word for key in ("train", "val") for word in ("--set", f"common.{key}_source={exp / 'two.txt'}")]
-    assert launch.main(["train", str(exp), "local", "0", *sets]) == 0
+    assert launch.main(["train", str(exp), "local", "0", *sets, "--set", "common.print_freq=2"]) == 0
+    capfd.readouterr()
+    # A fold keeps the config that it was trained with
     assert launch.main(["eval", str(exp), "local", "0", *sets, "--views", "3crop"]) == 0
+    assert "failed" not in capfd.readouterr().out
+    assert launch.main(["eval", str(exp), "local", "0", *sets, "--set", "common.seed=7", "--views", "10crop"]) == 2
+    assert "was trained with another config than" in capfd.readouterr().err
     results = Results.load(exp, "latest-3crop")
     assert results.logits.shape == (len(keep), 3, 8)
     assert sorted(results.ids) == sorted(line.split()[0] for line in keep)
+    assert folds.main([str(exp), "--name", "latest-3crop"]) == 0
     output = capfd.readouterr().out
     assert "fold  videos  top-1" in output
     assert "bootstrap over videos" in output
