@@ -221,8 +221,8 @@ def make(sweep: Sweep, trial: Trial) -> Path:
     file = folder / "config.yaml"
     if file.is_file() and (folder / "log.txt").exists() and config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise UserError(
-            f"{folder}: was trained with another config than {origin} and --set give now; take another NAME, or move the "
-            "folder away"
+            f"{folder}: was trained with another config than {origin} and --set give now; take another NAME, or move "
+            "the folder away"
         )
 
     folder.mkdir(parents=True, exist_ok=True)
