@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from utils import faults, signals
 from utils.faults import UserError
+from utils.version import VERSION
 
 if TYPE_CHECKING:
     from datasets.loading.train import Batch
@@ -58,8 +59,11 @@ def main(argv: Sequence[str]) -> int:
     """Run a verb and return its exit code; a `UserError` becomes one text on stderr and exit code 2."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         width = max(len(verb) for verb in VERBS)
-        print("usage: python main.py VERB ...   (VERB --help shows its options)\n")
+        print("usage: python main.py VERB ...   (VERB --help shows its options, --version the version)\n")
         print("\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()))
+        return 0
+    if argv[0] == "--version":
+        print(f"zoetrope {VERSION}")
         return 0
 
     def verb() -> int:
