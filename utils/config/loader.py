@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from utils.config import model_options, paths, rules, yaml_lines
-from utils.config.schema import DISTILL_WEIGHT, PAIRS, BatchNorm, Config, leaves, sections
+from utils.config.schema import DISTILL_WEIGHT, PAIRS, BatchNorm, Config, is_section, leaves, sections
 from utils.faults import UserError, did_you_mean
 
 FILE = "config.yaml"
@@ -326,7 +326,7 @@ def _inner(section: type[BaseModel], name: Hashable) -> type[BaseModel] | None:
     """Return the section called `name` in another section; None if it is a key, or does not exist."""
     info = section.model_fields.get(str(name))
     kind = info.annotation if info else None
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return kind if is_section(kind) else None
 
 
 def _section_of(keys: Keys) -> type[BaseModel]:
