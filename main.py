@@ -127,7 +127,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
 
     with setup.start(Path(exp), overrides=overrides, fresh=fresh) as run:
         if run.is_finished:
-            run.log.line(f"nothing to do: this run finished at iteration {run.last}; train with --fresh to start again")
+            run.log.event("run", "nothing_to_do", iteration=run.last, message="train with --fresh to start over")
             return 0
 
         # An earlier process saved this step, but ended before its validation: catch up on that first
