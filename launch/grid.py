@@ -18,7 +18,7 @@ from pathlib import Path
 from anal_tools import new
 from utils import config, files
 from utils.config.verb import as_yaml
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = ROOT / "sweeps"
@@ -52,8 +52,8 @@ class Cell:
     @property
     def options(self) -> list[str]:
         """Words for `main.py eval`, from the keys `eval.views` and the like."""
-        own = [(key.removeprefix(_OPTION), value) for key, value in self.values if key.startswith(_OPTION)]
-        return [word for name, value in own for word in (f"--{name.replace('_', '-')}", value)]
+        options = [(key.removeprefix(_OPTION), value) for key, value in self.values if key.startswith(_OPTION)]
+        return [word for name, value in options for word in (f"--{name.replace('_', '-')}", value)]
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,10 @@ class Sweep:
     def exp_of(self, cell: Cell) -> Path:
         """Return the experiment folder in which a cell's job works."""
         return self.folder / "cells" / cell.name if self.verb == "train" else cell.source
+
+    def writes(self, cell: Cell) -> bool:
+        """Return True if a cell gets a folder of its own with a config."""
+        return self.verb == "train"
 
     def result_of(self, cell: Cell) -> Path:
         """Return the file with the summary of an evaluated cell."""
@@ -212,7 +216,8 @@ def make(sweep: Sweep, cell: Cell) -> Path:
     file = folder / "config.yaml"
     if file.is_file() and (folder / "log.txt").exists() and config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise UserError(
-            f"{folder}: was trained before {origin} was changed; take another NAME, or move the folder away"
+            f"{folder}: was trained with another config than {origin} and --set give now; take another NAME, or move the "
+            "folder away"
         )
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +236,7 @@ def _cell_name(exp: Path, values: Sequence[tuple[str, str]]) -> str:
     digest = hashlib.sha256(json.dumps([place, values]).encode()).hexdigest()[:6]
 
     words = ["-".join(exp.parts[-2:]), *(f"{key.rpartition('.')[2]}={value}" for key, value in values)]
-    plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words)).strip("._-/")
+    readable = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words)).strip("._-/")
 
     # Cut for file systems that allow 255 bytes; the hash keeps the name unique.
-    return f"{plain[:80]}-{digest}"
+    return f"{readable[:80]}-{digest}"

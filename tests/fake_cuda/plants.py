@@ -65,7 +65,7 @@ if __name__ == "__main__":
     gpu = cases.Gpu(sys.argv[1])
     for name, spoil in PLANTS.items():
         try:
-            found = cases.train(gpu, "tsn", precision="fp32", change=after_loss(spoil))
+            result = cases.train(gpu, "tsn", precision="fp32", change=after_loss(spoil))
         except RuntimeError as error:
-            found = {"error": str(error)}
-        print(json.dumps({"plant": name, **found}), flush=True)
+            result = {"error": str(error)}
+        print(json.dumps({"plant": name, **result}), flush=True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from methods.probe import Probe
 from utils import metrics
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.log import RunLog
 
 
@@ -67,6 +67,6 @@ def write(results: Sequence[Mapping[str, float]], net: nn.Module, log: RunLog, s
     for number, (result, (rate, decay)) in enumerate(zip(results, net.grid, strict=True)):
         numbers = {metric.name: result[metric.name] for metric in metrics.shown_in("line", result)}
         log.event("probe", "head", number=number, rate=rate, weight_decay=decay, **numbers)
-        curves |= {f"loss_val/head{number:02}": result["loss"], f"acc1_val/head{number:02}": result["top1"]}
+        curves |= {f"loss_val/head{number:02}": result["loss"], f"top1_val/head{number:02}": result["top1"]}
     log.event("probe", "best_head", number=best_of(results))
     log.scalars(step, curves)

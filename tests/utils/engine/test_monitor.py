@@ -59,13 +59,13 @@ def test_loss_spikes_and_skipped_steps_are_written_down(tmp_path: Path, tiny_vid
                 parameter.grad = torch.full_like(parameter, gradient)
             learner.scaler.scale(torch.zeros(1))
             learner.grad_norm = optim.apply(learner.optimizer, learner.scaler, measure=True)
-        found = {name: float(value) for name, value in watched._figures().items()}
-        watched._look_for_skipped_steps(found)
-        assert found["loss_scale"] == 256.0
+        figures = {name: float(value) for name, value in watched._figures().items()}
+        watched._look_for_skipped_steps(figures)
+        assert figures["loss_scale"] == 256.0
         # The last step's gradients were divided by a scale of 256
         count = sum(parameter.numel() for parameter in learner.net.parameters())
-        assert found["grad_norm"] == pytest.approx(math.sqrt(count) / 256, rel=1e-3)
-        watched._look_for_skipped_steps(found)  # says nothing twice
+        assert figures["grad_norm"] == pytest.approx(math.sqrt(count) / 256, rel=1e-3)
+        watched._look_for_skipped_steps(figures)  # says nothing twice
 
     text = (exp / "log.txt").read_text()
     assert re.findall(r"WARNING loss: spike iteration=(\d+) loss=9 mean=2\.\d+ losses=21", text) == ["30"]
