@@ -31,7 +31,7 @@ STOPPED = 75  # exit code after a request to stop: the state is saved, and the s
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One training run; `setup.start` builds it.
 
     Attributes:
@@ -237,7 +237,7 @@ class Run:
         self.monitor.write_notes(self.batches)
         self.save()
 
-        criterion = "mAP" if self.val_records.several else "top-1"
+        criterion = "mAP" if self.val_records.multi_label else "top-1"
         best, path = round(self.state.best_metric, 3), self.folder.path(checkpoint.LATEST)
         self.log.event("run", "finished", iteration=self.last, metric=criterion, best=best, checkpoint=path)
         return 0
