@@ -139,8 +139,7 @@ def summary(values: Mapping[str, object]) -> dict[str, object]:
     """Return the summary of a result with the new names in its config and its protocol."""
     change = {"config": config, "protocol": protocol}
     return {
-        key: change[key](value) if key in change and isinstance(value, dict) else value
-        for key, value in values.items()
+        key: change[key](value) if key in change and isinstance(value, dict) else value for key, value in values.items()
     }
 
 
