@@ -136,7 +136,7 @@ class Sweep:
     @property
     def next_step(self) -> str:
         """The user's next command once all trials are done."""
-        return f"`launch collect {self.name}` makes the table"
+        return f"`launch collect {self.name}` prints the table"
 
     def write(self) -> None:
         """Write `sweep.json`."""

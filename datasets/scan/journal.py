@@ -105,7 +105,7 @@ class Journal:
         if owner == _owner(list_file, root) or not os.path.lexists(clean):
             return
 
-        whose = f"belongs to {owner[0]} with root {owner[1]}" if owner else "is there and was not written by a scan"
+        whose = f"belongs to {owner[0]} with root {owner[1]}" if owner else "exists and was not written by a scan"
         raise UserError(f"--out: {clean} {whose}; scan {list_file} with another --out, or move that file away")
 
     def record_list(self, clean: str, list_file: str, root: str) -> None:

@@ -400,7 +400,7 @@ def test_a_user_at_a_terminal_hears_the_duration_and_may_decline(tmp_path: Path,
     output, _ = process.communicate(timeout=280)
     assert process.returncode == 0, output
     assert re.search(r"training takes about \d+ \w+ here: \d+ steps of ", output)
-    assert "few for a number to trust; --folds 5 holds out each video once, in 5 trainings" in output
+    assert "too few for a reliable accuracy; --folds 5 holds out each video once, in 5 runs" in output
     assert output.endswith("the same command trains it\n")
     assert not (tmp_path / "exp/log.txt").exists()
 
@@ -446,5 +446,5 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     with pytest.raises(UserError, match=r"was started with another epochs; choose another --out"):
         start.main([*words, "--epochs", "3"])
     (exp / "start.json").unlink()
-    with pytest.raises(UserError, match="holds an experiment that `start` has not made"):
+    with pytest.raises(UserError, match="holds an experiment that `start` did not write"):
         start.main(words)

@@ -158,7 +158,7 @@ def test_a_file_that_hangs_costs_only_itself(data: Path, tmp_path: Path, monkeyp
 def test_foreign_files_and_wrong_arguments_are_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "val.clean.txt").write_text("mine\n")
-    with pytest.raises(UserError, match=r"val\.clean\.txt is there and was not written by a scan"):
+    with pytest.raises(UserError, match=r"val\.clean\.txt exists and was not written by a scan"):
         run(data, tmp_path / "mine")
     assert [path.read_text() for path in (tmp_path / "mine").iterdir()] == ["mine\n"]
     (tmp_path / "files.jsonl").write_text("mine\n")

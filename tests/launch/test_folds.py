@@ -140,7 +140,7 @@ def test_what_is_refused(tmp_path: Path, motion_videos: Path, capfd) -> None:
     assert (
         launch.main(["sweep", "s", "local", "0", "--into", str(tmp_path), "--exp", str(exp), "--grid", "seed=1"]) == 2
     )
-    assert "a sweep runs no folds" in capfd.readouterr().err
+    assert "a sweep cannot run folds" in capfd.readouterr().err
     (exp / "folds/lists/fold01_val.txt").write_text("videos/00000.mp4 0\n")
     assert launch.main(["train", str(exp), "local", "0"]) == 2
     assert "holds the lists of other folds" in capfd.readouterr().err
