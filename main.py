@@ -31,7 +31,7 @@ VERBS = {
     "get_reference_results": ("anal_tools.get_reference_results", "results/reference_result.txt: a line per video"),
     "compare": ("anal_tools.compare", "whether one experiment is better: McNemar's test, classes, config differences"),
     "report": ("anal_tools.report.build", "EXP/report/index.html: errors with pictures and clips, matrix, curves"),
-    "score": ("anal_tools.score", "rescore saved views: fewer views, another average, or an ensemble of models"),
+    "score": ("anal_tools.score", "rescore saved views: fewer views, a different average, or an ensemble of models"),
     "dense-sweep": ("anal_tools.dense_sweep", "accuracy against the number of views, from one evaluation"),
     "benchmark": ("anal_tools.benchmark", "measure the speed of an experiment on this machine: step, eval or data"),
     "predict": ("anal_tools.predict", "classify videos: top-5, infer.json, subtitles, an annotated video"),
@@ -167,9 +167,9 @@ def train_step(
 ) -> dict[str, float]:
     """Run one optimiser step on one global batch: augment -> forward -> loss -> backward -> update.
 
-    The host waits for the GPU once a step, and not for the end of the backward pass: the numbers of the step are summed
-    over the ranks and copied to the host before that pass is queued. They carry the requests to stop and to save.
-    A non-finite loss ends all ranks before the optimiser step.
+    The host waits for the GPU once per step, but not for the end of the backward pass: the numbers of the step are
+    summed over the ranks and copied to the host before that pass is queued. They carry the requests to stop and save. A
+    non-finite loss ends all ranks before the optimiser step.
 
     Args:
         learner: networks, optimiser and statistics.

@@ -29,7 +29,7 @@ from utils.signals import end_with_parent
 
 STOPPED = 75  # exit code of a trial or sweep that a signal stopped; it resumes when started again
 _NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stopped"
-# The last line of a finished run, also of versions before 0.3
+# The last line of a finished run, including runs of versions before 0.3
 _FINISHED = re.compile(r"\] (?:INFO run: (?:finished|nothing_to_do)\b|finished: |nothing to do: this run finished)")
 
 

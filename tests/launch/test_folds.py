@@ -114,7 +114,7 @@ def test_an_evaluation_of_all_folds_with_other_views(tmp_path: Path, motion_vide
     assert launch.main(["eval", str(exp), "local", "0", *sets, "--views", "3crop"]) == 0
     assert "failed" not in capfd.readouterr().out
     assert launch.main(["eval", str(exp), "local", "0", *sets, "--set", "common.seed=7", "--views", "10crop"]) == 2
-    assert "was trained with another config than" in capfd.readouterr().err
+    assert "was trained with a different config than" in capfd.readouterr().err
     results = Results.load(exp, "latest-3crop")
     assert results.logits.shape == (len(keep), 3, 8)
     assert sorted(results.ids) == sorted(line.split()[0] for line in keep)
