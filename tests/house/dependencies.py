@@ -88,8 +88,8 @@ def needed(extra: str) -> Iterator[str]:
         except metadata.PackageNotFoundError:
             continue
         for further in map(Requirement, lines):
-            wanted = [{"extra": ""}, *({"extra": extra} for extra in one.extras)]
-            if further.marker is None or any(further.marker.evaluate(where) for where in wanted):
+            environments = [{"extra": ""}, *({"extra": extra} for extra in one.extras)]
+            if further.marker is None or any(further.marker.evaluate(where) for where in environments):
                 todo.append(further)
 
 
@@ -121,7 +121,7 @@ def page(old: str) -> str:
             uses.setdefault(name, [])
             uses[name] += [extra] if extra not in uses[name] else []
     # What an extra brings along is unknown where it is not installed
-    absent = {extra for extra, wanted in requirements().items() if any(licence(one.name) is None for one in wanted)}
+    absent = {extra for extra, packages in requirements().items() if any(licence(one.name) is None for one in packages)}
     for name, row in kept.items():
         more = [extra for extra in row[2].split(", ") if extra in absent]
         if more:
@@ -154,7 +154,7 @@ def hashes() -> str:
         command += ["--only-binary=:all:", "--report", str(report), *frozen]
         subprocess.run(command, env=env | {"PIP_CONFIG_FILE": os.devnull}, check=True)
         files = json.loads(report.read_text("utf-8"))["install"]
-    found = sorted(
+    hashed = sorted(
         (f"{canonicalize_name(one['metadata']['name'])}=={one['metadata']['version']}", one["download_info"])
         for one in files
     )
@@ -164,7 +164,7 @@ def hashes() -> str:
         "# torch is not listed: its CPU build (.ci/cpu.txt) comes from another index.\n"
         "# Written by `python -m tests.house.dependencies hashes`, in an environment of `make test`.\n"
     )
-    lines = [f"{name} --hash=sha256:{info['archive_info']['hashes']['sha256']}" for name, info in found]
+    lines = [f"{name} --hash=sha256:{info['archive_info']['hashes']['sha256']}" for name, info in hashed]
     return head + "\n".join(lines) + "\n"
 
 

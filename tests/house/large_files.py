@@ -18,6 +18,6 @@ def too_large(names: Iterable[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    found = too_large(sys.argv[1:] or git.files())
-    print("\n".join(found), end="\n" if found else "")
-    sys.exit(bool(found))
+    sentences = too_large(sys.argv[1:] or git.files())
+    print("\n".join(sentences), end="\n" if sentences else "")
+    sys.exit(bool(sentences))

@@ -91,8 +91,8 @@ def test_spelling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 def test_every_dependency_has_a_licence() -> None:
     rows = dependencies.rows(dependencies.PAGE.read_text("utf-8"))
-    wanted = {canonicalize_name(one.name) for names in dependencies.requirements().values() for one in names}
-    assert wanted - set(rows) == set()
+    asked_for = {canonicalize_name(one.name) for names in dependencies.requirements().values() for one in names}
+    assert asked_for - set(rows) == set()
     assert {name for name, (_, licence, uses) in rows.items() if not licence or not uses} == set()
     assert {use for _, _, uses in rows.values() for use in uses.split(", ")} <= set(dependencies.requirements())
 
@@ -101,9 +101,9 @@ def test_packages_of_ci_have_hashes_and_fit() -> None:
     listed = {}
     for line in dependencies.HASHES.read_text("utf-8").splitlines():
         if not line.startswith("#"):
-            found = re.fullmatch(r"([a-z0-9-]+)==(\S+) --hash=sha256:[0-9a-f]{64}", line)
-            assert found, line
-            listed[found[1]] = found[2]
+            match = re.fullmatch(r"([a-z0-9-]+)==(\S+) --hash=sha256:[0-9a-f]{64}", line)
+            assert match, line
+            listed[match[1]] = match[2]
     for extra in (dependencies.CORE, "export", "dali", "dev"):
         for one in dependencies.requirements()[extra]:
             name = canonicalize_name(one.name)
@@ -113,7 +113,7 @@ def test_packages_of_ci_have_hashes_and_fit() -> None:
 
 
 def test_requirements_are_read_as_pip_reads_them() -> None:
-    found = dependencies.requirements()
-    assert [one.name for one in found[dependencies.CORE]][:3] == ["torch", "torchvision", "numpy"]
-    assert {"dali", "dali-cuda12", "export", "wandb", "mlflow", "dev"} < set(found)
+    extras = dependencies.requirements()
+    assert [one.name for one in extras[dependencies.CORE]][:3] == ["torch", "torchvision", "numpy"]
+    assert {"dali", "dali-cuda12", "export", "wandb", "mlflow", "dev"} < set(extras)
     assert "numpy==1.26" in dependencies.oldest()
