@@ -124,11 +124,11 @@ def checkpoint(state: Mapping[str, object]) -> dict[str, object]:
     return renamed
 
 
-def protocol(values: Mapping[str, object]) -> dict[str, object]:
+def protocol(values: files.Row) -> files.Row:
     """Return the protocol of a result, a dict of plain values, with the new names."""
     renamed = dict(values)
     for key, value in values.items():
-        if key == "sampling" and isinstance(value, Mapping):
+        if key == "sampling" and isinstance(value, dict):
             renamed[key] = protocol(value)
         elif isinstance(value, str):
             renamed[key] = PROTOCOL_VALUES.get(key, {}).get(value, value)
@@ -139,8 +139,7 @@ def summary(values: Mapping[str, object]) -> dict[str, object]:
     """Return the summary of a result with the new names in its config and its protocol."""
     change = {"config": config, "protocol": protocol}
     return {
-        key: change[key](value) if key in change and isinstance(value, Mapping) else value
-        for key, value in values.items()
+        key: change[key](value) if key in change and isinstance(value, dict) else value for key, value in values.items()
     }
 
 

@@ -151,8 +151,8 @@ class _Draft:
             del section[old[-1]]
             return
         section[new[-1]] = section.pop(old[-1])
-        for place in (self.where, self.order):
-            place[new] = place.pop(old)
+        self.where[new] = self.where.pop(old)
+        self.order[new] = self.order.pop(old)
 
     def override(self, text: str) -> None:
         """Apply one `key=value`."""
