@@ -76,7 +76,7 @@ def _iteration(exp: Path) -> tuple[int | None, int | None]:
 
     lines = [(int(step), int(last)) for step, last in _STEP.findall(text)]
     # A stop or the end is logged after the last progress line and may be a later iteration.
-    others = [int("".join(groups)) for groups in _AT.findall(text)]
+    others = [int("".join(digits)) for digits in _AT.findall(text)]
     step = max([step for step, _ in lines[-1:]] + others[-1:], default=None)
     return step, lines[-1][1] if lines else None
 

@@ -154,7 +154,7 @@ def hashes() -> str:
         command += ["--only-binary=:all:", "--report", str(report), *frozen]
         subprocess.run(command, env=env | {"PIP_CONFIG_FILE": os.devnull}, check=True)
         files = json.loads(report.read_text("utf-8"))["install"]
-    hashed = sorted(
+    downloads = sorted(
         (f"{canonicalize_name(one['metadata']['name'])}=={one['metadata']['version']}", one["download_info"])
         for one in files
     )
@@ -164,7 +164,7 @@ def hashes() -> str:
         "# torch is not listed: its CPU build (.ci/cpu.txt) comes from another index.\n"
         "# Written by `python -m tests.house.dependencies hashes`, in an environment of `make test`.\n"
     )
-    lines = [f"{name} --hash=sha256:{info['archive_info']['hashes']['sha256']}" for name, info in hashed]
+    lines = [f"{name} --hash=sha256:{info['archive_info']['hashes']['sha256']}" for name, info in downloads]
     return head + "\n".join(lines) + "\n"
 
 

@@ -18,6 +18,6 @@ def too_large(names: Iterable[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sentences = too_large(sys.argv[1:] or git.files())
-    print("\n".join(sentences), end="\n" if sentences else "")
-    sys.exit(bool(sentences))
+    large = too_large(sys.argv[1:] or git.files())
+    print("\n".join(large), end="\n" if large else "")
+    sys.exit(bool(large))

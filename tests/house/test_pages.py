@@ -25,17 +25,17 @@ def test_no_page_names_a_document_that_readers_do_not_have() -> None:
 
 def events_of(code: str) -> set[str]:
     """Return `component: name` of each event of log.txt that code writes."""
-    events = set()
+    titles = set()
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.Call):
             continue
         function = ast.unparse(node.func).split(".")[-1]
         words = [word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str)]
         if function in ("event", "format_event") and len(words) >= 2:
-            events.add(f"{words[0]}: {words[1]}")
+            titles.add(f"{words[0]}: {words[1]}")
         elif words and "remark" in (function, ast.unparse(node.args[0]).split(".")[-1]):  # also functools.partial
-            events.add(f"{words[0]}: remark")
-    return events
+            titles.add(f"{words[0]}: remark")
+    return titles
 
 
 def test_the_page_on_the_log_lists_the_events_that_the_code_writes() -> None:

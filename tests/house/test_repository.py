@@ -91,8 +91,8 @@ def test_spelling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 
 def test_every_dependency_has_a_licence() -> None:
     rows = dependencies.rows(dependencies.PAGE.read_text("utf-8"))
-    asked_for = {canonicalize_name(one.name) for names in dependencies.requirements().values() for one in names}
-    assert asked_for - set(rows) == set()
+    required = {canonicalize_name(one.name) for names in dependencies.requirements().values() for one in names}
+    assert required - set(rows) == set()
     assert {name for name, (_, licence, uses) in rows.items() if not licence or not uses} == set()
     assert {use for _, _, uses in rows.values() for use in uses.split(", ")} <= set(dependencies.requirements())
 
@@ -113,7 +113,7 @@ def test_packages_of_ci_have_hashes_and_fit() -> None:
 
 
 def test_requirements_are_read_as_pip_reads_them() -> None:
-    extras = dependencies.requirements()
-    assert [one.name for one in extras[dependencies.CORE]][:3] == ["torch", "torchvision", "numpy"]
-    assert {"dali", "dali-cuda12", "export", "wandb", "mlflow", "dev"} < set(extras)
+    by_extra = dependencies.requirements()
+    assert [one.name for one in by_extra[dependencies.CORE]][:3] == ["torch", "torchvision", "numpy"]
+    assert {"dali", "dali-cuda12", "export", "wandb", "mlflow", "dev"} < set(by_extra)
     assert "numpy==1.26" in dependencies.oldest()

@@ -170,8 +170,8 @@ def test_header_names_what_runs(tmp_path: Path, repo_root: Path) -> None:
         ("INFO", "config", "resolved"),
     ]
     started, command, resolved = (event.values for event in events if event)
-    facts = {"ranks": "2", "shards": "2", "global_batch": "16", "code": "abc+dirty", "experiment": str(exp)}
-    assert facts.items() <= started.items()
+    expected = {"ranks": "2", "shards": "2", "global_batch": "16", "code": "abc+dirty", "experiment": str(exp)}
+    assert expected.items() <= started.items()
     assert (started["zoetrope"], started["process"]) == (VERSION, str(os.getpid()))
     assert command["overrides"] == "common.seed=3"
     assert resolved["values"] == json.loads(json.dumps(config.to_dict(cfg)))

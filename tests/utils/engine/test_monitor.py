@@ -23,10 +23,10 @@ def test_the_first_lines_and_the_curves_of_a_run(tmp_path: Path, tiny_videos: Pa
     exp = make(tmp_path / "exp", tiny_videos, **SETTINGS)
     assert main.train(exp, overrides=[few_videos(exp, tiny_videos, 2)]) == 0
     text = (exp / "log.txt").read_text()
-    setup_line = (
+    expected = (
         f"INFO run: setup device=cpu threads={torch.get_num_threads()} videos=8 val_videos=2 classes=8 parameters="
     )
-    assert text.index(setup_line) < text.index("Iter: [1/4]")
+    assert text.index(expected) < text.index("Iter: [1/4]")
     assert re.search(r"parameters=223\d{4} iterations=4 iterations_per_epoch=2$", text, re.MULTILINE)
     assert [line["step"] for line in parse_log(exp / "log.txt")] == [1, 2, 4]
     assert "reading holds training up" not in text.partition("Iter: [2/4]")[0]  # iteration 1 holds the start
