@@ -9,6 +9,7 @@ MINUTES ?= 10
 RANKS ?= 1,2,3,4,6
 SEED ?=
 EXTRAS ?=
+TORCH ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 DEMO := exps/demo_exps/tsm_resnet18/motion8
@@ -32,25 +33,35 @@ help:
 	@echo "make site              build the documentation into .site/"
 	@echo "make clean             delete caches; data, runs and .venv stay"
 	@echo
-	@echo "python main.py --help  lists the verbs.   PYTHON=python3.12 make demo  takes another Python (>= 3.10)"
+	@echo "python main.py --help  lists the verbs.   PYTHON=python3.12 make demo  takes another Python (>= 3.10),"
+	@echo "TORCH=2.11 make demo  another PyTorch"
 
-# The stamp is newer than pyproject.toml when everything that it asks for is installed.
-$(VENV)/installed: pyproject.toml .ci/install .ci/cpu.txt | $(PY)
+export TORCH
+
+# The stamp is newer than pyproject.toml when everything that it asks for is installed. Its name has the PyTorch that
+# was asked for: another one is another installation.
+USED := $(VENV)/installed$(TORCH)
+TESTED := $(VENV)/installed-dev$(TORCH)
+ASKED := pyproject.toml .ci/install .ci/cpu.txt
+
+$(USED): $(ASKED) | $(PY)
 	@bash .ci/install $(VENV) ""
+	@rm -f $(VENV)/installed*
 	@touch $@
 
-$(VENV)/installed-dev: pyproject.toml .ci/install .ci/cpu.txt | $(PY)
+$(TESTED): $(ASKED) .ci/packages.txt | $(PY)
 	@bash .ci/install $(VENV) dev,export,dali $(SYSTEM_PACKAGES)
-	@touch $@ $(VENV)/installed
+	@rm -f $(VENV)/installed*
+	@touch $@ $(USED)
 
 $(PY):
 	@bash .ci/make_venv "$(PYTHON)" $(VENV)
 
-install: $(VENV)/installed
+install: $(USED)
 	@$(if $(EXTRAS),bash .ci/install $(VENV) $(EXTRAS))
 	@echo "Installed: $(PY) main.py --help lists the verbs, $(PY) main.py doctor looks at this machine"
 
-demo: $(VENV)/installed
+demo: $(USED)
 	@$(PY) main.py demo-data
 	@$(DEMO)/train.sh local $(DEMO_RANKS)
 	@$(PY) -m anal_tools.demo_summary $(DEMO) --is-finished || $(DEMO)/eval.sh local $(DEMO_RANKS)
@@ -59,7 +70,7 @@ demo: $(VENV)/installed
 # Files keep together, for their fixtures, and start in the order of tests/tiers.py: long ones first.
 PYTEST := OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(VENV)/installed-dev
+check: $(TESTED)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PYTEST) --tier check
@@ -72,22 +83,22 @@ nightly: lint
 	@$(PY) -m tests.fuzz.runner --count $(COUNT) --targets $(TARGETS)
 	@OMP_NUM_THREADS=1 $(PY) tests/gpu/one_gpu.py --rehearse
 
-lint: $(VENV)/installed-dev
+lint: $(TESTED)
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
 	@$(PY) -m pyright --threads 2
 
-accept: $(VENV)/installed-dev
+accept: $(TESTED)
 	@$(PY) -m tests.benchmarks.issues $(ISSUE) $(if $(ROWS),--rows $(ROWS))
 
-fuzz: $(VENV)/installed-dev
+fuzz: $(TESTED)
 	@$(PY) -m tests.fuzz.runner --count $(COUNT) --targets $(TARGETS)
 
-site: $(VENV)/installed-dev
+site: $(TESTED)
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict -f .mkdocs.yml
 	@echo "open .site/index.html"
 
-soak: $(VENV)/installed-dev
+soak: $(TESTED)
 	@$(PY) -m tests.benchmarks.reliability.soak --minutes $(MINUTES) --ranks $(RANKS) $(if $(SEED),--seed $(SEED))
 
 clean:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from utils import errors, signals
 from utils.errors import UserError
+from utils.version import VERSION
 
 if TYPE_CHECKING:
     from datasets.loading.train import Batch
@@ -58,8 +59,11 @@ def main(argv: Sequence[str]) -> int:
     """Run a verb and return its exit code; a `UserError` becomes one text on stderr and exit code 2."""
     if not argv or argv[0] in ("-h", "--help", "help"):
         width = max(len(verb) for verb in VERBS)
-        print("usage: python main.py VERB ...   (VERB --help shows its options)\n")
+        print("usage: python main.py VERB ...   (VERB --help shows its options, --version the version)\n")
         print("\n".join(f"  {verb:<{width}}  {text}" for verb, (_, text) in VERBS.items()))
+        return 0
+    if argv[0] == "--version":
+        print(f"zoetrope {VERSION}")
         return 0
 
     def verb() -> int:
@@ -123,7 +127,7 @@ def train(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> i
 
     with setup.start(Path(exp), overrides=overrides, fresh=fresh) as run:
         if run.is_finished:
-            run.log.line(f"nothing to do: this run finished at iteration {run.last}; train with --fresh to start again")
+            run.log.event("run", "nothing_to_do", iteration=run.last, message="train with --fresh to start over")
             return 0
 
         # An earlier process saved this step, but ended before its validation: catch up on that first

@@ -20,9 +20,12 @@ CRITERIA = {"map_val": "mAP", "top1_val": "top-1"}
 _RECORD = re.compile(r"\[(\d{4}-\d\d-\d\dT[^\]]+)\] (.*)")
 _PROGRESS = re.compile(r"Iter: \[(\d+)/(\d+)\] Time \S+ \((\S+)\) Data \S+ \((\S+)\)")
 _RATE = re.compile(r"ETA (\S+) clips/s (\S+)")
-_END = re.compile(r"stopped by .* at iteration (\d+)|finished: (\d+) iterations")
-_ENDS = {"finished: ": "finished", "nothing to do": "finished", "stopped by": "stopped", "error: ": "failed"}
-_RANKS = re.compile(r"ranks (\d+), shards")
+# Event of the component `run` -> state of the run
+_ENDS = {"finished": "finished", "nothing_to_do": "finished", "stopped": "stopped", "failed": "failed"}
+# The same in sentences, as versions before 0.3 wrote them
+_OLD_END = re.compile(r"stopped by .* at iteration (\d+)|finished: (\d+) iterations")
+_OLD_ENDS = {"finished: ": "finished", "nothing to do": "finished", "stopped by": "stopped", "error: ": "failed"}
+_OLD_RANKS = re.compile(r"ranks (\d+), shards")
 
 
 @dataclass
@@ -127,28 +130,21 @@ def _take(run: History, parts: list[Part], spent: list[float], time: datetime, t
     """Add one line of the log; `spent` is [seconds of training, seconds of them waiting for clips]."""
     run.updated = time.isoformat()
     run.lines = [*run.lines[-199:], text]
-    # "experiment ..." is the header of a process
-    if text.startswith("experiment ") or not parts:
+    event = log.parse_event(text)
+    # The header of a process
+    if (event and event[1:3] == ("run", "start")) or text.startswith("experiment ") or not parts:
         parts.append(Part(time, time))
     part = parts[-1]
     # The last line so far: a killed process writes no other end
     part.ended = time
 
-    # The process, and events
-    ranks = _RANKS.match(text)
-    if ranks:
-        part.ranks = int(ranks[1])
-    elif text.startswith("device "):
-        part.device = text.split()[1].rstrip(",")
-    elif text.startswith("loss spike"):
-        run.spikes += 1
-    elif text.startswith("fp16: "):
-        run.skipped += int(text.split()[1])
+    if event:
+        _take_event(run, part, event)
+        return
+    _take_old(run, part, text)
 
     # Progress
-    progress, end = _PROGRESS.match(text), _END.match(text)
-    if end:
-        run.step = int(end[1] or end[2])
+    progress = _PROGRESS.match(text)
     if not progress:
         return
 
@@ -165,16 +161,54 @@ def _take(run: History, parts: list[Part], spent: list[float], time: datetime, t
     run.eta, run.rate = (rate[1], rate[2]) if rate else (None, None)
 
 
+def _take_event(run: History, part: Part, event: log.Event) -> None:
+    """Add the facts of an event of the log."""
+    values = {key: str(value) for key, value in event.values.items()}
+
+    def number(key: str) -> int:
+        return int(values[key]) if values.get(key, "").isdecimal() else 0
+
+    if event.component == "run":
+        if event.name == "start":
+            part.ranks = number("ranks") or 1
+        elif event.name == "setup":
+            part.device = values.get("device", "?")
+        elif event.name in ("stopped", "finished"):
+            run.step = number("iteration")
+    elif (event.component, event.name) == ("loss", "spike"):
+        run.spikes += 1
+    elif (event.component, event.name) == ("fp16", "skipped"):
+        run.skipped += number("steps")
+
+
+def _take_old(run: History, part: Part, text: str) -> None:
+    """Add the facts of a line that a version before 0.3 wrote."""
+    ranks, end = _OLD_RANKS.match(text), _OLD_END.match(text)
+    if ranks:
+        part.ranks = int(ranks[1])
+    elif text.startswith("device "):
+        part.device = text.split()[1].rstrip(",")
+    elif text.startswith("loss spike"):
+        run.spikes += 1
+    elif text.startswith("fp16: "):
+        run.skipped += int(text.split()[1])
+    elif end:
+        run.step = int(end[1] or end[2])
+
+
 def _state(exp: Path, run: History) -> str:
     """Return the state of the run by its lock and the last lines of its log."""
     if run_lock.living(exp / "jobs" / "lock.json"):
         return "running"
     for text in reversed(run.lines):
-        for start, state in _ENDS.items():
+        event = log.parse_event(text)
+        if event and event.component == "run" and event.name in _ENDS:
+            return _ENDS[event.name]
+        for start, state in _OLD_ENDS.items():
             if text.startswith(start):
                 return state
         # These may follow the line that ends a run
-        if not text.startswith(("loggers: ", "WARNING")):
+        if not text.startswith(("loggers: ", "WARNING", "INFO loggers: ")):
             break
     return "ended" if run.lines else "new"
 

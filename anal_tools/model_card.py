@@ -14,6 +14,7 @@ from anal_tools.evaluate.results import Results
 from anal_tools.experiments import data_set
 from utils import config, metrics, run_dir
 from utils.errors import UserError
+from utils.version import VERSION
 
 if TYPE_CHECKING:
     from anal_tools.predict.predictor import Predictor
@@ -41,7 +42,7 @@ def text(predictor: Predictor, results: Path, weights: str, digest: str) -> str:
             *_front(predictor.initial, about["type"]),
             f"# {about['type']} {about['backbone']}, {len(predictor.classes)} classes",
             "",
-            f"Trained and evaluated with Zoetrope (code {run_dir.revision()}).",
+            f"Trained and evaluated with Zoetrope {VERSION} (code {run_dir.revision()}).",
             "",
             "## Data",
             "",

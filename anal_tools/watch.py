@@ -86,9 +86,9 @@ def page(exp: Path, width: int, height: int) -> list[str]:
     gpus = gpu_use() if run.state == "running" else []
     lines += ["", *gpus] if gpus else []
 
-    # The last lines of the log fill the rest; `config:` lines are too long
+    # The last lines of the log fill the rest; those with the config are too long
     rest = max(3, height - len(lines) - 2)
-    last = [line for line in run.lines if not line.startswith("config: ")]
+    last = [line for line in run.lines if not line.startswith(("INFO config: ", "config: "))]
     lines += ["", *last[-rest:]]
     return [shown(line.replace("\t", "  "))[:width] for line in lines[:height]]
 

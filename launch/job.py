@@ -26,7 +26,7 @@ from typing import Any
 from launch import attempts, progress
 from utils import errors, files, schedulers, signals
 from utils.errors import UserError
-from utils.log import utc_stamp
+from utils.log import format_event, utc_stamp
 from utils.schedulers import Place, Scheduler
 
 STOPPED = 75  # main's code after a signal stopped it and its state was saved (utils/engine/run.py)
@@ -171,13 +171,13 @@ class RankTask:
             reason = f"job {job} was restarted {stalled + 1} times in a row without progress"
             reason += f" (max_stalled = {self.max_stalled})"
 
-        text = f"restart {restarts} of job {job} on {place.nodes or socket.gethostname()}"
+        text = format_event("job", "restart", number=restarts, job=job, nodes=place.nodes or socket.gethostname())
         advice = "; it gives up. See its log, then start it again with train.sh or eval.sh"
 
         _log(exp / "log.txt", text)
         if reason:
             reason += advice
-            _log(exp / "log.txt", reason)
+            _log(exp / "log.txt", format_event("job", "given_up", "ERROR", message=reason))
         return reason
 
 

@@ -13,7 +13,10 @@ from utils.errors import kind_of_file
 
 _TAIL = 1 << 18  # bytes at the end of log.txt that are read
 _STEP = re.compile(r"Iter: \[(\d+)/(\d+)\]")
-_AT = re.compile(r"\] (?:stopped by .* at iteration (\d+)|finished: (\d+) iterations)")
+_AT = re.compile(
+    r"\] (?:INFO run: (?:stopped|finished) iteration=(\d+)"
+    r"|stopped by .* at iteration (\d+)|finished: (\d+) iterations)"  # versions before 0.3
+)
 # The curve of the number that decides on the best checkpoint, and its name; the first one that a run has counts.
 _CRITERIA = {"map_val": "mAP", "top1_val": "top-1"}
 
@@ -73,7 +76,7 @@ def _iteration(exp: Path) -> tuple[int | None, int | None]:
 
     lines = [(int(step), int(last)) for step, last in _STEP.findall(text)]
     # A stop or the end is logged after the last progress line and may be a later iteration.
-    others = [int(a or b) for a, b in _AT.findall(text)]
+    others = [int("".join(digits)) for digits in _AT.findall(text)]
     step = max([step for step, _ in lines[-1:]] + others[-1:], default=None)
     return step, lines[-1][1] if lines else None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from utils.signals import end_with_parent
 
 STOPPED = 75  # exit code of a trial, or of a sweep, that a signal stopped; started again, it resumes
 _NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stopped"
+# The last line of a finished run, also of versions before 0.3
+_FINISHED = re.compile(r"\] (?:INFO run: (?:finished|nothing_to_do)\b|finished: |nothing to do: this run finished)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +149,7 @@ def is_trained(exp: Path) -> bool:
         return False
 
     # A run that was extended has progress lines after its first end.
-    end = max(text.rfind("] finished: "), text.rfind("] nothing to do: this run finished"))
+    end = max((match.start() for match in _FINISHED.finditer(text)), default=-1)
     return end > text.rfind("] Iter: [")
 
 

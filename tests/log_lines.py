@@ -1,11 +1,11 @@
-"""Read the progress lines of a log.txt back, for tests."""
+"""Read a log.txt back, for tests."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from utils.log import METERS
+from utils.log import METERS, parse_event
 
 _NUMBER = r"([-+.\w]+)"
 _TRAINING = re.compile(
@@ -13,6 +13,17 @@ _TRAINING = re.compile(
     + " ".join(rf"{title} {_NUMBER} \({_NUMBER}\)" for title, _, _ in METERS)
     + rf" LR {_NUMBER}"
 )
+_RECORD = re.compile(r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\] (.*)")
+
+
+def odd_lines(path: Path) -> list[str]:
+    """Return the lines of a log.txt that are neither an event nor the line of progress or of a validation."""
+    odd = []
+    for text in path.read_text("utf-8").splitlines():
+        record = _RECORD.fullmatch(text)
+        if record is None or not (parse_event(record[1]) or record[1].startswith(("Iter: [", " * "))):
+            odd.append(text)
+    return odd
 
 
 def parse_log(path: Path) -> list[dict[str, float]]:

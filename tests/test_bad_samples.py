@@ -9,6 +9,7 @@ import pytest
 
 import main
 from tests.experiment import make
+from tests.log_lines import odd_lines
 from utils.errors import UserError
 
 
@@ -37,9 +38,10 @@ def test_bad_videos_of_every_part_of_a_run_are_journalled_and_summed_up(tmp_path
     assert {entry["path"] for entry in first["bad"]} == {"broken.mp4"}
 
     text = (exp / "log.txt").read_text()
-    assert "epoch 1: 1 of 8 videos could not be read" in text
+    assert 'epoch=1 message="1 of 8 videos could not be read' in text
     assert "bad sample 7 (broken.mp4)" in text
-    assert "validation: bad sample 3 (broken.mp4)" in text
+    assert odd_lines(exp / "log.txt") == []
+    assert 'WARNING data: bad_sample during=validation message="bad sample 3 (broken.mp4)' in text
     rows = [json.loads(line) for line in (exp / "jobs/bad_samples.jsonl").read_text().splitlines()]
     position = next(row["position"] for row in rows if row.get("during") == "precise batch norm")
     assert 8 <= position < 16

@@ -47,7 +47,7 @@ def test_readers_that_do_not_start_stop_the_run_as_a_signal_does(
             patch.setattr(sys, "executable", "/bin/false")
         assert main.train(exp, overrides=SMALL) == 75
     text = (exp / "log.txt").read_text()
-    assert "stopped by reader processes that do not start (3 in a row, the last: exit code 1) at iteration" in text
+    assert 'by="reader processes that do not start (3 in a row, the last: exit code 1)" message="saved;' in text
     assert main.train(exp, overrides=SMALL) == 0
     assert fingerprint(exp) == fingerprint(calm)
 
@@ -81,8 +81,8 @@ def test_the_ranks_agree_when_one_of_them_has_no_readers(tmp_path: Path, motion_
     sentence = "stopped by reader processes that do not start (3 in a row, the last: exit code 1)"
     assert done.stderr == f"error: rank 1: {sentence}; everything is saved\n"
     text = (exp / "log.txt").read_text()
-    assert "stopped by another rank at iteration 1, saved" in text
-    assert "rank 1 stopped the run: reader processes that do not start" in text
+    assert 'INFO run: stopped iteration=1 by="another rank"' in text
+    assert 'ERROR run: trouble rank=1 message="reader processes that do not start' in text
 
 
 CRASHES = """\

@@ -12,6 +12,7 @@ import pytest
 
 from tests.conftest import ROOT
 from utils import errors
+from utils.version import VERSION
 
 PACKAGES = ("launch", "utils", "anal_tools", "datasets", "methods", "networks")
 
@@ -65,6 +66,11 @@ def test_the_environment_of_the_repository_is_named_where_there_is_one(clone: Pa
 def test_help_needs_no_package(clone: Path) -> None:
     done = run(["python3", "main.py", "--help"], clone)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_version_needs_no_package(clone: Path) -> None:
+    done = run(["python3", "main.py", "--version"], clone)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"zoetrope {VERSION}\n", "")
 
 
 def test_a_missing_module_of_ours_is_a_bug_and_stays_one() -> None:

@@ -47,10 +47,10 @@ def test_a_stopped_run_resumes(copy: Path) -> None:
     verb(copy, "train", str(exp))
 
     text = (exp / "log.txt").read_text()
-    resumed = losses(text.split("experiment ")[-1])
+    resumed = losses(text.split("INFO run: start ")[-1])
     assert sorted(resumed) == [3, 4, 5, 6]
     assert {k: resumed[k] for k in (3, 4)} == pytest.approx({k: before[k] for k in (3, 4)}, abs=2e-3)
-    assert "finished: 6 iterations" in text
+    assert "INFO run: finished iteration=6 " in text
 
 
 def test_finished_results_open(copy: Path) -> None:

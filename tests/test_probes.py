@@ -40,13 +40,13 @@ def test_each_head_is_scored_logged_and_kept(calm: Path) -> None:
     state = torch.load(calm / "ckpt.pth.tar", weights_only=True)
     curves = read_scalars(calm / "events" / "scalars.jsonl")
     for number, (rate, decay) in enumerate([(1, "0"), (1, "0.5"), (30, "0"), (30, "0.5")]):
-        assert f"head {number:02}, rate x {rate}, weight decay {decay}: * Prec@1" in text
+        assert f"INFO probe: head number={number} rate={rate} weight_decay={decay} top1=" in text
         assert [step for step, _ in curves[f"loss_train/head{number:02}"]] == [1, 2, 4, 6]
         assert [step for step, _ in curves[f"top1_val/head{number:02}"]] == [3, 6]
         assert f"heads.{number}.classifier.weight" in state["model"]
     assert curves["loss_train/head00"] == curves["loss_train"]
     best = int(state["model"]["best"])
-    assert f"best head: {best:02}" in text
+    assert f"INFO probe: best_head number={best}\n" in text
     reached = [curves[f"top1_val/head{number:02}"][-1][1] for number in range(4)]
     assert best == reached.index(max(reached))
     assert curves["top1_val"][-1][1] == max(reached)

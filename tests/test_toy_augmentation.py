@@ -121,4 +121,4 @@ def test_a_new_augmentation_is_two_files_and_its_keys(tmp_path: Path) -> None:
     assert with_it == without, "the draws of the others are as they were"
 
     sets = [part for word in (*words, "augmentation.invert=0.5") for part in ("--set", word)]
-    assert "finished: 2 iterations" in run_in(copy, sys.executable, "main.py", "train", exp, *sets)
+    assert "run: finished iteration=2 " in run_in(copy, sys.executable, "main.py", "train", exp, *sets)

@@ -15,6 +15,7 @@ import torch
 
 import main
 from tests.experiment import few_videos, fingerprint, make
+from tests.log_lines import odd_lines
 from tests.ranks import ROOT
 
 RANKED = "import sys, main; sys.exit(main.main(sys.argv[1:]))"
@@ -47,6 +48,7 @@ def test_a_run_leaves_what_the_readme_promises(calm: Path) -> None:
     text = (calm / "log.txt").read_text()
     assert "Iter: [6/6]" in text
     assert "total_num = 23" in text
+    assert odd_lines(calm / "log.txt") == []
     assert not list((calm / "jobs").iterdir()), "the lock is given back"
     state = torch.load(calm / "ckpt.pth.tar", weights_only=True)
     assert (state["step"], state["validated_step"], state["shards"], state["global_batch"]) == (6, 6, 1, 4)
@@ -58,7 +60,7 @@ def test_a_run_leaves_what_the_readme_promises(calm: Path) -> None:
 def test_a_finished_run_started_again_says_so_and_changes_nothing(calm: Path, capsys: pytest.CaptureFixture) -> None:
     before = fingerprint(calm)
     assert main.train(calm) == 0
-    assert "finished at iteration 6" in capsys.readouterr().out
+    assert "INFO run: nothing_to_do iteration=6 " in capsys.readouterr().out
     assert fingerprint(calm) == before
 
 
@@ -127,8 +129,8 @@ def test_log_and_curves_are_optional(
     assert main.train(exp) == 0
     lines = (exp / "log.txt").read_text().splitlines()
     assert "log.txt was removed or replaced: it begins again here" in lines[0]
-    assert "finished: 6 iterations" in lines[-1]
-    assert sum("curves: " in line and "File exists" in line for line in lines) == 1
+    assert "INFO run: finished iteration=6 metric=top-1 best=" in lines[-1]
+    assert sum("WARNING curves: " in line and "File exists" in line for line in lines) == 1
     assert "Traceback" not in capfd.readouterr().err
     for name in ("ckpt.pth.tar", "ckpt_best.pth.tar"):
         ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (exp, calm))

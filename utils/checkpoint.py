@@ -30,6 +30,7 @@ from utils.checkpoint_file import (
 from utils.checkpoint_names import kept_name, publish, split_name
 from utils.checkpoint_names import present as present_names
 from utils.errors import AgreedError, UserError, listed
+from utils.version import VERSION
 
 if TYPE_CHECKING:
     from utils.dist import World
@@ -379,4 +380,9 @@ def check_resume(
 
 def versions() -> dict[str, str]:
     """Return the versions of the software that writes a checkpoint."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+    return {
+        "zoetrope": VERSION,
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+    }

@@ -102,7 +102,8 @@ class BadSamples:
             # A bad sample comes back in every epoch: one line of the log is enough.
             if (during, event.sample) not in self._logged:
                 self._logged.add((during, event.sample))
-                self.log.event(str(event) if during == TRAINING else f"{during}: {event}")
+                part = None if during == TRAINING else during
+                self.log.event("data", "bad_sample", "WARNING", log.ANY_RANK, during=part, message=event)
 
             # The loader raises. Without the marker the clip would fail, unread, in every later process too.
             fatal = self._first_is_fatal and during == TRAINING and (event.timeout or event.crashed)
@@ -145,13 +146,13 @@ class BadSamples:
         bad = {row["sample"] for row in here}
         everywhere = {(row["during"] == VALIDATION, row["sample"]) for row in bad_rows}
         count = f"{len(bad)} of {self.videos} videos could not be read, {len(everywhere)} in the run so far"
-        self.log.line(f"epoch {epoch}: {count}: {named(bad_rows)} ({LEDGER})")
+        self.log.event("data", "bad_samples", "WARNING", epoch=epoch, message=f"{count}: {named(bad_rows)} ({LEDGER})")
 
         # The rows before a stop of the budget were reported then: they must not stop the run a second time.
         counted = {row["sample"] for row in here if not row["stopped"]}
         if len(bad) > self.limit >= len(counted):
             known = f"{len(bad - counted)} of them were known when data.bad_budget stopped the run"
-            self.log.line(f"epoch {epoch}: {known}: it does not count them again")
+            self.log.remark("data", f"{known}: it does not count them again", epoch=epoch)
 
         if enforce and len(counted) > self.limit:
             self._stop(step)

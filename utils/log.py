@@ -7,10 +7,12 @@ an earlier process wrote for steps after s: one run, one curve.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
 import platform
+import re
 import shlex
 import socket
 import sys
@@ -18,12 +20,13 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, SupportsFloat
+from typing import TYPE_CHECKING, Literal, NamedTuple, SupportsFloat
 
 from utils import loggers, redact, renamed
 from utils.append_file import AppendFile
 from utils.errors import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
 from utils.event_file import EventFile
+from utils.version import VERSION
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -31,6 +34,14 @@ if TYPE_CHECKING:
     from utils.shards import ShardPlan
 
 SCALARS = "scalars.jsonl"
+ANY_RANK = True  # of `RunLog.event`: a line about what one rank alone knows
+
+Level = Literal["INFO", "WARNING", "ERROR"]
+_EVENT = re.compile(r"(INFO|WARNING|ERROR) ([a-z][a-z0-9_]*): ([a-z][a-z0-9_]*)(?= |$)")
+_KEY = re.compile(r" ([A-Za-z_][\w@]*)=")
+_WORD = re.compile(r'[^\s"\[{][^\s"]*')  # a value without quotes
+_ENDS_A_LINE = re.compile(r"[\x7f-\x9f\u2028\u2029]")
+_JSON = json.JSONDecoder()
 
 # (title, key, digits) of each number of the progress line, in its order.
 METERS = (
@@ -73,6 +84,15 @@ class Meter:
         values = [float(value) for value in self._values]
         self._values = deque(values, maxlen=self._values.maxlen)  # so that no value is read from a device twice
         return values
+
+
+class Event(NamedTuple):
+    """A line of log.txt that is neither the progress nor a validation."""
+
+    level: Level
+    component: str
+    name: str
+    values: dict[str, object]
 
 
 class RunLog:
@@ -118,7 +138,10 @@ class RunLog:
                 self._scalars.write((json.dumps({"resume": resume_step}) + "\n").encode())
 
     def line(self, text: str) -> None:
-        """Write one record, ``[UTC time] text``; a text of several lines becomes several records."""
+        """Write a text as it is, ``[UTC time] text``: the lines of progress and validations, whose format is promised.
+
+        A text of several lines becomes several records.
+        """
         if not self.is_main:
             return
         # One record per line, so that every line of the file has a time.
@@ -142,7 +165,8 @@ class RunLog:
         self._text.write(record)
 
     def _begins_again(self) -> bytes:
-        return f"[{utc_stamp()}] {self._text.path.name} was removed or replaced: it begins again here\n".encode()
+        text = f"{self._text.path.name} was removed or replaced: it begins again here"
+        return f"[{utc_stamp()}] {format_event('log', 'begins_again', 'WARNING', message=text)}\n".encode()
 
     def _on_terminal(self, text: str) -> None:
         with contextlib.suppress(OSError):
@@ -151,20 +175,52 @@ class RunLog:
     def _without_curves(self, text: str) -> None:
         if not self._curves_failed:
             self._curves_failed = True
-            self.line(f"curves: {text}")
+            self.remark("curves", text, "WARNING")
 
-    def event(self, text: str) -> None:
-        """Write a line from any rank, about its own data."""
+    def event(
+        self, component: str, name: str, level: Level = "INFO", any_rank: bool = False, /, **values: object
+    ) -> None:
+        """Write ``LEVEL component: name key=value ...``, see `format_event`.
+
+        Args:
+            component: what the line is about, such as run, data or loss.
+            name: what happened.
+            level: INFO; WARNING for what the user should look at; ERROR for what ends the run.
+            any_rank: ANY_RANK to write it on each rank that calls this; otherwise the main rank alone does.
+            values: the facts.
+        """
+        text = format_event(component, name, level, **values)
         if self.is_main:
             self.line(text)
-        else:
+        elif any_rank:
             self._write(text)
 
-    def once(self, text: str) -> None:
-        """Write an event unless this process has written the same text before."""
-        if text not in self._once:
-            self._once.add(text)
-            self.event(text)
+    def remark(
+        self,
+        component: str,
+        text: str,
+        level: Level = "INFO",
+        any_rank: bool = False,
+        /,
+        *,
+        once: bool = False,
+        **values: object,
+    ) -> None:
+        """Write a sentence as the event `remark`. `WARNING: ` at its begin is its level, its component is not repeated.
+
+        Args:
+            component, level, any_rank, values: those of `event`.
+            text: the sentence, the value `message` of the event.
+            once: not if this process has written the same sentence before.
+        """
+        if once and text in self._once:
+            return
+        self._once |= {text} if once else set()
+
+        if text.startswith("WARNING: "):
+            text, level = text.removeprefix("WARNING: "), "WARNING"
+        text = text.removeprefix("REMARK: ").removeprefix(f"{component}: ")
+        self.event(component, "remark", level, any_rank, **values, message=text)
 
     @contextlib.contextmanager
     def last_words(self) -> Iterator[None]:
@@ -174,9 +230,8 @@ class RunLog:
         except UserError as error:
             # An agreed error is written by rank 0 alone; any other one also by the rank that met it.
             if self.is_main or not isinstance(error, AgreedError):
-                where = "" if self.is_main else f"rank {rank_from_environment()} on {socket.gethostname()}: "
-                for part in f"error: {where}{error}".splitlines():
-                    self._write(part)
+                where = {} if self.is_main else {"rank": rank_from_environment(), "host": socket.gethostname()}
+                self._write(format_event("run", "failed", "ERROR", **where, message=error))
             raise
 
     def journal(self, name: str, row: Mapping[str, object]) -> None:
@@ -221,15 +276,26 @@ class RunLog:
             place = "/".join(Path(exp).resolve().parts[-3:])
             metadata = {"name": place, "code": revision, "ranks": shards.world, "global_batch": shards.global_batch}
             metadata |= {key: redact.hidden(str(value)) for key, value in config.flat(config.to_dict(cfg)).items()}
-            self._feeds = [loggers.Feed(name, exp, metadata, self.line) for name in cfg.loggers]
+            remark = functools.partial(self.remark, "loggers")
+            self._feeds = [loggers.Feed(name, exp, metadata, remark) for name in cfg.loggers]
 
-        self.line(f"experiment {Path(exp).resolve()}, code {revision}, process {os.getpid()} on {socket.gethostname()}")
-        self.line(
-            f"ranks {shards.world}, shards {shards.total}, global batch {shards.global_batch}, "
-            f"python {platform.python_version()}, torch {torch.__version__}"
+        self.event(
+            "run",
+            "start",
+            ranks=shards.world,
+            shards=shards.total,
+            global_batch=shards.global_batch,
+            python=platform.python_version(),
+            torch=torch.__version__,
+            zoetrope=VERSION,
+            code=revision,
+            process=os.getpid(),
+            host=socket.gethostname(),
+            experiment=Path(exp).resolve(),
         )
-        self.line(f"command: {shlex.join(sys.argv)}; overrides: {shlex.join(overrides) or 'none'}")
-        self._write(f"config: {json.dumps(config.to_dict(cfg))}")  # not echoed: too long for the terminal
+        self.event("run", "command", argv=shlex.join(sys.argv), overrides=shlex.join(overrides) or None)
+        # Not echoed: too long for the terminal
+        self._write(format_event("config", "resolved", values=config.to_dict(cfg)))
 
     def training(
         self,
@@ -264,9 +330,8 @@ class RunLog:
 
         self.line(format_validation(result))
         if result.get("failed"):
-            self.line(
-                f"{result['failed']:.0f} of {result['num_videos']:.0f} videos could not be read and count as wrong"
-            )
+            text = f"{result['failed']:.0f} of {result['num_videos']:.0f} videos could not be read and count as wrong"
+            self.remark("validation", text, "WARNING", iteration=step)
 
         # The loss first, as in the scalars of training.
         shown = sorted(_shown_in("curve", result), key=lambda metric: metric.name != "loss")
@@ -306,6 +371,54 @@ def format_line(step: int, last: int, meters: Mapping[str, Meter], *, lr: float,
     rate = clips / seconds if seconds > 0 else math.nan
 
     return f"Iter: [{step}/{last}] {' '.join(parts)} LR {lr:.6f} ETA {eta} clips/s {rate:.1f}"
+
+
+def format_event(component: str, name: str, level: Level = "INFO", /, **values: object) -> str:
+    """Return ``LEVEL component: name key=value ...``; `parse_event` reads it.
+
+    A value is a word, a number, or JSON: texts with blanks or quotes, lists and objects. None is left out.
+    """
+    words = [f"{key}={_value(value)}" for key, value in values.items() if value is not None]
+    return " ".join([f"{level} {component}: {name}", *words])
+
+
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, bool | list | tuple | dict):
+        return json.dumps(value, separators=(",", ":"))
+    text = str(value)
+    if text.isprintable() and _WORD.fullmatch(text):
+        return text
+    # Letters of any language stay readable; what could end a line does not stay
+    return _ENDS_A_LINE.sub(lambda match: f"\\u{ord(match[0]):04x}", json.dumps(text, ensure_ascii=False))
+
+
+def parse_event(text: str) -> Event | None:
+    """Return the event of a line of log.txt without its time; None for another line, also one of an older version.
+
+    Values that are words stay texts; JSON values are decoded.
+    """
+    head = _EVENT.match(text)
+    if head is None:
+        return None
+    values: dict[str, object] = {}
+    place = head.end()
+    while place < len(text):
+        key = _KEY.match(text, place)
+        if key is None:
+            return None
+        place = key.end()
+        word = _WORD.match(text, place)
+        if word is not None:
+            values[key[1]], place = word[0], word.end()
+            continue
+        try:
+            values[key[1]], place = _JSON.raw_decode(text, place)
+        except ValueError:  # half a line
+            return None
+    level: Level = "ERROR" if head[1] == "ERROR" else "WARNING" if head[1] == "WARNING" else "INFO"
+    return Event(level, head[2], head[3], values)
 
 
 def _shown_in(place: Literal["line", "curve"], result: Mapping[str, float]) -> list[Metric]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from typing import Any
 
+from utils import files
 from utils.errors import rank_from_environment
 
 #: Config keys: dotted old key -> dotted new key.
@@ -25,7 +25,7 @@ CONFIG_VALUES = {
     }
 }
 
-#: Files: old name -> new name. A scan goes on writing the old name in a folder that has it, for configs name the file.
+#: Files: old name -> new name. A folder that has the old one keeps it, because configs name the file.
 FILES = {"facts.bin": "metadata.bin"}
 
 #: Keys of checkpoints: old -> new.
@@ -124,11 +124,11 @@ def checkpoint(state: Mapping[str, object]) -> dict[str, object]:
     return renamed
 
 
-def protocol(values: Mapping[str, object]) -> dict[str, object]:
+def protocol(values: files.Row) -> files.Row:
     """Return the protocol of a result, a dict of plain values, with the new names."""
     renamed = dict(values)
     for key, value in values.items():
-        if key == "sampling" and isinstance(value, Mapping):
+        if key == "sampling" and isinstance(value, dict):
             renamed[key] = protocol(value)
         elif isinstance(value, str):
             renamed[key] = PROTOCOL_VALUES.get(key, {}).get(value, value)
@@ -139,12 +139,11 @@ def summary(values: Mapping[str, object]) -> dict[str, object]:
     """Return the summary of a result with the new names in its config and its protocol."""
     change = {"config": config, "protocol": protocol}
     return {
-        key: change[key](value) if key in change and isinstance(value, Mapping) else value
-        for key, value in values.items()
+        key: change[key](value) if key in change and isinstance(value, dict) else value for key, value in values.items()
     }
 
 
-def row(values: Mapping[str, Any]) -> dict[str, Any]:
+def row(values: files.Row) -> files.Row:
     """Return a row of JSON lines with the new names."""
     return {ROW_KEYS.get(key, key): value for key, value in values.items()}
 
@@ -156,7 +155,7 @@ def form(name: str) -> str:
     return FORMS.get(name, name)
 
 
-def scanned(entry: Any) -> Any:
+def scanned(entry: files.Row) -> files.Row:
     """Return an entry in the journal of a scan with the new names."""
-    is_old = isinstance(entry, dict) and entry.get("kind") in KINDS
+    is_old = isinstance(entry, dict) and entry.get("kind") in KINDS  # the file may hold anything
     return entry | {"kind": KINDS[entry["kind"]]} if is_old else entry

@@ -86,7 +86,7 @@ class Protocol:
         Raises:
             ValueError, TypeError, KeyError, UserError: the values are not those of a protocol.
         """
-        values = renamed.protocol(values)
+        values = renamed.protocol(dict(values))
         names = {field.name for field in dataclasses.fields(EvalSpec)}
         spec = {key: value for key, value in values.items() if key in names}
 

@@ -17,6 +17,7 @@ from anal_tools.text import shown
 from utils import files, metrics
 from utils.errors import UserError
 from utils.options import Parser
+from utils.version import VERSION
 
 PICTURES, CLIPS = 200, 100  # videos that are shown with frames, and with a clip
 HEADLINE = ("top1", "top5", "mean_class_accuracy")  # names of the metrics above everything
@@ -131,7 +132,8 @@ def build(
         title=" and ".join(one.title for one in experiments),
         protocol=f"{experiments[0].title}: {protocol}" if len(experiments) > 1 else protocol,
         headline=headline(experiments[0], analyses[0]),
-        footer=f"Made by Zoetrope on {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC. Nothing here leaves this folder.",
+        footer=f"Made by Zoetrope {VERSION} on {datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC. "
+        "Nothing here leaves this folder.",
         sections=[name for name in page.SECTIONS if name != "compare" or len(experiments) > 1],
         blocks=blocks,
     )

@@ -19,6 +19,8 @@ LEFT_RIGHT = r"(?i)(^|[^a-z])(left|right|clockwise|counterclockwise)([^a-z]|$)"
 FRAMES = 8  # of a clip; TSM's usual number
 WIDE = 1.2  # long by short side; above it a square in the centre leaves out too much
 MARK = "Written by `python main.py start`"  # tells a config of `start` from a user's
+# Pretrained features learn few videos by heart in a few epochs; they need more variety than random weights
+STRONG = (0.4, 0.4, 0.4, 0.1)
 LEAST_EPOCHS, MOST_EPOCHS = 10, 60
 
 
@@ -34,6 +36,8 @@ class Recipe:
         batch, rate: clips of a step, and the peak learning rate for this number.
         decay, dropout, smooth: weight decay, dropout, label smoothing.
         area: least share of a frame that a training crop takes.
+        colors: strength of the colour jitter: brightness, contrast, saturation, hue.
+        mix_up: alpha of mixup; None for none.
         about: a sentence that describes it.
     """
 
@@ -48,20 +52,22 @@ class Recipe:
     dropout: float
     smooth: float
     area: float
+    colors: tuple[float, float, float, float]
+    mix_up: float | None
     about: str
 
 
 RECIPES = {
     "finetune": Recipe(
-        "tsm", "mobilenetv2", WEIGHTS, (112, 224), (1600, 20_000), 8, 0.004, 5e-4, 0.5, 0.1, 0.5,
+        "tsm", "mobilenetv2", WEIGHTS, (112, 224), (1600, 20_000), 8, 0.004, 5e-4, 0.5, 0.1, 0.5, STRONG, 0.2,
         "TSM on MobileNetV2 that starts from ImageNet weights",
     ),
     "finetune-large": Recipe(
-        "tsm", "resnet50", RESNET_WEIGHTS, (112, 224), (2400, 40_000), 8, 0.005, 5e-4, 0.5, 0.1, 0.5,
+        "tsm", "resnet50", RESNET_WEIGHTS, (112, 224), (2400, 40_000), 8, 0.005, 5e-4, 0.5, 0.1, 0.5, STRONG, 0.2,
         "TSM on ResNet-50 that starts from ImageNet weights",
     ),
     "small": Recipe(
-        "tsm", "resnet18", "", (56, 112), (4000, 30_000), 8, 0.01, 1e-3, 0.5, 0.0, 0.7,
+        "tsm", "resnet18", "", (56, 112), (4000, 30_000), 8, 0.01, 1e-3, 0.5, 0.0, 0.7, (0.2, 0.2, 0.2, 0.0), None,
         "TSM on ResNet-18 from random weights",
     ),
 }  # fmt: skip
@@ -207,6 +213,7 @@ def config_text(
     # Optional lines
     known = f"\n        metadata: {paths['metadata']}" if "metadata" in paths else ""
     crossed = "\n        folds: lists         # foldNN_train.txt, foldNN_val.txt (docs/folds.md)" if folds else ""
+    mixed = f"\n        mix_up: {recipe.mix_up}" if recipe.mix_up else ""
     weights = _quoted(chosen.weights) if chosen.weights else "False"
 
     return f"""\
@@ -226,7 +233,7 @@ common:
         test_resize: {chosen.size}         # a test crop is as high as the frame
         crop: random_resized
         area: [{recipe.area}, 1.0]
-        colorjitter: [0.2, 0.2, 0.2, 0.0]
+        colorjitter: {list(recipe.colors)}{mixed}
 
     data:
         reader: {summary.kind}

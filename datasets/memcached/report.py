@@ -61,7 +61,7 @@ class MemcachedTraffic:
         """Write the report of this rank to a log, and to its curves if there is a step."""
         lines, values = self.report() if self.counts else ([], {})
         for text in lines:
-            log.line(text)
+            log.remark("memcached", text)
         if values and step is not None:
             log.scalars(step, values)
 
@@ -74,7 +74,7 @@ class MemcachedTraffic:
             totals = torch.tensor(self.totals(), dtype=torch.float64, device=world.device)
             text = total_line(world.sum_(totals).tolist(), world.size)
             if text:
-                log.line(text)
+                log.remark("memcached", text)
 
     def totals(self) -> list[float]:
         """Return the counters since the start in the order of `NAMES`, so that a sum over ranks fits `total_line`."""

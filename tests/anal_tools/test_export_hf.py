@@ -78,7 +78,7 @@ def test_round_trip(kind: str, data: Path, tmp_path: Path, capsys: pytest.Captur
     assert main.train(exp, overrides=[f"common.model.pretrained={folder}"]) == 0
     log = (exp / "log.txt").read_text()
     assert "licence of the initial weights given: CC-BY-NC 4.0, which forbids commercial use" in log
-    assert "WARNING: the initial weights given name Kinetics-710 as training data" in log
+    assert 'WARNING start: remark message="the initial weights given name Kinetics-710 as training data' in log
     assert checkpoint.load(exp / checkpoint.BEST)["initial"]["licence"] == "cc-by-nc-4.0"
 
     # Exported

@@ -22,6 +22,18 @@ from utils import run_lock
 from utils.errors import UserError
 
 LOG = """\
+[2026-05-01T10:00:00+00:00] INFO run: start ranks=4 shards=4 global_batch=32 python=3.11 torch=2.13 experiment=/e
+[2026-05-01T10:00:00+00:00] INFO run: setup device="cuda (NVIDIA A100)" threads=8 videos=100 val_videos=20 classes=8
+[2026-05-01T10:00:01+00:00] Iter: [10/100] Time 1.0 (1.000) Data 0.1 (0.200) Loss 2 (2) LR 0.1 ETA 0:01:30 clips/s 32.0
+[2026-05-01T10:30:00+00:00] Iter: [20/100] Time 1.0 (2.000) Data 0.1 (1.000) Loss 2 (2) LR 0.1 ETA 0:01:30 clips/s 16.0
+[2026-05-01T10:30:00+00:00] WARNING loss: spike iteration=20 loss=9 mean=2 losses=20
+[2026-05-01T10:30:00+00:00] WARNING fp16: skipped steps=2 after=10 loss_scale=16384
+[2026-05-01T11:00:00+00:00] INFO run: start ranks=2 shards=4 global_batch=32 python=3.11 torch=2.13 experiment=/e
+[2026-05-01T11:00:00+00:00] INFO run: setup device="cuda (NVIDIA A100)" threads=8 videos=100 val_videos=20 classes=8
+[2026-05-01T11:15:00+00:00] INFO run: stopped iteration=24 by=SIGTERM message="saved; the same command continues"
+"""
+# As versions before 0.3 wrote it
+OLD_LOG = """\
 [2026-05-01T10:00:00+00:00] experiment /e, code abc, process 1 on n1
 [2026-05-01T10:00:00+00:00] ranks 4, shards 4, global batch 32, python 3.11, torch 2.13
 [2026-05-01T10:00:00+00:00] device cuda (NVIDIA A100), threads 8, videos 100 + 20, classes 8, parameters 11.18 M
@@ -66,7 +78,9 @@ def exp(tmp_path: Path, tiny_videos: Path) -> Path:
     return exp
 
 
-def test_the_history_of_a_restarted_run(exp: Path) -> None:
+@pytest.mark.parametrize("text", [LOG, OLD_LOG], ids=["now", "before 0.3"])
+def test_the_history_of_a_restarted_run(exp: Path, text: str) -> None:
+    (exp / "log.txt").write_text(text)
     run = history.read(exp)
     assert (run.state, run.step, run.last) == ("stopped", 24, 100)
     assert (run.best, run.criterion) == (55.0, "top-1")
@@ -93,7 +107,7 @@ def test_broken_files_count_as_nothing_written(exp: Path, damage: bytes) -> None
 
 
 def test_an_old_log_has_rank_hours_and_no_gpu_hours(exp: Path) -> None:
-    (exp / "log.txt").write_text("\n".join(line for line in LOG.splitlines() if "device" not in line))
+    (exp / "log.txt").write_text("\n".join(line for line in OLD_LOG.splitlines() if "device" not in line))
     run = history.read(exp)
     assert run.gpu_hours is None
     assert run.rank_hours == 2.5
@@ -104,12 +118,16 @@ def test_an_old_log_has_rank_hours_and_no_gpu_hours(exp: Path) -> None:
     [
         ("finished: 100 iterations, best Prec@1 55.000, x", "finished"),
         ("error: the loss is not finite", "failed"),
+        ("INFO run: finished iteration=100 metric=Prec@1 best=55 checkpoint=x", "finished"),
+        ("INFO run: nothing_to_do iteration=100", "finished"),
+        ('ERROR run: failed message="the loss is not finite"', "failed"),
         ("Iter: [30/100] Time 1 (1) Data 0 (0)", "ended"),
     ],
 )
 def test_the_state_of_a_run(exp: Path, line: str, state: str) -> None:
     with (exp / "log.txt").open("a") as file:
         file.write(f"[2026-05-01T12:00:00+00:00] {line}\n[2026-05-01T12:00:00+00:00] loggers: mlflow: sends again\n")
+        file.write('[2026-05-01T12:00:00+00:00] INFO loggers: remark message="mlflow: sends again"\n')
     assert history.read(exp).state == state
     held = run_lock.take(exp / "jobs" / "lock.json")
     try:
@@ -199,7 +217,7 @@ def test_the_page_fits_every_terminal(exp: Path) -> None:
     assert "iteration 24 of 100" in text
     assert "60 % computing, 40 % waiting for clips" in text
     assert "best top-1 55.00; 1 restart(s), 5 iteration(s) done twice, 1 loss spike(s), 2 fp16 step(s)" in text
-    assert "stopped by SIGTERM at iteration 24" in text
+    assert "INFO run: stopped iteration=24 by=SIGTERM" in text
 
 
 def test_a_log_cannot_write_to_the_terminal(exp: Path) -> None:

@@ -208,7 +208,7 @@ def test_the_held_out_fold_has_as_many_classes_as_there_can_be() -> None:
 # -------------------------------------------------------------------------------- the recipe
 
 
-def summary(**changes: object) -> recipe.DataSummary:
+def summary(**changes: Any) -> recipe.DataSummary:
     values = {
         "kind": "video",
         "train": 60,
@@ -423,9 +423,9 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     words += ["--recipe", "small", "--size", "32", "--segments", "2", "--epochs", "2"]
     assert start.main(words) == 0
     output = capfd.readouterr().out
-    share, count, low, high = re.search(  # pyright: ignore[reportOptionalMemberAccess]
-        r"top-1 ([\d.]+) on (\d+) held-out videos \(95 % interval ([\d.]+) to ([\d.]+);", output
-    ).groups()
+    match = re.search(r"top-1 ([\d.]+) on (\d+) held-out videos \(95 % interval ([\d.]+) to ([\d.]+);", output)
+    assert match is not None
+    share, count, low, high = match.groups()
     ends = intervals.wilson(round(float(share) * int(count) / 100), int(count))
     assert (float(low), float(high)) == pytest.approx(ends, abs=0.01), "with a width, also where all are right"
     assert "recipe: small: TSM on ResNet-18 from random weights, as asked for" in output
@@ -442,7 +442,7 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     assert start.main(words) == 0
     again = capfd.readouterr()
     assert "it resumes where it was" in again.out
-    assert "nothing to do: this run finished" in again.out
+    assert "INFO run: nothing_to_do iteration=" in again.out
     with pytest.raises(UserError, match=r"was started with another epochs; choose another --out"):
         start.main([*words, "--epochs", "3"])
     (exp / "start.json").unlink()

@@ -60,8 +60,8 @@ def steps(gpu: cases.Gpu, workers: int, may_pin: bool) -> dict[str, Any]:
                 rows.append(list(mode.log))
             slots_lost = free_before - len(batches._free) - len(batches._leaving) - len(batches._steps)
     order = [(entry.what, entry.size) for entry in rows[1]]
-    whats = [what for what, _ in order]
-    waits = whats.index("an event is waited for")
+    names = [what for what, _ in order]
+    waits = names.index("an event is waited for")
     copied = [size for what, size in order[:waits] if what == "copy to the GPU"]
     return {
         "workers": workers,

@@ -76,6 +76,6 @@ def test_a_new_scheduler_is_one_file(
     assert (row["scheduler"], row["ranks"]) == ("toy", 2)
     text = (exp / "log.txt").read_text()
     assert "Iter: [4/4]" in text, shown
-    assert "] ranks 2, shards 2" in text, text
+    assert "] INFO run: start ranks=2 shards=2 " in text, text
     assert launcher.main(["status", str(exp)]) == 0
     assert "iteration 4 of 4" in capsys.readouterr().out

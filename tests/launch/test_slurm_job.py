@@ -179,7 +179,7 @@ def test_restarts_are_counted_and_limited(tmp_path: Path) -> None:
     assert reason is not None
     assert "more than max_restarts = 10" in reason
     text = log.read_text()
-    assert [f"restart {n} of job 12" in text for n in (1, 2, 3, 4, 5, 10, 11)] == [True] * 7
+    assert [f"INFO job: restart number={n} job=12 " in text for n in (1, 2, 3, 4, 5, 10, 11)] == [True] * 7
     rows = files.read_rows(tmp_path / "jobs" / job.RESTARTS)
     assert [row["progress"] for row in rows] == [[0, 0], [5, 0], [5, 0], [5, 0], [6, 0], [6, 1], [6, 1]]
     assert run(tmp_path, []).note_restart(Place("slurm", "13", 1)) is None, "another job starts with a new count"
@@ -215,8 +215,13 @@ def test_progress(tmp_path: Path) -> None:
     curves.write_text('{"step": 10, "top1_val": 73.4}\n{"step": 20, "top1_val": 30.0}\n{"step": 40, "torn')
     for top1 in ("61.000", "30.000"):  # the end of a long log does not have the best validation any more
         log.write_text(log.read_text() + f"[t]  * Prec@1 {top1}\tPrec@5 60.0\tLoss 2.0\ttotal_num = 23\n")
-    log.write_text(log.read_text() + "[t] stopped by SIGUSR2 at iteration 47, saved; the same command continues\n")
-    assert progress.read(tmp_path) == progress.RunProgress(47, 100, 73.4)
+    before = log.read_text()
+    for line in (
+        "INFO run: stopped iteration=47 by=SIGUSR2",
+        "stopped by SIGUSR2 at iteration 47, saved",
+    ):  # new and old
+        log.write_text(f"{before}[t] {line}\n")
+        assert progress.read(tmp_path) == progress.RunProgress(47, 100, 73.4)
     curves.write_text(
         '{"step": 10, "top1_val": 73.4, "map_val": 20.0}\n{"step": 20, "top1_val": 30.0, "map_val": "nan"}\n'
     )

@@ -44,10 +44,27 @@ time.sleep(float(os.environ.get("WAIT", "0")))
 if cfg.seed == 3 and not os.environ.get("FIXED"):
     sys.exit("error: seed 3 is unlucky")
 with open(Path(exp) / "log.txt", "a") as file:
-    file.write("[t] Iter: [10/10] x\\n[t] finished: 10 iterations, best\\n")
+    file.write("[t] Iter: [10/10] x\\n[t] INFO run: finished iteration=10 metric=Prec@1 best=50\\n")
 (Path(exp) / "events").mkdir(exist_ok=True)
 (Path(exp) / "events/scalars.jsonl").write_text('{"step": 10, "top1_val": %g, "loss_val": 1}\\n' % (50 + cfg.seed))
 """
+
+
+@pytest.mark.parametrize(
+    ("lines", "is_trained"),
+    [
+        (["Iter: [9/10] x", "INFO run: finished iteration=10 metric=Prec@1 best=50"], True),
+        (["Iter: [9/10] x", "finished: 10 iterations, best"], True),
+        (["nothing to do: this run finished at iteration 10"], True),
+        (["INFO run: nothing_to_do iteration=10"], True),
+        (["INFO run: finished iteration=10 metric=Prec@1", "Iter: [11/20] x"], False),
+        (["finished: 10 iterations, best", "Iter: [11/20] x"], False),
+        (["Iter: [9/10] x", "INFO run: stopped iteration=9 by=SIGTERM"], False),
+    ],
+)
+def test_a_log_tells_if_a_run_has_finished(tmp_path: Path, lines: list[str], is_trained: bool) -> None:
+    (tmp_path / "log.txt").write_text("".join(f"[t] {line}\n" for line in lines))
+    assert sweep.is_trained(tmp_path) is is_trained
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def test_an_array_that_is_requeued_gives_each_fold_once(slurm: LocalSlurm, tmp_p
     summaries = [exp / f"folds/0{number}/results/latest.json" for number in (1, 2)]
     until(lambda: all(file.is_file() for file in summaries), 300, lambda: slurm.output(exp / "folds"))
     until(lambda: not slurm.run("squeue", "--noheader", "--jobs", array, check=False).stdout.strip(), 60)
-    assert "restart 1 of job" in log.read_text()
+    assert "job: restart number=1 " in log.read_text()
     ends = [row["trial"] for row in attempts.read(exp / "folds") if row["event"] == "end" and row["code"] == 0]
     assert sorted(ends) == ["01", "02"]
     second_output = slurm.launch("train", exp, PARTITION, "2").stdout

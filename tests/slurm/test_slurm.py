@@ -63,14 +63,14 @@ def test_stopped_requeued_and_cancelled(slurm: LocalSlurm, tmp_path: Path, motio
     slurm.run("scancel", "--signal=USR2", job)
     assert slurm.wait_for_end(job, exp)["JobState"] == "COMPLETED", slurm.output(exp)
     text = log.read_text()
-    assert "stopped by SIGUSR2 at iteration" in text
-    assert f"restart 1 of job {job} on node" in text
+    assert " by=SIGUSR2 " in text
+    assert f"INFO job: restart number=1 job={job} nodes=node" in text
     assert list(tmp_path.rglob("canary")) == []
     steps = [line["step"] for line in parse_log(log)]
     assert steps == list(range(1, 9)), "no iteration was done twice or left out"
 
     slurm.run("scontrol", "requeue", job)  # a finished run that is requeued has nothing to do
-    until(lambda: "nothing to do" in log.read_text(), 90, lambda: slurm.output(exp))
+    until(lambda: "run: nothing_to_do" in log.read_text(), 90, lambda: slurm.output(exp))
     listed = slurm.launch("status", exp).stdout
     assert job in listed
     assert "iteration 8 of 8" in listed

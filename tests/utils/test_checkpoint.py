@@ -15,6 +15,7 @@ from utils import checkpoint, dist
 from utils.checkpoint import BEST, LATEST, PREVIOUS
 from utils.engine.state import check
 from utils.errors import UserError
+from utils.version import VERSION
 
 
 def state(step: int, size: int = 1000) -> dict:
@@ -411,7 +412,9 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
 
 def test_versions(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, LATEST, {"step": 1, "versions": checkpoint.versions()})
-    assert checkpoint.load(tmp_path / LATEST)["versions"]["torch"] == str(torch.__version__)
+    versions = checkpoint.load(tmp_path / LATEST)["versions"]
+    assert versions["torch"] == str(torch.__version__)
+    assert versions["zoetrope"] == VERSION
 
 
 def test_another_resize_kernel_is_refused_and_none_is_the_one_of_now() -> None:

@@ -114,7 +114,7 @@ def test_training_goes_on_without_its_terminal(tmp_path: Path, motion_videos: Pa
     process.stdout.close()
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 0, stderr.decode()
-    assert "finished: 6 iterations" in (exp / "log.txt").read_text()
+    assert "run: finished iteration=6 " in (exp / "log.txt").read_text()
 
 
 def test_a_closed_terminal_saves_the_run(tmp_path: Path, motion_videos: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_closed_terminal_saves_the_run(tmp_path: Path, motion_videos: Path) ->
     process.send_signal(signal.SIGHUP)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 75, stderr.decode()
-    assert "stopped by SIGHUP" in log.read_text()
+    assert " by=SIGHUP " in log.read_text()
     assert (exp / "ckpt.pth.tar").is_file()
 
 
@@ -159,7 +159,7 @@ def test_what_ended_a_run_stands_in_its_log(tmp_path: Path, motion_videos: Path)
     words = ["--set", "common.lr_scheduler.base_lr=1e12", "--set", "common.lr_scheduler.warmup_lr=1e30"]
     assert main.main(["train", str(exp), *words]) == 2
     lines = (exp / "log.txt").read_text().splitlines()
-    assert sum("error: the loss of iteration" in line for line in lines) == 1
+    assert sum('ERROR run: failed message="the loss of iteration' in line for line in lines) == 1
 
 
 FAILING = """

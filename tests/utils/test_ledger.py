@@ -49,8 +49,8 @@ def test_ledger_counts_and_names_the_worst_first(tmp_path: Path) -> None:
     }
     text = (tmp_path / "log.txt").read_text()
     assert text.count("bad sample 7 (v7.mp4)") == 1, "a sample is reported once"
-    assert "epoch 2: 1 of 10 videos could not be read, 2 in the run so far: v7.mp4" in text
-    assert "epoch 3: 0 of 10" in text
+    assert 'epoch=2 message="1 of 10 videos could not be read, 2 in the run so far: v7.mp4' in text
+    assert 'epoch=3 message="0 of 10' in text
 
 
 def test_nothing_is_written_where_everything_could_be_read(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_a_budget_that_is_used_up_is_complained_of_once(tmp_path: Path) -> None:
     assert ledger.given_up(tmp_path) == set(), "what stopped the run is read again and does not fail unread"
     other.sum_up(2, 1)
     text = (tmp_path / "log.txt").read_text()
-    assert "epoch 1: 3 of them were known when data.bad_budget stopped the run: it does not count them again" in text
+    assert "3 of them were known when data.bad_budget stopped the run: it does not count them again" in text
     other.note([event(position, position) for position in (5, 6, 8)], step=2)
     with pytest.raises(UserError, match=r"3 of 10 videos .* allows 2"):
         other.sum_up(3, 1)

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.log_lines import parse_log
 from tests.odd import put_something_odd
 from utils.errors import UserError
-from utils.log import Meter, RunLog, format_line, format_validation, read_scalars
+from utils.log import (
+    ANY_RANK,
+    Meter,
+    RunLog,
+    format_event,
+    format_line,
+    format_validation,
+    parse_event,
+    read_scalars,
+)
+from utils.version import VERSION
 
 STAMP = r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\]"
 
@@ -61,7 +72,8 @@ def test_text_and_its_reading(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert len(records) == 5
     assert all(re.match(STAMP + " ", record) for record in records)
     assert re.match(STAMP + r" Iter: \[10/100\] Time ", records[2])
-    assert records[4].endswith("1 of 4 videos could not be read and count as wrong")
+    unread = 'WARNING validation: remark iteration=10 message="1 of 4 videos could not be read and count as wrong"'
+    assert records[4].endswith(unread)
     assert capsys.readouterr().out.splitlines()[:2] == ["one", "two"]
     (line,) = parse_log(tmp_path / "log.txt")
     assert (line["step"], line["last"], line["loss"], line["loss_avg"], line["lr"]) == (10, 100, 3.5, 3.0, 0.01)
@@ -147,15 +159,79 @@ def test_header_names_what_runs(tmp_path: Path, repo_root: Path) -> None:
 
     exp = next(iter(sorted((repo_root / "exps").glob("*/*/*/config.yaml")))).parent
     cfg = config.load(exp, ["common.seed=3"])
-    shards = SimpleNamespace(world=2, total=2, global_batch=16)
+    shards: Any = SimpleNamespace(world=2, total=2, global_batch=16)
     with RunLog(tmp_path, True, 0) as log:
         log.start(exp, cfg, ["common.seed=3"], shards, revision="abc+dirty")
     text = (tmp_path / "log.txt").read_text()
-    assert f"experiment {exp}, code abc+dirty, process {os.getpid()} on " in text
-    assert "ranks 2, shards 2, global batch 16" in text
-    assert "overrides: common.seed=3" in text
-    written = json.loads(text.splitlines()[-1].split(" config: ", 1)[1])
-    assert written == json.loads(json.dumps(config.to_dict(cfg)))
+    events = [parse_event(line.partition("] ")[2]) for line in text.splitlines()]
+    assert [event and event[:3] for event in events] == [
+        ("INFO", "run", "start"),
+        ("INFO", "run", "command"),
+        ("INFO", "config", "resolved"),
+    ]
+    started, command, resolved = (event.values for event in events if event)
+    expected = {"ranks": "2", "shards": "2", "global_batch": "16", "code": "abc+dirty", "experiment": str(exp)}
+    assert expected.items() <= started.items()
+    assert (started["zoetrope"], started["process"]) == (VERSION, str(os.getpid()))
+    assert command["overrides"] == "common.seed=3"
+    assert resolved["values"] == json.loads(json.dumps(config.to_dict(cfg)))
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3, "3"), (0.1 + 0.2, "0.3"), (1e-7, "1e-07"), (True, "true"), ("cpu", "cpu"), ("2.13.0+cpu", "2.13.0+cpu"),
+        ("", '""'), ("two words", '"two words"'), ('a"b', '"a\\"b"'), ("[x]", '"[x]"'), ("a=b", "a=b"),
+        ("a\nb", '"a\\nb"'), ("\u2028", '"\\u2028"'), ("\x85", '"\\u0085"'), ("\u65e5", "\u65e5"),
+        ([1, "a b"], '[1,"a b"]'), ({"a b": 1}, '{"a b":1}'), ({}, "{}"),
+    ],
+)  # fmt: skip
+def test_values_of_an_event(value: object, text: str) -> None:
+    line = format_event("data", "test", first=value, last=1)
+    assert line == f"INFO data: test first={text} last=1"
+    event = parse_event(line)
+    assert event is not None
+    assert event.values == {
+        "first": value if isinstance(value, list | dict) else json.loads(text) if text[0] == '"' else text,
+        "last": "1",
+    }
+
+
+def test_what_is_no_event() -> None:
+    whole = 'WARNING data: bad_sample message="a b"'
+    assert parse_event(whole) == ("WARNING", "data", "bad_sample", {"message": "a b"})
+    assert parse_event("INFO run: stopped") == ("INFO", "run", "stopped", {})
+    for text in (
+        whole[:-1],
+        whole + " more",
+        "loss spike at iteration 3",
+        "Iter: [1/2] Time 1",
+        "DEBUG run: start",
+        "",
+    ):
+        assert parse_event(text) is None
+
+
+def test_sentences_are_events(tmp_path: Path) -> None:
+    with RunLog(tmp_path, True, None, echo=False) as log:
+        log.remark("loggers", "WARNING: loggers: a server\nis down")
+        log.remark("start", "REMARK: frames are large", iteration=3)
+        for _ in range(2):
+            log.remark("data", "once", once=True)
+    lines = [line.partition("] ")[2] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert lines == [
+        'WARNING loggers: remark message="a server\\nis down"',
+        'INFO start: remark iteration=3 message="frames are large"',
+        "INFO data: remark message=once",
+    ]
+
+
+def test_other_ranks_write_what_they_alone_know(tmp_path: Path) -> None:
+    with RunLog(tmp_path, False, None) as log:
+        log.event("data", "not_here")
+        log.event("data", "bad_sample", "WARNING", ANY_RANK, sample=3)
+    (line,) = (tmp_path / "log.txt").read_text().splitlines()
+    assert line.endswith("] WARNING data: bad_sample sample=3")
 
 
 def test_a_log_that_was_deleted_begins_again(tmp_path: Path) -> None:
@@ -239,7 +315,7 @@ def test_a_full_disk_tears_a_record_and_its_rest_does_not_follow(
     assert read_scalars(tmp_path / "events/scalars.jsonl") == {"a": [(2, 2.0)]}
     board = EventAccumulator(str(tmp_path / "events")).Reload()
     assert [point.step for point in board.Scalars("a")] == [2]
-    assert "curves: " in (tmp_path / "log.txt").read_text()
+    assert "WARNING curves: remark message=" in (tmp_path / "log.txt").read_text()
 
 
 def test_a_journal_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

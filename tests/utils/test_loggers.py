@@ -6,6 +6,7 @@ W&B and MLflow are not in the environment of the tests; those that need them ski
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import os
@@ -50,7 +51,8 @@ def begin(tmp_path: Path) -> Callable[..., tuple[log.RunLog, loggers.Feed]]:
         exp = tmp_path / "exp"
         exp.mkdir(exist_ok=True)
         run_log = log.RunLog(exp, True, step, echo=False)
-        run_log._feeds = [loggers.Feed(name, exp, {"name": "a run", "lr": 0.1}, run_log.line)]
+        remark = functools.partial(run_log.remark, "loggers")
+        run_log._feeds = [loggers.Feed(name, exp, {"name": "a run", "lr": 0.1}, remark)]
         return run_log, run_log._feeds[0]
 
     return start
@@ -90,7 +92,7 @@ def leveldb_records(data: bytes) -> Iterator[bytes]:
 
 def wandb_points(exp: Path) -> dict[str, list[tuple[int, float]]]:
     """Return every point in the files of an offline W&B run, by tag."""
-    from wandb.proto import wandb_internal_pb2
+    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]  of the extra wandb
 
     points: dict[str, list[tuple[int, float]]] = {}
     for file in sorted(exp.glob("wandb/offline-run-*/run-*.wandb")):
@@ -115,7 +117,7 @@ def test_a_run_without_the_package_is_unharmed(tmp_path: Path, begin: Callable[.
         run_log.scalars(1, {"loss_train": 1.0})
         time.sleep(0.1)
     run_log.close()
-    assert text(tmp_path / "exp").count("loggers: wandb: ModuleNotFoundError") == 1
+    assert text(tmp_path / "exp").count('WARNING loggers: remark message="wandb: ModuleNotFoundError') == 1
     assert "the run continues without it" in text(tmp_path / "exp")
 
 
@@ -356,8 +358,11 @@ def test_secrets_are_hidden_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
         assert redact.hidden("123456 in /somewhere/key, step 1234567") == "*** in /somewhere/key, step 1234567"
         with log.RunLog(tmp_path, True, None, echo=False) as run_log:
             run_log.line("uses planted-key-value")
-            run_log.event("http://me:pw@host")
-        assert re.findall(r"\] (.*)", text(tmp_path)) == ["uses ***", "http://***@host"]
+            run_log.event("run", "start", url="http://me:pw@host", message="with planted-key-value")
+        assert re.findall(r"\] (.*)", text(tmp_path)) == [
+            "uses ***",
+            'INFO run: start url=http://***@host message="with ***"',
+        ]
     finally:
         redact._known.clear()
         redact.from_environment.cache_clear()

@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from utils import renamed
 from utils.config import model_options, paths, rules, yaml_lines
-from utils.config.schema import DISTILL_WEIGHT, PAIRS, BatchNorm, Config, leaves, sections
+from utils.config.schema import DISTILL_WEIGHT, PAIRS, BatchNorm, Config, is_section, leaves, sections
 from utils.errors import UserError, did_you_mean
 
 FILE = "config.yaml"
@@ -151,8 +151,8 @@ class _Draft:
             del section[old[-1]]
             return
         section[new[-1]] = section.pop(old[-1])
-        for place in (self.where, self.order):
-            place[new] = place.pop(old)
+        self.where[new] = self.where.pop(old)
+        self.order[new] = self.order.pop(old)
 
     def override(self, text: str) -> None:
         """Apply one `key=value`."""
@@ -357,7 +357,7 @@ def _inner(section: type[BaseModel], name: Hashable) -> type[BaseModel] | None:
     """Return the section called `name` in another section; None if it is a key, or does not exist."""
     info = section.model_fields.get(str(name))
     kind = info.annotation if info else None
-    return kind if isinstance(kind, type) and issubclass(kind, BaseModel) else None
+    return kind if is_section(kind) else None
 
 
 def _section_of(keys: Keys) -> type[BaseModel]:

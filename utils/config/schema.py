@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateAttr
 from pydantic.fields import FieldInfo
@@ -578,11 +578,17 @@ PAIRS = (
 )
 
 
+def is_section(kind: object) -> TypeGuard[type[BaseModel]]:
+    """Return True if the type of a key is a group of keys."""
+    # In Python 3.10 `tuple[int, ...]` is an instance of type, but `issubclass` refuses it
+    return get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
 def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield (dotted key, field) of every key that holds a value, in the order of this file."""
     for name, info in model.model_fields.items():
         inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        if is_section(inner):
             yield from leaves(inner, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", info
@@ -591,7 +597,7 @@ def leaves(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[
 def sections(model: type[BaseModel] = Config) -> dict[str, type[BaseModel]]:
     """Return the keys that hold a group of keys, with their classes; the root has the empty name."""
     inner = {name: info.annotation for name, info in model.model_fields.items()}
-    nested = {name: kind for name, kind in inner.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+    nested = {name: kind for name, kind in inner.items() if is_section(kind)}
     return {"": model, **nested}
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from utils import ledger, watchdog
-from utils.log import Meter
+from utils.log import ANY_RANK, Meter
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -49,7 +49,11 @@ class Monitor:
 
         # The watchdog, and the journal of bad samples
         self.watch = watchdog.Watchdog(
-            folder.exp, seconds=60 * cfg.watchdog_minutes, rank=world.rank, ranks=world.size, say=log.event
+            folder.exp,
+            seconds=60 * cfg.watchdog_minutes,
+            rank=world.rank,
+            ranks=world.size,
+            say=lambda text: log.event("watchdog", "hang", "ERROR", ANY_RANK, message=text),
         )
         self.bad = ledger.BadSamples(
             folder.exp,
@@ -116,8 +120,8 @@ class Monitor:
         if len(before) >= LOSSES[0]:
             mean, deviations = statistics.fmean(before), SPIKE[0] * statistics.pstdev(before)
             if loss > max(mean + deviations, SPIKE[1] * mean):
-                text = f"loss spike at iteration {self.state.step}: {loss:.4f}, the mean of the {len(before)} before is"
-                self.log.line(f"{text} {mean:.4f}")
+                about = {"iteration": self.state.step, "loss": loss, "mean": mean, "losses": len(before)}
+                self.log.event("loss", "spike", "WARNING", **about)
         before.append(loss)
 
     def _report(self, lr: float, loader: TrainLoader, last: int) -> None:
@@ -146,7 +150,7 @@ class Monitor:
         # Remarks on this window: skipped steps, slow ranks, the readers' traffic
         self._look_for_skipped_steps(more)
         for rank, text in lines:
-            self.log.line(text if rank is None else f"{self.watch.who(rank)} is the slowest: {text}")
+            self.log.remark("speed", text, "WARNING", slowest=None if rank is None else self.watch.who(rank))
         loader.traffic.write(self.log, step)
         self.write_notes(loader)
 
@@ -168,8 +172,8 @@ class Monitor:
         scale = figures["loss_scale"]
         if scale < self._scale:
             skipped = round(math.log2(self._scale / scale)) if scale else 1
-            text = f"fp16: {skipped} step(s) after iteration {self._reported} skipped, their gradients overflowed"
-            self.log.line(f"{text}; loss scale {scale:g}")
+            # Their gradients overflowed
+            self.log.event("fp16", "skipped", "WARNING", steps=skipped, after=self._reported, loss_scale=scale)
         self._scale, self._reported = scale, self.state.step
 
     def note(self, loader: TrainLoader | EvalLoader, during: str = ledger.TRAINING) -> None:
@@ -179,7 +183,7 @@ class Monitor:
     def write_notes(self, loader: TrainLoader) -> None:
         """Write the loader's other notes to the log."""
         for text in loader.notes():
-            self.log.event(text)
+            self.log.remark("data", text, "INFO", ANY_RANK)
 
     def end_epoch(self, *, is_last: bool = False, final: bool = False) -> None:
         """Sum up the bad samples if this step ends an epoch or the run. Collective.

@@ -147,7 +147,8 @@ def network(run: TrainingRun) -> Iterator[nn.Module | None]:
 
     # A checkpoint of this step then has the statistics that its validation used
     state.precise_bn = state.step, values
-    run.log.line(f"batch-norm statistics averaged over {batches} batches ({time.monotonic() - began:.1f} s)")
+    seconds = round(time.monotonic() - began, 1)
+    run.log.event("batch_norm", "averaged", batches=batches, seconds=seconds)
     with applied(net, values):
         yield net
 

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from methods.probe import Probe
+from utils import metrics
 from utils.errors import UserError
-from utils.log import RunLog, format_validation
+from utils.log import RunLog
 
 
 def count(net: nn.Module) -> int:
@@ -64,8 +65,8 @@ def write(results: Sequence[Mapping[str, float]], net: nn.Module, log: RunLog, s
     assert isinstance(net, Probe)
     curves: dict[str, float] = {}
     for number, (result, (rate, decay)) in enumerate(zip(results, net.grid, strict=True)):
-        of_run = "of the run" if decay is None else f"{decay:g}"
-        log.line(f"head {number:02}, rate x {rate:g}, weight decay {of_run}:{format_validation(result)}")
+        numbers = {metric.name: result[metric.name] for metric in metrics.shown_in("line", result)}
+        log.event("probe", "head", number=number, rate=rate, weight_decay=decay, **numbers)
         curves |= {f"loss_val/head{number:02}": result["loss"], f"top1_val/head{number:02}": result["top1"]}
-    log.line(f"best head: {best_of(results):02}")
+    log.event("probe", "best_head", number=best_of(results))
     log.scalars(step, curves)

@@ -13,6 +13,7 @@ from utils import checkpoint, errors, ledger, lr_schedule, optim
 from utils.engine import precise_bn, probes
 from utils.engine.evaluate import evaluate_heads, of_config
 from utils.errors import UserError
+from utils.log import ANY_RANK
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -210,7 +211,7 @@ class TrainingRun:
 
                 self.monitor.note(videos, ledger.VALIDATION)
                 for text in videos.notes():
-                    self.log.once(f"validation: {text}")
+                    self.log.remark("data", text, "INFO", ANY_RANK, once=True, during=ledger.VALIDATION)
                 videos.traffic.write(self.log)
         return result
 
@@ -220,11 +221,13 @@ class TrainingRun:
         """Write the last log line of a run that was asked to stop; return its exit code."""
         # Another rank had the signal or the trouble; it reports a trouble itself, below
         why = self.stop.name or "another rank"
-        self.log.line(f"stopped by {why} at iteration {self.state.step}, saved; the same command continues")
+        about = {"iteration": self.state.step, "by": why, "message": "saved; the same command continues"}
+        self.log.event("run", "stopped", **about)
 
         # Rank 0 has written the line above; only the rank in trouble can report the trouble
         if self.stop.trouble and not self.world.is_main:
-            self.log.event(f"rank {self.world.rank} stopped the run: {self.stop.trouble}")
+            why = {"rank": self.world.rank, "message": self.stop.trouble}
+            self.log.event("run", "trouble", "ERROR", ANY_RANK, **why)
             errors.report_error(UserError(f"stopped by {self.stop.trouble}; everything is saved"))
         return STOPPED
 
@@ -235,6 +238,6 @@ class TrainingRun:
         self.save()
 
         criterion = "mAP" if self.val_records.multi_label else "top-1"
-        best, path = f"best {criterion} {self.state.best_metric:.3f}", self.folder.path(checkpoint.LATEST)
-        self.log.line(f"finished: {self.last} iterations, {best}, {path}")
+        best, path = round(self.state.best_metric, 3), self.folder.path(checkpoint.LATEST)
+        self.log.event("run", "finished", iteration=self.last, metric=criterion, best=best, checkpoint=path)
         return 0

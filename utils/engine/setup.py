@@ -117,7 +117,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         metadata |= {"code": revision, "token": folder.token}
         run_log.start(exp, cfg, overrides, shards, revision=revision)
         for line in messages:
-            run_log.line(line)
+            run_log.remark("start", line)
 
         # The monitor; on leaving it also notes the bad samples that stopped the run
         monitor = Monitor(current, folder, run_log, train_records)
@@ -170,26 +170,34 @@ def _introduce(run: TrainingRun, *, resumed: bool) -> None:
     cfg, run_learner = run.cfg, run.learner
     # Counted here: methods.macs imports triton on a CUDA build
     parameters = sum(parameter.numel() for parameter in run_learner.net.parameters())
-    run.log.line(
-        f"device {device_name(run_learner.world.device)}, threads {torch.get_num_threads()}, "
-        f"videos {len(run.train_records)} + {len(run.val_records)}, classes {cfg.model.num_class}, "
-        f"parameters {parameters / 1e6:.2f} M, iterations {run.last}, "
-        f"{len(run.train_records) * cfg.data.num_sample / run_learner.shards.global_batch:.1f} an epoch"
+    run.log.event(
+        "run",
+        "setup",
+        device=device_name(run_learner.world.device),
+        threads=torch.get_num_threads(),
+        videos=len(run.train_records),
+        val_videos=len(run.val_records),
+        classes=cfg.model.num_class,
+        parameters=parameters,
+        iterations=run.last,
+        iterations_per_epoch=len(run.train_records) * cfg.data.num_sample / run_learner.shards.global_batch,
     )
 
     # The source of the weights, and options that change the training
     if not resumed:
-        run.log.line(getattr(run_learner.net, "pretrained_note", "") or "initial weights: random")
+        run.log.remark("weights", getattr(run_learner.net, "pretrained_note", "") or "initial weights: random")
     if run_learner.distill:
-        run.log.line(f"distillation, {cfg.distill.kind}: {cfg.distill.teacher}, weight {run_learner.distill.weight:g}")
+        about = {"kind": cfg.distill.kind, "teacher": cfg.distill.teacher, "weight": run_learner.distill.weight}
+        run.log.event("distill", "start", **about)
     if run_learner.ema:
-        run.log.line(f"validation uses a moving average of the weights, decay {run_learner.ema.decay:g}")
+        text = "validation uses a moving average of the weights"
+        run.log.event("ema", "start", decay=run_learner.ema.decay, message=text)
 
     # Learning rates that do not fit the global batch
     rates = {name: getattr(cfg.lr_scheduler, name) for name in ("base_lr", "warmup_lr", "min_lr")}
     remark = lr_schedule.scaling_remark(run_learner.shards.global_batch, cfg.reference_batch, **rates)
     if remark and not resumed:
-        run.log.line(remark)
+        run.log.remark("lr", remark)
     if cfg.optimizer.type == "adamw" and not resumed:
         videos = run_learner.shards.global_batch // cfg.data.num_sample
-        run.log.line(lr_schedule.rate_per_256(videos, rates["warmup_lr"] or rates["base_lr"]))
+        run.log.remark("lr", lr_schedule.rate_per_256(videos, rates["warmup_lr"] or rates["base_lr"]))

@@ -56,7 +56,7 @@ class Feed:
         name: of the logger.
         exp: the experiment folder.
         metadata: describe this run remotely: name -> text or number. Nothing secret.
-        remark: writes a sentence to the log.
+        remark: writes a sentence to the log; `WARNING: ` at its begin is its level.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Feed:
                 command, env=environment, cwd=ROOT, stdin=theirs_in, stdout=theirs_out, stderr=subprocess.DEVNULL
             )
         except OSError as error:
-            remark(f"loggers: {name} cannot be started ({error.strerror}); the curves are in events/")
+            remark(f"WARNING: {name} cannot be started ({error.strerror}); the curves are in events/")
 
         # The process has copies of its ends; ours must be closed, or a read would never see the end of the file
         for descriptor in (theirs_in, theirs_out):
@@ -115,7 +115,8 @@ class Feed:
             if not text:
                 return
             for line in text.decode("utf-8", "replace").splitlines():
-                self._remark(f"loggers: {self.name}: {line}")
+                level = "WARNING: " if line.startswith("WARNING: ") else ""
+                self._remark(f"{level}{self.name}: {line.removeprefix(level)}")
 
     def close(self) -> None:
         """Let the process send its last points. It ends by itself a few seconds later, even if we do not wait."""
@@ -128,7 +129,7 @@ class Feed:
 
         self._listen()
         if self.dropped:
-            self._remark(f"loggers: {self.name}: {self.dropped} points did not fit its queue; see events/scalars.jsonl")
+            self._remark(f"WARNING: {self.name}: {self.dropped} points did not fit its queue; see events/scalars.jsonl")
 
         os.close(self._out)
         self.process.returncode = self.process.returncode or 0  # suppresses Popen's warning that it is still running

@@ -189,7 +189,7 @@ def sweep_on_slurm(work: Path, partition: str = "VI_SP_VA_1080TI") -> dict:
         "failures": [line[:160] for line in failures],
         "parallel_two": "ArrayTaskThrottle=2" in shown,
         "starts": list(starts.values()),
-        "requeued_last": "restart 1 of job" in last.read_text(),
+        "requeued_last": "job: restart number=1 " in last.read_text(),
         "retried": sorted({trials.index(row["trial"]) for row in second}),
         "said": again.stdout.splitlines()[0],
     }

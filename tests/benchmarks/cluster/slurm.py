@@ -64,7 +64,7 @@ def from_a_clone(work: Path) -> dict:
     clone = clean_clone(work / "clone")
     data = demo_videos(work / "clone-data", 64, 24)
     source = small_experiment(work / "clone-config", data, steps=12, val_freq=6, print_freq=2)
-    marks = {}
+    marks, shown = {}, {}
     for name, place in (("slurm", PARTITION), ("local", "local")):
         exp = clone / "exps" / "demo_exps" / name
         cluster.run(sys.executable, "main.py", "new", exp, "--from", source, cwd=clone)
@@ -94,7 +94,7 @@ class Rough:
     def starts(self) -> int:
         """How often a process has started to train here."""
         log = self.exp / "log.txt"
-        return log.read_text().count("] ranks ") if log.exists() else 0
+        return log.read_text().count(" run: start ") if log.exists() else 0
 
     def start(self) -> None:
         """`train.sh`."""
@@ -249,7 +249,7 @@ def shape_of_32(work: Path) -> dict:
     finally:
         cluster.run("scancel", blocker)
     names = ("NumNodes", "NumTasks", "NtasksPerN:B:S:C", "TresPerNode", "Requeue")
-    measured = {name: shown[name] for name in names}
+    measured: dict[str, object] = {name: shown[name] for name in names}
     measured["signal"] = "#SBATCH --signal=USR2@30" in (exp / f"jobs/slurm/{job}_submission.sh").read_text()
     nodes = shown["NumNodes"].split("-")[0] == "4" and shown["NtasksPerN:B:S:C"].startswith("8:")
     asked = shown["NumTasks"] == "32" and shown["TresPerNode"].endswith("gpu:8") and shown["Requeue"] == "1"

@@ -9,6 +9,7 @@ that its queue is full. W&B and MLflow must be installed: run it in an environme
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import socket
@@ -49,7 +50,8 @@ def cost(name: str, disturb: Callable[[loggers.Feed, int], object] = lambda feed
         for run in (bare, fed):
             run.scalars(0, {"loss_train": 1.0})  # imports TensorBoard's messages
         began = time.perf_counter()
-        feed = loggers.Feed(name, Path(folder, "fed"), {"name": "empty steps"}, fed.line)
+        remark = functools.partial(fed.remark, "loggers")
+        feed = loggers.Feed(name, Path(folder, "fed"), {"name": "empty steps"}, remark)
         fed._feeds = [feed]
         opening = time.perf_counter() - began
         for first in range(1, STEPS + 1, TURN):
