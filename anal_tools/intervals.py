@@ -42,12 +42,11 @@ def _of(videos: Videos, metric: Metric) -> tuple[float, float]:
     if not count:
         return float("nan"), float("nan")
 
-    if metric.name in _RANK:
-        right = videos.right(_RANK[metric.name])
-        if right.all() or not right.any():
-            return wilson(int(right.sum()), count)
+    right = videos.right(_RANK[metric.name]) if metric.name in _RANK else None
+    if right is not None and (right.all() or not right.any()):
+        return wilson(int(right.sum()), count)
     # Top-k has a fast form, shared with `score`
-    if metric.name in ("top1", "top5"):
+    if right is not None and metric.name in ("top1", "top5"):
         low, high = (100 * end for end in interval(right))
         return low, high
 

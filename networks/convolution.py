@@ -104,7 +104,9 @@ class _MatrixProduct(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]  the decorator hides the parameters' names
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         """Return the gradients of input, weight and bias that are needed."""
         x, weight = ctx.saved_tensors
         stride, padding = ctx.settings

@@ -116,7 +116,7 @@ class _CpuGroupNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
+    def backward(ctx, grad):  # noqa: ANN001, ANN205  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, mean, inv_std = ctx.saved_tensors
         axes = [axis for axis in range(x.dim()) if axis != 1]
 
@@ -171,7 +171,7 @@ class _GpuGroupNorm(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # noqa: ANN001, ANN205
+    def backward(ctx, grad):  # noqa: ANN001, ANN205  # pyright: ignore[reportIncompatibleMethodOverride]
         x, weight, mean, inv_std = ctx.saved_tensors
         grad = _dense(grad)
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]

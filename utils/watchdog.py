@@ -43,7 +43,7 @@ class _Now(NamedTuple):
     phase: str
     step: int | None
     since: float  # on the watchdog's clock
-    count: int  # phases so far: every rank does the same work, so a rank with a lower count is behind
+    phases: int  # so far: every rank does the same work, so a rank with a lower count is behind
     samples: Callable[[], Sequence[str]]
 
 
@@ -140,7 +140,7 @@ class Watchdog:
         self._enter(name, step, samples)
 
     def _enter(self, name: str, step: int | None, samples: Callable[[], Sequence[str]]) -> None:
-        self._now = _Now(name, step, self._clock(), self._now.count + 1, samples)
+        self._now = _Now(name, step, self._clock(), self._now.phases + 1, samples)
 
     def progress(self) -> None:
         """Record that a part of the phase is done, and restart its time."""
@@ -229,7 +229,7 @@ class Watchdog:
         samples = self._names(now)[:_NAMED] if seconds > 2 * self.beat_seconds else []
 
         record = {"host": socket.gethostname(), "pid": os.getpid(), "phase": now.phase, "step": now.step}
-        record |= {"count": now.count, "seconds": round(seconds, 1), "samples": samples}
+        record |= {"count": now.phases, "seconds": round(seconds, 1), "samples": samples}
         while len(text := json.dumps(record)) > _RECORD_BYTES and record["samples"]:
             record["samples"] = record["samples"][:-1]
 
@@ -330,7 +330,7 @@ class Watchdog:
         what = f"{who} hangs: {describe(now.phase, now.step)} has taken {seconds:.0f} s"
 
         # Name the samples only if no other rank explains the hang.
-        suspects = self.suspects(now.count)
+        suspects = self.suspects(now.phases)
         reason = "; ".join(suspects[:_NAMED])
         about = f" ({shown})" if shown and not suspects else ""
         line = f"{what}{about}. {'Waiting for: ' + reason + '. ' if reason else ''}Stacks: jobs/{name}"

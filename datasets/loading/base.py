@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 import dataclasses
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,8 +52,6 @@ class LoaderOptions:
 
 class Loader(abc.ABC):
     """Base of both loaders: the slots, the service that reads, and the answers."""
-
-    _wish: Callable[[int], AsStored | None] | None = None  # request of a sample for stored bytes (DALI)
 
     def __init__(
         self,
@@ -115,6 +112,10 @@ class Loader(abc.ABC):
             f"shorter: {number} used without the last frames, which do not decode ({path}: the last "
             f"{self._shorter[first]}); main.py scan lists all of them"
         ]
+
+    def _wish(self, sample: int) -> AsStored | None:
+        """Return the request of a sample for stored bytes, or None for pixels; DALI's loaders have such requests."""
+        return None
 
     def being_read(self) -> list[str]:
         """Return the samples that are being read now, for the watchdog. Safe from any thread."""

@@ -132,7 +132,7 @@ class EvalLoader(Loader):
         self._number += 1
         self._where[self._number] = index
         sample = self._mine[index]
-        stored = self._wish(sample) if self._wish else None
+        stored = self._wish(sample)
         self.service.submit(self._number, ReadVideo(sample, self._slot_of[index], stored))
 
     def _sample_of(self, request: int) -> int | None:

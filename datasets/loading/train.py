@@ -302,7 +302,7 @@ class TrainLoader(Loader):
             step.slot,
             # Rows of a step lie in the slot in their order, so that a micro-batch is one contiguous array.
             row.place * self._place_bytes,
-            self._wish(row.asked) if self._wish else None,
+            self._wish(row.asked),
             # The position of view 0 of the same video, which draws the frames for all views.
             frames_of=row.position - view * (size // count),
             views=tuple((other.position, other.place * self._place_bytes) for other in row.others),

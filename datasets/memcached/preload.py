@@ -67,11 +67,12 @@ def main(argv: Sequence[str]) -> int:
         0 if everything was read (stored, or refused by a full server), 1 if videos could not be read, 130 if
         interrupted.
     """
-    from datasets.loading import loader
+    args = _arguments(argv)
+
+    from datasets.loading import loader  # loads torch, so that help and a mistyped option do not wait for it
     from datasets.plan.views import eval_spec
     from utils import config
 
-    args = _arguments(argv)
     # Store frames under the keys of the reader `memcached`, whichever reader the experiment has.
     overrides = [*args.set, "data.reader=memcached"]
     if args.servers:

@@ -352,6 +352,18 @@ def test_clips_of_a_copy_with_one_clip_each_stay_with_their_source(tmp_path: Pat
         assert any({"a.mp4", "z.mp4"} <= side for side in sides(exp).values())
 
 
+@pytest.mark.system
+def test_a_group_stays_on_one_side(tmp_path: Path) -> None:
+    for number in range(8):
+        target = tmp_path / "videos" / ("wave", "bend")[number % 2] / f"day{number // 4}_{number}.mp4"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_video(target, "mpeg4", frames=20 + number)
+    words = [str(tmp_path / "videos"), "--no-train", "--no-doctor", "--recipe", "small", "--out", str(tmp_path / "exp")]
+    assert start.main([*words, "--group", r"day\d"]) == 0
+    days = [{Path(name).name.split("_")[0] for name in side} for side in sides(tmp_path / "exp").values()]
+    assert sorted(map(sorted, days)) == [["day0"], ["day1"]]
+
+
 @pytest.fixture
 def two_classes(tmp_path: Path) -> Path:
     root = tmp_path / "videos"

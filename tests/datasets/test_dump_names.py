@@ -187,6 +187,8 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     for wrong in ("0", "-1", "nan", "inf"):
         with pytest.raises(UserError, match=f"--deadline {wrong}: a number of seconds above 0"):
             verb.main([*call, "--deadline", wrong])
+    with pytest.raises(UserError, match="--missing-share 1: give a share from 0 to below 1"):
+        verb.main([*call, "--missing-share", "1"])
     with pytest.raises(UserError, match="path_frames_labels"):
         verb.main([*call, "--layout", "kinetics"])
     assert not (tmp_path / "out").exists()

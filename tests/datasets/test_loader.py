@@ -334,7 +334,7 @@ def test_waiting_is_measured_and_nothing_stays_open(records: Records) -> None:
 def test_bugs_are_not_taken_for_bad_media(records: Records) -> None:
     spec = dataclasses.replace(SPEC, crop="centre")
     loader = TrainLoader(records, spec, OPTIONS, seed=5, shards=shards(), stop=1)
-    loader.service._desk.reader.read = None  # type: ignore[attr-defined]
+    loader.service._handler.reader.read = None  # type: ignore[attr-defined]
     with loader, pytest.raises(RuntimeError, match="not the file's fault"):
         next(loader)
 

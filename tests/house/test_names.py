@@ -32,6 +32,11 @@ IDENTIFIERS = {
 MEMBERS = {"statistics": "bn_stats", "several": "multi_label", "using": "rng_scope"}  # of our objects and modules
 MODULES = {"utils.faults": "utils.errors", "utils.pace": "utils.stragglers", "utils.chunks": "utils.view_batches"}
 
+CANDIDATE = re.compile(
+    rf"\b({'|'.join([*IDENTIFIERS, *(module.rpartition('.')[2] for module in MODULES)])})\b"
+    rf"|\.({'|'.join(MEMBERS)})\b"
+)
+
 # Values of configs and files, in any text.
 VALUES = re.compile(
     r"(?<![\w.-])(mm[01]|pysf|seed004|three_mm|(?:centre|three)_psf|prec[15]|best_prec1|acc[15]_(?:train|val)"
@@ -49,6 +54,9 @@ def files(*suffixes: str) -> list[str]:
 
 def old_names(code: str) -> list[str]:
     """Return `line: old name -> new name` of the old names in Python code."""
+    if not CANDIDATE.search(code):  # parsing every file takes seconds
+        return []
+
     tree = ast.parse(code)
     uses = [(line, name, IDENTIFIERS[name]) for line, name in names(tree) if name in IDENTIFIERS]
     for node in ast.walk(tree):
