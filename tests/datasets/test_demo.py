@@ -154,7 +154,7 @@ def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot write .*--out"):
         demo.main(["--out", str(tmp_path / "file" / "motion8")])
-    with pytest.raises(UserError, match="at least 8"):
+    with pytest.raises(UserError, match="8 or more"):
         demo.main(["--out", str(tmp_path / "a"), "--train", "3"])
     assert not (tmp_path / "a").exists()
 

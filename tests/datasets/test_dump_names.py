@@ -185,7 +185,7 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     records_of(tmp_path, "x.mp4", name="train.txt")
     call = [str(tmp_path / "train.txt"), str(tmp_path / "out"), *FORM]
     for wrong in ("0", "-1", "nan", "inf"):
-        with pytest.raises(UserError, match=f"--deadline {wrong}: a number of seconds above 0"):
+        with pytest.raises(UserError, match=f"--deadline {wrong}: give a number of seconds above 0"):
             verb.main([*call, "--deadline", wrong])
     with pytest.raises(UserError, match="--missing-share 1: give a share from 0 to below 1"):
         verb.main([*call, "--missing-share", "1"])
