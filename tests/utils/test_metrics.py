@@ -132,7 +132,7 @@ def test_every_average_of_views() -> None:
     np.testing.assert_allclose(multi_label, torch.from_numpy(logits).sigmoid().mean(1).numpy(), atol=1e-12)
     assert metrics.probabilities(np.array([[-1e4, 1e4]]), multi_label=True).tolist() == [[0.0, 1.0]]
     assert np.isnan(metrics.video_scores(np.full((1, 2, 3), np.nan))).all()
-    with pytest.raises(ValueError, match="none of prob, logit, sum"):
+    with pytest.raises(ValueError, match="not one of prob, logit, sum"):
         metrics.video_scores(logits, "max")
     for average in metrics.AVERAGES:
         labels = [0, 1, 2, 3, 4, 0]
