@@ -447,7 +447,7 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     assert len(results.ids) == len((exp / "lists/val.txt").read_text().splitlines()) > 0
     assert (exp / "report/index.html").is_file()
     assert json.loads((exp / "start.json").read_text())["epochs"] == 2
-    steps = re.search(r"iterations (\d+)", (exp / "log.txt").read_text())
+    steps = re.search(r" iterations=(\d+)", (exp / "log.txt").read_text())
     assert steps
     assert f": {steps[1]} steps of " in duration.estimate(exp)
 
