@@ -1,4 +1,4 @@
-"""Run a function on N ranks, each a process of its own, as torchrun would start them on a machine without GPUs.
+"""Run a function on N ranks, each a (forked) process, as torchrun would start them on a machine without GPUs.
 
     from tests.ranks import run_ranks
     results = run_ranks(__file__, "train_a_little", 4, steps=3)     # a list of N return values
@@ -22,6 +22,8 @@ from typing import Any
 
 import torch
 from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
+
+from tests import forked
 
 ROOT = Path(__file__).resolve().parents[1]
 _OURS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "TORCHELASTIC_", "ZOETROPE_")
@@ -57,12 +59,12 @@ class Ranks:
         self.folder = Path(self._folder.name)
         # The store lives here, on a port that the system chose: no race for free ports between tests.
         self._store = TCPStore("127.0.0.1", 0, None, True, wait_for_workers=False)
-        self.processes: dict[int, subprocess.Popen[bytes]] = {}
+        self.processes: dict[int, forked.Process] = {}
         for rank in range(size) if start is None else start:
             command = [sys.executable, "-m", "tests.ranks", str(Path(script).resolve()), function]
             command += [str(self.folder / f"{rank}.pt"), json.dumps(dict(arguments or {}))]
             with open(self.folder / f"{rank}.log", "wb") as log:
-                self.processes[rank] = subprocess.Popen(
+                self.processes[rank] = forked.Process(
                     command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=self._env(rank, size) | dict(env or {})
                 )
 
