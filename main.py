@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils import faults, signals
-from utils.faults import UserError
+from utils import errors, signals
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.loading.train import Batch
@@ -65,17 +65,17 @@ def main(argv: Sequence[str]) -> int:
     def verb() -> int:
         # A rank ends soon after the launcher that started it dies
         signals.follow_launcher()
-        faults.check_repository(Path(__file__).parent)
+        errors.check_repository(Path(__file__).parent)
         return call_verb(argv[0], list(argv[1:]))
 
-    return faults.leave_exit_code(faults.call(verb))
+    return errors.leave_exit_code(errors.run_cli(verb))
 
 
 def call_verb(verb: str, argv: list[str]) -> int:
     """Import the module of a verb and run it."""
     if verb not in VERBS:
         raise UserError(
-            f"no verb called {verb!r}{faults.did_you_mean(verb, VERBS)}; `python main.py --help` lists them"
+            f"no verb called {verb!r}{errors.did_you_mean(verb, VERBS)}; `python main.py --help` lists them"
         )
     if verb != "train":
         with without_gc():
@@ -172,7 +172,7 @@ def train_step(
         meanwhile: called while the backward pass runs on a GPU: `TrainLoader.copy_ahead`.
 
     Returns:
-        loss of the global batch, prec1 and prec5 (per cent) of its clips that could be read (nan: none could), and
+        loss of the global batch, top1 and top5 (per cent) of its clips that could be read (nan: none could), and
         stop, save (the number of ranks that requested it).
     """
     from utils.engine.totals import StepTotals
@@ -193,7 +193,7 @@ def train_step(
             totals.add(batch, loss, logits, labels, mix=mix, share=share, is_last=is_last)
             learner.backward(loss, share)
 
-        learner.statistics.after_micro_batch(index)
+        learner.bn_stats.after_micro_batch(index)
 
     # The GPU works on the backward pass: use that time to copy the next batch, then wait for the numbers
     meanwhile()
@@ -208,4 +208,4 @@ def train_step(
 
 
 if __name__ == "__main__":
-    faults.leave_process(lambda: main(sys.argv[1:]))
+    errors.leave_process(lambda: main(sys.argv[1:]))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 Pair = tuple[int, int]  # (true class, predicted class)
 

@@ -15,7 +15,7 @@ from anal_tools.evaluate.results import Results
 from anal_tools.get_reference_results import write_reference_results
 from anal_tools.text import one_line, shown, write_lines
 from utils import metrics, ranking
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 TOP = 100  # error pairs and videos that are listed
@@ -108,15 +108,15 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     results = Results.load(exp, name)
     folder = exp / "results"
 
-    found = Analysis.of(results, good_pairs)
+    analysis = Analysis.of(results, good_pairs)
     files = [write_reference_results(exp, results)]
     doubtful = label_errors.suspects(results.scores, results.labels)
 
     # Lists as text
     for file, lines in (
-        ("top100_errors.txt", error_lines(found)),
-        ("top100_videos.txt", video_lines(found)),
-        ("label_suspects.txt", suspect_lines(found, doubtful)),
+        ("top100_errors.txt", error_lines(analysis)),
+        ("top100_videos.txt", video_lines(analysis)),
+        ("label_suspects.txt", suspect_lines(analysis, doubtful)),
     ):
         files.append(folder / file)
         write_lines(files[-1], lines)
@@ -126,8 +126,8 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
 
     # Tables as CSV
     for file, table in (
-        ("confusion_matrix.csv", matrix_table(found)),
-        ("per_class.csv", class_table(found)),
+        ("confusion_matrix.csv", matrix_table(analysis)),
+        ("per_class.csv", class_table(analysis)),
     ):
         files.append(folder / file)
         with open(files[-1], "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
@@ -137,8 +137,8 @@ def run(exp: Path, name: str | None = None, *, good_pairs: Path | None = None) -
     files.append(folder / "confusion_matrix.png")
     from anal_tools import confusion_plot
 
-    confusion_plot.draw(files[-1], found.matrix, found.names, title=f"{exp.resolve().name}, {results.name}")
-    return "\n".join([*summary(found, len(doubtful)), "written:", *(f"  {shown(str(file))}" for file in files)])
+    confusion_plot.draw(files[-1], analysis.matrix, analysis.names, title=f"{exp.resolve().name}, {results.name}")
+    return "\n".join([*summary(analysis, len(doubtful)), "written:", *(f"  {shown(str(file))}" for file in files)])
 
 
 def class_names(results: Results) -> list[str]:
@@ -155,13 +155,13 @@ def class_names(results: Results) -> list[str]:
     return [shown(name) for name in results.class_names]
 
 
-def error_lines(found: Analysis) -> list[str]:
+def error_lines(analysis: Analysis) -> list[str]:
     """Return the most frequent (true, predicted) pairs of different classes, in Pytorch Video Analysis's format.
 
     `prec` is the recall of the true class, `err` the share of its videos that went to the predicted one. Allowed pairs
     are left out.
     """
-    errors, matrix, videos, names = found.errors(), found.matrix, found.videos, found.names
+    errors, matrix, videos, names = analysis.errors(), analysis.matrix, analysis.videos, analysis.names
     order = np.argsort(-errors, axis=None, kind="stable")[:TOP]  # flat indices into (K, K)
     lines = []
     for true, guess in zip(*np.unravel_index(order, errors.shape), strict=True):
@@ -177,23 +177,23 @@ def error_lines(found: Analysis) -> list[str]:
     return lines
 
 
-def worst_videos(found: Analysis, top: int = TOP) -> list[int]:
+def worst_videos(analysis: Analysis, top: int = TOP) -> list[int]:
     """Return the rows of the wrong videos with the highest scores, without allowed pairs and unreadable videos."""
-    labels, predicted, scores = found.results.labels, found.predicted, found.results.scores
+    labels, predicted, scores = analysis.results.labels, analysis.predicted, analysis.results.scores
     # Unreadable videos (-1) are wrong, but no mistake of the model
     wrong = np.flatnonzero((predicted != labels) & (predicted >= 0))
     # A stable sort keeps equal scores in the order of the list
     wrong = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")]
-    rows = [int(row) for row in wrong if (int(labels[row]), int(predicted[row])) not in found.allowed]
+    rows = [int(row) for row in wrong if (int(labels[row]), int(predicted[row])) not in analysis.allowed]
     return rows[:top]
 
 
-def video_lines(found: Analysis) -> list[str]:
+def video_lines(analysis: Analysis) -> list[str]:
     """Return the most confident mistakes: path, truth, prediction, score of the prediction and of the truth."""
-    results, names = found.results, found.names
+    results, names = analysis.results, analysis.names
     lines = []
-    for row in worst_videos(found):
-        true, guess = results.labels[row], found.predicted[row]
+    for row in worst_videos(analysis):
+        true, guess = results.labels[row], analysis.predicted[row]
         lines.append(
             f"{one_line(results.ids[row])}\tgt:{true}({names[true]})\tpred:{guess}({names[guess]})\t"
             f"score:{results.scores[row, guess]:.4f}\tgt_score:{results.scores[row, true]:.4f}"
@@ -201,83 +201,83 @@ def video_lines(found: Analysis) -> list[str]:
     return lines
 
 
-def suspect_lines(found: Analysis, doubtful: Sequence[label_errors.Suspect]) -> list[str]:
+def suspect_lines(analysis: Analysis, doubtful: Sequence[label_errors.Suspect]) -> list[str]:
     """Return the videos whose label is in doubt: path, label, the class that it may belong to, both scores."""
     return [
-        f"{one_line(found.results.ids[one.row])}\tlabel:{one.label}({found.names[one.label]})\t"
-        f"perhaps:{one.other}({found.names[one.other]})\tscore:{one.score:.4f}\tlabel_score:{one.own:.4f}"
+        f"{one_line(analysis.results.ids[one.row])}\tlabel:{one.label}({analysis.names[one.label]})\t"
+        f"perhaps:{one.other}({analysis.names[one.other]})\tscore:{one.score:.4f}\tlabel_score:{one.label_score:.4f}"
         for one in doubtful
     ]
 
 
-def matrix_table(found: Analysis) -> list[list[object]]:
+def matrix_table(analysis: Analysis) -> list[list[object]]:
     """Return the counts with the true classes down and the predicted ones across, and their heads."""
-    heads = [f"{index}({name})" for index, name in enumerate(found.names)]
-    return [["gt \\ pred", *heads], *([head, *row] for head, row in zip(heads, found.matrix.tolist(), strict=True))]
+    heads = [f"{index}({name})" for index, name in enumerate(analysis.names)]
+    return [["gt \\ pred", *heads], *([head, *row] for head, row in zip(heads, analysis.matrix.tolist(), strict=True))]
 
 
-def class_table(found: Analysis) -> list[list[object]]:
+def class_table(analysis: Analysis) -> list[list[object]]:
     """Return one row per class: its counts, recall, precision, average precision, and its most frequent mistake."""
-    numbers = per_class(found)
-    errors = found.errors(())  # with allowed pairs: the table describes, it does not judge
+    numbers = per_class(analysis)
+    errors = analysis.errors(())  # with allowed pairs: the table describes, it does not judge
     rows: list[list[object]] = [
         ["class", "name", "videos", "right", "recall", "predicted", "precision", "average_precision",
          "mostly_taken_for", "count"]
     ]  # fmt: skip
 
-    for k, name in enumerate(found.names):
+    for k, name in enumerate(analysis.names):
         guess = int(errors[k].argmax())
         # `argmax` of a row of zeros is class 0: no mistake
-        other = [found.names[guess], int(errors[k, guess])] if errors[k, guess] else ["", 0]
+        other = [analysis.names[guess], int(errors[k, guess])] if errors[k, guess] else ["", 0]
         shares = [
             "" if np.isnan(numbers[key][k]) else f"{numbers[key][k]:.4f}" for key in ("recall", "precision", "ap")
         ]
-        right, guessed = int(found.matrix[k, k]), int(found.matrix[:, k].sum())
-        rows.append([k, name, int(found.videos[k]), right, shares[0], guessed, shares[1], shares[2], *other])
+        right, guessed = int(analysis.matrix[k, k]), int(analysis.matrix[:, k].sum())
+        rows.append([k, name, int(analysis.videos[k]), right, shares[0], guessed, shares[1], shares[2], *other])
 
     return rows
 
 
-def per_class(found: Analysis) -> dict[str, np.ndarray]:
+def per_class(analysis: Analysis) -> dict[str, np.ndarray]:
     """Return recall, precision and average precision (`ap`) of each class, (K,), 0..1; nan without videos to count."""
-    labels, count = found.results.labels, len(found.names)
-    precision, recall = metrics.precision_and_recall(found.predicted, labels, count)
+    labels, count = analysis.results.labels, len(analysis.names)
+    precision, recall = metrics.precision_and_recall(analysis.predicted, labels, count)
     targets = labels[:, None] == np.arange(count)  # (N, K)
     return {
         "recall": recall,
         "precision": precision,
-        "ap": ranking.average_precision(found.results.scores, targets),
+        "ap": ranking.average_precision(analysis.results.scores, targets),
     }
 
 
-def confused_pairs(found: Analysis) -> list[tuple[int, int, int]]:
+def confused_pairs(analysis: Analysis) -> list[tuple[int, int, int]]:
     """Return pairs of classes by how often either was taken for the other: (class, class, videos), most first."""
-    both = np.triu(found.errors(()) + found.errors(()).T, 1)  # each pair once, above the diagonal
+    both = np.triu(analysis.errors(()) + analysis.errors(()).T, 1)  # each pair once, above the diagonal
     order = np.argsort(-both, axis=None, kind="stable")[:TOP]
     pairs = zip(*np.unravel_index(order, both.shape), strict=True)
     return [(int(a), int(b), int(both[a, b])) for a, b in pairs if both[a, b]]
 
 
-def summary(found: Analysis, doubtful: int) -> list[str]:
+def summary(analysis: Analysis, doubtful: int) -> list[str]:
     """Return the most important numbers as lines to print first."""
-    results, names, matrix, videos = found.results, found.names, found.matrix, found.videos
-    total = len(found.predicted)
+    results, names, matrix, videos = analysis.results, analysis.names, analysis.matrix, analysis.videos
+    total = len(analysis.predicted)
     numbers = [f"{one.title} {results.numbers[one.name]:.2f}" for one in metrics.metrics_of("analyze")]
     lines = [f"{results.name}: {total} videos, {len(names)} classes", "  ".join(numbers)]
-    if found.allowed:
-        second = allowed_pairs.accuracy(found.predicted, results.labels, found.allowed)
-        lines.append(f"top-1 {100 * second:.2f} with {len(found.allowed)} allowed pairs counted as right")
-    if unread := int((found.predicted < 0).sum()):
+    if analysis.allowed:
+        second = allowed_pairs.accuracy(analysis.predicted, results.labels, analysis.allowed)
+        lines.append(f"top-1 {100 * second:.2f} with {len(analysis.allowed)} allowed pairs counted as right")
+    if unread := int((analysis.predicted < 0).sum()):
         lines.append(f"{unread} videos could not be read and count as wrong")
 
-    recall = found.recall
+    recall = analysis.recall
     # Classes without videos (nan) go last
     worst = [k for k in np.argsort(np.nan_to_num(recall, nan=2.0), kind="stable")[:5] if recall[k] < 1]
     if worst:
         lines.append("hardest classes:")
         width = max(len(names[k]) for k in worst)
         lines += [f"  {names[k]:<{width}}  {matrix[k, k]} of {videos[k]} right" for k in worst]
-    if pairs := confused_pairs(found)[:5]:
+    if pairs := confused_pairs(analysis)[:5]:
         lines.append("most confused:")
         lines += [f"  {names[a]} and {names[b]}: {matrix[a, b]} + {matrix[b, a]} videos" for a, b, _ in pairs]
 

@@ -10,7 +10,7 @@ from datasets.lists import first_look
 from datasets.lists.class_names import read_class_names
 from datasets.lists.records import Records, records_of
 from utils.config import Config, check_files, class_names_file, verb
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -23,34 +23,34 @@ def problems(cfg: Config) -> list[str]:
 
     A later check skips what an earlier one has found missing.
     """
-    found: list[str] = []
+    messages: list[str] = []
     lists: dict[str, Records] = {}
 
-    with _noted(found):
+    with _noted(messages):
         check_files(cfg)
 
     for split in ("train", "val"):
         if Path(getattr(cfg, f"{split}_source")).is_file():
-            with _noted(found):
+            with _noted(messages):
                 lists[split] = records_of(cfg, split)
 
     names = class_names_file(cfg)
     if names is not None and names.is_file():
-        with _noted(found):
+        with _noted(messages):
             read_class_names(names, cfg.model.num_class)
     # The first videos of each list
     for split, records in lists.items():
         if Path(records.root).is_dir():
-            with _noted(found):
+            with _noted(messages):
                 first_look.check_files(cfg, split, records)
 
-    return found
+    return messages
 
 
 @contextlib.contextmanager
-def _noted(found: list[str]) -> Iterator[None]:
+def _noted(messages: list[str]) -> Iterator[None]:
     """Append the lines of a `UserError` to a list, and continue."""
     try:
         yield
     except UserError as error:
-        found += str(error).splitlines()
+        messages += str(error).splitlines()

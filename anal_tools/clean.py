@@ -14,7 +14,7 @@ from pathlib import Path
 
 from anal_tools.text import columns
 from utils import files, schedulers
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 LOGITS = "logits.npy"
@@ -30,15 +30,15 @@ def main(argv: Sequence[str]) -> int:
     if not (args.exp / "config.yaml").is_file():
         raise UserError(f"{args.exp}: no config.yaml here; name an experiment folder")
 
-    found = [(path, why, size(path)) for path, why in removable(args.exp)]
-    rows = [[in_words(count), str(path.relative_to(args.exp)), why] for path, why, count in found]
+    freeable = [(path, why, size(path)) for path, why in removable(args.exp)]
+    rows = [[in_words(count), str(path.relative_to(args.exp)), why] for path, why, count in freeable]
     if rows:
         print("\n".join(columns(rows, left={1, 2})))
 
-    for path, _, _ in found if not args.dry_run else ():
+    for path, _, _ in freeable if not args.dry_run else ():
         remove(path)
 
-    total = in_words(sum(count for _, _, count in found))
+    total = in_words(sum(count for _, _, count in freeable))
     print(f"{total} can be freed: run it without --dry-run" if args.dry_run else f"{total} freed")
     return 0
 

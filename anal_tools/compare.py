@@ -20,7 +20,7 @@ from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.text import shown
 from utils import metrics
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 SHOWN = 10  # classes that are printed; the file has all
@@ -170,11 +170,11 @@ def _described(one: Experiment) -> dict[str, object]:
 
 
 def _flat(values: dict[str, object], prefix: str = "") -> dict[str, object]:
-    found: dict[str, object] = {}
+    flat: dict[str, object] = {}
     for key, value in values.items():
         # Nested keys become dotted ones, so that each leaf is a row
-        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def _text(value: object) -> str:
@@ -194,14 +194,14 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
         lines.append(f"{one.title:<{width}}  {shares}  {len(results.ids)} videos, {protocol}")
 
     for a, b in itertools.combinations(experiments, 2):
-        found = pair(a.results, b.results)
+        paired = pair(a.results, b.results)
         lines += [
             "",
-            f"{a.title} -> {b.title}, {len(found.rows_a)} videos in common: {found.difference:+.2f} points of top-1",
-            f"  only the first right {found.only_a}, only the second {found.only_b}: McNemar p = {found.p:.3g}"
-            f" ({verdict(found)})",
+            f"{a.title} -> {b.title}, {len(paired.rows_a)} videos in common: {paired.difference:+.2f} points of top-1",
+            f"  only the first right {paired.only_a}, only the second {paired.only_b}: McNemar p = {paired.p:.3g}"
+            f" ({verdict(paired)})",
             *compare_runs.folds_line(a.results, b.results),
-            *_moved(found, a.results.class_names),
+            *_moved(paired, a.results.class_names),
         ]
 
     differences = config_differences(experiments)
@@ -210,23 +210,23 @@ def text(experiments: Sequence[Experiment]) -> list[str]:
     return lines
 
 
-def verdict(found: Pairing) -> str:
+def verdict(paired: Pairing) -> str:
     """Return the result of the test in words, at the usual level of 5 per cent."""
-    if found.p >= 0.05:
+    if paired.p >= 0.05:
         return "the difference may be chance"
-    return f"the {'second' if found.only_b > found.only_a else 'first'} is better"
+    return f"the {'second' if paired.only_b > paired.only_a else 'first'} is better"
 
 
-def _moved(found: Pairing, names: Sequence[str]) -> list[str]:
+def _moved(paired: Pairing, names: Sequence[str]) -> list[str]:
     # A class without common videos (nan) has not changed
-    order = np.argsort(-np.abs(np.nan_to_num(found.change)), kind="stable")[:SHOWN]
-    moved = [int(k) for k in order if np.nan_to_num(found.change[k])]
+    order = np.argsort(-np.abs(np.nan_to_num(paired.change)), kind="stable")[:SHOWN]
+    moved = [int(k) for k in order if np.nan_to_num(paired.change[k])]
     if not moved:
         return []
     width = max(len(shown(names[k])) for k in moved)
     return [
         "  recall that moved most:",
-        *(f"    {shown(names[k]):<{width}}  {100 * found.change[k]:+.1f}" for k in moved),
+        *(f"    {shown(names[k]):<{width}}  {100 * paired.change[k]:+.1f}" for k in moved),
     ]
 
 
@@ -236,8 +236,8 @@ def class_csv(experiments: Sequence[Experiment]) -> str:
     names = [shown(name) for name in first.class_names]
     columns = []
     for one in experiments:
-        found = pair(first, one.results)
-        columns.append(metrics.class_means(found.right_b, first.labels[found.rows_a], len(names)))
+        paired = pair(first, one.results)
+        columns.append(metrics.class_means(paired.right_b, first.labels[paired.rows_a], len(names)))
 
     # newline="": the writer ends the lines itself
     stream = io.StringIO(newline="")

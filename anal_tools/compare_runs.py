@@ -12,7 +12,7 @@ import numpy as np
 
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from anal_tools.compare import Experiment
@@ -95,9 +95,9 @@ def _recipe(group: Sequence[Experiment]) -> Recipe:
 
 def seeds_text(experiments: Sequence[Experiment]) -> list[str]:
     """Return a line for each recipe, and the difference of each pair with its bootstrap interval over videos."""
-    found = recipes(experiments)
-    lines = [one.line for one in found]
-    for a, b in itertools.combinations(found, 2):
+    groups = recipes(experiments)
+    lines = [one.line for one in groups]
+    for a, b in itertools.combinations(groups, 2):
         here, there = scoring.common_rows([a.first.ids[row] for row in a.rows], [b.first.ids[row] for row in b.rows])
         if not len(here):
             raise UserError(f"{a.title} and {b.title}: no video in common; compare evaluations of the same list")

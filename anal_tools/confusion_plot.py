@@ -83,5 +83,5 @@ def _mark_worst(axes, matrix: np.ndarray, names: list[str]) -> None:  # noqa: AN
 def _short(text: str, length: int) -> str:
     """Return a printable text that is not longer than the picture has room for."""
     # Surrogates, control characters, private and unassigned code points have no glyph
-    plain = "".join("?" if unicodedata.category(c) in ("Cs", "Cc", "Co", "Cn") else c for c in text)
-    return plain if len(plain) <= length else plain[: length - 1] + "\u2026"
+    printable = "".join("?" if unicodedata.category(c) in ("Cs", "Cc", "Co", "Cn") else c for c in text)
+    return printable if len(printable) <= length else printable[: length - 1] + "\u2026"

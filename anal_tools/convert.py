@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anal_tools import text
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:

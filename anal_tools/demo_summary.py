@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.checkpoint_names import BEST, LATEST, present
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,8 +32,8 @@ def main(argv: Sequence[str]) -> int:
 def is_finished(exp: Path) -> bool:
     """Return whether the newest results are younger than every checkpoint."""
     written = [path.stat().st_mtime for path in present(exp, BEST, LATEST) if path.exists()]
-    found = newest_results(exp)
-    return found is not None and bool(written) and found.stat().st_mtime >= max(written)
+    newest = newest_results(exp)
+    return newest is not None and bool(written) and newest.stat().st_mtime >= max(written)
 
 
 def newest_results(exp: Path) -> Path | None:

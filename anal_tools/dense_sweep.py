@@ -18,7 +18,7 @@ from anal_tools.evaluate import scoring
 from anal_tools.evaluate.protocols import FAMILIES
 from anal_tools.evaluate.results import Results
 from anal_tools.score import Row
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 FILE = "dense_sweep"  # in results/<name>/, as .csv and .png
@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
     if not all(word.isdigit() and int(word) > 0 for word in words):
         raise UserError(f"--clips {args.clips}: whole numbers separated by commas, such as 1,2,5,10")
 
-    wanted = [int(word) for word in words] or None
-    rows = sweep(results, clips=wanted)
+    counts = [int(word) for word in words] or None
+    rows = sweep(results, clips=counts)
     best = knee(rows)
     print(table(rows, best))
     for path in write(results, rows, best):
@@ -129,15 +129,15 @@ def draw(path: Path, rows: Sequence[Row], best: int, *, title: str) -> None:
 
     known = all(row.gmacs for row in rows)  # GMACs of all rows, else the axis shows views
     for crop in sorted({row.protocol.spec.crops_per_clip for row in rows}):
-        own = [row for row in rows if row.protocol.spec.crops_per_clip == crop]
-        x, y = [_cost(row) for row in own], [row.top1 for row in own]
+        crop_rows = [row for row in rows if row.protocol.spec.crops_per_clip == crop]
+        x, y = [_cost(row) for row in crop_rows], [row.top1 for row in crop_rows]
         # Errorbar takes distances, and a bootstrap interval may lie beside the value
-        low = [max(0.0, row.top1 - row.intervals[1][0]) for row in own]
-        high = [max(0.0, row.intervals[1][1] - row.top1) for row in own]
+        low = [max(0.0, row.top1 - row.intervals[1][0]) for row in crop_rows]
+        high = [max(0.0, row.intervals[1][1] - row.top1) for row in crop_rows]
         axes.errorbar(
             x, y, yerr=[low, high], marker="o", capsize=3, label=f"{crop} crop{'s' if crop > 1 else ''} a clip"
         )
-        for row in own:
+        for row in crop_rows:
             place = (_cost(row), row.top1)
             axes.annotate(row.views, place, (4, -11), textcoords="offset points", fontsize=7)
 

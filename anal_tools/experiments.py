@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from anal_tools import history
 from anal_tools.text import columns
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:
@@ -81,13 +81,13 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, str]], list[str]]:
         UserError: there is no such folder.
     """
     rows, problems = [], []
-    found = find(folders)
-    for number, (exp, name) in enumerate(found, start=1):
+    exps = find(folders)
+    for number, (exp, name) in enumerate(exps, start=1):
         if sys.stderr.isatty():  # building and counting takes a quarter of a second for each different model
-            print(f"\r{number} of {len(found)}", end="\r" if number == len(found) else "", file=sys.stderr, flush=True)
+            print(f"\r{number} of {len(exps)}", end="\r" if number == len(exps) else "", file=sys.stderr, flush=True)
         try:
-            own = dict(zip(history.HEADINGS, history.in_words(history.read(exp)), strict=True))
-            rows.append(row(name, config.load(exp)) | own)
+            columns = dict(zip(history.HEADINGS, history.in_words(history.read(exp)), strict=True))
+            rows.append(row(name, config.load(exp)) | columns)
         except UserError as error:
             problems.append(str(error))
     return rows, problems
@@ -95,7 +95,7 @@ def collect(folders: Sequence[Path]) -> tuple[list[dict[str, str]], list[str]]:
 
 def find(folders: Sequence[Path]) -> list[tuple[Path, str]]:
     """Return (folder, name to show) of each folder with a config.yaml below `folders` (default: exps/)."""
-    found: dict[Path, str] = {}
+    names: dict[Path, str] = {}
     for place in folders or [EXPERIMENTS]:
         if not place.is_dir():
             raise UserError(f"{place}: there is no such folder")
@@ -103,8 +103,8 @@ def find(folders: Sequence[Path]) -> list[tuple[Path, str]]:
             exp = file.parent
             if not _NOT_HERE & set(exp.relative_to(place).parts):
                 # Resolved, so that overlapping folders show an experiment once
-                found.setdefault(exp.resolve(), str(exp if folders else exp.relative_to(EXPERIMENTS)))
-    return [(exp, found[exp]) for exp in sorted(found)]
+                names.setdefault(exp.resolve(), str(exp if folders else exp.relative_to(EXPERIMENTS)))
+    return [(exp, names[exp]) for exp in sorted(names)]
 
 
 def row(name: str, cfg: Config) -> dict[str, str]:
@@ -175,11 +175,11 @@ def _cost(arguments: tuple[tuple[str, Any], ...], size: int) -> tuple[int, int]:
     import methods
     from methods import macs
 
-    plain = dict(arguments)
+    options = dict(arguments)
     with torch.device("meta"):
-        model = methods.build(**plain)
+        model = methods.build(**options)
     # (B, C, T, H, W)
-    return macs.count_parameters(model), macs.count_macs(model, (1, 3, plain["num_segments"], size, size))
+    return macs.count_parameters(model), macs.count_macs(model, (1, 3, options["num_segments"], size, size))
 
 
 def text(rows: Sequence[dict[str, str]]) -> str:
@@ -205,8 +205,8 @@ def with_table(page: str, table: str) -> str:
     Raises:
         UserError: the page lacks them.
     """
-    first, found, rest = page.partition(MARKS[0])
+    first, mark, rest = page.partition(MARKS[0])
     _, ended, last = rest.partition(MARKS[1])
-    if not found or not ended:
+    if not mark or not ended:
         raise UserError(f"{DOCS}: the lines {MARKS[0]} and {MARKS[1]} are missing, between which the table goes")
     return f"{first}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{last}"

@@ -18,17 +18,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anal_tools.export_check import clips_to_check, compare, plain
-from utils.faults import UserError
+from anal_tools.export_check import clips_to_check, compare, export_form
+from utils.errors import UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:
     import torch
 
-    from anal_tools.predict.predictor import ModelFacts, Predictor
+    from anal_tools.predict.predictor import ModelMetadata, Predictor
 
 TOLERANCE = 1e-4  # of the logits' largest magnitude, at least 1
-FACTS = "zoetrope"  # key of the facts in the file
+METADATA = "zoetrope"  # key of the metadata in the file
 SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 
 
@@ -75,29 +75,29 @@ def export(args: argparse.Namespace) -> str:
     if args.out is not None:
         check_out(args.out, args.to)
     overrides = [*args.set, "common.precision=fp32"]  # in whatever precision it was trained
-    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
+    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), as_is=True)
 
-    net = plain(predictor.net)
+    net = export_form(predictor.net)
     folder = args.target / "results" if args.target.is_dir() else args.target.parent
     out = args.out or folder / f"{predictor.about['type']}_{predictor.about['backbone']}{SUFFIXES[args.to]}"
     check_out(out, args.to)
     out.parent.mkdir(parents=True, exist_ok=True)
 
     sources = clips_to_check(args, predictor)
-    facts = facts_of(predictor)
+    metadata = metadata_of(predictor)
     # The final name appears only after the comparison
     temporary = out.with_name(f"{out.stem}.tmp{out.suffix}")
     try:
         with quiet():
-            program = traced(net, facts)
-            write_onnx(program, facts, temporary) if args.to == "onnx" else write_torch(program, facts, temporary)
+            program = traced(net, metadata)
+            write_onnx(program, metadata, temporary) if args.to == "onnx" else write_torch(program, metadata, temporary)
         with predicting(temporary, args.to, predictor) as exported:
             lines = compare(dataclasses.replace(predictor, net=net), exported, sources, tolerance=TOLERANCE)
         os.replace(temporary, out)
     finally:
         temporary.unlink(missing_ok=True)
 
-    shape = " x ".join(map(str, facts["input"]))
+    shape = " x ".join(map(str, metadata["input"]))
     lines.append(f"wrote {out} ({out.stat().st_size / 2**20:.1f} MiB): float32 clips {shape} -> logits")
     return "\n".join(lines)
 
@@ -114,7 +114,7 @@ def check_out(out: Path, kind: str) -> None:
         raise UserError(f"{out} is a folder; give another --out, the name of a file")
 
 
-def facts_of(predictor: Predictor) -> ModelFacts:
+def metadata_of(predictor: Predictor) -> ModelMetadata:
     """Return all that turns a video into the input of the network, and its scores into class names."""
     from datasets.plan.described import rule_of_test
     from datasets.plan.views import boxes_by_example
@@ -142,16 +142,16 @@ def facts_of(predictor: Predictor) -> ModelFacts:
     }
 
 
-def traced(net: torch.nn.Module, facts: ModelFacts) -> torch.export.ExportedProgram:
+def traced(net: torch.nn.Module, metadata: ModelMetadata) -> torch.export.ExportedProgram:
     """Return the network as a graph for any number of views; both kinds of file are made from it."""
     import torch
 
     # The batch dimension stays free
-    return torch.export.export(net, (example(facts),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    return torch.export.export(net, (example(metadata),), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
 
-def write_onnx(program: torch.export.ExportedProgram, facts: ModelFacts, file: Path) -> None:
-    """Write one file with the weights inside and the facts in its metadata."""
+def write_onnx(program: torch.export.ExportedProgram, metadata: ModelMetadata, file: Path) -> None:
+    """Write one file with the weights and the metadata inside."""
     import torch
 
     try:
@@ -163,7 +163,7 @@ def write_onnx(program: torch.export.ExportedProgram, facts: ModelFacts, file: P
 
     model = torch.onnx.export(
         program,
-        (example(facts),),
+        (example(metadata),),
         dynamo=True,
         input_names=["clips"],
         output_names=["logits"],
@@ -172,23 +172,23 @@ def write_onnx(program: torch.export.ExportedProgram, facts: ModelFacts, file: P
     )
 
     assert model is not None, "with dynamo a model is returned"
-    model.model.metadata_props[FACTS] = json.dumps(facts)
+    model.model.metadata_props[METADATA] = json.dumps(metadata)
     model.save(os.fspath(file), external_data=False)
 
 
-def write_torch(program: torch.export.ExportedProgram, facts: ModelFacts, file: Path) -> None:
-    """Write a torch.export archive; the facts are its extra file zoetrope.json."""
+def write_torch(program: torch.export.ExportedProgram, metadata: ModelMetadata, file: Path) -> None:
+    """Write a torch.export archive; the metadata is its extra file zoetrope.json."""
     import torch
 
-    torch.export.save(program, file, extra_files={f"{FACTS}.json": json.dumps(facts)})
+    torch.export.save(program, file, extra_files={f"{METADATA}.json": json.dumps(metadata)})
 
 
-def example(facts: ModelFacts) -> torch.Tensor:
+def example(metadata: ModelMetadata) -> torch.Tensor:
     """Return two clips of seeded noise, (2, C, T, H, W)."""
     import torch
 
     # Two clips: torch.export would fix a batch of 1
-    return torch.randn(2, *facts["input"][1:], generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, *metadata["input"][1:], generator=torch.Generator().manual_seed(0))
 
 
 @contextlib.contextmanager

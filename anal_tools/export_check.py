@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CLIPS = 4  # of the validation list, where --check names none
 
 
-def plain(net: torch.nn.Module) -> torch.nn.Module:
+def export_form(net: torch.nn.Module) -> torch.nn.Module:
     """Return the network as it is exported: float32, weights in the ordinary memory layout, no gradients."""
     net = net.cpu().float().eval().requires_grad_(False)
     for parameter in net.parameters():
@@ -31,7 +31,7 @@ def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Sourc
     """Return what --check names, else the first videos of the validation list; none if only noise can be compared."""
     from anal_tools.predict.sources import Source, expand
     from datasets.loading.loader import records_of
-    from datasets.readers.facts_cache import family_of
+    from datasets.readers.metadata_cache import family_of
     from utils import config
 
     if args.check:
@@ -71,12 +71,12 @@ def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source], *, 
         good = [(a.logits, b.logits) for a, b in pairs if a.logits is not None and b.logits is not None]
         if not good:
             raise UserError("export: none of the videos to check could be read; name others with --check")
-        wanted, got = (np.concatenate([pair[side] for pair in good]) for side in range(2))
-        rows.append((f"{len(good)} of {len(sources)} videos", wanted, got))
+        expected, got = (np.concatenate([pair[side] for pair in good]) for side in range(2))
+        rows.append((f"{len(good)} of {len(sources)} videos", expected, got))
 
     lines = []
-    for name, wanted, got in rows:
-        scale, gap = max(1.0, float(np.abs(wanted).max())), float(np.abs(wanted - got).max())
+    for name, expected, got in rows:
+        scale, gap = max(1.0, float(np.abs(expected).max())), float(np.abs(expected - got).max())
         # `not <=` so that nan fails, too
         if not gap <= tolerance * scale:
             raise UserError(

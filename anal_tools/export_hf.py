@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anal_tools import model_card
-from anal_tools.export_check import clips_to_check, compare, plain
-from utils.faults import UserError
+from anal_tools.export_check import clips_to_check, compare, export_form
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     import argparse
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from anal_tools.predict.predictor import Predictor
     from methods.interop._names import Options
-    from methods.interop._vit import Facts
+    from methods.interop._vit import Architecture
 
 TOLERANCE = 1e-5  # of the logits' largest magnitude, at least 1
 # Why logits may differ although the weights are equal, by family
@@ -50,8 +50,8 @@ def export(args: argparse.Namespace) -> str:
     from utils.dist import World
 
     overrides = [*args.set, "common.precision=fp32"]
-    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), plain=True)
-    net = plain(predictor.net)
+    predictor = from_experiment(args.target, args.checkpoint, overrides, World(), as_is=True)
+    net = export_form(predictor.net)
     net = net.alone() if isinstance(net, Probe) else net  # the encoder with its best head
     predictor = dataclasses.replace(predictor, net=net)
 
@@ -75,10 +75,10 @@ def export(args: argparse.Namespace) -> str:
     try:
         # The network: weights and config.json
         carried, extra = carried_tensors(args.predictor, predictor, kind)
-        facts = facts_of(net, predictor)
+        arch = architecture_of(net, predictor)
         try:
             hf.write_folder(
-                temporary, family=kind, state=net.state_dict(), facts=facts, labels=predictor.classes,
+                temporary, family=kind, state=net.state_dict(), arch=arch, labels=predictor.classes,
                 carried=carried, extra=extra,
             )  # fmt: skip
         except KeyError as error:
@@ -105,8 +105,8 @@ def export(args: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def facts_of(net: nn.Module, predictor: Predictor) -> Facts:
-    """Return the facts of a network for its config.json.
+def architecture_of(net: nn.Module, predictor: Predictor) -> Architecture:
+    """Return the architecture of a network for its config.json.
 
     Raises:
         UserError: a form that transformers does not have.
@@ -125,7 +125,7 @@ def facts_of(net: nn.Module, predictor: Predictor) -> Facts:
             f"model's has {options['pooler_heads']}; --to onnx and --to torch take it"
         )
 
-    return _vit.Facts(
+    return _vit.Architecture(
         **_vit.shape_of(state),
         heads=int(options["heads"]),
         eps=float(options["eps"]),
@@ -180,7 +180,7 @@ def check(net: nn.Module, folder: Path, predictor: Predictor, args: argparse.Nam
     import methods
 
     # Compare weights
-    again = plain(methods.from_pretrained(folder))
+    again = export_form(methods.from_pretrained(folder))
     other = again.state_dict()
     differing = [name for name, tensor in net.state_dict().items() if not torch.equal(tensor, other[name])]
     assert not differing, f"not written as they are: {differing[:4]}"

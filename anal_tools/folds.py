@@ -19,7 +19,7 @@ from anal_tools.text import columns, shown
 from datasets.lists.folds import list_text, of, untrained
 from datasets.lists.records import Records
 from utils import files, metrics
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 __all__ = ["FOLDER", "RESULT", "of", "untrained"]
@@ -35,9 +35,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--name", default=RESULT, help="name of the results of the folds (default: %(default)s)")
     args = parser.parse_args(argv)
 
-    found, missing = evaluated(args.exp, args.name)
-    results = None if missing else pool(args.exp, found, args.name)
-    print("\n".join(table(found, results)))
+    results_of, missing = evaluated(args.exp, args.name)
+    results = None if missing else pool(args.exp, results_of, args.name)
+    print("\n".join(table(results_of, results)))
     if missing:
         print(f"not evaluated yet: {', '.join(missing)}; {args.exp / 'train.sh'} PARTITION N runs what is missing")
         return 1
@@ -66,28 +66,28 @@ def evaluated(exp: Path, name: str) -> tuple[dict[str, Results], list[str]]:
     )
 
 
-def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
+def pool(exp: Path, results_of: dict[str, Results], name: str) -> Results:
     """Write the results of all folds as one result of the experiment, unless it exists.
 
     Raises:
         UserError: the folds were evaluated in different ways, or a list has changed since.
     """
     # Nothing to do if the same results are pooled already
-    _check_alike(found)
-    digest = _digest(found.values())
+    _check_alike(results_of)
+    digest = _digest(results_of.values())
     folder = exp / "results" / name
     if result_parts.summary_file(folder).is_file() and Results.load(exp, name).summary.get("weights_hash") == digest:
         return Results.load(exp, name)
 
     # One list of all held-out videos, and the summary of the result
-    first = next(iter(found.values()))
+    first = next(iter(results_of.values()))
     held_out = exp / FOLDER / LIST
-    rows = [row for one in found.values() for row in _rows(one)]
+    rows = [row for one in results_of.values() for row in _rows(one)]
     layout = str(first.summary.get("config", {}).get("data", {}).get("list_layout", "auto"))  # pyright: ignore
     files.write(held_out, list_text(rows, layout))
-    labels = np.concatenate([one.labels for one in found.values()])
-    targets = None if first.targets is None else np.concatenate([one.targets for one in found.values()])  # pyright: ignore
-    videos = metrics.Videos(np.concatenate([one.scores for one in found.values()]), labels, targets)
+    labels = np.concatenate([one.labels for one in results_of.values()])
+    targets = None if first.targets is None else np.concatenate([one.targets for one in results_of.values()])  # pyright: ignore
+    videos = metrics.Videos(np.concatenate([one.scores for one in results_of.values()]), labels, targets)
     summary: Summary = {
         # Config, protocol and classes are those of each fold: `_check_alike` has compared them
         **first.summary,
@@ -96,27 +96,27 @@ def pool(exp: Path, found: dict[str, Results], name: str) -> Results:
         "list_hash": files.sha256(held_out),
         "weights": str(exp / FOLDER / "*" / Path(str(first.summary.get("weights"))).name),
         "weights_hash": digest,
-        "seconds": round(sum(one.summary.get("seconds", 0) for one in found.values()), 3),
-        "folds": {fold: {"videos": len(one.ids), **one.numbers} for fold, one in found.items()},
+        "seconds": round(sum(one.summary.get("seconds", 0) for one in results_of.values()), 3),
+        "folds": {fold: {"videos": len(one.ids), **one.numbers} for fold, one in results_of.items()},
     }
 
     # Write each fold as a part, as the ranks of an evaluation write theirs
     owner = result_parts.owner_of({"folds": digest})
     folder.mkdir(parents=True, exist_ok=True)
     start = 0
-    for number, one in enumerate(found.values()):
+    for number, one in enumerate(results_of.values()):
         result_parts.write_part(folder / f"part-0-0000-{number:06d}.npz", one, start, owner)
         start += len(one.ids)
     # Ids are paths, in the order in which the parts were written
-    ids = [path for one in found.values() for path in one.ids]
+    ids = [path for one in results_of.values() for path in one.ids]
     result_parts.merge(folder, ids, labels, summary, targets=targets, owner=owner)
     return Results.load(exp, name)
 
 
-def _check_alike(found: Mapping[str, Results]) -> None:
+def _check_alike(results_of: Mapping[str, Results]) -> None:
     """Raise a UserError if the folds were evaluated in different ways."""
-    first = next(iter(found.values()))
-    for fold, one in found.items():
+    first = next(iter(results_of.values()))
+    for fold, one in results_of.items():
         for key in ("class_names", "protocol", "root"):
             if one.summary.get(key) != first.summary.get(key):
                 raise UserError(f"{one.folder}: fold {fold} was evaluated with another {key}; evaluate it again")
@@ -141,18 +141,18 @@ def _rows(one: Results) -> list[tuple[Records, int]]:
     return [(records, i) for i in range(len(records))]
 
 
-def table(found: dict[str, Results], pooled: Results | None) -> list[str]:
+def table(results_of: dict[str, Results], pooled: Results | None) -> list[str]:
     """Return a line for each fold, mean and standard deviation of the folds, and the pooled numbers."""
-    if not found:
+    if not results_of:
         return []
 
-    shown_here = metrics.metrics_of("score", multi_label=next(iter(found.values())).multi_label)
+    shown_here = metrics.metrics_of("score", multi_label=next(iter(results_of.values())).multi_label)
     rows = [["fold", "videos", *(one.head or one.title for one in shown_here)]]
-    values = np.array([[one.numbers[metric.name] for metric in shown_here] for one in found.values()])
+    values = np.array([[one.numbers[metric.name] for metric in shown_here] for one in results_of.values()])
 
-    for (fold, one), own in zip(found.items(), values, strict=True):
-        rows.append([fold, str(len(one.ids)), *(f"{value:.2f}" for value in own)])
-    if len(found) > 1:
+    for (fold, one), fold_values in zip(results_of.items(), values, strict=True):
+        rows.append([fold, str(len(one.ids)), *(f"{value:.2f}" for value in fold_values)])
+    if len(results_of) > 1:
         rows.append(["mean", "", *(f"{value:.2f}" for value in values.mean(axis=0))])
         # ddof=1: the folds are a sample
         rows.append(["std", "", *(f"{value:.2f}" for value in values.std(axis=0, ddof=1))])

@@ -12,7 +12,7 @@ import numpy as np
 
 from anal_tools.evaluate.results import Results
 from anal_tools.text import one_line, shown, write_lines
-from utils import faults
+from utils import errors
 from utils.options import Parser
 
 FILE = "reference_result.txt"
@@ -26,15 +26,15 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--name", default=None, help="name of the results (default: the last evaluation)")
     args = parser.parse_args(argv)
 
-    wanted = f"{args.name}.json" if args.name else "*.json"
-    if not any((args.exp / "results").glob(wanted)):
+    pattern = f"{args.name}.json" if args.name else "*.json"
+    if not any((args.exp / "results").glob(pattern)):
         from anal_tools import evaluate
 
         code = evaluate.main([str(args.exp), *(["--name", args.name] if args.name else [])])
         if code:
             return code
     # An evaluation may run on several ranks; one of them writes
-    if faults.rank_from_environment() == 0:
+    if errors.rank_from_environment() == 0:
         print(shown(str(write_reference_results(args.exp, Results.load(args.exp, args.name)))))
     return 0
 

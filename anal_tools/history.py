@@ -12,10 +12,10 @@ from datetime import datetime
 from pathlib import Path
 
 from utils import files, log, run_lock
-from utils.faults import UserError, kind_of_file
+from utils.errors import UserError, kind_of_file
 
 # Curve that decides which checkpoint is the best: name of its metric
-CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}
+CRITERIA = {"map_val": "mAP", "top1_val": "top-1"}
 # Lines of the log
 _RECORD = re.compile(r"\[(\d{4}-\d\d-\d\dT[^\]]+)\] (.*)")
 _PROGRESS = re.compile(r"Iter: \[(\d+)/(\d+)\] Time \S+ \((\S+)\) Data \S+ \((\S+)\)")
@@ -47,7 +47,7 @@ class History:
     Attributes:
         state: new, running, finished, stopped (saved, the same command continues), failed, or ended (killed).
         step, last: number of finished iterations, and the total; None: the log does not say.
-        best, criterion: best validation so far in per cent, and its metric: Prec@1 or mAP.
+        best, criterion: best validation so far in per cent, and its metric: top-1 or mAP.
         updated: UTC time of the last line of the log.
         gpu_hours, rank_hours: hours of all ranks by the times of the log; the first counts GPUs only, and is None where
             an older log does not name its device.
@@ -65,7 +65,7 @@ class History:
     step: int | None = None
     last: int | None = None
     best: float | None = None
-    criterion: str = "Prec@1"
+    criterion: str = "top-1"
     updated: str | None = None
     gpu_hours: float | None = 0.0
     rank_hours: float = 0.0
@@ -83,35 +83,35 @@ class History:
 
 def read(exp: Path) -> History:
     """Return the history of the run in a folder. Missing and broken files count as nothing written."""
-    found, parts, spent = History(), [], [0.0, 0.0]
+    run, parts, spent = History(), [], [0.0, 0.0]
     for time, text in records(exp / "log.txt"):
-        _take(found, parts, spent, time, text)
+        _take(run, parts, spent, time, text)
 
     # A crash leaves no line in the log, so the lock decides first
-    found.state = _state(exp, found)
-    found.restarts = max(0, len(parts) - 1)
+    run.state = _state(exp, run)
+    run.restarts = max(0, len(parts) - 1)
 
-    found.rank_hours = round(sum(part.hours for part in parts), 4)
+    run.rank_hours = round(sum(part.hours for part in parts), 4)
     # Of a log without a `device` line the GPUs cannot be known
     known = all(part.device != "?" for part in parts)
     on_gpus = sum(part.hours for part in parts if part.device.startswith("cuda"))
-    found.gpu_hours = round(on_gpus, 4) if known else None
-    found.waiting = round(spent[1] / spent[0], 4) if spent[0] else None
+    run.gpu_hours = round(on_gpus, 4) if known else None
+    run.waiting = round(spent[1] / spent[0], 4) if spent[0] else None
 
     with contextlib.suppress(OSError):
-        found.requeues = len(files.read_rows(exp / "jobs" / "restarts.jsonl"))
-    found.lost_steps = _lost_steps(exp / "events" / log.SCALARS)
+        run.requeues = len(files.read_rows(exp / "jobs" / "restarts.jsonl"))
+    run.lost_steps = _lost_steps(exp / "events" / log.SCALARS)
 
-    found.best, found.criterion = best(curves(exp))
-    found.evaluation = evaluation(exp)
-    return found
+    run.best, run.criterion = best(curves(exp))
+    run.evaluation = evaluation(exp)
+    return run
 
 
 def records(file: Path) -> list[tuple[datetime, str]]:
     """Return (time, text) of each line of a log."""
     if kind_of_file(file) is not None:  # opening a pipe would block
         return []
-    found = []
+    lines = []
     with contextlib.suppress(OSError):
         for line in file.read_text("utf-8", errors="replace").splitlines():
             # A line without a time belongs to a traceback
@@ -119,14 +119,14 @@ def records(file: Path) -> list[tuple[datetime, str]]:
             # Half a line at the end is what a killed process leaves
             if match:
                 with contextlib.suppress(ValueError):
-                    found.append((datetime.fromisoformat(match[1]), match[2]))
-    return found
+                    lines.append((datetime.fromisoformat(match[1]), match[2]))
+    return lines
 
 
-def _take(found: History, parts: list[Part], spent: list[float], time: datetime, text: str) -> None:
+def _take(run: History, parts: list[Part], spent: list[float], time: datetime, text: str) -> None:
     """Add one line of the log; `spent` is [seconds of training, seconds of them waiting for clips]."""
-    found.updated = time.isoformat()
-    found.lines = [*found.lines[-199:], text]
+    run.updated = time.isoformat()
+    run.lines = [*run.lines[-199:], text]
     # "experiment ..." is the header of a process
     if text.startswith("experiment ") or not parts:
         parts.append(Part(time, time))
@@ -134,49 +134,49 @@ def _take(found: History, parts: list[Part], spent: list[float], time: datetime,
     # The last line so far: a killed process writes no other end
     part.ended = time
 
-    # Facts of the process, and events
+    # The process, and events
     ranks = _RANKS.match(text)
     if ranks:
         part.ranks = int(ranks[1])
     elif text.startswith("device "):
         part.device = text.split()[1].rstrip(",")
     elif text.startswith("loss spike"):
-        found.spikes += 1
+        run.spikes += 1
     elif text.startswith("fp16: "):
-        found.skipped += int(text.split()[1])
+        run.skipped += int(text.split()[1])
 
     # Progress
     progress, end = _PROGRESS.match(text), _END.match(text)
     if end:
-        found.step = int(end[1] or end[2])
+        run.step = int(end[1] or end[2])
     if not progress:
         return
 
-    step, found.last = int(progress[1]), int(progress[2])
+    step, run.last = int(progress[1]), int(progress[2])
     # The averages of a line cover the iterations since the line before
-    steps = step - (found.step or 0)
+    steps = step - (run.step or 0)
     seconds, waited = (float(progress[number]) for number in (3, 4))
     if steps > 0 and math.isfinite(seconds + waited):
         spent[0] += steps * seconds
         spent[1] += steps * waited
 
-    found.step = step
+    run.step = step
     rate = _RATE.search(text)
-    found.eta, found.rate = (rate[1], rate[2]) if rate else (None, None)
+    run.eta, run.rate = (rate[1], rate[2]) if rate else (None, None)
 
 
-def _state(exp: Path, found: History) -> str:
+def _state(exp: Path, run: History) -> str:
     """Return the state of the run by its lock and the last lines of its log."""
     if run_lock.living(exp / "jobs" / "lock.json"):
         return "running"
-    for text in reversed(found.lines):
+    for text in reversed(run.lines):
         for start, state in _ENDS.items():
             if text.startswith(start):
                 return state
         # These may follow the line that ends a run
         if not text.startswith(("loggers: ", "WARNING")):
             break
-    return "ended" if found.lines else "new"
+    return "ended" if run.lines else "new"
 
 
 def _lost_steps(file: Path) -> int:
@@ -202,14 +202,14 @@ def curves(exp: Path) -> dict[str, list[tuple[int, float]]]:
     return {}
 
 
-def best(found: dict[str, list[tuple[int, float]]]) -> tuple[float | None, str]:
+def best(curves: dict[str, list[tuple[int, float]]]) -> tuple[float | None, str]:
     """Return (best validation, its metric)."""
     for tag, name in CRITERIA.items():
         # nan is a validation without readable videos
-        values = [value for _, value in found.get(tag, ()) if not math.isnan(value)]
+        values = [value for _, value in curves.get(tag, ()) if not math.isnan(value)]
         if values:
             return max(values), name
-    return None, "Prec@1"
+    return None, "top-1"
 
 
 def evaluation(exp: Path) -> dict[str, object] | None:
@@ -231,25 +231,23 @@ def evaluation(exp: Path) -> dict[str, object] | None:
     return None
 
 
-def in_words(found: History) -> list[str]:
+def in_words(run: History) -> list[str]:
     """Return the columns of a table of experiments: step, best, last evaluation, state, time."""
-    if found.state == "new" and found.evaluation is None:
+    if run.state == "new" and run.evaluation is None:
         return [""] * 5
 
-    step = "" if found.step is None else f"{found.step}/{found.last or '?'}"
-    top = (
-        "" if found.best is None else f"{found.best:.2f}" + (f" {found.criterion}" if found.criterion == "mAP" else "")
-    )
+    step = "" if run.step is None else f"{run.step}/{run.last or '?'}"
+    top = "" if run.best is None else f"{run.best:.2f}" + (f" {run.criterion}" if run.criterion == "mAP" else "")
 
     last = ""
-    if found.evaluation is not None:
-        metrics = found.evaluation["metrics"]
+    if run.evaluation is not None:
+        metrics = run.evaluation["metrics"]
         assert isinstance(metrics, dict), "as `evaluation` makes it"
         # Multi-label results have no top-1
         value = metrics.get("mean_average_precision", metrics.get("top1"))
-        last = f"{value:.2f} ({found.evaluation['protocol']})" if value is not None else str(found.evaluation["name"])
+        last = f"{value:.2f} ({run.evaluation['protocol']})" if value is not None else str(run.evaluation["name"])
 
-    return [step, top, last, found.state, (found.updated or "")[:16].replace("T", " ")]
+    return [step, top, last, run.state, (run.updated or "")[:16].replace("T", " ")]
 
 
 HEADINGS = ("iteration", "own best", "last evaluation", "state", "last line, UTC")

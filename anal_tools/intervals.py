@@ -25,7 +25,7 @@ _Z = 1.959964  # of a normal distribution: the ends of its middle 95 %
 Draw = Callable[[np.ndarray], float]  # rows (N,) -> the metric of these videos
 
 
-def of_metrics(videos: Videos, wanted: list[Metric]) -> dict[str, tuple[float, float]]:
+def of_metrics(videos: Videos, shown_metrics: list[Metric]) -> dict[str, tuple[float, float]]:
     """Return name -> lower and upper end, in the unit that is shown; all metrics use the same draws.
 
     A calibration error can only rise by chance: draws have a larger one than the list, as the list has a larger one
@@ -34,7 +34,7 @@ def of_metrics(videos: Videos, wanted: list[Metric]) -> dict[str, tuple[float, f
     Where every video is right, or none, all draws are equal, although other videos need not be. The accuracies then
     have Wilson's interval.
     """
-    return {metric.name: _of(videos, metric) for metric in wanted}
+    return {metric.name: _of(videos, metric) for metric in shown_metrics}
 
 
 def _of(videos: Videos, metric: Metric) -> tuple[float, float]:
@@ -61,8 +61,8 @@ def _of(videos: Videos, metric: Metric) -> tuple[float, float]:
     low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
 
     if metric.name == "calibration_error":
-        own = metric.compute(videos)
-        return max(0.0, float(2 * own - high)), max(0.0, float(2 * own - low))
+        estimate = metric.compute(videos)
+        return max(0.0, float(2 * estimate - high)), max(0.0, float(2 * estimate - low))
     return float(low), float(high)
 
 
@@ -94,12 +94,12 @@ def _mean_class(videos: Videos) -> Draw:
     right = (labels == predicted).astype(np.float64)
 
     def draw(rows: np.ndarray) -> float:
-        own, guesses = labels[rows], predicted[rows]
-        count = np.bincount(own, minlength=classes)
-        found = np.bincount(own, weights=right[rows], minlength=classes)
+        drawn_labels, guesses = labels[rows], predicted[rows]
+        count = np.bincount(drawn_labels, minlength=classes)
+        hits = np.bincount(drawn_labels, weights=right[rows], minlength=classes)
         # A class counts if it has videos or predictions, as in `metrics`
         seen = (count > 0) | (np.bincount(guesses[guesses >= 0], minlength=classes) > 0)
-        return 100 * float((found[seen] / np.maximum(count[seen], 1)).mean()) if seen.any() else 0.0
+        return 100 * float((hits[seen] / np.maximum(count[seen], 1)).mean()) if seen.any() else 0.0
 
     return draw
 

@@ -33,14 +33,14 @@ class Suspect:
         row: its row of the results.
         label: its label.
         other: the class that it seems to belong to.
-        score, own: scores of that class and of the label, 0..1.
+        score, label_score: scores of that class and of the label, 0..1.
     """
 
     row: int
     label: int
     other: int
     score: float
-    own: float
+    label_score: float
 
 
 def suspects(scores: np.ndarray, labels: np.ndarray) -> list[Suspect]:
@@ -60,21 +60,21 @@ def suspects(scores: np.ndarray, labels: np.ndarray) -> list[Suspect]:
         return []
 
     read, own_class = scores[rows], labels[rows]
-    own = read[np.arange(len(rows)), own_class].astype(np.float64)  # (n,)
+    given = read[np.arange(len(rows)), own_class].astype(np.float64)  # (n,)
     # A class without videos has no threshold: nothing is confident in it.
-    threshold = metrics.class_means(own, own_class, scores.shape[1], empty=np.inf)
+    threshold = metrics.class_means(given, own_class, scores.shape[1], empty=np.inf)
 
     confident = np.where(read >= threshold, read, -1.0)  # (n, K)
     other = confident.argmax(axis=1)
     best = confident[np.arange(len(rows)), other].astype(np.float64)
-    found = np.flatnonzero((best >= 0) & (other != own_class))
-    found = found[np.argsort(own[found] - best[found], kind="stable")]  # own - best rises from the clearest on
+    wrong = np.flatnonzero((best >= 0) & (other != own_class))
+    wrong = wrong[np.argsort(given[wrong] - best[wrong], kind="stable")]  # given - best rises from the clearest on
     return [
-        Suspect(int(rows[i]), int(own_class[i]), int(other[i]), float(best[i]), float(own[i])) for i in found.tolist()
+        Suspect(int(rows[i]), int(own_class[i]), int(other[i]), float(best[i]), float(given[i])) for i in wrong.tolist()
     ]
 
 
-def write_csv(path: Path, found: Sequence[Suspect], results: Results) -> None:
+def write_csv(path: Path, doubtful: Sequence[Suspect], results: Results) -> None:
     """Write labels in doubt for `main.py lists --drop` and `--relabel`, clearest first (datasets/lists/correct.py)."""
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
@@ -87,8 +87,8 @@ def write_csv(path: Path, found: Sequence[Suspect], results: Results) -> None:
         seen[name] += 1
         entries.append(seen[name])
 
-    for one in found:
+    for one in doubtful:
         where = [results.ids[one.row], entries[one.row], one.label, one.other]
         names = [shown(results.class_names[number]) for number in (one.label, one.other)]
-        table.writerow([*where, *names, f"{one.score:.4f}", f"{one.own:.4f}"])
+        table.writerow([*where, *names, f"{one.score:.4f}", f"{one.label_score:.4f}"])
     files.write_text(path, text.getvalue(), errors="surrogateescape")

@@ -13,7 +13,7 @@ from anal_tools.evaluate.protocols import Protocol
 from anal_tools.evaluate.results import Results
 from anal_tools.experiments import data_set
 from utils import config, metrics, run_dir
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from anal_tools.predict.predictor import Predictor
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Keys that belong to this machine, or that do not matter to a user of the folder.
 _NOT_SHOWN = {
     "train_root", "val_root", "train_source", "val_source", "published", "workers", "print_freq", "save_minutes",
-    "watchdog_minutes", "memcached", "facts", "class_names", "teacher", "deadline_seconds", "prefetch",
+    "watchdog_minutes", "memcached", "metadata", "class_names", "teacher", "deadline_seconds", "prefetch",
 }  # fmt: skip
 
 
@@ -95,9 +95,9 @@ def _evaluations(results: Path, weights_hash: str) -> list[str]:
     for name in Results.names(results.parent):
         # Results that cannot be read are no reason to stop an export
         with contextlib.suppress(UserError):
-            found = Results.load(results.parent, name)
-            if found.summary.get("weights_hash") == weights_hash:
-                rows.append(_row(name, found))
+            result = Results.load(results.parent, name)
+            if result.summary.get("weights_hash") == weights_hash:
+                rows.append(_row(name, result))
     if not rows:
         return ["Not evaluated: no result of these weights lies beside them."]
 
@@ -108,28 +108,28 @@ def _evaluations(results: Path, weights_hash: str) -> list[str]:
     return [*head, *rows]
 
 
-def _row(name: str, found: Results) -> str:
-    videos: metrics.Videos = found.videos
-    cells = [name, f"{Path(found.summary.get('list', '')).name} ({found.summary.get('list_hash', '')[:12]})"]
-    cells.append(str(found.protocol["text"]))
+def _row(name: str, result: Results) -> str:
+    videos: metrics.Videos = result.videos
+    cells = [name, f"{Path(result.summary.get('list', '')).name} ({result.summary.get('list_hash', '')[:12]})"]
+    cells.append(str(result.protocol["text"]))
     for k in (1, 5):
         right = videos.right(k)
         low, high = (100 * end for end in scoring.interval(right))
         cells.append(f"{100 * right.mean():.2f} ({low:.2f} to {high:.2f})")
-    cells += [str(len(found.labels)), str(int(videos.failed.sum()))]
+    cells += [str(len(result.labels)), str(int(videos.failed.sum()))]
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"  # a bar would end the cell
 
 
 def _shown(tree: Mapping[str, object], pretrained: bool | str) -> dict[str, object]:
     """Return a config without the keys that belong to this machine."""
-    found = {
+    shown_keys = {
         key: _shown(value, pretrained) if isinstance(value, Mapping) else value
         for key, value in tree.items()
         if key not in _NOT_SHOWN
     }
     # Of the initial weights the name only, without the path
-    return found | (
-        {"pretrained": Path(pretrained).name} if "pretrained" in found and isinstance(pretrained, str) else {}
+    return shown_keys | (
+        {"pretrained": Path(pretrained).name} if "pretrained" in shown_keys and isinstance(pretrained, str) else {}
     )
 
 

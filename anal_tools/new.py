@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from utils import config
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 from utils.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -39,8 +39,8 @@ def main(argv: Sequence[str]) -> int:
 
         values = new_lists.values_of(args.lists, args.root)
 
-    made = make(args.path, args.source, values)
-    print(f"made {made}: edit config.yaml, then run {shlex.quote(str(made / 'train.sh'))} local 2")
+    folder = make(args.path, args.source, values)
+    print(f"made {folder}: edit config.yaml, then run {shlex.quote(str(folder / 'train.sh'))} local 2")
     return 0
 
 

@@ -14,7 +14,7 @@ from utils import config
 from utils.config import yaml_lines
 from utils.config.paths import CLASS_FILE
 from utils.config.verb import as_yaml
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def values_of(lists: Path, root: Path) -> dict[str, str]:
@@ -47,18 +47,18 @@ def values_of(lists: Path, root: Path) -> dict[str, str]:
     lines = (
         sum(bool(line.strip()) for line in names.read_text("utf-8", "replace").splitlines()) if names.is_file() else 0
     )
-    found = {
+    values = {
         "model.num_class": str(max(highest, lines)),
         "data.reader": "video" if first_look.is_video(path) else "frames",
     }
 
     paths = {"train_root": root, "train_source": train, "val_root": root, "val_source": val}
     paths |= {"data.class_names": names} if names.is_file() else {}
-    found |= {key: json.dumps(os.path.abspath(path), ensure_ascii=False) for key, path in paths.items()}
+    values |= {key: json.dumps(os.path.abspath(path), ensure_ascii=False) for key, path in paths.items()}
     # The source's values describe other videos
-    found["data.facts"] = "null"
-    found["data.folds"] = "lists" if train == first else "null"
-    return found | ({} if names.is_file() else {"data.class_names": "null"})
+    values["data.metadata"] = "null"
+    values["data.folds"] = "lists" if train == first else "null"
+    return values | ({} if names.is_file() else {"data.class_names": "null"})
 
 
 def fill(file: Path, values: Mapping[str, str]) -> None:
@@ -68,7 +68,7 @@ def fill(file: Path, values: Mapping[str, str]) -> None:
         UserError: the values do not fit the rest of the config.
     """
     overrides = [f"{key}={value}" for key, value in values.items()]
-    wanted = config.load(file, overrides)
+    expected = config.load(file, overrides)
 
     before = file.read_text(encoding="utf-8")
     defaults = {"null"}
@@ -92,7 +92,7 @@ def fill(file: Path, values: Mapping[str, str]) -> None:
     # Check what the file means now; if it is wrong, write the resolved config, which has no comments
     file.write_text("\n".join(text), encoding="utf-8")
     try:
-        if config.to_dict(config.load(file)) == config.to_dict(wanted):
+        if config.to_dict(config.load(file)) == config.to_dict(expected):
             return
     except UserError:
         pass  # a file with several keys in a line

@@ -14,7 +14,7 @@ from anal_tools import text
 from anal_tools.evaluate import protocols, scoring
 from anal_tools.evaluate.results import Results
 from utils import metrics
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 
@@ -81,20 +81,20 @@ def main(argv: list[str]) -> int:
     models = [load(where) for where in args.exp]
     weights = parse_weights(args.weights, len(models))
     draws = {"level": args.level, "resamples": args.resamples, "seed": args.seed}
-    found = [
+    rows = [
         row(models, weights, protocol=args.protocol, views=views, average=average, **draws)
         for views in (args.views.split(",") if args.views else [None])
         for average in (args.average.split(",") if args.average else [None])
     ]
 
     if args.json:
-        print("\n".join(one.to_json() for one in found))
+        print("\n".join(one.to_json() for one in rows))
         return 0
     names = ", ".join(f"{model.exp} ({model.name})" for model in models)
     print(f"{names}: {len(models[0].ids)} videos")
     if len(models) > 1:
         print(f"together, weights {', '.join(f'{weight:g}' for weight in weights)}")
-    print(table(found, multi_label=models[0].multi_label))
+    print(table(rows, multi_label=models[0].multi_label))
     return 0
 
 
@@ -149,8 +149,8 @@ def row(
         if protocol in (None, kept.name):  # also where it was run with another scale
             chosen = scoring.smaller(kept, views, average)
         else:
-            wanted = protocols.choose(scoring.config_of(model), protocol=protocol, views=views, average=average)
-            chosen = scoring.subset(kept, wanted)
+            asked = protocols.choose(scoring.config_of(model), protocol=protocol, views=views, average=average)
+            chosen = scoring.subset(kept, asked)
         # The softmax came before the average over windows, so there are no logits
         if chosen.protocol.average == "logit" and kept.window:
             raise UserError("views kept with --per-position are probabilities; they have no mean of logits")
@@ -164,7 +164,7 @@ def row(
     if len(models) > 1:
         # Rows of each model in the order of the first one's list
         orders = scoring.aligned(models)
-        fused = [own[order] for (_, own), order in zip(parts, orders, strict=True)]
+        fused = [model_scores[order] for (_, model_scores), order in zip(parts, orders, strict=True)]
         scores = scoring.fuse(fused, weights, chosen.protocol.average)
 
     videos = metrics.Videos(scores, first.labels, first.targets)
@@ -173,9 +173,9 @@ def row(
 
     # GMACs add up over models and views, and one unknown makes the sum unknown
     cost: float | None = 0
-    for model, (own, _) in zip(models, parts, strict=True):
+    for model, (part, _) in zip(models, parts, strict=True):
         per_view = model.summary.get("cost", {}).get("gmacs_per_view")
-        cost = None if cost is None or per_view is None else cost + per_view * len(own.views)
+        cost = None if cost is None or per_view is None else cost + per_view * len(part.views)
 
     return Row(
         protocol=chosen.protocol,
@@ -183,12 +183,12 @@ def row(
         gmacs=cost,
         numbers=metrics.evaluate(videos),
         right=right,
-        intervals={k: [100 * end for end in scoring.interval(own, **draws)] for k, own in right.items()},
+        intervals={k: [100 * end for end in scoring.interval(hits, **draws)] for k, hits in right.items()},
         note="; ".join(notes),
     )
 
 
-def table(found: Sequence[Row], *, multi_label: bool = False) -> str:
+def table(rows: Sequence[Row], *, multi_label: bool = False) -> str:
     """Return the rows as text, the intervals beside top-1, the notes below."""
     shown = metrics.metrics_of("score", multi_label=multi_label)
     heads = [
@@ -200,7 +200,7 @@ def table(found: Sequence[Row], *, multi_label: bool = False) -> str:
     ]
 
     lines, notes = [heads], text.Notes()
-    for one in found:
+    for one in rows:
         low, high = one.intervals[1]
         cost = "?" if one.gmacs is None else f"{one.gmacs:.1f}"
         values = [f"{one.numbers[metric.name]:.2f}" for metric in shown]

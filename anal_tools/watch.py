@@ -17,15 +17,15 @@ from pathlib import Path
 
 from anal_tools import history
 from anal_tools.text import shown
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 SECONDS = 2.0  # between two updates
 CURVES = {
     "loss_train": "loss",
     "loss_val": "val loss",
-    "acc1_train": "top-1",
-    "acc1_val": "val top-1",
+    "top1_train": "top-1",
+    "top1_val": "val top-1",
     "map_val": "val mAP",
 }
 CURVES |= {"grad_norm": "gradient", "lr": "lr"}

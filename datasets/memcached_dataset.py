@@ -56,14 +56,14 @@ class McRecords(torch.utils.data.Dataset, abc.ABC):
         self.transform, self.encoded = transform, encoded
 
         # Without servers nothing connects, so the options need no check.
-        plain: dict[str, object] = {"servers": [], **options}
+        settings: dict[str, object] = {"servers": [], **options}
         if servers is not None:
             named = os.fspath(servers) if isinstance(servers, (str, os.PathLike)) else tuple(servers)
-            plain = servers_of(Memcached.model_validate({"servers": named, **options}))
+            settings = servers_of(Memcached.model_validate({"servers": named, **options}))
 
         share = Data().missing_share
         self.spec = ReaderSpec(
-            "memcached", missing_share=share, template=template, frame_base=frame_base, memcached=plain
+            "memcached", missing_share=share, template=template, frame_base=frame_base, memcached=settings
         )
         self._reader: MemcachedReader | None = None
 

@@ -18,7 +18,8 @@ from datasets.memcached_dataset import McRecords
 from datasets.plan.order import uniforms
 from datasets.plan.sampling import Sampling, test_frames, train_frames, uniforms_needed
 from datasets.plan.train import TEMPORAL  # the same seed draws the same frames as a run
-from utils.faults import UserError
+from utils import renamed
+from utils.errors import UserError
 
 CLIPS = {"train": 1, "val": 1, "dense": 10}  # mode -> clips of a video
 
@@ -46,7 +47,7 @@ class McTSNDataset(McRecords):
         clip_len: int = 1,
         mode: Literal["train", "val", "dense"] = "train",
         *,
-        sampling: str = "seed004",
+        sampling: str = "one_per_segment",
         frame_interval: int = 1,
         seed: int = 0,
         **more: Any,
@@ -55,7 +56,9 @@ class McTSNDataset(McRecords):
         if mode not in CLIPS:
             raise UserError(f"mode is {', '.join(CLIPS)}, not {mode!r}")
 
-        self.sampling = Sampling(sampling, num_segments, clip_len, frame_interval)
+        self.sampling = Sampling(
+            str(renamed.of_value("data.sampling", sampling)), num_segments, clip_len, frame_interval
+        )
         self.mode, self.seed, self.epoch = mode, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -64,18 +67,18 @@ class McTSNDataset(McRecords):
 
     def frames(self, i: int) -> np.ndarray:
         """Return the (T,) ordinals of the frames that item i shows now."""
-        facts = self.reader.probe(i)
+        metadata = self.reader.probe(i)
         if self.mode == "train":
             u = uniforms(self.seed, self.epoch, i, TEMPORAL, uniforms_needed(self.sampling))
-            return train_frames(self.sampling, facts.frames, facts.fps, u)
+            return train_frames(self.sampling, metadata.frames, metadata.fps, u)
         # (clips, T) -> (clips * T,): ten clips of "dense" are one item.
-        return test_frames(self.sampling, facts.frames, facts.fps, CLIPS[self.mode]).reshape(-1)
+        return test_frames(self.sampling, metadata.frames, metadata.fps, CLIPS[self.mode]).reshape(-1)
 
     def _read(self, i: int) -> np.ndarray | list[bytes]:
-        frames, facts = self.frames(i), self.reader.probe(i)
+        frames, metadata = self.frames(i), self.reader.probe(i)
         if self.encoded:
             return self.reader.files(i, frames.tolist())
 
-        clip = np.empty((len(frames), facts.height, facts.width, 3), np.uint8)
-        self.reader.read(i, frames, None, (facts.height, facts.width), clip)
+        clip = np.empty((len(frames), metadata.height, metadata.width, 3), np.uint8)
+        self.reader.read(i, frames, None, (metadata.height, metadata.width), clip)
         return clip

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from launch import collect, jobs, local, memcached, options, scheduler, snapshot, sweep, verbs
 from launch.job import Run
-from utils import config, faults
+from utils import config, errors
 from utils.cluster import minutes
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 from utils.options import Parser
 from utils.schedulers import Request
 
@@ -32,7 +32,7 @@ SWITCHES = {
 def main(argv: Sequence[str]) -> int:
     """Run one verb; print a `UserError` as one message on stderr and return exit code 2."""
     verb = VERBS.get(argv[0]) if argv else None
-    return faults.call(lambda: verb(argv[1:]) if verb else launch(argv))
+    return errors.run_cli(lambda: verb(argv[1:]) if verb else launch(argv))
 
 
 def launch(argv: Sequence[str]) -> int:
@@ -63,28 +63,28 @@ def launch(argv: Sequence[str]) -> int:
         if given:
             raise UserError(f"--{given[0].replace('_', '-')} is for a partition of cluster.yaml, not for `local`")
 
-        megabytes = memcached.wanted(_load(args, rest))
+        megabytes = memcached.server_megabytes(_load(args, rest))
 
         if megabytes:
             os.environ.update(memcached.start_here(megabytes))
         return local.run(words, args.ranks)
 
     # On a partition: everything is checked, then one job is submitted.
-    wanted = scheduler.request(args.verb, args.exp, args.partition, args.ranks, flags, ask=not args.dry_run)
+    request = scheduler.request(args.verb, args.exp, args.partition, args.ranks, flags, ask=not args.dry_run)
     cfg = _load(args, rest)
-    wanted = dataclasses.replace(wanted, servers=scheduler.server_lines(wanted, memcached.wanted(cfg)))
-    task = scheduler.task(wanted, exp, words)
+    request = dataclasses.replace(request, servers=scheduler.server_lines(request, memcached.server_megabytes(cfg)))
+    task = scheduler.task(request, exp, words)
 
     if args.dry_run:
         from utils.config.verb import as_yaml
 
-        print(scheduler.preview(wanted, task), f"# the resolved config\n{as_yaml(cfg)}", sep="\n\n")
+        print(scheduler.preview(request, task), f"# the resolved config\n{as_yaml(cfg)}", sep="\n\n")
         return 0
 
-    return _submit(wanted, task, force=args.force, follow=args.follow)
+    return _submit(request, task, force=args.force, follow=args.follow)
 
 
-def _submit(wanted: Request, task: Run, *, force: bool, follow: bool) -> int:
+def _submit(request: Request, task: Run, *, force: bool, follow: bool) -> int:
     """Submit one job and record it in the experiment's list."""
     exp = Path(task.exp)
     is_training = task.words[0] == "train"
@@ -96,10 +96,10 @@ def _submit(wanted: Request, task: Run, *, force: bool, follow: bool) -> int:
         )
 
     code = snapshot.take(exp / "jobs" / "code")
-    (row,) = scheduler.submit(wanted, [task], code)
+    (row,) = scheduler.submit(request, [task], code)
 
-    shape = f"{wanted.nodes} node(s) x {wanted.tasks} rank(s)"
-    print(f"submitted job {row['job']} to {wanted.partition}: {shape}; its log: {verbs.output(exp, row)}")
+    shape = f"{request.nodes} node(s) x {request.tasks} rank(s)"
+    print(f"submitted job {row['job']} to {request.partition}: {shape}; its log: {verbs.output(exp, row)}")
 
     if follow:
         return verbs.follow(exp, row)

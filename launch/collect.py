@@ -11,7 +11,7 @@ from pathlib import Path
 from launch import grid, progress, sweep
 from launch.grid import Cell, Sweep
 from utils import files, log
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 
@@ -23,27 +23,27 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no-picture", action="store_true", help="write the tables only")
     args = parser.parse_args(argv)
 
-    wanted = grid.read(grid.folder_of(args.name, args.into))
-    cells = wanted.cells()
-    found = sweep.states(wanted, cells)
+    plan = grid.read(grid.folder_of(args.name, args.into))
+    cells = plan.cells()
+    states = sweep.states(plan, cells)
 
     # One row for each finished cell; the columns are all keys and numbers in the order in which they first occur.
-    rows = [_row(wanted, cell) for cell in cells if found[cell.name].kind == "done"]
+    rows = [_row(plan, cell) for cell in cells if states[cell.name].kind == "done"]
     keys = list(dict.fromkeys(key for cell in cells for key, _ in cell.values))
     header = list(dict.fromkeys(["cell", "exp", *keys, *(name for row in rows for name in row)]))
     table = [[row.get(name, "") for name in header] for row in rows]
     text = markdown(header, table)
 
     # The other cells follow below the table, with the reason.
-    others = [f"{found[cell.name].kind}: {cell.name}: {found[cell.name].why}".rstrip(": ") for cell in cells]
+    others = [f"{states[cell.name].kind}: {cell.name}: {states[cell.name].why}".rstrip(": ") for cell in cells]
     others = [line for line in others if not line.startswith("done")]
-    heading = f"# Sweep {wanted.name}\n\n{len(rows)} of {len(cells)} cells\n\n"
+    heading = f"# Sweep {plan.name}\n\n{len(rows)} of {len(cells)} cells\n\n"
     notes = "".join(f"- {line}\n" for line in others)
 
     try:
-        with (wanted.folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
+        with (plan.folder / "table.csv").open("w", encoding="utf-8", newline="") as file:
             csv.writer(file).writerows([header, *table])
-        (wanted.folder / "table.md").write_text(heading + text + (f"\n{notes}" if notes else ""), encoding="utf-8")
+        (plan.folder / "table.md").write_text(heading + text + (f"\n{notes}" if notes else ""), encoding="utf-8")
     except OSError as error:
         raise UserError(f"{error.filename}: cannot be written ({error.strerror})") from error
 
@@ -53,30 +53,30 @@ def main(argv: Sequence[str]) -> int:
     # A training without a validation has no accuracy to plot.
     plotted = [row for row in rows if row.get("best_top1", row.get("top1")) is not None]
     if plotted and not args.no_picture:
-        picture(wanted.folder / "table.png", wanted.name, keys, plotted)
+        picture(plan.folder / "table.png", plan.name, keys, plotted)
         written.append("table.png")
 
-    print(f"{wanted.folder}: {', '.join(written)}")
-    return int(any(state.kind == "failed" for state in found.values()))
+    print(f"{plan.folder}: {', '.join(written)}")
+    return int(any(state.kind == "failed" for state in states.values()))
 
 
-def _row(wanted: Sweep, cell: Cell) -> files.Row:
+def _row(sweep: Sweep, cell: Cell) -> files.Row:
     """Return the results of a finished cell."""
     from utils import metrics  # numpy, which a start on a login node does not need
 
     row: files.Row = {"cell": cell.name, "exp": "/".join(cell.source.parts[-2:]), **dict(cell.values)}
 
-    if wanted.verb == "eval":
-        summary = json.loads(wanted.result_of(cell).read_text(encoding="utf-8"))
+    if sweep.verb == "eval":
+        summary = json.loads(sweep.result_of(cell).read_text(encoding="utf-8"))
         numbers, counts = summary["metrics"], summary.get("counts", {})
         row |= {metric.name: numbers[metric.name] for metric in metrics.shown_in("collect", numbers)}
         row["num_videos"], row["failed_videos"] = int(numbers["num_videos"]), counts.get("failed", 0)
     # A training has no summary: the last points of its curves, and the best of all.
     else:
-        exp = wanted.exp_of(cell)
+        exp = sweep.exp_of(cell)
         curves = log.read_scalars(exp / "events" / log.SCALARS)
         row["step"] = progress.read(exp).step
-        reached = [value for _, value in curves.get("acc1_val", []) if not math.isnan(value)]
+        reached = [value for _, value in curves.get("top1_val", []) if not math.isnan(value)]
         row["best_top1"] = max(reached, default=None)
         for metric in metrics.metrics_of("collect", multi_label="map_val" in curves):
             if points := curves.get(metric.tag):

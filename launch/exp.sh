@@ -11,5 +11,5 @@ if [ "$#" -lt 4 ] && [ "${3-}" != -h ] && [ "${3-}" != --help ]; then
     exit 2
 fi
 # Python 3.10 does not know PYTHONSAFEPATH: `-m` would import a package `utils` of the folder in which the user is.
-exec "$python" -c 'import sys; sys.path[:] = filter(None, sys.path); import runpy; from utils import faults
-sys.exit(faults.call(lambda: runpy.run_module("launch", run_name="__main__", alter_sys=True) and 0))' "$@"
+exec "$python" -c 'import sys; sys.path[:] = filter(None, sys.path); import runpy; from utils import errors
+sys.exit(errors.run_cli(lambda: runpy.run_module("launch", run_name="__main__", alter_sys=True) and 0))' "$@"

@@ -17,7 +17,7 @@ from anal_tools import folds as pooled
 from launch import options, sweep
 from launch.grid import Cell, Sweep
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 
@@ -41,16 +41,17 @@ class FoldSweep(Sweep):
         values = [tuple(text.removeprefix("common.").split("=", 1)) for text in self.sets]
         values = [(key, value) for key, value in values if not key.startswith("data.fold")]
 
-        found = []
+        cells = []
         for fold in pooled.of(cfg, self.folder / "lists"):
-            own = {"train_source": fold.train, "val_source": fold.val}
-            own |= {"train_root": fold.root, "val_root": fold.root} if fold.root else {}
-            own |= {"data.class_names": name} if (name := config.class_names_file(cfg)) else {}
+            keys = {"train_source": fold.train, "val_source": fold.val}
+            keys |= {"train_root": fold.root, "val_root": fold.root} if fold.root else {}
+            keys |= {"data.class_names": name} if (name := config.class_names_file(cfg)) else {}
 
-            texts = [(key, json.dumps(str(value), ensure_ascii=False)) for key, value in own.items()]  # quoted for YAML
-            found.append(Cell(fold.name, exp, (*values, ("data.folds", "null"), *texts)))
+            # Quoted for YAML.
+            texts = [(key, json.dumps(str(value), ensure_ascii=False)) for key, value in keys.items()]
+            cells.append(Cell(fold.name, exp, (*values, ("data.folds", "null"), *texts)))
 
-        return found
+        return cells
 
     def exp_of(self, cell: Cell) -> Path:
         """Return the experiment folder of a fold."""
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     """
     parser = Parser(prog=f"launch {args.verb}", allow_abbrev=False)
     parser.add_argument("--parallel", type=int)
-    own, words = parser.parse_known_args(rest)
+    given, words = parser.parse_known_args(rest)
     words = [word for word in words if word != "--"]
     options.check(args.verb, words, near=["set", "time", "parallel"])
     exp = Path(os.path.abspath(args.exp))
@@ -89,20 +90,20 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
     # A fold's result is part of a pooled number: training it again silently would mix two runs.
     if "--fresh" in words:
         raise UserError(f"--fresh: move {exp / pooled.FOLDER} away instead; a fold never runs twice")
-    if args.ranks < 0 or (own.parallel is not None and own.parallel < 1):
+    if args.ranks < 0 or (given.parallel is not None and given.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
 
     name, eval_words = _evaluation(args.verb, words)
-    wanted = FoldSweep(exp / pooled.FOLDER, "folds", (exp,), (), eval_words, tuple(args.set), name)
+    folds = FoldSweep(exp / pooled.FOLDER, "folds", (exp,), (), eval_words, tuple(args.set), name)
     # Check files once here, not in each fold's job.
     cfg = config.load(exp, args.set)
     config.check_files(cfg)
-    for line in pooled.untrained(pooled.of(cfg, wanted.folder / "lists"), cfg):
+    for line in pooled.untrained(pooled.of(cfg, folds.folder / "lists"), cfg):
         print(line)
 
-    code = sweep.run(wanted, argparse.Namespace(**{**vars(args), "parallel": own.parallel, "retry": False}))
+    code = sweep.run(folds, argparse.Namespace(**{**vars(args), "parallel": given.parallel, "retry": False}))
     # On a partition the jobs are only submitted: a later call finds their results and pools them.
-    if code or args.dry_run or not all(wanted.result_of(cell).is_file() for cell in wanted.cells()):
+    if code or args.dry_run or not all(folds.result_of(cell).is_file() for cell in folds.cells()):
         return code
     return pooled.main([str(exp), "--name", name])
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from anal_tools import new
 from utils import config, files
 from utils.config.verb import as_yaml
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = ROOT / "sweeps"
@@ -52,8 +52,8 @@ class Cell:
     @property
     def options(self) -> list[str]:
         """Words for `main.py eval`, from the keys `eval.views` and the like."""
-        own = [(key.removeprefix(_OPTION), value) for key, value in self.values if key.startswith(_OPTION)]
-        return [word for name, value in own for word in (f"--{name.replace('_', '-')}", value)]
+        options = [(key.removeprefix(_OPTION), value) for key, value in self.values if key.startswith(_OPTION)]
+        return [word for name, value in options for word in (f"--{name.replace('_', '-')}", value)]
 
 
 @dataclass(frozen=True)
@@ -231,7 +231,7 @@ def _cell_name(exp: Path, values: Sequence[tuple[str, str]]) -> str:
     digest = hashlib.sha256(json.dumps([place, values]).encode()).hexdigest()[:6]
 
     words = ["-".join(exp.parts[-2:]), *(f"{key.rpartition('.')[2]}={value}" for key, value in values)]
-    plain = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words)).strip("._-/")
+    readable = re.sub(r"[^A-Za-z0-9_.=+-]+", "_", "_".join(words)).strip("._-/")
 
     # Cut for file systems that allow 255 bytes; the hash keeps the name unique.
-    return f"{plain[:80]}-{digest}"
+    return f"{readable[:80]}-{digest}"

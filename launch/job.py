@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from launch import attempts, progress
-from utils import faults, files, schedulers, signals
-from utils.faults import UserError
+from utils import errors, files, schedulers, signals
+from utils.errors import UserError
 from utils.log import utc_stamp
 from utils.schedulers import Place, Scheduler
 
@@ -70,7 +70,7 @@ class Run:
         """Run main in this process and leave with its exit code; after a stop wait until the scheduler ends it."""
         # First of all: the launcher may die during the imports below.
         signals.follow_launcher()
-        place, is_main = schedulers.here() or Place(""), faults.rank_from_environment() == 0
+        place, is_main = schedulers.here() or Place(""), errors.rank_from_environment() == 0
 
         if not self.sweep:
             self._run(place, is_main)
@@ -94,7 +94,7 @@ class Run:
 
         words = self.words_of_this_start(place.restarts)
         sys.argv = ["main.py", *words]  # for the log
-        code = faults.finish(lambda: main.main(words))
+        code = errors.finish(lambda: main.main(words))
 
         for number in ASKED_BY_SCHEDULER:  # from here on only a SIGKILL ends a rank early
             signal.signal(number, signal.SIG_IGN)

@@ -37,11 +37,11 @@ def submitted(exp: Path) -> list[files.Row]:
 def experiments(folders: Iterable[Path]) -> list[Path]:
     """Return experiments with jobs below `folders`; without folders those in exps/ and those the user has submitted."""
     given = list(folders)
-    found = {file.parent.parent.resolve() for folder in given or [ROOT / "exps"] for file in folder.rglob(str(FILE))}
+    exps = {file.parent.parent.resolve() for folder in given or [ROOT / "exps"] for file in folder.rglob(str(FILE))}
     if not given:
         listed = {Path(str(row.get("exp"))) for row in files.read_rows(_registry())}
-        found |= {exp.resolve() for exp in listed if (exp / FILE).is_file()}
-    return sorted(found)
+        exps |= {exp.resolve() for exp in listed if (exp / FILE).is_file()}
+    return sorted(exps)
 
 
 def scheduler_of(row: files.Row) -> Scheduler:
@@ -64,8 +64,8 @@ def states(rows: Iterable[files.Row]) -> dict[str, str]:
 def live(exp: Path, verb: str | None = None) -> dict[str, files.Row]:
     """Return the rows of the experiment's jobs that wait or run, each with its `state`, by id."""
     rows = [row for row in submitted(exp) if verb in (None, row.get("verb"))]
-    found = states(rows)
-    return {row["job"]: {**row, "state": found[row["job"]]} for row in rows if row["job"] in found}
+    state_of = states(rows)
+    return {row["job"]: {**row, "state": state_of[row["job"]]} for row in rows if row["job"] in state_of}
 
 
 def _registry() -> Path:

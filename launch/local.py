@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 
 from utils import processes, signals
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -89,29 +89,29 @@ def environment(inherited: Mapping[str, str], ranks: int) -> dict[str, str]:
 
 def exit_codes(path: str, ranks: int) -> dict[int, int]:
     """Return rank -> exit code of the ranks that have written one to `path`.RANK."""
-    found = {}
+    codes = {}
     for rank in range(ranks):
         try:
             text = Path(f"{path}.{rank}").read_text(encoding="utf-8")
         except FileNotFoundError:
             continue
         if text.endswith("\n"):  # otherwise the rank is still writing
-            found[rank] = int(text)
+            codes[rank] = int(text)
 
-    return found
+    return codes
 
 
 def own_errors(path: str, ranks: int) -> list[str]:
     """Return the errors of other ranks that rank 0 has not printed, one line per distinct message."""
-    said: dict[str, list[int]] = {}  # text (from `utils.faults.tell`) -> ranks
+    ranks_of: dict[str, list[int]] = {}  # text (from `utils.errors.report_error`) -> ranks
 
     for rank in range(ranks):
         with contextlib.suppress(FileNotFoundError):
-            said.setdefault(Path(f"{path}.{rank}.error").read_text(encoding="utf-8"), []).append(rank)
+            ranks_of.setdefault(Path(f"{path}.{rank}.error").read_text(encoding="utf-8"), []).append(rank)
 
     return [
         f"rank {', '.join(map(str, who))}: {text}"
-        for text, who in said.items()
+        for text, who in ranks_of.items()
         # A lost contact only follows from another rank's error.
         if 0 not in who and "lost contact with another rank" not in text
     ]

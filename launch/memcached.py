@@ -33,7 +33,7 @@ from pathlib import Path
 
 from utils import files
 from utils.config import Config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.signals import end_with_parent
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,7 @@ def arguments(*, megabytes: int, place: Sequence[str], secret: Path | None = Non
     return argv + (["-Y", str(secret)] if secret else [])
 
 
-def wanted(cfg: Config) -> int:
+def server_megabytes(cfg: Config) -> int:
     """Return the memory of the servers that a configuration asks the launcher for [MB]; 0 for none."""
     data = cfg.data
     return data.memcached.megabytes if data.reader == "memcached" and data.memcached.servers == "auto" else 0
@@ -94,13 +94,13 @@ def private_address() -> str:
     name = os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
     try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)}
+        hosts = {str(info[4][0]) for info in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)}
     except OSError as error:
         raise UserError(f"{name}: this node's name has no address ({error}), so it gets no memcached server") from error
 
-    private = sorted(address for address in found if ipaddress.ip_address(address).is_private)
+    private = sorted(address for address in hosts if ipaddress.ip_address(address).is_private)
     if not private:
-        raise UserError(f"{name}: its address {sorted(found)[0]} is not a private one, so it gets no memcached server")
+        raise UserError(f"{name}: its address {sorted(hosts)[0]} is not a private one, so it gets no memcached server")
     return private[0]
 
 
@@ -133,9 +133,9 @@ def serve(folder: Path, *, megabytes: int, unix: bool) -> int:
         signal.signal(number, signal.SIG_IGN)  # the server inherits this
 
     secret = folder / "secret"
-    with tempfile.TemporaryDirectory(prefix="zoetrope-memcached-") as own:  # mode 0700
-        ports = Path(own) / "ports"
-        place = ["-s", f"{own}/s"] if unix else ["-l", private_address(), "-p", "-1"]
+    with tempfile.TemporaryDirectory(prefix="zoetrope-memcached-") as run_folder:  # mode 0700
+        ports = Path(run_folder) / "ports"
+        place = ["-s", f"{run_folder}/s"] if unix else ["-l", private_address(), "-p", "-1"]
         argv = arguments(megabytes=megabytes, place=place, secret=secret if secret.exists() and not unix else None)
         env = {**os.environ, "MEMCACHED_PORT_FILENAME": str(ports)}
 
@@ -143,16 +143,16 @@ def serve(folder: Path, *, megabytes: int, unix: bool) -> int:
             argv, env=env, stdin=subprocess.DEVNULL, preexec_fn=end_with_parent(os.getpid(), signal.SIGTERM)
         )
 
-        said = folder / f"{socket.gethostname()}-{os.getpid()}.server"
+        address_file = folder / f"{socket.gethostname()}-{os.getpid()}.server"
         try:
-            address = f"unix:{own}/s" if unix else f"{place[1]}:{_port(ports, server)}"
+            address = f"unix:{run_folder}/s" if unix else f"{place[1]}:{_port(ports, server)}"
             _await_answer(address, server)
             # The file appears only now: a rank that reads it can connect at once.
-            files.write_text(said, f"{address}\n")
+            files.write_text(address_file, f"{address}\n")
             while not ended and server.poll() is None:
                 time.sleep(0.1)
         finally:
-            said.unlink(missing_ok=True)
+            address_file.unlink(missing_ok=True)
             server.terminate()
             code = server.wait()
     return 0 if ended else code

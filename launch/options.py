@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Sequence
 
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 from utils.options import train_parser
 
 

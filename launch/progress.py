@@ -9,13 +9,13 @@ import re
 from pathlib import Path
 
 from utils import log
-from utils.faults import kind_of_file
+from utils.errors import kind_of_file
 
 _TAIL = 1 << 18  # bytes at the end of log.txt that are read
 _STEP = re.compile(r"Iter: \[(\d+)/(\d+)\]")
 _AT = re.compile(r"\] (?:stopped by .* at iteration (\d+)|finished: (\d+) iterations)")
 # The curve of the number that decides on the best checkpoint, and its name; the first one that a run has counts.
-_CRITERIA = {"map_val": "mAP", "acc1_val": "Prec@1"}
+_CRITERIA = {"map_val": "mAP", "top1_val": "top-1"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,18 +25,18 @@ class Progress:
     Attributes:
         step: last iteration in log.txt, or else in the curves.
         last: the planned last iteration.
-        top1: best validation accuracy so far, per cent.
-        criterion: the name of `top1`: Prec@1, or mAP if videos have several labels.
+        best: best validation accuracy so far, per cent.
+        criterion: the name of `best`: top-1, or mAP if videos have several labels.
     """
 
     step: int | None = None
     last: int | None = None
-    top1: float | None = None
-    criterion: str = "Prec@1"
+    best: float | None = None
+    criterion: str = "top-1"
 
     def __str__(self) -> str:
         step = "-" if self.step is None else f"{self.step}/{self.last or '?'}"
-        return f"{step}  {'-' if self.top1 is None else f'{self.top1:.2f}'}"
+        return f"{step}  {'-' if self.best is None else f'{self.best:.2f}'}"
 
 
 def read(exp: Path) -> Progress:

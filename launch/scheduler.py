@@ -16,7 +16,7 @@ from pathlib import Path
 from launch import job, jobs, memcached
 from launch.job import Run
 from utils import cluster, files, run_dir, schedulers
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.log import utc_stamp
 from utils.schedulers import Request, Scheduler
 
@@ -51,15 +51,15 @@ def request(verb: str, folder: Path, partition: str, ranks: int, flags: cluster.
 
     nodes, tasks = split(ranks, settings.gpus_per_node)
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", f"{verb}-{place.name}")[:80]  # it becomes part of the script
-    made = Request(name, place / "jobs" / scheduler.name, partition, nodes, tasks, settings)
-    scheduler.check(made)
+    new_request = Request(name, place / "jobs" / scheduler.name, partition, nodes, tasks, settings)
+    scheduler.check(new_request)
 
-    return made
+    return new_request
 
 
-def of(wanted: Request) -> Scheduler:
+def of(asked: Request) -> Scheduler:
     """Return the scheduler of a request."""
-    return schedulers.named(wanted.settings.scheduler)
+    return schedulers.named(asked.settings.scheduler)
 
 
 def split(ranks: int, per_node: int) -> tuple[int, int]:
@@ -84,7 +84,7 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
     return ranks // per_node, per_node
 
 
-def task(wanted: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = "") -> Run:
+def task(asked: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = "") -> Run:
     """Return the task of every rank of the job: main.py with these words, as a cell of a sweep or by itself.
 
     Args:
@@ -92,16 +92,16 @@ def task(wanted: Request, exp: str, words: Sequence[str], *then: Sequence[str], 
     """
     # A requeued job must not move away the run that its own first start began.
     old_run = job.mark_of_run(Path(exp)) if "--fresh" in words else None
-    limits = {"max_restarts": wanted.settings.max_restarts, "max_stalled": wanted.settings.max_stalled}
+    limits = {"max_restarts": asked.settings.max_restarts, "max_stalled": asked.settings.max_stalled}
     return Run(exp, words, then=then, old_run=old_run, sweep=sweep, cell=cell, **limits)
 
 
 def submit(
-    wanted: Request, tasks: Sequence[Run], code: Path, *, parallel: int | None = None, **more: str
+    asked: Request, tasks: Sequence[Run], code: Path, *, parallel: int | None = None, **more: str
 ) -> list[files.Row]:
     """Submit a job for each task, and record each in its experiment's list. Return the rows of the list."""
-    ids = of(wanted).submit(wanted, tasks, code, parallel=parallel)
-    about = {"scheduler": of(wanted).name, "partition": wanted.partition, "ranks": wanted.ranks, "nodes": wanted.nodes}
+    ids = of(asked).submit(asked, tasks, code, parallel=parallel)
+    about = {"scheduler": of(asked).name, "partition": asked.partition, "ranks": asked.ranks, "nodes": asked.nodes}
     about |= {"time": utc_stamp(), "revision": run_dir.revision(code), "code": str(code), **more}
 
     rows = [
@@ -113,30 +113,28 @@ def submit(
     return rows
 
 
-def preview(wanted: Request, run: Run) -> str:
+def preview(asked: Request, run: Run) -> str:
     """Return a preview of the submission: the scheduler's input, and the words of a rank."""
     code = f"{run.exp}/jobs/code/<UTC time>-<revision>"
     return "\n".join(
         [
-            of(wanted).preview(wanted, run, code),
+            of(asked).preview(asked, run, code),
             "",
-            f"# {wanted.ranks} tasks: {wanted.nodes} node(s) x {wanted.tasks}; each runs, in its copy of the code:",
+            f"# {asked.ranks} tasks: {asked.nodes} node(s) x {asked.tasks}; each runs, in its copy of the code:",
             f"# {shlex.join(['main.py', *run.words])}",
         ]
     )
 
 
-def server_lines(wanted: Request, megabytes: int) -> tuple[str, ...]:
+def server_lines(asked: Request, megabytes: int) -> tuple[str, ...]:
     """Return the shell lines that start memcached servers with the job; warn and return none if it cannot have any."""
     if not megabytes:
         return ()
 
-    step = of(wanted).on_each_node(wanted.nodes)
+    step = of(asked).on_each_node(asked.nodes)
     if step is None:
-        print(
-            f"WARNING: {wanted.partition} starts no memcached servers; frames are read from the disk", file=sys.stderr
-        )
+        print(f"WARNING: {asked.partition} starts no memcached servers; frames are read from the disk", file=sys.stderr)
         return ()
 
-    folder = wanted.folder.parent / "memcached"
-    return memcached.job_lines(folder, of(wanted).job_in_shell, step, nodes=wanted.nodes, megabytes=megabytes)
+    folder = asked.folder.parent / "memcached"
+    return memcached.job_lines(folder, of(asked).job_in_shell, step, nodes=asked.nodes, megabytes=megabytes)

@@ -10,7 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from utils import run_dir
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 LINKED = ("data", "pretrained")  # large, and not code
@@ -61,30 +61,30 @@ def files(root: Path = ROOT) -> list[str]:
 
     tracked = _names(run_dir.git(root, "ls-files", "-c", "-z"))
     others = _names(run_dir.git(root, "ls-files", "-o", "--exclude-standard", "-z"))
-    found = [name for name in tracked if os.path.lexists(root / name)]  # git also lists deleted files
+    listed = [name for name in tracked if os.path.lexists(root / name)]  # git also lists deleted files
 
     for name in others:
         size = os.lstat(root / name).st_size if os.path.lexists(root / name) else 0
         if size > BIGGEST:
             print(f"note: {name} ({size >> 20} MB, not in git) is not copied for the job", file=sys.stderr)
         elif not name.endswith("/"):  # a repository inside this one
-            found.append(name)
+            listed.append(name)
 
     # data/ and pretrained/ are linked; jobs/ holds earlier copies of the code.
-    return sorted(name for name in set(found) if name.split("/")[0] not in LINKED and "/jobs/" not in f"/{name}")
+    return sorted(name for name in set(listed) if name.split("/")[0] not in LINKED and "/jobs/" not in f"/{name}")
 
 
 def _walk(root: Path) -> list[str]:
     """Return the code files of a copy that is not a git repository."""
-    found = []
+    code_files = []
     for top in _WITHOUT_GIT:
         if (root / top).is_file():
-            found.append(top)
+            code_files.append(top)
         for folder, folders, names in os.walk(root / top):
             folders[:] = sorted(name for name in folders if name != "__pycache__")  # in place: os.walk skips the others
-            found += [os.path.relpath(os.path.join(folder, name), root) for name in names]
+            code_files += [os.path.relpath(os.path.join(folder, name), root) for name in names]
 
-    return sorted(found)
+    return sorted(code_files)
 
 
 def _copy(root: Path, target: Path, name: str) -> None:

@@ -22,7 +22,7 @@ from typing import TextIO
 from launch import attempts, grid, jobs, options, scheduler, snapshot, verbs
 from launch.grid import Cell, Sweep
 from utils import cluster, config, files, processes
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 from utils.signals import end_with_parent
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     args, words = _parser().parse_known_args(one_word_each(argv))
     options.check(args.verb, words)
     folder = grid.folder_of(args.name, args.into)
-    return run(_wanted(args, tuple(word for word in words if word != "--"), folder), args)
+    return run(_sweep_of(args, tuple(word for word in words if word != "--"), folder), args)
 
 
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
@@ -56,12 +56,12 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
             raise UserError(f"{cell.source}: data.folds is set, and a sweep runs no folds; set data.folds to null")
         config.check_files(cfg, ("val",) if sweep.verb == "eval" else ("train", "val"))
 
-    found = states(sweep, cells)
+    states_of = states(sweep, cells)
     chosen = [
-        cell for cell in cells if found[cell.name].kind in ((_FAILED,) if args.retry else (_NEW, _FAILED, _STOPPED))
+        cell for cell in cells if states_of[cell.name].kind in ((_FAILED,) if args.retry else (_NEW, _FAILED, _STOPPED))
     ]
 
-    print(_summary(sweep, cells, found, chosen))
+    print(_summary(sweep, cells, states_of, chosen))
     if args.dry_run or not chosen:
         return 0
 
@@ -80,22 +80,22 @@ def submit(
     sweep: Sweep, cells: Sequence[Cell], partition: str, ranks: int, parallel: int, flags: cluster.Values
 ) -> int:
     """Submit the cells, as one array if the scheduler has arrays; note each cell's job."""
-    wanted = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
+    request = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
     code = snapshot.take(sweep.folder / "jobs" / "code")
 
     runs = [
-        scheduler.task(wanted, str(sweep.exp_of(cell)), *sweep.commands(cell), sweep=str(sweep.folder), cell=cell.name)
+        scheduler.task(request, str(sweep.exp_of(cell)), *sweep.commands(cell), sweep=str(sweep.folder), cell=cell.name)
         for cell in cells
     ]
 
-    rows = scheduler.submit(wanted, runs, code, parallel=parallel, sweep=sweep.name)
+    rows = scheduler.submit(request, runs, code, parallel=parallel, sweep=sweep.name)
     for cell, row in zip(cells, rows, strict=True):
         attempts.note(sweep.folder, cell.name, "submit", scheduler=row["scheduler"], job=row["job"])
 
     first = rows[0]["job"].partition("_")[0]  # of an array: ARRAY_TASK
     at_once = min(parallel, len(rows))
     print(f"submitted {len(rows)} cells to {partition} as job {first}, {at_once} at a time; their output:")
-    print(f"  {wanted.folder}; {sweep.next_step}")
+    print(f"  {request.folder}; {sweep.next_step}")
     return 0
 
 
@@ -106,26 +106,26 @@ def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
     last = {row["cell"]: row for row in rows if isinstance(row.get("cell"), str)}
     alive = jobs.states(row for row in last.values() if row.get("job"))
 
-    found = {}
+    states_of = {}
     for cell in cells:
         row = last.get(cell.name, {})
         job = row.get("job")
         if is_finished(sweep, cell):
-            found[cell.name] = State(_DONE)
+            states_of[cell.name] = State(_DONE)
         elif not row:
-            found[cell.name] = State(_NEW)
+            states_of[cell.name] = State(_NEW)
         elif row["event"] == "end":
             kind = _STOPPED if row["code"] == STOPPED else _FAILED
-            found[cell.name] = State(kind, reason(sweep, cell, row, row["code"]))
+            states_of[cell.name] = State(kind, reason(sweep, cell, row, row["code"]))
         elif job in alive:
-            found[cell.name] = State(_LIVE, f"job {job} {alive[job]}")
+            states_of[cell.name] = State(_LIVE, f"job {job} {alive[job]}")
         elif "pid" in row and processes.lives(row["pid"], row["ticks"]):
-            found[cell.name] = State(_LIVE, f"process {row['pid']}")
+            states_of[cell.name] = State(_LIVE, f"process {row['pid']}")
         # A start without an end, and no job or process that is alive: it was killed.
         else:
-            found[cell.name] = State(_FAILED, reason(sweep, cell, row, None))
+            states_of[cell.name] = State(_FAILED, reason(sweep, cell, row, None))
 
-    return found
+    return states_of
 
 
 def is_finished(sweep: Sweep, cell: Cell) -> bool:
@@ -153,9 +153,9 @@ def reason(sweep: Sweep, cell: Cell, row: files.Row, code: int | None) -> str:
     except OSError:
         return ended
 
-    said = [line.strip() for line in lines if line.strip()]
-    errors = [line for line in said if line.startswith("error: ")]
-    return f"{ended}: {(errors or said)[-1][:300]}" if said else ended
+    texts = [line.strip() for line in lines if line.strip()]
+    errors = [line for line in texts if line.startswith("error: ")]
+    return f"{ended}: {(errors or texts)[-1][:300]}" if texts else ended
 
 
 def output(sweep: Sweep, cell: Cell, row: files.Row) -> Path:
@@ -273,17 +273,17 @@ def one_word_each(argv: Sequence[str]) -> list[str]:
 
     argparse would take PARTITION and N, which follow, as values too.
     """
-    found: list[str] = []
+    words: list[str] = []
     inside = False
     for word in argv:
         inside = word == "--grid" or (inside and "=" in word and not word.startswith("-"))
         if word != "--grid":
-            found.append(f"--grid={word}" if inside else word)
+            words.append(f"--grid={word}" if inside else word)
 
-    return found
+    return words
 
 
-def _wanted(args: argparse.Namespace, words: tuple[str, ...], folder: Path) -> Sweep:
+def _sweep_of(args: argparse.Namespace, words: tuple[str, ...], folder: Path) -> Sweep:
     """Return the sweep of the command line, or without --exp the sweep that the folder holds."""
     if args.ranks < 0 or (args.parallel is not None and args.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
@@ -299,14 +299,14 @@ def _wanted(args: argparse.Namespace, words: tuple[str, ...], folder: Path) -> S
     return sweep
 
 
-def _summary(sweep: Sweep, cells: Sequence[Cell], found: dict[str, State], chosen: Sequence[Cell]) -> str:
+def _summary(sweep: Sweep, cells: Sequence[Cell], states_of: dict[str, State], chosen: Sequence[Cell]) -> str:
 
-    kinds = [found[cell.name].kind for cell in cells]
+    kinds = [states_of[cell.name].kind for cell in cells]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
     lines = [f"sweep {sweep.name}: {len(cells)} cells ({counts}), {len(chosen)} to run, in {sweep.folder}"]
-    told = [cell for cell in cells if found[cell.name].kind in (_FAILED, _LIVE)]
-    lines += [f"  {found[cell.name].kind}: {cell.name}: {found[cell.name].why}" for cell in told]
+    notable = [cell for cell in cells if states_of[cell.name].kind in (_FAILED, _LIVE)]
+    lines += [f"  {states_of[cell.name].kind}: {cell.name}: {states_of[cell.name].why}" for cell in notable]
     lines += [f"  runs: {cell.name}" for cell in chosen]
 
     return "\n".join(lines)

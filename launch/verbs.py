@@ -13,7 +13,7 @@ from pathlib import Path
 from anal_tools import history
 from launch import jobs, progress
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 NEXT_LOOK = 5.0  # seconds between two questions to the scheduler while a job is followed
@@ -127,16 +127,16 @@ def list_(argv: Sequence[str]) -> int:
     parser.add_argument("folder", nargs="*", type=Path, help="look here only (default: exps/ and what you submitted)")
     args = parser.parse_args(argv)
 
-    found = [(exp, jobs.submitted(exp)) for exp in jobs.experiments(args.folder)]
-    found = [(exp, rows) for exp, rows in found if rows]
+    listed = [(exp, jobs.submitted(exp)) for exp in jobs.experiments(args.folder)]
+    listed = [(exp, rows) for exp, rows in listed if rows]
 
     try:
-        states = jobs.states(row for _, rows in found for row in rows)
+        states = jobs.states(row for _, rows in listed for row in rows)
     except UserError as error:  # on a machine without the scheduler the rest is still useful
         print(f"note: {error}", file=sys.stderr)
         states = {}
 
-    for exp, rows in found:
+    for exp, rows in listed:
         # A live job is more interesting than a newer one that has ended.
         alive = [row["job"] for row in rows if row["job"] in states]
         job = alive[-1] if alive else rows[-1]["job"]
@@ -144,7 +144,7 @@ def list_(argv: Sequence[str]) -> int:
         shown = f"{progress.read(exp)}  {evaluated}" if evaluated else str(progress.read(exp))
         print(f"{job:>9}  {states.get(job, 'ended'):24}  {shown}  {exp}")
 
-    if not found:
+    if not listed:
         print("no experiment with jobs")
     return 0
 
@@ -222,4 +222,4 @@ def _chosen(exp: Path, rows: Sequence[files.Row], job: str | None) -> files.Row:
 
 def _reached(reached: progress.Progress) -> str:
     step = "no iteration yet" if reached.step is None else f"iteration {reached.step} of {reached.last or '?'}"
-    return step + ("" if reached.top1 is None else f", best {reached.criterion} so far {reached.top1:.2f}")
+    return step + ("" if reached.best is None else f", best {reached.criterion} so far {reached.best:.2f}")

@@ -20,7 +20,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,11 +126,11 @@ def from_pretrained(path: str | Path, num_class: int | None = None, **options: A
 
     from methods import _backbones
 
-    found = _backbones.described(Path(path))
-    arguments: dict[str, Any] = found.arguments | options | ({} if num_class is None else {"num_class": num_class})
+    source = _backbones.described(Path(path))
+    arguments: dict[str, Any] = source.arguments | options | ({} if num_class is None else {"num_class": num_class})
 
     # the number of heads leaves no trace in the shapes of the tensors
-    needed = ["type", "backbone", "num_class", "num_segments", *(["heads"] if found.arguments.get("width") else [])]
+    needed = ["type", "backbone", "num_class", "num_segments", *(["heads"] if source.arguments.get("width") else [])]
     lacking = [key for key in needed if key not in arguments]
     if lacking:
         raise UserError(
@@ -140,11 +140,11 @@ def from_pretrained(path: str | Path, num_class: int | None = None, **options: A
     # Compare shapes on the meta device first: a network that does not fit is never allocated.
     with torch.device("meta"):
         shapes = build(**arguments)
-    found.check(shapes.state_dict())
+    source.check(shapes.state_dict())
 
     # Two copies of the weights would be in memory otherwise.
-    file, carried = found.path, found.carried
-    del found  # frees its tensors; the file is read once more
+    file, carried = source.path, source.carried
+    del source  # frees its tensors; the file is read once more
     model = build(**arguments, pretrained=str(file))
     model.carried = carried  # pyright: ignore[reportArgumentType]
     return model

@@ -15,7 +15,7 @@ from methods.interop._names import Options
 from networks import BACKBONES, VIDEO
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
-from utils.faults import UserError, did_you_mean, listed
+from utils.errors import UserError, did_you_mean, listed
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -113,8 +113,8 @@ def _start(model: nn.Module, path: Path, *, encoder_only: bool) -> tuple[str, pr
     else:
         interop.check_kept_options(model, content or {}, path, encoder_only=encoder_only)
         note = _fill(model, state, path, encoder_only=encoder_only)
-        found = (content or {}).get("classes")
-        labels = list(found) if isinstance(found, list) and all(isinstance(name, str) for name in found) else None
+        classes = (content or {}).get("classes")
+        labels = list(classes) if isinstance(classes, list) and all(isinstance(name, str) for name in classes) else None
         filled = "left out" not in note
 
     # the lists that the weights were trained on, to warn of an evaluation on the same videos
@@ -185,17 +185,17 @@ def _built_with(config: Options) -> Options:
     """Return the arguments of `methods.build` in the config of a checkpoint."""
     model, data = config.get("model"), config.get("data")
     model, data = (part if isinstance(part, Mapping) else {} for part in (model, data))
-    found = {key: model[key] for key in ("type", "backbone", "num_class", "dropout") if key in model}
+    arguments = {key: model[key] for key in ("type", "backbone", "num_class", "dropout") if key in model}
 
     # T of the network is segments x frames per segment
     counts = model.get("num_segments"), data.get("clip_len", 1)
     if all(type(count) is int for count in counts):
-        found["num_segments"] = counts[0] * counts[1]
+        arguments["num_segments"] = counts[0] * counts[1]
 
     kwargs = model.get("kwargs")
     options = kwargs.items() if isinstance(kwargs, Mapping) else ()
     # `bn_` options belong to a training run, not to the network
-    return found | {str(key): value for key, value in options if not str(key).startswith("bn_")}
+    return arguments | {str(key): value for key, value in options if not str(key).startswith("bn_")}
 
 
 def _published(backbone: str) -> Path:
@@ -223,8 +223,8 @@ def _named(text: str) -> Path:
     if not path.is_dir() or hf.is_folder(path):
         return path
     for name in (checkpoint.BEST, checkpoint.LATEST):
-        if found := checkpoint.newest(path, name):
-            return found  # even if it is damaged: reading it is then an error, and the latest is no replacement
+        if newest := checkpoint.newest(path, name):
+            return newest  # even if it is damaged: reading it is then an error, and the latest is no replacement
     raise UserError(
         f"model.pretrained: {path} holds neither {checkpoint.BEST} nor {checkpoint.LATEST}, and no {hf.CONFIG} of a "
         "Hugging Face folder"
@@ -233,7 +233,7 @@ def _named(text: str) -> Path:
 
 def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_only: bool = False) -> str:
     """Put the tensors into the model, all that must fit or none, and return the line for the log."""
-    own = model.state_dict()
+    ours = model.state_dict()
 
     # `new` maps our names to the tensors to load; `needed` holds the names that must be among them.
     if encoder_only and any(key.startswith("backbone.") for key in state):
@@ -243,28 +243,28 @@ def _fill(model: nn.Module, state: dict[str, Tensor], path: Path, *, encoder_onl
         }
         left_out, needed = (
             "; what stands behind the encoder is left out",
-            {key for key in own if key.startswith("backbone.")},
+            {key for key in ours if key.startswith("backbone.")},
         )
     elif any(key.startswith("backbone.") for key in state):  # one of our models: its classifier fits or is left out
-        num_class = len((state if "classifier.weight" in state else own)["classifier.weight"])
-        foreign = num_class != len(own["classifier.weight"])
+        num_class = len((state if "classifier.weight" in state else ours)["classifier.weight"])
+        foreign = num_class != len(ours["classifier.weight"])
         left_out = f"; its classifier of {num_class} classes is left out" if foreign else ""
         new = {key: value for key, value in state.items() if not (foreign and key.startswith(_OUR_CLASSIFIERS))}
-        needed = {key for key in own if not (foreign and key.startswith(_OUR_CLASSIFIERS))}
+        needed = {key for key in ours if not (foreign and key.startswith(_OUR_CLASSIFIERS))}
     else:
         new = {f"backbone.{key}": value for key, value in state.items() if not key.startswith(_IMAGE_CLASSIFIERS)}
-        new = inflate(new, {key: tensor.shape for key, tensor in own.items()})
+        new = inflate(new, {key: tensor.shape for key, tensor in ours.items()})
         left_out = "; its classifier is left out" if len(new) < len(state) else ""
-        needed = {key for key in own if key.startswith("backbone.") and "_non_local." not in key}  # images have none
+        needed = {key for key in ours if key.startswith("backbone.") and "_non_local." not in key}  # images have none
 
     # Files from before 2018 have no count of batches, and the count changes nothing.
     needed = {key for key in needed if not key.endswith("num_batches_tracked")}
 
     # Nothing is loaded unless everything fits.
     faults = [
-        listed("missing in the file", [key for key in own if key in needed and key not in new]),
-        listed("not in the model", [key for key in new if key not in own]),
-        listed("another shape", [key for key in own if key in new and new[key].shape != own[key].shape]),
+        listed("missing in the file", [key for key in ours if key in needed and key not in new]),
+        listed("not in the model", [key for key in new if key not in ours]),
+        listed("another shape", [key for key in ours if key in new and new[key].shape != ours[key].shape]),
     ]
     if any(faults):
         faults = [interop.other_network(state, model), *faults]

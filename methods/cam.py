@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from methods.vjepa2 import CrossAttention
 from networks.vit3d import Attention, VisionTransformer3D
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 CELLS = 4  # cells along the short side that a map has at least, if a layer of the network has so many
 _ROWS = 512  # rows of an attention matrix that are in memory at a time
@@ -42,15 +42,15 @@ def stages(net: nn.Module) -> list[str]:
     names = [name for name, _ in net.named_modules()]
     # the four stages of a ResNet
     for place in ("backbone.", "backbone.slow."):
-        found = [f"{place}layer{i}" for i in range(1, 5) if f"{place}layer{i}" in names]
-        if found:
-            return found
+        stage_names = [f"{place}layer{i}" for i in range(1, 5) if f"{place}layer{i}" in names]
+        if stage_names:
+            return stage_names
 
     # the units of MobileNetV2 and MobileOne: children of one container
     for place in ("backbone.features.", "backbone.stages."):
-        found = [name for name in names if name.startswith(place) and "." not in name[len(place) :]]
-        if found:
-            return found
+        stage_names = [name for name in names if name.startswith(place) and "." not in name[len(place) :]]
+        if stage_names:
+            return stage_names
     return []
 
 
@@ -92,8 +92,8 @@ def check_layer(net: nn.Module, name: str) -> None:
 
 
 def _some_layers(net: nn.Module) -> str:
-    found = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
-    return "it has " + ", ".join(found[-3:]) if found else "it has no convolution"
+    convolutions = [name for name, module in net.named_modules() if isinstance(module, nn.Conv2d | nn.Conv3d)]
+    return "it has " + ", ".join(convolutions[-3:]) if convolutions else "it has no convolution"
 
 
 @dataclass(frozen=True)
@@ -126,10 +126,10 @@ def grad_cam(net: nn.Module, clip: Tensor, classes: Sequence[int], layer: str) -
         UserError: no such layer, or its output is no map.
     """
     check_layer(net, layer)
-    wanted = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    trainable = [parameter for parameter in net.parameters() if parameter.requires_grad]
     try:
         # Without parameters that learn, autograd records only the layers after this one.
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(False)
         with torch.enable_grad(), _output_of(net, layer, leaf=True) as kept:
             logits = net(clip)  # (1, K)
@@ -138,16 +138,16 @@ def grad_cam(net: nn.Module, clip: Tensor, classes: Sequence[int], layer: str) -
             what = f"its output is {tuple(kept[0].shape)}" if kept else "this clip does not reach it"
             raise UserError(f"--cam-layer {layer}: no map over frames ({what})")
 
-        found = []
+        maps = []
         for number in classes:
             # `retain_graph`: the next class needs the same graph
             gradient = _as_map(torch.autograd.grad(logits[0, number], kept[0], retain_graph=True)[0])
             weights = gradient.mean((1, 2, 3))  # (A, T', h, w) -> (A,)
-            found.append(torch.einsum("a,athw->thw", weights, _as_map(kept[0].detach())).relu())
+            maps.append(torch.einsum("a,athw->thw", weights, _as_map(kept[0].detach())).relu())
     finally:
-        for parameter in wanted:
+        for parameter in trainable:
             parameter.requires_grad_(True)
-    return ClassMaps(torch.stack(found), logits[0].detach())
+    return ClassMaps(torch.stack(maps), logits[0].detach())
 
 
 def _as_map(output: Tensor) -> Tensor:
@@ -237,12 +237,12 @@ def _attended(module: Attention | CrossAttention, inputs: tuple[Tensor, ...], sh
     """Return share @ W: (Q,) of the queries -> (N,) of the tokens; W is the mean of the heads' attention (Q, N)."""
     q, k, _ = module.project(*inputs)  # pyright: ignore[reportArgumentType]  the inputs of its own forward pass
     q, k = q[0] * q.shape[-1] ** -0.5, k[0]  # (heads, Q or N, D/heads)
-    found = share.new_zeros(k.shape[1])
+    attended = share.new_zeros(k.shape[1])
     # in blocks of rows, so that the Q x N matrix is never in memory
     for rows in torch.arange(q.shape[1], device=q.device).split(_ROWS):
         weights = (q[:, rows] @ k.transpose(1, 2)).softmax(-1)  # (heads, rows, N)
-        found += torch.einsum("r,hrn->n", share[rows], weights.to(share.dtype)) / len(q)
-    return found
+        attended += torch.einsum("r,hrn->n", share[rows], weights.to(share.dtype)) / len(q)
+    return attended
 
 
 def upsample(values: Tensor, size: tuple[int, int, int]) -> Tensor:

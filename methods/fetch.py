@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 from urllib.parse import urlsplit
 
 from utils import files
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 from utils.options import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,11 +86,11 @@ def download(url: str, target: Path) -> str:
         UserError: see `main`. A file with the wrong sha256 is removed.
     """
     _check_address(url)
-    wanted = _hash_in(target.name)
+    expected = _hash_in(target.name)
     if target.exists():
-        if wanted and not files.sha256(target).startswith(wanted):
+        if expected and not files.sha256(target).startswith(expected):
             raise UserError(
-                f"fetch: {target} is there, but its sha256 does not begin with {wanted}; remove it and fetch again"
+                f"fetch: {target} is there, but its sha256 does not begin with {expected}; remove it and fetch again"
             )
         return f"{target} is there already"
 
@@ -99,15 +99,15 @@ def download(url: str, target: Path) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         # a part from another address could be another file
         note = _read_note(part)
-        if note.get("url") != _hash_of(url) and (note or not wanted):  # a part without note is checked by its hash
+        if note.get("url") != _hash_of(url) and (note or not expected):  # a part without note is checked by its hash
             _drop(part)
 
         _receive_with_retries(url, part)
         digest = files.sha256(part)
-        if wanted and not digest.startswith(wanted):
+        if expected and not digest.startswith(expected):
             _drop(part)
             raise UserError(
-                f"fetch: what {url} sent has sha256 {digest[:16]}..., the name {target.name} asks for {wanted}...; "
+                f"fetch: what {url} sent has sha256 {digest[:16]}..., the name {target.name} asks for {expected}...; "
                 "nothing was installed"
             )
         # the rename comes last: a file of this name is always whole
@@ -116,7 +116,7 @@ def download(url: str, target: Path) -> str:
     except OSError as error:
         raise UserError(f"fetch: cannot write {target}: {error.strerror or error}") from error
 
-    checked = f"begins with {wanted} as the name says" if wanted else "not checked: the name carries no hash"
+    checked = f"begins with {expected} as the name says" if expected else "not checked: the name carries no hash"
     return f"{target} ({target.stat().st_size / 2**20:.1f} MiB, sha256 {digest}, {checked})"
 
 

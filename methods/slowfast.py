@@ -176,8 +176,8 @@ def _slow_and_fast(
     if beta_inv < 1 or WIDTH % beta_inv:
         raise ValueError(f"beta_inv is {beta_inv}; it must divide the {WIDTH} channels of the Slow pathway's stem")
 
-    own = dict(options, res4_temporal_blocks=fast_temporal)
-    fast = ResNet3d(fast_backbone, width=WIDTH // beta_inv, kernels=KERNELS_FAST, **own)
+    fast_options = dict(options, res4_temporal_blocks=fast_temporal)
+    fast = ResNet3d(fast_backbone, width=WIDTH // beta_inv, kernels=KERNELS_FAST, **fast_options)
     # one lateral connection before each stage; the last stage's output has none
     first, second, third, fourth, _ = (FUSION_RATIO * channels for channels in fast.out_channels)
     slow = ResNet3d(backbone, width=WIDTH, kernels=KERNELS_SLOW, lateral=(first, second, third, fourth), **options)

@@ -64,9 +64,9 @@ class ResNetVd(ResNet):
                     residual.downsample = _shortcut(residual.downsample)
 
 
-def _shortcut(plain: nn.Sequential) -> nn.Sequential:
+def _shortcut(downsample: nn.Sequential) -> nn.Sequential:
     """Return pooling (or nothing at stride 1), then the convolution at stride 1, then BN."""
-    conv, norm = plain
+    conv, norm = downsample
     assert isinstance(conv, nn.Conv2d)
     # The pooling takes over the stride of the convolution.
     strided = conv.stride[0] == 2

@@ -314,13 +314,13 @@ def rotary_tables(grid: tuple[int, int, int], head_dim: int, like: Tensor) -> tu
     return angle.cos(), angle.sin() * sign
 
 
-def rotate(x: Tensor, own: Tensor, other: Tensor) -> Tensor:
-    """Multiply channels by `own` and add their neighbour times `other`: (B, N, ..., head_dim) -> the same shape."""
-    channels = own.shape[1]
-    shape = (len(own), *[1] * (x.dim() - 3), channels)  # (N, 1, ..., C), broadcast over batch and heads
+def rotate(x: Tensor, factors: Tensor, other: Tensor) -> Tensor:
+    """Multiply channels by `factors` and add their neighbour times `other`: (B, N, ..., head_dim) -> the same shape."""
+    channels = factors.shape[1]
+    shape = (len(factors), *[1] * (x.dim() - 3), channels)  # (N, 1, ..., C), broadcast over batch and heads
     turned = x if channels == x.shape[-1] else x[..., :channels]
     neighbours = turned.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # the two channels of each pair exchanged
-    y = (turned * own.view(shape) + neighbours * other.view(shape)).to(x.dtype)
+    y = (turned * factors.view(shape) + neighbours * other.view(shape)).to(x.dtype)
     return y if channels == x.shape[-1] else torch.cat((y, x[..., channels:]), -1)
 
 

@@ -27,7 +27,7 @@ def why_not() -> str | None:
 
 def executable() -> str | None:
     """The first browser of `PROGRAMS` that is installed."""
-    return next((found for name in PROGRAMS if (found := shutil.which(name))), None)
+    return next((path for name in PROGRAMS if (path := shutil.which(name))), None)
 
 
 @dataclass
@@ -46,8 +46,8 @@ class Visit:
 
     def outside(self, folder: Path) -> list[str]:
         """Requests that are not for a file below `folder`."""
-        own = f"{folder.resolve().as_uri()}/"
-        return [url for url in self.requests if not url.startswith(own)]
+        base = f"{folder.resolve().as_uri()}/"
+        return [url for url in self.requests if not url.startswith(base)]
 
     def first_paint(self) -> float:
         """Seconds from the start of the navigation to the first contentful paint."""
@@ -83,13 +83,13 @@ def visit(
     try:
         page = context.new_page()
         page.set_default_timeout(10_000)
-        found = Visit(page)
-        page.on("console", lambda m: found.errors.append(m.text) if m.type in ("error", "warning") else None)
-        page.on("pageerror", lambda error: found.errors.append(str(error)))
-        page.on("request", lambda request: found.requests.append(request.url))
-        page.on("requestfailed", lambda request: found.errors.append(f"{request.url}: {request.failure}"))
+        visited = Visit(page)
+        page.on("console", lambda m: visited.errors.append(m.text) if m.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: visited.errors.append(str(error)))
+        page.on("request", lambda request: visited.requests.append(request.url))
+        page.on("requestfailed", lambda request: visited.errors.append(f"{request.url}: {request.failure}"))
         page.goto(url, wait_until="load")
         page.wait_for_selector("html[data-ready]", state="attached")
-        yield found
+        yield visited
     finally:
         context.close()

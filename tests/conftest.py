@@ -62,7 +62,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """List what is no quick test any more."""
-    reports = [report for found in terminalreporter.stats.values() for report in found]
+    reports = [report for entries in terminalreporter.stats.values() for report in entries]
     for seconds, name in tiers.slow_ones(reports):
         terminalreporter.write_line(f"more than {tiers.CPU_SECONDS:g} s of CPU time: {seconds:.1f} s {name}")
 

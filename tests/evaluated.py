@@ -12,7 +12,7 @@ import numpy as np
 
 from anal_tools.evaluate import results
 from anal_tools.evaluate.protocols import Protocol
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, resolve_eval, view_table
 from utils import files, metrics
@@ -52,7 +52,7 @@ def write_results(
     text = {
         "class_names": list(names),
         "metrics": {},
-        "protocol": Protocol(EvalSpec(Sampling("mm1", 1, 8, 8), width, "centre")).to_dict(),
+        "protocol": Protocol(EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), width, "centre")).to_dict(),
         "counts": {"videos": count, "scored": count - failed, "failed": failed},
         "failures": {},
         **summary,
@@ -78,7 +78,7 @@ def motion_results(exp: Path, data: Path, guesses: Sequence[int | None], *, name
     text = (data / "lists/val.txt").read_text("utf-8", errors="surrogateescape")
     lines = [line.rsplit(" ", 2) for line in text.split("\n")[:-1]]
     spec = EvalSpec(Sampling("tsn", 8), scale=64, crop_size=56)
-    plan = resolve_eval(Facts(16, 64, 64, 16.0), spec, 0)
+    plan = resolve_eval(VideoMetadata(16, 64, 64, 16.0), spec, 0)
     frames = np.tile(plan.frames[plan.clip_rows], (len(lines), 1, 1)).astype(np.int32)
     return write_results(
         exp,

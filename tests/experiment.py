@@ -71,6 +71,6 @@ def fingerprint(exp: Path, name: str = "ckpt.pth.tar") -> str:
     for key, values in sorted(state["optimizer"]["state"].items()):
         for name, value in sorted(values.items()):
             digest.update(f"{key} {name}".encode() + torch.as_tensor(value).numpy().tobytes())
-    lines = [[line[key] for key in ("step", "loss", "loss_avg", "prec1", "lr")] for line in parse_log(exp / "log.txt")]
-    digest.update(json.dumps([lines, state["step"], state["best_prec1"]]).encode())
+    lines = [[line[key] for key in ("step", "loss", "loss_avg", "top1", "lr")] for line in parse_log(exp / "log.txt")]
+    digest.update(json.dumps([lines, state["step"], state["best_metric"]]).encode())
     return digest.hexdigest()

@@ -30,7 +30,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,10 +86,10 @@ class Process:
         with contextlib.ExitStack() as ours:
             given = [self._stream(ours, number, value) for number, value in enumerate((stdin, stdout, stderr))]
             given[2] = given[1] if stderr == subprocess.STDOUT else given[2]
-            end, told = os.pipe()
-            ours.callback(os.close, told)
+            end, end_writer = os.pipe()
+            ours.callback(os.close, end_writer)
             request = {"args": self.args[1:], "cwd": str(cwd or Path.cwd()), "env": env, "session": start_new_session}
-            _server().send(request, [*given, told])
+            _server().send(request, [*given, end_writer])
         self._end: int | None = end
         self.pid = int.from_bytes(os.read(end, 8), "little")
         if not self.pid:
@@ -102,14 +101,15 @@ class Process:
             reading, writing = os.pipe()
             theirs, kept = (reading, writing) if number == 0 else (writing, reading)
             ours.callback(os.close, theirs)
-            binary = io.open(kept, "wb" if number == 0 else "rb", -1 if number else 0)
+            raw = io.FileIO(kept, "r" if number else "w")
+            binary: Any = io.BufferedReader(raw) if number else raw
             stream = io.TextIOWrapper(binary, "utf-8", write_through=True) if self._text else binary
             setattr(self, ("stdin", "stdout", "stderr")[number], stream)
             return theirs
         if value == subprocess.DEVNULL:
-            found = os.open(os.devnull, os.O_RDWR)
-            ours.callback(os.close, found)
-            return found
+            nothing = os.open(os.devnull, os.O_RDWR)
+            ours.callback(os.close, nothing)
+            return nothing
         if value is None or value == subprocess.STDOUT:
             return number
         return value if isinstance(value, int) else value.fileno()
@@ -143,13 +143,13 @@ class Process:
         Raises:
             subprocess.TimeoutExpired: it has not ended within `timeout` seconds; it still runs.
         """
-        found: dict[str, Any] = {"stdout": None, "stderr": None}
+        output: dict[str, Any] = {"stdout": None, "stderr": None}
 
         def read(name: str) -> None:
             with contextlib.suppress(ValueError):  # closed by the test
-                found[name] = getattr(self, name).read()
+                output[name] = getattr(self, name).read()
 
-        readers = [threading.Thread(target=read, args=(name,), daemon=True) for name in found if getattr(self, name)]
+        readers = [threading.Thread(target=read, args=(name,), daemon=True) for name in output if getattr(self, name)]
         for reader in readers:
             reader.start()
         if self.stdin:
@@ -160,7 +160,7 @@ class Process:
         self.wait(timeout)
         for reader in readers:
             reader.join(timeout)
-        return found["stdout"], found["stderr"]
+        return output["stdout"], output["stderr"]
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
@@ -278,11 +278,11 @@ def _serve(link: socket.socket) -> list[str]:
     while True:
         for ready in select.select([link, *running], [], [])[0]:
             if ready is not link:
-                pid, told = running.pop(ready)
+                pid, end_writer = running.pop(ready)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 with contextlib.suppress(BrokenPipeError):
-                    os.write(told, code.to_bytes(8, "little", signed=True))
-                os.close(told)
+                    os.write(end_writer, code.to_bytes(8, "little", signed=True))
+                os.close(end_writer)
                 os.close(ready)
                 continue
             data, descriptors, _, _ = socket.recv_fds(link, _MESSAGE, 4)
@@ -306,10 +306,12 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> list[str]:
     for number, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, number)
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-    sys.stdin = sys.__stdin__ = io.open(0, encoding="utf-8", closefd=False)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = io.open(1, "w", encoding="utf-8", closefd=False)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = io.open(  # type: ignore[misc]
-        2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1
+    reading, *writing = (io.FileIO(number, mode, closefd=False) for number, mode in enumerate("rww"))
+    out, err = map(io.BufferedWriter, writing)
+    sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BufferedReader(reading), "utf-8")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = io.TextIOWrapper(out, "utf-8", line_buffering=os.isatty(1))  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = io.TextIOWrapper(  # type: ignore[misc]
+        err, "utf-8", "backslashreplace", line_buffering=True
     )
     os.chdir(request["cwd"])
     os.environ.clear()

@@ -1,4 +1,4 @@
-"""Facts of other tools that tests compare with: tests/data/golden (tables), tests/data/label_maps (class names)."""
+"""Figures of other tools that tests compare with: tests/data/golden (tables), tests/data/label_maps (class names)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,6 @@ TABLES, LABEL_MAPS = DATA / "golden", DATA / "label_maps"
 
 def rows(name: str) -> list[dict[str, Any]]:
     """Return the rows of a table."""
-    found = json.loads((TABLES / f"{name}.json").read_text())["rows"]
-    assert found, name
-    return found
+    table_rows = json.loads((TABLES / f"{name}.json").read_text())["rows"]
+    assert table_rows, name
+    return table_rows

@@ -183,7 +183,7 @@ def write(
 def original_videomae(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the authors' file of the numbers of a VideoMAE folder."""
     stem = "videomae.embeddings.patch_embeddings.projection"
-    found = {f"patch_embed.proj.{kind}": state[f"{stem}.{kind}"] for kind in ("weight", "bias")}
+    original = {f"patch_embed.proj.{kind}": state[f"{stem}.{kind}"] for kind in ("weight", "bias")}
     depth = len({name.split(".")[3] for name in state if ".encoder.layer." in name})
     renamed = {
         "norm1": "layernorm_before", "norm2": "layernorm_after", "attn.proj": "attention.output.dense",
@@ -193,14 +193,14 @@ def original_videomae(state: dict[str, Tensor]) -> dict[str, Tensor]:
         block, mine = f"videomae.encoder.layer.{number}", f"blocks.{number}"
         attention = f"{block}.attention.attention"
         parts = [state[f"{attention}.{part}.weight"] for part in ("query", "key", "value")]
-        found[f"{mine}.attn.qkv.weight"] = torch.cat(parts)
+        original[f"{mine}.attn.qkv.weight"] = torch.cat(parts)
         for name in ("q_bias", "v_bias"):
-            found[f"{mine}.attn.{name}"] = state[f"{attention}.{name}"]
+            original[f"{mine}.attn.{name}"] = state[f"{attention}.{name}"]
         for new, old in renamed.items():
-            found |= {f"{mine}.{new}.{kind}": state[f"{block}.{old}.{kind}"] for kind in ("weight", "bias")}
+            original |= {f"{mine}.{new}.{kind}": state[f"{block}.{old}.{kind}"] for kind in ("weight", "bias")}
     for new, old in {"fc_norm": "fc_norm", "head": "classifier"}.items():
-        found |= {f"{new}.{kind}": state[f"{old}.{kind}"] for kind in ("weight", "bias")}
-    return found
+        original |= {f"{new}.{kind}": state[f"{old}.{kind}"] for kind in ("weight", "bias")}
+    return original
 
 
 def original_vjepa2(state: dict[str, Tensor]) -> tuple[dict, dict]:

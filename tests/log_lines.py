@@ -19,7 +19,7 @@ def parse_log(path: Path) -> list[dict[str, float]]:
     """Return the training lines of a log.txt, one per step; steps done again after a restart count once, as done last.
 
     Returns:
-        For each line step, last, lr, and of time, data, loss, prec1, prec5 the value and the average (``loss_avg``).
+        For each line step, last, lr, and of time, data, loss, top1, top5 the value and the average (``loss_avg``).
     """
     lines: list[dict[str, float]] = []
     for text in path.read_text("utf-8", errors="replace").splitlines():

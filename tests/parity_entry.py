@@ -34,30 +34,30 @@ def options(meta: dict[str, Any], *, num_segments: int) -> dict[str, Any]:
     """What a user would write in `model`, from the description of a case."""
     forward = meta["forward"]
     method = forward["method"]
-    found = {"type": method, "backbone": _backbone(meta), "num_class": forward["num_class"]}
-    found["num_segments"] = num_segments
+    options_of = {"type": method, "backbone": _backbone(meta), "num_class": forward["num_class"]}
+    options_of["num_segments"] = num_segments
     shift = forward.get("shift", "")
     if method in ("tsm", "pptsm"):
-        found["shift_direction"] = "paddle" if "take frame t-1, next" in shift else "tsm"
-        found["shift_div"] = forward["shift_div"]
+        options_of["shift_direction"] = "paddle" if "take frame t-1, next" in shift else "tsm"
+        options_of["shift_div"] = forward["shift_div"]
     if method == "tsm":
-        found["n_round"] = forward.get("n_round", 1)
+        options_of["n_round"] = forward.get("n_round", 1)
         if meta["case"].endswith("_nl"):
-            found["non_local"] = "embedded_gaussian"
+            options_of["non_local"] = "embedded_gaussian"
     if method == "slowfast":
-        found |= _slowfast(meta, forward)
+        options_of |= _slowfast(meta, forward)
     if method == "tpn":
-        found["base"] = "tsm" if "TSM" in forward["backbone"] else "slowonly"
-        found["shift_shortcut"] = meta["peer"] == "TPN"
+        options_of["base"] = "tsm" if "TSM" in forward["backbone"] else "slowonly"
+        options_of["shift_shortcut"] = meta["peer"] == "TPN"
         if "fully_convolutional" in forward:
-            found["fcn_pool"] = forward["pool"][1]
-    return found
+            options_of["fcn_pool"] = forward["pool"][1]
+    return options_of
 
 
 def _slowfast(meta: dict[str, Any], forward: dict[str, Any]) -> dict[str, Any]:
     mm = meta["peer"] == "mmaction2"
     kernel = forward.get("fusion_kernel", 5 if forward["alpha"] == 8 else 7)
-    found = {
+    options_of = {
         "alpha": forward["alpha"],
         "fusion_kernel": kernel,
         "lateral_norm": not mm,
@@ -65,8 +65,8 @@ def _slowfast(meta: dict[str, Any], forward: dict[str, Any]) -> dict[str, Any]:
         "slow_first": forward["head_order"].endswith("[slow, fast]"),
     }
     if "non_local" in forward:
-        found["non_local"] = forward["non_local"]["instantiation"]
-    return found
+        options_of["non_local"] = forward["non_local"]["instantiation"]
+    return options_of
 
 
 def _backbone(meta: dict[str, Any]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 import main
 from tests.experiment import make
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def test_bad_videos_of_every_part_of_a_run_are_journalled_and_summed_up(tmp_path: Path, motion_videos: Path) -> None:

@@ -58,12 +58,12 @@ def test_the_program_for_the_onnx_file_gives_the_logits_of_predict(
 ) -> None:
     video = sorted((motion_videos / "videos").iterdir())[3]
     assert main.main(["predict", str(onnx_file), str(video), "--logits", "--out", str(tmp_path / "out")]) == 0
-    (wanted,) = json.loads((tmp_path / "out/infer.json").read_text())["videos"]
+    (expected,) = json.loads((tmp_path / "out/infer.json").read_text())["videos"]
 
     lines = run(program("docs/predict.md", "onnx_predict.py"), tmp_path, onnx_file, video)
     got = {name: float(logit) for logit, name in (line.split(" ", 1) for line in lines)}
-    assert list(got) == [entry["name"] for entry in wanted["top"]]
-    assert list(got.values()) == pytest.approx(sorted(wanted["logits"][0], reverse=True)[:5], abs=2e-3)
+    assert list(got) == [entry["name"] for entry in expected["top"]]
+    assert list(got.values()) == pytest.approx(sorted(expected["logits"][0], reverse=True)[:5], abs=2e-3)
 
 
 def test_the_program_notices_another_rule(onnx_file: Path, tmp_path: Path, motion_videos: Path) -> None:
@@ -73,12 +73,12 @@ def test_the_program_notices_another_rule(onnx_file: Path, tmp_path: Path, motio
         run(code, tmp_path, onnx_file, video)
 
 
-def test_the_facts_have_boxes_of_the_crops(onnx_file: Path) -> None:
+def test_the_metadata_have_boxes_of_the_crops(onnx_file: Path) -> None:
     from anal_tools.predict import predictor
 
-    facts = json.loads(predictor.session(onnx_file)[1])
-    wide = facts["boxes"]["320x240"]
+    metadata = json.loads(predictor.session(onnx_file)[1])
+    wide = metadata["boxes"]["320x240"]
     assert wide["scaled"] == [48, 36]
     assert wide["crops"] == [{"place": "centre", "box": [8, 2, 40, 34], "flip": False}]
-    assert facts["frames"]["numbers"] == {"S": 2, "L": 1, "tau": 1, "T": 2, "V": 1}
-    assert facts["frames"]["examples"]["100"] == [[25, 75]]
+    assert metadata["frames"]["numbers"] == {"S": 2, "L": 1, "tau": 1, "T": 2, "V": 1}
+    assert metadata["frames"]["examples"]["100"] == [[25, 75]]

@@ -19,7 +19,7 @@ import atexit, sys, time, threading
 import torch.distributed as td
 from torch.testing._internal.distributed.fake_pg import FakeStore
 import main
-from utils import dist, faults
+from utils import dist, errors
 
 td.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
 td.destroy_process_group = lambda *_: time.sleep(3600)
@@ -34,7 +34,7 @@ def verb(argv):
         raise {error}
 
 main.call_verb = lambda name, argv: verb(argv)
-faults.leave_process(lambda: main.main(["train"]))
+errors.leave_process(lambda: main.main(["train"]))
 """
 
 
@@ -42,8 +42,8 @@ def run(error: str, tmp_path: Path) -> tuple[int, str, float]:
     """(exit code, text on stderr, seconds from the error to the end)."""
     env = {**os.environ, "PYTHONPATH": str(ROOT), "RANK": "1", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     env["ZOETROPE_EXIT_FILE"] = str(tmp_path / "code")
-    errors = tmp_path / "stderr"
-    with errors.open("wb") as stderr:
+    output = tmp_path / "stderr"
+    with output.open("wb") as stderr:
         command = [sys.executable, "-c", PROGRAM.format(error=error)]
         with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=stderr) as process:
             try:
@@ -54,7 +54,7 @@ def run(error: str, tmp_path: Path) -> tuple[int, str, float]:
                 seconds = time.monotonic() - began
             finally:
                 process.kill()
-    return code, errors.read_text(), seconds
+    return code, output.read_text(), seconds
 
 
 @pytest.mark.parametrize(
@@ -62,14 +62,14 @@ def run(error: str, tmp_path: Path) -> tuple[int, str, float]:
     [
         ("RuntimeError('CUDA out of memory. Tried to allocate')", "1", "CUDA out of memory"),
         ("ZeroDivisionError('a bug')", "1", "Traceback"),
-        ("faults.UserError('this disk is full')", "2", "this disk is full"),
+        ("errors.UserError('this disk is full')", "2", "this disk is full"),
         ("KeyboardInterrupt()", "130", "interrupted"),
     ],
 )
 def test_text_and_code_within_a_second(error: str, code: str, text: str, tmp_path: Path) -> None:
     _, shown, seconds = run(error, tmp_path)
-    said = shown + "".join(file.read_text() for file in tmp_path.glob("code.1.error"))
-    assert text in said
+    output = shown + "".join(file.read_text() for file in tmp_path.glob("code.1.error"))
+    assert text in output
     assert (tmp_path / "code.1").read_text() == f"{code}\n"
     assert seconds < (1.0 if os.environ.get("ZOETROPE_QUIET_MACHINE") else 10.0)  # else it would be an hour
 

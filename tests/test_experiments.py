@@ -13,14 +13,14 @@ import torch
 import main
 from anal_tools import experiments
 from anal_tools.evaluate import protocols
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.plan.sampling import PRESETS
 from datasets.plan.train import TRAIN_CROPS, draw, resolve, train_spec
 from datasets.plan.views import eval_spec, resolve_eval
 from utils import config, lr_schedule
 from utils.config import schema
 from utils.engine import setup
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 EXPS = [exp for exp, _ in experiments.find([])]
@@ -28,7 +28,7 @@ CONFIGS = {exp: config.load(exp) for exp in EXPS}
 RECIPES = [exp for exp in EXPS if CONFIGS[exp].published.source]
 SMALL = {"resnet50": "resnet18", "resnet101": "resnet18", "resnet50_vd": "resnet18_vd", "resnet101_vd": "resnet18_vd"}
 # The published recipes that are shipped: a part of a folder's name, and how many folders have it at least.
-WANTED = {
+AT_LEAST = {
     "kinetics400_exps/tsn_": 5,
     "kinetics400_exps/tsm_": 8,
     "kinetics400_exps/slowonly_resnet50/.*4x16": 3,
@@ -62,11 +62,11 @@ def name_of(exp: Path) -> str:
 
 def first_of_each_network() -> set[Path]:
     """One experiment of each method and backbone: the others differ in data, lengths and rates."""
-    found: dict[tuple[str, str], Path] = {}
+    firsts: dict[tuple[str, str], Path] = {}
     for exp in EXPS:
         model = CONFIGS[exp].model
-        found.setdefault((model.type, model.backbone), exp)
-    return set(found.values())
+        firsts.setdefault((model.type, model.backbone), exp)
+    return set(firsts.values())
 
 
 FIRST = first_of_each_network()
@@ -74,9 +74,9 @@ every_experiment = pytest.mark.parametrize("exp", EXPS, ids=name_of)
 every_recipe = pytest.mark.parametrize("exp", RECIPES, ids=name_of)
 
 
-@pytest.mark.parametrize("pattern", WANTED)
+@pytest.mark.parametrize("pattern", AT_LEAST)
 def test_the_published_recipes_are_there(pattern: str) -> None:
-    assert len([exp for exp in EXPS if re.match(pattern, name_of(exp))]) >= WANTED[pattern]
+    assert len([exp for exp in EXPS if re.match(pattern, name_of(exp))]) >= AT_LEAST[pattern]
 
 
 @every_experiment
@@ -114,7 +114,7 @@ def test_the_evaluation_beside_the_protocol_is_one(exp: Path) -> None:
     chosen = {"protocol": None, "views": None, "scale": None, "crop_size": None, "average": None, "per_position": False}
     assert option in chosen
     spec = protocols.choose(CONFIGS[exp], **(chosen | {option: value})).spec
-    assert resolve_eval(Facts(300, 240, 320, 30.0), spec, 0).clip_rows.shape == (
+    assert resolve_eval(VideoMetadata(300, 240, 320, 30.0), spec, 0).clip_rows.shape == (
         spec.views,
         spec.sampling.frames_per_clip,
     )
@@ -124,14 +124,14 @@ def test_the_evaluation_beside_the_protocol_is_one(exp: Path) -> None:
 def test_learning_rate_starts_peaks_and_ends_as_written(exp: Path) -> None:
     cfg = CONFIGS[exp]
     cfg = config.resolve_lengths(cfg, 2_000, cfg.batch_size * (cfg.shards or 1))
-    plain = cfg.lr_scheduler
+    schedule = cfg.lr_scheduler
     names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "max_iter", "lr_steps", "lr_mults")
-    options = {name: getattr(plain, name) for name in names} | {"warmup_type": plain.warmup_type}
-    assert plain.max_iter is not None
-    rates = [lr_schedule.lr_at(k, **options) for k in range(plain.max_iter)]
-    assert rates[0] == pytest.approx(plain.base_lr, rel=1e-6)
+    options = {name: getattr(schedule, name) for name in names} | {"warmup_type": schedule.warmup_type}
+    assert schedule.max_iter is not None
+    rates = [lr_schedule.lr_at(k, **options) for k in range(schedule.max_iter)]
+    assert rates[0] == pytest.approx(schedule.base_lr, rel=1e-6)
     # A warm-up that aims at a schedule which has begun to fall ends below the peak.
-    assert 0.9 * (plain.warmup_lr or 0) <= max(rates) <= 1.000001 * (plain.warmup_lr or 0)
+    assert 0.9 * (schedule.warmup_lr or 0) <= max(rates) <= 1.000001 * (schedule.warmup_lr or 0)
     assert 0 < rates[-1] <= max(rates)
 
 
@@ -139,7 +139,7 @@ def test_learning_rate_starts_peaks_and_ends_as_written(exp: Path) -> None:
 def test_clips_have_the_frames_of_the_model(exp: Path) -> None:
     """The sampling preset, the crop and the lengths go together, for a long and for a very short video."""
     cfg = CONFIGS[exp]
-    for video in (Facts(300, 240, 320, 30.0), Facts(3, 320, 240, 25.0)):
+    for video in (VideoMetadata(300, 240, 320, 30.0), VideoMetadata(3, 320, 240, 25.0)):
         spec = train_spec(cfg)
         plan = resolve(draw(0, 0, 7, spec), video, spec, 0)
         views = resolve_eval(video, eval_spec(cfg), 0)
@@ -209,7 +209,7 @@ def test_the_schema_allows_what_the_plan_knows() -> None:
 
 
 def test_published_accuracy_is_no_part_of_a_run() -> None:
-    plain = config.to_dict(config.load(RECIPES[0]))
+    values = config.to_dict(config.load(RECIPES[0]))
     sets = [
         "published.top1=1",
         "published.top5=null",
@@ -218,11 +218,11 @@ def test_published_accuracy_is_no_part_of_a_run() -> None:
         "published.protocol=one",
     ]
     other = config.to_dict(config.load(RECIPES[0], sets))
-    changed = config.differences(plain, other)
+    changed = config.differences(values, other)
     assert len(changed) == len(sets)
     assert all(free for *_, free in changed)
-    without = {key: value for key, value in plain.items() if key != "published"}
-    assert all(free for *_, free in config.differences(without, plain)), "a checkpoint from before this section"
+    without = {key: value for key, value in values.items() if key != "published"}
+    assert all(free for *_, free in config.differences(without, values)), "a checkpoint from before this section"
     with pytest.raises(UserError, match="published.top1: must be at most 100"):
         config.load(RECIPES[0], ["published.top1=750"])
 
@@ -247,7 +247,7 @@ def test_the_list_has_every_experiment_once(listed: list[dict[str, str]]) -> Non
 @pytest.mark.slow
 def test_cost_and_accuracy_in_the_list(listed: list[dict[str, str]]) -> None:
     """Against the published figures: TSM repository, MMAction2, PySlowFast and TPN (tests/methods has all of them)."""
-    found = {row["experiment"].removeprefix("kinetics400_exps/"): row for row in listed}
+    by_experiment = {row["experiment"].removeprefix("kinetics400_exps/"): row for row in listed}
     for name, params, macs, accuracy in (
         ("tsm_resnet50/mmaction2_seg8_batch128_lr0.02_epoch50", "24.33", "32.88", "73.18 / 90.56"),
         ("slowonly_resnet50/mmaction2_4x16_batch128_lr0.2_epoch256", "32.45", "20.96", "72.97 / 90.88"),
@@ -256,7 +256,7 @@ def test_cost_and_accuracy_in_the_list(listed: list[dict[str, str]]) -> None:
         ("tpn_resnet101/tpn_repo_8x8_batch64_lr0.01_epoch150", "119.40", None, "77.20"),  # published without BN
         ("pptsm_resnet50_vd/uniform8_batch128_lr0.01_epoch80", "24.35", None, "74.54"),
     ):
-        row = found[name]
+        row = by_experiment[name]
         assert row["M params"] == params
         assert macs is None or row["GMACs/view"] == macs, name
         assert row["top-1 / top-5"] == accuracy

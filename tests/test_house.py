@@ -35,7 +35,7 @@ LAZY = {
 }  # fmt: skip
 # Read on login nodes, in worker processes or by quick verbs: importing them must not import torch.
 TORCH_FREE = (
-    "launch/*.py", "utils/config/*.py", "utils/faults.py", "utils/lr_schedule.py", "utils/run_dir.py",
+    "launch/*.py", "utils/config/*.py", "utils/errors.py", "utils/lr_schedule.py", "utils/run_dir.py",
     "methods/fetch.py", "utils/schedulers/*.py", "utils/processes.py", "anal_tools/new.py",
     "datasets/plan/*.py", "datasets/plan/ops/*.py", "datasets/lists/records.py",
     "datasets/readers/*.py", "datasets/loading/workers.py", "datasets/dali/encoded.py", "datasets/dump/video.py",
@@ -138,8 +138,8 @@ TOP_LEVEL |= {"README.md", "tests", "docs", "CHANGELOG.md", "CONTRIBUTING.md", "
 
 def test_the_top_level_is_the_users() -> None:
     """A verb that runs in the repository without `--out` leaves a folder there: it must not be committed."""
-    found = {Path(name).parts[0] for name in tracked()}
-    assert {name for name in found if not name.startswith(".")} - TOP_LEVEL == set()
+    top_level = {Path(name).parts[0] for name in tracked()}
+    assert {name for name in top_level if not name.startswith(".")} - TOP_LEVEL == set()
 
 
 @pytest.mark.parametrize("room", ALLOWED)
@@ -199,12 +199,12 @@ def direct(name: str) -> tuple[frozenset[str], frozenset[str]]:
 
 def loaded_with(name: str) -> set[str]:
     """Return all our files that importing `name` imports, itself included."""
-    found, open_ends = {name}, [name]
+    modules, open_ends = {name}, [name]
     while open_ends:
-        new = direct(open_ends.pop())[0] - found
-        found |= new
+        new = direct(open_ends.pop())[0] - modules
+        modules |= new
         open_ends += new
-    return found
+    return modules
 
 
 @pytest.mark.parametrize("name", matching(TORCH_FREE))
@@ -325,14 +325,14 @@ WORDS_LEFT = 0  # uses of words of tests/data/words.txt
 def test_no_text_gets_more_words_that_are_not_used() -> None:
     listed = (ROOT / "tests/data/words.txt").read_text(encoding="utf-8").splitlines()
     words = re.compile(rf"\b(?:{'|'.join(line for line in listed if line and line[0] != '#')})\b", re.IGNORECASE)
-    found = [
+    places = [
         f"{name}:{number}: {match[0]}"
         for name in tracked()
         if name.endswith((".py", ".md", ".html")) and not name.startswith("tests/data/")
         for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
         for match in words.finditer(line)
     ]
-    assert len(found) <= WORDS_LEFT, found
+    assert len(places) <= WORDS_LEFT, places
 
 
 def test_files_that_texts_name_are_there() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from utils import faults
+from utils import errors
 
 ROOMS = ("launch", "utils", "anal_tools", "datasets", "methods", "networks")
 
@@ -72,7 +72,7 @@ def test_a_missing_module_of_ours_is_a_bug_and_stays_one() -> None:
         raise ModuleNotFoundError("No module named 'utils.nothing'", name="utils.nothing")
 
     with pytest.raises(ModuleNotFoundError):
-        faults.call(verb)
+        errors.run_cli(verb)
 
 
 def test_make_install_makes_the_environment(tmp_path: Path) -> None:

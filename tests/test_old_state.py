@@ -76,7 +76,9 @@ def test_a_scan_cache_is_refused_with_the_command_that_makes_it(copy: Path) -> N
     shutil.copytree(OLD / "exp", exp)
     # Version 0.1.0 counted the frames of some AVI files wrongly, so nothing that it found out is used.
     words = ("main.py", "train", str(exp), "--set", "common.data.facts=data/old/scan/facts.bin")
-    assert "main.py scan" in run_in(copy, sys.executable, *words, codes=(2,))
+    output = run_in(copy, sys.executable, *words, codes=(2,))
+    assert "main.py scan" in output
+    assert output.count("config: data.facts is called data.metadata now") == 1
 
     # The scan belongs to the folder in which it was made: the copy is refused with the way out.
     words = ("main.py", "scan", "--root", "data/old", "data/old/lists/train.txt", "--out", "data/old/scan")

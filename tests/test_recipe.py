@@ -23,7 +23,7 @@ from tests.ranks import ROOT
 from tests.recipe import words
 from tests.test_elastic import run
 from tests.test_train import RANKED, stopping
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")

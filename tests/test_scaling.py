@@ -40,8 +40,8 @@ def test_payload_of_a_step() -> None:
     assert (halved.groups, halved.blocking) == (2 * whole.groups, 2 * whole.blocking)
     wider = traffic(sizes, ShardPlan(8, 4, 2, 0, 4))  # a group spans more shards than ranks: two shards in one piece
     assert (wider.span, wider.blocking) == (2, 12)
-    own = traffic(sizes, ShardPlan(8, 4, 8, 0, 1), sync_stats=False)
-    assert (own.groups, own.statistics, own.blocking) == (0.0, 0.0, 0)
+    payload = traffic(sizes, ShardPlan(8, 4, 8, 0, 1), sync_stats=False)
+    assert (payload.groups, payload.bn_stats, payload.blocking) == (0.0, 0.0, 0)
 
 
 def test_times() -> None:
@@ -69,10 +69,10 @@ def test_gloo_sends_what_is_predicted(ranks: int) -> None:
     if ranks == 1:
         from utils.dist import World
 
-        found = [scaling.count(World(), steps=1)]
+        counts = [scaling.count(World(), steps=1)]
     else:
-        found = run_ranks(__file__, "counted", ranks, timeout=120)
-    for one in found:
+        counts = run_ranks(__file__, "counted", ranks, timeout=120)
+    for one in counts:
         assert one["ratio"] == pytest.approx(1.0, abs=0.01)
 
 
@@ -84,7 +84,7 @@ def counted(world):  # noqa: ANN001, ANN201
 def test_the_tables_of_the_documentation_are_what_the_script_prints() -> None:
     text = (ROOT / "docs" / "scaling.md").read_text(encoding="utf-8")
     argv = [sys.executable, "-m", "tests.benchmarks.scaling", "--method", "tsm"]
-    told = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert told.strip() in text
+    output = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert output.strip() in text
     program = "import sys; from tests.benchmarks import scaling; scaling.main([]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, check=False).returncode == 0

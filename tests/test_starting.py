@@ -94,8 +94,8 @@ def test_bad_videos_before_the_checkpoint_are_complained_of_once(
 
     fix()
     assert main.main(command) == 0
-    found = json.loads((exp / "jobs/bad_samples.json").read_text())
-    assert len(found["bad"]) == 3, "what was bad in the steps that are done has happened"
+    bad_samples = json.loads((exp / "jobs/bad_samples.json").read_text())
+    assert len(bad_samples["bad"]) == 3, "what was bad in the steps that are done has happened"
     assert "epoch 1: 3 of 12 videos could not be read" in (exp / "log.txt").read_text()
 
 
@@ -201,10 +201,10 @@ def test_a_checkpoint_of_others_is_one_clear_text_that_names_it(
     finally:
         for path, data in good.items():
             path.write_bytes(data)
-    told = capsys.readouterr().err
-    assert expected in told
-    assert "ckpt.pth.tar" in told
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert expected in message
+    assert "ckpt.pth.tar" in message
+    assert "Traceback" not in message
 
 
 def test_all_ranks_stop_when_their_folder_was_taken(tmp_path: Path, motion_videos: Path) -> None:
@@ -212,17 +212,17 @@ def test_all_ranks_stop_when_their_folder_was_taken(tmp_path: Path, motion_video
     words = [sys.executable, "-m", "launch", "train", str(exp), "local", "2", *command[2:]]
     with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as run:
         assert run.stdout is not None
-        said: list[str] = []
+        lines_read: list[str] = []
         taken = False
         for line in run.stdout:
-            said.append(line)
+            lines_read.append(line)
             if " * Prec@1" in line and not taken:
                 taken = True
                 lock = exp / "jobs/lock.json"
                 theirs = json.loads(lock.read_text()) | {"token": "0" * 32, "host": "node7", "machine": "other"}
                 (exp / "jobs/theirs").write_text(json.dumps(theirs))
                 (exp / "jobs/theirs").replace(lock)
-    text = "".join(said)
+    text = "".join(lines_read)
     assert run.returncode == 2, text
     assert text.count("another process has taken this folder") == 1, text
     assert "Traceback" not in text

@@ -114,14 +114,14 @@ def test_log_and_curves_are_optional(
 ) -> None:
     """Both vanish after step 3, and a file takes the place of the curves' folder: the bits do not depend on them."""
     exp = make(tmp_path / "bare", motion_videos)
-    plain = main.train_step
+    train_step = main.train_step
 
     def step_and_remove(run, step, batches, **wishes):
         if step == 3:
             (exp / "log.txt").unlink()
             shutil.rmtree(exp / "events")
             (exp / "events").touch()
-        return plain(run, step, batches, **wishes)
+        return train_step(run, step, batches, **wishes)
 
     monkeypatch.setattr(main, "train_step", step_and_remove)
     assert main.train(exp) == 0
@@ -132,7 +132,7 @@ def test_log_and_curves_are_optional(
     assert "Traceback" not in capfd.readouterr().err
     for name in ("ckpt.pth.tar", "ckpt_best.pth.tar"):
         ours, theirs = (torch.load(folder / name, weights_only=True) for folder in (exp, calm))
-        for key in ("step", "validated_step", "best_prec1"):
+        for key in ("step", "validated_step", "best_metric"):
             assert ours[key] == theirs[key]
         assert ours["window"]["loss"] == theirs["window"]["loss"]
         assert all(torch.equal(ours["model"][key], theirs["model"][key]) for key in theirs["model"])
@@ -185,10 +185,10 @@ def test_a_loss_that_is_not_a_number_stops_before_the_step_and_names_videos(
         "common.lr_scheduler.max_iter=40",
     ]
     code = main.main(["train", str(exp), *[word for item in words for word in ("--set", item)]])
-    told = capsys.readouterr().err
+    message = capsys.readouterr().err
     assert code == 2
-    assert "is not finite" in told
-    assert "videos/" in told
+    assert "is not finite" in message
+    assert "videos/" in message
     state = torch.load(exp / "ckpt.pth.tar", weights_only=True)
     assert state["step"] >= 1
 
@@ -209,7 +209,7 @@ def test_accuracy_is_of_clips_that_could_be_read_and_mirrored_ones_change_their_
         "common.data.flip_labels=[[left,right]]",
     ]
     settings += ["common.data.bad_budget=1.0", "common.augmentation.mix_up=false", "common.seed=3"]
-    plain, seen = main.train_step, []
+    train_step, seen = main.train_step, []
 
     def observed(learner, step, batches, **requests):
         inner, rows = learner.loss, []
@@ -224,11 +224,11 @@ def test_accuracy_is_of_clips_that_could_be_read_and_mirrored_ones_change_their_
             return value, logits
 
         learner.loss = loss
-        numbers = plain(learner, step, batches, **requests)
+        numbers = train_step(learner, step, batches, **requests)
         learner.loss = inner
         weights, right = (torch.cat(parts) for parts in zip(*rows, strict=True))
         if weights.any():
-            assert numbers["prec1"] == pytest.approx(100 * right[weights > 0].double().mean().item())
+            assert numbers["top1"] == pytest.approx(100 * right[weights > 0].double().mean().item())
         return numbers
 
     monkeypatch.setattr(main, "train_step", observed)
@@ -294,10 +294,10 @@ def test_bad_input_is_one_clear_text_and_exit_code_2(
     damage, expected = BAD_INPUT[case]
     damage(exp)
     assert main.main(["train", str(exp)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert expected in told
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert expected in message
+    assert "Traceback" not in message
 
 
 def test_a_checkpoint_of_another_model_is_refused_with_its_keys(
@@ -306,9 +306,9 @@ def test_a_checkpoint_of_another_model_is_refused_with_its_keys(
     exp = make(tmp_path / "other", motion_videos)
     edit(exp, "resnet18", "resnet34")
     assert main.main(["eval", str(exp), "--checkpoint", str(calm / "ckpt.pth.tar")]) == 2
-    told = capsys.readouterr().err
-    assert "weights of another model" in told
-    assert "layer1.2" in told
+    message = capsys.readouterr().err
+    assert "weights of another model" in message
+    assert "layer1.2" in message
 
 
 def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:

@@ -20,7 +20,7 @@ from tests.experiment import fingerprint, make
 from tests.ranks import ROOT
 from tests.test_train import losses, stopping
 from utils import checkpoint, config
-from utils.faults import UserError
+from utils.errors import UserError
 
 LAYER = "backbone.features.0.1.running_mean"
 SHORT = ["common.lr_scheduler.max_iter=4", "common.val_freq=2"]
@@ -81,7 +81,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def plain(runs: Runs) -> Path:
+def calm(runs: Runs) -> Path:
     """Four steps without anything special; also the teacher."""
     return runs()
 
@@ -108,12 +108,12 @@ def test_stopped_and_continued_ends_with_the_same_bits(
     assert digest(parts) == digest(runs(*extra))
 
 
-def test_precise_bn_and_ema_leave_the_training_alone(plain: Path, runs: Runs) -> None:
+def test_precise_bn_and_ema_leave_the_training_alone(calm: Path, runs: Runs) -> None:
     exp = runs(*CASES["ema and precise_bn"])
-    before, after = state_of(plain), state_of(exp)
+    before, after = state_of(calm), state_of(exp)
     for key, tensor in before["model"].items():
         assert torch.equal(tensor, after["model"][key]), key
-    assert losses(plain) == losses(exp)
+    assert losses(calm) == losses(exp)
     assert set(after["precise_bn"]) == {key for key in before["model"] if "running_" in key}
     assert not torch.equal(after["precise_bn"][LAYER], after["model"][LAYER])
 
@@ -126,14 +126,14 @@ def test_evaluation_takes_the_weights_that_validated(runs: Runs) -> None:
     assert "validation uses a moving average of the weights, decay 0.5" in text
     assert text.count("batch-norm statistics averaged over 2 batches") == 2
     points = [json.loads(line) for line in (exp / "events" / "scalars.jsonl").read_text().splitlines()]
-    validated = [point for point in points if "acc1_val" in point][-1]
+    validated = [point for point in points if "top1_val" in point][-1]
     words = [word for override in [*SHORT, *overrides] for word in ("--set", override)]
     assert main.main(["eval", str(exp), "--checkpoint", "latest", *words]) == 0
     summary = json.loads((exp / "results" / "latest.json").read_text())
     assert summary["metrics"]["loss"] == pytest.approx(validated["loss_val"], abs=1e-5)
-    assert summary["metrics"]["top1"] == pytest.approx(validated["acc1_val"])
-    said = "moving average of the weights (decay 0.5), batch-norm statistics averaged over 2 batches"
-    assert summary["weights_are"] == said
+    assert summary["metrics"]["top1"] == pytest.approx(validated["top1_val"])
+    phrase = "moving average of the weights (decay 0.5), batch-norm statistics averaged over 2 batches"
+    assert summary["weights_are"] == phrase
     state = state_of(exp)
     weights, _ = checkpoint.evaluated_weights(state)
     assert not torch.equal(weights["classifier.weight"], state["model"]["classifier.weight"])
@@ -142,37 +142,37 @@ def test_evaluation_takes_the_weights_that_validated(runs: Runs) -> None:
 
 def test_a_checkpoint_between_two_validations_says_that_it_has_running_statistics() -> None:
     state = {"model": {"w": torch.ones(1)}, "config": {"precise_bn": {"batches": 5}}}
-    weights, said = checkpoint.evaluated_weights(state)
+    weights, phrase = checkpoint.evaluated_weights(state)
     assert weights == state["model"]
-    assert "running batch-norm statistics" in said
+    assert "running batch-norm statistics" in phrase
     assert checkpoint.evaluated_weights({"model": {}})[1] == "weights as trained (no moving average)"
 
 
-def test_the_teacher_changes_the_student_but_not_its_start(plain: Path, runs: Runs) -> None:
+def test_the_teacher_changes_the_student_but_not_its_start(calm: Path, runs: Runs) -> None:
     """At weight 1e-12 the student trains as if alone: same initial weights, same draws, same order."""
-    light = runs(f"common.distill.teacher={plain}", "common.distill.weight=1e-12")
-    for step, value in losses(plain).items():
+    light = runs(f"common.distill.teacher={calm}", "common.distill.weight=1e-12")
+    for step, value in losses(calm).items():
         assert losses(light)[step] == pytest.approx(value, rel=1e-5)
-    heavy = runs(f"common.distill.teacher={plain}")
-    assert losses(heavy)[1] != pytest.approx(losses(plain)[1], rel=1e-3)
+    heavy = runs(f"common.distill.teacher={calm}")
+    assert losses(heavy)[1] != pytest.approx(losses(calm)[1], rel=1e-3)
     assert "distillation, kd: " in (heavy / "log.txt").read_text()
 
 
-def test_a_teacher_may_be_a_file(plain: Path, runs: Runs, tmp_path: Path) -> None:
-    folder, best = runs(f"common.distill.teacher={plain}"), plain / checkpoint.BEST
+def test_a_teacher_may_be_a_file(calm: Path, runs: Runs, tmp_path: Path) -> None:
+    folder, best = runs(f"common.distill.teacher={calm}"), calm / checkpoint.BEST
     assert losses(runs(f"common.distill.teacher={best}")) == losses(folder)
     bare = tmp_path / "bare.pth"
-    torch.save(checkpoint.evaluated_weights(state_of(plain, checkpoint.BEST))[0], bare)
+    torch.save(checkpoint.evaluated_weights(state_of(calm, checkpoint.BEST))[0], bare)
     assert losses(runs(f"common.distill.teacher={bare}")) == losses(folder)
 
 
-def test_mutual_learning_keeps_both_networks(plain: Path, runs: Runs) -> None:
-    exp = runs(*[text.format(teacher=plain) for text in CASES["dml and ema"]])
-    state, start = state_of(exp), state_of(plain, checkpoint.BEST)
+def test_mutual_learning_keeps_both_networks(calm: Path, runs: Runs) -> None:
+    exp = runs(*[text.format(teacher=calm) for text in CASES["dml and ema"]])
+    state, start = state_of(exp), state_of(calm, checkpoint.BEST)
     assert state["peer"].keys() == state["model"].keys()
     assert not torch.equal(state["peer"]["classifier.weight"], start["model"]["classifier.weight"])
     assert state["distill"]["model"]["backbone"] == "mobilenetv2"
-    assert losses(exp)[1] > losses(plain)[1], "both networks' losses are summed"
+    assert losses(exp)[1] > losses(calm)[1], "both networks' losses are summed"
 
 
 def test_one_and_two_ranks_end_alike(tmp_path: Path, motion_videos: Path) -> None:
@@ -181,15 +181,15 @@ def test_one_and_two_ranks_end_alike(tmp_path: Path, motion_videos: Path) -> Non
     overrides = [*SHORT, "common.precision=fp64", "common.shards=2", "common.model.kwargs.bn_group_size=2"]
     overrides += ["common.lr_scheduler.max_iter=3", "common.val_freq=3", "common.model.backbone=resnet18"]
     overrides += [text.format(teacher=peer) for case in ("dml and ema", "ema and precise_bn") for text in CASES[case]]
-    found = []
+    outcomes = []
     for ranks in (1, 2):
         exp = small(tmp_path / f"on{ranks}", motion_videos)
         if ranks == 1:
             assert main.train(exp, overrides=overrides) == 0
         else:
             launched(exp, ranks, overrides)
-        found.append((losses(exp), state_of(exp)))
-    (one_losses, one), (two_losses, two) = found
+        outcomes.append((losses(exp), state_of(exp)))
+    (one_losses, one), (two_losses, two) = outcomes
     assert sorted(one_losses) == [1, 2, 3]
     assert two_losses == pytest.approx(one_losses, abs=1e-9)
     for part in ("model", "ema", "peer", "precise_bn"):
@@ -198,32 +198,32 @@ def test_one_and_two_ranks_end_alike(tmp_path: Path, motion_videos: Path) -> Non
 
 
 def test_what_is_refused_about_a_teacher(
-    plain: Path, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
+    calm: Path, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    def told(exp: Path, teacher: Path) -> str:
+    def message_of(exp: Path, teacher: Path) -> str:
         overrides = [*SHORT, f"common.distill.teacher={teacher}"]
         assert main.main(["train", str(exp), *[word for o in overrides for word in ("--set", o)]]) == 2
         return capsys.readouterr().err
 
     fresh = small(tmp_path / "untrained", motion_videos)
     exp = small(tmp_path / "refused", motion_videos)
-    assert "holds no trained classifier" in told(exp, fresh)
-    assert "there is no " in told(exp, tmp_path / "nowhere")
+    assert "holds no trained classifier" in message_of(exp, fresh)
+    assert "there is no " in message_of(exp, tmp_path / "nowhere")
     text = (fresh / "config.yaml").read_text()
     (fresh / "config.yaml").write_text(text.replace("num_class: 8", "num_class: 9"))
-    assert "has 9 classes, this experiment 8" in told(exp, fresh)
+    assert "has 9 classes, this experiment 8" in message_of(exp, fresh)
 
 
 def test_a_teacher_that_changed_is_refused_on_resume(
-    plain: Path, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    calm: Path, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = tmp_path / "teacher.pth.tar"
-    teacher.write_bytes((plain / checkpoint.BEST).read_bytes())
+    teacher.write_bytes((calm / checkpoint.BEST).read_bytes())
     override = f"common.distill.teacher={teacher}"
     with monkeypatch.context() as patch:
         patch.setattr(main, "train_step", stopping(main.train_step, 0, signal.SIGTERM))
         exp = run(tmp_path / "student", motion_videos, override, code=75)
-    torch.save(state_of(plain, checkpoint.BEST) | {"step": 1}, teacher)
+    torch.save(state_of(calm, checkpoint.BEST) | {"step": 1}, teacher)
     assert main.main(["train", str(exp), *[word for o in [*SHORT, override] for word in ("--set", o)]]) == 2
     assert "has changed since this run started" in capsys.readouterr().err
 
@@ -251,30 +251,30 @@ def test_several_labels_train_and_validate(
     text = (exp / "log.txt").read_text()
     assert "\tmAP " in text
     assert "best mAP" in text
-    assert 0 < state_of(exp)["best_prec1"] <= 100
+    assert 0 < state_of(exp)["best_metric"] <= 100
     capsys.readouterr()
     words = [word for override in [*SHORT, *sources, layout] for word in ("--set", override)]
     assert main.main(["train", str(small(tmp_path / "ce", motion_videos)), *words]) == 2
     assert "several labels a video need loss: bce" in capsys.readouterr().err
 
 
-def test_another_global_batch_is_remarked_on_and_nothing_changes(plain: Path, runs: Runs) -> None:
+def test_another_global_batch_is_remarked_on_and_nothing_changes(calm: Path, runs: Runs) -> None:
     exp = runs("common.reference_batch=256")
     text = (exp / "log.txt").read_text()
     assert "the global batch is 4, the recipe's learning rates are for 256" in text
-    assert losses(exp) == losses(plain)
-    assert "recipe's learning rates" not in (plain / "log.txt").read_text()
+    assert losses(exp) == losses(calm)
+    assert "recipe's learning rates" not in (calm / "log.txt").read_text()
 
 
 def test_compile_without_a_compiler_is_one_line_and_the_same_training(
-    plain: Path, tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch
+    calm: Path, tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXX", f"{tmp_path / 'absent'} -O2")
     exp = run(tmp_path / "compiled", motion_videos, "common.compile=true")
-    told = [line for line in (exp / "log.txt").read_text().splitlines() if "compile: " in line]
-    assert len(told) == 1
-    assert "the model is not compiled, there is no C++ compiler" in told[0]
-    assert digest(exp) == digest(plain)
+    remarks = [line for line in (exp / "log.txt").read_text().splitlines() if "compile: " in line]
+    assert len(remarks) == 1
+    assert "the model is not compiled, there is no C++ compiler" in remarks[0]
+    assert digest(exp) == digest(calm)
 
 
 @pytest.mark.parametrize(
@@ -295,15 +295,15 @@ def test_what_a_compiled_model_needs_on_a_gpu(
     monkeypatch.setenv("PATH", str(tmp_path / "none" if lacks == "compiler" else tmp_path))
     monkeypatch.setattr(network.sysconfig, "get_path", lambda name: str(include))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if lacks == "triton" else object())
-    said: list[str] = []
+    messages: list[str] = []
     monkeypatch.setattr(torch, "compile", lambda net, mode: "compiled")
-    found = network.compiled(torch.nn.Identity(), True, torch.device("cuda", 0), said.append)
+    model = network.compiled(torch.nn.Identity(), True, torch.device("cuda", 0), messages.append)
     if lacks:
-        assert isinstance(found, torch.nn.Identity)
-        assert len(said) == 1
-        assert sentence in said[0]
+        assert isinstance(model, torch.nn.Identity)
+        assert len(messages) == 1
+        assert sentence in messages[0]
     else:
-        assert (found, said) == ("compiled", [])
+        assert (model, messages) == ("compiled", [])
 
 
 RULES = {
@@ -340,6 +340,6 @@ def test_rules_of_distillation(tmp_path: Path, motion_videos: Path) -> None:
     assert config.load(exp, [teacher, "common.distill.kind=dml"]).distill.weight == 1.0
 
 
-def test_a_config_comes_back_from_a_checkpoint(plain: Path) -> None:
-    kept = state_of(plain)["config"]
+def test_a_config_comes_back_from_a_checkpoint(calm: Path) -> None:
+    kept = state_of(calm)["config"]
     assert config.to_dict(config.from_dict(kept)) == kept

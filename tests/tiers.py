@@ -53,7 +53,7 @@ SYSTEM_FILES = (
     "tests/datasets/test_workers.py",  # reader processes
     "tests/datasets/test_dump.py",
     "tests/datasets/test_dali_loader.py",
-    "tests/datasets/test_facts_cache.py",
+    "tests/datasets/test_metadata_cache.py",
 )
 SYSTEM_FIXTURES = {"started_browser", "slurm", "exported"}
 SLOW_FIXTURES = {"motion_videos"}  # whole runs: training, evaluation, their results
@@ -120,12 +120,12 @@ def is_system(item: pytest.Item) -> bool:
 
 def _functions_of(item: pytest.Function) -> Iterator[types.FunctionType]:
     """Yield the test and the fixtures that it uses."""
-    yield _plain(item.function)
-    for found in item._fixtureinfo.name2fixturedefs.values():
-        yield from (_plain(definition.func) for definition in found)
+    yield _unwrapped(item.function)
+    for definitions in item._fixtureinfo.name2fixturedefs.values():
+        yield from (_unwrapped(definition.func) for definition in definitions)
 
 
-def _plain(function: Any) -> Any:
+def _unwrapped(function: Any) -> Any:
     """Return the function below decorators and fixtures; hypothesis keeps the test beside its own loop."""
     while hasattr(function, "__wrapped__"):
         function = function.__wrapped__
@@ -137,27 +137,27 @@ def starts_processes(function: object) -> bool:
     """Return True if a function of the tests, or one of the tests that it reaches, has a name of `_STARTERS`."""
     open_ends, seen = [function], {id(function)}
     while open_ends:
-        found = open_ends.pop()
-        for code in _codes(found):
+        reached = open_ends.pop()
+        for code in _codes(reached):
             if _STARTERS & set(code.co_names):
                 return True
-            for value in _reached(found, code):
+            for value in _reached(reached, code):
                 if id(value) not in seen:
                     seen.add(id(value))
                     open_ends.append(value)
     return False
 
 
-def _reached(found: Any, code: types.CodeType) -> Iterator[object]:
+def _reached(value_or_test: Any, code: types.CodeType) -> Iterator[object]:
     """Yield the functions and classes of the tests that `code` names, imported inside it or not."""
     names = code.co_names
-    known = [function.__globals__ for function in _members(found)][:1]
+    known = [function.__globals__ for function in _members(value_or_test)][:1]
     modules = [value for space in known for name in names if isinstance(value := space.get(name), types.ModuleType)]
     modules += [importlib.import_module(name) for name in names if name.startswith("tests.")]
     known += [vars(module) for module in modules if module.__name__.startswith("tests.")]
     for name in names:
         for space in known:
-            value = _plain(space.get(name))
+            value = _unwrapped(space.get(name))
             files = {function.__code__.co_filename for function in _members(value)}
             if any(file.startswith(_TESTS) and file != _GIT for file in files):
                 yield value
@@ -166,7 +166,7 @@ def _reached(found: Any, code: types.CodeType) -> Iterator[object]:
 def _members(value: Any) -> list[types.FunctionType]:
     """Return a function, or the methods of a class."""
     members = list(vars(value).values()) if isinstance(value, type) else [value]
-    return [function for member in members if isinstance(function := _plain(member), types.FunctionType)]
+    return [function for member in members if isinstance(function := _unwrapped(member), types.FunctionType)]
 
 
 def _codes(value: object) -> Iterator[types.CodeType]:
@@ -237,10 +237,10 @@ class Guard:
 
 def slow_ones(reports: Iterable[object]) -> list[tuple[float, str]]:
     """Return (CPU seconds, test) of the quick tests that are none, longest first."""
-    found = []
+    slow = []
     for report in reports:
         if isinstance(report, pytest.TestReport):
             seconds = dict(report.user_properties).get(CPU_PROPERTY, 0.0)
             if isinstance(seconds, float) and seconds > CPU_SECONDS:
-                found.append((seconds, report.nodeid))
-    return sorted(found, reverse=True)
+                slow.append((seconds, report.nodeid))
+    return sorted(slow, reverse=True)

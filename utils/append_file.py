@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from utils.faults import UserError, refuse_odd_file
+from utils.errors import UserError, refuse_odd_file
 
 
 class AppendFile:

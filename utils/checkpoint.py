@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, State, load, peek, save
 from utils.checkpoint_names import kept_name, publish, split_name
 from utils.checkpoint_names import present as present_names
-from utils.faults import AgreedError, UserError, listed
+from utils.errors import AgreedError, UserError, listed
 
 if TYPE_CHECKING:
     from utils.dist import World
@@ -31,7 +31,7 @@ __all__ = [
     "PREVIOUS",
     "CheckpointError",
     "CorruptCheckpoint",
-    "Found",
+    "ResumePoint",
     "check_resume",
     "evaluated_weights",
     "find",
@@ -54,7 +54,7 @@ def _accept(path: Path, state: State) -> None:
     """Accept any checkpoint that can be read."""
 
 
-class Found(NamedTuple):
+class ResumePoint(NamedTuple):
     """The checkpoint that `find` chose, and the log lines that explain the choice."""
 
     path: Path
@@ -62,7 +62,7 @@ class Found(NamedTuple):
     messages: list[str]
 
 
-def find(folder: Path, check: Check = _accept) -> Found | None:
+def find(folder: Path, check: Check = _accept) -> ResumePoint | None:
     """Find the newest checkpoint of a run that verifies: the highest (token, step) of latest, previous and best.
 
     Among equals the order is latest, previous, best. docs/cluster.md explains tokens. Names that a start keeps for
@@ -111,15 +111,15 @@ def find(folder: Path, check: Check = _accept) -> Found | None:
 
     # Never start over silently: that would overwrite what may still be repaired.
     if chosen is None:
-        told = "; ".join(f"{path.name} is passed over: {reason}" for path, reason in reasons.items())
+        failures = "; ".join(f"{path.name} is passed over: {reason}" for path, reason in reasons.items())
         raise UserError(
-            f"{folder}: no checkpoint can be read ({told}). Put a good one back, "
+            f"{folder}: no checkpoint can be read ({failures}). Put a good one back, "
             "or start over with --fresh, which moves the old run to old/"
         )
 
     messages = _passed_over(present, chosen, orders, reasons)
     messages.append(f"resuming from {chosen.name}, step {states[chosen]['step']}")
-    return Found(chosen, states[chosen], messages)
+    return ResumePoint(chosen, states[chosen], messages)
 
 
 def _require_access(path: Path) -> None:
@@ -171,7 +171,7 @@ def newest(folder: Path, name: str) -> Path | None:
     Returns:
         None if there is no file of that name.
     """
-    plain = folder / name
+    named = folder / name
     files = present_names(folder, name)
 
     if name == LATEST and files:
@@ -180,32 +180,32 @@ def newest(folder: Path, name: str) -> Path | None:
         return files[0] if files else None
 
     orders = {path: peek(path) for path in files}
-    if plain in orders and orders[plain] is None:
-        return plain
+    if named in orders and orders[named] is None:
+        return named
     return max(files, key=lambda path: orders[path] or (-1, -1))
 
 
-def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
+def take_over(run_dir: RunDir, resume_from: ResumePoint | None, *, fresh: bool) -> None:
     """Take over an experiment folder for this start, once config, lists and weights have been checked.
 
     Takes the token: from here on no earlier start can hide what this one finds or writes.
 
     Args:
         run_dir: the folder, locked.
-        found: the checkpoint to resume from. None: an old run is moved away.
+        resume_from: the checkpoint to resume from. None: an old run is moved away.
         fresh: move everything, not only the reports on bad samples.
 
     Raises:
         UserError: the folder cannot be written, or another process has taken it.
     """
-    run_dir.enter(above=found.state.get("token", 0) if found else 0)
-    if found is None:
+    run_dir.enter(above=resume_from.state.get("token", 0) if resume_from else 0)
+    if resume_from is None:
         run_dir.move_to_old(everything=fresh)
         return
 
     keep = run_dir.has_predecessor
     try:
-        for name, source in ((LATEST, found.path), (BEST, newest(run_dir.exp, BEST))):
+        for name, source in ((LATEST, resume_from.path), (BEST, newest(run_dir.exp, BEST))):
             # The newest file may have only a kept name: give it the plain one, which everyone opens.
             if source is not None and split_name(source.name)[1]:
                 publish(source, run_dir.exp / name)
@@ -216,7 +216,7 @@ def take_over(run_dir: RunDir, found: Found | None, *, fresh: bool) -> None:
         raise UserError(f"{error.filename or run_dir.exp}: cannot be written ({error.strerror or error})") from error
 
 
-def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Found | None:
+def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> ResumePoint | None:
     """Find the checkpoint on rank 0 and read it on all ranks, so that all resume from the same file.
 
     Raises:
@@ -227,18 +227,18 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
     names = (LATEST, PREVIOUS, BEST)
     # Index of the name (-1: no checkpoint, -2: none can be read), token of a kept name, step.
     choice = torch.tensor([-1, 0, -1], dtype=torch.int64, device=world.device)
-    found: Found | None = None
+    chosen: ResumePoint | None = None
     failure: UserError | None = None
 
     # Rank 0 decides. Its error is raised only after the broadcast, or the other ranks would wait for ever.
     if world.is_main:
         try:
-            found = find(folder, check)
+            chosen = find(folder, check)
         except UserError as error:
             failure, choice[0] = error, -2
-        if found:
-            name, token = split_name(found.path.name)
-            choice = torch.tensor([names.index(name), token, found.state["step"]], device=world.device)
+        if chosen:
+            name, token = split_name(chosen.path.name)
+            choice = torch.tensor([names.index(name), token, chosen.state["step"]], device=world.device)
 
     number, token, step = world.broadcast_(choice).tolist()
     if failure:
@@ -249,13 +249,13 @@ def find_on_all_ranks(folder: Path, world: World, check: Check = _accept) -> Fou
     # The others open the same name and compare the step: on another file system it could be another file.
     if number >= 0 and not world.is_main:
         path = folder / (kept_name(names[number], token) if token else names[number])
-        found = Found(path, load(path), [])
-        if found.state.get("step") != step:
+        chosen = ResumePoint(path, load(path), [])
+        if chosen.state.get("step") != step:
             raise UserError(
-                f"{path}: rank 0 reads step {step}, this rank {found.state.get('step')}: not one file system"
+                f"{path}: rank 0 reads step {step}, this rank {chosen.state.get('step')}: not one file system"
             )
     world.barrier()  # rank 0 may now rename what the others have read
-    return found
+    return chosen
 
 
 def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path | str) -> None:
@@ -269,18 +269,18 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
     Raises:
         UserError: keys or shapes differ.
     """
-    own = model.state_dict()
-    missing = [key for key in own if key not in state_model]
-    unknown = [key for key in state_model if key not in own]
-    reshaped = [key for key in own if key in state_model and own[key].shape != state_model[key].shape]
+    needed = model.state_dict()
+    missing = [key for key in needed if key not in state_model]
+    unknown = [key for key in state_model if key not in needed]
+    reshaped = [key for key in needed if key in state_model and needed[key].shape != state_model[key].shape]
 
     if not (missing or unknown or reshaped):
         model.load_state_dict(dict(state_model))
         return
 
     # Only the classifier differs, in the number of classes: the most frequent mistake gets its own message.
-    heads = {(state_model[key].shape[:1], own[key].shape[:1]) for key in reshaped}
-    same_rest = all(state_model[key].shape[1:] == own[key].shape[1:] for key in reshaped)
+    heads = {(state_model[key].shape[:1], needed[key].shape[:1]) for key in reshaped}
+    same_rest = all(state_model[key].shape[1:] == needed[key].shape[1:] for key in reshaped)
     if not missing and not unknown and same_rest and len(heads) == 1:
         ((theirs, ours),) = heads
         raise UserError(
@@ -288,7 +288,7 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
             f"({', '.join(reshaped[:_LISTED])}); a new task starts from these weights with model.pretrained: FILE"
         )
 
-    shapes = [f"{key} {tuple(state_model[key].shape)} in the file, {tuple(own[key].shape)} here" for key in reshaped]
+    shapes = [f"{key} {tuple(state_model[key].shape)} in the file, {tuple(needed[key].shape)} here" for key in reshaped]
     parts = [
         listed("missing in the file", missing, most=_LISTED),
         listed("not in the model", unknown, most=_LISTED),
@@ -308,22 +308,22 @@ def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
         The ``model`` entry, or with `ema` the moving average of the weights. Batch-norm statistics that precise batch
         norm recomputed at this step replace the running ones. Second, a phrase for the log that names the choice.
     """
-    averaged, statistics = state.get("ema"), state.get("precise_bn")
-    said = "moving average of the weights" if averaged else "weights as trained (no moving average)"
+    averaged, bn_stats = state.get("ema"), state.get("precise_bn")
+    phrase = "moving average of the weights" if averaged else "weights as trained (no moving average)"
 
     config = state.get("config")
     config = config if isinstance(config, Mapping) else {}
     if averaged and config.get("ema"):
-        said += f" (decay {config['ema']:g})"
+        phrase += f" (decay {config['ema']:g})"
 
-    wanted = (config.get("precise_bn") or {}).get("batches")
-    if statistics:
-        said += f", batch-norm statistics averaged over {wanted} batches"
-    elif wanted:
-        said += ", running batch-norm statistics (this step was not one of precise_bn)"
+    batches = (config.get("precise_bn") or {}).get("batches")
+    if bn_stats:
+        phrase += f", batch-norm statistics averaged over {batches} batches"
+    elif batches:
+        phrase += ", running batch-norm statistics (this step was not one of precise_bn)"
 
-    # Statistics go last: they are entries of the same model and must win.
-    return {**(averaged or state["model"]), **(statistics or {})}, said
+    # The statistics go last: they are entries of the same model and must win.
+    return {**(averaged or state["model"]), **(bn_stats or {})}, phrase
 
 
 def check_resume(

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from utils import checkpoint_names, files, weights_file
+from utils import checkpoint_names, files, renamed, weights_file
 from utils.checkpoint_names import BEST, LATEST, PREVIOUS
-from utils.faults import UserError, fail_point, kind_of_file
+from utils.errors import UserError, fail_point, kind_of_file
 
 State = dict[str, Any]  # the content of a checkpoint; utils/engine/state.py lists it
 _STALE_SECONDS = 3600.0  # the age at which a temporary file of another host counts as abandoned
@@ -78,7 +78,7 @@ def save(
     names = [target, previous]
     if keep_as is not None:
         names.append(folder / checkpoint_names.kept_name(name, keep_as))
-    tmp, spare, *own = [checkpoint_names.temporary_name(path) for path in names]
+    tmp, spare, *links = [checkpoint_names.temporary_name(path) for path in names]
 
     try:
         # Write and verify a temporary file. Until the first rename the folder's checkpoints are untouched.
@@ -92,7 +92,7 @@ def save(
         rotate = name == LATEST and _is_zip(target)  # a cut-off file must not push out a good previous one
         if rotate:
             checkpoint_names.second_name(target, spare)
-        for link in own:
+        for link in links:
             checkpoint_names.second_name(tmp, link)
         fail_point("checkpoint.linked")
 
@@ -102,7 +102,7 @@ def save(
         fail_point("checkpoint.checked")
 
         # The order matters: at each moment the newest verified file has a name that `find` considers.
-        for link in own:
+        for link in links:
             os.replace(link, names[-1])
         os.replace(tmp, target)
         fail_point("checkpoint.replace")
@@ -116,7 +116,7 @@ def save(
             raise
         raise CheckpointError(_failed_text(folder, name, state, cause)) from error
     finally:
-        for path in (tmp, spare, *own):  # renaming one of two names of the same file leaves both: remove what is left
+        for path in (tmp, spare, *links):  # renaming one of two names of the same file leaves both: remove what is left
             with contextlib.suppress(OSError):
                 path.unlink()
     return target
@@ -155,7 +155,7 @@ def load(path: Path) -> State:
 
     if not isinstance(state, dict):
         raise CorruptCheckpoint(path, f"it holds a {type(state).__name__}, not a dict")
-    return state
+    return renamed.checkpoint(state)
 
 
 def _write(tmp: Path, state: State) -> None:

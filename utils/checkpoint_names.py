@@ -44,21 +44,21 @@ def kept(folder: Path, name: str | None = None) -> list[Path]:
         name: LATEST or BEST, for those of one kind.
     """
     try:
-        found = [split_name(file) for file in os.listdir(folder)]
+        entries = [split_name(file) for file in os.listdir(folder)]
     except FileNotFoundError:
         return []
 
-    known = sorted({(token, plain) for plain, token in found if token and name in (None, plain)}, reverse=True)
-    return [folder / kept_name(plain, token) for token, plain in known]
+    known = sorted({(token, base) for base, token in entries if token and name in (None, base)}, reverse=True)
+    return [folder / kept_name(base, token) for token, base in known]
 
 
 def present(folder: Path, *names: str) -> list[Path]:
     """List the files with these names or with a kept name of one of them, including dangling links."""
-    found: list[Path] = []
+    paths: list[Path] = []
     for name in names:
-        found += [folder / name] if os.path.lexists(folder / name) else []
-        found += kept(folder, name)
-    return found
+        paths += [folder / name] if os.path.lexists(folder / name) else []
+        paths += kept(folder, name)
+    return paths
 
 
 def temporary_name(target: Path) -> Path:
@@ -73,13 +73,13 @@ def temporary_name(target: Path) -> Path:
 
 def temporary_files(folder: Path) -> list[tuple[Path, str, str]]:
     """List the temporary files of all processes: (path, host, pid)."""
-    found = []
+    entries = []
     for path in folder.glob(f"ckpt*.tmp-*{_ENDING}"):
         owner = path.name.removesuffix(_ENDING).split(".tmp-", 1)[1]
         # The random part of the name is missing in files of older versions.
         host, _, pid = re.sub(r"^[0-9a-f]{8}\.", "", owner).rpartition("-")
-        found.append((path, host, pid))
-    return found
+        entries.append((path, host, pid))
+    return entries
 
 
 def remove_temporary_files(folder: Path) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from utils import schedulers
 from utils.config import yaml_lines
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 Values = Mapping[str, Any]  # fields of `Settings`; values from a file or a flag are checked before use
 
@@ -233,8 +233,8 @@ def _find() -> Path:
     if named:
         return Path(named)
     folder = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    own = Path(folder).expanduser() / "zoetrope" / "cluster.yaml"
-    return own if own.is_file() else SHIPPED
+    user_file = Path(folder).expanduser() / "zoetrope" / "cluster.yaml"
+    return user_file if user_file.is_file() else SHIPPED
 
 
 def _dotted(path: tuple) -> str:
@@ -248,13 +248,13 @@ def _mapping(value: object, path: tuple, known: tuple[str, ...] | None, problem:
         problem(path, "must be a table of `key: value` lines")
         return {}
 
-    found = {}
+    entries = {}
     for name, inner in value.items():
         if known is not None and name not in known:
             problem((*path, name), f"there is no such key{did_you_mean(str(name), known)}")
         else:
-            found[name] = inner
-    return found
+            entries[name] = inner
+    return entries
 
 
 def _section(value: object, path: tuple, problem: Callable[[tuple, str], None]) -> dict[str, Any]:

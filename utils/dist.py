@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore, Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from utils import faults, schedulers, transfer
-from utils.faults import AgreedError, LostRank, UserError
+from utils import errors, schedulers, transfer
+from utils.errors import AgreedError, RankLostError, UserError
 from utils.reduce import AveragedGradients
 from utils.schedulers import Place, integer
 
@@ -64,7 +64,7 @@ class World:
         return self.rank == 0
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum a contiguous tensor over all ranks, in place; return the same bits on every rank. Raises LostRank."""
+        """Sum a contiguous tensor over all ranks, in place, to the same bits on each. Raises RankLostError."""
         if self.size > 1:
             with contact(self):
                 dist.all_reduce(tensor)
@@ -77,14 +77,14 @@ class World:
             return Pending(self, transfer.Readback(tensor, work))
 
     def broadcast_(self, tensor: torch.Tensor, src: int = 0) -> torch.Tensor:
-        """Copy rank `src`'s contiguous tensor to all ranks, in place. Raises LostRank."""
+        """Copy rank `src`'s contiguous tensor to all ranks, in place. Raises RankLostError."""
         if self.size > 1:
             with contact(self):
                 dist.broadcast(tensor, src)
         return tensor
 
     def any(self, wish: bool) -> bool:
-        """Return True on every rank if `wish` is true on any rank. Raises LostRank."""
+        """Return True on every rank if `wish` is true on any rank. Raises RankLostError."""
         return wish if self.size == 1 else bool(self.sum_(torch.tensor([int(wish)], device=self.device)).item())
 
     def on_main(self, action: Callable[[], object]) -> None:
@@ -109,7 +109,7 @@ class World:
             raise AgreedError("rank 0 could not go on")
 
     def barrier(self) -> None:
-        """Return when every rank has arrived. Raises LostRank."""
+        """Return when every rank has arrived. Raises RankLostError."""
         if self.size > 1:
             with contact(self):
                 # Without device_ids NCCL guesses the GPU of a rank and may hang.
@@ -124,23 +124,23 @@ class Pending:
     readback: transfer.Readback
 
     def read(self) -> torch.Tensor:
-        """Wait for the sum and return it on the CPU; on a GPU, without waiting for later work. Raises LostRank."""
+        """Wait for the sum and return it on the CPU; on a GPU, without waiting for later work. Raises RankLostError."""
         with contact(self.world):
             return self.readback.read()
 
 
 @contextlib.contextmanager
 def contact(world: World) -> Iterator[None]:
-    """Turn errors caused by a dead peer into LostRank. Wrap the training loop in it: DDP raises gloo's errors."""
+    """Turn errors caused by a dead peer into RankLostError. Wrap the training loop in it: DDP raises gloo's errors."""
     try:
         yield
-    except LostRank:
+    except RankLostError:
         raise
     except RuntimeError as error:
         if world.size == 1 or not _is_lost(error):
             raise
         reason = str(error).strip().splitlines()[0][:200]
-        raise LostRank(
+        raise RankLostError(
             f"rank {world.rank} lost contact with another rank ({reason}): see which failed first"
         ) from error
 
@@ -210,12 +210,12 @@ def leave(error: type[BaseException] | None = None, *_: object) -> None:
 
     After an error on this rank the other ranks may be in a collective that never ends. With NCCL, both the
     destruction of the group and the interpreter's teardown would wait for it. So the group is kept, and
-    `faults.finish` ends the process without either.
+    `errors.finish` ends the process without either.
     """
     if not dist.is_initialized():
         return
     if error is not None:
-        faults.end_at_once()
+        errors.end_at_once()
         return
     with contextlib.suppress(RuntimeError):  # a peer has left already
         dist.destroy_process_group()
@@ -244,11 +244,11 @@ def _place(env: Mapping[str, str]) -> Place:
     return place
 
 
-def _device(place: Place, wanted: str | None) -> torch.device:
-    count = torch.cuda.device_count() if wanted != "cpu" and torch.cuda.is_available() else 0
+def _device(place: Place, requested: str | None) -> torch.device:
+    count = torch.cuda.device_count() if requested != "cpu" and torch.cuda.is_available() else 0
 
     if count == 0:
-        if wanted == "cuda":
+        if requested == "cuda":
             raise UserError(
                 f"rank {place.rank}: no CUDA GPU on this machine: ask for the CPU; `python main.py doctor` says "
                 "what is wrong with driver and torch"
@@ -327,7 +327,7 @@ def _within(deadline: float, action: Callable[[], T]) -> T:
     try:
         result, error = done.get(timeout=max(deadline - time.monotonic(), 0.1))
     except Empty:
-        faults.end_at_once()  # the thread cannot be stopped
+        errors.end_at_once()  # the thread cannot be stopped
         raise RuntimeError("no answer") from None
 
     if error is not None:

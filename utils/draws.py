@@ -32,7 +32,7 @@ _current: ContextVar[_Shards | None] = ContextVar("zoetrope_shards", default=Non
 
 
 @contextlib.contextmanager
-def using(seed: int, step: int, shards: tuple[int, ...], rows_per_shard: int) -> Iterator[None]:
+def rng_scope(seed: int, step: int, shards: tuple[int, ...], rows_per_shard: int) -> Iterator[None]:
     """Let `Dropout` draw for these shards of global batch `step`. Wrap the forward pass of one micro-batch in it.
 
     Args:
@@ -52,7 +52,7 @@ class Dropout(nn.Module):
     """Dropout (Srivastava et al., JMLR 2014) whose mask depends on (seed, step, shard, layer), not on the rank.
 
     The first axis of the input holds the micro-batch's clips, or k rows of each clip next to each other (B*T frames).
-    Inside `using` a separate generator draws the mask of each shard's rows. Outside it the layer is `F.dropout`, in
+    Inside `rng_scope` a separate generator draws the mask of each shard's rows. Outside it the layer is `F.dropout`, in
     eval mode the identity. `prepare(model)` must have given the layer its key. A layer that is used twice in a forward
     pass would draw the same mask twice: use two layers.
 

@@ -21,7 +21,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from utils import files, log
-from utils.faults import UserError, refuse_odd_file
+from utils.errors import UserError, refuse_odd_file
 
 JOURNAL = "jobs/bad_samples.jsonl"
 LEDGER = "jobs/bad_samples.json"
@@ -82,7 +82,7 @@ class BadSamples:
         self.exp, self.log, self.videos, self._epoch = Path(exp), run_log, videos, videos * num_sample
         self.limit = max(1, int(bad_budget * videos))
         self._first_is_fatal = first_is_fatal
-        self._told: set[tuple[str, int]] = set()  # (part of the run, sample) that this process has logged
+        self._logged: set[tuple[str, int]] = set()  # (part of the run, sample) that this process has logged
         self._stopped = False  # the budget ends this process
 
     def note(self, events: Iterable[BadEvent], step: int, during: str = TRAINING) -> None:
@@ -100,8 +100,8 @@ class BadSamples:
             self.log.journal(JOURNAL, row if during == TRAINING else row | {"during": during})
 
             # A bad sample comes back in every epoch: one line of the log is enough.
-            if (during, event.sample) not in self._told:
-                self._told.add((during, event.sample))
+            if (during, event.sample) not in self._logged:
+                self._logged.add((during, event.sample))
                 self.log.event(str(event) if during == TRAINING else f"{during}: {event}")
 
             # The loader raises. Without the marker the clip would fail, unread, in every later process too.
@@ -109,7 +109,7 @@ class BadSamples:
             if fatal and not self._stopped:
                 self._stop(step)
 
-        if not self._stopped and sum(part == TRAINING for part, _ in self._told) > self.limit:
+        if not self._stopped and sum(part == TRAINING for part, _ in self._logged) > self.limit:
             self._stop(step)  # the loader's ledger applies the same budget in its process and raises
 
     def resume(self, marker: files.Row) -> None:
@@ -133,19 +133,19 @@ class BadSamples:
             UserError: more videos were bad in this epoch than `bad_budget` allows. Videos do not count if an earlier
                 process met them before it ended with this very error.
         """
-        found = rows(self.exp)
-        if found or (self.exp / LEDGER).exists():
-            self._write(step, epoch, found)
-        if not found:
+        bad_rows = rows(self.exp)
+        if bad_rows or (self.exp / LEDGER).exists():
+            self._write(step, epoch, bad_rows)
+        if not bad_rows:
             return
 
         # Clips are read ahead: those of the next epoch count in the next one.
         positions = range((epoch - 1) * self._epoch, epoch * self._epoch)
-        here = [row for row in found if row["during"] == TRAINING and row["position"] in positions]
+        here = [row for row in bad_rows if row["during"] == TRAINING and row["position"] in positions]
         bad = {row["sample"] for row in here}
-        everywhere = {(row["during"] == VALIDATION, row["sample"]) for row in found}
+        everywhere = {(row["during"] == VALIDATION, row["sample"]) for row in bad_rows}
         count = f"{len(bad)} of {self.videos} videos could not be read, {len(everywhere)} in the run so far"
-        self.log.line(f"epoch {epoch}: {count}: {named(found)} ({LEDGER})")
+        self.log.line(f"epoch {epoch}: {count}: {named(bad_rows)} ({LEDGER})")
 
         # The rows before a stop of the budget were reported then: they must not stop the run a second time.
         counted = {row["sample"] for row in here if not row["stopped"]}
@@ -166,20 +166,20 @@ class BadSamples:
         content = {"step": step, "epoch": epoch, "videos": self.videos, "bad": table(rows)}
 
         # Only this start uses this name. A later start removes it, so a frozen process cannot rename it.
-        own = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-        with files.replacing(target, temporary=own) as part:
+        temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
+        with files.replacing(target, temporary=temporary) as part:
             part.write_text(json.dumps(content, indent=1) + "\n", "utf-8", errors="backslashreplace")
 
 
 def _journal(exp: Path) -> list[files.Row]:
     """Return the journal's rows without a torn last line; raise if it cannot be read, since it decides bits."""
-    path, found = exp / JOURNAL, []
+    path, entries = exp / JOURNAL, []
     refuse_odd_file(path)
 
     for text in path.read_text("utf-8").splitlines() if path.exists() else ():
         with contextlib.suppress(ValueError):
-            found.append(json.loads(text))
-    return found
+            entries.append(json.loads(text))
+    return entries
 
 
 def resume_marker(*, step: int, clips: int, validated: int) -> files.Row:
@@ -204,14 +204,14 @@ def rows(exp: Path, marker: files.Row | None = None) -> list[files.Row]:
         Rows as `BadSamples.note` writes them, plus ``during`` and ``stopped``: the budget ended a process after the
         row.
     """
-    found: dict[tuple[object, ...], files.Row] = {}
+    kept: dict[tuple[object, ...], files.Row] = {}
     stopped = False
 
     for row in [*_journal(exp), *([marker] if marker else [])]:
         if "resume" in row:
-            for old in found.values() if stopped else ():  # other ranks journalled until they ended too
+            for old in kept.values() if stopped else ():  # other ranks journalled until they ended too
                 old["stopped"] = True
-            found = {key: old for key, old in found.items() if not _is_read_again(old, row)}
+            kept = {key: old for key, old in kept.items() if not _is_read_again(old, row)}
             stopped = False
         elif "stopped" in row:
             stopped = True
@@ -219,9 +219,9 @@ def rows(exp: Path, marker: files.Row | None = None) -> list[files.Row]:
             row |= {"during": row.get("during", TRAINING), "stopped": False}
             # In training a position occurs once. Other parts of the run read the same positions in each round.
             during = row["during"]
-            found.setdefault((during, row["sample"], row["position"], during == TRAINING or row["step"]), row)
+            kept.setdefault((during, row["sample"], row["position"], during == TRAINING or row["step"]), row)
 
-    return list(found.values())
+    return list(kept.values())
 
 
 def given_up(
@@ -258,17 +258,17 @@ def _is_kept(row: files.Row) -> bool:
 
 def table(rows: list[files.Row]) -> list[files.Row]:
     """Return path, sample, during, times, late, reasons per file and part of the run, the most frequent first."""
-    found: dict[tuple[str, str], files.Row] = {}
+    by_file: dict[tuple[str, str], files.Row] = {}
     for row in rows:
         key = (row["during"], row["path"])
         entry = {"path": row["path"], "sample": row["sample"], "during": row["during"], "times": 0, "late": 0}
-        entry = found.setdefault(key, entry | {"reasons": []})
+        entry = by_file.setdefault(key, entry | {"reasons": []})
         entry["times"] += 1
         entry["late"] += bool(row["late"])
         if row["reason"] not in entry["reasons"]:
             entry["reasons"].append(row["reason"])
 
-    return sorted(found.values(), key=lambda entry: (-entry["times"], entry["during"], entry["path"]))
+    return sorted(by_file.values(), key=lambda entry: (-entry["times"], entry["during"], entry["path"]))
 
 
 def named(rows: list[files.Row]) -> str:

@@ -20,10 +20,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, SupportsFloat
 
-from utils import loggers, redact
+from utils import loggers, redact, renamed
 from utils.append_file import AppendFile
+from utils.errors import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
 from utils.event_file import EventFile
-from utils.faults import AgreedError, UserError, fail_point, rank_from_environment, refuse_odd_file
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -37,8 +37,8 @@ METERS = (
     ("Time", "time", 3),
     ("Data", "data", 3),
     ("Loss", "loss", 4),
-    ("Prec@1", "prec1", 3),
-    ("Prec@5", "prec5", 3),
+    (renamed.LOG_TITLES["top1"], "top1", 3),
+    (renamed.LOG_TITLES["top5"], "top5", 3),
 )
 
 
@@ -219,9 +219,9 @@ class RunLog:
         if self._resume_step is not None:
             self._event_file()
             place = "/".join(Path(exp).resolve().parts[-3:])
-            facts = {"name": place, "code": revision, "ranks": shards.world, "global_batch": shards.global_batch}
-            facts |= {key: redact.hidden(str(value)) for key, value in config.flat(config.to_dict(cfg)).items()}
-            self._feeds = [loggers.Feed(name, exp, facts, self.line) for name in cfg.loggers]
+            metadata = {"name": place, "code": revision, "ranks": shards.world, "global_batch": shards.global_batch}
+            metadata |= {key: redact.hidden(str(value)) for key, value in config.flat(config.to_dict(cfg)).items()}
+            self._feeds = [loggers.Feed(name, exp, metadata, self.line) for name in cfg.loggers]
 
         self.line(f"experiment {Path(exp).resolve()}, code {revision}, process {os.getpid()} on {socket.gethostname()}")
         self.line(
@@ -244,7 +244,7 @@ class RunLog:
         """Write the progress line and its scalars.
 
         Args:
-            meters: time, data, loss, prec1, prec5.
+            meters: time, data, loss, top1, top5.
             lr: learning rate of the step.
             clips: number of clips in an iteration.
             more: further scalars.
@@ -253,8 +253,8 @@ class RunLog:
             return
 
         self.line(format_line(step, last, meters, lr=lr, clips=clips))
-        average = {name: meters[name].average for name in ("loss", "prec1", "prec5")}
-        tags = {"loss_train": average["loss"], "acc1_train": average["prec1"], "acc5_train": average["prec5"], "lr": lr}
+        average = {name: meters[name].average for name in ("loss", "top1", "top5")}
+        tags = {"loss_train": average["loss"], "top1_train": average["top1"], "top5_train": average["top5"], "lr": lr}
         self.scalars(step, tags | dict(more or {}))
 
     def validation(self, step: int, result: Mapping[str, float]) -> None:
@@ -324,7 +324,7 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Read the curves of an ``events/scalars.jsonl``: tag -> [(step, value)], each step once, in order of the steps.
 
     A marker ``{"resume": s}`` drops earlier records of steps after s, because they were repeated. A torn line (the
-    process was killed while it wrote) is skipped.
+    process was killed while it wrote) is skipped. Curves of earlier versions have their new names.
     """
     refuse_odd_file(path)
     curves: dict[str, dict[int, float]] = {}
@@ -338,7 +338,7 @@ def read_scalars(path: Path) -> dict[str, list[tuple[int, float]]]:
                         del curve[step]
                 continue
             step = int(record.pop("step"))
-            numbers = {tag: float(value) for tag, value in record.items()}
+            numbers = {renamed.curve(tag): float(value) for tag, value in record.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             continue
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from utils import ranking
+from utils.renamed import LOG_TITLES
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +104,7 @@ class Metric:
     needs_views: bool = False
 
     def in_line(self, value: float) -> str:
-        """Return the text for the line of a validation, such as `Prec@1 93.125`."""
+        """Return the text for the line of a validation, such as `mAP 93.125`."""
         return f"{self.line or self.title} {value:.{self.digits}f}"
 
     def on_page(self, value: float) -> str:
@@ -131,11 +132,11 @@ def shown_in(place: Place, result: Mapping[str, float]) -> list[Metric]:
 
 def evaluate(videos: Videos) -> dict[str, float]:
     """Return num_videos, failed, and every metric of `METRICS` that these videos have."""
-    found: dict[str, float] = {"num_videos": len(videos.scores), "failed": int(videos.failed.sum())}
+    values: dict[str, float] = {"num_videos": len(videos.scores), "failed": int(videos.failed.sum())}
     for metric in metrics_of(multi_label=videos.targets is not None):
         if not metric.needs_views or videos.views is not None:
-            found[metric.name] = metric.compute(videos)
-    return found
+            values[metric.name] = metric.compute(videos)
+    return values
 
 
 def _top(k: int) -> Callable[[Videos], float]:
@@ -155,9 +156,9 @@ def _loss(videos: Videos) -> float:
         good = scores.clip(1e-12, 1 - 1e-12)
         return float(-np.log(np.where(videos.targets[read], good, 1 - good)).mean())
 
-    own = np.take_along_axis(scores, videos.labels[read][:, None], axis=1).clip(1e-300, 1)
+    label_scores = np.take_along_axis(scores, videos.labels[read][:, None], axis=1).clip(1e-300, 1)
     # Summed in units of 2^-24, so that any number of ranks and any order gives the same bits.
-    return float(np.rint(np.log(1 / own) * _UNIT).sum() / _UNIT / len(own))
+    return float(np.rint(np.log(1 / label_scores) * _UNIT).sum() / _UNIT / len(label_scores))
 
 
 def _mean_class(videos: Videos) -> float:
@@ -194,11 +195,11 @@ _NOT_SCORE: tuple[Place, ...] = ("line", "curve", "compare", "collect")
 
 #: Every metric, in the order in which tables show them. A new one is a row here and its test.
 METRICS: list[Metric] = [
-    Metric("top1", _top(1), "top-1", "one", line="Prec@1", curve="acc1_val"),
-    Metric("top5", _top(5), "top-5", "one", line="Prec@5", curve="acc5_val"),
+    Metric("top1", _top(1), "top-1", "one", line=LOG_TITLES["top1"], curve="top1_val"),
+    Metric("top5", _top(5), "top-5", "one", line=LOG_TITLES["top5"], curve="top5_val"),
     # With several labels these are hit@1, as in YouTube-8M, and hit@5. `score` shows hit@1 under its own name.
-    Metric("top1", _top(1), "top-1", "several", _NOT_SCORE, line="Prec@1", curve="acc1_val"),
-    Metric("top5", _top(5), "top-5", "several", _NOT_SCORE, line="Prec@5", curve="acc5_val"),
+    Metric("top1", _top(1), "top-1", "several", _NOT_SCORE, line=LOG_TITLES["top1"], curve="top1_val"),
+    Metric("top5", _top(5), "top-5", "several", _NOT_SCORE, line=LOG_TITLES["top5"], curve="top5_val"),
     Metric("mean_class_accuracy", _mean_class, "mean class accuracy", "one", _SCORES, head="class mean"),
     Metric("loss", _loss, "loss", None, ("line", "curve", "collect"), line="Loss", digits=4, unit=""),
     Metric("clip1", _of_views(0), "clip-1 accuracy", "one", (), needs_views=True),
@@ -270,8 +271,8 @@ class Tally:
             scores = video_scores(views, self.average, multi_label=self.targets is not None)
 
         # All views of all videos as rows (n * V, K), each with the label of its video.
-        own = np.repeat(self.labels[samples], views.shape[1])
-        right = ranking.rank_of(views.reshape(len(own), -1), own).reshape(views.shape[:2]) == 0
+        view_labels = np.repeat(self.labels[samples], views.shape[1])
+        right = ranking.rank_of(views.reshape(len(view_labels), -1), view_labels).reshape(views.shape[:2]) == 0
 
         more = np.stack([np.ones(len(views)), np.ones(len(views)), right[:, 0], right.mean(axis=1)], axis=1)
         self._table[samples] = torch.from_numpy(np.concatenate([scores, more], axis=1))
@@ -347,8 +348,8 @@ def hit_at_k(logits: Tensor, targets: Tensor, ks: tuple[int, ...] = (1, 5)) -> T
     """
     best = logits.masked_fill(targets <= 0, float("-inf"))
     # Of a clip's own labels the one that ranks first: the highest score, and the higher class index of equal scores.
-    own = logits.shape[1] - 1 - best.flip(1).argmax(1)  # (B,) flipped, as argmax takes the first of equal scores
-    return correct_at_k(logits, own, ks) & (targets > 0).any(1)
+    best_label = logits.shape[1] - 1 - best.flip(1).argmax(1)  # (B,) flipped, as argmax takes the first of equal scores
+    return correct_at_k(logits, best_label, ks) & (targets > 0).any(1)
 
 
 def mixed_accuracy(

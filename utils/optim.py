@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.optim import SGD, AdamW, Optimizer
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 # Name of the group: (multiplier of the learning rate, multiplier of the weight decay), for RGB input.
 # Wang et al.'s and Lin et al.'s published code (tsn-pytorch, temporal-shift-module: get_optim_policies).
@@ -29,7 +29,7 @@ POLICY = {
 }
 NO_WD = {"weight": (1.0, 1.0), "bias and bn": (1.0, 0.0)}
 NO_WD_BN = {"weight and bias": (1.0, 1.0), "bn": (1.0, 0.0)}  # PySlowFast
-PLAIN = {"all": (1.0, 1.0)}
+ALL = {"all": (1.0, 1.0)}
 ADAMW = {"weight": (1.0, 1.0), "bias and norm": (1.0, 0.0)}  # VideoMAE, BEiT
 _NOT_DECAYED = ("bias", "pos_embed", "cls_token")  # by AdamW, for any shape
 _OF_STATE = ("momentum_buffer", "exp_avg", "exp_avg_sq")  # tensors that an optimiser keeps for a parameter
@@ -107,7 +107,7 @@ def build(
         ValueError: nothing to train.
         UserError: layer_decay for a network without blocks.
     """
-    table = ADAMW if type == "adamw" else NO_WD_BN if no_wd == "bn" else NO_WD if no_wd else POLICY if policy else PLAIN
+    table = ADAMW if type == "adamw" else NO_WD_BN if no_wd == "bn" else NO_WD if no_wd else POLICY if policy else ALL
 
     # Sort the parameters by (group, layer, layers above it, head of a probe or -1). Of each head: (number, factor,
     # decay).
@@ -178,13 +178,13 @@ def layer_ids(model: nn.Module) -> dict[nn.Parameter, int]:
         )
 
     # Start with the top layer for everything, then overwrite from the outside in.
-    found = dict.fromkeys(model.parameters(), len(blocks) + 1)
-    found |= dict.fromkeys(backbone.parameters(recurse=False), 0)
-    found |= dict.fromkeys(backbone.get_submodule("patch_embed").parameters(), 0)
+    ids = dict.fromkeys(model.parameters(), len(blocks) + 1)
+    ids |= dict.fromkeys(backbone.parameters(recurse=False), 0)
+    ids |= dict.fromkeys(backbone.get_submodule("patch_embed").parameters(), 0)
     for number, block in enumerate(blocks, start=1):
-        found |= dict.fromkeys(block.parameters(), number)
+        ids |= dict.fromkeys(block.parameters(), number)
 
-    return found
+    return ids
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

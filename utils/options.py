@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import NoReturn
 
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 _CHOICE = re.compile(r"invalid choice: '?(.*?)'? \(choose from (.*)\)$")  # argparse's own sentence
 

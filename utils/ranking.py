@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 _Array = TypeVar("_Array", "np.ndarray", "torch.Tensor")
 
 
-def before(scores: _Array, own: _Array, classes: _Array, labels: _Array) -> _Array:
+def before(scores: _Array, label_scores: _Array, classes: _Array, labels: _Array) -> _Array:
     """Return which classes rank before a label, for numpy arrays or torch tensors.
 
     Args:
         scores: (N, K).
-        own: (N, 1), the scores of the labels.
+        label_scores: (N, 1), the scores of the labels.
         classes: (K,) 0 .. K - 1.
         labels: (N, 1).
 
     Returns:
         (N, K) bool.
     """
-    return (scores > own) | ((scores == own) & (classes > labels))  # pyright: ignore[reportReturnType]
+    return (scores > label_scores) | ((scores == label_scores) & (classes > labels))  # pyright: ignore[reportReturnType]
 
 
 def order(scores: np.ndarray) -> np.ndarray:
@@ -60,9 +60,9 @@ def rank_of(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def rank_of_best(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return the rank of the best label of each row, (N,); K + 1 for a row without labels or with a nan."""
-    found = np.take_along_axis(targets, order(scores), axis=1)  # (N, K) by falling score
+    ranked_targets = np.take_along_axis(targets, order(scores), axis=1)  # (N, K) by falling score
     wrong = np.isnan(scores).any(axis=1) | ~targets.any(axis=1)
-    return np.where(wrong, scores.shape[1] + 1, found.argmax(axis=1))
+    return np.where(wrong, scores.shape[1] + 1, ranked_targets.argmax(axis=1))
 
 
 def average_precision(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -108,8 +108,8 @@ def precision_at_equal_recall(scores: np.ndarray, targets: np.ndarray) -> float:
     right = np.take_along_axis(targets, places, axis=1) & (np.take_along_axis(scores, places, axis=1) > 0)
 
     labels = targets.sum(axis=1)
-    found = np.where(np.arange(scores.shape[1]) < labels[:, None], right, False).sum(axis=1)
-    return float((found / np.maximum(labels, 1)).mean())
+    hits = np.where(np.arange(scores.shape[1]) < labels[:, None], right, False).sum(axis=1)
+    return float((hits / np.maximum(labels, 1)).mean())
 
 
 def global_average_precision(scores: np.ndarray, targets: np.ndarray, top: int = 20) -> float:
@@ -144,6 +144,6 @@ def _step_area(scores: np.ndarray, targets: np.ndarray) -> float:
     scores, targets = scores[by_score], targets[by_score]
     ends = np.append(np.flatnonzero(np.diff(scores) != 0), len(scores) - 1)  # the last row of each group of equal ones
 
-    found = np.cumsum(targets)[ends]
-    precision, recall = found / (ends + 1), found / found[-1]
+    hits = np.cumsum(targets)[ends]
+    precision, recall = hits / (ends + 1), hits / hits[-1]
     return float((np.diff(recall, prepend=0.0) * precision).sum())

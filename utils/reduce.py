@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.dist import World
@@ -183,7 +183,7 @@ def _cut(members: Iterable[tuple[str, nn.Parameter]]) -> Iterator[list[tuple[str
 
 def _check_same_model(members: list[tuple[str, nn.Parameter]], world: World) -> None:
     """Raise a UserError on every rank if names, shapes or dtypes differ: sums of such models would mean nothing."""
-    text = "\n".join(f"{name} {tuple(own.shape)} {own.stride()} {own.dtype}" for name, own in members)
+    text = "\n".join(f"{name} {tuple(weight.shape)} {weight.stride()} {weight.dtype}" for name, weight in members)
     digest = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")  # 7 bytes fit into an int64
     first = world.broadcast_(torch.tensor([digest], dtype=torch.int64, device=world.device))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils import checkpoint_names, run_lock, writers
 from utils.checkpoint_names import BEST, LATEST, PREVIOUS
-from utils.faults import UserError, fail_point, refuse_odd_file
+from utils.errors import UserError, fail_point, refuse_odd_file
 
 # What a training run leaves in its folder, in the order in which --fresh moves it. The latest checkpoint goes last, so
 # that a process killed in between leaves either the old run or none. Of jobs/ only the reports on bad samples move: the

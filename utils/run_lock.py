@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from utils import files, processes, schedulers
-from utils.faults import UserError, fail_point, refuse_odd_file
+from utils.errors import UserError, fail_point, refuse_odd_file
 
 HEARTBEAT_SECONDS = 30.0
 DEAD_SECONDS = 300.0  # without other evidence, a holder whose heartbeat is older counts as dead

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)

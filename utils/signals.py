@@ -1,6 +1,6 @@
 """Turn signals into flags that ask a run to stop, and end processes whose parent has died.
 
-A handler only sets a flag; the ranks agree on the flag at a step boundary. This is a separate file beside `faults`,
+A handler only sets a flag; the ranks agree on the flag at a step boundary. This is a separate file beside `errors`,
 because what a handler may do must be short enough to check (docs/decisions.md).
 
 How a process ends with its parent:

@@ -1,6 +1,6 @@
 """Normalise over groups of shards, with running statistics that advance once per step.
 
-Build order: model on its device -> `convert` -> `Statistics` -> `dist.data_parallel`.
+Build order: model on its device -> `convert` -> `BnStats` -> `dist.data_parallel`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils.dist import World, collective_timeout
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 
@@ -34,7 +34,7 @@ class GroupBatchNorm(_BatchNorm):
 
     Parameters and buffers have the names and meaning of nn.BatchNorm1d/2d/3d; the input is (B, C), (B, C, T),
     (B, C, H, W) or (B, C, T, H, W). In training the statistics come from the group's whole batch, forward and backward,
-    and the running statistics do not change: `Statistics` advances them from the batch mean and unbiased variance that
+    and the running statistics do not change: `BnStats` advances them from the batch mean and unbiased variance that
     the forward pass leaves in `batch_mean` and `batch_var`. Eval mode uses the running statistics. A layer that is used
     twice in one forward pass leaves the statistics of its last use.
 
@@ -43,7 +43,7 @@ class GroupBatchNorm(_BatchNorm):
 
     ranks: _Ranks | None = None  # None: the whole group is on this rank
     sync_stats: bool = True
-    ran: bool = False  # in training mode since the last Statistics.after_step
+    ran: bool = False  # in training mode since the last BnStats.after_step
     batch_mean: torch.Tensor | None = None  # (C,) not buffers: they are scratch, never saved or broadcast
     batch_var: torch.Tensor | None = None
 
@@ -66,7 +66,7 @@ class GroupBatchNorm(_BatchNorm):
         return _CpuGroupNorm.apply(input, self.weight, self.bias, mean, var, self.eps, group)
 
     def _scratch(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        if self.batch_mean is None and self.running_mean is not None:  # no Statistics has been built (yet)
+        if self.batch_mean is None and self.running_mean is not None:  # no BnStats has been built (yet)
             self.batch_mean, self.batch_var = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_mean)
         return self.batch_mean, self.batch_var
 
@@ -156,10 +156,10 @@ class _GpuGroupNorm(torch.autograd.Function):
         if rows * size < 2:
             raise ValueError("batch norm in training needs more than 1 value per channel in a BN group")
 
-        own = torch.cat(torch.batch_norm_stats(x, eps))  # (2 C,) mean and inverse standard deviation
-        means, inv_stds = _from_all_ranks(own, group, size).split(channels, 1)  # (size, C) each
+        statistics = torch.cat(torch.batch_norm_stats(x, eps))  # (2 C,) mean and inverse standard deviation
+        means, inv_stds = _from_all_ranks(statistics, group, size).split(channels, 1)  # (size, C) each
 
-        counts = torch.full((size,), float(rows), dtype=own.dtype, device=x.device)
+        counts = torch.full((size,), float(rows), dtype=statistics.dtype, device=x.device)
         # With momentum 1 the "running" statistics become exactly this batch's mean and unbiased variance.
         mean, inv_std = torch.batch_norm_gather_stats_with_counts(
             x, means, inv_stds, batch_mean, batch_var, 1.0, eps, counts
@@ -200,15 +200,15 @@ def _dense(x: torch.Tensor) -> torch.Tensor:
     return x.contiguous()
 
 
-def _from_all_ranks(own: torch.Tensor, group: dist.ProcessGroup, size: int) -> torch.Tensor:
+def _from_all_ranks(vector: torch.Tensor, group: dist.ProcessGroup, size: int) -> torch.Tensor:
     """Gather the vectors of all ranks of a group: (n,) -> (size, n)."""
-    everyone = own.new_empty(size, len(own))
+    everyone = vector.new_empty(size, len(vector))
     if dist.get_backend(group) == "gloo":
-        dist.all_gather(list(everyone.unbind()), own, group=group)
+        dist.all_gather(list(everyone.unbind()), vector, group=group)
     else:
         # The function's name before torch 2.13, where the old one warns.
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        gather(everyone, own, group=group)
+        gather(everyone, vector, group=group)
     return everyone
 
 
@@ -232,13 +232,13 @@ def convert(model: nn.Module, shards: ShardPlan, *, sync_stats: bool) -> nn.Modu
         UserError: a layer with momentum None (cumulative averages).
     """
     ranks = _group_ranks(shards)
-    made: dict[nn.Module, GroupBatchNorm] = {}  # a layer that occurs in two places stays one layer
+    replacements: dict[nn.Module, GroupBatchNorm] = {}  # a layer that occurs in two places stays one layer
     for parent in list(model.modules()):
         for name, child in parent._modules.items():  # named_children() omits the second place
             if isinstance(child, _BatchNorm):
-                if child not in made:
-                    made[child] = _as_group_norm(child, ranks, sync_stats)
-                parent._modules[name] = made[child]
+                if child not in replacements:
+                    replacements[child] = _as_group_norm(child, ranks, sync_stats)
+                parent._modules[name] = replacements[child]
     return _as_group_norm(model, ranks, sync_stats) if isinstance(model, _BatchNorm) else model
 
 
@@ -285,7 +285,7 @@ def _group_ranks(shards: ShardPlan) -> _Ranks | None:
     return _Ranks(mine, span)
 
 
-class Statistics:
+class BnStats:
     """The running statistics of all GroupBatchNorm layers as one flat vector (means of all layers, then variances).
 
     The layers' running buffers become views of it, so a load_state_dict changes it. Moving the model to another device
@@ -316,7 +316,8 @@ class Statistics:
         self._groups = [shards.group_of(mine[0]) for mine in shards.micro_batches]
         sets = 1 if self.sync_stats else len(self._groups)
         self._sums = like.new_zeros(sets, self.total)  # batch statistics of this step
-        self._own = None if self.sync_stats else self.running.repeat(sets, 1)  # running ones of this rank's groups
+        # The running statistics of this rank's groups.
+        self._group_running = None if self.sync_stats else self.running.repeat(sets, 1)
 
     def _slices(self) -> Iterator[tuple[GroupBatchNorm, slice, slice]]:
         start, half = 0, self.total // 2
@@ -330,7 +331,7 @@ class Statistics:
             assert layer.running_mean is not None
             assert layer.running_var is not None
             if layer.running_mean.dtype != self.running.dtype or layer.running_mean.device != self.running.device:
-                raise RuntimeError("batch-norm layers of several dtypes or devices: move the model before Statistics")
+                raise RuntimeError("batch-norm layers of several dtypes or devices: move the model before BnStats")
 
             self.running[mean].copy_(layer.running_mean)
             self.running[var].copy_(layer.running_var)
@@ -358,12 +359,12 @@ class Statistics:
             self._factors[ran] = self._step_factors(ran)
 
         momentum, counted = self._factors[ran]
-        if self._own is None:
+        if self._group_running is None:
             # Each rank of a group holds the group's statistics, so every group has equal weight in the sum.
             batch = self.world.sum_(self._sums).div_(self.world.size * len(self._groups))
             self.running.lerp_(batch[0], momentum)
         else:
-            self._own.lerp_(self._sums, momentum.expand_as(self._own))
+            self._group_running.lerp_(self._sums, momentum.expand_as(self._group_running))
 
         self._tracked += counted
         self._sums.zero_()
@@ -380,28 +381,26 @@ class Statistics:
     def _check_views(self) -> None:
         last = self.layers[-1].running_mean  # .to() and .double() move all layers or none
         if last is None or last.untyped_storage().data_ptr() != self.running.untyped_storage().data_ptr():
-            raise RuntimeError(
-                "the model was moved to another device or dtype after Statistics was built: build it later"
-            )
+            raise RuntimeError("the model was moved to another device or dtype after BnStats was built: build it later")
 
     def for_evaluation(self) -> None:
         """Put group 0's statistics into the model's buffers on all ranks, to evaluate or save. Collective."""
-        if self._own is not None:
+        if self._group_running is not None:
             self.running.copy_(self._gather(1)[0])
 
     def group_state(self) -> torch.Tensor | None:
         """Return all groups' running statistics (num_groups, total), or None with `bn_sync_stats`. Collective."""
-        return None if self._own is None else self._gather(self.shards.num_groups)
+        return None if self._group_running is None else self._gather(self.shards.num_groups)
 
     def _gather(self, groups: int) -> torch.Tensor:
         """Return the first `groups` rows on every rank. The rank that runs a group's first shard writes its row."""
-        assert self._own is not None
+        assert self._group_running is not None
 
         rows = self.running.new_zeros(groups, self.total)
-        for own, mine, group in zip(self._own, self.shards.micro_batches, self._groups, strict=True):
+        for row, mine, group in zip(self._group_running, self.shards.micro_batches, self._groups, strict=True):
             # The other ranks of a group hold the same values: the sum over the ranks must count them once.
             if group < groups and mine[0] == group * self.shards.group_size:
-                rows[group] = own
+                rows[group] = row
 
         return self.world.sum_(rows)
 
@@ -413,7 +412,7 @@ class Statistics:
         Raises:
             UserError: the state is of another model, number of groups or `bn_sync_stats`.
         """
-        if self._own is None:
+        if self._group_running is None:
             if state is not None:
                 raise UserError(
                     "the checkpoint was written with bn_sync_stats off and this run has it on: set it alike"
@@ -421,13 +420,13 @@ class Statistics:
             return
 
         if state is None:
-            self._own.copy_(self.running.expand_as(self._own))
+            self._group_running.copy_(self.running.expand_as(self._group_running))
             return
 
-        wanted = (self.shards.num_groups, self.total)
-        if tuple(state.shape) != wanted:
+        expected = (self.shards.num_groups, self.total)
+        if tuple(state.shape) != expected:
             raise UserError(
                 f"the checkpoint's batch-norm statistics are {tuple(state.shape)} (groups, values) and this run needs "
-                f"{wanted}: model, bn_group_size or the shards of the global batch differ"
+                f"{expected}: model, bn_group_size or the shards of the global batch differ"
             )
-        self._own.copy_(state.to(self._own.device)[self._groups])
+        self._group_running.copy_(state.to(self._group_running.device)[self._groups])

@@ -28,10 +28,10 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def constant(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the tuple `values` as a tensor, the same object in each call. Never change it in place."""
     with torch.inference_mode(False):  # it outlives the caller, so it must be usable in training too
-        made = to_device(torch.tensor(values, dtype=dtype), device)
-    if made.is_cuda:
+        tensor = to_device(torch.tensor(values, dtype=dtype), device)
+    if tensor.is_cuda:
         torch.cuda.current_stream(device).synchronize()  # once, so that every stream may read it
-    return made
+    return tensor
 
 
 class Readback:

@@ -1,4 +1,4 @@
-"""Change clips on the training device: apply the draws of their plans, normalise, mirror labels, cut views.
+"""Change clips on the training device: apply the draws of their plans, normalise, mirror labels, crop views.
 
 No code here draws a random number: the plans hold them (datasets/plan/train.py). CPU and GPU run the same code, and a
 clip gets the same bits whatever the other clips of its batch are. The drawn parameters stay on the CPU: reading them
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from utils import ops, transfer
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -53,8 +53,8 @@ def augment(
         return transfer.constant(tuple(rgb), number, clips.device) / 255 * scale + shift
 
     def apply_all(stage: str, clips: Tensor) -> Tensor:
-        for own, apply, rows in parts:
-            if own == stage:
+        for part_stage, apply, rows in parts:
+            if part_stage == stage:
                 clips = apply(clips, rows, colour)
         return clips
 
@@ -115,12 +115,12 @@ def mirrored_classes(
 def _class(name: int | str, names: Sequence[str]) -> int:
     if isinstance(name, int):
         return name
-    found = [number for number, other in enumerate(names) if other == name]
+    matches = [number for number, other in enumerate(names) if other == name]
 
-    if len(found) != 1:
-        there_is = f"{len(found)} classes are" if found else "no class is"
+    if len(matches) != 1:
+        there_is = f"{len(matches)} classes are" if matches else "no class is"
         raise UserError(f"common.data.flip_labels: {there_is} called {name!r}{did_you_mean(name, names)}")
-    return found[0]
+    return matches[0]
 
 
 def mirrored_labels(labels: Tensor, flip: Tensor, classes: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def mirrored_labels(labels: Tensor, flip: Tensor, classes: Tensor) -> Tensor:
     return torch.where(chosen if labels.dim() == 1 else chosen.unsqueeze(1), other, labels)
 
 
-def cut_views(frames: Tensor, clip_rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> Tensor:
+def crop_views(frames: Tensor, clip_rows: np.ndarray, boxes: np.ndarray, flips: np.ndarray) -> Tensor:
     """Cut the views of one video out of its frames.
 
     Args:

@@ -26,7 +26,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from utils import faults
+from utils import errors
 
 EXIT_HUNG = 70  # exit code of a rank that its watchdog ended; after a restart it resumes from the last checkpoint
 _RECORD_BYTES = 2048  # of a heartbeat: a fixed length, so that a reader never sees a partial record
@@ -136,7 +136,7 @@ class Watchdog:
 
     def phase(self, name: str, step: int | None = None, samples: Callable[[], Sequence[str]] = tuple) -> None:
         """Begin a new phase; `samples` is called for names only if the phase is long."""
-        faults.fail_point(f"phase.{name}")
+        errors.fail_point(f"phase.{name}")
         self._enter(name, step, samples)
 
     def _enter(self, name: str, step: int | None, samples: Callable[[], Sequence[str]]) -> None:
@@ -144,7 +144,7 @@ class Watchdog:
 
     def progress(self) -> None:
         """Record that a part of the phase is done, and restart its time."""
-        faults.fail_point(f"progress.{self._now.phase}")
+        errors.fail_point(f"progress.{self._now.phase}")
         self._now = self._now._replace(since=self._clock())
 
     @contextlib.contextmanager
@@ -271,11 +271,11 @@ class Watchdog:
         except OSError:
             mine = time.time()
 
-        found: dict[int, Sign | None] = {}
+        signs: dict[int, Sign | None] = {}
         for rank in range(self.ranks):
             if rank != self.rank:
-                found[rank] = self._sign(rank, mine)
-        return found
+                signs[rank] = self._sign(rank, mine)
+        return signs
 
     def _sign(self, rank: int, now: float) -> Sign | None:
         try:
@@ -316,7 +316,7 @@ class Watchdog:
         with contextlib.suppress(OSError):
             self._heartbeat.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
-            faults.leave_exit_code(EXIT_HUNG)
+            errors.leave_exit_code(EXIT_HUNG)
         os._exit(EXIT_HUNG)
 
     def _report(self, now: _Now, seconds: float) -> None:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from utils import files, run_lock
-from utils.faults import UserError
+from utils.errors import UserError
 
 _FILE = re.compile(r"writer-(\d{1,9})\.json")
 FORGOTTEN_SECONDS = 7 * 24 * 3600.0  # a start on another machine that was silent for so long is given up
@@ -113,7 +113,7 @@ class Writer:
 def _tokens(folder: Path) -> list[int]:
     """Return the tokens in a ``jobs/`` folder, in no particular order."""
     try:
-        found = [_FILE.fullmatch(name) for name in os.listdir(folder)]
+        matches = [_FILE.fullmatch(name) for name in os.listdir(folder)]
     except FileNotFoundError:
         return []
-    return [int(match[1]) for match in found if match]
+    return [int(match[1]) for match in matches if match]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 
-from utils import faults
-from utils.faults import UserError
+from utils import errors
+from utils.errors import UserError
 
 # {kind: (module whose main(argv) measures it, one line of help)}; a module is imported only when it is called
 KINDS = {
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
 
     if argv[0] not in KINDS:
         raise UserError(
-            f"no benchmark called {argv[0]!r}{faults.did_you_mean(argv[0], KINDS)}; there are {', '.join(KINDS)}"
+            f"no benchmark called {argv[0]!r}{errors.did_you_mean(argv[0], KINDS)}; there are {', '.join(KINDS)}"
         )
 
     return importlib.import_module(KINDS[argv[0]][0]).main(argv[1:])

@@ -16,7 +16,7 @@ import typing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 from utils.options import Parser
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ def measure(args: argparse.Namespace) -> Figures:
     config.check_files(cfg, ("train",))
 
     # `--readers READER[=FOLDER]`; without it the reader and the media of the experiment
-    wanted = [text.partition("=") for text in args.readers] or [(cfg.data.reader, "", "")]
+    readers = [text.partition("=") for text in args.readers] or [(cfg.data.reader, "", "")]
     workers = numbers(args.workers)
     choices = typing.get_args(type(cfg.data).model_fields["reader"].annotation)
 
-    for name, _, _ in wanted:
+    for name, _, _ in readers:
         if name not in choices:
             raise UserError(
                 f"benchmark data: there is no reader {name!r}{did_you_mean(name, choices)}; "
@@ -74,7 +74,7 @@ def measure(args: argparse.Namespace) -> Figures:
 
     # Build all benches before the first is timed: a reader that cannot start ends the command at once.
     rows, benches = [], []
-    for name, _, folder in wanted:
+    for name, _, folder in readers:
         media = in_folder(cfg, folder) if folder else cfg
         benches.append(Bench(media, name, folder, clips=args.clips))
     try:
@@ -103,12 +103,12 @@ def measure(args: argparse.Namespace) -> Figures:
 def numbers(text: str) -> list[int]:
     """Parse numbers of workers from `1,2,4`."""
     try:
-        found = [int(part) for part in text.split(",")]
+        counts = [int(part) for part in text.split(",")]
     except ValueError:
-        found = [-1]  # fails the check below
-    if min(found) < 0:
+        counts = [-1]  # fails the check below
+    if min(counts) < 0:
         raise UserError(f"benchmark data: --workers {text}: numbers of processes separated by commas, such as 1,2,4")
-    return found
+    return counts
 
 
 def in_folder(cfg: Config, folder: str) -> Config:
@@ -193,7 +193,7 @@ def as_table(figures: Figures) -> str:
 
     need = f"a step of {figures['step_time']:g} s needs {figures['needed_clips_per_s']:g} clips/s"
     for row in figures["readers"]:
-        told = f"waits {100 * row['wait_share']:.0f} % of the time" if row["waits"] else "the GPU does not wait"
+        waiting = f"waits {100 * row['wait_share']:.0f} % of the time" if row["waits"] else "the GPU does not wait"
         enough = "" if row["cores_are_enough"] else f", more than the {figures['cores']} cores here"
-        lines.append(f"{need}: {row['reader']}: {told}; {row['workers_needed']:.0f} workers would do{enough}")
+        lines.append(f"{need}: {row['reader']}: {waiting}; {row['workers_needed']:.0f} workers would do{enough}")
     return "\n".join(lines)

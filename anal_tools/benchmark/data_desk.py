@@ -18,7 +18,7 @@ from datasets.loading.slots import Slot
 from datasets.loading.train import TrainLoader
 from datasets.loading.workers import Desk, Setup
 from datasets.plan.train import train_spec
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from anal_tools.benchmark.common import Figures
@@ -64,7 +64,7 @@ class Bench:
         self.next, self.clips = 0, clips
         self.cpu = self.raw_cpu = 0.0
         self.done = self.stored = self.bad = 0
-        self.told = ""
+        self.last_failure = ""
         self.profile = cProfile.Profile(time.process_time)  # CPU time, like all figures here
 
     def close(self) -> None:
@@ -115,13 +115,13 @@ class Bench:
 
         if not answer.ok:
             self.bad += 1
-            self.told = f"{answer.path}: {answer.reason}"
+            self.last_failure = f"{answer.path}: {answer.reason}"
         return answer
 
     def figures(self) -> Figures:
         """Return the figures measured so far."""
         if not self.done:
-            raise UserError(f"benchmark data: reader {self.label} could not read one clip: {self.told}")
+            raise UserError(f"benchmark data: reader {self.label} could not read one clip: {self.last_failure}")
 
         return {
             "reader": self.label,
@@ -140,14 +140,14 @@ class Bench:
         spent = dict.fromkeys([*STAGES, "other"], 0.0)
         table: dict[tuple[str, int, str], tuple[int, int, float, float, object]] = pstats.Stats(self.profile).stats  # type: ignore[attr-defined]
         # the profile's own time of a function, without the functions that it calls
-        for (file, _, function), (_, _, own, _, _) in table.items():
+        for (file, _, function), (_, _, self_seconds, _, _) in table.items():
             shown = f"{Path(file).name}:{function}"
             for stage, names in STAGES.items():
                 if any(name in shown or name in function for name in names):
-                    spent[stage] += own
+                    spent[stage] += self_seconds
                     break
             else:
-                spent["other"] += own
+                spent["other"] += self_seconds
 
         total = sum(spent.values()) or 1.0
         return {stage: round(seconds / total, 3) for stage, seconds in spent.items()}

@@ -22,34 +22,34 @@ _LAYOUTS: dict[str, Layout] = {}  # by folder: listing a folder is not part of t
 def decode(records: Records, sample: int, frames: list[int]) -> int:
     """Decode distinct frames of a record and return their number."""
     path, start = records.full_path(sample), int(records.starts[sample])  # a record may start inside its file
-    wanted = sorted({start + ordinal for ordinal in frames})
+    ordinals = sorted({start + ordinal for ordinal in frames})
 
     if os.path.isdir(path):
-        return _folder(path, wanted)
+        return _folder(path, ordinals)
     if path.endswith(SUFFIX):
         shard = FrameShard(path)
         try:
-            return sum(simplejpeg.decode_jpeg(data) is not None for data in shard.read(wanted))
+            return sum(simplejpeg.decode_jpeg(data) is not None for data in shard.read(ordinals))
         finally:
             shard.close()
-    return _video(path, wanted)
+    return _video(path, ordinals)
 
 
-def _folder(path: str, wanted: list[int]) -> int:
+def _folder(path: str, ordinals: list[int]) -> int:
     if path not in _LAYOUTS:
         layout = find_layout(os.listdir(path))
         assert layout is not None, "the reader has found frames here"
         _LAYOUTS[path] = layout
 
     layout = _LAYOUTS[path]
-    for ordinal in wanted:
+    for ordinal in ordinals:
         name = os.path.join(path, layout.template.format(layout.base + ordinal))
         with open(name, "rb") as file:
             decode_image(file.read(), name)
-    return len(wanted)
+    return len(ordinals)
 
 
-def _video(path: str, wanted: list[int]) -> int:
+def _video(path: str, ordinals: list[int]) -> int:
     """Decode as any script with PyAV does: one seek, then forward; frames are taken by time, at the average rate."""
     import av
 
@@ -63,9 +63,9 @@ def _video(path: str, wanted: list[int]) -> int:
         # `step` and `begin` are in units of the stream's time base.
         step = 1 / (rate * base)
         begin = stream.start_time or 0
-        container.seek(int(begin + wanted[0] * step), stream=stream, backward=True)
+        container.seek(int(begin + ordinals[0] * step), stream=stream, backward=True)
 
-        left = list(wanted)
+        left = list(ordinals)
         for frame in container.decode(stream):
             # half a frame early: time stamps are rounded
             while left and frame.pts is not None and frame.pts >= begin + (left[0] - 0.5) * step:
@@ -73,4 +73,4 @@ def _video(path: str, wanted: list[int]) -> int:
                 left.pop(0)
             if not left:
                 break
-    return len(wanted)
+    return len(ordinals)

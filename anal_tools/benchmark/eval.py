@@ -2,7 +2,7 @@
 
 It prints two rates. The first is of the model alone, one video at a time, as MMAction2's tools/analysis/benchmark.py
 measures it: warm-up first, device synchronised, no reading and no pre-processing. The second is end to end, with
-reading and scoring. Both use the loader, chunks and network of `main.py eval`.
+reading and scoring. Both use the loader, batches of views and network of `main.py eval`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace) -> Figures:
         stack.push(dist.leave)
 
         # Exactly what `main.py eval` builds: network in its fastest form, records, scorer.
-        net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), plain=args.plain)
+        net, cost = prepare(cfg, protocol, functools.partial(network, cfg, args, world), as_is=args.as_is)
         records = loader.records_of(cfg, "val")
         watch = Stopwatch(net, world.device)
         run = scorer(net, cfg, world, protocol, args.chunk)
@@ -191,9 +191,9 @@ def memory(device: torch.device, *, reset: bool) -> float:
         with contextlib.suppress(OSError):  # without this permission the peak of building the model counts too
             Path("/proc/self/clear_refs").write_text("5")  # 5: reset the peak, see man proc
 
-    wanted = "VmRSS:" if reset else "VmHWM:"
+    field = "VmRSS:" if reset else "VmHWM:"
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(wanted):
+        if line.startswith(field):
             return int(line.split()[1]) / 1024
     return float("nan")
 

@@ -40,7 +40,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--iters", type=positive, default=5, help="steps that are timed (default 5)")
     parser.add_argument("--warmup", type=not_negative, default=None, help="steps before them (default 1, 10 on a GPU)")
     parser.add_argument("--threads", type=positive, default=None, help="CPU threads of torch")
-    parser.add_argument("--plain", action="store_true", help="plain PyTorch instead: channels first, torch's own BN")
+    parser.add_argument(
+        "--plain", action="store_true", dest="bare", help="plain PyTorch: channels first, torch's own BN"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     args = parser.parse_args(argv)
@@ -72,7 +74,7 @@ def measure(args: argparse.Namespace) -> Figures:
     cfg = config.load(args.exp, overrides)
 
     world = dist.World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    step = Step(cfg, world, plain=args.plain)
+    step = Step(cfg, world, bare=args.bare)
 
     # One clip (B, C, T, H, W). Batch norms do not count: the peak below is that of a matrix product.
     shape = (1, 3, step.frames, cfg.augmentation.input_size, cfg.augmentation.input_size)
@@ -93,7 +95,7 @@ def measure(args: argparse.Namespace) -> Figures:
         "threads": torch.get_num_threads(),
         "precision": cfg.precision,
         "compile": cfg.compile,
-        "plain": args.plain,
+        "plain": args.bare,
     }
 
     for part in PARTS:
@@ -122,10 +124,10 @@ class Step:
     Args:
         cfg: the experiment.
         world: one rank, and where it computes.
-        plain: as in a plain PyTorch script: weights and clips channels first, torch's own batch norm and loop SGD.
+        bare: as in a plain PyTorch script: weights and clips channels first, torch's own batch norm and loop SGD.
     """
 
-    def __init__(self, cfg: Config, world: World, *, plain: bool) -> None:
+    def __init__(self, cfg: Config, world: World, *, bare: bool) -> None:
         import torch
 
         import methods
@@ -134,20 +136,20 @@ class Step:
         from utils.shards import ShardPlan
 
         torch.manual_seed(cfg.seed)
-        self.cfg, self.device, self.plain = cfg, world.device, plain
+        self.cfg, self.device, self.bare = cfg, world.device, bare
         self.net = methods.build(**model_arguments(cfg, pretrained=False))
         self.frames = int(self.net.frames_per_clip)  # pyright: ignore[reportArgumentType]
 
         shards = ShardPlan(total=1, batch_size=cfg.batch_size, world=1, rank=0, group_size=1)
-        self.statistics = None
-        if plain:
+        self.bn_stats = None
+        if bare:
             self.net = self.net.to(self.device, dtype_of(cfg.precision))
         else:
             self.net = sync_bn.convert(place(self.net, self.device, cfg.precision), shards, sync_stats=True)
-            self.statistics = sync_bn.Statistics(self.net, shards, world)
+            self.bn_stats = sync_bn.BnStats(self.net, shards, world)
 
         self.optimizer = optimizer_of(cfg, self.net, lr=1e-4)
-        if plain:
+        if bare:
             for group in self.optimizer.param_groups:
                 # neither the fused nor the foreach kernel: one Python loop over the parameters
                 group["fused"], group["foreach"] = False, False
@@ -185,7 +187,7 @@ class Step:
 
         # As `train_step` in main.py does it, with one micro-batch.
         clock.start()
-        with draws.using(0, 0, (0,), self.cfg.batch_size):
+        with draws.rng_scope(0, 0, (0,), self.cfg.batch_size):
             clips = self._input()
             clock.stop("input")
             with autocast(self.cfg.precision, self.device):
@@ -195,12 +197,12 @@ class Step:
             self.scaler.scale(value.sum()).backward()  # a probe has one loss per head
             clock.stop("backward")
 
-        if self.statistics is not None:
-            self.statistics.after_micro_batch(0)
+        if self.bn_stats is not None:
+            self.bn_stats.after_micro_batch(0)
 
         optim.apply(self.optimizer, self.scaler, max_norm=self.cfg.clip_grad)
-        if self.statistics is not None:
-            self.statistics.after_step()
+        if self.bn_stats is not None:
+            self.bn_stats.after_step()
         clock.stop("optimizer")
         return clock.spans
 
@@ -226,7 +228,7 @@ class Step:
         from utils.engine.network import dtype_of
 
         clips = transforms.normalise(self.clips, dtype=dtype_of(self.cfg.precision))
-        return clips.contiguous() if self.plain else clips
+        return clips.contiguous() if self.bare else clips
 
 
 class _Clock:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from anal_tools.doctor import codecs, experiment, gpu, machine, site, storage
 from anal_tools.doctor.finding import NONE, Finding, Subject, error, warning
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 Check = Callable[[Subject], Iterable[Finding]]
@@ -67,18 +67,18 @@ def main(argv: Sequence[str]) -> int:
     if args.exp is not None and not args.exp.is_dir():
         raise UserError(f"{args.exp}: there is no such experiment folder; `main.py list` shows all")
 
-    began, found = time.monotonic(), []
+    began, rows = time.monotonic(), []
     # Print each line as it comes: some checks take seconds
     for name, finding in look(Subject(args.exp, tuple(args.set)), CHECKS):
-        found.append({"check": name, **asdict(finding)})
+        rows.append({"check": name, **asdict(finding)})
         if not args.json:
             print(as_line(name, finding), flush=True)
 
-    levels = [row["level"] for row in found]
+    levels = [row["level"] for row in rows]
     seconds = round(time.monotonic() - began, 1)
 
     if args.json:
-        print(json.dumps({"schema": 1, "seconds": seconds, "findings": found}))
+        print(json.dumps({"schema": 1, "seconds": seconds, "findings": rows}))
     else:
         print(f"{levels.count('error')} error(s), {levels.count('warning')} warning(s), {seconds:.1f} s")
     sys.stdout.flush()
@@ -128,13 +128,13 @@ def look(
             continue
 
         subject.deadline = time.monotonic() + left
-        found: list[Finding] = []
+        findings: list[Finding] = []
         # A daemon: a thread that hangs in a system call must not keep the process alive
-        thread = threading.Thread(target=_collect, args=(check, subject, found), daemon=True)
+        thread = threading.Thread(target=_collect, args=(check, subject, findings), daemon=True)
         thread.start()
         thread.join(left)
         # A copy: an abandoned thread may still append
-        yield from ((name, finding) for finding in list(found))
+        yield from ((name, finding) for finding in list(findings))
         if thread.is_alive():
             yield name, warning(f"no answer within {left:.0f} s", ADVICE.get(name, "a busy machine, or a stalled disk"))
 
@@ -148,16 +148,16 @@ ADVICE = {
 }
 
 
-def _collect(check: Check, subject: Subject, found: list[Finding]) -> None:
+def _collect(check: Check, subject: Subject, findings: list[Finding]) -> None:
     """Run one check. Turn its exceptions into findings."""
     try:
-        found.extend(check(subject))
+        findings.extend(check(subject))
     except UserError as problem:
-        found += [error(line, "") for line in str(problem).splitlines()]
+        findings += [error(line, "") for line in str(problem).splitlines()]
     except ImportError as problem:
-        found.append(error(f"{problem.name or 'a package'} cannot be imported: {problem}", "install it again"))
+        findings.append(error(f"{problem.name or 'a package'} cannot be imported: {problem}", "install it again"))
     except OSError as problem:
         place = f"{problem.filename}: " if problem.filename else ""
-        found.append(error(f"{place}{problem.strerror or problem}", "look at the file and its permissions"))
+        findings.append(error(f"{place}{problem.strerror or problem}", "look at the file and its permissions"))
     except Exception as problem:  # noqa: BLE001  one check that fails must not hide what the others find
-        found.append(error(f"the check failed: {type(problem).__name__}: {problem}", "please report it"))
+        findings.append(error(f"the check failed: {type(problem).__name__}: {problem}", "please report it"))

@@ -103,23 +103,23 @@ def decoded(data: bytes, decoder: str) -> list[NDArray[np.uint8]]:
     import av
 
     with av.open(io.BytesIO(data)) as container:
-        found = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         family = container.streams.video[0].codec_context.codec.canonical_name
     # The canonical name is that of the codec: libdav1d counts as av1
     if family != decoder:
         raise ValueError(f"a {family} decoder was chosen")
-    return found
+    return frames
 
 
-def quality(given: list[NDArray[np.uint8]], found: list[NDArray[np.uint8]]) -> float:
+def quality(given: list[NDArray[np.uint8]], frames: list[NDArray[np.uint8]]) -> float:
     """Return the PSNR between two clips, dB.
 
     Raises:
         ValueError: the clips differ in their number of frames.
     """
-    if len(given) != len(found):
-        raise ValueError(f"{len(found)} of {len(given)} frames")
+    if len(given) != len(frames):
+        raise ValueError(f"{len(frames)} of {len(given)} frames")
 
     # The floor avoids a division by zero for lossless clips
-    error = np.mean((np.stack(given).astype(float) - np.stack(found)) ** 2)
+    error = np.mean((np.stack(given).astype(float) - np.stack(frames)) ** 2)
     return float(10 * np.log10(255**2 / max(error, 1e-9)))

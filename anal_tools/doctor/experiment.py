@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from anal_tools.doctor.finding import AVERAGES, NONE, Finding, Subject, cores, ok, size, warning
 from anal_tools.doctor.finding import error as bad
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -102,11 +102,11 @@ def weights(subject: Subject) -> Iterator[Finding]:
     from methods.macs import count_parameters
     from utils.engine.network import model_arguments
 
-    wanted = subject.cfg.model.pretrained
-    if isinstance(wanted, str) and not Path(wanted).exists():
+    pretrained = subject.cfg.model.pretrained
+    if isinstance(pretrained, str) and not Path(pretrained).exists():
         return  # the check `files` reports it
 
-    net = methods.build(**model_arguments(subject.cfg, pretrained=wanted))
+    net = methods.build(**model_arguments(subject.cfg, pretrained=pretrained))
     subject.parameters = count_parameters(net)
     note = getattr(net, "pretrained_note", "") or "initial weights: random"
     yield ok(f"{subject.parameters / 1e6:.1f} M parameters; {note}")
@@ -154,12 +154,12 @@ def needed(cfg: Config) -> tuple[float, float]:
     with torch.device("meta"):
         net = methods.build(**model_arguments(cfg, pretrained=False)).train()
     # Weights are counted once, below; views share a storage, hence storages as keys
-    own = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
+    model_storages = {parameter.untyped_storage()._cdata for parameter in net.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in model_storages:
             kept[storage._cdata] = storage.nbytes()
         return tensor
 
@@ -197,15 +197,15 @@ def run(subject: Subject) -> Iterator[Finding]:
     if subject.exp is None:
         yield ok(NONE)
         return
-    found = checkpoint.find(subject.exp)  # its UserError says that none of them can be read
+    saved = checkpoint.find(subject.exp)  # its UserError says that none of them can be read
 
-    for text in found.messages if found else ():
+    for text in saved.messages if saved else ():
         if "passed over" in text:
             yield warning(text, "the run would resume from an older checkpoint; look at the disk")
 
     holder = run_lock.living(subject.exp / "jobs" / "lock.json")
     texts = [f"process {holder.pid} on {holder.host} trains here since {holder.since}"] if holder else []
-    texts += [f"{found.path.name}, iteration {found.state['step']}"] if found else []
+    texts += [f"{saved.path.name}, iteration {saved.state['step']}"] if saved else []
     yield ok("; ".join(texts) or NONE)
 
 
@@ -272,8 +272,8 @@ def reading_rate(subject: Subject) -> tuple[float, int, int]:
 def logged_rate(exp: Path, batch: int) -> float | None:
     """Return the clips/s of a rank without its waits for clips, from the last progress line; None without one."""
     try:
-        found = _PACE.findall((exp / "log.txt").read_text("utf-8", errors="replace")[-20_000:])
-        seconds = float(found[-1][0]) - float(found[-1][1])
+        paces = _PACE.findall((exp / "log.txt").read_text("utf-8", errors="replace")[-20_000:])
+        seconds = float(paces[-1][0]) - float(paces[-1][1])
     except (OSError, IndexError, ValueError):
         return None
     return batch / seconds if seconds > 0 else None
@@ -291,7 +291,7 @@ def compute_rate(subject: Subject) -> float:
     on_gpu = torch.cuda.is_available()
     # Compilation would take longer than the whole check
     cfg = cfg.model_copy(update={"compile": False, "batch_size": cfg.batch_size if on_gpu else min(2, cfg.batch_size)})
-    step = Step(cfg, dist.World(device=torch.device("cuda", 0) if on_gpu else torch.device("cpu")), plain=False)
+    step = Step(cfg, dist.World(device=torch.device("cuda", 0) if on_gpu else torch.device("cpu")), bare=False)
     if on_gpu:
         step.run()  # warm-up: the first step selects kernels
     began = time.perf_counter()

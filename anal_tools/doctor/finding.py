@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: a fact, and what to do about it unless all is well."""
+    """One line of the doctor: a finding, and what to do about it unless all is well."""
 
     level: Literal["ok", "warning", "error"]
     text: str

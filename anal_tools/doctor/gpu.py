@@ -57,10 +57,10 @@ def gpu(subject: Subject, driver: Path = DRIVER) -> Iterator[Finding]:
 def driver_version(file: Path) -> str:
     """Return the version of the NVIDIA driver; "?" if it is not known."""
     try:
-        found = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", file.read_text("utf-8"))
+        match = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", file.read_text("utf-8"))
     except OSError:
         return "?"
-    return found[1] if found else "?"
+    return match[1] if match else "?"
 
 
 def nccl(subject: Subject) -> Iterator[Finding]:
@@ -99,12 +99,12 @@ def nvdec(subject: Subject) -> Iterator[Finding]:
         return
     from datasets.dali import capability
 
-    found = capability.limits(torch.device("cuda", 0))
-    wanted = subject.cfg is not None and subject.cfg.data.reader == "dali"
+    codecs = capability.limits(torch.device("cuda", 0))
+    uses_dali = subject.cfg is not None and subject.cfg.data.reader == "dali"
 
-    if found:
-        yield ok(f"NVDEC: {', '.join(f'{codec} up to {largest} pixels' for codec, (_, largest) in found.items())}")
-    elif wanted:
+    if codecs:
+        yield ok(f"NVDEC: {', '.join(f'{codec} up to {largest} pixels' for codec, (_, largest) in codecs.items())}")
+    elif uses_dali:
         text = "NVDEC does not answer, so the reader dali decodes on the CPU"
         yield warning(text, "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility,video")
     else:

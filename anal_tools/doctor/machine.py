@@ -33,15 +33,15 @@ def python(subject: Subject, project: Path = ROOT / "pyproject.toml") -> Iterato
 
     required = re.findall(r'^ {4}"([^"]+)",', text.partition("\ndependencies = [")[2].partition("\n]")[0], re.MULTILINE)
     unfit = []
-    for wanted in map(Requirement, required):
+    for requirement in map(Requirement, required):
         try:
-            found = metadata.version(wanted.name)
+            installed = metadata.version(requirement.name)
         except metadata.PackageNotFoundError:
-            found = ""
-        if not found or not wanted.specifier.contains(found, prereleases=True):
-            unfit.append(str(wanted))
-            problem = f"{wanted.name} {found} does not fit" if found else f"{wanted.name} is missing"
-            yield bad(f"{problem} (needed: {wanted})", f"{sys.executable} -m pip install '{wanted}'")
+            installed = ""
+        if not installed or not requirement.specifier.contains(installed, prereleases=True):
+            unfit.append(str(requirement))
+            problem = f"{requirement.name} {installed} does not fit" if installed else f"{requirement.name} is missing"
+            yield bad(f"{problem} (needed: {requirement})", f"{sys.executable} -m pip install '{requirement}'")
     if not unfit:
         yield ok(f"{here}, {len(required)} packages as required")
 
@@ -50,7 +50,7 @@ def threads(subject: Subject) -> Iterator[Finding]:
     """Compare the CPU threads of a run with the cores that are free."""
     import torch
 
-    quota, own = cpu_quota(), torch.get_num_threads()
+    quota, threads = cpu_quota(), torch.get_num_threads()
     # A container sees all cores of its host, and libraries start a thread for each
     if quota is not None and quota + 0.5 < len(os.sched_getaffinity(0)):
         allowed = len(os.sched_getaffinity(0))
@@ -59,16 +59,16 @@ def threads(subject: Subject) -> Iterator[Finding]:
 
     load = os.getloadavg()[0]
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    if own > cores() or (asked.isdecimal() and int(asked) > cores()):
-        count = max(own, int(asked) if asked.isdecimal() else 0)
+    if threads > cores() or (asked.isdecimal() and int(asked) > cores()):
+        count = max(threads, int(asked) if asked.isdecimal() else 0)
         text = f"{count} threads on {cores()} cores wait for one another"
         yield warning(text, f"export OMP_NUM_THREADS={cores()} or fewer")
-    elif load > 1.5 * cores() and own > 1:
+    elif load > 1.5 * cores() and threads > 1:
         # Other processes keep some threads of a step waiting
-        text = f"load {load:.1f} on {cores()} cores: a step waits for the slowest of its {own} threads"
+        text = f"load {load:.1f} on {cores()} cores: a step waits for the slowest of its {threads} threads"
         yield warning(text, "export OMP_NUM_THREADS=1 (on 2 cores at load 15 a step took 1.5 s with it, 8 s without)")
     else:
-        yield ok(f"{own} threads, {cores()} cores, load {load:.1f}")
+        yield ok(f"{threads} threads, {cores()} cores, load {load:.1f}")
 
     if subject.cfg is not None and subject.cfg.workers > cores():
         text = f"workers: {subject.cfg.workers} reader processes a rank, on {cores()} cores"
@@ -84,29 +84,29 @@ def limits(subject: Subject) -> Iterator[Finding]:
 
     # Allow 32 descriptors for each reader: pipes, memfds and open videos
     needed = OPEN_FILES + (32 * subject.cfg.workers if subject.cfg else 0)
-    found = []
+    findings = []
 
     files = soft(resource.RLIMIT_NOFILE)
     if files < needed:
-        found.append(warning(f"only {files:.0f} files may be open at a time", f"ulimit -n {2 * needed}"))
+        findings.append(warning(f"only {files:.0f} files may be open at a time", f"ulimit -n {2 * needed}"))
 
     largest = soft(resource.RLIMIT_FSIZE)
     if largest < float("inf"):
         text = f"no file may be larger than {size(largest)}: a larger checkpoint ends the run"
-        found.append((bad if largest < 1e9 else warning)(text, "ulimit -f unlimited"))
+        findings.append((bad if largest < 1e9 else warning)(text, "ulimit -f unlimited"))
     # Address space: CUDA maps far more than it uses
     space = soft(resource.RLIMIT_AS)
     if space < float("inf"):
-        found.append(
+        findings.append(
             warning(f"a process may address {size(space)} only, and CUDA reserves more", "ulimit -v unlimited")
         )
     # Threads count as processes
-    processes, wanted = soft(resource.RLIMIT_NPROC), 64 + 8 * cores()
-    if processes < float("inf") and processes - _own_tasks() < wanted:
+    processes, processes_needed = soft(resource.RLIMIT_NPROC), 64 + 8 * cores()
+    if processes < float("inf") and processes - _own_tasks() < processes_needed:
         text = f"{processes:.0f} processes and threads of this user may run, {_own_tasks()} do"
-        found.append(warning(text, f"ulimit -u {_own_tasks() + 4 * wanted}"))
+        findings.append(warning(text, f"ulimit -u {_own_tasks() + 4 * processes_needed}"))
 
-    yield from found or [ok(f"{files:.0f} open files, no limit of file size")]
+    yield from findings or [ok(f"{files:.0f} open files, no limit of file size")]
 
 
 def _own_tasks() -> int:
@@ -159,11 +159,11 @@ def clock(subject: Subject, code: Path = ROOT / "main.py") -> Iterator[Finding]:
 
 def extras(subject: Subject) -> Iterator[Finding]:
     """Check the optional packages that this experiment asks for."""
-    wanted = {name: name for name in subject.cfg.loggers} if subject.cfg else {}
+    packages = {name: name for name in subject.cfg.loggers} if subject.cfg else {}
     if subject.cfg and subject.cfg.data.reader == "dali":
-        wanted["dali"] = "nvidia-dali-cuda130"
+        packages["dali"] = "nvidia-dali-cuda130"
 
-    for name, package in wanted.items():
+    for name, package in packages.items():
         try:
             yield ok(f"{package} {metadata.version(package)}")
         except metadata.PackageNotFoundError:
@@ -171,5 +171,5 @@ def extras(subject: Subject) -> Iterator[Finding]:
                 f"{package} is missing, and the config asks for it", f"{sys.executable} -m pip install '.[{name}]'"
             )
 
-    if not wanted:
+    if not packages:
         yield ok(NONE)

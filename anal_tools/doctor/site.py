@@ -10,7 +10,7 @@ from pathlib import Path
 from anal_tools.doctor.finding import NONE, Finding, Subject, ok, warning
 from anal_tools.doctor.finding import error as bad
 from utils import cluster, schedulers
-from utils.faults import UserError
+from utils.errors import UserError
 
 MEMCACHED_SECONDS = 1.0  # longest wait for one server
 
@@ -91,8 +91,8 @@ def _fits(where: str, settings: cluster.Settings, nodes: list[list[str]]) -> Ite
         yield warning(f"{where}: the partition is {nodes[0][1]}", "jobs wait until the administrator opens it")
     # CPUs; "64+" means nodes of 64 and more
     most = max(int(re.match(r"\d*", row[2])[0] or 0) for row in nodes)  # pyright: ignore[reportOptionalSubscript]
-    wanted = settings.gpus_per_node * settings.cpus_per_gpu
-    if most and wanted > most:
+    cpus = settings.gpus_per_node * settings.cpus_per_gpu
+    if most and cpus > most:
         text = f"{where}: {settings.gpus_per_node} x {settings.cpus_per_gpu} cores, and its nodes have {most}"
         yield bad(text, f"set cpus_per_gpu to {max(1, most // settings.gpus_per_node)}")
     # GPUs; "gpu:a100:8(S:0-1)" or "gpu:8"
@@ -104,11 +104,11 @@ def _fits(where: str, settings: cluster.Settings, nodes: list[list[str]]) -> Ite
 
 def memcached(subject: Subject) -> Iterator[Finding]:
     """Ask each memcached server of the config for its version."""
-    wanted = subject.cfg.data.memcached if subject.cfg and subject.cfg.data.reader == "memcached" else None
-    if wanted is None:
+    settings = subject.cfg.data.memcached if subject.cfg and subject.cfg.data.reader == "memcached" else None
+    if settings is None:
         yield ok(NONE)
         return
-    if wanted.servers == "auto":
+    if settings.servers == "auto":
         if shutil.which("memcached") is None:
             yield warning("memcached is not installed, so frames come from the disk", "apt install memcached")
         else:
@@ -118,11 +118,11 @@ def memcached(subject: Subject) -> Iterator[Finding]:
     from datasets.memcached.servers import servers_of
     from datasets.memcached.wire import Connection, read_secret
 
-    plain = servers_of(wanted)
-    secret = read_secret(plain["secret_file"]) if plain["secret_file"] else None
+    values = servers_of(settings)
+    secret = read_secret(values["secret_file"]) if values["secret_file"] else None
 
     alive = []
-    for server in plain["servers"]:
+    for server in values["servers"]:
         connection = Connection(server, timeout=MEMCACHED_SECONDS, connect_timeout=MEMCACHED_SECONDS / 2, secret=secret)
         try:
             connection.version()

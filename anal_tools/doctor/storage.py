@@ -37,10 +37,10 @@ def disk(subject: Subject) -> Iterator[Finding]:
     free = status.f_bavail * status.f_frsize
     # Weights, the averages of the optimiser, and perhaps that of the weights: float32
     copies = 1 + AVERAGES[subject.cfg.optimizer.type] + bool(subject.cfg.ema) if subject.cfg else 2
-    wanted = 4 * subject.parameters * copies * CHECKPOINTS or ROOM  # without a model there are no parameters
+    required = 4 * subject.parameters * copies * CHECKPOINTS or ROOM  # without a model there are no parameters
 
-    if free < wanted:
-        what = f"{CHECKPOINTS} checkpoints take {size(wanted)}" if subject.parameters else "checkpoints need more"
+    if free < required:
+        what = f"{CHECKPOINTS} checkpoints take {size(required)}" if subject.parameters else "checkpoints need more"
         yield bad(f"{folder}: {size(free)} free, and {what}", "make room: `main.py clean EXP` frees old runs")
     elif status.f_files and status.f_favail < 1000:
         yield warning(f"{folder}: only {status.f_favail} more files can be made", "remove files: inodes run out")

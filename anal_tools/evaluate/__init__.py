@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, cast
 
 from anal_tools.evaluate import identity, protocols, result_parts
 from anal_tools.evaluate.network import build_for_evaluation, choose_weights, prepare, read_steady, scorer
-from utils import faults, log
-from utils.faults import UserError, refuse_odd_file
+from utils import errors, log
+from utils.errors import UserError, refuse_odd_file
 from utils.metrics import metrics_of
 from utils.options import Parser
 from utils.watchdog import Watchdog
@@ -72,7 +72,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
     work = parser.add_argument_group("how it is computed")
     work.add_argument("--chunk", type=positive, metavar="N", help="views at once (default: found by measuring)")
-    work.add_argument("--plain", action="store_true", help="the network as trained, not in its fastest form")
+    work.add_argument(
+        "--plain", action="store_true", dest="as_is", help="the network as trained, not in its fastest form"
+    )
 
 
 def positive(text: str) -> int:
@@ -126,7 +128,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         )
 
         build = functools.partial(build_for_evaluation, cfg, state, weights, world)
-        net, cost = prepare(cfg, protocol, build, plain=args.plain)
+        net, cost = prepare(cfg, protocol, build, as_is=args.as_is)
 
         # One process at a time may write this result.
         folder = exp / "results" / name
@@ -134,7 +136,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         world.on_main(lock.lock)
 
         # The parts that a stopped evaluation left, if everything that decides a score is the same.
-        how = {"plain": args.plain, "number_format": args.keep, "device": world.device.type}
+        how = {"as_is": args.as_is, "number_format": args.keep, "device": world.device.type}
         find_key = functools.partial(identity.identity, cfg, records, protocol, net, weights_hash=weights_hash, **how)
         earlier = Earlier(world, folder, len(records), find_key)
 
@@ -158,7 +160,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
             print(text, flush=True)
         if metrics is None:
             if stop.trouble:
-                faults.tell(UserError(f"stopped by {stop.trouble}; the same command continues"))
+                errors.report_error(UserError(f"stopped by {stop.trouble}; the same command continues"))
             return STOPPED
 
         if eval_loader.read_nothing(metrics):
@@ -192,8 +194,8 @@ def result_name(weights: Path, args: argparse.Namespace) -> str:
     # `best` and `latest` keep their names; another file gives its name without the ending.
     ending = next((ending for ending in _ENDINGS if weights.name.lower().endswith(ending)), "")
     stem = weights.name[: len(weights.name) - len(ending)] or weights.name
-    plain = checkpoint_names.split_name(weights.name)[0]
-    kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(plain, stem)
+    base = checkpoint_names.split_name(weights.name)[0]
+    kind = {checkpoint.BEST: "best", checkpoint.LATEST: "latest"}.get(base, stem)
 
     sizes = [f"{key}{value}" for key, value in (("s", args.scale), ("c", args.crop_size)) if value]
     other = [args.protocol, args.views, *sizes, args.average, "positions" if args.per_position else None]
@@ -258,7 +260,7 @@ def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping
 
 
 def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: State, weights: Path) -> list[str]:
-    """Return lines about facts that may distort the numbers of an evaluation.
+    """Return lines about metadata that may distort the numbers of an evaluation.
 
     Raises:
         UserError: the weights were trained with the classes in another order.
@@ -268,17 +270,17 @@ def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: 
     from utils import config
 
     # The same classes in another order would give a wrong accuracy that looks right.
-    found, classes = [], state.get("classes")
+    lines, classes = [], state.get("classes")
     if isinstance(classes, list) and all(isinstance(name, str) for name in classes):
         ours = read_class_names(config.class_names_file(cfg), cfg.model.num_class)
-        found.append(provenance.check_labels(classes, ours, weights))
+        lines.append(provenance.check_labels(classes, ours, weights))
 
-    # Facts that do not stop an evaluation; "" if there is no remark.
+    # What does not stop an evaluation; "" if there is no remark.
     initial = provenance.earlier_of(state)
-    found.append(provenance.seen_line(initial, f"{cfg.val_source} {cfg.val_root}") if initial else "")
-    found.append(provenance.list_line(state.get("lists"), records.list_hash, f"the weights {weights}"))
-    found.append(provenance.size_line(protocol.spec.crop_size, cfg.augmentation.input_size, "training clips have"))
-    return [line for line in found if line]
+    lines.append(provenance.seen_line(initial, f"{cfg.val_source} {cfg.val_root}") if initial else "")
+    lines.append(provenance.list_line(state.get("lists"), records.list_hash, f"the weights {weights}"))
+    lines.append(provenance.size_line(protocol.spec.crop_size, cfg.augmentation.input_size, "training clips have"))
+    return [line for line in lines if line]
 
 
 class Earlier:

@@ -38,7 +38,7 @@ _ROOTS = (
     "datasets.plan.views",
     "methods.folding",
     "methods.positions",
-    "utils.chunks",
+    "utils.view_batches",
     "utils.metrics",
     "utils.transforms",
 )
@@ -54,7 +54,7 @@ def identity(
     net: nn.Module,
     *,
     weights_hash: str,
-    plain: bool,
+    as_is: bool,
     number_format: str,
     device: str,
 ) -> dict[str, object]:
@@ -66,7 +66,7 @@ def identity(
         protocol: which views of a video, at which size.
         net: the network in the form that scores.
         weights_hash: sha256 of the weights file.
-        plain: the network is used as trained, not in its fastest form.
+        as_is: the network is used as trained, not in its fastest form.
         number_format: format in which the views are kept.
         device: kind of device, "cpu" or "cuda".
 
@@ -91,7 +91,7 @@ def identity(
         "views": views,
         "colours": {"mean": list(cfg.augmentation.mean), "std": list(cfg.augmentation.std)},
         "numbers": {"precision": cfg.precision, "kept": number_format},
-        "form": "as trained (--plain)" if plain else "fastest",
+        "form": "as trained (--plain)" if as_is else "fastest",
         "device": device,
         "libraries": _versions(),
         "code": source_hashes({f"methods.{cfg.model.type}", reader_module, *types}),
@@ -104,24 +104,24 @@ def _reader(cfg: Config) -> dict[str, object]:
 
     spec: dict[str, Any] = dataclasses.asdict(loader.reading(cfg).reader)
     memcached = spec.pop("memcached") or {}
-    facts = spec.pop("facts")
+    metadata = spec.pop("metadata")
 
     spec["namespace"] = memcached.get("namespace")
-    # two facts files with the same content are the same
-    spec["facts"] = hashlib.sha256(Path(facts).read_bytes()).hexdigest() if facts else None
+    # two metadata files with the same content are the same
+    spec["metadata"] = hashlib.sha256(Path(metadata).read_bytes()).hexdigest() if metadata else None
     spec["on_bad"] = cfg.data.on_bad
     return spec
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
+    versions = {"python": ".".join(map(str, sys.version_info[:3]))}
     for name in _LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
 
-    return found
+    return versions
 
 
 def source_hashes(modules: Iterable[str]) -> dict[str, str]:
@@ -133,8 +133,8 @@ def source_hashes(modules: Iterable[str]) -> dict[str, str]:
     Returns:
         {file: sha256}; files of the repository by their path in it, others by the name of their module.
     """
-    found = source_files((*modules, *_ROOTS)) | {name: ROOT / name for name in _CALLERS}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(found.items())}
+    sources = source_files((*modules, *_ROOTS)) | {name: ROOT / name for name in _CALLERS}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in sorted(sources.items())}
 
 
 def source_files(modules: Iterable[str]) -> dict[str, Path]:
@@ -232,24 +232,24 @@ def differences(old: object, new: Mapping[str, object]) -> str:
     if not isinstance(old, dict):
         return "its settings cannot be read"
 
-    found = []
+    changes = []
     for part in dict.fromkeys([*new, *old]):
         a, b = old.get(part), new.get(part)
         if a == b:
             continue
         if not (isinstance(a, dict) and isinstance(b, dict)):
             # hashes of weights mean nothing to a reader
-            found.append(part if part == "weights" else f"{part} ({_short(a)} -> {_short(b)})")
+            changes.append(part if part == "weights" else f"{part} ({_short(a)} -> {_short(b)})")
             continue
 
         keys = [key for key in dict.fromkeys([*b, *a]) if a.get(key) != b.get(key)]
         if part == "code":
-            found += [f"code ({key})" for key in keys]
+            changes += [f"code ({key})" for key in keys]
         else:
-            found += [f"{part}.{key} ({_short(a.get(key))} -> {_short(b.get(key))})" for key in keys]
+            changes += [f"{part}.{key} ({_short(a.get(key))} -> {_short(b.get(key))})" for key in keys]
 
-    more = len(found) - _SHOWN
-    return ", ".join(found[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(changes) - _SHOWN
+    return ", ".join(changes[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _short(value: object) -> str:

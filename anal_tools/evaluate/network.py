@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.faults import AgreedError, UserError
+from utils.errors import AgreedError, UserError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,7 +25,7 @@ _TRIES = 3  # times that the weights are read, if their file is replaced while t
 _PROBE_SIDE = 64  # pixels; side of the clip on which `quick` compares the two forms of a network
 
 
-def choose_weights(exp: Path, wanted: str | None) -> Path:
+def choose_weights(exp: Path, chosen: str | None) -> Path:
     """Return the checkpoint file meant by `best`, `latest`, a path, or nothing (best, else latest).
 
     If a run changed hands, this is the newest file of the kind under any name (`checkpoint.newest`).
@@ -37,11 +37,11 @@ def choose_weights(exp: Path, wanted: str | None) -> Path:
 
     names = {"best": [checkpoint.BEST], "latest": [checkpoint.LATEST], None: [checkpoint.BEST, checkpoint.LATEST]}
 
-    if wanted in names:
-        paths = [path for name in names[wanted] if (path := checkpoint.newest(exp, name))]
-        first = exp / names[wanted][0]
+    if chosen in names:
+        paths = [path for name in names[chosen] if (path := checkpoint.newest(exp, name))]
+        first = exp / names[chosen][0]
     else:
-        first = Path(str(wanted))
+        first = Path(str(chosen))
         paths = [first] if os.path.lexists(first) else []
 
     if paths:
@@ -93,8 +93,8 @@ def _read_once(weights: Path, read: Callable[[Path], State]) -> tuple[State, str
 
     def stamp() -> list[tuple[int, ...]]:
         # A folder of Hugging Face has several files; a replaced file has another inode, size or time.
-        found = [file.stat() for file in (hf.files_of(weights) if weights.is_dir() else [weights])]
-        return [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in found]
+        statuses = [file.stat() for file in (hf.files_of(weights) if weights.is_dir() else [weights])]
+        return [(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns) for status in statuses]
 
     try:
         before = stamp()
@@ -110,8 +110,8 @@ def _same_on_all_ranks(digest: str, world: World) -> bool:
     import torch
 
     # (32,), a value for each byte
-    own = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.int64, device=world.device)
-    return torch.equal(world.broadcast_(own.clone()), own)  # broadcast_ overwrites its argument
+    own_digest = torch.tensor(list(bytes.fromhex(digest)), dtype=torch.int64, device=world.device)
+    return torch.equal(world.broadcast_(own_digest.clone()), own_digest)  # broadcast_ overwrites its argument
 
 
 def build_for_evaluation(cfg: Config, state: State, weights: Path, world: World) -> nn.Module:
@@ -125,14 +125,14 @@ def build_for_evaluation(cfg: Config, state: State, weights: Path, world: World)
     return place(net, world.device, cfg.precision).eval()
 
 
-def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, plain: bool) -> tuple[nn.Module, Cost]:
+def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, as_is: bool) -> tuple[nn.Module, Cost]:
     """Return the network that scores the views of a protocol, and what a view costs.
 
     Args:
         cfg: a loaded configuration.
         protocol: the views that there will be.
         build: returns the network, in evaluation mode on its device.
-        plain: leave the network as trained, instead of bringing it into a faster form (`quick`).
+        as_is: leave the network as trained, instead of bringing it into a faster form (`quick`).
 
     Returns:
         The network; {gmacs_per_view, gmacs_per_video, parameters}.
@@ -159,7 +159,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
     }
 
     # In half precision rounding alone may exceed `_SAME`.
-    if not plain and cfg.precision in ("fp32", "fp64"):
+    if not as_is and cfg.precision in ("fp32", "fp64"):
         net = quick(net, shape, build)
     if protocol.window:
         if not hasattr(net, "window_logits"):
@@ -176,7 +176,7 @@ def quick(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]
     import torch
 
     from methods import folding
-    from utils import chunks
+    from utils import view_batches
 
     # A small clip is enough: it passes through every layer.
     weight = next(net.parameters())
@@ -186,7 +186,7 @@ def quick(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]
     clip = clip.to(weight.device)  # (1, T, H, W, C) -> (1, C, T, H, W), with the strides of a clip from the loader
 
     # `fold` changes the network in place, so `before` comes first and `again` builds a new one.
-    with torch.inference_mode(), chunks.full_precision():
+    with torch.inference_mode(), view_batches.full_precision():
         before = net(clip)
         folding.fold(net)
         after = net(clip)

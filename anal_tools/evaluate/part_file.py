@@ -74,21 +74,21 @@ def read(path: Path, owner: bytes) -> dict[str, np.ndarray]:
         if not stat.S_ISREG(path.stat().st_mode):
             raise Damaged(path, "not a regular file")
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
-            found = {name: _array(archive, name) for name in (*COLUMNS, "owner", "sha256")}
+            arrays = {name: _array(archive, name) for name in (*COLUMNS, "owner", "sha256")}
     except Damaged:  # from the check above
         raise
     except Exception as error:  # damaged bytes make zipfile and numpy raise almost anything
         raise Damaged(path, str(error) or type(error).__name__) from error
 
-    claimed, digest = found.pop("owner").tobytes(), found.pop("sha256").tobytes()
+    claimed, digest = arrays.pop("owner").tobytes(), arrays.pop("sha256").tobytes()
     # checksum before owner: a damaged owner must not look like another evaluation
-    if _digest(found, claimed) != digest:
+    if _digest(arrays, claimed) != digest:
         raise Damaged(path, "wrong checksum")
     if claimed != owner:
         raise Stranger(path, "it belongs to an evaluation with other settings")
-    if not _fits(found):
+    if not _fits(arrays):
         raise Damaged(path, "its arrays do not fit together")
-    return found
+    return arrays
 
 
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:

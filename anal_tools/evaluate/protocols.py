@@ -16,7 +16,8 @@ import numpy as np
 
 from datasets.plan.sampling import Sampling, sampling_of, test_frames
 from datasets.plan.views import EVAL_CROPS, EvalSpec, eval_spec
-from utils.faults import UserError, did_you_mean
+from utils import renamed
+from utils.errors import UserError, did_you_mean
 from utils.metrics import AVERAGES
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 #: these are among its ten.
 FAMILIES: dict[str, dict[int, str]] = {
     "plain": {1: "centre", 3: "three", 10: "ten"},
-    "psf": {1: "centre_psf", 3: "three_psf", 10: "ten"},
-    "mm": {1: "centre", 3: "three_mm", 10: "ten"},
+    "pyslowfast": {1: "centre_pyslowfast", 3: "three_pyslowfast", 10: "ten"},
+    "mmaction2": {1: "centre", 3: "three_mmaction2", 10: "ten"},
     "tsm": {1: "centre_tsm", 3: "three_tsm", 10: "ten"},
     "vjepa2": {1: "centre", 3: "three_vjepa2", 10: "ten"},
 }
@@ -85,12 +86,13 @@ class Protocol:
         Raises:
             ValueError, TypeError, KeyError, UserError: the values are not those of a protocol.
         """
+        values = renamed.protocol(values)
         names = {field.name for field in dataclasses.fields(EvalSpec)}
         spec = {key: value for key, value in values.items() if key in names}
 
         # Earlier versions used `three` for PySlowFast's crops, which now have their own name.
         if "family" not in values and spec.get("crops") == "three":
-            spec["crops"] = "three_psf"
+            spec["crops"] = "three_pyslowfast"
 
         spec["sampling"] = Sampling(**spec["sampling"])
         # results of earlier versions lack it: take the first family with these crops
@@ -98,9 +100,9 @@ class Protocol:
             (key for key, crops in FAMILIES.items() if spec["crops"] in crops.values()), "plain"
         )
 
-        made = cls(EvalSpec(**spec), values["average"], family, values.get("preset"), values.get("window", 0))
-        made.check_numbers()
-        return made
+        protocol = cls(EvalSpec(**spec), values["average"], family, values.get("preset"), values.get("window", 0))
+        protocol.check_numbers()
+        return protocol
 
     def check_numbers(self) -> None:
         """Raise ValueError for values of a file that no evaluation can have."""
@@ -159,9 +161,9 @@ def choose(
     """
     # where to start: the experiment's views or a preset
     if protocol is None:
-        found = Protocol(eval_spec(cfg))
+        base = Protocol(eval_spec(cfg))
     elif protocol in PRESETS:
-        found = dataclasses.replace(PRESETS[protocol](cfg), name=protocol)
+        base = dataclasses.replace(PRESETS[protocol](cfg), name=protocol)
     else:
         raise UserError(
             f"--protocol {protocol}: there is none of that name{did_you_mean(protocol, PRESETS)}; "
@@ -172,21 +174,21 @@ def choose(
     changes: dict[str, int | str] = {}
     if views is not None:
         clips, crops = parse_views(views)
-        changes |= {"num_clips": clips, "crops": FAMILIES[found.family][crops]}
+        changes |= {"num_clips": clips, "crops": FAMILIES[base.family][crops]}
     changes |= {key: value for key, value in (("scale", scale), ("crop_size", crop_size)) if value is not None}
     # full-height crops stay full-height at another scale
-    if scale is not None and crop_size is None and found.spec.crop_size == found.spec.scale:
+    if scale is not None and crop_size is None and base.spec.crop_size == base.spec.scale:
         changes["crop_size"] = scale
 
     if average is not None and average not in AVERAGES:
         raise UserError(f"--average {average}: give one of {', '.join(AVERAGES)}")
-    if per_position and (average or found.average) == "logit":
+    if per_position and (average or base.average) == "logit":
         raise UserError("--per-position gives probabilities, which have no mean of logits; add --average prob")
 
     return dataclasses.replace(
-        found,
-        spec=dataclasses.replace(found.spec, **changes),
-        average=average or found.average,
+        base,
+        spec=dataclasses.replace(base.spec, **changes),
+        average=average or base.average,
         # PySlowFast's window: the map of a training clip, whose side is a 32nd of the input's, rounded up
         window=-(-cfg.augmentation.input_size // 32) if per_position else 0,
     )
@@ -226,8 +228,13 @@ def _sth_2x3(cfg: Config) -> Protocol:
 def _k400_10x3(cfg: Config) -> Protocol:
     """Return SlowFast's test (Feichtenhofer et al. 2019, section 4.1): ten clips, three crops of 256."""
     # the crops follow the tool whose clips the experiment samples
-    family = {"pysf": "psf", "mm0": "mm", "mm1": "mm", "tsm_dense": "tsm"}.get(cfg.data.sampling, "plain")
-    rounding = family if family in ("psf", "tsm") else "mm"
+    family = {
+        "pyslowfast": "pyslowfast",
+        "mmaction2_0x": "mmaction2",
+        "mmaction2_1x": "mmaction2",
+        "tsm_dense": "tsm",
+    }.get(cfg.data.sampling, "plain")
+    rounding = family if family in ("pyslowfast", "tsm") else "mmaction2"
     return Protocol(EvalSpec(sampling_of(cfg), 10, FAMILIES[family][3], 256, 256, rounding), "prob", family)
 
 
@@ -269,18 +276,18 @@ PRESETS: dict[str, Callable[[Config], Protocol]] = {
 
 
 @functools.cache
-def nested_clips(sampling: Sampling, kept: int, wanted: int) -> list[int] | None:
-    """Return the indices of the `wanted` clips of a smaller evaluation among `kept` ones; None if they are others.
+def nested_clips(sampling: Sampling, kept: int, clips: int) -> list[int] | None:
+    """Return where the `clips` clips of a smaller evaluation are among `kept` ones; None if they are others.
 
     The sampling rule itself decides, on videos of many lengths and frame rates.
     """
     # possible[i, j]: clip i of the smaller evaluation was clip j of the larger one in all videos so far
-    possible = np.ones((wanted, kept), bool)
+    possible = np.ones((clips, kept), bool)
     for fps in (25.0, 30.0, 59.94):
         # every short length, where clips overlap or repeat frames, and some long ones
         for frames in (*range(1, 150), 173, 250, 251, 299, 300, 301, 750, 1001):
             large = test_frames(sampling, frames, fps, kept)
-            small = test_frames(sampling, frames, fps, wanted)
+            small = test_frames(sampling, frames, fps, clips)
             possible &= (small[:, None] == large[None]).all(axis=2)
         if not possible.any(axis=1).all():
             return None
@@ -288,9 +295,9 @@ def nested_clips(sampling: Sampling, kept: int, wanted: int) -> list[int] | None
 
 
 @functools.cache
-def nested_crops(kept: str, wanted: str) -> list[int] | None:
-    """Return the indices of the crops of rule `wanted` among those of rule `kept`; None if they are others."""
-    large, small = EVAL_CROPS[kept], EVAL_CROPS[wanted]
+def nested_crops(kept: str, rule: str) -> list[int] | None:
+    """Return the indices of the crops of `rule` among those of rule `kept`; None if they are others."""
+    large, small = EVAL_CROPS[kept], EVAL_CROPS[rule]
     possible = np.ones((len(small), len(large)), bool)
     # videos of many shapes, wide and tall: equal rounding on one shape may be chance
     for long in range(256, 470, 7):
@@ -298,6 +305,6 @@ def nested_crops(kept: str, wanted: str) -> list[int] | None:
             crop = 256 if large.whole_side or small.whole_side else 224
             there = [(box, flip) for _, box, flip in large.views(w, h, crop)]
             for row, (_, box, flip) in enumerate(small.views(w, h, crop)):
-                possible[row] &= [own == (box, flip) for own in there]
+                possible[row] &= [view == (box, flip) for view in there]
 
     return possible.argmax(axis=1).tolist() if possible.any(axis=1).all() else None

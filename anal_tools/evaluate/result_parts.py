@@ -26,7 +26,7 @@ from anal_tools.evaluate import identity, part_file, results
 from anal_tools.evaluate.protocols import Protocol
 from datasets.plan.views import view_table
 from utils import files, metrics
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -457,11 +457,11 @@ def _merge(
     return summary
 
 
-def _check_views(path: Path, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+def _check_views(path: Path, actual: tuple[int, ...], expected: tuple[int, ...]) -> None:
     """Raise UserError if rows are of other views, classes or frames than those of this evaluation."""
-    if found != expected:
+    if actual != expected:
         raise UserError(
-            f"{path}: rows of shape {found}, not {expected}: of another evaluation? Remove it and evaluate again"
+            f"{path}: rows of shape {actual}, not {expected}: of another evaluation? Remove it and evaluate again"
         )
 
 
@@ -556,7 +556,7 @@ def _ledger(parts: Sequence[dict[str, np.ndarray]], ids: Sequence[str]) -> list[
 
 def _final_arrays(folder: Path, part: dict[str, np.ndarray], videos: int) -> dict[str, np.memmap]:
     """Return the new files logits.npy and frames.npy in the shapes of a part, with every row as failed."""
-    made = {}
+    arrays = {}
     for name, fill in (("logits", np.nan), ("frames", -1)):
         path, like = _new(folder / f"{name}.npy"), part[name]
         array = np.lib.format.open_memmap(path, "w+", dtype=like.dtype, shape=(videos, *like.shape[1:]))
@@ -570,8 +570,8 @@ def _final_arrays(folder: Path, part: dict[str, np.ndarray], videos: int) -> dic
                 if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENODEV):
                     raise
         array[:] = fill
-        made[name] = array
-    return made
+        arrays[name] = array
+    return arrays
 
 
 def score_in_blocks(logits: np.ndarray, average: str, *, multi_label: bool = False) -> np.ndarray:

@@ -31,8 +31,8 @@ from typing import TypedDict, TypeVar, cast
 import numpy as np
 
 from anal_tools.evaluate import protocols
-from utils import files, metrics
-from utils.faults import UserError, refuse_odd_file
+from utils import files, metrics, renamed
+from utils.errors import UserError, refuse_odd_file
 
 _T = TypeVar("_T")
 _TRIES = 3  # times that a result is read, if it is replaced while it is read
@@ -116,8 +116,8 @@ class Results:
     @classmethod
     def names(cls, exp: Path) -> list[str]:
         """Return the finished evaluations of an experiment, oldest first."""
-        found = Path(exp, "results").glob("*.json")
-        return [path.stem for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+        summaries = Path(exp, "results").glob("*.json")
+        return [path.stem for path in sorted(summaries, key=lambda path: path.stat().st_mtime)]
 
     @classmethod
     def load(cls, exp: Path, name: str | None = None) -> Results:
@@ -143,7 +143,7 @@ class Results:
         for _ in range(_TRIES):
             stamp = _stamp(summary_file)
             try:
-                found = cls._read(exp, name, stamp)
+                results = cls._read(exp, name, stamp)
             except (OSError, Damaged) as error:
                 # the same summary before and after: the files are damaged, not replaced
                 if _stamp(summary_file) == stamp:
@@ -151,7 +151,7 @@ class Results:
                 continue
 
             if stamp is not None and _stamp(summary_file) == stamp:
-                return found
+                return results
         raise _replaced(folder)
 
     @classmethod
@@ -167,7 +167,7 @@ class Results:
         files = _Files(folder, hashes)
         # an earlier version has no list of its files
         has_targets = (folder / "targets.npy").exists() if hashes is None else "targets.npy" in hashes
-        found = cls(
+        results = cls(
             name=name,
             labels=files.array("labels.npy"),
             scores=files.array("scores.npy"),
@@ -178,8 +178,8 @@ class Results:
             exp=exp,
             stamp=stamp,
         )
-        check_shapes(found)
-        return found
+        check_shapes(results)
+        return results
 
     @property
     def folder(self) -> Path:
@@ -229,18 +229,18 @@ class Results:
     @cached_property
     def frames(self) -> np.ndarray:
         """The ordinals (N, V, T) int32 of the frames that the model saw, memory-mapped."""
-        found = self._opened(lambda files: files.array("frames.npy", mapped=True))
-        if found.ndim != 3 or found.shape[:2] != self.logits.shape[:2] or found.dtype.kind != "i":
-            raise self._unfit(f"frames.npy has shape {found.shape}, logits.npy {self.logits.shape}")
-        return found
+        frames = self._opened(lambda files: files.array("frames.npy", mapped=True))
+        if frames.ndim != 3 or frames.shape[:2] != self.logits.shape[:2] or frames.dtype.kind != "i":
+            raise self._unfit(f"frames.npy has shape {frames.shape}, logits.npy {self.logits.shape}")
+        return frames
 
     @cached_property
     def views(self) -> list[View]:
         """The V views, in the order of `logits`."""
-        found = self._opened(lambda files: files.json("views.json"))
-        if not isinstance(found, list) or not all(isinstance(view, dict) and view.keys() >= _VIEW for view in found):
+        views = self._opened(lambda files: files.json("views.json"))
+        if not isinstance(views, list) or not all(isinstance(view, dict) and view.keys() >= _VIEW for view in views):
             raise self._unfit("views.json does not describe views")
-        return found
+        return views
 
     @cached_property
     def ledger(self) -> list[LedgerRow]:
@@ -250,16 +250,16 @@ class Results:
             rows = [(int(i), self.ids[i]) for i in np.flatnonzero(self.failed)]
             return [{"sample": i, "path": p, "status": "failed", "reason": reasons.get(p, "")} for i, p in rows]
 
-        found = self._opened(lambda files: files.lines("ledger.jsonl", dict))
-        if not all(row.keys() >= _LEDGER and row["sample"] in range(len(self.ids)) for row in found):
+        entries = self._opened(lambda files: files.lines("ledger.jsonl", dict))
+        if not all(row.keys() >= _LEDGER and row["sample"] in range(len(self.ids)) for row in entries):
             raise self._unfit("ledger.jsonl names no video of this list")
-        return cast("list[LedgerRow]", found)
+        return cast("list[LedgerRow]", entries)
 
     def _opened(self, read: Callable[[_Files], _T]) -> _T:
         """Read a file of the folder, unless another evaluation has replaced the result since `load`."""
-        failure, found = None, None
+        failure, content = None, None
         try:
-            found = read(_Files(self.folder, self.summary.get("files")))
+            content = read(_Files(self.folder, self.summary.get("files")))
         except (OSError, Damaged) as error:
             failure = error
 
@@ -268,7 +268,7 @@ class Results:
             raise _replaced(self.folder) from failure
         if failure is not None:
             raise self._unfit(str(failure)) from failure
-        return cast("_T", found)
+        return cast("_T", content)
 
     def _unfit(self, reason: str) -> UserError:
         return UserError(f"{self.folder}: cannot be read ({reason}); run the evaluation again")
@@ -368,10 +368,10 @@ def read_summary(path: Path) -> Summary:
         raise Damaged(f"{path.name} has another checksum than it says")
 
     # Every reader may rely on these kinds from here on.
-    wanted = {"class_names": list, "metrics": dict, "protocol": dict}
+    required = {"class_names": list, "metrics": dict, "protocol": dict}
     optional = {"counts": dict, "failures": dict, "cost": dict, "config": dict, "files": dict}
-    for key, kind in (wanted | optional).items():
-        if (key in summary or key in wanted) and not isinstance(summary.get(key), kind):
+    for key, kind in (required | optional).items():
+        if (key in summary or key in required) and not isinstance(summary.get(key), kind):
             raise Damaged(f"{path.name} has no {key!r}, or not of the kind that belongs there")
 
     if not all(isinstance(name, str) for name in summary["class_names"]):
@@ -386,12 +386,12 @@ def read_summary(path: Path) -> Summary:
         protocols.Protocol.from_dict(summary["protocol"])
     except Exception as error:  # values of another kind can raise almost anything
         raise Damaged(f"{path.name}: 'protocol' is not one ({type(error).__name__}: {error})") from error
-    return cast("Summary", summary)
+    return cast("Summary", renamed.summary(summary))
 
 
-def check_shapes(found: Results) -> None:
+def check_shapes(results: Results) -> None:
     """Raise Damaged if the files are not of one evaluation: N videos, K classes, kinds of numbers, range of labels."""
-    labels, logits, scores, targets = found.labels, found.logits, found.scores, found.targets
+    labels, logits, scores, targets = results.labels, results.logits, results.scores, results.targets
     # {name: (array, number of axes, letters of numpy's kinds)}
     shapes = {"labels": (labels, 1, "iu"), "scores": (scores, 2, "f"), "logits": (logits, 3, "f")}
     shapes |= {} if targets is None else {"targets": (targets, 2, "b")}
@@ -399,15 +399,15 @@ def check_shapes(found: Results) -> None:
         if array.ndim != dimensions or array.dtype.kind not in kinds:
             raise Damaged(f"{name}.npy has shape {array.shape} and type {array.dtype}, which {name} never have")
 
-    counts = {"ids.txt": len(found.ids)} | {f"{name}.npy": len(array) for name, (array, _, _) in shapes.items()}
-    counted = found.summary.get("counts", {})
+    counts = {"ids.txt": len(results.ids)} | {f"{name}.npy": len(array) for name, (array, _, _) in shapes.items()}
+    counted = results.summary.get("counts", {})
     counts |= {"counts.videos": counted["videos"]} if "videos" in counted else {}
     if len(set(counts.values())) > 1:
         each = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise Damaged(f"different numbers of videos: {each}")
 
     classes = {name: array.shape[-1] for name, (array, _, _) in shapes.items() if name != "labels"}
-    classes["class_names"] = len(found.class_names)
+    classes["class_names"] = len(results.class_names)
     if len(set(classes.values())) > 1:
         each = ", ".join(f"{name} {count}" for name, count in classes.items())
         raise Damaged(f"different numbers of classes: {each}")

@@ -16,7 +16,7 @@ from anal_tools.evaluate.result_parts import score_in_blocks
 from anal_tools.evaluate.results import Results
 from datasets.plan.views import EVAL_CROPS
 from utils import config, metrics
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -58,7 +58,7 @@ def smaller(kept: Protocol, views: str | None = None, average: str | None = None
     return subset(kept, dataclasses.replace(kept, spec=spec, average=average or kept.average))
 
 
-def subset(kept: Protocol, wanted: Protocol) -> Subset:
+def subset(kept: Protocol, protocol: Protocol) -> Subset:
     """Return the kept views that are those of another protocol.
 
     If the tool places fewer clips or crops elsewhere, take the nearest ones and mention it in the note.
@@ -66,16 +66,16 @@ def subset(kept: Protocol, wanted: Protocol) -> Subset:
     Raises:
         UserError: the wanted views cannot be found in the kept ones.
     """
-    have, want = kept.spec, wanted.spec
+    have, want = kept.spec, protocol.spec
     # pixels that were not kept cannot be had from those that were
     for field in ("sampling", "scale", "crop_size", "rounding"):
         if getattr(have, field) != getattr(want, field):
             raise UserError(
-                f"the kept views have {field} {getattr(have, field)}, {wanted.name or 'the wanted ones'} "
+                f"the kept views have {field} {getattr(have, field)}, {protocol.name or 'the wanted ones'} "
                 f"{getattr(want, field)}: this needs an evaluation of its own"
             )
 
-    if kept.window != wanted.window:
+    if kept.window != protocol.window:
         raise UserError("kept views with and without --per-position cannot stand for each other")
 
     if want.num_clips > have.num_clips or want.crops_per_clip > have.crops_per_clip:
@@ -88,8 +88,8 @@ def subset(kept: Protocol, wanted: Protocol) -> Subset:
     notes = []
     if want.num_clips == have.num_clips:
         clips = list(range(have.num_clips))
-    elif (found := nested_clips(have.sampling, have.num_clips, want.num_clips)) is not None:
-        clips = found
+    elif (nested := nested_clips(have.sampling, have.num_clips, want.num_clips)) is not None:
+        clips = nested
     else:
         clips = spread(have.num_clips, want.num_clips)
         numbers = ", ".join(map(str, clips))
@@ -101,21 +101,21 @@ def subset(kept: Protocol, wanted: Protocol) -> Subset:
     # Views are numbered clip by clip: view = clip * crops + crop.
     crops = _crops(have.crops, want.crops, notes)
     size = have.crops_per_clip
-    return Subset(wanted, tuple(clip * size + crop for clip in clips for crop in crops), "; ".join(notes))
+    return Subset(protocol, tuple(clip * size + crop for clip in clips for crop in crops), "; ".join(notes))
 
 
-def spread(kept: int, wanted: int) -> list[int]:
-    """Return the indices of `wanted` of `kept` clips, evenly spread; one clip is the middle one."""
-    return [int((2 * i + 1) * kept / (2 * wanted)) for i in range(wanted)]
+def spread(kept: int, count: int) -> list[int]:
+    """Return the indices of `count` of `kept` clips, evenly spread; one clip is the middle one."""
+    return [int((2 * i + 1) * kept / (2 * count)) for i in range(count)]
 
 
 def _crops(have: str, want: str, notes: list[str]) -> list[int]:
     # as for clips: all of them, nested ones, or for a single crop the nearest
     if have == want:
         return list(range(len(EVAL_CROPS[have])))
-    found = nested_crops(have, want)
-    if found is not None:
-        return found
+    nested = nested_crops(have, want)
+    if nested is not None:
+        return nested
     if len(EVAL_CROPS[want]) > 1:
         raise UserError(f"the crops {want} are not among the kept ones ({have}): this needs an evaluation of its own")
 
@@ -153,8 +153,8 @@ def common_rows(a: Sequence[str], b: Sequence[str]) -> tuple[np.ndarray, np.ndar
     A list may name a video twice: the i-th of equal paths matches the i-th in the other list.
     """
     places = {key: row for row, key in enumerate(_numbered(b))}
-    found = [(row, places[key]) for row, key in enumerate(_numbered(a)) if key in places]
-    rows = np.array(found, dtype=np.int64).reshape(-1, 2)
+    pairs = [(row, places[key]) for row, key in enumerate(_numbered(a)) if key in places]
+    rows = np.array(pairs, dtype=np.int64).reshape(-1, 2)
     return rows[:, 0], rows[:, 1]
 
 
@@ -214,10 +214,10 @@ def fuse(scores: Sequence[np.ndarray], weights: Sequence[float], average: str = 
     """
     shares = np.asarray(weights, np.float64) / float(sum(weights))
     if average != "logit":
-        return np.sum([share * np.asarray(own, np.float64) for own, share in zip(scores, shares, strict=True)], axis=0)
+        return np.sum([share * np.asarray(one, np.float64) for one, share in zip(scores, shares, strict=True)], axis=0)
 
     # 1e-300: the logarithm of a probability of 0 would be infinite
-    logs = [share * np.log(np.maximum(own, 1e-300)) for own, share in zip(scores, shares, strict=True)]
+    logs = [share * np.log(np.maximum(one, 1e-300)) for one, share in zip(scores, shares, strict=True)]
     return metrics.probabilities(np.sum(logs, axis=0))
 
 

@@ -136,7 +136,7 @@ class Draft:
             if name == "model.kwargs":
                 keys += [key for key in self.values if key.startswith(KWARGS) and not self._is_default(key)]
             elif name in self.values and (
-                info.is_required() or self.values[name] != _plain(info.get_default(call_default_factory=True))
+                info.is_required() or self.values[name] != _as_written(info.get_default(call_default_factory=True))
             ):
                 keys.append(name)
 
@@ -152,7 +152,7 @@ class Draft:
         return ast.literal_eval(option.default) == self.values[key]
 
 
-def _plain(value: object) -> object:
+def _as_written(value: object) -> object:
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -95,12 +95,12 @@ def take_model(model: Source, draft: Draft) -> None:
     _loose_ends(model, backbone, draft)
 
 
-def fixed(source: Source, wanted: Mapping[str, object], draft: Draft) -> None:
+def fixed(source: Source, expected: Mapping[str, object], draft: Draft) -> None:
     """Check options that have no key here; raise UserError if one differs from our network."""
-    for key, value in wanted.items():
+    for key, value in expected.items():
         if key in source.values and _lists(source.raw(key)) != _lists(value):
             source.fail(key, f"{shown(source.values[key])} makes another network; the one here has {value!r}")
-    draft.built_in(source, *wanted)
+    draft.built_in(source, *expected)
 
 
 def _lists(value: object) -> object:
@@ -167,8 +167,8 @@ def _weights(backbone: Source, draft: Draft) -> None:
     network = str(draft.values["model.backbone"])
     # URL or scheme, as "torchvision://resnet50" or ".../mobilenet_v2_....pth"
     text = str(start)
-    plain = network.removesuffix("v2") in text.replace("_", "").lower() or start is True
-    if plain and network in FILES and "kinetics" not in text:
+    is_imagenet = network.removesuffix("v2") in text.replace("_", "").lower() or start is True
+    if is_imagenet and network in FILES and "kinetics" not in text:
         fetch = f"`python main.py fetch {network}`"
         note = f"weights of ImageNet, from {fetch}: perhaps another file than {text.rpartition('/')[2]}"
         draft.other("model.pretrained", True, backbone, key, note=note, comment=fetch)
@@ -310,8 +310,8 @@ def _slowfast(backbone: Source, draft: Draft) -> str:
 
     # How MMAction2 picks the Slow frames, and the order of the pathways before its classifier
     draft.values |= {"model.kwargs.slow_index": "strided", "model.kwargs.slow_first": False}
-    for path, made in ((slow, SLOW | {"lateral": True}), (fast, FAST | {"base_channels": 64 // max(beta, 1)})):
-        fixed(path, made | {"type": "resnet3d", "lateral_infl": 2, "pretrained": None}, draft)
+    for path, fixed_options in ((slow, SLOW | {"lateral": True}), (fast, FAST | {"base_channels": 64 // max(beta, 1)})):
+        fixed(path, fixed_options | {"type": "resnet3d", "lateral_infl": 2, "pretrained": None}, draft)
         _norms(path, draft, has_options=False)
 
     zero = slow.flag("zero_init_residual", True)

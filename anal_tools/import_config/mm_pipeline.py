@@ -8,7 +8,7 @@ from pathlib import Path
 from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.mm_model import normalisation
 from anal_tools.import_config.source import Source
-from utils.faults import UserError
+from utils.errors import UserError
 
 # Steps that decode, pack or change the layout: nothing here could differ.
 PLUMBING = (
@@ -64,7 +64,7 @@ def _sampling(step: Source, draft: Draft, era: int) -> None:
         step.skip("num_sample_positions")
     else:
         # MMAction2 1.x computes other offsets than 0.x: two presets
-        draft.exact("data.sampling", f"mm{era}", step, "type")
+        draft.exact("data.sampling", f"mmaction2_{era}x", step, "type")
         draft.exact("data.clip_len", length, step, "clip_len")
         draft.exact("data.frame_interval", interval, step, "frame_interval")
 

@@ -11,7 +11,7 @@ from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.mm_model import take_model
 from anal_tools.import_config.mm_pipeline import take_test, take_training, take_validation
 from anal_tools.import_config.source import Source
-from utils.faults import UserError
+from utils.errors import UserError
 
 GPUS = 8  # what their file names and rates assume where nothing else is given
 # Keys with nothing to take over, and the reason.
@@ -352,7 +352,7 @@ def _no_training(config: Source, test: Source, draft: Draft, era: int) -> None:
     draft.exact("model.num_segments", clips, step, *([] if is_3d else ["num_clips"]))
 
     is_dense = step.text("type") == "DenseSampleFrames"
-    draft.exact("data.sampling", "tsm_dense" if is_dense else f"mm{era}", step, "type")
+    draft.exact("data.sampling", "tsm_dense" if is_dense else f"mmaction2_{era}x", step, "type")
     draft.exact("data.clip_len", step.count("clip_len", 1), step, "clip_len")
     draft.exact("data.frame_interval", step.count("frame_interval", 1), step, "frame_interval")
 

@@ -13,7 +13,7 @@ from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.python_file import Key
 from anal_tools.import_config.source import Source, shown
 from utils.config import yaml_lines
-from utils.faults import UserError
+from utils.errors import UserError
 
 ARCHS = ("slowfast", "slow", "slowonly")
 LR = "lr_scheduler."
@@ -125,16 +125,16 @@ def _resnet(resnet: Source, draft: Draft, is_fast: bool) -> None:
     zero = resnet.flag("ZERO_INIT_FINAL_BN", False)
     draft.exact("model.kwargs.zero_init_residual", zero, resnet, "ZERO_INIT_FINAL_BN")
     # "STRIDE_1X1: False" strides in the 3x3 convolution, as torchvision does
-    made = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STRIDE_1X1": False}
-    made["TRANS_FUNC"] = "basic_transform" if depth < 50 else "bottleneck_transform"
-    _fixed(resnet, made, draft)
+    expected = {"NUM_GROUPS": 1, "WIDTH_PER_GROUP": 64, "STRIDE_1X1": False}
+    expected["TRANS_FUNC"] = "basic_transform" if depth < 50 else "bottleneck_transform"
+    _fixed(resnet, expected, draft)
 
     # A number for each stage and pathway
-    for key, wanted in (("SPATIAL_STRIDES", (1, 2, 2, 2)), ("SPATIAL_DILATIONS", (1, 1, 1, 1))):
+    for key, strides in (("SPATIAL_STRIDES", (1, 2, 2, 2)), ("SPATIAL_DILATIONS", (1, 1, 1, 1))):
         stages = _stages(resnet, key)
         for number, stage in enumerate(stages):
-            if len(stages) != len(wanted) or any(value != wanted[number] for value in stage):
-                resnet.fail(key, f"{shown(resnet.values[key])} makes another network; the one here has {wanted}")
+            if len(stages) != len(strides) or any(value != strides[number] for value in stage):
+                resnet.fail(key, f"{shown(resnet.values[key])} makes another network; the one here has {strides}")
 
     draft.built_in(resnet, "SPATIAL_STRIDES", "SPATIAL_DILATIONS", "INPLACE_RELU")
     _temporal_kernels(resnet, draft, depth, is_fast)
@@ -183,11 +183,11 @@ def _temporal_blocks(resnet: Source, key: str, depth: int, pathways: int) -> lis
     return [[min(number, most) for number in stage] for stage, most in zip(counts, BLOCKS[depth], strict=True)]
 
 
-def _fixed(source: Source, wanted: Mapping[str, object], draft: Draft) -> None:
-    for key, value in wanted.items():
+def _fixed(source: Source, expected: Mapping[str, object], draft: Draft) -> None:
+    for key, value in expected.items():
         if key in source and source.raw(key) != value:
             source.fail(key, f"{shown(source.values[key])} makes another network; the one here has {value!r}")
-    draft.built_in(source, *wanted)
+    draft.built_in(source, *expected)
 
 
 def _slowfast(part: Source, draft: Draft) -> None:
@@ -240,7 +240,7 @@ def _weights(train: Source, draft: Draft) -> None:
 def _data(config: Source, draft: Draft) -> None:
     data, train = config.part("DATA"), config.part("TRAIN")
     draft.ours_only("model.num_segments", 1, "one clip of clip_len frames")
-    draft.ours_only("data.sampling", "pysf", "a random clip, at 30 frames a second")
+    draft.ours_only("data.sampling", "pyslowfast", "a random clip, at 30 frames a second")
 
     frames, rate = data.count("NUM_FRAMES", 8), data.count("SAMPLING_RATE", 8)
     draft.exact("data.clip_len", frames, data, "NUM_FRAMES")

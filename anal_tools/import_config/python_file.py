@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from utils.faults import UserError, refuse_odd_file
+from utils.errors import UserError, refuse_odd_file
 
 MAX_BYTES = 200_000  # of a file
 MAX_FILES = 50  # _base_ files included
@@ -88,10 +88,10 @@ class _Budget:
         if self.files > MAX_FILES:
             raise UserError(f"{file}: more than {MAX_FILES} _base_ files; no config has so many")
 
-        found = _File(file, self, (*above, real))
+        parsed = _File(file, self, (*above, real))
         for statement in _parsed(file).body:
-            found.statement(statement)
-        return found.merged(found.names, found.base)
+            parsed.statement(statement)
+        return parsed.merged(parsed.names, parsed.base)
 
     def spend(self, file: Path, line: int, values: int) -> None:
         """Count values; raise UserError when there are too many."""
@@ -197,10 +197,10 @@ class _File:
             file = self.file.parent / name
             if not file.is_file():
                 self.fail(node, f"its _base_ {name} is missing: there is no file {file}")
-            found = self.budget.config(file, self.above)
-            if twice := next((key for key in found if key in self.base), None):
+            base_names = self.budget.config(file, self.above)
+            if twice := next((key for key in base_names if key in self.base), None):
                 self.fail(node, f"two _base_ files define {twice}; MMAction2 refuses that, too")
-            self.base.update(found)
+            self.base.update(base_names)
 
     def merged(self, over: Tree, base: Tree, depth: int = 0) -> Tree:
         """Return `over` on top of `base`: dicts are merged, all else is replaced; `_delete_` replaces a dict."""
@@ -220,8 +220,8 @@ class _File:
                 )
 
             replaces = value.get("_delete_", False) or not isinstance(below, dict)
-            own: Tree = {name: inner for name, inner in value.items() if name != "_delete_"}
-            result[key] = self.merged(own, {} if replaces or not isinstance(below, dict) else below, depth + 1)
+            kept: Tree = {name: inner for name, inner in value.items() if name != "_delete_"}
+            result[key] = self.merged(kept, {} if replaces or not isinstance(below, dict) else below, depth + 1)
         return result
 
     # ----------------------------------------------------------------------------------------------------- expressions

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from anal_tools.import_config.python_file import Key
-from utils.faults import UserError
+from utils.errors import UserError
 
 Number = int | float
 
@@ -46,15 +46,15 @@ class Source:
         """Raise a UserError about a key."""
         raise UserError(f"{self.file}: {self.full(key)}: {text}")
 
-    def wrong(self, key: str, wanted: str) -> NoReturn:
+    def wrong(self, key: str, expected: str) -> NoReturn:
         """Raise a UserError about the type of a key."""
-        self.fail(key, f"{shown(self.values.get(key))} is not {wanted}")
+        self.fail(key, f"{shown(self.values.get(key))} is not {expected}")
 
     # ------------------------------------------------------------------------------------------------------------ types
 
     def number(self, key: str, default: float | None = None) -> float:
         """Return a number; a whole one stays an int."""
-        value = default if (found := self.raw(key)) is None else found
+        value = default if (given := self.raw(key)) is None else given
         if isinstance(value, bool) or not isinstance(value, Number):
             self.wrong(key, "a number")
         return value
@@ -68,21 +68,21 @@ class Source:
 
     def flag(self, key: str, default: bool) -> bool:
         """Return True or False."""
-        value = default if (found := self.raw(key)) is None else found
+        value = default if (given := self.raw(key)) is None else given
         if not isinstance(value, bool):
             self.wrong(key, "True or False")
         return value
 
     def text(self, key: str, default: str = "") -> str:
         """Return a string."""
-        value = default if (found := self.raw(key)) is None else found
+        value = default if (given := self.raw(key)) is None else given
         if not isinstance(value, str):
             self.wrong(key, "a text")
         return value
 
     def numbers(self, key: str, default: Sequence[float] = ()) -> list[float]:
         """Return a list of numbers."""
-        value = default if (found := self.raw(key)) is None else found
+        value = default if (given := self.raw(key)) is None else given
         if not isinstance(value, list | tuple) or not all(
             isinstance(one, Number) and not isinstance(one, bool) for one in value
         ):
@@ -101,12 +101,12 @@ class Source:
     def parts(self, key: str) -> list[Source]:
         """Return the dicts of a list; a single dict counts as a list of one."""
         value = self.values.get(key) or []
-        found = [value] if isinstance(value, Mapping) else value
-        if not isinstance(found, list | tuple) or not all(isinstance(one, Mapping) for one in found):
+        parts = [value] if isinstance(value, Mapping) else value
+        if not isinstance(parts, list | tuple) or not all(isinstance(one, Mapping) for one in parts):
             self.wrong(key, "a list of dicts")
-        if not found:
+        if not parts:
             self.skip(key)
-        return [Source(self.file, one, f"{self.full(key)}[{index}]", self.read) for index, one in enumerate(found)]
+        return [Source(self.file, one, f"{self.full(key)}[{index}]", self.read) for index, one in enumerate(parts)]
 
     # ------------------------------------------------------------------------------------------------------------- rest
 

@@ -17,7 +17,7 @@ from anal_tools.import_config import mmaction, pyslowfast
 from anal_tools.import_config.draft import Draft, table
 from anal_tools.new import printable, write_scripts
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 TABLE = "import.txt"

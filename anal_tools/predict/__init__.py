@@ -24,7 +24,7 @@ from anal_tools.text import one_line
 from datasets.readers import Reader, ReaderSpec, open_reader
 from datasets.readers.ending import on_what_decodes
 from utils import metrics
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ NOT_FINITE = "its scores are not finite numbers; try --set common.precision=fp32
 
 
 @dataclasses.dataclass
-class Found:
+class Prediction:
     """One source and everything that was found out about it.
 
     Attributes:
@@ -103,7 +103,7 @@ def predict(args: argparse.Namespace) -> int:
 
     sources = expand(args.sources, args.root)
     names = out_folder.file_names(sources)
-    endings = [ending for ending, wanted in ((".srt", args.srt), (".mp4", args.video)) if wanted]
+    endings = [ending for ending, is_asked in ((".srt", args.srt), (".mp4", args.video)) if is_asked]
     out_folder.check_targets(args.out, names, endings, [*args.sources, *(source.path for source in sources)])
 
     with contextlib.ExitStack() as stack:
@@ -112,17 +112,17 @@ def predict(args: argparse.Namespace) -> int:
         predictor = load(args, world)
         print(f"{predictor.about['weights']} ({predictor.about['engine']}), {len(sources)} source(s)", flush=True)
         args.out.mkdir(parents=True, exist_ok=True)
-        found = look(predictor, sources, world)
-        for one, name in zip(found, names, strict=True):
+        predictions = look(predictor, sources, world)
+        for one, name in zip(predictions, names, strict=True):
             if not one.failure:
                 finish(one, name, args, predictor, world)
             print(as_text(one, predictor.classes), flush=True)
 
     infer = args.out / out_folder.INFER
-    outputs.write_json(infer, as_json(found, predictor, logits=args.logits))
-    failed, unwritten = (sum(bool(getattr(one, name)) for one in found) for name in ("failure", "unwritten"))
+    outputs.write_json(infer, as_json(predictions, predictor, logits=args.logits))
+    failed, unwritten = (sum(bool(getattr(one, name)) for one in predictions) for name in ("failure", "unwritten"))
     lost = f", {unwritten} without their files" if unwritten else ""
-    print(f"{len(found) - failed} predicted, {failed} not readable{lost}; {infer}")
+    print(f"{len(predictions) - failed} predicted, {failed} not readable{lost}; {infer}")
     return 1 if failed or unwritten else 0
 
 
@@ -139,18 +139,18 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
         raise UserError("predict: --model goes with --engine onnx; a checkpoint is named by --checkpoint FILE")
 
     # an exported file takes the reading of media from the experiment beside it
-    own = predictor.from_experiment(args.target, args.checkpoint, args.set, world)
-    return own if args.model is None else predictor.from_onnx(args.model, world, like=own)
+    trained = predictor.from_experiment(args.target, args.checkpoint, args.set, world)
+    return trained if args.model is None else predictor.from_onnx(args.model, world, like=trained)
 
 
-def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[Found]:
+def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[Prediction]:
     """Score the sources as an evaluation does, those of each reader together, and return them in the same order."""
     from datasets.loading.eval import EvalLoader
     from utils.engine.evaluate import evaluate
 
-    found = [Found(source, failure=source.reason) for source in sources]
+    predictions = [Prediction(source, failure=source.reason) for source in sources]
     for reader in ("video", "frames"):
-        mine = [one for one in found if one.source.reader == reader]
+        mine = [one for one in predictions if one.source.reader == reader]
         if not mine:
             continue
 
@@ -160,7 +160,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
         reading = dataclasses.replace(reading, workers=min(reading.workers, len(mine)), on_bad="skip")
 
         # `mine` as a default value, because a closure would see the list of the last reader
-        def keep(item: VideoItem, logits: Tensor | None, mine: list[Found] = mine) -> None:
+        def keep(item: VideoItem, logits: Tensor | None, mine: list[Prediction] = mine) -> None:
             """Keep the scores of one video, or the reason why it has none."""
             one = mine[item.sample]
             if logits is None:
@@ -185,11 +185,11 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
                 clips_per_forward=predictor.clips,
                 keep=keep,
             )
-    return found
+    return predictions
 
 
-def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
-    """Add the facts of a video, its cues over time, and the requested files; a failure becomes a note."""
+def finish(one: Prediction, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
+    """Add the metadata of a video, its cues over time, and the requested files; a failure becomes a note."""
     spec = _reader(predictor.reading.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
@@ -203,23 +203,23 @@ def finish(one: Found, name: str, args: argparse.Namespace, predictor: Predictor
             one.failure = error.reason
 
 
-def over_time(one: Found, reader: Reader, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
-    """Add the facts and the cues of a video.
+def over_time(one: Prediction, reader: Reader, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
+    """Add the metadata and the cues of a video.
 
     Raises:
         MediaError: a frame does not decode.
     """
     assert one.score is not None
-    facts = reader.probe(0)
-    one.frames, one.fps = facts.frames, facts.fps
+    metadata = reader.probe(0)
+    one.frames, one.fps = metadata.frames, metadata.fps
 
     whole = top_classes(one.score, predictor.classes, TOP)
-    one.cues = [Cue(0.0, facts.frames / facts.fps, whole)]
+    one.cues = [Cue(0.0, metadata.frames / metadata.fps, whole)]
     if args.window is None:
         return
 
     # half a window by default; more than 0 even for the shortest one
-    parts = sliding.windows(facts, args.window, args.stride or max(args.window / 2, 1e-3))
+    parts = sliding.windows(metadata, args.window, args.stride or max(args.window / 2, 1e-3))
     scored = sliding.window_logits(
         reader, 0, parts, spec=predictor.spec, score=lambda views: predictor.logits(views, world.device)
     )
@@ -233,7 +233,7 @@ def over_time(one: Found, reader: Reader, args: argparse.Namespace, predictor: P
     one.cues = cues
 
 
-def write_files(one: Found, reader: Reader, name: str, args: argparse.Namespace) -> None:
+def write_files(one: Prediction, reader: Reader, name: str, args: argparse.Namespace) -> None:
     """Write the requested subtitles and video; if that fails, note why and keep the scores.
 
     Raises:
@@ -262,7 +262,7 @@ def _reader(spec: ReaderSpec, kind: str) -> ReaderSpec:
     return spec if spec.kind == kind else ReaderSpec(kind, fps=spec.fps, missing_share=spec.missing_share)
 
 
-def as_text(one: Found, classes: list[str]) -> str:
+def as_text(one: Prediction, classes: list[str]) -> str:
     """Return one block of the table: the video, then rank, score and name of its best classes."""
     name = one_line(str(one.source))
     if one.failure or one.score is None:
@@ -279,10 +279,10 @@ def as_text(one: Found, classes: list[str]) -> str:
     return "\n".join([f"{name}  ({one.frames} frames, {one.frames / max(one.fps, 1e-9):.2f} s{less})", *rows])
 
 
-def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> dict[str, object]:
+def as_json(predictions: Sequence[Prediction], predictor: Predictor, *, logits: bool) -> dict[str, object]:
     """Return the content of infer.json, as docs/predict.md describes it."""
     videos = []
-    for one in found:
+    for one in predictions:
         if one.failure or one.score is None:
             continue
         top = top_classes(one.score, predictor.classes, TOP)
@@ -301,7 +301,7 @@ def as_json(found: Sequence[Found], predictor: Predictor, *, logits: bool) -> di
         videos.append(entry)
 
     # a video without its files is in both lists
-    reasons = [(one.source.path, one.failure or one.unwritten) for one in found]
+    reasons = [(one.source.path, one.failure or one.unwritten) for one in predictions]
     failed = [{"source": path, "reason": reason} for path, reason in reasons if reason]
     about = {"format": 1, "model": predictor.about, "protocol": Protocol(predictor.spec).to_dict()}
     return about | {"classes": predictor.classes, "videos": videos, "failed": failed}

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from anal_tools.predict.sources import Source
@@ -53,12 +53,12 @@ def file_names(sources: Sequence[Source]) -> list[str]:
     """Return a unique name for the files of each source: its file name without ending, numbered where two are alike."""
     # a name must be printable, so bytes that are not UTF-8 become "?"
     stems = [_stem(source.path).encode("utf-8", "replace").decode() for source in sources]
-    own, taken, last = set(stems), set(), dict.fromkeys(stems, 1)
+    all_stems, taken, last = set(stems), set(), dict.fromkeys(stems, 1)
 
     names = []
     for stem in stems:
         name = stem
-        while name in taken or (name != stem and name in own):  # `a-2` may be the name of another source
+        while name in taken or (name != stem and name in all_stems):  # `a-2` may be the name of another source
             last[stem] += 1
             name = f"{stem}-{last[stem]}"
         taken.add(name)

@@ -16,10 +16,10 @@ import numpy as np
 
 from datasets.readers import Reader
 from utils import files, ranking
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
 
 SHORT_SIDE = 480  # pixels; larger videos are scaled down to it
 CHUNK_BYTES = 1 << 28  # frames of the annotated video that are decoded at once
@@ -94,22 +94,22 @@ def write_video(path: Path, reader: Reader, record: int, cues: Sequence[Cue]) ->
     import av
     from av.error import FFmpegError
 
-    facts = reader.probe(record)
-    height, width = _even_size(facts)
+    metadata = reader.probe(record)
+    height, width = _even_size(metadata)
     codec = next((name for name in CODECS if _has_codec(name)), None)
     if codec is None:
         raise UserError(f"{path}: this PyAV has no encoder for mp4 ({', '.join(CODECS)})")
 
     # 1001 is the denominator of NTSC rates, such as 30000/1001
-    rate = Fraction(min(max(facts.fps, 1.0), 240.0)).limit_denominator(1001)
+    rate = Fraction(min(max(metadata.fps, 1.0), 240.0)).limit_denominator(1001)
 
     try:
         with files.replacing(path) as temporary, av.open(os.fspath(temporary), "w", format="mp4") as output:
             stream: Any = output.add_stream(codec, rate=rate)
             stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             stream.codec_context.thread_count = 1
-            for ordinal, image in _frames(reader, record, facts, (height, width)):
-                draw(image, _cue_at(cues, ordinal / facts.fps).top)
+            for ordinal, image in _frames(reader, record, metadata, (height, width)):
+                draw(image, _cue_at(cues, ordinal / metadata.fps).top)
                 output.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
             # None flushes the frames that the encoder still holds
             output.mux(stream.encode(None))
@@ -134,10 +134,10 @@ def draw(image: np.ndarray, top: Sequence[TopClass]) -> None:
         cv2.putText(image, text, (x, y), cv2.FONT_HERSHEY_SIMPLEX, scale, (255, 255, 255), 1, cv2.LINE_AA)
 
 
-def _even_size(facts: Facts) -> tuple[int, int]:
+def _even_size(metadata: VideoMetadata) -> tuple[int, int]:
     """Return (h, w) of the annotated video: short side at most SHORT_SIDE, even numbers for H.264, at least 16."""
-    factor = min(1.0, SHORT_SIDE / min(facts.height, facts.width))
-    height, width = (max(16, 2 * round(side * factor / 2)) for side in (facts.height, facts.width))
+    factor = min(1.0, SHORT_SIDE / min(metadata.height, metadata.width))
+    height, width = (max(16, 2 * round(side * factor / 2)) for side in (metadata.height, metadata.width))
     return height, width
 
 
@@ -149,12 +149,14 @@ def _has_codec(name: str) -> bool:
     return False
 
 
-def _frames(reader: Reader, record: int, facts: Facts, size: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
+def _frames(
+    reader: Reader, record: int, metadata: VideoMetadata, size: tuple[int, int]
+) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (ordinal, (h, w, 3) uint8) of all frames, decoded in large pieces."""
     # a piece is large because each one starts with a seek, and bounded because its frames are all in memory
     count = max(1, CHUNK_BYTES // (size[0] * size[1] * 3))
-    for first in range(0, facts.frames, count):
-        ordinals = np.arange(first, min(first + count, facts.frames))
+    for first in range(0, metadata.frames, count):
+        ordinals = np.arange(first, min(first + count, metadata.frames))
         images = np.empty((len(ordinals), *size, 3), np.uint8)
         reader.read(record, ordinals, None, size, images)
         yield from zip(ordinals.tolist(), images, strict=True)

@@ -19,9 +19,9 @@ from datasets.loading.loader import reading
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers import ReaderSpec
-from utils import files
+from utils import files, renamed
 from utils.config.schema import Data
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from utils.config import Config
     from utils.dist import World
 
-ModelFacts = dict[str, Any]  # the JSON in an exported file; docs/predict.md has its keys
-ONNX_FACTS = "zoetrope"  # the key of an ONNX file's metadata under which anal_tools/export.py puts its facts
+ModelMetadata = dict[str, Any]  # the JSON in an exported file; docs/predict.md has its keys
+ONNX_KEY = "zoetrope"  # the key of an ONNX file's metadata under which anal_tools/export.py puts its metadata
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Predictor:
         """Score uint8 views (V, T, h, w, C): (V, K) float32, `clips` views at a time."""
         import torch
 
-        from utils import chunks
+        from utils import view_batches
 
         parts = []
-        with torch.inference_mode(), chunks.full_precision():
+        with torch.inference_mode(), view_batches.full_precision():
             for chunk in views.split(self.clips):
                 with self.autocast():
                     parts.append(self.net(self.normalise(chunk.to(device))).float())
@@ -77,7 +77,7 @@ class Predictor:
 
 
 def from_experiment(
-    target: Path, checkpoint_name: str | None, overrides: list[str], world: World, *, plain: bool = False
+    target: Path, checkpoint_name: str | None, overrides: list[str], world: World, *, as_is: bool = False
 ) -> Predictor:
     """Return the model of an experiment folder, or of a checkpoint that holds its config.
 
@@ -86,7 +86,7 @@ def from_experiment(
         checkpoint_name: best, latest or a file (also of another project); used with a folder.
         overrides: `key=value` texts.
         world: the ranks, and the device to compute on.
-        plain: leave the network as trained, instead of the form that an evaluation uses.
+        as_is: leave the network as trained, instead of the form that an evaluation uses.
 
     Raises:
         UserError: no such file, or weights that do not fit.
@@ -126,7 +126,7 @@ def from_experiment(
     spec = eval_spec(cfg)
     build = functools.partial(build_for_evaluation, cfg, state, weights, world)
     return Predictor(
-        net=prepare(cfg, Protocol(spec), build, plain=plain)[0],
+        net=prepare(cfg, Protocol(spec), build, as_is=as_is)[0],
         spec=spec,
         normalise=evaluate.normaliser(cfg),
         autocast=lambda: autocast(cfg.precision, world.device),
@@ -180,13 +180,13 @@ def config_of(state: Mapping[str, object], file: Path, overrides: list[str]) -> 
 
     try:
         # through JSON, so that a value of a foreign type is an error here
-        plain = json.loads(json.dumps(state["config"]))
+        tree = json.loads(json.dumps(state["config"]))
         # A run adds the lengths in iterations to those that were given in epochs; both together are refused.
         for computed, given, _ in PAIRS:
             *sections, key = computed.split(".")
             # the section of the computed key, and the value of the key that was given
-            place = functools.reduce(lambda inner, name: inner.get(name, {}), sections, plain)
-            other = functools.reduce(lambda inner, name: (inner or {}).get(name), given.split("."), plain)
+            place = functools.reduce(lambda inner, name: inner.get(name, {}), sections, tree)
+            other = functools.reduce(lambda inner, name: (inner or {}).get(name), given.split("."), tree)
             if other is not None:
                 place.pop(key, None)
     except (TypeError, ValueError, AttributeError) as error:
@@ -195,7 +195,7 @@ def config_of(state: Mapping[str, object], file: Path, overrides: list[str]) -> 
     # `config.load` takes a file, with all its checks and overrides
     with tempfile.TemporaryDirectory(prefix="zoetrope-config-") as folder:
         copy = Path(folder) / "config.yaml"
-        copy.write_text(json.dumps({"common": plain}), encoding="utf-8")  # JSON is YAML
+        copy.write_text(json.dumps({"common": tree}), encoding="utf-8")  # JSON is YAML
         try:
             return config.load(copy, overrides)
         except UserError as error:
@@ -231,20 +231,20 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
     from utils import transforms
 
     net, text = session(file)
-    facts = read_facts(text, file)
-    spec = EvalSpec(**{**facts["views"], "sampling": Sampling(**facts["views"]["sampling"])})
-    if like is not None and (spec != like.spec or facts["classes"] != like.classes):
+    metadata = read_metadata(text, file)
+    spec = EvalSpec(**{**metadata["views"], "sampling": Sampling(**metadata["views"]["sampling"])})
+    if like is not None and (spec != like.spec or metadata["classes"] != like.classes):
         what = "views" if spec != like.spec else "class names"
         raise UserError(f"{file}: its {what} are not those of the experiment; export it again, or name the file alone")
 
-    colour = {"mean": tuple(facts["mean"]), "std": tuple(facts["std"])}
+    colour = {"mean": tuple(metadata["mean"]), "std": tuple(metadata["std"])}
     video = ReaderSpec("video", missing_share=Data().missing_share)
     return Predictor(
         net=net,
         spec=spec,
         normalise=functools.partial(transforms.normalise, **colour, dtype=torch.float32),
         autocast=contextlib.nullcontext,
-        classes=list(facts["classes"]),
+        classes=list(metadata["classes"]),
         reading=like.reading if like else Reading(video, workers=1, on_bad="substitute"),
         # 8 views at once, because the file has no batch size
         clips=like.clips if like else 8,
@@ -252,14 +252,14 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
             "engine": "onnx",
             "weights": str(file),
             "weights_hash": files.sha256(file),
-            "type": facts["type"],
-            "backbone": facts["backbone"],
+            "type": metadata["type"],
+            "backbone": metadata["backbone"],
         },
     )
 
 
 def session(file: Path) -> tuple[torch.nn.Module, str]:
-    """Return an ONNX file as a module that onnxruntime runs, and the text of its facts ("" if it has none).
+    """Return an ONNX file as a module that onnxruntime runs, and the text of its metadata ("" if it has none).
 
     Raises:
         UserError: no onnxruntime, no such file, or not an ONNX file.
@@ -289,21 +289,21 @@ def session(file: Path) -> tuple[torch.nn.Module, str]:
             feed = {runtime.get_inputs()[0].name: clips.float().contiguous().cpu().numpy()}
             return torch.from_numpy(runtime.run(None, feed)[0]).to(clips.device)
 
-    return Session(), runtime.get_modelmeta().custom_metadata_map.get(ONNX_FACTS, "")
+    return Session(), runtime.get_modelmeta().custom_metadata_map.get(ONNX_KEY, "")
 
 
-def read_facts(text: str, file: Path) -> ModelFacts:
-    """Return the preprocessing facts of an exported file after a check.
+def read_metadata(text: str, file: Path) -> ModelMetadata:
+    """Return the preprocessing metadata of an exported file after a check.
 
     Raises:
         UserError: there are none, or some are missing.
     """
     try:
-        facts = json.loads(text)
-        whole = all(key in facts for key in ("views", "mean", "std", "classes", "type", "backbone", "input"))
+        metadata = json.loads(text)
+        whole = all(key in metadata for key in ("views", "mean", "std", "classes", "type", "backbone", "input"))
     except (ValueError, TypeError):
-        facts, whole = {}, False
+        metadata, whole = {}, False
 
     if not whole:
-        raise UserError(f"{file}: it holds no facts about its input; make it with `python main.py export`")
-    return facts
+        raise UserError(f"{file}: it holds no metadata about its input; make it with `python main.py export`")
+    return metadata | {"views": renamed.protocol(metadata["views"])}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.plan.views import EvalSpec, VideoPlan, resolve_eval
 from datasets.readers import Reader
 
@@ -34,7 +34,7 @@ class Window:
     end: float
 
 
-def windows(facts: Facts, length: float, stride: float) -> list[Window]:
+def windows(metadata: VideoMetadata, length: float, stride: float) -> list[Window]:
     """Return windows of `length` seconds, `stride` seconds apart; one last window ends with the video.
 
     A video that is shorter than a window is one window. Times count frames at the average rate of the video.
@@ -45,16 +45,18 @@ def windows(facts: Facts, length: float, stride: float) -> list[Window]:
     if length <= 0 or stride <= 0:
         raise ValueError(f"windows of {length} s every {stride} s")
 
-    size = min(max(1, round(length * facts.fps)), facts.frames)
-    step = max(1, round(stride * facts.fps))
-    starts = list(range(0, facts.frames - size + 1, step))
-    if starts[-1] + size < facts.frames:
-        starts.append(facts.frames - size)
+    size = min(max(1, round(length * metadata.fps)), metadata.frames)
+    step = max(1, round(stride * metadata.fps))
+    starts = list(range(0, metadata.frames - size + 1, step))
+    if starts[-1] + size < metadata.frames:
+        starts.append(metadata.frames - size)
 
     # Each moment belongs to the window whose centre is nearest.
     centres = [first + size / 2 for first in starts]
-    borders = [0.0, *((a + b) / 2 for a, b in zip(centres, centres[1:], strict=False)), float(facts.frames)]
-    return [Window(first, size, borders[k] / facts.fps, borders[k + 1] / facts.fps) for k, first in enumerate(starts)]
+    borders = [0.0, *((a + b) / 2 for a, b in zip(centres, centres[1:], strict=False)), float(metadata.frames)]
+    return [
+        Window(first, size, borders[k] / metadata.fps, borders[k + 1] / metadata.fps) for k, first in enumerate(starts)
+    ]
 
 
 def window_logits(
@@ -81,8 +83,8 @@ def window_logits(
 
     from utils import transforms
 
-    facts = reader.probe(record)
-    for group in _groups([_plan(facts, part, spec, record) for part in parts]):
+    metadata = reader.probe(record)
+    for group in _groups([_plan(metadata, part, spec, record) for part in parts]):
         # windows overlap: each frame is decoded once for a group
         ordinals = np.unique(np.concatenate([plan.frames for plan in group]))
         # (F, h, w, C)
@@ -91,14 +93,14 @@ def window_logits(
 
         for plan in group:
             rows = np.searchsorted(ordinals, plan.frames)[plan.clip_rows]  # (V, T)
-            views = transforms.cut_views(torch.from_numpy(frames), rows, plan.boxes, plan.flips)
+            views = transforms.crop_views(torch.from_numpy(frames), rows, plan.boxes, plan.flips)
             yield score(views).float().cpu().numpy()
 
 
-def _plan(facts: Facts, part: Window, spec: EvalSpec, record: int) -> VideoPlan:
+def _plan(metadata: VideoMetadata, part: Window, spec: EvalSpec, record: int) -> VideoPlan:
     """Return the views of one window, with ordinals of the whole video."""
     # a plan for a video as long as the window, then moved to its place
-    plan = resolve_eval(dataclasses.replace(facts, frames=part.frames), spec, record)
+    plan = resolve_eval(dataclasses.replace(metadata, frames=part.frames), spec, record)
     return dataclasses.replace(plan, frames=plan.frames + part.first)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from datasets.readers.frames import IMAGES, find_layout
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: Endings that a folder is searched for; a file that the user names may have any ending.
 VIDEOS = (
@@ -51,23 +51,23 @@ def expand(named: Sequence[str | Path], root: Path | None = None) -> list[Source
     Raises:
         UserError: a list cannot be read, or there is nothing to score.
     """
-    found: list[Source] = []
+    sources: list[Source] = []
     names = [os.fspath(name) for name in named]
 
     for name in names:
         if os.path.isdir(name):
-            found += _in_folder(name)
+            sources += _in_folder(name)
         elif not os.path.lexists(name):
             # one missing source does not stop the others
-            found.append(Source(name, "", "there is no such file or folder"))
+            sources.append(Source(name, "", "there is no such file or folder"))
         elif name.lower().endswith(LISTS):
-            found += _in_list(Path(name), root)
+            sources += _in_list(Path(name), root)
         else:
-            found.append(_one(name))
+            sources.append(_one(name))
 
-    if not found:
+    if not sources:
         raise UserError(f"predict: no videos and no folders of numbered images in {', '.join(names)}")
-    return found
+    return sources
 
 
 def records_of(sources: Iterable[Source]) -> Records:
@@ -94,15 +94,15 @@ def _one(path: str) -> Source:
 
 def _in_folder(folder: str) -> list[Source]:
     """Return the videos anywhere below a folder; a folder of numbered images is itself a video."""
-    found: list[Source] = []
+    sources: list[Source] = []
     for place, folders, files in os.walk(folder):
         folders.sort()  # in place: os.walk descends in this order
         videos = sorted(name for name in files if name.lower().endswith(VIDEOS))
-        found += [Source(os.path.join(place, name), "video") for name in videos]
+        sources += [Source(os.path.join(place, name), "video") for name in videos]
         # images beside videos, such as thumbnails, are no video
         if not videos and find_layout(files) is not None:
-            found.append(Source(place, "frames"))
-    return found
+            sources.append(Source(place, "frames"))
+    return sources
 
 
 def _in_list(file: Path, root: Path | None) -> list[Source]:

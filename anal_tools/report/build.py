@@ -15,7 +15,7 @@ from anal_tools.report import content, maps, media, page
 from anal_tools.report.media import Pictures
 from anal_tools.text import shown
 from utils import files, metrics
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 PICTURES, CLIPS = 200, 100  # videos that are shown with frames, and with a clip
@@ -108,10 +108,10 @@ def build(
     folder = out or experiments[0].exp / "report"
     folder.mkdir(parents=True, exist_ok=True)
     # Maps are drawn into the pictures' entries, so pictures come first
-    found, note = pictures_of(experiments, analyses, folder / "media", pictures=pictures, clips=clips)
-    about_maps = maps_of(experiments, analyses, found, folder / "media", layer=cam_layer) if cam else []
+    media_of, note = pictures_of(experiments, analyses, folder / "media", pictures=pictures, clips=clips)
+    about_maps = maps_of(experiments, analyses, media_of, folder / "media", layer=cam_layer) if cam else []
     # Only now are all files of the page known
-    media.forget_others(folder / "media", found)
+    media.forget_others(folder / "media", media_of)
 
     suspects = label_errors.suspects(experiments[0].results.scores, experiments[0].results.labels)
     if suspects:
@@ -120,7 +120,7 @@ def build(
     blocks = content.blocks(
         experiments,
         analyses,
-        found,
+        media_of,
         pictures=note,
         maps=about_maps,
         suspects=label_errors.CSV if suspects else "",
@@ -144,11 +144,11 @@ def build(
 def headline(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """Return the numbers at the top of the page, with a text for each."""
     numbers = one.results.numbers
-    wanted = [metric for metric in metrics.metrics_of("report") if metric.name in HEADLINE]
-    ends = intervals.of_metrics(one.results.videos, wanted)
+    shown_metrics = [metric for metric in metrics.metrics_of("report") if metric.name in HEADLINE]
+    ends = intervals.of_metrics(one.results.videos, shown_metrics)
 
     shares = []
-    for metric in wanted:
+    for metric in shown_metrics:
         low, high = ends[metric.name]
         shares.append((metric.on_page(numbers[metric.name]), f"{metric.title}, 95 % interval {low:.1f} to {high:.1f}"))
 
@@ -166,31 +166,31 @@ def chosen_rows(experiments: Sequence[Experiment], analyses: Sequence[Analysis])
     """
     first, results = analyses[0], experiments[0].results
     mistakes = analyze.worst_videos(first, len(results.ids))
-    wanted = mistakes[: analyze.TOP]
+    candidates = mistakes[: analyze.TOP]
 
     # Of each class pair the most confident mistake
     examples: dict[tuple[int, int], int] = {}
     for row in mistakes:
         examples.setdefault((int(results.labels[row]), int(first.predicted[row])), row)
     errors = first.errors()
-    wanted += sorted(examples.values(), key=lambda r: -errors[results.labels[r], first.predicted[r]])[: analyze.TOP]
+    candidates += sorted(examples.values(), key=lambda r: -errors[results.labels[r], first.predicted[r]])[: analyze.TOP]
 
     for one, analysis in zip(experiments[1:], analyses[1:], strict=True):
         # Rows of the other list, as rows of the first one
         here, there = scoring.common_rows(results.ids, one.results.ids)
         place = dict(zip(there.tolist(), here.tolist(), strict=True))
-        wanted += [place[row] for row in analyze.worst_videos(analysis) if row in place]
-    wanted += [s.row for s in label_errors.suspects(results.scores, results.labels)[: analyze.TOP]]
+        candidates += [place[row] for row in analyze.worst_videos(analysis) if row in place]
+    candidates += [s.row for s in label_errors.suspects(results.scores, results.labels)[: analyze.TOP]]
 
     right: dict[int, int] = {}
     for row, (label, guess) in enumerate(zip(results.labels.tolist(), first.predicted.tolist(), strict=True)):
         if label == guess:
             right.setdefault(label, row)
-    wanted += [*right.values(), *range(len(results.ids))]
+    candidates += [*right.values(), *range(len(results.ids))]
 
     unread = first.predicted < 0
     # dict.fromkeys keeps the first of equal rows, and their order
-    return [row for row in dict.fromkeys(wanted) if not unread[row]]
+    return [row for row in dict.fromkeys(candidates) if not unread[row]]
 
 
 def pictures_of(
@@ -210,19 +210,19 @@ def pictures_of(
         print(f"no pictures: {shown(str(error))}")
         return {}, f"No pictures: {shown(str(error))}"
 
-    found, failed = media.make(source, rows, folder, clips=clips, say=print)
+    pictures_by_row, failed = media.make(source, rows, folder, clips=clips, say=print)
     for line in failed[:5]:
         print(f"no picture: {shown(line)}")
     note = (
         f"Frames are those that {experiments[0].title} saw, cropped as it saw them; choose one to find it in the clip."
     )
-    return found, note + (f" {len(failed)} videos could not be shown." if failed else "")
+    return pictures_by_row, note + (f" {len(failed)} videos could not be shown." if failed else "")
 
 
 def maps_of(
     experiments: Sequence[Experiment],
     analyses: Sequence[Analysis],
-    found: dict[int, Pictures],
+    pictures_by_row: dict[int, Pictures],
     folder: Path,
     *,
     layer: str | None,
@@ -232,14 +232,14 @@ def maps_of(
     for number, (one, analysis) in enumerate(zip(experiments, analyses, strict=True)):
         here, there = scoring.common_rows(first.ids, one.results.ids)
         place = dict(zip(there.tolist(), here.tolist(), strict=True))
-        rows = [row for row in analyze.worst_videos(analysis) if place.get(row) in found]
+        rows = [row for row in analyze.worst_videos(analysis) if place.get(row) in pictures_by_row]
         try:
-            made, note = maps.make(one.exp, one.results, rows, folder, layer=layer, say=print)
+            maps_by_row, note = maps.make(one.exp, one.results, rows, folder, layer=layer, say=print)
         except UserError as error:
             print(f"no maps of {one.title}: {shown(str(error))}")
-            made, note = {}, f"No maps: {shown(str(error))}"
+            maps_by_row, note = {}, f"No maps: {shown(str(error))}"
 
-        for row, own in made.items():
-            found[place[row]].setdefault("maps", {})[str(number)] = own
+        for row, row_maps in maps_by_row.items():
+            pictures_by_row[place[row]].setdefault("maps", {})[str(number)] = row_maps
         notes.append(note)
     return notes

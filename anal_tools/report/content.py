@@ -21,7 +21,7 @@ from anal_tools.report.media import Pictures
 from anal_tools.report.page import words
 from anal_tools.text import shown
 from utils import log, metrics, ranking
-from utils.faults import UserError
+from utils.errors import UserError
 
 UNREAD, ABSENT = 0xFFFF, 0xFFFE  # instead of a predicted class; js/data.js has the same
 TOP = 5  # guesses of each video
@@ -65,7 +65,7 @@ def blocks(
     pooled = first.summary.get("folds") or {}
 
     rows = [scoring.common_rows(first.ids, one.results.ids) for one in experiments]
-    found: dict[str, object] = {
+    parts: dict[str, object] = {
         "report-data": {
             "classes": analyses[0].names,
             "videos": len(first.ids),
@@ -80,18 +80,18 @@ def blocks(
             "folds": [[shown(fold), int(about["videos"])] for fold, about in pooled.items()],
             "media": {str(row): values for row, values in media.items()},
             "experiments": [
-                about(one, analysis, own) for one, analysis, own in zip(experiments, analyses, rows, strict=True)
+                about(one, analysis, places) for one, analysis, places in zip(experiments, analyses, rows, strict=True)
             ],
             "comparison": comparison(experiments) if len(experiments) > 1 else None,
         }
     }
 
     # Separate blocks: the page parses each one when it first needs it
-    for index, (one, own) in enumerate(zip(experiments, rows, strict=True)):
-        found[f"experiment-{index}"] = arrays(one.results.scores, one.results.labels, own, len(first.ids))
+    for index, (one, places) in enumerate(zip(experiments, rows, strict=True)):
+        parts[f"experiment-{index}"] = arrays(one.results.scores, one.results.labels, places, len(first.ids))
     for piece, start in enumerate(range(0, len(first.ids), PIECE)):
-        found[f"names-{piece}"] = [shown(name) for name in first.ids[start : start + PIECE]]
-    return found
+        parts[f"names-{piece}"] = [shown(name) for name in first.ids[start : start + PIECE]]
+    return parts
 
 
 def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.ndarray], count: int) -> dict[str, str]:
@@ -110,7 +110,7 @@ def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.nd
 
     top = min(TOP, own_scores.shape[1])
     order = ranking.order(own_scores)  # (n, K)
-    own = np.take_along_axis(own_scores, labels[there][:, None].astype(np.int64), axis=1)[:, 0]  # (n,)
+    label_scores = np.take_along_axis(own_scores, labels[there][:, None].astype(np.int64), axis=1)[:, 0]  # (n,)
     rank = ranking.rank_of(own_scores, labels[there])  # (n,) ranks from 0 on
 
     # Videos that this experiment does not have stay ABSENT
@@ -118,7 +118,7 @@ def arrays(scores: np.ndarray, labels: np.ndarray, rows: tuple[np.ndarray, np.nd
     score, true_score, true_rank = np.zeros((count, top)), np.zeros(count), np.zeros(count)
     guess[here] = np.where(unread[:, None], UNREAD, order[:, :top])
     score[here] = np.take_along_axis(own_scores, order[:, :top], axis=1)
-    true_score[here], true_rank[here] = own, np.minimum(rank, UNREAD)
+    true_score[here], true_rank[here] = label_scores, np.minimum(rank, UNREAD)
     return {"guess": words(guess), "score": words(_16(score)), "own": words(_16(true_score)), "rank": words(true_rank)}
 
 
@@ -134,12 +134,12 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
 
     return {
         "name": one.title,
-        "facts": facts(one, analysis),
+        "overview": overview(one, analysis),
         "classes": {key: [_number(value) for value in numbers[key]] for key in ("precision", "ap")},
         "alike": words(alike(analysis.matrix)) if len(analysis.names) <= _ALIKE_LIMIT else None,
-        "suspects": [[place[s.row], s.other, round(s.score, 4), round(s.own, 4)] for s in doubtful if s.row in place][
-            :SUSPECTS
-        ],
+        "suspects": [
+            [place[s.row], s.other, round(s.score, 4), round(s.label_score, 4)] for s in doubtful if s.row in place
+        ][:SUSPECTS],
         "curves": curves_of(one.exp, one.results),
         "views": points(one.results),
         "folds": fold_table(one.results),
@@ -147,7 +147,7 @@ def about(one: Experiment, analysis: Analysis, rows: tuple[np.ndarray, np.ndarra
     }
 
 
-def facts(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
+def overview(one: Experiment, analysis: Analysis) -> list[tuple[str, str]]:
     """Return titles and texts of the table on the first page; every experiment has the same titles."""
     summary, predicted = one.results.summary, analysis.predicted
     protocol = summary.get("protocol", {})
@@ -197,8 +197,8 @@ def fold_table(results: Results) -> dict[str, object] | None:
     return {
         "columns": [one.title for one in measured],
         "rows": [
-            [shown(fold), int(about["videos"]), own]
-            for (fold, about), own in zip(pooled.items(), values.round(4).tolist(), strict=True)
+            [shown(fold), int(about["videos"]), fold_values]
+            for (fold, about), fold_values in zip(pooled.items(), values.round(4).tolist(), strict=True)
         ],
         "mean": values.mean(axis=0).round(4).tolist(),
         "std": values.std(axis=0, ddof=1).round(4).tolist() if len(values) > 1 else None,
@@ -214,10 +214,10 @@ def advice(results: Results) -> str:
 
     for clips in (10, 5, 3, 2, 1):  # a preset may define fewer test clips than others
         try:
-            wanted = dataclasses.replace(kept.spec, num_clips=clips, crops=FAMILIES[kept.family][3])
+            spec = dataclasses.replace(kept.spec, num_clips=clips, crops=FAMILIES[kept.family][3])
         except UserError:
             continue
-        views = f"{wanted.num_clips}x{wanted.crops_per_clip}"
+        views = f"{spec.num_clips}x{spec.crops_per_clip}"
         how = f"eval.sh PARTITION N --views {views}" if results.summary.get("folds") else f"eval EXP --views {views}"
         return f"One view was evaluated; evaluate with more ({how}) to see what they bring."
     return "One view was evaluated; the sampling and crops of this experiment define no more."
@@ -228,13 +228,13 @@ def points(results: Results) -> list[ViewPoint]:
     kept = scoring.kept_protocol(results)
     clips = sorted({count for count in CLIPS if count < kept.spec.num_clips} | {kept.spec.num_clips})
 
-    found: list[ViewPoint] = []
+    view_points: list[ViewPoint] = []
     for count, crops in itertools.product(clips, (1, 3, 10)):
         try:
             row = score.row([results], views=f"{count}x{crops}")
         except UserError:
             continue  # these crops were not kept
-        found.append(
+        view_points.append(
             {
                 "text": f"{count} x {crops}" + (" (near)" if row.note else ""),
                 "views": row.number,
@@ -244,7 +244,7 @@ def points(results: Results) -> list[ViewPoint]:
             }
         )
 
-    return sorted(found, key=lambda point: point["views"])
+    return sorted(view_points, key=lambda point: point["views"])
 
 
 def alike(matrix: np.ndarray) -> np.ndarray:
@@ -306,32 +306,32 @@ def curves_of(exp: Path, results: Results) -> dict[str, list[list[float]]]:
         recorded = _recorded(exp / folds.FOLDER / fold)
         each.append({tag: {step: value for step, value in points} for tag, points in recorded})
 
-    found = {}
+    by_tag = {}
     for tag in each[0]:
-        if all(tag in own for own in each):
-            steps = sorted(set.intersection(*(set(own[tag]) for own in each)))
-            found[tag] = _thin([[step, float(np.mean([own[tag][step] for own in each]))] for step in steps])
-    return found
+        if all(tag in points for points in each):
+            steps = sorted(set.intersection(*(set(points[tag]) for points in each)))
+            by_tag[tag] = _thin([[step, float(np.mean([points[tag][step] for points in each]))] for step in steps])
+    return by_tag
 
 
 def comparison(experiments: Sequence[Experiment]) -> dict[str, object]:
     """Return the tests of all pairs, the changes of the classes, and the differences between the experiments."""
     pairs = []
     for a, b in itertools.combinations(range(len(experiments)), 2):
-        found = compare.pair(experiments[a].results, experiments[b].results)
+        paired = compare.pair(experiments[a].results, experiments[b].results)
         pairs.append(
             {
                 "a": a,
                 "b": b,
-                "videos": len(found.rows_a),
-                "only_a": found.only_a,
-                "only_b": found.only_b,
-                "difference": found.difference,
+                "videos": len(paired.rows_a),
+                "only_a": paired.only_a,
+                "only_b": paired.only_b,
+                "difference": paired.difference,
                 "interval": [
-                    round(100 * end, 4) for end in scoring.interval(found.right_b.astype(np.float64) - found.right_a)
+                    round(100 * end, 4) for end in scoring.interval(paired.right_b.astype(np.float64) - paired.right_a)
                 ],
-                "p": found.p,
-                "classes": [_number(value) for value in found.change],
+                "p": paired.p,
+                "classes": [_number(value) for value in paired.change],
             }
         )
 

@@ -21,7 +21,7 @@ from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.report import media
 from anal_tools.report.media import Maps, Seen, Source
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -65,14 +65,14 @@ class Looker:
         import torch
 
         from methods import cam
-        from utils import chunks
+        from utils import view_batches
 
         device = next(self.net.parameters()).device
-        with chunks.full_precision():  # no TF32: the answer is compared with the evaluation's
+        with view_batches.full_precision():  # no TF32: the answer is compared with the evaluation's
             clip = self.normalise(torch.from_numpy(np.ascontiguousarray(crops))[None].to(device))
             if self.layer:
-                found = cam.grad_cam(self.net, clip, classes, self.layer)
-                values, logits = dict(zip(classes, found.values, strict=True)), found.logits
+                class_maps = cam.grad_cam(self.net, clip, classes, self.layer)
+                values, logits = dict(zip(classes, class_maps.values, strict=True)), class_maps.logits
             else:
                 shares, logits = cam.attention_rollout(self.net, clip)
                 values = {ALL: shares - shares.min()}  # shares of attention are never 0: the smallest gets no colour
@@ -113,14 +113,14 @@ def make(
     source = media.source_of(exp, results)
 
     folder.mkdir(parents=True, exist_ok=True)
-    found: dict[int, Maps] = {}
+    maps: dict[int, Maps] = {}
     looked: list[str] = []
     failed = other = done = 0
     # Each fold has its own network
-    for part, own in parts_of(exp, results, rows):
+    for part, part_rows in parts_of(exp, results, rows):
         looker = None
         with contextlib.closing(open_reader(source.reader, source.records)) as reader:
-            for row in own:
+            for row in part_rows:
                 try:
                     seen = media.seen_of(source, reader, row)
                     crops = media.crops_of(reader, row, seen, seen.frames)
@@ -129,18 +129,18 @@ def make(
                     continue
                 # Built at the first video that can be read: the choice of the layer needs a clip
                 looker = looker or looker_of(part, crops, layer)
-                found[row], same = _sheets(looker, source, row, seen, crops, folder)
+                maps[row], same = _sheets(looker, source, row, seen, crops, folder)
                 other += not same
                 done += 1
                 if done % 20 == 0:
                     say(f"maps of {done} of {len(rows)} videos")
         looked += [looker.method] if looker else []
 
-    note = f"{'; '.join(dict.fromkeys(looked))}, for the {len(found)} most confident mistakes." if found else ""
+    note = f"{'; '.join(dict.fromkeys(looked))}, for the {len(maps)} most confident mistakes." if maps else ""
     note += f" {failed} videos could not be read." if failed else ""
     if other:
         note += f" The network answers differently on {other} of them than in the evaluation: is the code another?"
-    return found, note.strip()
+    return maps, note.strip()
 
 
 def parts_of(exp: Path, results: Results, rows: Sequence[int]) -> list[tuple[Results, list[int]]]:
@@ -150,14 +150,14 @@ def parts_of(exp: Path, results: Results, rows: Sequence[int]) -> list[tuple[Res
         return [(results, list(rows))]
 
     # A pooled result has the rows of its folds one after the other
-    found, start = [], 0
+    parts, start = [], 0
     for fold, about in pooled.items():
         end = start + int(about["videos"])
-        own = [row for row in rows if start <= row < end]
-        if own:
-            found.append((Results.load(exp / folds.FOLDER / fold, results.name), own))
+        part_rows = [row for row in rows if start <= row < end]
+        if part_rows:
+            parts.append((Results.load(exp / folds.FOLDER / fold, results.name), part_rows))
         start = end
-    return found
+    return parts
 
 
 def looker_of(results: Results, crops: np.ndarray, layer: str | None) -> Looker:
@@ -211,21 +211,21 @@ def _sheets(looker: Looker, source: Source, row: int, seen: Seen, crops: np.ndar
     """Return the sheets of one video, and whether the network answers as it did in the evaluation."""
     results = source.results
     classes = list(dict.fromkeys((int(np.argmax(results.scores[row])), int(results.labels[row]))))
-    wanted = classes if looker.layer else [ALL]
+    numbers = classes if looker.layer else [ALL]
     # All that a sheet depends on is in its name, so an existing one can be kept
     how = [looker.digest, looker.layer, MOST_HEAT, seen.frames.tolist(), seen.box, seen.size, seen.flip]
-    sheets = {number: folder / f"{media.stem_of(source, row, [*how, number])}.jpg" for number in wanted}
+    sheets = {number: folder / f"{media.stem_of(source, row, [*how, number])}.jpg" for number in numbers}
 
     same = True
     if not all(sheet.exists() for sheet in sheets.values()):
-        found, answer = looker.look(crops, classes)
+        maps, answer = looker.look(crops, classes)
         # PySlowFast's test per position averages over windows: what it keeps are no plain logits of the view
         if not scoring.kept_protocol(results).window:
             logits = results.logits[row, seen.view].astype(np.float64)
             kept = np.exp(logits - logits.max())
             same = float(np.abs(kept / kept.sum() - answer).max()) <= SAME
         for number, sheet in sheets.items():
-            media.write_sheet(heated(crops[seen.picked], found[number][seen.picked]), sheet)
+            media.write_sheet(heated(crops[seen.picked], maps[number][seen.picked]), sheet)
 
     shown = [(number, f"media/{sheet.name}") for number, sheet in sheets.items()]
     return {"shown": shown, "frames": seen.frames[seen.picked].tolist(), **media.layout_of(seen)}, same

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, TypedDict
 import numpy as np
 
 from utils import files
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from anal_tools.evaluate.results import Results
     from datasets.lists.records import Records
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.plan.views import EvalSpec
     from datasets.readers import Reader, ReaderSpec
 
@@ -82,7 +82,7 @@ class Seen:
     """The one view of a video that the report shows.
 
     Attributes:
-        facts: of the video.
+        metadata: of the video.
         view: number of the view.
         frames: (T,) ordinals that the network saw.
         box: x1, y1, x2, y2 on the scaled frame.
@@ -90,7 +90,7 @@ class Seen:
         size: (h, w) of the scaled frame.
     """
 
-    facts: Facts
+    metadata: VideoMetadata
     view: int
     frames: np.ndarray
     box: tuple[int, ...]
@@ -165,8 +165,8 @@ def make(
     from datasets.readers import open_reader
 
     folder.mkdir(parents=True, exist_ok=True)
-    wanted = [(row, number < clips) for number, row in enumerate(rows)]
-    found: dict[int, Pictures] = {}
+    tasks = [(row, number < clips) for number, row in enumerate(rows)]
+    by_row: dict[int, Pictures] = {}
     failed = []
 
     def one(job: tuple[int, bool]) -> tuple[int, Pictures | str]:
@@ -180,23 +180,23 @@ def make(
 
     # Threads are enough: decoders, encoders and the resizer release the interpreter's lock.
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for number, (row, pictures) in enumerate(pool.map(one, wanted), start=1):
+        for number, (row, pictures) in enumerate(pool.map(one, tasks), start=1):
             if isinstance(pictures, str):
                 failed.append(pictures)
             else:
-                found[row] = pictures
+                by_row[row] = pictures
             if number % 50 == 0:
-                say(f"pictures of {number} of {len(wanted)} videos")
-    return found, failed
+                say(f"pictures of {number} of {len(tasks)} videos")
+    return by_row, failed
 
 
-def forget_others(folder: Path, found: dict[int, Pictures]) -> None:
+def forget_others(folder: Path, by_row: dict[int, Pictures]) -> None:
     """Delete pictures of earlier reports; leave files alone that no report has written."""
     if not folder.is_dir():
         return
-    kept = {Path(path).name for one in found.values() for path in (one["sheet"], one.get("clip", ""))}
+    kept = {Path(path).name for one in by_row.values() for path in (one["sheet"], one.get("clip", ""))}
     kept |= {
-        Path(path).name for one in found.values() for maps in one.get("maps", {}).values() for _, path in maps["shown"]
+        Path(path).name for one in by_row.values() for maps in one.get("maps", {}).values() for _, path in maps["shown"]
     }
 
     # The names of `stem_of`; .tmp is left by a report that was killed
@@ -222,20 +222,20 @@ def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_cl
     }
 
     if with_clip:
-        facts = seen.facts
-        part = clip_part(facts.frames, facts.fps, seen.frames)
+        metadata = seen.metadata
+        part = clip_part(metadata.frames, metadata.fps, seen.frames)
         clip = folder / f"{stem}.{SUFFIX}"
-        rate = facts.fps / part.step
+        rate = metadata.fps / part.step
         if not clip.exists():
-            _write_clip(reader, row, part, (facts.height, facts.width), rate, clip)
+            _write_clip(reader, row, part, (metadata.height, metadata.width), rate, clip)
         pictures["clip"] = f"media/{clip.name}"
         last = (len(part) - 0.5) / rate
         # The middle of a frame's time: a seek to its very beginning may show the frame before.
         times = [(max(0, int(frame) - part.start) // part.step + 0.5) / rate for frame in picked]
         pictures["times"] = [round(min(time, last), 4) for time in times]
         # The clip is a part of the video: show which
-        if len(part) * part.step < facts.frames:
-            pictures["part"] = f"{part.start / facts.fps:.0f}–{part.stop / facts.fps:.0f} s"
+        if len(part) * part.step < metadata.frames:
+            pictures["part"] = f"{part.start / metadata.fps:.0f}–{part.stop / metadata.fps:.0f} s"
     return pictures
 
 
@@ -247,15 +247,15 @@ def seen_of(source: Source, reader: Reader, row: int) -> Seen:
     """
     from datasets.plan.views import resolve_eval
 
-    facts = reader.probe(row)
-    plan = resolve_eval(facts, source.spec, row)
+    metadata = reader.probe(row)
+    plan = resolve_eval(metadata, source.spec, row)
     view = shown_view(source.spec.num_clips, plan.boxes, plan.flips, plan.size)
     frames = np.asarray(source.results.frames[row, view], np.int64)  # (T,)
-    if (frames < 0).any() or int(frames.max()) >= facts.frames:
+    if (frames < 0).any() or int(frames.max()) >= metadata.frames:
         raise MediaError(source.records.path(row), "has not the frames that the evaluation saw; it has changed since")
 
     box = tuple(int(value) for value in plan.boxes[view])
-    return Seen(facts, view, frames, box, bool(plan.flips[view]), plan.size)
+    return Seen(metadata, view, frames, box, bool(plan.flips[view]), plan.size)
 
 
 def crops_of(reader: Reader, row: int, seen: Seen, frames: np.ndarray) -> np.ndarray:
@@ -285,9 +285,9 @@ def shown_view(num_clips: int, boxes: np.ndarray, flips: np.ndarray, size: tuple
     """Return the number of the shown view: of the middle clip, the crop nearest to the centre, not mirrored."""
     per_clip = len(boxes) // num_clips
     first = (num_clips // 2) * per_clip
-    own, mirrored = boxes[first : first + per_clip], flips[first : first + per_clip]
+    crops, mirrored = boxes[first : first + per_clip], flips[first : first + per_clip]
     # Twice the distance between the centres, |dx| + |dy|
-    away = np.abs(own[:, :2] + own[:, 2:] - np.array([size[1], size[0]])).sum(axis=1)
+    away = np.abs(crops[:, :2] + crops[:, 2:] - np.array([size[1], size[0]])).sum(axis=1)
     # The last key of lexsort counts first: unmirrored before near
     return first + int(np.lexsort((away, mirrored))[0])
 

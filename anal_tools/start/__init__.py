@@ -26,23 +26,24 @@ from anal_tools import folds as pooled
 from anal_tools.doctor.finding import Subject
 from anal_tools.evaluate.results import Results
 from anal_tools.start import recipe, split, videos
-from anal_tools.start.videos import Found, Video
+from anal_tools.start.videos import Samples, Video
 from anal_tools.text import shown
 from datasets.lists.records import Records
-from datasets.readers import facts_cache
+from datasets.readers import metadata_cache
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.journal import Journal
 from datasets.scan.same import same_content
 from datasets.scan.work import examine
 from utils import config, files, processes
 from utils.config.schema import Data
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 from utils.options import Parser
 
 NOTE = "start.json"  # written when the experiment is complete: options of the command, and views of the evaluation
 RESULT = pooled.RESULT
 STOPPED = 75  # exit code of a run that a signal has stopped, and that can resume
 _NOT_OF_THE_RUN = ("out", "yes", "folder", "no_train", "no_doctor")  # options that a second start may change
+FEW = 30  # held-out videos; one of 30 is worth 3 points
 DEADLINE = 120.0  # seconds that a file may take
 
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
         if args.no_train:
             print(f"made {exp}; train it with {exp / 'train.sh'} local {_ranks()}")
             return 0
-        if not args.yes and sys.stdin.isatty() and input("train now? [Y/n] ").strip().lower() in ("n", "no"):
+        if not args.yes and sys.stdin.isatty() and not _wants_training(exp):
             print(f"made {exp}; the same command trains it")
             return 0
 
@@ -74,6 +75,14 @@ def main(argv: Sequence[str]) -> int:
         doctor.consult(Subject(exp), doctor.OF_THE_EXPERIMENT)
     code = _train(exp, views, result)
     return code or _report(exp, result)
+
+
+def _wants_training(exp: Path) -> bool:
+    """Say how long the training takes, and ask."""
+    from anal_tools.start import duration
+
+    print(duration.estimate(exp))
+    return input("train now? [Y/n] ").strip().lower() not in ("n", "no")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,22 +159,22 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
         UserError: these videos are no data set; one sentence says why.
     """
     # Look at every video
-    found = videos.look(args.folder, args.leave_out)
-    _check_names(found, trust=args.trust)
-    entries, copies = _scan(exp, found)
-    notes = [f"{len(found.videos)} videos of {len(found.classes)} classes, by {found.source}", *found.notes]
+    samples = videos.look(args.folder, args.leave_out)
+    _check_names(samples, trust=args.trust)
+    entries, copies = _scan(exp, samples)
+    notes = [f"{len(samples.videos)} videos of {len(samples.classes)} classes, by {samples.source}", *samples.notes]
     print("\n".join(map(shown, notes)))
 
     # Divide them
     weights = _weights(args.weights)
-    sides = _divide(found, copies, args)
-    _write_lists(exp / "lists", found, sides)
+    sides = _divide(samples, copies, args)
+    _write_lists(exp / "lists", samples, sides)
 
     # Choose a recipe, and write the experiment
-    facts = recipe.Facts(
-        kind=found.kind,
+    summary = recipe.DataSummary(
+        kind=samples.kind,
         train=sides.train,
-        classes=found.classes,
+        classes=samples.classes,
         frames=np.array([entry["frames"] for entry in entries]),
         short_side=np.array([min(entry["height"], entry["width"]) for entry in entries]),
         long_side=np.array([max(entry["height"], entry["width"]) for entry in entries]),
@@ -173,23 +182,27 @@ def prepare(exp: Path, args: argparse.Namespace) -> str:
         cores=len(os.sched_getaffinity(0)),
     )
     chosen = recipe.choose(
-        facts, name=args.recipe, weights=weights, size=args.size, segments=args.segments, epochs=args.epochs
+        summary, name=args.recipe, weights=weights, size=args.size, segments=args.segments, epochs=args.epochs
     )
-    _write_experiment(exp, found, chosen, facts, folds=bool(args.folds), seed=args.seed)
+    _write_experiment(exp, samples, chosen, summary, folds=bool(args.folds), seed=args.seed)
 
     # Print the choices and their reasons
     print(f"split: {sides}")
-    lacking = [found.classes[label] for label in sides.lacking]
+    lacking = [samples.classes[label] for label in sides.lacking]
     if lacking:
         print(f"  {listed('no held-out video of', lacking)}; --folds {split.FOLDS} holds out each video once")
+    elif not sides.folds and not sides.is_given and len(samples.videos) - sides.train < FEW:
+        print(
+            f"  few for a number to trust; --folds {split.FOLDS} holds out each video once, in {split.FOLDS} trainings"
+        )
     print("\n".join(f"{key}: {text}" for key, text in chosen.why))
     print(f"experiment: {exp / 'config.yaml'}")
     return chosen.views
 
 
-def _check_names(found: Found, *, trust: bool) -> None:
+def _check_names(samples: Samples, *, trust: bool) -> None:
     """Refuse file names that hold another class than their folder, unless the user trusts the folders."""
-    wrong = [] if trust else videos.contradictions(found)
+    wrong = [] if trust else videos.contradictions(samples)
     if wrong:
         raise UserError(
             f"{listed('file names that contradict their class', map(shown, wrong), most=5)}; move these files, or take "
@@ -212,26 +225,28 @@ class Sides:
     Attributes:
         labels: (N,) class of each video.
         places: (N,) fold in which each video is held out.
-        wanted: the fold that is held out where no folds are asked for.
+        held_out_fold: the fold that is held out where no folds are asked for.
         folds: number of folds; None for a single division.
+        is_given: the videos came with a split of their own.
         why: how the groups were found.
     """
 
     labels: Sequence[int]
     places: np.ndarray
-    wanted: int
+    held_out_fold: int
     folds: int | None
+    is_given: bool
     why: str
 
     @property
     def train(self) -> int:
         """The number of videos to train on."""
-        return int((self.places != self.wanted).sum())
+        return int((self.places != self.held_out_fold).sum())
 
     @property
     def lacking(self) -> list[int]:
         """The classes without a held-out video; none with folds, which hold out each video once."""
-        held_out = set(np.array(self.labels)[self.places == self.wanted].tolist())
+        held_out = set(np.array(self.labels)[self.places == self.held_out_fold].tolist())
         return [] if self.folds else sorted(set(self.labels) - held_out)
 
     def __str__(self) -> str:
@@ -239,7 +254,7 @@ class Sides:
         return f"{f'{self.folds} folds' if self.folds else numbers}; {self.why}"
 
 
-def _divide(found: Found, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
+def _divide(samples: Samples, copies: Sequence[Sequence[int]], args: argparse.Namespace) -> Sides:
     """Divide the videos by the options of the command.
 
     Raises:
@@ -248,78 +263,78 @@ def _divide(found: Found, copies: Sequence[Sequence[int]], args: argparse.Namesp
     count = args.folds or split.FOLDS
     if count < 2:
         raise UserError(f"--folds {count}: give 2 or more")
-    division = split.divide(found, copies, group=args.group, count=count)
-    given = any(one.split for one in found.videos)
+    division = split.divide(samples, copies, group=args.group, count=count)
+    given = any(one.split for one in samples.videos)
     if args.folds and given:
         raise UserError("--folds: these videos have a split of their own; put all of them into class folders for folds")
 
-    numbers = {name: number for number, name in enumerate(found.classes)}
-    labels = [numbers[one.label] for one in found.videos]
-    # A split of the videos holds out fold 0; with folds `wanted` is not used
-    wanted = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
-    return Sides(labels, division.places, wanted, count if args.folds else None, division.why)
+    numbers = {name: number for number, name in enumerate(samples.classes)}
+    labels = [numbers[one.label] for one in samples.videos]
+    # A split of the videos holds out fold 0; with folds `held_out_fold` is not used
+    held_out_fold = 0 if given or args.folds else split.held_out(division.places, labels, args.seed % count)
+    return Sides(labels, division.places, held_out_fold, count if args.folds else None, given, division.why)
 
 
 def _write_experiment(
-    exp: Path, found: Found, chosen: recipe.Choices, facts: recipe.Facts, *, folds: bool, seed: int
+    exp: Path, samples: Samples, chosen: recipe.Choices, summary: recipe.DataSummary, *, folds: bool, seed: int
 ) -> None:
     """Write config.yaml, train.sh and eval.sh."""
     # With folds the config names the lists of the first one
     first = "fold01_" if folds else ""
-    paths = {"root": found.root}
+    paths = {"root": samples.root}
     paths |= {name: str(exp / "lists" / f"{first}{name}.txt") for name in ("train", "val")}
-    paths |= {"classes": str(exp / "lists" / "classInd.txt"), "facts": str(exp / "scan" / "facts.bin")}
+    paths |= {"classes": str(exp / "lists" / "classInd.txt"), "metadata": str(metadata_cache.path_in(exp / "scan"))}
     quoted = {name: json.dumps(path, ensure_ascii=False) for name, path in paths.items()}
-    about = new.printable(f"{len(found.classes)} classes of {found.root}")
+    about = new.printable(f"{len(samples.classes)} classes of {samples.root}")
     files.write_text(
-        exp / "config.yaml", recipe.config_text(chosen, facts, quoted, folds=folds, seed=seed, about=about)
+        exp / "config.yaml", recipe.config_text(chosen, summary, quoted, folds=folds, seed=seed, about=about)
     )
     config.load(exp)  # raises UserError where `recipe` wrote a config that is refused
     new.write_scripts(exp)
 
 
-def _scan(exp: Path, found: Found) -> tuple[list[dict], list[list[int]]]:
+def _scan(exp: Path, samples: Samples) -> tuple[list[dict], list[list[int]]]:
     """Examine every file, drop those that cannot be read, and turn seconds into frames.
 
     Returns:
         The scan's result for the file of each remaining sample, and the rows of samples that are the same video.
     """
-    by_path, source_of = _examined(exp, found)
-    _keep_readable(found, by_path)
-    for one in found.videos:
+    by_path, source_of = _examined(exp, samples)
+    _keep_readable(samples, by_path)
+    for one in samples.videos:
         one.source = source_of[one.path]
 
     # Where some samples are parts, the others are parts too: from their first frame to their last
-    if any(one.frames >= 0 for one in found.videos):
-        for one in found.videos:
+    if any(one.frames >= 0 for one in samples.videos):
+        for one in samples.videos:
             one.frames = one.frames if one.frames >= 0 else by_path[one.path]["frames"]
 
     # Samples are the same video where the same frames of the same source are meant
     rows_of: dict[tuple[str, int, int], list[int]] = {}
-    for row, one in enumerate(found.videos):
+    for row, one in enumerate(samples.videos):
         rows_of.setdefault((one.source, one.first, one.frames), []).append(row)
-    return [by_path[one.path] for one in found.videos], [rows for rows in rows_of.values() if len(rows) > 1]
+    return [by_path[one.path] for one in samples.videos], [rows for rows in rows_of.values() if len(rows) > 1]
 
 
-def _examined(exp: Path, found: Found) -> tuple[dict[str, dict], dict[str, str]]:
+def _examined(exp: Path, samples: Samples) -> tuple[dict[str, dict], dict[str, str]]:
     """Examine every file once; a second start keeps what the first one has examined.
 
     Returns:
         path -> result of the scan, and path -> the first of the files that hold the same video.
     """
-    paths = list(dict.fromkeys(one.path for one in found.videos))
+    paths = list(dict.fromkeys(one.path for one in samples.videos))
     every = exp / "scan" / "files.txt"
     every.parent.mkdir(parents=True, exist_ok=True)
     # A list of all files with label 0: classes are not needed yet
     files.write(every, "".join(f"{path}\t0\n" for path in paths).encode("utf-8", "surrogateescape"))
-    records = Records.load(every, found.root, num_class=None)
+    records = Records.load(every, samples.root, num_class=None)
     spec = ReaderSpec("frames", missing_share=Data().missing_share)
 
     workers = len(os.sched_getaffinity(0))
     with Journal(exp / "scan", spec) as journal:
         entries = examine(records, spec, journal, level="ends", workers=workers, deadline=DEADLINE)
         same = same_content([records], [entries], spec, workers=workers, deadline=DEADLINE)
-        facts_cache.write(exp / "scan" / "facts.bin", journal.facts())
+        metadata_cache.write(metadata_cache.path_in(exp / "scan"), journal.metadata())
 
     source_of = {path: path for path in paths}
     for group in same:
@@ -328,7 +343,7 @@ def _examined(exp: Path, found: Found) -> tuple[dict[str, dict], dict[str, str]]
     return dict(zip(paths, entries, strict=True)), source_of
 
 
-def _keep_readable(found: Found, by_path: Mapping[str, dict]) -> None:
+def _keep_readable(samples: Samples, by_path: Mapping[str, dict]) -> None:
     """Drop the samples that cannot be read, and note how many.
 
     Raises:
@@ -336,21 +351,21 @@ def _keep_readable(found: Found, by_path: Mapping[str, dict]) -> None:
     """
     bad = [f"{path}: {entry['bad']}" for path, entry in by_path.items() if entry["bad"]]
     if bad:
-        found.notes.append(listed(f"{len(bad)} files cannot be read and are left out", bad[:5]))
-    found.videos = [
-        one for one in found.videos if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], found)
+        samples.notes.append(listed(f"{len(bad)} files cannot be read and are left out", bad[:5]))
+    samples.videos = [
+        one for one in samples.videos if not by_path[one.path]["bad"] and _in_frames(one, by_path[one.path], samples)
     ]
 
-    if not found.videos:
+    if not samples.videos:
         first = bad[0] if bad else next(iter(by_path))
-        raise UserError(f"{found.root}: none of its {len(by_path)} videos can be read, first: {first}")
+        raise UserError(f"{samples.root}: none of its {len(by_path)} videos can be read, first: {first}")
 
-    gone = sorted(set(found.classes) - {one.label for one in found.videos})
+    gone = sorted(set(samples.classes) - {one.label for one in samples.videos})
     if gone:
         raise UserError(f"{listed('no readable video of', gone)}; add videos, or --leave-out CLASS")
 
 
-def _in_frames(one: Video, entry: dict, found: Found) -> bool:
+def _in_frames(one: Video, entry: dict, samples: Samples) -> bool:
     """Turn the seconds of a part into frames; return False and note it where the file ends too early."""
     if one.start is None and one.end is None:
         return True
@@ -360,26 +375,26 @@ def _in_frames(one: Video, entry: dict, found: Found) -> bool:
     one.frames = last - one.first
 
     if one.frames < 1:
-        found.notes.append(
+        samples.notes.append(
             f"{one.path}: left out, it ends at {entry['frames'] / rate:.1f} s and the clip starts at {one.start:g} s"
         )
     return one.frames >= 1
 
 
-def _write_lists(folder: Path, found: Found, sides: Sides) -> None:
+def _write_lists(folder: Path, samples: Samples, sides: Sides) -> None:
     """Write classInd.txt, and train.txt and val.txt or such a pair for each fold."""
     folder.mkdir(parents=True, exist_ok=True)
-    names = "".join(f"{label} {name}\n" for label, name in enumerate(found.classes))
+    names = "".join(f"{label} {name}\n" for label, name in enumerate(samples.classes))
     files.write_text(folder / "classInd.txt", names, errors="surrogateescape")
     # A list has the columns first and frames in all of its lines or in none
-    has_parts = any(one.frames >= 0 for one in found.videos)
+    has_parts = any(one.frames >= 0 for one in samples.videos)
     lines = []
-    for one, label in zip(found.videos, sides.labels, strict=True):
+    for one, label in zip(samples.videos, sides.labels, strict=True):
         part = [str(one.first), str(one.frames)] if has_parts else []
         lines.append("\t".join([one.path, *part, str(label)]) + "\n")
 
     folds = [(f"fold{number + 1:02d}_", number) for number in range(sides.folds or 0)]
-    for prefix, number in folds or [("", sides.wanted)]:
+    for prefix, number in folds or [("", sides.held_out_fold)]:
         for name, chosen in (("train", sides.places != number), ("val", sides.places == number)):
             text = "".join(line for line, is_in in zip(lines, chosen, strict=True) if is_in)
             files.write_text(folder / f"{prefix}{name}.txt", text, errors="surrogateescape")

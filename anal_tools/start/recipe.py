@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "pretrained/mobilenetv2_imagenet_features.pth"
@@ -68,7 +68,7 @@ RECIPES = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataSummary:
     """What the choices depend on.
 
     Attributes:
@@ -106,25 +106,31 @@ class Choices:
 
 
 def choose(
-    facts: Facts, *, name: str | None, weights: str | None, size: int | None, segments: int | None, epochs: float | None
+    summary: DataSummary,
+    *,
+    name: str | None,
+    weights: str | None,
+    size: int | None,
+    segments: int | None,
+    epochs: float | None,
 ) -> Choices:
     """Choose what the user has left open.
 
     Args:
-        facts: of the data and the machine.
+        summary: of the data and the machine.
         name, weights, size, segments, epochs: what the user chose; None to choose here.
 
     Raises:
         UserError: there is no such recipe, or its weights are missing.
     """
-    name, why_name = _recipe(facts, name, weights)
+    name, why_name = _recipe(summary, name, weights)
     recipe = RECIPES[name]
-    on_gpu = facts.gpus > 0
+    on_gpu = summary.gpus > 0
     file = weights or (str(ROOT / recipe.weights) if recipe.weights else "")
     why = [("recipe", f"{name}: {recipe.about}, {why_name}")]
 
     # Size of a clip
-    side = float(np.median(facts.short_side))
+    side = float(np.median(summary.short_side))
     if size is None:
         size, reason = recipe.size[on_gpu], "a GPU is here" if on_gpu else "small, because there is no GPU"
         # Without weights any size is possible: crops larger than the videos would only cost time
@@ -133,7 +139,7 @@ def choose(
         why.append(("size", f"{size} pixels: {reason}; the median short side is {side:.0f}"))
 
     # Sampling and length
-    frames = float(np.median(facts.frames))
+    frames = float(np.median(summary.frames))
     if segments is None:
         segments = FRAMES
         why.append(
@@ -144,20 +150,20 @@ def choose(
         )
 
     if epochs is None:
-        wanted = recipe.clips[on_gpu] / facts.train
-        epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, wanted))))
-        why.append(("length", f"{epochs:g} epochs of {facts.train} videos, about {recipe.clips[on_gpu]:,} clips"))
+        enough = recipe.clips[on_gpu] / summary.train
+        epochs = float(round(min(MOST_EPOCHS, max(LEAST_EPOCHS, enough))))
+        why.append(("length", f"{epochs:g} epochs of {summary.train} videos, about {recipe.clips[on_gpu]:,} clips"))
 
     # Evaluation
-    views = "3crop" if float(np.median(facts.long_side / facts.short_side)) > WIDE else "centre"
+    views = "3crop" if float(np.median(summary.long_side / summary.short_side)) > WIDE else "centre"
     seen = "three crops side by side, because the frames are wide" if views == "3crop" else "one crop in the centre"
     why.append(("evaluation", f"the last checkpoint, {seen}"))
 
     # Flip, reader and machine
-    flip = not any(re.search(LEFT_RIGHT, name.replace("_", " ")) for name in facts.classes)
+    flip = not any(re.search(LEFT_RIGHT, name.replace("_", " ")) for name in summary.classes)
     why.append(("flip", "clips are mirrored" if flip else "clips are not mirrored: class names hold left or right"))
-    why.append(("reader", "video files" if facts.kind == "video" else "folders of frames"))
-    why.append(("machine", f"{facts.gpus} GPUs, {facts.cores} cores"))
+    why.append(("reader", "video files" if summary.kind == "video" else "folders of frames"))
+    why.append(("machine", f"{summary.gpus} GPUs, {summary.cores} cores"))
 
     return Choices(
         recipe=recipe,
@@ -165,15 +171,15 @@ def choose(
         views=views,
         segments=segments,
         epochs=epochs,
-        batch=min(recipe.batch, max(2, facts.train // 2)),  # a small list still has two steps an epoch
+        batch=min(recipe.batch, max(2, summary.train // 2)),  # a small list still has two steps an epoch
         flip=flip,
-        workers=max(1, min(8, facts.cores // max(1, facts.gpus) - 1)),  # one core stays for the rank
+        workers=max(1, min(8, summary.cores // max(1, summary.gpus) - 1)),  # one core stays for the rank
         weights=file,
         why=why,
     )
 
 
-def _recipe(facts: Facts, name: str | None, weights: str | None) -> tuple[str, str]:
+def _recipe(summary: DataSummary, name: str | None, weights: str | None) -> tuple[str, str]:
     if name is not None and name not in RECIPES:
         raise UserError(f"--recipe {name}: there is none; there are {', '.join(RECIPES)}")
 
@@ -186,30 +192,32 @@ def _recipe(facts: Facts, name: str | None, weights: str | None) -> tuple[str, s
         return name, "as asked for"
 
     # The best recipe whose weights are here
-    if facts.gpus and (ROOT / RESNET_WEIGHTS).is_file():
+    if summary.gpus and (ROOT / RESNET_WEIGHTS).is_file():
         return "finetune-large", f"because {RESNET_WEIGHTS} and a GPU are here"
     if weights or (ROOT / WEIGHTS).is_file():
         return "finetune", f"because {weights or WEIGHTS} is here"
     return "small", f"because there are no weights to start from ({WEIGHTS} would be taken)"
 
 
-def config_text(chosen: Choices, facts: Facts, paths: dict[str, str], *, folds: bool, seed: int, about: str) -> str:
-    """Return a complete, commented config.yaml; `paths` holds root, train, val, classes and facts as YAML text."""
+def config_text(
+    chosen: Choices, summary: DataSummary, paths: dict[str, str], *, folds: bool, seed: int, about: str
+) -> str:
+    """Return a complete, commented config.yaml; `paths` holds root, train, val, classes and metadata as YAML text."""
     recipe = chosen.recipe
     # Optional lines
-    known = f"\n        facts: {paths['facts']}" if "facts" in paths else ""
+    known = f"\n        metadata: {paths['metadata']}" if "metadata" in paths else ""
     crossed = "\n        folds: lists         # foldNN_train.txt, foldNN_val.txt (docs/folds.md)" if folds else ""
     weights = _quoted(chosen.weights) if chosen.weights else "False"
 
     return f"""\
 # {about}
-# {MARK}; change what you like (docs/config.md). Start it again: train.sh local {min(1, facts.gpus)}
+# {MARK}; change what you like (docs/config.md). Start it again: train.sh local {min(1, summary.gpus)}
 common:
     model:
         type: {recipe.method}
         backbone: {recipe.backbone}
         num_segments: {chosen.segments}          # frames of a clip
-        num_class: {len(facts.classes)}
+        num_class: {len(summary.classes)}
         dropout: {recipe.dropout}
         pretrained: {weights}
 
@@ -221,7 +229,7 @@ common:
         colorjitter: [0.2, 0.2, 0.2, 0.0]
 
     data:
-        reader: {facts.kind}
+        reader: {summary.kind}
         sampling: tsn            # one frame from each of num_segments parts of the video
         flip: {chosen.flip}
         class_names: {paths["classes"]}{known}{crossed}

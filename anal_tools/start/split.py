@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anal_tools.start.videos import Found, Video
+from anal_tools.start.videos import Samples, Video
 from datasets.lists.folds import assign, groups_of, natural
 from datasets.loading.bad_media import printable
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 TRAINED, HELD_OUT = ("train", "training"), ("val", "valid", "validation", "test", "testing", "dev", "eval", "holdout")
 FOLDS = 5  # one of them is held out where no folds are asked for
@@ -31,11 +31,11 @@ class Split:
     why: str
 
 
-def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, count: int) -> Split:
+def divide(samples: Samples, copies: Sequence[Sequence[int]], *, group: str | None, count: int) -> Split:
     """Divide the videos into folds. Copies of one video are one group, and so are the clips of one video.
 
     Args:
-        found: the samples.
+        samples: the samples.
         copies: rows of the videos that are the same.
         group: pattern of the user; "" for no groups, None to look for a part of the names that is a group.
         count: number of folds.
@@ -43,8 +43,8 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
     Raises:
         UserError: a class could not be both trained and validated, or copies contradict each other.
     """
-    videos = found.videos
-    _check_copies(found, copies)
+    videos = samples.videos
+    _check_copies(samples, copies)
 
     # A split by folders or by the table is kept
     if any(one.split for one in videos):
@@ -59,24 +59,24 @@ def divide(found: Found, copies: Sequence[Sequence[int]], *, group: str | None, 
         if across is not None:
             names = " and ".join(printable(videos[row].path) for row in across[:2])
             raise UserError(f"{names} are the same video, one for training and one for validation; remove one of them")
-        return _checked(found, Split(places, "as the folders or the table say"), "")
+        return _checked(samples, Split(places, "as the folders or the table say"), "")
 
     # Else by groups, joined where copies or clips connect them
     groups, why = _groups(videos, group)
     kin = [*copies, *_of_one_source(videos)]
-    numbers = {name: number for number, name in enumerate(found.classes)}
+    numbers = {name: number for number, name in enumerate(samples.classes)}
     labels = [numbers[one.label] for one in videos]
     if groups is None:
         parent = _joined([f"{one.path} {one.first}" for one in videos], kin)
-        return _checked(found, Split(_blocks(videos, labels, parent, count), why), "")
+        return _checked(samples, Split(_blocks(videos, labels, parent, count), why), "")
 
     try:
         split = Split(assign(_joined(groups, kin), labels, count), why)
-        return _checked(found, split, f" in different groups ({why})")
+        return _checked(samples, split, f" in different groups ({why})")
     except UserError:
         if group is not None:
             raise
-        return divide(found, copies, group="", count=count)  # the guessed groups leave a class on one side
+        return divide(samples, copies, group="", count=count)  # the guessed groups leave a class on one side
 
 
 def _groups(videos: Sequence[Video], pattern: str | None) -> tuple[list[str] | None, str]:
@@ -134,15 +134,16 @@ def _counts(stems: Sequence[Sequence[str]], place: int) -> bool:
 
     Where every count ends at the same number, the number may well be a person.
     """
-    own: dict[tuple[str, ...], set[int]] = {}
+    sets: dict[tuple[str, ...], set[int]] = {}
     for parts in stems:
         if not parts[place].isdigit():
             return False
         rest = tuple(part for other, part in enumerate(parts) if other != place % len(parts))
-        own.setdefault(rest, set()).add(int(parts[place]))
+        sets.setdefault(rest, set()).add(int(parts[place]))
 
     return (
-        all(min(numbers) <= 1 for numbers in own.values()) and len({frozenset(numbers) for numbers in own.values()}) > 1
+        all(min(numbers) <= 1 for numbers in sets.values())
+        and len({frozenset(numbers) for numbers in sets.values()}) > 1
     )
 
 
@@ -188,21 +189,23 @@ def _blocks(videos: Sequence[Video], labels: Sequence[int], groups: Sequence[str
     return places
 
 
-def _check_copies(found: Found, copies: Sequence[Sequence[int]]) -> None:
+def _check_copies(samples: Samples, copies: Sequence[Sequence[int]]) -> None:
     for rows in copies:
-        labels = {found.videos[row].label for row in rows}
+        labels = {samples.videos[row].label for row in rows}
         if len(labels) > 1:
-            names = " and ".join(f"{printable(found.videos[row].path)} ({found.videos[row].label})" for row in rows[:2])
+            names = " and ".join(
+                f"{printable(samples.videos[row].path)} ({samples.videos[row].label})" for row in rows[:2]
+            )
             raise UserError(f"{names} are the same video with different classes; remove one of them")
 
 
-def _checked(found: Found, split: Split, how: str) -> Split:
+def _checked(samples: Samples, split: Split, how: str) -> Split:
     """Return the division; refuse one in which a class has only one side."""
-    own: dict[str, list[int]] = {name: [] for name in found.classes}
-    for one, place in zip(found.videos, split.places.tolist(), strict=True):
-        own[one.label].append(place)
+    places_of: dict[str, list[int]] = {name: [] for name in samples.classes}
+    for one, place in zip(samples.videos, split.places.tolist(), strict=True):
+        places_of[one.label].append(place)
 
-    short = [f"{name} ({len(places)} videos)" for name, places in own.items() if len(set(places)) < 2]
+    short = [f"{name} ({len(places)} videos)" for name, places in places_of.items() if len(set(places)) < 2]
     if short:
         raise UserError(
             f"{listed('no validation is possible for the class', short)}: each class needs at least 2 readable "
@@ -211,13 +214,13 @@ def _checked(found: Found, split: Split, how: str) -> Split:
     return split
 
 
-def held_out(places: np.ndarray, labels: Sequence[int], wanted: int) -> int:
-    """Return the fold to hold out: the first from `wanted` on that has the most classes on both sides."""
+def held_out(places: np.ndarray, labels: Sequence[int], first: int) -> int:
+    """Return the fold to hold out: the first from `first` on that has the most classes on both sides."""
     count = int(places.max()) + 1
-    own = np.array(labels)
+    all_labels = np.array(labels)
 
     def classes(fold: int) -> int:
-        return len(set(own[places == fold]) & set(own[places != fold]))
+        return len(set(all_labels[places == fold]) & set(all_labels[places != fold]))
 
     best = max(classes(fold) for fold in range(count))
-    return next(fold % count for fold in range(wanted, wanted + count) if classes(fold % count) == best)
+    return next(fold % count for fold in range(first, first + count) if classes(fold % count) == best)

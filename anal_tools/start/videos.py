@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets.lists.class_names import read_class_names
-from datasets.lists.files import Media, plain, walk
+from datasets.lists.files import Media, letters, walk
 from datasets.lists.formats import fits_a_line
 from datasets.lists.verb import from_folders
 from datasets.loading.bad_media import printable
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 # Names of columns
 _PATHS = ("path", "video", "file", "filename", "name", "clip", "video_path")
@@ -52,7 +52,7 @@ class Video:
 
 
 @dataclass
-class Found:
+class Samples:
     """The samples of a folder.
 
     Attributes:
@@ -72,7 +72,7 @@ class Found:
     classes: list[str] = field(default_factory=list)
 
 
-def look(where: Path, leave_out: Sequence[str] = ()) -> Found:
+def look(where: Path, leave_out: Sequence[str] = ()) -> Samples:
     """Find videos and their classes.
 
     Args:
@@ -96,24 +96,26 @@ def look(where: Path, leave_out: Sequence[str] = ()) -> Found:
     media = [one for one in media if one.kind == kind]
 
     table = _table_of(where, media)
-    found = _from_table(table, str(root.resolve()), media, kind) if table else _from_folders(root, media, kind)
+    samples = _from_table(table, str(root.resolve()), media, kind) if table else _from_folders(root, media, kind)
     if others:
         what = "folders of frames" if kind == "video" else "video files"
-        found.notes.append(listed(f"{len(others)} {what} are left out beside the {len(media)} others", others[:5]))
+        samples.notes.append(listed(f"{len(others)} {what} are left out beside the {len(media)} others", others[:5]))
 
-    unknown = [name for name in leave_out if name not in found.classes]
+    unknown = [name for name in leave_out if name not in samples.classes]
     if unknown:
-        raise UserError(f"--leave-out {unknown[0]}: there is no such class; there are {', '.join(found.classes[:10])}")
-
-    found.videos = [one for one in found.videos if one.label not in leave_out]
-    found.classes = [name for name in found.classes if name not in leave_out]
-
-    if len(found.classes) < 2:
         raise UserError(
-            f"{where}: all {len(found.videos)} videos are of one class, {found.classes[0]!r}; a model needs at least "
-            "two: make a folder for each class, FOLDER/CLASS/video"
+            f"--leave-out {unknown[0]}: there is no such class; there are {', '.join(samples.classes[:10])}"
         )
-    return found
+
+    samples.videos = [one for one in samples.videos if one.label not in leave_out]
+    samples.classes = [name for name in samples.classes if name not in leave_out]
+
+    if len(samples.classes) < 2:
+        raise UserError(
+            f"{where}: all {len(samples.videos)} videos are of one class, {samples.classes[0]!r}; a model needs at "
+            "least two: make a folder for each class, FOLDER/CLASS/video"
+        )
+    return samples
 
 
 def _table_of(where: Path, media: Sequence[Media]) -> Path | None:
@@ -140,7 +142,7 @@ def _is_table(path: Path) -> bool:
     return not re.match(r"(classind|readme|licen[cs]e|requirements)", path.name.lower())
 
 
-def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Found:
+def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Samples:
     if any("/" not in one.path for one in media):
         lone = next(one.path for one in media if "/" not in one.path)
         raise UserError(
@@ -161,10 +163,10 @@ def _from_folders(root: Path, media: Sequence[Media], kind: str) -> Found:
     # In the order of the walk, whatever the split
     order = {one.path: number for number, one in enumerate(media)}
     videos.sort(key=lambda one: order[one.path])
-    return Found(str(root.resolve()), kind, "the class folders", videos, classes=annotations.classes)
+    return Samples(str(root.resolve()), kind, "the class folders", videos, classes=annotations.classes)
 
 
-def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Found:
+def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Samples:
     # A table may give a path, a name without suffix, or a file name in another folder
     by_name: dict[str, list[str]] = {}
     for one in media:
@@ -193,9 +195,9 @@ def _from_table(table: Path, root: str, media: Sequence[Media], kind: str) -> Fo
         raise UserError(f"{table}: none of its {len(missing)} videos is below {root}, for example {missing[0]!r}")
 
     notes = [listed(f"{len(missing)} lines of {table.name} are left out, their videos are not there", missing[:5])]
-    found = Found(root, kind, table.name, videos, [note for note in notes if missing])
-    found.classes = _class_names(table, videos)
-    return found
+    samples = Samples(root, kind, table.name, videos, [note for note in notes if missing])
+    samples.classes = _class_names(table, videos)
+    return samples
 
 
 def _class_names(table: Path, videos: Sequence[Video]) -> list[str]:
@@ -273,19 +275,19 @@ def _fields(line: str, mark: str | None) -> list[str]:
     return line.rsplit(None, 3 if times else 1)
 
 
-def contradictions(found: Found) -> list[str]:
+def contradictions(samples: Samples) -> list[str]:
     """Return the videos whose names hold another class than their own; none where names do not hold classes."""
-    names = {name: plain(name) for name in found.classes if len(plain(name)) >= _SHORTEST_NAME}
+    names = {name: letters(name) for name in samples.classes if len(letters(name)) >= _SHORTEST_NAME}
 
-    stems = [plain(Path(one.path).stem) for one in found.videos]
-    own = [
-        names.get(one.label, "") in stem and one.label in names for one, stem in zip(found.videos, stems, strict=True)
+    stems = [letters(Path(one.path).stem) for one in samples.videos]
+    in_own_class = [
+        names.get(one.label, "") in stem and one.label in names for one, stem in zip(samples.videos, stems, strict=True)
     ]
 
-    if sum(own) < _NAMES_SHARE * len(own):
+    if sum(in_own_class) < _NAMES_SHARE * len(in_own_class):
         return []
     return [
-        f"{one.path} ({other} in the name, {one.label} by {found.source})"
-        for one, stem, is_own in zip(found.videos, stems, own, strict=True)
+        f"{one.path} ({other} in the name, {one.label} by {samples.source})"
+        for one, stem, is_own in zip(samples.videos, stems, in_own_class, strict=True)
         if not is_own and (other := next((name for name, text in names.items() if text in stem), None))
     ]

@@ -55,11 +55,11 @@ def limits(device: torch.device) -> dict[str, tuple[int, int]]:
 
 def asked(library: ctypes.CDLL) -> dict[str, tuple[int, int]]:
     """Return codec -> smallest and largest side, within DALI's limits, as an open driver library reports them."""
-    found = {}
+    limits = {}
     for codec, (smallest, largest) in LIMITS["mixed"].items():
         caps = _Caps(codec=_CODECS[codec], chroma=_CHROMA_420)
         if library.cuvidGetDecoderCaps(ctypes.byref(caps)) == 0 and caps.is_supported:
             low = max(smallest, caps.min_width, caps.min_height)
-            found[codec] = low, min(largest, caps.max_width, caps.max_height)
+            limits[codec] = low, min(largest, caps.max_width, caps.max_height)
 
-    return found
+    return limits

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datasets.dali.video_cut import Refused, codec_of, cut
-from datasets.readers.facts_cache import family_of
 from datasets.readers.frames import FramesReader
+from datasets.readers.metadata_cache import family_of
 from datasets.readers.resize import Box
 from datasets.readers.video import VideoReader
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
     from datasets.loading.messages import AsStored
     from datasets.loading.slots import Slot
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.plan.train import Plan
     from datasets.plan.views import VideoPlan
     from datasets.readers.spec import ReaderSpec
@@ -86,7 +86,7 @@ class EncodedReader:
         self._video.close()
         self._frames.close()
 
-    def probe(self, i: int) -> Facts:
+    def probe(self, i: int) -> VideoMetadata:
         """See `Reader.probe`."""
         return self._of(i).probe(i)
 
@@ -118,7 +118,7 @@ class EncodedReader:
         index = self._video.index(i)
         # A record may be a part of a video: its frames count from `starts`.
         ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
-        if ordinals.min() < 0 or ordinals.max() >= index.facts.frames:
+        if ordinals.min() < 0 or ordinals.max() >= index.metadata.frames:
             raise Refused("a frame is not there")  # reading it as pixels then names the frame
 
         path, shown, codec = self.records.full_path(i), self.records.path(i), codec_of(index)
@@ -136,13 +136,13 @@ class EncodedReader:
     def _files(self, i: int, frames: np.ndarray) -> Encoded:
         # Each file is stored and decoded once, however often its frame is wanted.
         distinct, rows = np.unique(np.asarray(frames, np.int64), return_inverse=True)
-        facts = self._frames.probe(i)
-        if distinct[0] < 0 or distinct[-1] >= facts.frames:
+        metadata = self._frames.probe(i)
+        if distinct[0] < 0 or distinct[-1] >= metadata.frames:
             raise Refused("a frame is not there")
 
         files = self._frames.files(i, distinct.tolist())
         for data in files:
-            _check_jpeg(data, (facts.height, facts.width))
+            _check_jpeg(data, (metadata.height, metadata.width))
         return Encoded("images", files, rows.astype(np.int32).reshape(-1))
 
 
@@ -169,29 +169,29 @@ class Stored:
 
 
 def pack(
-    reader: Any, plan: Plan | VideoPlan, box: Box | None, slot: Slot, offset: int, wanted: AsStored
+    reader: Any, plan: Plan | VideoPlan, box: Box | None, slot: Slot, offset: int, limits: AsStored
 ) -> dict[str, object]:
     """Write the stored bytes of some frames into a slot.
 
     Args:
-        reader: an EncodedReader, perhaps behind a cache of facts.
+        reader: an EncodedReader, perhaps behind a cache of metadata.
         plan, box: frames of a record, and the part of them to keep; box None means whole frames.
         slot, offset: where the bytes go.
-        wanted: largest number of bytes, and codecs to leave out.
+        limits: largest number of bytes, and codecs to leave out.
 
     Returns:
         Fields of an `Answer`: `stored`, or `refused` if nothing was written.
     """
-    facts: Facts = reader.probe(plan.sample)
-    decoded = len(np.unique(plan.frames)) * facts.height * facts.width * 3
+    metadata: VideoMetadata = reader.probe(plan.sample)
+    decoded = len(np.unique(plan.frames)) * metadata.height * metadata.width * 3
 
     try:
         # Checked before anything is read: the device holds whole frames until they are cropped.
         if decoded > DECODED_BYTES:
             raise Refused(f"its frames take {decoded >> 20} MiB before they are cropped")
-        encoded: Encoded = reader.encode(plan.sample, plan.frames, wanted.without)
-        if wanted.room is not None and encoded.size > wanted.room:
-            raise Refused(f"its frames are stored in more than {wanted.room >> 20} MiB")
+        encoded: Encoded = reader.encode(plan.sample, plan.frames, limits.without)
+        if limits.room is not None and encoded.size > limits.room:
+            raise Refused(f"its frames are stored in more than {limits.room >> 20} MiB")
     except Refused as refusal:
         return {"refused": str(refusal)}
     except MediaError as error:
@@ -201,8 +201,8 @@ def pack(
     out = slot.view(offset, (encoded.size,))
     out[:] = np.frombuffer(b"".join(encoded.files), np.uint8)
 
-    box = (0, 0, facts.width, facts.height) if box is None else box
-    sizes, frame = [len(file) for file in encoded.files], (facts.height, facts.width)
+    box = (0, 0, metadata.width, metadata.height) if box is None else box
+    sizes, frame = [len(file) for file in encoded.files], (metadata.height, metadata.width)
     return {"stored": Stored(encoded.form, sizes, encoded.rows, encoded.codec, encoded.matrix, box, decoded, frame)}
 
 

@@ -310,14 +310,14 @@ class DaliEvalLoader(Decoding, EvalLoader):
         form, numbers, size = "", [], 0
         while self._next_run in self._ready and len(numbers) < VIDEOS:
             answer = self._ready[self._next_run]
-            own = answer.stored
-            if numbers and (own is None or own.form != form or size + own.decoded > RUN_BYTES):
+            stored = answer.stored
+            if numbers and (stored is None or stored.form != form or size + stored.decoded > RUN_BYTES):
                 break
 
             self._next_run += 1
-            if own is None:
+            if stored is None:
                 break  # read as pixels: needs no run, and ends this one to keep the order
-            form, size = own.form, size + own.decoded
+            form, size = stored.form, size + stored.decoded
             numbers.append(self._next_run - 1)
 
         return form, numbers

@@ -22,7 +22,7 @@ import torch
 from datasets.dali import bitstream
 from datasets.readers.resize import Box
 from utils import transfer
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: DALI's threads. On a GPU each thread feeds one NVDEC engine and mostly waits for it; an H100 has seven engines.
 #: On the CPU the threads decode.

@@ -16,7 +16,7 @@ from datasets.dali.pipeline import FAILURES, Clip, Decoder, reason_of
 from datasets.dali.sessions import Sessions
 from datasets.loading.messages import Answer
 from datasets.loading.slots import Slot
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: Texts by which DALI and the driver report that the memory of the GPU is exhausted.
 _OUT_OF_MEMORY = ("out of memory", "CUDA_ERROR_OUT_OF_MEMORY", "cudaErrorMemoryAllocation", "std::bad_alloc")

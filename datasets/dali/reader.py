@@ -17,11 +17,11 @@ from datasets.dali.encoded import Encoded, EncodedReader
 from datasets.dali.pipeline import FAILURES, Clip, Decoder, mode, reason_of, require_dali
 from datasets.dali.video_cut import Refused
 from datasets.readers.resize import Box
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.readers.spec import ReaderSpec
 
 
@@ -54,7 +54,7 @@ class DaliReader:
             decoder.close()
         self._decoders.clear()
 
-    def probe(self, i: int) -> Facts:
+    def probe(self, i: int) -> VideoMetadata:
         """See `Reader.probe`."""
         return self._stored.probe(i)
 
@@ -64,12 +64,12 @@ class DaliReader:
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
         """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`."""
-        facts = self.probe(i)
-        if box is not None and not (0 <= box[0] < box[2] <= facts.width and 0 <= box[1] < box[3] <= facts.height):
-            raise ValueError(f"box {tuple(box)} does not lie inside a frame of {facts.width}x{facts.height}")
+        metadata = self.probe(i)
+        if box is not None and not (0 <= box[0] < box[2] <= metadata.width and 0 <= box[1] < box[3] <= metadata.height):
+            raise ValueError(f"box {tuple(box)} does not lie inside a frame of {metadata.width}x{metadata.height}")
 
         try:
-            self._decode(self._stored.encode(i, frames), box or (0, 0, facts.width, facts.height), size, out)
+            self._decode(self._stored.encode(i, frames), box or (0, 0, metadata.width, metadata.height), size, out)
             return
         except Refused as refusal:
             self.fallbacks[str(refusal)] += 1

@@ -37,7 +37,7 @@ class Refused(Exception):  # not an error: the clip is read in another way
 
 
 def cut(
-    path: str, shown: str, index: Index, wanted: Iterable[int], codecs: frozenset[str], sides: tuple[int, int]
+    path: str, shown: str, index: Index, ordinals: Iterable[int], codecs: frozenset[str], sides: tuple[int, int]
 ) -> tuple[bytes, np.ndarray, str | None]:
     """Cut the packets that some frames need out of a file.
 
@@ -45,7 +45,7 @@ def cut(
         path: the file on disk.
         shown: the path as the list writes it, for messages.
         index: the index of that file.
-        wanted: ordinals, in any order; repeats are allowed.
+        ordinals: of frames, in any order; repeats are allowed.
         codecs: names of the codecs that the decoder takes.
         sides: smallest and largest width and height that the decoder takes [pixels].
 
@@ -58,7 +58,7 @@ def cut(
         MediaError: the file cannot be opened.
     """
     codec = codec_of(index)
-    height, width = index.facts.height, index.facts.width
+    height, width = index.metadata.height, index.metadata.width
 
     # What the index already shows needs no open file.
     if codec not in codecs:
@@ -72,7 +72,7 @@ def cut(
     if width % 2 or height % 2:
         raise Refused("its frames have an odd side")
 
-    positions = index.positions[np.fromiter(wanted, np.int64)].tolist()
+    positions = index.positions[np.fromiter(ordinals, np.int64)].tolist()
     # Try all key frames first. With an open GOP among them, read once more from packet 0.
     for keys in (np.flatnonzero(index.keys), np.zeros(1, np.int64)):
         with open_container(path, shown) as container:
@@ -133,14 +133,14 @@ class _NoBeginning(Exception):
 
 
 def _choose(
-    container: InputContainer, stream: av.VideoStream, index: Index, codec: str, wanted: set[int], keys: np.ndarray
+    container: InputContainer, stream: av.VideoStream, index: Index, codec: str, positions: set[int], keys: np.ndarray
 ) -> list[tuple[int, av.Packet]]:
     """Return (position, packet) of all packets that the wanted positions need, in file order."""
     nals = _Nals(codec, stream.codec_context.extradata)
 
     # Group the wanted packets into runs, by the key frame from which each is decoded.
     first_of: dict[int, int] = {}  # first packet of a run -> its last wanted packet
-    for position in sorted(wanted):
+    for position in sorted(positions):
         before = keys[: np.searchsorted(keys, position, side="right")]
         before = before[index.pts[before] <= index.pts[position]]  # a leading picture belongs to the previous run
         first_of[int(before[-1]) if len(before) else 0] = position
@@ -156,7 +156,7 @@ def _choose(
                 raise _NoBeginning
             # Pictures shown before the key frame that begins a run refer to packets that were left out.
             leading = start > end and index.pts[position] < index.pts[start]
-            if position in wanted or not (leading or nals.is_unneeded(packet)):
+            if position in positions or not (leading or nals.is_unneeded(packet)):
                 chosen.append((position, packet))
         end = last + 1
 
@@ -218,11 +218,11 @@ class _Nals:
 
     def heads(self, packet: av.Packet) -> list[int]:
         """Return the first byte of each unit; no bytes where the units are not length-prefixed."""
-        data, at, found = memoryview(packet), 0, []
+        data, at, first_bytes = memoryview(packet), 0, []
         while self.prefix and at + self.prefix < len(data):
-            found.append(data[at + self.prefix])
+            first_bytes.append(data[at + self.prefix])
             at += self.prefix + int.from_bytes(data[at : at + self.prefix], "big")
-        return found
+        return first_bytes
 
     def may_begin(self, packet: av.Packet) -> bool:
         """Return True if decoding may begin with this key frame although other packets came before it."""

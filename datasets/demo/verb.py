@@ -25,7 +25,7 @@ import numpy as np
 
 from datasets.demo import motion8
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 from utils.signals import end_with_parent
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> int:
     out = Path(args.out)
     try:
         open_folder(out, settings)
-        made = write_videos(out, settings, workers=args.workers)
+        written = write_videos(out, settings, workers=args.workers)
         write_lists(out, settings)
     except OSError as error:
         where = error.filename or out
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         ) from error
 
     total = args.train + args.val
-    print(f"{out}: {total} videos ({made} made now, {total - made} were there), lists in {out / 'lists'}")
+    print(f"{out}: {total} videos ({written} made now, {total - written} were there), lists in {out / 'lists'}")
     return 0
 
 
@@ -67,11 +67,11 @@ def open_folder(out: Path, settings: files.Row) -> None:
     file = out / SETTINGS
     if file.exists():
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            saved = json.loads(file.read_text(encoding="utf-8"))
         except ValueError:
-            found = None
-        if found != settings:
-            raise UserError(f"demo-data: {file} is of other settings ({found}); delete {out} or choose another --out")
+            saved = None
+        if saved != settings:
+            raise UserError(f"demo-data: {file} is of other settings ({saved}); delete {out} or choose another --out")
     elif out.is_dir() and any(out.iterdir()):
         raise UserError(f"demo-data: {out} is not empty and was not made by demo-data; choose another --out")
 

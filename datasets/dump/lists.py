@@ -10,7 +10,7 @@ from datasets.dump.settings import Settings
 from datasets.dump.state import Entry
 from datasets.lists.records import Records
 from datasets.readers.frame_shard import SUFFIX
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: Endings that are removed from a name; any other dot belongs to the name.
 ENDINGS = {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv"}
@@ -60,11 +60,11 @@ def target_names(records: Records, settings: Settings, files: set[str]) -> dict[
 
 def _parents(names: Iterable[str]) -> set[str]:
     """Return all folders that hold one of these names, directly or below."""
-    found: set[str] = set()
+    parents: set[str] = set()
     for name in names:
-        while (name := os.path.dirname(name)) and name not in found:
-            found.add(name)
-    return found
+        while (name := os.path.dirname(name)) and name not in parents:
+            parents.add(name)
+    return parents
 
 
 def _without_ending(path: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from datasets.lists.formats import is_json
 from datasets.lists.records import Records
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 FAILED = "failed.txt"
 _NOT_LISTS = {".mp4", ".fsh"}  # dumped videos
@@ -117,7 +117,7 @@ def _was_written_here(file: Path) -> bool:
 
 def write_text(file: Path, text: str) -> None:
     """Replace a small file as a whole, so that no reader sees half of it."""
-    own = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    with files.replacing(file, temporary=own, sync=True) as temporary:
+    partial = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    with files.replacing(file, temporary=partial, sync=True) as temporary:
         # Paths that are not UTF-8 keep their bytes.
         temporary.write_text(text, errors="surrogateescape")

@@ -11,12 +11,12 @@ import simplejpeg
 from datasets.dump.settings import Settings
 from datasets.dump.source import Picture, decoded
 from datasets.readers.video import Scaler
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     import av
 
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
 
 _PNG_LEVEL = 3  # of 9: higher levels take much longer for slightly smaller files
 
@@ -30,12 +30,12 @@ class Coder:
     Args:
         settings: quality and other settings of the dump.
         turns: counter-clockwise quarter turns that make a frame upright.
-        facts: size of the upright video; frames of another size are scaled to it first, as the reader does.
+        metadata: size of the upright video; frames of another size are scaled to it first, as the reader does.
     """
 
-    def __init__(self, settings: Settings, turns: int, facts: Facts) -> None:
+    def __init__(self, settings: Settings, turns: int, metadata: VideoMetadata) -> None:
         self.settings, self.turns = settings, turns
-        self.full = (facts.height, facts.width)
+        self.full = (metadata.height, metadata.width)
         self.size = settings.size(*self.full)
         self._scaler = Scaler()
 

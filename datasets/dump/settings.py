@@ -7,7 +7,7 @@ import hashlib
 import json
 
 from datasets.readers.frame_shard import SUFFIX, TEMPLATE
-from utils.faults import UserError
+from utils.errors import UserError
 
 FORMS = ("frames", "shards", "clips")
 #: Increase it when the same settings give other bytes than before.

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.readers.ending import EndsEarly, is_tolerable
 from datasets.readers.frame_source import FilesSource
 from datasets.readers.frames import decode, find_layout, image_size
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     import av
@@ -51,7 +51,7 @@ class FolderSource:
         if described is not None:
             count = described.frames
             self._names = [described.template.format(described.base + k) for k in range(count)]
-            self.facts = Facts(count, described.height, described.width, described.fps)
+            self.metadata = VideoMetadata(count, described.height, described.width, described.fps)
             return
 
         layout = find_layout(self._files.names(path))
@@ -61,11 +61,11 @@ class FolderSource:
         self._names = [layout.template.format(layout.base + k) for k in range(layout.count)]
         # One image is enough: the reader scales those that differ to the size of the first.
         height, width = image_size(self._files.read_many(path, self._names[:1])[0], self._shown)
-        self.facts = Facts(layout.count, height, width, 0.0)
+        self.metadata = VideoMetadata(layout.count, height, width, 0.0)
 
     def end_at(self, frames: int, missing: int) -> None:
         """Leave out the last frames: keep `frames`, and record that `missing` do not decode."""
-        self.facts, self.missing = dataclasses.replace(self.facts, frames=frames), missing
+        self.metadata, self.missing = dataclasses.replace(self.metadata, frames=frames), missing
 
     def pictures(self) -> Iterator[Picture]:
         """Yield all frames as the bytes of their files; `decoded` gives their pixels."""
@@ -90,11 +90,11 @@ class VideoSource:
 
         index = build_index(path, shown, missing_share=missing_share)
         self._path, self._shown, self._missing_share = path, shown, missing_share
-        self.facts, self.turns, self.missing = index.facts, index.rotation, index.missing
+        self.metadata, self.turns, self.missing = index.metadata, index.rotation, index.missing
 
     def end_at(self, frames: int, missing: int) -> None:
         """Leave out the last frames: keep `frames`, and record that `missing` do not decode."""
-        self.facts, self.missing = dataclasses.replace(self.facts, frames=frames), missing
+        self.metadata, self.missing = dataclasses.replace(self.metadata, frames=frames), missing
 
     def pictures(self) -> Iterator[Picture]:
         """Yield all frames, decoded from the start on one thread.
@@ -105,7 +105,7 @@ class VideoSource:
         """
         from datasets.readers.video_index import Decoding, open_container, video_stream
 
-        expected, count = self.facts.frames, 0
+        expected, count = self.metadata.frames, 0
         with open_container(self._path, self._shown) as container:
             decoding = Decoding(container, video_stream(container, self._shown), self._missing_share)
             for frame in decoding:
@@ -144,7 +144,7 @@ def decoded(picture: Picture) -> av.VideoFrame:
     return av.VideoFrame.from_ndarray(decode(picture.stored, picture.name), format="rgb24")
 
 
-def rate(facts: Facts) -> Fraction:
+def rate(metadata: VideoMetadata) -> Fraction:
     """Return the frame rate of a copy; 30 frames/s where the source names none."""
     # 1001 keeps the rates of NTSC exact, such as 30000/1001.
-    return Fraction(facts.fps or 30.0).limit_denominator(1001)
+    return Fraction(metadata.fps or 30.0).limit_denominator(1001)

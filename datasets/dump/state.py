@@ -13,7 +13,7 @@ from datasets.dump.settings import Settings
 from datasets.dump.video import other_source, stamp
 from utils import files
 from utils.append_file import AppendFile
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 Entry = files.Row
 
@@ -33,10 +33,10 @@ class State:
 
     def __init__(self, folder: Path, settings: Settings, names: Names, *, redo: bool) -> None:
         self.folder, self.settings, self._names = folder, settings, names
-        self._own = folder / ".dump"
-        self._own.mkdir(parents=True, exist_ok=True)
+        self._work_folder = folder / ".dump"
+        self._work_folder.mkdir(parents=True, exist_ok=True)
 
-        self._lock = os.open(self._own / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self._lock = os.open(self._work_folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if not files.lock(self._lock):
                 raise UserError(f"{folder}: another dump is writing there; wait for it or choose another folder")
@@ -46,7 +46,7 @@ class State:
             raise
 
         # The lock is held, so only a killed dump can have left temporary files.
-        self.tmp = self._own / "tmp"
+        self.tmp = self._work_folder / "tmp"
         shutil.rmtree(self.tmp, ignore_errors=True)
         self.tmp.mkdir()
 
@@ -54,7 +54,7 @@ class State:
         self._older: dict[str, Entry] = {}  # by path: lines of an older version, without a target
         self._read()
 
-        self._manifest = AppendFile(self._own / "manifest.jsonl", print)
+        self._manifest = AppendFile(self._work_folder / "manifest.jsonl", print)
 
     def close(self) -> None:
         """Release the folder, so that other dumps can write to it."""
@@ -63,7 +63,7 @@ class State:
         os.close(self._lock)  # last: it lets the next dump in
 
     def _check_settings(self, redo: bool) -> None:
-        file = self._own / "settings.json"
+        file = self._work_folder / "settings.json"
         if file.exists():
             before, now = read_json(file), json.loads(self.settings.to_json())
             differ = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
@@ -80,7 +80,7 @@ class State:
         write_text(file, self.settings.to_json() + "\n")
 
     def _read(self) -> None:
-        for entry in files.read_rows(self._own / "manifest.jsonl"):
+        for entry in files.read_rows(self._work_folder / "manifest.jsonl"):
             if not isinstance(entry.get("frames"), int):
                 continue
             if isinstance(entry.get("target"), str):

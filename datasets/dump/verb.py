@@ -20,7 +20,7 @@ from datasets.loading.pool import each
 from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
 from utils.config.schema import Data
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 LAYOUTS = ("auto", "path_labels", "path_frames_labels")
@@ -159,8 +159,8 @@ def run(
         shown = records.path(task.sample)
         if answer.ok:
             # `kept` and `missing` describe this dump, not the video: the manifest does not hold them.
-            entry = {key: value for key, value in answer.found.items() if key not in ("kept", "missing")}
-            shorter += [shown] * bool(answer.found.get("missing"))
+            entry = {key: value for key, value in answer.result.items() if key not in ("kept", "missing")}
+            shorter += [shown] * bool(answer.result.get("missing"))
             done[targets[shown]] = state.add(targets[shown], entry)
         else:
             failures[shown] = answer.why
@@ -200,11 +200,11 @@ class Progress:
         self._done += 1
         self._failed += not answer.ok
         # A video that was already complete costs no time and says nothing about the speed.
-        if answer.found.get("kept"):
+        if answer.result.get("kept"):
             self._kept += 1
         elif answer.ok:
-            self._frames += answer.found["frames"]
-            self._bytes += answer.found["bytes"]
+            self._frames += answer.result["frames"]
+            self._bytes += answer.result["bytes"]
 
         # The last video always gets a line.
         now = time.monotonic()

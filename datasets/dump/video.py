@@ -14,7 +14,7 @@ from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_
 from datasets.lists.records import Records
 from datasets.readers.ending import EndsEarly
 from utils import files
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from datasets.loading.messages import DumpVideo
@@ -56,13 +56,13 @@ class Dumper:
         tmp = os.path.join(task.tmp, f"{os.getpid()}-{number}")
 
         # The stamp is taken before reading: a source that changes during the dump is dumped again next time.
-        made = {"path": shown, "source": os.path.abspath(path), "stamp": stamp(path), "digest": settings.digest()}
+        origin = {"path": shown, "source": os.path.abspath(path), "stamp": stamp(path), "digest": settings.digest()}
 
         # A result without a line in the manifest comes from a killed dump, or from other settings.
         if os.path.lexists(target):
             note = self._note(target, path, shown, settings)
-            if all(note[key] == made[key] for key in ("stamp", "digest")):  # complete, since it was renamed when done
-                return {**note, **made, "kept": True}
+            if all(note[key] == origin[key] for key in ("stamp", "digest")):  # complete, since it was renamed when done
+                return {**note, **origin, "kept": True}
             # The whole folder is replaced, and other videos must not be lost with it.
             if settings.form == "frames" and any(os.path.isdir(os.path.join(target, n)) for n in os.listdir(target)):
                 raise MediaError(shown, f"{target} holds folders too, perhaps of other videos; choose another folder")
@@ -70,10 +70,10 @@ class Dumper:
         try:
             source = open_source(path, shown, self.missing_share)
             try:
-                return dump_video(source, settings, target, tmp, made)
+                return dump_video(source, settings, target, tmp, origin)
             except EndsEarly as end:
                 source.end_at(end.frames, end.missing)  # write again from the start, without the last frames
-                return dump_video(source, settings, target, tmp, made)
+                return dump_video(source, settings, target, tmp, origin)
         except OSError as error:
             advice = _OF_THE_FOLDER.get(error.errno or 0)
             # An error that names the source is about reading, whatever its number.
@@ -114,22 +114,22 @@ def other_source(note: files.Row, shown: str, path: str) -> str:
     return "" if os.path.exists(path) and os.path.samefile(source, path) else source
 
 
-def dump_video(source: Source, settings: Settings, target: str, tmp: str, made: files.Row) -> files.Row:
+def dump_video(source: Source, settings: Settings, target: str, tmp: str, origin: files.Row) -> files.Row:
     """Read a video, write it to `tmp`, and rename that to `target`.
 
     Args:
         source: the video.
         settings: how to store it.
         target, tmp: final and temporary path.
-        made: facts about the source that the result keeps.
+        origin: metadata of the source that the result keeps.
 
     Returns:
-        `made` with frames, height, width, fps, bytes and missing.
+        `origin` with frames, height, width, fps, bytes and missing.
     """
-    coder = Coder(settings, source.turns, source.facts)
-    info = made | {"frames": source.facts.frames, "height": coder.size[0], "width": coder.size[1]}
+    coder = Coder(settings, source.turns, source.metadata)
+    info = origin | {"frames": source.metadata.frames, "height": coder.size[0], "width": coder.size[1]}
     # Only a clip needs a frame rate: the other forms keep an unknown rate as unknown.
-    info["fps"] = float(rate(source.facts)) if settings.form == "clips" else source.facts.fps
+    info["fps"] = float(rate(source.metadata)) if settings.form == "clips" else source.metadata.fps
 
     writer = _writer(tmp, coder, settings, info, source)
     try:
@@ -156,7 +156,7 @@ def _writer(tmp: str, coder: Coder, settings: Settings, info: files.Row, source:
         return FolderWriter(tmp, coder, settings, info)
     if settings.form == "shards":
         return ShardFile(tmp, coder, settings, info)
-    return ClipFile(tmp, coder, settings, info, rate(source.facts))
+    return ClipFile(tmp, coder, settings, info, rate(source.metadata))
 
 
 def stamp(path: str) -> list[int]:

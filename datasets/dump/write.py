@@ -21,7 +21,7 @@ from datasets.dump.source import Picture, decoded
 from datasets.readers.frame_shard import FrameShard, ShardWriter
 from datasets.readers.video import Scaler
 from utils import files
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -161,8 +161,8 @@ class ClipFile:
             return av.VideoFrame.from_ndarray(coder.rgb(frame, name), format="rgb24")
 
         height, width = coder.stored_size()
-        wanted = {"width": width, "height": height, "format": "yuv420p", "interpolation": Interpolation.BICUBIC}
-        scaled = self._scaler.to(frame, name, threads=1, **wanted)
+        options = {"width": width, "height": height, "format": "yuv420p", "interpolation": Interpolation.BICUBIC}
+        scaled = self._scaler.to(frame, name, threads=1, **options)
         if not turns:
             return scaled
 

@@ -7,7 +7,7 @@ import os
 import re
 from pathlib import Path
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 _INDEXED = re.compile(r"(\d{1,18})\s*[\s,:;]\s*(.*\S)")  # `0 name`, `0: name`, `0,name`
 
@@ -56,13 +56,13 @@ def _from_lines(path: str | os.PathLike[str], text: str) -> list[str]:
     lines = [line.strip() for line in text.split("\n")]
     lines = [line for line in lines if line]
 
-    found = [_INDEXED.fullmatch(line) for line in lines]
-    if len(found) > 2 and found[0] is None and all(found[1:]):
-        found = found[1:]  # a header such as `id,name`
+    matches = [_INDEXED.fullmatch(line) for line in lines]
+    if len(matches) > 2 and matches[0] is None and all(matches[1:]):
+        matches = matches[1:]  # a header such as `id,name`
 
-    numbered = [(int(match[1]), match[2]) for match in found if match]
+    numbered = [(int(match[1]), match[2]) for match in matches if match]
     # Names may begin with a number, such as `3 point shot`: the numbers count only if every line has one.
-    if not numbered or len(numbered) < len(found):
+    if not numbered or len(numbered) < len(matches):
         return [_unquoted(line) for line in lines]
 
     numbered.sort()

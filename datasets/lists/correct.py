@@ -22,7 +22,7 @@ from pathlib import Path
 from datasets.lists import formats
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 COLUMNS = ("path", "entry", "label", "suggested", "label_name", "suggested_name", "score", "label_score")
@@ -57,20 +57,20 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     # Read both tables; a video may not be in both.
-    wanted: dict[Key, Correction] = {}
+    by_key: dict[Key, Correction] = {}
     for file, drop in ((args.drop, True), (args.relabel, False)):
         for key, one in (read_table(file, drop=drop) if file else {}).items():
-            if key in wanted:
-                raise UserError(f"{one.where}: {_shown(key)} is in {wanted[key].where} too; leave it in one of them")
-            wanted[key] = one
+            if key in by_key:
+                raise UserError(f"{one.where}: {_shown(key)} is in {by_key[key].where} too; leave it in one of them")
+            by_key[key] = one
 
     # Nothing is written before all corrections fit.
-    data, done = corrected(os.fspath(args.list), wanted)
+    data, done = corrected(os.fspath(args.list), by_key)
     # The tables may cover several lists, but a list without any correction is a mistake.
-    absent = [key for key in wanted if key not in done]
+    absent = [key for key in by_key if key not in done]
 
     if not done:
-        rows = f"none of the {len(wanted)} videos of the table is in it" if wanted else "the table has no rows"
+        rows = f"none of the {len(by_key)} videos of the table is in it" if by_key else "the table has no rows"
         raise UserError(f"{args.list}: {rows}; name the list that was evaluated")
 
     if args.out.exists() and not args.force and args.out.read_bytes() != data:
@@ -82,7 +82,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise UserError(f"--out: {error.filename}: {error.strerror}") from error
 
-    dropped = sum(wanted[key].new is None for key in done)
+    dropped = sum(by_key[key].new is None for key in done)
     print(f"{args.out}: {dropped} videos left out, {len(done) - dropped} with another label")
     if absent:
         more = ", ..." if len(absent) > 3 else ""
@@ -106,7 +106,7 @@ def read_table(file: Path, *, drop: bool) -> dict[Key, Correction]:
         UserError: the table has an error; the message has the file and the line.
     """
     needed = ["path", "label"] + ([] if drop else ["suggested"])
-    found: dict[Key, Correction] = {}
+    table: dict[Key, Correction] = {}
 
     try:
         # Spreadsheets write a byte order mark; paths may hold any bytes.
@@ -122,15 +122,15 @@ def read_table(file: Path, *, drop: bool) -> dict[Key, Correction]:
                 where = f"{file}:{rows.line_num}"
                 entry, label = _number(row, "entry", where, default=1), _number(row, "label", where)
                 key = (os.fsencode(row["path"] or ""), entry)
-                if key in found:
-                    raise UserError(f"{where}: {_shown(key)} is also in {found[key].where}; delete one of the lines")
-                found[key] = Correction(where, label, None if drop else _number(row, "suggested", where))
+                if key in table:
+                    raise UserError(f"{where}: {_shown(key)} is also in {table[key].where}; delete one of the lines")
+                table[key] = Correction(where, label, None if drop else _number(row, "suggested", where))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from error
     except csv.Error as error:
         raise UserError(f"{file}: this is not a csv file ({error})") from error
 
-    return found
+    return table
 
 
 def _number(row: Mapping[str, str | None], name: str, where: str, default: int | None = None) -> int:
@@ -143,7 +143,7 @@ def _number(row: Mapping[str, str | None], name: str, where: str, default: int |
     return int(text)
 
 
-def corrected(list_file: str, wanted: Mapping[Key, Correction]) -> tuple[bytes, set[Key]]:
+def corrected(list_file: str, corrections: Mapping[Key, Correction]) -> tuple[bytes, set[Key]]:
     """Return the new list, and the corrections that were applied.
 
     Raises:
@@ -152,23 +152,23 @@ def corrected(list_file: str, wanted: Mapping[Key, Correction]) -> tuple[bytes, 
     columns = formats.read_list(list_file, os.sep)  # paths are not opened, so any root will do
     paths = [bytes(columns.paths[start:end]) for start, end in itertools.pairwise(columns.ends)]
     seen: Counter[bytes] = Counter()
-    found: list[Correction | None] = []
+    per_record: list[Correction | None] = []
     done: set[Key] = set()
 
     for path, label in zip(paths, columns.labels, strict=True):
         seen[path] += 1
         key = (path, seen[path])
-        found.append(wanted.get(key))
-        if key in wanted:
-            _check(wanted[key], label, f"{list_file}: {_shown(key)}")
+        per_record.append(corrections.get(key))
+        if key in corrections:
+            _check(corrections[key], label, f"{list_file}: {_shown(key)}")
             done.add(key)
 
-    return (_json if formats.is_json(list_file) else _text)(list_file, found), done
+    return (_json if formats.is_json(list_file) else _text)(list_file, per_record), done
 
 
-def _text(list_file: str, found: Sequence[Correction | None]) -> bytes:
+def _text(list_file: str, per_record: Sequence[Correction | None]) -> bytes:
     """Return the lines of a list with their corrections; blank lines and a header stay."""
-    places = {number: one for (number, _), one in zip(formats.record_lines(list_file), found, strict=True)}
+    places = {number: one for (number, _), one in zip(formats.record_lines(list_file), per_record, strict=True)}
 
     lines = []
     for start, block in formats.blocks(list_file):
@@ -185,13 +185,13 @@ def _text(list_file: str, found: Sequence[Correction | None]) -> bytes:
     return b"".join(lines)
 
 
-def _json(list_file: str, found: Sequence[Correction | None]) -> bytes:
+def _json(list_file: str, per_record: Sequence[Correction | None]) -> bytes:
     """Return a JSON list with its corrections, in the form that it had."""
     with open(list_file, encoding="utf-8-sig", errors="surrogateescape") as stream:
         whole = json.load(stream)
 
     kept = []
-    for entry, one in zip(whole if isinstance(whole, list) else whole["data_list"], found, strict=True):
+    for entry, one in zip(whole if isinstance(whole, list) else whole["data_list"], per_record, strict=True):
         if one is None:
             kept.append(entry)
         elif isinstance(entry["label"], list) and len(entry["label"]) > 1:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 VIDEOS = (
     ".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp",
@@ -60,14 +60,14 @@ def walk(root: str) -> Iterator[Media]:
             continue  # a link to a folder that was searched already
         seen.add((info.st_dev, info.st_ino))
 
-        found, folders = _folder(root, here)
-        yield from found
+        videos, folders = _folder(root, here)
+        yield from videos
         open_ends += sorted(folders, reverse=True)  # the stack returns them in order
 
 
 def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
     """Return the videos and folders in one folder; the folder itself if it holds frames."""
-    found: list[Media] = []
+    videos: list[Media] = []
     folders: list[str] = []
 
     try:
@@ -81,38 +81,38 @@ def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
                 if suffix in _IMAGES and here:
                     return [Media(here, "frames")], []
                 if suffix in VIDEOS:
-                    found.append(Media(path, "video"))
+                    videos.append(Media(path, "video"))
                 elif suffix == _SHARD:
-                    found.append(Media(path, "frames"))
+                    videos.append(Media(path, "frames"))
                 elif entry.is_dir():
                     folders.append(path)
     except OSError as error:
         raise UserError(f"--root: {error.filename}: {error.strerror}") from error
 
-    return sorted(found), folders
+    return sorted(videos), folders
 
 
-def plain(name: str) -> str:
+def letters(name: str) -> str:
     """Reduce a class name to letters and digits: tools change its case, blanks, underscores and punctuation."""
     return re.sub(r"[^a-z0-9]+", "", name.lower())
 
 
-def by_name(media: Iterable[Media], wanted: set[str]) -> dict[str, list[Media]]:
+def by_name(media: Iterable[Media], names: set[str]) -> dict[str, list[Media]]:
     """Return the videos whose name or whole path is wanted, by that name."""
-    found: dict[str, list[Media]] = {}
+    matches: dict[str, list[Media]] = {}
     for one in media:
-        for name in {one.name, one.path} & wanted:
-            found.setdefault(name, []).append(one)
-    return found
+        for name in {one.name, one.path} & names:
+            matches.setdefault(name, []).append(one)
+    return matches
 
 
 def best(candidates: list[Media], class_name: str, split: str) -> Media:
     """Return one of several videos of a name: in a folder of its class, of its split, else the first by path."""
 
     def rank(one: Media) -> tuple[bool, bool, int, str]:
-        parents = [plain(part) for part in one.path.split("/")[:-1]]
+        parents = [letters(part) for part in one.path.split("/")[:-1]]
         # `val` matches `validation`, and `tra` matches `training`.
-        in_split = any(part.startswith(plain(split)[:3]) for part in parents)
-        return plain(class_name) not in parents, not in_split, len(parents), one.path
+        in_split = any(part.startswith(letters(split)[:3]) for part in parents)
+        return letters(class_name) not in parents, not in_split, len(parents), one.path
 
     return min(candidates, key=rank)

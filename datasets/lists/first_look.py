@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from datasets.lists.files import VIDEOS
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -123,8 +123,8 @@ def both_lists(train: Records, val: Records) -> list[str]:
 
     # Only the shorter list is kept in memory.
     few, many = (val, train) if len(val) < len(train) else (train, val)
-    wanted = set(_places(few, names))
-    common = {place for place in _places(many, names) if place in wanted}
+    few_places = set(_places(few, names))
+    common = {place for place in _places(many, names) if place in few_places}
     if not common:
         return []
 

@@ -19,7 +19,7 @@ import numpy as np
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -90,25 +90,25 @@ def beside(source: Path) -> list[Fold]:
     Raises:
         UserError: there are fewer than two pairs, or one half of a pair is missing.
     """
-    found: dict[str, dict[str, Path]] = {}
+    pairs: dict[str, dict[str, Path]] = {}
     for file in source.parent.iterdir() if source.parent.is_dir() else ():
         if match := _NAME.fullmatch(file.name):
-            found.setdefault(match[1], {})[match[2]] = file
+            pairs.setdefault(match[1], {})[match[2]] = file
 
     # A list without its partner was probably named wrongly.
-    lone = [str(pair.get("train") or pair["val"]) for pair in found.values() if len(pair) == 1]
+    lone = [str(pair.get("train") or pair["val"]) for pair in pairs.values() if len(pair) == 1]
     if lone:
         raise UserError(
             f"data.folds: {sorted(lone)[0]} has no partner; each fold needs foldNN_train.txt and foldNN_val.txt"
         )
-    if len(found) < 2:
+    if len(pairs) < 2:
         raise UserError(
-            f"data.folds: {source.parent} holds {len(found)} pairs of foldNN_train.txt and foldNN_val.txt; lists needs "
+            f"data.folds: {source.parent} holds {len(pairs)} pairs of foldNN_train.txt and foldNN_val.txt; lists needs "
             "at least two, beside train_source"
         )
 
     return [
-        Fold(name, found[name]["train"].absolute(), found[name]["val"].absolute()) for name in sorted(found, key=int)
+        Fold(name, pairs[name]["train"].absolute(), pairs[name]["val"].absolute()) for name in sorted(pairs, key=int)
     ]
 
 
@@ -121,14 +121,14 @@ def groups_of(paths: Sequence[str], pattern: str | None) -> list[str] | None:
         return None
 
     compiled = re.compile(pattern)
-    found = [compiled.search(path) for path in paths]
-    if not any(found):
+    matches = [compiled.search(path) for path in paths]
+    if not any(matches):
         raise UserError(f"the pattern {pattern!r} finds nothing in any path, for example {printable(paths[0])}")
 
     # The prefixes keep a path without a match apart from a group of the same text.
     return [
         f"group {match[1] if compiled.groups else match[0]}" if match else f"path {path}"
-        for path, match in zip(paths, found, strict=True)
+        for path, match in zip(paths, matches, strict=True)
     ]
 
 
@@ -161,19 +161,19 @@ def assign(groups: Sequence[Hashable], labels: Sequence[int], count: int) -> np.
     places = np.zeros(len(labels), np.int64)
 
     for rows in sorted(members.values(), key=lambda rows: (-len(rows), _hash(str(groups[rows[0]])))):
-        own = np.bincount(own_labels[rows], minlength=len(totals))
+        counts = np.bincount(own_labels[rows], minlength=len(totals))
         # The share of each class that a fold has, weighted by the videos of the class in this group.
-        crowded = taken @ (own / np.maximum(totals, 1))
+        crowded = taken @ (counts / np.maximum(totals, 1))
         place = min(range(count), key=lambda fold: (crowded[fold], taken[fold].sum()))
         places[rows] = place
-        taken[place] += own
+        taken[place] += counts
 
     return places
 
 
 def untrained(folds: Iterable[Fold], cfg: Config) -> list[str]:
     """Return a warning for each fold that holds out all videos of a class, so that it cannot learn this class."""
-    found = []
+    warnings = []
     for fold in folds:
         train, val = (
             Records.load(file, fold.root or root, num_class=cfg.model.num_class, layout=cfg.data.list_layout)
@@ -183,8 +183,8 @@ def untrained(folds: Iterable[Fold], cfg: Config) -> list[str]:
         lacking = sorted(set(val.labels.tolist()) - set(train.labels.tolist()))
         if lacking:
             classes = listed("class", map(str, lacking), most=5)
-            found.append(f"WARNING: fold {fold.name} holds out all videos of {classes}; they count as wrong")
-    return found
+            warnings.append(f"WARNING: fold {fold.name} holds out all videos of {classes}; they count as wrong")
+    return warnings
 
 
 def natural(path: str) -> list[tuple[int, str]]:
@@ -215,12 +215,12 @@ def _all_records(cfg: Config) -> list[tuple[Records, int]]:
     if len({os.path.realpath(root) for root in lists.values()}) > 1:
         raise UserError("data.folds: train_root and val_root differ; folds need one root, in front of all paths")
 
-    found: dict[tuple[str, int], tuple[Records, int]] = {}
+    unique: dict[tuple[str, int], tuple[Records, int]] = {}
     for source, root in lists.items():
         records = Records.load(source, root, num_class=cfg.model.num_class, layout=cfg.data.list_layout)
         for i in range(len(records)):
-            found.setdefault((records.path(i), int(records.starts[i])), (records, i))
-    return list(found.values())
+            unique.setdefault((records.path(i), int(records.starts[i])), (records, i))
+    return list(unique.values())
 
 
 def _one_each(paths: Sequence[str], groups: Sequence[str] | None, pattern: str) -> np.ndarray:

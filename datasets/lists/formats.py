@@ -35,7 +35,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 _BLOCK = 1 << 20  # bytes read at a time
 _SHOWN = 5  # bad lines named in one message
@@ -90,8 +90,8 @@ class Columns:
         """Append all labels of each of the rows that were added last."""
         if not self.label_ends:
             self.label_ends.append(0)
-        for own in labels:
-            self.all_labels.extend(own)
+        for row_labels in labels:
+            self.all_labels.extend(row_labels)
             self.label_ends.append(len(self.all_labels))
 
     def duplicates(self) -> int:
@@ -245,15 +245,15 @@ def _survey(list_file: str, separator: bytes | None) -> Counter[tuple[int, int]]
 
 def _survey_all(list_file: str) -> tuple[bytes | None, Counter[tuple[int, int]]]:
     """Return the separator that gives most lines a label, and the shapes of the lines under it."""
-    found: set[bytes] = set()
+    separators: set[bytes] = set()
     with open(list_file, "rb") as f:
         # A search in whole blocks is much faster than one in each line.
         while block := f.read(_BLOCK):
-            found |= {separator for separator in (b"\t", b",") if separator in block}
+            separators |= {separator for separator in (b"\t", b",") if separator in block}
 
     best: tuple[bytes | None, Counter[tuple[int, int]]] | None = None
     most = -1
-    for separator in [*sorted(found), None]:  # tab, comma, blanks
+    for separator in [*sorted(separators), None]:  # tab, comma, blanks
         shapes = _survey(list_file, separator)
         labelled = sum(count for (_, numbers), count in shapes.items() if numbers)
         if labelled > most:
@@ -337,19 +337,19 @@ def unquoted(text: bytes) -> bytes:
 
 def _refuse(list_file: str, separator: bytes | None, layout: int, blanks: bool, bad: int) -> None:
     """Raise UserError that names the first bad lines."""
-    said = []
+    messages = []
     for number, line in _records(list_file, separator):
         if not _fits(_shape(line, separator), layout, blanks):
             text = line.strip().decode("utf-8", "replace")
-            said.append(f"{list_file}:{number}: expected `{_LAYOUTS[layout]}`, found {text[:80]!r}")
-            if len(said) == _SHOWN:
+            messages.append(f"{list_file}:{number}: expected `{_LAYOUTS[layout]}`, found {text[:80]!r}")
+            if len(messages) == _SHOWN:
                 break
 
-    if bad > len(said):
-        said.append(f"{list_file}: {bad - len(said)} more lines do not fit")
+    if bad > len(messages):
+        messages.append(f"{list_file}: {bad - len(messages)} more lines do not fit")
 
-    said[-1] += "; a list has one layout: correct these lines, or separate all fields by tabs"
-    raise UserError("\n".join(said))
+    messages[-1] += "; a list has one layout: correct these lines, or separate all fields by tabs"
+    raise UserError("\n".join(messages))
 
 
 def check_paths(list_file: str, paths: list[bytes], root: str, before: int) -> None:
@@ -376,8 +376,8 @@ def check_paths(list_file: str, paths: list[bytes], root: str, before: int) -> N
 
 def _separator(list_file: str) -> bytes | None:
     # The text alone decides here: the layout is known, so no survey is needed.
-    found = {mark for _, lines in blocks(list_file) for mark in (b"\t", b",") for line in lines if mark in line}
-    return b"\t" if b"\t" in found else b"," if found else None
+    marks = {mark for _, lines in blocks(list_file) for mark in (b"\t", b",") for line in lines if mark in line}
+    return b"\t" if b"\t" in marks else b"," if marks else None
 
 
 def _fields(line: bytes, separator: bytes | None) -> tuple[bytes, list[int]]:
@@ -395,7 +395,7 @@ def _fields(line: bytes, separator: bytes | None) -> tuple[bytes, list[int]]:
 
 def _read_labels(list_file: str, root: str, layout: str) -> Columns:
     separator, first = _separator(list_file), 2 if layout == "path_frames_labels" else 1
-    columns, said, bad = Columns(), [], 0
+    columns, messages, bad = Columns(), [], 0
 
     # After the first bad line the rest is only searched for more of them.
     for records in record_blocks(list_file, separator):
@@ -407,8 +407,8 @@ def _read_labels(list_file: str, root: str, layout: str) -> Columns:
                 # Keep counting, but name only the first few lines.
                 bad += 1
                 text = line.strip().decode("utf-8", "replace")[:80]
-                said.append(f"{list_file}:{number}: expected `{SEVERAL[layout]}`, found {text!r}")
-                del said[_SHOWN:]
+                messages.append(f"{list_file}:{number}: expected `{SEVERAL[layout]}`, found {text!r}")
+                del messages[_SHOWN:]
                 continue
             if max(map(abs, row)) >= 2**31:
                 raise UserError(f"{list_file}:{number}: a number exceeds 32 bits; expected `{SEVERAL[layout]}`")
@@ -422,8 +422,8 @@ def _read_labels(list_file: str, root: str, layout: str) -> Columns:
             check_paths(list_file, paths, root, len(columns.labels) - len(paths))
 
     if bad:
-        more = [f"{list_file}: {bad - len(said)} more lines do not fit"] if bad > len(said) else []
-        raise UserError("\n".join([*said, *more]))
+        more = [f"{list_file}: {bad - len(messages)} more lines do not fit"] if bad > len(messages) else []
+        raise UserError("\n".join([*messages, *more]))
     if not columns.labels:
         raise UserError(f"{list_file}: the list is empty; expected lines of `{SEVERAL[layout]}`")
 
@@ -434,7 +434,7 @@ def _add_labelled(columns: Columns, paths: list[bytes], numbers: list[list[int]]
     # The first label represents a video where one class is needed, for example in a sampler.
     labels = [row[first - 1 :] for row in numbers]
     frames = [[row[0] for row in numbers]] if first == 2 else []
-    columns.add(paths, [*frames, [own[0] for own in labels]])
+    columns.add(paths, [*frames, [row_labels[0] for row_labels in labels]])
     columns.add_labels(labels)
 
 
@@ -470,10 +470,10 @@ def _read_json(list_file: str, root: str) -> Columns:
     paths = [_encoded(f"{list_file}: entry {i}", row[0]) for i, row in enumerate(rows, 1)]
     columns = Columns()
     starts, frames, labels = [row[1] for row in rows], [row[2] for row in rows], [row[3] for row in rows]
-    columns.add(paths, [starts, frames, [own[0] for own in labels]])
+    columns.add(paths, [starts, frames, [row_labels[0] for row_labels in labels]])
 
     # A list of length 1 is a single label; a longer one makes the whole list multi-label.
-    if any(len(own) > 1 for own in labels):
+    if any(len(row_labels) > 1 for row_labels in labels):
         columns.add_labels(labels)
     check_paths(list_file, paths, root, 0)
     return columns

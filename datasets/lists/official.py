@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.lists.files import plain
-from utils.faults import UserError, did_you_mean
+from datasets.lists.files import letters
+from utils.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +74,17 @@ def read(data_set: str, files: Sequence[Path], split: int) -> Annotations:
     Raises:
         UserError: a file is missing, or not as its authors publish it; the message has the file and the line.
     """
-    found: list[Path] = []
+    expanded: list[Path] = []
     for file in files:
         if file.is_dir():
             # A folder may hold more files than needed: each data set picks its own by name.
-            found += sorted(path for path in file.iterdir() if path.is_file())
+            expanded += sorted(path for path in file.iterdir() if path.is_file())
         elif file.is_file():
-            found.append(file)
+            expanded.append(file)
         else:
             raise UserError(f"--annotations: there is no {file}")
 
-    annotations = READ[data_set](found, split)
+    annotations = READ[data_set](expanded, split)
     # A class that is misspelt in one file would otherwise become another class.
     known = set(annotations.classes)
     for items in annotations.splits.values():
@@ -100,21 +100,21 @@ def read(data_set: str, files: Sequence[Path], split: int) -> Annotations:
 
 def read_folds(data_set: str, files: Sequence[Path]) -> Annotations:
     """Read the three official splits of UCF101 or HMDB51 as folds: `fold01_train` to `fold03_val`; see `read`."""
-    found = [read(data_set, files, split) for split in (1, 2, 3)]
-    splits = {f"fold{n:02d}_{key}": items for n, one in enumerate(found, 1) for key, items in one.splits.items()}
+    three_splits = [read(data_set, files, split) for split in (1, 2, 3)]
+    splits = {f"fold{n:02d}_{key}": items for n, one in enumerate(three_splits, 1) for key, items in one.splits.items()}
     # All splits have the same classes in the same order.
-    return Annotations(found[0].classes, splits)
+    return Annotations(three_splits[0].classes, splits)
 
 
 def _pick(files: Sequence[Path], pattern: str, what: str) -> Path:
     """Return the one file whose name matches a pattern. Raise UserError if there is none, or more than one."""
-    found = [file for file in files if re.fullmatch(pattern, file.name, re.IGNORECASE)]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    paths = [file for file in files if re.fullmatch(pattern, file.name, re.IGNORECASE)]
+    if len(paths) == 1:
+        return paths[0]
+    if not paths:
         names = ", ".join(file.name for file in files[:8]) or "nothing"
         raise UserError(f"--annotations: {what} is missing (expected a name like {pattern}); found {names}")
-    raise UserError(f"--annotations: several files could be {what}: {', '.join(map(str, found))}; name the right ones")
+    raise UserError(f"--annotations: several files could be {what}: {', '.join(map(str, paths))}; name the right ones")
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
@@ -166,8 +166,8 @@ def _ucf101(files: Sequence[Path], split: int) -> Annotations:
                 raise UserError(f"{where}: expected `CLASS/NAME.avi`, found {line[:60]!r}")
             # The test lists have no labels; the class is always the folder's name.
             if label and label.strip() != str(numbers.get(class_name)):
-                told = numbers.get(class_name, "unknown")
-                raise UserError(f"{where}: label {label.strip()}, but classInd.txt numbers {class_name} as {told}")
+                known = numbers.get(class_name, "unknown")
+                raise UserError(f"{where}: label {label.strip()}, but classInd.txt numbers {class_name} as {known}")
             splits[key].append(Item((file.rsplit(".", 1)[0],), class_name, where))
 
     return Annotations(list(numbers), splits)
@@ -313,16 +313,16 @@ def reorder(annotations: Annotations, order: Sequence[str], file: Path) -> None:
         UserError: the other list lacks a class.
     """
     # Two names of the list that differ only in such characters must match exactly.
-    spelled = {plain(name): name for name in order}
+    spelled = {letters(name): name for name in order}
     if len(spelled) < len(order):
         spelled = {name: name for name in order}
 
     renamed: dict[str, str] = {}
     for name in annotations.classes:
-        found = spelled.get(plain(name)) or spelled.get(name)
-        if found is None:
+        spelling = spelled.get(letters(name)) or spelled.get(name)
+        if spelling is None:
             raise UserError(f"{file}: there is no class {name!r}{did_you_mean(name, order)}")
-        renamed[name] = found
+        renamed[name] = spelling
 
     annotations.classes = list(order)
     for key, items in annotations.splits.items():

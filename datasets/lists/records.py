@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from datasets.lists.class_names import read_class_names
 from datasets.lists.formats import is_json, place_of, read_list
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -135,8 +135,8 @@ class Records:
 
         A list with offsets names parts of videos. There, the number of frames in the list ends a part.
         """
-        told = int(self.frames[i])
-        return min(told, frames) if self.has_parts and told > 0 else frames
+        listed_frames = int(self.frames[i])
+        return min(listed_frames, frames) if self.has_parts and listed_frames > 0 else frames
 
     def labels_of(self, i: int) -> NDArray[np.int32]:
         """Return all labels of record i, (1 or more,)."""
@@ -261,14 +261,14 @@ def _check_labels(file: str, columns: Columns, num_class: int | None) -> None:
     top = np.iinfo(np.int32).max if num_class is None else num_class - 1
     first = int(np.flatnonzero((labels < 0) | (labels > top))[0])
     record = int(np.searchsorted(columns["label_ends"], first, "right")) - 1 if "label_ends" in columns else first
-    said = f"{place_of(file, record)}: label {labels[first]} is outside 0..{top}"
+    message = f"{place_of(file, record)}: label {labels[first]} is outside 0..{top}"
 
     # Name the likely cause: labels from 1, or a num_class that is too small.
     if num_class is not None and low == 1 and high == num_class:
-        said += f"; the labels of this list run from 1 to {high}: subtract 1 from each"
+        message += f"; the labels of this list run from 1 to {high}: subtract 1 from each"
     elif high > top:
-        said += f"; the largest label here is {high}, so num_class must be at least {high + 1}, not {num_class}"
+        message += f"; the largest label here is {high}, so num_class must be at least {high + 1}, not {num_class}"
     else:
-        said += "; labels start at 0"
+        message += "; labels start at 0"
 
-    raise UserError(said)
+    raise UserError(message)

@@ -28,7 +28,7 @@ from datasets.lists.formats import fits_a_line
 from datasets.lists.official import READ, Annotations, Item, read, read_folds, reorder
 from datasets.loading.bad_media import printable
 from utils import files
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 from utils.options import Parser
 
 _WORST = 10  # classes named in the terminal
@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
         reorder(annotations, _class_names(args.classes, count), args.classes)
 
     # Match the two, and write the lists.
-    files, coverage = lists(annotations, media, wanted=args.store, fps=args.segments)
+    files, coverage = lists(annotations, media, store=args.store, fps=args.segments)
     publish({args.out / name: data for name, data in files.items()}, force=args.force)
     print("\n".join(in_words(coverage, args.out, str(args.root))))
 
@@ -127,14 +127,14 @@ def _class_names(file: Path, count: int) -> list[str]:
 
 
 def lists(
-    annotations: Annotations, media: Sequence[Media], *, wanted: str | None, fps: float | None
+    annotations: Annotations, media: Sequence[Media], *, store: str | None, fps: float | None
 ) -> tuple[dict[str, bytes], files.Row]:
     """Match annotations with videos. Return list files and coverage.
 
     Args:
         annotations: the samples of the data set.
         media: the videos below the root.
-        wanted: "video" or "frames"; None takes the kind that more samples have.
+        store: "video" or "frames"; None takes the kind that more samples have.
         fps: frame rate of the frame folders, to list their segments; None lists whole videos.
 
     Returns:
@@ -145,8 +145,8 @@ def lists(
     """
     _check_classes(annotations.classes)
     items = [item for split in annotations.splits.values() for item in split]
-    found = by_name(media, {name for item in items for name in item.names})
-    kinds = Counter(one.kind for several in found.values() for one in several)
+    videos = by_name(media, {name for item in items for name in item.names})
+    kinds = Counter(one.kind for several in videos.values() for one in several)
     if not kinds:
         there = ", ".join(one.path for one in media[:3])
         raise UserError(
@@ -155,14 +155,14 @@ def lists(
         )
 
     # A list has one kind of videos, since a reader reads one kind.
-    kind = wanted or kinds.most_common(1)[0][0]
+    kind = store or kinds.most_common(1)[0][0]
     files: dict[str, bytes] = {}
     coverage: files.Row = {"store": kind, "unlabelled": annotations.unlabelled, "splits": {}}
     coverage["groups"] = annotations.groups
     used: set[str] = set()
 
     for split, split_items in annotations.splits.items():
-        rows, missing, ambiguous = _resolve(split_items, found, kind, split)
+        rows, missing, ambiguous = _resolve(split_items, videos, kind, split)
         used.update(path for path, _ in rows)
         files[f"{split}.txt"] = _list_text(rows, annotations.classes, fps)
         # Name, class and line of each missing sample, so that a script can fetch them.
@@ -191,7 +191,7 @@ def _check_classes(classes: Iterable[str]) -> None:
 
 
 def _resolve(
-    items: Sequence[Item], found: Mapping[str, list[Media]], kind: str, split: str
+    items: Sequence[Item], videos: Mapping[str, list[Media]], kind: str, split: str
 ) -> tuple[list[tuple[str, Item]], list[Item], int]:
     """Return (path, item) of the samples with a video, the samples without one, and how many have several files."""
     rows: list[tuple[str, Item]] = []
@@ -202,7 +202,7 @@ def _resolve(
         candidates: list[Media] = []
         # The names are in order of preference: the first that has files counts.
         for name in item.names:
-            candidates = candidates or [one for one in found.get(name, ()) if one.kind == kind]
+            candidates = candidates or [one for one in videos.get(name, ()) if one.kind == kind]
         if not candidates:
             missing.append(item)
             continue
@@ -214,8 +214,8 @@ def _resolve(
 
 def _in_a_line(text: str) -> str:
     """Return a text of the annotations, which may hold anything, so that it fits into a line for people."""
-    plain = "\n" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
-    return text if plain else ascii(text)
+    is_one_line = "\n" not in text and not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return text if is_one_line else ascii(text)
 
 
 def _list_text(rows: Sequence[tuple[str, Item]], classes: Sequence[str], fps: float | None) -> bytes:
@@ -282,11 +282,11 @@ def in_words(coverage: Mapping[str, Any], out: Path, root: str = "DIR") -> list[
 
         short = {name: pair for name, pair in part["classes"].items() if pair[0] < pair[1]}
         worst = sorted(short.items(), key=lambda item: (item[1][0] / item[1][1], item[0]))[:_WORST]
-        lines += [f"  {printable(name)}: {there} of {wanted}" for name, (there, wanted) in worst]
+        lines += [f"  {printable(name)}: {there} of {expected}" for name, (there, expected) in worst]
         if short:
             lines.append(f"  {len(short)} classes lack videos, all named in {out / f'missing_{split}.txt'}")
 
-        absent = [printable(name) for name, (_, wanted) in part["classes"].items() if not wanted]
+        absent = [printable(name) for name, (_, expected) in part["classes"].items() if not expected]
         if absent:
             lines.append(f"  {listed('no video of', absent)}")
 
@@ -295,7 +295,7 @@ def in_words(coverage: Mapping[str, Any], out: Path, root: str = "DIR") -> list[
                 f"  {part['several_files']} names were found more than once; the one in its class's folder counts"
             )
 
-    # Facts about all lists together.
+    # What concerns all lists together.
     if coverage.get("groups"):
         groups, alone = coverage["groups"]
         rest = f"; {alone} videos without a match are in a group of their own each" if alone else ""

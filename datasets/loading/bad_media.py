@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.ledger import BadEvent
 
 #: Substitutes that are tried for one clip before it is skipped.

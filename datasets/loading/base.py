@@ -19,7 +19,7 @@ from datasets.loading.workers import Setup
 from datasets.memcached.report import Traffic
 from datasets.readers.spec import ReaderSpec
 from utils.config.schema import Data
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -16,9 +16,9 @@ from datasets.loading.messages import Answer, ReadVideo
 from datasets.loading.workers import Setup
 from datasets.plan.views import EvalSpec, VideoPlan
 from utils import transfer, transforms
-from utils.faults import AgreedError
+from utils.errors import AgreedError
 
-Cut = Callable[[int, int], torch.Tensor]  # (start, stop) -> these views of a video
+CropViews = Callable[[int, int], torch.Tensor]  # (start, stop) -> these views of a video
 
 
 @dataclasses.dataclass
@@ -69,13 +69,13 @@ class EvalLoader(Loader):
     ) -> None:
         self.spec = spec
 
-        wanted = [sample for sample in range(len(records)) if sample not in skip]
+        samples = [sample for sample in range(len(records)) if sample not in skip]
         # Ceil: ranks with one video fewer pad, so that all ranks take part in every collective.
-        self.rounds = -(-len(wanted) // world)
+        self.rounds = -(-len(samples) // world)
         # A budget of 1.0 never stops an evaluation: its caller counts unreadable videos as wrong.
         self.ledger = Ledger(len(records), 1.0, "error" if reading.on_bad == "error" else "skip")
 
-        self._mine = wanted[rank::world]
+        self._mine = samples[rank::world]
         self._round = 0  # that is yielded next
         self._asked = 0  # rounds that were submitted
         self._where: dict[int, int] = {}  # request id -> round
@@ -158,7 +158,7 @@ class EvalLoader(Loader):
         return transfer.to_device(torch.from_numpy(self._slots[slot].view(0, shape)), self.device)
 
 
-def rounds(loader: EvalLoader, views: int) -> Iterator[list[tuple[VideoItem, Cut | None]]]:
+def rounds(loader: EvalLoader, views: int) -> Iterator[list[tuple[VideoItem, CropViews | None]]]:
     """Yield groups of videos, each with a function that crops its views. A group has about `views` views in total.
 
     The number of groups is the same on every rank, even if some videos could not be read. Views are (n, T, h, w, C)
@@ -166,30 +166,30 @@ def rounds(loader: EvalLoader, views: int) -> Iterator[list[tuple[VideoItem, Cut
     they are cropped at once, because frames are valid only until the next item.
     """
     size = max(1, views // loader.spec.views)
-    held: list[tuple[VideoItem, Cut | None]] = []
+    held: list[tuple[VideoItem, CropViews | None]] = []
 
     # Count padding too, so that every rank yields at the same items.
     for number, item in enumerate(loader, start=1):
         if item.sample >= 0:
-            held.append((item, _cut(item, now=size > 1)))
+            held.append((item, _crop_views(item, now=size > 1)))
         if number % size == 0 or number == len(loader):
             yield held
             held = []
 
 
-def _cut(item: VideoItem, *, now: bool) -> Cut | None:
+def _crop_views(item: VideoItem, *, now: bool) -> CropViews | None:
     frames, plan = item.frames, item.plan
 
     if frames is None or plan is None:
         return None
 
-    def cut(start: int, stop: int) -> torch.Tensor:
+    def crop_views(start: int, stop: int) -> torch.Tensor:
         views = slice(start, stop)
-        return transforms.cut_views(frames, plan.clip_rows[views], plan.boxes[views], plan.flips[views])
+        return transforms.crop_views(frames, plan.clip_rows[views], plan.boxes[views], plan.flips[views])
 
     if not now:
-        return cut
-    whole = cut(0, len(plan.boxes))
+        return crop_views
+    whole = crop_views(0, len(plan.boxes))
     return lambda start, stop: whole[start:stop]
 
 

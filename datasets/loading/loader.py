@@ -16,7 +16,7 @@ from datasets.loading.train import TrainLoader
 from datasets.memcached.servers import servers_of
 from datasets.plan.train import train_spec
 from datasets.plan.views import EvalSpec, eval_spec
-from datasets.readers.facts_cache import FactsCache
+from datasets.readers.metadata_cache import MetadataCache
 from datasets.readers.spec import ReaderSpec
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def reading(cfg: Config) -> Reading:
     """Return how a configuration reads its media."""
     data = cfg.data
-    if data.facts is not None:
-        FactsCache(data.facts)  # refuse a wrong file here, once, and not in every reader process
+    if data.metadata is not None:
+        MetadataCache(data.metadata)  # refuse a wrong file here, once, and not in every reader process
     memcached = servers_of(data.memcached) if data.reader in ("memcached", "dali") else None
 
     return Reading(
@@ -38,7 +38,7 @@ def reading(cfg: Config) -> Reading:
             template=None if data.template in (None, "auto") else data.template,
             frame_base=data.frame_base if isinstance(data.frame_base, int) else None,
             memcached=memcached,
-            facts=data.facts,
+            metadata=data.metadata,
             missing_share=data.missing_share,
         ),
         workers=cfg.workers,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets.memcached.client import Counts
     from datasets.plan.train import Plan
     from datasets.plan.views import VideoPlan
-    from datasets.readers.facts_cache import Stamp
+    from datasets.readers.metadata_cache import Stamp
 
 #: Buffer of one `recv`. A SEQPACKET message that does not fit would be cut off silently.
 MESSAGE_BYTES = 1 << 18
@@ -105,7 +105,7 @@ class Answer:
         stored: which bytes are in the slot, if stored bytes were requested and are available.
         refused: why the slot holds pixels although stored bytes were requested.
         repaired: what is wrong with a video that is shown with some frames repeated.
-        found: result of a scan or a dump.
+        result: result of a scan or a dump.
         missing: number of frames at the end of the video that do not decode.
         counters: the reader's counters since the last answer.
         reason: why the media cannot be read, "" if they can. `path` is the file that failed, if it is known.
@@ -120,7 +120,7 @@ class Answer:
     stored: Stored | None = None
     refused: str = ""
     repaired: str = ""
-    found: Row = field(default_factory=dict)
+    result: Row = field(default_factory=dict)
     missing: int = 0
     counters: Counts | None = None
     path: str | None = None

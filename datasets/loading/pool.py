@@ -30,7 +30,7 @@ import numpy as np
 from datasets.loading.messages import MESSAGE_BYTES, Answer, Task, packed, unpacked
 from datasets.loading.slots import Slot
 from datasets.loading.workers import Desk, Setup
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.signals import on_lasting_thread
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from datasets.loading.workers import Setup
 from datasets.plan import order as orders
 from datasets.plan.train import Plan, TrainSpec
 from utils import transfer
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 

@@ -39,12 +39,12 @@ from datasets.readers.ending import EndsEarly, on_what_decodes
 from datasets.readers.repair import read_what_decodes
 from datasets.readers.resize import place
 from datasets.readers.spec import Reader, ReaderSpec
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.signals import end_with_parent
 
 if TYPE_CHECKING:
     from datasets.plan.crops import Box
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.plan.train import Plan
     from datasets.scan.file import Examiner
 
@@ -125,8 +125,8 @@ class Desk:
         first = task.position if task.frames_of is None else task.frames_of
         places = ((task.position, task.offset), *task.views)
         draws = [draw(self.setup.seed, task.epoch, position, spec, frames_of=first) for position, _ in places]
-        facts = reader.probe(task.sample)
-        plan, *views = (resolve(drawn, facts, spec, task.sample) for drawn in draws)
+        metadata = reader.probe(task.sample)
+        plan, *views = (resolve(drawn, metadata, spec, task.sample) for drawn in draws)
 
         answer = Answer(number, plan, tuple(views))
         if task.stored is not None:
@@ -135,7 +135,7 @@ class Desk:
         if answer.stored is None:
             shape = (len(plan.frames), *plan.size, 3)
             outs = [self.slots[task.slot].view(offset, shape) for _, offset in places]
-            _read_views(reader, facts, [plan, *views], outs)
+            _read_views(reader, metadata, [plan, *views], outs)
         return answer
 
     def _video(self, number: int, task: ReadVideo, reader: Reader) -> Answer:
@@ -180,23 +180,23 @@ class Desk:
 
         if self._examiner is None:
             self._examiner = Examiner(self.setup.reader, self.records)
-        return Answer(number, found=self._examiner.answer(task))
+        return Answer(number, result=self._examiner.answer(task))
 
     def _dump(self, number: int, task: DumpVideo) -> Answer:
         from datasets.dump.video import Dumper
 
-        return Answer(number, found=Dumper(self.records, self.setup.reader.missing_share).answer(number, task))
+        return Answer(number, result=Dumper(self.records, self.setup.reader.missing_share).answer(number, task))
 
 
-def _read_views(reader: Reader, facts: Facts, plans: list[Plan], outs: list[np.ndarray]) -> None:
+def _read_views(reader: Reader, metadata: VideoMetadata, plans: list[Plan], outs: list[np.ndarray]) -> None:
     """Read several views of the same frames. Decode once, unless the whole frames take too much memory."""
     frames = plans[0].frames
-    if len(plans) == 1 or len(frames) * facts.height * facts.width * 3 > _WHOLE_BYTES:
+    if len(plans) == 1 or len(frames) * metadata.height * metadata.width * 3 > _WHOLE_BYTES:
         for plan, out in zip(plans, outs, strict=True):
             reader.read(plan.sample, frames, plan.box, plan.size, out)
         return
 
-    size = (facts.height, facts.width)
+    size = (metadata.height, metadata.width)
     whole = np.empty((len(frames), *size, 3), np.uint8)
     reader.read(plans[0].sample, frames, None, size, whole)
     for plan, out in zip(plans, outs, strict=True):

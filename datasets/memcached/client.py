@@ -223,13 +223,13 @@ class MemcachedPool:
             if server is None:
                 counts["no_server"] += len(keys)
                 return {}
-            found = self._read(state, server, keys, began + self.settings.timeout)
+            values = self._read(state, server, keys, began + self.settings.timeout)
         finally:
             state.lock.release()
 
         # Check outside the lock, so that another thread can use the server.
         payloads = {}
-        for key, (header, payload) in found.items():
+        for key, (header, payload) in values.items():
             try:
                 self.seal.check(key, header, payload)
             except CorruptValue:
@@ -247,7 +247,7 @@ class MemcachedPool:
         self, state: _State, server: Server, keys: Sequence[bytes], deadline: float
     ) -> dict[bytes, tuple[bytes, bytes]]:
         try:
-            found = server.reading.get_many(keys, deadline, header_bytes=self.seal.header_bytes, largest=state.largest)
+            values = server.reading.get_many(keys, deadline, header_bytes=self.seal.header_bytes, largest=state.largest)
         except TimeoutError:
             # A slow server and a faulty one leave the stream in an unknown state, so both are taken out of use.
             state.counts["timeouts"] += 1
@@ -258,7 +258,7 @@ class MemcachedPool:
         else:
             # The next failure starts with the shortest wait again.
             server.failures = 0
-            return found
+            return values
         return {}
 
     def _failed(self, state: _State, server: Server, why: str) -> None:

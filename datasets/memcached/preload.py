@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.loading.bad_media import printable
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.options import Parser
 
 if TYPE_CHECKING:
@@ -135,12 +135,12 @@ def preload(
         todo.put(None)  # one end mark per thread
         thread.start()
 
-    said = time.monotonic()
+    last_report = time.monotonic()
     try:
         while any(thread.is_alive() for thread in threads):
             time.sleep(0.05)
-            if time.monotonic() - said > _SAY_SECONDS:
-                said = time.monotonic()
+            if time.monotonic() - last_report > _SAY_SECONDS:
+                last_report = time.monotonic()
                 print(progress.text(), file=sys.stderr, flush=True)
     finally:
         stop.set()
@@ -209,14 +209,14 @@ def _check_servers(spec: ReaderSpec) -> None:
     """Raise UserError unless every server answers now. With a server missing, its part of the data would be lost."""
     from datasets.memcached.source import open_pool
 
-    wanted: dict[str, Any] = spec.memcached or {}
-    if not wanted["servers"]:
+    settings: dict[str, Any] = spec.memcached or {}
+    if not settings["servers"]:
         raise UserError(
             "data.memcached.servers is auto, and the launcher has started none here: name them, for example "
             "--servers 10.0.0.5:11211, or give a file with one per line"
         )
 
-    pool = open_pool(wanted)
+    pool = open_pool(settings)
     try:
         silent = [server for server, answers in pool.probe().items() if not answers]
     finally:

@@ -20,7 +20,7 @@ FOLDER, NODES = "ZOETROPE_MEMCACHED", "ZOETROPE_MEMCACHED_NODES"
 WAIT_SECONDS = 30.0
 
 
-def servers_of(wanted: Any) -> dict[str, Any]:
+def servers_of(section: Any) -> dict[str, Any]:
     """Return plain values for `ReaderSpec.memcached` from the section `data.memcached` of a configuration.
 
     Without servers (auto, and not started by the launcher) the list is empty. Then everything comes from the disk, and
@@ -29,24 +29,24 @@ def servers_of(wanted: Any) -> dict[str, Any]:
     Raises:
         UserError: the file of servers cannot be read, or the name of a server is wrong.
     """
-    plain: dict[str, Any] = {name: getattr(wanted, name) for name in ("timeout_ms", "connect_timeout_ms", "namespace")}
+    spec: dict[str, Any] = {name: getattr(section, name) for name in ("timeout_ms", "connect_timeout_ms", "namespace")}
 
-    secret = wanted.secret_file
-    if wanted.servers == "auto":
+    secret = section.secret_file
+    if section.servers == "auto":
         folder = os.environ.get(FOLDER)
         servers = []
         if folder:
             _wait_for(folder, int(os.environ.get(NODES) or 1))
             servers = started(Path(folder), 0)
-        own = Path(folder or "") / "secret"
-        secret = secret or (str(own) if folder and own.is_file() else None)
+        secret_file = Path(folder or "") / "secret"
+        secret = secret or (str(secret_file) if folder and secret_file.is_file() else None)
     else:
-        servers = read_servers(wanted.servers) if isinstance(wanted.servers, str) else list(wanted.servers)
+        servers = read_servers(section.servers) if isinstance(section.servers, str) else list(section.servers)
 
     for server in servers:
         parse(server)
     # Absolute: reader processes may run in another folder.
-    return plain | {"servers": servers, "secret_file": secret and os.path.abspath(secret)}
+    return spec | {"servers": servers, "secret_file": secret and os.path.abspath(secret)}
 
 
 @functools.cache
@@ -59,7 +59,7 @@ def started(folder: Path, nodes: int, seconds: float = WAIT_SECONDS) -> list[str
     """Return the servers that the launcher started, sorted. Wait until all have reported, or the time is over."""
     end = time.monotonic() + seconds
     while True:
-        found = sorted(file.read_text("utf-8").strip() for file in folder.glob("*.server"))
-        if len(found) >= nodes or time.monotonic() > end:
-            return found
+        addresses = sorted(file.read_text("utf-8").strip() for file in folder.glob("*.server"))
+        if len(addresses) >= nodes or time.monotonic() > end:
+            return addresses
         time.sleep(0.1)

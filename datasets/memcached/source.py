@@ -18,7 +18,7 @@ import xxhash
 from datasets.memcached.client import Counts, MemcachedPool, Settings
 from datasets.memcached.wire import Seal, frame_secret, read_secret
 from datasets.readers.frames import FramesReader
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -70,9 +70,9 @@ class MemcachedSource:
             return self.inner.read(path)
 
         key = key_of(route, "", self.pool.seal)
-        found = self.pool.get(route, [key])
-        if key in found:
-            return found[key]
+        payloads = self.pool.get(route, [key])
+        if key in payloads:
+            return payloads[key]
 
         data = self.inner.read(path)
         self.pool.put_later(route, [(key, data)])
@@ -86,16 +86,16 @@ class MemcachedSource:
             return self.inner.read_many(folder, names)
 
         keys = [key_of(route, name, self.pool.seal) for name in names]
-        found = self.pool.get(route, keys)
+        payloads = self.pool.get(route, keys)
 
-        if len(found) < len(keys):
+        if len(payloads) < len(keys):
             # `inner` answers in the order of the names, which pairs each frame with its key.
-            missing = {key: name for key, name in zip(keys, names, strict=True) if key not in found}
+            missing = {key: name for key, name in zip(keys, names, strict=True) if key not in payloads}
             items = list(zip(missing, self.inner.read_many(folder, list(missing.values())), strict=True))
             self.pool.put_later(route, items)
-            found.update(items)
+            payloads.update(items)
 
-        return [found[key] for key in keys]
+        return [payloads[key] for key in keys]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +118,11 @@ class MemcachedReader(FramesReader):
     """
 
     def __init__(self, spec: ReaderSpec, records: Records, inner: FrameSource | None = None) -> None:
-        wanted = dict(spec.memcached or {})
-        self.pool = open_pool(wanted)
+        settings = dict(spec.memcached or {})
+        self.pool = open_pool(settings)
         super().__init__(spec, records, inner)
         #: The source on disk. Set as `source`, it makes a reader probe and read without servers, to `warm` them.
-        self.below, self._namespace = self.source, wanted.get("namespace", "")
+        self.below, self._namespace = self.source, settings.get("namespace", "")
         self.source: FrameSource = MemcachedSource(self.below, self.pool, self._namespace)
 
     def warm(self, i: int, ordinals: Sequence[int] | None = None) -> Warmed:
@@ -131,8 +131,8 @@ class MemcachedReader(FramesReader):
         Raises:
             MediaError: the record or one of its frames cannot be read.
         """
-        facts, layout = self._facts(i)
-        wanted = range(facts.frames) if ordinals is None else ordinals
+        metadata, layout = self._metadata(i)
+        requested = range(metadata.frames) if ordinals is None else ordinals
 
         path = self.records.full_path(i)
         route = route_of(path, self._namespace)
@@ -140,7 +140,7 @@ class MemcachedReader(FramesReader):
             raise MediaError(self.records.path(i), "it is gone")
 
         # A record without a layout is one image: its only frame has no name.
-        names = [""] if layout is None else [layout.template.format(layout.base + ordinal) for ordinal in wanted]
+        names = [""] if layout is None else [layout.template.format(layout.base + ordinal) for ordinal in requested]
 
         there = stored = size = 0
         # In parts, so that a long video does not fill the memory.
@@ -171,14 +171,14 @@ class MemcachedReader(FramesReader):
         self.pool.close()
 
 
-def open_pool(wanted: dict[str, Any]) -> MemcachedPool:
+def open_pool(settings: dict[str, Any]) -> MemcachedPool:
     """Return the pool for plain values (servers, timeout_ms, connect_timeout_ms, secret_file); may raise UserError."""
-    secret = wanted.get("secret_file")
+    secret = settings.get("secret_file")
     return MemcachedPool(
         Settings(
-            tuple(wanted.get("servers", ())),
-            timeout=wanted.get("timeout_ms", 250) / 1000,
-            connect_timeout=wanted.get("connect_timeout_ms", 100) / 1000,
+            tuple(settings.get("servers", ())),
+            timeout=settings.get("timeout_ms", 250) / 1000,
+            connect_timeout=settings.get("connect_timeout_ms", 100) / 1000,
             secret=read_secret(secret) if secret else None,
             frame_secret=frame_secret(secret) if secret else None,
         )

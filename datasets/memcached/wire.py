@@ -33,14 +33,14 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 HEADER = struct.Struct("<2sBBI")
 MAGIC, IMAGE = b"FS", 1
-PLAIN, KEYED = 1, 2  # versions of the header
+UNKEYED, KEYED = 1, 2  # versions of the header
 BUFFER_BYTES = 1 << 17
 LINE_BYTES = 2048  # of one line; a key has at most 250
 LINES_BYTES = 1 << 18  # of all lines of one answer
@@ -74,7 +74,7 @@ class Seal:
     """
 
     def __init__(self, secret: bytes | None = None) -> None:
-        self.version = PLAIN if secret is None else KEYED
+        self.version = UNKEYED if secret is None else KEYED
         self.header_bytes = HEADER.size + (8 if secret is None else 16)
         self.key_prefix = b"f%d:" % self.version
         # One secret per purpose: keys, which servers see, reveal nothing about the checksum's secret.
@@ -97,7 +97,7 @@ class Seal:
             raise CorruptValue("checksum")
 
     def _checksum(self, key: bytes, payload: bytes) -> bytes:
-        if self.version == PLAIN:
+        if self.version == UNKEYED:
             return xxhash.xxh3_64_intdigest(payload, xxhash.xxh64_intdigest(key)).to_bytes(8, "little")
         code = hashlib.blake2b(key=self._key, digest_size=16)
         code.update(b"%d:%b" % (len(key), key))  # the length separates key and payload unambiguously
@@ -162,14 +162,14 @@ def read_servers(path: str | Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the list of memcached servers cannot be read ({error})") from error
 
-    found = [line.partition("#")[0].strip() for line in text.splitlines()]
-    found = [line for line in found if line]
-    for line in found:
+    servers = [line.partition("#")[0].strip() for line in text.splitlines()]
+    servers = [line for line in servers if line]
+    for line in servers:
         parse(line)
 
-    if not found:
+    if not servers:
         raise UserError(f"{path}: names no memcached server")
-    return found
+    return servers
 
 
 def frame_secret(path: str | Path) -> bytes:
@@ -236,9 +236,9 @@ class Connection:
             header_bytes: where a value is split into header and payload.
             largest: bytes of the largest frame that came from the disk; bounds the answer.
         """
-        asked, found = set(keys), {}
+        asked, values = set(keys), {}
         if not asked:
-            return found
+            return values
 
         with self._call(Limits.of(len(keys), largest), deadline) as stream:
             stream.send(b"get %b\r\n" % b" ".join(keys))
@@ -251,11 +251,11 @@ class Connection:
                 # Count the bytes before receiving them: a false size must not fill the memory.
                 stream.announce(size)
                 header = stream.take(min(size, header_bytes))
-                found[words[1]] = header, stream.take(size - len(header))
+                values[words[1]] = header, stream.take(size - len(header))
                 if stream.take(2) != b"\r\n":
                     raise ValueError("a value is longer than was announced")
 
-        return found
+        return values
 
     def set(self, key: bytes, value: bytes) -> None:
         """Store one value and wait for the answer. Raise NoRoom if the server refuses it."""
@@ -269,16 +269,16 @@ class Connection:
 
     def present(self, keys: Sequence[bytes]) -> list[bool]:
         """Return which keys the server has, without their values, in one round trip of meta gets."""
-        found = []
+        answers = []
         with self._call(Limits.of(len(keys), 0)) as stream:
             # All requests in one write. The answers come in the same order.
             stream.send(b"".join(b"mg %b k\r\n" % key for key in keys))
             for key in keys:
                 line = stream.line()
-                found.append(line == b"HD k" + key)  # the server repeats the key, so a shifted answer is noticed
-                if not found[-1] and line.split(b" ")[0] != b"EN":
+                answers.append(line == b"HD k" + key)  # the server repeats the key, so a shifted answer is noticed
+                if not answers[-1] and line.split(b" ")[0] != b"EN":
                     raise _unexpected(line)
-        return found
+        return answers
 
     def version(self) -> bytes:
         """Return the server's version."""
@@ -291,15 +291,15 @@ class Connection:
 
     def stats(self) -> dict[str, str]:
         """Return the server's own counters."""
-        found = {}
+        counters = {}
         with self._call(Limits()) as stream:
             stream.send(b"stats\r\n")
             while (line := stream.line()) != b"END":
                 word, name, value = line.decode("latin-1").split(" ", 2)
                 if word != "STAT":
                     raise _unexpected(line)
-                found[name] = value
-        return found
+                counters[name] = value
+        return counters
 
     def close(self) -> None:
         """Close the descriptor without sending anything, so that a forked child may close inherited connections."""
@@ -355,8 +355,8 @@ class Connection:
         if isinstance(self._address, str):
             # A look-up has no time limit, so the fill thread makes the first one (`needs_look_up`).
             return [(socket.AF_UNIX, self._address)]
-        found = socket.getaddrinfo(*self._address, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        return [(info[0], info[4]) for info in found]
+        infos = socket.getaddrinfo(*self._address, socket.AF_UNSPEC, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        return [(info[0], info[4]) for info in infos]
 
 
 def _unexpected(line: bytes) -> ValueError:
@@ -416,8 +416,8 @@ class _Stream:
             if self._start == self._end and not self._fill():
                 raise ConnectionError("the server closed the connection")
 
-            found = self._buffer.find(b"\n", self._start, self._end)
-            stop = self._end if found < 0 else found + 1
+            newline = self._buffer.find(b"\n", self._start, self._end)
+            stop = self._end if newline < 0 else newline + 1
             line += self._view[self._start : stop]
             self.left.lines -= stop - self._start
 

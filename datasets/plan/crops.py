@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]
@@ -31,13 +31,13 @@ def _check(w: int, h: int, crop: int) -> None:
 # ---------------------------------------------------------------------------------------------------------------- sizes
 
 
-def mma_rescale(w: int, h: int, short: int) -> Size:
+def mmaction2_rescale(w: int, h: int, short: int) -> Size:
     """Return (w, h) with the short side at `short`, the long one rounded half up (MMAction2 Resize, (-1, short))."""
     factor = short / min(w, h)
     return int(w * factor + 0.5), int(h * factor + 0.5)
 
 
-def psf_short_side(w: int, h: int, short: int) -> Size:
+def pyslowfast_short_side(w: int, h: int, short: int) -> Size:
     """Return (w, h) with the short side at `short`, the long one rounded down (PySlowFast, short-side jitter)."""
     if w < h:
         return short, math.floor(h / w * short)
@@ -55,7 +55,7 @@ def tsm_group_scale(w: int, h: int, short: int) -> Size:
 # --------------------------------------------------------------------------------------------------------- fixed places
 
 
-def mma_center(w: int, h: int, crop: int) -> Box:
+def mmaction2_center(w: int, h: int, crop: int) -> Box:
     """Return the centre crop, margins rounded down (MMAction2 CenterCrop; PaddleVideo's without do_round)."""
     _check(w, h, crop)
     return _at((w - crop) // 2, (h - crop) // 2, crop, crop)
@@ -76,7 +76,7 @@ def five_places(w: int, h: int, crop: int) -> list[Box]:
     return [_at(x, y, crop, crop) for x, y in _offsets(w, h, crop, crop, thirteen=False)]
 
 
-def mma_three(w: int, h: int, crop: int) -> list[Box]:
+def mmaction2_three(w: int, h: int, crop: int) -> list[Box]:
     """Return left, right, middle (portrait: top, bottom, middle) of MMAction2's ThreeCrop, in halves rounded down.
 
     Raises:
@@ -90,7 +90,7 @@ def mma_three(w: int, h: int, crop: int) -> list[Box]:
     return [_at(0, 0, crop, crop), _at(2 * x, 2 * y, crop, crop), _at(x, y, crop, crop)]
 
 
-def psf_uniform(w: int, h: int, crop: int) -> list[Box]:
+def pyslowfast_uniform(w: int, h: int, crop: int) -> list[Box]:
     """Return PySlowFast's uniform_crop 0, 1, 2: left, centre, right (portrait: top to bottom), centres rounded up."""
     _check(w, h, crop)
     x, y = -(-(w - crop) // 2), -(-(h - crop) // 2)  # ceil
@@ -240,7 +240,7 @@ def short_side_jitter(w: int, h: int, u: Sequence[float], *, crop: int, sides: t
         sides: least and largest short side in pixels.
     """
     short = round(sides[0] + u[0] * (sides[1] - sides[0]))
-    scaled_w, scaled_h = psf_short_side(w, h, short)
+    scaled_w, scaled_h = pyslowfast_short_side(w, h, short)
 
     x, y, right, bottom = random_crop(scaled_w, scaled_h, u[1:], crop)
     # Map back to the source frame.
@@ -278,7 +278,7 @@ def multi_scale_random(
         max_distort: largest distance of width and height in `scales`.
         more_fix_crop: 13 fixed places instead of 5.
     """
-    scaled_w, scaled_h = psf_short_side(w, h, side)
+    scaled_w, scaled_h = pyslowfast_short_side(w, h, side)
     x1, y1, x2, y2 = multi_scale(
         scaled_w, scaled_h, u, input_size=side, scales=scales, max_distort=max_distort, more_fix_crop=more_fix_crop
     )

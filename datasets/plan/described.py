@@ -1,6 +1,6 @@
 """Describe the sampling presets in words, with frame numbers as examples.
 
-`table` makes the table of docs/sampling.md. Exported models carry `rule_of_test` in their facts, so that users of a
+`table` makes the table of docs/sampling.md. Exported models carry `rule_of_test` in their metadata, so that users of a
 model elsewhere can choose the same frames. Letters: n frames of the video, S = `num_segments`, L = `clip_len`,
 tau = `frame_interval`, T = S L frames of a clip; k = 0 .. S-1, j = 0 .. T-1; V test clips, v = 0 .. V-1. All frame
 numbers count from 0, and [x] is x rounded down.
@@ -11,11 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from datasets.plan.sampling import PRESETS, Sampling, most_clips, test_frames
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: Video lengths of the examples: much longer than a clip, about as long, and shorter.
 EXAMPLE_FRAMES = (300, 100, 12, 3)
-EXAMPLE_FPS = 30.0  # the rate at which `pysf` takes every frame_interval-th frame
+EXAMPLE_FPS = 30.0  # the rate at which `pyslowfast` takes every frame_interval-th frame
 
 
 @dataclass(frozen=True)
@@ -58,22 +58,22 @@ RULES: dict[str, Rule] = {
         "a goes in V even steps from 0 to n - 64",
         "Kinetics recipes of TSM and TPN that test with ten clips",
     ),
-    "mm0": Rule(
+    "mmaction2_0x": Rule(
         "MMAction2 0.x, SampleFrames",
         "S random starts, one in each equal part of where a clip fits; from each L frames tau apart, mod n",
         "(a + tau i) mod n for i = 0 .. L-1, where a = [(n - L tau + 1) / S * (k + 1/2)], or 0 where n < L tau",
         "S = 1: V parts in place of S; else the second clip starts at the begin of each part",
         "configs and weights of MMAction2 0.x",
     ),
-    "mm1": Rule(
+    "mmaction2_1x": Rule(
         "MMAction2 1.x, SampleFrames",
-        "as mm0",
+        "as mmaction2_0x",
         "L = 1: [n / S * (k + 1/2)]; L > 1: (a + tau i) mod n for i = 0 .. L-1, where, with m = n - (L - 1) tau - 1, "
         "a = [m / 2] for S = 1, else k m / (S - 1) rounded to the nearest; m = 0 in shorter videos",
         "S = 1: a = v m / (V - 1) rounded (L = 1: [n / V * (v + 1/2)]); else a second clip of S further starts",
         "configs and weights of MMAction2 1.x",
     ),
-    "pysf": Rule(
+    "pyslowfast": Rule(
         "PySlowFast",
         f"{_WINDOW} of w = T tau fps / 30 frames: T of them, evenly from its first to its last",
         "[a + j (w - 1) / (T - 1)], none beyond n - 1, where a = (n - w) / 2, or 0 in shorter videos",
@@ -108,7 +108,7 @@ RULES: dict[str, Rule] = {
         "the middle window of each of V parts; where these are too short, V windows in even steps, which overlap",
         "V-JEPA 2 and probes on it",
     ),
-    "seed004": Rule(
+    "one_per_segment": Rule(
         "Pytorch Video Analysis, whose config format this is",
         _TSN_TRAIN,
         "[(n - S + 1) / S * (k + 1/2)]; 0 where n <= S",
@@ -152,7 +152,7 @@ def table() -> str:
 
 
 def examples() -> str:
-    """Return the second table of docs/sampling.md: one test clip, S = 8 (pysf, videomae, vjepa2: T = 8, tau 8)."""
+    """Return the second table of docs/sampling.md: one test clip, S = 8; some presets: T = 8, tau 8."""
     rows = ["| preset | n = 100 | n = 12 |", "|---|---|---|"]
     for preset in PRESETS:
         cells = (", ".join(map(str, test_frames(_usual(preset), n, EXAMPLE_FPS)[0])) for n in (100, 12))

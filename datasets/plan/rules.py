@@ -94,7 +94,7 @@ def tsm_dense_test(n: int, segments: int, positions: int = 10) -> Ints:
 # ------------------------------------------------------------------------------------------------------------ MMAction2
 
 
-def _mm_frames(starts: NDArray, steps: Ints, n: int, out_of_bound: str) -> Ints:
+def _mmaction2_frames(starts: NDArray, steps: Ints, n: int, out_of_bound: str) -> Ints:
     """Return (clips, L) frames from clip starts. Past the end they wrap (loop) or repeat the last frame in range."""
     # (clips, 1) + (L,) -> (clips, L)
     frames = (starts[:, None] + steps).astype(np.int64)
@@ -107,7 +107,7 @@ def _mm_frames(starts: NDArray, steps: Ints, n: int, out_of_bound: str) -> Ints:
     return np.where(inside, frames, last)
 
 
-def mm_train(
+def mmaction2_train(
     n: int,
     segments: int,
     length: int,
@@ -141,10 +141,10 @@ def mm_train(
     else:
         starts = np.zeros(segments, np.int64)
 
-    return _mm_frames(starts, np.arange(length) * interval, n, out_of_bound)
+    return _mmaction2_frames(starts, np.arange(length) * interval, n, out_of_bound)
 
 
-def mm0_test(
+def mmaction2_0x_test(
     n: int, clips: int, length: int, interval: int, *, twice: bool = False, out_of_bound: str = "loop"
 ) -> Ints:
     """Return (clips, L) test frames of MMAction2 0.x SampleFrames in segment centres; (2 * clips, L) with `twice`."""
@@ -157,10 +157,10 @@ def mm0_test(
     if n <= span - 1:  # too short for one clip: all start at 0 and wrap around
         starts = np.zeros_like(starts)
 
-    return _mm_frames(starts, np.arange(length) * interval, n, out_of_bound)
+    return _mmaction2_frames(starts, np.arange(length) * interval, n, out_of_bound)
 
 
-def mm1_test(
+def mmaction2_1x_test(
     n: int,
     clips: int,
     length: int,
@@ -200,10 +200,10 @@ def mm1_test(
         starts = np.arange(total) * (between if target_fps is None else math.floor(between))
         starts = np.round(starts)
 
-    return _mm_frames(starts.astype(np.int64), steps, n, out_of_bound)
+    return _mmaction2_frames(starts.astype(np.int64), steps, n, out_of_bound)
 
 
-def mm_uniform_test(n: int, length: int, clips: int) -> Ints:
+def mmaction2_uniform_test(n: int, length: int, clips: int) -> Ints:
     """Return (clips, L) test frames of MMAction2's UniformSample: L equal segments, each clip a little later."""
     segment = (n - 1) / length  # in frames, not rounded
     starts = np.round(segment * np.arange(length)).astype(np.int64)
@@ -214,7 +214,7 @@ def mm_uniform_test(n: int, length: int, clips: int) -> Ints:
 # ----------------------------------------------------------------------------------------------------------- PySlowFast
 
 
-def _pysf_clip(start: float, size: float, count: int, n: int) -> Ints:
+def _pyslowfast_clip(start: float, size: float, count: int, n: int) -> Ints:
     """Return `count` frames over `size` frames from `start`: torch.linspace in float32, truncated."""
     # torch computes in float32 with fused multiply-add, from both ends to the middle. Plain float64 gives other
     # integers in 1.4 % of the clips. A product of two float32 is exact in float64, so one rounding at the end gives
@@ -229,28 +229,28 @@ def _pysf_clip(start: float, size: float, count: int, n: int) -> Ints:
     return np.clip(points, 0, n - 1).astype(np.int64)
 
 
-def _pysf_size(count: int, rate: int, fps: float, target_fps: float) -> float:
+def _pyslowfast_size(count: int, rate: int, fps: float, target_fps: float) -> float:
     # rate * count frames at `target_fps`, in frames of this video. It may be fractional.
     return max(1.0, rate * count / target_fps * (fps or target_fps))
 
 
-def pysf_train(n: int, count: int, rate: int, fps: float, u: float, *, target_fps: float = 30.0) -> Ints:
+def pyslowfast_train(n: int, count: int, rate: int, fps: float, u: float, *, target_fps: float = 30.0) -> Ints:
     """Return (count,) frames from a random start, for training and validation (SlowFast, ICCV 2019; PySlowFast).
 
     The clip covers rate * count / target_fps seconds. An unknown frame rate (0) counts as `target_fps`.
     """
-    size = _pysf_size(count, rate, fps, target_fps)
-    return _pysf_clip(u * max(n - size, 0.0), size, count, n)
+    size = _pyslowfast_size(count, rate, fps, target_fps)
+    return _pyslowfast_clip(u * max(n - size, 0.0), size, count, n)
 
 
-def pysf_test(
+def pyslowfast_test(
     n: int, count: int, rate: int, fps: float, *, views: int, target_fps: float = 30.0, use_offset: bool = False
 ) -> Ints:
     """Return (views, count) test frames as PySlowFast does.
 
     Without `use_offset` (DATA.USE_OFFSET_SAMPLING), view k starts at delta * k / views and never reaches the end.
     """
-    size = _pysf_size(count, rate, fps, target_fps)
+    size = _pyslowfast_size(count, rate, fps, target_fps)
     delta = max(n - size, 0.0)  # the last possible start, not rounded
 
     if not use_offset:
@@ -260,7 +260,7 @@ def pysf_test(
     else:
         starts = [k * math.floor(delta / (views - 1)) for k in range(views)]
 
-    return np.stack([_pysf_clip(start, size, count, n) for start in starts])
+    return np.stack([_pyslowfast_clip(start, size, count, n) for start in starts])
 
 
 # ------------------------------------------------------------------------------------------- VideoMAE and V-JEPA 2
@@ -346,12 +346,12 @@ def pp_linspace(n: int, segments: int) -> Ints:
 # ----------------------------------------------------------------------------------------------- Pytorch Video Analysis
 
 
-def seed004_train(n: int, segments: int, u: Floats) -> Ints:
+def one_per_segment_train(n: int, segments: int, u: Floats) -> Ints:
     """Return `tsn_train` with one frame per segment (pytorch-video-recognition, Pytorch Video Analysis, training)."""
     return tsn_train(n, segments, u)
 
 
-def seed004_val(n: int, segments: int) -> Ints:
+def one_per_segment_val(n: int, segments: int) -> Ints:
     """Return centres of S ticks of (n - S + 1) / S frames, or frame 0 unless n > S (the same, validation)."""
     if n <= segments:
         return np.zeros(segments, np.int64)

@@ -1,8 +1,8 @@
 """Choose the frames of a clip: the presets that a configuration names, over the formulas of `rules.py`.
 
-A clip has T = num_segments * clip_len frames. Some tools validate on a random clip (`tsm_dense`, `pysf`, `videomae`,
-`vjepa2`). There one test clip is the middle one of the clips that could be drawn, so that a validation always gives the
-same numbers.
+A clip has T = num_segments * clip_len frames. Some tools validate on a random clip (`tsm_dense`, `pyslowfast`,
+`videomae`, `vjepa2`). There one test clip is the middle one of the clips that could be drawn, so that a validation
+always gives the same numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from datasets.plan import rules
 from datasets.plan.rules import Floats, Ints
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.config import Config
@@ -77,7 +77,7 @@ def train_frames(s: Sampling, num_frames: int, fps: float, u: Floats) -> Ints:
     Args:
         s: the preset.
         num_frames: n >= 1, frames of the video.
-        fps: frame rate of the video (used by `pysf`; 0 if unknown).
+        fps: frame rate of the video (used by `pyslowfast`; 0 if unknown).
         u: `uniforms_needed(s)` numbers in [0, 1).
 
     Returns:
@@ -130,7 +130,7 @@ def check_clips(s: Sampling, num_clips: int) -> None:
     )
 
 
-def _mm_test(rule: Callable[..., Ints], s: Sampling, n: int, clips: int) -> Ints:
+def _mmaction2_test(rule: Callable[..., Ints], s: Sampling, n: int, clips: int) -> Ints:
     """Return MMAction2's test frames. With S > 1 its clips are our segments, and a second clip is twice_sample's."""
     if s.num_segments == 1:
         return rule(n, clips, s.clip_len, s.frame_interval)
@@ -138,8 +138,8 @@ def _mm_test(rule: Callable[..., Ints], s: Sampling, n: int, clips: int) -> Ints
     return rule(n, s.num_segments, s.clip_len, s.frame_interval, twice=clips == 2)
 
 
-def _mm_train(s: Sampling, n: int, fps: float, u: Floats) -> Ints:
-    return rules.mm_train(n, s.num_segments, s.clip_len, s.frame_interval, u)
+def _mmaction2_train(s: Sampling, n: int, fps: float, u: Floats) -> Ints:
+    return rules.mmaction2_train(n, s.num_segments, s.clip_len, s.frame_interval, u)
 
 
 def _dense_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
@@ -149,10 +149,10 @@ def _dense_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
     return rules.tsm_dense_test(n, s.num_segments, clips)
 
 
-def _pysf_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
+def _pyslowfast_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
     if clips == 1:
-        return rules.pysf_train(n, s.frames_per_clip, s.frame_interval, fps, 0.5)
-    return rules.pysf_test(n, s.frames_per_clip, s.frame_interval, fps, views=clips)
+        return rules.pyslowfast_train(n, s.frames_per_clip, s.frame_interval, fps, 0.5)
+    return rules.pyslowfast_test(n, s.frames_per_clip, s.frame_interval, fps, views=clips)
 
 
 def _videomae_test(s: Sampling, n: int, fps: float, clips: int) -> Ints:
@@ -165,7 +165,7 @@ def _at_most(clips: int | None) -> Callable[[Sampling], int | None]:
     return lambda s: clips
 
 
-def _mm_clips(s: Sampling) -> int | None:
+def _mmaction2_clips(s: Sampling) -> int | None:
     return None if s.num_segments == 1 else 2
 
 
@@ -201,11 +201,21 @@ _PRESETS: dict[str, _Preset] = {
         _at_most(None),
         per_segment=False,
     ),
-    "mm0": _Preset(_mm_train, lambda s, n, fps, clips: _mm_test(rules.mm0_test, s, n, clips), _mm_clips, _ALL),
-    "mm1": _Preset(_mm_train, lambda s, n, fps, clips: _mm_test(rules.mm1_test, s, n, clips), _mm_clips, _ALL),
-    "pysf": _Preset(
-        lambda s, n, fps, u: rules.pysf_train(n, s.frames_per_clip, s.frame_interval, fps, float(u[0])),
-        _pysf_test,
+    "mmaction2_0x": _Preset(
+        _mmaction2_train,
+        lambda s, n, fps, clips: _mmaction2_test(rules.mmaction2_0x_test, s, n, clips),
+        _mmaction2_clips,
+        _ALL,
+    ),
+    "mmaction2_1x": _Preset(
+        _mmaction2_train,
+        lambda s, n, fps, clips: _mmaction2_test(rules.mmaction2_1x_test, s, n, clips),
+        _mmaction2_clips,
+        _ALL,
+    ),
+    "pyslowfast": _Preset(
+        lambda s, n, fps, u: rules.pyslowfast_train(n, s.frames_per_clip, s.frame_interval, fps, float(u[0])),
+        _pyslowfast_test,
         _at_most(None),
         _ALL,
         per_segment=False,
@@ -235,9 +245,9 @@ _PRESETS: dict[str, _Preset] = {
         _ALL,
         per_segment=False,
     ),
-    "seed004": _Preset(
-        lambda s, n, fps, u: rules.seed004_train(n, s.num_segments, u),
-        lambda s, n, fps, clips: rules.seed004_val(n, s.num_segments),
+    "one_per_segment": _Preset(
+        lambda s, n, fps, u: rules.one_per_segment_train(n, s.num_segments, u),
+        lambda s, n, fps, clips: rules.one_per_segment_val(n, s.num_segments),
         _at_most(1),
     ),
 }

@@ -1,7 +1,8 @@
-"""Plan a training clip: `draw` the uniforms, then `resolve` them with the facts of a video.
+"""Plan a training clip: `draw` the uniforms, then `resolve` them with the metadata of a video.
 
 Everything here is pure: no pixels, no files, no torch. A training clip is a function of (seed, epoch, position), the
-facts of its video and a `TrainSpec`. The views of an evaluation (views.py) depend on the facts and an `EvalSpec` only.
+metadata of its video and a `TrainSpec`. The views of an evaluation (views.py) depend on the metadata and an
+`EvalSpec` only.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from numpy.typing import NDArray
 
 from datasets.plan import crops, ops
 from datasets.plan.crops import Box, Size
-from datasets.plan.facts import Facts, check_facts
+from datasets.plan.metadata import VideoMetadata, check_metadata
 from datasets.plan.order import uniforms
 from datasets.plan.sampling import Sampling, sampling_of, train_frames, uniforms_needed
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.plan.ops import Op
@@ -127,17 +128,17 @@ def draw(seed: int, epoch: int, position: int, spec: TrainSpec, *, frames_of: in
     )
 
 
-def resolve(draws: Draws, facts: Facts, spec: TrainSpec, sample: int) -> Plan:
+def resolve(draws: Draws, metadata: VideoMetadata, spec: TrainSpec, sample: int) -> Plan:
     """Turn the draws of a position into the plan of a clip of one video.
 
     Raises:
         MediaError: the video has no frames or no pixels.
     """
-    check_facts(facts, sample)
+    check_metadata(metadata, sample)
     return Plan(
         sample=sample,
-        frames=train_frames(spec.sampling, facts.frames, facts.fps, draws.temporal),
-        box=TRAIN_CROPS[spec.crop](facts.width, facts.height, draws.crop, spec),
+        frames=train_frames(spec.sampling, metadata.frames, metadata.fps, draws.temporal),
+        box=TRAIN_CROPS[spec.crop](metadata.width, metadata.height, draws.crop, spec),
         size=(spec.input_size, spec.input_size),
         ops={name: op.resolve(draws.ops[name], spec.input_size) for name, op in spec.ops.items()},
     )
@@ -198,5 +199,5 @@ TRAIN_CROPS: dict[str, Callable[[int, int, Sequence[float], TrainSpec], Box]] = 
     "random_resized": lambda w, h, u, spec: crops.random_resized(w, h, u, area=spec.area, aspect=spec.aspect),
     "random": lambda w, h, u, spec: crops.random_crop(w, h, u, spec.input_size),
     "short_side_jitter": _short_side_jitter,
-    "centre": lambda w, h, u, spec: crops.mma_center(w, h, min(w, h)),
+    "centre": lambda w, h, u, spec: crops.mmaction2_center(w, h, min(w, h)),
 }

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from datasets.plan import crops
 from datasets.plan.crops import Box, Size
-from datasets.plan.facts import Facts, check_facts
+from datasets.plan.metadata import VideoMetadata, check_metadata
 from datasets.plan.sampling import Sampling, check_clips, sampling_of, test_frames
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,20 @@ _LEFT_CENTRE_RIGHT = ("left or top", "centre", "right or bottom")
 
 def _three(w: int, h: int, crop: int) -> list[Box]:
     """Return the ends of the long side and, between them, the crop of `centre`, so that `three` contains it."""
-    first, _, last = crops.psf_uniform(w, h, crop)
-    return [first, crops.mma_center(w, h, crop), last]
+    first, _, last = crops.pyslowfast_uniform(w, h, crop)
+    return [first, crops.mmaction2_center(w, h, crop), last]
 
 
 #: Views in space of each clip. Plain names are this project's. The others keep a tool's order and rounding: PySlowFast
-#: (psf), MMAction2 (mm), the TSM repository (tsm), V-JEPA 2. `ten` is equal in TSN, TSM, MMAction2 and PaddleVideo.
+#: (pyslowfast), MMAction2 (mmaction2), the TSM repository (tsm), V-JEPA 2. `ten` is equal in TSN, TSM, MMAction2 and
+#: PaddleVideo.
 EVAL_CROPS: dict[str, CropRule] = {
-    "centre": CropRule(lambda w, h, crop: [crops.mma_center(w, h, crop)], ("centre",)),
-    "centre_psf": CropRule(lambda w, h, crop: crops.psf_uniform(w, h, crop)[1:2], ("centre",)),
+    "centre": CropRule(lambda w, h, crop: [crops.mmaction2_center(w, h, crop)], ("centre",)),
+    "centre_pyslowfast": CropRule(lambda w, h, crop: crops.pyslowfast_uniform(w, h, crop)[1:2], ("centre",)),
     "centre_tsm": CropRule(lambda w, h, crop: [crops.paddle_center(w, h, crop)], ("centre",)),
     "three": CropRule(_three, _LEFT_CENTRE_RIGHT),
-    "three_psf": CropRule(crops.psf_uniform, _LEFT_CENTRE_RIGHT),
-    "three_mm": CropRule(crops.mma_three, ("left or top", "right or bottom", "centre"), whole_side=True),
+    "three_pyslowfast": CropRule(crops.pyslowfast_uniform, _LEFT_CENTRE_RIGHT),
+    "three_mmaction2": CropRule(crops.mmaction2_three, ("left or top", "right or bottom", "centre"), whole_side=True),
     "three_tsm": CropRule(crops.tsm_fullres, ("left", "right", "centre")),
     "three_vjepa2": CropRule(crops.vjepa2_uniform, _LEFT_CENTRE_RIGHT),
     "ten": CropRule(crops.five_places, _FIVE, mirrored=True),
@@ -68,8 +69,8 @@ EVAL_CROPS: dict[str, CropRule] = {
 
 #: How each tool rounds the long side when the short side is scaled: (w, h, short) -> (w, h).
 ROUNDINGS: dict[str, Callable[[int, int, int], Size]] = {
-    "mm": crops.mma_rescale,
-    "psf": crops.psf_short_side,
+    "mmaction2": crops.mmaction2_rescale,
+    "pyslowfast": crops.pyslowfast_short_side,
     "tsm": crops.tsm_group_scale,
 }
 
@@ -95,7 +96,7 @@ class EvalSpec:
     crops: str = "centre"
     scale: int = 256
     crop_size: int = 224
-    rounding: str = "mm"
+    rounding: str = "mmaction2"
 
     def __post_init__(self) -> None:
         if self.crops not in EVAL_CROPS:
@@ -165,19 +166,19 @@ def boxes_by_example(spec: EvalSpec, sizes: Sequence[Size] = ((320, 240), (240, 
     return examples
 
 
-def resolve_eval(facts: Facts, spec: EvalSpec, sample: int) -> VideoPlan:
+def resolve_eval(metadata: VideoMetadata, spec: EvalSpec, sample: int) -> VideoPlan:
     """Return the views of one video. They are not random.
 
     Raises:
         MediaError: the video has no frames or no pixels.
     """
-    check_facts(facts, sample)
+    check_metadata(metadata, sample)
 
-    clips = test_frames(spec.sampling, facts.frames, facts.fps, spec.num_clips)  # (clips, T)
+    clips = test_frames(spec.sampling, metadata.frames, metadata.fps, spec.num_clips)  # (clips, T)
     frames, rows = np.unique(clips, return_inverse=True)
 
     # The same crops for every clip, on the scaled frame.
-    w, h = ROUNDINGS[spec.rounding](facts.width, facts.height, spec.scale)
+    w, h = ROUNDINGS[spec.rounding](metadata.width, metadata.height, spec.scale)
     views = EVAL_CROPS[spec.crops].views(w, h, spec.crop_size)
     return VideoPlan(
         sample=sample,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from datasets.readers.resize import KERNEL, Box
 from datasets.readers.spec import Reader, ReaderSpec
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -61,9 +61,9 @@ def open_reader(spec: ReaderSpec, records: Records) -> Reader:
         raise UserError(f"data.reader: there is no reader {spec.kind!r}; choose one of {', '.join(READERS)}")
 
     reader = READERS[spec.kind](spec, records)
-    if spec.facts is None:
+    if spec.metadata is None:
         return reader
 
-    from datasets.readers.facts_cache import FactsCache, KnownFacts
+    from datasets.readers.metadata_cache import KnownMetadata, MetadataCache
 
-    return KnownFacts(reader, spec, records, FactsCache(spec.facts))
+    return KnownMetadata(reader, spec, records, MetadataCache(spec.metadata))

@@ -3,7 +3,7 @@
 The number of frames comes from headers where that is safe, because a decode costs as much as a clip. So a reader may
 find out during a read that the last frames are missing. It raises `EndsEarly`, and `on_what_decodes` repeats the work,
 plan included, with the frames that decode. The outcome depends on the file and the plan only. It does not depend on
-earlier reads, on other processes, or on a facts cache.
+earlier reads, on other processes, or on a metadata cache.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.readers.spec import Reader
 
 _Result = TypeVar("_Result")
@@ -43,10 +43,10 @@ class UpTo:
         self._reader, self.read, self.close = reader, reader.read, reader.close
         self._frames = frames
 
-    def probe(self, i: int) -> Facts:
+    def probe(self, i: int) -> VideoMetadata:
         """See `Reader.probe`."""
-        facts = self._reader.probe(i)
-        return dataclasses.replace(facts, frames=min(facts.frames, self._frames))
+        metadata = self._reader.probe(i)
+        return dataclasses.replace(metadata, frames=min(metadata.frames, self._frames))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reader, name)

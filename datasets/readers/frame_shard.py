@@ -28,7 +28,7 @@ import numpy as np
 import xxhash
 
 from utils import files
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 SUFFIX = ".fsh"
 #: Names of frames: one number in decimal, no folders.
@@ -42,7 +42,7 @@ _MOST_HEADER_BYTES = 1 << 20  # a damaged trailer must not make a reader allocat
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """The facts that the header of a shard states.
+    """The metadata that the header of a shard states.
 
     Attributes:
         template, base: names of its frames: `template.format(base + ordinal)`.
@@ -183,11 +183,11 @@ class FrameShard:
             fps=float(header["fps"]),
         )
 
-        said = self.description
-        if min(said.height, said.width) < 1 or not (math.isfinite(said.fps) and said.fps >= 0):
-            reason = f"its header says {said.width}x{said.height} at {said.fps:g} frames/s; dump this video again"
+        about = self.description
+        if min(about.height, about.width) < 1 or not (math.isfinite(about.fps) and about.fps >= 0):
+            reason = f"its header says {about.width}x{about.height} at {about.fps:g} frames/s; dump this video again"
             raise MediaError(self.path, reason)
-        self._prefix, self._suffix = _split(said.template)
+        self._prefix, self._suffix = _split(about.template)
 
     def close(self) -> None:
         """Close the file. Data that was read stays valid."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from datasets.readers.frame_shard import SUFFIX, Description, FrameShard
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 _OPEN_SHARDS = 4  # per process; a clip reads one shard several times
 
@@ -38,7 +38,7 @@ class FrameSource(Protocol):
         ...
 
     def describe(self, folder: str) -> Description | None:
-        """Return the facts in the header of a shard, or None for an ordinary folder, which has to be listed."""
+        """Return the metadata in the header of a shard, or None for an ordinary folder, which has to be listed."""
         ...
 
 
@@ -88,7 +88,7 @@ class FilesSource:
             raise MediaError(folder, error.strerror or str(error)) from error
 
     def describe(self, folder: str) -> Description | None:
-        """Return the facts in the header of a shard, or None for an ordinary folder."""
+        """Return the metadata in the header of a shard, or None for an ordinary folder."""
         return self._shard(folder).description if self._is_shard(folder) else None
 
     def _is_shard(self, path: str) -> bool:

@@ -22,11 +22,11 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.readers.frame_shard import Description
 from datasets.readers.frame_source import FilesSource, FrameSource
 from datasets.readers.resize import Box, place
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -37,7 +37,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 USUAL_PREFIXES = ("img_", "", "image_", "frame", "frame_")
 _NUMBERED = re.compile(r"(?P<prefix>.*?)(?P<number>\d+)(?P<suffix>\D*)")
 _LAYOUTS_KEPT = 256  # a listing of a large folder is expensive on a network file system
-_REREADS_KEPT = 4  # records whose facts are kept between plan and read
+_REREADS_KEPT = 4  # records whose metadata is kept between plan and read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +157,8 @@ class FramesReader:
         self.records = records
         self.source: FrameSource = source or FilesSource()
         self._listed = functools.lru_cache(maxsize=_LAYOUTS_KEPT)(self._list)
-        # The plan needs the facts of a record, and the read that follows needs them again.
-        self._facts = functools.lru_cache(maxsize=_REREADS_KEPT)(self._probe)
+        # The plan needs the metadata of a record, and the read that follows needs it again.
+        self._metadata = functools.lru_cache(maxsize=_REREADS_KEPT)(self._probe)
         self._scratch = np.empty(0, np.uint8)
         self._family: Layout | None = None  # naming of the first record's folder
         self._family_known = False
@@ -166,33 +166,33 @@ class FramesReader:
     def close(self) -> None:
         """Do nothing: no file is open between reads."""
 
-    def probe(self, i: int) -> Facts:
-        """Return the facts of record i; see `Reader.probe`."""
-        return self._facts(i)[0]
+    def probe(self, i: int) -> VideoMetadata:
+        """Return the metadata of record i; see `Reader.probe`."""
+        return self._metadata(i)[0]
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:
         """Read frames of record i into `out` (F, h, w, 3); see `Reader.read`."""
         if out.shape != (len(frames), *size, 3):
             raise ValueError(f"out has shape {out.shape}, expected {(len(frames), *size, 3)}")
 
-        facts, layout = self._facts(i)
+        metadata, layout = self._metadata(i)
         rows: dict[int, list[int]] = {}  # ordinal -> rows of `out` that show it
         for row, ordinal in enumerate(int(frame) for frame in frames):
-            if not 0 <= ordinal < facts.frames:
-                raise MediaError(self.records.path(i), f"frame {ordinal} was asked for, there are {facts.frames}")
+            if not 0 <= ordinal < metadata.frames:
+                raise MediaError(self.records.path(i), f"frame {ordinal} was asked for, there are {metadata.frames}")
             rows.setdefault(ordinal, []).append(row)
 
         # Read all files in one request, and decode each frame once even if several rows show it.
         for ordinal, data in zip(rows, self._bytes(i, layout, rows), strict=True):
             first, *others = rows[ordinal]
-            image = decode(data, self._file(i, layout, ordinal), self._room(facts.height * facts.width * 3))
-            place(image, box, (facts.height, facts.width), out[first])
+            image = decode(data, self._file(i, layout, ordinal), self._room(metadata.height * metadata.width * 3))
+            place(image, box, (metadata.height, metadata.width), out[first])
             for row in others:
                 out[row] = out[first]
 
     def first_file(self, i: int) -> str:
         """Return the path of the first frame of record i, or of the image or shard itself."""
-        return self._file(i, self._facts(i)[1], 0)
+        return self._file(i, self._metadata(i)[1], 0)
 
     def _room(self, size: int) -> np.ndarray:
         """Return memory for one decoded frame, reused from frame to frame."""
@@ -202,17 +202,17 @@ class FramesReader:
 
     def files(self, i: int, ordinals: list[int]) -> list[bytes]:
         """Return the stored image files of frames of record i. Raise MediaError if one cannot be read."""
-        return self._bytes(i, self._facts(i)[1], ordinals)
+        return self._bytes(i, self._metadata(i)[1], ordinals)
 
-    def _probe(self, i: int) -> tuple[Facts, Layout | None]:
+    def _probe(self, i: int) -> tuple[VideoMetadata, Layout | None]:
         path = self.records.full_path(i)
         if self.source.is_folder(path):
-            # A shard states its facts, so no image is read.
+            # A shard states its metadata, so no image is read.
             shard = self.source.describe(path)
             if shard is not None:
                 layout: Layout | None = self._part_of(i, shard)
                 fps = shard.fps or self.spec.fps
-                return Facts(frames=layout.count, height=shard.height, width=shard.width, fps=fps), layout
+                return VideoMetadata(frames=layout.count, height=shard.height, width=shard.width, fps=fps), layout
 
             layout = self._layout(i, path)
             frames = layout.count
@@ -224,7 +224,7 @@ class FramesReader:
         # A folder does not state the size of its frames, so read it from the first image.
         first = self._file(i, layout, 0)
         height, width = image_size(self._bytes(i, layout, [0])[0], first)
-        return Facts(frames=frames, height=height, width=width, fps=self.spec.fps), layout
+        return VideoMetadata(frames=frames, height=height, width=width, fps=self.spec.fps), layout
 
     def _file(self, i: int, layout: Layout | None, ordinal: int) -> str:
         folder = self.records.full_path(i)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from datasets.plan.views import VideoPlan

@@ -20,7 +20,7 @@ def place(image: np.ndarray, box: Box | None, frame_size: tuple[int, int], out: 
     Args:
         image: (H', W', 3) uint8, one decoded frame.
         box: the part to keep, in pixels of `frame_size`; None = the whole frame.
-        frame_size: (H, W) of the video, from its facts.
+        frame_size: (H, W) of the video, from its metadata.
         out: (h, w, 3) uint8, written in place; C-contiguous.
     """
     import cv2  # here, because the training process needs only the kernel's name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     import numpy as np
 
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.readers.resize import Box
 
 
@@ -23,7 +23,7 @@ class ReaderSpec:
         frame_base: number of the first frame file, 0 or 1; None = found by listing.
         fps: frame rate of frame folders, whose files do not state one [frames/s].
         memcached: for that reader: servers, timeout_ms, connect_timeout_ms, secret_file, namespace.
-        facts: the facts.bin of a scan, used instead of probing a file; None = not used.
+        metadata: the metadata.bin of a scan, used instead of probing a file; None = not used.
         decoder: for the reader `dali`: the decoder of the bytes, "cpu" or "mixed" (a GPU).
         limits: for the reader `dali`: codec -> smallest and largest side that this GPU decodes [pixels]; None = those
             of DALI.
@@ -36,7 +36,7 @@ class ReaderSpec:
     frame_base: int | None = None
     fps: float = 30.0
     memcached: dict[str, Any] | None = None
-    facts: str | None = None
+    metadata: str | None = None
     decoder: str = "cpu"
     limits: dict[str, tuple[int, int]] | None = None
 
@@ -44,8 +44,8 @@ class ReaderSpec:
 class Reader(Protocol):
     """The interface of all readers. Results depend on the record and the arguments only, never on earlier reads."""
 
-    def probe(self, i: int) -> Facts:
-        """Return the facts of record i (frames, height, width after rotation, fps). Raise MediaError on bad media."""
+    def probe(self, i: int) -> VideoMetadata:
+        """Return metadata of record i (frames, height, width after rotation, fps). Raise MediaError for bad ones."""
         ...
 
     def read(self, i: int, frames: np.ndarray, box: Box | None, size: tuple[int, int], out: np.ndarray) -> None:

@@ -39,14 +39,14 @@ from datasets.readers.video_index import (
     packets,
     video_stream,
 )
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     import av
     from av.video.reformatter import VideoReformatter
 
     from datasets.lists.records import Records
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.readers.spec import ReaderSpec
 
 _OPEN_INDEXES = 8  # indexes that are kept, per process
@@ -78,14 +78,14 @@ class VideoReader:
             self._kept[1].container.close()
         self._kept = None
 
-    def probe(self, i: int) -> Facts:
-        """Return the facts of record i; see `Reader.probe`. With offsets in the list, a record is a part of a file."""
-        facts = self.index(i).facts
+    def probe(self, i: int) -> VideoMetadata:
+        """Return the metadata of record i; see `Reader.probe`. With offsets in the list a record is part of a file."""
+        metadata = self.index(i).metadata
 
         start = int(self.records.starts[i])
-        if facts.frames <= start:
-            raise MediaError(self.records.path(i), f"the list starts at frame {start}, there are {facts.frames}")
-        return dataclasses.replace(facts, frames=self.records.length_of(i, facts.frames - start))
+        if metadata.frames <= start:
+            raise MediaError(self.records.path(i), f"the list starts at frame {start}, there are {metadata.frames}")
+        return dataclasses.replace(metadata, frames=self.records.length_of(i, metadata.frames - start))
 
     def missing(self, i: int) -> int:
         """Return the number of frames at the end of record i that do not decode and are not in `probe`."""
@@ -102,9 +102,9 @@ class VideoReader:
 
         shown, index = self.records.path(i), self.index(i)
         ordinals = np.asarray(frames, np.int64) + int(self.records.starts[i])
-        facts = index.facts
-        if ordinals.min() < 0 or ordinals.max() >= facts.frames:
-            raise MediaError(shown, f"frame {ordinals.max()} was asked for, there are {facts.frames}")
+        metadata = index.metadata
+        if ordinals.min() < 0 or ordinals.max() >= metadata.frames:
+            raise MediaError(shown, f"frame {ordinals.max()} was asked for, there are {metadata.frames}")
 
         rows: dict[int, list[int]] = {}  # ordinal -> rows of `out` that show it
         for row, ordinal in enumerate(ordinals.tolist()):
@@ -117,14 +117,14 @@ class VideoReader:
                 continue
             pending.discard(ordinal)
             first, *others = rows[ordinal]
-            place(scaler.rgb(frame, shown, index.rotation), box, (facts.height, facts.width), out[first])
+            place(scaler.rgb(frame, shown, index.rotation), box, (metadata.height, metadata.width), out[first])
             for row in others:
                 out[row] = out[first]
 
         if pending:
-            raise MediaError(shown, f"frame {min(pending)} of {facts.frames} does not decode")
+            raise MediaError(shown, f"frame {min(pending)} of {metadata.frames} does not decode")
 
-    def assume(self, i: int, index: Index) -> None:
+    def use_index(self, i: int, index: Index) -> None:
         """Use an index that was made before. The caller guarantees that the file has not changed."""
         path = self.records.full_path(i)
         self._indexes.setdefault(path, index)
@@ -148,31 +148,31 @@ class VideoReader:
         self._indexes.move_to_end(path)
         return self._indexes[path]
 
-    def _decode(self, i: int, index: Index, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _decode(self, i: int, index: Index, ordinals: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield (ordinal, frame) for the requested ordinals, each at least once unless it does not decode."""
         path, shown = self.records.full_path(i), self.records.path(i)
-        left = wanted
+        left = ordinals
 
         if index.grade is Grade.TIMED:
             kept = self._kept[1] if self._kept and self._kept[0] == path else None
             with _Demuxer(path, shown, index, kept) as demuxer:
-                found = set()
-                for ordinal, frame in demuxer.read(wanted):
-                    found.add(ordinal)
+                decoded = set()
+                for ordinal, frame in demuxer.read(ordinals):
+                    decoded.add(ordinal)
                     yield ordinal, frame
-            left = [ordinal for ordinal in wanted if ordinal not in found]
+            left = [ordinal for ordinal in ordinals if ordinal not in decoded]
 
         if left:
             # A requested stamp did not come out: only counting from the start identifies the frames. Count to the end,
             # because a different number of frames means that the ordinals above were wrong.
             if index.grade is Grade.TIMED:
                 self._check_total(i, index)
-            yield from self._count(i, left, index.facts.frames)
+            yield from self._count(i, left, index.metadata.frames)
 
-    def _count(self, i: int, wanted: list[int], expected: int) -> Iterator[tuple[int, av.VideoFrame]]:
+    def _count(self, i: int, ordinals: list[int], expected: int) -> Iterator[tuple[int, av.VideoFrame]]:
         """Decode from the start and yield the requested ordinals by counting."""
         path, shown = self.records.full_path(i), self.records.path(i)
-        ahead, decoded = set(wanted), 0
+        ahead, decoded = set(ordinals), 0
 
         with open_container(path, shown) as container:
             decoding = Decoding(container, video_stream(container, shown), self.spec.missing_share)
@@ -193,10 +193,10 @@ class VideoReader:
             decoding = Decoding(container, video_stream(container, shown), self.spec.missing_share)
             stamps = [frame.pts for frame in decoding]
 
-        if len(stamps) != index.facts.frames:
+        if len(stamps) != index.metadata.frames:
             # Only the end is missing if the stamps so far are those of the first frames.
             begins = index.pts[index.positions[: len(stamps)]].tolist() == stamps
-            raise self._too_few(i, len(stamps), index.facts.frames, decoding.trouble, only_last=begins)
+            raise self._too_few(i, len(stamps), index.metadata.frames, decoding.trouble, only_last=begins)
 
     def _too_few(self, i: int, decoded: int, expected: int, trouble: str, *, only_last: bool = True) -> MediaError:
         """Return the error for a video of which fewer frames decode than its packets promise."""
@@ -216,18 +216,18 @@ class Scaler:
         self._key: tuple[object, ...] = ()
         self._reformatter: VideoReformatter | None = None
 
-    def to(self, frame: av.VideoFrame, name: str, **wanted: Any) -> av.VideoFrame:
+    def to(self, frame: av.VideoFrame, name: str, **options: Any) -> av.VideoFrame:
         """Return one frame in another size or format. Raise MediaError if its format cannot be converted."""
         from av.error import FFmpegError
         from av.video.reformatter import VideoReformatter
 
         key = (frame.format.name, frame.width, frame.height, frame.colorspace, frame.color_range)
-        key += (frame.color_primaries, frame.color_trc, *wanted.items())
+        key += (frame.color_primaries, frame.color_trc, *options.items())
         if self._reformatter is None or key != self._key:
             self._key, self._reformatter = key, VideoReformatter()
 
         try:
-            return self._reformatter.reformat(frame, **wanted)
+            return self._reformatter.reformat(frame, **options)
         except (FFmpegError, ValueError) as error:
             reason = f"its pixel format {frame.format.name} cannot be converted ({error})"
             raise MediaError(name, reason) from error
@@ -261,23 +261,23 @@ class _Demuxer:
         self.packets = packets(self.container, self.stream)
         self.next = 0  # position of the packet that `packets` yields next
 
-    def read(self, wanted: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    def read(self, ordinals: list[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield (ordinal, frame) for sorted ordinals, in the order in which they are decoded."""
         index = self.index
-        ordinal_of = {int(index.pts[index.positions[ordinal]]): ordinal for ordinal in wanted}
+        ordinal_of = {int(index.pts[index.positions[ordinal]]): ordinal for ordinal in ordinals}
 
-        for start, stop in self._runs(wanted):
+        for start, stop in self._runs(ordinals):
             for frame in self._run(start, stop, ordinal_of):
                 if frame.pts in ordinal_of:
                     yield ordinal_of[frame.pts], frame
 
-    def _runs(self, wanted: list[int]) -> list[tuple[int, int]]:
+    def _runs(self, ordinals: list[int]) -> list[tuple[int, int]]:
         """Return the ranges of packets to decode, each from a key frame. A gap between ranges skips packets."""
         index = self.index
         keys = np.flatnonzero(index.keys)
         runs: list[tuple[int, int]] = []
 
-        for position in index.positions[wanted].tolist():
+        for position in index.positions[ordinals].tolist():
             before = keys[: np.searchsorted(keys, position, side="right")]
             # A picture that is shown before its key frame (open GOP) needs the previous key frame.
             before = before[index.pts[before] <= index.pts[position]]

@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.readers.bitstreams import PacketCheck
 from datasets.readers.ending import is_tolerable
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     import av
@@ -74,16 +74,16 @@ class Index:
     """The frames of one video file.
 
     Attributes:
-        facts: frames, height, width after rotation, frames/s.
+        metadata: frames, height, width after rotation, frames/s.
         grade: how to find a frame.
         rotation: counter-clockwise quarter turns that make a frame upright, 0..3.
         codec: name of the decoder.
         pts, dts, sizes, keys: (P,) one entry per packet in file order (pts and dts only for TIMED).
         positions: (N,) packet of each frame in presentation order (only for TIMED).
-        missing: frames at the end that do not decode and are not in `facts`.
+        missing: frames at the end that do not decode and are not in `metadata`.
     """
 
-    facts: Facts
+    metadata: VideoMetadata
     grade: Grade
     rotation: int
     codec: str
@@ -407,7 +407,7 @@ class _Table:
         shown = np.flatnonzero(self.shown)
 
         return Index(
-            facts=Facts(frames=counted.count, height=height, width=width, fps=fps),
+            metadata=VideoMetadata(frames=counted.count, height=height, width=width, fps=fps),
             grade=grade,
             rotation=rotation,
             codec=self.codec,

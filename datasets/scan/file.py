@@ -1,6 +1,6 @@
 """Examine one file of a list: the work of a scan's reader processes.
 
-The facts and the decoding are those of the readers that training uses. A file that a scan calls readable can be used
+Metadata and decoding are those of the readers that training uses. A file that a scan calls readable can be used
 for training, and one that it calls bad would have been a bad sample. Nothing is written.
 """
 
@@ -14,22 +14,22 @@ import xxhash
 
 from datasets.readers import READERS
 from datasets.readers.ending import on_what_decodes
-from datasets.readers.facts_cache import Stamp, family_of, stamp_of
+from datasets.readers.metadata_cache import Stamp, family_of, stamp_of
 from datasets.readers.spec import Reader, ReaderSpec
 from utils import files
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from datasets.lists.records import Records
     from datasets.loading.messages import Look
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
 
 #: How much of a file is decoded; each level includes those before it.
 LEVELS = ("header", "ends", "all")
 _SMALL = (32, 32)  # frames are compared in this size, which every decoder and resize has to deliver completely
-_PLAIN = 2.0  # pictures with less contrast (standard deviation, 0..255) look alike without being the same
+_LOW_CONTRAST = 2.0  # pictures with less contrast (standard deviation, 0..255) look alike without being the same
 _BLOCK = 1 << 20  # bytes read at a time
 _AT_ONCE = 64  # frame files whose bytes are held at a time
 _SHARD = ".fsh"
@@ -60,49 +60,54 @@ class Examiner:
 
         if task.what == "digest":
             return {"digest": _digest(path, task.names)}
-        if known is not None and stamp_of(path, known.witness) == known:
+        if known is not None and stamp_of(path, known.probe_file) == known:
             return {"same": True}
         return self.look(task.sample, task.what)
 
     def look(self, i: int, level: str) -> files.Row:
-        """Return all facts about record i as plain values; `bad` is the reason why it cannot be read, or "".
+        """Return all metadata of record i as plain values; `bad` is the reason why it cannot be read, or "".
 
         Args:
             i: index of the record.
             level: one of `LEVELS`.
         """
         path, shown = self.records.full_path(i), self.records.path(i)
-        # The stamp is taken first: if it differs at the end, the facts may be of two files.
-        found: files.Row = {"bad": "", "notes": [], "stamp": stamp_of(path), "level": level}
-        if found["stamp"] is None:
-            return found | {"bad": _why_not_there(path), "again": True}
+        # The stamp is taken first: if it differs at the end, it may be of two files.
+        row: files.Row = {"bad": "", "notes": [], "stamp": stamp_of(path), "level": level}
+        if row["stamp"] is None:
+            return row | {"bad": _why_not_there(path), "again": True}
 
         family = family_of(path)
-        found["kind"] = _kind(path, family)
+        row["kind"] = _kind(path, family)
 
         try:
             reader = self._reader(family)
-            facts = reader.probe(i)
-            found |= {"frames": facts.frames, "height": facts.height, "width": facts.width, "fps": facts.fps}
+            metadata = reader.probe(i)
+            row |= {
+                "frames": metadata.frames,
+                "height": metadata.height,
+                "width": metadata.width,
+                "fps": metadata.fps,
+            }
             if family == "video":
                 index = reader.index(i)  # type: ignore[attr-defined]
-                found |= {"grade": index.grade.value, "turns": index.rotation, "decoder": index.codec}
-                found |= {"missing": index.missing, "shorter": index.missing}
-                found |= describe(path, shown, index.facts.frames)
-            elif found["kind"] == "folder":
+                row |= {"grade": index.grade.value, "turns": index.rotation, "decoder": index.codec}
+                row |= {"missing": index.missing, "shorter": index.missing}
+                row |= describe(path, shown, index.metadata.frames)
+            elif row["kind"] == "folder":
                 first = reader.first_file(i)  # type: ignore[attr-defined]
-                found |= _folder(path, os.path.basename(first), int(self.records.starts[i]) + facts.frames)
+                row |= _folder(path, os.path.basename(first), int(self.records.starts[i]) + metadata.frames)
             if level != "header":
-                found |= self._decode(i, family, whole=level == "all")
+                row |= self._decode(i, family, whole=level == "all")
         except MediaError as error:
-            # The facts found before the error stay in `found`: the facts cache takes them.
+            # The metadata found before the error stays in `row`: the metadata cache takes them.
             # The path of the error shows which frame of a folder it is about; a decoder's message may lack it.
             inside = "" if error.path in (shown, path) else f"{os.path.basename(error.path)}: "
-            found["bad"] = inside + error.reason
+            row["bad"] = inside + error.reason
 
-        if stamp_of(path, (found["stamp"] or Stamp(0, 0)).witness) != found["stamp"]:
+        if stamp_of(path, (row["stamp"] or Stamp(0, 0)).probe_file) != row["stamp"]:
             return {"bad": "the file changed while it was looked at", "again": True, "notes": []}
-        return found
+        return row
 
     def _reader(self, family: str) -> Reader:
         if family not in self._readers:
@@ -115,23 +120,23 @@ class Examiner:
         A video that ends early has "probed", the frames that `probe` promises, besides the "frames" that decode.
         """
         reader = self._reader(family)
-        found, missing = on_what_decodes(reader, i, lambda reader: self._look_at(reader, i, family, whole))
-        if found["frames"] < (probed := reader.probe(i).frames):
-            found |= {"probed": probed, "shorter": missing}
-        return found
+        row, missing = on_what_decodes(reader, i, lambda reader: self._look_at(reader, i, family, whole))
+        if row["frames"] < (probed := reader.probe(i).frames):
+            row |= {"probed": probed, "shorter": missing}
+        return row
 
     def _look_at(self, reader: Reader, i: int, family: str, whole: bool) -> files.Row:
-        facts: Facts = reader.probe(i)
-        ends = sorted({0, facts.frames // 2, facts.frames - 1})
+        metadata: VideoMetadata = reader.probe(i)
+        ends = sorted({0, metadata.frames // 2, metadata.frames - 1})
 
         pictures = np.empty((len(ends), *_SMALL, 3), np.uint8)
         if whole:
             # All frames go into the same row, so an hour of video takes no more memory than one frame. A video is read
             # in one go: where frames are found by counting, each piece would be decoded from the start. Frame folders
             # are read in pieces, since their reader holds the bytes of all requested files.
-            step = facts.frames if family == "video" else _AT_ONCE
-            for first in range(0, facts.frames, step):
-                piece = np.arange(first, min(first + step, facts.frames))
+            step = metadata.frames if family == "video" else _AT_ONCE
+            for first in range(0, metadata.frames, step):
+                piece = np.arange(first, min(first + step, metadata.frames))
                 # A stride of 0 for the axis of frames: (n, 32, 32, 3) in the memory of one picture.
                 rows = np.lib.stride_tricks.as_strided(pictures, (len(piece), *_SMALL, 3), (0, *pictures.strides[1:]))
                 reader.read(i, piece, None, _SMALL, rows)
@@ -139,10 +144,10 @@ class Examiner:
         reader.read(i, np.array(ends), None, _SMALL, pictures)
 
         # Black or plain pictures are no evidence that two videos are the same.
-        if float(pictures.std(axis=(1, 2)).max()) < _PLAIN:
-            return {"frames": facts.frames, "pictures": ""}
-        text = f"{facts.frames} {facts.width}x{facts.height} ".encode() + pictures.tobytes()
-        return {"frames": facts.frames, "pictures": xxhash.xxh3_128_hexdigest(text)}
+        if float(pictures.std(axis=(1, 2)).max()) < _LOW_CONTRAST:
+            return {"frames": metadata.frames, "pictures": ""}
+        text = f"{metadata.frames} {metadata.width}x{metadata.height} ".encode() + pictures.tobytes()
+        return {"frames": metadata.frames, "pictures": xxhash.xxh3_128_hexdigest(text)}
 
 
 def _why_not_there(path: str) -> str:
@@ -186,7 +191,7 @@ def describe(path: str, shown: str, frames: int) -> files.Row:
             if packet.pts is not None and not packet.is_discard:
                 stamps.append(packet.pts)
 
-        found: files.Row = {
+        row: files.Row = {
             "format": container.format.name,
             "codec": context.name,
             "pixels": context.pix_fmt or "",
@@ -197,11 +202,11 @@ def describe(path: str, shown: str, frames: int) -> files.Row:
         }
 
     notes = []
-    if found["declared"] and found["declared"] != frames:
-        notes.append(f"its header says {found['declared']} frames, there are {frames}")
+    if row["declared"] and row["declared"] != frames:
+        notes.append(f"its header says {row['declared']} frames, there are {frames}")
     if damaged:
         notes.append(f"{damaged} of its packets are marked as damaged")
-    return found | {"notes": notes}
+    return row | {"notes": notes}
 
 
 def is_variable(stamps: list[int]) -> bool | None:

@@ -1,4 +1,4 @@
-"""Remember the answers of a scan: one line of JSON for each, from which the facts for training are made."""
+"""Remember the answers of a scan: one line of JSON for each, from which the metadata for training is made."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets.plan.facts import Facts
-from datasets.readers import facts_cache
+from datasets.plan.metadata import VideoMetadata
+from datasets.readers import metadata_cache
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.file import LEVELS
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 JOURNAL = "files.jsonl"
-Found = files.Row
+Entry = files.Row
 
 
 class Journal:
@@ -36,7 +36,7 @@ class Journal:
     def __init__(self, folder: Path, spec: ReaderSpec) -> None:
         self.file = folder / JOURNAL
         self.spec = spec
-        self.known: dict[tuple[str, int], Found] = {}
+        self.known: dict[tuple[str, int], Entry] = {}
         self._lists: dict[str, list[str]] = {}
 
         try:
@@ -83,19 +83,19 @@ class Journal:
         return whole
 
     def _naming(self, family: str) -> list[object]:
-        # Whatever changes the facts of a file: with another value its entries do not hold.
+        # Whatever changes the metadata of a file: with another value its entries do not hold.
         if family == "frames":
             return [self.spec.template, self.spec.frame_base, self.spec.fps]
-        return [facts_cache.PROBE_VERSION, self.spec.missing_share]
+        return [metadata_cache.PROBE_VERSION, self.spec.missing_share]
 
-    def _write(self, entry: Found) -> None:
+    def _write(self, entry: Entry) -> None:
         self._out.write(json.dumps(entry).encode("ascii") + b"\n")
         self._out.flush()
 
-    def add(self, path: str, start: int, found: Found) -> None:
+    def add(self, path: str, start: int, answer: Entry) -> None:
         """Record the answer about a path."""
-        family = "video" if found.get("kind", "video") == "video" else "frames"
-        entry = {"path": path, "start": start, "family": family, "naming": self._naming(family), **found}
+        family = "video" if answer.get("kind", "video") == "video" else "frames"
+        entry = {"path": path, "start": start, "family": family, "naming": self._naming(family), **answer}
         self.known[path, start] = entry
         self._write(entry)
 
@@ -108,31 +108,31 @@ class Journal:
         whose = f"belongs to {owner[0]} with root {owner[1]}" if owner else "is there and was not written by a scan"
         raise UserError(f"--out: {clean} {whose}; scan {list_file} with another --out, or move that file away")
 
-    def own(self, clean: str, list_file: str, root: str) -> None:
+    def record_list(self, clean: str, list_file: str, root: str) -> None:
         """Record to which list the clean list of this name belongs."""
         owner = _owner(list_file, root)
         if self._lists.get(clean) != owner:
             self._lists[clean] = owner
             self._write({"clean": clean, "list": owner[0], "root": owner[1]})
 
-    def stamp(self, path: str, start: int, level: str) -> facts_cache.Stamp | None:
+    def stamp(self, path: str, start: int, level: str) -> metadata_cache.Stamp | None:
         """Return the stamp under which a path need not be examined again at this level; None if it must be."""
         entry = self.known.get((path, start))
         if entry is None or entry.get("again") or LEVELS.index(entry["level"]) < LEVELS.index(level):
             return None
-        return facts_cache.Stamp(*entry["stamp"]) if entry["stamp"] else None
+        return metadata_cache.Stamp(*entry["stamp"]) if entry["stamp"] else None
 
-    def facts(self) -> Iterator[tuple[int, facts_cache.Entry]]:
-        """Yield the rows of the facts cache: every file for which `probe` had an answer."""
+    def metadata(self) -> Iterator[tuple[int, metadata_cache.Entry]]:
+        """Yield the rows of the metadata cache: every file for which `probe` had an answer."""
         for (path, start), entry in self.known.items():
             if entry.get("stamp") and "frames" in entry:
                 # The cache holds what `probe` returns, also where fewer frames decode.
                 frames = entry.get("probed", entry["frames"])
-                facts = Facts(frames, *(entry[name] for name in ("height", "width", "fps")))
-                stamp, video = facts_cache.Stamp(*entry["stamp"]), entry.get("grade", "")
+                metadata = VideoMetadata(frames, *(entry[name] for name in ("height", "width", "fps")))
+                stamp, video = metadata_cache.Stamp(*entry["stamp"]), entry.get("grade", "")
                 details = (video, entry["turns"], entry["decoder"], entry["missing"]) if video else ()
-                key = facts_cache.key_of(self.spec, entry["family"], path, start)
-                yield key, facts_cache.Entry(stamp, facts, *details)
+                key = metadata_cache.key_of(self.spec, entry["family"], path, start)
+                yield key, metadata_cache.Entry(stamp, metadata, *details)
 
     def __enter__(self) -> Journal:
         return self
@@ -145,12 +145,12 @@ def _owner(list_file: str, root: str) -> list[str]:
     return [os.path.abspath(list_file), os.path.abspath(root)]
 
 
-def _is_whole(entry: Found) -> bool:
-    """Return True if an entry holds all values that results, facts and the comparison of files need."""
+def _is_whole(entry: Entry) -> bool:
+    """Return True if an entry holds all values that results, metadata and the comparison of files need."""
     stamp, bad, notes = entry.get("stamp"), entry.get("bad"), entry.get("notes")
     if entry.get("level") not in LEVELS or not isinstance(bad, str) or not isinstance(notes, list):
         return False
-    if stamp is not None and not (isinstance(stamp, list) and len(stamp) == len(facts_cache.Stamp._fields)):
+    if stamp is not None and not (isinstance(stamp, list) and len(stamp) == len(metadata_cache.Stamp._fields)):
         return False
 
     if "frames" in entry or not bad:

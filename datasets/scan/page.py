@@ -143,8 +143,8 @@ def _same(groups: Sequence[Row]) -> str:
         rows.append(f'<tr><td>{where}</td><td>same {group["how"]}</td><td class="path">{files}</td></tr>')
 
     across = sum(group["across"] for group in groups)
-    said = f"<p>{len(groups):,} groups of files hold the same video, {across:,} of them across lists.</p>"
-    return f"<h2>The same video more than once</h2>{said}" + _table(("where", "how", "files"), rows, len(groups))
+    sentence = f"<p>{len(groups):,} groups of files hold the same video, {across:,} of them across lists.</p>"
+    return f"<h2>The same video more than once</h2>{sentence}" + _table(("where", "how", "files"), rows, len(groups))
 
 
 def _classes(classes: Sequence[Row]) -> str:
@@ -178,8 +178,8 @@ def _histogram(what: str, spread: Row) -> str:
         for i, count in enumerate(bins)
     )
 
-    said = f"{what}: {spread['least']:g} to {spread['most']:g}, median {spread['median']:g}"
+    caption = f"{what}: {spread['least']:g} to {spread['most']:g}, median {spread['median']:g}"
     return (
-        f'<figure><svg width="240" height="72" role="img" aria-label="{_text(said)}">{bars}</svg>'
-        f"<figcaption>{_text(said)}</figcaption></figure>"
+        f'<figure><svg width="240" height="72" role="img" aria-label="{_text(caption)}">{bars}</svg>'
+        f"<figcaption>{_text(caption)}</figcaption></figure>"
     )

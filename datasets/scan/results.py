@@ -13,9 +13,9 @@ import numpy as np
 from datasets.lists.class_names import read_class_names
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
-from datasets.scan.journal import Found
+from datasets.scan.journal import Entry
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 SUMMARY, PAGE = "scan.json", "index.html"
 _NAMED = 10  # bad files named in the terminal
@@ -30,8 +30,8 @@ def clean_name(list_file: str | os.PathLike[str]) -> str:
 def write(
     out: Path,
     lists: Sequence[Records],
-    found: Sequence[list[Found]],
-    groups: Sequence[Found],
+    entries: Sequence[list[Entry]],
+    groups: Sequence[Entry],
     *,
     level: str,
     classes: Path | None,
@@ -42,7 +42,7 @@ def write(
     Args:
         out: folder of the scan.
         lists: the lists that were scanned.
-        found: for each list, the result of each record.
+        entries: for each list, the result of each record.
         groups: the result of `same_content`.
         level: how much was decoded.
         classes: file of class names; None looks for classInd.txt beside each list.
@@ -54,20 +54,20 @@ def write(
     from datasets.scan import page as scan_page
 
     summary: files.Row = {"format": "zoetrope.scan/1", "decode": level, "seconds": round(seconds, 1)}
-    summary["lists"] = [_of_list(records, own, classes, level) for records, own in zip(lists, found, strict=True)]
+    summary["lists"] = [_of_list(records, rows, classes, level) for records, rows in zip(lists, entries, strict=True)]
     summary["same"] = [_of_group(group, lists) for group in groups]
 
-    for records, own in zip(lists, found, strict=True):
-        files.write(out / clean_name(records.list_file), _clean(records, own))
+    for records, rows in zip(lists, entries, strict=True):
+        files.write(out / clean_name(records.list_file), _clean(records, rows))
     files.write(out / SUMMARY, json.dumps(summary, indent=1).encode("ascii"))
     files.write(out / PAGE, scan_page.render(summary).encode("utf-8"))
 
     return summary
 
 
-def _clean(records: Records, found: list[Found]) -> bytes:
+def _clean(records: Records, entries: list[Entry]) -> bytes:
     """Return the list without bad files, in its order, with the real number of frames."""
-    good = [i for i, entry in enumerate(found) if not entry["bad"]]
+    good = [i for i, entry in enumerate(entries) if not entry["bad"]]
     paths = [os.fsencode(records.path(i)) for i in good]
     # A blank or a comma in a path is only unambiguous between tabs.
     separator = b"\t" if any(mark in path for path in paths for mark in (b" ", b",", b"\t")) else b" "
@@ -75,19 +75,19 @@ def _clean(records: Records, found: list[Found]) -> bytes:
 
     lines = []
     for i, path in zip(good, paths, strict=True):
-        start, told, frames = int(records.starts[i]), int(records.frames[i]), int(found[i]["frames"])
-        if offsets and 0 < told < frames:
-            frames = told  # a part of a folder ends where its list ends it
+        start, listed_frames, frames = int(records.starts[i]), int(records.frames[i]), int(entries[i]["frames"])
+        if offsets and 0 < listed_frames < frames:
+            frames = listed_frames  # a part of a folder ends where its list ends it
         numbers = [*([start] if offsets else []), frames, *records.labels_of(i).tolist()]
         lines.append(separator.join([path, *(b"%d" % number for number in numbers)]) + b"\n")
 
     return b"".join(lines)
 
 
-def _of_list(records: Records, found: list[Found], classes: Path | None, level: str) -> files.Row:
+def _of_list(records: Records, entries: list[Entry], classes: Path | None, level: str) -> files.Row:
     """Return the entry of one list in scan.json."""
     # Bad files have no frames or rates, so they count only as bad.
-    good = [entry for entry in found if not entry["bad"]]
+    good = [entry for entry in entries if not entry["bad"]]
     frames = np.array([entry["frames"] for entry in good], np.int64)
     rates = np.array([entry["fps"] for entry in good])
     videos = [entry for entry in good if entry["kind"] == "video"]
@@ -96,14 +96,14 @@ def _of_list(records: Records, found: list[Found], classes: Path | None, level: 
         "list": str(records.list_file),
         "root": records.root,
         "sha256": records.list_hash,
-        "videos": len(found),
+        "videos": len(entries),
         "good": len(good),
         "repeated": records.duplicates,
         "decode": level,
         "clean": clean_name(records.list_file),
         "several_labels": records.several,
-        "reasons": _counted(_kind_of_reason(entry["bad"]) for entry in found if entry["bad"]),
-        **_remarks(records, found),
+        "reasons": _counted(_kind_of_reason(entry["bad"]) for entry in entries if entry["bad"]),
+        **_remarks(records, entries),
         "kinds": _counted(entry["kind"] for entry in good),
         "codecs": _counted(entry.get("codec", "") for entry in videos),
         "formats": _counted(entry.get("format", "") for entry in videos),
@@ -114,29 +114,29 @@ def _of_list(records: Records, found: list[Found], classes: Path | None, level: 
         "frames": _spread(frames),
         "fps": _spread(rates),
         "seconds": _spread(frames / rates),
-        "classes": _classes(records, found, classes),
+        "classes": _classes(records, entries, classes),
     }
 
 
-def _remarks(records: Records, found: list[Found]) -> dict[str, list[files.Row]]:
+def _remarks(records: Records, entries: list[Entry]) -> dict[str, list[files.Row]]:
     """Return the remarks on single files: bad, shorter, with a wrong frame count, notes."""
     bad, notes, shorter, wrong_counts = [], [], [], []
     parts = bool(np.any(records.starts > 0))  # in a list with offsets, a record may end before its video does
 
-    for i, entry in enumerate(found):
+    for i, entry in enumerate(entries):
         notes += [_named(records, i, note) for note in entry["notes"]]
         if entry["bad"]:
             bad.append(_named(records, i, entry["bad"]))
             continue
 
-        frames, missing, told = entry["frames"], entry.get("shorter"), int(records.frames[i])
+        frames, missing, listed_frames = entry["frames"], entry.get("shorter"), int(records.frames[i])
         if missing:
             text = f"its last {missing} of {frames + missing} frames do not decode"
             shorter.append(_named(records, i, text))
 
         # The list may not promise more frames than there are. Fewer are wrong, too, unless they end a part.
-        if told > frames or (0 <= told < frames and not parts):
-            wrong_counts.append(_named(records, i, f"the list says {told} frames, there are {frames}"))
+        if listed_frames > frames or (0 <= listed_frames < frames and not parts):
+            wrong_counts.append(_named(records, i, f"the list says {listed_frames} frames, there are {frames}"))
 
     return {"bad": bad, "notes": notes, "shorter": shorter, "wrong_counts": wrong_counts}
 
@@ -171,13 +171,13 @@ def _spread(values: np.ndarray) -> files.Row:
     return {name: round(value, 3) for name, value in rounded.items()} | {"bins": bins}
 
 
-def _classes(records: Records, found: list[Found], classes: Path | None) -> list[files.Row]:
+def _classes(records: Records, entries: list[Entry], classes: Path | None) -> list[files.Row]:
     """Return videos and bad videos of each label, from 0 to the highest of the list or of the class names."""
     names = class_names(records, classes)
     count = len(names)
     videos, bad = np.zeros(count, int), np.zeros(count, int)
 
-    for i, entry in enumerate(found):
+    for i, entry in enumerate(entries):
         videos[records.labels_of(i)] += 1
         bad[records.labels_of(i)] += bool(entry["bad"])
 
@@ -228,7 +228,7 @@ def _names_in(file: Path, count: int) -> list[str]:
         return read_class_names(file, sum(bool(line.strip()) for line in data.splitlines()))
 
 
-def _of_group(group: Found, lists: Sequence[Records]) -> files.Row:
+def _of_group(group: Entry, lists: Sequence[Records]) -> files.Row:
     members = [
         {
             "list": str(lists[number].list_file),

@@ -7,13 +7,13 @@ import os
 from datasets.lists.records import Records
 from datasets.loading.messages import Look
 from datasets.readers.spec import ReaderSpec
-from datasets.scan.journal import Found
+from datasets.scan.journal import Entry
 from datasets.scan.work import ask
 
 
 def same_content(
-    lists: list[Records], found: list[list[Found]], spec: ReaderSpec, *, workers: int, deadline: float
-) -> list[Found]:
+    lists: list[Records], entries: list[list[Entry]], spec: ReaderSpec, *, workers: int, deadline: float
+) -> list[Entry]:
     """Return groups of files that hold the same video, within a list or across lists.
 
     A group has the same file, the same bytes or, if frames were decoded, the same pictures: equal number of
@@ -31,19 +31,19 @@ def same_content(
     for number, records in enumerate(lists):
         for i in range(len(records)):
             path = os.path.realpath(records.full_path(i))
-            if not found[number][i]["bad"]:
+            if not entries[number][i]["bad"]:
                 by_path.setdefault(path, (number, i))
             others.setdefault(path, {}).setdefault(number, (number, i))
 
     # The same file in several lists, bad or not.
-    groups = [{"how": "file", "members": list(own.values())} for own in others.values() if len(own) > 1]
-    groups += _digests(lists, found, list(by_path.values()), spec, workers, deadline)
+    groups = [{"how": "file", "members": list(places.values())} for places in others.values() if len(places) > 1]
+    groups += _digests(lists, entries, list(by_path.values()), spec, workers, deadline)
 
     # The same pictures in files of other bytes.
     pictures: dict[str, list[tuple[int, int]]] = {}
     for number, i in by_path.values():
-        if found[number][i].get("pictures"):
-            pictures.setdefault(found[number][i]["pictures"], []).append((number, i))
+        if entries[number][i].get("pictures"):
+            pictures.setdefault(entries[number][i]["pictures"], []).append((number, i))
 
     # A group that bytes have already shown is not listed twice.
     known = {frozenset(group["members"]) for group in groups}
@@ -56,34 +56,34 @@ def same_content(
 
 def _digests(
     lists: list[Records],
-    found: list[list[Found]],
+    entries: list[list[Entry]],
     members: list[tuple[int, int]],
     spec: ReaderSpec,
     workers: int,
     deadline: float,
-) -> list[Found]:
+) -> list[Entry]:
     """Return groups with equal bytes among the members that their size does not distinguish."""
     # Folders have no size of their own: compare the number of frames and the size of the first file.
     sizes: dict[object, list[tuple[int, int]]] = {}
     for number, i in members:
-        entry = found[number][i]
+        entry = entries[number][i]
         folder = (entry["frames"], entry["stamp"][3]) if entry["kind"] == "folder" else None
         sizes.setdefault(folder or entry["stamp"][0], []).append((number, i))
 
     digests: dict[str, list[tuple[int, int]]] = {}
     for number, records in enumerate(lists):
         # A file with a size of its own needs no reading.
-        wanted = [i for group in sizes.values() if len(group) > 1 for owner, i in group if owner == number]
-        tasks = [Look(i, "digest", names=_three(found[number][i])) for i in wanted]
+        chosen = [i for group in sizes.values() if len(group) > 1 for owner, i in group if owner == number]
+        tasks = [Look(i, "digest", names=_three(entries[number][i])) for i in chosen]
         for i, answer in ask(records, spec, tasks, workers, deadline):
             if answer.get("digest"):
-                entry = found[number][i]
+                entry = entries[number][i]
                 digests.setdefault(f"{entry['kind']} {entry['frames']} {answer['digest']}", []).append((number, i))
 
     return [{"how": "bytes", "members": sorted(group)} for group in digests.values() if len(group) > 1]
 
 
-def _three(entry: Found) -> tuple[str, ...]:
+def _three(entry: Entry) -> tuple[str, ...]:
     """Return the first, middle and last frame file of a folder; nothing for a file."""
     if entry["kind"] != "folder":
         return ()

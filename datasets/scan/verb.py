@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datasets.lists.records import Records
-from datasets.readers import facts_cache
+from datasets.readers import metadata_cache
 from datasets.readers.frame_shard import TEMPLATE
 from datasets.readers.spec import ReaderSpec
 from datasets.scan import results as scan_results
@@ -26,10 +26,8 @@ from datasets.scan.results import clean_name
 from datasets.scan.same import same_content
 from datasets.scan.work import examine
 from utils.config.schema import Data
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
-
-FACTS = "facts.bin"  # the cache of facts that `data.facts` names
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     )
     # Without a journal no scan has written here: files with our names belong to the user.
     if not (args.out / JOURNAL).exists():
-        for name in (FACTS, scan_results.SUMMARY, scan_results.PAGE, *map(clean_name, args.lists)):
+        for name in (metadata_cache.FILE, scan_results.SUMMARY, scan_results.PAGE, *map(clean_name, args.lists)):
             if (args.out / name).exists():
                 raise UserError(
                     f"--out: {args.out / name} is there and was not written by a scan; choose another --out"
@@ -62,28 +60,29 @@ def main(argv: Sequence[str]) -> int:
             journal.check_owner(args.out / clean_name(records.list_file), str(records.list_file), records.root)
 
         try:
-            found = [
+            examined = [
                 examine(records, spec, journal, level=args.decode, workers=args.workers, deadline=args.deadline)
                 for records in lists
             ]
-            groups = same_content(lists, found, spec, workers=args.workers, deadline=args.deadline)
+            groups = same_content(lists, examined, spec, workers=args.workers, deadline=args.deadline)
         except KeyboardInterrupt:
             print("\nstopped; run the same command again to resume", file=sys.stderr)
             return 130
 
         # Record the owners before the lists are written.
         for records in lists:
-            journal.own(clean_name(records.list_file), str(records.list_file), records.root)
+            journal.record_list(clean_name(records.list_file), str(records.list_file), records.root)
 
-        # Write the facts for training, then the lists, the summary and the page, as long as the folder is locked.
-        entries = facts_cache.write(args.out / FACTS, journal.facts())
+        # Write the metadata for training, then the lists, the summary and the page, as long as the folder is locked.
+        cache = metadata_cache.path_in(args.out)
+        entries = metadata_cache.write(cache, journal.metadata())
         seconds = time.monotonic() - started
         summary = scan_results.write(
-            args.out, lists, found, groups, level=args.decode, classes=args.classes, seconds=seconds
+            args.out, lists, examined, groups, level=args.decode, classes=args.classes, seconds=seconds
         )
 
     print("\n".join(scan_results.in_words(summary, args.out)))
-    print(f"facts of {entries} files for training: set data.facts to {args.out / FACTS}")
+    print(f"metadata of {entries} files for training: set data.metadata to {cache}")
 
     return 1 if any(part["bad"] for part in summary["lists"]) else 0
 

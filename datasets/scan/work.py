@@ -16,12 +16,12 @@ from datasets.loading.messages import Look
 from datasets.loading.pool import each
 from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
-from datasets.scan.journal import Found, Journal
+from datasets.scan.journal import Entry, Journal
 
 
 def examine(
     records: Records, spec: ReaderSpec, journal: Journal, *, level: str, workers: int, deadline: float
-) -> list[Found]:
+) -> list[Entry]:
     """Examine every file of a list that the journal does not know.
 
     Returns:
@@ -32,10 +32,10 @@ def examine(
     for i in range(len(records)):
         owners.setdefault((os.path.abspath(records.full_path(i)), int(records.starts[i])), []).append(i)
 
-    found: list[Found] = [{}] * len(records)
-    tasks = [Look(own[0], level, journal.stamp(*key, level)) for key, own in owners.items()]
+    answers: list[Entry] = [{}] * len(records)
+    tasks = [Look(indices[0], level, journal.stamp(*key, level)) for key, indices in owners.items()]
     progress = Progress(Path(records.list_file).name, len(tasks))
-    keys = {own[0]: key for key, own in owners.items()}
+    keys = {indices[0]: key for key, indices in owners.items()}
 
     for sample, answer in ask(records, spec, tasks, workers, deadline):
         if "same" in answer:
@@ -44,27 +44,27 @@ def examine(
             # Written at once, so that a scan that is killed loses only the files under way.
             journal.add(*keys[sample], {"level": level, "stamp": None, **answer})
         for i in owners[keys[sample]]:
-            found[i] = answer
+            answers[i] = answer
         progress.advance(bool(answer["bad"]))
 
-    return found
+    return answers
 
 
 def ask(
     records: Records, spec: ReaderSpec, tasks: list[Look], workers: int, deadline: float
-) -> Iterator[tuple[int, Found]]:
+) -> Iterator[tuple[int, Entry]]:
     """Yield (sample, answer) of each task as it is done. A process that fails counts as an answer, too."""
-    told = records.frames
+    listed_frames = records.frames
     records.frames = np.full(len(records), -1, np.int32)  # makes the readers count the frames themselves
     done = each(Setup(spec), records, tasks, workers, deadline)
     try:
         first = next(done, None)  # starts the processes, which get the records as they are now
     finally:
-        records.frames = told
+        records.frames = listed_frames
 
     for task, answer in done if first is None else itertools.chain([first], done):
         # A file that hung or crashed is examined again next time.
-        yield task.sample, answer.found if answer.ok else {"bad": answer.why, "notes": [], "again": True}
+        yield task.sample, answer.result if answer.ok else {"bad": answer.why, "notes": [], "again": True}
 
 
 class Progress:

@@ -60,8 +60,8 @@ def validation_curve(exp: Path) -> list[tuple[int, float]]:
         record = json.loads(line)
         if "resume" in record:  # later points came from a process whose steps were repeated
             points = {step: value for step, value in points.items() if step <= record["resume"]}
-        if "acc1_val" in record:
-            points[record["step"]] = float(record["acc1_val"])
+        if "top1_val" in record:
+            points[record["step"]] = float(record["top1_val"])
     return sorted(points.items())
 
 

@@ -39,11 +39,11 @@ def main(index: Path, *, maps: bool = False) -> None:
     address = index.resolve().as_uri()
     with chromium.browser() as browser:
         for name, section, dark, width, height in MAPS if maps else PICTURES:
-            with chromium.visit(browser, f"{address}#{section}", width=width, height=height, dark=dark) as found:
-                prepare(found.page, name)
+            with chromium.visit(browser, f"{address}#{section}", width=width, height=height, dark=dark) as visit:
+                prepare(visit.page, name)
                 # Leave the page time to load its images
-                found.page.wait_for_timeout(500)
-                picture = Image.open(io.BytesIO(found.page.screenshot())).convert("RGB")
+                visit.page.wait_for_timeout(500)
+                picture = Image.open(io.BytesIO(visit.page.screenshot())).convert("RGB")
                 picture.save(HERE / f"{name}.png", optimize=True)
                 print(f"{name}.png, {(HERE / f'{name}.png').stat().st_size // 1000} kB")
 

@@ -28,19 +28,19 @@ def main() -> int:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    trained = {data: [one for one in own if one.curve] for data, own in results.kept().items()}
-    trained = {data: own for data, own in trained.items() if own}
+    trained = {data: [one for one in answers if one.curve] for data, answers in results.kept().items()}
+    trained = {data: answers for data, answers in trained.items() if answers}
     figure, axes = pyplot.subplots(
         len(trained), 2, figsize=(10, 4.2 * len(trained)), squeeze=False, layout="constrained"
     )
-    for (data, own), (left, right) in zip(trained.items(), axes, strict=True):
-        for one in own:
+    for (data, answers), (left, right) in zip(trained.items(), axes, strict=True):
+        for one in answers:
             steps, low, mean, high = curve(one)
             left.plot(steps, mean, label=f"{one.name.replace('_', ' ', 1)}, {one.right.mean():.2f}")
             left.fill_between(steps, low, high, alpha=0.2)
         left.set(title=f"{DATA_SETS[data][0]}: training loss", xlabel="share of the training", ylim=(0, None))
         left.legend()
-        matrix(right, own[0])
+        matrix(right, answers[0])
     figure.savefig(OUT, dpi=80)
     print(f"wrote {OUT}")
     return 0
@@ -58,8 +58,8 @@ def matrix(axes, one: Answers) -> None:  # noqa: ANN001
     """The confusion matrix of a method."""
     names = results.class_names(one)
     counts = np.zeros((len(names), len(names)), int)
-    for _, label, _, said in one.videos:
-        counts[label, said] += 1
+    for _, label, _, guess in one.videos:
+        counts[label, guess] += 1
     axes.imshow(counts / counts.sum(axis=1, keepdims=True), cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(counts):
         if count:

@@ -24,7 +24,7 @@ from methods.interop._implied import implied
 from methods.interop._names import Converted
 from networks.resnet3d import inflate
 from utils import checkpoint, weights_file
-from utils.faults import UserError, did_you_mean, listed
+from utils.errors import UserError, did_you_mean, listed
 
 _PROJECTS = {
     "mmaction": "MMAction2",
@@ -213,36 +213,36 @@ def load_tensors(
     needed_options = {**module.NEEDS, **result.needs, **(needs or {})}
     shown = implied(result.state, state, name, needed_options)
     problems = _wrong_options(model, {key: text for key, text in needed_options.items() if key not in accept})
-    own = model.state_dict()
+    ours = model.state_dict()
     if classifier is None:
         # tensors that are no matrix are reported as misfits below
         classes = result.state.get("classifier.weight")
-        classifier = classes is not None and (classes.dim() == 0 or len(classes) == len(own["classifier.weight"]))
+        classifier = classes is not None and (classes.dim() == 0 or len(classes) == len(ours["classifier.weight"]))
     result.state = _fitted(model, result, slow_first=module.SLOW_FIRST, classifier=bool(classifier))
 
-    good = {key: value for key, value in result.state.items() if key in own and own[key].shape == value.shape}
+    good = {key: value for key, value in result.state.items() if key in ours and ours[key].shape == value.shape}
     shapes = [
-        f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}"
+        f"{key} {tuple(value.shape)} for {tuple(ours[key].shape)}"
         for key, value in result.state.items()
-        if key in own and key not in good
+        if key in ours and key not in good
     ]
     # parts of a head that this file does not have may stay new
     absent = [part for part in getattr(module, "HEADS", ()) if not any(key.startswith(part) for key in result.state)]
     optional = () if classifier else (*_CLASSIFIERS, *absent)
     if encoder_only:
-        optional = tuple(key for key in own if not key.startswith(_ENCODER))
+        optional = tuple(key for key in ours if not key.startswith(_ENCODER))
     # counts of batches change nothing, and old files lack them
-    needed = [key for key in own if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
+    needed = [key for key in ours if not key.endswith("num_batches_tracked") and not key.startswith(optional)]
 
     report = Report(
         family=name,
         loaded=list(good),
         reshaped={key: how for key, how in result.changed.items() if key in good},
         missing=[key for key in needed if key not in good],
-        unexpected=[*result.unknown, *(key for key in result.state if key not in own), *shapes],
+        unexpected=[*result.unknown, *(key for key in result.state if key not in ours), *shapes],
         skipped=result.skipped,
         carried=list(result.carried),
-        fresh=[key for key in own if key not in good and key.startswith(optional)] if optional else [],
+        fresh=[key for key in ours if key not in good and key.startswith(optional)] if optional else [],
         implied=shown,
     )
 
@@ -291,7 +291,7 @@ def _other_network(shown: Mapping[str, Any], model: nn.Module) -> list[str]:
     theirs = {key: shown[key] for key in mine if shown.get(key, mine[key]) != mine[key]}
     if not theirs:
         return []
-    names = [" ".join(str(value) for value in found.values()) for found in (theirs, {key: mine[key] for key in theirs})]
+    names = [" ".join(str(value) for value in side.values()) for side in (theirs, {key: mine[key] for key in theirs})]
     return [f"the file holds weights of {names[0]}, the model is {names[1]}"]
 
 
@@ -370,8 +370,8 @@ def load_checkpoint(path: str | Path, build: Callable[[], nn.Module]) -> dict[st
     model = build()
     report = load_tensors(model, opened.tensors, path, family=opened.family, needs=opened.needs)
     labels = opened.folder.labels if opened.folder else None
-    found = {"model": model.state_dict(), "report": str(report), "initial": provenance.of(path, report.family, opened)}
-    return found | ({"classes": labels} if labels else {})
+    values = {"model": model.state_dict(), "report": str(report), "initial": provenance.of(path, report.family, opened)}
+    return values | ({"classes": labels} if labels else {})
 
 
 def family_of(state: Mapping[str, Tensor]) -> str | None:
@@ -414,15 +414,15 @@ def _wrong_options(model: nn.Module, needs: Mapping[str, str]) -> list[str]:
     left = getattr(model, "options_left_open", ())
 
     wrong = [
-        f"the weights need {option}: {value}, the model has {found}"
+        f"the weights need {option}: {value}, the model has {actual}"
         for option, value in needs.items()
-        for found in sorted(have.get(option, set()))
-        if value != vjepa2.AMBIGUOUS and not _equal(found, value)
+        for actual in sorted(have.get(option, set()))
+        if value != vjepa2.AMBIGUOUS and not _equal(actual, value)
     ]
 
     if wrong:
         # one line that can be copied into the config
-        keys = [key for key in needs if key in have and not all(_equal(found, needs[key]) for found in have[key])]
+        keys = [key for key in needs if key in have and not all(_equal(actual, needs[key]) for actual in have[key])]
         settings = ", ".join(f"{key}: {needs[key]}" for key in keys if needs[key] != vjepa2.AMBIGUOUS)
         wrong.append(f"set model.kwargs: {{{settings}}}")
     # an option that nothing shows is refused only if the user left it open
@@ -450,10 +450,10 @@ def check_kept_options(model: nn.Module, content: Mapping[str, Any], path: Path,
     method = importlib.import_module(f"methods.{kept['type']}")
     options = kept.get("kwargs")
     # defaults of the method, replaced by the options in the checkpoint
-    said = {key: value.default for key, value in inspect.signature(method.build).parameters.items()}
-    said |= dict(options) if isinstance(options, Mapping) else {}
+    settings = {key: value.default for key, value in inspect.signature(method.build).parameters.items()}
+    settings |= dict(options) if isinstance(options, Mapping) else {}
     keys = ("eps", "heads", *(() if encoder_only else _OF_HEADS))
-    needs = {key: str(said[key]) for key in keys if said.get(key)}
+    needs = {key: str(settings[key]) for key in keys if settings.get(key)}
     if wrong := _wrong_options(model, needs):
         raise UserError(f"{path} does not fit the model: {'; '.join(wrong)}")
 
@@ -468,7 +468,7 @@ def _equal(one: str, other: str) -> bool:
 
 def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, classifier: bool) -> dict[str, Tensor]:
     """Return the state with the changes that this model needs; notes go to `result.changed` and `result.skipped`."""
-    own = model.state_dict()
+    ours = model.state_dict()
     state = dict(result.state)
     without = getattr(model, "weights_without", ())
 
@@ -483,7 +483,7 @@ def _fitted(model: nn.Module, result: Converted, *, slow_first: bool | None, cla
             state[mean] = state[mean] - state.pop(name)
             result.changed[mean] = "bias of the convolution before it subtracted"
 
-    inflated = inflate(state, {name: tensor.shape for name, tensor in own.items()})
+    inflated = inflate(state, {name: tensor.shape for name, tensor in ours.items()})
     result.changed.update({name: "inflated" for name in state if inflated[name] is not state[name]})
 
     # the two pathways of SlowFast meet in the classifier, and projects concatenate them in different orders

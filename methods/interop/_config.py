@@ -9,7 +9,7 @@ from pathlib import Path
 
 from methods.interop._names import Options
 from utils import weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 
 _LARGEST = 8 << 20  # bytes; 22,000 classes need 2
 _MOST = 65_536  # largest count of anything in a network
@@ -47,9 +47,9 @@ class HfConfig:
         self.path = path
         self.values = values
 
-    def _wrong(self, name: str, wanted: str) -> UserError:
+    def _wrong(self, name: str, needed: str) -> UserError:
         shown = repr(self.values.get(name))
-        return UserError(f"{self.path}: {name} is {shown[:60]}, and must be {wanted}; take another copy of the folder")
+        return UserError(f"{self.path}: {name} is {shown[:60]}, and must be {needed}; take another copy of the folder")
 
     def count(self, name: str, default: int, *, least: int = 1, most: int = _MOST) -> int:
         """Return a whole number from `least` to `most`."""
@@ -88,11 +88,11 @@ class HfConfig:
                 f"{self.path}: {name} is {self.values[name]!r:.60}, and only networks with {value!r} are built here"
             )
 
-    def agree(self, found: Mapping[str, object], **said: object) -> None:
+    def agree(self, shown: Mapping[str, object], **configured: object) -> None:
         """Refuse a config that the tensors of its folder contradict."""
-        wrong = [key for key, value in said.items() if found.get(key) != value]
+        wrong = [key for key, value in configured.items() if shown.get(key) != value]
         if wrong:
-            texts = [", ".join(f"{key} {values.get(key)}" for key in wrong) for values in (said, found)]
+            texts = [", ".join(f"{key} {values.get(key)}" for key in wrong) for values in (configured, shown)]
             raise UserError(
                 f"{self.path} says {texts[0]}, and the tensors of its folder show {texts[1]}; take another copy of the "
                 "folder"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from methods import fetch
 from utils import files, weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 
 #: Keys under which projects keep their tensors, in the order in which they are tried.
 _WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "module", "blobs")
@@ -60,8 +60,8 @@ def tensors_of(content: Any, path: Path) -> dict[str, Tensor]:
             break
         content = wrapped[0]
 
-    found = {} if not isinstance(content, Mapping) else {name: _tensor(value) for name, value in content.items()}
-    state = {str(name): value for name, value in found.items() if value is not None}
+    named = {} if not isinstance(content, Mapping) else {name: _tensor(value) for name, value in content.items()}
+    state = {str(name): value for name, value in named.items() if value is not None}
     if not state:
         raise UserError(
             f"{path} holds no state dict: no named tensors, neither by themselves nor under a key "
@@ -120,11 +120,11 @@ def _check_published(path: Path) -> None:
     if path.name not in fetch.FILES.values() or not path.is_file():
         return
 
-    wanted = path.stem.rpartition("-")[2]
-    if not digest_of(path).startswith(wanted):
+    expected = path.stem.rpartition("-")[2]
+    if not digest_of(path).startswith(expected):
         raise UserError(
-            f"{path}: its sha256 does not begin with {wanted}, as the published file's does; it is damaged or another "
-            "file. Remove it and fetch it again, or rename it if it is your own"
+            f"{path}: its sha256 does not begin with {expected}, as the published file's does; it is damaged or "
+            "another file. Remove it and fetch it again, or rename it if it is your own"
         )
 
 

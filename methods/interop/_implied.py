@@ -38,38 +38,38 @@ def implied(
         return _vit.implied(state, family, needs)
 
     # What every method has.
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     method = _method(state, list(theirs), family)
     if method:
-        found["type"] = method
+        options["type"] = method
     backbone = _backbone(state, "backbone.slow." if method == "slowfast" else "backbone.")
     if backbone:
-        found["backbone"] = backbone
+        options["backbone"] = backbone
     if "classifier.weight" in state and state["classifier.weight"].dim() == 2:
-        found["num_class"] = len(state["classifier.weight"])
+        options["num_class"] = len(state["classifier.weight"])
 
     # What one method has.
     if method == "slowfast":
-        found |= _slowfast(state, backbone)
+        options |= _slowfast(state, backbone)
     if method == "tpn":
         stem = state.get("backbone.conv1.weight")
-        found["base"] = "slowonly" if stem is not None and stem.dim() == 5 else "tsm"
+        options["base"] = "slowonly" if stem is not None and stem.dim() == 5 else "tsm"
         if not any(name.startswith("aux_head.") for name in state):
-            found["aux_weight"] = 0
+            options["aux_weight"] = 0
     if any("_non_local." in name for name in state) and not any("_non_local.theta." in name for name in state):
-        found["non_local"] = "gaussian"
+        options["non_local"] = "gaussian"
 
     # Rules of the family count only for the methods that have the option.
-    shifts = method in ("tsm", "pptsm") or found.get("base") == "tsm"
+    shifts = method in ("tsm", "pptsm") or options.get("base") == "tsm"
     relevant = {
         "shift_direction": shifts,
-        "shift_shortcut": found.get("base") == "tsm",
+        "shift_shortcut": options.get("base") == "tsm",
         "slow_index": method == "slowfast",
         "flow": method == "tpn",
     }
 
     values = {"true": True, "false": False}
-    return found | {name: values.get(text, text) for name, text in needs.items() if relevant.get(name)}
+    return options | {name: values.get(text, text) for name, text in needs.items() if relevant.get(name)}
 
 
 def _method(state: Mapping[str, Tensor], theirs: list[str], family: str) -> str:
@@ -105,25 +105,25 @@ def _backbone(state: Mapping[str, Tensor], prefix: str) -> str:
 
 def _slowfast(state: Mapping[str, Tensor], backbone: str) -> dict[str, Any]:
     """Return the options of the lateral connections, and a Fast pathway of another depth."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     fast = _backbone(state, "backbone.fast.")
     if fast and fast != backbone:
-        found["fast_backbone"] = fast
+        options["fast_backbone"] = fast
 
     slow_stem, fast_stem = (state.get(f"backbone.{path}.conv1.weight") for path in ("slow", "fast"))
     if slow_stem is not None and fast_stem is not None and slow_stem.dim() == fast_stem.dim() == 5:
         # channels of the Slow pathway over those of the Fast one
-        found["beta_inv"] = len(slow_stem) // max(1, len(fast_stem))
+        options["beta_inv"] = len(slow_stem) // max(1, len(fast_stem))
 
     lateral = state.get("backbone.laterals.0.conv.weight")
     if lateral is not None and lateral.dim() == 5:
-        found["fusion_kernel"] = lateral.shape[2]
-    found["lateral_norm"] = "backbone.laterals.0.bn.weight" in state
+        options["fusion_kernel"] = lateral.shape[2]
+    options["lateral_norm"] = "backbone.laterals.0.bn.weight" in state
 
     # a kernel over time in res4 of the Slow pathway
     res4 = re.compile(r"backbone\.slow\.layer3\.\d+\.conv1\.weight")
     kernels = [tensor.shape[2] for name, tensor in state.items() if res4.fullmatch(name) and tensor.dim() == 5]
     temporal = sum(kernel > 1 for kernel in kernels)
     if temporal < len(kernels):
-        found["res4_temporal_blocks"] = temporal
-    return found
+        options["res4_temporal_blocks"] = temporal
+    return options

@@ -62,12 +62,12 @@ def convert(state: Mapping[str, Tensor], rules: Rules) -> Converted:
 def rename(names: Iterable[str], rules: Rules) -> dict[str, str]:
     """Return {their name: the name by the first matching rule, or the same name}."""
     table = [(re.compile(pattern), replacement) for pattern, replacement in rules]
-    found = {}
+    renamed = {}
 
     for name in names:
         hits = (pattern.fullmatch(name).expand(new) for pattern, new in table if new and pattern.fullmatch(name))  # pyright: ignore[reportOptionalMemberAccess]
-        found[name] = next(hits, name)
-    return found
+        renamed[name] = next(hits, name)
+    return renamed
 
 
 def has(names: Iterable[str], pattern: str) -> bool:

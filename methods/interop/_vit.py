@@ -26,7 +26,7 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Facts:
+class Architecture:
     """Describe one of our networks, for a config.json.
 
     Attributes:
@@ -73,23 +73,23 @@ def numbers(names: Iterable[str], pattern: str) -> range:
     """Return 0, 1, ... up to the highest number that `pattern` finds in the names without a gap before it."""
     matches = (re.match(pattern, name) for name in names)
     # fewer than 6 digits, because int() refuses thousands of them with a ValueError
-    found = {int(match[1]) for match in matches if match and len(match[1]) < 6}
-    return range(next(number for number in range(len(found) + 1) if number not in found))
+    present = {int(match[1]) for match in matches if match and len(match[1]) < 6}
+    return range(next(number for number in range(len(present) + 1) if number not in present))
 
 
 def to_ours(state: Mapping[str, Tensor], table: Table) -> Converted:
     """Return a state under our names; a tensor that is incomplete, or whose parts do not fit, stays unknown."""
     result, used = Converted(), set[str]()
     for ours, theirs in table.items():
-        found = [state[name] for name in theirs if name in state]
+        parts = [state[name] for name in theirs if name in state]
         # parts can be joined along their first axis only
-        if len(found) < len(theirs) or len({tensor.shape[1:] for tensor in found}) > 1 or found[0].dim() == 0:
+        if len(parts) < len(theirs) or len({tensor.shape[1:] for tensor in parts}) > 1 or parts[0].dim() == 0:
             continue
 
         used.update(theirs)
-        result.state[ours] = found[0] if len(found) == 1 else torch.cat(found)
-        if len(found) > 1:
-            result.changed[ours] = f"{len(found)} tensors joined"
+        result.state[ours] = parts[0] if len(parts) == 1 else torch.cat(parts)
+        if len(parts) > 1:
+            result.changed[ours] = f"{len(parts)} tensors joined"
 
     result.unknown = [name for name in state if name not in used]
     return result
@@ -101,13 +101,13 @@ def to_theirs(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     Raises:
         KeyError: the table lacks a name.
     """
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     for ours, tensor in state.items():
         names = table[ours]
-        found.update(zip(names, tensor.chunk(len(names)), strict=True))
+        renamed.update(zip(names, tensor.chunk(len(names)), strict=True))
 
     # safetensors refuses tensors that share memory
-    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in renamed.items()}
 
 
 def shape_of(state: Mapping[str, Tensor]) -> dict[str, int]:
@@ -147,11 +147,11 @@ def bias_of(state: Mapping[str, Tensor]) -> str:
 
 def ratio(hidden: int, width: int) -> float:
     """Return a ratio whose product with `width`, rounded down, is `hidden`."""
-    found = hidden / width
+    quotient = hidden / width
     # the rounded quotient may give one less; the next larger float then does not
-    while int(width * found) < hidden:
-        found = math.nextafter(found, math.inf)
-    return found
+    while int(width * quotient) < hidden:
+        quotient = math.nextafter(quotient, math.inf)
+    return quotient
 
 
 def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) -> Options:
@@ -167,24 +167,24 @@ def implied(state: Mapping[str, Tensor], family: str, needs: Mapping[str, str]) 
     method = family or ("vjepa2" if rotary else "videomae")
     heads = needs.get("heads", "")
 
-    found: Options = {"type": method}
-    found |= backbone_options(
+    options: Options = {"type": method}
+    options |= backbone_options(
         state, heads=int(heads) if heads.isdigit() else None, bias="all" if method == "vjepa2" else "qv"
     )
 
     classifier = state.get("classifier.weight")
     if classifier is not None and classifier.dim() == 2:
-        found["num_class"] = len(classifier)
+        options["num_class"] = len(classifier)
 
     # Values that differ from the defaults of `build`, so that a config shows only what matters.
-    found |= {key: float(needs[key]) for key in ("eps", "head_eps") if key in needs}
-    found |= {key: int(needs[key]) for key in ("pooler_heads",) if needs.get(key, "").isdigit()}
-    found |= {"pooling": "first"} if needs.get("pooling") == "first" else {}
+    options |= {key: float(needs[key]) for key in ("eps", "head_eps") if key in needs}
+    options |= {key: int(needs[key]) for key in ("pooler_heads",) if needs.get(key, "").isdigit()}
+    options |= {"pooling": "first"} if needs.get("pooling") == "first" else {}
 
     if "pooler.query_tokens" in state:
         layers = len(numbers(state, r"pooler\.blocks\.(\d+)\."))
-        found |= {"pooler_layers": layers} if layers != 3 else {}
-    return found
+        options |= {"pooler_layers": layers} if layers != 3 else {}
+    return options
 
 
 def backbone_options(state: Mapping[str, Tensor], *, heads: int | None, bias: str) -> Options:
@@ -202,11 +202,11 @@ def backbone_options(state: Mapping[str, Tensor], *, heads: int | None, bias: st
     width, depth, mlp = shape["width"], shape["depth"], shape["mlp"]
     heads = heads or _HEADS.get(width)
     name = SIZES.get((width, depth, heads or 0, mlp))
-    found: Options = {"backbone": name or "vit3d"}
+    options: Options = {"backbone": name or "vit3d"}
     # not a published size: all numbers must be given
     if not name:
-        found |= {"width": width, "depth": depth, "mlp_ratio": mlp / width} | ({"heads": heads} if heads else {})
+        options |= {"width": width, "depth": depth, "mlp_ratio": mlp / width} | ({"heads": heads} if heads else {})
 
     defaults = {"tubelet": 2, "patch": 16}
-    found |= {key: shape[key] for key, usual in defaults.items() if shape[key] != usual}
-    return found | ({"qkv_bias": bias_of(state)} if bias_of(state) != bias else {})
+    options |= {key: shape[key] for key, usual in defaults.items() if shape[key] != usual}
+    return options | ({"qkv_bias": bias_of(state)} if bias_of(state) != bias else {})

@@ -22,7 +22,7 @@ from methods.interop._config import HfConfig, read_json
 from methods.interop._files import digest_of
 from methods.interop._names import Converted, Options
 from utils import weights_file
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 CONFIG, WEIGHTS, INDEX, CARD = "config.json", "model.safetensors", "model.safetensors.index.json", "README.md"
 FAMILIES = {"videomae": "videomae", "vjepa2": "vjepa2"}  # {model_type: file of methods/interop}
@@ -107,10 +107,10 @@ def read_folder(path: Path) -> HfFolder:
     family = importlib.import_module(f"methods.interop.{FAMILIES[kind]}")
     tensors: dict[str, Tensor] = {}
     for file, names in _shards(path).items():
-        found = weights_file.read(file)
-        if names is not None and names != found.keys():
+        shard = weights_file.read(file)
+        if names is not None and names != shard.keys():
             raise UserError(f"{file}: its tensors are not those that {path / INDEX} names; take another copy of both")
-        tensors |= found
+        tensors |= shard
 
     if not family.is_hf(tensors):
         raise UserError(f"{path}: its tensors ({', '.join(list(tensors)[:3])}) have other names than a {kind} folder's")
@@ -166,8 +166,8 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
     if not os.path.lexists(index):
         if not os.path.lexists(single):
             pickled = sorted(name for name in os.listdir(path) if name.endswith(_PICKLED))
-            found = f"; {pickled[0]:.60} is not read: loading it could run code" if pickled else ""
-            raise UserError(f"{path} holds no {WEIGHTS}{found}; take the folder's safetensors file")
+            hint = f"; {pickled[0]:.60} is not read: loading it could run code" if pickled else ""
+            raise UserError(f"{path} holds no {WEIGHTS}{hint}; take the folder's safetensors file")
         return {single: None}
 
     table = read_json(index).get("weight_map")
@@ -206,7 +206,7 @@ def write_folder(
     *,
     family: str,
     state: Mapping[str, Tensor],
-    facts: _vit.Facts,
+    arch: _vit.Architecture,
     labels: list[str],
     carried: Mapping[str, Tensor],
     extra: Options,
@@ -217,7 +217,7 @@ def write_folder(
         out: the folder.
         family: "videomae" or "vjepa2".
         state: one of our state dicts.
-        facts: the values for config.json.
+        arch: the values for config.json.
         labels: class names.
         carried: tensors beside those of the network, under the folder's names.
         extra: more keys of config.json.
@@ -230,7 +230,7 @@ def write_folder(
     config = {
         "architectures": [module.ARCHITECTURE],
         "model_type": module.MODEL_TYPE,
-        **module.written(facts),
+        **module.written(arch),
         "id2label": {str(number): name for number, name in enumerate(labels)},
         "label2id": {name: number for number, name in enumerate(labels)},
         # transformers renamed `torch_dtype`: both versions read one of these

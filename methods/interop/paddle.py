@@ -25,8 +25,8 @@ def recognises(names: Mapping[str, Tensor]) -> bool:
 
 def to_ours(state: Mapping[str, Tensor]) -> Converted:
     """Return their state dict under our names."""
-    plain = {_stage_and_block(name.removeprefix("backbone.")): tensor for name, tensor in state.items()}
-    vd = has(plain, r"conv1_1\.")
+    renamed = {_stage_and_block(name.removeprefix("backbone.")): tensor for name, tensor in state.items()}
+    vd = has(renamed, r"conv1_1\.")
 
     # The stem: one convolution, or three in ResNet-vd, where the last BN keeps the name bn1.
     rules: list[tuple[str, str]] = [(r"(?:head\.fc|out)\.(weight|bias)", r"classifier.\1")]
@@ -42,7 +42,7 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
     ours = r"backbone.layer\1.\2.downsample."
     rules += _conv_and_norm(r"(\d)\.(\d+)\.short", ours + conv, ours + norm)
 
-    result = convert(plain, rules)
+    result = convert(renamed, rules)
     if "classifier.weight" in result.state:
         result.state["classifier.weight"] = result.state["classifier.weight"].t().contiguous()  # (D, K) -> (K, D)
         result.changed["classifier.weight"] = "transposed"

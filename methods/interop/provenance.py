@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from methods.interop import hf
 from methods.interop._names import Options
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from methods.interop import Opened
@@ -47,7 +47,7 @@ class Start:
 
 
 def of(path: Path, family: str, opened: Opened | None = None, content: Options | None = None) -> dict[str, str]:
-    """Return the known facts about a weights file or folder, as plain texts.
+    """Return the known metadata of a weights file or folder, as plain texts.
 
     Args:
         path: file or folder.
@@ -73,18 +73,18 @@ def of(path: Path, family: str, opened: Opened | None = None, content: Options |
         licence = getattr(importlib.import_module(f"methods.interop.{family}"), "LICENCE", "")
         source = "family" if licence else ""
 
-    found = {"name": path.name, "sha256": hf.digest(path), "licence": licence, "licence_from": source}
+    origin = {"name": path.name, "sha256": hf.digest(path), "licence": licence, "licence_from": source}
     # texts of a folder may be long, and a checkpoint keeps them
-    return found | {"about": about[:_LETTERS]}
+    return origin | {"about": about[:_LETTERS]}
 
 
 def earlier_of(content: Options | None) -> dict[str, str]:
     """Return what a checkpoint keeps about its initial weights; {} if that is missing or malformed."""
-    found = content.get("initial") if content else None
+    initial = content.get("initial") if content else None
     keys = ("name", "sha256", "licence", "licence_from", "about")
-    right = isinstance(found, Mapping) and all(isinstance(found.get(key), str) for key in keys)
+    right = isinstance(initial, Mapping) and all(isinstance(initial.get(key), str) for key in keys)
 
-    return {key: found[key][:_LETTERS] for key in keys} if right and found else {}
+    return {key: initial[key][:_LETTERS] for key in keys} if right and initial else {}
 
 
 def licence_line(initial: Mapping[str, str]) -> str:

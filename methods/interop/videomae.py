@@ -59,21 +59,21 @@ def table(names: Mapping[str, Tensor]) -> _vit.Table:
     """Return {our name: transformers' names}, for as many blocks as the names have (theirs or ours)."""
     stem = "videomae."
     blocks = _vit.numbers(names, r"(?:videomae\.encoder\.layer|backbone\.blocks)\.(\d+)\.")
-    found = _vit.pairs("backbone.patch_embed", f"{stem}embeddings.patch_embeddings.projection")
+    entries = _vit.pairs("backbone.patch_embed", f"{stem}embeddings.patch_embeddings.projection")
 
     for number in blocks:
         ours, theirs = f"backbone.blocks.{number}", f"{stem}encoder.layer.{number}"
         attention = f"{theirs}.attention.attention"
-        found |= _vit.pairs(f"{ours}.norm1", f"{theirs}.layernorm_before")
-        found |= _vit.joined(f"{ours}.attn.qkv", attention, ("query", "key", "value"), ("weight",))
-        found |= {f"{ours}.attn.{name}": (f"{attention}.{name}",) for name in ("q_bias", "v_bias")}
-        found |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.attention.output.dense")
-        found |= _vit.pairs(f"{ours}.norm2", f"{theirs}.layernorm_after")
-        found |= _vit.pairs(f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense")
-        found |= _vit.pairs(f"{ours}.mlp.fc2", f"{theirs}.output.dense")
+        entries |= _vit.pairs(f"{ours}.norm1", f"{theirs}.layernorm_before")
+        entries |= _vit.joined(f"{ours}.attn.qkv", attention, ("query", "key", "value"), ("weight",))
+        entries |= {f"{ours}.attn.{name}": (f"{attention}.{name}",) for name in ("q_bias", "v_bias")}
+        entries |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.attention.output.dense")
+        entries |= _vit.pairs(f"{ours}.norm2", f"{theirs}.layernorm_after")
+        entries |= _vit.pairs(f"{ours}.mlp.fc1", f"{theirs}.intermediate.dense")
+        entries |= _vit.pairs(f"{ours}.mlp.fc2", f"{theirs}.output.dense")
 
-    found |= _vit.pairs("backbone.norm", f"{stem}layernorm")
-    return found | _vit.pairs("fc_norm", "fc_norm") | _vit.pairs("classifier", "classifier")
+    entries |= _vit.pairs("backbone.norm", f"{stem}layernorm")
+    return entries | _vit.pairs("fc_norm", "fc_norm") | _vit.pairs("classifier", "classifier")
 
 
 def to_ours(state: Mapping[str, Tensor]) -> Converted:
@@ -82,18 +82,18 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
         result = convert(state, RULES)
         result.needs = _ORIGINAL | _vit.published_heads(result.state, giant=16)
     else:
-        skipped, twice, plain = [], [], dict[str, Tensor]()
+        skipped, twice, renamed = [], [], dict[str, Tensor]()
         for name, tensor in state.items():
-            known = _plain(name)
+            known = _transformers_name(name)
             if name.startswith(_PRETRAINING):
                 skipped.append(name)
             # the same tensor with and without the model's prefix: one of them must be wrong
-            elif known in plain:
+            elif known in renamed:
                 twice.append(name)
             else:
-                plain[known] = tensor
+                renamed[known] = tensor
 
-        result = _vit.to_ours(plain, table(plain))
+        result = _vit.to_ours(renamed, table(renamed))
         result.skipped, result.unknown = skipped, result.unknown + twice
 
     if "classifier.weight" in result.state:
@@ -104,7 +104,7 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
     return result
 
 
-def _plain(name: str) -> str:
+def _transformers_name(name: str) -> str:
     """Return a name as transformers writes it: with the model's prefix, which an encoder lacks, and with `q_bias`."""
     if name.startswith(("embeddings.", "encoder.", "layernorm.")):
         name = f"videomae.{name}"
@@ -115,9 +115,9 @@ def _plain(name: str) -> str:
 
 def needs(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, str]:
     """Return the options that a folder's config holds and no tensor shows, as text."""
-    found = {"eps": repr(config.number("layer_norm_eps", 1e-12))}
-    found["heads"] = str(config.count("num_attention_heads", 12))
-    return found | ({"head_eps": repr(FOLDER_HEAD_EPS)} if "fc_norm.weight" in state else {})
+    options = {"eps": repr(config.number("layer_norm_eps", 1e-12))}
+    options["heads"] = str(config.count("num_attention_heads", 12))
+    return options | ({"head_eps": repr(FOLDER_HEAD_EPS)} if "fc_norm.weight" in state else {})
 
 
 def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
@@ -147,12 +147,12 @@ def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
     config.agree({"q and v biases": _vit.bias_of(state) != "none"}, **{"q and v biases": bias})
 
     heads = config.count("num_attention_heads", 12)
-    found = {"type": "videomae", **_vit.backbone_options(state, heads=heads, bias=BIAS)}
-    found |= {"num_segments": config.count("num_frames", FRAMES), "eps": config.number("layer_norm_eps", 1e-12)}
+    options = {"type": "videomae", **_vit.backbone_options(state, heads=heads, bias=BIAS)}
+    options |= {"num_segments": config.count("num_frames", FRAMES), "eps": config.number("layer_norm_eps", 1e-12)}
     # the norm of the mean; the first token has no such norm
     if config.flag("use_mean_pooling", True):
-        return found | {"head_eps": FOLDER_HEAD_EPS}
-    return found | {"pooling": "first"}
+        return options | {"head_eps": FOLDER_HEAD_EPS}
+    return options | {"pooling": "first"}
 
 
 def side(config: HfConfig) -> int:
@@ -160,23 +160,23 @@ def side(config: HfConfig) -> int:
     return config.side("image_size", 224)
 
 
-def written(facts: _vit.Facts) -> Options:
+def written(arch: _vit.Architecture) -> Options:
     """Return the keys of config.json for one of our networks."""
     return {
-        "hidden_size": facts.width,
-        "num_hidden_layers": facts.depth,
-        "num_attention_heads": facts.heads,
-        "intermediate_size": facts.mlp,
-        "patch_size": facts.patch,
-        "tubelet_size": facts.tubelet,
+        "hidden_size": arch.width,
+        "num_hidden_layers": arch.depth,
+        "num_attention_heads": arch.heads,
+        "intermediate_size": arch.mlp,
+        "patch_size": arch.patch,
+        "tubelet_size": arch.tubelet,
         "num_channels": 3,
-        "num_frames": facts.frames,
-        "image_size": facts.side,
+        "num_frames": arch.frames,
+        "image_size": arch.side,
         "hidden_act": "gelu",
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
-        "layer_norm_eps": facts.eps,
-        "qv_bias": facts.bias != "none",
-        "qkv_bias": facts.bias != "none",  # transformers 4's name
-        "use_mean_pooling": facts.pooling == "mean",
+        "layer_norm_eps": arch.eps,
+        "qv_bias": arch.bias != "none",
+        "qkv_bias": arch.bias != "none",  # transformers 4's name
+        "use_mean_pooling": arch.pooling == "mean",
     }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from methods.interop import _vit
 from methods.interop._names import Converted, Options, convert, has
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from methods.interop._config import HfConfig
@@ -70,36 +70,36 @@ def table(names: Mapping[str, Tensor]) -> _vit.Table:
     pooler = _vit.numbers(names, r"pooler\.(?:self_attention_layers|blocks)\.(\d+)\.")
 
     # the encoder
-    found = _vit.pairs("backbone.patch_embed", f"{stem}.embeddings.patch_embeddings.proj")
+    entries = _vit.pairs("backbone.patch_embed", f"{stem}.embeddings.patch_embeddings.proj")
     for number in blocks:
         ours, theirs = f"backbone.blocks.{number}", f"{stem}.layer.{number}"
-        found |= _vit.joined(f"{ours}.attn.qkv", f"{theirs}.attention", parts, ("weight", "bias"))
-        found |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.attention.proj")
+        entries |= _vit.joined(f"{ours}.attn.qkv", f"{theirs}.attention", parts, ("weight", "bias"))
+        entries |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.attention.proj")
         for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
-            found |= _vit.pairs(f"{ours}.{name}", f"{theirs}.{name}")
-    found |= _vit.pairs("backbone.norm", f"{stem}.layernorm")
+            entries |= _vit.pairs(f"{ours}.{name}", f"{theirs}.{name}")
+    entries |= _vit.pairs("backbone.norm", f"{stem}.layernorm")
 
     # the pooler: self-attention blocks, then the cross-attention that reads the tokens
-    found |= {"pooler.query_tokens": ("pooler.query_tokens",)}
+    entries |= {"pooler.query_tokens": ("pooler.query_tokens",)}
     for number in pooler:
         ours, theirs = f"pooler.blocks.{number}", f"pooler.self_attention_layers.{number}"
-        found |= _vit.joined(
+        entries |= _vit.joined(
             f"{ours}.attn.qkv", f"{theirs}.self_attn", ("q_proj", "k_proj", "v_proj"), ("weight", "bias")
         )
-        found |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj")
-        found |= _norms_and_mlp(ours, theirs)
+        entries |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.self_attn.out_proj")
+        entries |= _norms_and_mlp(ours, theirs)
 
     ours, theirs = "pooler.cross", "pooler.cross_attention_layer"
-    found |= _vit.pairs(f"{ours}.q", f"{theirs}.cross_attn.q_proj")
-    found |= _vit.joined(f"{ours}.kv", f"{theirs}.cross_attn", ("k_proj", "v_proj"), ("weight", "bias"))
-    return found | _norms_and_mlp(ours, theirs) | _vit.pairs("classifier", "classifier")
+    entries |= _vit.pairs(f"{ours}.q", f"{theirs}.cross_attn.q_proj")
+    entries |= _vit.joined(f"{ours}.kv", f"{theirs}.cross_attn", ("k_proj", "v_proj"), ("weight", "bias"))
+    return entries | _norms_and_mlp(ours, theirs) | _vit.pairs("classifier", "classifier")
 
 
 def _norms_and_mlp(ours: str, theirs: str) -> dict[str, tuple[str, ...]]:
-    found: dict[str, tuple[str, ...]] = {}
+    entries: dict[str, tuple[str, ...]] = {}
     for mine, name in (("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("mlp.fc1", "mlp.fc1"), ("mlp.fc2",) * 2):
-        found |= _vit.pairs(f"{ours}.{mine}", f"{theirs}.{name}")
-    return found
+        entries |= _vit.pairs(f"{ours}.{mine}", f"{theirs}.{name}")
+    return entries
 
 
 def to_ours(state: Mapping[str, Tensor]) -> Converted:
@@ -121,8 +121,8 @@ def to_ours(state: Mapping[str, Tensor]) -> Converted:
     rest = {name: tensor for name, tensor in state.items() if name not in carried}
 
     if hf:
-        plain = {f"vjepa2.{name}" if name.startswith("encoder.") else name: tensor for name, tensor in rest.items()}
-        result = _vit.to_ours(plain, table(plain))
+        renamed = {f"vjepa2.{name}" if name.startswith("encoder.") else name: tensor for name, tensor in rest.items()}
+        result = _vit.to_ours(renamed, table(renamed))
         result.carried = {f"vjepa2.{name.removeprefix('vjepa2.')}": tensor for name, tensor in carried.items()}
     else:
         result = convert(rest, RULES)
@@ -138,35 +138,35 @@ def _original_needs(state: Mapping[str, Tensor]) -> dict[str, str]:
     if query is None:
         return {"eps": _ORIGINAL["eps"]} | _vit.published_heads(state, giant=22)
 
-    found = _ORIGINAL | _vit.published_heads(state, giant=22)
+    options = _ORIGINAL | _vit.published_heads(state, giant=22)
     # The recipe has 16 heads for every encoder, transformers takes the encoder's number. Both are 16 up to ViT-H.
     sure = query.shape[-1] != 1408
-    return found | {"pooler_heads": str(_HEADS) if sure else AMBIGUOUS}
+    return options | {"pooler_heads": str(_HEADS) if sure else AMBIGUOUS}
 
 
 def _predictor(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     """Return the authors' predictor under transformers' names, and the names that no rule matches."""
-    plain = {name.removeprefix("predictor."): tensor for name, tensor in state.items()}
+    tensors = {name.removeprefix("predictor."): tensor for name, tensor in state.items()}
     stem = "vjepa2.predictor"
     names = _vit.pairs("predictor_embed", f"{stem}.embeddings.predictor_embeddings")
     names |= _vit.pairs("predictor_norm", f"{stem}.layernorm") | _vit.pairs("predictor_proj", f"{stem}.proj")
 
-    for number in _vit.numbers(plain, r"predictor_blocks\.(\d+)\."):
+    for number in _vit.numbers(tensors, r"predictor_blocks\.(\d+)\."):
         ours, theirs = f"predictor_blocks.{number}", f"{stem}.layer.{number}"
         names |= _vit.joined(f"{ours}.attn.qkv", f"{theirs}.attention", ("query", "key", "value"), ("weight", "bias"))
         names |= _vit.pairs(f"{ours}.attn.proj", f"{theirs}.attention.proj")
         for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
             names |= _vit.pairs(f"{ours}.{name}", f"{theirs}.{name}")
 
-    known = {name: tensor for name, tensor in plain.items() if name in names and tensor.dim()}
-    found = _vit.to_theirs(known, names)
+    known = {name: tensor for name, tensor in tensors.items() if name in names and tensor.dim()}
+    renamed = _vit.to_theirs(known, names)
     # separate tensors in the authors' files, one stacked tensor in transformers
-    tokens = [plain[name] for name in (f"mask_tokens.{n}" for n in range(len(plain))) if name in plain]
+    tokens = [tensors[name] for name in (f"mask_tokens.{n}" for n in range(len(tensors))) if name in tensors]
     if tokens and len({token.shape for token in tokens}) == 1:
-        found[f"{stem}.embeddings.mask_tokens"] = torch.stack(tokens)
+        renamed[f"{stem}.embeddings.mask_tokens"] = torch.stack(tokens)
 
-    left = [f"predictor.{name}" for name in plain if name not in known and not name.startswith("mask_tokens.")]
-    return found, left
+    left = [f"predictor.{name}" for name in tensors if name not in known and not name.startswith("mask_tokens.")]
+    return renamed, left
 
 
 def needs(config: HfConfig, state: Mapping[str, Tensor]) -> dict[str, str]:
@@ -200,8 +200,8 @@ def arguments(config: HfConfig, state: Mapping[str, Tensor]) -> Options:
     # If the file has no pooler, a config must not request one that is larger than the encoder.
     layers = config.count("num_pooler_layers", 3, least=0, most=max(4, config.count("num_hidden_layers", 24)))
     if "pooler.query_tokens" in state:
-        found = len(_vit.numbers(state, r"pooler\.blocks\.(\d+)\."))
-        config.agree({"num_pooler_layers": found}, num_pooler_layers=layers)
+        pooler_layers = len(_vit.numbers(state, r"pooler\.blocks\.(\d+)\."))
+        config.agree({"num_pooler_layers": pooler_layers}, num_pooler_layers=layers)
 
     options = _vit.backbone_options(state, heads=heads, bias=BIAS)
     return {
@@ -220,22 +220,22 @@ def side(config: HfConfig) -> int:
     return config.side("crop_size", 256)
 
 
-def written(facts: _vit.Facts) -> Options:
+def written(arch: _vit.Architecture) -> Options:
     """Return the keys of config.json for one of our networks."""
     return {
-        "hidden_size": facts.width,
-        "num_hidden_layers": facts.depth,
-        "num_attention_heads": facts.heads,
-        "mlp_ratio": _vit.ratio(facts.mlp, facts.width),
-        "patch_size": facts.patch,
-        "tubelet_size": facts.tubelet,
+        "hidden_size": arch.width,
+        "num_hidden_layers": arch.depth,
+        "num_attention_heads": arch.heads,
+        "mlp_ratio": _vit.ratio(arch.mlp, arch.width),
+        "patch_size": arch.patch,
+        "tubelet_size": arch.tubelet,
         "in_chans": 3,
-        "frames_per_clip": facts.frames,
-        "crop_size": facts.side,
+        "frames_per_clip": arch.frames,
+        "crop_size": arch.side,
         "hidden_act": "gelu",
-        "layer_norm_eps": facts.eps,
-        "qkv_bias": facts.bias != "none",
-        "num_pooler_layers": facts.pooler_layers,
+        "layer_norm_eps": arch.eps,
+        "qkv_bias": arch.bias != "none",
+        "num_pooler_layers": arch.pooler_layers,
     }
 
 

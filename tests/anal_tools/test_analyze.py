@@ -19,7 +19,7 @@ from anal_tools import text as text_tools
 from anal_tools.evaluate.results import Results
 from tests.evaluated import guessed, write_results
 from tests.experiment import make as make_experiment
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = ["left $x$", "ri\tght\n", 'q"u,o \\', "\u65e5\u672c <b>", "never", "bad \udcff"]
 LABELS = [0, 0, 0, 1, 1, 2, 2, 3, 3, 5]

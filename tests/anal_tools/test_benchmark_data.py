@@ -10,7 +10,7 @@ import pytest
 import main
 from anal_tools.benchmark.data import numbers, verdict
 from tests.experiment import make
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +58,10 @@ def test_verdict_names_the_fastest_and_counts_the_workers() -> None:
         {"reader": "slow", "clips_per_cpu_s": 10.0, "workers": {"1": {"clips_per_s": 9.0}, "2": {"clips_per_s": 17.0}}},
         {"reader": "fast", "clips_per_cpu_s": 50.0, "workers": {"1": {"clips_per_s": 40.0}}},
     ]
-    told = verdict(rows, batch=32, step_time=0.8, cores=2)
-    assert told["fastest"] == "fast"
-    assert told["needed_clips_per_s"] == 40.0
-    assert told["gpu_waits"] is False
+    figures = verdict(rows, batch=32, step_time=0.8, cores=2)
+    assert figures["fastest"] == "fast"
+    assert figures["needed_clips_per_s"] == 40.0
+    assert figures["gpu_waits"] is False
     assert rows[0]["waits"]
     assert rows[0]["wait_share"] == pytest.approx(1 - 17 / 40, abs=1e-3)
     assert (rows[0]["workers_needed"], rows[0]["cores_are_enough"]) == (4, False)

@@ -10,7 +10,7 @@ import pytest
 from anal_tools import compare
 from anal_tools.evaluate.results import Results
 from tests.evaluated import guessed, write_results
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = ["a", "b <i>", "c"]
 
@@ -37,13 +37,13 @@ def test_mcnemar_against_the_chi_square_of_large_numbers() -> None:
 def test_videos_are_found_by_their_paths(tmp_path: Path) -> None:
     make(tmp_path / "x/a", [0, 1, 2, 2, 0], [0, 0, 2, 2, 1], ["p", "q", "r", "r", "only a"])
     make(tmp_path / "x/b", [2, 2, 1, 0, 1], [2, 0, 1, 0, 1], ["r", "r", "q", "p", "only b"])
-    found = compare.pair(Results.load(tmp_path / "x/a"), Results.load(tmp_path / "x/b"))
-    assert found.rows_a.tolist() == [0, 1, 2, 3]
-    assert found.rows_b.tolist() == [3, 2, 0, 1]  # the second r of one list is the second r of the other
-    assert found.right_a.tolist() == [True, False, True, True]
-    assert found.right_b.tolist() == [True, True, True, False]
-    assert (found.only_a, found.only_b, found.difference) == (1, 1, 0.0)
-    assert found.change.tolist() == [0.0, 1.0, -0.5]
+    pairing = compare.pair(Results.load(tmp_path / "x/a"), Results.load(tmp_path / "x/b"))
+    assert pairing.rows_a.tolist() == [0, 1, 2, 3]
+    assert pairing.rows_b.tolist() == [3, 2, 0, 1]  # the second r of one list is the second r of the other
+    assert pairing.right_a.tolist() == [True, False, True, True]
+    assert pairing.right_b.tolist() == [True, True, True, False]
+    assert (pairing.only_a, pairing.only_b, pairing.difference) == (1, 1, 0.0)
+    assert pairing.change.tolist() == [0.0, 1.0, -0.5]
 
 
 def test_what_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -73,10 +73,10 @@ def test_what_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_the_first_can_be_the_better_one(tmp_path: Path) -> None:
     ids = [f"v{i}" for i in range(20)]
     a, b = (make(tmp_path / name, [0] * 20, [guess] * 20, ids) for name, guess in (("a", 0), ("b", 1)))
-    found = compare.pair(Results.load(a), Results.load(b))
-    assert compare.verdict(found) == "the first is better"
-    assert found.difference == -100.0
-    assert np.isnan(found.change[1])  # a class without videos did not move
+    pairing = compare.pair(Results.load(a), Results.load(b))
+    assert compare.verdict(pairing) == "the first is better"
+    assert pairing.difference == -100.0
+    assert np.isnan(pairing.change[1])  # a class without videos did not move
 
 
 def test_what_cannot_be_compared(tmp_path: Path) -> None:

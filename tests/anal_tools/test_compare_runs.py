@@ -9,7 +9,7 @@ import pytest
 
 from anal_tools import compare, compare_runs
 from tests.evaluated import guessed, write_results
-from utils.faults import UserError
+from utils.errors import UserError
 
 LABELS = [0, 1] * 10
 

@@ -86,9 +86,9 @@ def test_what_does_not_fit_is_an_error_and_nothing_is_written(
     exp = experiment.make(tmp_path / "exp", data)
     out = tmp_path / "ours.pth.tar"
     assert run("convert", foreign, "--config", exp, "--out", out, "--set", "model.backbone=resnet34") == 2
-    said = capsys.readouterr().err
-    assert "missing: backbone.layer1.2.conv1.weight" in said
-    assert "the file shows backbone: resnet18, num_class: 8" in said
+    message = capsys.readouterr().err
+    assert "missing: backbone.layer1.2.conv1.weight" in message
+    assert "the file shows backbone: resnet18, num_class: 8" in message
     assert not out.exists()
     assert run("convert", foreign, "--config", exp) == 2
     out.write_text("mine")

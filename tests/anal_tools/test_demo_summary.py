@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from anal_tools import demo_summary
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def evaluated(folder: Path) -> Path:
@@ -23,12 +23,12 @@ def evaluated(folder: Path) -> Path:
 def test_it_names_the_figure_and_every_file(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     exp = evaluated(tmp_path)
     assert demo_summary.main([str(exp)]) == 0
-    said = capsys.readouterr().out
-    assert "top-1 97.5 % of 240 validation videos" in said
+    output = capsys.readouterr().out
+    assert "top-1 97.5 % of 240 validation videos" in output
     for part in ("ckpt.pth.tar", "events", "log.txt", "results/best"):
-        assert str(exp / part) in said
-    assert str(tmp_path / "tsn_resnet18" / "motion8") in said
-    assert f"main.py report {exp}" in said
+        assert str(exp / part) in output
+    assert str(tmp_path / "tsn_resnet18" / "motion8") in output
+    assert f"main.py report {exp}" in output
 
 
 def test_finished_means_evaluated_after_the_last_checkpoint(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.system
 EXPERIMENT = ("config", "files", "classes")
 
 
-def found(check: str, subject: Subject, *before: str) -> list[Finding]:
+def findings_of(check: str, subject: Subject, *before: str) -> list[Finding]:
     """Return what a check finds, after those that it builds on."""
     names = [*before, check]
     rows = doctor.look(subject, {name: doctor.CHECKS[name] for name in names})
@@ -40,7 +40,7 @@ def the_fault(findings: list[Finding], level: str, *words: str, advice: str) -> 
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Callable[..., Path]:
+def make_exp(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Callable[..., Path]:
     def make(**changes: object) -> Path:
         return experiments.make(tmp_path_factory.mktemp("doctor") / "exp", tiny_videos, **changes)
 
@@ -48,11 +48,11 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_videos: Path) -> Callabl
 
 
 @pytest.fixture
-def edited(made: Callable[..., Path]) -> Callable[..., Path]:
+def edited(make_exp: Callable[..., Path]) -> Callable[..., Path]:
     """An experiment in whose config texts are replaced."""
 
     def edit(*pairs: tuple[str, str], **changes: object) -> Path:
-        exp = made(**changes)
+        exp = make_exp(**changes)
         text = (exp / "config.yaml").read_text()
         for old, new in pairs:
             assert old in text
@@ -108,9 +108,9 @@ def program(folder: Path, name: str, lines: str, monkeypatch: pytest.MonkeyPatch
 
 # ------------------------------------------------------------------------------------------------- nothing wrong
 @pytest.mark.slow
-def test_a_sound_experiment_has_no_error_within_twenty_seconds(made: Callable[..., Path], repo_root: Path) -> None:
+def test_a_sound_experiment_has_no_error_within_twenty_seconds(make_exp: Callable[..., Path], repo_root: Path) -> None:
     began = time.monotonic()
-    words = [sys.executable, "main.py", "doctor", str(made()), "--json"]
+    words = [sys.executable, "main.py", "doctor", str(make_exp()), "--json"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(words, cwd=repo_root, env=environment, capture_output=True, text=True, check=False)
     assert time.monotonic() - began <= 20
@@ -125,14 +125,14 @@ def test_a_sound_experiment_has_no_error_within_twenty_seconds(made: Callable[..
 
 def test_what_is_absent_and_not_asked_for_is_ok() -> None:
     for name in (*EXPERIMENT, "packages asked for", "memcached", "weights", "data", "memory", "run", "readers"):
-        assert found(name, Subject()) == [finding.ok("none")]
+        assert findings_of(name, Subject()) == [finding.ok("none")]
     if not torch.cuda.is_available():
-        assert [found(name, Subject()) for name in ("nccl", "nvdec")] == [[finding.ok("none")]] * 2
+        assert [findings_of(name, Subject()) for name in ("nccl", "nvdec")] == [[finding.ok("none")]] * 2
 
 
 def test_all_codecs_of_this_build_decode_and_leave_the_priority_alone() -> None:
     before = os.sched_getscheduler(0)
-    (line,) = found("codecs", Subject())
+    (line,) = findings_of("codecs", Subject())
     assert line.level == "ok"
     assert line.text.startswith("H.264, HEVC, VP9")
     assert os.sched_getscheduler(0) == before
@@ -154,7 +154,7 @@ def test_2_a_decoder_that_gives_wrong_pixels() -> None:
 
 def test_3_pyav_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    the_fault(found("codecs", Subject()), "error", "av cannot be imported", advice="install")
+    the_fault(findings_of("codecs", Subject()), "error", "av cannot be imported", advice="install")
 
 
 def test_4_a_package_missing_and_one_too_old(tmp_path: Path) -> None:
@@ -192,13 +192,15 @@ def test_8_no_inodes(tmpfs: Callable[..., Path]) -> None:
 
 def test_9_few_open_files(soft_limit: Callable[[int, int], None]) -> None:
     soft_limit(resource.RLIMIT_NOFILE, 200)
-    the_fault(found("limits", Subject()), "warning", "only 200 files", advice="ulimit -n 2048")
+    the_fault(findings_of("limits", Subject()), "warning", "only 200 files", advice="ulimit -n 2048")
 
 
-def test_many_readers_need_more_open_files(made: Callable[..., Path], soft_limit: Callable[[int, int], None]) -> None:
+def test_many_readers_need_more_open_files(
+    make_exp: Callable[..., Path], soft_limit: Callable[[int, int], None]
+) -> None:
     soft_limit(resource.RLIMIT_NOFILE, machine.OPEN_FILES + 100)
     assert not any("files may be open" in each.text for each in machine.limits(Subject()))
-    eight = Subject(cfg=config.load(made(), ["common.workers=8"]))
+    eight = Subject(cfg=config.load(make_exp(), ["common.workers=8"]))
     the_fault(
         list(machine.limits(eight)),
         "warning",
@@ -209,12 +211,12 @@ def test_many_readers_need_more_open_files(made: Callable[..., Path], soft_limit
 
 def test_10_a_limit_of_file_size(soft_limit: Callable[[int, int], None]) -> None:
     soft_limit(resource.RLIMIT_FSIZE, 50_000_000)
-    the_fault(found("limits", Subject()), "error", "larger than 50 MB", advice="ulimit -f unlimited")
+    the_fault(findings_of("limits", Subject()), "error", "larger than 50 MB", advice="ulimit -f unlimited")
 
 
 def test_11_few_processes(soft_limit: Callable[[int, int], None]) -> None:
     soft_limit(resource.RLIMIT_NPROC, 30)
-    the_fault(found("limits", Subject()), "warning", "30 processes and threads", advice="ulimit -u")
+    the_fault(findings_of("limits", Subject()), "warning", "30 processes and threads", advice="ulimit -u")
 
 
 def test_12_a_small_shared_memory(tmpfs: Callable[..., Path], tmp_path: Path) -> None:
@@ -227,11 +229,13 @@ def test_12_a_small_shared_memory(tmpfs: Callable[..., Path], tmp_path: Path) ->
 def test_13_too_many_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "64")
     count = finding.cores()
-    the_fault(found("threads", Subject()), "warning", f"64 threads on {count} cores", advice=f"OMP_NUM_THREADS={count}")
+    the_fault(
+        findings_of("threads", Subject()), "warning", f"64 threads on {count} cores", advice=f"OMP_NUM_THREADS={count}"
+    )
 
 
-def test_14_too_many_reader_processes(made: Callable[..., Path]) -> None:
-    lines = found("threads", Subject(made(workers=500)), "config")
+def test_14_too_many_reader_processes(make_exp: Callable[..., Path]) -> None:
+    lines = findings_of("threads", Subject(make_exp(workers=500)), "config")
     the_fault(lines, "warning", "workers: 500", advice="set common.workers to")
 
 
@@ -246,7 +250,7 @@ def test_16_a_wrong_cluster_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     file = tmp_path / "cluster.yaml"
     file.write_text("partitions:\n    gpu: {tmie: 30, gpus_per_node: 900}\n")
     monkeypatch.setenv("ZOETROPE_CLUSTER", str(file))
-    lines = found("cluster file", Subject())
+    lines = findings_of("cluster file", Subject())
     the_fault(lines, "error", f"{file}:2", advice="did you mean time?")
     the_fault(lines, "error", "gpus_per_node", advice="1 to 64")
 
@@ -261,7 +265,7 @@ def test_17_a_cluster_file_that_does_not_fit_slurm(tmp_path: Path, monkeypatch: 
     )
     monkeypatch.setenv("ZOETROPE_CLUSTER", str(file))
     program(tmp_path / "bin", "sinfo", SINFO, monkeypatch)
-    lines = found("slurm", Subject())
+    lines = findings_of("slurm", Subject())
     the_fault(lines, "error", "no partition viedo", advice="correct the name")
     the_fault(lines, "error", "8 x 16 cores", advice="set cpus_per_gpu to 8")
     the_fault(lines, "error", "gpus_per_node is 8", advice="set gpus_per_node to 4")
@@ -270,7 +274,7 @@ def test_17_a_cluster_file_that_does_not_fit_slurm(tmp_path: Path, monkeypatch: 
 
 def test_18_slurm_that_refuses_and_slurm_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "bin", "sinfo", "echo 'slurm_load_partitions: Unable to contact' >&2; exit 1", monkeypatch)
-    the_fault(found("slurm", Subject()), "warning", "Unable to contact", advice="administrator")
+    the_fault(findings_of("slurm", Subject()), "warning", "Unable to contact", advice="administrator")
     program(tmp_path / "bin", "sinfo", "exec sleep 20", monkeypatch)
     began = time.monotonic()
     rows = list(doctor.look(Subject(), {"slurm": site.slurm, "shared memory": machine.shared_memory}, seconds=2))
@@ -300,43 +304,43 @@ def test_19_a_dead_memcached(edited: Callable[..., Path]) -> None:
         taken.bind(("127.0.0.1", 0))
         name = f"127.0.0.1:{taken.getsockname()[1]}"
     exp = edited(("reader: video", f"reader: memcached, memcached: {{servers: ['{name}']}}"))
-    the_fault(found("memcached", Subject(exp), "config"), "warning", name, "refused", advice="start it")
+    the_fault(findings_of("memcached", Subject(exp), "config"), "warning", name, "refused", advice="start it")
 
 
 def test_20_a_missing_root_and_a_missing_list(edited: Callable[..., Path], tiny_videos: Path) -> None:
     roots = (f"train_root: {tiny_videos}", "train_root: /none/here"), (f"{tiny_videos}/lists/val", "/none/lists/val")
-    lines = found("files", Subject(edited(*roots)), "config")
+    lines = findings_of("files", Subject(edited(*roots)), "config")
     the_fault(lines, "error", "common.train_root: there is no folder /none/here", advice="put it there")
     the_fault(lines, "error", "no list file /none/lists/val.txt", advice="put it there")
 
 
 def test_21_labels_beyond_the_classes_and_classes_without_videos(edited: Callable[..., Path]) -> None:
-    lines = found("files", Subject(edited(("num_class: 8", "num_class: 4"))), "config")
+    lines = findings_of("files", Subject(edited(("num_class: 8", "num_class: 4"))), "config")
     the_fault(lines, "error", "is outside 0..3", advice="num_class must be at least 8")
-    lines = found("classes", Subject(edited(("num_class: 8", "num_class: 10"))), "config", "files")
+    lines = findings_of("classes", Subject(edited(("num_class: 8", "num_class: 10"))), "config", "files")
     the_fault(lines, "warning", "2 of 10 classes", "8, 9", advice="split again")
 
 
 def test_22_a_typing_error_in_the_config(edited: Callable[..., Path]) -> None:
-    lines = found("config", Subject(edited(("batch_size:", "batch_sise:"))))
+    lines = findings_of("config", Subject(edited(("batch_size:", "batch_sise:"))))
     the_fault(lines, "error", "batch_sise", advice="did you mean batch_size?")
 
 
 def test_23_weights_of_another_network(edited: Callable[..., Path], tmp_path: Path) -> None:
     torch.save({"state_dict": {"conv1.weight": torch.zeros(4, 3, 7, 7)}}, tmp_path / "other.pth")
     exp = edited(("pretrained: False", f"pretrained: {tmp_path / 'other.pth'}"))
-    lines = found("weights", Subject(exp), "config")
+    lines = findings_of("weights", Subject(exp), "config")
     assert [each.level for each in lines] == ["error"]
     assert "other.pth" in str(lines[0])
 
 
 def test_24_a_batch_that_fits_into_no_memory(edited: Callable[..., Path]) -> None:
-    lines = found("memory", Subject(edited(("batch_size: 4", "batch_size: 100000"))), "config")
+    lines = findings_of("memory", Subject(edited(("batch_size: 4", "batch_size: 100000"))), "config")
     the_fault(lines, "error", "a step takes about", advice="set common.batch_size to")
 
 
 def test_25_the_wrong_reader_and_unreadable_videos(edited: Callable[..., Path], tmp_path: Path) -> None:
-    lines = found("files", Subject(edited(("reader: video", "reader: frames"))), "config")
+    lines = findings_of("files", Subject(edited(("reader: video", "reader: frames"))), "config")
     the_fault(lines, "error", "its videos are video files", advice="set data.reader: video")
     (tmp_path / "broken.mp4").write_bytes(b"no video" * 100)
     for split in ("train", "val"):
@@ -350,21 +354,21 @@ def test_25_the_wrong_reader_and_unreadable_videos(edited: Callable[..., Path], 
     )
     text = (exp / "config.yaml").read_text().replace("train_root: ", f"train_root: {tmp_path} #")
     (exp / "config.yaml").write_text(text.replace("val_root: ", f"val_root: {tmp_path} #"))
-    lines = found("readers", Subject(exp), "config", "files")
+    lines = findings_of("readers", Subject(exp), "config", "files")
     the_fault(lines, "error", "none of", "could be read", advice="main.py scan")
 
 
-def test_26_readers_slower_than_the_device(made: Callable[..., Path]) -> None:
-    exp = made()
+def test_26_readers_slower_than_the_device(make_exp: Callable[..., Path]) -> None:
+    exp = make_exp()
     (exp / "log.txt").write_text("[x] Iter: [20/60] Time 0.001 (0.001) Data 0.000 (0.0001) Loss 2 (2)\n")
-    lines = found("readers", Subject(exp), "config", "files")
+    lines = findings_of("readers", Subject(exp), "config", "files")
     the_fault(lines, "warning", "the device takes 4444.4 (its log says)", advice="main.py dump")
 
 
-def test_27_a_checkpoint_that_cannot_be_read(made: Callable[..., Path]) -> None:
-    exp = made()
+def test_27_a_checkpoint_that_cannot_be_read(make_exp: Callable[..., Path]) -> None:
+    exp = make_exp()
     (exp / "ckpt.pth.tar").write_bytes(b"torn")
-    the_fault(found("run", Subject(exp)), "error", "no checkpoint can be read", advice="--fresh")
+    the_fault(findings_of("run", Subject(exp)), "error", "no checkpoint can be read", advice="--fresh")
 
 
 def test_28_a_driver_without_a_torch_for_it(tmp_path: Path) -> None:
@@ -393,16 +397,16 @@ def test_29_a_container_with_less_than_it_shows(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------- the lines
-def test_a_live_run_is_named(made: Callable[..., Path]) -> None:
-    exp = made()
+def test_a_live_run_is_named(make_exp: Callable[..., Path]) -> None:
+    exp = make_exp()
     (exp / "jobs").mkdir()
     held = run_lock.take(exp / "jobs" / "lock.json")
     try:
-        (line,) = found("run", Subject(exp))
+        (line,) = findings_of("run", Subject(exp))
         assert f"process {os.getpid()} on {socket.gethostname()} trains here" in line.text
     finally:
         held.release()
-    assert found("run", Subject(exp)) == [finding.ok("none")]
+    assert findings_of("run", Subject(exp)) == [finding.ok("none")]
 
 
 def test_a_check_that_fails_does_not_hide_the_others() -> None:
@@ -415,30 +419,30 @@ def test_a_check_that_fails_does_not_hide_the_others() -> None:
 
 
 def test_exit_codes_and_lines(
-    made: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    make_exp: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(doctor, "CHECKS", {"config": experiment.config, "memcached": site.memcached})
-    assert doctor.main([str(made())]) == 0
+    assert doctor.main([str(make_exp())]) == 0
     assert "memcached           ok (none)" in capsys.readouterr().out
-    assert doctor.main([str(made()), "--set", "common.batch_size=0"]) == 2
+    assert doctor.main([str(make_exp()), "--set", "common.batch_size=0"]) == 2
     out = capsys.readouterr().out
     assert "config              error: " in out
     assert "1 error(s), 0 warning(s)" in out
 
 
-def test_the_memory_estimate_is_what_a_real_forward_pass_keeps(made: Callable[..., Path]) -> None:
+def test_the_memory_estimate_is_what_a_real_forward_pass_keeps(make_exp: Callable[..., Path]) -> None:
     """The same count on the CPU, where tensors have bytes: the meta device must not lose or add any."""
     import methods
     from utils import config
     from utils.engine.network import model_arguments
 
-    cfg = config.load(made())
+    cfg = config.load(make_exp())
     net = methods.build(**model_arguments(cfg, pretrained=False)).train()
-    own = {parameter.data_ptr() for parameter in net.parameters()}
+    parameters = {parameter.data_ptr() for parameter in net.parameters()}
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
+        if tensor.untyped_storage().data_ptr() not in parameters:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 

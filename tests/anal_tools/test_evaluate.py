@@ -23,8 +23,8 @@ from tests.experiment import make
 from tests.ranks import ROOT
 from utils import checkpoint, metrics
 
-PYSF = ["common.data.sampling=pysf", "common.data.clip_len=2", "common.data.frame_interval=4"]
-SETS = [word for item in [*PYSF, "common.model.num_segments=1"] for word in ("--set", item)]
+PYSLOWFAST = ["common.data.sampling=pyslowfast", "common.data.clip_len=2", "common.data.frame_interval=4"]
+SETS = [word for item in [*PYSLOWFAST, "common.model.num_segments=1"] for word in ("--set", item)]
 
 
 def with_weights(folder: Path, kind: str = "tsn", **options: object) -> Path:
@@ -53,21 +53,21 @@ def evaluate(folder: Path, name: str, *options: str) -> int:
 
 
 def test_the_result_says_all(exp: Path) -> None:
-    found = Results.load(exp, "thirty")
-    assert found.logits.shape == (23, 30, 8)
-    assert found.frames.shape == (23, 30, 2)
-    assert found.scores.sum(1) == pytest.approx(1, abs=1e-5)
-    assert len({tuple(row) for row in np.round(found.logits[0], 4).tolist()}) > 20, "views differ"
-    assert [view["clip"] for view in found.views] == [clip for clip in range(10) for _ in range(3)]
-    assert [view["box"][0] for view in found.views[:3]] == sorted(view["box"][0] for view in found.views[:3])
-    assert found.ledger == []
-    summary = found.summary
+    results = Results.load(exp, "thirty")
+    assert results.logits.shape == (23, 30, 8)
+    assert results.frames.shape == (23, 30, 2)
+    assert results.scores.sum(1) == pytest.approx(1, abs=1e-5)
+    assert len({tuple(row) for row in np.round(results.logits[0], 4).tolist()}) > 20, "views differ"
+    assert [view["clip"] for view in results.views] == [clip for clip in range(10) for _ in range(3)]
+    assert [view["box"][0] for view in results.views[:3]] == sorted(view["box"][0] for view in results.views[:3])
+    assert results.ledger == []
+    summary = results.summary
     assert summary["counts"] == {"videos": 23, "scored": 23, "repaired": 0, "failed": 0, "duplicates": 0}
     assert summary["cost"]["gmacs_per_video"] == pytest.approx(30 * summary["cost"]["gmacs_per_view"], rel=1e-3)
     assert summary["protocol"]["views"] == 30
-    assert summary["config"]["data"]["sampling"] == "pysf"
-    scores = scoring.scores_of(found, scoring.smaller(scoring.kept_protocol(found)))
-    numbers = metrics.evaluate(metrics.Videos(scores, found.labels))
+    assert summary["config"]["data"]["sampling"] == "pyslowfast"
+    scores = scoring.scores_of(results, scoring.smaller(scoring.kept_protocol(results)))
+    numbers = metrics.evaluate(metrics.Videos(scores, results.labels))
     assert summary["metrics"] == pytest.approx(numbers | {key: summary["metrics"][key] for key in ("clip1", "clip")})
 
 
@@ -124,32 +124,32 @@ def test_bad_videos_are_named_and_repaired_ones_scored(exp: Path, motion_videos:
     (data / "few.txt").write_text("\n".join(lines) + "\n")
     options = ["--list", str(data / "few.txt"), "--root", str(data)]
     assert evaluate(exp, "bad", *options, "--set", "common.data.on_bad=substitute") == 0
-    found = Results.load(exp, "bad")
-    status = {row["path"]: row["status"] for row in found.ledger}
+    results = Results.load(exp, "bad")
+    status = {row["path"]: row["status"] for row in results.ledger}
     assert status[paths[1]] == status[paths[2]] == "failed"
-    assert found.failed.tolist()[1:3] == [True, True]
-    assert (found.frames[1] == -1).all()
-    counts = found.summary["counts"]
+    assert results.failed.tolist()[1:3] == [True, True]
+    assert (results.frames[1] == -1).all()
+    counts = results.summary["counts"]
     assert counts["videos"] == 6
     assert counts["failed"] == sum(value == "failed" for value in status.values())
-    assert counts["scored"] == 6 - counts["failed"] == (~found.failed).sum()
-    assert set(found.summary["failures"]) == {path for path, value in status.items() if value == "failed"}
-    assert all(row["reason"] for row in found.ledger)
+    assert counts["scored"] == 6 - counts["failed"] == (~results.failed).sum()
+    assert set(results.summary["failures"]) == {path for path, value in status.items() if value == "failed"}
+    assert all(row["reason"] for row in results.ledger)
 
 
 def test_a_protocol_by_name_and_a_part_of_it(exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, views in (("k400", []), ("k400-small", ["--views", "1x1"])):
         assert evaluate(exp, name, "--protocol", "k400-10x3", "--scale", "36", *views) == 0
     large, small = Results.load(exp, "k400"), Results.load(exp, "k400-small")
-    assert large.protocol["crops"] == "three_psf"
+    assert large.protocol["crops"] == "three_pyslowfast"
     assert large.protocol["crop_size"] == 36
     chosen = scoring.smaller(scoring.kept_protocol(large), "1x1")
     assert chosen.note == ""
     np.testing.assert_allclose(scoring.scores_of(large, chosen), small.scores, atol=1e-5)
     capsys.readouterr()
     assert main.main(["score", f"{exp}:k400", "--protocol", "k400-10x3", "--views", "1x1", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["top1"] == pytest.approx(small.summary["metrics"]["top1"])
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["top1"] == pytest.approx(small.summary["metrics"]["top1"])
     assert main.main(["score", f"{exp}:thirty", "--protocol", "k400-10x3"]) == 2
     assert "needs an evaluation of its own" in capsys.readouterr().err
 
@@ -169,12 +169,12 @@ def test_a_damaged_frame_is_replaced_by_its_neighbour(exp: Path, tmp_path: Path)
     for policy, expected in (("substitute", "repaired"), ("skip", "failed")):
         sets = [*frames, "--set", f"common.data.on_bad={policy}"]
         assert evaluate(exp, policy, *options, *sets) == 0
-        found = Results.load(exp, policy)
-        status = {row["path"]: (row["status"], row["reason"]) for row in found.ledger}
+        results = Results.load(exp, policy)
+        status = {row["path"]: (row["status"], row["reason"]) for row in results.ledger}
         assert status["torn"][0] == expected
         assert "img_00009.jpg" in status["torn"][1] or "damaged" in status["torn"][1]
         assert status["gone"][0] == "failed"
-        assert found.failed.tolist() == [False, policy == "skip", True]
+        assert results.failed.tolist() == [False, policy == "skip", True]
     planned, shown = (np.asarray(Results.load(exp, "substitute").frames[row]) for row in (0, 1))
     assert 8 in planned, "the damaged frame is one that is wanted"
     assert 8 not in shown
@@ -187,22 +187,22 @@ def test_a_list_with_several_labels(exp: Path, motion_videos: Path, tmp_path: Pa
     labels = [sorted({int(line[-1]), number % 8}) for number, line in enumerate(lines)]
     several = tmp_path / "several.txt"
     several.write_text(
-        "".join(f"{line[0]} {' '.join(map(str, own))}\n" for line, own in zip(lines, labels, strict=True))
+        "".join(f"{line[0]} {' '.join(map(str, results))}\n" for line, results in zip(lines, labels, strict=True))
     )
     more = ["--set", "common.loss=bce", "--set", "common.data.list_layout=path_labels"]
     assert evaluate(exp, "several", "--views", "2x1", "--list", str(several), "--root", str(motion_videos), *more) == 0
-    found = Results.load(exp, "several")
-    assert found.multi_label
-    assert found.targets is not None
-    assert [np.flatnonzero(row).tolist() for row in found.targets] == labels
-    expected = 1 / (1 + np.exp(-np.asarray(found.logits, np.float64)))
-    np.testing.assert_allclose(found.scores, expected.mean(1), atol=1e-6)
-    numbers = found.numbers
+    results = Results.load(exp, "several")
+    assert results.multi_label
+    assert results.targets is not None
+    assert [np.flatnonzero(row).tolist() for row in results.targets] == labels
+    expected = 1 / (1 + np.exp(-np.asarray(results.logits, np.float64)))
+    np.testing.assert_allclose(results.scores, expected.mean(1), atol=1e-6)
+    numbers = results.numbers
     for key in ("mean_average_precision", "gap", "hit1", "perr"):
-        assert found.summary["metrics"][key] == pytest.approx(numbers[key], abs=1e-6)
-    source = media.source_of(exp, found)  # the report finds the videos of such a list again
+        assert results.summary["metrics"][key] == pytest.approx(numbers[key], abs=1e-6)
+    source = media.source_of(exp, results)  # the report finds the videos of such a list again
     assert source.records.several
-    assert source.records.list_hash == found.summary["list_hash"]
+    assert source.records.list_hash == results.summary["list_hash"]
 
 
 def test_views_that_the_method_does_not_take(tmp_path: Path, motion_videos: Path, capsys) -> None:
@@ -217,11 +217,11 @@ def test_views_that_the_method_does_not_take(tmp_path: Path, motion_videos: Path
 
 def test_the_name_says_what_was_asked_for(exp: Path) -> None:
     assert main.main(["eval", str(exp), *SETS, "--views", "3crop", "--average", "sum", "--keep", "float16"]) == 0
-    found = Results.load(exp)
-    assert found.name == "latest-3crop-sum"
-    assert found.logits.dtype == np.float16
+    results = Results.load(exp)
+    assert results.name == "latest-3crop-sum"
+    assert results.logits.dtype == np.float16
     text = json.loads((exp / "results/latest-3crop-sum.json").read_text())["protocol"]["text"]
     assert "sum of softmax" in text
     thirty = Results.load(exp, "thirty")
     chosen = scoring.smaller(scoring.kept_protocol(thirty), "3crop", "sum")
-    np.testing.assert_allclose(scoring.scores_of(thirty, chosen), found.scores, atol=2e-3)
+    np.testing.assert_allclose(scoring.scores_of(thirty, chosen), results.scores, atol=2e-3)

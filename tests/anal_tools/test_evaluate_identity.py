@@ -18,7 +18,7 @@ import main
 from anal_tools.evaluate import identity, result_parts
 from anal_tools.evaluate.results import Results
 from tests.experiment import few_videos, make
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,10 @@ def test_another_root_or_form_starts_over_and_the_first_settings_resume(
     root = other_root(tmp_path / "other", motion_videos)
     assert evaluated(fresh, stop_after=2) == 75
     assert evaluated(fresh, "--root", str(root), "--plain", stop_after=1) == 75
-    said = capsys.readouterr().out
-    assert "resuming" not in said
-    assert f"root ({motion_videos} -> {root})" in said
-    assert "form (fastest -> as trained (--plain))" in said
+    output = capsys.readouterr().out
+    assert "resuming" not in output
+    assert f"root ({motion_videos} -> {root})" in output
+    assert "form (fastest -> as trained (--plain))" in output
 
     assert evaluated(fresh) == 0  # the mistyped command has cost nothing
     assert "resuming: 2 of 4 videos were scored before" in capsys.readouterr().out
@@ -110,9 +110,9 @@ def test_a_video_that_failed_is_tried_again(
     hidden.rename(first)
     assert evaluated(fresh, "--root", str(root)) == 0
     assert "resuming: 2 of 4" in capsys.readouterr().out
-    found = Results.load(fresh)
-    assert found.summary["counts"]["failed"] == 0
-    assert not np.isnan(found.logits).any()
+    results = Results.load(fresh)
+    assert results.summary["counts"]["failed"] == 0
+    assert not np.isnan(results.logits).any()
 
 
 def test_no_readable_video_is_an_error_that_leaves_nothing(
@@ -121,11 +121,11 @@ def test_no_readable_video_is_an_error_that_leaves_nothing(
     assert evaluated(fresh, stop_after=2) == 75
     (tmp_path / "wrong").mkdir()
     assert evaluated(fresh, "--root", str(tmp_path / "wrong")) == 2
-    said = capsys.readouterr().err
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert len(message.splitlines()) == 1
     first = (fresh / "few.txt").read_text().split()[0]
     for words in ("none of the 4 videos of", f"{tmp_path}/wrong/{first}", "the root", "data.reader"):
-        assert words in said
+        assert words in message
     assert not (fresh / "results/n.json").exists()
     assert evaluated(fresh, "--set", "common.data.reader=frames") == 2
     assert "Check data.reader, frames" in capsys.readouterr().err
@@ -147,9 +147,9 @@ def test_the_first_validation_that_reads_nothing_stops_the_run(
         (tmp_path / "wrong" / line.split()[0]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "wrong" / line.split()[0]).write_bytes(b"no video at all")
     assert main.main(["train", str(fresh), "--set", f"common.val_root={tmp_path}/wrong"]) == 2
-    said = capsys.readouterr().err
-    assert "none of the 4 videos" in said
-    assert str(tmp_path / "wrong/videos") in said
+    message = capsys.readouterr().err
+    assert "none of the 4 videos" in message
+    assert str(tmp_path / "wrong/videos") in message
     assert not (fresh / "ckpt_best.pth.tar").exists()
     assert not (fresh / "jobs/bad_samples.jsonl").exists()
     assert main.train(fresh) == 0, "the step was saved, and its validation is done under the right root"
@@ -158,10 +158,10 @@ def test_the_first_validation_that_reads_nothing_stops_the_run(
 
 
 def test_files_follow_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = identity.source_files(["methods.tsm"])
-    wanted = {"methods/tsm.py", "methods/_backbones.py", "networks/resnet.py", "networks/mobilenet.py"}
-    assert wanted <= found.keys()
-    assert not any(name.startswith(("anal_tools/", "launch/")) for name in found)
+    sources = identity.source_files(["methods.tsm"])
+    expected = {"methods/tsm.py", "methods/_backbones.py", "networks/resnet.py", "networks/mobilenet.py"}
+    assert expected <= sources.keys()
+    assert not any(name.startswith(("anal_tools/", "launch/")) for name in sources)
     all_files = identity.source_hashes({"methods.tsm"})
     for name in ("utils/transforms.py", "datasets/plan/views.py", "datasets/readers/resize.py", "methods/folding.py"):
         assert name in all_files

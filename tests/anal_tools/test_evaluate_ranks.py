@@ -73,10 +73,10 @@ def test_a_second_evaluation_of_one_name_is_refused(exp: Path, capsys: pytest.Ca
                 assert first.poll() is None
                 time.sleep(0.05)
             assert main.main(["eval", str(exp), "--name", "one"]) == 2
-            said = capsys.readouterr().err
-            assert len(said.splitlines()) == 1
-            assert "eval-one" in said or "evaluation" in said
-            assert str(first.pid) in said
+            message = capsys.readouterr().err
+            assert len(message.splitlines()) == 1
+            assert "eval-one" in message or "evaluation" in message
+            assert str(first.pid) in message
             assert main.main(["eval", str(exp), "--name", "two", "--chunk", "1"]) == 0, "another name is free"
         finally:
             first.send_signal(signal.SIGCONT)

@@ -90,7 +90,7 @@ def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path, capsys
     (folder.with_suffix(".json")).write_text("{}")
     start, parts = result_parts.earlier_parts(folder, KEY, 9)
     assert start == 1
-    assert [list(found["samples"]) for found in parts] == [[0, 2, 4], [1, 3]]
+    assert [list(part["samples"]) for part in parts] == [[0, 2, 4], [1, 3]]
     assert sorted(path.name for path in folder.glob("part-*")) == [
         "part-0000-0000-000000.npz",
         "part-0000-0001-000000.npz",
@@ -106,9 +106,9 @@ def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path, capsys
     part(folder, "part-0000-0000-000000.npz", [8], key=other)
     start, parts = result_parts.earlier_parts(folder, KEY, 9)  # the first settings again: its scores are still there
     assert start == 3
-    assert [list(found["samples"]) for found in parts] == [[0, 2, 4], [1, 3]]
+    assert [list(part["samples"]) for part in parts] == [[0, 2, 4], [1, 3]]
     start, parts = result_parts.earlier_parts(folder, other, 9)
-    assert (start, [list(found["samples"]) for found in parts]) == (1, [[8]])
+    assert (start, [list(part["samples"]) for part in parts]) == (1, [[8]])
 
     part(folder, "part-0000-0000-000000.npz", [0], key=other)
     (folder / "parts.json").write_text(json.dumps({"key": 3}))
@@ -118,7 +118,7 @@ def test_only_whole_parts_of_the_same_evaluation_are_kept(tmp_path: Path, capsys
 def test_a_kill_while_evaluations_are_exchanged_loses_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed at each of its steps; then either evaluation finds all its parts."""
     other = {**KEY, "weights": "v"}
-    for wanted, expected in ((KEY, [[0, 1], [2]]), (other, [[5], [6, 7]])):
+    for chosen_key, expected in ((KEY, [[0, 1], [2]]), (other, [[5], [6, 7]])):
         for step in range(20):
             folder = tmp_path / f"{len(expected[0])}-{step}"
             result_parts.earlier_parts(folder, other, 9)
@@ -144,11 +144,11 @@ def test_a_kill_while_evaluations_are_exchanged_loses_no_part(tmp_path: Path, mo
                 except KeyboardInterrupt:
                     done = False
 
-            _, parts = result_parts.earlier_parts(folder, wanted, 9)
-            assert [list(found["samples"]) for found in parts] == expected, step
+            _, parts = result_parts.earlier_parts(folder, chosen_key, 9)
+            assert [list(part["samples"]) for part in parts] == expected, step
             for key, videos in ((KEY, [[0, 1], [2]]), (other, [[5], [6, 7]])):
                 _, parts = result_parts.earlier_parts(folder, key, 9)
-                assert [list(found["samples"]) for found in parts] == videos, step
+                assert [list(part["samples"]) for part in parts] == videos, step
             if done:
                 break
         assert step >= 6

@@ -20,7 +20,7 @@ from anal_tools.predict import predictor
 from tests import weights
 from tests.datasets.videos import write_video
 from utils.dist import World
-from utils.faults import UserError
+from utils.errors import UserError
 
 METHODS = {
     "tsn": {},
@@ -48,14 +48,14 @@ def small(name: str) -> tuple[nn.Module, torch.Tensor]:
         if isinstance(norm, _BatchNorm) and not norm.weight.any():
             nn.init.ones_(norm.weight)
     nn.init.normal_(model.classifier.weight, std=0.5)
-    return export.plain(model), torch.randn(3, 3, options["num_segments"], SIDE, SIDE)
+    return export.export_form(model), torch.randn(3, 3, options["num_segments"], SIDE, SIDE)
 
 
 def same(net: nn.Module, exported: nn.Module, clips: torch.Tensor) -> None:
     with torch.inference_mode():
-        wanted = net(clips)
+        expected = net(clips)
         for batch in (clips, clips[:1]):
-            torch.testing.assert_close(exported(batch), wanted[: len(batch)], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(exported(batch), expected[: len(batch)], rtol=1e-4, atol=1e-5)
 
 
 def marks_of(name: str) -> list[pytest.MarkDecorator]:
@@ -65,21 +65,21 @@ def marks_of(name: str) -> list[pytest.MarkDecorator]:
 
 @pytest.fixture(scope="module", params=[pytest.param(name, marks=marks_of(name)) for name in METHODS])
 def program(request: pytest.FixtureRequest) -> tuple[nn.Module, torch.Tensor, dict, torch.export.ExportedProgram]:
-    """A method's network, clips, facts and the graph that both files are made of: tracing is slow, so once each."""
+    """A method's network, clips, metadata and the graph that both files are made of: tracing is slow, so once each."""
     net, clips = small(request.param)
-    facts = {"input": ["batch", *clips.shape[1:]]}
+    metadata = {"input": ["batch", *clips.shape[1:]]}
     with export.quiet():
-        return net, clips, facts, export.traced(net, facts)
+        return net, clips, metadata, export.traced(net, metadata)
 
 
 def test_torch_file(program: tuple, tmp_path: Path) -> None:
-    net, clips, facts, graph = program
+    net, clips, metadata, graph = program
     with export.quiet():
-        export.write_torch(graph, facts, tmp_path / "m.pt2")
+        export.write_torch(graph, metadata, tmp_path / "m.pt2")
         extra = {"zoetrope.json": ""}
         read = torch.export.load(tmp_path / "m.pt2", extra_files=extra)
     same(net, read.module(), clips)
-    assert json.loads(extra["zoetrope.json"]) == facts
+    assert json.loads(extra["zoetrope.json"]) == metadata
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,13 @@ def onnx_extra() -> None:
 
 
 def test_onnx_file(onnx_extra: None, program: tuple, tmp_path: Path) -> None:
-    net, clips, facts, graph = program
+    net, clips, metadata, graph = program
     with export.quiet():
-        export.write_onnx(graph, facts, tmp_path / "m.onnx")
+        export.write_onnx(graph, metadata, tmp_path / "m.onnx")
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]  # weights inside
     session, text = predictor.session(tmp_path / "m.onnx")
     same(net, session, clips)
-    assert json.loads(text) == facts
+    assert json.loads(text) == metadata
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,8 @@ def test_clips_of_a_list_with_several_labels(exported: tuple[Path, Path, Path], 
     (tmp_path / "several.txt").write_text("a.mp4\t20\t3\t1\nb.mp4\t16\t2\n")
     sets = ["loss=bce", "data.list_layout=path_frames_labels", f"val_source={tmp_path / 'several.txt'}"]
     args = argparse.Namespace(check=[], target=exp, set=sets)
-    found = export.clips_to_check(args, None)  # type: ignore[arg-type]  # the predictor is not asked
-    assert [Path(source.path) for source in found] == [root / "a.mp4", root / "b.mp4"]
+    sources = export.clips_to_check(args, None)  # type: ignore[arg-type]  # the predictor is not asked
+    assert [Path(source.path) for source in sources] == [root / "a.mp4", root / "b.mp4"]
 
 
 def infer(out: Path) -> dict:
@@ -137,12 +137,12 @@ def test_predict_runs_it_and_sees_the_same(exported: tuple[Path, Path, Path], tm
     for name, words in runs.items():
         argv = ["predict", *words, root / "a.mp4", root / "b.mp4", "--logits", "--out", tmp_path / name]
         assert main.main([str(word) for word in argv]) == 0
-    wanted = infer(tmp_path / "torch")["videos"]
+    expected = infer(tmp_path / "torch")["videos"]
     for name in ("onnx", "alone"):
-        found = infer(tmp_path / name)
-        assert found["model"]["engine"] == "onnx"
-        assert found["classes"] == weights.NAMES
-        for one, two in zip(wanted, found["videos"], strict=True):
+        predictions = infer(tmp_path / name)
+        assert predictions["model"]["engine"] == "onnx"
+        assert predictions["classes"] == weights.NAMES
+        for one, two in zip(expected, predictions["videos"], strict=True):
             assert [top["label"] for top in one["top"]] == [top["label"] for top in two["top"]]
             assert np.abs(np.array(one["logits"]) - np.array(two["logits"])).max() <= 1e-4
 
@@ -150,12 +150,12 @@ def test_predict_runs_it_and_sees_the_same(exported: tuple[Path, Path, Path], tm
 def test_the_file_carries_its_preprocessing(exported: tuple[Path, Path, Path]) -> None:
     _, file, _ = exported
     _, text = predictor.session(file)
-    facts = json.loads(text)
-    assert facts["input"] == ["batch", 3, 2, 32, 32]
-    assert facts["views"]["sampling"]["preset"] == "tsn"
-    assert facts["views"]["scale"] == 36
-    assert facts["mean"] == [0.485, 0.456, 0.406]
-    assert facts["classes"] == weights.NAMES
+    metadata = json.loads(text)
+    assert metadata["input"] == ["batch", 3, 2, 32, 32]
+    assert metadata["views"]["sampling"]["preset"] == "tsn"
+    assert metadata["views"]["scale"] == 36
+    assert metadata["mean"] == [0.485, 0.456, 0.406]
+    assert metadata["classes"] == weights.NAMES
 
 
 def test_it_gets_its_name_only_when_it_agrees(
@@ -183,8 +183,8 @@ def test_it_gets_its_name_only_when_it_agrees(
 def spoiled(traced):
     """Traces a model whose classifier was changed a little."""
 
-    def wrong(net: nn.Module, facts: dict) -> torch.export.ExportedProgram:
-        return traced(net_with_another_bias(net), facts)
+    def wrong(net: nn.Module, metadata: dict) -> torch.export.ExportedProgram:
+        return traced(net_with_another_bias(net), metadata)
 
     return wrong
 
@@ -205,7 +205,7 @@ def test_other_files_are_refused(exported: tuple[Path, Path, Path], tmp_path: Pa
     model = onnx.load(str(file))
     del model.metadata_props[:]
     onnx.save(model, str(tmp_path / "bare.onnx"))
-    with pytest.raises(UserError, match=r"bare.onnx: it holds no facts about its input"):
+    with pytest.raises(UserError, match=r"bare.onnx: it holds no metadata about its input"):
         predictor.from_onnx(tmp_path / "bare.onnx", World())
     argv = ["predict", exp, root / "a.mp4", "--engine", "onnx", "--model", file, "--out", tmp_path]
     assert main.main([str(word) for word in [*argv, "--set", "augmentation.test_resize=40"]]) == 2

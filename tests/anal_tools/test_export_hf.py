@@ -146,8 +146,8 @@ def test_original_encoder_and_probe_are_joined(data: Path, tmp_path: Path, capsy
     assert run(*words, *sets) == 0
     assert "carried for export" in capsys.readouterr().out
     model = checkpoint.load(tmp_path / "ours.pth.tar")["model"]
-    wanted = methods.from_pretrained(hf_folders.write(tmp_path / "hf", "vjepa2")).state_dict()
-    assert all(torch.equal(tensor, model[name]) for name, tensor in wanted.items())
+    expected = methods.from_pretrained(hf_folders.write(tmp_path / "hf", "vjepa2")).state_dict()
+    assert all(torch.equal(tensor, model[name]) for name, tensor in expected.items())
     # The predictor comes from the encoder's file, and transformers has no pooler with other heads.
     assert run("export", tmp_path / "ours.pth.tar", "--to", "hf", tmp_path / "out") == 2
     assert "transformers gives the pooler the 4 heads of the encoder" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from anal_tools import clean, experiments, history, watch
 from launch import verbs
 from tests import experiment
 from utils import run_lock
-from utils.faults import UserError
+from utils.errors import UserError
 
 LOG = """\
 [2026-05-01T10:00:00+00:00] experiment /e, code abc, process 1 on n1
@@ -35,48 +35,48 @@ LOG = """\
 [2026-05-01T11:15:00+00:00] stopped by SIGTERM at iteration 24, saved; the same command continues
 """
 CURVES = [
-    {"step": 10, "loss_train": 2.0}, {"step": 20, "loss_train": 1.0, "acc1_val": 50.0}, {"resume": 15},
-    {"step": 20, "loss_train": 1.0, "acc1_val": 55.0}, {"step": 24, "loss_train": 3.0},
+    {"step": 10, "loss_train": 2.0}, {"step": 20, "loss_train": 1.0, "top1_val": 50.0}, {"resume": 15},
+    {"step": 20, "loss_train": 1.0, "top1_val": 55.0}, {"step": 24, "loss_train": 3.0},
 ]  # fmt: skip
 
 
 @pytest.fixture
 def exp(tmp_path: Path, tiny_videos: Path) -> Path:
-    made = experiment.make(tmp_path / "exp", tiny_videos)
-    (made / "log.txt").write_text(LOG)
-    (made / "events").mkdir()
-    (made / "events" / "scalars.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CURVES))
-    (made / "jobs" / "code" / "one").mkdir(parents=True)
-    (made / "jobs" / "code" / "one" / "main.py").write_bytes(bytes(5000))
-    (made / "jobs" / "restarts.jsonl").write_text('{"job": "7"}\n')
-    row = {"job": "7", "verb": "train", "scheduler": "local", "code": str(made / "jobs/code/two"), "ranks": 4}
-    (made / "jobs" / "jobs.jsonl").write_text(json.dumps(row) + "\n")
-    (made / "jobs" / "code" / "two").mkdir()
-    (made / "jobs" / "code" / "new").mkdir()  # of a job that is being submitted
-    os.utime(made / "jobs" / "code" / "one", (0, 0))
+    exp = experiment.make(tmp_path / "exp", tiny_videos)
+    (exp / "log.txt").write_text(LOG)
+    (exp / "events").mkdir()
+    (exp / "events" / "scalars.jsonl").write_text("".join(json.dumps(row) + "\n" for row in CURVES))
+    (exp / "jobs" / "code" / "one").mkdir(parents=True)
+    (exp / "jobs" / "code" / "one" / "main.py").write_bytes(bytes(5000))
+    (exp / "jobs" / "restarts.jsonl").write_text('{"job": "7"}\n')
+    row = {"job": "7", "verb": "train", "scheduler": "local", "code": str(exp / "jobs/code/two"), "ranks": 4}
+    (exp / "jobs" / "jobs.jsonl").write_text(json.dumps(row) + "\n")
+    (exp / "jobs" / "code" / "two").mkdir()
+    (exp / "jobs" / "code" / "new").mkdir()  # of a job that is being submitted
+    os.utime(exp / "jobs" / "code" / "one", (0, 0))
     for number, name in enumerate(("first", "last")):
-        (made / "results" / name).mkdir(parents=True)
-        (made / "results" / name / clean.LOGITS).write_bytes(bytes(10_000))
-        (made / "results" / name / "scores.npy").write_bytes(b"scores")
+        (exp / "results" / name).mkdir(parents=True)
+        (exp / "results" / name / clean.LOGITS).write_bytes(bytes(10_000))
+        (exp / "results" / name / "scores.npy").write_bytes(b"scores")
         summary = {"metrics": {"top1": 50.0 + number}, "protocol": {"num_clips": 10, "crops": "three"}, "step": 20}
-        (made / "results" / f"{name}.json").write_text(json.dumps(summary))
-        os.utime(made / "results" / f"{name}.json", (1e9 + number,) * 2)
-    (made / "old" / "20260101T000000Z").mkdir(parents=True)
-    (made / "old" / "20260101T000000Z" / "ckpt.pth.tar").write_bytes(bytes(200_000))
-    return made
+        (exp / "results" / f"{name}.json").write_text(json.dumps(summary))
+        os.utime(exp / "results" / f"{name}.json", (1e9 + number,) * 2)
+    (exp / "old" / "20260101T000000Z").mkdir(parents=True)
+    (exp / "old" / "20260101T000000Z" / "ckpt.pth.tar").write_bytes(bytes(200_000))
+    return exp
 
 
 def test_the_history_of_a_restarted_run(exp: Path) -> None:
-    found = history.read(exp)
-    assert (found.state, found.step, found.last) == ("stopped", 24, 100)
-    assert (found.best, found.criterion) == (55.0, "Prec@1")
-    assert found.gpu_hours == found.rank_hours == 4 * 0.5 + 2 * 0.25
-    assert found.waiting == pytest.approx((10 * 0.2 + 10 * 1.0) / (10 * 1.0 + 10 * 2.0))
-    assert (found.restarts, found.requeues, found.lost_steps) == (1, 1, 5)
-    assert (found.spikes, found.skipped) == (1, 2)
-    assert found.evaluation is not None
-    assert (found.evaluation["name"], found.evaluation["protocol"]) == ("last", "10xthree")
-    assert history.in_words(found) == ["24/100", "55.00", "51.00 (10xthree)", "stopped", "2026-05-01 11:15"]
+    run = history.read(exp)
+    assert (run.state, run.step, run.last) == ("stopped", 24, 100)
+    assert (run.best, run.criterion) == (55.0, "top-1")
+    assert run.gpu_hours == run.rank_hours == 4 * 0.5 + 2 * 0.25
+    assert run.waiting == pytest.approx((10 * 0.2 + 10 * 1.0) / (10 * 1.0 + 10 * 2.0))
+    assert (run.restarts, run.requeues, run.lost_steps) == (1, 1, 5)
+    assert (run.spikes, run.skipped) == (1, 2)
+    assert run.evaluation is not None
+    assert (run.evaluation["name"], run.evaluation["protocol"]) == ("last", "10xthree")
+    assert history.in_words(run) == ["24/100", "55.00", "51.00 (10xthree)", "stopped", "2026-05-01 11:15"]
 
 
 def test_a_folder_without_a_run(tmp_path: Path) -> None:
@@ -88,15 +88,15 @@ def test_a_folder_without_a_run(tmp_path: Path) -> None:
 def test_broken_files_count_as_nothing_written(exp: Path, damage: bytes) -> None:
     for name in ("log.txt", "events/scalars.jsonl", "results/last.json", "jobs/restarts.jsonl"):
         (exp / name).write_bytes(damage)
-    found = history.read(exp)
-    assert (found.state, found.step, found.best) == ("new", None, None)
+    run = history.read(exp)
+    assert (run.state, run.step, run.best) == ("new", None, None)
 
 
 def test_an_old_log_has_rank_hours_and_no_gpu_hours(exp: Path) -> None:
     (exp / "log.txt").write_text("\n".join(line for line in LOG.splitlines() if "device" not in line))
-    found = history.read(exp)
-    assert found.gpu_hours is None
-    assert found.rank_hours == 2.5
+    run = history.read(exp)
+    assert run.gpu_hours is None
+    assert run.rank_hours == 2.5
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_the_page_fits_every_terminal(exp: Path) -> None:
     text = "\n".join(watch.page(exp, 100, 40))
     assert "iteration 24 of 100" in text
     assert "60 % computing, 40 % waiting for clips" in text
-    assert "best Prec@1 55.00; 1 restart(s), 5 iteration(s) done twice, 1 loss spike(s), 2 fp16 step(s)" in text
+    assert "best top-1 55.00; 1 restart(s), 5 iteration(s) done twice, 1 loss spike(s), 2 fp16 step(s)" in text
     assert "stopped by SIGTERM at iteration 24" in text
 
 

@@ -13,7 +13,7 @@ import main
 from anal_tools.import_config import mmaction, pyslowfast, python_file, verb
 from anal_tools.import_config.draft import EXACT, NOT, OTHER, Draft
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 PIPELINE = """
 train_pipeline = [
@@ -116,7 +116,7 @@ model = dict(type='Recognizer3D',
     cls_head=dict(type='I3DHead', in_channels=2048, num_classes=400, spatial_type='avg', dropout_ratio=0.5),
     train_cfg=None, test_cfg=dict(average_clips='prob'))
 """
-PYSF = """
+PYSLOWFAST = """
 TRAIN: {BATCH_SIZE: 64, EVAL_PERIOD: 10, DATASET: kinetics}
 DATA: {NUM_FRAMES: 32, SAMPLING_RATE: 2, PATH_TO_DATA_DIR: lists/k, PATH_PREFIX: videos}
 SLOWFAST: {ALPHA: 4, BETA_INV: 8, FUSION_KERNEL_SZ: 5}
@@ -167,11 +167,16 @@ def test_tsm_of_1x(tmp_path: Path) -> None:
     )
     assert cfg.augmentation.more_fix_crop
     assert (cfg.augmentation.mean, cfg.augmentation.std) == ((0.5,) * 3, (0.2,) * 3)
-    assert (cfg.data.reader, cfg.data.sampling, cfg.data.flip_labels) == ("video", "mm1", ((2, 3),))
+    assert (cfg.data.reader, cfg.data.sampling, cfg.data.flip_labels) == ("video", "mmaction2_1x", ((2, 3),))
     assert (cfg.batch_size, cfg.shards, cfg.reference_batch, cfg.workers) == (6, 4, 24, 3)
-    plain = cfg.lr_scheduler
-    assert (plain.type, plain.base_lr, plain.warmup_lr) == ("STEP", pytest.approx(0.002), 0.02)
-    assert (plain.warmup_epochs, plain.warmup_by, plain.lr_epochs, plain.max_epoch) == (4, "epoch", (25, 45), 50)
+    schedule = cfg.lr_scheduler
+    assert (schedule.type, schedule.base_lr, schedule.warmup_lr) == ("STEP", pytest.approx(0.002), 0.02)
+    assert (schedule.warmup_epochs, schedule.warmup_by, schedule.lr_epochs, schedule.max_epoch) == (
+        4,
+        "epoch",
+        (25, 45),
+        50,
+    )
     assert (cfg.policy, cfg.label_smooth, cfg.clip_grad, cfg.weight_decay) == (True, 0.1, 20, 0.0005)
     assert (cfg.val_freq_epochs, cfg.print_freq) == (2, 7)
     assert (cfg.train_source.rpartition("/")[2], cfg.val_root.rpartition("/")[2]) == ("a.txt", "b")
@@ -194,22 +199,22 @@ def test_slowfast_with_a_cosine_that_begins_with_the_run(tmp_path: Path) -> None
     text = pipeline(length=32, interval=2, segments=1, clips=10, crop="dict(type='RandomResizedCrop')") + SLOWFAST
     text += RUN_1X + COSINE_1X.format(convert=", convert_to_iter_based=True", length=256, begin=0)
     cfg, draft = imported(tmp_path, text)
-    wanted = {"slow_index": "strided", "slow_first": False, "fast_backbone": "resnet50"}  # alpha 4 and 7 are defaults
-    assert wanted.items() <= cfg.model.kwargs.items()
+    options = {"slow_index": "strided", "slow_first": False, "fast_backbone": "resnet50"}  # alpha 4 and 7 are defaults
+    assert options.items() <= cfg.model.kwargs.items()
     assert (cfg.model.backbone, cfg.model.dropout) == ("resnet101", 0.8)
     assert (cfg.model.num_segments, cfg.data.clip_len, cfg.data.frame_interval) == (1, 32, 2)
-    plain = cfg.lr_scheduler
-    assert (plain.type, plain.warmup_epochs, plain.warmup_type) == ("COSINE", 34, "factor_linear")
-    assert (plain.step_by, plain.warmup_by, plain.cosine_begin_epoch) == ("epoch", "iteration", None)
+    schedule = cfg.lr_scheduler
+    assert (schedule.type, schedule.warmup_epochs, schedule.warmup_type) == ("COSINE", 34, "factor_linear")
+    assert (schedule.step_by, schedule.warmup_by, schedule.cosine_begin_epoch) == ("epoch", "iteration", None)
     assert (cfg.nesterov, cfg.clip_grad) == (True, None)
     assert draft.test.startswith("--views 10x3 ")
 
 
 def test_a_cosine_behind_the_warm_up_begins_where_theirs_does(tmp_path: Path) -> None:
     text = pipeline() + TSM + RUN_1X + COSINE_1X.format(convert="", length=222, begin=34)
-    plain = imported(tmp_path, text)[0].lr_scheduler
-    assert (plain.warmup_epochs, plain.warmup_by, plain.cosine_begin_epoch) == (33, "epoch", 34)
-    assert plain.warmup_type == "to_peak"
+    schedule = imported(tmp_path, text)[0].lr_scheduler
+    assert (schedule.warmup_epochs, schedule.warmup_by, schedule.cosine_begin_epoch) == (33, "epoch", 34)
+    assert schedule.warmup_type == "to_peak"
 
 
 @pytest.mark.parametrize("paramwise", ["dict(bias_decay_mult=0)", "dict(norm_decay_mult=0.5)"])
@@ -232,25 +237,25 @@ def test_slowonly_of_0x(tmp_path: Path) -> None:
     cfg, draft = imported(tmp_path, RUN_0X)
     assert (cfg.model.type, cfg.data.sampling, cfg.data.reader, cfg.data.template) == (
         "slowonly",
-        "mm0",
+        "mmaction2_0x",
         "frames",
         "{:06}.jpg",
     )
     assert (cfg.data.frame_base, cfg.data.flip) == (1, False)
     assert (cfg.augmentation.area, cfg.augmentation.input_size) == ((0.2, 1.0), 112)
     assert (cfg.batch_size, cfg.shards, cfg.reference_batch) == (4, 8, 32)
-    plain = cfg.lr_scheduler
-    assert (plain.base_lr, plain.warmup_lr, plain.warmup_epochs) == (pytest.approx(0.01), 0.1, 34)
-    assert (plain.warmup_type, plain.step_by, plain.min_lr) == ("factor_linear", "epoch", 0)
+    schedule = cfg.lr_scheduler
+    assert (schedule.base_lr, schedule.warmup_lr, schedule.warmup_epochs) == (pytest.approx(0.01), 0.1, 34)
+    assert (schedule.warmup_type, schedule.step_by, schedule.min_lr) == ("factor_linear", "epoch", 0)
     assert (cfg.clip_grad, cfg.val_freq_epochs) == (40, 5)
     assert "8 is their habit" in (tmp_path / "exp/config.yaml").read_text()
     assert "--gpus" in rows(draft, NOT)
 
 
 def test_slowfast_of_pyslowfast(tmp_path: Path) -> None:
-    cfg, draft = imported(tmp_path, PYSF, "config.yaml")
-    wanted = {"fusion_kernel": 5, "res4_temporal_blocks": 6, "fast_res4_temporal_blocks": 23}
-    assert wanted.items() <= cfg.model.kwargs.items()
+    cfg, draft = imported(tmp_path, PYSLOWFAST, "config.yaml")
+    options = {"fusion_kernel": 5, "res4_temporal_blocks": 6, "fast_res4_temporal_blocks": 23}
+    assert options.items() <= cfg.model.kwargs.items()
     assert (cfg.batch_size, cfg.shards, cfg.reference_batch) == (8, 32, 256)
     assert (cfg.lr_scheduler.warmup_lr, cfg.lr_scheduler.base_lr) == (pytest.approx(0.4), pytest.approx(0.04))
     assert cfg.lr_scheduler.warmup_type == "to_schedule"
@@ -262,11 +267,11 @@ def test_slowfast_of_pyslowfast(tmp_path: Path) -> None:
 
 
 def test_steps_of_pyslowfast(tmp_path: Path) -> None:
-    text = PYSF.replace(
+    text = PYSLOWFAST.replace(
         "LR_POLICY: cosine", "LR_POLICY: steps_with_relative_lrs, LRS: [1, 0.1, 0.02], STEPS: [0, 94, 154]"
     )
-    plain = imported(tmp_path, text, "config.yaml")[0].lr_scheduler
-    assert (plain.lr_epochs, plain.lr_mults) == ((94, 154), (0.1, pytest.approx(0.2)))
+    schedule = imported(tmp_path, text, "config.yaml")[0].lr_scheduler
+    assert (schedule.lr_epochs, schedule.lr_mults) == ((94, 154), (0.1, pytest.approx(0.2)))
 
 
 @pytest.mark.parametrize(
@@ -318,8 +323,8 @@ def test_what_cannot_be_taken_over_is_named_by_key(tmp_path: Path, old: str, new
     ],
 )
 def test_what_pyslowfast_says_and_cannot_be_taken_over(tmp_path: Path, old: str, new: str, words: str) -> None:
-    assert old in PYSF
-    assert words in refusal(tmp_path, PYSF.replace(old, new), "config.yaml")
+    assert old in PYSLOWFAST
+    assert words in refusal(tmp_path, PYSLOWFAST.replace(old, new), "config.yaml")
     assert not Path("CANARY").exists()
 
 
@@ -369,7 +374,7 @@ def test_whatever_is_missing_or_odd_is_taken_over_or_named(tmp_path: Path, base:
 
 def test_odd_values_of_pyslowfast_are_taken_over_or_named(tmp_path: Path) -> None:
     """The same for a YAML file."""
-    text = PYSF + "NONLOCAL: {LOCATION: [[[], []], [[1, 3], []], [[1, 3, 5], []], [[], []]]}\n"
+    text = PYSLOWFAST + "NONLOCAL: {LOCATION: [[[], []], [[1, 3], []], [[1, 3, 5], []], [[], []]]}\n"
     whole, file, outcomes = (
         yaml.safe_load(text.replace("DEPTH: 101", "DEPTH: 50").replace("[6, 23]", "[6, 6]")),
         tmp_path / "a.yaml",

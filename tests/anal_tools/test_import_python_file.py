@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from anal_tools.import_config import python_file
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def read(folder: Path, text: str, **others: str) -> dict:
@@ -31,7 +31,7 @@ def refusal(folder: Path, text: str, **others: str) -> str:
 
 
 def test_literals_names_and_arithmetic(tmp_path: Path) -> None:
-    found = read(
+    names = read(
         tmp_path,
         '''"""A docstring."""
 base: float = 0.1
@@ -48,17 +48,17 @@ off = not True
 gpus = range(0, 2)
 ''',
     )
-    assert found["url"] == "https://example.org/weights.pth"
-    assert found["steps"][0] == {"type": "A", "io": "disk", "mean": [1.5, -2], "none": None}
-    assert found["both"][2] == {"io": "ram", "mean": [1.5, -2], "none": None}
-    assert found["lr"] == pytest.approx(0.1 * 4 + 8 - 1)
-    assert found["path"] == "data/disk/list_8.txt"
-    assert found["gpus"] == [0, 1]
-    assert (found["pairs"], found["zeros"], found["off"]) == ({86: 87, 87: 86}, [0, 0, 0], False)
+    assert names["url"] == "https://example.org/weights.pth"
+    assert names["steps"][0] == {"type": "A", "io": "disk", "mean": [1.5, -2], "none": None}
+    assert names["both"][2] == {"io": "ram", "mean": [1.5, -2], "none": None}
+    assert names["lr"] == pytest.approx(0.1 * 4 + 8 - 1)
+    assert names["path"] == "data/disk/list_8.txt"
+    assert names["gpus"] == [0, 1]
+    assert (names["pairs"], names["zeros"], names["off"]) == ({86: 87, 87: 86}, [0, 0, 0], False)
 
 
 def test_bases_are_merged_as_mmaction2_merges_them(tmp_path: Path) -> None:
-    found = read(
+    names = read(
         tmp_path,
         """_base_ = ['./model.py', 'schedule.py']
 model = dict(head=dict(classes=174), backbone=dict(type='Other', _delete_=True))
@@ -69,13 +69,13 @@ again = {{_base_.model.head.std}}
         model="model = dict(type='R', head=dict(classes=400, std=.01), backbone=dict(type='ResNet', depth=50))",
         schedule="epochs = 100",
     )
-    assert found["model"] == {"type": "R", "head": {"classes": 174, "std": 0.01}, "backbone": {"type": "Other"}}
-    assert (found["epochs"], found["twice"], found["again"]) == (50, 200, 0.01)
+    assert names["model"] == {"type": "R", "head": {"classes": 174, "std": 0.01}, "backbone": {"type": "Other"}}
+    assert (names["epochs"], names["twice"], names["again"]) == (50, 200, 0.01)
 
 
 def test_a_copy_is_changed_alone(tmp_path: Path) -> None:
-    found = read(tmp_path, "val = dict(a=1, steps=[1])\ntest = val.copy()\ntest['a'] = 2\nboth = [val, test]\n")
-    assert found["both"] == [{"a": 1, "steps": [1]}, {"a": 2, "steps": [1]}]
+    names = read(tmp_path, "val = dict(a=1, steps=[1])\ntest = val.copy()\ntest['a'] = 2\nboth = [val, test]\n")
+    assert names["both"] == [{"a": 1, "steps": [1]}, {"a": 2, "steps": [1]}]
 
 
 def test_a_change_that_python_would_share_is_refused(tmp_path: Path) -> None:

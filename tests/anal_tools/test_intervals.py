@@ -35,14 +35,14 @@ def test_a_short_form_is_the_metric_of_the_videos_that_were_drawn(name: str) -> 
 
 def test_every_metric_of_the_report_has_an_interval_around_it() -> None:
     whole = videos()
-    found = intervals.of_metrics(whole, MEASURED)
-    assert set(found) == {"top1", "top5", "mean_class_accuracy", "calibration_error"}
+    measured = intervals.of_metrics(whole, MEASURED)
+    assert set(measured) == {"top1", "top5", "mean_class_accuracy", "calibration_error"}
     for metric in MEASURED:
-        low, high = found[metric.name]
+        low, high = measured[metric.name]
         assert 0 <= low <= high <= 100
         if metric.name != "calibration_error":  # chance raises it: its interval lies lower
             assert low < metric.compute(whole) < high
-    assert found["top1"] == tuple(100 * end for end in interval(whole.right()))
+    assert measured["top1"] == tuple(100 * end for end in interval(whole.right()))
 
 
 def test_a_metric_of_a_user_has_one_too() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from anal_tools import allowed_pairs, label_errors
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = ["hotpot", "food", "a -> b", "jump # high"]
 
@@ -14,8 +14,8 @@ NAMES = ["hotpot", "food", "a -> b", "jump # high"]
 def test_by_hand() -> None:
     # Thresholds: class 0: mean(.9, .6, .3) = .6; class 1: mean(.8, .7) = .75; class 2 has no video.
     scores = np.array([[0.9, 0.1, 0.0], [0.6, 0.4, 0.0], [0.3, 0.75, 0.0], [0.2, 0.8, 0.0], [0.3, 0.7, 0.0]])
-    found = label_errors.suspects(scores, np.array([0, 0, 0, 1, 1]))
-    assert [(one.row, one.label, one.other, one.score, one.own) for one in found] == [(2, 0, 1, 0.75, 0.3)]
+    suspects = label_errors.suspects(scores, np.array([0, 0, 0, 1, 1]))
+    assert [(one.row, one.label, one.other, one.score, one.label_score) for one in suspects] == [(2, 0, 1, 0.75, 0.3)]
 
 
 def test_wrong_labels_are_found_first_and_weak_classes_are_not_accused() -> None:
@@ -30,11 +30,11 @@ def test_wrong_labels_are_found_first_and_weak_classes_are_not_accused() -> None
     labels = truth.copy()
     wrong = generator.choice(np.flatnonzero(truth < 4), 40, replace=False)
     labels[wrong] = (labels[wrong] + 1) % 4
-    found = label_errors.suspects(scores, labels)
-    clearest = {one.row for one in found[:40]}
+    suspects = label_errors.suspects(scores, labels)
+    clearest = {one.row for one in suspects[:40]}
     assert len(clearest & set(wrong.tolist())) >= 38
-    assert all(one.other == truth[one.row] for one in found if one.row in wrong)
-    assert not hard[[one.row for one in found]].any()
+    assert all(one.other == truth[one.row] for one in suspects if one.row in wrong)
+    assert not hard[[one.row for one in suspects]].any()
 
 
 def test_unread_videos_and_no_videos() -> None:

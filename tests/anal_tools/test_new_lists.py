@@ -9,7 +9,7 @@ import pytest
 from anal_tools import new
 from tests.experiment import make
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "exps/demo_exps/tsm_resnet18/motion8"
@@ -49,7 +49,7 @@ def test_folds_and_a_config_in_flow_style(tmp_path: Path) -> None:
     folder = lists(tmp_path / "lists", tmp_path / "root", "fold01_")
     source = make(tmp_path / "source", tmp_path / "none")
     (source / "config.yaml").write_text(
-        (source / "config.yaml").read_text().replace("sampling: tsn}", "sampling: tsn, facts: /f}")
+        (source / "config.yaml").read_text().replace("sampling: tsn}", "sampling: tsn, metadata: /f}")
     )
     assert (
         new.main(
@@ -58,7 +58,7 @@ def test_folds_and_a_config_in_flow_style(tmp_path: Path) -> None:
         == 0
     )
     cfg = config.load(tmp_path / "exp")
-    assert (cfg.data.folds, cfg.data.facts, cfg.model.num_class, cfg.model.num_segments) == ("lists", None, 3, 2)
+    assert (cfg.data.folds, cfg.data.metadata, cfg.model.num_class, cfg.model.num_segments) == ("lists", None, 3, 2)
     assert cfg.train_source == str(folder / "fold01_train.txt")
 
 

@@ -14,11 +14,11 @@ import main
 from anal_tools.evaluate.results import Results
 from anal_tools.predict import outputs, sliding
 from anal_tools.predict.sources import expand
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from tests import git, weights
 from tests.conftest import ROOT
 from tests.datasets.videos import frame_image, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +56,16 @@ def infer(out: Path) -> dict:
 def test_the_logits_are_those_of_an_evaluation(exp: Path, clips: Path, tmp_path: Path) -> None:
     assert run("predict", exp, clips / "a.mp4", clips / "b.avi", "--out", tmp_path, "--logits") == 0
     assert run("eval", exp) == 0
-    found, scored = infer(tmp_path), Results.load(exp)
-    for row, entry in enumerate(found["videos"]):
+    predictions, scored = infer(tmp_path), Results.load(exp)
+    for row, entry in enumerate(predictions["videos"]):
         assert np.abs(np.array(entry["logits"]) - scored.logits[row]).max() < 1e-5
         best = [top["label"] for top in entry["top"]]
         assert best == np.argsort(-scored.scores[row])[:5].tolist()
         assert entry["top"][0]["score"] == pytest.approx(scored.scores[row].max(), abs=1e-5)
-    assert [entry["source"] for entry in found["videos"]] == [str(clips / "a.mp4"), str(clips / "b.avi")]
-    assert found["classes"] == weights.NAMES
-    assert found["videos"][0]["frames"] == 40
-    assert found["videos"][0]["fps"] == 25
+    assert [entry["source"] for entry in predictions["videos"]] == [str(clips / "a.mp4"), str(clips / "b.avi")]
+    assert predictions["classes"] == weights.NAMES
+    assert predictions["videos"][0]["frames"] == 40
+    assert predictions["videos"][0]["fps"] == 25
 
 
 @pytest.mark.system
@@ -74,10 +74,10 @@ def test_everything_nameable_and_what_cannot_be_read(
 ) -> None:
     """A folder stands for what is in it; the broken and the missing one are named, the others done: exit code 1."""
     assert run("predict", exp, clips, tmp_path / "none.mp4", clips / "frames", "--out", tmp_path) == 1
-    found = infer(tmp_path)
-    names = [Path(entry["source"]).name for entry in found["videos"]]
+    predictions = infer(tmp_path)
+    names = [Path(entry["source"]).name for entry in predictions["videos"]]
     assert names == ["a.mp4", "b.avi", "frames", "frames"]
-    reasons = {Path(entry["source"]).name: entry["reason"] for entry in found["failed"]}
+    reasons = {Path(entry["source"]).name: entry["reason"] for entry in predictions["failed"]}
     assert set(reasons) == {"broken.mp4", "none.mp4"}
     assert reasons["none.mp4"] == "there is no such file or folder"
     shown = capsys.readouterr().out
@@ -96,11 +96,11 @@ def test_lists_and_hostile_names(exp: Path, clips: Path, tmp_path: Path) -> None
     code = run("predict", exp, odd, raw, tmp_path / "plain.txt", clips / "lists" / "train.txt", "--root", clips,
                "--out", tmp_path / "o", "--srt", "--video")  # fmt: skip
     assert code == 0
-    found = infer(tmp_path / "o")
-    assert [entry["source"] for entry in found["videos"]] == [
+    predictions = infer(tmp_path / "o")
+    assert [entry["source"] for entry in predictions["videos"]] == [
         str(odd), raw, *(str(clips / name) for name in ("b.avi", "a.mp4", "b.avi"))
     ]  # fmt: skip
-    assert found["videos"][0]["top"] == found["videos"][1]["top"] == found["videos"][3]["top"]
+    assert predictions["videos"][0]["top"] == predictions["videos"][1]["top"] == predictions["videos"][3]["top"]
     assert not (tmp_path / "y").exists()
     assert len(list((tmp_path / "o").glob("*.mp4"))) == 5
 
@@ -166,18 +166,18 @@ def test_nothing_to_look_at(tmp_path: Path) -> None:
 
 
 def test_windows_cover_the_video() -> None:
-    facts = Facts(frames=100, height=8, width=8, fps=10.0)
-    parts = sliding.windows(facts, 2.0, 1.5)
+    metadata = VideoMetadata(frames=100, height=8, width=8, fps=10.0)
+    parts = sliding.windows(metadata, 2.0, 1.5)
     assert [part.first for part in parts] == [0, 15, 30, 45, 60, 75, 80]
     assert {part.frames for part in parts} == {20}
     assert parts[0].start == 0
     assert parts[-1].end == 10
     assert all(a.end == b.start for a, b in zip(parts, parts[1:], strict=False))
     assert parts[0].end == pytest.approx((10 + 25) / 2 / 10)
-    short = sliding.windows(Facts(frames=3, height=8, width=8, fps=10.0), 2.0, 1.0)
+    short = sliding.windows(VideoMetadata(frames=3, height=8, width=8, fps=10.0), 2.0, 1.0)
     assert [(part.first, part.frames, part.start, part.end) for part in short] == [(0, 3, 0.0, 0.3)]
     with pytest.raises(ValueError, match="windows of 0"):
-        sliding.windows(facts, 0, 1)
+        sliding.windows(metadata, 0, 1)
 
 
 def test_equal_scores_rank_as_in_the_accuracy() -> None:
@@ -200,12 +200,12 @@ def test_the_outline_follows_the_letters(shape: tuple[int, int, int]) -> None:
 
 def test_what_predict_writes_into_the_repository_is_not_committed() -> None:
     new = ROOT / "predictions" / "test of ignored names.json"
-    made = not new.parent.exists()
+    is_new = not new.parent.exists()
     new.parent.mkdir(exist_ok=True)
     try:
         new.touch()
         assert not [name for name in git.files() if name.startswith("predictions/")]
     finally:
         new.unlink()
-        if made:
+        if is_new:
             new.parent.rmdir()

@@ -15,7 +15,7 @@ from anal_tools.predict.sources import Source
 from tests import weights
 from tests.datasets.videos import write_video
 from utils import checkpoint
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +48,9 @@ def test_a_source_is_never_a_target(exp: Path, clips: Path, capsys: pytest.Captu
     before = (clips / "B" / "a.mp4").read_bytes()
     command = ("predict", exp, clips / "A" / "a.mp4", clips / "A" / ".." / "B" / "a.mp4", "--video", "--out")
     assert run(*command, clips / "B") == 2
-    said = capsys.readouterr()
-    assert "is itself a source" in said.err
-    assert "source(s)" not in said.out  # no model was loaded
+    output = capsys.readouterr()
+    assert "is itself a source" in output.err
+    assert "source(s)" not in output.out  # no model was loaded
     assert (clips / "B" / "a.mp4").read_bytes() == before
     assert os.listdir(clips / "B") == ["a.mp4"]
 
@@ -78,10 +78,10 @@ def test_what_cannot_be_written_loses_no_scores(
     long = tmp_path / f"{'n' * 250}.mp4"  # with .srt.tmp behind it no name of a file
     long.write_bytes((clips / "A" / "a.mp4").read_bytes())
     assert run("predict", exp, long, clips / "A" / "a.mp4", "--out", tmp_path / "o", "--srt") == 1
-    found = infer(tmp_path / "o")
-    assert [entry["source"] for entry in found["videos"]] == [str(long), str(clips / "A" / "a.mp4")]
-    assert found["videos"][0]["top"] == found["videos"][1]["top"]
-    ((failed),) = found["failed"]
+    predictions = infer(tmp_path / "o")
+    assert [entry["source"] for entry in predictions["videos"]] == [str(long), str(clips / "A" / "a.mp4")]
+    assert predictions["videos"][0]["top"] == predictions["videos"][1]["top"]
+    ((failed),) = predictions["failed"]
     assert "too long" in failed["reason"]
     assert (tmp_path / "o" / "a.srt").is_file()
     shown = capsys.readouterr().out
@@ -95,9 +95,9 @@ def test_a_folder_that_cannot_be_is_found_first(
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "below"):
         assert run("predict", exp, clips / "A" / "a.mp4", "--out", out) == 2
-        said = capsys.readouterr()
-        assert f"{tmp_path / 'file'} is not a folder; give another --out" in said.err
-        assert "source(s)" not in said.out
+        output = capsys.readouterr()
+        assert f"{tmp_path / 'file'} is not a folder; give another --out" in output.err
+        assert "source(s)" not in output.out
     (tmp_path / "infer.json").mkdir()
     with pytest.raises(UserError, match=r"infer\.json is there"):
         out_folder.check_targets(tmp_path, [], [], [])
@@ -127,6 +127,6 @@ def test_scores_that_are_no_numbers_are_a_failure(exp: Path, clips: Path, tmp_pa
     state["model"]["classifier.weight"].fill_(3e38)
     checkpoint.save(tmp_path, "huge.pth.tar", state)
     assert run("predict", tmp_path / "huge.pth.tar", clips / "A" / "a.mp4", "--out", tmp_path) == 1
-    found = infer(tmp_path)
-    assert found["videos"] == []
-    assert "not finite" in found["failed"][0]["reason"]
+    predictions = infer(tmp_path)
+    assert predictions["videos"] == []
+    assert "not finite" in predictions["failed"][0]["reason"]

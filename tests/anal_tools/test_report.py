@@ -27,13 +27,13 @@ from datasets.plan.sampling import PRESETS, Sampling
 from datasets.plan.views import EvalSpec
 from tests.evaluated import guessed, motion_results, write_results
 from tests.experiment import make as make_experiment
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def blocks_of(index: Path) -> dict[str, Any]:
     """The JSON blocks of a page."""
-    found = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', index.read_text(), re.DOTALL)
-    return {name: json.loads(text) for name, text in found}
+    scripts = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', index.read_text(), re.DOTALL)
+    return {name: json.loads(text) for name, text in scripts}
 
 
 def words(text: str) -> np.ndarray:
@@ -69,10 +69,10 @@ def test_what_the_page_holds_is_what_was_evaluated(exp: Path, index: Path) -> No
         assert score[row] == pytest.approx(results.scores[row, order[:5]], abs=1e-5)
         assert words(arrays["own"])[row] / 65535 == pytest.approx(results.scores[row, results.labels[row]], abs=1e-5)
         assert order[words(arrays["rank"])[row]] == results.labels[row]
-    facts = dict(data["experiments"][0]["facts"])
+    overview = dict(data["experiments"][0]["overview"])
     right = int((results.scores[~results.failed].argmax(axis=1) == results.labels[~results.failed]).sum())
-    assert facts["top-1"].startswith(f"{100 * right / 23:.2f} %")
-    assert facts["videos"] == "23, 1 of them could not be read and count as wrong"
+    assert overview["top-1"].startswith(f"{100 * right / 23:.2f} %")
+    assert overview["videos"] == "23, 1 of them could not be read and count as wrong"
     assert data["comparison"] is None
     assert 'href="#compare"' not in index.read_text()
 
@@ -96,9 +96,9 @@ def test_sheets_show_the_frames_that_the_model_saw(exp: Path, index: Path, motio
         for place in range(8):
             y, x = place // 4 * 132, place % 4 * 132
             seen = cv2.resize(sheet[y : y + 128, x : x + 128], (56, 56), interpolation=cv2.INTER_AREA)
-            own, other = (np.abs(seen - whole[k, 4:60, 4:60]).mean() for k in (place, (place + 4) % 8))
-            assert own < 8  # JPEG
-            assert own < other / 1.5
+            distance, other = (np.abs(seen - whole[k, 4:60, 4:60]).mean() for k in (place, (place + 4) % 8))
+            assert distance < 8  # JPEG
+            assert distance < other / 1.5
     reader.close()
 
 
@@ -204,7 +204,7 @@ def test_allowed_pairs_reach_the_page(tmp_path: Path, capsys) -> None:
     assert "index.html" in capsys.readouterr().out
     data = blocks_of(tmp_path / "e/report/index.html")["report-data"]
     assert data["allowed"] == [[0, 1]]
-    assert dict(data["experiments"][0]["facts"])["top-1 with allowed pairs"] == "66.67 %"
+    assert dict(data["experiments"][0]["overview"])["top-1 with allowed pairs"] == "66.67 %"
 
 
 def test_what_the_command_line_refuses(tmp_path: Path, capsys) -> None:
@@ -238,7 +238,7 @@ def test_parts_of_kept_views(tmp_path: Path) -> None:
     from datasets.plan.sampling import Sampling
     from datasets.plan.views import EvalSpec
 
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three", 256, 256)
     logits = np.random.default_rng(0).normal(size=(50, 30, 6))
     write_results(
         tmp_path, labels=[row % 6 for row in range(50)], logits=logits, names=list("abcdef"),
@@ -294,12 +294,12 @@ def test_the_advice_works_for_every_sampling(tmp_path: Path, preset: str) -> Non
     exp = write_results(
         tmp_path / "e", labels=[0, 1], logits=guessed([1, 1], 2), names=["a", "b"], protocol=Protocol(spec).to_dict()
     )
-    found = re.search(r"eval EXP --views (\d+x\d+)", content.advice(Results.load(exp)))
-    assert found
+    match = re.search(r"eval EXP --views (\d+x\d+)", content.advice(Results.load(exp)))
+    assert match
     cfg: Any = SimpleNamespace(
         data=SimpleNamespace(sampling=preset, clip_len=length, frame_interval=interval),
         model=SimpleNamespace(num_segments=segments),
         augmentation=SimpleNamespace(test_resize=64, input_size=56),
         val_dense=False,
     )
-    assert protocols.choose(cfg, views=found[1]).spec.views > 1  # as `eval` does with these words
+    assert protocols.choose(cfg, views=match[1]).spec.views > 1  # as `eval` does with these words

@@ -58,34 +58,34 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_no_name_becomes_more_than_text(started_browser: Any, index: Path) -> None:
-    with visit(started_browser, index.as_uri()) as found:
+    with visit(started_browser, index.as_uri()) as visited:
         dialogs: list[str] = []
-        found.page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+        visited.page.on("dialog", lambda dialog: dialogs.append(dialog.message))
         for name in ("summary", "matrix", "errors", "classes", "videos", "labels", "compare"):
-            found.page.evaluate("(hash) => { location.hash = hash; }", name)
-            found.page.wait_for_selector(f'html[data-section="{name}"]', state="attached")
-            for details in found.page.locator("details").all():
+            visited.page.evaluate("(hash) => { location.hash = hash; }", name)
+            visited.page.wait_for_selector(f'html[data-section="{name}"]', state="attached")
+            for details in visited.page.locator("details").all():
                 details.locator("summary").click()
             if name == "matrix":
-                found.page.locator("canvas.matrix").focus()
+                visited.page.locator("canvas.matrix").focus()
                 for key in ("n", "Enter", "ArrowDown", "Enter"):
-                    found.page.keyboard.press(key)
-        found.page.evaluate(
+                    visited.page.keyboard.press(key)
+        visited.page.evaluate(
             "(hash) => { location.hash = hash; }",
             f"videos?text=<img src=x onerror={SCRIPT}>&truth=<b>&rival=9-x&outcome=",
         )
-        found.page.wait_for_selector('html[data-section="videos"]', state="attached")
-        assert found.page.evaluate("window.pwned") is None
+        visited.page.wait_for_selector('html[data-section="videos"]', state="attached")
+        assert visited.page.evaluate("window.pwned") is None
         assert (
-            found.page.evaluate("document.querySelectorAll('main img, main script, svg[onload], [onerror]').length")
+            visited.page.evaluate("document.querySelectorAll('main img, main script, svg[onload], [onerror]').length")
             == 0
         )
         assert dialogs == []
-        assert found.errors == []
-        assert found.outside(index.parent) == []
-        found.page.evaluate("() => { location.hash = '#classes'; }")
-        found.page.wait_for_selector('html[data-section="classes"]', state="attached")
-        seen = "\n".join(found.page.locator("tbody td:first-child").all_inner_texts())
+        assert visited.errors == []
+        assert visited.outside(index.parent) == []
+        visited.page.evaluate("() => { location.hash = '#classes'; }")
+        visited.page.wait_for_selector('html[data-section="classes"]', state="attached")
+        seen = "\n".join(visited.page.locator("tbody td:first-child").all_inner_texts())
         assert NAMES[0] in seen
         assert "two\\nlines\\r\\u2028\\x00\\x1b[31m" in seen
         assert "bytes \\udcff\\udc80 not UTF-8" in seen
@@ -102,16 +102,16 @@ def test_the_policy_stops_a_script_that_got_in_all_the_same(started_browser: Any
         )
     )
     (index.parent / "foreign.js").write_text(SCRIPT)
-    with visit(started_browser, injected.as_uri()) as found:
-        page = found.page
+    with visit(started_browser, injected.as_uri()) as visited:
+        page = visited.page
         page.locator("footer a").click()
         page.evaluate("() => { const s = new Image(); s.src = 'https://example.org/x.png'; document.body.append(s); }")
         with pytest.raises(Exception, match="TrustedHTML"):
             page.evaluate("() => { document.body.innerHTML = '<b>'; }")
         page.wait_for_timeout(100)
         assert page.evaluate("window.pwned") is None
-        assert sum("Content Security Policy" in text for text in found.errors) >= 3
-        assert "https://example.org/x.png: csp" in found.errors  # refused before anything was sent
+        assert sum("Content Security Policy" in text for text in visited.errors) >= 3
+        assert "https://example.org/x.png: csp" in visited.errors  # refused before anything was sent
     injected.unlink()
     (index.parent / "foreign.js").unlink()
 
@@ -145,10 +145,10 @@ def test_hostile_files_get_pictures_under_our_names(tmp_path: Path, motion_video
     media = sorted(path.name for path in (index.parent / "media").iterdir())
     assert len(media) == 8
     assert all(re.fullmatch(r"[0-9a-f]{20}\.(jpg|webm)", name) for name in media)
-    with visit(started_browser, index.as_uri() + "#videos") as found:
-        assert found.page.locator("img.sheet").count() == 4
-        found.page.locator("button.play").first.click()
-        found.page.wait_for_function("() => document.querySelector('video').currentTime > 0.1")
-        assert found.page.evaluate("window.pwned") is None
-        assert found.errors == []
-        assert found.outside(index.parent) == []
+    with visit(started_browser, index.as_uri() + "#videos") as visited:
+        assert visited.page.locator("img.sheet").count() == 4
+        visited.page.locator("button.play").first.click()
+        visited.page.wait_for_function("() => document.querySelector('video').currentTime > 0.1")
+        assert visited.page.evaluate("window.pwned") is None
+        assert visited.errors == []
+        assert visited.outside(index.parent) == []

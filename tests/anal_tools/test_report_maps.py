@@ -24,8 +24,8 @@ from tests.chromium import visit
 
 def blocks_of(index: Path) -> dict[str, Any]:
     """The JSON blocks of a page."""
-    found = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', index.read_text(), re.DOTALL)
-    return {name: json.loads(text) for name, text in found}
+    scripts = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', index.read_text(), re.DOTALL)
+    return {name: json.loads(text) for name, text in scripts}
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,16 @@ def test_the_network_looks_at_what_it_was_scored_on(exp: Path) -> None:
         seen = media.seen_of(source, reader, 4)
         crops = media.crops_of(reader, 4, seen, seen.frames)
         looker = maps.looker_of(results, crops, None)
-        found, answer = looker.look(crops, [0, 5])
+        class_maps, answer = looker.look(crops, [0, 5])
     logits = torch.from_numpy(np.array(results.logits[4, seen.view])).double()
     assert np.abs(logits.softmax(0).numpy() - answer).max() < 1e-5
     assert looker.method == "Grad-CAM of backbone.layer2"  # 4 x 4 cells of 32 pixels
-    assert set(found) == {0, 5}
-    for values in found.values():
+    assert set(class_maps) == {0, 5}
+    for values in class_maps.values():
         assert values.shape == crops.shape[:3]
         assert values.min() >= 0
         assert values.max() == pytest.approx(1)
-    assert not np.allclose(found[0], found[5])
+    assert not np.allclose(class_maps[0], class_maps[5])
 
 
 @pytest.mark.system
@@ -72,12 +72,16 @@ def test_the_page_has_maps_of_the_mistakes(exp: Path, started_browser: Any, caps
     assert with_maps == wrong
     for row in wrong:
         one = data["media"][str(row)]
-        own = one["maps"]["0"]
-        assert [number for number, _ in own["shown"]] == [predicted[row], results.labels[row]]
-        assert (own["width"], own["height"], own["frames"]) == (one["width"], one["height"], one["frames"])
-        for _, sheet in own["shown"]:
+        maps_of_one = one["maps"]["0"]
+        assert [number for number, _ in maps_of_one["shown"]] == [predicted[row], results.labels[row]]
+        assert (maps_of_one["width"], maps_of_one["height"], maps_of_one["frames"]) == (
+            one["width"],
+            one["height"],
+            one["frames"],
+        )
+        for _, sheet in maps_of_one["shown"]:
             picture = simplejpeg.decode_jpeg((index.parent / sheet).read_bytes())
-            assert picture.shape == (own["height"], own["width"], 3)
+            assert picture.shape == (maps_of_one["height"], maps_of_one["width"], 3)
             assert int(picture[..., 0].astype(int).max()) - int(picture[..., 2].min()) > 60  # some red
 
     first = next(path for path in (exp / "report/media").glob("*.jpg"))
@@ -85,9 +89,9 @@ def test_the_page_has_maps_of_the_mistakes(exp: Path, started_browser: Any, caps
     assert report(exp, "--cam", "--clips", 2) == 0
     assert first.stat().st_mtime_ns == stamp, "what is there is not drawn again"
 
-    with visit(started_browser, index.as_uri() + "#errors") as found:
-        card = found.page.locator(".card").first
-        assert "Grad-CAM of backbone.layer2" in found.page.locator("section .note").all_inner_texts()[1]
+    with visit(started_browser, index.as_uri() + "#errors") as visited:
+        card = visited.page.locator(".card").first
+        assert "Grad-CAM of backbone.layer2" in visited.page.locator("section .note").all_inner_texts()[1]
         row = card.get_attribute("data-row")
         truth = card.locator(".truth").inner_text()
         names = results.class_names
@@ -98,12 +102,12 @@ def test_the_page_has_maps_of_the_mistakes(exp: Path, started_browser: Any, caps
         buttons.nth(1).click()
         shown = card.locator("img.sheet")
         assert shown.get_attribute("src") == data["media"][row]["maps"]["0"]["shown"][0][1]
-        found.page.wait_for_function("(i) => i.complete && i.naturalWidth > 0", arg=shown.element_handle())
+        visited.page.wait_for_function("(i) => i.complete && i.naturalWidth > 0", arg=shown.element_handle())
         assert buttons.nth(1).get_attribute("aria-pressed") == "true"
         buttons.nth(0).click()
         assert shown.get_attribute("src") == data["media"][row]["sheet"]
-        assert found.errors == []
-        assert found.outside(index.parent) == []
+        assert visited.errors == []
+        assert visited.outside(index.parent) == []
 
 
 @pytest.mark.system
@@ -162,8 +166,8 @@ def test_no_media_leaves_no_frame_behind(exp: Path, tmp_path: Path, capsys) -> N
 
 def test_the_heat_is_grey_where_there_is_none_and_red_where_it_is_largest() -> None:
     frames = np.full((1, 2, 2, 3), (200, 100, 0), np.uint8)
-    found = maps.heated(frames, np.array([[[0.0, 0.5], [0.9, 1.0]]]))[0]
+    heated = maps.heated(frames, np.array([[[0.0, 0.5], [0.9, 1.0]]]))[0]
     grey = round(0.299 * 200 + 0.587 * 100)
-    assert found[0, 0].tolist() == [grey] * 3
-    red, green, blue = found[1, 1].astype(int)
+    assert heated[0, 0].tolist() == [grey] * 3
+    red, green, blue = heated[1, 1].astype(int)
     assert red > 200 > green == blue

@@ -33,8 +33,8 @@ def exps(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> list[
         exp = make_experiment(root / "tests" / name, motion_videos)
         motion_results(exp, motion_videos, guesses, config={"lr": rate}, cost={"gmacs_per_view": 1.5})
         (exp / "events").mkdir()
-        lines = [f'{{"step": {k}, "loss_train": {2 / k}, "acc1_train": {5 * k}, "lr": {rate}}}\n' for k in range(1, 9)]
-        lines.append('{"step": 8, "loss_val": 0.5, "acc1_val": 60.0}\n')
+        lines = [f'{{"step": {k}, "loss_train": {2 / k}, "top1_train": {5 * k}, "lr": {rate}}}\n' for k in range(1, 9)]
+        lines.append('{"step": 8, "loss_val": 0.5, "top1_val": 60.0}\n')
         (exp / "events/scalars.jsonl").write_text("".join(lines))
     return [root / "tests/a", root / "tests/b"]
 
@@ -47,23 +47,23 @@ def index(exps: list[Path]) -> Path:
 @pytest.fixture
 def shown(started_browser: Any, index: Path) -> Iterator[Visit]:
     """The page, fresh; the test fails if the browser complained or anything left the folder."""
-    with visit(started_browser, index.as_uri()) as found:
-        yield found
-        assert found.errors == []
-        assert found.outside(index.parent) == []
+    with visit(started_browser, index.as_uri()) as visited:
+        yield visited
+        assert visited.errors == []
+        assert visited.outside(index.parent) == []
 
 
-def go(found: Visit, name: str) -> None:
-    found.page.click(f'nav a[href="#{name}"]')
-    found.page.wait_for_selector(f'html[data-section="{name}"]', state="attached")
+def go(visited: Visit, name: str) -> None:
+    visited.page.click(f'nav a[href="#{name}"]')
+    visited.page.wait_for_selector(f'html[data-section="{name}"]', state="attached")
 
 
-def page_text(found: Visit) -> str:
-    return found.page.locator("#page").inner_text()
+def page_text(visited: Visit) -> str:
+    return visited.page.locator("#page").inner_text()
 
 
-def texts(found: Visit, selector: str) -> list[str]:
-    return found.page.locator(selector).all_inner_texts()
+def texts(visited: Visit, selector: str) -> list[str]:
+    return visited.page.locator(selector).all_inner_texts()
 
 
 def test_first_paint_and_every_page(shown: Visit) -> None:
@@ -80,13 +80,13 @@ def test_summary(shown: Visit, exps: list[Path]) -> None:
     results = Results.load(exps[0])
     right = int((results.scores[~results.failed].argmax(axis=1) == results.labels[~results.failed]).sum())
     assert f"{100 * right / 23:.2f} %" in texts(shown, ".headline b")
-    facts = texts(shown, "table.facts tr")
+    overview = texts(shown, "table.overview tr")
     for title in ("top-1", "top-5", "mean class accuracy", "calibration error"):
-        (line,) = (line for line in facts if line.startswith(title + "\t"))
+        (line,) = (line for line in overview if line.startswith(title + "\t"))
         assert all(re.search(r"% +\([\d.]+ to [\d.]+\)", cell) for cell in line.split("\t")[1:]), line
     assert "95 % interval" in texts(shown, ".headline span")[0]
     assert "eval EXP --views 2x3" in page_text(shown)  # what the sampling of these experiments allows
-    assert any("short side 64" in line for line in facts if line.startswith("protocol"))
+    assert any("short side 64" in line for line in overview if line.startswith("protocol"))
     titles = texts(shown, "figcaption")
     assert titles == ["Loss", "Top-1", "Learning rate"]
     assert shown.page.locator("svg.chart path.line").count() >= 6
@@ -100,33 +100,33 @@ def test_summary(shown: Visit, exps: list[Path]) -> None:
 
 
 def test_accuracy_against_cost(started_browser: Any, tmp_path: Path) -> None:
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three", 256, 256)
     logits = np.random.default_rng(0).normal(size=(60, 30, 4))
     exp = write_results(
         tmp_path, labels=[row % 4 for row in range(60)], logits=logits, names=list("abcd"),
         protocol=Protocol(spec).to_dict(), cost={"gmacs_per_view": 2.0},
     )  # fmt: skip
     index = build.build([str(exp)])
-    with visit(started_browser, index.as_uri()) as found:
-        assert texts(found, "figcaption") == ["Top-1 of the kept views and of parts of them"]
-        assert found.page.locator("svg.chart circle").count() == 10
-        assert found.page.locator("svg.chart .axis").all_text_contents() == ["GMACs of a video", "top-1, per cent"]
-        assert texts(found, "#page table:not(.facts) tbody tr")[-1].split("\t")[1:3] == ["10 x 3", "60.00"]
-        assert found.page.locator("nav a").count() == 6  # nothing to compare
-        assert found.errors == []
+    with visit(started_browser, index.as_uri()) as visited:
+        assert texts(visited, "figcaption") == ["Top-1 of the kept views and of parts of them"]
+        assert visited.page.locator("svg.chart circle").count() == 10
+        assert visited.page.locator("svg.chart .axis").all_text_contents() == ["GMACs of a video", "top-1, per cent"]
+        assert texts(visited, "#page table:not(.overview) tbody tr")[-1].split("\t")[1:3] == ["10 x 3", "60.00"]
+        assert visited.page.locator("nav a").count() == 6  # nothing to compare
+        assert visited.errors == []
 
 
-def cell_at(found: Visit, row: int, column: int, size: int = 8) -> tuple[float, float]:
+def cell_at(visited: Visit, row: int, column: int, size: int = 8) -> tuple[float, float]:
     """Where the middle of a cell of the whole matrix is on the screen."""
-    box = found.page.locator("canvas.matrix").bounding_box()
+    box = visited.page.locator("canvas.matrix").bounding_box()
     gutter = min(132, 0.3 * box["width"])
     side = (box["width"] - gutter - 1) / size
     return box["x"] + gutter + (column + 0.5) * side, box["y"] + gutter + (row + 0.5) * side
 
 
-def pixel(found: Visit, x: float, y: float) -> list[int]:
+def pixel(visited: Visit, x: float, y: float) -> list[int]:
     """Red, green, blue on the screen; the browser warns of a page that reads its canvas often."""
-    picture = found.page.screenshot(clip={"x": round(x), "y": round(y), "width": 1, "height": 1})
+    picture = visited.page.screenshot(clip={"x": round(x), "y": round(y), "width": 1, "height": 1})
     return cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)[0, 0, ::-1].astype(int).tolist()
 
 
@@ -255,10 +255,10 @@ def test_errors_with_frames_and_clips(shown: Visit, index: Path) -> None:
 
 
 def test_pictures_below_the_screen_are_not_loaded(started_browser: Any, index: Path) -> None:
-    with visit(started_browser, index.as_uri() + "#errors", width=360, height=300) as found:
-        found.page.wait_for_timeout(300)
-        loaded = sum(url.endswith(".jpg") for url in found.requests)
-        assert 0 < loaded < found.page.locator("img.sheet").count()
+    with visit(started_browser, index.as_uri() + "#errors", width=360, height=300) as visited:
+        visited.page.wait_for_timeout(300)
+        loaded = sum(url.endswith(".jpg") for url in visited.requests)
+        assert 0 < loaded < visited.page.locator("img.sheet").count()
 
 
 def test_classes(shown: Visit) -> None:
@@ -354,10 +354,10 @@ def test_with_the_keyboard_alone(shown: Visit) -> None:
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("dark", [False, True])
 def test_light_dark_and_narrow(started_browser: Any, index: Path, width: int, dark: bool) -> None:
-    with visit(started_browser, index.as_uri(), width=width, dark=dark) as found:
-        colour = found.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    with visit(started_browser, index.as_uri(), width=width, dark=dark) as visited:
+        colour = visited.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (sum(map(int, re.findall(r"\d+", colour))) < 300) == dark
         for name in ("summary", "matrix", "errors", "classes", "videos", "labels", "compare"):
-            go(found, name)
-            assert found.page.evaluate("document.documentElement.scrollWidth") <= width, name
-        assert found.errors == []
+            go(visited, name)
+            assert visited.page.evaluate("document.documentElement.scrollWidth") <= width, name
+        assert visited.errors == []

@@ -16,7 +16,7 @@ from anal_tools.evaluate import part_file, result_parts
 from anal_tools.evaluate.results import Results
 from tests.evaluated import BROKEN, broken, guessed, sealed, write_results
 from tests.fuzz import result_parts as fuzz
-from utils.faults import UserError
+from utils.errors import UserError
 
 VERBS = ("score", "compare", "analyze", "report", "dense-sweep", "get_reference_results")
 OWNER = result_parts.owner_of({"weights": "w"})
@@ -37,8 +37,8 @@ def arrays(count: int = 3) -> dict[str, np.ndarray]:
 
 
 def test_every_bit_of_a_part_file_counts(tmp_path: Path) -> None:
-    path, wanted = tmp_path / "part-0000-0000-000000.npz", arrays()
-    part_file.write(path, wanted, OWNER)
+    path, expected = tmp_path / "part-0000-0000-000000.npz", arrays()
+    part_file.write(path, expected, OWNER)
     whole = path.read_bytes()
     rng, detected = random.Random(3), 0
     for place in rng.sample(range(len(whole)), 400):
@@ -46,12 +46,12 @@ def test_every_bit_of_a_part_file_counts(tmp_path: Path) -> None:
         data[place] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
         try:
-            found = part_file.read(path, OWNER)
+            read = part_file.read(path, OWNER)
         except part_file.Damaged:
             detected += 1
             continue
-        for name, array in wanted.items():  # a bit that says nothing, such as a date in the zip
-            assert np.array_equal(found[name], array), f"bit of byte {place}: other {name}"
+        for name, array in expected.items():  # a bit that says nothing, such as a date in the zip
+            assert np.array_equal(read[name], array), f"bit of byte {place}: other {name}"
     assert detected > 200
     path.write_bytes(whole)
     with pytest.raises(part_file.Stranger):
@@ -71,9 +71,9 @@ def exp(tmp_path: Path) -> Path:
 
 def read_all(exp: Path) -> Results:
     """Read every file of a result."""
-    found = Results.load(exp)
-    _ = found.frames, found.views, found.ledger
-    return found
+    results = Results.load(exp)
+    _ = results.frames, results.views, results.ledger
+    return results
 
 
 def test_results_of_earlier_versions_open_unverified(exp: Path) -> None:
@@ -106,16 +106,16 @@ def test_a_pipe_in_the_place_of_a_file_is_refused_unopened(exp: Path, name: str)
 def test_a_summary_that_says_something_else_is_one_sentence(exp: Path) -> None:
     sealed(exp)
     file = exp / "results/best.json"
-    wanted, whole, rng = json.loads(file.read_text()), file.read_bytes(), random.Random(5)
+    expected, whole, rng = json.loads(file.read_text()), file.read_bytes(), random.Random(5)
     for place in rng.sample(range(len(whole)), 200):
         data = bytearray(whole)
         data[place] ^= 1 << rng.randrange(7)
         file.write_bytes(data)
         try:
-            found = Results.load(exp).summary
+            summary = Results.load(exp).summary
         except UserError:
             continue
-        assert found == wanted, place
+        assert summary == expected, place
 
 
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind[:20] or "empty")
@@ -127,9 +127,9 @@ def test_broken_results_are_one_sentence_in_every_verb(exp: Path, tmp_path: Path
         words = [str(exp), str(other)] if verb == "compare" else [str(exp)]
         capsys.readouterr()
         assert main.main([verb, *words]) == 2, verb
-        said = capsys.readouterr().err
-        assert len(said.splitlines()) == 1, said
-        assert "Traceback" not in said
+        message = capsys.readouterr().err
+        assert len(message.splitlines()) == 1, message
+        assert "Traceback" not in message
 
 
 def test_the_fuzz_target_of_result_parts(tmp_path: Path) -> None:

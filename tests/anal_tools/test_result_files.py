@@ -22,7 +22,7 @@ from methods import interop
 from tests.experiment import make
 from tests.ranks import run_ranks
 from utils import checkpoint, dist, files
-from utils.faults import AgreedError, UserError
+from utils.errors import AgreedError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,9 @@ def test_results_that_are_a_file(exp: Path, capsys: pytest.CaptureFixture[str]) 
     try:
         (exp / "results").write_text("mine")
         assert main.main(["eval", str(exp), "--name", "n"]) == 2
-        said = capsys.readouterr().err
-        assert f"{exp}/results is a file" in said
-        assert "move it away" in said
+        message = capsys.readouterr().err
+        assert f"{exp}/results is a file" in message
+        assert "move it away" in message
         (exp / "results").unlink()
         (exp / "results").mkdir()
         (exp / "results/n").write_text("mine")
@@ -217,9 +217,9 @@ def test_a_reader_takes_a_result_anew_that_was_replaced_meanwhile(exp: Path, mon
         return content
 
     monkeypatch.setattr(results.Results, "_read", staticmethod(read_during_an_evaluation))
-    found = results.Results.load(exp, name)
+    result = results.Results.load(exp, name)
     assert len(reads) == 2
-    assert found.summary["weights"] == str(exp / "ckpt_prev.pth.tar")
+    assert result.summary["weights"] == str(exp / "ckpt_prev.pth.tar")
 
 
 def replacing(weights: Path, others: list[Path]) -> Callable[..., Any]:
@@ -268,5 +268,5 @@ def read_own(world: dist.World, folder: str) -> str:
 
 
 def test_ranks_that_read_different_files_stop_together(tmp_path: Path) -> None:
-    found = run_ranks(__file__, "read_own", 2, folder=str(tmp_path))
-    assert ["the ranks see different files" in text for text in found] == [True, True]
+    messages = run_ranks(__file__, "read_own", 2, folder=str(tmp_path))
+    assert ["the ranks see different files" in text for text in messages] == [True, True]

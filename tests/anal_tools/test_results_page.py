@@ -13,7 +13,7 @@ import pytest
 from anal_tools.compare import mcnemar
 from tests.benchmarks.analysis import answers, results, ridge
 from tests.benchmarks.rows import ROOT, SHARED
-from utils.faults import UserError
+from utils.errors import UserError
 
 FILES = sorted(answers.KEPT.glob("*/*.json"))
 real_data = pytest.mark.skipif(not (SHARED / "lists/ucf_sports/all.txt").is_file(), reason="no ../shared/data")
@@ -44,8 +44,8 @@ def test_every_video_is_held_out_once_and_the_experiment_is_shipped(file: Path) 
 def test_labels_and_folds_are_those_of_the_lists(file: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     one = answers.Answers.read(file)
     link(tmp_path, monkeypatch)
-    wanted = {(path, label, fold) for fold, (_, held) in answers.read_folds(one.data).items() for path, label in held}
-    assert {video[:3] for video in one.videos} == wanted
+    expected = {(path, label, fold) for fold, (_, held) in answers.read_folds(one.data).items() for path, label in held}
+    assert {video[:3] for video in one.videos} == expected
 
 
 @real_data
@@ -77,8 +77,8 @@ def test_interval_against_published_values() -> None:
         (0, 20, 0.0, 0.1611),
         (1, 29, 0.0061, 0.1718),
     ):
-        found = answers.interval(np.arange(n) < right)
-        assert found == pytest.approx((low, high), abs=6e-5)
+        interval = answers.interval(np.arange(n) < right)
+        assert interval == pytest.approx((low, high), abs=6e-5)
 
 
 def test_won_and_lost_are_counted_by_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

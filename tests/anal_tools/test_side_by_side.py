@@ -67,12 +67,12 @@ def test_both_sides_are_asked_for_the_same(name: str, data: Path, tmp_path: Path
 def test_the_difference_is_paired_by_video() -> None:
     ours = [np.array([True, True, False, False] * 25), np.array([True, True, True, False] * 25)]
     theirs = [np.array([True, False, False, False] * 25), np.array([True, False, False, False] * 25)]
-    found = side_by_side._difference({"ours": ours, "theirs": theirs})
-    assert (found["ours"], found["theirs"], found["mean"]) == (0.625, 0.25, 0.375)
+    difference = side_by_side._difference({"ours": ours, "theirs": theirs})
+    assert (difference["ours"], difference["theirs"], difference["mean"]) == (0.625, 0.25, 0.375)
     per_video = np.array([0, 1, 0.5, 0] * 25)
     half = 1.96 * per_video.std() / 10
-    assert found["low"] == pytest.approx(0.375 - half, abs=0.02)
-    assert found["high"] == pytest.approx(0.375 + half, abs=0.02)
+    assert difference["low"] == pytest.approx(0.375 - half, abs=0.02)
+    assert difference["high"] == pytest.approx(0.375 + half, abs=0.02)
     same = side_by_side._difference({"ours": ours, "theirs": ours})
     assert (same["mean"], same["low"], same["high"]) == (0.0, 0.0, 0.0)
 

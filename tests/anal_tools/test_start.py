@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pty
 import re
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +19,15 @@ import pytest
 
 from anal_tools import intervals, start
 from anal_tools.evaluate.results import Results
-from anal_tools.start import recipe, split, videos
-from anal_tools.start.videos import Found, Video
+from anal_tools.start import duration, recipe, split, videos
+from anal_tools.start.videos import Samples, Video
 from datasets.lists.records import Records
 from datasets.readers import open_reader
 from datasets.readers.spec import ReaderSpec
+from tests.conftest import ROOT
 from tests.datasets.videos import number_in, write_video
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def folder(root: Path, *paths: str) -> Path:
@@ -33,9 +38,9 @@ def folder(root: Path, *paths: str) -> Path:
     return root
 
 
-def found(*paths: str) -> Found:
+def collection(*paths: str) -> Samples:
     samples = [Video(path, path.split("/")[0]) for path in paths]
-    return Found("/root", "video", "the class folders", samples, classes=sorted({one.label for one in samples}))
+    return Samples("/root", "video", "the class folders", samples, classes=sorted({one.label for one in samples}))
 
 
 # -------------------------------------------------------------------------------- what is there
@@ -132,11 +137,11 @@ def test_what_is_no_data_set(tmp_path: Path, paths: list[str], table: str | None
 
 def test_names_that_contradict_their_folders() -> None:
     right = [f"{name}/v_{name.title()}_{number}.avi" for name in ("archery", "bowling") for number in range(9)]
-    assert videos.contradictions(found(*right, "archery/v_Bowling_9.avi")) == [
+    assert videos.contradictions(collection(*right, "archery/v_Bowling_9.avi")) == [
         "archery/v_Bowling_9.avi (bowling in the name, archery by the class folders)"
     ]
-    assert not videos.contradictions(found(*right, "archery/v_9.avi"))
-    assert not videos.contradictions(found("archery/1.avi", "archery/bowling_2.avi", "bowling/3.avi")), (
+    assert not videos.contradictions(collection(*right, "archery/v_9.avi"))
+    assert not videos.contradictions(collection("archery/1.avi", "archery/bowling_2.avi", "bowling/3.avi")), (
         "names say nothing"
     )
 
@@ -154,7 +159,7 @@ def test_names_that_contradict_their_folders() -> None:
 )
 def test_a_person_in_the_names_is_found_and_stays_on_one_side(names: list[str], groups: list[str]) -> None:
     people = [f"p{number}" for number in range(1, 7)]
-    seen = found(
+    seen = collection(
         *(f"{k}/{n.format(person=p, label=k)}.avi" for k in ("run", "walk", "sit") for p in people for n in names)
     )
     guess = split.guessed(seen.videos)
@@ -165,7 +170,7 @@ def test_a_person_in_the_names_is_found_and_stays_on_one_side(names: list[str], 
 
 
 def test_a_number_that_counts_videos_is_no_person() -> None:
-    seen = found(
+    seen = collection(
         *(f"{name}/{name}_{number:03d}.mp4" for name, count in (("run", 9), ("walk", 12)) for number in range(1, count))
     )
     assert split.guessed(seen.videos) is None
@@ -175,7 +180,7 @@ def test_a_number_that_counts_videos_is_no_person() -> None:
 
 
 def test_copies_stay_together_and_may_not_have_two_classes() -> None:
-    seen = found(*(f"{name}/{number}x.mp4" for name in ("run", "walk") for number in range(10)))
+    seen = collection(*(f"{name}/{number}x.mp4" for name in ("run", "walk") for number in range(10)))
     places = split.divide(seen, [[0, 9], [9, 4]], group=None, count=5).places
     assert len({places[0], places[4], places[9]}) == 1
     with pytest.raises(
@@ -185,12 +190,12 @@ def test_copies_stay_together_and_may_not_have_two_classes() -> None:
 
 
 def test_a_class_that_cannot_be_validated_is_named() -> None:
-    seen = found("run/1.mp4", "run/2.mp4", "walk/1.mp4")
+    seen = collection("run/1.mp4", "run/2.mp4", "walk/1.mp4")
     with pytest.raises(
         UserError, match=r"no validation is possible for the class: walk \(1 videos\): .*--leave-out CLASS"
     ):
         split.divide(seen, [], group=None, count=5)
-    people = found("run/p1.mp4", "run/p2.mp4", "walk/p1_1.mp4", "walk/p1_2.mp4")
+    people = collection("run/p1.mp4", "run/p2.mp4", "walk/p1_1.mp4", "walk/p1_2.mp4")
     with pytest.raises(UserError, match=r"walk \(2 videos\).* in different groups"):
         split.divide(people, [], group=r"p\d", count=2)
 
@@ -203,7 +208,7 @@ def test_the_held_out_fold_has_as_many_classes_as_there_can_be() -> None:
 # -------------------------------------------------------------------------------- the recipe
 
 
-def facts(**changes: object) -> recipe.Facts:
+def summary(**changes: object) -> recipe.DataSummary:
     values = {
         "kind": "video",
         "train": 60,
@@ -212,7 +217,7 @@ def facts(**changes: object) -> recipe.Facts:
         "short_side": np.array([240]),
     }
     values |= {"long_side": np.array([320])}
-    return recipe.Facts(**(values | {"gpus": 0, "cores": 2} | changes))  # pyright: ignore[reportArgumentType]
+    return recipe.DataSummary(**(values | {"gpus": 0, "cores": 2} | changes))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(
@@ -232,23 +237,23 @@ def test_choices(given: dict, weights: bool, asked: dict, expected: tuple, tmp_p
         (tmp_path / "pretrained").mkdir()
         (tmp_path / recipe.WEIGHTS).touch()
     options: dict[str, Any] = {"name": None, "weights": None, "size": None, "segments": None, "epochs": None} | asked
-    chosen = recipe.choose(facts(**given), **options)
+    chosen = recipe.choose(summary(**given), **options)
     assert (chosen.recipe.backbone, chosen.size, chosen.epochs) == expected
     assert chosen.views == "3crop", "240 x 320 is wide"
-    paths = {name: '"/x"' for name in ("root", "train", "val", "classes", "facts")}
-    text = recipe.config_text(chosen, facts(**given), paths, folds=True, seed=3, about="two classes")
+    paths = {name: '"/x"' for name in ("root", "train", "val", "classes", "metadata")}
+    text = recipe.config_text(chosen, summary(**given), paths, folds=True, seed=3, about="two classes")
     (tmp_path / "config.yaml").write_text(text)
     cfg = config.load(tmp_path / "config.yaml")
     assert (cfg.data.folds, cfg.seed, cfg.data.flip) == ("lists", 3, True)
     options["name"] = "x"
     with pytest.raises(UserError, match="--recipe x: there is none; there are finetune"):
-        recipe.choose(facts(), **options)
+        recipe.choose(summary(), **options)
 
 
 def test_left_and_right_are_not_mirrored() -> None:
     options: dict[str, Any] = {"name": "small", "weights": None, "size": None, "segments": None, "epochs": None}
     flips = {
-        name: recipe.choose(facts(classes=[name, "b"]), **options).flip
+        name: recipe.choose(summary(classes=[name, "b"]), **options).flip
         for name in ("turn_left", "Right hand", "bright")
     }
     assert flips == {"turn_left": False, "Right hand": False, "bright": True}
@@ -276,13 +281,13 @@ def test_clips_of_long_videos_are_read_from_their_start_to_their_end(tmp_path: P
     assert (
         start.main([str(root), "--out", str(tmp_path / "exp"), "--no-train", "--recipe", "small", "--folds", "3"]) == 0
     )
-    told = capsys.readouterr().out
-    assert "1 files cannot be read and are left out: broken.mp4" in told
-    assert "a.mp4: left out, it ends at 2.0 s and the clip starts at 7 s" in told
-    assert "the clips of each of the 3 files stay on one side" in told
+    output = capsys.readouterr().out
+    assert "1 files cannot be read and are left out: broken.mp4" in output
+    assert "a.mp4: left out, it ends at 2.0 s and the clip starts at 7 s" in output
+    assert "the clips of each of the 3 files stay on one side" in output
     cfg = config.load(tmp_path / "exp")
     records = Records.load(cfg.val_source, cfg.val_root, num_class=2)
-    spec = ReaderSpec("video", missing_share=0.05, facts=cfg.data.facts)
+    spec = ReaderSpec("video", missing_share=0.05, metadata=cfg.data.metadata)
     reader = open_reader(spec, records)
     parts = {int(records.labels[i]): i for i in range(2)}
     assert {label: reader.probe(i).frames for label, i in parts.items()} == {1: 10, 0: 15}
@@ -324,10 +329,10 @@ def test_clips_of_copies_of_a_source_stay_on_one_side(tmp_path: Path, times: tup
     (root / "t.csv").write_text("\n".join(["path,label,start,end", *rows]))
     words = [str(root), "--out", str(tmp_path / "exp"), "--no-train", "--no-doctor", "--recipe", "small"]
     assert start.main([*words, "--seed", seed]) == 0
-    found = sides(tmp_path / "exp")
-    assert not found["train"] & found["val"]
+    lists = sides(tmp_path / "exp")
+    assert not lists["train"] & lists["val"]
     for name, copy in copied.items():
-        assert {name, copy} <= found["train"] or {name, copy} <= found["val"], found
+        assert {name, copy} <= lists["train"] or {name, copy} <= lists["val"], lists
 
 
 @pytest.mark.system
@@ -381,6 +386,32 @@ def test_the_doctor_stops_what_would_be_lost(two_classes: Path, tmp_path: Path, 
 
 @pytest.mark.system
 @pytest.mark.slow
+def test_a_user_at_a_terminal_hears_the_duration_and_may_decline(tmp_path: Path, motion_videos: Path) -> None:
+    for label, name in enumerate("ab"):
+        for line in (motion_videos / "lists/train.txt").read_text().splitlines()[3 * label : 3 * label + 3]:
+            target = tmp_path / "videos" / name / Path(line.split()[0]).name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(motion_videos / line.split()[0])
+    argv = [sys.executable, "main.py", "start", tmp_path / "videos", "--out", tmp_path / "exp", "--no-doctor"]
+    argv += ["--recipe", "small", "--size", "32", "--segments", "2", "--trust"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([*map(str, argv)], cwd=ROOT, stdin=theirs, stdout=subprocess.PIPE, text=True)
+    os.write(ours, b"n\n")
+    output, _ = process.communicate(timeout=280)
+    assert process.returncode == 0, output
+    assert re.search(r"training takes about \d+ \w+ here: \d+ steps of ", output)
+    assert "few for a number to trust; --folds 5 holds out each video once, in 5 trainings" in output
+    assert output.endswith("the same command trains it\n")
+    assert not (tmp_path / "exp/log.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.2, "1 s"), (89, "89 s"), (91, "2 min"), (5399, "90 min"), (9000, "2.5 h")]
+)
+def test_durations_are_said_as_a_person_would(seconds: float, words: str) -> None:
+    assert duration.duration(seconds) == words
+
+
 def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Path, capfd) -> None:
     names = (motion_videos / "lists/classInd.txt").read_text().split()[1::2]
     for line in (motion_videos / "lists/train.txt").read_text().splitlines():
@@ -391,19 +422,22 @@ def test_from_a_folder_to_the_report_and_again(tmp_path: Path, motion_videos: Pa
     words = [str(tmp_path / "videos"), "--out", str(tmp_path / "it's exp"), "--yes"]
     words += ["--recipe", "small", "--size", "32", "--segments", "2", "--epochs", "2"]
     assert start.main(words) == 0
-    told = capfd.readouterr().out
+    output = capfd.readouterr().out
     share, count, low, high = re.search(  # pyright: ignore[reportOptionalMemberAccess]
-        r"top-1 ([\d.]+) on (\d+) held-out videos \(95 % interval ([\d.]+) to ([\d.]+);", told
+        r"top-1 ([\d.]+) on (\d+) held-out videos \(95 % interval ([\d.]+) to ([\d.]+);", output
     ).groups()
     ends = intervals.wilson(round(float(share) * int(count) / 100), int(count))
     assert (float(low), float(high)) == pytest.approx(ends, abs=0.01), "with a width, also where all are right"
-    assert "recipe: small: TSM on ResNet-18 from random weights, as asked for" in told
-    assert "flip: clips are not mirrored" in told
+    assert "recipe: small: TSM on ResNet-18 from random weights, as asked for" in output
+    assert "flip: clips are not mirrored" in output
     exp = tmp_path / "it's exp"
     results = Results.load(exp, "latest")
     assert len(results.ids) == len((exp / "lists/val.txt").read_text().splitlines()) > 0
     assert (exp / "report/index.html").is_file()
     assert json.loads((exp / "start.json").read_text())["epochs"] == 2
+    steps = re.search(r"iterations (\d+)", (exp / "log.txt").read_text())
+    assert steps
+    assert f": {steps[1]} steps of " in duration.estimate(exp)
 
     assert start.main(words) == 0
     again = capfd.readouterr()

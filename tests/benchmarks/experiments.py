@@ -130,17 +130,17 @@ def fingerprint(exp: Path) -> str:
     for key, values in sorted(state["optimizer"]["state"].items()):
         digest.update(str(key).encode() + values["momentum_buffer"].numpy().tobytes())
     digest.update(json.dumps(sorted(logged_losses(exp).items())).encode())
-    digest.update(repr((state["step"], state["best_prec1"])).encode())
+    digest.update(repr((state["step"], state["best_metric"])).encode())
     return digest.hexdigest()
 
 
 def logged_losses(exp: Path) -> dict[int, str]:
     """Iteration -> the loss and accuracy text of its log line; a re-run iteration must have logged the same."""
-    found: dict[int, str] = {}
+    losses: dict[int, str] = {}
     for match in re.finditer(
         r"Iter: \[(\d+)/\d+\].*?(Loss \S+ \(\S+\)\s+Prec@1 .*?)\s+LR", (exp / "log.txt").read_text()
     ):
         step, text = int(match[1]), match[2]
-        if found.setdefault(step, text) != text:
-            raise RuntimeError(f"iteration {step} logged {found[step]!r}, and {text!r} when it was run again")
-    return found
+        if losses.setdefault(step, text) != text:
+            raise RuntimeError(f"iteration {step} logged {losses[step]!r}, and {text!r} when it was run again")
+    return losses

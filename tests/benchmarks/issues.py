@@ -23,7 +23,7 @@ ISSUES: dict[str, dict[str, str]] = {
         "validation": "training.exactness",
         "same_clip": "training.exactness",
         "overhead": "training.loop_overhead",
-        "seed004": "training.config",
+        "published_config": "training.config",
         "config_errors": "training.config",
     },
     "02": {

@@ -48,7 +48,7 @@ class Traffic:
     Attributes:
         gradients: summed over all ranks, once a step, mostly while the backward pass runs.
         groups: batch-norm statistics inside the groups, forward and backward, all micro-batches; as if summed.
-        statistics: running statistics (bn_sync_stats), once a step.
+        bn_stats: running statistics (bn_sync_stats), once a step.
         numbers: loss, accuracies, and the agreement to stop or save.
         blocking: collectives of `groups` that a rank waits for, one after the other.
         span: ranks of a BN group.
@@ -56,7 +56,7 @@ class Traffic:
 
     gradients: float
     groups: float
-    statistics: float
+    bn_stats: float
     numbers: float
     blocking: int
     span: int
@@ -101,7 +101,7 @@ def traffic(
     return Traffic(
         gradients=float(width * parameters) if plan.world > 1 else 0.0,
         groups=float(runs * once),
-        statistics=float(2 * width * channels) if sync_stats and plan.world > 1 else 0.0,
+        bn_stats=float(2 * width * channels) if sync_stats and plan.world > 1 else 0.0,
         numbers=8.0 * NUMBERS if plan.world > 1 else 0.0,
         blocking=runs * layers * (2 if gpu else 3),
         span=span,
@@ -138,7 +138,7 @@ def exposed(load: Traffic, ranks: int, step: float, links: Links) -> dict[str, f
     return {
         "gradients": max(last, gradients - BACKWARD * step),
         "groups": load.blocking * each,
-        "statistics": seconds(load.statistics, ranks, links),
+        "statistics": seconds(load.bn_stats, ranks, links),
         "numbers": 0.0,  # under way while the backward pass runs
     }
 
@@ -174,7 +174,7 @@ def table(
                 "micro_batches": len(plan.micro_batches),
                 "gradients_MB": sent(load.gradients, ranks) / 1e6,
                 "groups_MB": sent(load.groups, load.span) / 1e6,
-                "statistics_MB": sent(load.statistics, ranks) / 1e6,
+                "statistics_MB": sent(load.bn_stats, ranks) / 1e6,
                 "exposed_ms": 1e3 * sum(waits.values()),
                 "efficiency": work / (work + sum(waits.values())),
             }
@@ -222,12 +222,12 @@ def count(world: World, steps: int = 3, group: int = 2) -> dict[str, float]:
     net = sync_bn.convert(
         methods.build(type="tsn", backbone="resnet18", num_class=8, num_segments=2), plan, sync_stats=True
     )
-    statistics = sync_bn.Statistics(net, plan, world)
+    bn_stats = sync_bn.BnStats(net, plan, world)
     model: Any = dist.data_parallel(net, world) if world.size > 1 else net
-    norms = statistics.layers
+    norms = bn_stats.layers
     sizes = (sum(p.numel() for p in net.parameters()), len(norms), sum(layer.num_features for layer in norms))
     rows = plan.batch_size * plan.shards_per_micro_batch
-    found = []
+    written = []
     for _ in range(steps + 2):  # the first ones are not counted
         world.barrier()
         before = _written()
@@ -236,14 +236,14 @@ def count(world: World, steps: int = 3, group: int = 2) -> dict[str, float]:
             is_last = index == len(plan.micro_batches) - 1
             with contextlib.nullcontext() if is_last or world.size == 1 else model.no_sync():
                 model(torch.randn(rows, 3, 2, 32, 32)).sum().backward()
-            statistics.after_micro_batch(index)
+            bn_stats.after_micro_batch(index)
         pending = world.sum_async(totals)
         pending.read()
-        statistics.after_step()
-        found.append(_written() - before)
+        bn_stats.after_step()
+        written.append(_written() - before)
     load = traffic(sizes, plan, gpu=False)
-    predicted = sent(load.gradients + load.statistics + load.numbers, world.size) + sent(load.groups, load.span)
-    counted = sorted(found[2:])[len(found[2:]) // 2]
+    predicted = sent(load.gradients + load.bn_stats + load.numbers, world.size) + sent(load.groups, load.span)
+    counted = sorted(written[2:])[len(written[2:]) // 2]
     ratio = counted / predicted if predicted else float(counted == 0)
     return {"ranks": world.size, "predicted": predicted, "counted": counted, "ratio": round(ratio, 4)}
 
@@ -271,11 +271,11 @@ def main(argv: Sequence[str]) -> int:
         from utils import dist
 
         world = dist.join(device="cpu")
-        found = count(world)
+        bytes_written = count(world)
         world.barrier()
         dist.leave()
         if world.is_main:
-            print(found)
+            print(bytes_written)
         return 0
     links = Links(inside=args.inside * 1e9, net=args.net * 1e9 / 8, per_node=args.per_node)
     for (method, backbone), sizes in SIZES.items():

@@ -33,13 +33,13 @@ def encode(codec: str, frames: int, *, side: int = SIDE, options: dict[str, str]
     context.framerate, context.time_base = Fraction(25), _TICK
     context.options = options or {}
     context.thread_count = 1
-    found = []
+    packets = []
     for number in range(frames):
         frame = av.VideoFrame.from_ndarray(frame_image(number, side, side), format="rgb24")
         frame = frame.reformat(format=context.pix_fmt)
         frame.pts, frame.time_base = number, _TICK
-        found += [bytes(packet) for packet in context.encode(frame)]
-    return found + [bytes(packet) for packet in context.encode(None)]
+        packets += [bytes(packet) for packet in context.encode(frame)]
+    return packets + [bytes(packet) for packet in context.encode(None)]
 
 
 def kind_of(packet: bytes) -> int:

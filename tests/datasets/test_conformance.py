@@ -40,7 +40,7 @@ FORMS: dict[str, tuple[str, str | None]] = {
 MEAN, BIAS = 4.0, 2.0
 SPECS = {
     "TSN-8": train_spec(Sampling("tsn", 8), input_size=64, crop="random_resized"),
-    "8x2": train_spec(Sampling("mm1", 1, 8, 2), input_size=80, crop="multi_scale"),
+    "8x2": train_spec(Sampling("mmaction2_1x", 1, 8, 2), input_size=80, crop="multi_scale"),
 }
 
 
@@ -149,11 +149,17 @@ def test_same_clips_of_the_same_plans(
     reader, theirs = opened(stored(folder, written, dumps), kind, server)
     assert len(records) == len(theirs)
     for i in range(len(records)):
-        told, found = reference.probe(i), reader.probe(i)
-        assert (found.frames, found.height, found.width) == (told.frames, told.height, told.width), records.path(i)
+        expected_facts, facts_read = reference.probe(i), reader.probe(i)
+        assert (facts_read.frames, facts_read.height, facts_read.width) == (
+            expected_facts.frames,
+            expected_facts.height,
+            expected_facts.width,
+        ), records.path(i)
         for name, spec in SPECS.items():
             for position in range(3):
-                plans = [resolve(draw(3, 0, position, spec), facts, spec, i) for facts in (told, found)]
+                plans = [
+                    resolve(draw(3, 0, position, spec), metadata, spec, i) for metadata in (expected_facts, facts_read)
+                ]
                 assert np.array_equal(plans[0].frames, plans[1].frames)
                 assert plans[0].box == plans[1].box
                 clips = [

@@ -14,7 +14,7 @@ from anal_tools.evaluate.results import Results
 from datasets.lists import verb
 from datasets.lists.records import Records
 from tests.evaluated import write_results
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = ["a b/\u00fc 1.mp4", "a, b/2.mp4", "\udcff.mp4", "d/4.mp4", "a b/\u00fc 1.mp4", "=2+3.mp4"]
 LABELS = [0, 1, 2, 0, 1, 2]
@@ -22,9 +22,9 @@ LABELS = [0, 1, 2, 0, 1, 2]
 
 def table_of(path: Path, rows: list[dict[str, object]]) -> Path:
     with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
-        found = csv.DictWriter(stream, list(rows[0]))
-        found.writeheader()
-        found.writerows(rows)
+        table = csv.DictWriter(stream, list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
     return path
 
 
@@ -61,8 +61,8 @@ def test_lines_change_their_label_and_nothing_else(tmp_path: Path, layout: str, 
     if layout.startswith('"'):
         kept.insert(0, "path,label\n")
     blank = len(kept) - 3
-    wanted = "".join([*kept[:blank], "\n", *kept[blank:]])
-    assert (tmp_path / "new.txt").read_bytes() == wanted.encode("utf-8", "surrogateescape")
+    expected = "".join([*kept[:blank], "\n", *kept[blank:]])
+    assert (tmp_path / "new.txt").read_bytes() == expected.encode("utf-8", "surrogateescape")
     records = Records.load(tmp_path / "new.txt", tmp_path, num_class=None)
     assert records.labels.tolist() == [0, 1, 0, 10, 0]
 
@@ -89,9 +89,9 @@ def test_the_suspects_of_an_evaluation_go_back_into_its_list(tmp_path: Path) -> 
     ids = [f"v {row}.mp4" for row in range(80)]
     ids[planted[1]] = ids[40]  # a list that names a video twice
     exp = write_results(tmp_path / "exp", labels=given.tolist(), logits=logits, names=["a", "b", "=c", "d"], ids=ids)
-    found = label_errors.suspects(Results.load(exp).scores, given)
-    assert {one.row for one in found} == set(planted)
-    label_errors.write_csv(tmp_path / label_errors.CSV, found, Results.load(exp))
+    suspects = label_errors.suspects(Results.load(exp).scores, given)
+    assert {one.row for one in suspects} == set(planted)
+    label_errors.write_csv(tmp_path / label_errors.CSV, suspects, Results.load(exp))
     old = list_of(tmp_path / "val.txt", [f"{name}\t{label}\n" for name, label in zip(ids, given, strict=True)])
     assert run(old, "--relabel", tmp_path / label_errors.CSV, "--out", tmp_path / "new.txt") == 0
     assert Records.load(tmp_path / "new.txt", tmp_path, num_class=4).labels.tolist() == true.tolist()

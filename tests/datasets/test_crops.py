@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from datasets.plan import crops
 from tests import golden
-from utils.faults import UserError
+from utils.errors import UserError
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 SIDES = st.integers(1, 2000)
@@ -33,16 +33,16 @@ def test_crop_rows() -> None:
     for row in golden.rows("crop_boxes"):
         w, h, crop = row["w"], row["h"], row["crop"]
         five = as_lists(crops.five_places(w, h, crop))
-        assert [list(crops.mma_center(w, h, crop))] == row["mma_center"]
+        assert [list(crops.mmaction2_center(w, h, crop))] == row["mma_center"]
         assert [box for box in five for _ in range(2)] == row["mma_ten"]
         assert five == row["tsm_oversample"]
-        assert as_lists(crops.psf_uniform(w, h, crop)) == row["psf_uniform"]
+        assert as_lists(crops.pyslowfast_uniform(w, h, crop)) == row["psf_uniform"]
         assert as_lists(crops.tsm_fullres(w, h, crop)) == row["tsm_fullres"]
         if row["mma_three"] is None:
             with pytest.raises(UserError, match="need one side"):
-                crops.mma_three(w, h, crop)
+                crops.mmaction2_three(w, h, crop)
         else:
-            assert as_lists(crops.mma_three(w, h, crop)) == row["mma_three"]
+            assert as_lists(crops.mmaction2_three(w, h, crop)) == row["mma_three"]
 
 
 def test_paddle_rows() -> None:
@@ -51,13 +51,18 @@ def test_paddle_rows() -> None:
         ten = [[*box, flip] for box in crops.five_places(w, h, crop) for flip in (False, True)]
         assert ten == row["ten"]
         assert [[*crops.paddle_center(w, h, crop), False]] == row["center_round"]
-        assert [[*crops.mma_center(w, h, crop), False]] == row["center_floor"]
+        assert [[*crops.mmaction2_center(w, h, crop), False]] == row["center_floor"]
 
 
 def test_resize_rows() -> None:
     for row in golden.rows("resize_sizes"):
-        for name in ("mma_rescale", "psf_short_side", "tsm_group_scale"):
-            assert list(getattr(crops, name)(row["w"], row["h"], row["scale"])) == row[name], (name, row)
+        rules = {
+            "mma_rescale": crops.mmaction2_rescale,
+            "psf_short_side": crops.pyslowfast_short_side,
+            "tsm_group_scale": crops.tsm_group_scale,
+        }
+        for name, rule in rules.items():
+            assert list(rule(row["w"], row["h"], row["scale"])) == row[name], (name, row)
 
 
 def test_multi_scale_support() -> None:
@@ -94,7 +99,7 @@ def test_random_boxes_stay_inside(w: int, h: int, u: list[float], fix: bool, mor
 @settings(deadline=None)
 @given(w=SIDES, h=SIDES, crop=SIDES)
 def test_fixed_boxes_stay_inside_or_refuse(w: int, h: int, crop: int) -> None:
-    makers = [crops.five_places, crops.psf_uniform, crops.tsm_fullres, lambda *a: [crops.mma_center(*a)]]
+    makers = [crops.five_places, crops.pyslowfast_uniform, crops.tsm_fullres, lambda *a: [crops.mmaction2_center(*a)]]
     for make in makers:
         if crop > min(w, h):
             with pytest.raises(UserError, match="does not fit"):
@@ -108,7 +113,7 @@ def test_fixed_boxes_stay_inside_or_refuse(w: int, h: int, crop: int) -> None:
 @settings(deadline=None)
 @given(w=SIDES, h=SIDES, short=st.integers(1, 512))
 def test_scaled_short_side_is_exact(w: int, h: int, short: int) -> None:
-    for scale in (crops.mma_rescale, crops.psf_short_side, crops.tsm_group_scale):
+    for scale in (crops.mmaction2_rescale, crops.pyslowfast_short_side, crops.tsm_group_scale):
         assert min(scale(w, h, short)) == short
 
 

@@ -15,7 +15,7 @@ from datasets.readers import open_reader
 from tests.conftest import ROOT
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import SIZE, frame_image, number_in, records_of, write_cut, write_video
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
 
@@ -27,14 +27,14 @@ MEAN, BIAS, WORST = 4.0, 2.0, 64
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("dali")
-    write_video(made / "gop12.mp4", VP9, FRAMES, options={"g": "12"})
-    write_video(made / "long.webm", VP9, FRAMES, options={"g": "250"})
+    videos = tmp_path_factory.mktemp("dali")
+    write_video(videos / "gop12.mp4", VP9, FRAMES, options={"g": "12"})
+    write_video(videos / "long.webm", VP9, FRAMES, options={"g": "250"})
     stamps = np.cumsum(np.random.default_rng(1).integers(20, 90, FRAMES)).tolist()
-    write_video(made / "vfr.mp4", VP9, FRAMES, options={"g": "20"}, stamps=stamps)
-    write_video(made / "mjpeg.mp4", "mjpeg", FRAMES, pix_fmt="yuvj420p")
-    write_cut(made / "gop12.mp4", made / "edited.mp4", 7)
-    return made
+    write_video(videos / "vfr.mp4", VP9, FRAMES, options={"g": "20"}, stamps=stamps)
+    write_video(videos / "mjpeg.mp4", "mjpeg", FRAMES, pix_fmt="yuvj420p")
+    write_cut(videos / "gop12.mp4", videos / "edited.mp4", 7)
+    return videos
 
 
 def both(records: Records, i: int, frames: list[int], box, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -105,9 +105,9 @@ def test_what_dali_is_not_given_is_read_by_pyav_and_counted(tmp_path: Path) -> N
     records = records_of(tmp_path, ["h264.mp4 0", "old.avi 0", "png 0"])
     reader = open_reader(reader_spec("dali"), records)
     for i in range(3):
-        plain = open_reader(reader_spec("frames" if i == 2 else "video"), records)
+        pyav_reader = open_reader(reader_spec("frames" if i == 2 else "video"), records)
         clips = [np.zeros((2, 48, 48, 3), np.uint8) for _ in range(2)]
-        for one, clip in zip((reader, plain), clips, strict=True):
+        for one, clip in zip((reader, pyav_reader), clips, strict=True):
             one.read(i, np.array([0, 2]), (0, 0, 90, 90), (48, 48), clip)
         assert np.array_equal(*clips)
     counted = reader.fallbacks  # type: ignore[attr-defined]
@@ -142,7 +142,7 @@ def test_the_definition_for_a_gpu_is_accepted_everywhere() -> None:
     import torch
 
     from datasets.dali.pipeline import build
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     if torch.cuda.is_available():
         for form in ("video", "images"):
@@ -158,7 +158,7 @@ def test_without_dali_the_error_names_the_extra(tmp_path: Path) -> None:
         "import sys; sys.modules['nvidia.dali'] = None\n"
         "from datasets.loading.loader import loaders\n"
         "from datasets.dali.pipeline import require_dali\n"
-        "from utils.faults import UserError\n"
+        "from utils.errors import UserError\n"
         "try:\n    require_dali()\nexcept UserError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

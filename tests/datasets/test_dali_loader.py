@@ -21,7 +21,7 @@ from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 pytest.importorskip("nvidia.dali", reason="NVIDIA DALI is not installed (pip install '.[dali]')")
@@ -42,20 +42,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """VP9 files v0..v5, an H.264 file, which DALI's CPU build does not read, a damaged one, JPEG frames, no video."""
     from tests.datasets.specs import build_index
 
-    made = tmp_path_factory.mktemp("videos")
+    videos = tmp_path_factory.mktemp("videos")
     for i in range(VIDEOS):
-        write_video(made / f"v{i}.mp4", "libvpx-vp9", 16 + i, options={"g": "8", "cpu-used": "8"})
-    write_video(made / "h264.mp4", "libx264", 20)
-    data = bytearray((made / "v5.mp4").read_bytes())
+        write_video(videos / f"v{i}.mp4", "libvpx-vp9", 16 + i, options={"g": "8", "cpu-used": "8"})
+    write_video(videos / "h264.mp4", "libx264", 20)
+    data = bytearray((videos / "v5.mp4").read_bytes())
     start = data.index(b"mdat") + 4
-    size = int(build_index(str(made / "v5.mp4"), "v5.mp4").sizes[:8].sum())
+    size = int(build_index(str(videos / "v5.mp4"), "v5.mp4").sizes[:8].sum())
     data[start + size : -1200] = b"\xff" * (len(data) - 1200 - start - size)
-    (made / "damaged.mp4").write_bytes(data)
-    (made / "broken.mp4").write_bytes(b"nothing of the kind")
-    (made / "jpeg").mkdir()
+    (videos / "damaged.mp4").write_bytes(data)
+    (videos / "broken.mp4").write_bytes(b"nothing of the kind")
+    (videos / "jpeg").mkdir()
     for number in range(12):
-        (made / "jpeg" / f"img_{number + 1:05d}.jpg").write_bytes(simplejpeg.encode_jpeg(frame_image(number)))
-    return made
+        (videos / "jpeg" / f"img_{number + 1:05d}.jpg").write_bytes(simplejpeg.encode_jpeg(frame_image(number)))
+    return videos
 
 
 @pytest.fixture
@@ -69,13 +69,13 @@ def shards(batch_size: int = 2, total: int = 2, world: int = 1, rank: int = 0) -
 
 def collect(loader: TrainLoader) -> dict[int, tuple[Batch, int]]:
     """Position -> (its batch, row), with clips that stay valid."""
-    found = {}
+    clips = {}
     with loader:
         for _, batches in loader:
             for batch in batches:
                 kept = dataclasses.replace(batch, clips=batch.clips.clone())
-                found |= {position: (kept, row) for row, position in enumerate(batch.positions)}
-    return found
+                clips |= {position: (kept, row) for row, position in enumerate(batch.positions)}
+    return clips
 
 
 def train(
@@ -133,15 +133,15 @@ def test_bad_files_cost_their_sample_and_are_told_as_elsewhere(folder: Path, tmp
     records = records_of(tmp_path, names, root=folder)
     for policy in ("substitute", "skip"):
         reading = dataclasses.replace(READING, on_bad=policy, bad_budget=0.5, workers=workers)
-        told, found = [], []
+        reports, clips = [], []
         for kind in (DaliTrainLoader, TrainLoader):
             loader = kind(records, SPEC, reading, seed=5, shards=shards(3, 2), stop=2)
-            found.append(collect(loader))
+            clips.append(collect(loader))
             events = loader.ledger.take_events()
-            told.append(sorted((e.position, e.sample, e.path, e.reason, e.action) for e in events))
-        assert_same(*found, tolerance=4.0)
-        assert told[0] == told[1]
-        assert {sample for _, sample, *_ in told[0]} == {0, 3}
+            reports.append(sorted((e.position, e.sample, e.path, e.reason, e.action) for e in events))
+        assert_same(*clips, tolerance=4.0)
+        assert reports[0] == reports[1]
+        assert {sample for _, sample, *_ in reports[0]} == {0, 3}
     with pytest.raises(UserError, match="data.on_bad"):
         train(DaliTrainLoader, records, dataclasses.replace(READING, workers=workers), batch_size=3)
 

@@ -23,15 +23,15 @@ from datasets.plan.views import EvalSpec
 from datasets.readers import open_reader
 from tests.datasets.specs import build_index, reader_spec, train_spec
 from tests.datasets.videos import SIZE, number_in, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 NVDEC = frozenset({"h264", "hevc", "vp9"})
 
 
-def cut_of(path: Path, wanted: list[int] | None = None) -> tuple[bytes, np.ndarray, str | None]:
+def cut_of(path: Path, ordinals: list[int] | None = None) -> tuple[bytes, np.ndarray, str | None]:
     index = build_index(str(path), path.name)
-    return cut(str(path), path.name, index, wanted or [3, 20], NVDEC, (16, 4096))
+    return cut(str(path), path.name, index, ordinals or [3, 20], NVDEC, (16, 4096))
 
 
 def write_flat(
@@ -91,11 +91,11 @@ def test_colours_decoded_as_601_become_those_of_their_matrix(name: str) -> None:
     """Against the definition of both matrices, in the range that is not clamped."""
     red, blue = bitstream.MATRICES[name]
     luma, db, dr = 0.45, 0.06, 0.11  # of E'PB and E'PR
-    wanted = np.array([luma + 2 * (1 - red) * dr, 0.0, luma + 2 * (1 - blue) * db])
-    wanted[1] = (luma - red * wanted[0] - blue * wanted[2]) / (1 - red - blue)
+    expected = np.array([luma + 2 * (1 - red) * dr, 0.0, luma + 2 * (1 - blue) * db])
+    expected[1] = (luma - red * expected[0] - blue * expected[2]) / (1 - red - blue)
     as_601 = np.array([luma + 2 * (1 - 0.299) * dr, 0.0, luma + 2 * (1 - 0.114) * db])
     as_601[1] = (luma - 0.299 * as_601[0] - 0.114 * as_601[2]) / 0.587
-    np.testing.assert_allclose(bitstream.correction(name) @ as_601, wanted, atol=1e-12)
+    np.testing.assert_allclose(bitstream.correction(name) @ as_601, expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("tag", [1, 2, 5, 6, 7])
@@ -357,12 +357,12 @@ def test_a_clip_with_too_large_frames_is_refused(tmp_path: Path, monkeypatch: py
     reader = encoded.EncodedReader(reader_spec("encoded", decoder="cpu"), records)
     slot = Slot.create("test", 0)
     plan = Plan(0, np.array([1, 1, 2]), (0, 0, SIZE, SIZE), (SIZE, SIZE), {})
-    wanted = AsStored(None)
-    decoded = encoded.pack(reader, plan, None, slot, 0, wanted)["stored"].decoded
+    limits = AsStored(None)
+    decoded = encoded.pack(reader, plan, None, slot, 0, limits)["stored"].decoded
     assert decoded == 2 * SIZE * SIZE * 3  # a repeated frame counts once
     assert "no vp9 here" in encoded.pack(reader, plan, None, slot, 0, AsStored(None, ("vp9",)))["refused"]
     monkeypatch.setattr(encoded, "DECODED_BYTES", decoded - 1)
-    assert "before they are cropped" in encoded.pack(reader, plan, None, slot, 0, wanted)["refused"]
+    assert "before they are cropped" in encoded.pack(reader, plan, None, slot, 0, limits)["refused"]
     slot.close()
     reader.close()
 
@@ -394,5 +394,5 @@ def test_the_driver_is_asked_what_it_decodes(tmp_path: Path) -> None:
     (tmp_path / "driver.c").write_text(DRIVER)
     library = tmp_path / "driver.so"
     subprocess.run([compiler, "-shared", "-fPIC", str(tmp_path / "driver.c"), "-o", str(library)], check=True)
-    found = capability.asked(ctypes.CDLL(str(library)))
-    assert found == {"h264": (128, 2304), "vp9": (144, 4096)}
+    sides = capability.asked(ctypes.CDLL(str(library)))
+    assert sides == {"h264": (128, 2304), "vp9": (144, 4096)}

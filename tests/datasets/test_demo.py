@@ -13,7 +13,7 @@ from sklearn.linear_model import RidgeClassifier
 
 from datasets.demo import motion8
 from datasets.demo import verb as demo
-from utils.faults import UserError
+from utils.errors import UserError
 
 PAIRS = (("left", "right"), ("up", "down"), ("clockwise", "counter-clockwise"), ("grow", "shrink"))
 
@@ -183,12 +183,12 @@ def test_a_linear_model_on_the_mean_frame_cannot_tell_a_pair_apart() -> None:
 
 @pytest.mark.parametrize("part", ["videos", "lists"])
 def test_a_start_that_was_killed_at_once_is_resumed(tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Path.mkdir
+    mkdir = Path.mkdir
 
     def killed(path: Path, *words: int, **more: bool) -> None:
         if path.name == part:
             raise KeyboardInterrupt
-        own(path, *words, **more)
+        mkdir(path, *words, **more)
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "mkdir", killed)

@@ -21,7 +21,7 @@ from datasets.readers import Reader, open_reader
 from datasets.readers.frames import decode
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import number_in, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAMES = 30
@@ -47,9 +47,9 @@ def run_dump(videos: Path, dst: Path, *argv: str) -> int:
 
 def pixels(reader: Reader, i: int) -> np.ndarray:
     """(F, H, W, 3) every frame of a record."""
-    facts = reader.probe(i)
-    out = np.empty((facts.frames, facts.height, facts.width, 3), np.uint8)
-    reader.read(i, np.arange(facts.frames), None, (facts.height, facts.width), out)
+    metadata = reader.probe(i)
+    out = np.empty((metadata.frames, metadata.height, metadata.width, 3), np.uint8)
+    reader.read(i, np.arange(metadata.frames), None, (metadata.height, metadata.width), out)
     return out
 
 
@@ -79,9 +79,9 @@ def test_folders_and_shards_are_the_same_bytes_and_close_to_the_video(videos: Pa
     assert folder.probe(0).height == shard.probe(0).height == 64
     assert (pixels(folder, 0) == pixels(shard, 0)).all()
     original = open_reader(reader_spec("video"), Records.load(videos / "train.txt", videos, num_class=3))
-    wanted = np.empty((FRAMES, 64, 64, 3), np.uint8)
-    original.read(0, np.arange(FRAMES), None, (64, 64), wanted)
-    inner = np.abs(pixels(shard, 0).astype(int) - wanted)[:, :, 1:7]  # not across the edges of the bars
+    expected = np.empty((FRAMES, 64, 64, 3), np.uint8)
+    original.read(0, np.arange(FRAMES), None, (64, 64), expected)
+    inner = np.abs(pixels(shard, 0).astype(int) - expected)[:, :, 1:7]  # not across the edges of the bars
     assert inner.mean() < 4
 
 
@@ -96,7 +96,7 @@ def test_lossless_dumps_show_exactly_what_the_video_shows(videos: Path, tmp_path
 
 def test_clips_do_not_depend_on_what_was_in_memory_before(motion_videos: Path, tmp_path: Path) -> None:
     """The C library fills fresh memory with a byte: an encoder that reads unwritten memory then gives other bytes."""
-    found = []
+    outputs = []
     for byte in ("0", "85", "170"):
         out = tmp_path / byte
         argv = ["dump", str(motion_videos / "lists/val.txt"), str(out), "--as", "clips", "--root", str(motion_videos)]
@@ -111,8 +111,8 @@ def test_clips_do_not_depend_on_what_was_in_memory_before(motion_videos: Path, t
         assert done.returncode == 0, done.stderr
         clips = sorted(out.rglob("*.mp4"))
         assert len(clips) > 8
-        found.append([path.read_bytes() for path in clips])
-    assert found[0] == found[1] == found[2]
+        outputs.append([path.read_bytes() for path in clips])
+    assert outputs[0] == outputs[1] == outputs[2]
 
 
 def test_a_restart_does_nothing_twice_and_adopts_what_the_manifest_misses(

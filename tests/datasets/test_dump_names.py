@@ -22,9 +22,9 @@ from datasets.dump.video import Dumper
 from datasets.dump.write import ClipFile
 from datasets.lists.records import Records
 from datasets.loading.messages import DumpVideo
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from tests.datasets.videos import write_video
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 FORM = ("--as", "frames", "--workers", "1")
 
@@ -51,9 +51,9 @@ def targets_of(records: Records, form: str = "frames") -> dict[str, str]:
 def dump_one(records: Records, i: int, dst: Path, form: str = "frames", **settings: Any) -> dict[str, Any]:
     """What a worker does for record i."""
     (dst / ".dump").mkdir(parents=True, exist_ok=True)
-    wanted = Settings(form, **settings)
-    target = dst / target_names(records, wanted, set())[records.path(i)]
-    return Dumper(records, 0.05).answer(i, DumpVideo(i, wanted, str(target), str(dst / ".dump")))
+    dump_settings = Settings(form, **settings)
+    target = dst / target_names(records, dump_settings, set())[records.path(i)]
+    return Dumper(records, 0.05).answer(i, DumpVideo(i, dump_settings, str(target), str(dst / ".dump")))
 
 
 def test_the_list_itself_and_files_of_others_are_never_replaced(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_clip_that_cannot_be_closed_is_abandoned(small_files: Callable[[int], 
     import av
 
     settings, tmp = Settings("clips"), tmp_path / "clip"
-    coder = Coder(settings, 0, Facts(3, 64, 64, 25.0))
+    coder = Coder(settings, 0, VideoMetadata(3, 64, 64, 25.0))
     clip = ClipFile(str(tmp), coder, settings, {}, 25)  # type: ignore[arg-type]
     for value in range(90):  # more than the encoder keeps to itself
         frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), value, np.uint8), format="rgb24")

@@ -13,13 +13,15 @@ from datasets.lists import first_look
 from datasets.lists.records import Records
 from utils import config
 from utils.config import verb
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAMES = [f"class{n % 3}/v{n:03d}.mp4" for n in range(40)]
 JPEG = b"\xff\xd8\xff\xe0" + bytes(20)
 
 
-def made(folder: Path, names: list[str] = NAMES, *, form: str = "video", data: bytes = b"\0\0\0\x18ftypmp42") -> Path:
+def make_folder(
+    folder: Path, names: list[str] = NAMES, *, form: str = "video", data: bytes = b"\0\0\0\x18ftypmp42"
+) -> Path:
     """A folder with empty videos, or folders of images."""
     for name in names:
         path = folder / name
@@ -49,7 +51,7 @@ def look(reader: str, train: Records, val: Records) -> list[str]:
 
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
-    return made(tmp_path / "videos")
+    return make_folder(tmp_path / "videos")
 
 
 def test_good_lists_say_nothing(tmp_path: Path, videos: Path) -> None:
@@ -104,27 +106,31 @@ AVI, WEBP = (b"RIFF\0\1\0\0" + kind for kind in (b"AVI LIST", b"WEBPVP8 "))
 
 def test_avi_files_are_videos_and_webp_files_are_not(tmp_path: Path) -> None:
     names = [name.replace(".mp4", ".avi") for name in NAMES]
-    films = listed(tmp_path / "a.txt", made(tmp_path / "films", names, data=AVI), names)
+    films = listed(tmp_path / "a.txt", make_folder(tmp_path / "films", names, data=AVI), names)
     with pytest.raises(UserError, match=r"are video files, for example .*class0/v000.avi: set data.reader: video"):
         look("frames", films, films)
-    first_look.check_files(cfg_of("frames"), "train", listed(tmp_path / "b.txt", made(tmp_path / "i", data=WEBP)))
+    first_look.check_files(
+        cfg_of("frames"), "train", listed(tmp_path / "b.txt", make_folder(tmp_path / "i", data=WEBP))
+    )
 
 
 def test_folders_for_the_video_reader(tmp_path: Path) -> None:
-    records = listed(tmp_path / "a.txt", made(tmp_path / "frames", form="frames"))
+    records = listed(tmp_path / "a.txt", make_folder(tmp_path / "frames", form="frames"))
     with pytest.raises(UserError, match=r"are folders.*set data.reader: frames"):
         look("video", records, records)
     assert "both lists" in look("frames", records, records)[0]
 
 
 def test_images_with_the_ending_of_a_video_are_no_videos(tmp_path: Path) -> None:
-    records = listed(tmp_path / "a.txt", made(tmp_path / "images", data=JPEG))
+    records = listed(tmp_path / "a.txt", make_folder(tmp_path / "images", data=JPEG))
     first_look.check_files(cfg_of("frames"), "train", records)
 
 
 def test_shards_are_for_the_reader_of_frames(tmp_path: Path) -> None:
     names = [name.replace(".mp4", ".fsh") for name in NAMES]
-    first_look.check_files(cfg_of("frames"), "train", listed(tmp_path / "a.txt", made(tmp_path / "s", names), names))
+    first_look.check_files(
+        cfg_of("frames"), "train", listed(tmp_path / "a.txt", make_folder(tmp_path / "s", names), names)
+    )
 
 
 # ------------------------------------------------------------------------------------------------- the same in both
@@ -154,7 +160,7 @@ def test_another_root_that_leads_to_the_same_files(tmp_path: Path, videos: Path)
     ):
         assert len(first_look.both_lists(train, listed(tmp_path / "b.txt", root, names))) == 1, (root, names)
         assert len(first_look.both_lists(listed(tmp_path / "b.txt", root, names), train)) == 1, (root, names)
-    copy = made(tmp_path / "copy")
+    copy = make_folder(tmp_path / "copy")
     assert first_look.both_lists(train, listed(tmp_path / "b.txt", copy)) == []
 
 
@@ -205,9 +211,9 @@ def test_config_checks_the_files(tmp_path: Path, videos: Path, capsys: pytest.Ca
         "data.class_names=/nope", "model.num_class=2", "val_root=/nowhere", "data.reader=frames",
     ]  # fmt: skip
     cfg = config.load(exp, wrong)
-    found = check_config.problems(cfg)
+    problems = check_config.problems(cfg)
     for part in ("there is no /nope", "train.txt:3: label 2 is outside 0..1", "there is no folder /nowhere"):
-        assert sum(part in text for text in found) == 1, (part, found)
+        assert sum(part in text for text in problems) == 1, (part, problems)
     assert any("set data.reader: video" in text for text in check_config.problems(config.load(exp, wrong[3:])))
     with pytest.raises(UserError, match=r"training would stop: 2 problem.*\n.*set data.reader: video"):
         check_config.main([str(exp), "--set", "data.reader=frames"])
@@ -216,9 +222,9 @@ def test_config_checks_the_files(tmp_path: Path, videos: Path, capsys: pytest.Ca
     assert verb.main([str(exp), "--set", "val_root=/nowhere"]) == 0, "keys alone, without a check"
 
     (tmp_path / "train.txt").unlink()
-    found = check_config.problems(cfg)
-    assert any("there is no list file" in text for text in found)
-    assert any("val.txt:" in text and "label" in text for text in found), "the other list is still read"
+    problems = check_config.problems(cfg)
+    assert any("there is no list file" in text for text in problems)
+    assert any("val.txt:" in text and "label" in text for text in problems), "the other list is still read"
 
 
 def test_the_demo_without_its_data_says_how_to_make_it(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from datasets.lists import folds, verb
 from datasets.lists.records import Records
 from tests.experiment import make
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def experiment(tmp_path: Path, lines: str, words: str) -> config.Config:
@@ -39,15 +39,15 @@ PEOPLE = "".join(f"p{person}/{label} x.avi\t{20 + person}\t{label}\n" for person
 
 def test_leave_one_group_out(tmp_path: Path) -> None:
     cfg = experiment(tmp_path, PEOPLE, r"folds: groups, fold_group: 'p(\d+)/'")
-    found = folds.of(cfg, tmp_path / "made")
-    assert [fold.name for fold in found] == [f"{number:02d}" for number in range(1, 12)]
-    for number, fold in enumerate(found, 1):
+    group_folds = folds.of(cfg, tmp_path / "made")
+    assert [fold.name for fold in group_folds] == [f"{number:02d}" for number in range(1, 12)]
+    for number, fold in enumerate(group_folds, 1):
         train, val = read(fold, tmp_path)
         assert val == {f"p{number}/{label} x.avi" for label in range(3)}
         assert len(train) == 30
-    assert "p1/0 x.avi\t21\t0\n" in found[0].val.read_text(), "frame counts of the list stay"
+    assert "p1/0 x.avi\t21\t0\n" in group_folds[0].val.read_text(), "frame counts of the list stay"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "made").iterdir()}
-    assert folds.of(cfg, tmp_path / "made") == found
+    assert folds.of(cfg, tmp_path / "made") == group_folds
     assert {path: path.stat().st_mtime_ns for path in before} == before
     (tmp_path / "lists/train.txt").write_text(PEOPLE + "p1/new.avi\t9\t0\n")
     with pytest.raises(UserError, match="holds the lists of other folds"):
@@ -138,8 +138,8 @@ def test_the_official_splits_are_folds(shared_data: Path, tmp_path: Path) -> Non
         "all",
     ]
     assert verb.main(words) == 0
-    found = folds.beside(tmp_path / "l/fold01_train.txt")
-    for fold, test in zip(found, tests, strict=True):
+    official_folds = folds.beside(tmp_path / "l/fold01_train.txt")
+    for fold, test in zip(official_folds, tests, strict=True):
         val = Records.load(fold.val, root, num_class=101)
         assert [val.path(i) for i in range(len(val))] == test
     with pytest.raises(UserError, match="kinetics has no three official splits"):

@@ -12,7 +12,7 @@ from datasets.readers.frame_shard import FrameShard, ShardWriter
 from datasets.readers.frame_source import FilesSource
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image, number_in, records_of
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 COUNT = 12
 
@@ -41,12 +41,12 @@ def test_a_shard_answers_like_a_folder(tmp_path: Path) -> None:
             source.read(os.path.join(folder, wrong))
 
 
-def test_the_reader_reads_shards_and_knows_their_facts(tmp_path: Path) -> None:
+def test_the_reader_reads_shards_and_knows_their_metadata(tmp_path: Path) -> None:
     write_shard(tmp_path / "v.fsh")
     records = records_of(tmp_path, ["v.fsh 0 12 0", "v.fsh 4 5 0", "v.fsh 8 9 0"])
     reader = open_reader(reader_spec("frames", template="other_{:d}.jpg", frame_base=0), records)
-    facts = reader.probe(0)
-    assert (facts.frames, facts.height, facts.width, facts.fps) == (12, 48, 64, 25.0)
+    metadata = reader.probe(0)
+    assert (metadata.frames, metadata.height, metadata.width, metadata.fps) == (12, 48, 64, 25.0)
     out = np.empty((3, 48, 64, 3), np.uint8)
     reader.read(1, np.array([0, 4, 0]), None, (48, 64), out)
     assert [number_in(image) for image in out] == [4, 8, 4]
@@ -96,7 +96,7 @@ def test_a_long_shard_and_an_abandoned_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("offsets", "said", "reason"),
+    ("offsets", "info", "reason"),
     [
         ([8, 20, 18, 30], {}, "names bytes that are no frames"),
         ([8, 18, 20, 4000], {}, "names bytes that are no frames"),
@@ -108,11 +108,11 @@ def test_a_long_shard_and_an_abandoned_one(tmp_path: Path) -> None:
     ],
 )
 def test_tables_that_cannot_be_are_refused(
-    offsets: list[int] | None, said: dict[str, float], reason: str, tmp_path: Path
+    offsets: list[int] | None, info: dict[str, float], reason: str, tmp_path: Path
 ) -> None:
     """The sums are right: somebody wrote it so."""
     path = tmp_path / "v.fsh"
-    writer = ShardWriter(str(path), template="{:06d}.jpg", base=1, height=48, width=64, info=said)
+    writer = ShardWriter(str(path), template="{:06d}.jpg", base=1, height=48, width=64, info=info)
     for _ in range(3):
         writer.add(b"0123456789")
     if offsets:

@@ -12,7 +12,7 @@ from datasets.readers import Reader, open_reader
 from datasets.readers.frames import Layout, decode, find_layout
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image, number_in, records_of
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 
 def write_frames(folder: Path, template: str, base: int, count: int, size: tuple[int, int] = (48, 64)) -> Path:
@@ -32,9 +32,9 @@ def open_frames(folder: Path, lines: list[str], **spec: object) -> Reader:
 
 
 def numbers(reader: Reader, i: int, frames: list[int]) -> list[int]:
-    facts = reader.probe(i)
-    out = np.empty((len(frames), facts.height, facts.width, 3), np.uint8)
-    reader.read(i, np.array(frames), None, (facts.height, facts.width), out)
+    metadata = reader.probe(i)
+    out = np.empty((len(frames), metadata.height, metadata.width, 3), np.uint8)
+    reader.read(i, np.array(frames), None, (metadata.height, metadata.width), out)
     return [number_in(image) for image in out]
 
 

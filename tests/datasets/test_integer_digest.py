@@ -16,13 +16,16 @@ import numpy as np
 
 from datasets.plan import order, sampling, views
 from datasets.plan import train as plan
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.plan.sampling import Sampling
 from tests.datasets.specs import train_spec
 from utils import mixup
 
 DIGESTS = Path(__file__).resolve().parents[1] / "data" / "integer_digests.json"
-VIDEOS = [Facts(n, h, w, fps) for n, (h, w), fps in itertools.product((1, 7, 16, 300), ((64, 64), (240, 427)), (25.0,))]
+VIDEOS = [
+    VideoMetadata(n, h, w, fps)
+    for n, (h, w), fps in itertools.product((1, 7, 16, 300), ((64, 64), (240, 427)), (25.0,))
+]
 POSITIONS = (0, 1, 47, 10_000_019)
 TRANSFORMERS = ("videomae", "vjepa2")  # newer than the digests of the others
 CONVOLUTIONAL = tuple(preset for preset in sampling.PRESETS if preset not in TRANSFORMERS)
@@ -51,13 +54,13 @@ class Digest:
 
 def samplings(*, presets: tuple[str, ...] = CONVOLUTIONAL) -> list[Sampling]:
     """Return presets with both kinds of numbers, where they take them."""
-    made = []
+    all_samplings = []
     for preset, numbers in itertools.product(presets, SAMPLINGS.values()):
         try:
-            made.append(Sampling(preset, **numbers))
+            all_samplings.append(Sampling(preset, **numbers))
         except sampling.UserError:
             continue
-    return made
+    return all_samplings
 
 
 def orders() -> str:
@@ -86,9 +89,15 @@ def training_plans() -> str:
         spec = train_spec(
             rule, 56, crop, random_erasing=(0.5, 0.02, 0.4, 0.3), random_erasing_per_frame=rule.num_segments > 1
         )
-        for position, facts in itertools.product(POSITIONS, VIDEOS):
-            made = plan.resolve(plan.draw(3, position // 23, position, spec), facts, spec, 5)
-            digest.add(made.frames, made.box, made.size, made.ops["flip"][0, 0], made.ops["random_erasing"])
+        for position, metadata in itertools.product(POSITIONS, VIDEOS):
+            clip_plan = plan.resolve(plan.draw(3, position // 23, position, spec), metadata, spec, 5)
+            digest.add(
+                clip_plan.frames,
+                clip_plan.box,
+                clip_plan.size,
+                clip_plan.ops["flip"][0, 0],
+                clip_plan.ops["random_erasing"],
+            )
     return digest.sha.hexdigest()
 
 
@@ -103,9 +112,9 @@ def evaluation_plans() -> str:
             )
         except views.UserError:
             continue
-        for facts in VIDEOS:
-            made = views.resolve_eval(facts, spec, 2)
-            digest.add(made.frames, made.size, made.clip_rows, made.boxes, made.flips)
+        for metadata in VIDEOS:
+            view_plan = views.resolve_eval(metadata, spec, 2)
+            digest.add(view_plan.frames, view_plan.size, view_plan.clip_rows, view_plan.boxes, view_plan.flips)
     return digest.sha.hexdigest()
 
 
@@ -113,7 +122,7 @@ def recipe_plans() -> str:
     """Digest what video transformers add: views of a turn, operations of RandAugment, boxes of noise and of CutMix."""
     digest = Digest()
     spec = train_spec(
-        Sampling("pysf", 1, 4, 4),
+        Sampling("pyslowfast", 1, 4, 4),
         56,
         "random_resized",
         randaugment="rand-m7-n4-mstd0.5-inc1",
@@ -122,15 +131,15 @@ def recipe_plans() -> str:
     )
     for position in (*range(40), 10_000_019):
         turn, view = order.turn_of(position, 8, 2)
-        made = plan.resolve(
+        clip_plan = plan.resolve(
             plan.draw(3, turn // 23, position, spec, frames_of=position - 4 * view), VIDEOS[-1], spec, 5
         )
-        digest.add([turn, view], made.frames, made.box, made.ops["randaugment"][..., 0].astype(int))
-        digest.add(made.ops["random_erasing"])
-    for rule, facts, seed in itertools.product(samplings(presets=TRANSFORMERS), VIDEOS, (0, 1)):
+        digest.add([turn, view], clip_plan.frames, clip_plan.box, clip_plan.ops["randaugment"][..., 0].astype(int))
+        digest.add(clip_plan.ops["random_erasing"])
+    for rule, metadata, seed in itertools.product(samplings(presets=TRANSFORMERS), VIDEOS, (0, 1)):
         drawn = order.uniforms(seed, 0, 7, plan.TEMPORAL, sampling.uniforms_needed(rule))
-        digest.add(sampling.train_frames(rule, facts.frames, facts.fps, drawn))
-        digest.add(*(sampling.test_frames(rule, facts.frames, facts.fps, clips) for clips in (1, 2, 5)))
+        digest.add(sampling.train_frames(rule, metadata.frames, metadata.fps, drawn))
+        digest.add(*(sampling.test_frames(rule, metadata.frames, metadata.fps, clips) for clips in (1, 2, 5)))
     digest.add(*(views.EVAL_CROPS["three_vjepa2"].boxes(w, h, 56) for w, h in ((99, 56), (56, 100), (56, 56))))
     for step in range(40):
         mix = mixup.draw(3, step, mix_up=0.8, cutmix=1.0, switch=0.5, side=56)

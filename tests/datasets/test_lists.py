@@ -12,7 +12,7 @@ from datasets.lists.class_names import read_class_names
 from datasets.lists.files import Media, walk
 from datasets.lists.records import Records
 from tests.golden import LABEL_MAPS
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def touch(root: Path, *paths: str) -> None:
@@ -51,9 +51,9 @@ def test_ucf101_official_splits(shared_data: Path, tmp_path: Path, capsys: pytes
     assert rows(out, "val", root, 101) == [(p, names.index(p.split("/")[0])) for p in test if p not in gone]
     missing = (out / "missing_train.txt").read_text() + (out / "missing_val.txt").read_text()
     assert {line.split("\t")[0] for line in missing.splitlines()} == {"v_Archery_g01_c01", "v_YoYo_g25_c05"}
-    said = capsys.readouterr().out
-    assert "9584 of 9586 samples (99.97 %)" in said
-    assert "  Archery: 103 of 104" in said
+    output = capsys.readouterr().out
+    assert "9584 of 9586 samples (99.97 %)" in output
+    assert "  Archery: 103 of 104" in output
 
 
 def test_hmdb51_official_splits_as_frames(shared_data: Path, tmp_path: Path) -> None:
@@ -68,8 +68,8 @@ def test_hmdb51_official_splits_as_frames(shared_data: Path, tmp_path: Path) -> 
     out = make("hmdb51", tmp_path, "--annotations", str(official))
     classes = read_class_names(out / "classInd.txt", 51)
     assert classes == (LABEL_MAPS / "mmaction2__hmdb51__label_map.txt").read_text().split()
-    found = dict(rows(out, "train", root, 51)) | dict(rows(out, "val", root, 51))
-    assert found == {path: classes.index(path.split("/")[0]) for path in chosen if names[path][0] != "0"}
+    listed = dict(rows(out, "train", root, 51)) | dict(rows(out, "val", root, 51))
+    assert listed == {path: classes.index(path.split("/")[0]) for path in chosen if names[path][0] != "0"}
     coverage = json.loads((out / "coverage.json").read_text())
     assert coverage["store"] == "frames"
     assert (coverage["splits"]["train"]["wanted"], coverage["splits"]["val"]["wanted"]) == (3570, 1530)
@@ -196,8 +196,8 @@ def test_videos_without_a_match_are_groups_of_their_own(tmp_path: Path, capsys: 
     touch(root, *(f"{name}/p{person}_{i}.mp4" for name in "ab" for person in range(3) for i in range(4)))
     touch(root, *(f"c/v_{i}.avi" for i in range(6)))
     out = make("folder", tmp_path, "--group", r"p\d+(?=_)")
-    said = capsys.readouterr().out
-    assert "3 groups, none of them in both lists; 6 videos without a match are in a group of their own each" in said
+    output = capsys.readouterr().out
+    assert "3 groups, none of them in both lists; 6 videos without a match are in a group of their own each" in output
     lists_of = {split: [path for path, _ in rows(out, split, root, 3)] for split in ("train", "val")}
     people = [{path.split("/")[1][:2] for path in paths if path[0] in "ab"} for paths in lists_of.values()]
     assert not people[0] & people[1]
@@ -214,9 +214,9 @@ def test_classes_without_a_video_in_a_list_are_named(tmp_path: Path, capsys: pyt
     root = tmp_path / "root"
     touch(root, *(f"a/{i}.mp4" for i in range(8)), "b/only.mp4", "c/0.mp4", "c/1.mp4")
     make("folder", tmp_path)
-    said = capsys.readouterr().out
-    assert f"scan {tmp_path}/lists/train.txt {tmp_path}/lists/val.txt --root {root}\n" in said
-    train, val = said.split("val.txt: ", 1)
+    output = capsys.readouterr().out
+    assert f"scan {tmp_path}/lists/train.txt {tmp_path}/lists/val.txt --root {root}\n" in output
+    train, val = output.split("val.txt: ", 1)
     assert "no video of" not in train
     assert "  no video of: b\n" in val  # of two videos one is drawn, of one none
 

@@ -19,7 +19,7 @@ from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import frame_image, number_in, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 SPEC = train_spec(
@@ -32,11 +32,11 @@ VIDEOS = 7
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("videos")
+    videos = tmp_path_factory.mktemp("videos")
     for i in range(VIDEOS):
-        write_video(made / f"v{i}.mp4", "libx264", 16 + i, options={"g": "8"})
-    (made / "broken.mp4").write_bytes(b"nothing of the kind")
-    return made
+        write_video(videos / f"v{i}.mp4", "libx264", 16 + i, options={"g": "8"})
+    (videos / "broken.mp4").write_bytes(b"nothing of the kind")
+    return videos
 
 
 @pytest.fixture
@@ -57,24 +57,24 @@ def shards(batch_size: int = 2, total: int = 2, world: int = 1, rank: int = 0, g
 
 def digest(batch: Batch) -> dict[int, str]:
     """Position -> hash of all that belongs to that clip."""
-    found = {}
+    digests = {}
     for i, position in enumerate(batch.positions):
         parts = [batch.clips[i], batch.labels[i], batch.flip[i], batch.weights[i]]
         parts += [rows[i] for rows in batch.drawn.values()]
         data = b"".join(part.contiguous().numpy().tobytes() for part in parts) + str(batch.samples[i]).encode()
-        found[position] = hashlib.sha256(data).hexdigest()
-    return found
+        digests[position] = hashlib.sha256(data).hexdigest()
+    return digests
 
 
 def clips_of(
     records: Records, reading: Reading = READING, *, start: int = 0, stop: int = 6, **plan: int
 ) -> dict[int, str]:
-    found: dict[int, str] = {}
+    digests: dict[int, str] = {}
     with TrainLoader(records, SPEC, reading, seed=5, shards=shards(**plan), start=start, stop=stop) as loader:
         for _, batches in loader:
             for batch in batches:
-                found |= digest(batch)
-    return found
+                digests |= digest(batch)
+    return digests
 
 
 @pytest.mark.system
@@ -115,15 +115,15 @@ REPEATED = dataclasses.replace(SPEC, ops=train_spec(SPEC.sampling, 32, randaugme
 
 def views_of(records: Records, reading: Reading = READING, **more: Any) -> dict[int, tuple[int, bytes]]:
     """Position -> (sample, bytes of the clip) of the first steps of two shards of 4 clips, each video twice."""
-    found: dict[int, tuple[int, bytes]] = {}
+    views: dict[int, tuple[int, bytes]] = {}
     plan = shards(batch_size=4, **{name: more.pop(name) for name in ("world", "rank") if name in more})
     more = {"stop": 5, "num_sample": 2} | more
     with TrainLoader(records, REPEATED, reading, seed=5, shards=plan, **more) as loader:
         for _, batches in loader:
             for batch in batches:
                 rows = zip(batch.positions, batch.samples, batch.clips, strict=True)
-                found |= {position: (sample, clip.numpy().tobytes()) for position, sample, clip in rows}
-    return found
+                views |= {position: (sample, clip.numpy().tobytes()) for position, sample, clip in rows}
+    return views
 
 
 def test_views_of_a_video_are_those_of_a_reader_that_reads_each_alone(records: Records) -> None:
@@ -131,10 +131,10 @@ def test_views_of_a_video_are_those_of_a_reader_that_reads_each_alone(records: R
     from datasets.plan.train import draw, resolve
     from datasets.readers import open_reader
 
-    found = views_of(records)
-    assert sorted(found) == list(range(40))
+    views = views_of(records)
+    assert sorted(views) == list(range(40))
     reader, boxes = open_reader(READING.reader, records), set()
-    for position, (sample, clip) in found.items():
+    for position, (sample, clip) in views.items():
         shard, row = divmod(position, 4)
         turn = 2 * shard + row % 2
         assert sample == sample_at(turn, 5, VIDEOS)
@@ -153,11 +153,11 @@ def test_views_of_a_video_are_those_of_a_reader_that_reads_each_alone(records: R
 def test_a_video_is_decoded_once_for_all_its_views(records: Records, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets.readers.video import VideoReader
 
-    reads, plain = [], VideoReader.read
+    reads, original_read = [], VideoReader.read
 
     def read(self: VideoReader, *args: Any) -> None:
         reads.append(args[0])
-        plain(self, *args)
+        original_read(self, *args)
 
     monkeypatch.setattr(VideoReader, "read", read)
     whole = views_of(records, dataclasses.replace(READING, prefetch=1), stop=2)
@@ -354,7 +354,7 @@ def test_build_follows_the_configuration(records: Records) -> None:
     data = Space(
         reader="video", template="auto", frame_base="auto", sampling="tsn", clip_len=1, frame_interval=1,
         on_bad="skip", bad_budget=0.1, missing_share=0.05, flip=True, deadline_seconds=20.0, prefetch=2,
-        list_layout="auto", order="class_balanced", facts=None, num_sample=1,
+        list_layout="auto", order="class_balanced", metadata=None, num_sample=1,
     )  # fmt: skip
     cfg = Space(
         augmentation=augmentation, data=data, workers=1, seed=3, val_dense=True, loss="ce",

@@ -19,7 +19,7 @@ from datasets.memcached.wire import Connection, CorruptValue, Seal, parse, read_
 from datasets.readers.frame_source import FilesSource
 from launch.memcached import can_ask_for_a_secret
 from tests.memcached import MISSING, Server, free_port, wait_for
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 pack, check = Seal().pack, Seal().check

@@ -26,7 +26,7 @@ from datasets.memcached.wire import (
     read_secret,
 )
 from tests.hostile import HostileServer, Script
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROUTE = b"r" * 16
 MOST_MEMORY = 4 << 20
@@ -53,11 +53,11 @@ def forgeries(key: bytes, payload: bytes, heard: bytes) -> dict[str, bytes]:
     """Values that somebody makes who knows the protocol and the code, has heard `heard`, and lacks the secret."""
     other = b"\xff" + payload
     guesses = {"no secret": b"", "another secret": b"user:word", "what was heard": heard}
-    made = {name: Seal(secret).pack(key, other) for name, secret in guesses.items()}
+    values = {name: Seal(secret).pack(key, other) for name, secret in guesses.items()}
     real = Seal(SECRET).pack(key, payload)
     size = Seal(SECRET).header_bytes
     return {
-        **made,
+        **values,
         "version 1": Seal().pack(key, other),
         "version 1 with room": HEADER.pack(b"FS", 1, 1, len(other)) + bytes(16) + other,
         "zeros": HEADER.pack(b"FS", 2, 1, len(other)) + bytes(16) + other,

@@ -30,7 +30,7 @@ from tests.experiment import make
 from tests.memcached import MISSING, Server, wait_for
 from utils import log
 from utils.config.schema import Memcached
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 from utils.shards import ShardPlan
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -41,22 +41,22 @@ SPEC = train_spec(Sampling("tsn", 4), input_size=32)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("frames")
+    frames = tmp_path_factory.mktemp("frames")
     for video in range(6):
-        (made / f"v{video}").mkdir()
+        (frames / f"v{video}").mkdir()
         for number in range(FRAMES):
             data = simplejpeg.encode_jpeg(frame_image(16 * video + number), quality=90)
-            (made / f"v{video}" / f"img_{number + 1:05d}.jpg").write_bytes(data)
-    (made / "list.txt").write_text("".join(f"v{video} {FRAMES} {video % 3}\n" for video in range(6)))
-    (made / "images.txt").write_text("".join(f"v{video}/img_00003.jpg {video}\n" for video in range(6)))
-    return made
+            (frames / f"v{video}" / f"img_{number + 1:05d}.jpg").write_bytes(data)
+    (frames / "list.txt").write_text("".join(f"v{video} {FRAMES} {video % 3}\n" for video in range(6)))
+    (frames / "images.txt").write_text("".join(f"v{video}/img_00003.jpg {video}\n" for video in range(6)))
+    return frames
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    made = Server(tmp_path, "s")
-    yield made
-    made.close()
+    memcached = Server(tmp_path, "s")
+    yield memcached
+    memcached.close()
 
 
 def clips(records: Records, spec: ReaderSpec, workers: int, steps: int = 6) -> tuple[list[torch.Tensor], Traffic]:
@@ -71,12 +71,12 @@ def test_the_same_clips_as_from_the_disk_and_every_frame_is_counted(
     folder: Path, tmp_path: Path, server: Server, workers: int
 ) -> None:
     records = records_of(tmp_path, (folder / "list.txt").read_text().splitlines(), root=folder)
-    wanted, silent = clips(records, reader_spec("frames"), 0)
+    expected, silent = clips(records, reader_spec("frames"), 0)
     assert silent.report() == ([], {})
     spec = reader_spec("memcached", memcached={"servers": [server.name], "timeout_ms": 5000})
     for _ in range(2):
         got, traffic = clips(records, spec, workers)
-        assert all(torch.equal(a, b) for a, b in zip(wanted, got, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
     lines, values = traffic.report()
     counts = traffic.total
     assert 12 * 4 < counts["frames"] <= 12 * (4 + 1)  # the clips, and a first frame for the size of each video
@@ -141,7 +141,7 @@ def test_modes_of_the_segment_data_set(folder: Path) -> None:
     assert (tuple(clip.shape), label) == ((4, 96, 96, 3), 1)
     files = McTSNDataset(folder, folder / "list.txt", 4, mode="val", sampling="tsn", encoded=True)[1][0]
     assert all(np.array_equal(simplejpeg.decode_jpeg(f), c) for f, c in zip(files, clip.numpy(), strict=True))
-    dense = McTSNDataset(folder, folder / "list.txt", 1, 4, mode="dense", sampling="mm0")
+    dense = McTSNDataset(folder, folder / "list.txt", 1, 4, mode="dense", sampling="mmaction2_0x")
     assert dense[0][0].shape == (40, 96, 96, 3)
     with pytest.raises(UserError, match="dense"):
         McTSNDataset(folder, folder / "list.txt", mode="test")  # type: ignore[arg-type]
@@ -208,8 +208,8 @@ def test_which_servers_a_configuration_means(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "secret").write_text("user:word\n")
     monkeypatch.setenv(FOLDER, str(tmp_path))
     monkeypatch.setenv(NODES, "2")
-    found = servers_of(Memcached())
-    assert (found["servers"], found["secret_file"]) == (["10.0.0.2:5", "10.0.0.9:5"], str(tmp_path / "secret"))
+    settings = servers_of(Memcached())
+    assert (settings["servers"], settings["secret_file"]) == (["10.0.0.2:5", "10.0.0.9:5"], str(tmp_path / "secret"))
     assert started(tmp_path, 3, seconds=0.2) == ["10.0.0.2:5", "10.0.0.9:5"], "a missing node does not stop the run"
     with pytest.raises(UserError, match="cannot be read"):
         servers_of(Memcached(servers=str(tmp_path / "absent")))

@@ -25,7 +25,7 @@ from datasets.scan.verb import main as scan
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
 from tests.datasets.specs import build_index, reader_spec, train_spec
 from tests.datasets.videos import decode_all, number_in, records_of, write_video
-from utils.faults import MediaError
+from utils.errors import MediaError
 from utils.shards import ShardPlan
 
 WITH_B = {"bf": "2", "g": "12"}
@@ -38,9 +38,9 @@ def frames_of(folder: Path, name: str, missing_share: float = 0.05) -> list[int]
     )
 
     def work(reader) -> list[int]:
-        facts = reader.probe(0)
-        out = np.empty((facts.frames, facts.height, facts.width, 3), np.uint8)
-        reader.read(0, np.arange(facts.frames), None, (facts.height, facts.width), out)
+        metadata = reader.probe(0)
+        out = np.empty((metadata.frames, metadata.height, metadata.width, 3), np.uint8)
+        reader.read(0, np.arange(metadata.frames), None, (metadata.height, metadata.width), out)
         return [number_in(image) for image in out]
 
     numbers, _ = on_what_decodes(reader, 0, work)
@@ -59,7 +59,7 @@ def test_packed_frames_are_counted_by_their_headers(b_frames: int, at_end: int, 
     path = write_avi(tmp_path / "a.avi", chunks)
     index = build_index(str(path), "a.avi")
     assert len(chunks) >= 24 + at_end
-    assert (index.grade, index.facts.frames) == (Grade.COUNTED, len(decode_all(path)))
+    assert (index.grade, index.metadata.frames) == (Grade.COUNTED, len(decode_all(path)))
     assert frames_of(tmp_path, "a.avi") == numbers_in(path)
 
 
@@ -93,7 +93,7 @@ def test_count_and_frames_are_those_of_a_full_decode(case: str, b_frames: int, t
         with pytest.raises(MediaError, match="decode"):
             frames_of(tmp_path, "a.avi")
         return
-    assert build_index(str(path), "a.avi").facts.frames == truth
+    assert build_index(str(path), "a.avi").metadata.frames == truth
     assert len(frames_of(tmp_path, "a.avi")) == truth
 
 
@@ -143,19 +143,19 @@ def overwrite(path: Path, first: int, last: int, fill: bytes) -> None:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Videos of 60 frames: whole.mp4, short.mp4 without its last 2, bad.mp4 without its last 8, vp9.mp4 like short."""
-    made = tmp_path_factory.mktemp("videos")
+    videos = tmp_path_factory.mktemp("videos")
     for name, lost in (("whole", 0), ("short", 2), ("bad", 8)):
-        path = write_video(made / f"{name}.mp4", "libx264", 60, options={"bf": "0", "g": "12"})
+        path = write_video(videos / f"{name}.mp4", "libx264", 60, options={"bf": "0", "g": "12"})
         if lost:
             overwrite(path, 60 - lost, 60, b"\0")
-    overwrite(write_video(made / "vp9.mp4", "libvpx-vp9", 60, options={"cpu-used": "8"}), 58, 60, b"\x86\xff\x01")
-    (made / "list.txt").write_text("whole.mp4 0\nshort.mp4 1\nvp9.mp4 0\n")
-    return made
+    overwrite(write_video(videos / "vp9.mp4", "libvpx-vp9", 60, options={"cpu-used": "8"}), 58, 60, b"\x86\xff\x01")
+    (videos / "list.txt").write_text("whole.mp4 0\nshort.mp4 1\nvp9.mp4 0\n")
+    return videos
 
 
 def test_a_video_without_its_last_frames_is_a_shorter_one(folder: Path) -> None:
     index = build_index(str(folder / "short.mp4"), "short.mp4")
-    assert (index.facts.frames, index.missing) == (58, 2)
+    assert (index.metadata.frames, index.missing) == (58, 2)
     assert frames_of(folder, "short.mp4") == list(range(58))
     assert frames_of(folder, "short.mp4", missing_share=2 / 60) == list(range(58))
 
@@ -168,7 +168,7 @@ def test_a_video_that_lacks_more_is_bad(name: str, share: float, folder: Path) -
 
 
 def test_what_only_decoding_finds_out_ends_in_the_same_video(folder: Path) -> None:
-    assert build_index(str(folder / "vp9.mp4"), "vp9.mp4").facts.frames == 60, "its headers promise them"
+    assert build_index(str(folder / "vp9.mp4"), "vp9.mp4").metadata.frames == 60, "its headers promise them"
     assert frames_of(folder, "vp9.mp4") == list(range(58))
     reader = open_reader(reader_spec("video"), records_of(folder, ["vp9.mp4 0"], name="vp9.txt"))
     with pytest.raises(EndsEarly) as caught:
@@ -203,15 +203,15 @@ def test_dump_writes_the_frames_that_decode(form: str, folder: Path, tmp_path: P
 def clips_of(folder: Path, reading: Reading, rank: int = 0, world: int = 1) -> tuple[dict[int, str], list[str]]:
     """Position -> hash of the clip, and the notes."""
     records = records_of(folder, ["whole.mp4 0", "short.mp4 1", "vp9.mp4 0"], name=f"train{rank}.txt")
-    spec, found = train_spec(Sampling("tsn", 30), input_size=32), {}
+    spec, digests = train_spec(Sampling("tsn", 30), input_size=32), {}
     plan = ShardPlan(total=2, batch_size=2, world=world, rank=rank, group_size=1)
     with TrainLoader(records, spec, reading, seed=4, shards=plan, stop=6) as loader:
         for _, batches in loader:
             for batch in batches:
                 clips = [hashlib.sha256(clip.numpy().tobytes()).hexdigest() for clip in batch.clips]
-                found |= dict(zip(batch.positions, clips, strict=True))
+                digests |= dict(zip(batch.positions, clips, strict=True))
         assert not loader.ledger.samples
-        return found, loader.notes()
+        return digests, loader.notes()
 
 
 @pytest.mark.system
@@ -227,7 +227,7 @@ def test_clips_do_not_depend_on_workers_ranks_or_a_cache(folder: Path, tmp_path:
     for level in ("header", "all"):
         out = tmp_path / level
         scan([str(folder / "list.txt"), "--root", str(folder), "--out", str(out), "--decode", level, "--workers", "1"])
-        cached = dataclasses.replace(reading, reader=reader_spec("video", facts=str(out / "facts.bin")))
+        cached = dataclasses.replace(reading, reader=reader_spec("video", metadata=str(out / "metadata.bin")))
         assert clips_of(folder, cached) == (clips, notes)
 
 
@@ -248,7 +248,9 @@ def test_a_cache_of_another_share_is_not_used(folder: Path, tmp_path: Path) -> N
     scan([str(folder / "list.txt"), "--root", str(folder), "--out", str(tmp_path), "--workers", "1"])
     records = records_of(folder, ["short.mp4 1"], name="one.txt")
     for share, hits in ((0.05, 1), (0.5, 0)):
-        reader = open_reader(reader_spec("video", facts=str(tmp_path / "facts.bin"), missing_share=share), records)
+        reader = open_reader(
+            reader_spec("video", metadata=str(tmp_path / "metadata.bin"), missing_share=share), records
+        )
         assert reader.probe(0).frames == 58
         assert reader.hits == hits  # type: ignore[attr-defined]
         assert reader.missing(0) == 2  # type: ignore[attr-defined]
@@ -320,7 +322,7 @@ def test_random_streams_of_pictures_are_counted_right(tmp_path: Path) -> None:
         for _ in range(rng.randint(0, 2)):
             chunks.insert(rng.randint(1, len(chunks)), rng.choice((b"", b"\x7f", placeholder(rng.randint(0, 24)))))
         path = write_avi(tmp_path / f"{number}.avi", chunks)
-        assert build_index(str(path), path.name).facts.frames == plain_count(path)[0]
+        assert build_index(str(path), path.name).metadata.frames == plain_count(path)[0]
 
 
 @pytest.mark.parametrize("kept", [0.995, 0.9, 0.5])
@@ -343,5 +345,5 @@ def test_an_mp4_that_is_cut_off_knows_how_much_is_lost(kept: float, tmp_path: Pa
     numbers = frames_of(tmp_path, "a.mp4")
     assert numbers == list(range(len(numbers)))
     index = build_index(str(tmp_path / "a.mp4"), "a.mp4")
-    assert (index.facts.frames, index.missing) == (len(numbers), 60 - len(numbers))
+    assert (index.metadata.frames, index.missing) == (len(numbers), 60 - len(numbers))
     assert index.missing > 0

@@ -146,8 +146,8 @@ def test_known_values_of_class_balanced() -> None:
 @given(turns=st.integers(1, 12), num_sample=st.integers(1, 5), shard=st.integers(0, 10**9))
 def test_a_shard_holds_all_views_of_its_videos(turns: int, num_sample: int, shard: int) -> None:
     size = turns * num_sample
-    found = [turn_of(shard * size + row, size, num_sample) for row in range(size)]
-    assert found == [(shard * turns + turn, view) for view in range(num_sample) for turn in range(turns)]
+    turns_and_views = [turn_of(shard * size + row, size, num_sample) for row in range(size)]
+    assert turns_and_views == [(shard * turns + turn, view) for view in range(num_sample) for turn in range(turns)]
 
 
 def test_one_view_is_the_order_as_it_was() -> None:
@@ -155,9 +155,9 @@ def test_one_view_is_the_order_as_it_was() -> None:
         def __len__(self) -> int:
             return 7
 
-    plain, once, twice = (of("shuffled", 3, Seven(), **words) for words in ({}, {"batch_size": 4}, TWICE))  # type: ignore[arg-type]
+    one_view, once, twice = (of("shuffled", 3, Seven(), **words) for words in ({}, {"batch_size": 4}, TWICE))  # type: ignore[arg-type]
     positions = range(280)
-    assert [plain(p) for p in positions] == [once(p) for p in positions]
+    assert [one_view(p) for p in positions] == [once(p) for p in positions]
     epoch = [twice(p) for p in range(140)]  # 35 shards of 2 turns: 10 epochs of 7 turns
     assert all(epoch.count(video) == 20 for video in range(7))
     assert all(twice(4 * shard + row) == twice(4 * shard + row + 2) for shard in range(35) for row in (0, 1))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from datasets.loading.messages import packed, unpacked
 from datasets.plan import ops
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.plan.ops.colorjitter import ColorJitter
 from datasets.plan.ops.flip import Flip
 from datasets.plan.ops.random_erasing import RandomErasing
@@ -24,16 +24,18 @@ from datasets.plan.order import uniforms
 from datasets.plan.sampling import Sampling
 from datasets.plan.train import TRAIN_CROPS, Plan, TrainSpec, draw, resolve
 from tests.datasets.specs import train_spec
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 TSN8 = Sampling("tsn", 8)
-FACTS = Facts(frames=250, height=256, width=340, fps=30.0)
+METADATA = VideoMetadata(frames=250, height=256, width=340, fps=30.0)
 KEYS: dict[str, Any] = {"colorjitter": (0.2, 0.2, 0.2, 0.1), "random_erasing": (0.5, 0.02, 0.4, 0.3)}
 FULL = train_spec(TSN8, **KEYS)
 
 
-def plan(position: int, spec: TrainSpec = FULL, facts: Facts = FACTS, seed: int = 1, epoch: int = 0) -> Plan:
-    return resolve(draw(seed, epoch, position, spec), facts, spec, 17)
+def plan(
+    position: int, spec: TrainSpec = FULL, metadata: VideoMetadata = METADATA, seed: int = 1, epoch: int = 0
+) -> Plan:
+    return resolve(draw(seed, epoch, position, spec), metadata, spec, 17)
 
 
 def as_values(p: Plan) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def test_a_plan_is_a_function_of_its_integers() -> None:
         {"random_erasing": None},
         {"flip": False},
         {"crop": "random_resized"},
-        {"sampling": Sampling("mm1", 1, 8, 8)},
+        {"sampling": Sampling("mmaction2_1x", 1, 8, 8)},
         {"colorjitter_per_frame": True},
         {"random_erasing_per_frame": True},
     ],
@@ -68,11 +70,11 @@ def test_a_plan_is_a_function_of_its_integers() -> None:
 )
 def test_one_augmentation_does_not_change_the_others(change: dict[str, Any]) -> None:
     name = next(iter(change)).removesuffix("_per_frame")
-    own = {"crop": "box", "sampling": "frames"}.get(name, name)
+    changed = {"crop": "box", "sampling": "frames"}.get(name, name)
     spec = train_spec(**{"sampling": TSN8, **KEYS, **change})
     for position in range(30):
         a, b = as_values(plan(position)), as_values(plan(position, spec))
-        assert {k: v for k, v in a.items() if k != own} == {k: v for k, v in b.items() if k != own}
+        assert {k: v for k, v in a.items() if k != changed} == {k: v for k, v in b.items() if k != changed}
 
 
 def test_per_frame_keeps_the_first_row() -> None:
@@ -89,7 +91,7 @@ def test_per_frame_keeps_the_first_row() -> None:
 def test_draws_do_not_depend_on_the_video() -> None:
     """The same position with another length, size or rate keeps flip, jitter and erasing."""
     for position in range(20):
-        a, b = as_values(plan(position)), as_values(plan(position, facts=Facts(3, 1080, 1920, 25.0)))
+        a, b = as_values(plan(position)), as_values(plan(position, metadata=VideoMetadata(3, 1080, 1920, 25.0)))
         assert all(a[name] == b[name] for name in ("flip", "colorjitter", "random_erasing"))
 
 
@@ -173,7 +175,9 @@ def test_noise_leaves_the_draws_of_the_others_alone() -> None:
 @settings(deadline=None)
 @given(
     crop=st.sampled_from(sorted(TRAIN_CROPS)),
-    preset=st.sampled_from([TSN8, Sampling("tsm_dense", 8), Sampling("mm1", 1, 32, 2), Sampling("pysf", 1, 8, 8)]),
+    preset=st.sampled_from(
+        [TSN8, Sampling("tsm_dense", 8), Sampling("mmaction2_1x", 1, 32, 2), Sampling("pyslowfast", 1, 8, 8)]
+    ),
     frames=st.integers(1, 400),
     w=st.integers(16, 700),
     h=st.integers(16, 700),
@@ -181,7 +185,7 @@ def test_noise_leaves_the_draws_of_the_others_alone() -> None:
 )
 def test_any_video_gives_a_valid_plan(crop: str, preset: Sampling, frames: int, w: int, h: int, position: int) -> None:
     spec = train_spec(preset, 112, crop, colorjitter=(0.4, 0.4, 0.4, 0.1), random_erasing=(1.0, 0.02, 0.4, 0.3))
-    p = plan(position, spec, Facts(frames, h, w, 25.0), epoch=position // 1000)
+    p = plan(position, spec, VideoMetadata(frames, h, w, 25.0), epoch=position // 1000)
     assert p.frames.shape == (preset.frames_per_clip,)
     assert p.frames.min() >= 0
     assert p.frames.max() < frames
@@ -196,14 +200,14 @@ def test_resolving_is_fast() -> None:
     times = []
     for d in draws:
         start = time.perf_counter()
-        resolve(d, FACTS, FULL, 0)
+        resolve(d, METADATA, FULL, 0)
         times.append(time.perf_counter() - start)
     assert statistics.median(times) < 300e-6
 
 
 def test_nothing_to_read_is_bad_media() -> None:
     with pytest.raises(MediaError, match="sample 17: nothing to read: 0 frames"):
-        plan(0, facts=Facts(0, 256, 340, 30.0))
+        plan(0, metadata=VideoMetadata(0, 256, 340, 30.0))
 
 
 def test_an_unknown_crop_is_refused() -> None:
@@ -218,24 +222,24 @@ def test_specs_travel_between_processes() -> None:
 
 
 def test_the_spec_of_a_config_has_its_keys() -> None:
-    spec = train_spec(Sampling("seed004", 3), **KEYS, colorjitter_per_frame=True, area=(0.3, 0.9))
+    spec = train_spec(Sampling("one_per_segment", 3), **KEYS, colorjitter_per_frame=True, area=(0.3, 0.9))
     assert spec.ops == {
         "flip": Flip(),
         "colorjitter": ColorJitter((0.2, 0.2, 0.2, 0.1), per_frame=True),
         "random_erasing": RandomErasing((0.5, 0.02, 0.4, 0.3), per_frame=False),
     }
     assert (spec.crop, spec.area, spec.scales) == ("multi_scale", (0.3, 0.9), (1.0, 0.875, 0.75, 0.66))
-    assert (spec.sampling.preset, spec.sampling.num_segments, spec.input_size) == ("seed004", 3, 224)
+    assert (spec.sampling.preset, spec.sampling.num_segments, spec.input_size) == ("one_per_segment", 3, 224)
 
 
 def test_every_augmentation_has_a_block_of_its_own() -> None:
-    found = {}
+    owners = {}
     for module in pkgutil.iter_modules(ops.__path__):
         for value in vars(importlib.import_module(f"{ops.__name__}.{module.name}")).values():
             if isinstance(value, type) and isinstance(block := vars(value).get("block"), int):
                 assert block >= 3, f"{module.name}: 1 and 2 are those of plan/train.py"
-                assert found.setdefault(block, module.name) == module.name, f"{module.name} takes the block of another"
-    assert {"randaugment", "colorjitter", "random_erasing"} <= set(found.values())
+                assert owners.setdefault(block, module.name) == module.name, f"{module.name} takes the block of another"
+    assert {"randaugment", "colorjitter", "random_erasing"} <= set(owners.values())
 
 
 def test_blocks_of_augmentations_are_their_own() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from datasets.lists.records import Records, read_class_names
 from tests.golden import LABEL_MAPS
-from utils.faults import UserError
+from utils.errors import UserError
 
 Row = tuple[str, int, int, int]  # path, start, frames, label
 
@@ -378,8 +378,8 @@ def load_several(file: Path, layout: str, num_class: int | None = 10) -> Records
 )
 def test_several_labels(tmp_path: Path, layout: str, text: str, expected: list) -> None:
     records = load_several(write(tmp_path, text), layout)
-    found = [(records.path(i), int(records.frames[i]), records.labels_of(i).tolist()) for i in range(len(records))]
-    assert found == expected
+    rows = [(records.path(i), int(records.frames[i]), records.labels_of(i).tolist()) for i in range(len(records))]
+    assert rows == expected
     assert records.several
     assert records.labels.tolist() == [labels[0] for _, _, labels in expected]
     targets = records.targets

@@ -3,11 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, resolve_eval
 from datasets.readers.repair import read_what_decodes
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 ERROR = MediaError("v.mp4", "frame 7 of 40 does not decode")
 
@@ -27,7 +27,7 @@ class Torn:
 
 
 def repair(bad: set[int]) -> tuple[list[int], np.ndarray, Torn]:
-    plan = resolve_eval(Facts(40, 8, 8, 25.0), EvalSpec(Sampling("tsn", 20), scale=8, crop_size=8), 0)
+    plan = resolve_eval(VideoMetadata(40, 8, 8, 25.0), EvalSpec(Sampling("tsn", 20), scale=8, crop_size=8), 0)
     out = np.full((20, 8, 8, 3), 255, np.uint8)
     reader = Torn(bad)
     frames = read_what_decodes(reader, plan, out, ERROR)  # type: ignore[arg-type]

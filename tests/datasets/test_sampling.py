@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from datasets.plan import rules
 from datasets.plan.sampling import PRESETS, Sampling, check_clips, test_frames, train_frames, uniforms_needed
 from tests import golden
-from utils.faults import UserError
+from utils.errors import UserError
 
 BELOW_ONE = float(np.nextafter(1.0, 0.0))
 
 
 def test_mm1_test_rows() -> None:
     for row in golden.rows("mma_sample_frames_test"):
-        got = rules.mm1_test(
+        got = rules.mmaction2_1x_test(
             row["num_frames"],
             row["num_clips"],
             row["clip_len"],
@@ -40,13 +40,13 @@ def test_dense_rows() -> None:
 
 def test_uniform_rows() -> None:
     for row in golden.rows("mma_uniform_sample_test"):
-        got = rules.mm_uniform_test(row["num_frames"], row["clip_len"], row["num_clips"])
+        got = rules.mmaction2_uniform_test(row["num_frames"], row["clip_len"], row["num_clips"])
         assert got.reshape(-1).tolist() == row["inds"], row
 
 
 def test_pysf_rows() -> None:
     for row in golden.rows("psf_temporal_test"):
-        got = rules.pysf_test(
+        got = rules.pyslowfast_test(
             row["video_frames"],
             row["num_frames_out"],
             row["sampling_rate"],
@@ -93,7 +93,7 @@ def test_mm_train_support() -> None:
         draws = 3000
         got = np.array(
             [
-                rules.mm_train(n, clips, length, interval, rng.random(clips), keep_tail=keep).reshape(-1)
+                rules.mmaction2_train(n, clips, length, interval, rng.random(clips), keep_tail=keep).reshape(-1)
                 for _ in range(draws)
             ]
         )
@@ -104,9 +104,9 @@ def test_mm_train_support() -> None:
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, [0, 0, 0]), (3, [0, 0, 0]), (4, [0, 1, 1]), (30, [4, 14, 23])])
-def test_seed004_validation_uses_its_own_tick(n: int, expected: list[int]) -> None:
+def test_one_per_segment_validation_uses_its_own_tick(n: int, expected: list[int]) -> None:
     # n = 30: tick = 28 / 3, so 4.67, 14.0, 23.33; the TSN repository would give 5, 15, 25.
-    assert rules.seed004_val(n, 3).tolist() == expected
+    assert rules.one_per_segment_val(n, 3).tolist() == expected
 
 
 def test_tsn_train_covers_each_segment_and_nothing_else() -> None:
@@ -131,9 +131,9 @@ def test_dense_train_never_draws_the_last_window() -> None:
 
 
 def test_mm0_and_mm1_differ_in_test() -> None:
-    assert rules.mm0_test(100, 1, 8, 8).tolist() == [list(range(18, 81, 8))]
-    assert rules.mm1_test(100, 1, 8, 8).tolist() == [list(range(21, 84, 8))]
-    assert rules.mm0_test(40, 1, 8, 8)[0, 0] == 0  # shorter than 64 frames: from 0, modulo n
+    assert rules.mmaction2_0x_test(100, 1, 8, 8).tolist() == [list(range(18, 81, 8))]
+    assert rules.mmaction2_1x_test(100, 1, 8, 8).tolist() == [list(range(21, 84, 8))]
+    assert rules.mmaction2_0x_test(40, 1, 8, 8)[0, 0] == 0  # shorter than 64 frames: from 0, modulo n
 
 
 def test_pp_variants() -> None:
@@ -146,20 +146,20 @@ SETTINGS = [
     Sampling("tsn", 8),
     Sampling("tsn", 3, 5),
     Sampling("tsm_dense", 8),
-    Sampling("mm0", 8),
-    Sampling("mm0", 1, 32, 2),
-    Sampling("mm1", 8),
-    Sampling("mm1", 3, 4, 4),
-    Sampling("mm1", 1, 8, 8),
-    Sampling("pysf", 1, 8, 8),
-    Sampling("pysf", 1, 1, 1),
+    Sampling("mmaction2_0x", 8),
+    Sampling("mmaction2_0x", 1, 32, 2),
+    Sampling("mmaction2_1x", 8),
+    Sampling("mmaction2_1x", 3, 4, 4),
+    Sampling("mmaction2_1x", 1, 8, 8),
+    Sampling("pyslowfast", 1, 8, 8),
+    Sampling("pyslowfast", 1, 1, 1),
     Sampling("videomae", 1, 16, 4),
     Sampling("videomae", 1, 2, 1),
     Sampling("vjepa2", 1, 16, 4),
     Sampling("vjepa2", 1, 2, 3),
     Sampling("pp", 7),
     Sampling("pp_tsm", 8),
-    Sampling("seed004", 3),
+    Sampling("one_per_segment", 3),
 ]
 
 
@@ -233,7 +233,7 @@ def test_one_dense_clip_is_the_middle_one() -> None:
     assert test_frames(Sampling("videomae", 1, 16, 4), 164, 30.0)[0, 0] == 50
     assert test_frames(Sampling("vjepa2", 1, 16, 4), 164, 30.0)[0, 0] == 50
     assert test_frames(Sampling("tsm_dense", 8), 100, 30.0)[0, 0] == 18
-    assert test_frames(Sampling("pysf", 1, 8, 8), 164, 30.0)[0, 0] == 50
+    assert test_frames(Sampling("pyslowfast", 1, 8, 8), 164, 30.0)[0, 0] == 50
 
 
 def test_twice_sample_is_the_second_clip() -> None:
@@ -241,7 +241,7 @@ def test_twice_sample_is_the_second_clip() -> None:
     two = test_frames(s, 100, 30.0, 2)
     assert two[0].tolist() == test_frames(s, 100, 30.0)[0].tolist()
     assert two[1].tolist() == [0, 12, 25, 37, 50, 62, 75, 87]
-    assert test_frames(Sampling("mm1", 8), 100, 30.0, 2)[1].tolist() == two[1].tolist()
+    assert test_frames(Sampling("mmaction2_1x", 8), 100, 30.0, 2)[1].tolist() == two[1].tolist()
 
 
 @pytest.mark.parametrize(
@@ -250,10 +250,10 @@ def test_twice_sample_is_the_second_clip() -> None:
         (lambda: Sampling("tns", 3), "unknown preset 'tns'"),
         (lambda: Sampling("tsn", 0), "num_segments"),
         (lambda: Sampling("tsm_dense", 8, 4), "clip_len"),
-        (lambda: Sampling("seed004", 3, 1, 2), "frame_interval"),
+        (lambda: Sampling("one_per_segment", 3, 1, 2), "frame_interval"),
         (lambda: test_frames(Sampling("tsn", 8), 100, 30.0, 3), "at most 2"),
-        (lambda: test_frames(Sampling("seed004", 8), 100, 30.0, 2), "at most 1"),
-        (lambda: test_frames(Sampling("mm1", 8), 100, 30.0, 0), "at least 1"),
+        (lambda: test_frames(Sampling("one_per_segment", 8), 100, 30.0, 2), "at most 1"),
+        (lambda: test_frames(Sampling("mmaction2_1x", 8), 100, 30.0, 0), "at least 1"),
     ],
 )
 def test_refusals(make: Any, words: str) -> None:

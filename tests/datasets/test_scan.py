@@ -22,7 +22,7 @@ from datasets.scan.journal import Journal
 from datasets.scan.page import render
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import decode_all, frame_image, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,8 +93,8 @@ def test_what_is_said_of_each_list(scanned: Path) -> None:
 
 def test_the_same_video_is_found_across_lists(scanned: Path) -> None:
     same = json.loads((scanned / "scan.json").read_text())["same"]
-    found = {group["how"]: sorted(one["path"] for one in group["members"]) for group in same}
-    assert found == {
+    groups = {group["how"]: sorted(one["path"] for one in group["members"]) for group in same}
+    assert groups == {
         "file": ["frames", "frames"],
         "bytes": ["a.mp4", "copy of a.mp4"],
         "pictures": ["a.mp4", "copy of a.mp4", "remux.mkv"],
@@ -194,8 +194,8 @@ def test_page_escapes_and_loads_nothing(scanned: Path) -> None:
 
 def test_page_in_a_browser(scanned: Path, started_browser: Any) -> None:
     page = started_browser.new_page(viewport={"width": 1280, "height": 900})
-    said, asked = [], []
-    page.on("console", lambda message: said.append(message.text))
+    messages, asked = [], []
+    page.on("console", lambda message: messages.append(message.text))
     page.on("request", lambda request: asked.append(request.url))
     page.goto((scanned / "index.html").as_uri())
     assert page.locator("h2").count() == 3
@@ -204,7 +204,7 @@ def test_page_in_a_browser(scanned: Path, started_browser: Any) -> None:
     if folder := os.environ.get("ZOETROPE_SCREENSHOTS"):
         page.screenshot(path=f"{folder}/scan.png", full_page=True)
     page.close()
-    assert (said, asked) == ([], [(scanned / "index.html").as_uri()])
+    assert (messages, asked) == ([], [(scanned / "index.html").as_uri()])
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from datasets.readers.video_index import Grade
 from tests import golden
 from tests.datasets.specs import build_index, reader_spec
 from tests.datasets.videos import SIZE, decode_all, number_in, records_of, write_cut, write_video
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 X264 = "libx264"
 CASES = {
@@ -49,23 +49,23 @@ def open_videos(folder: Path, names: list[str], root: Path | None = None) -> Vid
 
 
 def read(reader: VideoReader, i: int, frames: list[int]) -> np.ndarray:
-    facts = reader.probe(i)
-    out = np.empty((len(frames), facts.height, facts.width, 3), np.uint8)
-    reader.read(i, np.array(frames), None, (facts.height, facts.width), out)
+    metadata = reader.probe(i)
+    out = np.empty((len(frames), metadata.height, metadata.width, 3), np.uint8)
+    reader.read(i, np.array(frames), None, (metadata.height, metadata.width), out)
     return out
 
 
 def assert_like_sequential(reader: VideoReader, path: Path, turns: int = 0, seed: int = 0, draws: int = 12) -> None:
-    """Facts and random subsets of frames against a plain decode of the whole file."""
+    """Metadata and random subsets of frames against a plain decode of the whole file."""
     reference = [np.rot90(image, turns) for image in decode_all(path)]
-    facts = reader.probe(0)
-    assert facts.frames == len(reference)
-    assert (facts.height, facts.width) == reference[0].shape[:2]
+    metadata = reader.probe(0)
+    assert metadata.frames == len(reference)
+    assert (metadata.height, metadata.width) == reference[0].shape[:2]
     rng = np.random.default_rng(seed)
     for draw in range(draws):
         if draw == draws // 2:
             reader._drop()  # from here on without the packets that were kept: by seeking in the file
-        chosen = rng.choice(facts.frames, rng.integers(1, min(8, facts.frames) + 1), replace=False).tolist()
+        chosen = rng.choice(metadata.frames, rng.integers(1, min(8, metadata.frames) + 1), replace=False).tolist()
         for image, ordinal in zip(read(reader, 0, chosen), chosen, strict=True):
             assert np.array_equal(image, reference[ordinal]), f"{path.name}: frame {ordinal} of {chosen}"
 
@@ -264,8 +264,8 @@ def test_pixels_equal_another_decoder_of_the_field(shared_data: Path, tmp_path: 
     for row in rows:
         name = "single/mmaction2/" + Path(row["file"]).name
         reader = open_videos(tmp_path, [name], root=shared_data)
-        facts = reader.probe(0)
-        assert (facts.frames, facts.fps) == (row["frames"], row["fps"])
+        metadata = reader.probe(0)
+        assert (metadata.frames, metadata.fps) == (row["frames"], row["fps"])
         assert [hashlib.sha1(image.tobytes()).hexdigest() for image in read(reader, 0, row["idx"])] == row["sha1"]
 
 

@@ -30,8 +30,8 @@ def make(path: Path, codec: str, options: dict[str, str]) -> Path:
     return write_video(path, codec, FRAMES, options=options, pix_fmt="yuvj420p" if codec == "mjpeg" else "yuv420p")
 
 
-def cut_and_decode(path: Path, wanted: list[int]) -> tuple[list[np.ndarray], np.ndarray]:
-    data, rows, _ = cut(str(path), path.name, build_index(str(path), path.name), wanted, CODECS, SIDES)
+def cut_and_decode(path: Path, ordinals: list[int]) -> tuple[list[np.ndarray], np.ndarray]:
+    data, rows, _ = cut(str(path), path.name, build_index(str(path), path.name), ordinals, CODECS, SIDES)
     with av.open(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         stated = stream.frames
@@ -47,9 +47,9 @@ def test_frames_of_a_cut_are_those_of_the_file_bit_for_bit(name: str, tmp_path: 
     whole = decode_all(path)
     generator = np.random.default_rng(7)
     dense = (np.arange(16) * 2 + 31).tolist()
-    for wanted in ([0], [FRAMES - 1], [70, 3, 3, 44], dense, *generator.integers(0, FRAMES, (6, 8)).tolist()):
-        images, rows = cut_and_decode(path, wanted)
-        for ordinal, row in zip(wanted, rows, strict=True):
+    for ordinals in ([0], [FRAMES - 1], [70, 3, 3, 44], dense, *generator.integers(0, FRAMES, (6, 8)).tolist()):
+        images, rows = cut_and_decode(path, ordinals)
+        for ordinal, row in zip(ordinals, rows, strict=True):
             assert np.array_equal(images[row], whole[ordinal]), f"frame {ordinal} of {name}"
 
 

@@ -10,18 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.loading.messages import packed, unpacked
-from datasets.plan.facts import Facts
+from datasets.plan.metadata import VideoMetadata
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EVAL_CROPS, ROUNDINGS, EvalSpec, eval_spec, resolve_eval, view_table
 from tests import golden
-from utils.faults import MediaError, UserError
+from utils.errors import MediaError, UserError
 
 TSN8 = Sampling("tsn", 8)
-FACTS = Facts(frames=250, height=256, width=340, fps=30.0)
+METADATA = VideoMetadata(frames=250, height=256, width=340, fps=30.0)
 
 
 def test_centre_views() -> None:
-    v = resolve_eval(FACTS, EvalSpec(TSN8), 5)
+    v = resolve_eval(METADATA, EvalSpec(TSN8), 5)
     assert v.sample == 5
     assert v.size == (256, 340)
     assert v.frames.tolist() == [15, 46, 78, 109, 140, 171, 203, 234]
@@ -31,7 +31,7 @@ def test_centre_views() -> None:
 
 
 def test_ten_crops_of_two_clips_read_each_frame_once() -> None:
-    v = resolve_eval(Facts(9, 480, 640, 30.0), EvalSpec(TSN8, 2, "ten"), 0)
+    v = resolve_eval(VideoMetadata(9, 480, 640, 30.0), EvalSpec(TSN8, 2, "ten"), 0)
     assert v.size == (256, 341)
     assert v.frames.tolist() == sorted(set(v.frames.tolist()))
     assert len(v.frames) <= 9
@@ -47,11 +47,11 @@ def test_ten_crops_of_two_clips_read_each_frame_once() -> None:
 
 
 def test_thirty_views() -> None:
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three", 256, 256)
-    v = resolve_eval(Facts(300, 720, 1280, 30.0), spec, 0)
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three", 256, 256)
+    v = resolve_eval(VideoMetadata(300, 720, 1280, 30.0), spec, 0)
     assert v.clip_rows.shape == (30, 8)
     assert v.boxes[:3].tolist() == [[0, 0, 256, 256], [99, 0, 355, 256], [199, 0, 455, 256]]
-    portrait = resolve_eval(Facts(300, 1280, 720, 30.0), spec, 0)
+    portrait = resolve_eval(VideoMetadata(300, 1280, 720, 30.0), spec, 0)
     assert portrait.boxes[:3, 1].tolist() == [0, 99, 199]
 
 
@@ -64,7 +64,7 @@ def test_thirty_views() -> None:
 )
 def test_views_stay_inside(frames: int, w: int, h: int, views: str) -> None:
     scale = 112 if EVAL_CROPS[views].whole_side else 128
-    v = resolve_eval(Facts(frames, h, w, 30.0), EvalSpec(TSN8, 1, views, scale, 112), 0)
+    v = resolve_eval(VideoMetadata(frames, h, w, 30.0), EvalSpec(TSN8, 1, views, scale, 112), 0)
     height, width = v.size
     assert v.clip_rows.max() < len(v.frames)
     assert v.frames.max() < frames
@@ -80,7 +80,7 @@ def test_views_stay_inside(frames: int, w: int, h: int, views: str) -> None:
         (lambda: EvalSpec(TSN8, 1, "centre", 200, 224), "crop of 224 pixels does not fit .* 200"),
         (lambda: EvalSpec(TSN8, 1, "nine"), "unknown views 'nine'"),
         (lambda: EvalSpec(TSN8, 3), "at most 2"),
-        (lambda: EvalSpec(TSN8, 1, "three_mm", 256, 224), "224 is not 256"),
+        (lambda: EvalSpec(TSN8, 1, "three_mmaction2", 256, 224), "224 is not 256"),
         (lambda: EvalSpec(TSN8, rounding="up"), "'up' is none of"),
     ],
 )
@@ -91,17 +91,22 @@ def test_refused_views(make: Any, words: str) -> None:
 
 def test_nothing_to_show_is_bad_media() -> None:
     with pytest.raises(MediaError):
-        resolve_eval(Facts(10, 0, 0, 30.0), EvalSpec(TSN8), 0)
+        resolve_eval(VideoMetadata(10, 0, 0, 30.0), EvalSpec(TSN8), 0)
 
 
 def test_views_travel_between_processes() -> None:
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 10, "three_mm", 256, 256, "tsm")
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 10, "three_mmaction2", 256, 256, "tsm")
     assert unpacked(packed(spec)) == spec
 
 
 def test_every_tool_has_its_crops_and_sizes() -> None:
     """The rules under the names that protocols use, against the tools' own boxes; flips where the tool mirrors."""
-    names = {"mma_center": "centre", "psf_uniform": "three_psf", "tsm_fullres": "three_tsm", "mma_three": "three_mm"}
+    names = {
+        "mma_center": "centre",
+        "psf_uniform": "three_pyslowfast",
+        "tsm_fullres": "three_tsm",
+        "mma_three": "three_mmaction2",
+    }
     for row in golden.rows("crop_boxes"):
         for column, crops in names.items():
             if row[column] is not None:
@@ -114,14 +119,18 @@ def test_every_tool_has_its_crops_and_sizes() -> None:
             views = EVAL_CROPS[crops].views(row["w"], row["h"], row["crop"])
             assert [[*box, flip] for _, box, flip in views] == row[column]
     for row in golden.rows("resize_sizes"):
-        for column, rounding in (("mma_rescale", "mm"), ("psf_short_side", "psf"), ("tsm_group_scale", "tsm")):
+        for column, rounding in (
+            ("mma_rescale", "mmaction2"),
+            ("psf_short_side", "pyslowfast"),
+            ("tsm_group_scale", "tsm"),
+        ):
             assert list(ROUNDINGS[rounding](row["w"], row["h"], row["scale"])) == row[column]
 
 
 def test_the_table_of_views_says_what_the_plan_shows() -> None:
-    for crops, scale in (("ten", 256), ("three_mm", 224), ("centre", 256)):
+    for crops, scale in (("ten", 256), ("three_mmaction2", 224), ("centre", 256)):
         spec = EvalSpec(TSN8, 2, crops, scale)
-        plan = resolve_eval(FACTS, spec, 0)
+        plan = resolve_eval(METADATA, spec, 0)
         table = view_table(spec, plan.boxes)
         assert len(table) == spec.views == len(plan.boxes)
         assert [row["flip"] for row in table] == plan.flips.tolist()
@@ -135,12 +144,12 @@ def test_the_table_of_views_says_what_the_plan_shows() -> None:
 def test_views_of_a_config() -> None:
     cfg = SimpleNamespace(
         augmentation=SimpleNamespace(input_size=224, test_resize=256),
-        data=SimpleNamespace(sampling="seed004", clip_len=1, frame_interval=1),
+        data=SimpleNamespace(sampling="one_per_segment", clip_len=1, frame_interval=1),
         model=SimpleNamespace(num_segments=3),
         val_dense=False,
     )
-    assert eval_spec(cfg) == EvalSpec(Sampling("seed004", 3), 1, "centre", 256, 224)
+    assert eval_spec(cfg) == EvalSpec(Sampling("one_per_segment", 3), 1, "centre", 256, 224)
     assert eval_spec(cfg, "ten").crops == "ten"
     cfg.val_dense = True
     assert eval_spec(cfg).crops == "ten"
-    assert len(resolve_eval(FACTS, eval_spec(cfg), 0).boxes) == 10
+    assert len(resolve_eval(METADATA, eval_spec(cfg), 0).boxes) == 10

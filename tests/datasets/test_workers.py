@@ -24,7 +24,7 @@ from datasets.plan.train import Plan, TrainSpec
 from datasets.plan.views import EvalSpec, VideoPlan
 from tests.datasets.specs import reader_spec, train_spec
 from tests.datasets.videos import number_in, records_of, write_video
-from utils.faults import UserError
+from utils.errors import UserError
 
 SPEC = train_spec(
     Sampling("tsn", 4), input_size=32, colorjitter=(0.2, 0.2, 0.2, 0.1), random_erasing=(0.5, 0.02, 0.4, 0.3)
@@ -341,11 +341,11 @@ def test_a_reader_that_gets_stuck_while_starting_is_dropped_and_the_other_goes_o
 def test_readers_outlive_the_thread_that_made_the_pool(records: Records) -> None:
     """The kernel sends the signal of a parent's death when the *thread* ends that forked."""
     slot = Slot.create("test", BYTES)
-    made: list[Pool] = []
-    maker = threading.Thread(target=lambda: made.append(Pool(setup_of(), records, [slot], 2, 30)))
+    pools: list[Pool] = []
+    maker = threading.Thread(target=lambda: pools.append(Pool(setup_of(), records, [slot], 2, 30)))
     maker.start()
     maker.join()
-    (pool,) = made
+    (pool,) = pools
     try:
         pool.submit(*request(1, 0))
         assert collect(pool, 1)[1].ok

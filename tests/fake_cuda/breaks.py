@@ -31,18 +31,18 @@ def breaks(method: str) -> dict[str, Any]:
     frames = 8 if method == "slowfast" else 4
     net = methods.build(**smallest(method) | {"num_class": 5, "num_segments": frames, "dropout": 0.5})
     net = sync_bn.convert(place(net, torch.device("cpu"), "fp32"), shards, sync_stats=True)
-    statistics = sync_bn.Statistics(net, shards, dist.World())
+    bn_stats = sync_bn.BnStats(net, shards, dist.World())
     model: Any = torch.compile(net, backend="eager")
     clips = torch.randn(2, frames, 32, 32, 3).permute(0, 4, 1, 2, 3)
     graphs = []
     for step in range(3):
         model.train()
-        with draws.using(0, step, (0,), 2):
+        with draws.rng_scope(0, step, (0,), 2):
             answer = model(clips)
             logits = answer if isinstance(answer, torch.Tensor) else answer.logits
             logits.sum().backward()
-        statistics.after_micro_batch(0)
-        statistics.after_step()
+        bn_stats.after_micro_batch(0)
+        bn_stats.after_step()
         graphs.append(counters["stats"]["unique_graphs"])
     return {"method": method, "graphs": graphs[0], "more": graphs[-1] - graphs[0]}
 
@@ -50,7 +50,7 @@ def breaks(method: str) -> dict[str, Any]:
 if __name__ == "__main__":
     with tempfile.NamedTemporaryFile("r", suffix=".log") as log:
         os.environ |= {"TORCH_LOGS": "graph_breaks", "TORCH_LOGS_OUT": log.name}
-        found = breaks(sys.argv[1])
+        broken = breaks(sys.argv[1])
         places = re.findall(r"Graph break in user code at (\S+?):\d+", log.read())
-        found["files"] = sorted({"/".join(Path(place).parts[-2:]) for place in places})
-        print(json.dumps(found))
+        broken["files"] = sorted({"/".join(Path(place).parts[-2:]) for place in places})
+        print(json.dumps(broken))

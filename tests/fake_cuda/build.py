@@ -40,14 +40,14 @@ def library() -> Path:
     command = [compiler, "-O1", "-shared", "-fPIC", "-std=c++20", str(source)]
     command += [f"-I{include}", f"-L{libraries}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{libraries}"]
     key = hashlib.sha256(repr([command, torch.__version__]).encode() + source.read_bytes()).hexdigest()[:16]
-    made = _cache() / f"guard-{key}.so"
-    with open(made.with_suffix(".lock"), "w") as lock:
+    guard = _cache() / f"guard-{key}.so"
+    with open(guard.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the other processes of a test run wait for the one that compiles
-        if not made.exists():
-            with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+        if not guard.exists():
+            with tempfile.TemporaryDirectory(dir=guard.parent) as folder:
                 subprocess.run([*command, "-o", f"{folder}/guard.so"], check=True, timeout=240)
-                os.replace(f"{folder}/guard.so", made)
-    return made
+                os.replace(f"{folder}/guard.so", guard)
+    return guard
 
 
 def _cache() -> Path:

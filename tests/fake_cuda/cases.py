@@ -35,16 +35,16 @@ TRANSFORMERS = ("videomae", "vjepa2", "probe")
 # The recipe of the transformers in every one of their cases: what VideoMAE fine-tunes with.
 RECIPE = ["optimizer.type=adamw", "nesterov=false", "optimizer.layer_decay=0.75", "no_wd=false"]
 RECIPE += ["augmentation.cutmix=1", "augmentation.randaugment=rand-m7-n4-mstd0.5-inc1"]
-PLAIN = ["common.augmentation.colorjitter=null", "common.augmentation.random_erasing=null"]
-PLAIN += ["common.augmentation.mix_up=0"]
+WITHOUT_COLOURS = ["common.augmentation.colorjitter=null", "common.augmentation.random_erasing=null"]
+WITHOUT_COLOURS += ["common.augmentation.mix_up=0"]
 BESIDE_TRAINING = ("validation fp32", "validation bf16, measured", "precise BN and distillation")
 CLIPPED = ["common.clip_grad=40", "common.ema=0.999"]
 
 
 def cases_of(method: str) -> dict[str, dict[str, Any]]:
     """Name -> arguments of `train`."""
-    found: dict[str, dict[str, Any]] = {
-        "fp32 plain": {"precision": "fp32", "sets": PLAIN},
+    cases: dict[str, dict[str, Any]] = {
+        "fp32 plain": {"precision": "fp32", "sets": WITHOUT_COLOURS},
         "fp32": {"precision": "fp32", "sets": CLIPPED},
         "bf16": {"precision": "bf16", "sets": CLIPPED},
         "fp16": {"precision": "fp16", "sets": CLIPPED},
@@ -72,7 +72,7 @@ def cases_of(method: str) -> dict[str, dict[str, Any]]:
         "slowonly": {"fp64": {"precision": "fp64"}},
         "tpn": {"on tsm": {"precision": "bf16", "sets": ["common.model.kwargs.base=tsm"]}},
     }
-    return found | more.get(method, {})
+    return cases | more.get(method, {})
 
 
 def smallest(method: str) -> dict[str, Any]:
@@ -195,13 +195,13 @@ def started(
     from utils.shards import ShardPlan
 
     mode = gpu.fresh()
-    own = [f"model.type={method}", f"model.backbone={backbone}", f"precision={precision}", "model.num_segments=8"]
-    own += ["augmentation.input_size=32", "augmentation.test_resize=36", "batch_size=2"]
-    own += [f"model.kwargs.bn_group_size={group}", "print_freq=10"]  # no step counted here has a progress line
-    own += [f"model.kwargs.{key}={value}" for key, value in METHODS[method].items()]
+    overrides = [f"model.type={method}", f"model.backbone={backbone}", f"precision={precision}", "model.num_segments=8"]
+    overrides += ["augmentation.input_size=32", "augmentation.test_resize=36", "batch_size=2"]
+    overrides += [f"model.kwargs.bn_group_size={group}", "print_freq=10"]  # no step counted here has a progress line
+    overrides += [f"model.kwargs.{key}={value}" for key, value in METHODS[method].items()]
     if method in TRANSFORMERS:
-        own += ["model.backbone=vit3d", *RECIPE]
-    words = [f"common.{word}" for word in own] + list(sets)
+        overrides += ["model.backbone=vit3d", *RECIPE]
+    words = [f"common.{word}" for word in overrides] + list(sets)
     with tempfile.TemporaryDirectory() as folder, ranks_joined(ranks), mode:
         world = dist.World(0, ranks, 0, gpu.device, "nccl" if ranks > 1 else None)
         shards = ShardPlan(total=micro * ranks, batch_size=2, world=ranks, rank=0, group_size=group)
@@ -219,16 +219,17 @@ def started(
 
 
 def train(gpu: Gpu, method: str, **arguments: Any) -> dict[str, Any]:
-    """Two training steps; the figures are those of the second, and of a report of the pace after it."""
+    """Two training steps; the figures are those of the second, and of a report of the stragglers after it."""
     import torch
 
     with started(gpu, method, **arguments) as (run, step):
         step(0)
-        found = step(1)
+        result = step(1)
         gpu.mode.forget()
-        run.pace.report(data=0.0, step=1.0, figures=[torch.ones((), device=gpu.device)] * 2)  # norm and loss scale
-        found["waits_of_a_log_line"] = [f"{entry.what} at {entry.where}" for entry in gpu.mode.waits]
-        return found
+        norm_and_scale = [torch.ones((), device=gpu.device)] * 2
+        run.stragglers.report(data=0.0, step=1.0, figures=norm_and_scale)
+        result["waits_of_a_log_line"] = [f"{entry.what} at {entry.where}" for entry in gpu.mode.waits]
+        return result
 
 
 def figures(mode: Any) -> dict[str, Any]:
@@ -290,9 +291,9 @@ def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> d
             clips_per_forward=at_once,
             keep=(writer := PartWriter(Path(folder), 0)).keep,
         )
-        found = figures(mode)
+        result = figures(mode)
         writer.flush()
-        return found
+        return result
 
 
 def beside(gpu: Gpu, method: str) -> dict[str, Any]:
@@ -313,7 +314,7 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
 
         shards = ShardPlan(1, 2, 1, 0, 1)
         net = sync_bn.convert(network(method), shards, sync_stats=False)
-        statistics = sync_bn.Statistics(net, shards, world)
+        bn_stats = sync_bn.BnStats(net, shards, world)
         frames = int(net.frames_per_clip)  # pyright: ignore[reportArgumentType]
         to = functools.partial(transfer.to_device, device=gpu.device)
         clips = to(torch.zeros(2, frames, 32, 32, 3, dtype=torch.uint8))
@@ -342,31 +343,31 @@ def beside(gpu: Gpu, method: str) -> dict[str, Any]:
         pair = distill.Pair(net, draws.prepare(mutual.peer)) if frames == 8 else None
         mode.forget()
         net.train()
-        with draws.using(0, 0, (0,), 2), autocast("bf16", gpu.device):
+        with draws.rng_scope(0, 0, (0,), 2), autocast("bf16", gpu.device):
             answer = net(x)
         teacher.loss(answer, x, labels, **targets)[0].backward()
         if pair is not None:
             pair.train()
-            with draws.using(0, 0, (0,), 2), autocast("bf16", gpu.device):
+            with draws.rng_scope(0, 0, (0,), 2), autocast("bf16", gpu.device):
                 both = pair(x)
             mutual.loss(both, x, labels, **targets)[0].backward()
-        statistics.after_micro_batch(0)
-        statistics.after_step()
-        found = figures(mode)
-        statistics.group_state()
-        statistics.for_evaluation()
-        return found
+        bn_stats.after_micro_batch(0)
+        bn_stats.after_step()
+        result = figures(mode)
+        bn_stats.group_state()
+        bn_stats.for_evaluation()
+        return result
 
 
 def all_of(gpu: Gpu, method: str) -> dict[str, Callable[[], dict[str, Any]]]:
     """Every case of a method."""
-    found: dict[str, Callable[[], dict[str, Any]]] = {
+    cases: dict[str, Callable[[], dict[str, Any]]] = {
         name: functools.partial(train, gpu, method, **arguments) for name, arguments in cases_of(method).items()
     }
-    found["validation fp32"] = functools.partial(validate, gpu, method, precision="fp32", at_once=4)
-    found["validation bf16, measured"] = functools.partial(validate, gpu, method, precision="bf16", at_once=None)
-    found["precise BN and distillation"] = functools.partial(beside, gpu, method)
-    return found
+    cases["validation fp32"] = functools.partial(validate, gpu, method, precision="fp32", at_once=4)
+    cases["validation bf16, measured"] = functools.partial(validate, gpu, method, precision="bf16", at_once=None)
+    cases["precise BN and distillation"] = functools.partial(beside, gpu, method)
+    return cases
 
 
 def main_of(argv: list[str]) -> None:
@@ -378,9 +379,9 @@ def main_of(argv: list[str]) -> None:
             if not {method, f"{method}={name}"} & set(words):
                 continue
             began = time.process_time()
-            found = case()
+            result = case()
             seconds = round(time.process_time() - began, 2)
-            print(json.dumps({"method": method, "case": name, "cpu_seconds": seconds, **found}), flush=True)
+            print(json.dumps({"method": method, "case": name, "cpu_seconds": seconds, **result}), flush=True)
 
 
 if __name__ == "__main__":

@@ -191,14 +191,14 @@ def make() -> Any:
                 return func(*args, **kwargs)
 
         def _has_mask(self, indices: Any) -> bool:
-            found = False
+            has_mask = False
             for index in indices:
                 if index is not None and index.dtype in (torch.bool, torch.uint8):
                     self.note("a mask is counted")
-                    found = True
+                    has_mask = True
                 elif index is not None and not _is_gpu(index):
                     self.note("copy to the GPU", index.nbytes)
-            return found
+            return has_mask
 
         def _check_devices(self, func: Any, args: Any, kwargs: Any) -> None:
             """A kernel takes tensors of the GPU and single numbers of the host."""
@@ -220,8 +220,8 @@ def make() -> Any:
         def _check_layout(self, name: str, args: Any) -> None:
             """Activations stay channels-last; a tensor of a few channels may lie otherwise."""
             for tensor in args[: 2 if name == "convolution" else 3]:
-                wanted = layouts.get(tensor.dim())
-                if wanted and tensor.shape[1] > 4 and not tensor.is_contiguous(memory_format=wanted):
+                layout = layouts.get(tensor.dim())
+                if layout and tensor.shape[1] > 4 and not tensor.is_contiguous(memory_format=layout):
                     self.layouts.append(f"{name} of {tuple(tensor.shape)}, strides {tensor.stride()}")
 
         def _group_norm(self, func: Any, args: Any) -> Any:

@@ -25,7 +25,7 @@ class Collectives(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[list[Any]] = []
+        self.calls: list[list[Any]] = []
         self._groups: dict[str, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -36,7 +36,7 @@ class Collectives(TorchDispatchMode):
             group = next(td.ProcessGroup.unbox(word) for word in args if isinstance(word, torch.ScriptObject))
             # Names of groups differ between processes; their order of appearance does not.
             number = self._groups.setdefault(group.group_name, len(self._groups))
-            self.found.append([func.overloadpacket.__name__, list(first.shape), str(first.dtype), number])
+            self.calls.append([func.overloadpacket.__name__, list(first.shape), str(first.dtype), number])
         return func(*args, **(kwargs or {}))
 
 
@@ -49,7 +49,7 @@ def as_rank(rank: int, ranks: int, total: int, group: int, *, precise: bool) -> 
             step(Path(folder), log, rank, ranks, total, group, precise=precise)
     finally:
         td.destroy_process_group()
-    return log.found
+    return log.calls
 
 
 def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, group: int, *, precise: bool) -> None:
@@ -65,7 +65,7 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
     cfg = config.load(experiment.make(folder / "exp", folder), [f"common.{word}" for word in sets])
     world = dist.World(rank, ranks, rank, torch.device("cpu"), "gloo")
     shards = ShardPlan(total=total, batch_size=2, world=ranks, rank=rank, group_size=group)
-    made = learner.build(cfg, world, shards, None, lambda text: None)
+    run_learner = learner.build(cfg, world, shards, None, lambda text: None)
 
     def batch(part: tuple[int, ...]) -> Batch:
         clips = torch.zeros(2 * len(part), 2, 32, 32, 3, dtype=torch.uint8)
@@ -74,13 +74,13 @@ def step(folder: Path, log: Collectives, rank: int, ranks: int, total: int, grou
         return Batch(clips, torch.arange(count) % 8, torch.ones(count), [0] * count, {}, part, [0] * count)
 
     for number in range(2):
-        log.found.clear()
-        main.train_step(made, number, [batch(part) for part in shards.micro_batches], stop=False, save=False)
+        log.calls.clear()
+        main.train_step(run_learner, number, [batch(part) for part in shards.micro_batches], stop=False, save=False)
     if precise:
         clips = [transforms.normalise(batch(part).clips) for part in shards.micro_batches]
-        precise_bn.averages(made.net, [lambda net, x=x: net(x) for x in clips], world)
-    made.statistics.for_evaluation()
-    made.statistics.group_state()
+        precise_bn.averages(run_learner.net, [lambda net, x=x: net(x) for x in clips], world)
+    run_learner.bn_stats.for_evaluation()
+    run_learner.bn_stats.group_state()
 
 
 if __name__ == "__main__":

@@ -57,13 +57,13 @@ PLANTS: dict[str, Callable[[Any], object]] = {
 }
 
 if __name__ == "__main__":
-    with cases.started(cases.Gpu(sys.argv[1]), "tsn", precision="fp32", sets=cases.PLAIN) as (run, step):
+    with cases.started(cases.Gpu(sys.argv[1]), "tsn", precision="fp32", sets=cases.WITHOUT_COLOURS) as (run, step):
         step(0)
         loss = run.loss
         for name, spoil in PLANTS.items():
             run.__dict__["loss"] = after_loss(loss, spoil)
             try:
-                found = step(1)
+                result = step(1)
             except RuntimeError as error:  # of the last one
-                found = {"error": str(error)}
-            print(json.dumps({"plant": name, **found}), flush=True)
+                result = {"error": str(error)}
+            print(json.dumps({"plant": name, **result}), flush=True)

@@ -16,7 +16,7 @@ ONE_WAIT = ["an event is waited for at utils/transfer.py"]
 #: Outside of training steps, once each: the first chunk, the metrics, the factors of batch norm, a new constant.
 BESIDE = {
     "a stream is waited for at utils/transfer.py",
-    "the device is waited for at utils/chunks.py",
+    "the device is waited for at utils/view_batches.py",
     "an event is waited for at utils/transfer.py",  # the scores of 64 videos
     "copy to the GPU at utils/sync_bn.py",
     "copy to the GPU at networks/vit3d.py",  # the rotary positions of a grid
@@ -52,22 +52,22 @@ def check(method: str, methods: tuple[str, ...], *, nightly: bool = False) -> li
     """
     names = names_of(method, nightly=nightly)
     together = (method,) if method in SHOWN_BY or nightly else tuple(name for name in methods if name not in SHOWN_BY)
-    found = [figures for figures in figures_of(together, nightly=nightly) if figures["method"] == method]
-    assert [figures["case"] for figures in found] == names
+    results = [figures for figures in figures_of(together, nightly=nightly) if figures["method"] == method]
+    assert [figures["case"] for figures in results] == names
     recorded = json.loads(RECORDED.read_text())
-    for figures in found:
+    for figures in results:
         name = f"{method} {figures['case']}"
         assert figures["strides"] == [], name
         if "fp64" not in name:  # cuDNN has no channels-last kernels for it
             assert figures["layouts"] == [], name
         if "waits_of_a_log_line" in figures:
             assert without_lines(figures["waits"]) == ONE_WAIT, name
-            assert without_lines(figures["waits_of_a_log_line"]) == ["copy to the host at utils/pace.py"], name
+            assert without_lines(figures["waits_of_a_log_line"]) == ["copy to the host at utils/stragglers.py"], name
             assert figures["ahead_first"], f"{name}: the next batch is not copied before the host waits"
         else:
             assert set(without_lines(figures["waits"])) <= BESIDE, name
         check_kernels(name, figures["kernels"], recorded)
-    return found
+    return results
 
 
 def without_lines(waits: list[str]) -> list[str]:

@@ -26,9 +26,9 @@ def test_only_dropout_breaks_the_graph(method: str) -> None:
     command = [sys.executable, "-m", "tests.fake_cuda.breaks", method]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert "utils/draws.py" in found["files"]
-    assert set(found["files"]) <= known
-    assert found["more"] == 0
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert "utils/draws.py" in result["files"]
+    assert set(result["files"]) <= known
+    assert result["more"] == 0
     # One dropout, before the classifier; transformers also drop paths, twice in each of their two blocks.
-    assert found["graphs"] <= (11 if method in TRANSFORMERS else 4)
+    assert result["graphs"] <= (11 if method in TRANSFORMERS else 4)

@@ -48,15 +48,15 @@ def loading() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("number", [0, 1, 2])
 def test_the_loader_gives_every_step_and_loses_no_slot(number: int) -> None:
-    found = loading()[number]
-    assert found["steps"] == 4
-    assert found["slots_lost"] == 0
-    assert steps.without_lines(found["waits"]) == steps.ONE_WAIT
+    result = loading()[number]
+    assert result["steps"] == 4
+    assert result["slots_lost"] == 0
+    assert steps.without_lines(result["waits"]) == steps.ONE_WAIT
 
 
 def test_the_next_batch_is_copied_before_the_numbers_are_read() -> None:
-    for found in loading()[:2]:
-        assert found["clips_copied_before_the_wait"] == 2  # micro-batches
+    for result in loading()[:2]:
+        assert result["clips_copied_before_the_wait"] == 2  # micro-batches
 
 
 def test_the_main_thread_copies_no_clip() -> None:
@@ -67,4 +67,4 @@ def test_the_main_thread_copies_no_clip() -> None:
 
 
 def test_pages_are_unpinned_at_the_end() -> None:
-    assert [found["pinned_left"] for found in loading()] == [0, 0, 0]
+    assert [result["pinned_left"] for result in loading()] == [0, 0, 0]

@@ -72,7 +72,7 @@ def of(data: Path, template: Path) -> dict[str, Command]:
         *("scan", str(folder / "lists/val.txt"), "--root", str(data)),
         *("--out", str(folder / "out"), "--workers", "1"),
     ]
-    found = [
+    commands = [
         Command(
             "train",
             lambda folder: _experiment(folder / "exp", data, lists),
@@ -94,7 +94,7 @@ def of(data: Path, template: Path) -> dict[str, Command]:
         ),
         Command("scan", listed, scan, out, lambda folder: scanned(folder / "out"), _read_here),
     ]
-    return {command.name: command for command in found}
+    return {command.name: command for command in commands}
 
 
 def _experiment(folder: Path, data: Path, lists: Path) -> Path:
@@ -141,8 +141,8 @@ def trained_state(exp: Path) -> str:
             digest.update(key.encode() + tensor.numpy().tobytes())
         for key, values in sorted(state["optimizer"]["state"].items()):
             digest.update(str(key).encode() + values["momentum_buffer"].numpy().tobytes())
-        counters = {key: state[key] for key in ("step", "validated_step", "best_prec1", "lists", "classes")}
-        losses = {key: values for key, values in state["window"].items() if key in ("loss", "prec1", "prec5")}
+        counters = {key: state[key] for key in ("step", "validated_step", "best_metric", "lists", "classes")}
+        losses = {key: values for key, values in state["window"].items() if key in ("loss", "top1", "top5")}
         digest.update(json.dumps([counters, losses], sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -180,7 +180,7 @@ def scanned(out: Path) -> str:
     del summary["seconds"]
     for part in summary["lists"]:
         part["list"] = os.path.basename(part["list"])
-    digest.update(json.dumps(summary, sort_keys=True).encode() + (out / "facts.bin").read_bytes())
+    digest.update(json.dumps(summary, sort_keys=True).encode() + (out / "metadata.bin").read_bytes())
     digest.update(bytes((out / "index.html").is_file()))
     rows = [json.loads(line) for line in (out / "files.jsonl").read_text().splitlines()]
     known = {str((row["path"], row["start"])): row for row in rows if "path" in row}

@@ -145,4 +145,4 @@ def ended_wrong(done: warm.Outcome) -> str:
 
 def kinds_of(faults: Sequence[Fault]) -> dict[str, list[Fault]]:
     """The faults by kind, in the order of KINDS."""
-    return {kind: own for kind in KINDS if (own := [fault for fault in faults if fault.kind == kind])}
+    return {kind: of_kind for kind in KINDS if (of_kind := [fault for fault in faults if fault.kind == kind])}

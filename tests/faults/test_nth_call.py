@@ -72,9 +72,9 @@ def test_exactly_the_wanted_call_fails(tmp_path: Path, kind: str, number: int) -
         print(json.dumps([attempt("a"), attempt("b"), attempt("c")]))
         return 0
 
-    wanted = ["ok", "ok", "ok"]
-    wanted[number - 1] = "ESTALE"
-    assert json.loads(in_child(tmp_path, action).out) == wanted
+    expected = ["ok", "ok", "ok"]
+    expected[number - 1] = "ESTALE"
+    assert json.loads(in_child(tmp_path, action).out) == expected
     assert (tmp_path / "note").read_text().startswith(kind)
 
 
@@ -98,6 +98,6 @@ def test_a_sample_of_faults_in_every_command(counts: str, least: int, motion_vid
         [*command, "--data", str(motion_videos)], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert found["holds"], (found, done.stderr)
-    assert found["measured"]["all"] >= least, found  # a call of a thread may come once more or less
+    figures = json.loads(done.stdout.splitlines()[-1])
+    assert figures["holds"], (figures, done.stderr)
+    assert figures["measured"]["all"] >= least, figures  # a call of a thread may come once more or less

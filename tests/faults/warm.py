@@ -30,7 +30,7 @@ _MODULES = (
         "datasets.loading.workers",
     ),
     *("datasets.scan.page", "datasets.scan.verb", "methods", "methods.interop", "methods.tsm", "methods.tsn"),
-    *("utils.checkpoint", "utils.chunks", "utils.engine.setup"),
+    *("utils.checkpoint", "utils.view_batches", "utils.engine.setup"),
 )
 
 
@@ -88,17 +88,17 @@ def forked(action: Callable[[], int], folder: Path, *, seconds: float = SECONDS)
         _be_child(action, out, err)
     status = None
     while time.monotonic() - began < seconds:
-        pid, found = os.waitpid(child, os.WNOHANG)
+        pid, ended = os.waitpid(child, os.WNOHANG)
         if pid:
-            status = found
+            status = ended
             break
         time.sleep(0.005)
     if status is None:
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    said, errors = (path.read_text("utf-8", "replace") for path in (out, err))
-    return Outcome(code, said, errors, time.monotonic() - began)
+    output, errors = (path.read_text("utf-8", "replace") for path in (out, err))
+    return Outcome(code, output, errors, time.monotonic() - began)
 
 
 def _be_child(action: Callable[[], int], out: Path, err: Path) -> None:

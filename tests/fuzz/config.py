@@ -13,7 +13,7 @@ from tests.fuzz import mutators
 from tests.fuzz.runner import ROOT
 from utils import config
 from utils.config import verb, yaml_lines
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "config"
 MODULES = [
@@ -85,7 +85,7 @@ common:
     train_source: b
     val_root: c
     val_source: d
-    data: {clip_len: 32, frame_interval: 2, sampling: pysf}
+    data: {clip_len: 32, frame_interval: 2, sampling: pyslowfast}
     distill: {teacher: teacher.pth, kind: kd, temperature: 2, weight: 0.5}
 """
 _SET = b"common.batch_size=16\nlr_scheduler.max_epoch=60\ndata.template=auto\naugmentation.mean=[0.5, 0.5, 0.5]"
@@ -128,10 +128,10 @@ def run(data: bytes, folder: Path) -> str:
         return "stage0" if document.value is None else "refused"
     printed = folder / "printed.yaml"
     printed.write_text(verb.as_yaml(cfg), encoding="utf-8")
-    plain = config.to_dict(cfg)
-    for again in (config.from_dict(json.loads(json.dumps(plain))), config.load(printed)):
-        if config.to_dict(again) != plain:
-            raise AssertionError(f"another config comes back: {config.differences(plain, config.to_dict(again))}")
+    config_dict = config.to_dict(cfg)
+    for again in (config.from_dict(json.loads(json.dumps(config_dict))), config.load(printed)):
+        if config.to_dict(again) != config_dict:
+            raise AssertionError(f"another config comes back: {config.differences(config_dict, config.to_dict(again))}")
     try:
         config.resolve_lengths(cfg, _VIDEOS, cfg.batch_size * (cfg.shards or 1))
     except UserError as error:

@@ -21,7 +21,7 @@ from methods.interop import hf
 from tests import hf_folders
 from tests.fuzz import weights
 from tests.fuzz.mutators import NUMBERS
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "hf_folders"
 MODULES = ["methods/interop/hf.py", "methods/interop/_config.py", "methods/interop/_vit.py"]
@@ -42,7 +42,7 @@ _KEYS = ("auto_map", "custom_pipelines", "qv_bias", "hidden_size", "id2label", "
 @functools.cache
 def seeds() -> list[bytes]:
     """Return folders of both networks, whole and in two parts, with and without classifier."""
-    found = []
+    inputs = []
     with tempfile.TemporaryDirectory() as work:
         for kind, small in SMALL.items():
             config = hf_folders.KINDS[kind] | small
@@ -57,8 +57,8 @@ def seeds() -> list[bytes]:
                 for place, name in enumerate(names, 1):
                     text = text.replace(name.name, f"model-{place}.safetensors")
                 parts = [(folder / "config.json").read_bytes(), text.encode(), *(name.read_bytes() for name in names)]
-                found.append(_joined([*parts, *[b""] * (4 - len(parts)), CARD]))
-    return found
+                inputs.append(_joined([*parts, *[b""] * (4 - len(parts)), CARD]))
+    return inputs
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:

@@ -11,7 +11,7 @@ from datasets.lists.class_names import read_class_names
 from datasets.lists.formats import place_of
 from datasets.lists.records import Records
 from tests.fuzz import mutators
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "list_files"
 MODULES = [

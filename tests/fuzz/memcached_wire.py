@@ -19,7 +19,7 @@ from datasets.memcached.wire import (
     read_servers,
 )
 from tests.fuzz import mutators
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "memcached_wire"
 MODULES = ["datasets/memcached/wire.py"]
@@ -169,11 +169,11 @@ def _ask(op: str, pool: MemcachedPool, name: str, secret: bool) -> bool:
     """Make one call; whether everything that was asked for came back."""
     match op:
         case "get":
-            found = pool.get(ROUTE, list(_FRAMES))
-            for key, payload in found.items():
+            payloads = pool.get(ROUTE, list(_FRAMES))
+            for key, payload in payloads.items():
                 if payload != _FRAMES[key]:
                     raise AssertionError(f"another payload for {key!r} was accepted")
-            return len(found) == len(_FRAMES)
+            return len(payloads) == len(_FRAMES)
         case "present":
             return sum(pool.present(ROUTE, list(_FRAMES))) >= len(_FRAMES) - 1
         case "put":

@@ -103,10 +103,10 @@ def integer(rng: random.Random, data: bytes) -> bytes:
 
 def text_number(rng: random.Random, data: bytes) -> bytes:
     """Replace a number that is written out by an extreme one."""
-    found = list(_NUMBER.finditer(data))
-    if not found:
+    matches = list(_NUMBER.finditer(data))
+    if not matches:
         return data
-    at = rng.choice(found)
+    at = rng.choice(matches)
     return data[: at.start()] + rng.choice(TEXT_NUMBERS).encode() + data[at.end() :]
 
 

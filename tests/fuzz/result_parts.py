@@ -25,7 +25,7 @@ from anal_tools.evaluate.protocols import Protocol
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from tests.evaluated import guessed, write_results
-from utils.faults import UserError
+from utils.errors import UserError
 
 NAME = "result_parts"
 MODULES = ["anal_tools/evaluate/part_file.py", "anal_tools/evaluate/results.py"]
@@ -41,7 +41,7 @@ _ODD: tuple[Any, ...] = (None, -1, 1e308, "x", "\ud800", [], {}, [[]], True, 2**
 def seeds() -> list[bytes]:
     """Valid inputs: parts with failed and repaired videos, results sealed and of earlier versions."""
     rng = np.random.default_rng(0)
-    found = []
+    inputs = []
     for failed, dtype in ((0, np.float32), (2, np.float16)):
         good = _VIDEOS - failed
         arrays = {
@@ -52,21 +52,21 @@ def seeds() -> list[bytes]:
             "frames": rng.integers(0, 9, (good, 2, 8)).astype(np.int32),
             "boxes": np.zeros((2, 4), np.int64),
         }
-        found.append(b"P" + _part(arrays))
+        inputs.append(b"P" + _part(arrays))
     with tempfile.TemporaryDirectory() as name:
         exp = Path(name)
         logits = guessed([0, 1, 2, 0, None, 2], 3, views=2)
         views = [{"clip": clip, "crop": 0, "place": "centre", "box": [0, 0, 4, 4], "flip": False} for clip in (0, 1)]
-        about = {"protocol": Protocol(EvalSpec(Sampling("mm1", 1, 8, 8), 2, "centre")).to_dict(), "config": {}}
+        about = {"protocol": Protocol(EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 2, "centre")).to_dict(), "config": {}}
         about |= {"metrics": {"top1": 50.0, "top5": 100.0}, "cost": {"gmacs_per_view": 1.5}}
         write_results(exp, labels=[0, 1, 2, 1, 0, 2], logits=logits, names=_CLASSES, views=views, **about)
         files = {path.name: path.read_bytes() for path in sorted((exp / "results/best").iterdir())}
         files[_SUMMARY] = (exp / "results" / _SUMMARY).read_bytes()
-    found.append(b"R" + _framed(files))
-    found.append(b"R" + _framed(_sealed(files)))
+    inputs.append(b"R" + _framed(files))
+    inputs.append(b"R" + _framed(_sealed(files)))
     several = files | {"targets.npy": _npy(np.eye(3, dtype=bool)[[0, 1, 2, 1, 0, 2]])}
-    found.append(b"R" + _framed(_sealed(several)))
-    return found
+    inputs.append(b"R" + _framed(_sealed(several)))
+    return inputs
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
@@ -119,7 +119,7 @@ def _run_part(payload: bytes, folder: Path) -> str:
         return reached
     if len(parts[0]["samples"]) < _VIDEOS:  # the others would be scored now
         return "ok"
-    spec = EvalSpec(Sampling("mm1", 1, 8, 8), 2, "centre")
+    spec = EvalSpec(Sampling("mmaction2_1x", 1, 8, 8), 2, "centre")
     summary = {"class_names": _CLASSES, "metrics": {}, "protocol": Protocol(spec).to_dict()}
     try:
         ids, labels = [f"{i}.mp4" for i in range(_VIDEOS)], np.zeros(_VIDEOS, np.int32)
@@ -141,12 +141,12 @@ def _run_result(files: dict[str, bytes], folder: Path) -> str:
     except results.Damaged:
         return "stage0" if not _is_object(files[_SUMMARY]) else _refused(folder)
     try:
-        found = _read_all(folder)
-        row = score.row([found], resamples=10)
-        score.table([row], multi_label=found.multi_label)
-        if not found.multi_label:
-            analyze.Analysis.of(found)
-            compare.text([compare.Experiment(folder, "a", found), compare.Experiment(folder, "b", found)])
+        result = _read_all(folder)
+        row = score.row([result], resamples=10)
+        score.table([row], multi_label=result.multi_label)
+        if not result.multi_label:
+            analyze.Analysis.of(result)
+            compare.text([compare.Experiment(folder, "a", result), compare.Experiment(folder, "b", result)])
     except UserError:
         return "refused"
     return "ok"
@@ -161,9 +161,9 @@ def _refused(folder: Path) -> str:
 
 
 def _read_all(folder: Path) -> results.Results:
-    found = results.Results.load(folder)
-    _ = found.frames, found.views, found.ledger, found.failed, found.class_names
-    return found
+    result = results.Results.load(folder)
+    _ = result.frames, result.views, result.ledger, result.failed, result.class_names
+    return result
 
 
 def _is_object(data: bytes) -> bool:
@@ -199,11 +199,11 @@ def _mutated_array(rng: random.Random, array: np.ndarray) -> np.ndarray:
     if how == 2:
         return array.reshape(-1) if rng.random() < 0.5 else array[..., None]
     if how == 3:
-        wanted = rng.choice(["i8", "f4", "f8", "u1", "U3", "c8", "?", "S2", "M8[s]"])
+        dtype = rng.choice(["i8", "f4", "f8", "u1", "U3", "c8", "?", "S2", "M8[s]"])
         try:
-            return array.astype(wanted)
+            return array.astype(dtype)
         except (ValueError, TypeError):
-            return np.zeros(array.shape, wanted)
+            return np.zeros(array.shape, dtype)
     if array.size and array.dtype.kind in "if":
         flat = array.copy().reshape(-1)
         flat[rng.randrange(flat.size)] = rng.choice([-1, 0, 99, np.iinfo(np.int32).max])

@@ -25,7 +25,7 @@ from datasets.readers.video_index import open_container, video_stream
 from tests.datasets.media_files import DIVX_PACKED, XVID, avi_bytes, encode, packed, placeholder
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 NAME = "video_index"
 # PyAV's compiled modules make code objects for the lines of their tracebacks; running one would be the event `exec`.
@@ -46,12 +46,12 @@ _TOP = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts"}  # boxes that hold
 def seeds() -> list[bytes]:
     """Return valid files of each container and codec that the table treats in its own way."""
     with_b = encode("mpeg4", FRAMES, side=SIDE, options={"bf": "2", "g": "6"})
-    plain = encode("mpeg4", FRAMES, side=SIDE, options={"g": "4"})
+    packets = encode("mpeg4", FRAMES, side=SIDE, options={"g": "4"})
     files = [
         avi_bytes(packed(with_b, at_end=1), side=SIDE),
         avi_bytes(packed(with_b, user_data=DIVX_PACKED), side=SIDE, tag=b"DX50"),
         avi_bytes(packed(with_b, user_data=XVID), side=SIDE),
-        avi_bytes([*plain[:3], b"", placeholder(), *plain[3:]], side=SIDE),
+        avi_bytes([*packets[:3], b"", placeholder(), *packets[3:]], side=SIDE),
         avi_bytes(encode("mjpeg", 4, side=SIDE), side=SIDE, tag=b"MJPG", keys=[True] * 4),
     ]
     for codec, container, options in (
@@ -242,15 +242,15 @@ def run(data: bytes, folder: Path) -> str:
 
 def _use(reader: Any) -> None:
     """Plan and read, from the packets in memory and then from the file."""
-    facts = reader.probe(0)
-    assert facts.frames > 0
-    assert facts.height > 0
-    assert facts.width > 0
-    assert facts.fps > 0
-    wanted = np.unique([0, facts.frames // 2, facts.frames - 1])
-    reader.read(0, wanted, None, (8, 8), np.empty((len(wanted), 8, 8, 3), np.uint8))
+    metadata = reader.probe(0)
+    assert metadata.frames > 0
+    assert metadata.height > 0
+    assert metadata.width > 0
+    assert metadata.fps > 0
+    ordinals = np.unique([0, metadata.frames // 2, metadata.frames - 1])
+    reader.read(0, ordinals, None, (8, 8), np.empty((len(ordinals), 8, 8, 3), np.uint8))
     reader._drop()
-    reader.read(0, wanted[-1:], None, (8, 8), np.empty((1, 8, 8, 3), np.uint8))
+    reader.read(0, ordinals[-1:], None, (8, 8), np.empty((1, 8, 8, 3), np.uint8))
 
 
 def _records(folder: Path) -> Records:

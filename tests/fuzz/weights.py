@@ -23,7 +23,7 @@ from torch import nn
 
 from methods import interop
 from utils import checkpoint, weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.weights_file import archive
 from utils.weights_file.flaws import Flaw
 
@@ -86,12 +86,12 @@ def seeds() -> list[bytes]:
         a=np.arange(6, dtype=np.float32).reshape(2, 3), f=np.asfortranarray(np.arange(6.0).reshape(2, 3)),
         b=np.arange(3, dtype=">i4"), n=np.zeros((0, 2), np.int64), s=np.float64(0.5), nested=[1, ("x", None, b"y")],
     )  # fmt: skip
-    found = [b"\0" + _saved(value) for value in (image, run, wrapped, views, eighths)]
-    found += [b"\0" + _saved(value, zipped=False) for value in (image, wrapped, views)]
-    found += [b"\0" + _python2(), b"\0" + _deflated(_saved(image))]
-    found += [b"\1" + pickle.dumps({"blobs": named}, protocol) for protocol in (0, 2, 4)]
-    found += [b"\2" + pickle.dumps(arrays, protocol) for protocol in (0, 1, 2, 3, 4, 5)]
-    return [*found, b"\3" + _safetensors({"fc.weight": ("F32", [2, 3]), "h": ("F16", [4]), "none": ("I64", [0])})]
+    inputs = [b"\0" + _saved(value) for value in (image, run, wrapped, views, eighths)]
+    inputs += [b"\0" + _saved(value, zipped=False) for value in (image, wrapped, views)]
+    inputs += [b"\0" + _python2(), b"\0" + _deflated(_saved(image))]
+    inputs += [b"\1" + pickle.dumps({"blobs": named}, protocol) for protocol in (0, 2, 4)]
+    inputs += [b"\2" + pickle.dumps(arrays, protocol) for protocol in (0, 1, 2, 3, 4, 5)]
+    return [*inputs, b"\3" + _safetensors({"fc.weight": ("F32", [2, 3]), "h": ("F16", [4]), "none": ("I64", [0])})]
 
 
 def mutate(rng: random.Random, data: bytes) -> bytes:
@@ -218,11 +218,11 @@ def _members(data: bytes) -> list[tuple[zipfile.ZipInfo, bytes]]:
 
 def _zipped(parts: list[tuple[str, bytes, bool]]) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as made:
+    with zipfile.ZipFile(buffer, "w") as archive:
         for name, content, deflated in parts:
             info = zipfile.ZipInfo(name)
             info.compress_type = zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED
-            made.writestr(info, content)
+            archive.writestr(info, content)
     return buffer.getvalue()
 
 
@@ -257,8 +257,8 @@ def _operations(data: bytes) -> list[bytes]:
     buffer = io.BytesIO(data)
     begins = [at or 0 for _, _, at in pickletools.genops(buffer)]
     ends = [*begins[1:], begins[-1] + 1]
-    found = [data[begin:end] for begin, end in zip(begins, ends, strict=True)]
-    return [*found, data[ends[-1] :]]
+    operations = [data[begin:end] for begin, end in zip(begins, ends, strict=True)]
+    return [*operations, data[ends[-1] :]]
 
 
 def _pickles_changed(rng: random.Random, data: bytes) -> bytes:

@@ -98,7 +98,7 @@ def env(machine: Machine) -> dict[str, Any]:
 
     cuda = torch.cuda.is_available()
     driver = _output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
-    found = {
+    versions = {
         "gpu": torch.cuda.get_device_name(0) if cuda else None,
         "capability": list(torch.cuda.get_device_capability(0)) if cuda else None,
         "driver": driver,
@@ -115,7 +115,7 @@ def env(machine: Machine) -> dict[str, Any]:
         "torchcodec": _version("torchcodec"),
         "cores": len(os.sched_getaffinity(0)),
     }
-    return {"measured": found, "holds": cuda or not machine.gpu}
+    return {"measured": versions, "holds": cuda or not machine.gpu}
 
 
 def unit(machine: Machine) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def parity(machine: Machine) -> dict[str, Any]:
     worst, apart = 0.0, {}
     for name in names:
         reference = train_steps(machine, torch.device("cpu"), name, "fp64")
-        own = train_steps(machine, machine.device, name, "fp64")
-        worst = max(worst, *(abs(a - b) / abs(b) for a, b in zip(own, reference, strict=True)))
+        losses = train_steps(machine, machine.device, name, "fp64")
+        worst = max(worst, *(abs(a - b) / abs(b) for a, b in zip(losses, reference, strict=True)))
         for precision in machine.pick(("fp32", "bf16", "fp16"), ("fp32", "bf16"), ("bf16",)):
             values = train_steps(machine, machine.device, name, precision)
             apart[f"{name} {precision}"] = max(abs(a - b) / abs(b) for a, b in zip(values, reference, strict=True))
@@ -159,8 +159,8 @@ def sync(machine: Machine) -> dict[str, Any]:
 
         if torch.version.cuda or torch.version.hip:
             return {"measured": "not measured: there is no fake GPU beside a build of torch for GPUs", "holds": True}
-        (found,) = build.run("cases", "tsn", "bf16")
-        return {"measured": {"fake GPU": found["waits"]}, "holds": len(found["waits"]) == 1}
+        (result,) = build.run("cases", "tsn", "bf16")
+        return {"measured": {"fake GPU": result["waits"]}, "holds": len(result["waits"]) == 1}
     raised = {}
     for name in (*METHODS, *TRANSFORMERS):
         run, batches = run_of(machine, machine.device, name, "bf16")
@@ -210,19 +210,19 @@ def norm_difference(machine: Machine, world: Any) -> float:
     from utils import sync_bn
 
     torch.manual_seed(0)
-    plain = torch.nn.BatchNorm3d(16).double().to(machine.device)
+    torch_norm = torch.nn.BatchNorm3d(16).double().to(machine.device)
     ranks = sync_bn._Ranks(dist.group.WORLD, 1)  # type: ignore[arg-type]
-    ours = sync_bn._as_group_norm(plain, ranks, True).train()
+    ours = sync_bn._as_group_norm(torch_norm, ranks, True).train()
     x = torch.randn(4, 16, 3, 5, 5, dtype=torch.float64, device=machine.device)
     x = x.contiguous(memory_format=torch.channels_last_3d)
     results = []
-    for norm in (plain, ours):
-        own = x.clone().requires_grad_()
+    for norm in (torch_norm, ours):
+        inputs = x.clone().requires_grad_()
         norm.zero_grad()
-        out = norm(own)
+        out = norm(inputs)
         (out * x).sum().backward()
-        assert own.grad is not None
-        results.append((out.detach(), own.grad, norm.weight.grad.clone(), norm.bias.grad.clone()))
+        assert inputs.grad is not None
+        results.append((out.detach(), inputs.grad, norm.weight.grad.clone(), norm.bias.grad.clone()))
     return max(float((a - b).abs().max()) for a, b in zip(*results, strict=True))
 
 
@@ -243,10 +243,10 @@ def two(machine: Machine) -> dict[str, Any]:
     both = [json.loads(next(line for line in text.splitlines() if line.startswith("["))) for _, text, _ in ranks]
     apart = max(abs(a - b) / abs(a) for a, b in zip(alone, both[0], strict=False))
     seconds = max(end for _, _, end in ranks) - min(end for _, _, end in ranks)
-    said = "a planted error" in ranks[1][1]
+    is_shown = "a planted error" in ranks[1][1]
     measured = {"losses_apart": apart, "seconds_until_the_other_ends": round(seconds, 1)}
-    measured |= {"codes": [code for code, _, _ in ranks], "error_shown": said}
-    good = both[0] == both[1] and apart < 1e-6 and said and seconds < 20
+    measured |= {"codes": [code for code, _, _ in ranks], "error_shown": is_shown}
+    good = both[0] == both[1] and apart < 1e-6 and is_shown and seconds < 20
     return {"measured": measured, "holds": good and all(code for code, _, _ in ranks)}
 
 
@@ -285,19 +285,19 @@ def step(machine: Machine) -> dict[str, Any]:
         [("tsn", "resnet18"), ("slowonly", "resnet18")],
         [("tsn", "resnet18")],
     )
-    found = {}
+    figures = {}
     for method, backbone in models:
         ours = bench(machine, method, backbone, "--amp", "bf16")
-        plain = bench(machine, method, backbone, "--amp", "fp32", "--plain")
-        found[f"{method} {backbone}"] = {
+        reference = bench(machine, method, backbone, "--amp", "fp32", "--plain")
+        figures[f"{method} {backbone}"] = {
             "clips_per_s": ours["clips_per_s"],
-            "times_plain": round(plain["step_ms"] / ours["step_ms"], 2),
+            "times_plain": round(reference["step_ms"] / ours["step_ms"], 2),
             "mfu": ours["mfu"],
             "loop_ms": ours.get("loop_ms"),
             "step_ms": ours["step_ms"],
         }
-    goal = all(row["times_plain"] >= 1 for row in found.values())
-    return {"measured": found, "holds": goal or not machine.gpu}
+    goal = all(row["times_plain"] >= 1 for row in figures.values())
+    return {"measured": figures, "holds": goal or not machine.gpu}
 
 
 def transformers(machine: Machine) -> dict[str, Any]:
@@ -309,33 +309,33 @@ def transformers(machine: Machine) -> dict[str, Any]:
         "bf16, checkpointing": ("--amp", "bf16", "--set", checkpointed),
         "fp32": ("--amp", "fp32", "--set", kept),
     }
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
     for backbone in backbones:
         rows = {name: bench(machine, "videomae", backbone, *words) for name, words in ways.items()}
         shown = ("clips_per_s", "step_ms", "peak_memory_mb", "mfu")
-        found[backbone] = {name: {key: row[key] for key in shown} for name, row in rows.items()}
+        figures[backbone] = {name: {key: row[key] for key in shown} for name, row in rows.items()}
     goal = all(
         rows["bf16"]["step_ms"] < rows["fp32"]["step_ms"]
         and rows["bf16, checkpointing"]["peak_memory_mb"] < rows["bf16"]["peak_memory_mb"]
-        for rows in found.values()
+        for rows in figures.values()
     )
-    return {"measured": found, "holds": goal or not machine.gpu}
+    return {"measured": figures, "holds": goal or not machine.gpu}
 
 
 def compiled(machine: Machine) -> dict[str, Any]:
     """The same, compiled."""
     models = machine.pick([("tsm", "resnet50"), ("slowonly", "resnet50")], [("tsn", "resnet18")], [("tsn", "resnet18")])
-    found = {}
+    figures = {}
     for method, backbone in models:
         if machine.smoke:  # compiling takes a minute of CPU time: only that the options are understood
-            found[f"{method} {backbone}"] = bench(machine, method, backbone, "--amp", "bf16")["step_ms"]
+            figures[f"{method} {backbone}"] = bench(machine, method, backbone, "--amp", "bf16")["step_ms"]
             continue
         ours = bench(machine, method, backbone, "--amp", "bf16", "--compile")
-        plain = bench(machine, method, backbone, "--amp", "fp32", "--plain")
-        times = round(plain["step_ms"] / ours["step_ms"], 2)
-        found[f"{method} {backbone}"] = {"times_plain": times, "mfu": ours["mfu"], "clips_per_s": ours["clips_per_s"]}
-    good = machine.smoke or not machine.gpu or all(row["times_plain"] >= 2 for row in found.values())
-    return {"measured": found, "holds": good}
+        reference = bench(machine, method, backbone, "--amp", "fp32", "--plain")
+        times = round(reference["step_ms"] / ours["step_ms"], 2)
+        figures[f"{method} {backbone}"] = {"times_plain": times, "mfu": ours["mfu"], "clips_per_s": ours["clips_per_s"]}
+    good = machine.smoke or not machine.gpu or all(row["times_plain"] >= 2 for row in figures.values())
+    return {"measured": figures, "holds": good}
 
 
 def train(machine: Machine) -> dict[str, Any]:
@@ -405,11 +405,11 @@ def dali(machine: Machine) -> dict[str, Any]:
     checks.STEPS, checks.BATCH = machine.pick((24, 16), (3, 4), (1, 2))
     checks.WARM_UP = machine.pick(4, 1, 1)
     if not machine.gpu:
-        checks.PIPES = {"tsn8": ("mm1", 8, 1, 1)}
-    found = checks.measure(machine.folder / "dali", str(machine.device), machine.pick("libx264", *["libvpx-vp9"] * 2))
-    shares = {name: found[name]["of_limit"] for name in checks.PIPES}
-    good = found["wrong_frames"] == 0
-    return {"measured": found, "holds": good and (not machine.gpu or min(shares.values()) >= 0.8)}
+        checks.PIPES = {"tsn8": ("mmaction2_1x", 8, 1, 1)}
+    figures = checks.measure(machine.folder / "dali", str(machine.device), machine.pick("libx264", *["libvpx-vp9"] * 2))
+    shares = {name: figures[name]["of_limit"] for name in checks.PIPES}
+    good = figures["wrong_frames"] == 0
+    return {"measured": figures, "holds": good and (not machine.gpu or min(shares.values()) >= 0.8)}
 
 
 def torchcodec(machine: Machine) -> dict[str, Any]:
@@ -482,7 +482,7 @@ def run_of(
         cfg = config.load(exp, [f"common.{word}" for word in words])
     world = dist.World(device=device)
     shards = ShardPlan(total=1, batch_size=batch, world=1, rank=0, group_size=1)
-    made = learner.build(cfg, world, shards, None, lambda text: None)
+    run_learner = learner.build(cfg, world, shards, None, lambda text: None)
     generator = torch.Generator().manual_seed(1)
     frames = cfg.model.num_segments * cfg.data.clip_len
     clips = torch.randint(0, 256, (batch, frames, size, size, 3), generator=generator, dtype=torch.uint8)
@@ -500,7 +500,7 @@ def run_of(
         shards=(0,),
         positions=list(range(batch)),
     )
-    return made, [one]
+    return run_learner, [one]
 
 
 def options_of(method: str, backbone: str) -> list[str]:
@@ -635,15 +635,15 @@ def main_of(argv: list[str] | None = None) -> int:
                 continue
             began = time.monotonic()
             try:
-                found = ROWS[name](machine)
+                result = ROWS[name](machine)
             except BaseException as error:  # noqa: BLE001  a row that breaks does not hold; the others still run
                 if isinstance(error, KeyboardInterrupt):
                     raise
                 traceback.print_exc()
-                found = {"measured": f"{type(error).__name__}: {error}"[:500], "holds": False}
+                result = {"measured": f"{type(error).__name__}: {error}"[:500], "holds": False}
             mode = "rehearsal" if args.rehearse else "gpu"
-            figures.add({"row": name, "mode": mode, "seconds": round(time.monotonic() - began, 1), **found})
-            bad |= not found["holds"]
+            figures.add({"row": name, "mode": mode, "seconds": round(time.monotonic() - began, 1), **result})
+            bad |= not result["holds"]
     print(figures.table(), flush=True)
     return int(bad)
 

@@ -53,12 +53,12 @@ def test_nvdec_gives_the_frames_of_every_ordinal(
 
     write(tmp_path / "v.mp4", codec, options)
     records = records_of(tmp_path, ["v.mp4 0"])
-    reader, plain = (open_reader(reader_spec(kind), records) for kind in ("dali", "video"))
+    reader, video_reader = (open_reader(reader_spec(kind), records) for kind in ("dali", "video"))
     generator = np.random.default_rng(3)
     for frames in ([0, 119, 7, 7], (np.arange(32) * 2 + 40).tolist(), *generator.integers(0, 120, (4, 8)).tolist()):
         clip, reference = (np.zeros((len(frames), 224, 300, 3), np.uint8) for _ in range(2))
         reader.read(0, np.array(frames), (10, 20, 330, 250), (224, 300), clip)
-        plain.read(0, np.array(frames), (10, 20, 330, 250), (224, 300), reference)
+        video_reader.read(0, np.array(frames), (10, 20, 330, 250), (224, 300), reference)
         assert [number_in(image) for image in clip] == [number_in(image) for image in reference]
         assert np.abs(clip.astype(int) - reference).mean() < 6.0
     assert not reader.fallbacks  # type: ignore[attr-defined]
@@ -77,9 +77,9 @@ def test_jpeg_frames_on_the_gpu(device: torch.device, tmp_path: Path) -> None:
         data = simplejpeg.encode_jpeg(frame_image(number, 256, 340), quality=90, colorsubsampling="420")
         (tmp_path / "v" / f"img_{number + 1:05d}.jpg").write_bytes(data)
     records = records_of(tmp_path, ["v 16 0"])
-    reader, plain = (open_reader(reader_spec(kind), records) for kind in ("dali", "frames"))
+    reader, frame_reader = (open_reader(reader_spec(kind), records) for kind in ("dali", "frames"))
     clip, reference = (np.zeros((4, 224, 224, 3), np.uint8) for _ in range(2))
-    for one, out in ((reader, clip), (plain, reference)):
+    for one, out in ((reader, clip), (frame_reader, reference)):
         one.read(0, np.array([0, 15, 3, 3]), (0, 0, 340, 256), (224, 224), out)
     assert [number_in(image) for image in clip] == [0, 15, 3, 3]
     assert np.abs(clip.astype(int) - reference).mean() < 4.0

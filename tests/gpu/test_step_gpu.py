@@ -41,12 +41,12 @@ def _gpu() -> None:
 def test_compiled_steps_give_the_losses_of_eager_ones(name: str, mode: bool | str) -> None:
     """Three SGD steps in fp32: compiled with and without CUDA graphs, against eager."""
     losses = []
-    for wanted in (False, mode):
+    for setting in (False, mode):
         torch.manual_seed(0)
         options = {"type": name, "backbone": "resnet18", "num_class": 5, "num_segments": 4, "dropout": 0.0}
         device = torch.device("cuda", 0)
         net = place(methods.build(**options | METHODS[name]), device, "fp32")
-        model = compiled(net, wanted, device, print)
+        model = compiled(net, setting, device, print)
         optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
         frames = int(net.frames_per_clip)
         clips = torch.randn(4, frames, 64, 64, 3, device=device).permute(0, 4, 1, 2, 3)
@@ -67,14 +67,14 @@ def test_compiled_steps_give_the_losses_of_eager_ones(name: str, mode: bool | st
 def test_convolutions_are_torchs_own(layer: nn.Module) -> None:
     three = isinstance(layer, nn.Conv3d)
     layout = torch.channels_last_3d if three else torch.channels_last
-    plain = (nn.Conv3d if three else nn.Conv2d)(
+    torch_layer = (nn.Conv3d if three else nn.Conv2d)(
         layer.in_channels, layer.out_channels, layer.kernel_size, padding=layer.padding
     )
-    plain.load_state_dict(layer.state_dict())
+    torch_layer.load_state_dict(layer.state_dict())
     shape = (2, layer.in_channels, 4, 8, 8) if three else (2, layer.in_channels, 8, 8)
     x = torch.randn(shape, device="cuda").contiguous(memory_format=layout)
     with torch.backends.cudnn.flags(enabled=True, deterministic=True):
-        torch.testing.assert_close(layer.cuda()(x), plain.cuda()(x), rtol=0, atol=0)
+        torch.testing.assert_close(layer.cuda()(x), torch_layer.cuda()(x), rtol=0, atol=0)
 
 
 def test_bf16_follows_fp32() -> None:
@@ -84,11 +84,11 @@ def test_bf16_follows_fp32() -> None:
     nn.init.normal_(net.classifier.weight, std=0.1)
     clips = torch.randn(2, 4, 64, 64, 3, device=device).permute(0, 4, 1, 2, 3)
     with torch.inference_mode():
-        wanted = net(clips)
+        expected = net(clips)
         with autocast("bf16", device):
             got = net(clips)
     assert got.dtype == torch.float32  # the mean over the frames is computed in it
-    assert (got - wanted).abs().max() < 0.05 * wanted.abs().max()
+    assert (got - expected).abs().max() < 0.05 * expected.abs().max()
 
 
 def test_benchmark_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from tests.ranks import run_ranks
 from tests.utils import sync_bn_check as check
 from utils.dist import World
 from utils.shards import ShardPlan
-from utils.sync_bn import Statistics, convert
+from utils.sync_bn import BnStats, convert
 
 pytestmark = pytest.mark.gpu
 
@@ -19,20 +19,20 @@ def on_gpu(world: World, kind: str, total: int, batch: int) -> dict[str, object]
     """One step over a group of all shards, each rank on a GPU of its own, with the ranks' rows channels-last."""
     shards = ShardPlan(total, batch, world.size, world.rank, total)
     model = convert(nn.Sequential(check.layer(kind)).to(world.device), shards, sync_stats=True)
-    statistics = Statistics(model, shards, world)
+    bn_stats = BnStats(model, shards, world)
     x, grad = (t.to(world.device) for t in check.data(kind, total, batch, 0))
     rows = torch.cat([torch.arange(s * batch, (s + 1) * batch) for s in shards.micro_batches[0]])
     form = torch.channels_last if kind == "2d" else torch.channels_last_3d
     clips = x[rows].contiguous(memory_format=form).requires_grad_()
     out = model(clips)
     out.backward(grad[rows])
-    statistics.after_micro_batch(0)
-    statistics.after_step()
+    bn_stats.after_micro_batch(0)
+    bn_stats.after_step()
     assert clips.grad is not None
     norm = model[0]
     running = torch.cat([norm.running_mean, norm.running_var])
-    found = {"output": out.detach(), "input_grad": clips.grad, "weight_grad": norm.weight.grad, "running": running}
-    return {"rows": rows} | {name: value.cpu() for name, value in found.items()}
+    tensors = {"output": out.detach(), "input_grad": clips.grad, "weight_grad": norm.weight.grad, "running": running}
+    return {"rows": rows} | {name: value.cpu() for name, value in tensors.items()}
 
 
 def expected(kind: str, total: int, batch: int) -> dict[str, torch.Tensor]:
@@ -51,14 +51,14 @@ def test_group_on_gpus_equals_batch_norm_on_the_concatenated_batch(kind: str, ra
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} CUDA GPUs")
     env = {"CUDA_VISIBLE_DEVICES": ",".join(map(str, range(ranks)))}
-    wanted = expected(kind, 2, 3)
+    group_expected = expected(kind, 2, 3)
     if ranks == 1:
         got = [on_gpu(World(device=torch.device("cuda", 0)), kind, 2, 3)]
     else:
         got = run_ranks(__file__, "on_gpu", ranks, timeout=120, env=env, kind=kind, total=2, batch=3)
     for rank in got:
         for name in ("output", "input_grad"):
-            torch.testing.assert_close(rank[name], wanted[name][rank["rows"]], rtol=0, atol=1e-10)
-        torch.testing.assert_close(rank["running"], wanted["running"], rtol=0, atol=1e-10)
+            torch.testing.assert_close(rank[name], group_expected[name][rank["rows"]], rtol=0, atol=1e-10)
+        torch.testing.assert_close(rank["running"], group_expected["running"], rtol=0, atol=1e-10)
     summed = sum(rank["weight_grad"] for rank in got)
-    torch.testing.assert_close(summed, wanted["weight_grad"], rtol=0, atol=1e-10)
+    torch.testing.assert_close(summed, group_expected["weight_grad"], rtol=0, atol=1e-10)

@@ -27,7 +27,7 @@ def verb(rank: int, size: int, device_name: str, folder: Path, scale: str) -> in
     import torch
     import torch.distributed as td
 
-    from utils import dist, faults
+    from utils import dist, errors
 
     torch.set_num_threads(1)
     device = torch.device(device_name)
@@ -43,7 +43,7 @@ def verb(rank: int, size: int, device_name: str, folder: Path, scale: str) -> in
                     print(json.dumps(losses), flush=True)
                     if rank == 1:
                         raise RuntimeError("a planted error on rank 1")
-    return faults.leave_exit_code(0)
+    return errors.leave_exit_code(0)
 
 
 def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
@@ -62,7 +62,7 @@ def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
     words += [f"augmentation.input_size={side}", f"augmentation.test_resize={side + 4}", "augmentation.mix_up=0"]
     cfg = config.load(experiment.make(folder, folder.parent), [f"common.{word}" for word in words])
     shards = ShardPlan(total=2, batch_size=2, world=world.size, rank=world.rank, group_size=2)
-    made = learner.build(cfg, world, shards, None, lambda text: None)
+    run_learner = learner.build(cfg, world, shards, None, lambda text: None)
 
     def batch(part: tuple[int, ...]) -> Batch:
         generator = torch.Generator()
@@ -79,13 +79,13 @@ def train(world: Any, folder: Path, scale: str) -> Iterator[list[float]]:
     losses: list[float] = []
     for step in range(STEPS + 1):
         batches = [batch(part) for part in shards.micro_batches]
-        losses.append(main.train_step(made, step, batches, stop=False, save=False)["loss"])
+        losses.append(main.train_step(run_learner, step, batches, stop=False, save=False)["loss"])
         yield losses
 
 
 if __name__ == "__main__":
-    from utils import faults
+    from utils import errors
 
     own_rank, own_size, own_device, own_folder, own_scale = sys.argv[1:]
     os.environ["RANK"], os.environ["WORLD_SIZE"] = own_rank, own_size
-    faults.leave_process(lambda: verb(int(own_rank), int(own_size), own_device, Path(own_folder), own_scale))
+    errors.leave_process(lambda: verb(int(own_rank), int(own_size), own_device, Path(own_folder), own_scale))

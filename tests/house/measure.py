@@ -65,11 +65,11 @@ class Tree:
     @functools.cached_property
     def modules(self) -> dict[str, str]:
         """{dotted name: file}."""
-        found = {}
+        modules = {}
         for name in self.names:
             dotted = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            found[dotted] = name
-        return found
+            modules[dotted] = name
+        return modules
 
 
 # ------------------------------------------------------------------------------------------------------------ the loop
@@ -84,16 +84,16 @@ def dotted(node: ast.expr) -> str | None:
 
 def dotted_names(nodes: Iterable[ast.AST]) -> set[str]:
     """Return the longest attribute chains below `nodes`, each once: `run.bad.note` is one name, `run.bad` none."""
-    found: set[str] = set()
+    names: set[str] = set()
     open_ends = list(nodes)
     while open_ends:
         node = open_ends.pop()
         name = dotted(node) if isinstance(node, ast.Attribute) else None
         if name:
-            found.add(name)
+            names.add(name)
         else:
             open_ends.extend(ast.iter_child_nodes(node))
-    return found
+    return names
 
 
 def loop(tree: Tree) -> dict[str, Any]:
@@ -201,15 +201,15 @@ def imports(tree: Tree, name: str) -> Iterator[tuple[str, int]]:
     """
     for node in not_for_types(tree.parsed(name)):
         if isinstance(node, ast.Import):
-            found = [alias.name for alias in node.names]
+            modules = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             whole = [f"{node.module}.{alias.name}" for alias in node.names]
-            found = [each if each in tree.modules else node.module or "" for each in whole]
+            modules = [each if each in tree.modules else node.module or "" for each in whole]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "." in node.value:
-            found = [node.value]
+            modules = [node.value]
         else:
             continue
-        yield from ((module, node.lineno) for module in dict.fromkeys(found) if module in tree.modules)
+        yield from ((module, node.lineno) for module in dict.fromkeys(modules) if module in tree.modules)
 
 
 def circles(tree: Tree) -> list[list[str]]:
@@ -283,13 +283,13 @@ def traced(root: Path) -> dict[str, Any]:
 def measure(root: Path = ROOT, *, trace: bool = False) -> dict[str, Any]:
     """Return all figures of one checkout."""
     tree = Tree(root)
-    found, wrong = circles(tree), upward(tree)
+    circular, wrong = circles(tree), upward(tree)
     figures = {
         **loop(tree),
         **size(tree),
         **complexity(tree),
-        "circles": len(found),
-        "circles_named": [" <-> ".join(group) for group in found],
+        "circles": len(circular),
+        "circles_named": [" <-> ".join(group) for group in circular],
         "upward_imports": len(wrong),
         "upward_imports_named": wrong,
     }

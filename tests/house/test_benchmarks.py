@@ -18,9 +18,9 @@ def test_each_row_has_a_claim_a_figure_and_a_function(issue: str) -> None:
         claim, figure, function = issues.rows_of(issue)[row]
         assert claim, row
         assert figure, row
-        found = issues.loaded(module)
+        benchmark = issues.loaded(module)
         assert callable(function), row
-        assert callable(found.row if module.startswith("reliability.") else found.ROWS[row][2]), row
+        assert callable(benchmark.row if module.startswith("reliability.") else benchmark.ROWS[row][2]), row
 
 
 def test_no_row_is_left_out() -> None:
@@ -31,7 +31,7 @@ def test_no_row_is_left_out() -> None:
 
 
 QUICK = {  # module: rows that take seconds and need no network, cluster or media
-    "training.config": ("seed004", "config_errors"),
+    "training.config": ("published_config", "config_errors"),
     "training.exactness": ("sync_bn",),
     "methods.figures": ("figures",),
     "methods.by_tests": ("golden", "operators", "toy"),

@@ -48,8 +48,8 @@ def traced() -> dict[str, Any]:
 
 
 def test_no_new_upward_import() -> None:
-    found = {f"{line.split(':')[0]} -> {line.split(' -> ')[1]}" for line in figures()["upward_imports_named"]}
-    assert found <= UPWARD
+    imports = {f"{line.split(':')[0]} -> {line.split(' -> ')[1]}" for line in figures()["upward_imports_named"]}
+    assert imports <= UPWARD
 
 
 def test_a_name_is_the_longest_chain_and_counts_once() -> None:

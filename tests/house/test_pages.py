@@ -7,16 +7,16 @@ import re
 from tests import git
 from tests.conftest import ROOT
 
-# Names of documents that no reader has. The preset `seed004` is a value of configs and checkpoints, and keeps its name.
+# Names of documents that no reader has.
 INTERNAL = re.compile(r"\bseed (document )?00\d\b|\bhouse plan\b|\bissue \d\d\b", re.IGNORECASE)
 
 
 def test_no_page_names_a_document_that_readers_do_not_have() -> None:
     pages = [name for name in git.files() if name.endswith(".md") and not name.startswith("tests/")]
-    found = {
+    places = {
         f"{name}:{number}: {line[:80]}"
         for name in pages
         for number, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1)
         if INTERNAL.search(line)
     }
-    assert not found
+    assert not places

@@ -18,11 +18,11 @@ from tests import ranks, tiers
 @pytest.fixture
 def guard() -> Iterator[tiers.Guard]:
     """A guard of its own beside that of the run, which watches a quick test."""
-    found = tiers.Guard("check")
-    found.install()
-    found.test = "tests/test_a.py::test_b"
-    yield found
-    found.end()
+    new_guard = tiers.Guard("check")
+    new_guard.install()
+    new_guard.test = "tests/test_a.py::test_b"
+    yield new_guard
+    new_guard.end()
 
 
 def spawned() -> None:

@@ -115,7 +115,7 @@ def is_deeper(call: Stack) -> bool:
 
 def validation_crossings(calls: list[Stack]) -> set[tuple[str, str]]:
     """Return the pairs of caller and callee between main.py and the engine below train()'s call of a validation."""
-    found: set[tuple[str, str]] = set()
+    crossings: set[tuple[str, str]] = set()
     pending: set[tuple[str, str]] = set()
     is_validation = False
     for call in calls:
@@ -129,8 +129,8 @@ def validation_crossings(calls: list[Stack]) -> set[tuple[str, str]]:
         if len(below) > 1 and None not in sides and sides[0] != sides[1]:
             pending.add((below[-2], below[-1]))
         if is_validation:
-            found |= pending
-    return found
+            crossings |= pending
+    return crossings
 
 
 def side_of(name: str) -> str | None:
@@ -160,9 +160,9 @@ def main() -> int:
     assert code == 0
     assert any("EvalLoader" in call[-1] for call in tracer.calls), "no validation was seen: has EvalLoader a new name?"
     clip, crossed = clip_functions(tracer.calls, 1), validation_crossings(tracer.calls)
-    found = {"clip_functions": len(clip), "validation_crossings": len(crossed)}
-    found |= {"validation_crossings_named": [" -> ".join(pair) for pair in sorted(crossed)]}
-    print(json.dumps(found | ({"clip_functions_named": sorted(clip)} if "--named" in sys.argv else {})))
+    figures = {"clip_functions": len(clip), "validation_crossings": len(crossed)}
+    figures |= {"validation_crossings_named": [" -> ".join(pair) for pair in sorted(crossed)]}
+    print(json.dumps(figures | ({"clip_functions_named": sorted(clip)} if "--named" in sys.argv else {})))
     return 0
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from utils.cluster import Settings
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.run_dir import RunDir
 from utils.schedulers import Request, Scheduler
 

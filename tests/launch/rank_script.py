@@ -47,14 +47,16 @@ if mode == "wait":
     leave(75)
 if mode in ("error", "alike", "lost"):
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-    from utils import faults
+    from utils import errors
 
     def verb() -> int:
         if rank == 1 or mode == "alike":
-            raise faults.UserError("b.mp4 does not decode")
+            raise errors.UserError("b.mp4 does not decode")
         time.sleep(1)
-        raise faults.LostRank(f"rank {rank} lost contact with another rank (x)") if mode == "lost" else SystemExit(0)
+        raise (
+            errors.RankLostError(f"rank {rank} lost contact with another rank (x)") if mode == "lost" else SystemExit(0)
+        )
 
-    sys.exit(faults.leave_exit_code(faults.call(verb)))
+    sys.exit(errors.leave_exit_code(errors.run_cli(verb)))
 codes = [int(code) for code in mode.split(",")]
 leave(codes[rank % len(codes)])

@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from utils import faults, schedulers
+from utils import errors, schedulers
 
 folder, mode = Path(sys.argv[1]), sys.argv[2]
 seen: list[int] = []
@@ -20,7 +20,7 @@ if mode == "wait":
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, lambda number, frame: seen.append(number))
 place = schedulers.here()
-rank = faults.rank_from_environment()
+rank = errors.rank_from_environment()
 about: dict[str, object] = vars(place) if place else {}
 if mode == "meet":
     import torch
@@ -39,5 +39,5 @@ if mode == "wait":
     while not seen:
         time.sleep(0.05)
     file.with_suffix(".saved").touch()
-    sys.exit(faults.leave_exit_code(75))
-faults.write_exit_code(0)
+    sys.exit(errors.leave_exit_code(75))
+errors.write_exit_code(0)

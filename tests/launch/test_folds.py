@@ -19,7 +19,7 @@ from launch import __main__ as launch
 from launch import attempts
 from tests.experiment import fingerprint, make
 from tests.slurm.cluster import until
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,9 +93,9 @@ def test_killed_and_started_again_the_numbers_are_the_same(tmp_path: Path, motio
     assert data["experiments"][0]["curves"]["loss_train"], "the mean of the folds"
     assert analyze.main([str(calm)]) == 0
     assert compare.main([str(calm), str(killed)]) == 0
-    told = capfd.readouterr().out
-    assert "of 2 folds the second is better in 0, the first in 0: mean difference +0.00, std 0.00" in told
-    assert "McNemar p = 1" in told
+    output = capfd.readouterr().out
+    assert "of 2 folds the second is better in 0, the first in 0: mean difference +0.00, std 0.00" in output
+    assert "McNemar p = 1" in output
 
 
 @pytest.mark.system
@@ -113,9 +113,9 @@ def test_an_evaluation_of_all_folds_with_other_views(tmp_path: Path, motion_vide
     results = Results.load(exp, "latest-3crop")
     assert results.logits.shape == (len(keep), 3, 8)
     assert sorted(results.ids) == sorted(line.split()[0] for line in keep)
-    told = capfd.readouterr().out
-    assert "fold  videos  top-1" in told
-    assert "bootstrap over videos" in told
+    output = capfd.readouterr().out
+    assert "fold  videos  top-1" in output
+    assert "bootstrap over videos" in output
     assert launch.main(["eval", str(exp), "local", "0", "--checkpoint", "best"]) == 2
     assert launch.main(["train", str(exp), "local", "0", "--fresh"]) == 2
 
@@ -129,8 +129,8 @@ def test_what_is_refused(tmp_path: Path, motion_videos: Path, capfd) -> None:
     with pytest.raises(UserError, match="there are no folds"):
         folds.main([str(exp)])
     assert launch.main(["train", str(exp), "local", "0", "--dry-run"]) == 0
-    told = capfd.readouterr().out
-    assert "sweep folds: 2 cells (2 new), 2 to run" in told
+    output = capfd.readouterr().out
+    assert "sweep folds: 2 cells (2 new), 2 to run" in output
     assert (
         launch.main(["sweep", "s", "local", "0", "--into", str(tmp_path), "--exp", str(exp), "--grid", "seed=1"]) == 2
     )

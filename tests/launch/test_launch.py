@@ -16,12 +16,12 @@ from anal_tools import new
 from launch import __main__ as launcher
 from launch import local, options
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted((ROOT / "exps").glob("*_exps/*/*/*.sh"))
 # With folds the lists are read first, and their data is not here
-PLAIN = [path for path in SCRIPTS if "folds:" not in path.with_name("config.yaml").read_text()]
+SINGLE_RUNS = [path for path in SCRIPTS if "folds:" not in path.with_name("config.yaml").read_text()]
 
 SMALL = """\
 common:
@@ -49,9 +49,9 @@ def exp(tmp_path: Path) -> Path:
 
 def run(argv: list[str], cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """A command on a machine that has no SLURM, or one that does not answer."""
-    plain = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    plain["SLURM_CONF"] = "/dev/null"
-    return subprocess.run(argv, cwd=cwd, env=plain | env, capture_output=True, text=True, timeout=60)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["SLURM_CONF"] = "/dev/null"
+    return subprocess.run(argv, cwd=cwd, env=environment | env, capture_output=True, text=True, timeout=60)
 
 
 def test_options_are_those_of_the_verbs(exp: Path, capsys: pytest.CaptureFixture) -> None:
@@ -67,8 +67,8 @@ def test_options_are_those_of_the_verbs(exp: Path, capsys: pytest.CaptureFixture
         assert left.value.code == 0
         help_text = capsys.readouterr().out
         usage = help_text[: help_text.index("\n\n")].replace("\n", " ")
-        found = {name: bool(value.strip()) for name, value in re.findall(r"\[(--[a-z-]+)([^\]]*)\]", usage)}
-        assert found | {"--help": False} == known, verb
+        has_value = {name: bool(value.strip()) for name, value in re.findall(r"\[(--[a-z-]+)([^\]]*)\]", usage)}
+        assert has_value | {"--help": False} == known, verb
     for words in (
         ["train", "--bogus"],
         ["train", "--chekpoint", "best"],
@@ -138,7 +138,7 @@ def test_shipped_scripts_are_what_new_writes(script: Path) -> None:
     assert os.access(script, os.X_OK)
 
 
-@pytest.mark.parametrize("script", {(len(path.parts), path.stem): path for path in PLAIN}.values(), ids=str)
+@pytest.mark.parametrize("script", {(len(path.parts), path.stem): path for path in SINGLE_RUNS}.values(), ids=str)
 def test_scripts_run_from_anywhere(script: Path) -> None:
     """One for each verb and depth of folder: those of a depth hold the same two lines."""
     done = run([str(script), "nowhere", "1"], Path("/"))
@@ -161,17 +161,17 @@ def test_the_command_that_seed_004_types() -> None:
 
 
 def test_new_folder_anywhere_works_from_anywhere(exp: Path, tmp_path: Path) -> None:
-    made = new.make(tmp_path / "a folder's $(name)" / "run 1", exp)
-    assert sorted(path.name for path in made.iterdir()) == ["config.yaml", "eval.sh", "train.sh"]
-    text = (made / "config.yaml").read_text()
+    new_exp = new.make(tmp_path / "a folder's $(name)" / "run 1", exp)
+    assert sorted(path.name for path in new_exp.iterdir()) == ["config.yaml", "eval.sh", "train.sh"]
+    text = (new_exp / "config.yaml").read_text()
     assert text == f"# Made from {exp / 'config.yaml'}\n{SMALL}"
     (tmp_path / "utils").mkdir()  # a package of that name where the user stands must not be taken for ours
     (tmp_path / "utils/__init__.py").write_text("raise RuntimeError('the wrong utils')\n")
-    for argv in (["./train.sh"], ["sh", "train.sh"], [str(made / "eval.sh")]):
-        done = run([*argv, "local", "0"], made if "/" not in argv[0][1:] or argv[0] == "./train.sh" else tmp_path)
+    for argv in (["./train.sh"], ["sh", "train.sh"], [str(new_exp / "eval.sh")]):
+        done = run([*argv, "local", "0"], new_exp if "/" not in argv[0][1:] or argv[0] == "./train.sh" else tmp_path)
         assert done.returncode == 2, done.stderr
         assert "common.val_source: there is no list file" in done.stderr  # beside the old config, not this one
-    done = run([str(made / "train.sh")], tmp_path)
+    done = run([str(new_exp / "train.sh")], tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("usage: train.sh PARTITION N")
 

@@ -14,7 +14,7 @@ import pytest
 
 from launch import local
 from utils import processes
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("rank_script.py")
@@ -27,9 +27,9 @@ START = (
 def start(folder: Path, ranks: int, *words: str, **env: str) -> subprocess.Popen[str]:
     """The launcher in a process of its own, with rank_script.py as the script."""
     argv = [sys.executable, "-c", START, str(SCRIPT), str(ranks), str(folder), *words]
-    own = {"PYTHONPATH": str(ROOT), "SLURM_PROCID": "3", "SLURM_NTASKS": "7", **env}
+    variables = {"PYTHONPATH": str(ROOT), "SLURM_PROCID": "3", "SLURM_NTASKS": "7", **env}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(argv, env=os.environ | own, text=True, preexec_fn=at_a_terminal, **pipes)
+    return subprocess.Popen(argv, env=os.environ | variables, text=True, preexec_fn=at_a_terminal, **pipes)
 
 
 def at_a_terminal() -> None:
@@ -99,11 +99,11 @@ def test_a_closed_terminal_stops_the_ranks_unless_nohup_said_otherwise(tmp_path:
     assert process.returncode == 75
     assert (tmp_path / "saved.1").read_text() == "SIGTERM"
 
-    own = {"PYTHONPATH": str(ROOT)}
+    variables = {"PYTHONPATH": str(ROOT)}
     argv = ["nohup", sys.executable, "-c", START, str(SCRIPT), "2", str(tmp_path), "wait", "0"]
     for file in tmp_path.glob("*.?"):
         file.unlink()
-    process = subprocess.Popen(argv, env=os.environ | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(argv, env=os.environ | variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until(started(tmp_path, 2))
     process.send_signal(signal.SIGHUP)
     time.sleep(1)

@@ -53,8 +53,8 @@ def running(folder: Path) -> list[str]:
 
 
 def test_a_server_of_a_job_is_private_and_keeps_what_it_has(folder: Path, served: subprocess.Popen[bytes]) -> None:
-    (said,) = folder.glob("*.server")
-    address = said.read_text().strip()
+    (server_file,) = folder.glob("*.server")
+    address = server_file.read_text().strip()
     assert address.startswith("127.0.0.1:")
     (line,) = running(folder)
     words = line.split()
@@ -101,8 +101,8 @@ def test_a_local_server_ends_with_the_process_that_asked(tmp_path: Path) -> None
     )  # fmt: skip
     assert process.stdout is not None
     folder = Path(process.stdout.readline().strip())
-    (said,) = folder.glob("*.server")
-    address = said.read_text().strip()
+    (server_file,) = folder.glob("*.server")
+    address = server_file.read_text().strip()
     connection = Connection(address, timeout=2, connect_timeout=2)
     assert connection.version()
     socket_file = Path(address.removeprefix("unix:"))
@@ -128,14 +128,14 @@ def test_a_public_address_gets_no_server(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("nodes", "unix"), [(1, True), (4, False)])
 def test_a_job_that_asks_for_servers_starts_one_per_node(tmp_path: Path, nodes: int, unix: bool) -> None:
     exp = tmp_path / "it's here"
-    wanted = Request("train-x", exp / "jobs/slurm", "part", nodes, 8, Settings())
-    servers = scheduler.server_lines(wanted, 512)
-    lines = slurm.setup_lines(dataclasses.replace(wanted, servers=servers), str(ROOT))
+    job = Request("train-x", exp / "jobs/slurm", "part", nodes, 8, Settings())
+    servers = scheduler.server_lines(job, 512)
+    lines = slurm.setup_lines(dataclasses.replace(job, servers=servers), str(ROOT))
     (step,) = [line for line in lines if "launch.memcached serve" in line]
     assert f"--overlap --nodes={nodes} --ntasks={nodes} --ntasks-per-node=1" in step
     assert step.endswith("--unix &" if unix else "--megabytes 512 &")
     script = tmp_path / "lines.sh"
     script.write_text("\n".join(lines))
     assert subprocess.run(["bash", "-n", str(script)], check=False).returncode == 0
-    plain = slurm.setup_lines(dataclasses.replace(wanted, servers=scheduler.server_lines(wanted, 0)), str(ROOT))
-    assert not any("memcached" in line for line in plain)
+    lines_without = slurm.setup_lines(dataclasses.replace(job, servers=scheduler.server_lines(job, 0)), str(ROOT))
+    assert not any("memcached" in line for line in lines_without)

@@ -52,10 +52,10 @@ def case(
 ) -> Iterator[Case]:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    made = Case(schedulers.named(request.param), "here", with_toy, tmp_path / "work")
-    yield made
-    made.close()
-    for keeper in (*local._keepers, *getattr(made.scheduler, "keepers", ())):
+    new_case = Case(schedulers.named(request.param), "here", with_toy, tmp_path / "work")
+    yield new_case
+    new_case.close()
+    for keeper in (*local._keepers, *getattr(new_case.scheduler, "keepers", ())):
         keeper.wait(timeout=60)
 
 

@@ -66,10 +66,10 @@ class Task:
         for name in ("scontrol", "squeue"):
             (folder / name).chmod(0o755)
         words = [sys.executable, "-c", TASK, str(ROOT), str(folder), "-", str(wait), str(code)]
-        own = {"PYTHONPATH": f"{folder}", "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
-        own |= {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", **env}
+        variables = {"PYTHONPATH": f"{folder}", "PATH": f"{folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "12"}
+        variables |= {"SLURM_STEP_ID": "0", "SLURM_PROCID": "0", **env}
         self.process = subprocess.Popen(
-            words, cwd=folder, env=os.environ | own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            words, cwd=folder, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
     def end(self) -> tuple[int, str, str]:
@@ -121,10 +121,12 @@ def test_other_ranks_only_wait(tmp_path: Path) -> None:
     assert task.calls() == []
 
 
-@pytest.mark.parametrize(("state", "said"), [("COMPLETING",) * 2, ("CANCELLED", "ended"), ("PENDING",) * 2])
-def test_a_job_that_was_cancelled_or_requeued_by_hand_is_left_alone(tmp_path: Path, state: str, said: str) -> None:
+@pytest.mark.parametrize(("state", "state_named"), [("COMPLETING",) * 2, ("CANCELLED", "ended"), ("PENDING",) * 2])
+def test_a_job_that_was_cancelled_or_requeued_by_hand_is_left_alone(
+    tmp_path: Path, state: str, state_named: str
+) -> None:
     task = Task(tmp_path, 75, state=state)
-    assert f"job 12 is {said}: not asked to start again" in task.end()[1]
+    assert f"job 12 is {state_named}: not asked to start again" in task.end()[1]
     assert task.calls() == ["asked"]
 
 
@@ -210,13 +212,13 @@ def test_progress(tmp_path: Path) -> None:
     assert progress.read(tmp_path) == progress.Progress(40, 100, None)
     curves = tmp_path / "events" / "scalars.jsonl"
     curves.parent.mkdir()
-    curves.write_text('{"step": 10, "acc1_val": 73.4}\n{"step": 20, "acc1_val": 30.0}\n{"step": 40, "torn')
+    curves.write_text('{"step": 10, "top1_val": 73.4}\n{"step": 20, "top1_val": 30.0}\n{"step": 40, "torn')
     for top1 in ("61.000", "30.000"):  # the end of a long log does not have the best validation any more
         log.write_text(log.read_text() + f"[t]  * Prec@1 {top1}\tPrec@5 60.0\tLoss 2.0\ttotal_num = 23\n")
     log.write_text(log.read_text() + "[t] stopped by SIGUSR2 at iteration 47, saved; the same command continues\n")
     assert progress.read(tmp_path) == progress.Progress(47, 100, 73.4)
     curves.write_text(
-        '{"step": 10, "acc1_val": 73.4, "map_val": 20.0}\n{"step": 20, "acc1_val": 30.0, "map_val": "nan"}\n'
+        '{"step": 10, "top1_val": 73.4, "map_val": 20.0}\n{"step": 20, "top1_val": 30.0, "map_val": "nan"}\n'
     )
     assert progress.read(tmp_path) == progress.Progress(47, 100, 20.0, "mAP")
     log.unlink()

@@ -16,7 +16,7 @@ import pytest
 
 from launch import __main__ as launcher
 from launch import jobs, scheduler, snapshot
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.schedulers import slurm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,12 +77,12 @@ class Stub:
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stub]:
     environment = dict(os.environ)
-    made = Stub(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
+    new_stub = Stub(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{new_stub.folder}:{os.environ['PATH']}")
     (tmp_path / "cluster.yaml").write_text(CLUSTER)
     monkeypatch.setenv("ZOETROPE_CLUSTER", str(tmp_path / "cluster.yaml"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    yield made
+    yield new_stub
     os.environ.clear()  # `submit` removes variables
     os.environ.update(environment)
 
@@ -306,9 +306,9 @@ def test_snapshot_holds_the_working_tree_and_what_git_says(tmp_path: Path) -> No
     (root / "x/jobs/code/old").mkdir(parents=True)
     (root / "x/jobs/code/old/main.py").write_text("old\n")
     (root / "link").symlink_to("main.py")
-    made = [snapshot.take(root / "x/jobs/code", root) for _ in range(2)]
-    assert made[0] != made[1]
-    copy = made[0]
+    copies = [snapshot.take(root / "x/jobs/code", root) for _ in range(2)]
+    assert copies[0] != copies[1]
+    copy = copies[0]
     names = sorted(str(path.relative_to(copy)) for path in copy.rglob("*"))
     kept = [
         ".gitignore",

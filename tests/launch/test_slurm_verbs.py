@@ -16,10 +16,10 @@ SHOW = "JobId=2 JobName=x JobState={state} Reason=None Requeue=1 Restarts=3 Exit
 
 @pytest.fixture
 def stub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stub:
-    made = Stub(tmp_path / "bin")
-    monkeypatch.setenv("PATH", str(made.folder))
+    new_stub = Stub(tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(new_stub.folder))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return made
+    return new_stub
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def exp(tmp_path: Path, stub: Stub) -> Path:
         jobs.record(folder, row)
     (folder / "log.txt").write_text("[t] Iter: [40/100] Time 1\n[t]  * Prec@1 30.000\tPrec@5 1\n")
     (folder / "events").mkdir()
-    rows = ({"step": step, "acc1_val": top1} for step, top1 in ((20, 31.25), (40, 30.0)))
+    rows = ({"step": step, "top1_val": top1} for step, top1 in ((20, 31.25), (40, 30.0)))
     (folder / "events" / "scalars.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -46,7 +46,7 @@ def test_status(exp: Path, stub: Stub, capsys) -> None:
     assert "FAILED code 2:0 restarts 3" in lines[0]
     assert "RUNNING" in lines[1]
     assert "PENDING (Priority)" in lines[2]
-    assert lines[3] == "iteration 40 of 100, best Prec@1 so far 31.25"
+    assert lines[3] == "iteration 40 of 100, best top-1 so far 31.25"
     assert stub.calls("squeue")[0][2] == "1,2,3"
 
 

@@ -16,7 +16,7 @@ import pytest
 from launch import attempts, collect, grid, job, sweep
 from launch.grid import Cell, Sweep
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.schedulers import Place, slurm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ if cfg.seed == 3 and not os.environ.get("FIXED"):
 with open(Path(exp) / "log.txt", "a") as file:
     file.write("[t] Iter: [10/10] x\\n[t] finished: 10 iterations, best\\n")
 (Path(exp) / "events").mkdir(exist_ok=True)
-(Path(exp) / "events/scalars.jsonl").write_text('{"step": 10, "acc1_val": %g, "loss_val": 1}\\n' % (50 + cfg.seed))
+(Path(exp) / "events/scalars.jsonl").write_text('{"step": 10, "top1_val": %g, "loss_val": 1}\\n' % (50 + cfg.seed))
 """
 
 
@@ -109,8 +109,8 @@ def test_names_that_are_refused(name: str, tmp_path: Path) -> None:
 
 def test_cells_are_all_choices_with_names_of_their_own(tmp_path: Path) -> None:
     exps = (tmp_path / "a/b", tmp_path / "c/b", tmp_path / "x y/b")
-    wanted = Sweep(tmp_path / "s", "train", exps, ("seed=1,2", "data.on_bad=skip,error"))
-    cells = wanted.cells()
+    new_sweep = Sweep(tmp_path / "s", "train", exps, ("seed=1,2", "data.on_bad=skip,error"))
+    cells = new_sweep.cells()
     assert len(cells) == len({cell.name for cell in cells}) == 12
     assert cells[1].overrides == ["seed=1", "data.on_bad=error"]
     assert cells[0].name.startswith("a-b_seed=1_on_bad=skip-")
@@ -122,9 +122,9 @@ def test_cells_are_all_choices_with_names_of_their_own(tmp_path: Path) -> None:
 
 
 def test_a_cell_is_an_experiment_with_the_values_written_in(exp: Path, tmp_path: Path) -> None:
-    wanted = Sweep(tmp_path / "s", "train", (exp,), ("lr_scheduler.max_iter=7", "common.augmentation.area=[0.5, 1]"))
-    (cell,) = wanted.cells()
-    folder = grid.make(wanted, cell)
+    new_sweep = Sweep(tmp_path / "s", "train", (exp,), ("lr_scheduler.max_iter=7", "common.augmentation.area=[0.5, 1]"))
+    (cell,) = new_sweep.cells()
+    folder = grid.make(new_sweep, cell)
     text = (folder / "config.yaml").read_text()
     assert text.startswith(
         f"# Cell of the sweep s, made from {exp}/config.yaml with\n#   common.lr_scheduler.max_iter=7\n"
@@ -136,20 +136,20 @@ def test_a_cell_is_an_experiment_with_the_values_written_in(exp: Path, tmp_path:
     assert cfg.train_source == str(exp / "train.txt"), "relative paths still lead beside the experiment"
     assert os.access(folder / "train.sh", os.X_OK)
     (exp / "config.yaml").write_text(CONFIG.replace("batch_size: 8", "batch_size: 4"))
-    grid.make(wanted, cell)
+    grid.make(new_sweep, cell)
     assert config.load(folder).batch_size == 4, "a cell that has not begun follows its experiment"
     (folder / "log.txt").touch()
     (exp / "config.yaml").write_text(CONFIG)
     with pytest.raises(UserError, match="was trained before"):
-        grid.make(wanted, cell)
+        grid.make(new_sweep, cell)
 
 
 def test_only_what_is_missing_runs(exp: Path, tmp_path: Path, stand_in: Path, monkeypatch, capsys) -> None:
     words = ("--exp", exp, "--grid", "seed=1,2,3,4", "--parallel", 2)
     assert run(tmp_path, *words) == 1
-    told = capsys.readouterr().out
-    assert "4 cells (4 new), 4 to run" in told
-    assert "exit code 1: error: seed 3 is unlucky" in told
+    output = capsys.readouterr().out
+    assert "4 cells (4 new), 4 to run" in output
+    assert "exit code 1: error: seed 3 is unlucky" in output
     assert len(stand_in.read_text().split()) == 4
     assert run(tmp_path, *words, "--dry-run") == 0
     assert "4 cells (3 done, 1 failed), 1 to run" in capsys.readouterr().out
@@ -167,7 +167,7 @@ def test_collect_writes_the_table(exp: Path, tmp_path: Path, stand_in: Path, cap
     run(tmp_path, "--exp", exp, "--grid", "seed=1,2,3", "common.label_smooth=0,0.1")
     capsys.readouterr()
     assert collect.main(["s1", "--into", str(tmp_path / "sweeps")]) == 1
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     folder = tmp_path / "sweeps" / "s1"
     with (folder / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -176,12 +176,12 @@ def test_collect_writes_the_table(exp: Path, tmp_path: Path, stand_in: Path, cap
     ]  # fmt: skip
     text = (folder / "table.md").read_text()
     assert text.startswith("# Sweep s1\n\n4 of 6 cells\n\n| cell ")
-    assert text.count("- failed: ") == told.count("failed: ") == 2
+    assert text.count("- failed: ") == output.count("failed: ") == 2
     assert "seed 3 is unlucky" in text
     assert (folder / "table.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("lines", ['{"step": 5, "acc1_val": "nan"}\n{"step": 10, "acc1_val": 40.0}\n', ""])
+@pytest.mark.parametrize("lines", ['{"step": 5, "top1_val": "nan"}\n{"step": 10, "top1_val": 40.0}\n', ""])
 def test_collect_without_a_number_in_some_validations(
     exp: Path, tmp_path: Path, stand_in: Path, capsys: pytest.CaptureFixture[str], lines: str
 ) -> None:
@@ -197,25 +197,27 @@ def test_collect_without_a_number_in_some_validations(
 
 
 def test_an_evaluation_cell_is_a_result_of_its_experiment(exp: Path, tmp_path: Path) -> None:
-    wanted = Sweep(tmp_path / "s", "eval", (exp,), ("val_dense=true,false",), ("--checkpoint", "latest"))
-    first, second = wanted.cells()
+    new_sweep = Sweep(tmp_path / "s", "eval", (exp,), ("val_dense=true,false",), ("--checkpoint", "latest"))
+    first, second = new_sweep.cells()
     name = f"s.{first.name}"
     expected = ["eval", str(exp), "--set", "val_dense=true", "--name", name, "--checkpoint", "latest"]
-    assert wanted.words(first) == expected
+    assert new_sweep.words(first) == expected
     (exp / "results").mkdir()
     summary = {"metrics": {"top1": 50.0, "top5": 75.0, "loss": 1.0, "num_videos": 8.0}, "counts": {"failed": 1}}
     (exp / "results" / f"{name}.json").write_text(json.dumps(summary))
-    found = sweep.states(wanted, [first, second])
-    assert [found[cell.name].kind for cell in (first, second)] == ["done", "new"]
-    assert collect._row(wanted, first)["failed_videos"] == 1
+    states = sweep.states(new_sweep, [first, second])
+    assert [states[cell.name].kind for cell in (first, second)] == ["done", "new"]
+    assert collect._row(new_sweep, first)["failed_videos"] == 1
 
 
 def test_views_of_an_evaluation_are_swept(exp: Path, tmp_path: Path) -> None:
-    wanted = Sweep(tmp_path / "s", "eval", (exp,), ("eval.views=centre,10x3", "eval.crop_size=32", "val_dense=false"))
-    first, second = wanted.cells()
+    new_sweep = Sweep(
+        tmp_path / "s", "eval", (exp,), ("eval.views=centre,10x3", "eval.crop_size=32", "val_dense=false")
+    )
+    first, second = new_sweep.cells()
     assert first.overrides == ["val_dense=false"]
     words = ["--set", "val_dense=false", "--views", "centre", "--crop-size", "32", "--name"]
-    assert wanted.words(first)[2:-1] == words
+    assert new_sweep.words(first)[2:-1] == words
     assert first.name != second.name
     for verb, key in (("eval", "eval.view"), ("train", "eval.views")):
         with pytest.raises(UserError, match=rf"{key} is an option of --verb eval, which has eval.checkpoint"):
@@ -248,14 +250,14 @@ def test_a_signal_stops_the_cells_and_starts_no_other(exp: Path, tmp_path: Path,
     os.kill(child, signal.SIGINT)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
     assert len(stand_in.read_text().split()) == 1
-    wanted = grid.read(tmp_path / "sweeps" / "s1")
-    kinds = [state.kind for state in sweep.states(wanted, wanted.cells()).values()]
+    stopped = grid.read(tmp_path / "sweeps" / "s1")
+    kinds = [state.kind for state in sweep.states(stopped, stopped.cells()).values()]
     assert kinds == ["failed", "new"], "the stand-in does not save: it was killed"
 
 
 def test_waiting_tasks_of_an_array_are_live() -> None:
-    found = [slurm._is_among(job, "12_[3-5,7%2]") for job in ("12_4", "12_7", "12_2", "12_6", "12", "1_4")]
-    assert found == [True, True, False, False, False, False]
+    is_among = [slurm._is_among(job, "12_[3-5,7%2]") for job in ("12_4", "12_7", "12_2", "12_6", "12", "1_4")]
+    assert is_among == [True, True, False, False, False, False]
 
 
 def test_a_task_of_an_array_notes_its_start_and_end_and_runs_once(tmp_path: Path, monkeypatch) -> None:
@@ -290,8 +292,8 @@ def test_the_launcher_knows_both_verbs(tmp_path: Path) -> None:
 
 
 def test_cell_names_fit_in_file_names(tmp_path: Path) -> None:
-    wanted = Sweep(tmp_path / "s", "train", (tmp_path / ("é" * 80) / ("x" * 200),), (f"a={'9' * 300}",))
-    (cell,) = wanted.cells()
+    new_sweep = Sweep(tmp_path / "s", "train", (tmp_path / ("é" * 80) / ("x" * 200),), (f"a={'9' * 300}",))
+    (cell,) = new_sweep.cells()
     assert isinstance(cell, Cell)
     assert len(os.fsencode(cell.name)) < 100
 

@@ -27,10 +27,10 @@ def test_cells_of_an_evaluation_sweep_are_results_of_their_own(
     words = ["s1.0", "local", "0", "--into", str(tmp_path / "sweeps"), "--exp", str(exp), "--verb", "eval"]
     words += ["--parallel", "2", "--grid", "eval.average=prob,logit", few]
     assert sweep.main(words) == 0
-    found = Results.names(exp)
-    assert len(found) == 2
-    assert all(name.startswith("s1.0.") for name in found)
-    assert sorted(Results.load(exp, name).protocol["average"] for name in found) == ["logit", "prob"]
+    names = Results.names(exp)
+    assert len(names) == 2
+    assert all(name.startswith("s1.0.") for name in names)
+    assert sorted(Results.load(exp, name).protocol["average"] for name in names) == ["logit", "prob"]
     capsys.readouterr()
     assert sweep.main(words) == 0
     assert "2 cells (2 done), 0 to run" in capsys.readouterr().out

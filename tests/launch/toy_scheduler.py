@@ -66,7 +66,7 @@ def keep(job: str) -> None:
         env = {**os.environ, **meet, JOB: f"toy:{job}", RESTARTS: str(restarts), "WORLD_SIZE": str(size)}
         with open(output_file, "ab") as output:
             envs = [env | {"RANK": str(rank)} for rank in range(size)]
-            ranks = [subprocess.Popen(command, cwd=code, env=own, stdout=output) for own in envs]
+            ranks = [subprocess.Popen(command, cwd=code, env=variables, stdout=output) for variables in envs]
         while any(rank.poll() is None for rank in ranks):
             if end.exists() or again.exists():
                 processes.send([rank.pid for rank in ranks if rank.poll() is None], 15)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import methods
 from methods import cam
-from utils.faults import UserError
+from utils.errors import UserError
 
 STEP = 1e-6  # of a central difference in float64
 
@@ -51,9 +51,9 @@ def by_differences(net: nn.Module, clip: Tensor, number: int, layer: str) -> np.
 
         handle = net.get_submodule(layer).register_forward_hook(raise_channel)
         with torch.no_grad():
-            found = float(net(clip)[0, number])
+            logit_of_number = float(net(clip)[0, number])
         handle.remove()
-        return found, kept[0]
+        return logit_of_number, kept[0]
 
     _, output = logit(0, 0.0)
     activation = output.transpose(0, 1) if output.dim() == 4 else output[0]  # (A, T', h, w)
@@ -70,12 +70,12 @@ def clip_of(*shape: int) -> Tensor:
 def test_grad_cam_is_its_definition(frames_as_batch: bool, layer: str) -> None:
     torch.manual_seed(0)
     net, clip = Toy(frames_as_batch=frames_as_batch).double().eval(), clip_of(1, 3, 4, 10, 8)
-    found = cam.grad_cam(net, clip, [0, 1, 2], layer)
-    assert torch.equal(found.logits, net(clip)[0].detach())
-    assert float(found.values.max()) > 0
+    class_maps = cam.grad_cam(net, clip, [0, 1, 2], layer)
+    assert torch.equal(class_maps.logits, net(clip)[0].detach())
+    assert float(class_maps.values.max()) > 0
     for number in range(3):
-        wanted = by_differences(net, clip, number, layer)
-        np.testing.assert_allclose(found.values[number].numpy(), wanted, rtol=1e-6, atol=1e-9)
+        expected = by_differences(net, clip, number, layer)
+        np.testing.assert_allclose(class_maps.values[number].numpy(), expected, rtol=1e-6, atol=1e-9)
 
 
 def by_one_difference(net: nn.Module, clip: Tensor, number: int, layer: str, cell: tuple[int, int, int]) -> float:
@@ -93,9 +93,9 @@ def by_one_difference(net: nn.Module, clip: Tensor, number: int, layer: str, cel
 
         handle = net.get_submodule(layer).register_forward_hook(rise)
         with torch.no_grad():
-            found = float(net(clip)[0, number])
+            logit_of_number = float(net(clip)[0, number])
         handle.remove()
-        return found
+        return logit_of_number
 
     places: list[int] = []
     change = logit(STEP) - logit(-STEP)
@@ -109,12 +109,12 @@ def test_grad_cam_of_the_methods_is_its_definition(kind: str, options: dict) -> 
     net, clip = net.double().eval(), clip_of(1, 3, 4, 32, 32)
     layer = cam.choose_layer(net, clip)
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    found = cam.grad_cam(net, clip, [1], layer).values[0]
-    assert min(found.shape[-2:]) == 4
-    best = np.unravel_index(int(found.argmax()), found.shape)
+    class_map = cam.grad_cam(net, clip, [1], layer).values[0]
+    assert min(class_map.shape[-2:]) == 4
+    best = np.unravel_index(int(class_map.argmax()), class_map.shape)
     for cell in (best, (0, 0, 0), (1, 2, 3)):
-        wanted = by_one_difference(net, clip, 1, layer, cell)
-        np.testing.assert_allclose(float(found[cell]), wanted, rtol=1e-3, atol=1e-4 * float(found.max()))
+        expected = by_one_difference(net, clip, 1, layer, cell)
+        np.testing.assert_allclose(float(class_map[cell]), expected, rtol=1e-3, atol=1e-4 * float(class_map.max()))
     assert all(torch.equal(before[name], value) for name, value in net.state_dict().items())
     assert all(parameter.requires_grad for parameter in net.parameters())
 
@@ -131,8 +131,8 @@ def test_small_and_dense_backbones_have_layers(backbone: str) -> None:
         methods.build(type="tsn", backbone=backbone, num_class=3, num_segments=2).eval(),
         clip_of(1, 3, 2, 64, 64),
     )
-    found = cam.grad_cam(net, clip.float(), [0], cam.choose_layer(net, clip.float()))
-    assert min(found.values.shape[-2:]) == 4
+    class_maps = cam.grad_cam(net, clip.float(), [0], cam.choose_layer(net, clip.float()))
+    assert min(class_maps.values.shape[-2:]) == 4
 
 
 def test_a_layer_without_a_map_is_refused() -> None:

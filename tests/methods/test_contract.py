@@ -20,7 +20,7 @@ from networks import BACKBONES
 from utils import draws
 from utils.config import model_options
 from utils.engine.network import place
-from utils.faults import UserError
+from utils.errors import UserError
 
 FOLDER = Path(methods.__file__).parent
 NO_MODELS = ("cam", "fetch", "macs", "folding", "positions")  # maps, a verb, a counter, two ways to evaluate a model
@@ -104,7 +104,7 @@ def test_gradients_lie_in_memory_as_the_weights_do(method: str) -> None:
     net = methods.build(type=method, backbone=network, num_class=K, num_segments=T)
     net = place(net, torch.device("cpu"), "fp32")
     other = set()
-    for name, parameter in ((name, own) for name, own in net.named_parameters() if own.requires_grad):
+    for name, parameter in ((name, parameter) for name, parameter in net.named_parameters() if parameter.requires_grad):
         # At the hook: what autograd keeps in `grad` has been put in order by then.
         parameter.register_hook(
             lambda grad, name=name, strides=parameter.stride(): other.add(name) if grad.stride() != strides else None
@@ -140,19 +140,19 @@ def test_training_draws_from_no_global_generator(method: str) -> None:
     known = {*model_options.options(method, backbone_of(method)), "dropout"}
     drawn = {key: value for key, value in DRAWS.items() if key in known}
     forms = [drawn, drawn | {"checkpointing": True}] if "checkpointing" in known else [drawn]
-    found = []
+    gradients = []
     for seed, options in itertools.product((1, 2), forms):
         model = small(method, **options)
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        with draws.using(3, 5, (0, 1), 1):
+        with draws.rng_scope(3, 5, (0, 1), 1):
             answer = model(clips())
             losses_of(answer).backward()
         assert torch.equal(torch.get_rng_state(), before), "the step drew from the global generator"
         logits = answer.logits if isinstance(answer, Output) else answer
-        found.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
-    for other in found[1:]:
-        assert all(torch.equal(first, second) for first, second in zip(found[0], other, strict=True))
+        gradients.append([logits, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for other in gradients[1:]:
+        assert all(torch.equal(first, second) for first, second in zip(gradients[0], other, strict=True))
 
 
 def test_evaluation_is_deterministic_and_per_clip(method: str) -> None:
@@ -210,8 +210,8 @@ def test_config_reads_the_same_names_from_the_source() -> None:
             parameters = list(inspect.signature(function).parameters.values())
             if any(p.kind is p.VAR_KEYWORD for p in parameters):
                 parameters += inspect.signature(BACKBONES[backbone]).parameters.values()
-            wanted = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - COMMON
-            assert set(model_options.options(method, backbone)) == wanted
+            expected = {p.name for p in parameters if p.kind is p.KEYWORD_ONLY} - COMMON
+            assert set(model_options.options(method, backbone)) == expected
 
 
 def test_backbone_options_reach_the_backbone() -> None:

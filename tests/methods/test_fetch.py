@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from methods import fetch
-from utils.faults import UserError
+from utils.errors import UserError
 
 CONTENT = bytes(range(256)) * 12_000  # 3 MB
 NAME = f"net-{hashlib.sha256(CONTENT).hexdigest()[:8]}.pth"
@@ -39,8 +39,8 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        wanted = self.headers.get("Range", "")
-        self.server.asked.append(wanted)
+        byte_range = self.headers.get("Range", "")
+        self.server.asked.append(byte_range)
         if self.server.fail_after_cut and not self.server.cut_after:
             self.send_error(503)
             return
@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Location", "http://example.invalid/x")
             self.end_headers()
             return
-        match = re.fullmatch(r"bytes=(\d+)-", wanted) if self.server.ranges else None
+        match = re.fullmatch(r"bytes=(\d+)-", byte_range) if self.server.ranges else None
         if self.server.if_range and self.headers.get("If-Range", self.server.etag) != self.server.etag:
             match = None
         content = self.server.content

@@ -16,7 +16,7 @@ import methods
 from methods import interop
 from methods.interop import hf
 from tests import hf_folders
-from utils.faults import UserError
+from utils.errors import UserError
 
 # Logits of transformers 5.24 (float64) on these folders and `clips`.
 GOLDEN = {
@@ -53,19 +53,19 @@ def logits(net: nn.Module, clips: Tensor) -> Tensor:
 @pytest.mark.parametrize("case", GOLDEN)
 @pytest.mark.parametrize("shards", [1, 3])
 def test_logits_of_transformers(case: str, shards: int, clips: Tensor, tmp_path: Path) -> None:
-    wanted, kind, changes = GOLDEN[case]
+    expected, kind, changes = GOLDEN[case]
     model = methods.from_pretrained(hf_folders.write(tmp_path / "f", kind, shards=shards, **changes))
-    torch.testing.assert_close(logits(model, clips)[0], torch.tensor(wanted).double(), rtol=0, atol=2e-8)
+    torch.testing.assert_close(logits(model, clips)[0], torch.tensor(expected).double(), rtol=0, atol=2e-8)
 
 
 def test_both_spellings_of_the_biases(clips: Tensor, tmp_path: Path) -> None:
     state = hf_folders.tensors("videomae")
     new = {name.replace("q_bias", "query.bias").replace("v_bias", "value.bias"): one for name, one in state.items()}
     bare = {name.removeprefix("videomae."): one for name, one in new.items()}  # of an encoder alone
-    wanted = logits(methods.from_pretrained(hf_folders.write(tmp_path / "old", "videomae")), clips)
+    expected = logits(methods.from_pretrained(hf_folders.write(tmp_path / "old", "videomae")), clips)
     for name, other in (("new", new), ("bare", bare)):
         model = methods.from_pretrained(hf_folders.write(tmp_path / name, "videomae", state=other))
-        assert torch.equal(logits(model, clips), wanted)
+        assert torch.equal(logits(model, clips), expected)
     both = state | {"videomae.encoder.layer.0.attention.attention.query.bias": torch.zeros(24)}
     with pytest.raises(UserError, match=r"unexpected: videomae.encoder.layer.0.attention.attention.query.bias"):
         methods.from_pretrained(hf_folders.write(tmp_path / "both", "videomae", state=both))
@@ -187,10 +187,10 @@ def test_pretrained_of_a_config_is_strict_about_options(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["videomae", "vjepa2"])
 def test_a_probe_takes_the_encoder_alone(kind: str, tmp_path: Path) -> None:
     folder = hf_folders.write(tmp_path / "f", kind)
-    found = dict(hf.read_folder(folder).model)
+    arguments = dict(hf.read_folder(folder).model)
     # The file's head has other options, which are of no concern here.
     options = {
-        key: one for key, one in found.items() if key not in ("type", "head_eps", "pooler_heads", "pooler_layers")
+        key: one for key, one in arguments.items() if key not in ("type", "head_eps", "pooler_heads", "pooler_layers")
     }
     options |= {"type": "probe", "encoder": kind, "head": "linear"}
     model = methods.build(**options, pretrained=str(folder))

@@ -22,7 +22,7 @@ from methods.interop import load_weights, pyslowfast
 from networks import BACKBONES
 from tests import parity_entry
 from utils import weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 
 # One quick case of every family; `make nightly` runs the others too.
 QUICK = {
@@ -65,10 +65,10 @@ def parity(shared_data: Path) -> ModuleType:
 def test_logits_of_the_peers(parity: ModuleType, shared_data: Path, tmp_path: Path, case: str) -> None:
     case_dir, meta, arrays = parity.expand(str(shared_data / "golden" / "parity"), case, str(tmp_path))
     assert not meta["fill_mismatch"]
-    got, wanted = parity_entry.logits(case_dir, meta, arrays), arrays["logits"]
+    got, expected = parity_entry.logits(case_dir, meta, arrays), arrays["logits"]
     (Path(case_dir) / meta["checkpoint"]).unlink()  # 100 to 370 MB
-    assert got.shape == wanted.shape
-    assert np.abs(got - wanted).max() <= 2e-5 * np.abs(wanted).max()
+    assert got.shape == expected.shape
+    assert np.abs(got - expected).max() <= 2e-5 * np.abs(expected).max()
 
 
 def test_every_case_is_listed(shared_data: Path) -> None:
@@ -215,11 +215,11 @@ def test_options_of_every_parity_case_are_implied(parity: ModuleType, shared_dat
         case_dir, meta, arrays = parity.expand(str(shared_data / "golden" / "parity"), case, str(tmp_path))
         _, shown = interop.what_is(Path(case_dir) / meta["checkpoint"])
         (Path(case_dir) / meta["checkpoint"]).unlink()
-        wanted = parity_entry.options(meta, num_segments=8)
-        same = {key for key in shown.keys() & wanted if key not in ("type", "backbone")}
-        assert {key: shown[key] for key in same} == {key: wanted[key] for key in same}
-        assert shown["backbone"].removesuffix("_vd") == wanted["backbone"]
-        assert shown.get("type", wanted["type"]) == wanted["type"]
+        expected = parity_entry.options(meta, num_segments=8)
+        same = {key for key in shown.keys() & expected if key not in ("type", "backbone")}
+        assert {key: shown[key] for key in same} == {key: expected[key] for key in same}
+        assert shown["backbone"].removesuffix("_vd") == expected["backbone"]
+        assert shown.get("type", expected["type"]) == expected["type"]
         assert shown["num_class"] == arrays["logits"].shape[-1]
 
 
@@ -287,13 +287,13 @@ def test_caffe2_names(tmp_path: Path) -> None:
     other = build("slowfast", backbone="resnet50", num_segments=8, non_local="dot_product")
     report = load_weights(other, tmp_path / "model.pkl")
     assert sorted(report.skipped) == ["conv1_w_momentum", "model_iter"]
-    own = model.state_dict()
-    assert all(torch.equal(own[name], tensor) for name, tensor in other.state_dict().items() if "batches" not in name)
+    state = model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in other.state_dict().items() if "batches" not in name)
 
 
 def pyslowfast_names(model: nn.Module) -> dict[str, str]:
     """PySlowFast's name: ours, for a SlowFast, without the counts of batches."""
-    found = {}
+    names_of = {}
     letters = {"1": "a", "2": "b", "3": "c"}
     for ours in model.state_dict():
         if ours.endswith("num_batches_tracked"):
@@ -317,26 +317,26 @@ def pyslowfast_names(model: nn.Module) -> dict[str, str]:
                 else:
                     suffix = "_bn" if rest[1].startswith("bn") else ""
                     theirs = f"{head}res{rest[0]}.branch2.{letters[rest[1][-1]]}{suffix}.{rest[2]}"
-        found[theirs] = ours
-    return found
+        names_of[theirs] = ours
+    return names_of
 
 
 def caffe2_blobs(names: list[str]) -> list[str]:
     """Blob names of a SlowFast-50 with non-local blocks."""
-    found = ["pred_w", "pred_b", "conv1_w", "t_conv1_w", "t_pool1_subsample_w"]
-    found += [f"{p}_bn_{s}" for p in ("res_conv1", "t_res_conv1", "t_pool1_subsample") for s in ("s", "b", "rm", "riv")]
+    blobs = ["pred_w", "pred_b", "conv1_w", "t_conv1_w", "t_pool1_subsample_w"]
+    blobs += [f"{p}_bn_{s}" for p in ("res_conv1", "t_res_conv1", "t_pool1_subsample") for s in ("s", "b", "rm", "riv")]
     for stage, depth in zip((2, 3, 4, 5), (3, 4, 6, 3), strict=True):
         last = f"t_res{stage}_{depth - 1}_branch2c_bn_subsample"
-        found += [f"{last}_w", *(f"{last}_bn_{s}" for s in ("s", "b", "rm", "riv"))]
+        blobs += [f"{last}_w", *(f"{last}_bn_{s}" for s in ("s", "b", "rm", "riv"))]
         for index in range(depth):
             nl = f"nonlocal_conv{stage}_{index}"
-            found += [f"{nl}_{part}_{kind}" for part in ("theta", "phi", "g", "out") for kind in "wb"]
-            found += [f"{nl}_bn_{s}" for s in ("s", "b", "rm", "riv")]
+            blobs += [f"{nl}_{part}_{kind}" for part in ("theta", "phi", "g", "out") for kind in "wb"]
+            blobs += [f"{nl}_bn_{s}" for s in ("s", "b", "rm", "riv")]
             for path in ("", "t_"):
                 for branch in ("branch1", "branch2a", "branch2b", "branch2c"):
                     block = f"{path}res{stage}_{index}_{branch}"
-                    found += [f"{block}_w", *(f"{block}_bn_{s}" for s in ("s", "b", "rm", "riv"))]
-    return found
+                    blobs += [f"{block}_w", *(f"{block}_bn_{s}" for s in ("s", "b", "rm", "riv"))]
+    return blobs
 
 
 @pytest.mark.parametrize("protocol", [0, 1, 2, 3, 4, 5])
@@ -352,14 +352,14 @@ def test_unpickler_reads_arrays_of_every_protocol(tmp_path: Path, protocol: int)
     )
     file = tmp_path / "x.pdparams"
     file.write_bytes(pickle.dumps(content, protocol=protocol))
-    found = weights_file.read(file)
+    arrays = weights_file.read(file)
     for key in ("a", "fortran", "big", "none", "flags"):
-        assert found[key].shape == content[key].shape
-        assert (found[key] == content[key]).all()
-        assert found[key].dtype.newbyteorder("=") == content[key].dtype.newbyteorder("=")
-        assert found[key].flags.writeable
-    assert found["scalar"] == 0.5
-    assert found["nested"] == content["nested"]
+        assert arrays[key].shape == content[key].shape
+        assert (arrays[key] == content[key]).all()
+        assert arrays[key].dtype.newbyteorder("=") == content[key].dtype.newbyteorder("=")
+        assert arrays[key].flags.writeable
+    assert arrays["scalar"] == 0.5
+    assert arrays["nested"] == content["nested"]
 
 
 class Touch:

@@ -24,14 +24,14 @@ def test_attention_counts() -> None:
     build = {"type": "tsm", "backbone": "resnet50", "num_class": 400, "num_segments": 8}
     shape = (1, 3, 8, 64, 64)
     with torch.device("meta"):
-        plain = count_macs(methods.build(**build), shape, norms=False)
+        without = count_macs(methods.build(**build), shape, norms=False)
         model = methods.build(**build, non_local="embedded_gaussian")
     convolutions = attention = 0
     for blocks, channels, side in ((2, 512, 8), (3, 1024, 4)):
         places, pooled, inner = 8 * side**2, 8 * (side // 2) ** 2, channels // 2
         convolutions += blocks * places * 4 * channels * inner
         attention += blocks * 2 * places * pooled * inner
-    assert count_macs(model, shape, norms=False) == plain + convolutions + attention
+    assert count_macs(model, shape, norms=False) == without + convolutions + attention
 
 
 def test_the_model_is_not_changed() -> None:

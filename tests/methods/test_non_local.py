@@ -8,7 +8,7 @@ from torch import nn
 
 import methods
 from methods._non_local import MODES, FramesNonLocal, NonLocal
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def reference(block: NonLocal, x: torch.Tensor) -> torch.Tensor:
@@ -90,24 +90,24 @@ def test_published_parameter_counts_of_tsm(mode: str, params: int) -> None:
 def test_places_in_tsm() -> None:
     with torch.device("meta"):
         model = build(non_local="embedded_gaussian", temporal_pool=True)
-        plain = build()
+        without = build()
     blocks = {name: module for name, module in model.named_modules() if isinstance(module, NonLocal)}
     expected = [f"backbone.layer2.{i}_non_local" for i in (0, 2)] + [
         f"backbone.layer3.{i}_non_local" for i in (0, 2, 4)
     ]
     assert list(blocks) == expected
     assert {block.num_segments for block in blocks.values()} == {4}
-    assert set(plain.state_dict()) < set(model.state_dict())
+    assert set(without.state_dict()) < set(model.state_dict())
 
 
 def test_tsm_with_non_local_starts_as_tsm() -> None:
     torch.manual_seed(0)
     options = {"backbone": "resnet18", "num_class": 5, "num_segments": 4}
-    plain, more = build(**options).eval(), build(**options, non_local="dot_product").eval()
-    more.load_state_dict(plain.state_dict(), strict=False)
+    without, more = build(**options).eval(), build(**options, non_local="dot_product").eval()
+    more.load_state_dict(without.state_dict(), strict=False)
     x = torch.randn(1, 3, 4, 64, 64)
     with torch.inference_mode():
-        torch.testing.assert_close(more(x), plain(x))
+        torch.testing.assert_close(more(x), without(x))
 
 
 @pytest.mark.parametrize(

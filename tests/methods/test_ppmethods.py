@@ -9,7 +9,7 @@ from torch import nn
 import methods
 from methods.tsm import TemporalShift
 from networks.resnet_vd import ResNetVd
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def build(method: str, **options: object) -> nn.Module:
@@ -31,8 +31,8 @@ def test_published_figures(method: str, backbone: str) -> None:
 
 @pytest.mark.parametrize(("method", "kind"), [("pptsn", nn.ReLU), ("pptsm", nn.LeakyReLU)])
 def test_activations(method: str, kind: type[nn.Module]) -> None:
-    found = {type(m) for m in build(method).backbone.modules() if isinstance(m, nn.ReLU | nn.LeakyReLU)}
-    assert found == {kind}
+    kinds = {type(m) for m in build(method).backbone.modules() if isinstance(m, nn.ReLU | nn.LeakyReLU)}
+    assert kinds == {kind}
 
 
 @pytest.mark.parametrize("frames", [2, 4, 16])

@@ -12,7 +12,7 @@ import methods
 from methods import fetch
 from networks import BACKBONES
 from utils import checkpoint, files
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def build(pretrained: bool | str = False, **options: object) -> nn.Module:
@@ -45,8 +45,8 @@ def published(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, state: d
 
 
 def same_backbone(model: nn.Module, state: dict[str, torch.Tensor]) -> bool:
-    own = model.backbone.state_dict()
-    return all(torch.equal(own[key], value) for key, value in state.items() if not key.startswith("fc."))
+    backbone_state = model.backbone.state_dict()
+    return all(torch.equal(backbone_state[key], value) for key, value in state.items() if not key.startswith("fc."))
 
 
 @pytest.mark.parametrize("method", ["tsn", "tsm"])

@@ -14,7 +14,7 @@ from methods.probe import Probe
 from methods.videomae import VideoMAE
 from methods.vjepa2 import VJEPA2
 from utils import draws, optim
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.loss import training_loss
 
 RATES, DECAYS = (1.0, 0.1), (0.01, 0.8)
@@ -36,17 +36,17 @@ def losses(model: Probe, kind: str, rate: float, steps: int = 6) -> list[torch.T
     """The loss of each head in each of a few clipped steps."""
     optimizer = optim.build(model, lr=rate, type=kind, weight_decay=0.3)
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    found = []
+    losses_of = []
     for step in range(steps):
         model.train()
         optimizer.zero_grad(set_to_none=True)
-        with draws.using(3, step, (0, 1), 2):
+        with draws.rng_scope(3, step, (0, 1), 2):
             answer = model(clips(step))
             loss, _ = training_loss(answer, torch.tensor([0, 1, 2, 3]), label_smooth=0.1, lam=0.7)
         loss.sum().backward()
         optim.apply(optimizer, scaler, max_norm=0.5)
-        found.append(loss.detach().reshape(-1))
-    return found
+        losses_of.append(loss.detach().reshape(-1))
+    return losses_of
 
 
 @pytest.mark.parametrize("kind", ["adamw", "sgd"])
@@ -64,18 +64,18 @@ def test_groups_have_the_rates_and_decays_of_their_head() -> None:
     model = probe(head="linear", lr_mults=(3.0,), decays=(0.1, 0.4))
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = optim.build(model, lr=0.01, type="adamw", weight_decay=0.3).param_groups
-    found = {
+    groups_of = {
         (group["name"], group["lr"], group["weight_decay"], *sorted(names[p] for p in group["params"]))
         for group in groups
     }
-    wanted = set()
+    expected = set()
     for n, decay in enumerate((0.1, 0.4)):
-        wanted.add((f"weight, head {n}", 0.03, decay, f"heads.{n}.classifier.weight"))
+        expected.add((f"weight, head {n}", 0.03, decay, f"heads.{n}.classifier.weight"))
         norms = [f"heads.{n}.{name}" for name in ("classifier.bias", "features.bias", "features.weight")]
-        wanted.add((f"bias and norm, head {n}", 0.03, 0.0, *norms))
-    assert found == wanted
-    plain = optim.build(probe(), lr=0.01, type="adamw", weight_decay=0.3).param_groups
-    assert {group["weight_decay"] for group in plain} == {0.3, 0.0}
+        expected.add((f"bias and norm, head {n}", 0.03, 0.0, *norms))
+    assert groups_of == expected
+    default_groups = optim.build(probe(), lr=0.01, type="adamw", weight_decay=0.3).param_groups
+    assert {group["weight_decay"] for group in default_groups} == {0.3, 0.0}
 
 
 def test_the_encoder_is_frozen() -> None:
@@ -129,8 +129,8 @@ def test_weights_of_a_whole_model_fill_the_encoder(tmp_path) -> None:  # noqa: A
     source = methods.build(type="videomae", backbone="vit3d", num_class=9, **sizes)
     torch.save(source.state_dict(), tmp_path / "weights.pth")
     model = probe(encoder="videomae", pretrained=str(tmp_path / "weights.pth")).float()
-    wanted = source.backbone.state_dict()
-    assert all(torch.equal(value, wanted[key]) for key, value in model.backbone.state_dict().items())
+    expected = source.backbone.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in model.backbone.state_dict().items())
     assert model.pretrained_note.startswith("frozen encoder: weights from ")
 
 
@@ -150,8 +150,8 @@ def test_a_network_of_images_gives_a_token_for_each_frame(head: str, tmp_path) -
     bare = networks.BACKBONES["mobilenetv2"]().eval()
     bare.load_state_dict({key: value for key, value in image.state_dict().items() if "classifier" not in key})
     with torch.no_grad():
-        wanted = torch.stack([bare(inputs[:, :, i]) for i in range(4)], 1)  # (B, T, D)
-        torch.testing.assert_close(model.tokens(inputs), wanted)
+        expected = torch.stack([bare(inputs[:, :, i]) for i in range(4)], 1)  # (B, T, D)
+        torch.testing.assert_close(model.tokens(inputs), expected)
         alone = model.alone().eval()
         assert isinstance(alone, Probe)
         assert torch.equal(alone(inputs), model.eval()(inputs))

@@ -10,7 +10,7 @@ import torch
 import methods
 from methods.interop import provenance
 from tests import hf_folders
-from utils.faults import UserError
+from utils.errors import UserError
 
 CARD = """\
 ---

@@ -11,7 +11,7 @@ import methods
 from methods._non_local import NonLocal
 from methods.slowfast import Lateral, slow_frames
 from tests import golden
-from utils.faults import UserError
+from utils.errors import UserError
 
 MM = {"lateral_norm": False, "slow_index": "strided", "slow_first": False}
 R4X16 = {"alpha": 8, "fusion_kernel": 5}

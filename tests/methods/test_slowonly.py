@@ -10,7 +10,7 @@ from torch import nn
 
 import methods
 from networks import BACKBONES
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def build(**options: object) -> nn.Module:
@@ -77,10 +77,10 @@ def test_image_weights_are_inflated(tmp_path: Path) -> None:
     state = BACKBONES["resnet18"](num_class=1000).state_dict()
     torch.save(state, tmp_path / "image.pth")
     model = build(pretrained=str(tmp_path / "image.pth"))
-    own = model.backbone.state_dict()
-    torch.testing.assert_close(own["layer4.1.conv1.weight"].sum(2), state["layer4.1.conv1.weight"])
-    assert torch.equal(own["layer1.0.conv1.weight"][:, :, 0], state["layer1.0.conv1.weight"])
-    assert torch.equal(own["layer2.0.bn2.weight"], state["layer2.0.bn2.weight"])
+    backbone_state = model.backbone.state_dict()
+    torch.testing.assert_close(backbone_state["layer4.1.conv1.weight"].sum(2), state["layer4.1.conv1.weight"])
+    assert torch.equal(backbone_state["layer1.0.conv1.weight"][:, :, 0], state["layer1.0.conv1.weight"])
+    assert torch.equal(backbone_state["layer2.0.bn2.weight"], state["layer2.0.bn2.weight"])
     assert "its classifier is left out" in model.pretrained_note
 
 
@@ -100,9 +100,9 @@ def test_wrong_arguments(options: dict, message: str) -> None:
 def test_non_local_blocks_stand_where_each_tool_puts_them(form: str, places: list[int], pool_first: bool) -> None:
     with torch.device("meta"):
         model = build(backbone="resnet50", num_class=400, non_local="dot_product", non_local_form=form)
-    found = {name: module for name, module in model.named_modules() if name.endswith("_non_local")}
-    assert [int(name.split(".")[-1].partition("_")[0]) for name in found] == places
-    assert {module.pool_first for module in found.values()} == {pool_first}
+    blocks = {name: module for name, module in model.named_modules() if name.endswith("_non_local")}
+    assert [int(name.split(".")[-1].partition("_")[0]) for name in blocks] == places
+    assert {module.pool_first for module in blocks.values()} == {pool_first}
     assert sum(p.numel() for p in model.parameters()) == 39_808_464, "as MMAction2 1.2.0 builds it"
 
 

@@ -11,7 +11,7 @@ import methods
 from methods._output import Output
 from methods.tpn import LevelFusion, Neck, TemporalModulation
 from methods.tsm import TemporalShift, temporal_shift
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def build(**options: object) -> nn.Module:
@@ -164,16 +164,16 @@ def test_weight_0_means_no_auxiliary_head() -> None:
 
 
 def test_fully_convolutional_test_averages_windows() -> None:
-    plain, fcn = build().double().eval(), build(fcn_pool=2).double().eval()
+    without, fcn = build().double().eval(), build(fcn_pool=2).double().eval()
     x = clips(size=96).double()  # the last map is 3x3: four windows of 2x2
     with torch.inference_mode():
-        pyramid = plain.neck(*plain._levels(x))
+        pyramid = without.neck(*without._levels(x))
         windows = [pyramid[..., i : i + 2, j : j + 2].mean((2, 3, 4)) for i in (0, 1) for j in (0, 1)]
-        expected = torch.stack([plain.classifier(window) for window in windows]).mean(0)
+        expected = torch.stack([without.classifier(window) for window in windows]).mean(0)
         torch.testing.assert_close(fcn(x), expected)
-        assert not torch.allclose(fcn(x), plain(x))
+        assert not torch.allclose(fcn(x), without(x))
         small = clips(size=64).double()  # a 2x2 map is one window
-        torch.testing.assert_close(fcn(small), plain(small))
+        torch.testing.assert_close(fcn(small), without(small))
 
 
 @pytest.mark.parametrize("shift_shortcut", [True, False])

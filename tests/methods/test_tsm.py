@@ -10,7 +10,7 @@ import methods
 from methods import tsm
 from methods.tsm import TemporalPool, TemporalShift, temporal_shift
 from tests import golden
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def build(**options: object) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import nn
 
 import methods
 from utils import draws
-from utils.faults import UserError
+from utils.errors import UserError
 
 K = 5
 
@@ -56,9 +56,9 @@ def test_dropout_draws_per_frame_or_per_clip(consensus: str, rows: tuple[int, ..
     model = build(consensus=consensus)
     seen = []
     model.dropout.register_forward_hook(lambda module, args, out: seen.append(tuple(out.shape)))
-    with draws.using(seed=1, step=0, shards=(0, 1), rows_per_shard=1):
+    with draws.rng_scope(seed=1, step=0, shards=(0, 1), rows_per_shard=1):
         first = model(clips())
-    with draws.using(seed=1, step=0, shards=(0, 1), rows_per_shard=1):
+    with draws.rng_scope(seed=1, step=0, shards=(0, 1), rows_per_shard=1):
         assert torch.equal(first, model(clips()))
     assert seen == [rows, rows]
 
@@ -137,9 +137,9 @@ def test_norm_eval_keeps_the_statistics_and_trains_scale_and_shift(method: str) 
     with torch.no_grad():
         expected = model(clips())
     model.train()
-    found = model(clips())
-    torch.testing.assert_close(found, expected)
-    found.sum().backward()
+    outputs = model(clips())
+    torch.testing.assert_close(outputs, expected)
+    outputs.sum().backward()
     for norm, mean in zip(norms, before, strict=True):
         assert torch.equal(norm.running_mean, mean)
         assert norm.weight.grad is not None

@@ -8,7 +8,7 @@ from torch import nn
 
 import methods
 from methods.macs import count_macs, count_parameters
-from utils.faults import UserError
+from utils.errors import UserError
 
 PARAMETERS = {"small": 22_033_936, "base": 86_534_800, "large": 304_270_736, "huge": 632_119_440}
 GMACS = {"small": 56.9, "base": 180.3, "large": 596.8}  # 16 x 224 x 224, Tong et al. 2022 and MMAction2

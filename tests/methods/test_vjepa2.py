@@ -11,7 +11,7 @@ from torch import nn
 import methods
 from methods.macs import count_macs, count_parameters
 from methods.vjepa2 import AttentivePooler
-from utils.faults import UserError
+from utils.errors import UserError
 
 # encoder, pooler, classifier of 174 classes
 PARAMETERS = {
@@ -36,8 +36,8 @@ def small(**options: object) -> nn.Module:
 def test_parameters(size: str) -> None:
     model = published(size)
     counts = (count_parameters(part) for part in (model.backbone, model.pooler, model.classifier))
-    for found, wanted in zip(counts, PARAMETERS[size], strict=True):
-        assert wanted in (found, None)
+    for count, published_count in zip(counts, PARAMETERS[size], strict=True):
+        assert published_count in (count, None)
 
 
 def test_multiplications() -> None:

@@ -37,24 +37,24 @@ def pair(case: str) -> tuple[nn.Module, nn.Module, torch.Tensor]:
     torch.manual_seed(1)
     options = {"stride": stride, "padding": padding, "groups": groups, "bias": bias}
     kinds = (nn.Conv3d, Conv3d) if len(size) == 3 else (nn.Conv2d, Conv2d)
-    plain, ours = (kind(channels, out, kernel, **options).double() for kind in kinds)
-    ours.load_state_dict(plain.state_dict())
+    torch_layer, ours = (kind(channels, out, kernel, **options).double() for kind in kinds)
+    ours.load_state_dict(torch_layer.state_dict())
     layout = FORMATS[2 + len(size)]
     ours.weight.data = ours.weight.data.contiguous(memory_format=layout)
-    return plain, ours, torch.randn(2, channels, *size).double().contiguous(memory_format=layout)
+    return torch_layer, ours, torch.randn(2, channels, *size).double().contiguous(memory_format=layout)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_and_gradients(case: str) -> None:
-    plain, ours, x = pair(case)
+    torch_layer, ours, x = pair(case)
     results = []
-    for layer, clip in ((plain, x.contiguous()), (ours, x)):
+    for layer, clip in ((torch_layer, x.contiguous()), (ours, x)):
         clip = clip.clone(memory_format=torch.preserve_format).requires_grad_()
         out = layer(clip)
         out.backward(torch.linspace(-1, 1, out.numel(), dtype=torch.float64).view(out.shape))
         results.append([out, clip.grad, *(parameter.grad for parameter in layer.parameters())])
-    for wanted, got in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-12)
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
     out, grad, weight_grad = results[1][:3]
     for tensor in (out, grad, weight_grad) if case not in LEFT_TO_TORCH else ():  # what comes next finds its format
         assert tensor.is_contiguous(memory_format=FORMATS[tensor.dim()])
@@ -62,10 +62,10 @@ def test_outputs_and_gradients(case: str) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_other_memory_formats_and_no_gradient(case: str) -> None:
-    plain, ours, x = pair(case)
+    torch_layer, ours, x = pair(case)
     with torch.inference_mode():
-        torch.testing.assert_close(ours(x), plain(x.contiguous()), rtol=1e-10, atol=1e-12)
-        torch.testing.assert_close(ours(x.contiguous()), plain(x.contiguous()), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(ours(x), torch_layer(x.contiguous()), rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(ours(x.contiguous()), torch_layer(x.contiguous()), rtol=1e-10, atol=1e-12)
 
 
 def test_frozen_parts_get_no_gradient() -> None:

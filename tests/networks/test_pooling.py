@@ -23,10 +23,10 @@ def test_same_bits_as_three_dimensional_pooling(kernel, stride, padding, ceil) -
     x = values.contiguous(memory_format=torch.channels_last_3d)
     results = []
     for pool in (F.max_pool3d, pooling.in_two_dimensions):
-        own = x.clone().requires_grad_()
-        out = pool(own, kernel, stride, padding, ceil_mode=ceil)
+        inputs = x.clone().requires_grad_()
+        out = pool(inputs, kernel, stride, padding, ceil_mode=ceil)
         out.backward(torch.arange(out.numel(), dtype=torch.float64).view(out.shape))
-        results.append((out.detach(), own.grad))
+        results.append((out.detach(), inputs.grad))
     assert torch.equal(results[0][0], results[1][0])
     assert torch.equal(results[0][1], results[1][1])
     assert results[1][0].is_contiguous(memory_format=torch.channels_last_3d)

@@ -65,10 +65,10 @@ def test_stage_1_has_no_pooling_and_other_strides_are_kept() -> None:
 def test_activation_is_the_same_everywhere(activation: str, kind: type[nn.Module]) -> None:
     with torch.device("meta"):
         network = resnet50_vd(activation=activation)
-    found = [m for m in network.modules() if isinstance(m, nn.ReLU | nn.LeakyReLU)]
-    assert len(found) == 2 + 1 + 16
-    assert all(isinstance(m, kind) for m in found)
-    assert {m.negative_slope for m in found if isinstance(m, nn.LeakyReLU)} <= {0.01}
+    activations = [m for m in network.modules() if isinstance(m, nn.ReLU | nn.LeakyReLU)]
+    assert len(activations) == 2 + 1 + 16
+    assert all(isinstance(m, kind) for m in activations)
+    assert {m.negative_slope for m in activations if isinstance(m, nn.LeakyReLU)} <= {0.01}
 
 
 def test_unknown_activation() -> None:

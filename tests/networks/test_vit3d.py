@@ -32,9 +32,9 @@ def test_patches_are_those_of_a_strided_convolution() -> None:
     peer.load_state_dict(ours.state_dict())
     x = clips()
     for given in (x, x.contiguous(memory_format=torch.channels_last_3d)):
-        tokens, wanted = ours(given), peer(x).flatten(2).transpose(1, 2)
-        torch.testing.assert_close(tokens, wanted, rtol=1e-12, atol=1e-12)
-        tokens.square().sum().backward(), wanted.square().sum().backward()
+        tokens, expected = ours(given), peer(x).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(tokens, expected, rtol=1e-12, atol=1e-12)
+        tokens.square().sum().backward(), expected.square().sum().backward()
         torch.testing.assert_close(ours.weight.grad, peer.weight.grad, rtol=1e-12, atol=1e-12)
         ours.zero_grad(), peer.zero_grad()
 
@@ -54,8 +54,8 @@ def test_sinusoid_values() -> None:
     table = sinusoid(3, 5).double()
     assert table[0].tolist() == [0, 1, 0, 1, 0]
     rate = 10000 ** (-2 / 5)
-    wanted = [math.sin(2), math.cos(2), math.sin(2 * rate), math.cos(2 * rate), math.sin(2 * rate**2)]
-    torch.testing.assert_close(table[2], torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=1e-7)
+    expected = [math.sin(2), math.cos(2), math.sin(2 * rate), math.cos(2 * rate), math.sin(2 * rate**2)]
+    torch.testing.assert_close(table[2], torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-7)
 
 
 def test_positions_are_in_no_file_and_one_table_serves_training_after_inference() -> None:
@@ -143,14 +143,14 @@ def test_drop_path_rises_linearly_and_drops_whole_clips() -> None:
     assert not any(isinstance(module, Dropout) and not isinstance(module, DropPath) for module in net.modules())
     block = draws.prepare(insert_drops(small(depth=2), drop_path=0.99, attention_dropout=0.0)).blocks[1]
     x = torch.randn(2, 3, 24).double()
-    with draws.using(0, 0, (0, 1), 1):
+    with draws.rng_scope(0, 0, (0, 1), 1):
         assert torch.equal(block(x), x)  # both clips, both branches
     assert not torch.equal(block.eval()(x), x)
 
 
 def gradients(*, elsewhere: bool, **options: object) -> list[Tensor]:
     net = draws.prepare(insert_drops(small(**options), drop_path=0.5, attention_dropout=0.3))
-    with draws.using(4, 2, (0, 3), 1):
+    with draws.rng_scope(4, 2, (0, 3), 1):
         loss = net(clips()).square().sum()
     if elsewhere:
         thread = threading.Thread(target=loss.backward)
@@ -172,10 +172,10 @@ def test_checkpointing_gives_the_same_bits(positions: str, elsewhere: bool) -> N
 
 def test_checkpointing_keeps_one_tensor_a_block() -> None:
     def kept(**options: object) -> int:
-        net, found = small(depth=6, **options), {}
-        with torch.autograd.graph.saved_tensors_hooks(lambda x: found.setdefault(x.data_ptr(), x), lambda x: x):
+        net, tensors = small(depth=6, **options), {}
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: tensors.setdefault(x.data_ptr(), x), lambda x: x):
             net(clips())
-        return sum(tensor.numel() for tensor in found.values())
+        return sum(tensor.numel() for tensor in tensors.values())
 
     assert kept(checkpointing=True) < 0.3 * kept()
 

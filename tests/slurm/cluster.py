@@ -47,8 +47,8 @@ class LocalSlurm:
             f"defaults: {{gpus_per_node: {gpus_per_node}, cpus_per_gpu: 1, time: 30, signal_seconds: 30, "
             "environment: {OMP_NUM_THREADS: 1}}\n"
         )
-        own = {"SLURM_CONF": str(home / "etc/slurm.conf"), "ZOETROPE_CLUSTER": str(file), "OMP_NUM_THREADS": "1"}
-        self.env = {**os.environ, **own, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state")}
+        variables = {"SLURM_CONF": str(home / "etc/slurm.conf"), "ZOETROPE_CLUSTER": str(file), "OMP_NUM_THREADS": "1"}
+        self.env = {**os.environ, **variables, "PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(folder / "state")}
         self.env.pop("PYTHONSAFEPATH", None)
 
     def _tool(self, *words: str) -> subprocess.CompletedProcess[str]:
@@ -74,8 +74,8 @@ class LocalSlurm:
 
     def submit(self, verb: str, exp: Path, ranks: int, *words: str) -> str:
         """`train.sh` or `eval.sh`; the job's id."""
-        said = self.launch(verb, exp, PARTITION, str(ranks), *words).stdout
-        return said.split("submitted job ")[1].split()[0]
+        output = self.launch(verb, exp, PARTITION, str(ranks), *words).stdout
+        return output.split("submitted job ")[1].split()[0]
 
     def job(self, job: str) -> dict[str, str]:
         """`scontrol show job`."""

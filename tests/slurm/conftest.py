@@ -13,8 +13,8 @@ from tests.slurm.cluster import LocalSlurm, NoSlurm
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalSlurm]:
     """The running cluster; it is left running if it was there before."""
     try:
-        made = LocalSlurm(tmp_path_factory.mktemp("slurm"), gpus_per_node=1)
+        cluster = LocalSlurm(tmp_path_factory.mktemp("slurm"), gpus_per_node=1)
     except NoSlurm as reason:
         pytest.skip(f"no SLURM here: {reason}")
-    yield made
-    made.close()
+    yield cluster
+    cluster.close()

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slurm
 @pytest.mark.nightly
 def test_an_array_that_is_requeued_gives_each_fold_once(slurm: LocalSlurm, tmp_path: Path, motion_videos: Path) -> None:
     exp = experiment(tmp_path / "it's a; fold", motion_videos, steps=6, val_freq=6)
-    said = slurm.launch("train", exp, PARTITION, "2", "--parallel", "2").stdout
-    array = said.split("as job ")[1].split(",")[0]
+    output = slurm.launch("train", exp, PARTITION, "2", "--parallel", "2").stdout
+    array = output.split("as job ")[1].split(",")[0]
     log = exp / "folds/02/log.txt"
     until(lambda: log.exists() and "Iter: [2/6]" in log.read_text(), 180, lambda: slurm.output(exp / "folds"))
     slurm.run("scontrol", "requeue", f"{array}_1")  # the ranks are killed, the task starts again
@@ -32,7 +32,7 @@ def test_an_array_that_is_requeued_gives_each_fold_once(slurm: LocalSlurm, tmp_p
     assert "restart 1 of job" in log.read_text()
     ends = [row["cell"] for row in attempts.read(exp / "folds") if row["event"] == "end" and row["code"] == 0]
     assert sorted(ends) == ["01", "02"]
-    told = slurm.launch("train", exp, PARTITION, "2").stdout
-    assert "2 cells (2 done), 0 to run" in told
-    assert "held-out videos: " in told
+    second_output = slurm.launch("train", exp, PARTITION, "2").stdout
+    assert "2 cells (2 done), 0 to run" in second_output
+    assert "held-out videos: " in second_output
     assert len(Results.load(exp, "latest").ids) == len((motion_videos / "lists/val.txt").read_text().splitlines())

@@ -25,6 +25,6 @@ pytestmark = pytest.mark.slurm
 def case(slurm: LocalSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
     for name in ("SLURM_CONF", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, slurm.env[name])
-    made = Case(schedulers.named("slurm"), PARTITION, ROOT, tmp_path / "work", nodes=2, seconds=120)
-    yield made
-    made.close()
+    new_case = Case(schedulers.named("slurm"), PARTITION, ROOT, tmp_path / "work", nodes=2, seconds=120)
+    yield new_case
+    new_case.close()

@@ -14,7 +14,7 @@ from torch import nn
 from tests.ranks import run_ranks
 from utils.dist import World
 from utils.shards import ShardPlan
-from utils.sync_bn import Statistics, convert
+from utils.sync_bn import BnStats, convert
 
 CHANNELS = 5
 SHAPES = {"2d": (CHANNELS, 6, 7), "3d": (CHANNELS, 3, 4, 5)}
@@ -48,9 +48,9 @@ def ours(
     """Some steps on this rank: the last one's outputs and gradients by shard, and the statistics."""
     shards = ShardPlan(total, batch, world.size, world.rank, group)
     model = convert(nn.Sequential(layer(kind)), shards, sync_stats=sync_stats)
-    statistics = Statistics(model, shards, world)
+    bn_stats = BnStats(model, shards, world)
     if load:
-        statistics.load_group_state(torch.load(load, weights_only=True))
+        bn_stats.load_group_state(torch.load(load, weights_only=True))
     outputs, input_grads = {}, {}
     for step in range(STEPS):
         model.zero_grad()
@@ -64,10 +64,10 @@ def ours(
             for k, shard in enumerate(mine):
                 outputs[shard] = out.detach()[k * batch : (k + 1) * batch].clone()
                 input_grads[shard] = clips.grad[k * batch : (k + 1) * batch].clone()
-            statistics.after_micro_batch(index)
-        statistics.after_step()
-    groups = statistics.group_state()
-    statistics.for_evaluation()
+            bn_stats.after_micro_batch(index)
+        bn_stats.after_step()
+    groups = bn_stats.group_state()
+    bn_stats.for_evaluation()
     norm = model[0]
     return {
         "output": outputs,
@@ -82,7 +82,7 @@ def ours(
 
 def reference(kind: str, total: int, batch: int, group: int) -> list[dict[str, torch.Tensor]]:
     """The same with torch's BatchNorm, one for each group, on the group's concatenated batch."""
-    found = []
+    results_of = []
     for number in range(total // group):
         norm = layer(kind)
         rows = slice(number * group * batch, (number + 1) * group * batch)
@@ -93,11 +93,11 @@ def reference(kind: str, total: int, batch: int, group: int) -> list[dict[str, t
             out = norm(clips)
             out.backward(grad[rows])
         running = torch.cat([norm.running_mean, norm.running_var])
-        found.append({
+        results_of.append({
             "output": out.detach(), "input_grad": clips.grad,
             "weight_grad": norm.weight.grad, "bias_grad": norm.bias.grad, "running": running,
         })  # fmt: skip
-    return found
+    return results_of
 
 
 def all_ours(world: World, cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def differences(
     got: list[dict[str, Any]], kind: str, total: int, batch: int, group: int, sync_stats: bool
 ) -> dict[str, float]:
     """Largest absolute differences between what the ranks got and the reference."""
-    wanted = reference(kind, total, batch, group)
+    expected = reference(kind, total, batch, group)
     worst: dict[str, float] = {}
 
     def compare(name: str, a: torch.Tensor, b: torch.Tensor) -> None:
@@ -118,20 +118,20 @@ def differences(
     for name in ("output", "input_grad"):
         by_shard = {shard: value for rank in got for shard, value in rank[name].items()}
         assert sorted(by_shard) == list(range(total))
-        compare(name, torch.cat([by_shard[s] for s in range(total)]), torch.cat([w[name] for w in wanted]))
+        compare(name, torch.cat([by_shard[s] for s in range(total)]), torch.cat([w[name] for w in expected]))
     for name in ("weight_grad", "bias_grad"):
         by_shard = {shard: value for rank in got for shard, value in rank[name].items()}
         if len(by_shard) == total:  # one micro-batch per rank: gradients can be told apart by group
             parts = torch.stack([by_shard[s] for s in range(total)]).view(total // group, group, -1).sum(1)
-            compare(name, parts, torch.stack([w[name] for w in wanted]))
-        compare(name, sum(by_shard.values()), sum(w[name] for w in wanted))
-    mean = torch.stack([w["running"] for w in wanted]).mean(0)  # linear: the mean of runs is the run of means
+            compare(name, parts, torch.stack([w[name] for w in expected]))
+        compare(name, sum(by_shard.values()), sum(w[name] for w in expected))
+    mean = torch.stack([w["running"] for w in expected]).mean(0)  # linear: the mean of runs is the run of means
     for rank in got:
-        compare("running", rank["running"], mean if sync_stats else wanted[0]["running"])
+        compare("running", rank["running"], mean if sync_stats else expected[0]["running"])
         assert torch.equal(rank["running"], got[0]["running"])
         assert rank["tracked"] == STEPS
         if not sync_stats:
-            compare("groups", rank["groups"], torch.stack([w["running"] for w in wanted]))
+            compare("groups", rank["groups"], torch.stack([w["running"] for w in expected]))
     return worst
 
 

@@ -35,16 +35,16 @@ def faults(how: str, **variables: str) -> tuple[str, int, int]:
         text=True,
         check=True,
     )
-    said, count, peak = done.stdout.split()
-    return said, int(count), int(peak)
+    is_kept, count, peak = done.stdout.split()
+    return is_kept, int(count), int(peak)
 
 
 @pytest.mark.system
 @on_glibc
 def test_a_step_after_the_first_gets_no_new_pages_and_the_peak_stays() -> None:
     _, before, old_peak = faults("plain")
-    said, after, peak = faults("kept")
-    assert said == "True"
+    is_kept, after, peak = faults("kept")
+    assert is_kept == "True"
     pages = 9 * 256 * 2**20 // 4096
     assert before > pages / 600, "torch or glibc keeps freed memory by itself: the call is not needed any more"
     assert after < before / 10

@@ -14,15 +14,15 @@ from torch import nn
 from utils import checkpoint, dist
 from utils.checkpoint import BEST, LATEST, PREVIOUS
 from utils.engine.state import check
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def state(step: int, size: int = 1000) -> dict:
     """What `find` takes for a checkpoint from which a run can resume."""
-    plain = {"step": step, "validated_step": -1, "best_prec1": 1.5, "shards": 1, "group_statistics": None}
+    scalars = {"step": step, "validated_step": -1, "best_metric": 1.5, "shards": 1, "group_statistics": None}
     tables = {name: {} for name in ("optimizer", "scaler", "window", "lists")}
     weight = torch.full((size,), float(step))
-    return plain | tables | {"model": {"w": weight}, "config": {"a": [1, "x", None]}}
+    return scalars | tables | {"model": {"w": weight}, "config": {"a": [1, "x", None]}}
 
 
 def run_python(code: str, repo_root: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -43,12 +43,12 @@ def test_round_trip_and_rotation(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, BEST, state(20))
     assert names(tmp_path) == {LATEST, PREVIOUS, BEST}
     assert checkpoint.load(tmp_path / PREVIOUS)["step"] == 20
-    found = checkpoint.find(tmp_path)
-    assert found is not None
-    assert (found.path.name, found.state["step"]) == (LATEST, 30)
-    assert found.messages == [f"resuming from {LATEST}, step 30"]
-    assert torch.equal(found.state["model"]["w"], state(30)["model"]["w"])
-    assert found.state["config"] == state(30)["config"]
+    resumed = checkpoint.find(tmp_path)
+    assert resumed is not None
+    assert (resumed.path.name, resumed.state["step"]) == (LATEST, 30)
+    assert resumed.messages == [f"resuming from {LATEST}, step 30"]
+    assert torch.equal(resumed.state["model"]["w"], state(30)["model"]["w"])
+    assert resumed.state["config"] == state(30)["config"]
 
 
 def test_refuses_what_could_not_be_read_back(tmp_path: Path) -> None:
@@ -77,10 +77,10 @@ def test_damaged_latest_falls_back_and_says_so(tmp_path: Path) -> None:
         (tmp_path / LATEST).write_bytes(data)
         with pytest.raises(checkpoint.CorruptCheckpoint, match="not a whole checkpoint"):
             checkpoint.load(tmp_path / LATEST)
-        found = checkpoint.find(tmp_path)
-        assert found is not None, what
-        assert (found.path.name, found.state["step"]) == (PREVIOUS, 10), what
-        assert any(LATEST in message and "passed over" in message for message in found.messages), what
+        resumed = checkpoint.find(tmp_path)
+        assert resumed is not None, what
+        assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 10), what
+        assert any(LATEST in message and "passed over" in message for message in resumed.messages), what
 
 
 def test_newer_best_wins_over_previous(tmp_path: Path) -> None:
@@ -88,10 +88,10 @@ def test_newer_best_wins_over_previous(tmp_path: Path) -> None:
         checkpoint.save(tmp_path, LATEST, state(step))
     checkpoint.save(tmp_path, BEST, state(20))
     (tmp_path / LATEST).write_bytes(b"")
-    found = checkpoint.find(tmp_path)
-    assert found is not None
-    assert (found.path.name, found.state["step"]) == (BEST, 20)
-    assert any(PREVIOUS in message and "older (step 10)" in message for message in found.messages)
+    resumed = checkpoint.find(tmp_path)
+    assert resumed is not None
+    assert (resumed.path.name, resumed.state["step"]) == (BEST, 20)
+    assert any(PREVIOUS in message and "older (step 10)" in message for message in resumed.messages)
 
 
 FOREIGN = {
@@ -112,10 +112,10 @@ def test_a_file_that_no_run_can_go_on_from_is_passed_over(tmp_path: Path, what: 
     for step in (10, 20):
         checkpoint.save(tmp_path, LATEST, state(step))
     torch.save(FOREIGN[what](state(30)), tmp_path / LATEST)
-    found = checkpoint.find(tmp_path, check)
-    assert found is not None
-    assert (found.path.name, found.state["step"]) == (PREVIOUS, 10)
-    assert "no checkpoint that a training run can resume from" in found.messages[0]
+    resumed = checkpoint.find(tmp_path, check)
+    assert resumed is not None
+    assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 10)
+    assert "no checkpoint that a training run can resume from" in resumed.messages[0]
     (tmp_path / PREVIOUS).unlink()
     with pytest.raises(UserError, match=r"no checkpoint can be read \(ckpt\.pth\.tar is passed over: .*--fresh"):
         checkpoint.find(tmp_path, check)
@@ -137,10 +137,10 @@ def test_odd_latest(tmp_path: Path, what: str) -> None:
         latest.symlink_to(tmp_path / "nowhere")
     elif what == "no step":
         torch.save({"model": {}}, latest)
-    found = checkpoint.find(tmp_path)
-    assert found is not None
-    assert (found.path.name, found.state["step"]) == (PREVIOUS, 10)
-    assert LATEST in found.messages[0]
+    resumed = checkpoint.find(tmp_path)
+    assert resumed is not None
+    assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 10)
+    assert LATEST in resumed.messages[0]
 
 
 def test_nothing_readable_is_an_error_not_a_new_run(tmp_path: Path) -> None:
@@ -200,12 +200,12 @@ def small_disk(tmp_path: Path):
     folder = tmp_path / "disk"
     folder.mkdir()
     try:
-        made = subprocess.run(
+        mounted = subprocess.run(
             ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
         )
     except OSError:
         pytest.skip("there is no mount command here")
-    if made.returncode:
+    if mounted.returncode:
         pytest.skip("mounting a small file system is not allowed here")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
@@ -355,9 +355,9 @@ def test_find_in_a_world_of_one(tmp_path: Path) -> None:
     world = dist.World()
     assert checkpoint.find_on_all_ranks(tmp_path, world) is None
     checkpoint.save(tmp_path, LATEST, state(3))
-    found = checkpoint.find_on_all_ranks(tmp_path, world)
-    assert found is not None
-    assert found.state["step"] == 3
+    resumed = checkpoint.find_on_all_ranks(tmp_path, world)
+    assert resumed is not None
+    assert resumed.state["step"] == 3
 
 
 def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
@@ -376,7 +376,7 @@ def test_find_by_two_ranks(tmp_path: Path, repo_root: Path) -> None:
             import sys
             from pathlib import Path
             from utils import checkpoint, dist
-            from utils.faults import AgreedError, UserError
+            from utils.errors import AgreedError, UserError
             folder, world = Path(sys.argv[1]), dist.join()
             found = checkpoint.find_on_all_ranks(folder, world)
             say = sys.stdout.write  # a line in one write: with PYTHONUNBUFFERED the ranks' words mix otherwise

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from utils import cluster
-from utils.faults import UserError
+from utils.errors import UserError
 
 FILE = """\
 defaults:
@@ -42,10 +42,10 @@ def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ZOETROPE_CLUSTER", raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     assert cluster.load().file == cluster.SHIPPED
-    own = tmp_path / "zoetrope" / "cluster.yaml"
-    own.parent.mkdir()
-    own.write_text(FILE)
-    assert cluster.load().file == own
+    user_file = tmp_path / "zoetrope" / "cluster.yaml"
+    user_file.parent.mkdir()
+    user_file.write_text(FILE)
+    assert cluster.load().file == user_file
     monkeypatch.setenv("ZOETROPE_CLUSTER", str(write(tmp_path)))
     assert cluster.load().file == tmp_path / "cluster.yaml"
     monkeypatch.setenv("ZOETROPE_CLUSTER", str(tmp_path / "none.yaml"))

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from utils import config
 from utils.config import model_options, schema, verb, yaml_lines
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPERIMENTS = sorted(path.parent for path in (ROOT / "exps").glob("*_exps/*/*/config.yaml"))
@@ -85,7 +85,7 @@ def test_defaults(tmp_path: Path) -> None:
     cfg = config.load(write(tmp_path))
     assert (cfg.data.reader, cfg.data.sampling, cfg.data.template, cfg.data.frame_base) == (
         "frames",
-        "seed004",
+        "one_per_segment",
         "auto",
         "auto",
     )
@@ -156,8 +156,8 @@ def test_an_override_takes_the_place_of_its_partner(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_overrides(tmp_path: Path, override: str, says: str) -> None:
-    found = problems(write(tmp_path), override)
-    assert any(says in line for line in found), found
+    lines = problems(write(tmp_path), override)
+    assert any(says in line for line in lines), lines
 
 
 # ---------------------------------------------------------------- what is refused
@@ -209,7 +209,7 @@ FAULTS = {  # what the message must hold, by line
 def test_all_planted_faults_are_reported_at_once_and_without_torch(tmp_path: Path) -> None:
     write(tmp_path, PLANTED)
     program = (
-        "import sys; from utils import config; from utils.faults import UserError\n"
+        "import sys; from utils import config; from utils.errors import UserError\n"
         "try: config.load(sys.argv[1])\n"
         "except UserError as error: print(error)\n"
         "assert not {'torch', 'numpy', 'cv2', 'av'} & set(sys.modules)"
@@ -219,8 +219,8 @@ def test_all_planted_faults_are_reported_at_once_and_without_torch(tmp_path: Pat
     head, *lines = done.stdout.splitlines()
     assert len(FAULTS) == len(lines) == 12
     assert "12 problems" in head
-    for (line, text), found in zip(sorted(FAULTS.items()), lines, strict=True):
-        assert found.startswith(f"{tmp_path / 'config.yaml'}:{line}: {text}")
+    for (line, text), line_shown in zip(sorted(FAULTS.items()), lines, strict=True):
+        assert line_shown.startswith(f"{tmp_path / 'config.yaml'}:{line}: {text}")
 
 
 @pytest.mark.parametrize(
@@ -285,14 +285,14 @@ def test_all_planted_faults_are_reported_at_once_and_without_torch(tmp_path: Pat
     ],
 )
 def test_refusals(tmp_path: Path, overrides: list[str], says: str) -> None:
-    found = problems(write(tmp_path), *overrides)
-    assert len(found) == 1, found
-    assert says in found[0]
+    lines = problems(write(tmp_path), *overrides)
+    assert len(lines) == 1, lines
+    assert says in lines[0]
 
 
 def test_both_of_a_pair_in_one_file(tmp_path: Path) -> None:
-    found = problems(write(tmp_path, SMALL.replace("max_iter: 100", "max_iter: 100\n        max_epoch: 3")))
-    assert found == [
+    lines = problems(write(tmp_path, SMALL.replace("max_iter: 100", "max_iter: 100\n        max_epoch: 3")))
+    assert lines == [
         f"{tmp_path}/config.yaml:8: common.lr_scheduler.max_epoch: give either max_iter or max_epoch, not both"
     ]
 
@@ -319,10 +319,10 @@ def test_both_of_a_pair_in_one_file(tmp_path: Path) -> None:
     ],
 )
 def test_texts_that_are_no_config(tmp_path: Path, text: str, line: int, says: str) -> None:
-    found = problems(write(tmp_path, text))
-    assert len(found) == 1
-    assert found[0].startswith(f"{tmp_path / 'config.yaml'}:{line}: ")
-    assert says in found[0]
+    lines = problems(write(tmp_path, text))
+    assert len(lines) == 1
+    assert lines[0].startswith(f"{tmp_path / 'config.yaml'}:{line}: ")
+    assert says in lines[0]
 
 
 def test_tags_and_foreign_keys(tmp_path: Path) -> None:
@@ -458,13 +458,13 @@ def test_a_new_method_file_needs_no_other_edit(tmp_path: Path) -> None:
     )
     assert list(model_options.methods(tmp_path)) == ["mine"]
     assert list(model_options.backbones(tmp_path)) == ["small"]
-    found = model_options.options("mine", "small", tmp_path)
-    assert sorted(found) == ["depth", "mode", "rate", "sizes", "width"]
-    assert found["width"].default is None
+    options = model_options.options("mine", "small", tmp_path)
+    assert sorted(options) == ["depth", "mode", "rate", "sizes", "width"]
+    assert options["width"].default is None
     fits = {"mode": "a", "sizes": (1, 2), "rate": None, "depth": 3}
     wrong = {"mode": "c", "sizes": (1, "2"), "rate": "x", "depth": True}
-    assert [model_options.mismatch(value, found[name].annotation) for name, value in fits.items()] == [None] * 4
-    assert [model_options.mismatch(value, found[name].annotation) for name, value in wrong.items()] == [
+    assert [model_options.mismatch(value, options[name].annotation) for name, value in fits.items()] == [None] * 4
+    assert [model_options.mismatch(value, options[name].annotation) for name, value in wrong.items()] == [
         "must be one of 'a', 'b', not 'c'",
         "must be a value of type tuple[int, ...], not [1, '2']",
         "must be a number or null, not 'x'",
@@ -485,6 +485,6 @@ def test_a_config_of_an_earlier_version_gets_the_defaults_of_later_keys(repo_roo
 def test_a_section_whose_last_key_was_removed_is_empty(tmp_path: Path, rest: str) -> None:
     text = SMALL.replace("    batch_size: 8\n", f"    batch_size: 8\n    data:{rest}\n")
     text = text.replace("num_class: 4}", f"num_class: 4, kwargs:{rest}}}")
-    plain, cfg = (config.load(write(tmp_path, each)) for each in (SMALL, text))
-    assert cfg.model.kwargs == plain.model.kwargs
-    assert cfg.data == plain.data
+    whole, cfg = (config.load(write(tmp_path, each)) for each in (SMALL, text))
+    assert cfg.model.kwargs == whole.model.kwargs
+    assert cfg.data == whole.data

@@ -11,7 +11,7 @@ import pytest
 
 from utils import config
 from utils.config import model_options, schema, verb
-from utils.faults import UserError
+from utils.errors import UserError
 
 BASE = """\
 common:

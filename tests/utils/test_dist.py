@@ -17,7 +17,7 @@ import torch
 from tests.ranks import ROOT, RankError, Ranks, run_ranks
 from utils import dist, schedulers
 from utils.dist import World
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.schedulers import Place
 from utils.schedulers.slurm import SCHEDULER
 from utils.shards import ShardPlan, legal_ranks
@@ -43,8 +43,8 @@ def collectives(world: World) -> dict[str, object]:
         world.on_main(refuse)
     except UserError as error:
         wishes.append(f"{type(error).__name__}: {error}")
-    found = {"sum": summed, "async": handle.read(), "sent": sent, "rank": world.rank, "main": world.is_main}
-    return {**found, "wishes": wishes, "ran": ran}
+    results_of = {"sum": summed, "async": handle.read(), "sent": sent, "rank": world.rank, "main": world.is_main}
+    return {**results_of, "wishes": wishes, "ran": ran}
 
 
 def refuse() -> None:
@@ -59,7 +59,7 @@ def one_dies(world: World) -> None:
                 if world.rank == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
                 torch.distributed.all_reduce(torch.zeros(1000))
-    except dist.LostRank as error:
+    except dist.RankLostError as error:
         print(error, file=sys.stderr)
         dist.leave()
         raise SystemExit(1) from None
@@ -71,7 +71,7 @@ def freezes(world: World) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     try:
         world.sum_async(torch.zeros(3)).read()
-    except dist.LostRank as error:
+    except dist.RankLostError as error:
         print(error, file=sys.stderr)
         dist.leave()
         raise SystemExit(1) from None
@@ -341,7 +341,7 @@ os.kill(os.getpid(), signal.SIGSTOP)
 """
 LATE_RANK = """
 import os, sys, time
-from utils import dist, faults
+from utils import dist, errors
 began = time.monotonic()
 def run():
     try:
@@ -349,7 +349,7 @@ def run():
     finally:
         print(time.monotonic() - began, flush=True)
     return 0
-faults.leave_process(lambda: faults.leave_exit_code(faults.call(run)))
+errors.leave_process(lambda: errors.leave_exit_code(errors.run_cli(run)))
 """
 
 

@@ -27,10 +27,10 @@ from anal_tools.evaluate.network import choose_weights
 from tests.odd import put_something_odd
 from tests.utils.test_checkpoint import names, state
 from tests.utils.test_run_dir import plant
-from utils import checkpoint, checkpoint_names, faults, processes, run_lock, writers
+from utils import checkpoint, checkpoint_names, errors, processes, run_lock, writers
 from utils.checkpoint import BEST, LATEST, PREVIOUS
 from utils.checkpoint_names import kept_name
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.run_dir import RunDir
 
 
@@ -147,12 +147,12 @@ def test_a_late_rename_hides_nothing(exp: Path, tmp_path: Path) -> None:
         (exp / "late").write_bytes(old[name])
         (exp / "late").replace(exp / target)
     assert (saved(exp, LATEST), saved(exp, BEST)) == ((2, 60), (2, 60))
-    found = checkpoint.find(exp)
-    assert found is not None
-    assert (found.path.name, found.state["step"]) == (kept_name(LATEST, 2), 60)
-    assert f"{LATEST} is passed over: it is older (step 20, of start 1 and not 2)" in found.messages
-    for wanted, kind in (("latest", LATEST), ("best", BEST), (None, BEST)):
-        assert choose_weights(exp, wanted) == exp / kept_name(kind, 2)
+    resumed = checkpoint.find(exp)
+    assert resumed is not None
+    assert (resumed.path.name, resumed.state["step"]) == (kept_name(LATEST, 2), 60)
+    assert f"{LATEST} is passed over: it is older (step 20, of start 1 and not 2)" in resumed.messages
+    for choice, kind in (("latest", LATEST), ("best", BEST), (None, BEST)):
+        assert choose_weights(exp, choice) == exp / kept_name(kind, 2)
 
     with pytest.raises(UserError, match="another process has taken this folder"):
         save(first, LATEST, 30)
@@ -166,14 +166,14 @@ def test_a_late_rename_hides_nothing(exp: Path, tmp_path: Path) -> None:
 def test_without_kept_names_the_highest_token_of_the_three_wins(exp: Path) -> None:
     for name, token, step in ((LATEST, 1, 90), (PREVIOUS, 2, 30), (BEST, 2, 40)):
         torch.save(state(step) | {"token": token}, exp / name)
-    found = checkpoint.find(exp)
-    assert found is not None
-    assert (found.path.name, found.state["step"]) == (BEST, 40)
+    resumed = checkpoint.find(exp)
+    assert resumed is not None
+    assert (resumed.path.name, resumed.state["step"]) == (BEST, 40)
     assert choose_weights(exp, "latest").name == BEST
     torch.save(state(99), exp / BEST)  # from before there were tokens
-    found = checkpoint.find(exp)
-    assert found is not None
-    assert (found.path.name, found.state["step"]) == (PREVIOUS, 30)
+    resumed = checkpoint.find(exp)
+    assert resumed is not None
+    assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 30)
     (exp / LATEST).write_bytes(b"damaged")
     assert choose_weights(exp, "latest").name == LATEST, "who reads it says that it is damaged"
     (exp / BEST).unlink()
@@ -187,9 +187,9 @@ def test_a_checkpoint_with_an_odd_token_is_no_checkpoint(exp: Path) -> None:
     checkpoint.save(exp, LATEST, state(20))
     for token in ("2", -1, True, 1.5, None):
         torch.save(state(30) | {"token": token}, exp / LATEST)
-        found = checkpoint.find(exp)
-        assert found is not None
-        assert (found.path.name, found.state["step"]) == (PREVIOUS, 10)
+        resumed = checkpoint.find(exp)
+        assert resumed is not None
+        assert (resumed.path.name, resumed.state["step"]) == (PREVIOUS, 10)
 
 
 def test_the_temporary_file_of_a_frozen_writer_is_removed_so_that_it_cannot_be_renamed(exp: Path) -> None:
@@ -281,10 +281,10 @@ def test_a_file_system_without_hard_links(exp: Path, monkeypatch: pytest.MonkeyP
 def test_a_damaged_kept_name_is_said_and_passed_over(exp: Path) -> None:
     checkpoint.save(exp, LATEST, state(10) | {"token": 1})
     (exp / kept_name(LATEST, 2)).write_bytes(b"x")
-    found = checkpoint.find(exp)
-    assert found is not None
-    assert found.state["step"] == 10
-    assert any(kept_name(LATEST, 2) in message for message in found.messages)
+    resumed = checkpoint.find(exp)
+    assert resumed is not None
+    assert resumed.state["step"] == 10
+    assert any(kept_name(LATEST, 2) in message for message in resumed.messages)
 
 
 @pytest.mark.parametrize("kind", ["fifo", "socket", "device", "folder"])
@@ -318,15 +318,15 @@ def test_a_start_that_was_frozen_before_it_had_its_token_moves_nothing_away(
     """It takes a token above its successor's, but the lock is no longer its own."""
     with start(exp) as earlier:
         save(earlier, LATEST, 10)
-    plain, seconds = writers.Writer.enter, []
+    enter, seconds = writers.Writer.enter, []
     late = RunDir.open(exp)
 
     def frozen(folder: Path, me: run_lock.Holder, *, above: int) -> writers.Writer:
-        monkeypatch.setattr(writers.Writer, "enter", plain)
+        monkeypatch.setattr(writers.Writer, "enter", enter)
         plant(exp, silent=1000)
         seconds.append(start(exp))
         save(seconds[0], LATEST, 60)
-        return plain(folder, me, above=above)
+        return enter(folder, me, above=above)
 
     monkeypatch.setattr(writers.Writer, "enter", frozen)
     with pytest.raises(UserError, match="another process has taken"):
@@ -348,9 +348,9 @@ def test_two_containers_of_one_name_and_pid_share_no_temporary_file(tmp_path: Pa
     environment = os.environ | {"PYTHONPATH": str(repo_root)}
     for _ in range(2):
         subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.DEVNULL)
-    found = checkpoint_names.temporary_files(tmp_path)
-    assert len(found) == 2
-    assert {(host, pid) for _, host, pid in found} == {("trainer-0", "7")}
+    temporaries = checkpoint_names.temporary_files(tmp_path)
+    assert len(temporaries) == 2
+    assert {(host, pid) for _, host, pid in temporaries} == {("trainer-0", "7")}
 
 
 FROZEN = """
@@ -376,10 +376,10 @@ def test_a_real_process_frozen_between_look_and_rename(exp: Path, repo_root: Pat
             assert second.token == 2
             save(second, LATEST, 40)
         writer.send_signal(signal.SIGCONT)
-        _, told = writer.communicate(timeout=60)
+        _, message = writer.communicate(timeout=60)
     assert writer.returncode == 1
-    assert "UserError" in told
-    assert "another process has taken this folder" in told
+    assert "UserError" in message
+    assert "another process has taken this folder" in message
     assert saved(exp, LATEST) == (2, 40)
     assert not list((exp / "jobs").glob("writer-*"))
 
@@ -410,13 +410,13 @@ class Fault:
     def __exit__(self, *_: object) -> None:
         self._patch.undo()
 
-    def _failing(self, plain):
+    def _failing(self, function):
         def call(target, *arguments, **keywords):
             if isinstance(target, int) or os.fspath(target).startswith(self.folder):
                 self.calls += 1
                 if self.calls == self.n:
                     raise OSError(self.number, os.strerror(self.number), None if isinstance(target, int) else target)
-            return plain(target, *arguments, **keywords)
+            return function(target, *arguments, **keywords)
 
         return call
 
@@ -462,13 +462,13 @@ def one_fault(exp: Path, names: tuple[str, ...], n: int, number: int) -> int:
             failure = error
         if run is not None:
             run.close()
-    assert failure is None or faults.call(functools.partial(raising, failure)) == 2
+    assert failure is None or errors.run_cli(functools.partial(raising, failure)) == 2
     first.close()
     (exp / "jobs/lock.json").unlink(missing_ok=True)  # the failed process is dead by now
     with start(exp) as after:
-        found = checkpoint.find(exp)
-        assert found is not None
-        assert found.state["step"] >= done
+        resumed = checkpoint.find(exp)
+        assert resumed is not None
+        assert resumed.state["step"] >= done
         save(after, LATEST, 40)
     assert saved(exp, LATEST)[1] == 40
     left = [path.name for path in exp.rglob("*") if ".tmp" in path.name]

@@ -9,7 +9,7 @@ import pytest
 
 from datasets.loading.bad_media import BadEvent
 from utils import ledger
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.ledger import BadSamples
 from utils.log import RunLog
 
@@ -36,10 +36,10 @@ def test_ledger_counts_and_names_the_worst_first(tmp_path: Path) -> None:
         bad.note([event(13, 7, "it is late", late=True)], step=3)
         bad.sum_up(5, 2)
         bad.sum_up(7, 3, enforce=False)
-    found = summed_up(tmp_path)
-    assert (found["step"], found["epoch"], found["videos"]) == (7, 3, 10)
-    assert [entry["path"] for entry in found["bad"]] == ["v7.mp4", "v2.mp4"]
-    assert found["bad"][0] | {"reasons": sorted(found["bad"][0]["reasons"])} == {
+    summary = summed_up(tmp_path)
+    assert (summary["step"], summary["epoch"], summary["videos"]) == (7, 3, 10)
+    assert [entry["path"] for entry in summary["bad"]] == ["v7.mp4", "v2.mp4"]
+    assert summary["bad"][0] | {"reasons": sorted(summary["bad"][0]["reasons"])} == {
         "path": "v7.mp4",
         "sample": 7,
         "during": "training",

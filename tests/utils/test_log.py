@@ -16,18 +16,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.log_lines import parse_log
 from tests.odd import put_something_odd
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.log import Meter, RunLog, format_line, format_validation, read_scalars
 
 STAMP = r"\[\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00\]"
 
 
 def meters(offset: float = 0.0) -> dict[str, Meter]:
-    made = {name: Meter(2) for name in ("time", "data", "loss", "prec1", "prec5")}
-    for number, meter in enumerate(made.values()):
+    all_meters = {name: Meter(2) for name in ("time", "data", "loss", "top1", "top5")}
+    for number, meter in enumerate(all_meters.values()):
         for value in (100.0, 0.5, 1.5):
             meter.add(value + number + offset)
-    return made
+    return all_meters
 
 
 def test_meter_is_a_window_average() -> None:
@@ -92,7 +92,7 @@ def test_resume_gives_one_curve(tmp_path: Path) -> None:
     points = board.Scalars("loss_train")
     assert [point.step for point in points] == steps
     assert [point.value > 900 for point in points] == [False] * low + [True] * 5
-    assert set(board.Tags()["scalars"]) == {"loss_train", "acc1_train", "acc5_train", "lr"}
+    assert set(board.Tags()["scalars"]) == {"loss_train", "top1_train", "top5_train", "lr"}
 
 
 def test_torn_last_lines_are_repaired(tmp_path: Path) -> None:
@@ -195,11 +195,11 @@ def test_a_failing_disk_is_remarked_once_and_the_log_comes_back(
             shutil.rmtree(tmp_path / "events")
             (tmp_path / "log.txt").unlink()
         with monkeypatch.context() as patch:
-            plain = getattr(os, call)
+            system_call = getattr(os, call)
 
             def failing(*arguments: object, **keywords: object) -> object:
                 if call == "open" and str(tmp_path) not in str(arguments[0]):
-                    return plain(*arguments, **keywords)
+                    return system_call(*arguments, **keywords)
                 raise OSError(number, os.strerror(number))
 
             patch.setattr(os, call, failing)
@@ -223,13 +223,13 @@ def test_a_full_disk_tears_a_record_and_its_rest_does_not_follow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with RunLog(tmp_path, True, 0, echo=False) as log:
-        plain, calls = os.write, []
+        write, calls = os.write, []
 
         def short(descriptor: int, data: bytes) -> int:
             calls.append(len(data))
             if len(calls) % 2 == 0:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return plain(descriptor, data[: len(data) // 2])
+            return write(descriptor, data[: len(data) // 2])
 
         with monkeypatch.context() as patch:
             patch.setattr(os, "write", short)

@@ -49,9 +49,9 @@ def begin(tmp_path: Path) -> Callable[..., tuple[log.RunLog, loggers.Feed]]:
     def start(name: str, step: int = 0) -> tuple[log.RunLog, loggers.Feed]:
         exp = tmp_path / "exp"
         exp.mkdir(exist_ok=True)
-        made = log.RunLog(exp, True, step, echo=False)
-        made._feeds = [loggers.Feed(name, exp, {"name": "a run", "lr": 0.1}, made.line)]
-        return made, made._feeds[0]
+        run_log = log.RunLog(exp, True, step, echo=False)
+        run_log._feeds = [loggers.Feed(name, exp, {"name": "a run", "lr": 0.1}, run_log.line)]
+        return run_log, run_log._feeds[0]
 
     return start
 
@@ -92,7 +92,7 @@ def wandb_points(exp: Path) -> dict[str, list[tuple[int, float]]]:
     """Return every point in the files of an offline W&B run, by tag."""
     from wandb.proto import wandb_internal_pb2
 
-    found: dict[str, list[tuple[int, float]]] = {}
+    points: dict[str, list[tuple[int, float]]] = {}
     for file in sorted(exp.glob("wandb/offline-run-*/run-*.wandb")):
         for data in leveldb_records(file.read_bytes()[7:]):
             record = wandb_internal_pb2.Record()
@@ -101,26 +101,26 @@ def wandb_points(exp: Path) -> dict[str, list[tuple[int, float]]]:
                 row = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
                 for tag, value in row.items():
                     if tag[0] != "_" and tag != "iteration":
-                        found.setdefault(tag, []).append((int(row["iteration"]), float(value)))
-    return found
+                        points.setdefault(tag, []).append((int(row["iteration"]), float(value)))
+    return points
 
 
 # ------------------------------------------------------------------------------------------------- without a package
 def test_a_run_without_the_package_is_unharmed(tmp_path: Path, begin: Callable[..., tuple]) -> None:
     if NO_WANDB is None:
         pytest.skip("W&B is installed")
-    made, feed = begin("wandb")
+    run_log, feed = begin("wandb")
     end = time.monotonic() + 30
     while "pip install wandb" not in text(tmp_path / "exp") and time.monotonic() < end:
-        made.scalars(1, {"loss_train": 1.0})
+        run_log.scalars(1, {"loss_train": 1.0})
         time.sleep(0.1)
-    made.close()
+    run_log.close()
     assert text(tmp_path / "exp").count("loggers: wandb: ModuleNotFoundError") == 1
     assert "the run continues without it" in text(tmp_path / "exp")
 
 
 def test_a_full_queue_drops_points_counts_them_and_does_not_wait(tmp_path: Path, begin: Callable[..., tuple]) -> None:
-    made, feed = begin("mlflow")
+    run_log, feed = begin("mlflow")
     os.kill(feed.process.pid, signal.SIGSTOP)
     worst = 0.0
     for step in range(1, 3001):
@@ -132,7 +132,7 @@ def test_a_full_queue_drops_points_counts_them_and_does_not_wait(tmp_path: Path,
     os.kill(feed.process.pid, signal.SIGKILL)
     feed.add(3001, {"loss_train": 0.0})  # a dead process is no error either
     began = time.perf_counter()
-    made.close()
+    run_log.close()
     assert time.perf_counter() - began < 5
     assert "points did not fit its queue" in text(tmp_path / "exp")
 
@@ -160,13 +160,13 @@ def test_only_what_the_remote_run_lacks_is_sent(tmp_path: Path) -> None:
     (tmp_path / "events").mkdir()
     (tmp_path / "events" / "mlflow.json").write_text(json.dumps({"run": "r", "last": {"loss_train": 2}}))
     (tmp_path / "events" / log.SCALARS).write_text(
-        "".join(json.dumps({"step": step, "loss_train": step, "acc1_val": step}) + "\n" for step in (1, 2, 3))
+        "".join(json.dumps({"step": step, "loss_train": step, "top1_val": step}) + "\n" for step in (1, 2, 3))
     )
     sender = Sender("mlflow", tmp_path, {})
     assert sender.run == "r"
-    wanted = sender._new([*sender._kept(), (3, {"loss_train": 3.0}), (4, {"loss_train": 4.0})])
-    assert wanted == [
-        (1, {"acc1_val": 1.0}), (2, {"acc1_val": 2.0}), (3, {"loss_train": 3.0, "acc1_val": 3.0}),
+    unsent = sender._new([*sender._kept(), (3, {"loss_train": 3.0}), (4, {"loss_train": 4.0})])
+    assert unsent == [
+        (1, {"top1_val": 1.0}), (2, {"top1_val": 2.0}), (3, {"loss_train": 3.0, "top1_val": 3.0}),
         (4, {"loss_train": 4.0}),
     ]  # fmt: skip
 
@@ -183,17 +183,17 @@ def test_a_damaged_state_begins_again(tmp_path: Path, damage: str) -> None:
 def test_wandb_offline_is_one_run_over_a_restart(tmp_path: Path, begin: Callable[..., tuple]) -> None:
     exp, runs = tmp_path / "exp", set()
     for first in (1, 16):  # the second start does five steps again
-        made, _ = begin("wandb", first - 1)
+        run_log, _ = begin("wandb", first - 1)
         for step in range(first, first + 20):
-            made.scalars(step, {"loss_train": 1 / step})
+            run_log.scalars(step, {"loss_train": 1 / step})
             if step % 10 == 0:
-                made.scalars(step, {"acc1_val": float(step)})
+                run_log.scalars(step, {"top1_val": float(step)})
         runs.add(sent(exp, "wandb", first + 19))
-        made.close()
+        run_log.close()
         time.sleep(1)
     points = wandb_points(exp)
     assert points["loss_train"] == [(step, pytest.approx(1 / step)) for step in range(1, 36)]
-    assert points["acc1_val"] == [(10, 10.0), (20, 20.0), (30, 30.0)]
+    assert points["top1_val"] == [(10, 10.0), (20, 20.0), (30, 30.0)]
     assert len(runs) == 1
     assert len({path.name.rpartition("-")[2] for path in exp.glob("wandb/offline-run-*")}) == 1
 
@@ -203,15 +203,15 @@ def test_an_mlflow_server_killed_in_the_middle_has_the_whole_curve(
     tmp_path: Path, begin: Callable[..., tuple], server: mlflow_server.Server
 ) -> None:
     exp = tmp_path / "exp"
-    made, feed = begin("mlflow")
+    run_log, feed = begin("mlflow")
     for step in range(1, 11):
-        made.scalars(step, {"loss_train": 1 / step})
+        run_log.scalars(step, {"loss_train": 1 / step})
     run = sent(exp, "mlflow", 10)
     server.kill()
     slowest = 0.0
     for step in range(11, 2511):  # more than the queue holds
         began = time.perf_counter()
-        made.scalars(step, {"loss_train": 1 / step})
+        run_log.scalars(step, {"loss_train": 1 / step})
         slowest = max(slowest, time.perf_counter() - began)
     assert slowest < 0.5
     end = time.monotonic() + 30
@@ -221,20 +221,20 @@ def test_an_mlflow_server_killed_in_the_middle_has_the_whole_curve(
     assert text(exp).count("tries again") == 1
     server.start()
     assert sent(exp, "mlflow", 2510) == run
-    made.close()
+    run_log.close()
     assert server.curves(run)["loss_train"] == [(step, pytest.approx(1 / step)) for step in range(1, 2511)]
 
     # The server is dead while the run ends; the next start sends the rest, to the same run
-    made, _ = begin("mlflow", 2510)
+    run_log, _ = begin("mlflow", 2510)
     server.kill()
-    made.scalars(2511, {"loss_train": 0.5})
+    run_log.scalars(2511, {"loss_train": 0.5})
     began = time.perf_counter()
-    made.close()
+    run_log.close()
     assert time.perf_counter() - began < 1
     server.start()
-    made, _ = begin("mlflow", 2511)
+    run_log, _ = begin("mlflow", 2511)
     assert sent(exp, "mlflow", 2511) == run
-    made.close()
+    run_log.close()
     assert len(server.curves(run)["loss_train"]) == 2511
 
 
@@ -243,10 +243,10 @@ def test_mlflow_without_a_server_keeps_a_database_in_the_experiment(
     tmp_path: Path, begin: Callable[..., tuple], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    made, _ = begin("mlflow")
-    made.scalars(1, {"loss_train": 0.5, "loss_val": float("nan")})
+    run_log, _ = begin("mlflow")
+    run_log.scalars(1, {"loss_train": 0.5, "loss_val": float("nan")})
     run = sent(tmp_path / "exp", "mlflow", 1)
-    made.close()
+    run_log.close()
     points = mlflow_server.curves(f"sqlite:///{tmp_path}/exp/mlflow.db", run)
     assert points["loss_train"] == [(1, 0.5)]
     assert points["loss_val"][0][0] == 1
@@ -258,13 +258,13 @@ def test_a_server_that_never_answers(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        made, feed = begin("mlflow")
+        run_log, feed = begin("mlflow")
         child = feed.process.pid
         for step in range(1, 200):
-            made.scalars(step, {"loss_train": 1 / step})
+            run_log.scalars(step, {"loss_train": 1 / step})
         time.sleep(6)  # it waits for the server now
         began = time.perf_counter()
-        made.close()
+        run_log.close()
         assert time.perf_counter() - began < 1
         end = time.monotonic() + 10
         while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
@@ -329,11 +329,11 @@ def test_planted_secrets_reach_no_output(
         *(part for one in (IN_FILE, IN_FILE_2) for part in one.split(":")),
     ]
     planted += [USER, *USER.split(":")]
-    found = [(word, "output") for word in planted if word in shown]
+    leaks = [(word, "output") for word in planted if word in shown]
     for path in files:
         data = path.read_bytes()
-        found += [(word, str(path)) for word in planted if word.encode() in data]
-    assert found == []
+        leaks += [(word, str(path)) for word in planted if word.encode() in data]
+    assert leaks == []
     if NO_WANDB is None:
         assert list(exp.glob("wandb/offline-run-*/*.wandb"))
         sent(exp, "wandb", 4)
@@ -354,9 +354,9 @@ def test_secrets_are_hidden_in_a_line(monkeypatch: pytest.MonkeyPatch, tmp_path:
         line = redact.hidden("key planted-key-value, http://me:pw@host/x?a=b, ssh://you@host, file-secret, true")
         assert line == "key ***, http://***@host/x?a=b, ssh://***@host, ***, true"
         assert redact.hidden("123456 in /somewhere/key, step 1234567") == "*** in /somewhere/key, step 1234567"
-        with log.RunLog(tmp_path, True, None, echo=False) as made:
-            made.line("uses planted-key-value")
-            made.event("http://me:pw@host")
+        with log.RunLog(tmp_path, True, None, echo=False) as run_log:
+            run_log.line("uses planted-key-value")
+            run_log.event("http://me:pw@host")
         assert re.findall(r"\] (.*)", text(tmp_path)) == ["uses ***", "http://***@host"]
     finally:
         redact._known.clear()

@@ -21,11 +21,11 @@ def test_closed_form_with_everything_on() -> None:
     logits = torch.tensor([[1.0, 2.0, -1.0], [0.0, 0.5, 3.0]], dtype=torch.float64)
     labels, weights, eps, lam = torch.tensor([0, 2]), torch.tensor([1.0, 0.5]), 0.1, 0.7
     total = 0.0
-    for i, (own, other) in enumerate([(0, 2), (2, 0)]):
+    for i, (label, other) in enumerate([(0, 2), (2, 0)]):
         row = logits[i].tolist()
         norm = math.log(sum(math.exp(v) for v in row))
         target = [eps / 3] * 3
-        target[own] += (1 - eps) * lam
+        target[label] += (1 - eps) * lam
         target[other] += (1 - eps) * (1 - lam)
         assert math.isclose(sum(target), 1)
         total += weights[i].item() * -sum(t * (v - norm) for t, v in zip(target, row, strict=True))

@@ -122,8 +122,8 @@ def test_by_epoch_the_schedule_stands_still_within_an_epoch() -> None:
     per_epoch = [lr_at(step, type="COSINE", base_lr=0.1, max_iter=40, epoch_iters=10.0) for step in range(40)]
     assert per_epoch == [0.05 * (1 + math.cos(math.pi * (step // 10) / 4)) for step in range(40)]
     warm = {"type": "COSINE", "base_lr": 0.01, "warmup_lr": 0.1, "warmup_steps": 20, "max_iter": 40}
-    found = lr_at(15, **warm, warmup_type="factor_linear", epoch_iters=10.0)
-    assert found == pytest.approx(per_epoch[10] * (1 - 0.25 * 0.9))
+    rate = lr_at(15, **warm, warmup_type="factor_linear", epoch_iters=10.0)
+    assert rate == pytest.approx(per_epoch[10] * (1 - 0.25 * 0.9))
     assert lr_at(25, **warm, epoch_iters=10.0) == lr_at(20, **warm) == pytest.approx(0.1)
 
 

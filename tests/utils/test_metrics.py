@@ -140,9 +140,9 @@ def test_every_average_of_views() -> None:
         for i in range(6):
             tally.add(i, torch.from_numpy(logits[i]))
         scores = metrics.video_scores(logits, average)
-        found = tally.metrics()
-        assert found["top1"] == pytest.approx(100 * metrics.top_k_accuracy(scores, np.array(labels), 1))
-        assert found["loss"] == pytest.approx(-np.log(scores[np.arange(6), labels]).mean(), abs=1e-6)
+        numbers = tally.metrics()
+        assert numbers["top1"] == pytest.approx(100 * metrics.top_k_accuracy(scores, np.array(labels), 1))
+        assert numbers["loss"] == pytest.approx(-np.log(scores[np.arange(6), labels]).mean(), abs=1e-6)
 
 
 def test_clip_accounting() -> None:
@@ -152,9 +152,9 @@ def test_clip_accounting() -> None:
     for i in range(3):
         tally.add(i, logits[i])
     tally.add(3, None)
-    found = tally.metrics()
-    assert found["clip1"] == pytest.approx(100 * 2 / 4)
-    assert found["clip"] == pytest.approx(100 * (0.5 + 1) / 4)
+    numbers = tally.metrics()
+    assert numbers["clip1"] == pytest.approx(100 * 2 / 4)
+    assert numbers["clip"] == pytest.approx(100 * (0.5 + 1) / 4)
 
 
 def test_per_class_numbers_against_scikit_learn() -> None:
@@ -197,9 +197,9 @@ def test_calibration_error_is_its_formula() -> None:
 def test_several_labels_of_a_clip_hit_if_any_of_them_does() -> None:
     logits = torch.tensor([[3.0, 1.0, 2.0, 0.0], [3.0, 3.0, 2.0, 0.0], [0.0, 1.0, 2.0, 3.0]])
     targets = torch.tensor([[0.0, 1.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
-    found = metrics.hit_at_k(logits, targets, (1, 2, 3, 9))
+    hits = metrics.hit_at_k(logits, targets, (1, 2, 3, 9))
     # The second clip's label 0 ties with class 1, which ranks first. The third clip has no label.
-    assert found.tolist() == [[False] * 3, [True, True, False], [True, True, False], [True, True, False]]
+    assert hits.tolist() == [[False] * 3, [True, True, False], [True, True, False], [True, True, False]]
     one_hot = torch.nn.functional.one_hot(torch.tensor([2, 0, 3]), 4).float()
     assert torch.equal(metrics.hit_at_k(logits, one_hot), metrics.correct_at_k(logits, torch.tensor([2, 0, 3])))
     # Mixed up at 1: own labels miss twice, the partner's are first in both.

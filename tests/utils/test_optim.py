@@ -11,7 +11,7 @@ from torch import nn
 
 import methods
 from utils import optim
-from utils.faults import UserError
+from utils.errors import UserError
 
 COMMON = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "nesterov": True}
 
@@ -211,16 +211,16 @@ def test_policy_multiplies_the_rate_of_the_schedule_on_the_published_networks(me
     sgd = optim.build(model, **COMMON, policy=True)
     lr = lr_at(50, type="STEP", base_lr=0.02, max_iter=100, lr_steps=[20, 40], lr_mults=[0.1, 0.1])
     optim.set_lr(sgd, lr)
-    found = {g["name"]: (g["lr"] / lr, g["weight_decay"] / COMMON["weight_decay"]) for g in sgd.param_groups}
-    assert found["first conv weight"] == pytest.approx((1, 1))
-    assert found["bn"] == pytest.approx((1, 0))
+    by_group = {g["name"]: (g["lr"] / lr, g["weight_decay"] / COMMON["weight_decay"]) for g in sgd.param_groups}
+    assert by_group["first conv weight"] == pytest.approx((1, 1))
+    assert by_group["bn"] == pytest.approx((1, 0))
     assert lr == pytest.approx(0.0002)
     if method == "tsn":
-        assert found["bias"] == pytest.approx((2, 0))
-        assert "classifier weight" not in found
+        assert by_group["bias"] == pytest.approx((2, 0))
+        assert "classifier weight" not in by_group
     else:
-        assert found["classifier weight"] == pytest.approx((5, 1))
-        assert found["classifier bias"] == pytest.approx((10, 0))
+        assert by_group["classifier weight"] == pytest.approx((5, 1))
+        assert by_group["classifier bias"] == pytest.approx((10, 0))
 
 
 # ---------------------------------------------------------------- AdamW
@@ -258,16 +258,16 @@ def test_the_groups_of_videomae_base_are_the_published_ones() -> None:
     with torch.device("meta"):
         model = methods.build(type="videomae", backbone="vit3d_base", num_class=400, num_segments=16)
     adamw = optim.build(model, **RECIPE, layer_decay=0.75)
-    found: dict[int, dict[float, tuple[float, int]]] = {}
+    by_layer: dict[int, dict[float, tuple[float, int]]] = {}
     for group in adamw.param_groups:
         layer = int(group["name"].rpartition(" ")[2])
         count = sum(parameter.numel() for parameter in group["params"])
-        found.setdefault(layer, {})[group["weight_decay"]] = (group["lr"] / 1e-3, count)
-    assert found == {
-        layer: {0.05: (pytest.approx(rate, rel=1e-12), decayed), 0.0: (pytest.approx(rate, rel=1e-12), plain)}
-        for layer, (rate, decayed, plain) in VIDEOMAE_B.items()
+        by_layer.setdefault(layer, {})[group["weight_decay"]] = (group["lr"] / 1e-3, count)
+    assert by_layer == {
+        layer: {0.05: (pytest.approx(rate, rel=1e-12), decayed), 0.0: (pytest.approx(rate, rel=1e-12), undecayed)}
+        for layer, (rate, decayed, undecayed) in VIDEOMAE_B.items()
     }
-    assert sum(decayed + plain for _, decayed, plain in VIDEOMAE_B.values()) == 86_534_800
+    assert sum(decayed + undecayed for _, decayed, undecayed in VIDEOMAE_B.values()) == 86_534_800
 
     optim.set_lr(adamw, 0.5)
     rates = {int(group["name"].rpartition(" ")[2]): group["lr"] for group in adamw.param_groups}

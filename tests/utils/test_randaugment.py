@@ -87,10 +87,10 @@ def test_pixels_are_those_of_torchvision(name: str, kind: str) -> None:
         frames = frames_of(kind, height, width)
         for argument in ARGUMENTS.get(name, (0.0,)):
             before = frames.clone()
-            found = randaugment.apply(frames[None], rows((name, argument)), no_colour)[0].permute(0, 3, 1, 2)
+            augmented = randaugment.apply(frames[None], rows((name, argument)), no_colour)[0].permute(0, 3, 1, 2)
             expected = torch.cat([reference(name, image[None], argument) for image in frames.permute(0, 3, 1, 2)])
             assert torch.equal(frames, before), "the input is left as it is"
-            assert torch.equal(found, expected), (argument, (found.int() - expected.int()).abs().max())
+            assert torch.equal(augmented, expected), (argument, (augmented.int() - expected.int()).abs().max())
 
 
 def test_no_bits_left_is_black() -> None:
@@ -113,13 +113,13 @@ def test_each_clip_has_its_own_and_frames_too_if_wanted() -> None:
     clips = torch.stack([frames_of("noise", 12, 12, 2), frames_of("dark", 12, 12, 2), frames_of("noise", 12, 12, 2)])
     invert, nothing = [OPERATIONS.index("invert"), 0.0], [-1.0, 0.0]
     drawn = torch.tensor([[[invert]], [[nothing]], [[invert]]], dtype=torch.float64)
-    found = randaugment.apply(clips, drawn, no_colour)
-    assert torch.equal(found, torch.stack([255 - clips[0], clips[1], 255 - clips[2]]))
+    augmented = randaugment.apply(clips, drawn, no_colour)
+    assert torch.equal(augmented, torch.stack([255 - clips[0], clips[1], 255 - clips[2]]))
     drawn = torch.tensor([[[invert], [nothing]], [[nothing], [invert]], [[nothing], [nothing]]], dtype=torch.float64)
-    found = randaugment.apply(clips, drawn, no_colour)
-    assert torch.equal(found[0], torch.stack([255 - clips[0, 0], clips[0, 1]]))
-    assert torch.equal(found[1], torch.stack([clips[1, 0], 255 - clips[1, 1]]))
-    assert torch.equal(found[2], clips[2])
+    augmented = randaugment.apply(clips, drawn, no_colour)
+    assert torch.equal(augmented[0], torch.stack([255 - clips[0, 0], clips[0, 1]]))
+    assert torch.equal(augmented[1], torch.stack([clips[1, 0], 255 - clips[1, 1]]))
+    assert torch.equal(augmented[2], clips[2])
     with pytest.raises(ValueError, match="does not fit"):
         randaugment.apply(clips, drawn[:2], no_colour)
 

@@ -47,22 +47,24 @@ def right(scores: np.ndarray, targets: np.ndarray, k: int = 1) -> np.ndarray:
 def slow_gap(scores: np.ndarray, targets: np.ndarray, top: int) -> float:
     """YouTube-8M's definition, one prediction after the other; of equal scores the higher class first."""
     pooled = []
-    for row, own in zip(scores, targets, strict=True):
-        pooled += [(row[k], own[k]) for k in sorted(range(len(row)), key=lambda k: (-row[k], -k))[:top]]
+    for row, row_targets in zip(scores, targets, strict=True):
+        pooled += [(row[k], row_targets[k]) for k in sorted(range(len(row)), key=lambda k: (-row[k], -k))[:top]]
     pooled.sort(key=lambda pair: -pair[0])
-    found, total = 0, 0.0
+    hits, total = 0, 0.0
     for place, (_, right) in enumerate(pooled, start=1):
         if right:
-            found += 1
-            total += found / place
+            hits += 1
+            total += hits / place
     return total / targets.sum()
 
 
 def slow_perr(scores: np.ndarray, targets: np.ndarray) -> float:
     values = []
-    for row, own in zip(scores, targets, strict=True):
-        first = sorted(range(len(row)), key=lambda k: (-row[k], -k))[: own.sum()]
-        values.append(sum(own[k] for k in first if row[k] > 0) / own.sum() if own.any() else 0.0)
+    for row, row_targets in zip(scores, targets, strict=True):
+        first = sorted(range(len(row)), key=lambda k: (-row[k], -k))[: row_targets.sum()]
+        values.append(
+            sum(row_targets[k] for k in first if row[k] > 0) / row_targets.sum() if row_targets.any() else 0.0
+        )
     return float(np.mean(values))
 
 
@@ -74,16 +76,16 @@ def test_youtube8m_metrics_are_their_formulas() -> None:
             expected = slow_gap(scores, targets, top)
             assert ranking.global_average_precision(scores, targets, top) == pytest.approx(expected, abs=1e-9)
         assert ranking.precision_at_equal_recall(scores, targets) == pytest.approx(slow_perr(scores, targets), abs=1e-9)
-        hits = [own[24 - row[::-1].argmax()] for row, own in zip(scores, targets, strict=True)]
+        hits = [row_targets[24 - row[::-1].argmax()] for row, row_targets in zip(scores, targets, strict=True)]
         assert right(scores, targets).mean() == pytest.approx(np.mean(hits), abs=1e-9)
 
 
 def test_a_video_that_could_not_be_read_finds_nothing() -> None:
     scores, targets = np.array([[0.9, 0.1], [np.nan, np.nan]]), np.array([[True, False], [True, True]])
-    found = metrics.evaluate(metrics.Videos(scores, targets.argmax(1), targets))
-    assert found["hit1"] == 50.0
-    assert found["perr"] == 50.0
-    assert found["gap"] == pytest.approx(100 / 3)
+    numbers = metrics.evaluate(metrics.Videos(scores, targets.argmax(1), targets))
+    assert numbers["hit1"] == 50.0
+    assert numbers["perr"] == 50.0
+    assert numbers["gap"] == pytest.approx(100 / 3)
     for function in (ranking.precision_at_equal_recall, ranking.global_average_precision):
         assert function(np.zeros((0, 2)), np.zeros((0, 2), bool)) == 0
 
@@ -98,22 +100,22 @@ class Several:
 def test_gathered_scores_add_up_over_ranks() -> None:
     _, targets = random_data(4, videos=23)
     logits = torch.randn(23, 3, 25, generator=torch.Generator().manual_seed(0))
-    found = {}
+    by_ranks = {}
     for ranks in (1, 3):
         parts = [metrics.Tally(targets.argmax(1), 25, targets=targets) for _ in range(ranks)]
         for i in range(23):
             parts[i % ranks].add(i, None if i == 4 else logits[i])
         for other in parts[1:]:
             parts[0].counts += other.counts
-        found[ranks] = parts[0].metrics()
-    assert found[1] == found[3]
+        by_ranks[ranks] = parts[0].metrics()
+    assert by_ranks[1] == by_ranks[3]
     scores = metrics.video_scores(logits.numpy(), multi_label=True)
     good = [i for i in range(23) if i != 4]
     cross = torch.nn.functional.binary_cross_entropy(
         torch.from_numpy(scores[good]), torch.from_numpy(targets[good]).double()
     )
-    assert found[1]["loss"] == pytest.approx(cross.item(), abs=1e-9)
+    assert by_ranks[1]["loss"] == pytest.approx(cross.item(), abs=1e-9)
     scores[4] = np.nan
-    assert (found[1]["num_videos"], found[1]["failed"]) == (23, 1)
-    assert found[1]["gap"] == pytest.approx(100 * ranking.global_average_precision(scores, targets), abs=1e-9)
-    assert found[1]["top1"] == found[1]["hit1"] == pytest.approx(100 * right(scores, targets).mean())
+    assert (by_ranks[1]["num_videos"], by_ranks[1]["failed"]) == (23, 1)
+    assert by_ranks[1]["gap"] == pytest.approx(100 * ranking.global_average_precision(scores, targets), abs=1e-9)
+    assert by_ranks[1]["top1"] == by_ranks[1]["hit1"] == pytest.approx(100 * right(scores, targets).mean())

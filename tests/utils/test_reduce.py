@@ -13,7 +13,7 @@ from torch import nn
 from tests.ranks import run_ranks
 from utils import dist, reduce
 from utils.dist import World
-from utils.faults import UserError
+from utils.errors import UserError
 
 WIDTH = 24
 
@@ -86,12 +86,12 @@ def mean(world: World) -> list[float]:
         for piece in next(iter(batches(World(rank, world.size), 1))):
             (alone(piece.double()).square().sum() / world.size).backward()
     worst = 0.0
-    for own, expected in zip(net.parameters(), alone.parameters(), strict=True):
-        assert (own.grad is None) == (expected.grad is None) == (not own.requires_grad)
-        if own.grad is not None:
+    for parameter, expected in zip(net.parameters(), alone.parameters(), strict=True):
+        assert (parameter.grad is None) == (expected.grad is None) == (not parameter.requires_grad)
+        if parameter.grad is not None:
             assert expected.grad is not None
-            assert own.grad.stride() == own.stride()
-            worst = max(worst, (own.grad - expected.grad).abs().max().item())
+            assert parameter.grad.stride() == parameter.stride()
+            worst = max(worst, (parameter.grad - expected.grad).abs().max().item())
     grads = [p.grad for p in net.parameters() if p.grad is not None]
     storages = {grad.untyped_storage().data_ptr() for grad in grads}
     return [worst, float(len(storages)), float(len(grads))]
@@ -99,19 +99,19 @@ def mean(world: World) -> list[float]:
 
 def lacking(world: World) -> list[str]:
     """Return the errors for a parameter without a gradient and for a rank with another model."""
-    said = []
+    messages = []
     model = dist.data_parallel(Net(), world)
     x = torch.zeros(1, 3, 8, 8)
     model.module.get_submodule("conv")(x).sum().backward()
     try:
         model(x)
     except RuntimeError as error:
-        said.append(str(error))
+        messages.append(str(error))
     try:
         dist.data_parallel(nn.Linear(3, 4 + world.rank), world)
     except UserError as error:
-        said.append(str(error))
-    return said
+        messages.append(str(error))
+    return messages
 
 
 @pytest.mark.parametrize("ranks", [3, 4])

@@ -12,7 +12,7 @@ import pytest
 from tests import users
 from tests.users import ANNE, BERT, CARL, GROUP, User
 from tests.utils.test_fencing import save, saved, start
-from utils import checkpoint, faults, processes
+from utils import checkpoint, errors, processes
 from utils.checkpoint import BEST, LATEST
 from utils.run_dir import RunDir
 
@@ -40,7 +40,7 @@ def act(user: User, exp: Path, action: Callable[[], object], umask: int) -> tupl
         return 0
 
     try:
-        return users.run(output, lambda: faults.call(as_user)), output.read_text()
+        return users.run(output, lambda: errors.run_cli(as_user)), output.read_text()
     finally:
         output.unlink()
 
@@ -56,17 +56,17 @@ def a_turn(exp: Path, step: int) -> None:
 def test_two_users_take_turns(umask: int, works: bool, shared: Path) -> None:
     assert act(ANNE, shared, lambda: a_turn(shared, 10), umask) == (0, "")
     before = {path: path.stat().st_ino for path in shared.rglob("*")}
-    code, told = act(BERT, shared, lambda: a_turn(shared, 20), umask)
+    code, message = act(BERT, shared, lambda: a_turn(shared, 20), umask)
     if works:
-        assert (code, told) == (0, "")
+        assert (code, message) == (0, "")
         assert act(ANNE, shared, lambda: a_turn(shared, 30), umask) == (0, "")
         assert saved(shared, LATEST) == (3, 30)
         assert {path.stat().st_gid for path in shared.rglob("*ckpt*")} == {GROUP}
     else:
         assert code == 2
-        assert told.startswith("error: ")
-        assert told.count("\n") == 1
-        assert "ermission denied" in told
+        assert message.startswith("error: ")
+        assert message.count("\n") == 1
+        assert "ermission denied" in message
         assert {path: path.stat().st_ino for path in shared.rglob("*")} == before
 
 
@@ -78,9 +78,9 @@ def test_what_the_first_save_would_meet_is_said_at_the_start(mode: int, user: Us
     assert act(ANNE, shared, lambda: a_turn(shared, 10), 0o002) == (0, "")
     (shared / "jobs").chmod(0o777)
     shared.chmod(mode)
-    code, told = act(user, shared, lambda: a_turn(shared, 20), 0o002)
-    assert (code, told.count("\n")) == (2, 1)
-    assert word in told
+    code, message = act(user, shared, lambda: a_turn(shared, 20), 0o002)
+    assert (code, message.count("\n")) == (2, 1)
+    assert word in message
     assert saved(shared, LATEST) == (1, 10)
 
 
@@ -88,9 +88,9 @@ def test_a_checkpoint_that_may_not_be_read_is_not_passed_over_for_an_older_one(s
     for step in (10, 20):
         assert act(ANNE, shared, lambda step=step: a_turn(shared, step), 0o002) == (0, "")
     (shared / LATEST).chmod(0o600)
-    code, told = act(BERT, shared, lambda: a_turn(shared, 30), 0o002)
-    assert (code, told.count("\n")) == (2, 1)
-    assert f"{LATEST}: cannot be read (Permission denied)" in told
+    code, message = act(BERT, shared, lambda: a_turn(shared, 30), 0o002)
+    assert (code, message.count("\n")) == (2, 1)
+    assert f"{LATEST}: cannot be read (Permission denied)" in message
     assert checkpoint.load(shared / LATEST)["step"] == 20
 
 
@@ -110,10 +110,10 @@ def test_a_live_process_that_proc_does_not_show_keeps_its_lock(shared: Path, mon
 
     child = users.start(shared.with_name(f"{shared.name}.holder"), hold)
     os.read(reading, 1)
-    code, told = act(BERT, shared, lambda: a_turn(shared, 20), 0o002)
+    code, message = act(BERT, shared, lambda: a_turn(shared, 20), 0o002)
     os.close(stop)
     os.waitpid(child, 0)
     shared.with_name(f"{shared.name}.holder").unlink()
-    assert (code, "in use by process" in told) == (2, True)
+    assert (code, "in use by process" in message) == (2, True)
     for descriptor in (reading, writing, more):
         os.close(descriptor)

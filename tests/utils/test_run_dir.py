@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from utils import processes, run_dir, run_lock
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.run_dir import RunDir
 
 
@@ -121,7 +121,7 @@ CONTEND = """
 import os, sys, time
 from pathlib import Path
 from utils import run_lock
-from utils.faults import UserError
+from utils.errors import UserError
 lock, rounds, size = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 dead = lock.read_bytes()
 won = []
@@ -235,7 +235,7 @@ def test_folder_of_somebody_else(repo_root: Path) -> None:
         (exp / "config.yaml").touch()
         code = (
             f"import os, sys; sys.path.insert(0, {str(repo_root)!r}); from utils.run_dir import RunDir\n"
-            "from utils.faults import UserError\nos.setuid(65534)\n"
+            "from utils.errors import UserError\nos.setuid(65534)\n"
             f"try: RunDir.open({name!r})\nexcept UserError as error: print(error)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -13,9 +13,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tests.ranks import run_ranks
 from tests.utils import sync_bn_check as check
 from utils.dist import World, data_parallel
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
-from utils.sync_bn import GroupBatchNorm, Statistics, convert
+from utils.sync_bn import BnStats, GroupBatchNorm, convert
 
 ONE = World()
 
@@ -41,7 +41,7 @@ def several_steps(world: World, group: int, sync_stats: bool, total: int = 4) ->
     """A few steps of SGD under DDP, V shards of 2 clips: final weights, statistics, last outputs by shard."""
     shards = ShardPlan(total, 2, world.size, world.rank, group)
     model = convert(net(), shards, sync_stats=sync_stats)
-    statistics = Statistics(model, shards, world)
+    bn_stats = BnStats(model, shards, world)
     ddp = model if world.size == 1 else data_parallel(model, world)
     optimiser = torch.optim.SGD(ddp.parameters(), lr=0.1, momentum=0.9)
     outputs = {}
@@ -51,12 +51,12 @@ def several_steps(world: World, group: int, sync_stats: bool, total: int = 4) ->
         for index, mine in enumerate(shards.micro_batches):
             out = ddp(torch.cat([x[2 * s : 2 * s + 2] for s in mine]))
             (out.square().sum() / shards.global_batch * world.size).backward()  # the ranks' mean is taken
-            statistics.after_micro_batch(index)
+            bn_stats.after_micro_batch(index)
             outputs |= {s: out.detach()[2 * k : 2 * k + 2].clone() for k, s in enumerate(mine)}
-        statistics.after_step()
+        bn_stats.after_step()
         optimiser.step()
-    groups = statistics.group_state()
-    statistics.for_evaluation()
+    groups = bn_stats.group_state()
+    bn_stats.for_evaluation()
     return {"outputs": outputs, "state": {k: v.clone() for k, v in model.state_dict().items()}, "groups": groups}
 
 
@@ -97,12 +97,12 @@ def everything(world: World, folder: str) -> dict[str, object]:
     """All that the tests below need of these ranks, in one start."""
     arguments = {"kind": "2d", "batch": 3}
     layouts = [check.ours(world, total=v, group=n, sync_stats=s, **arguments) for v, n, s in LAYOUTS[world.size]]
-    found = {"layouts": layouts, "trainings": [several_steps(world, n, s) for n, s in TRAININGS]}
+    results_of = {"layouts": layouts, "trainings": [several_steps(world, n, s) for n, s in TRAININGS]}
     if world.size == 2:
-        found |= {"large_mean": large_mean(world), "bfloat16": bfloat16(world)}
+        results_of |= {"large_mean": large_mean(world), "bfloat16": bfloat16(world)}
         case = {"total": 4, "group": 2, "sync_stats": False, **arguments}
-        found["continued"] = check.ours(world, load=f"{folder}/groups.pt", **case)
-    return found
+        results_of["continued"] = check.ours(world, load=f"{folder}/groups.pt", **case)
+    return results_of
 
 
 # On several ranks.
@@ -161,8 +161,8 @@ def test_group_statistics_are_taken_up_on_another_number_of_ranks(ranks: dict[in
 
 
 def test_variance_of_float32_input_with_a_large_mean(ranks: dict[int, list[dict]]) -> None:
-    for got, wanted, of_output in (rank["large_mean"] for rank in ranks[2]):
-        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=0)
+    for got, expected, of_output in (rank["large_mean"] for rank in ranks[2]):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=0)
         torch.testing.assert_close(of_output, torch.ones(2).double(), rtol=0.05, atol=0)
 
 
@@ -192,19 +192,19 @@ def test_convert_keeps_names_values_flags_and_parameters() -> None:
     assert (model[4].momentum, model[4].training, model[1].training) == (0.3, False, True)
     assert not model[1].weight.requires_grad
     assert isinstance(convert(nn.BatchNorm3d(4), ShardPlan(2, 2), sync_stats=True), GroupBatchNorm)
-    plain = convert(
+    converted = convert(
         nn.Sequential(nn.BatchNorm1d(3, affine=False, track_running_stats=False)), ShardPlan(1, 2), sync_stats=True
     )
-    Statistics(plain, ShardPlan(1, 2), ONE).after_step()
-    assert plain(torch.randn(6, 3)).mean().abs() < 1e-6
+    BnStats(converted, ShardPlan(1, 2), ONE).after_step()
+    assert converted(torch.randn(6, 3)).mean().abs() < 1e-6
     assert isinstance(copy.deepcopy(model)[1], GroupBatchNorm)
 
 
 def test_a_layer_without_parameters_and_running_statistics() -> None:
     shards = ShardPlan(1, 2)
-    plain = nn.Sequential(nn.BatchNorm1d(3, affine=False, track_running_stats=False))
-    model = convert(plain, shards, sync_stats=True)
-    Statistics(model, shards, ONE).after_step()
+    layer = nn.Sequential(nn.BatchNorm1d(3, affine=False, track_running_stats=False))
+    model = convert(layer, shards, sync_stats=True)
+    BnStats(model, shards, ONE).after_step()
     assert model(torch.randn(6, 3)).mean().abs() < 1e-6
 
 
@@ -221,19 +221,19 @@ def test_evaluation_mode_equals_torch_and_training_forward_leaves_running_statis
     before = copy.deepcopy(model.state_dict())
     model(clips(0, 4))
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    plain = net()
-    torch.testing.assert_close(model.eval()(clips(1, 4)), plain.eval()(clips(1, 4)), rtol=0, atol=0)
+    torch_net = net()
+    torch.testing.assert_close(model.eval()(clips(1, 4)), torch_net.eval()(clips(1, 4)), rtol=0, atol=0)
 
 
 def test_one_rank_one_shard_follows_torch_exactly() -> None:
-    plain, model = net(), convert(net(), ShardPlan(1, 4), sync_stats=False)
-    statistics = Statistics(model, ShardPlan(1, 4), ONE)
+    torch_net, model = net(), convert(net(), ShardPlan(1, 4), sync_stats=False)
+    bn_stats = BnStats(model, ShardPlan(1, 4), ONE)
     for step in range(5):
-        assert torch.equal(plain(clips(step, 4)), model(clips(step, 4)))
-        statistics.after_micro_batch(0)
-        statistics.after_step()
-    statistics.for_evaluation()
-    for key, value in plain.state_dict().items():
+        assert torch.equal(torch_net(clips(step, 4)), model(clips(step, 4)))
+        bn_stats.after_micro_batch(0)
+        bn_stats.after_step()
+    bn_stats.for_evaluation()
+    for key, value in torch_net.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], value, rtol=0, atol=1e-15, msg=key)
 
 
@@ -242,14 +242,14 @@ def test_layers_in_eval_mode_keep_their_running_statistics(sync_stats: bool) -> 
     """Partial BN (TSN): only the first layer trains."""
     shards = ShardPlan(2, 2)
     model = convert(net(), shards, sync_stats=sync_stats)
-    statistics = Statistics(model, shards, ONE)
+    bn_stats = BnStats(model, shards, ONE)
     model[4].eval()
     before = copy.deepcopy(model.state_dict())
     for index in (0, 1):
         model(clips(index, 2))
-        statistics.after_micro_batch(index)
-    statistics.after_step()
-    statistics.for_evaluation()
+        bn_stats.after_micro_batch(index)
+    bn_stats.after_step()
+    bn_stats.for_evaluation()
     for name in ("running_mean", "running_var", "num_batches_tracked"):
         assert not torch.equal(model.state_dict()[f"1.{name}"], before[f"1.{name}"])
         assert torch.equal(model.state_dict()[f"4.{name}"], before[f"4.{name}"])
@@ -258,27 +258,27 @@ def test_layers_in_eval_mode_keep_their_running_statistics(sync_stats: bool) -> 
 def test_loading_reaches_the_flat_statistics_and_moving_the_model_is_noticed() -> None:
     shards = ShardPlan(2, 2)
     model = convert(net(), shards, sync_stats=False)
-    statistics = Statistics(model, shards, ONE)
+    bn_stats = BnStats(model, shards, ONE)
     state = {key: torch.full_like(value, 7) for key, value in model.state_dict().items()}
     model.load_state_dict(state)
-    statistics.load_group_state(None)
-    assert torch.equal(statistics.group_state(), torch.full((2, 20), 7.0, dtype=torch.float64))
+    bn_stats.load_group_state(None)
+    assert torch.equal(bn_stats.group_state(), torch.full((2, 20), 7.0, dtype=torch.float64))
     model.to("cpu", torch.float64)  # changes nothing
     model(clips(0, 2))
-    statistics.after_micro_batch(0)
-    statistics.after_step()
+    bn_stats.after_micro_batch(0)
+    bn_stats.after_step()
     assert int(model[1].num_batches_tracked) == 8
     model.float()
-    with pytest.raises(RuntimeError, match="after Statistics was built"):
-        statistics.after_step()
+    with pytest.raises(RuntimeError, match="after BnStats was built"):
+        bn_stats.after_step()
 
 
 def test_group_statistics_of_another_model_are_refused() -> None:
     shards = ShardPlan(2, 2)
-    split = Statistics(convert(net(), shards, sync_stats=False), shards, ONE)
+    split = BnStats(convert(net(), shards, sync_stats=False), shards, ONE)
     with pytest.raises(UserError, match=r"\(3, 20\)"):
         split.load_group_state(torch.zeros(3, 20))
-    joint = Statistics(convert(net(), shards, sync_stats=True), shards, ONE)
+    joint = BnStats(convert(net(), shards, sync_stats=True), shards, ONE)
     assert joint.group_state() is None
     joint.load_group_state(None)
     with pytest.raises(UserError, match="bn_sync_stats"):
@@ -288,8 +288,8 @@ def test_group_statistics_of_another_model_are_refused() -> None:
 def test_a_model_without_batch_norm() -> None:
     shards = ShardPlan(2, 2)
     model = convert(nn.Sequential(nn.Linear(2, 2)), shards, sync_stats=True)
-    statistics = Statistics(model, shards, ONE)
-    statistics.after_micro_batch(0)
-    statistics.after_step()
-    statistics.for_evaluation()
-    assert statistics.group_state() is None
+    bn_stats = BnStats(model, shards, ONE)
+    bn_stats.after_micro_batch(0)
+    bn_stats.after_step()
+    bn_stats.for_evaluation()
+    assert bn_stats.group_state() is None

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from utils import transforms, vision
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.ops.colorjitter import _NO_CHANGE
 from utils.ops.random_erasing import FILL
-from utils.transforms import IMAGENET_MEAN, IMAGENET_STD, cut_views, normalise
+from utils.transforms import IMAGENET_MEAN, IMAGENET_STD, crop_views, normalise
 
 B, T, H, W = 3, 4, 10, 14
 
@@ -179,10 +179,10 @@ def test_erasing_by_noise_follows_from_its_number_alone(sets: int) -> None:
     boxes = ERASE[sets]
     numbers = torch.arange(B * sets).view(B, sets, 1) + 2**52
     drawn = torch.cat((boxes, numbers), 2)
-    out, plain = augment(clips, erase=drawn), normalise(clips)
+    out, normalised = augment(clips, erase=drawn), normalise(clips)
     for b, t in itertools.product(range(B), range(T)):
         y, x, h, w, number = drawn[b, t % sets].tolist()
-        expected = plain[b, :, t].clone()
+        expected = normalised[b, :, t].clone()
         if h:
             generator = torch.Generator().manual_seed(number)
             noise = torch.randn((T if sets == 1 else 1, h, w, 3), generator=generator)
@@ -216,7 +216,7 @@ def test_cut_views() -> None:
     rows = np.array([[0, 2, 4], [5, 5, 1], [0, 1, 2]])
     boxes = np.array([[0, 0, 8, 6], [22, 14, 30, 20], [5, 3, 13, 9]])
     flips = np.array([False, True, True])
-    views = cut_views(frames, rows, boxes, flips)
+    views = crop_views(frames, rows, boxes, flips)
     assert views.shape == (3, 3, 6, 8, 3)
     assert views.dtype == torch.uint8
     for v, (x1, y1, x2, y2) in enumerate(boxes):
@@ -224,7 +224,7 @@ def test_cut_views() -> None:
             expected = frames[rows[v, t]].numpy()[y1:y2, x1:x2]
             np.testing.assert_array_equal(views[v, t].numpy(), expected[:, ::-1] if flips[v] else expected)
     with pytest.raises(ValueError, match="is not inside frames of 30x20"):
-        cut_views(frames, rows[:1], np.array([[25, 0, 33, 6]]), flips[:1])
+        crop_views(frames, rows[:1], np.array([[25, 0, 33, 6]]), flips[:1])
 
 
 @pytest.mark.gpu
@@ -235,7 +235,7 @@ def test_same_on_a_gpu() -> None:
     on_device = {key: value.cuda() for key, value in drawn.items()}
     assert torch.equal(augment(clips.cuda(), **on_device), augment(clips.cuda(), **drawn))
     rows, boxes, flips = np.array([[0, 1]]), np.array([[1, 2, 9, 8]]), np.array([True])
-    assert torch.equal(cut_views(clips[0].cuda(), rows, boxes, flips).cpu(), cut_views(clips[0], rows, boxes, flips))
+    assert torch.equal(crop_views(clips[0].cuda(), rows, boxes, flips).cpu(), crop_views(clips[0], rows, boxes, flips))
 
 
 NAMES = ["left", "stay", "right", "up", "down"]
@@ -249,21 +249,21 @@ def test_mirrored_clips_have_the_mirrored_class() -> None:
     assert transforms.mirrored_labels(labels, flip, table).tolist() == [2, 0, 1, 0, 3]
     several = torch.nn.functional.one_hot(labels, 5).float()
     several[0, 3] = 1
-    found = transforms.mirrored_labels(several, flip, table)
-    assert found.dtype == several.dtype
-    assert [row.nonzero().flatten().tolist() for row in found] == [[2, 3], [0], [1], [0], [3]]
+    mirrored = transforms.mirrored_labels(several, flip, table)
+    assert mirrored.dtype == several.dtype
+    assert [row.nonzero().flatten().tolist() for row in mirrored] == [[2, 3], [0], [1], [0], [3]]
     assert transforms.mirrored_classes(None, NAMES) is None
 
 
 @pytest.mark.parametrize(
-    ("pairs", "told"),
+    ("pairs", "reason"),
     [
         ([["left", "rihgt"]], "no class is called 'rihgt' (did you mean right?)"),
         ([["left", "up"], ["right", 0]], "class 0 (left) stands in it twice"),
         ([["up", 3]], "class 3 (up) stands in it twice"),
     ],
 )
-def test_classes_that_cannot_be_exchanged(pairs: list, told: str) -> None:
+def test_classes_that_cannot_be_exchanged(pairs: list, reason: str) -> None:
     with pytest.raises(UserError) as error:
         transforms.mirrored_classes(pairs, NAMES)
-    assert told in str(error.value)
+    assert reason in str(error.value)

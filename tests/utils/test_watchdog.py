@@ -16,7 +16,7 @@ import pytest
 from tests.experiment import make
 from tests.ranks import ROOT
 from utils import watchdog
-from utils.pace import standing_out
+from utils.stragglers import find_stragglers
 
 PROGRAM = """\
 import sys, time
@@ -156,7 +156,7 @@ def test_a_frozen_rank_is_named_by_the_others(tmp_path: Path, motion_videos: Pat
 
 
 def kinds(data: list[float], forward: list[float], step: float, span: int = 1) -> list[str]:
-    return [kind for kind, _, _ in standing_out(data, forward, step, span)]
+    return [kind for kind, _, _ in find_stragglers(data, forward, step, span)]
 
 
 def test_what_stands_out() -> None:
@@ -167,11 +167,11 @@ def test_what_stands_out() -> None:
     assert kinds([0.0] * 4, [0.2, 0.2, 0.2, 0.4], 0.5) == ["forward of 3"]
     assert kinds([0.0] * 4, [0.2, 0.2, 0.4, 0.4], 0.5, span=2) == ["forward of 1"]
     assert kinds([0.0] * 4, [0.2, 0.2, 0.2, 0.4], 0.5, span=4) == []
-    (found,) = standing_out([0.0] * 4, [0.2, 0.2, 0.4, 0.4], 0.5, 2)
-    assert found[1] == 2
-    assert "0.400 s a step (with the 1 other ranks of its BN group), that of the others 0.200 s" in found[2]
-    (found,) = standing_out([0.01, 0.01, 0.15, 0.01], [0.2] * 4, 0.5)
-    assert "waits 0.150 s a step for clips, the others 0.010 s, of 0.500 s" in found[2]
+    (finding,) = find_stragglers([0.0] * 4, [0.2, 0.2, 0.4, 0.4], 0.5, 2)
+    assert finding[1] == 2
+    assert "0.400 s a step (with the 1 other ranks of its BN group), that of the others 0.200 s" in finding[2]
+    (finding,) = find_stragglers([0.01, 0.01, 0.15, 0.01], [0.2] * 4, 0.5)
+    assert "waits 0.150 s a step for clips, the others 0.010 s, of 0.500 s" in finding[2]
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

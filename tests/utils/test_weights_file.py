@@ -31,7 +31,7 @@ from utils import checkpoint, config, files, weights_file
 from utils.dist import World
 from utils.engine import distill
 from utils.engine.network import model_arguments
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.weights_file import opcodes
 
 
@@ -42,14 +42,14 @@ def exp(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "data" / "lists").mkdir(parents=True)
     for name in ("train", "val"):
         (folder / "data" / "lists" / f"{name}.txt").write_text("a.mp4 8 0\n")
-    made = weights.make(folder / "exp", folder / "data", backbone="mobilenetv2")
-    state = checkpoint.load(made / checkpoint.BEST)
+    exp = weights.make(folder / "exp", folder / "data", backbone="mobilenetv2")
+    state = checkpoint.load(exp / checkpoint.BEST)
     state["ema"] = {key: value * 0.5 if value.is_floating_point() else value for key, value in state["model"].items()}
     state["precise_bn"] = {key: value + 1 for key, value in state["model"].items() if key.endswith("running_mean")}
     state["optimizer"] = {"state": {0: {"momentum_buffer": torch.randn(1000)}}, "param_groups": []}
     state["config"] |= {"ema": 0.9, "precise_bn": {"batches": 2}}
-    checkpoint.save(made, checkpoint.BEST, state)
-    return made
+    checkpoint.save(exp, checkpoint.BEST, state)
+    return exp
 
 
 def flipped(file: Path, target: Path, what: torch.Tensor) -> Path:
@@ -80,7 +80,7 @@ def test_a_flipped_bit_is_found_by_every_reader(exp: Path, damaged: Path) -> Non
     readers = {
         "eval": lambda: interop.load_checkpoint(damaged, lambda: methods.build(**arguments)),
         "predict": lambda: predictor.from_experiment(damaged, None, [], World()),
-        "export": lambda: predictor.from_experiment(exp, str(damaged), [], World(), plain=True),
+        "export": lambda: predictor.from_experiment(exp, str(damaged), [], World(), as_is=True),
         "pretrained": lambda: methods.build(**arguments | {"pretrained": str(damaged)}),
         "pretrained folder": lambda: methods.build(**arguments | {"pretrained": str(damaged.parent)}),
         "teacher": lambda: distill.find(damaged, cfg),
@@ -199,9 +199,9 @@ def zipped(data: bytes, parts: dict[str, bytes] | None = None, *, deflate: bool 
     """An archive as torch writes it, with this pickle."""
     buffer = io.BytesIO()
     how = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
-    with zipfile.ZipFile(buffer, "w", how) as made:
+    with zipfile.ZipFile(buffer, "w", how) as archive:
         for name, content in {"data.pkl": data, "version": b"3\n", **(parts or {})}.items():
-            made.writestr(f"archive/{name}", content)
+            archive.writestr(f"archive/{name}", content)
     return buffer.getvalue()
 
 

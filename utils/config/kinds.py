@@ -169,16 +169,16 @@ def rand_policy(text: str) -> RandPolicy:
     """Parse the text of a RandAugment policy; ValueError if it is none."""
     # for-else: a part that is not a name and a number breaks out, past `else`, to the error
     name, *parts = text.split("-")
-    found: dict[str, float] = {}
+    settings: dict[str, float] = {}
     for part in parts:
         known = re.fullmatch(r"(m|n|p|mstd|inc)(\d{1,3}(?:\.\d{1,6})?)", part, re.ASCII)
-        if not known or known[1] in found or float(known[2]) > _LARGEST_OF_POLICY[known[1]]:
+        if not known or known[1] in settings or float(known[2]) > _LARGEST_OF_POLICY[known[1]]:
             break
-        found[known[1]] = float(known[2])
+        settings[known[1]] = float(known[2])
     else:
-        n, inc = found.get("n", 2.0), found.get("inc", 0.0)
+        n, inc = settings.get("n", 2.0), settings.get("inc", 0.0)
         if name == "rand" and parts and n >= 1 and n.is_integer() and inc.is_integer():
-            rest = {key: number for key, number in found.items() if key in ("m", "p", "mstd")}
+            rest = {key: number for key, number in settings.items() if key in ("m", "p", "mstd")}
             return RandPolicy(n=int(n), inc=int(inc), **rest)
 
     raise ValueError(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from utils.config.schema import Config, is_free, leaves
-from utils.faults import UserError
+from utils.errors import UserError
 
 MOST_ITERATIONS = 10**9
 
@@ -28,17 +28,17 @@ def resolve_lengths(cfg: Config, videos: int, global_batch: int) -> Config:
         UserError: the resolved lengths contradict each other.
     """
     per_epoch = videos * cfg.data.num_sample / global_batch
-    plain = cfg.lr_scheduler
+    schedule = cfg.lr_scheduler
     changes: dict[str, int | tuple[int, ...]] = {}
 
     # The schedule
-    if plain.max_epoch is not None:
-        changes["max_iter"] = math.ceil(plain.max_epoch * per_epoch)
-    if plain.warmup_epochs is not None:
-        changes["warmup_steps"] = round(plain.warmup_epochs * per_epoch)
-    if plain.lr_epochs is not None:
-        changes["lr_steps"] = tuple(max(1, round(epoch * per_epoch)) for epoch in plain.lr_epochs)
-    resolved = plain.model_copy(update=changes)
+    if schedule.max_epoch is not None:
+        changes["max_iter"] = math.ceil(schedule.max_epoch * per_epoch)
+    if schedule.warmup_epochs is not None:
+        changes["warmup_steps"] = round(schedule.warmup_epochs * per_epoch)
+    if schedule.lr_epochs is not None:
+        changes["lr_steps"] = tuple(max(1, round(epoch * per_epoch)) for epoch in schedule.lr_epochs)
+    resolved = schedule.model_copy(update=changes)
 
     # Validations, and precise batch norm before some of them
     val_freq = cfg.val_freq
@@ -106,12 +106,12 @@ def differences(old: Mapping[str, object], new: Mapping[str, object]) -> list[tu
     keys += sorted((flat_old.keys() | flat_new.keys()) - set(keys))
     defaults = _defaults()
 
-    found = []
+    changes = []
     for key in keys:
         before, after = (values.get(key, defaults.get(key)) for values in (flat_old, flat_new))
         if before != after:
-            found.append((key, before, after, is_free(key)))
-    return found
+            changes.append((key, before, after, is_free(key)))
+    return changes
 
 
 def with_defaults(tree: Mapping[str, object]) -> dict[str, object]:
@@ -138,15 +138,15 @@ def with_defaults(tree: Mapping[str, object]) -> dict[str, object]:
 
 def flat(tree: Mapping[str, object], prefix: str = "") -> dict[str, object]:
     """Return dotted key -> value of nested dicts."""
-    found: dict[str, object] = {}
+    dotted: dict[str, object] = {}
     for name, value in tree.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{name}.")
+            dotted |= flat(value, f"{prefix}{name}.")
         else:
-            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return found
+            dotted[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return dotted
 
 
 def _defaults() -> dict[str, object]:
-    plain = {key: info.get_default() for key, info in leaves() if not info.is_required()}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in plain.items()}
+    defaults = {key: info.get_default() for key, info in leaves() if not info.is_required()}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in defaults.items()}

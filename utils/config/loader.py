@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from utils import renamed
 from utils.config import model_options, paths, rules, yaml_lines
 from utils.config.schema import DISTILL_WEIGHT, PAIRS, BatchNorm, Config, leaves, sections
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 
 FILE = "config.yaml"
 ROOT_KEY = "common"
@@ -135,11 +136,28 @@ class _Draft:
             if keys[:1] == (ROOT_KEY,):
                 self.where[keys[1:]] = f"{self.file}:{line}"
                 self.order[keys[1:]] = line
+        for old, new in renamed.CONFIG_KEYS.items():
+            self._rename(tuple(old.split(".")), tuple(new.split(".")))
+
+    def _rename(self, old: Keys, new: Keys) -> None:
+        """Move the value of a key that an earlier version called otherwise; both are in one section."""
+        section = _section_at(self.raw, old[:-1])
+        if not isinstance(section, dict) or old[-1] not in section:
+            return
+
+        renamed.of_key(_dotted(old))
+        if new[-1] in section:
+            self.problem(old, f"the old name of {_dotted(new)}, which is given too; delete one of them")
+            del section[old[-1]]
+            return
+        section[new[-1]] = section.pop(old[-1])
+        for place in (self.where, self.order):
+            place[new] = place.pop(old)
 
     def override(self, text: str) -> None:
         """Apply one `key=value`."""
         name, equals, value_text = text.partition("=")
-        keys = tuple(name.strip().removeprefix(f"{ROOT_KEY}.").split("."))
+        keys = tuple(renamed.of_key(name.strip().removeprefix(f"{ROOT_KEY}.")).split("."))
 
         document = yaml_lines.parse(value_text)
         if not equals or not all(keys):
@@ -180,6 +198,13 @@ class _Draft:
             section = self.raw.get(outer)
             if isinstance(section, dict) and section.get(inner, ...) is None:
                 section[inner] = {}
+
+        # Values of earlier versions
+        for key in renamed.CONFIG_VALUES:
+            *outer, name = key.split(".")
+            section = _section_at(self.raw, outer)
+            if isinstance(section, dict) and name in section:
+                section[name] = renamed.of_value(key, section[name])
 
         # The passes after the YAML
         config = self._against_schema(Config, self.raw, ())
@@ -289,20 +314,26 @@ class _Draft:
             weight = config.distill.weight or DISTILL_WEIGHT[config.distill.kind]
             root_keys["distill"] = config.distill.model_copy(update={"teacher": teacher, "weight": weight})
 
-        files = {key: getattr(config.data, key) for key in ("class_names", "facts")}
-        found = {key: str(paths.resolve(file, self.file.parent)) for key, file in files.items() if file is not None}
-        root_keys["data"] = config.data.model_copy(update=found)
+        files = {key: getattr(config.data, key) for key in ("class_names", "metadata")}
+        absolute = {key: str(paths.resolve(file, self.file.parent)) for key, file in files.items() if file is not None}
+        root_keys["data"] = config.data.model_copy(update=absolute)
 
         result = config.model_copy(update=root_keys)
         result._origins.update(origins)
         return result
 
 
-def _remove(raw: object, keys: Keys) -> None:
-    for name in keys[:-1]:
+def _section_at(raw: object, keys: Iterable[Hashable]) -> object:
+    """Return the value at these keys of nested dicts; None if there is none."""
+    for name in keys:
         raw = raw.get(name) if isinstance(raw, dict) else None
-    if isinstance(raw, dict):
-        raw.pop(keys[-1], None)
+    return raw
+
+
+def _remove(raw: object, keys: Keys) -> None:
+    section = _section_at(raw, keys[:-1])
+    if isinstance(section, dict):
+        section.pop(keys[-1], None)
 
 
 def _dotted(keys: Iterable[object]) -> str:
@@ -356,9 +387,9 @@ def _in_words(error: ErrorDetails, keys: Keys) -> str:
     if kind == "value_error":
         return f"{context['error']}" + ("" if "must be true" not in str(context["error"]) else f", not {shown}")
     if kind in ("too_short", "too_long"):
-        wanted = context["min_length"] if "min_length" in context else context["max_length"]
-        most = "at most " if wanted > _FIXED_LENGTH else ""
-        return f"must hold {most}{wanted} numbers, not {context['actual_length']}"
+        length = context["min_length"] if "min_length" in context else context["max_length"]
+        most = "at most " if length > _FIXED_LENGTH else ""
+        return f"must hold {most}{length} numbers, not {context['actual_length']}"
     if kind == "string_too_long":
         return f"must have at most {context['max_length']} characters, not {len(value)}"
 
@@ -427,8 +458,8 @@ def _nearest(keys: Keys) -> str:
         return near
 
     names = {key.rpartition(".")[2]: key for key in known}
-    found = did_you_mean(word, names)
-    return f" (did you mean {ROOT_KEY}.{names[found[15:-2]]}?)" if found else ""  # cut out of " (did you mean X?)"
+    hint = did_you_mean(word, names)
+    return f" (did you mean {ROOT_KEY}.{names[hint[15:-2]]}?)" if hint else ""  # cut out of " (did you mean X?)"
 
 
 def _other_case(value: object, choices: Sequence[str]) -> str:

@@ -44,27 +44,27 @@ class Builder:
 @functools.cache
 def methods(root: Path = ROOT) -> Mapping[str, Builder]:
     """Return the legal values of model.type."""
-    found = {}
+    builders = {}
     for file in sorted((root / "methods").glob("*.py")):
         if not file.name.startswith("_"):
             for function in _functions(file):
                 if function.name == "build":
-                    found[file.stem] = _builder(function, file.stem, file, root)
-    return found
+                    builders[file.stem] = _builder(function, file.stem, file, root)
+    return builders
 
 
 @functools.cache
 def backbones(root: Path = ROOT) -> Mapping[str, Builder]:
     """Return the legal values of model.backbone."""
-    found = {}
+    builders = {}
     for file in sorted((root / "networks").glob("*.py")):
         if not file.name.startswith("_"):
             for function in _functions(file):
                 by_keyword = function.args.kwonlyargs or function.args.kwarg
                 positional = function.args.args or function.args.posonlyargs or function.args.vararg
                 if by_keyword and not positional and not function.name.startswith("_"):
-                    found[function.name] = _builder(function, function.name, file, root)
-    return found
+                    builders[function.name] = _builder(function, function.name, file, root)
+    return builders
 
 
 def options(method: str, backbone: str, root: Path = ROOT) -> dict[str, Option]:
@@ -76,8 +76,8 @@ def options(method: str, backbone: str, root: Path = ROOT) -> dict[str, Option]:
     # Methods last: their own option wins over one of that name in a backbone
     if any(builder.takes_more for builder in builders):
         builders = [*networks, *builders]
-    found = {option.name: option for builder in builders for option in builder.options}
-    return {name: option for name, option in found.items() if name not in GIVEN_BY_US}
+    by_name = {option.name: option for builder in builders for option in builder.options}
+    return {name: option for name, option in by_name.items() if name not in GIVEN_BY_US}
 
 
 def mismatch(value: object, annotation: str) -> str | None:
@@ -142,7 +142,7 @@ def _functions(file: Path) -> list[ast.FunctionDef]:
 def _builder(function: ast.FunctionDef, name: str, file: Path, root: Path) -> Builder:
     where = str(file.relative_to(root))
     arguments = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
-    found = tuple(
+    parameters = tuple(
         Option(
             name=argument.arg,
             annotation=ast.unparse(argument.annotation) if argument.annotation else "",
@@ -151,7 +151,7 @@ def _builder(function: ast.FunctionDef, name: str, file: Path, root: Path) -> Bu
         )
         for argument, default in arguments
     )
-    return Builder(name=name, where=where, options=found, takes_more=function.args.kwarg is not None)
+    return Builder(name=name, where=where, options=parameters, takes_more=function.args.kwarg is not None)
 
 
 _KINDS = {"bool": (bool,), "int": (int,), "float": (float, int), "str": (str,)}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from utils.config.schema import Config
-from utils.faults import UserError
+from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_DATA = ROOT / "data" / "motion8"
@@ -46,7 +46,7 @@ def check_files(cfg: Config, splits: Sequence[str] = ("train", "val")) -> None:
             problems.append(f"{_where(cfg, key)}there is no folder {getattr(cfg, key)}")
 
     # Files that not every config names
-    others = [("data.class_names", cfg.data.class_names), ("data.facts", cfg.data.facts)]
+    others = [("data.class_names", cfg.data.class_names), ("data.metadata", cfg.data.metadata)]
     if "train" in splits:
         others += [("model.pretrained", cfg.model.pretrained), ("distill.teacher", cfg.distill.teacher)]
     for key, path in others:

@@ -42,13 +42,13 @@ def broken_rules(values: Mapping[str, object], in_error: set[str]) -> list[Probl
             raise Unknown
         return values[key]
 
-    found: list[Problem] = []
+    problems: list[Problem] = []
     for rule in _RULES:
         try:
-            found.extend(rule(look_up))
+            problems.extend(rule(look_up))
         except Unknown:
             continue
-    return found
+    return problems
 
 
 def _pair(first: str, second: str, required: bool) -> Callable[[LookUp], Iterator[Problem]]:
@@ -103,25 +103,25 @@ def _bytes(number: float) -> str:
 
 
 def _mixed_pairs(value: LookUp) -> Iterator[Problem]:
-    wanted = [name for name in ("mix_up", "cutmix") if value(f"augmentation.{name}")]
-    if wanted and value("batch_size") % 2:
+    mixes = [name for name in ("mix_up", "cutmix") if value(f"augmentation.{name}")]
+    if mixes and value("batch_size") % 2:
         yield (
             "batch_size",
-            f"{wanted[0]} mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}",
+            f"{mixes[0]} mixes neighbouring clips, so batch_size must be even, not {value('batch_size')}",
         )
 
     # The clips of a video are neighbours, and a clip must not be mixed with another one of its video
     size, count = value("batch_size"), value("data.num_sample")
-    if wanted and size % (2 * count) and not size % 2:
+    if mixes and size % (2 * count) and not size % 2:
         yield (
             "data.num_sample",
-            f"{wanted[0]} mixes neighbouring clips, which must be of two videos: batch_size ({size}) must be a "
+            f"{mixes[0]} mixes neighbouring clips, which must be of two videos: batch_size ({size}) must be a "
             f"multiple of 2 x num_sample, {2 * count}",
         )
     elif size % count:
         yield "data.num_sample", f"must divide batch_size, which counts clips: {size} is no multiple of {count}"
 
-    if len(wanted) < 2 and value("augmentation.mix_up_switch") != 0.5:
+    if len(mixes) < 2 and value("augmentation.mix_up_switch") != 0.5:
         yield "augmentation.mix_up_switch", "has no effect unless both mix_up and cutmix are on; remove it"
 
 

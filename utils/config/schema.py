@@ -297,8 +297,8 @@ class Data(Strict):
     frame_base: Annotated[int | str, BeforeValidator(auto_or_base, json_schema_input_type=Literal["auto", 0, 1])] = key(
         "number of the first frame file, 0 or 1; auto = found by looking", default="auto"
     )
-    facts: PathText | None = key(
-        "facts.bin of `main.py scan`: what is known of files is not looked up again; entries of files that have "
+    metadata: PathText | None = key(
+        "metadata.bin of `main.py scan`: what is known of files is not looked up again; entries of files that have "
         "changed are not used",
         default=None,
         free=True,
@@ -307,9 +307,18 @@ class Data(Strict):
         "file with the class names; default: classInd.txt beside the training list", default=None, free=True
     )
     # Sampling and order
-    sampling: Literal["tsn", "tsm_dense", "mm0", "mm1", "pysf", "pp", "pp_tsm", "videomae", "vjepa2", "seed004"] = key(
-        "whose rule picks the frames of a clip: docs/sampling.md has a table", default="seed004"
-    )
+    sampling: Literal[
+        "tsn",
+        "tsm_dense",
+        "mmaction2_0x",
+        "mmaction2_1x",
+        "pyslowfast",
+        "pp",
+        "pp_tsm",
+        "videomae",
+        "vjepa2",
+        "one_per_segment",
+    ] = key("whose rule picks the frames of a clip: docs/sampling.md has a table", default="one_per_segment")
     list_layout: Literal["auto", "path_labels", "path_frames_labels"] = key(
         "what stands in a line of a list; auto = found by looking, one label per line; the others take several labels, "
         "after the path or after the number of frames",

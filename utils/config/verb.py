@@ -17,7 +17,7 @@ from utils.config.lengths import to_dict
 from utils.config.loader import load
 from utils.config.paths import ROOT
 from utils.config.schema import BatchNorm, Config, is_free, leaves
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.options import Parser
 
 DOCS = Path("docs/config.md")
@@ -46,8 +46,8 @@ def main(argv: Sequence[str], *, check: Callable[[Config], Sequence[str]] = lamb
         raise UserError("name an experiment folder, as in `python main.py config exps/demo_exps/tsm_resnet18/motion8`")
 
     # Files that are generated from the schema
-    for wanted, file, text in ((args.docs, DOCS, markdown), (args.schema, SCHEMA, json_schema)):
-        if wanted:
+    for requested, file, text in ((args.docs, DOCS, markdown), (args.schema, SCHEMA, json_schema)):
+        if requested:
             (ROOT / file).parent.mkdir(exist_ok=True)
             (ROOT / file).write_text(text(), encoding="utf-8")
             print(f"wrote {file}")
@@ -151,25 +151,25 @@ def _range(parts: Sequence[object]) -> str:
     Args:
         parts: types, and the constraints that pydantic attaches to them.
     """
-    found: dict[str, str] = {}
+    bounds: dict[str, str] = {}
 
     def walk(part: object) -> None:
         # `kinds.within` keeps its limits on the check function, pydantic on its constraints
         if limits := getattr(getattr(part, "func", None), "limits", None):
-            found.update(zip((">=", "<="), (f"{limit:g}" for limit in limits), strict=True))
+            bounds.update(zip((">=", "<="), (f"{limit:g}" for limit in limits), strict=True))
         for sign, name in _SIGNS.items():
             limit = getattr(part, name, None)
             if isinstance(limit, (int, float)):
-                found.setdefault(sign, f"{int(limit):,}" if limit == int(limit) and limit < 1e15 else f"{limit:g}")
+                bounds.setdefault(sign, f"{int(limit):,}" if limit == int(limit) and limit < 1e15 else f"{limit:g}")
         # Constraints may be nested: on the items of a list, or on one of two types
         for inner in [*typing.get_args(part), *getattr(part, "metadata", ())]:
             walk(inner)
 
     for part in parts:
         walk(part)
-    if ">=" in found:
-        found.pop(">", None)
-    return ", ".join(f"{sign} {limit}" for sign, limit in found.items())
+    if ">=" in bounds:
+        bounds.pop(">", None)
+    return ", ".join(f"{sign} {limit}" for sign, limit in bounds.items())
 
 
 def _value(value: object) -> str:

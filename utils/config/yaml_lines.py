@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from utils.faults import refuse_odd_file
+from utils.errors import refuse_odd_file
 
 # Limits against files that take all memory or time; a few bytes of aliases can mean millions of values
 MAX_BYTES = 200_000  # enough for a list of 5,000 servers; parsing that much takes seconds

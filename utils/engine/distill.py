@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from utils import checkpoint, config, weights_file
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.loss import training_loss, weighted_mean
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ class Teacher:
         hard, logits = training_loss(answer, labels, weights=weights, **targets)
 
         with torch.no_grad(), self.autocast():
-            wanted = self.net(clips if self.recolour is None else self.recolour(clips))  # (B, K)
+            teacher_logits = self.net(clips if self.recolour is None else self.recolour(clips))  # (B, K)
 
-        soft = weighted_mean(kd_per_clip(logits, wanted, self.temperature), weights)
+        soft = weighted_mean(kd_per_clip(logits, teacher_logits, self.temperature), weights)
         # `kd_per_clip` has the factor T^2
         return (1 - self.weight) * hard + self.weight * soft, logits
 
@@ -174,9 +174,9 @@ def find(teacher: Path, student: Config) -> Source:
     """
     if teacher.is_dir():
         cfg = config.load(teacher)
-        found = [path for name in (checkpoint.BEST, checkpoint.LATEST) if (path := checkpoint.newest(teacher, name))]
+        paths = [path for name in (checkpoint.BEST, checkpoint.LATEST) if (path := checkpoint.newest(teacher, name))]
         other = Path(cfg.model.pretrained) if isinstance(cfg.model.pretrained, str) else None
-        source = Source(cfg, found[0], _state_in(found[0])) if found else Source(cfg, other, None)
+        source = Source(cfg, paths[0], _state_in(paths[0])) if paths else Source(cfg, other, None)
     elif teacher.is_file():
         source = _of_file(teacher, student)
     else:

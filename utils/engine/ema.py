@@ -17,7 +17,7 @@ class Ema:
     exact.
 
     Args:
-        net: the model, on its device, its batch norm converted (utils/sync_bn.py), `Statistics` not yet built.
+        net: the model, on its device, its batch norm converted (utils/sync_bn.py), `BnStats` not yet built.
         decay: d, 0..1; an average over about the last 1 / (1 - d) steps.
 
     Attributes:
@@ -31,19 +31,19 @@ class Ema:
     @torch.no_grad()
     def update(self, net: nn.Module, step: int) -> None:
         """Add the weights after optimiser step `step` (from 0) to the average."""
-        own, new = tensors(self.net), tensors(net)
+        averages, new = tensors(self.net), tensors(net)
         share = 1 - effective_decay(self.decay, step)
 
         # Weights and running statistics are averaged
-        floats = [i for i, tensor in enumerate(own) if tensor.is_floating_point()]
+        floats = [i for i, tensor in enumerate(averages) if tensor.is_floating_point()]
         lerp = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]  one kernel for all, as in swa_utils
-        lerp([own[i] for i in floats], [new[i] for i in floats], share)
+        lerp([averages[i] for i in floats], [new[i] for i in floats], share)
 
         # Integer buffers count batches: an average of counts means nothing
-        counters = [i for i, tensor in enumerate(own) if not tensor.is_floating_point()]
+        counters = [i for i, tensor in enumerate(averages) if not tensor.is_floating_point()]
         if counters:
             copy = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
-            copy([own[i] for i in counters], [new[i] for i in counters])
+            copy([averages[i] for i in counters], [new[i] for i in counters])
 
 
 def effective_decay(decay: float, step: int) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from datasets.loading.eval import rounds
-from utils import chunks, metrics, transforms
+from utils import metrics, transforms, view_batches
 from utils.engine import network
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def evaluate(
     Returns:
         The result of `metrics.Tally.metrics`; None if a signal stopped the evaluation.
     """
-    found = evaluate_heads(
+    results = evaluate_heads(
         net,
         videos,
         heads=0,
@@ -69,7 +69,7 @@ def evaluate(
         stop=stop,
         earlier=earlier,
     )
-    return found[0] if found else None
+    return results[0] if results else None
 
 
 def evaluate_heads(
@@ -113,21 +113,21 @@ def evaluate_heads(
         add(sample, logits)
 
     views = videos.spec.views
-    runner = chunks.Chunks(forward, world.device, size=clips_per_forward, net=net)
+    runner = view_batches.ViewBatcher(forward, world.device, size=clips_per_forward, net=net)
     # Views of a full round: a short last round is filled up to the same chunks, for the same bits
     full = max(1, runner.group // views) * views
 
-    with torch.inference_mode(), chunks.full_precision():
+    with torch.inference_mode(), view_batches.full_precision():
         for items in rounds(videos, runner.group):  # empty on a rank that has run out of videos
-            cuts = [(cut, views) for _, cut in items if cut is not None]
+            croppers = [(crop_views, views) for _, crop_views in items if crop_views is not None]
 
             # The views of several videos run together; `split` gives each video its (V, K) or (V, heads, K) back
-            scores = iter(runner.run(*chunks.joined(cuts), full).split(views) if cuts else ())
-            for item, cut in items:
-                own = next(scores) if cut is not None else None
-                add(item.sample, own)
+            scores = iter(runner.run(*view_batches.joined(croppers), full).split(views) if croppers else ())
+            for item, crop_views in items:
+                video_logits = next(scores) if crop_views is not None else None
+                add(item.sample, video_logits)
                 if keep is not None:
-                    keep(item, own)
+                    keep(item, video_logits)
 
             # Collective: every rank takes part in every round, also with no videos left
             if stop is not None:
@@ -152,6 +152,6 @@ def of_config(cfg: Config, world: World) -> dict[str, Any]:
 
 def normaliser(cfg: Config) -> functools.partial[torch.Tensor]:
     """Return the function from uint8 clips (N, T, H, W, C) to a network's input, with the mean and std of a config."""
-    wanted = cfg.augmentation
+    augmentation = cfg.augmentation
     dtype = network.dtype_of(cfg.precision)
-    return functools.partial(transforms.normalise, mean=wanted.mean, std=wanted.std, dtype=dtype)
+    return functools.partial(transforms.normalise, mean=augmentation.mean, std=augmentation.std, dtype=dtype)

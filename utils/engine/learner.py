@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 import methods
-from utils import checkpoint, dist, draws, files, mixup, optim, pace, sync_bn, transforms
+from utils import checkpoint, dist, draws, files, mixup, optim, stragglers, sync_bn, transforms
 from utils.engine import distill, probes
 from utils.engine.ema import Ema
 from utils.engine.network import autocast, compiled, dtype_of, model_arguments, optimizer_of, place
-from utils.faults import AgreedError, UserError
+from utils.errors import AgreedError, UserError
 from utils.loss import training_loss
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Learner:
         model: `net` as training calls it: paired with the second network of mutual learning, compiled, and wrapped to
             average its gradients over the ranks.
         optimizer, scaler: the optimiser and the loss scale of fp16.
-        statistics: running statistics of the batch-norm groups.
+        bn_stats: running statistics of the batch-norm groups.
         ema: moving average of the weights, if any.
         distill: teacher or second network, if any.
         mirrored: (K,) class of each class's mirror image, if `data.flip_labels` names some.
@@ -56,32 +56,32 @@ class Learner:
     model: Any
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    statistics: sync_bn.Statistics
+    bn_stats: sync_bn.BnStats
     ema: Ema | None
     distill: distill.Teacher | distill.Mutual | None
     mirrored: torch.Tensor | None = None
     path_at: Callable[[int], str] = str
     grad_norm: torch.Tensor | None = None
     on_phase: Callable[[str, int], object] = lambda name, step: None
-    pace: pace.Pace = field(init=False)
+    stragglers: stragglers.StragglerMonitor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pace = pace.Pace(self.world, self.shards)
+        self.stragglers = stragglers.StragglerMonitor(self.world, self.shards)
 
     def begin(self, step: int) -> mixup.Mix:
         """Switch to training mode and drop the gradients; return how this step mixes neighbouring clips."""
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        wanted = self.cfg.augmentation
-        alphas = {"mix_up": wanted.mix_up, "cutmix": wanted.cutmix}
-        return mixup.draw(self.cfg.seed, step, **alphas, switch=wanted.mix_up_switch, side=wanted.input_size)
+        settings = self.cfg.augmentation
+        alphas = {"mix_up": settings.mix_up, "cutmix": settings.cutmix}
+        return mixup.draw(self.cfg.seed, step, **alphas, switch=settings.mix_up_switch, side=settings.input_size)
 
     @contextlib.contextmanager
     def micro_batch(self, step: int, batch: Batch, *, is_last: bool) -> Iterator[None]:
         """Key the dropout masks by (step, shards); average gradients over the ranks after the last micro-batch only."""
         # `no_sync` of DDP adds gradients up locally, so that one all-reduce serves the whole step
         waits = contextlib.nullcontext() if is_last or self.world.size == 1 else self.model.no_sync()
-        with waits, draws.using(self.cfg.seed, step, batch.shards, self.shards.batch_size):
+        with waits, draws.rng_scope(self.cfg.seed, step, batch.shards, self.shards.batch_size):
             yield
 
     def augment(self, batch: Batch, mix: mixup.Mix | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,9 +90,9 @@ class Learner:
         Returns:
             clips (B, C, T, H, W), normalised; labels, those of the mirror images where `data.flip_labels` names them.
         """
-        wanted, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
+        settings, dtype = self.cfg.augmentation, dtype_of(self.cfg.precision)
         # (B, T, H, W, C) -> (B, C, T, H, W)
-        clips = transforms.augment(batch.clips, batch.drawn, mean=wanted.mean, std=wanted.std, dtype=dtype)
+        clips = transforms.augment(batch.clips, batch.drawn, mean=settings.mean, std=settings.std, dtype=dtype)
         if mix is not None:
             clips = mixup.apply(clips, mix)
 
@@ -104,7 +104,7 @@ class Learner:
     def forward(self, clips: torch.Tensor) -> Any:
         """Return the model's answer to (B, C, T, H, W): (B, K), or an object with logits and aux of that shape."""
         with autocast(self.cfg.precision, self.world.device):
-            return self.pace.forward(self.model, clips)
+            return self.stragglers.forward(self.model, clips)
 
     def loss(
         self, answer: Any, clips: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor, mix: mixup.Mix
@@ -137,9 +137,9 @@ class Learner:
         if due:
             self.grad_norm = norm
 
-        self.statistics.after_step()
+        self.bn_stats.after_step()
         if self.ema:
-            self.statistics.for_evaluation()  # the average follows group 0 where each BN group has its own statistics
+            self.bn_stats.for_evaluation()  # the average follows group 0 where each BN group has its own statistics
             self.ema.update(self.net, step)
 
     def is_due(self, step: int) -> bool:
@@ -199,9 +199,9 @@ def build(
     trained = distill.Pair(net, second.peer) if second and second.peer else net  # what the optimiser updates
     trained = sync_bn.convert(trained, shards, sync_stats=cfg.model.kwargs["bn_sync_stats"])
 
-    # The average copies the network, before `Statistics` moves the running buffers into one tensor
+    # The average copies the network, before `BnStats` moves the running buffers into one tensor
     ema = Ema(net, cfg.ema) if cfg.ema else None
-    statistics = sync_bn.Statistics(trained, shards, world)
+    bn_stats = sync_bn.BnStats(trained, shards, world)
 
     # Optimiser
     networks = [trained.student, trained.peer] if isinstance(trained, distill.Pair) else [net]
@@ -213,39 +213,39 @@ def build(
     if world.size > 1:
         model = dist.data_parallel(model, world)
 
-    return Learner(cfg, world, shards, net, model, optimizer, scaler, statistics, ema, second)
+    return Learner(cfg, world, shards, net, model, optimizer, scaler, bn_stats, ema, second)
 
 
 def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> distill.Teacher | distill.Mutual | None:
     """Build the second network that `distill` names, on the device; None without one."""
-    plain = cfg.distill
-    if plain.teacher is None:
+    settings = cfg.distill
+    if settings.teacher is None:
         return None
-    assert plain.weight is not None, "filled in when the config was loaded"
+    assert settings.weight is not None, "filled in when the config was loaded"
 
     on_device = functools.partial(place, device=world.device, precision=cfg.precision)
     # A resumed pair: the checkpoint holds both networks, and the named files are not needed any more
-    if plain.kind == "dml" and saved:
+    if settings.kind == "dml" and saved:
         arguments = saved["distill"]["model"]
         return distill.Mutual(
-            on_device(_named_draws(methods.build(**arguments))), weight=plain.weight, arguments=arguments
+            on_device(_named_draws(methods.build(**arguments))), weight=settings.weight, arguments=arguments
         )
 
     # The second network sees the student's clips, so it takes their number of frames
-    source = distill.find(Path(plain.teacher), cfg)
-    own = model_arguments(cfg, pretrained=False)
-    arguments = model_arguments(source.cfg, pretrained=False) | {"num_segments": own["num_segments"]}
-    if plain.kind == "dml":
+    source = distill.find(Path(settings.teacher), cfg)
+    student_arguments = model_arguments(cfg, pretrained=False)
+    arguments = model_arguments(source.cfg, pretrained=False) | {"num_segments": student_arguments["num_segments"]}
+    if settings.kind == "dml":
         net = _filled(arguments, source)
-        return distill.Mutual(on_device(_named_draws(net)), weight=plain.weight, arguments=arguments)
+        return distill.Mutual(on_device(_named_draws(net)), weight=settings.weight, arguments=arguments)
     # A fork of the generator: whatever the teacher draws, the student's random numbers stay the same
     with torch.random.fork_rng(devices=[]):
         net = _trained(arguments, source)
     colours = [(pixels.mean, pixels.std) for pixels in (source.cfg.augmentation, cfg.augmentation)]
     return distill.Teacher(
         on_device(net),
-        temperature=plain.temperature,
-        weight=plain.weight,
+        temperature=settings.temperature,
+        weight=settings.weight,
         recolour=distill.recolour(colours[0], colours[1], world.device),
         autocast=lambda: autocast(cfg.precision, world.device),
         weights_hash=_same_file(source.file, saved, world),
@@ -255,13 +255,13 @@ def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> disti
 def _filled(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
     """Return a network with the weights of its source, or with random ones if the source has none."""
     if source.state is None:
-        own: dict[str, Any] = {**arguments, "pretrained": source.cfg.model.pretrained}
-        return methods.build(**own)
+        pretrained_arguments: dict[str, Any] = {**arguments, "pretrained": source.cfg.model.pretrained}
+        return methods.build(**pretrained_arguments)
 
     net = methods.build(**arguments)
-    weights, said = checkpoint.evaluated_weights(source.state)
+    weights, phrase = checkpoint.evaluated_weights(source.state)
     checkpoint.load_model(net, weights, source.file or "the checkpoint")
-    net.pretrained_note = f"{said}, from {source.file}"  # pyright: ignore[reportArgumentType]
+    net.pretrained_note = f"{phrase}, from {source.file}"  # pyright: ignore[reportArgumentType]
     return net
 
 
@@ -272,8 +272,8 @@ def _trained(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
     net = _filled(arguments, source)
 
     torch.manual_seed(0)
-    fresh = {key: own for key, own in methods.build(**arguments).named_parameters() if key.startswith("classifier.")}
-    if all(torch.equal(net.get_parameter(key), own) for key, own in fresh.items()):
+    fresh = {key: init for key, init in methods.build(**arguments).named_parameters() if key.startswith("classifier.")}
+    if all(torch.equal(net.get_parameter(key), init) for key, init in fresh.items()):
         raise UserError(
             f"common.distill.teacher: {source.file or 'the experiment'} holds no trained classifier for these classes: "
             "train the teacher first, or name its weights"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # A loss is a spike if it exceeds the mean of those before it by so many deviations, and by this factor.
 SPIKE, LOSSES = (6.0, 1.5), (20, 50)  # LOSSES: least and largest number of losses before it
-OF_A_STEP = ("loss", "prec1", "prec5")  # the meters that a resume restores
+OF_A_STEP = ("loss", "top1", "top5")  # the meters that a resume restores
 SHARED = {*OF_A_STEP, "non_finite", "stop", "save"}  # numbers of every step; all others belong to single heads
 
 
@@ -131,7 +131,7 @@ class Monitor:
         if is_window:
             figures = self._figures()
             # One all-reduce compares the ranks and carries the figures, so a progress line waits for the GPU once
-            lines, read = learner.pace.report(
+            lines, read = learner.stragglers.report(
                 data=meters["data"].average, step=meters["time"].average, figures=list(figures.values())
             )
             more = dict(zip(figures, read, strict=True))
@@ -152,13 +152,13 @@ class Monitor:
 
     def _figures(self) -> dict[str, torch.Tensor]:
         """Return curves of the optimiser, on the device: the gradient norm, and the loss scale of fp16."""
-        learner, found = self.learner, {}
+        learner, figures = self.learner, {}
         if learner.grad_norm is not None:
-            found["grad_norm"] = learner.grad_norm
+            figures["grad_norm"] = learner.grad_norm
         if learner.scaler.is_enabled():
             # `get_scale` would wait for the GPU; a scaled 1 stays on it
-            found["loss_scale"] = learner.scaler.scale(torch.ones((), device=learner.world.device))
-        return found
+            figures["loss_scale"] = learner.scaler.scale(torch.ones((), device=learner.world.device))
+        return figures
 
     def _look_for_skipped_steps(self, figures: Mapping[str, float]) -> None:
         """Log the fp16 steps that were skipped: each halves the loss scale."""

@@ -27,8 +27,8 @@ def dtype_of(precision: str) -> torch.dtype:
 def optimizer_of(cfg: Config, *models: torch.nn.Module, lr: float) -> torch.optim.Optimizer:
     """Return the optimiser of a config, over models that are on their device."""
     names = ("momentum", "weight_decay", "nesterov", "no_wd", "policy")
-    wanted = {name: getattr(cfg, name) for name in names} | cfg.optimizer.model_dump()
-    return optim.build(*models, lr=lr, **wanted)
+    settings = {name: getattr(cfg, name) for name in names} | cfg.optimizer.model_dump()
+    return optim.build(*models, lr=lr, **settings)
 
 
 def place(net: torch.nn.Module, device: torch.device, precision: str) -> torch.nn.Module:
@@ -64,17 +64,17 @@ def model_arguments(cfg: Config, *, pretrained: bool | str) -> dict[str, Any]:
 
 
 def compiled(
-    net: torch.nn.Module, wanted: bool | str, device: torch.device, say: Callable[[str], object]
+    net: torch.nn.Module, setting: bool | str, device: torch.device, say: Callable[[str], object]
 ) -> torch.nn.Module:
     """Return the model compiled by `torch.compile`, or the model itself and a reason to `say` where it cannot be.
 
     Args:
         net: on its device.
-        wanted: false, true, or the name of a mode of torch.compile.
+        setting: false, true, or the name of a mode of torch.compile.
         device: a CPU needs a C++ compiler; a GPU needs triton, a C compiler and Python's headers.
         say: receives the reason.
     """
-    if not wanted:
+    if not setting:
         return net
 
     # torch.compile is lazy: without this check the first forward pass would fail
@@ -82,7 +82,7 @@ def compiled(
     if missing:
         say(f"compile: the model is not compiled, {missing}")
         return net
-    return torch.compile(net, mode=wanted if isinstance(wanted, str) else None)  # type: ignore[return-value]
+    return torch.compile(net, mode=setting if isinstance(setting, str) else None)  # type: ignore[return-value]
 
 
 def _missing_on_cpu() -> str | None:

@@ -81,7 +81,7 @@ def averages(
 
     # From (mean, variance) of each layer to the names of the model's buffers
     result: dict[str, Tensor] = {}
-    for name, part in zip(sums, flat.split([len(own) for own in sums.values()]), strict=True):
+    for name, part in zip(sums, flat.split([len(total) for total in sums.values()]), strict=True):
         mean, var = part.chunk(2)
         buffer = layers[name].running_mean
         assert buffer is not None
@@ -122,8 +122,8 @@ def network(run: Run) -> Iterator[nn.Module | None]:
     """
     cfg, learner, state = run.cfg, run.learner, run.state
     net = learner.ema.net if learner.ema else learner.net
-    wanted, every = cfg.precise_bn.batches, cfg.precise_bn.every_iters or 1
-    if not wanted or (state.step % every and state.step != run.last):
+    batches, every = cfg.precise_bn.batches, cfg.precise_bn.every_iters or 1
+    if not batches or (state.step % every and state.step != run.last):
         yield net
         return
 
@@ -134,7 +134,7 @@ def network(run: Run) -> Iterator[nn.Module | None]:
         run.world,
         learner.shards,
         start=state.step,
-        stop=state.step + wanted,
+        stop=state.step + batches,
         records=run.train_records,
         replay=ledger.given_up(run.folder.exp, ledger.PRECISE_BN, state.step),
     )
@@ -147,7 +147,7 @@ def network(run: Run) -> Iterator[nn.Module | None]:
 
     # A checkpoint of this step then has the statistics that its validation used
     state.precise_bn = state.step, values
-    run.log.line(f"batch-norm statistics averaged over {wanted} batches ({time.monotonic() - began:.1f} s)")
+    run.log.line(f"batch-norm statistics averaged over {batches} batches ({time.monotonic() - began:.1f} s)")
     with applied(net, values):
         yield net
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from methods.probe import Probe
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.log import RunLog, format_validation
 
 
@@ -66,6 +66,6 @@ def write(results: Sequence[Mapping[str, float]], net: nn.Module, log: RunLog, s
     for number, (result, (rate, decay)) in enumerate(zip(results, net.grid, strict=True)):
         of_run = "of the run" if decay is None else f"{decay:g}"
         log.line(f"head {number:02}, rate x {rate:g}, weight decay {of_run}:{format_validation(result)}")
-        curves |= {f"loss_val/head{number:02}": result["loss"], f"acc1_val/head{number:02}": result["top1"]}
+        curves |= {f"loss_val/head{number:02}": result["loss"], f"top1_val/head{number:02}": result["top1"]}
     log.line(f"best head: {best_of(results):02}")
     log.scalars(step, curves)

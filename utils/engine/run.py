@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from datasets.loading import eval as eval_loader
 from datasets.loading import loader
-from utils import checkpoint, faults, ledger, lr_schedule, optim
+from utils import checkpoint, errors, ledger, lr_schedule, optim
 from utils.engine import precise_bn, probes
 from utils.engine.evaluate import evaluate_heads, of_config
-from utils.faults import UserError
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -88,18 +88,18 @@ class Run:
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of an iteration."""
-        plain, clips = self.cfg.lr_scheduler, len(self.train_records) * self.cfg.data.num_sample
+        schedule, clips = self.cfg.lr_scheduler, len(self.train_records) * self.cfg.data.num_sample
         # Steps in an epoch: not a whole number in general
         epoch = clips / self.learner.shards.global_batch
-        begin = plain.cosine_begin_epoch
+        begin = schedule.cosine_begin_epoch
 
         names = ("type", "base_lr", "warmup_steps", "warmup_lr", "min_lr", "lr_steps", "lr_mults", "warmup_type")
         return lr_schedule.lr_at(
             step,
-            **{name: getattr(plain, name) for name in names},
+            **{name: getattr(schedule, name) for name in names},
             max_iter=self.last,
-            epoch_iters=epoch if plain.step_by == "epoch" else None,
-            warmup_epoch_iters=epoch if plain.warmup_by == "epoch" else None,
+            epoch_iters=epoch if schedule.step_by == "epoch" else None,
+            warmup_epoch_iters=epoch if schedule.warmup_by == "epoch" else None,
             begin=None if begin is None else round(begin * epoch),
         )
 
@@ -119,7 +119,7 @@ class Run:
         """Write a checkpoint. Collective: the group statistics are gathered, then rank 0 writes."""
         with self.monitor.watch.during(f"writing {name}"):
             # A gather over all ranks: it comes before the part that only rank 0 runs
-            self.learner.statistics.for_evaluation()
+            self.learner.bn_stats.for_evaluation()
             values = self.state.values()
 
             def write() -> None:
@@ -153,7 +153,7 @@ class Run:
         Returns:
             False when a request to stop ended the validation, which the resumed run then owes.
         """
-        self.learner.statistics.for_evaluation()
+        self.learner.bn_stats.for_evaluation()
         result = self._scores()
         if result is None:
             return False
@@ -164,8 +164,8 @@ class Run:
         self.log.validation(self.state.step, result)
 
         reached = probes.criterion(result)
-        if reached > self.state.best_prec1:
-            self.state.best_prec1 = reached
+        if reached > self.state.best_metric:
+            self.state.best_metric = reached
             self.save(checkpoint.BEST)
 
         self.batches.traffic.write_total(self.log, self.world)
@@ -225,7 +225,7 @@ class Run:
         # Rank 0 has written the line above; only the rank in trouble can report the trouble
         if self.stop.trouble and not self.world.is_main:
             self.log.event(f"rank {self.world.rank} stopped the run: {self.stop.trouble}")
-            faults.tell(UserError(f"stopped by {self.stop.trouble}; everything is saved"))
+            errors.report_error(UserError(f"stopped by {self.stop.trouble}; everything is saved"))
         return STOPPED
 
     def finish(self) -> int:
@@ -234,7 +234,7 @@ class Run:
         self.monitor.write_notes(self.batches)
         self.save()
 
-        criterion = "mAP" if self.val_records.several else "Prec@1"
-        best, path = f"best {criterion} {self.state.best_prec1:.3f}", self.folder.path(checkpoint.LATEST)
+        criterion = "mAP" if self.val_records.several else "top-1"
+        best, path = f"best {criterion} {self.state.best_metric:.3f}", self.folder.path(checkpoint.LATEST)
         self.log.line(f"finished: {self.last} iterations, {best}, {path}")
         return 0

@@ -15,11 +15,11 @@ from datasets.loading import loader
 from datasets.plan import order
 from datasets.readers.resize import KERNEL
 from methods.interop import provenance
-from utils import allocator, checkpoint, config, dist, faults, ledger, log, lr_schedule, run_dir, signals, transforms
+from utils import allocator, checkpoint, config, dist, errors, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state
 from utils.engine.monitor import Monitor
 from utils.engine.run import Run
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.shards import ShardPlan
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         stack.push(dist.leave)
         if world.device.type == "cpu":
             allocator.keep_freed_memory()
-        faults.fail_point("start.joined")
+        errors.fail_point("start.joined")
 
         folder = run_dir.RunDir(exp)
         world.on_main(folder.lock)
         stack.callback(folder.close)
 
-        found = None if fresh else checkpoint.find_on_all_ranks(exp, world, state.check)
-        saved = found.state if found else None
+        resume_from = None if fresh else checkpoint.find_on_all_ranks(exp, world, state.check)
+        saved = resume_from.state if resume_from else None
 
         # Lists, and the lengths and remarks that follow from them
         train_records, val_records = (loader.records_of(cfg, split) for split in ("train", "val"))
@@ -79,9 +79,9 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         cfg = config.resolve_lengths(cfg, len(train_records), shards.global_batch)
         messages = first_look.look(cfg, train_records, val_records, compare=world.is_main)
         lists = {"train": train_records.list_hash, "val": val_records.list_hash}
-        if found:
-            differences = config.differences(found.state["config"], config.to_dict(cfg))
-            messages += [*found.messages, *checkpoint.check_resume(found.state, differences, lists, KERNEL)]
+        if resume_from:
+            differences = config.differences(resume_from.state["config"], config.to_dict(cfg))
+            messages += [*resume_from.messages, *checkpoint.check_resume(resume_from.state, differences, lists, KERNEL)]
 
         # Readers start while the model is built. A clip that was given up in a step that is now repeated fails again,
         # so that the step sees the same batch
@@ -93,35 +93,35 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         )
 
         # Model and optimiser, filled from the checkpoint
-        made = learner.build(cfg, world, shards, saved, messages.append)
-        facts = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
-        facts["initial"], remarks = _initial(cfg, made.net, saved, class_names, val_records)
+        run_learner = learner.build(cfg, world, shards, saved, messages.append)
+        metadata = {"config": config.to_dict(cfg), "classes": class_names, "resize": KERNEL, "lists": lists}
+        metadata["initial"], remarks = _initial(cfg, run_learner.net, saved, class_names, val_records)
         messages += remarks
-        current = state.TrainState(made, facts)
-        if found:
-            current.load(found)
+        current = state.TrainState(run_learner, metadata)
+        if resume_from:
+            current.load(resume_from)
 
         # Messages name clips by path; the learner knows only their positions
         sample_at = order.of(
             cfg.data.order, cfg.seed, train_records, batch_size=cfg.batch_size, num_sample=cfg.data.num_sample
         )
-        made.path_at = lambda position: train_records.path(sample_at(position))
-        made.mirrored = transforms.mirrored_classes(cfg.data.flip_labels, class_names, world.device)
+        run_learner.path_at = lambda position: train_records.path(sample_at(position))
+        run_learner.mirrored = transforms.mirrored_classes(cfg.data.flip_labels, class_names, world.device)
 
         # Nothing in lists, config or weights can be wrong any more: only now are the files of an old run moved
-        world.on_main(lambda: checkpoint.take_over(folder, found, fresh=fresh))
+        world.on_main(lambda: checkpoint.take_over(folder, resume_from, fresh=fresh))
         run_log = stack.enter_context(log.RunLog(exp, world.is_main, step))
 
         # The log
         revision = run_dir.revision() if world.is_main else ""  # rank 0 alone: hundreds may share the file system
-        facts |= {"code": revision, "token": folder.token}
+        metadata |= {"code": revision, "token": folder.token}
         run_log.start(exp, cfg, overrides, shards, revision=revision)
         for line in messages:
             run_log.line(line)
 
         # The monitor; on leaving it also notes the bad samples that stopped the run
         monitor = Monitor(current, folder, run_log, train_records)
-        made.on_phase = monitor.watch.phase
+        run_learner.on_phase = monitor.watch.phase
         if saved:
             world.on_main(lambda: monitor.bad.resume(marker))
         stack.callback(lambda: monitor.note(batches))
@@ -130,7 +130,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
         run = Run(cfg, current, folder, run_log, monitor, batches, stop, train_records, val_records)
         _introduce(run, resumed=saved is not None)
-        faults.fail_point("start.built")
+        errors.fail_point("start.built")
 
         # Name the phase before the watchdog starts: it reports the phase if nothing follows
         monitor.watch.phase("start", step, batches.being_read)
@@ -166,30 +166,30 @@ def device_name(device: torch.device) -> str:
 
 
 def _introduce(run: Run, *, resumed: bool) -> None:
-    """Write the facts of a run into its log."""
-    cfg, made = run.cfg, run.learner
+    """Write the metadata of a run into its log."""
+    cfg, run_learner = run.cfg, run.learner
     # Counted here: methods.macs imports triton on a CUDA build
-    parameters = sum(parameter.numel() for parameter in made.net.parameters())
+    parameters = sum(parameter.numel() for parameter in run_learner.net.parameters())
     run.log.line(
-        f"device {device_name(made.world.device)}, threads {torch.get_num_threads()}, "
+        f"device {device_name(run_learner.world.device)}, threads {torch.get_num_threads()}, "
         f"videos {len(run.train_records)} + {len(run.val_records)}, classes {cfg.model.num_class}, "
         f"parameters {parameters / 1e6:.2f} M, iterations {run.last}, "
-        f"{len(run.train_records) * cfg.data.num_sample / made.shards.global_batch:.1f} an epoch"
+        f"{len(run.train_records) * cfg.data.num_sample / run_learner.shards.global_batch:.1f} an epoch"
     )
 
     # The source of the weights, and options that change the training
     if not resumed:
-        run.log.line(getattr(made.net, "pretrained_note", "") or "initial weights: random")
-    if made.distill:
-        run.log.line(f"distillation, {cfg.distill.kind}: {cfg.distill.teacher}, weight {made.distill.weight:g}")
-    if made.ema:
-        run.log.line(f"validation uses a moving average of the weights, decay {made.ema.decay:g}")
+        run.log.line(getattr(run_learner.net, "pretrained_note", "") or "initial weights: random")
+    if run_learner.distill:
+        run.log.line(f"distillation, {cfg.distill.kind}: {cfg.distill.teacher}, weight {run_learner.distill.weight:g}")
+    if run_learner.ema:
+        run.log.line(f"validation uses a moving average of the weights, decay {run_learner.ema.decay:g}")
 
     # Learning rates that do not fit the global batch
     rates = {name: getattr(cfg.lr_scheduler, name) for name in ("base_lr", "warmup_lr", "min_lr")}
-    remark = lr_schedule.scaling_remark(made.shards.global_batch, cfg.reference_batch, **rates)
+    remark = lr_schedule.scaling_remark(run_learner.shards.global_batch, cfg.reference_batch, **rates)
     if remark and not resumed:
         run.log.line(remark)
     if cfg.optimizer.type == "adamw" and not resumed:
-        videos = made.shards.global_batch // cfg.data.num_sample
+        videos = run_learner.shards.global_batch // cfg.data.num_sample
         run.log.line(lr_schedule.rate_per_256(videos, rates["warmup_lr"] or rates["base_lr"]))

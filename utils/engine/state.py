@@ -17,10 +17,10 @@ from torch import Tensor
 
 from utils import checkpoint
 from utils.checkpoint import CorruptCheckpoint
-from utils.faults import UserError, listed
+from utils.errors import UserError, listed
 
 if TYPE_CHECKING:
-    from utils.checkpoint import Found
+    from utils.checkpoint import ResumePoint
     from utils.engine.learner import Learner
 
 Values = Mapping[str, Any]
@@ -32,36 +32,36 @@ class TrainState:
 
     Attributes:
         learner: networks, optimiser and statistics.
-        facts: plain values that describe the run: config, classes, lists, resize, initial, code, token.
+        metadata: plain values that describe the run: config, classes, lists, resize, initial, code, token.
         step: finished iterations.
         validated_step: the last step whose validation was completed.
-        best_prec1: best value so far of `probes.criterion`, per cent; -1: never validated.
+        best_metric: best value so far of `probes.criterion`, per cent; -1: never validated.
         window: the last `print_freq` values of the logged meters.
         precise_bn: (step, batch-norm statistics of the validation after it).
     """
 
     learner: Learner
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
     step: int = 0
     validated_step: int = -1
-    best_prec1: float = -1.0
+    best_metric: float = -1.0
     window: dict[str, list[float]] = field(default_factory=dict)
     precise_bn: tuple[int, dict[str, Tensor]] | None = None
 
     def values(self) -> dict[str, Any]:
         """Return the content of a checkpoint."""
-        made = {entry.name: entry.save(self) for entry in ENTRIES}
-        return {name: value for name, value in made.items() if value is not ABSENT}
+        saved = {entry.name: entry.save(self) for entry in ENTRIES}
+        return {name: value for name, value in saved.items() if value is not ABSENT}
 
-    def load(self, found: Found) -> None:
+    def load(self, source: ResumePoint) -> None:
         """Restore this state from a checkpoint.
 
         Raises:
             UserError: the checkpoint does not fit the config.
         """
         for entry in ENTRIES:
-            if entry.load is not None and entry.name in found.state:
-                entry.load(self, found)
+            if entry.load is not None and entry.name in source.state:
+                entry.load(self, source)
 
 
 ABSENT = object()  # the value of an entry that a run does not have
@@ -82,7 +82,7 @@ class Entry:
 
     name: str
     save: Callable[[TrainState], Any]
-    load: Callable[[TrainState, Found], object] | None = None
+    load: Callable[[TrainState, ResumePoint], object] | None = None
     types: tuple[type, ...] = ()
     needed: Callable[[Values], bool] = lambda config: True
     is_right: Callable[[Any, Values], bool] = lambda value, config: True
@@ -93,9 +93,9 @@ def check(path: Path, values: Values) -> None:
     config = values.get("config")
     config = config if isinstance(config, Mapping) else {}
 
-    wanted = [entry for entry in ENTRIES if entry.types and entry.needed(config)]
-    missing = [entry.name for entry in wanted if entry.name not in values]
-    odd = [entry.name for entry in wanted if entry.name in values and not _fits(entry, values[entry.name], config)]
+    needed = [entry for entry in ENTRIES if entry.types and entry.needed(config)]
+    missing = [entry.name for entry in needed if entry.name not in values]
+    odd = [entry.name for entry in needed if entry.name in values and not _fits(entry, values[entry.name], config)]
 
     if missing or odd:
         wrong = [listed("it has no", missing, most=8), listed("not what a run writes", odd, most=8)]
@@ -119,8 +119,8 @@ def _is_window(value: Any, config: Values) -> bool:
 
 def _second(config: Values) -> Values:
     """Return the `distill` part of a config."""
-    found = config.get("distill")
-    return found if isinstance(found, Mapping) else {}
+    section = config.get("distill")
+    return section if isinstance(section, Mapping) else {}
 
 
 def _is_mutual(config: Values) -> bool:
@@ -139,27 +139,27 @@ def _of_second(name: str) -> Callable[[TrainState], Any]:
     return save
 
 
-def _load_peer(state: TrainState, found: Found) -> None:
+def _load_peer(state: TrainState, source: ResumePoint) -> None:
     second = state.learner.distill
     if second and second.peer:
-        checkpoint.load_model(second.peer, found.state["peer"], f"{found.path}, second network")
+        checkpoint.load_model(second.peer, source.state["peer"], f"{source.path}, second network")
 
 
-def _load_ema(state: TrainState, found: Found) -> None:
+def _load_ema(state: TrainState, source: ResumePoint) -> None:
     if state.learner.ema:
-        checkpoint.load_model(state.learner.ema.net, found.state["ema"], f"{found.path}, average of the weights")
+        checkpoint.load_model(state.learner.ema.net, source.state["ema"], f"{source.path}, average of the weights")
 
 
 _NEEDED_OF_GROUPS = ("lr", "weight_decay", "momentum", "nesterov", "betas", "eps")
 
 
-def _load_optimizer(state: TrainState, found: Found) -> None:
+def _load_optimizer(state: TrainState, source: ResumePoint) -> None:
     """Restore the optimiser. torch compares the numbers of groups and of parameters, so compare the shapes here."""
     # The loss scale belongs to the optimiser: both fit, or neither does
     optimizer, scaler = state.learner.optimizer, state.learner.scaler
     try:
-        optimizer.load_state_dict(found.state["optimizer"])
-        scaler.load_state_dict(found.state["scaler"])
+        optimizer.load_state_dict(source.state["optimizer"])
+        scaler.load_state_dict(source.state["scaler"])
 
         # 0-dimensional values are counters of steps, which have no parameter's shape
         wrong = [
@@ -182,7 +182,7 @@ def _load_optimizer(state: TrainState, found: Found) -> None:
 
     if reason:
         raise UserError(
-            f"{found.path}: the optimiser's state is of another model or recipe ({reason}); put the run's own "
+            f"{source.path}: the optimiser's state is of another model or recipe ({reason}); put the run's own "
             "checkpoint back, or start over with --fresh, which moves the old run to old/"
         )
 
@@ -199,23 +199,23 @@ def _counter(name: str, *types: type, is_right: Callable[[Any, Values], bool] = 
     return Entry(
         name,
         save=lambda state: getattr(state, name),
-        load=lambda state, found: setattr(state, name, found.state[name]),
+        load=lambda state, source: setattr(state, name, source.state[name]),
         types=types,
         is_right=is_right,
     )
 
 
 def _fact(name: str, *types: type) -> Entry:
-    """Return the entry for one of the `facts`."""
-    return Entry(name, save=lambda state: state.facts[name], types=types)
+    """Return the entry for one value of `metadata`."""
+    return Entry(name, save=lambda state: state.metadata[name], types=types)
 
 
-# Networks, statistics and optimiser; then counters; then the facts that describe the run
+# Networks, statistics and optimiser; then counters; then the metadata that describes the run
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         "model",
         save=lambda state: state.learner.net.state_dict(),
-        load=lambda state, found: checkpoint.load_model(state.learner.net, found.state["model"], found.path),
+        load=lambda state, source: checkpoint.load_model(state.learner.net, source.state["model"], source.path),
         types=(dict,),
         is_right=_is_weights,
     ),
@@ -237,8 +237,8 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     Entry(
         "group_statistics",
-        save=lambda state: state.learner.statistics.group_state(),
-        load=lambda state, found: state.learner.statistics.load_group_state(found.state["group_statistics"]),
+        save=lambda state: state.learner.bn_stats.group_state(),
+        load=lambda state, source: state.learner.bn_stats.load_group_state(source.state["group_statistics"]),
         types=(Tensor, type(None)),
     ),
     Entry(
@@ -258,7 +258,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     _counter("step", int),
     _counter("validated_step", int),
-    _counter("best_prec1", float, int),
+    _counter("best_metric", float, int),
     _counter("window", dict, is_right=_is_window),
     Entry("seed", save=lambda state: state.learner.cfg.seed),
     Entry(
@@ -272,7 +272,7 @@ ENTRIES: tuple[Entry, ...] = (
     _fact("classes"),
     _fact("resize"),
     _fact("lists", dict),
-    Entry("initial", save=lambda state: state.facts.get("initial") or ABSENT),
+    Entry("initial", save=lambda state: state.metadata.get("initial") or ABSENT),
     _fact("code"),
     _fact("token"),
     Entry("versions", save=lambda state: checkpoint.versions()),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from utils.dist import Pending, World
     from utils.mixup import Mix
 
-NAMES = ("loss", "prec1", "prec5")  # of each head
+NAMES = ("loss", "top1", "top5")  # of each head
 SHARED = ("counted", "non_finite", "stop", "save")
 
 
@@ -84,9 +84,9 @@ class StepTotals:
         """Wait for the sums.
 
         Returns:
-            loss of the global batch, prec1 and prec5 (per cent) of its clips that could be read (nan: none could);
-            non_finite, stop, save: the number of ranks for which it is true. With several heads, loss, prec1 and prec5
-            are those of the first head; `loss_train/head03`, `acc1_train/head03` and so on are those of each head.
+            loss of the global batch, top1 and top5 (per cent) of its clips that could be read (nan: none could);
+            non_finite, stop, save: the number of ranks for which it is true. With several heads, loss, top1 and top5
+            are those of the first head; `loss_train/head03`, `top1_train/head03` and so on are those of each head.
         """
         assert self._pending is not None, "a rank has at least one micro-batch"
         values = self._pending.read().tolist()
@@ -94,9 +94,9 @@ class StepTotals:
         numbers: dict[str, float] = dict(zip(SHARED, values[-len(SHARED) :], strict=True))
         counted = numbers.pop("counted") or math.nan
         columns = (values[place : -len(SHARED) : len(NAMES)] for place in range(len(NAMES)))
-        heads = [(loss, prec1 / counted, prec5 / counted) for loss, prec1, prec5 in zip(*columns, strict=True)]
+        heads = [(loss, top1 / counted, top5 / counted) for loss, top1, top5 in zip(*columns, strict=True)]
 
         numbers |= dict(zip(NAMES, heads[0], strict=True))
-        for number, (loss, prec1, _) in enumerate(heads if len(heads) > 1 else ()):
-            numbers |= {f"loss_train/head{number:02}": loss, f"acc1_train/head{number:02}": prec1}
+        for number, (loss, top1, _) in enumerate(heads if len(heads) > 1 else ()):
+            numbers |= {f"loss_train/head{number:02}": loss, f"top1_train/head{number:02}": top1}
         return numbers

@@ -1,6 +1,6 @@
 """Remote loggers, which receive the curves beside TensorBoard: one file of this folder each, named in `common.loggers`.
 
-A file defines `connect(folder, run, facts)`, which opens the remote run and returns a `Remote`. It runs in its own
+A file defines `connect(folder, run, metadata)`, which opens the remote run and returns a `Remote`. It runs in its own
 process (`__main__.py`), so that no import, hang or crash of a logger reaches the training. The pipe to that process is
 the queue: it is bounded, and the run never waits for it. `events/scalars.jsonl` has every point. Points that did not
 fit the queue, or came while a server was down, are sent from there, by the next start at the latest.
@@ -55,11 +55,13 @@ class Feed:
     Args:
         name: of the logger.
         exp: the experiment folder.
-        facts: describe this run remotely: name -> text or number. Nothing secret.
+        metadata: describe this run remotely: name -> text or number. Nothing secret.
         remark: writes a sentence to the log.
     """
 
-    def __init__(self, name: str, exp: Path, facts: Mapping[str, str | float], remark: Callable[[str], object]) -> None:
+    def __init__(
+        self, name: str, exp: Path, metadata: Mapping[str, str | float], remark: Callable[[str], object]
+    ) -> None:
         self.name, self._remark, self._began, self.dropped = name, remark, time.monotonic(), 0
         command = [sys.executable, "-m", __name__, name, str(Path(exp).resolve())]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -83,7 +85,7 @@ class Feed:
         for descriptor in (self._in, self._out):
             os.set_blocking(descriptor, False)
 
-        self._write(dict(facts))
+        self._write(dict(metadata))
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Send one point of each curve, or count it as dropped."""

@@ -1,6 +1,6 @@
 """`python -m utils.loggers NAME EXP`: the process that sends the points of a run to one remote logger.
 
-Standard input brings the facts of the run and then points, one JSON object a line; its end is the end of the run. A
+Standard input brings the metadata of the run and then points, one JSON object a line; its end is the end of the run. A
 line on standard output is a remark for log.txt. `events/NAME.json` keeps the remote run and the last step of each curve
 there, so that a restart continues the same run and sends no step twice.
 """
@@ -36,11 +36,11 @@ class Sender:
     Args:
         name: of the logger.
         exp: experiment folder.
-        facts: of the run.
+        metadata: of the run.
     """
 
-    def __init__(self, name: str, exp: Path, facts: dict[str, str | float]) -> None:
-        self.name, self.exp, self.facts = name, exp, facts
+    def __init__(self, name: str, exp: Path, metadata: dict[str, str | float]) -> None:
+        self.name, self.exp, self.metadata = name, exp, metadata
         self.state = exp / "events" / f"{name}.json"
         self.remote: Remote | None = None
         self.run: str | None = None
@@ -48,8 +48,8 @@ class Sender:
 
         # Continue the remote run of an earlier start; an unreadable file means a new remote run
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            found = json.loads(self.state.read_text("utf-8"))
-            self.run, self.last = found["run"], {str(tag): int(step) for tag, step in dict(found["last"]).items()}
+            saved = json.loads(self.state.read_text("utf-8"))
+            self.run, self.last = saved["run"], {str(tag): int(step) for tag, step in dict(saved["last"]).items()}
         self.is_behind = True  # the file may hold points that an earlier start did not send
         self.is_down = False
         self._wait, self._next = RETRY_SECONDS[0], 0.0
@@ -65,13 +65,13 @@ class Sender:
         try:
             if self.remote is None:
                 module = importlib.import_module(f"utils.loggers.{self.name}")
-                remote: Remote = module.connect(self.exp, self.run, self.facts)
+                remote: Remote = module.connect(self.exp, self.run, self.metadata)
                 self.remote, self.run = remote, remote.run
                 self._keep()
 
-            wanted = self._new([*(self._kept() if self.is_behind else ()), *points])
-            for first in range(0, len(wanted), BATCH):
-                self._deliver(wanted[first : first + BATCH])
+            unsent = self._new([*(self._kept() if self.is_behind else ()), *points])
+            for first in range(0, len(unsent), BATCH):
+                self._deliver(unsent[first : first + BATCH])
         except Exception as error:  # noqa: BLE001  whatever a logger raises, the run must not notice
             self._failed(error)
             return
@@ -110,13 +110,13 @@ class Sender:
 
     def _new(self, points: Iterable[Point]) -> list[Point]:
         """Return the points that the remote run does not have."""
-        last, found = dict(self.last), []
+        last, unsent = dict(self.last), []
         for step, values in points:
             new = {tag: value for tag, value in values.items() if step > last.get(tag, -1)}
             last |= dict.fromkeys(new, step)
             if new:
-                found.append((step, new))
-        return found
+                unsent.append((step, new))
+        return unsent
 
     def _keep(self) -> None:
         """Write down the steps that have arrived for good: those of the previous call, `settles` seconds later."""
@@ -154,14 +154,14 @@ class Inbox:
     machine without a free core.
 
     Attributes:
-        facts: of the run, the first line of the input; None until it has come.
+        metadata: of the run, the first line of the input; None until it has come.
         points: the points that have come, at most `QUEUE`.
         ended, news: set when the run has ended, and after each look.
         gaps: how often points were dropped, here or by the run.
     """
 
     def __init__(self) -> None:
-        self.facts: dict[str, str | float] | None = None
+        self.metadata: dict[str, str | float] | None = None
         self.points: collections.deque[Point] = collections.deque()
         self.ended, self.news, self.gaps = threading.Event(), threading.Event(), 0
         self._rest, self._dropped = b"", 0
@@ -193,8 +193,8 @@ class Inbox:
         # A line that is cut off is dropped: the file of the run has its points
         with contextlib.suppress(ValueError, TypeError, KeyError):
             record = json.loads(line)
-            if self.facts is None:
-                self.facts = record
+            if self.metadata is None:
+                self.metadata = record
                 return
 
             # The run counts the points that did not fit the pipe; this queue drops points when a server is slow
@@ -217,12 +217,12 @@ def main(argv: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)  # the run handles them; the end of its input then ends this process
     schedule(os.SCHED_IDLE)  # the run has priority, also on a machine without a free core
 
-    # The facts come first
+    # The metadata comes first
     inbox = Inbox()
-    while inbox.facts is None and not inbox.ended.is_set():
+    while inbox.metadata is None and not inbox.ended.is_set():
         inbox.news.wait(LOOK_SECONDS)
         inbox.news.clear()
-    sender = Sender(argv[0], Path(argv[1]), inbox.facts or {})
+    sender = Sender(argv[0], Path(argv[1]), inbox.metadata or {})
 
     # Then points, until the run ends; the last call does not wait for a retry
     has_ended, gaps = False, 0

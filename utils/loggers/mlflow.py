@@ -22,7 +22,7 @@ class Run:
 
     settles = 0.0  # a request returns when the server has stored its points
 
-    def __init__(self, folder: Path, run: str | None, facts: Mapping[str, str | float]) -> None:
+    def __init__(self, folder: Path, run: str | None, metadata: Mapping[str, str | float]) -> None:
         self._entities = importlib.import_module("mlflow.entities")
         tracking = importlib.import_module("mlflow.tracking")
         place = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder}/mlflow.db"
@@ -32,15 +32,15 @@ class Run:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "zoetrope")
             experiment = self._client.get_experiment_by_name(name)
             number = experiment.experiment_id if experiment else self._client.create_experiment(name)
-            made = self._client.create_run(number, run_name=str(facts.get("name", folder.name)))
-            self.run: str = made.info.run_id
-            self._describe(self.run, facts)
+            created = self._client.create_run(number, run_name=str(metadata.get("name", folder.name)))
+            self.run: str = created.info.run_id
+            self._describe(self.run, metadata)
         else:
             self._client.get_run(run)  # raises if the server does not have it
             self.run = run
 
-    def _describe(self, run: str, facts: Mapping[str, str | float]) -> None:
-        params = [self._entities.Param(key, str(value)[:LONGEST]) for key, value in facts.items()]
+    def _describe(self, run: str, metadata: Mapping[str, str | float]) -> None:
+        params = [self._entities.Param(key, str(value)[:LONGEST]) for key, value in metadata.items()]
         for first in range(0, len(params), 100):  # the server takes 100 in one request
             self._client.log_batch(run, params=params[first : first + 100])
 
@@ -55,6 +55,6 @@ class Run:
         """Leave the run open: a restart continues it."""
 
 
-def connect(folder: Path, run: str | None, facts: Mapping[str, str | float]) -> Run:
+def connect(folder: Path, run: str | None, metadata: Mapping[str, str | float]) -> Run:
     """Open a new run, or continue one of an earlier start."""
-    return Run(folder, run, facts)
+    return Run(folder, run, metadata)

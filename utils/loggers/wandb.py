@@ -37,7 +37,7 @@ class Run:
 
     settles = 2 * FLUSH_SECONDS  # W&B's process flushes its file every FLUSH_SECONDS; twice that, to be sure
 
-    def __init__(self, folder: Path, run: str | None, facts: Mapping[str, str | float]) -> None:
+    def __init__(self, folder: Path, run: str | None, metadata: Mapping[str, str | float]) -> None:
         wandb = importlib.import_module("wandb")  # the package, not this file of the same name
         self.run = run or uuid.uuid4().hex[:8]
         known = {name: value for name, value in SETTINGS.items() if name in wandb.Settings.model_fields}
@@ -46,8 +46,8 @@ class Run:
             project=os.environ.get("WANDB_PROJECT", "zoetrope"),
             dir=folder,
             id=self.run,
-            name=str(facts.get("name", folder.name)),
-            config=dict(facts),
+            name=str(metadata.get("name", folder.name)),
+            config=dict(metadata),
             resume="allow",
             mode=os.environ.get("WANDB_MODE", "offline"),
             settings=wandb.Settings(**known),
@@ -67,6 +67,6 @@ class Run:
         self._run.finish()
 
 
-def connect(folder: Path, run: str | None, facts: Mapping[str, str | float]) -> Run:
+def connect(folder: Path, run: str | None, metadata: Mapping[str, str | float]) -> Run:
     """Open a new run, or continue one of an earlier start."""
-    return Run(folder, run, facts)
+    return Run(folder, run, metadata)

@@ -37,11 +37,11 @@ def apply(clips: Tensor, drawn: Tensor, colour: Colour) -> Tensor:
     operations = (_brightness, _contrast, _saturation, _hue)
 
     # Each group has its own order of operations: at each place, run an operation on the groups that have it there
-    wanted = [bool((factors[:, number] != neutral).any()) for number, neutral in enumerate(_NO_CHANGE)]
+    has_effect = [bool((factors[:, number] != neutral).any()) for number, neutral in enumerate(_NO_CHANGE)]
     for place in range(4):
         for number, operation in enumerate(operations):
             chosen = (orders[:, place] == number).nonzero().flatten()
-            if wanted[number] and len(chosen):
+            if has_effect[number] and len(chosen):
                 _run(operation, groups, chosen, factors[:, number])
     return clips
 

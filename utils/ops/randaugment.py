@@ -38,12 +38,12 @@ def apply(clips: Tensor, drawn: Tensor, colour: Colour) -> Tensor:
     for clip, rows in enumerate(drawn.tolist()):
         for place, operations in enumerate(rows):
             shown = slice(None) if sets == 1 else slice(place, place + 1)  # all frames, or the one of this row
-            wanted = [(int(number), argument) for number, argument in operations if number >= 0]
-            if not wanted:
+            steps = [(int(number), argument) for number, argument in operations if number >= 0]
+            if not steps:
                 continue
 
             frames = out[clip, shown].permute(0, 3, 1, 2).contiguous()  # (T, H, W, C) -> (T, C, H, W)
-            for number, argument in wanted:
+            for number, argument in steps:
                 frames = _OPERATIONS[number](frames, argument)
             out[clip, shown] = frames.permute(0, 2, 3, 1)
     return out

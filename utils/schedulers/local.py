@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from utils import files, processes
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.schedulers import JOB, RESTARTS, Outcome, Request, Scheduler, Task
 
 ROOT = Path(__file__).resolve().parents[2]

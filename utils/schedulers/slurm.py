@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from utils.faults import UserError, did_you_mean
+from utils.errors import UserError, did_you_mean
 from utils.schedulers import FIRST_PORT, PORTS, Outcome, Place, Request, Scheduler, Task, integer, run
 
 if TYPE_CHECKING:
@@ -87,41 +87,41 @@ class Slurm(Scheduler):
 
     def preview(self, request: Request, task: Task, code: str) -> str:
         """Return the text of the sbatch script."""
-        made = _executor(request, code)
-        return made._make_submission_file_text(made._submitit_command_str, "dry-run").rstrip("\n")
+        executor = _executor(request, code)
+        return executor._make_submission_file_text(executor._submitit_command_str, "dry-run").rstrip("\n")
 
     def submit(self, request: Request, tasks: Sequence[Task], code: Path, *, parallel: int | None = None) -> list[str]:
         """Submit one job, or with `parallel` an array, whose ids are ARRAY_TASK."""
         with _refusals_named(request):
-            made = _executor(request, str(code))
+            executor = _executor(request, str(code))
             if parallel is None:
-                return [made.submit(task).job_id for task in tasks]
-            made.update_parameters(array_parallelism=parallel)
-            return [job.job_id for job in made.submit_array(tasks)]
+                return [executor.submit(task).job_id for task in tasks]
+            executor.update_parameters(array_parallelism=parallel)
+            return [job.job_id for job in executor.submit_array(tasks)]
 
     def states(self, jobs: Iterable[str]) -> dict[str, str]:
         """Return states such as ``RUNNING`` or ``PENDING (Resources)``, in squeue's words."""
-        wanted = sorted({job for job in jobs if _ID.fullmatch(job)})
-        if not wanted:
+        requested = sorted({job for job in jobs if _ID.fullmatch(job)})
+        if not requested:
             return {}
 
         # Ask for whole arrays: squeue shows their waiting tasks in one line
-        arrays = sorted({job.partition("_")[0] for job in wanted})
+        arrays = sorted({job.partition("_")[0] for job in requested})
         done = run("squeue", "--noheader", "--jobs", ",".join(arrays), "--format", "%i|%F|%T|%r|%A")
         if done.returncode:
             if "Invalid job id" in done.stderr:  # SLURM has forgotten all of them
                 return {}
             raise UserError(f"squeue does not answer: {done.stderr.strip()[-300:] or done.returncode}")
 
-        found: dict[str, str] = {}
+        states: dict[str, str] = {}
         for line in done.stdout.splitlines():
             # A running task of an array has three names: ARRAY_TASK, the id of its array, and its own job id
-            listed, array, state, reason, own = (line.split("|") + [""] * 4)[:5]
+            listed, array, state, reason, job_id = (line.split("|") + [""] * 4)[:5]
             if not state or state in _ENDED:
                 continue
             text = state if reason in ("None", "") or state != "PENDING" else f"{state} ({reason})"
-            found |= {job: text for job in wanted if job in (listed, array, own) or _is_among(job, listed)}
-        return found
+            states |= {job: text for job in requested if job in (listed, array, job_id) or _is_among(job, listed)}
+        return states
 
     def outcome(self, job: str) -> Outcome:
         """Return the state of a job that scontrol still remembers."""
@@ -238,10 +238,10 @@ def _executor(request: Request, code: str) -> SlurmExecutor:
         more["mem"] = _share(settings.mem, request.tasks, settings.gpus_per_node)
 
     # submitit must not count time limits: a job requeues as often as it needs. A task ignores signals until Python runs
-    made = Executor(
+    executor = Executor(
         request.folder, max_num_timeout=10_000, python=shlex.join(["sh", "-c", _QUIET_START, sys.executable])
     )
-    made.update_parameters(
+    executor.update_parameters(
         job_name=request.name,
         partition=request.partition,
         time=settings.time,
@@ -253,7 +253,7 @@ def _executor(request: Request, code: str) -> SlurmExecutor:
         srun_args=["--kill-on-bad-exit=1", f"--cpus-per-task={settings.cpus_per_gpu}"],
         additional_parameters=more,
     )
-    return made
+    return executor
 
 
 @contextlib.contextmanager
@@ -320,7 +320,7 @@ def _share(mem: str, tasks: int, per_node: int) -> str:
 
 def _foreign_path() -> list[str]:
     """Return PYTHONPATH without our own repository, which the job's copy of the code replaces."""
-    own = {str(ROOT), ""}
+    skip = {str(ROOT), ""}
     return [
-        part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in own and part.isprintable()
+        part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part not in skip and part.isprintable()
     ]

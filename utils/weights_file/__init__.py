@@ -26,7 +26,7 @@ from typing import Any, BinaryIO, TypeGuard
 import torch
 from torch import Tensor
 
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.weights_file import archive, arrays, opcodes, safetensors
 from utils.weights_file.flaws import DamagedWeights, Flaw, Forbidden, Unwanted
 
@@ -80,7 +80,7 @@ def glance(path: Path) -> object:
             raise Flaw("it is not in torch's zip format")
         # mmap: the bytes of the tensors are not even read
         _check_content(file, size, archive.members(file, size))
-        return _Plain().value(_torch_load(path, mmap=True))
+        return _PlainCopy().value(_torch_load(path, mmap=True))
 
 
 def check_written(path: Path) -> None:
@@ -177,7 +177,7 @@ def _read_zip(file: BinaryIO, size: int) -> object:
     members = archive.members(file, size)
     archive.verify(file, members)
     _check_content(file, size, members)
-    return _Plain().value(_torch_load(file))
+    return _PlainCopy().value(_torch_load(file))
 
 
 def _check_content(file: BinaryIO, size: int, members: Mapping[str, archive.Member]) -> None:
@@ -190,9 +190,9 @@ def _check_content(file: BinaryIO, size: int, members: Mapping[str, archive.Memb
         raise Unwanted("the program of a TorchScript archive")
 
     def storage(key: str, items: int, item_size: int) -> None:
-        found = members.get(f"{top}/data/{key}")
+        member = members.get(f"{top}/data/{key}")
         # torch does not compare the two: it would read the bytes behind a storage that is too short
-        if found is None or found.size != items * item_size:
+        if member is None or member.size != items * item_size:
             raise Flaw(f"the storage {key[:20]} has another length than its tensors")
 
     data = archive.content(file, members[f"{top}/data.pkl"])
@@ -227,7 +227,7 @@ def _read_legacy(file: BinaryIO, size: int) -> object:
 
     if file.tell() != size:
         raise Flaw("bytes after its last storage")
-    return _Plain().value(_torch_load(file))
+    return _PlainCopy().value(_torch_load(file))
 
 
 def _torch_load(file: BinaryIO | Path, *, mmap: bool = False) -> object:
@@ -244,7 +244,7 @@ def _torch_load(file: BinaryIO | Path, *, mmap: bool = False) -> object:
         raise Flaw(f"{type(error).__name__}: {lines[0][:200] if lines else ''}") from error
 
 
-class _Plain:
+class _PlainCopy:
     """Copies containers into plain ones: a pickle can give an ordered dict attributes that hide its methods."""
 
     def __init__(self) -> None:
@@ -277,12 +277,12 @@ class _Plain:
         if number > _MOST_PARTS:
             raise Flaw("containers that share parts so often that it has too many values")
 
-        plain = [part[0] for part in parts]
+        values = [part[0] for part in parts]
         if isinstance(value, dict):
-            made: object = dict(zip(dict.keys(value), plain, strict=True))
+            copy: object = dict(zip(dict.keys(value), values, strict=True))
         else:
-            made = tuple(plain) if isinstance(value, tuple) else plain
+            copy = tuple(values) if isinstance(value, tuple) else values
         # Shared containers stay shared in the copy
         self.open.discard(id(value))
-        self.done[id(value)] = made, number
+        self.done[id(value)] = copy, number
         return self.done[id(value)]

@@ -89,31 +89,31 @@ def members(file: BinaryIO, size: int) -> dict[str, Member]:
 
     file.seek(start)
     entries = _entries(file.read(length), count)
-    found = [_located(file, entry, size) for entry in sorted(entries, key=lambda entry: entry[-1])]
+    ordered = [_located(file, entry, size) for entry in sorted(entries, key=lambda entry: entry[-1])]
 
     # Walk from the start of the file: each member must begin where the one before it ends
     at = 0
-    for member, following in zip(found, [*(item.header for item in found[1:]), start], strict=True):
+    for member, following in zip(ordered, [*(item.header for item in ordered[1:]), start], strict=True):
         if member.header != at:
             raise Flaw(f"bytes that belong to no member before {member.name}")
         at = member.start + member.stored + _descriptor(file, member, following)
     if at != start:
         raise Flaw("bytes that belong to no member before the directory")
 
-    if len({member.name.lower() for member in found}) < len(found):  # torch looks names up without regard to case
+    if len({member.name.lower() for member in ordered}) < len(ordered):  # torch looks names up without regard to case
         raise Flaw("two members of one name")
-    if sum(member.size for member in found) > _LARGEST_GROWTH * size + _BLOCK:
+    if sum(member.size for member in ordered) > _LARGEST_GROWTH * size + _BLOCK:
         raise Flaw("it inflates to many times its size")
-    return {member.name: member for member in found}
+    return {member.name: member for member in ordered}
 
 
-def verify(file: BinaryIO, found: dict[str, Member]) -> None:
+def verify(file: BinaryIO, by_name: dict[str, Member]) -> None:
     """Read all data once and compare the checksums.
 
     Raises:
         Flaw: a checksum differs; the error names the first such member.
     """
-    for member in found.values():
+    for member in by_name.values():
         _inflate(file, member, keep=False)
 
 

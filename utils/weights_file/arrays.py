@@ -23,7 +23,7 @@ _KINDS = "fiub"  # float, int, unsigned, bool
 _ERRORS = (
     EOFError, ValueError, IndexError, KeyError, TypeError, AttributeError, MemoryError, RecursionError, OverflowError,
 )  # fmt: skip
-_PLAIN = (bool, int, float, str, bytes, type(None))
+_SCALARS = (bool, int, float, str, bytes, type(None))
 
 
 def load(file: BinaryIO, size: int) -> object:
@@ -150,9 +150,9 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         if (module_name, global_name) not in _NAMES:
             raise Unwanted(f"{module_name}.{global_name}")
-        found = _NAMES[module_name, global_name]
+        target = _NAMES[module_name, global_name]
         # A pickle can set attributes of the things it names: give it a new wrapper, never our class or function
-        return functools.partial(found) if callable(found) else found
+        return functools.partial(target) if callable(target) else target
 
 
 class _Content:
@@ -168,20 +168,20 @@ class _Content:
 
     def finished(self, value: object) -> object:
         """Return the same containers with arrays in place of the stand-ins."""
-        if isinstance(value, _PLAIN):
+        if isinstance(value, _SCALARS):
             return value
 
         if id(value) not in self.done:
             if isinstance(value, _Array | _Scalar | _Buffer):
-                made = value.numpy()
-                self.room -= getattr(made, "nbytes", 8)
+                built = value.numpy()
+                self.room -= getattr(built, "nbytes", 8)
                 if self.room < 0:
                     raise Flaw("arrays that take many times the size of the file")
             elif isinstance(value, dict):  # `dict.items`: a pickle can give an ordered dict an attribute of that name
-                made = {self.finished(key): self.finished(item) for key, item in dict.items(value)}
+                built = {self.finished(key): self.finished(item) for key, item in dict.items(value)}
             elif isinstance(value, list | tuple):
-                made = type(value)([self.finished(item) for item in value])
+                built = type(value)([self.finished(item) for item in value])
             else:
                 raise Flaw(f"a {type(value).__name__.lstrip('_')}")
-            self.done[id(value)] = made
+            self.done[id(value)] = built
         return self.done[id(value)]

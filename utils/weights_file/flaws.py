@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 _KINDS = {
     ".safetensors": "safetensors file",

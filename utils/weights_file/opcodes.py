@@ -380,7 +380,7 @@ _BY_CODE = {
 
 def _ordered(machine: _Machine, arguments: tuple) -> _Dict:
     """Check `OrderedDict()`; Python 2 wrote `OrderedDict([[key, value], ...])`."""
-    made = _Dict(ordered=True)
+    table = _Dict(ordered=True)
     if arguments:
         (pairs,) = arguments if len(arguments) == 1 else (None,)
         if not isinstance(pairs, list):
@@ -390,8 +390,8 @@ def _ordered(machine: _Machine, arguments: tuple) -> _Dict:
         for pair in pairs:
             if not isinstance(pair, list | tuple) or len(pair) != 2:
                 raise Flaw("an ordered dict that is not made of pairs")
-            machine.set_items(list(pair), made)
-    return made
+            machine.set_items(list(pair), table)
+    return table
 
 
 def _counter(machine: _Machine, arguments: tuple) -> _Dict:
@@ -414,7 +414,7 @@ def _set(machine: _Machine, arguments: tuple) -> _Thing:
     return _Thing("plain")
 
 
-def _plain(machine: _Machine, arguments: tuple) -> _Thing:
+def _plain_call(machine: _Machine, arguments: tuple) -> _Thing:
     """Check a call with a few plain values, for a device or a size."""
     values = arguments[0] if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments
     if len(values) > MOST_AXES or not all(value is None or isinstance(value, int | float | str) for value in values):
@@ -512,8 +512,8 @@ def _torch_names() -> dict[str, _Name]:
             "__builtin__.set": _set,
             "builtins.set": _set,
             "_codecs.encode": _encode,
-            "torch.Size": _plain,
-            "torch.device": _plain,
+            "torch.Size": _plain_call,
+            "torch.device": _plain_call,
             "torch._utils._rebuild_tensor": _tensor,
             "torch._utils._rebuild_tensor_v2": _tensor,
             "torch._utils._rebuild_tensor_v3": _tensor,

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from utils.faults import UserError
+from utils.errors import UserError
 from utils.weights_file.flaws import DamagedWeights, Flaw
 
 if TYPE_CHECKING:
@@ -75,10 +75,10 @@ def check(file: BinaryIO, size: int) -> None:
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the entries of an object; raise ValueError for two of one name."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
         raise ValueError("two entries of one name")
-    return found
+    return entries
 
 
 def _place(name: str, entry: Any) -> tuple[int, int]:

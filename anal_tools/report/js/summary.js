@@ -33,16 +33,16 @@ function summarySection() {
     ];
 }
 
-/** What was evaluated and what came out: a row for each fact, a column for each experiment. */
+/** What was evaluated and what came out: a row for each of them, a column for each experiment. */
 function factsTable() {
-    const rows = report.experiments[0].facts.map(([title]) => title);
-    const value = (one, title) => one.facts.find(([name]) => name === title)?.[1] ?? "–";
+    const rows = report.experiments[0].overview.map(([title]) => title);
+    const value = (one, title) => one.overview.find(([name]) => name === title)?.[1] ?? "–";
     return h(
         "div",
         { class: "table" },
         h(
             "table",
-            { class: "facts" },
+            { class: "overview" },
             h(
                 "thead",
                 {},
@@ -235,8 +235,8 @@ function curveCharts() {
             "Top-1",
             "per cent",
             [
-                ["acc1_train", "training"],
-                ["acc1_val", "validation"],
+                ["top1_train", "training"],
+                ["top1_val", "validation"],
             ],
             true,
         ],

@@ -54,5 +54,5 @@ class Op(Protocol):
 def from_config(cfg: Config) -> dict[str, Op]:
     """Return the augmentations that a configuration switches on, by name, in the order of application."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
-    made = {name: importlib.import_module(f"{__name__}.{name}").from_config(cfg) for name in names}
-    return dict(sorted(((name, op) for name, op in made.items() if op is not None), key=lambda item: item[1].block))
+    ops = {name: importlib.import_module(f"{__name__}.{name}").from_config(cfg) for name in names}
+    return dict(sorted(((name, op) for name, op in ops.items() if op is not None), key=lambda item: item[1].block))

@@ -41,5 +41,5 @@ class ColorJitter:
 
 def from_config(cfg: Config) -> ColorJitter | None:
     """See the package."""
-    wanted = cfg.augmentation
-    return None if wanted.colorjitter is None else ColorJitter(wanted.colorjitter, wanted.colorjitter_per_frame)
+    recipe = cfg.augmentation
+    return None if recipe.colorjitter is None else ColorJitter(recipe.colorjitter, recipe.colorjitter_per_frame)

@@ -94,7 +94,7 @@ class RandAugment:
 
 def from_config(cfg: Config) -> RandAugment | None:
     """See the package."""
-    wanted = cfg.augmentation
-    if wanted.randaugment is None:
+    recipe = cfg.augmentation
+    if recipe.randaugment is None:
         return None
-    return RandAugment(rand_policy(wanted.randaugment), wanted.randaugment_per_frame)
+    return RandAugment(rand_policy(recipe.randaugment), recipe.randaugment_per_frame)

@@ -73,8 +73,8 @@ class PixelErasing(RandomErasing):
 
 def from_config(cfg: Config) -> RandomErasing | None:
     """See the package."""
-    wanted = cfg.augmentation
-    if wanted.random_erasing is None:
+    recipe = cfg.augmentation
+    if recipe.random_erasing is None:
         return None
-    kind = PixelErasing if wanted.random_erasing_mode == "pixel" else RandomErasing
-    return kind(wanted.random_erasing, wanted.random_erasing_per_frame)
+    kind = PixelErasing if recipe.random_erasing_mode == "pixel" else RandomErasing
+    return kind(recipe.random_erasing, recipe.random_erasing_per_frame)

@@ -18,7 +18,7 @@ import numpy as np
 
 from tests.benchmarks.rows import ROOT
 from utils import files
-from utils.faults import UserError
+from utils.errors import UserError
 
 KEPT = ROOT / "tests/data/results"
 # name: (title, folder of its experiments, how its folds are made)
@@ -76,7 +76,7 @@ class Answers:
     @cached_property
     def right(self) -> np.ndarray:
         """(N,) bool, by the order of the paths, so that two methods line up."""
-        return np.array([label == said for _, label, _, said in sorted(self.videos)])
+        return np.array([label == answer for _, label, _, answer in sorted(self.videos)])
 
     @property
     def file(self) -> Path:
@@ -96,7 +96,7 @@ class Answers:
     def read(cls, file: Path) -> Answers:
         """Read what `write` kept."""
         kept = json.loads(file.read_text(encoding="utf-8"))
-        videos = tuple((path, label, fold, said) for path, label, fold, said in kept["videos"])
+        videos = tuple((path, label, fold, answer) for path, label, fold, answer in kept["videos"])
         return cls(kept["data"], kept["name"], kept["about"], videos, dict(kept["curve"]))
 
 

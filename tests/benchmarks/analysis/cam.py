@@ -25,8 +25,8 @@ LAYER = "backbone.layer3"
 
 def cam_finite_difference() -> dict:
     """Toy networks on frames and on clips, both layers, all classes, in float64; four methods in some cells."""
-    said = passed("tests/methods/test_cam.py", "-k", "definition")
-    return {"measured": said, "holds": not said.startswith("failed")}
+    outcome = passed("tests/methods/test_cam.py", "-k", "definition")
+    return {"measured": outcome, "holds": not outcome.startswith("failed")}
 
 
 def motion8(work: Path) -> list[str]:
@@ -82,7 +82,7 @@ def places(exp: Path, results: Any, count: int) -> list[dict[str, dict[str, floa
     source = media.source_of(exp, results)
     settings = json.loads((Path(source.records.root) / "settings.json").read_text())
     motions = verb.all_labels(settings)[0]
-    found, looker = [], None
+    places_of_videos, looker = [], None
     with contextlib.closing(open_reader(source.reader, source.records)) as reader:
         for row in np.linspace(0, len(results.ids) - 1, count).round().astype(int).tolist():
             seen = media.seen_of(source, reader, row)
@@ -94,11 +94,11 @@ def places(exp: Path, results: Any, count: int) -> list[dict[str, dict[str, floa
             path = path_of(settings["seed"], clip, label)
             cell = crops.shape[1] / looker_cells(looker, crops)
             logits = np.exp(np.asarray(results.logits[row, seen.view], np.float64))
-            found.append(
+            places_of_videos.append(
                 measured_of(heat[label], seen, path, cell / 2, np.random.default_rng(row))
                 | {"logits": {"difference": float(np.abs(logits / logits.sum() - answer).max())}}
             )
-    return found
+    return places_of_videos
 
 
 def path_of(seed: int, clip: int, label: int) -> np.ndarray:
@@ -128,11 +128,11 @@ def measured_of(
     x, y, radius = path
     frame, row, column = (int(place) for place in np.unravel_index(int(heat.argmax()), heat.shape))
     drawn = rng.random(2) * heat.shape[1:]
-    found = {}
+    shares = {}
     for name, (down, across) in (("maximum", (row + 0.5, column + 0.5)), ("random", drawn)):
         away = np.hypot(x - across - seen.box[0], y - down - seen.box[1])
         now = int(seen.frames[frame])
-        found[name] = {
+        shares[name] = {
             "path": float((away <= 2 * radius + half_cell).any()),
             "in its frame": float(away[now] <= 2 * radius[now] + half_cell),
             "on the shape": float(away[now] <= radius[now]),
@@ -142,8 +142,8 @@ def measured_of(
         np.hypot(across + seen.box[0] - x[now], down + seen.box[1] - y[now]) <= radius[now] for now in seen.frames
     ])  # fmt: skip
     on_shape = float((heat * discs).sum() / max(float(heat.sum()), 1e-12))
-    found["heat"] = {"on the shapes": on_shape, "area of the shapes": float(discs.mean())}
-    return found
+    shares["heat"] = {"on the shapes": on_shape, "area of the shapes": float(discs.mean())}
+    return shares
 
 
 def report_chromium() -> dict:
@@ -168,12 +168,12 @@ def report_chromium() -> dict:
     complaints, outside, pictures = [], [], []
     with chromium.browser() as browser:
         for dark, width in ((False, 1280), (True, 1280), (False, 390)):
-            with visit(browser, index.as_uri(), dark=dark, width=width, height=1000) as found:
-                pages = looked_at(found, work / f"pictures_{'dark' if dark else 'light'}_{width}")
+            with visit(browser, index.as_uri(), dark=dark, width=width, height=1000) as visited:
+                pages = looked_at(visited, work / f"pictures_{'dark' if dark else 'light'}_{width}")
                 measured["maps"] += pages.pop("maps")
                 measured["folds"].append(pages.pop("folds"))
-                complaints += found.errors
-                outside += found.outside(index.parent)
+                complaints += visited.errors
+                outside += visited.outside(index.parent)
                 pictures += pages["pictures"]
     command("main.py", "report", *exps, "--no-media", "--out", work / "report")
     left = sorted(path.name for path in (work / "report/media").iterdir())
@@ -202,9 +202,9 @@ def folded(exp: Path, overrides: list[str]) -> None:
     file.write_text(yaml.safe_dump(whole))
 
 
-def looked_at(found: Any, folder: Path) -> dict[str, Any]:
+def looked_at(visited: Any, folder: Path) -> dict[str, Any]:
     """Open every page, switch to maps of both experiments, and take a picture of each."""
-    page = found.page
+    page = visited.page
     folder.mkdir(parents=True, exist_ok=True)
     pictures, maps, folds = [], 0, 0
     for name in ("summary", "matrix", "errors", "classes", "videos", "labels", "compare"):

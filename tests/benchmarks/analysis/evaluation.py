@@ -44,7 +44,7 @@ def experiment(folder: Path, **values: Any) -> Path:
     import methods
     from utils import checkpoint
 
-    defaults = {"method": "slowonly", "backbone": "resnet18", "classes": 8, "kwargs": "", "sampling": "pysf"}
+    defaults = {"method": "slowonly", "backbone": "resnet18", "classes": 8, "kwargs": "", "sampling": "pyslowfast"}
     values = defaults | {"interval": 1, "crop": 56, "scale": 64, "workers": 1} | values
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.yaml").write_text(EXPERIMENT.format(**values))
@@ -94,13 +94,13 @@ def exact(work: Path) -> dict:
             name = f"r{ranks}c{chunk}"
             options = ("--views", "10x3", "--chunk", str(chunk), "--name", name)
             command("-m", "launch", "eval", exp, "local", str(ranks), *options, env=ONE_THREAD)
-            found = load(exp, name)
-            scores = probabilities(np.asarray(found.logits))
+            results = load(exp, name)
+            scores = probabilities(np.asarray(results.logits))
             reference = scores if reference is None else reference
             worst = max(worst, float(np.abs(scores - reference).max()))
-            counts = found.summary["counts"]
-            once &= counts["videos"] == counts["scored"] == found.summary["metrics"]["num_videos"] == 23
-            once &= len(set(found.ids)) == 23
+            counts = results.summary["counts"]
+            once &= counts["videos"] == counts["scored"] == results.summary["metrics"]["num_videos"] == 23
+            once &= len(set(results.ids)) == 23
     return {"measured": {"largest_difference": worst, "each_once": once}, "holds": once and worst <= 1e-5}
 
 
@@ -154,17 +154,17 @@ def rescoring(work: Path) -> dict:
     exp = experiment(work / "rescored", **videos_of(work, 23))
     command("main.py", "eval", exp, "--views", "10x3", "--name", "thirty", env=ONE_THREAD)
     large = load(exp, "thirty")
-    found, notes = {}, []
+    gaps, notes = {}, []
     for views in ("1x1", "1x3", "10x1"):
         for average in ("prob", "logit", "sum"):
             name = f"{views}-{average}"
             command("main.py", "eval", exp, "--views", views, "--average", average, "--name", name, env=ONE_THREAD)
             chosen = scoring.smaller(scoring.kept_protocol(large), views, average)
             notes += [chosen.note] if chosen.note else []
-            found[name] = float(np.abs(scoring.scores_of(large, chosen) - load(exp, name).scores).max())
+            gaps[name] = float(np.abs(scoring.scores_of(large, chosen) - load(exp, name).scores).max())
     return {
-        "measured": {"largest_difference": found, "notes": notes},
-        "holds": max(found.values()) <= 1e-5 and not notes,
+        "measured": {"largest_difference": gaps, "notes": notes},
+        "holds": max(gaps.values()) <= 1e-5 and not notes,
     }
 
 
@@ -201,8 +201,8 @@ def differences() -> dict[str, float]:
         }
         reference = average_precision_score(targets, scores, average=None)
         pairs["average_precision"] = (ranking.average_precision(scores, targets), reference)
-        for name, (own, reference) in pairs.items():
-            gap = float(np.nanmax(np.abs(np.asarray(own) - np.asarray(reference))))
+        for name, (value, reference) in pairs.items():
+            gap = float(np.nanmax(np.abs(np.asarray(value) - np.asarray(reference))))
             worst[name] = max(worst.get(name, 0.0), gap)
     return worst
 
@@ -219,7 +219,12 @@ def bench_dense(work: Path) -> dict:
     _peers("data", "--out", data, "--videos", *sources)
     measured, holds = {}, True
     for ours, (theirs, bound) in MODELS.items():
-        values = {"root": data / "videos", "source": data / "list_videos.txt", "classes": 400, "sampling": "mm1"}
+        values = {
+            "root": data / "videos",
+            "source": data / "list_videos.txt",
+            "classes": 400,
+            "sampling": "mmaction2_1x",
+        }
         sizes = {"backbone": "resnet50", "interval": 8, "crop": 112, "scale": 112, "workers": 0}
         exp = experiment(work / f"bench-{ours}", method=ours, kwargs="zero_init_residual: False", **values, **sizes)
         words = ["main.py", "benchmark", "eval", exp, "--protocol", "k400-10x3", "--scale", "112", "--json"]
@@ -230,8 +235,8 @@ def bench_dense(work: Path) -> dict:
             for more, rounds in (([], 5), (["--max-views", "5"], 3))
         )
         memory = _pair(line, "memory_above_model_mb", "rss_above_model_mb", [theirs, "--data", str(data)], 1)
-        found = {"cpu_of_default": default, "cpu_of_max_views_5": five, "memory_of_default": memory}
-        measured[ours] = {name: round(1 / pair["median"], 3) for name, pair in found.items()}
+        figures = {"cpu_of_default": default, "cpu_of_max_views_5": five, "memory_of_default": memory}
+        measured[ours] = {name: round(1 / pair["median"], 3) for name, pair in figures.items()}
         measured[ours] |= {"rounds": [round(1 / ratio, 3) for ratio in default["ratios"]]}
         holds &= measured[ours]["cpu_of_default"] <= bound and measured[ours]["cpu_of_max_views_5"] <= 1.0
         holds &= measured[ours]["memory_of_default"] <= 0.45

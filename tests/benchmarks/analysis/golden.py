@@ -23,11 +23,11 @@ Row = dict[str, Any]
 
 def compare(folder: Path) -> dict[str, list[int]]:
     """All tables of a folder that one of the functions below knows; every row is compared as a whole."""
-    found = {}
+    equal_rows = {}
     for name, same in TABLES.items():
         rows = json.loads((folder / f"{name}.json").read_text())["rows"]
-        found[name] = [sum(bool(same(row)) for row in rows), len(rows)]
-    return found
+        equal_rows[name] = [sum(bool(same(row)) for row in rows), len(rows)]
+    return equal_rows
 
 
 def close(ours: Any, theirs: Any, tolerance: float = 1e-6) -> bool:
@@ -39,7 +39,7 @@ def close(ours: Any, theirs: Any, tolerance: float = 1e-6) -> bool:
 
 
 def _sample_frames(row: Row) -> bool:
-    ours = rules.mm1_test(
+    ours = rules.mmaction2_1x_test(
         row["num_frames"], row["num_clips"], row["clip_len"], row["frame_interval"],
         twice=row.get("twice_sample", False), out_of_bound=row.get("out_of_bound_opt", "loop"),
         target_fps=row.get("target_fps"), fps=row.get("fps", 0.0),
@@ -52,7 +52,7 @@ def _train_support(row: Row) -> bool:
     generator, draws = np.random.default_rng(0), row["draws"]
     ours = np.array(
         [
-            rules.mm_train(
+            rules.mmaction2_train(
                 row["num_frames"], row["num_clips"], row["clip_len"], row["frame_interval"],
                 generator.random(row["num_clips"]), keep_tail=row.get("keep_tail_frames", False),
                 out_of_bound=row.get("out_of_bound_opt", "loop"),
@@ -65,8 +65,8 @@ def _train_support(row: Row) -> bool:
     return ends and bool((np.abs(ours.mean(0) - row["mean"]) <= 4 * error).all())
 
 
-def _pysf(row: Row) -> bool:
-    ours = rules.pysf_test(
+def _pyslowfast(row: Row) -> bool:
+    ours = rules.pyslowfast_test(
         row["video_frames"], row["num_frames_out"], row["sampling_rate"], row["fps"], views=row["views"],
         target_fps=row["target_fps"], use_offset=row["use_offset"],
     )  # fmt: skip
@@ -110,8 +110,8 @@ def _slow_pathway(row: Row) -> bool:
 
 
 def _boxes(row: Row) -> bool:
-    names = {"mma_center": "centre", "mma_ten": "ten", "psf_uniform": "three_psf", "tsm_fullres": "three_tsm"}
-    names["mma_three"] = "three_mm"
+    names = {"mma_center": "centre", "mma_ten": "ten", "psf_uniform": "three_pyslowfast", "tsm_fullres": "three_tsm"}
+    names["mma_three"] = "three_mmaction2"
     w, h, crop = row["w"], row["h"], row["crop"]
     same = [list(map(list, crops.five_places(w, h, crop))) == row["tsm_oversample"]]
     for key, rule in names.items():
@@ -141,7 +141,7 @@ def _paddle_boxes(row: Row) -> bool:
 
 
 def _sizes(row: Row) -> bool:
-    names = {"mma_rescale": "mm", "psf_short_side": "psf", "tsm_group_scale": "tsm"}
+    names = {"mma_rescale": "mmaction2", "psf_short_side": "pyslowfast", "tsm_group_scale": "tsm"}
     return all(list(ROUNDINGS[rule](row["w"], row["h"], row["scale"])) == row[key] for key, rule in names.items())
 
 
@@ -175,7 +175,7 @@ def _test_meter(row: Row) -> bool:
 # ------------------------------------------------------------------------------------------------------- learning rates
 
 
-def _mma_lr(row: Row) -> bool:
+def _mmaction2_lr(row: Row) -> bool:
     """MMEngine's chain as one of our schedules; without convert_to_iter_based its unit of time is the epoch."""
     each, epochs = row["iters_per_epoch"], row["max_epochs"]
     warm = next((one for one in row["schedulers"] if one["type"] == "LinearLR"), None)
@@ -198,7 +198,7 @@ def _mma_lr(row: Row) -> bool:
     return close(ours, row["lr"])
 
 
-def _psf_lr(row: Row) -> bool:
+def _pyslowfast_lr(row: Row) -> bool:
     unit = 100  # iterations of an epoch: every epoch of the table is a whole number of them
     schedule: Row = {"base_lr": row["warmup_start_lr"], "warmup_lr": row["base_lr"], "warmup_type": "to_schedule"}
     schedule |= {"warmup_steps": round(row["warmup_epochs"] * unit), "max_iter": row["max_epoch"] * unit}
@@ -231,9 +231,10 @@ TABLES: dict[str, Callable[[Row], bool]] = {
         rules.tsm_dense_test(row["num_frames"], row["num_clips"], row["positions"]).reshape(-1).tolist() == row["inds"]
     ),
     "mma_uniform_sample_test": lambda row: (
-        rules.mm_uniform_test(row["num_frames"], row["clip_len"], row["num_clips"]).reshape(-1).tolist() == row["inds"]
+        rules.mmaction2_uniform_test(row["num_frames"], row["clip_len"], row["num_clips"]).reshape(-1).tolist()
+        == row["inds"]
     ),
-    "psf_temporal_test": _pysf,
+    "psf_temporal_test": _pyslowfast,
     "tsm_orig_indices": _tsm,
     "paddle_sampler_valid": _paddle,
     "slow_pathway_indices": _slow_pathway,
@@ -243,17 +244,17 @@ TABLES: dict[str, Callable[[Row], bool]] = {
     "resize_sizes": _sizes,
     "mma_metrics": _metrics,
     "psf_test_meter": _test_meter,
-    "mma_lr": _mma_lr,
-    "psf_lr": _psf_lr,
+    "mma_lr": _mmaction2_lr,
+    "psf_lr": _pyslowfast_lr,
     "paddle_lr": _paddle_lr,
 }
 
 
 def golden() -> dict:
     """Compare every row; $ZOETROPE_GOLDEN is another folder of tables."""
-    found = compare(Path(os.environ.get("ZOETROPE_GOLDEN", TABLES_AT)))
-    rows = {name: f"{equal} of {total}" for name, (equal, total) in found.items()}
-    return {"measured": rows, "holds": all(equal == total > 0 for equal, total in found.values())}
+    tables = compare(Path(os.environ.get("ZOETROPE_GOLDEN", TABLES_AT)))
+    rows = {name: f"{equal} of {total}" for name, (equal, total) in tables.items()}
+    return {"measured": rows, "holds": all(equal == total > 0 for equal, total in tables.values())}
 
 
 ROWS = {"golden": ("indices, boxes, sizes, metrics and LR points of four peers", "all equal", golden)}

@@ -28,7 +28,7 @@ SECTIONS = ("summary", "matrix", "errors", "classes", "videos", "labels", "compa
 def synthetic(folder: Path) -> list[Path]:
     """Two experiments with 20,000 results of 400 classes each; every video is a link to one of 48 small real ones."""
     from anal_tools.evaluate.protocols import Protocol
-    from datasets.plan.facts import Facts
+    from datasets.plan.metadata import VideoMetadata
     from datasets.plan.sampling import Sampling
     from datasets.plan.views import EvalSpec, resolve_eval
     from tests.evaluated import write_results
@@ -46,7 +46,7 @@ def synthetic(folder: Path) -> list[Path]:
     val = folder / "data/val.txt"
     val.write_text("".join(f"{name} 16 {label}\n" for name, label in zip(ids, labels, strict=True)))
     spec = EvalSpec(Sampling("tsn", 8), scale=64, crop_size=56)
-    plan = resolve_eval(Facts(16, 64, 64, 16.0), spec, 0)
+    plan = resolve_eval(VideoMetadata(16, 64, 64, 16.0), spec, 0)
     experiments = []
     for name, skill in (("first", 5.5), ("second", 5.8)):
         logits = generator.normal(0, 1.6, (VIDEOS, 1, CLASSES)).astype(np.float32)
@@ -61,7 +61,7 @@ def synthetic(folder: Path) -> list[Path]:
         )  # fmt: skip
         (exp / "events").mkdir()
         lines = [
-            json.dumps({"step": k, "loss_train": 6 / k**0.3, "acc1_train": 70.0, "lr": 0.1}) for k in range(1, 3000)
+            json.dumps({"step": k, "loss_train": 6 / k**0.3, "top1_train": 70.0, "lr": 0.1}) for k in range(1, 3000)
         ]
         (exp / "events/scalars.jsonl").write_text("\n".join(lines) + "\n")
         experiments.append(exp)
@@ -86,11 +86,11 @@ def report() -> dict:
     with chromium.browser() as browser:
         paints = []
         for _ in range(5):
-            with visit(browser, index.as_uri()) as found:
-                paints.append(found.first_paint())
-        with visit(browser, index.as_uri()) as found:
-            times = interactions(found)
-            errors, outside = found.errors, found.outside(index.parent)
+            with visit(browser, index.as_uri()) as visited:
+                paints.append(visited.first_paint())
+        with visit(browser, index.as_uri()) as visited:
+            times = interactions(visited)
+            errors, outside = visited.errors, visited.outside(index.parent)
     measured = {
         "build_s": round(built, 1),
         "build_cpu_s": round(used, 1),
@@ -114,8 +114,8 @@ def _cpu_of_children() -> float:
 class Stopwatch:
     """Seconds that each named interaction took; one that has not the wanted effect raises."""
 
-    def __init__(self, found: Visit) -> None:
-        self.page, self.times = found.page, {}
+    def __init__(self, visit: Visit) -> None:
+        self.page, self.times = visit.page, {}
 
     def __call__(self, name: str, act: Callable[[], Any], effect: str, arg: Any = None) -> None:
         """Do `act` and wait until the JavaScript function `effect` is true."""
@@ -125,9 +125,9 @@ class Stopwatch:
         self.times[name] = time.monotonic() - started
 
 
-def interactions(found: Visit) -> dict[str, float]:
+def interactions(visited: Visit) -> dict[str, float]:
     """Use every control of a report with two experiments; returns how long each took."""
-    page, do = found.page, Stopwatch(found)
+    page, do = visited.page, Stopwatch(visited)
     rows_are = "(n) => document.querySelectorAll('#page tbody tr').length === n"
     for name in (*SECTIONS[1:], "summary"):
         do(
@@ -141,7 +141,7 @@ def interactions(found: Visit) -> dict[str, float]:
         "() => document.querySelectorAll('.card').length > 0",
     )
     do("back", page.go_back, "() => document.documentElement.dataset.section === 'summary'")
-    _matrix(found, do)
+    _matrix(visited, do)
     page.click('nav a[href="#errors"]')
     do(
         "more videos",
@@ -235,9 +235,9 @@ def interactions(found: Visit) -> dict[str, float]:
     return do.times
 
 
-def _matrix(found: Visit, do: Stopwatch) -> None:
+def _matrix(visited: Visit, do: Stopwatch) -> None:
     """Mouse and keyboard on the matrix."""
-    page = found.page
+    page = visited.page
     page.click('nav a[href="#matrix"]')
     info = "(text) => document.querySelector('.info').textContent.includes(text)"
     side = "() => document.querySelectorAll('.side .card').length > 0"
@@ -300,17 +300,20 @@ def _real(exp: Path, overrides: list[str]) -> dict[str, Any]:
     index = exp / "report/index.html"
     shown = media_of(index)
     distances = [sheet_distance(exp, int(row), one, index.parent) for row, one in shown.items()]
-    with chromium.browser() as browser, visit(browser, f"{index.as_uri()}#videos") as found:
-        played = [length for length in plays(found, 6)]
-        errors, outside = found.errors, found.outside(index.parent)
-    own, other = (round(max(d[0] for d in distances), 2), round(min(d[1] for d in distances), 2))
+    with chromium.browser() as browser, visit(browser, f"{index.as_uri()}#videos") as visited:
+        played = [length for length in plays(visited, 6)]
+        errors, outside = visited.errors, visited.outside(index.parent)
+    nearest, other = (round(max(d[0] for d in distances), 2), round(min(d[1] for d in distances), 2))
     planned = all(one["frames"] == frames_of(exp, int(row), len(one["frames"])) for row, one in shown.items())
-    holds = planned and own < 8 and len(played) == 6 and not errors and not outside
+    holds = planned and nearest < 8 and len(played) == 6 and not errors and not outside
     return {
         "top1": summary["metrics"]["top1"],
         "videos_shown": len(shown),
         "frames_are_the_plans": planned,
-        "mean_absolute_difference_of_pixels": {"to_the_frames_it_names": own, "to_another_frame_of_the_video": other},
+        "mean_absolute_difference_of_pixels": {
+            "to_the_frames_it_names": nearest,
+            "to_another_frame_of_the_video": other,
+        },
         "clips_played_s": [round(length, 2) for length in played],
         "console_errors": errors[:5],
         "outside_requests": outside[:5],
@@ -359,18 +362,18 @@ def sheet_distance(exp: Path, row: int, one: dict[str, Any], folder: Path) -> tu
     x1, y1, x2, y2 = plan.boxes[0]
     sheet = simplejpeg.decode_jpeg((folder / one["sheet"]).read_bytes()).astype(np.float32)
     tile, gap = media.TILE_HEIGHT, media.SHEET_GAP
-    count, own, other = len(one["frames"]), [], []
+    count, named, other = len(one["frames"]), [], []
     for place in range(count):
         y, x = place // one["columns"] * (tile + gap), place % one["columns"] * (tile + gap)
         seen = cv2.resize(sheet[y : y + tile, x : x + tile], (int(x2 - x1), int(y2 - y1)), interpolation=cv2.INTER_AREA)
-        for to, k in ((own, place), (other, (place + count // 2) % count)):
+        for to, k in ((named, place), (other, (place + count // 2) % count)):
             to.append(float(np.abs(seen - whole[k, y1:y2, x1:x2]).mean()))
-    return float(np.mean(own)), float(np.mean(other))
+    return float(np.mean(named)), float(np.mean(other))
 
 
-def plays(found: Visit, count: int) -> Iterator[float]:
+def plays(visited: Visit, count: int) -> Iterator[float]:
     """Play the first clips of a page for a moment each; gives their lengths in seconds."""
-    page = found.page
+    page = visited.page
     for place in range(count):
         button = page.locator("button.play").nth(place)
         button.scroll_into_view_if_needed()
@@ -403,23 +406,25 @@ def hostile() -> dict:
         config={names[0]: names[1]},
     )  # fmt: skip
     (exp / "config.yaml").write_text("common: {}\n")
-    made = {path for path in work.rglob("*")} - before
+    reported = {path for path in work.rglob("*")} - before
     command("main.py", "analyze", exp)
     command("main.py", "report", exp)
-    written = {path for path in work.rglob("*")} - before - made
+    written = {path for path in work.rglob("*")} - before - reported
     index = exp / "report/index.html"
     astray = [str(path) for path in written if not path.is_relative_to(exp)]
     dialogs: list[str] = []
-    with chromium.browser() as browser, visit(browser, index.as_uri()) as found:
-        found.page.on("dialog", lambda dialog: dialogs.append(dialog.message))
+    with chromium.browser() as browser, visit(browser, index.as_uri()) as visited:
+        visited.page.on("dialog", lambda dialog: dialogs.append(dialog.message))
         for name in SECTIONS[:-1]:
-            found.page.click(f'nav a[href="#{name}"]')
-            for details in found.page.locator("details").all():
+            visited.page.click(f'nav a[href="#{name}"]')
+            for details in visited.page.locator("details").all():
                 details.locator("summary").click()
-        found.page.wait_for_timeout(300)
-        ran = found.page.evaluate("window.pwned !== undefined")
-        foreign = found.page.evaluate("document.querySelectorAll('[onerror], [onload], main script, main img').length")
-        errors, outside = found.errors, found.outside(index.parent)
+        visited.page.wait_for_timeout(300)
+        ran = visited.page.evaluate("window.pwned !== undefined")
+        foreign = visited.page.evaluate(
+            "document.querySelectorAll('[onerror], [onload], main script, main img').length"
+        )
+        errors, outside = visited.errors, visited.outside(index.parent)
     measured = {
         "names": count, "scripts_that_ran": int(ran) + len(dialogs), "foreign_elements": foreign,
         "files_outside_the_experiment": astray, "console_errors": errors[:5], "outside_requests": outside[:5],

@@ -29,7 +29,7 @@ from anal_tools.folds import FOLDER, evaluated
 from tests.benchmarks.analysis.answers import DATA_SETS, KEPT, Answers, interval
 from tests.benchmarks.rows import ROOT, environment
 from utils import config
-from utils.faults import UserError
+from utils.errors import UserError
 
 PAGE, README = ROOT / "docs/results.md", ROOT / "README.md"
 MARKS = ("<!-- python -m tests.benchmarks.analysis.results page -->", "<!-- end of results -->")
@@ -56,21 +56,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return train(args.work, args.set, args.only)
     if args.verb == "collect":
         for exp in args.exp:
-            found = collect(exp, args.name)
-            found.write()
-            print(f"{found.data} {found.name}: {found.right.mean():.3f} of {len(found.videos)} held-out videos")
+            answers = collect(exp, args.name)
+            answers.write()
+            print(f"{answers.data} {answers.name}: {answers.right.mean():.3f} of {len(answers.videos)} held-out videos")
     else:
-        found = kept()
-        PAGE.write_text(page(found), encoding="utf-8")
-        README.write_text(with_numbers(README.read_text(encoding="utf-8"), found), encoding="utf-8")
+        answers = kept()
+        PAGE.write_text(page(answers), encoding="utf-8")
+        README.write_text(with_numbers(README.read_text(encoding="utf-8"), answers), encoding="utf-8")
         print(f"wrote {PAGE.relative_to(ROOT)} and the numbers in {README.name}")
     return 0
 
 
 def kept() -> dict[str, list[Answers]]:
     """All answers by data set, the best method first."""
-    found = {name: [Answers.read(file) for file in sorted((KEPT / name).glob("*.json"))] for name in DATA_SETS}
-    return {name: sorted(own, key=lambda one: -one.right.mean()) for name, own in found.items()}
+    by_data = {name: [Answers.read(file) for file in sorted((KEPT / name).glob("*.json"))] for name in DATA_SETS}
+    return {name: sorted(of_data, key=lambda one: -one.right.mean()) for name, of_data in by_data.items()}
 
 
 # --------------------------------------------------------------------------------------------------------------- train
@@ -86,26 +86,29 @@ def train(work: Path, sets: Sequence[str], only: str) -> int:
         if not exp.exists():
             shutil.copytree(ROOT / "exps" / name, exp)
         crops = WIDE if data_set(config.load(exp)) in WIDE_DATA else []
-        for verb, own in (("train", words), *([("eval", ["--views", *crops])] if crops else [])):
-            argv = [sys.executable, "-m", "launch", verb, str(exp), "local", "0", *own]
+        for verb, extra in (("train", words), *([("eval", ["--views", *crops])] if crops else [])):
+            argv = [sys.executable, "-m", "launch", verb, str(exp), "local", "0", *extra]
             code = subprocess.run(argv, cwd=ROOT, env=environment(), check=False).returncode
             if code:
                 return code
-        found = collect(exp, "-".join(["latest", *crops]))
-        found.write()
-        print(f"{found.data} {found.name}: {found.right.mean():.3f} of {len(found.videos)} held-out videos", flush=True)
+        answers = collect(exp, "-".join(["latest", *crops]))
+        answers.write()
+        print(
+            f"{answers.data} {answers.name}: {answers.right.mean():.3f} of {len(answers.videos)} held-out videos",
+            flush=True,
+        )
     return 0
 
 
 def planned() -> list[str]:
     """Experiments of the three data sets, those with ImageNet features first: they cost least and say most."""
-    found = [
+    names = [
         str(file.parent.relative_to(ROOT / "exps"))
         for _, folder, _ in DATA_SETS.values()
         for file in sorted((ROOT / "exps" / folder).rglob("config.yaml"))
     ]
-    first = [ORDER.index(method) if (method := name.split("/")[1]) in ORDER else len(ORDER) for name in found]
-    return [name for _, name in sorted(zip(first, found, strict=True), key=lambda pair: pair[0])]
+    first = [ORDER.index(method) if (method := name.split("/")[1]) in ORDER else len(ORDER) for name in names]
+    return [name for _, name in sorted(zip(first, names, strict=True), key=lambda pair: pair[0])]
 
 
 # ------------------------------------------------------------------------------------------------------------- collect
@@ -125,9 +128,9 @@ def collect(exp: Path, name: str) -> Answers:
     if data not in DATA_SETS:
         raise UserError(f"{exp}: trains on {data}; docs/results.md is about {', '.join(DATA_SETS)}")
     videos = tuple(
-        (path, int(label), fold, int(said))
+        (path, int(label), fold, int(answer))
         for fold, one in folds.items()
-        for path, label, said in zip(one.ids, one.labels, one.scores.argmax(axis=1), strict=True)
+        for path, label, answer in zip(one.ids, one.labels, one.scores.argmax(axis=1), strict=True)
     )
     curve = {fold: _curve(exp / FOLDER / fold / "events/scalars.jsonl") for fold in folds}
     return Answers(data, exp.resolve().parent.name, _about(exp, next(iter(folds.values()))), videos, curve)
@@ -162,30 +165,30 @@ def _curve(file: Path) -> list[list[float]]:
 # ---------------------------------------------------------------------------------------------------------------- page
 
 
-def page(found: dict[str, list[Answers]]) -> str:
+def page(by_data: dict[str, list[Answers]]) -> str:
     """The whole of docs/results.md."""
     parts = [HEAD]
-    for data, own in found.items():
+    for data, of_data in by_data.items():
         title, _, folds = DATA_SETS[data]
-        networks = [one for one in own if one.name != BASE]
-        parts.append(f"## {title}: {len(own[0].videos)} videos, {folds}\n")
-        parts.append(_table(own) if networks else "No network has been trained on it yet.\n\n" + _table(own))
+        networks = [one for one in of_data if one.name != BASE]
+        parts.append(f"## {title}: {len(of_data[0].videos)} videos, {folds}\n")
+        parts.append(_table(of_data) if networks else "No network has been trained on it yet.\n\n" + _table(of_data))
         if networks:
-            parts.append(_by_fold(own))
+            parts.append(_by_fold(of_data))
             parts.append(_confusions(networks[0]))
-    if any(one.curve for own in found.values() for one in own):
+    if any(one.curve for of_data in by_data.values() for one in of_data):
         parts.append(PICTURE)
     parts.append(TAIL)
     return "\n".join(parts)
 
 
-def _table(own: list[Answers]) -> str:
-    base = next(one for one in own if one.name == BASE)
+def _table(of_data: list[Answers]) -> str:
+    base = next(one for one in of_data if one.name == BASE)
     lines = [
         "| method | starts from | clip | parameters, M | top-1 | 95 % interval | p against ridge |",
         "|---|---|---|---:|---:|---|---:|",
     ]
-    for one in own:
+    for one in of_data:
         low, high = interval(one.right)
         about = one.about
         ridge = one.name == BASE
@@ -218,14 +221,14 @@ def _against(base: Answers, one: Answers) -> str:
     return f"{p:.2g} ({won} won, {lost} lost)"
 
 
-def _by_fold(own: list[Answers]) -> str:
-    folds = list(dict.fromkeys(video[2] for video in own[0].videos))
+def _by_fold(of_data: list[Answers]) -> str:
+    folds = list(dict.fromkeys(video[2] for video in of_data[0].videos))
     names = sorted(folds)
     lines = ["Top-1 of each fold:\n", "| method | " + " | ".join(names) + " | mean | std |"]
     lines.append("|---|" + "---:|" * (len(names) + 2))
-    for one in own:
+    for one in of_data:
         values = [
-            float(np.mean([label == said for _, label, fold, said in one.videos if fold == name])) for name in names
+            float(np.mean([label == answer for _, label, fold, answer in one.videos if fold == name])) for name in names
         ]
         cells = " | ".join(f"{value:.2f}" for value in values)
         lines.append(
@@ -238,14 +241,14 @@ def _confusions(best: Answers, shown: int = 5) -> str:
     """The pairs of classes that the best method takes for each other most often."""
     names = class_names(best)
     wrong: dict[tuple[int, int], int] = {}
-    for _, label, _, said in best.videos:
-        if label != said:
-            wrong[label, said] = wrong.get((label, said), 0) + 1
+    for _, label, _, answer in best.videos:
+        if label != answer:
+            wrong[label, answer] = wrong.get((label, answer), 0) + 1
     total = sum(wrong.values())
     if not total:
         return f"{best.name.replace('_', ' ', 1)} has no error.\n"
     first = sorted(wrong.items(), key=lambda pair: (-pair[1], pair[0]))[:shown]
-    words = ", ".join(f"{names[label]} as {names[said]} {count}" for (label, said), count in first)
+    words = ", ".join(f"{names[label]} as {names[answer]} {count}" for (label, answer), count in first)
     return f"Errors of {best.name.replace('_', ' ', 1)}, {total} in all, the most frequent: {words}.\n"
 
 
@@ -257,7 +260,7 @@ def class_names(one: Answers) -> list[str]:
     return [names[label].replace("_", " ") for label in sorted(names)]
 
 
-def with_numbers(readme: str, found: dict[str, list[Answers]]) -> str:
+def with_numbers(readme: str, by_data: dict[str, list[Answers]]) -> str:
     """README.md with the best network of each data set between the two `MARKS`.
 
     Raises:
@@ -268,8 +271,8 @@ def with_numbers(readme: str, found: dict[str, list[Answers]]) -> str:
     if not start or not end:
         raise UserError(f"{README.name}: the lines {MARKS[0]} and {MARKS[1]} are missing, between which the numbers go")
     lines = ["| data | method | protocol | top-1 | 95 % interval |", "|---|---|---|---:|---|"]
-    for data, own in found.items():
-        best = next((one for one in own if one.name != BASE), None)
+    for data, of_data in by_data.items():
+        best = next((one for one in of_data if one.name != BASE), None)
         if best:
             low, high = interval(best.right)
             title, _, folds = DATA_SETS[data]
@@ -328,12 +331,12 @@ GOALS = {"ucf_sports": 0.80, "weizmann10": 0.97, "ut_interaction2": 0.90}
 
 def above_ridge() -> dict:
     """The best network of UCF Sports on each data set, against the ridge regression and the goals."""
-    found = kept()
-    best = next((one.name for one in found["ucf_sports"] if one.name != BASE), "")
+    by_data = kept()
+    best = next((one.name for one in by_data["ucf_sports"] if one.name != BASE), "")
     measured, holds = {}, bool(best)
-    for data, own in found.items():
-        base = next(one for one in own if one.name == BASE)
-        one = next((one for one in own if one.name == best), None)
+    for data, of_data in by_data.items():
+        base = next(one for one in of_data if one.name == BASE)
+        one = next((one for one in of_data if one.name == best), None)
         if one is None:
             measured[data], holds = {"ridge": round(float(base.right.mean()), 3), best: "not trained yet"}, False
             continue

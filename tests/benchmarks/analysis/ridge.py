@@ -66,8 +66,10 @@ def answers(name: str) -> Answers:
     videos = []
     for fold, (train, held_out) in folds.items():
         labels = np.array([label for _, label in train])
-        said = predict(np.array([of[path] for path, _ in train]), labels, np.array([of[path] for path, _ in held_out]))
-        videos += [(path, label, fold, int(one)) for (path, label), one in zip(held_out, said, strict=True)]
+        predicted = predict(
+            np.array([of[path] for path, _ in train]), labels, np.array([of[path] for path, _ in held_out])
+        )
+        videos += [(path, label, fold, int(one)) for (path, label), one in zip(held_out, predicted, strict=True)]
     about = {"method": "ridge", "recipe": f"mean and motion maps of {SIDE} pixels, mirrored, strength {STRENGTH:g}"}
     return Answers(name, "ridge", about, tuple(videos))
 
@@ -77,9 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="the ridge regression on the folds of the real data sets")
     parser.add_argument("data", nargs="*", choices=[[], *DATA_SETS], default=[])
     for name in parser.parse_args(argv).data or DATA_SETS:
-        found = answers(name)
-        found.write()
-        print(f"{name}: {found.right.mean():.3f} of {len(found.videos)} held-out videos")
+        regression = answers(name)
+        regression.write()
+        print(f"{name}: {regression.right.mean():.3f} of {len(regression.videos)} held-out videos")
     return 0
 
 

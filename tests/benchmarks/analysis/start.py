@@ -42,8 +42,8 @@ def ridge_on(exp: Path, root: Path) -> float:
         rows = [line.split("\t") for line in (exp / f"lists/{name}.txt").read_text().splitlines()]
         videos = np.array([ridge.maps(root / path) for path, _ in rows])
         lists.append((videos, np.array([int(label) for _, label in rows])))
-    (train, labels), (val, wanted) = lists
-    return float((ridge.predict(train, labels, val) == wanted).mean())
+    (train, labels), (val, expected) = lists
+    return float((ridge.predict(train, labels, val) == expected).mean())
 
 
 def start(name: str, figure: float) -> dict:
@@ -85,14 +85,14 @@ def _cpu() -> float:
 def folds() -> dict:
     """Folds that are killed and started again, on this machine and as an array of a real SLURM."""
     tests = ("tests/launch/test_folds.py", "tests/slurm/test_folds.py")
-    said = {test: passed("--tier", "nightly", test) for test in tests}
-    return {"measured": said, "holds": not any(text.startswith("failed") for text in said.values())}
+    outcomes = {test: passed("--tier", "nightly", test) for test in tests}
+    return {"measured": outcomes, "holds": not any(text.startswith("failed") for text in outcomes.values())}
 
 
 def shapes() -> dict:
     """Blanks, unicode, nested folders, tables, clips of long videos, broken files, classes of one video."""
-    said = passed("--tier", "nightly", "tests/anal_tools/test_start.py")
-    return {"measured": said, "holds": not said.startswith("failed")}
+    outcome = passed("--tier", "nightly", "tests/anal_tools/test_start.py")
+    return {"measured": outcome, "holds": not outcome.startswith("failed")}
 
 
 ROWS: dict[str, tuple[str, str, Row]] = {

@@ -68,9 +68,9 @@ def from_a_clone(work: Path) -> dict:
     for name, place in (("slurm", PARTITION), ("local", "local")):
         exp = clone / "exps" / "demo_exps" / name
         cluster.run(sys.executable, "main.py", "new", exp, "--from", source, cwd=clone)
-        said = cluster.run(exp / "train.sh", place, "4", cwd=Path("/")).stdout
+        output = cluster.run(exp / "train.sh", place, "4", cwd=Path("/")).stdout
         if name == "slurm":
-            job = said.split("submitted job ")[1].split()[0]
+            job = output.split("submitted job ")[1].split()[0]
             shown = cluster.wait_for_end(job, exp)
         marks[name] = fingerprint(exp)
     measured = {"state": shown["JobState"], "nodes": shown["NumNodes"], "tasks": shown["NumTasks"], "sha256": marks}
@@ -143,8 +143,8 @@ class Rough:
 
     def rank_killed(self) -> None:
         """kill -9 of one rank ends the step; a person starts it again."""
-        found = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and self._is_rank(pid)]
-        os.kill(self.chance.choice(found), 9)
+        ranks = [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and self._is_rank(pid)]
+        os.kill(self.chance.choice(ranks), 9)
         shown = self.cluster.wait_for_end(self.job, self.exp, 60)
         if shown["JobState"] != "FAILED":
             raise RuntimeError(f"a killed rank left {shown['JobState']} {shown['ExitCode']}")
@@ -281,9 +281,9 @@ def hostile(work: Path) -> dict:
         job = cluster.submit(verb, exp, 2, *words)
         states.append(cluster.wait_for_end(job, exp)["JobState"])
     command("main.py", "analyze", exp)
-    found = [str(path) for place in (arena, ROOT) for path in place.rglob("canary") if ".venv" not in path.parts]
-    measured = {"refused": refused, "of": 8 * len(EVIL) + 1, "quoted": states, "canaries": found}
-    return {"measured": measured, "holds": refused == measured["of"] and states == ["COMPLETED"] * 2 and not found}
+    canaries = [str(path) for place in (arena, ROOT) for path in place.rglob("canary") if ".venv" not in path.parts]
+    measured = {"refused": refused, "of": 8 * len(EVIL) + 1, "quoted": states, "canaries": canaries}
+    return {"measured": measured, "holds": refused == measured["of"] and states == ["COMPLETED"] * 2 and not canaries}
 
 
 ROWS = {

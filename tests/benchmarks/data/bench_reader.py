@@ -38,7 +38,7 @@ BACKENDS = {
     "video": ("video", "videos", ".mp4", 32),
     "clips": ("video", "clips", ".mp4", 160),
 }
-PIPES = {"sparse8": Sampling("mm1", 8), "dense32x2": Sampling("mm1", 1, 32, 2)}
+PIPES = {"sparse8": Sampling("mmaction2_1x", 8), "dense32x2": Sampling("mmaction2_1x", 1, 32, 2)}
 WARM_UP, FRAMES = 4, 300
 
 

@@ -29,24 +29,24 @@ def gpu(work: Path) -> dict[str, Any]:
 
     if not torch.cuda.is_available():
         return {"measured": NOT_MEASURED, "holds": True}
-    found = measure(work, "cuda:0", "libx264")
-    shares = [found[pipe]["of_limit"] for pipe in PIPES]
-    waits = [found[pipe]["data_wait"] for pipe in PIPES]
-    good = found["wrong_frames"] == 0 and min(shares) >= 0.8 and max(waits) <= 0.03
-    return {"measured": {"gpu": torch.cuda.get_device_name(0), **found}, "holds": good}
+    figures = measure(work, "cuda:0", "libx264")
+    shares = [figures[pipe]["of_limit"] for pipe in PIPES]
+    waits = [figures[pipe]["data_wait"] for pipe in PIPES]
+    good = figures["wrong_frames"] == 0 and min(shares) >= 0.8 and max(waits) <= 0.03
+    return {"measured": {"gpu": torch.cuda.get_device_name(0), **figures}, "holds": good}
 
 
-PIPES = {"tsn8": ("mm1", 8, 1, 1), "32x2": ("mm1", 1, 32, 2)}
+PIPES = {"tsn8": ("mmaction2_1x", 8, 1, 1), "32x2": ("mmaction2_1x", 1, 32, 2)}
 
 
 def measure(work: Path, device: str, codec: str) -> dict[str, Any]:
     """All figures for one device and one codec."""
     records = videos(work / codec, codec)
-    found: dict[str, Any] = {"codec": codec, **exactness(records, device)}
+    figures: dict[str, Any] = {"codec": codec, **exactness(records, device)}
     for name, pipe in PIPES.items():
         ours, waited = loader_speed(records, pipe, "dali", device)
         limit = decode_limit(records, pipe, device)
-        found[name] = {
+        figures[name] = {
             "dali_clips_per_s": round(ours, 1),
             "limit_clips_per_s": round(limit, 1),
             "of_limit": round(ours / limit, 3),
@@ -54,7 +54,7 @@ def measure(work: Path, device: str, codec: str) -> dict[str, Any]:
             "data_wait": round(step_wait(records, pipe, device), 4),
             "waiting_alone": round(waited, 3),
         }
-    return found
+    return figures
 
 
 def videos(folder: Path, codec: str) -> Any:
@@ -96,20 +96,20 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
     from tests.datasets.specs import reader_spec
     from tests.datasets.videos import number_in
 
-    spec = EvalSpec(Sampling("mm1", 40), scale=HEIGHT, crop_size=224)
+    spec = EvalSpec(Sampling("mmaction2_1x", 40), scale=HEIGHT, crop_size=224)
     wrong = frames = 0
     means, biases = [], []
-    plain = open_reader(reader_spec("video"), records)
+    reference_reader = open_reader(reader_spec("video"), records)
     with loaders("dali")[1](records, spec, Reading(reader_spec("dali"), workers=2), device=device) as items:
         for item in items:
             assert item.frames is not None, item.failure
             assert item.plan is not None
             pixels = item.frames.cpu().numpy()
-            wanted = item.plan.frames.tolist()
-            wrong += sum(number_in(image) != ordinal % 256 for image, ordinal in zip(pixels, wanted, strict=True))
-            frames += len(wanted)
+            expected = item.plan.frames.tolist()
+            wrong += sum(number_in(image) != ordinal % 256 for image, ordinal in zip(pixels, expected, strict=True))
+            frames += len(expected)
             reference = np.empty_like(pixels)
-            plain.read(item.sample, item.plan.frames, None, item.plan.size, reference)
+            reference_reader.read(item.sample, item.plan.frames, None, item.plan.size, reference)
             difference = pixels.astype(np.int16) - reference
             means.append(np.abs(difference).mean())
             biases.append(difference.mean())
@@ -187,25 +187,25 @@ def decode_limit(records: Any, pipe: tuple, device: str) -> float:
         return dali.fn.decoders.video(data, frames=rows, device=where, build_index=False)
 
     number = None if where == "cpu" else 0
-    made = alone(batch_size=BATCH, num_threads=THREADS[where], device_id=number, prefetch_queue_depth=1)
-    made.build()
+    pipeline = alone(batch_size=BATCH, num_threads=THREADS[where], device_id=number, prefetch_queue_depth=1)
+    pipeline.build()
     batches = list(stored(records, pipe, where))
     began, under_way = 0.0, 0
     for step in range(WARM_UP + STEPS):
         if step == WARM_UP:
             began = time.perf_counter()
         clips = batches[step % len(batches)]
-        made.feed_input("data", [np.frombuffer(clip.files[0], np.uint8) for clip in clips])
-        made.feed_input("rows", [clip.rows for clip in clips])
-        made.schedule_run()
+        pipeline.feed_input("data", [np.frombuffer(clip.files[0], np.uint8) for clip in clips])
+        pipeline.feed_input("rows", [clip.rows for clip in clips])
+        pipeline.schedule_run()
         under_way += 1
         if under_way == 3:
-            made.share_outputs()
-            made.release_outputs()
+            pipeline.share_outputs()
+            pipeline.release_outputs()
             under_way -= 1
     for _ in range(under_way):
-        made.share_outputs()
-        made.release_outputs()
+        pipeline.share_outputs()
+        pipeline.release_outputs()
     return STEPS * BATCH / (time.perf_counter() - began)
 
 

@@ -172,8 +172,8 @@ def start(videos: list[Path], out: Path, form: str) -> subprocess.Popen[bytes]:
 def visible(out: Path, form: str) -> dict[str, int]:
     """Names that a user sees as results, and their inodes."""
     ending = {"frames": "", "shards": ".fsh", "clips": ".mp4"}[form]
-    found = out.iterdir() if out.exists() else []
-    results = [path for path in found if path.name.startswith("v") and path.suffix == ending]
+    paths = out.iterdir() if out.exists() else []
+    results = [path for path in paths if path.name.startswith("v") and path.suffix == ending]
     return {path.name: path.stat().st_ino for path in results}
 
 
@@ -181,11 +181,11 @@ def is_whole(out: Path, name: str, form: str) -> bool:
     """All frames of a result are there and decode, read by other means than the dump's own record."""
     if form == "clips":
         argv = ["ffprobe", "-v", "error", "-count_frames", "-show_entries", "stream=nb_read_frames", "-of", "csv=p=0"]
-        told = subprocess.run([*argv, str(out / name)], capture_output=True, text=True, check=False)
-        return told.returncode == 0 and told.stdout.strip().rstrip(",") == str(FRAMES)
+        probe = subprocess.run([*argv, str(out / name)], capture_output=True, text=True, check=False)
+        return probe.returncode == 0 and probe.stdout.strip().rstrip(",") == str(FRAMES)
     from datasets.readers.frame_source import FilesSource
     from datasets.readers.frames import decode
-    from utils.faults import MediaError
+    from utils.errors import MediaError
 
     source, folder = FilesSource(), str(out / name)
     try:

@@ -98,17 +98,17 @@ class _Chaos:
         timer = threading.Timer(*event) if event else None
         if timer:
             timer.start()
-        found, seconds = read_clips(self.source, self.truth, frames, seed=len(self.phases))
+        counted, seconds = read_clips(self.source, self.truth, frames, seed=len(self.phases))
         if timer:
             timer.join()
-        self.tally.update(found)
+        self.tally.update(counted)
         self.seconds += seconds
         self.source.pool.flush(5)
         counts, _ = self.source.pool.take()
         self.total.update(counts)  # type: ignore[arg-type]
         self.phases[name] = round(counts.get("hits", 0) / counts["frames"], 4)
 
-    def corrupt(self, wanted: int) -> int:
+    def corrupt(self, count: int) -> int:
         """Replace stored values by five kinds of wrong ones, behind the pool's back."""
         rng, done = random.Random(5), 0
         state = self.source.pool._state()
@@ -125,7 +125,7 @@ class _Chaos:
                 for server in state.servers:
                     server.filling.set(key, wrong)
                 done += 1
-                if done >= wanted:
+                if done >= count:
                     return done
         return done
 
@@ -141,8 +141,8 @@ class _Chaos:
         for pid, _ in forked:
             os.waitpid(pid, 0)
         spawned.join()
-        for found, seconds in results:
-            self.tally.update(found)
+        for counted, seconds in results:
+            self.tally.update(counted)
             self.seconds += seconds
 
     def against_disk(self) -> float:
@@ -162,19 +162,19 @@ def read_clips(
 ) -> tuple[dict[str, int], list[float]]:
     """Read random clips; ({frames, wrong, missing}, seconds of each call)."""
     rng, names, seconds = random.Random(seed), _names(), []
-    folders, found = sorted(truth), {"frames": 0, "wrong": 0, "missing": 0}
+    folders, counts = sorted(truth), {"frames": 0, "wrong": 0, "missing": 0}
     for _ in range(-(-frames // CLIP)):
-        folder, wanted = rng.choice(folders), rng.sample(range(FRAMES), CLIP)
+        folder, chosen = rng.choice(folders), rng.sample(range(FRAMES), CLIP)
         began = time.perf_counter()
-        got = source.read_many(folder, [names[i] for i in wanted])
+        got = source.read_many(folder, [names[i] for i in chosen])
         seconds.append(time.perf_counter() - began)
         if compare:
-            found["frames"] += len(wanted)
-            found["missing"] += len(wanted) - len(got)
-            found["wrong"] += sum(
-                xxhash.xxh3_64_intdigest(data) != truth[folder][i] for i, data in zip(wanted, got, strict=False)
+            counts["frames"] += len(chosen)
+            counts["missing"] += len(chosen) - len(got)
+            counts["wrong"] += sum(
+                xxhash.xxh3_64_intdigest(data) != truth[folder][i] for i, data in zip(chosen, got, strict=False)
             )
-    return found, seconds
+    return counts, seconds
 
 
 def _names() -> list[str]:
@@ -213,7 +213,7 @@ def _spawned(source: MemcachedSource, truth: Truth, answers: Any) -> None:
     answers.put(read_clips(source, truth, 6_000, 103))
 
 
-class _Made:
+class _Noise:
     """Frames that exist in memory only, as many bytes as a JPEG of 340x256 has."""
 
     def __init__(self) -> None:
@@ -221,28 +221,28 @@ class _Made:
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[bytes]:
         """See `FrameSource`."""
-        found = []
+        frames = []
         for name in names:
             rng = random.Random(f"{folder}/{name}")
             start = rng.randrange(1 << 23)
-            found.append(self.noise[start : start + max(6_000, int(rng.gauss(25_700, 4_500)))])
-        return found
+            frames.append(self.noise[start : start + max(6_000, int(rng.gauss(25_700, 4_500)))])
+        return frames
 
 
 def epoch2(work: Path, megabytes: int = 512) -> dict:
     """Hit rate of the second epoch; c = memory that the server was given (-m) over bytes of the data set."""
     if MISSING:
         return {"measured": f"not measured: {MISSING}", "holds": False}
-    found = {}
+    rates = {}
     for ratio in (0.25, 0.5, 0.75, 0.9):
         folder = work / f"c{ratio}"
-        server = Server(_made(folder), "s", megabytes=megabytes)
+        server = Server(_new_folder(folder), "s", megabytes=megabytes)
         try:
             pool = MemcachedPool(Settings((server.name,), timeout=5.0))
-            source: Any = MemcachedSource(_Made(), pool)  # type: ignore[arg-type]
+            source: Any = MemcachedSource(_Noise(), pool)  # type: ignore[arg-type]
             size, videos = 0, []
             while size < megabytes * 2**20 / ratio:
-                videos.append(str(_made(folder / f"v{len(videos):05d}")))
+                videos.append(str(_new_folder(folder / f"v{len(videos):05d}")))
                 size += sum(map(len, source.inner.read_many(videos[-1], _names())))
             for epoch in range(2):
                 random.Random(epoch).shuffle(videos)
@@ -255,19 +255,19 @@ def epoch2(work: Path, megabytes: int = 512) -> dict:
             evictions = int(pool._state().servers[0].filling.stats()["evictions"])
             c = megabytes * 2**20 / size
             rate = counts["hits"] / counts["frames"]
-            found[f"{c:.3f}"] = {"hit_rate": round(rate, 4), "over_c": round(rate / c, 4), "evictions": evictions}
+            rates[f"{c:.3f}"] = {"hit_rate": round(rate, 4), "over_c": round(rate / c, 4), "evictions": evictions}
             pool.close()
         finally:
             server.close()
-    holds = all(row["over_c"] >= 0.97 and not row["evictions"] for row in found.values())
-    return {"measured": found, "holds": holds}
+    holds = all(row["over_c"] >= 0.97 and not row["evictions"] for row in rates.values())
+    return {"measured": rates, "holds": holds}
 
 
 def client_cpu(work: Path) -> dict:
     """CPU of fetching and decoding over decoding alone: real frames of 340x256, one process, one thread, paired."""
     if MISSING:
         return {"measured": f"not measured: {MISSING}", "holds": False}
-    folders, found = _real_frames(work / "real"), {}
+    folders, figures = _real_frames(work / "real"), {}
     for tcp in (False, True):
         server = Server(work, "cpu", tcp=tcp, megabytes=256)
         source = MemcachedSource(FilesSource(), MemcachedPool(Settings((server.name,), timeout=2.0)))
@@ -275,17 +275,17 @@ def client_cpu(work: Path) -> dict:
             for name, ordinals in (("TSN-8", range(4, 64, 8)), ("32x2", range(0, 64, 2))):
                 clips = [(folder, [f"img_{i + 1:05d}.jpg" for i in ordinals]) for folder in folders]
                 ratio, size = _decode_ratio(source, clips)
-                found[f"{name} {'tcp' if tcp else 'unix'}"] = {
+                figures[f"{name} {'tcp' if tcp else 'unix'}"] = {
                     "ratio": round(ratio, 4),
                     "frame_kB": round(size / 1e3, 1),
                 }
             counts, _ = source.pool.take()
-            found["errors"] = found.get("errors", 0) + counts.get("errors", 0) + counts.get("timeouts", 0)
+            figures["errors"] = figures.get("errors", 0) + counts.get("errors", 0) + counts.get("timeouts", 0)
             source.pool.close()
         finally:
             server.close()
-    holds = all(row["ratio"] <= 1.10 for row in found.values() if isinstance(row, dict))
-    return {"measured": found, "holds": holds}
+    holds = all(row["ratio"] <= 1.10 for row in figures.values() if isinstance(row, dict))
+    return {"measured": figures, "holds": holds}
 
 
 def _decode_ratio(source: MemcachedSource, clips: list[tuple[str, list[str]]]) -> tuple[float, float]:
@@ -319,9 +319,9 @@ def _real_frames(folder: Path) -> list[str]:
     import cv2
     import simplejpeg
 
-    made: list[str] = []
+    folders: list[str] = []
     for video in sorted((SHARED / "single").rglob("*.mp4")):
-        place = _made(folder / f"v{len(made)}")
+        place = _new_folder(folder / f"v{len(folders)}")
         try:
             with av.open(str(video)) as container:
                 for number, frame in zip(range(64), container.decode(video=0), strict=False):
@@ -330,15 +330,15 @@ def _real_frames(folder: Path) -> list[str]:
         except av.error.FFmpegError:
             continue
         if len(list(place.iterdir())) == 64:
-            made.append(str(place))
-        if len(made) == 8:
+            folders.append(str(place))
+        if len(folders) == 8:
             break
-    if not made:
+    if not folders:
         raise RuntimeError("no real videos in ../shared/data/single")
-    return made
+    return folders
 
 
-def _made(folder: Path) -> Path:
+def _new_folder(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

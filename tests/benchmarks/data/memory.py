@@ -178,10 +178,10 @@ def from_list(count: str, path: str) -> dict[str, float]:
 
 def together_mb() -> float:
     """Proportional share (PSS) of this process and its children, in MB."""
-    own = os.getpid()
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+    own_pid = os.getpid()
+    children = Path(f"/proc/{own_pid}/task/{own_pid}/children").read_text().split()
     total = 0
-    for pid in [str(own), *children]:
+    for pid in [str(own_pid), *children]:
         for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 total += int(line.split()[1]) * 1024

@@ -43,9 +43,9 @@ def odd(work: Path) -> Row:
     counts = {word: 0 for word in ("decoded", "partly", "refused", "wrong", "hang", "crash")}
     silent = 0
     for row in table.values():
-        for said in row["readers"].values():
-            counts[said["is"]] += 1
-            silent += said["is"] in ("refused", "partly") and not said["why"]
+        for answer in row["readers"].values():
+            counts[answer["is"]] += 1
+            silent += answer["is"] in ("refused", "partly") and not answer["why"]
     unexplained = [name for name, row in table.items() if any(not why for why in row["disagrees"].values())]
     scan_wrong = [name for name, row in table.items() if not _scan_is_right(row)]
     bad = counts["wrong"] + counts["hang"] + counts["crash"] + silent + len(unexplained) + len(scan_wrong)
@@ -62,8 +62,8 @@ def measure(work: Path) -> tuple[Path, dict[str, Row]]:
     """Read every file with a plain decode, every reader and scan; compare."""
     data = ROOT.parent / "shared" / "data"
     with open(data / "odd_decoders.csv", newline="") as file:
-        told = {row["path"]: row for row in csv.DictReader(file)}
-    names = sorted(told)
+        decoders = {row["path"]: row for row in csv.DictReader(file)}
+    names = sorted(decoders)
     frames = work / "frames"
     shutil.rmtree(frames, ignore_errors=True)
     reference = run("reference", names, str(data), {}, frames)
@@ -81,7 +81,7 @@ def measure(work: Path) -> tuple[Path, dict[str, Row]]:
     scanned = scan(work, names, data)
     for name in names:
         table[name]["scan"] = scanned[name]
-        table[name]["disagrees"] = disagreements(table[name], told[name])
+        table[name]["disagrees"] = disagreements(table[name], decoders[name])
     shutil.rmtree(frames, ignore_errors=True)
     return data, table
 
@@ -129,10 +129,10 @@ def run(
     kind: str, names: list[str], root: str, spec: Row, frames: Path, reference: dict[str, Row] | None = None
 ) -> dict[str, Row]:
     """What a child says of each file; it is replaced when it hangs or dies."""
-    found: dict[str, Row] = {}
+    answers: dict[str, Row] = {}
     job = frames.parent / f"job_{kind}.json"
-    while len(found) < len(names):
-        rest = [name for name in names if name not in found]
+    while len(answers) < len(names):
+        rest = [name for name in names if name not in answers]
         content = {"kind": kind, "names": rest, "root": root, "spec": spec, "frames": str(frames)}
         job.write_text(json.dumps(content | {"reference": reference}))
         argv = [sys.executable, "-m", "tests.benchmarks.data.odd_files", "--child", str(job)]
@@ -141,14 +141,14 @@ def run(
             for name in rest:
                 if not select.select([child.stdout], [], [], DEADLINE)[0]:
                     child.kill()
-                    found[name] = {"is": "hang", "why": f"no answer within {DEADLINE:g} s"}
+                    answers[name] = {"is": "hang", "why": f"no answer within {DEADLINE:g} s"}
                     break
                 line = child.stdout.readline()
                 if not line:
-                    found[name] = {"is": "crash", "why": f"the process ended with {child.wait()}"}
+                    answers[name] = {"is": "crash", "why": f"the process ended with {child.wait()}"}
                     break
-                found[name] = json.loads(line)
-    return found
+                answers[name] = json.loads(line)
+    return answers
 
 
 def child(job: str) -> None:
@@ -177,26 +177,26 @@ def plain_decode(path: Path, folder: Path) -> Row:
             stream.codec_context.thread_count = 1
             yield from container.decode(stream)
 
-    said: Row = {"frames": 0, "why": "", "digests": {}, "thumbs": {}}
+    decoded: Row = {"frames": 0, "why": "", "digests": {}, "thumbs": {}}
     try:
         for _ in all_frames():
-            said["frames"] += 1
+            decoded["frames"] += 1
     except (FFmpegError, StopIteration, RuntimeError) as error:
-        said["why"] = getattr(error, "strerror", None) or "no video stream"
-    count = said["frames"]
-    wanted = sorted({0, count // 2, count - 1}) if count else []
+        decoded["why"] = getattr(error, "strerror", None) or "no video stream"
+    count = decoded["frames"]
+    ordinals = sorted({0, count // 2, count - 1}) if count else []
     try:
-        for ordinal, frame in enumerate(all_frames() if wanted else ()):
-            if ordinal in wanted:
+        for ordinal, frame in enumerate(all_frames() if ordinals else ()):
+            if ordinal in ordinals:
                 image = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90) % 4))
-                said |= {"height": image.shape[0], "width": image.shape[1], "rotation": round(frame.rotation)}
-                said["codec"], said["pixels"] = frame_codec(path), frame.format.name
-                said["digests"][ordinal], said["thumbs"][ordinal] = fingerprint(image)
+                decoded |= {"height": image.shape[0], "width": image.shape[1], "rotation": round(frame.rotation)}
+                decoded["codec"], decoded["pixels"] = frame_codec(path), frame.format.name
+                decoded["digests"][ordinal], decoded["thumbs"][ordinal] = fingerprint(image)
                 folder.mkdir(parents=True, exist_ok=True)
-                cv2.imwrite(str(folder / f"img_{len(said['digests']):05d}.bmp"), image[..., ::-1])
+                cv2.imwrite(str(folder / f"img_{len(decoded['digests']):05d}.bmp"), image[..., ::-1])
     except (FFmpegError, StopIteration, RuntimeError):
         pass
-    return said
+    return decoded
 
 
 def frame_codec(path: Path) -> str:
@@ -217,19 +217,19 @@ def fingerprint(image: Any) -> tuple[str, list[int]]:
 
 
 def ask_reader(content: Row, name: str) -> Row:
-    """Facts and three frames of one file by one of our readers; of frame readers, of the folder that was kept of it."""
+    """Metadata and three frames of one file by one of our readers; of frame readers, of the folder that was kept of it."""
     import numpy as np
 
     from datasets.lists.records import Records
     from datasets.readers import open_reader
     from tests.datasets.specs import reader_spec
-    from utils.faults import MediaError
+    from utils.errors import MediaError
 
     kind, reference = content["kind"], content["reference"][name]
     as_frames = kind in ("frames", "memcached")
     ordinals = [int(key) for key in reference["digests"]]
     folder = Path(content["frames"])
-    said: Row = {"is": "", "why": "", "digests": {}, "thumbs": {}}
+    answer: Row = {"is": "", "why": "", "digests": {}, "thumbs": {}}
 
     def opened(path: str, root: Path) -> Any:
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as listed:
@@ -240,36 +240,36 @@ def ask_reader(content: Row, name: str) -> Row:
 
     try:
         if as_frames:
-            said["file"] = refusal(opened(name, Path(content["root"])))
+            answer["file"] = refusal(opened(name, Path(content["root"])))
             if not ordinals:
-                return said | {"is": "refused", "why": said["file"]}
+                return answer | {"is": "refused", "why": answer["file"]}
             reader = opened(name, folder)
         else:
             reader = opened(name, Path(content["root"]))
-        facts = reader.probe(0)
-        said |= {"frames": facts.frames, "height": facts.height, "width": facts.width}
+        metadata = reader.probe(0)
+        answer |= {"frames": metadata.frames, "height": metadata.height, "width": metadata.width}
         asked = range(len(ordinals)) if as_frames else ordinals
         if not ordinals:
             reader.read(0, np.array([0]), None, (8, 8), np.empty((1, 8, 8, 3), np.uint8))
-            return said | {"is": "decoded"}
+            return answer | {"is": "decoded"}
         for ordinal, key in zip(asked, ordinals, strict=True):
-            out = np.empty((1, facts.height, facts.width, 3), np.uint8)
-            reader.read(0, np.array([ordinal]), None, (facts.height, facts.width), out)
-            said["digests"][key], said["thumbs"][key] = fingerprint(out[0])
-        said["is"] = "decoded"
-        if not as_frames and facts.frames > reference["frames"]:
-            last = np.array([facts.frames - 1])
+            out = np.empty((1, metadata.height, metadata.width, 3), np.uint8)
+            reader.read(0, np.array([ordinal]), None, (metadata.height, metadata.width), out)
+            answer["digests"][key], answer["thumbs"][key] = fingerprint(out[0])
+        answer["is"] = "decoded"
+        if not as_frames and metadata.frames > reference["frames"]:
+            last = np.array([metadata.frames - 1])
             reader.read(0, last, None, (8, 8), np.empty((1, 8, 8, 3), np.uint8))
-        said["by"] = "PyAV" if getattr(reader, "fallbacks", None) else ""  # what DALI did not take
+        answer["by"] = "PyAV" if getattr(reader, "fallbacks", None) else ""  # what DALI did not take
         reader.close()
     except MediaError as error:
-        said |= {"is": "partly" if said["is"] else "refused", "why": error.reason}
-    return json.loads(json.dumps(said))
+        answer |= {"is": "partly" if answer["is"] else "refused", "why": error.reason}
+    return json.loads(json.dumps(answer))
 
 
 def refusal(reader: Any) -> str:
     """Why a frame reader does not take a video file for an image; "" if it does."""
-    from utils.faults import MediaError
+    from utils.errors import MediaError
 
     try:
         reader.probe(0)
@@ -278,21 +278,21 @@ def refusal(reader: Any) -> str:
     return ""
 
 
-def judge(reference: Row, said: Row, *, exact: bool) -> Row:
+def judge(reference: Row, answer: Row, *, exact: bool) -> Row:
     """Compare what a reader delivered with the plain decode."""
-    if said["is"] in ("hang", "crash"):
-        return said
-    short = {name: said.get(name) for name in ("is", "why", "frames", "height", "width", "by")}
-    if said["is"] in ("decoded", "partly") and not reference["frames"]:
+    if answer["is"] in ("hang", "crash"):
+        return answer
+    short = {name: answer.get(name) for name in ("is", "why", "frames", "height", "width", "by")}
+    if answer["is"] in ("decoded", "partly") and not reference["frames"]:
         return short | {"is": "wrong", "why": "frames of a file that does not decode"}
     for ordinal in reference["digests"]:
-        if said["is"] == "refused":
+        if answer["is"] == "refused":
             break
         if exact:
-            same = said["digests"].get(ordinal) == reference["digests"][ordinal]
+            same = answer["digests"].get(ordinal) == reference["digests"][ordinal]
         else:
-            own, other = said["thumbs"].get(ordinal), reference["thumbs"][ordinal]
-            same = own is not None and sum(abs(a - b) for a, b in zip(own, other, strict=True)) / len(own) <= _TOLERANCE
+            thumb, other = answer["thumbs"].get(ordinal), reference["thumbs"][ordinal]
+            same = thumb is not None and sum(abs(a - b) for a, b in zip(thumb, other, strict=True)) / len(thumb) <= _TOLERANCE
         if not same:
             return short | {"is": "wrong", "why": f"frame {ordinal} is not the one of a plain decode"}
     return short
@@ -308,14 +308,14 @@ def scan(work: Path, names: list[str], data: Path) -> dict[str, Row]:
     if done.returncode not in (0, 1):
         raise RuntimeError(done.stdout + done.stderr)
     summary = json.loads((work / "scan" / "scan.json").read_text())["lists"][0]
-    found: dict[str, Row] = {one["path"]: {"bad": one["what"]} for one in summary["bad"]}
+    rows: dict[str, Row] = {one["path"]: {"bad": one["what"]} for one in summary["bad"]}
     for line in (work / "scan" / "odd.clean.txt").read_text().splitlines():
         path, frames, _ = line.rsplit(maxsplit=2)
-        found[path] = {"bad": "", "frames": int(frames)}
+        rows[path] = {"bad": "", "frames": int(frames)}
     remarks: dict[str, list[str]] = {}
     for one in summary["notes"]:
         remarks.setdefault(one["path"], []).append(one["what"])
-    return {name: found[name] | {"notes": remarks.get(name, [])} for name in names}
+    return {name: rows[name] | {"notes": remarks.get(name, [])} for name in names}
 
 
 def _scan_is_right(row: Row) -> bool:
@@ -325,28 +325,28 @@ def _scan_is_right(row: Row) -> bool:
     return kept if whole else bool(row["scan"]["bad"])
 
 
-def disagreements(row: Row, told: dict[str, str]) -> dict[str, str]:
+def disagreements(row: Row, decoder_row: dict[str, str]) -> dict[str, str]:
     """Where odd_decoders.csv says another count or size than our video reader: decoder -> why ("" = not explained)."""
     ours, reference = row["readers"]["video"], row["reference"]
     decoded = ours["is"] in ("decoded", "partly")
     frames = (ours["frames"] if ours["is"] == "decoded" else reference["frames"]) if decoded else 0
-    found = {}
-    for column, text in told.items():
+    reasons = {}
+    for column, text in decoder_row.items():
         if column == "path":
             continue
         count = int(re.search(r"\d+", text).group())  # type: ignore[union-attr]
         size = re.search(r"\((\d+), (\d+)", text)
         theirs = tuple(map(int, size.groups())) if size and count else None
-        own = (ours["height"], ours["width"]) if decoded else None
+        shown_size = (ours["height"], ours["width"]) if decoded else None
         if count != frames:
             av1 = count == 0 and reference.get("codec", "").endswith("av1") or reference.get("codec") == "libdav1d"
-            found[column] = "that build has no AV1 decoder" if av1 else ""
-        elif theirs and theirs != own:
-            turned = theirs == (own or (0, 0))[::-1] and reference.get("rotation", 0) % 180 == 90
-            found[column] = "gives the coded size; the header says to turn it, which we do" if turned else ""
+            reasons[column] = "that build has no AV1 decoder" if av1 else ""
+        elif theirs and theirs != shown_size:
+            turned = theirs == (shown_size or (0, 0))[::-1] and reference.get("rotation", 0) % 180 == 90
+            reasons[column] = "gives the coded size; the header says to turn it, which we do" if turned else ""
         elif ours["is"] == "partly" and text.startswith("ok"):
-            found[column] = "ends at the first error as if the file ended there; we say which frames are lost"
-    return found
+            reasons[column] = "ends at the first error as if the file ended there; we say which frames are lost"
+    return reasons
 
 
 _REFUSED_KINDS = (
@@ -387,22 +387,22 @@ def write_table(table: dict[str, Row]) -> str:
         what = f"{reference['codec']} {reference['width']}x{reference['height']}" if reference["frames"] else ""
         cells = [_cell(row["readers"][kind], reference, kind) for kind in readers]
         bad = row["scan"]["bad"]
-        remarks = dict.fromkeys([bad, *(said["why"] for said in row["readers"].values()), *row["scan"]["notes"]])
+        remarks = dict.fromkeys([bad, *(answer["why"] for answer in row["readers"].values()), *row["scan"]["notes"]])
         remarks |= dict.fromkeys(f"{column.split('_')[0]}: {why}" for column, why in row["disagrees"].items())
         text = "; ".join(remark.replace("|", "/") for remark in remarks if remark and "image" not in remark)
         shown = "bad" if bad else str(row["scan"]["frames"])
-        plain = f"{reference['frames']}{', then an error' if reference['frames'] and reference['why'] else ''}"
-        lines.append(f"| {name.removeprefix('odd/')} | {what} | {plain} | {' | '.join(cells)} | {shown} | {text} |")
+        count = f"{reference['frames']}{', then an error' if reference['frames'] and reference['why'] else ''}"
+        lines.append(f"| {name.removeprefix('odd/')} | {what} | {count} | {' | '.join(cells)} | {shown} | {text} |")
     lines += ["", *_agreement(table)]
     return "\n".join(lines) + "\n"
 
 
-def _cell(said: Row, reference: Row, kind: str) -> str:
-    if said["is"] == "decoded":
-        count: int = reference["frames"] if kind in ("frames", "memcached") else said["frames"]
-        return f"{count} ({said['by']})" if said.get("by") else str(count)
-    words = {"refused": "no", "partly": f"{reference['frames']} of {said['frames']}"}
-    return words.get(said["is"]) or str(said["is"]).upper()
+def _cell(answer: Row, reference: Row, kind: str) -> str:
+    if answer["is"] == "decoded":
+        count: int = reference["frames"] if kind in ("frames", "memcached") else answer["frames"]
+        return f"{count} ({answer['by']})" if answer.get("by") else str(count)
+    words = {"refused": "no", "partly": f"{reference['frames']} of {answer['frames']}"}
+    return words.get(answer["is"]) or str(answer["is"]).upper()
 
 
 def _agreement(table: dict[str, Row]) -> list[str]:
@@ -418,8 +418,8 @@ def _agreement(table: dict[str, Row]) -> list[str]:
     return lines
 
 
-def facts_gain() -> None:
-    """CPU of probing and reading TSN-8 at 224 pixels without and with `data.facts`: median of 7, in ms."""
+def metadata_gain() -> None:
+    """CPU of probing and reading TSN-8 at 224 pixels without and with `data.metadata`: median of 7, in ms."""
     import numpy as np
 
     from datasets.lists.records import Records
@@ -438,17 +438,17 @@ def facts_gain() -> None:
         scan_verb.main([str(listed), "--root", str(data), "--out", folder, "--decode", "header", "--workers", "1"])
         records = Records.load(listed, data, num_class=1)
         for i, name in enumerate(names):
-            taken: dict[str | None, list[float]] = {None: [], f"{folder}/facts.bin": []}
+            taken: dict[str | None, list[float]] = {None: [], f"{folder}/metadata.bin": []}
             for position in range(7):
-                for facts, times in taken.items():
-                    reader = open_reader(reader_spec("video", facts=facts), records)
+                for metadata, times in taken.items():
+                    reader = open_reader(reader_spec("video", metadata=metadata), records)
                     began = time.process_time()
                     plan = resolve(draw(1, 0, position, spec), reader.probe(i), spec, i)
                     reader.read(i, plan.frames, plan.box, plan.size, out)
                     times.append(1000 * (time.process_time() - began))
                     reader.close()
             without, known = (round(float(np.median(times)), 1) for times in taken.values())
-            print(json.dumps({"file": name, "ms_without": without, "ms_with_facts": known}))
+            print(json.dumps({"file": name, "ms_without": without, "ms_with_metadata": known}))
 
 
 ROWS = {
@@ -468,7 +468,7 @@ if __name__ == "__main__":
         Path(sys.argv[2]).write_text(write_table(json.loads((place / "odd.json").read_text())))
         print(json.dumps(outcome))
         sys.exit(not outcome["holds"])
-    elif sys.argv[1:] == ["--facts"]:
-        facts_gain()
+    elif sys.argv[1:] == ["--metadata"]:
+        metadata_gain()
     else:
         sys.exit(run_rows(ROWS))

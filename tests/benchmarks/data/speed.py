@@ -95,11 +95,11 @@ def bench_data(work: Path) -> Path:
 def pair(ours: str, theirs: str, pipe: str) -> dict:
     """Both sides in turn: median ratio of clips per CPU-second, its spread, all rounds."""
     ours = f"{shlex.quote(sys.executable)} -m tests.benchmarks.data.bench_reader {ours} --json"
-    told = peers(
+    output = peers(
         "pair", "--rounds", ROUNDS, "--field", "clips_per_cpu_s", "--json",
         "--ours", ours, "--theirs", f"bench-data {theirs} --pipe {pipe}",
     )  # fmt: skip
-    row = json.loads(told.splitlines()[-1])
+    row = json.loads(output.splitlines()[-1])
     return {key: row[key] for key in ("median", "min", "max", "ours", "theirs")}
 
 
@@ -154,12 +154,12 @@ def sources(data: Path, work: Path) -> dict:
             run(read)
         rounds = [{name: run(read) for name, read in ways.items()} for _ in range(ROUNDS)]
         hits = cached.pool.take()[0] if cached is not None else {}
-    found: dict[str, Any] = {}
+    ratios_of: dict[str, Any] = {}
     for name in ways:
         ratios = [row[name] / row["memory"] for row in rounds]
         if name != "memory":
-            found[name] = {"median": round(statistics.median(ratios), 3), "rounds": [round(r, 3) for r in ratios]}
-    return found | ({"memcached_counts": dict(hits)} if hits else {})
+            ratios_of[name] = {"median": round(statistics.median(ratios), 3), "rounds": [round(r, 3) for r in ratios]}
+    return ratios_of | ({"memcached_counts": dict(hits)} if hits else {})
 
 
 def shards_of(data: Path, work: Path) -> list[Path]:

@@ -11,15 +11,15 @@ from tests.fake_cuda.cases import METHODS
 
 def row(methods: tuple[str, ...] = tuple(METHODS)) -> dict[str, Any]:
     """Count the waits of each case that trains."""
-    found = {f"{name} {case['case']}": case for name in methods for case in build.run("cases", name, timeout=900)}
-    training = {name: case for name, case in found.items() if "waits_of_a_log_line" in case}
+    cases = {f"{name} {case['case']}": case for name in methods for case in build.run("cases", name, timeout=900)}
+    training = {name: case for name, case in cases.items() if "waits_of_a_log_line" in case}
     waits = {name: len(case["waits"]) for name, case in training.items()}
     with_line = {name: len(case["waits"]) + len(case["waits_of_a_log_line"]) for name, case in training.items()}
-    measured = {"cases": len(found), "of training": len(training), "waits": sorted(set(waits.values()))}
+    measured = {"cases": len(cases), "of training": len(training), "waits": sorted(set(waits.values()))}
     measured["with a log line"] = sorted(set(with_line.values()))
     return {
         "measured": measured,
-        "holds": set(waits.values()) == {1} and max(with_line.values()) <= 2 and len(found) >= 60,
+        "holds": set(waits.values()) == {1} and max(with_line.values()) <= 2 and len(cases) >= 60,
     }
 
 

@@ -19,7 +19,7 @@ def row() -> dict[str, Any]:
     command = [sys.executable, str(ROOT / "tests" / "gpu" / "one_gpu.py")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    return {"measured": {found["row"]: found["measured"] for found in rows}, "holds": done.returncode == 0}
+    return {"measured": {result["row"]: result["measured"] for result in rows}, "holds": done.returncode == 0}
 
 
 if __name__ == "__main__":

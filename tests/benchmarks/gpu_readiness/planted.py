@@ -10,9 +10,9 @@ from tests.fake_cuda import build
 
 def row() -> dict[str, Any]:
     """Run the plants, and four steps with the real loader."""
-    plants = {found["plant"]: found for found in build.run("plants")}
+    plants = {plant["plant"]: plant for plant in build.run("plants")}
     clean = len(plants["nothing"]["waits"])
-    caught = {name: "error" in found or len(found["waits"]) > clean for name, found in plants.items()}
+    caught = {name: "error" in plant or len(plant["waits"]) > clean for name, plant in plants.items()}
     loading = build.run("loading")[0]
     copied, ahead = loading["main_thread_bytes_of_clips"], loading["clips_copied_before_the_wait"]
     measured = {"caught": caught, "main_thread_bytes": copied, "micro_batches_copied_before_the_wait": ahead}

@@ -18,7 +18,7 @@ def row(*, smoke: bool = False) -> dict[str, Any]:
     done = subprocess.run([*command, "--limit", "900"], cwd=ROOT, capture_output=True, text=True, check=False)
     seconds = time.monotonic() - began
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    bad = [found["row"] for found in rows if not found["holds"]]
+    bad = [result["row"] for result in rows if not result["holds"]]
     measured = {"seconds": round(seconds), "rows": len(rows), "bad": bad}
     return {"measured": measured, "holds": not bad and len(rows) >= 12 and seconds <= (60 if smoke else 600)}
 

@@ -56,14 +56,14 @@ def row(rounds: int = 5, base: str = "176f066") -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, checkout(base) as before:
         folder = Path(name)
         demo.main(["--out", str(folder / "data"), "--train", "16", "--val", "8", "--workers", "1"])
-        found: dict[str, list[float]] = {"before": [], "now": []}
+        seconds: dict[str, list[float]] = {"before": [], "now": []}
         dynamo = False
         for number in range(-1, rounds):
             for when, root in (("before", before.root), ("now", ROOT)):
                 exp = experiment.make(folder / f"{when}{number}", folder / "data", workers=1)
                 figures = measure(exp, root)
                 if number >= 0:  # the first start of each wrote the bytecode
-                    found[when].append(figures["outside"])
+                    seconds[when].append(figures["outside"])
                 dynamo |= when == "now" and figures["dynamo"]
 
         lines = (folder / "data" / "lists" / "train.txt").read_text().splitlines()
@@ -72,9 +72,9 @@ def row(rounds: int = 5, base: str = "176f066") -> dict[str, Any]:
         exp = experiment.make(folder / "million", folder / "data", workers=1)
         text = (exp / "config.yaml").read_text().replace("lists/train.txt", "lists/long.txt")
         (exp / "config.yaml").write_text(text)
-        found["million"] = [measure(exp)["outside"]]
+        seconds["million"] = [measure(exp)["outside"]]
 
-    medians = {when: round(sorted(values)[len(values) // 2], 2) for when, values in found.items()}
+    medians = {when: round(sorted(values)[len(values) // 2], 2) for when, values in seconds.items()}
     ratio, more = round(medians["now"] / medians["before"], 3), round(medians["million"] - medians["now"], 2)
     measured = {**medians, "ratio": ratio, "million_costs": more, "dynamo_is_imported": dynamo}
     return {"measured": measured, "holds": ratio <= (0.75 if dynamo else 0.6) and more <= 6}

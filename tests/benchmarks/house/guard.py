@@ -29,10 +29,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from utils import renamed
+
 ROOT = Path(__file__).resolve().parents[3]
 
 # Keys of checkpoints, curves and summaries that the work tree calls otherwise: old name -> new name.
-RENAMED: dict[str, str] = {}
+RENAMED = renamed.CHECKPOINT_KEYS | renamed.METERS | renamed.CURVES
 
 # What depends on the moment or the revision of a run, not on its mathematics.
 VOLATILE = {
@@ -155,58 +157,58 @@ def train(tree: Tree, case: Case, exp: Path, data: Path) -> None:
 
 def weights(exp: Path) -> dict[str, str]:
     """Return the sha256 of every tensor and value of the latest and the best checkpoint, by its place."""
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for name in ("ckpt.pth.tar", "ckpt_best.pth.tar"):
-        _digest(torch.load(exp / name, weights_only=True), name, found)
-    return found
+        _digest(torch.load(exp / name, weights_only=True), name, digests)
+    return digests
 
 
 def scalars(exp: Path) -> dict[str, str]:
     """Return the curves, without the lines that depend on the speed of the machine."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for line in (exp / "events/scalars.jsonl").read_text().splitlines():
         row = {key: value for key, value in json.loads(line).items() if not _is_volatile(key)}
         if "step" in row:
             row = {key: value for key, value in row.items() if not re.search("time|second|data|rate|speed|memory", key)}
-            found |= {f"{key}@{row['step']}": json.dumps(value) for key, value in row.items() if key != "step"}
-    return found
+            values |= {f"{key}@{row['step']}": json.dumps(value) for key, value in row.items() if key != "step"}
+    return values
 
 
 def evaluation(tree: Tree, exp: Path) -> dict[str, str]:
     """Evaluate with several views; return the hashes of all arrays, the summary's numbers and the analysis."""
     tree.run("main.py", "eval", exp, "--views", "1x3", "--name", "guard")
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for path in sorted((exp / "results/guard").glob("*.npy")):
-        _digest(torch.from_numpy(np.load(path)), path.name, found)
-    found["ids"] = _sha((exp / "results/guard/ids.txt").read_bytes())
+        _digest(torch.from_numpy(np.load(path)), path.name, values)
+    values["ids"] = _sha((exp / "results/guard/ids.txt").read_bytes())
     summary = json.loads((exp / "results/guard.json").read_text())
-    _digest({key: summary[key] for key in ("metrics", "counts", "class_names") if key in summary}, "summary", found)
-    text = _plain(tree.run("main.py", "analyze", exp, "--name", "guard"))
-    found |= {f"analyze: {line.strip()}": "there" for line in text.splitlines()}
+    _digest({key: summary[key] for key in ("metrics", "counts", "class_names") if key in summary}, "summary", values)
+    text = _without_times(tree.run("main.py", "analyze", exp, "--name", "guard"))
+    values |= {f"analyze: {line.strip()}": "there" for line in text.splitlines()}
     tree.run("main.py", "report", f"{exp}:guard")
-    found["report"] = _sha(_plain((exp / "report/index.html").read_text()).encode())
-    found["pictures"] = json.dumps(sorted(path.name for path in (exp / "report").rglob("*.jpg")))
-    return found
+    values["report"] = _sha(_without_times((exp / "report/index.html").read_text()).encode())
+    values["pictures"] = json.dumps(sorted(path.name for path in (exp / "report").rglob("*.jpg")))
+    return values
 
 
-def _plain(text: str) -> str:
+def _without_times(text: str) -> str:
     """Drop times and dates of a text."""
     return re.sub(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(:\d\d)?|\d+(\.\d+)? s\b|[0-9a-f]{12,64}", "", text)
 
 
-def _digest(value: Any, place: str, found: dict[str, str]) -> None:
-    """Write hash or text of every leaf of a nested value into `found`."""
+def _digest(value: Any, place: str, digests: dict[str, str]) -> None:
+    """Write hash or text of every leaf of a nested value into `digests`."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not _is_volatile(key):
-                _digest(item, f"{place}/{key}", found)
+                _digest(item, f"{place}/{key}", digests)
     elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
         for number, item in enumerate(value):
-            _digest(item, f"{place}/{number}", found)
+            _digest(item, f"{place}/{number}", digests)
     elif isinstance(value, torch.Tensor):
-        found[place] = _sha(f"{value.dtype}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
+        digests[place] = _sha(f"{value.dtype}{tuple(value.shape)}".encode() + value.contiguous().numpy().tobytes())
     else:
-        found[place] = repr(value)
+        digests[place] = repr(value)
 
 
 def _is_volatile(key: object) -> bool:
@@ -219,28 +221,28 @@ def _sha(data: bytes) -> str:
 
 def measure(tree: Tree, folder: Path, data: Path, names: list[str]) -> dict[str, dict[str, str]]:
     """Run the cases in this tree; return what each gave."""
-    found: dict[str, dict[str, str]] = {}
+    values: dict[str, dict[str, str]] = {}
     for name in names:
         if name == "eval":
             continue
         exp = folder / name
         train(tree, CASES[name], exp, data)
-        found[name] = {**weights(exp), **scalars(exp)}
-        print(f"  {name}: {len(found[name])} values", flush=True)
+        values[name] = {**weights(exp), **scalars(exp)}
+        print(f"  {name}: {len(values[name])} values", flush=True)
         if "eval" in names and name == names[0]:
-            found["eval"] = evaluation(tree, exp)
-            print(f"  eval: {len(found['eval'])} values", flush=True)
-    return found
+            values["eval"] = evaluation(tree, exp)
+            print(f"  eval: {len(values['eval'])} values", flush=True)
+    return values
 
 
 def differences(base: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return the places whose values differ, after `RENAMED`; a value that the work tree adds is no difference."""
-    renamed = {}
+    now_called = {}
     for place, value in base.items():
         for old, new in RENAMED.items():
             place = re.sub(rf"(?<![\w]){re.escape(old)}(?![\w])", new, place)
-        renamed[place] = value
-    return [place for place, value in renamed.items() if now.get(place) != value]
+        now_called[place] = value
+    return [place for place, value in now_called.items() if now.get(place) != value]
 
 
 def compare(base: str, names: list[str], say: Callable[[str], object] = print) -> dict[str, list[str]]:

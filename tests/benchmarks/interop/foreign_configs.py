@@ -97,18 +97,18 @@ def parsed() -> dict:
     if not PYTHON:
         return NO_MMACTION
     from anal_tools.import_config import python_file
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     different, refused, same = [], [], 0
     with peer() as theirs:
         for file in sorted(theirs.folder.rglob("*.py")):
             name = str(file.relative_to(theirs.folder))
             try:
-                ours = _plain(python_file.read(file))
+                ours = _as_json(python_file.read(file))
             except UserError as error:
                 refused.append(str(error).replace(f"{theirs.folder}/", ""))
                 continue
-            if ours == _plain(theirs.ask("values", file=str(file))):
+            if ours == _as_json(theirs.ask("values", file=str(file))):
                 same += 1
             else:
                 different.append(name)
@@ -116,18 +116,18 @@ def parsed() -> dict:
     return {"measured": measured, "holds": not different and not refused and same > 200}
 
 
-def _plain(value: object) -> object:
+def _as_json(value: object) -> object:
     """Return a value as JSON has it, without `_delete_`, which mmengine leaves where it had nothing to replace."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items() if key != "_delete_"}
-    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {str(key): _as_json(inner) for key, inner in value.items() if key != "_delete_"}
+    return [_as_json(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def converted(folder: Path, files: list[Path]) -> dict:
     """Convert files; say why of those that are refused, and what has no counterpart."""
     from anal_tools.import_config import verb
     from anal_tools.import_config.draft import NOT
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     refused, unknown = {}, {}
     for file in files:
@@ -151,8 +151,8 @@ def mmaction_converts() -> dict:
     with peer() as theirs:
         folder = theirs.folder / "recognition"
     files = sorted(file for family in FAMILIES for file in (folder / family).rglob("*.py") if "flow" not in file.name)
-    found = converted(folder, files)
-    return {"measured": found, "holds": found["share"] >= 0.95 and len(files) >= 40}
+    figures = converted(folder, files)
+    return {"measured": figures, "holds": figures["share"] >= 0.95 and len(files) >= 40}
 
 
 def pyslowfast_converts() -> dict:
@@ -161,8 +161,8 @@ def pyslowfast_converts() -> dict:
         return NO_PYSLOWFAST
     folder = Path(PYSLOWFAST)
     files = sorted(file for file in folder.rglob("*.yaml") if file.name.startswith(("SLOWFAST", "SLOW_", "SLOWONLY")))
-    found = converted(folder, files)
-    return {"measured": found, "holds": found["share"] >= 0.9 and len(files) >= 20}
+    figures = converted(folder, files)
+    return {"measured": figures, "holds": figures["share"] >= 0.9 and len(files) >= 20}
 
 
 def mmaction0_converts() -> dict:
@@ -171,8 +171,8 @@ def mmaction0_converts() -> dict:
         return {"measured": "not measured: $ZOETROPE_MMACTION0_CONFIGS names no folder", "holds": True}
     folder = Path(MMACTION0)
     files = sorted(file for family in FAMILIES for file in (folder / family).rglob("*.py") if "flow" not in file.name)
-    found = converted(folder, files)
-    return {"measured": found, "holds": found["share"] >= 0.9 and len(files) >= 100}
+    figures = converted(folder, files)
+    return {"measured": figures, "holds": figures["share"] >= 0.9 and len(files) >= 100}
 
 
 # ------------------------------------------------------------------------------------------------ what MMAction2 builds
@@ -185,13 +185,13 @@ def same_as_built() -> dict:
     from anal_tools.import_config import verb
     from utils import config
 
-    found = {}
+    differences = {}
     with peer() as theirs, tempfile.TemporaryDirectory() as folder:
         for number, name in enumerate(COMPARED):
             file = theirs.folder / "recognition" / f"{name}.py"
             exp = verb.write(Path(folder) / str(number), file, verb.convert(file), [])
             cfg = config.load(exp)
-            found[name] = {
+            differences[name] = {
                 "frames": _frames(theirs, file, cfg),
                 "boxes": _boxes(theirs, file, cfg),
                 "rates": _rates(theirs, file, cfg),
@@ -201,11 +201,11 @@ def same_as_built() -> dict:
     limits = {"frames": 0, "boxes": 0, "rates": one_iteration, "groups": 0}
     wrong = [
         f"{name}: {what}"
-        for name, one in found.items()
+        for name, one in differences.items()
         for what, most in limits.items()
         if not one[what]["differ"] <= most
     ]
-    return {"measured": {"configs": len(found), "different": wrong, "found": found}, "holds": not wrong}
+    return {"measured": {"configs": len(differences), "different": wrong, "found": differences}, "holds": not wrong}
 
 
 def _frames(theirs: Peer, file: Path, cfg) -> dict:  # noqa: ANN001
@@ -237,11 +237,11 @@ def _boxes(theirs: Peer, file: Path, cfg) -> dict:  # noqa: ANN001
             asked.append((width, height, [*u[10:20], *u[:10], *u[20:]] if spec.crop == "random_resized" else u))
     for mine, box in zip(ours, theirs.ask("boxes", file=str(file), part="train", videos=asked), strict=True):
         differ += mine != box[0]
-    sizes = [crops.mma_rescale(w, h, cfg.augmentation.test_resize) for w, h in FRAMES]
+    sizes = [crops.mmaction2_rescale(w, h, cfg.augmentation.test_resize) for w, h in FRAMES]
     for (w, h), box in zip(
         sizes, theirs.ask("boxes", file=str(file), part="val", videos=[(*s, []) for s in sizes]), strict=True
     ):
-        differ += list(crops.mma_center(w, h, cfg.augmentation.input_size)) != box[0]
+        differ += list(crops.mmaction2_center(w, h, cfg.augmentation.input_size)) != box[0]
     return {"boxes": len(asked) + len(sizes), "differ": differ}
 
 
@@ -273,8 +273,8 @@ def _groups(theirs: Peer, file: Path, cfg) -> dict:  # noqa: ANN001
     from utils.engine.network import model_arguments
 
     model = methods.build(**model_arguments(cfg, pretrained=False))
-    plain = cfg.lr_scheduler
-    rate = plain.warmup_lr or plain.base_lr
+    schedule = cfg.lr_scheduler
+    rate = schedule.warmup_lr or schedule.base_lr
     built = optim.build(
         model,
         lr=rate,
@@ -288,8 +288,12 @@ def _groups(theirs: Peer, file: Path, cfg) -> dict:  # noqa: ANN001
     for group in built.param_groups:
         name = f"{group['lr']:.9g} {group['weight_decay']:.9g}"
         ours[name] = ours.get(name, 0) + sum(parameter.numel() for parameter in group["params"])
-    found = theirs.ask("groups", file=str(file))
-    return {"groups": ours, "differ": 0 if ours == found else 1, **({} if ours == found else {"theirs": found})}
+    their_groups = theirs.ask("groups", file=str(file))
+    return {
+        "groups": ours,
+        "differ": 0 if ours == their_groups else 1,
+        **({} if ours == their_groups else {"theirs": their_groups}),
+    }
 
 
 ROWS = {

@@ -57,11 +57,11 @@ class Uniforms:
             np.random.randint, np.random.uniform, random.choice, random.randint = old
 
 
-def plain(value: object) -> object:
+def as_json(value: object) -> object:
     """Return a value as JSON has it."""
     if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {str(key): as_json(inner) for key, inner in value.items()}
+    return [as_json(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def config(file: str):  # noqa: ANN201
@@ -79,7 +79,7 @@ def where(request: dict) -> object:
 
 def values(request: dict) -> object:
     """Return what mmengine reads from a file."""
-    return plain(config(request["file"]).to_dict())
+    return as_json(config(request["file"]).to_dict())
 
 
 def _steps(request: dict) -> list[dict]:
@@ -92,12 +92,12 @@ def frames(request: dict) -> object:
     from mmaction.registry import TRANSFORMS
 
     step = TRANSFORMS.build(next(step for step in _steps(request) if step["type"].endswith("SampleFrames")))
-    found = []
+    clips = []
     for count, uniforms in request["videos"]:
         with Uniforms(uniforms).given():
             result = step.transform({"total_frames": count, "start_index": 0, "avg_fps": 30})
-        found.append(np.asarray(result["frame_inds"]).reshape(-1).tolist())
-    return found
+        clips.append(np.asarray(result["frame_inds"]).reshape(-1).tolist())
+    return clips
 
 
 def boxes(request: dict) -> object:
@@ -106,13 +106,13 @@ def boxes(request: dict) -> object:
 
     names = ("MultiScaleCrop", "RandomResizedCrop", "CenterCrop", "ThreeCrop")
     step = TRANSFORMS.build(next(step for step in _steps(request) if step["type"] in names))
-    found = []
+    boxes_of = []
     for width, height, uniforms in request["videos"]:
         image = np.zeros((height, width, 3), np.uint8)
         with Uniforms(uniforms).given():
             result = step.transform({"imgs": [image], "img_shape": (height, width), "modality": "RGB"})
-        found.append(np.asarray(result["crop_bbox"]).reshape(-1, 4).tolist())
-    return found
+        boxes_of.append(np.asarray(result["crop_bbox"]).reshape(-1, 4).tolist())
+    return boxes_of
 
 
 def rates(request: dict) -> object:
@@ -131,14 +131,14 @@ def rates(request: dict) -> object:
             schedulers.append((kind.build_iter_from_epoch(optimizer, epoch_length=length, **one), False))
         else:
             schedulers.append((kind(optimizer, **one), one.get("by_epoch", True)))
-    found = []
+    rates_of = []
     for step in range(loaded.train_cfg.max_epochs * length):
-        found.append(optimizer.param_groups[0]["lr"])
+        rates_of.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         for scheduler, by_epoch in schedulers:
             if not by_epoch or (step + 1) % length == 0:
                 scheduler.step()
-    return found
+    return rates_of
 
 
 def groups(request: dict) -> object:
@@ -149,12 +149,12 @@ def groups(request: dict) -> object:
     loaded = config(request["file"])
     model = MODELS.build(without_weights(loaded.model))
     wrapper = build_optim_wrapper(model, loaded.optim_wrapper)
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for group in wrapper.optimizer.param_groups:
         if group["params"]:
             name = f"{group['lr']:.9g} {group['weight_decay']:.9g}"
-            found[name] = found.get(name, 0) + sum(parameter.numel() for parameter in group["params"])
-    return found
+            counts[name] = counts.get(name, 0) + sum(parameter.numel() for parameter in group["params"])
+    return counts
 
 
 def without_weights(model: object) -> object:

@@ -18,7 +18,7 @@ CONFIG = """\
 common:
     model: {{type: {type}, backbone: resnet50, num_segments: {segments}, num_class: 400, kwargs: {kwargs}}}
     augmentation: {{input_size: {size}, test_resize: {size}}}
-    data: {{sampling: mm1, clip_len: {frames}, frame_interval: {interval}}}
+    data: {{sampling: mmaction2_1x, clip_len: {frames}, frame_interval: {interval}}}
     batch_size: {batch}
     lr_scheduler: {{type: COSINE, base_lr: 0.01, max_iter: 10}}
     weight_decay: 0.0001
@@ -67,12 +67,12 @@ def parity() -> dict:
     errors = {line["case"]: line.get("rel_err") for line in lines}
     bad = [line for line in lines if not line["ok"]]
     known = [error for error in errors.values() if error is not None]
-    found = {
+    figures = {
         "cases": len(lines),
         "worst": max(known, default=None),
         "above_1e-5": [c for c, e in errors.items() if e and e > 1e-5],
     }
-    return {"measured": found | {"failed": bad}, "holds": not bad and len(lines) >= 31 and done.returncode == 0}
+    return {"measured": figures | {"failed": bad}, "holds": not bad and len(lines) >= 31 and done.returncode == 0}
 
 
 class _Canary:
@@ -123,9 +123,9 @@ def hostile(work: Path) -> dict:
         ):
             with contextlib.redirect_stderr(io.StringIO()) as heard, contextlib.redirect_stdout(io.StringIO()):
                 code = main.main([str(word) for word in argv])
-            said = heard.getvalue()
-            if code != 2 or name not in said or ("mkdir" not in said and not name.startswith("cut")):
-                wrong.append({"file": name, "verb": argv[0], "code": code, "said": said[:300]})
+            output = heard.getvalue()
+            if code != 2 or name not in output or ("mkdir" not in output and not name.startswith("cut")):
+                wrong.append({"file": name, "verb": argv[0], "code": code, "said": output[:300]})
         if canary.exists():
             wrong.append({"file": name, "canary": True})
             canary.rmdir()
@@ -150,23 +150,23 @@ def predict_and_export(work: Path) -> dict:
     import numpy as np
 
     exp = demo_model(work)
-    file, found = work / "demo.onnx", {}
+    file, predictions = work / "demo.onnx", {}
     single = SHARED / "single"
     command("main.py", "export", exp, "--to", "onnx", "--out", file, "--check", single / "mmaction2" / "demo.mp4")
     command("main.py", "export", exp, "--to", "torch", "--out", work / "demo.pt2", "--check", single / "mmaction2")
     for name, extra in (("torch", ()), ("onnx", ("--engine", "onnx", "--model", file))):
         command("main.py", "predict", exp, single, *extra, "--logits", "--out", work / name)
-        found[name] = json.loads((work / name / "infer.json").read_text())
-    pairs = list(zip(found["torch"]["videos"], found["onnx"]["videos"], strict=True))
+        predictions[name] = json.loads((work / name / "infer.json").read_text())
+    pairs = list(zip(predictions["torch"]["videos"], predictions["onnx"]["videos"], strict=True))
     gap = max(float(np.abs(np.array(a["logits"]) - np.array(b["logits"])).max()) for a, b in pairs)
     same = sum([t["label"] for t in a["top"]] == [t["label"] for t in b["top"]] for a, b in pairs)
     odd = sorted(path for path in (SHARED / "odd").rglob("*") if path.is_file())
     done = command("main.py", "predict", exp, *odd, "--out", work / "odd", "--srt", check=False)
-    told = json.loads((work / "odd" / "infer.json").read_text())
-    counts = {"single": len(pairs), "same_top5": same, "logit_gap": gap, "odd_done": len(told["videos"])}
-    counts |= {"odd_named": len(told["failed"]), "odd_files": len(odd), "odd_exit": done.returncode}
+    odd_results = json.loads((work / "odd" / "infer.json").read_text())
+    counts = {"single": len(pairs), "same_top5": same, "logit_gap": gap, "odd_done": len(odd_results["videos"])}
+    counts |= {"odd_named": len(odd_results["failed"]), "odd_files": len(odd), "odd_exit": done.returncode}
     whole = counts["odd_done"] + counts["odd_named"] == len(odd) and done.returncode == 1
-    clean = "Traceback" not in done.stderr and not [key for key in REQUIRED if key not in told]
+    clean = "Traceback" not in done.stderr and not [key for key in REQUIRED if key not in odd_results]
     return {"measured": counts, "holds": same == len(pairs) and len(pairs) > 0 and gap <= 1e-4 and whole and clean}
 
 

@@ -37,16 +37,16 @@ OPERATORS: dict[str, list[str]] = {
 
 def operators() -> dict:
     """The tests that hold each operator against a closed form or a slow reference: passed of run, by operator."""
-    wanted = [test for tests in OPERATORS.values() for test in tests]
-    argv = ("-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *wanted)
+    tests_to_run = [test for tests in OPERATORS.values() for test in tests]
+    argv = ("-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", *tests_to_run)
     done = command(*argv, check=False, env={"OMP_NUM_THREADS": "1"})
     results = re.findall(r"^(PASSED|FAILED|ERROR|SKIPPED) (\S+)", done.stdout, re.MULTILINE)
-    found, holds = {}, done.returncode == 0
+    passed, holds = {}, done.returncode == 0
     for name, tests in OPERATORS.items():
-        own = [word for word, test in results if re.split(r"[\[]", test)[0].startswith(tuple(tests))]
-        found[name] = f"{own.count('PASSED')} of {len(own)}"
-        holds &= bool(own) and set(own) == {"PASSED"}
-    return {"measured": found | ({} if holds else {"output": done.stdout[-1500:]}), "holds": holds}
+        outcomes = [word for word, test in results if re.split(r"[\[]", test)[0].startswith(tuple(tests))]
+        passed[name] = f"{outcomes.count('PASSED')} of {len(outcomes)}"
+        holds &= bool(outcomes) and set(outcomes) == {"PASSED"}
+    return {"measured": passed | ({} if holds else {"output": done.stdout[-1500:]}), "holds": holds}
 
 
 def passed(*tests: str) -> str:

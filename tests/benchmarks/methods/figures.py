@@ -98,20 +98,20 @@ def figures() -> dict:
         with torch.device("meta"):
             model = methods.build(**arguments)
         norms = arguments["type"] != WITHOUT_NORMS
-        found: dict[str, Any] = {"parameters": count_parameters(model), "tensors": len(model.state_dict())}
+        counted: dict[str, Any] = {"parameters": count_parameters(model), "tensors": len(model.state_dict())}
         for size in operations:
             shape = (1, 3, frames, size, size)
             macs = count_macs(model, shape, norms=norms) + (relu_and_pool(model, shape) if name in WITH_RELU else 0)
-            found[f"gmacs@{size}"] = macs / 1e9
-        wanted = {"parameters": parameters, "tensors": tensors}
-        wanted |= {f"gmacs@{size}": value for size, value in operations.items()}
-        for key, value in wanted.items():
+            counted[f"gmacs@{size}"] = macs / 1e9
+        expected = {"parameters": parameters, "tensors": tensors}
+        expected |= {f"gmacs@{size}": value for size, value in operations.items()}
+        for key, value in expected.items():
             if value is None:
                 continue
-            same = found[key] == value if isinstance(value, int) else round(found[key], _digits(value)) == value
+            same = counted[key] == value if isinstance(value, int) else round(counted[key], _digits(value)) == value
             equal[key.partition("@")[0]] += same
-            wrong += [] if same else [f"{name} {key}: {found[key]} for {value}"]
-        table.append({"model": name, **{key: _short(value) for key, value in found.items()}})
+            wrong += [] if same else [f"{name} {key}: {counted[key]} for {value}"]
+        table.append({"model": name, **{key: _short(value) for key, value in counted.items()}})
     backbones = _backbones()
     wrong += backbones["wrong"]
     measured = {"equal": equal, "backbones_equal": backbones["equal"], "different": wrong, "table": table}
@@ -150,11 +150,11 @@ def _backbones() -> dict[str, Any]:
     for name, (with_1000, with_400, tensors, gmac, _) in FIGURES.items():
         with torch.device("meta"):
             large, small = BACKBONES[name](num_class=1000), BACKBONES[name](num_class=400)
-        found = (count_parameters(large), count_parameters(small), len(large.state_dict()))
+        counted = (count_parameters(large), count_parameters(small), len(large.state_dict()))
         operations = count_macs(large, (1, 3, 224, 224)) / 1e9
-        same = found == (with_1000, with_400, tensors) and abs(operations - gmac) < 0.6e-3
+        same = counted == (with_1000, with_400, tensors) and abs(operations - gmac) < 0.6e-3
         equal += same
-        wrong += [] if same else [f"{name}: {found}, {operations:.4f} GMAC for {FIGURES[name]}"]
+        wrong += [] if same else [f"{name}: {counted}, {operations:.4f} GMAC for {FIGURES[name]}"]
     return {"equal": equal, "wrong": wrong}
 
 

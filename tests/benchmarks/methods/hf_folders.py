@@ -128,11 +128,11 @@ def round_trip() -> dict:
     cases = [(family, COMMON[family] | shape) for family, shapes in SMALL.items() for shape in shapes]
     cases.append(("videomae", published("videomae", "small")))
     with Worker("theirs") as worker:
-        found = [trip(worker, family, config, seed) for seed, (family, config) in enumerate(cases)]
-    worst = max(one["gap"] for one in found)
-    wrong = [one for one in found if one["unequal"] or one["problems"]]
+        trips = [trip(worker, family, config, seed) for seed, (family, config) in enumerate(cases)]
+    worst = max(one["gap"] for one in trips)
+    wrong = [one for one in trips if one["unequal"] or one["problems"]]
     return {
-        "measured": {"trips": len(found), "gap": f"{worst:.1e}", "wrong": wrong},
+        "measured": {"trips": len(trips), "gap": f"{worst:.1e}", "wrong": wrong},
         "holds": worst <= 1e-5 and not wrong,
     }
 
@@ -140,23 +140,23 @@ def round_trip() -> dict:
 def published(family: str, size: str) -> dict[str, Any]:
     """Return the config of a published size."""
     width, heads, layers = PUBLISHED[size]
-    found = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    config = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
     if family == "vjepa2":
-        return found | {"crop_size": 256, "frames_per_clip": 16, "num_labels": 174}
-    return found | {"intermediate_size": 4 * width, "image_size": 224, "num_frames": 16, "num_labels": 400}
+        return config | {"crop_size": 256, "frames_per_clip": 16, "num_labels": 174}
+    return config | {"intermediate_size": 4 * width, "image_size": 224, "num_frames": 16, "num_labels": 400}
 
 
 def originals() -> dict:
     """The authors' files of the same numbers at published sizes: every key used or carried, weights bit-equal."""
     if not has_peer():
         return MISSING
-    found, wrong = {}, []
+    originals_of, wrong = {}, []
     with Worker("theirs") as worker:
         for family, size in (("videomae", "small"), ("videomae", "base"), ("videomae", "large"), ("vjepa2", "large")):
             report, unequal, carried = original(worker, family, published(family, size))
-            found[f"{family} {size}"] = {"tensors": len(report.loaded), "carried": carried}
+            originals_of[f"{family} {size}"] = {"tensors": len(report.loaded), "carried": carried}
             wrong += [f"{family} {size}: {part}" for part in (report.missing, report.unexpected, unequal) if part]
-    return {"measured": found | {"wrong": wrong}, "holds": not wrong}
+    return {"measured": originals_of | {"wrong": wrong}, "holds": not wrong}
 
 
 def original(worker: Worker, family: str, config: dict[str, Any]) -> tuple[Any, list[str], bool]:

@@ -71,21 +71,21 @@ def main(side: int) -> None:
     print(f"{'layer':<20}" + "".join(f"{name:>16}" for name in columns))
     for name, (channels, out, kernel, stride, groups, length, scale) in LAYERS.items():
         padding = tuple(k // 2 for k in kernel)
-        plain, ours = (
+        torch_layer, ours = (
             kind(channels, out, kernel, stride, padding, groups=groups, bias=False) for kind in (nn.Conv3d, Conv3d)
         )
         x = torch.randn(2, channels, length, side // scale, side // scale)
-        row = {"channels first": milliseconds(lambda conv, x: conv(x), plain, x)}
+        row = {"channels first": milliseconds(lambda conv, x: conv(x), torch_layer, x)}
         x = x.contiguous(memory_format=torch.channels_last_3d)
-        for conv in (plain, ours):
+        for conv in (torch_layer, ours):
             conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last_3d)
-        row["channels last"] = milliseconds(lambda conv, x: conv(x), plain, x)
+        row["channels last"] = milliseconds(lambda conv, x: conv(x), torch_layer, x)
         if kernel[0] == 1 and groups == 1:
-            row["frames"] = milliseconds(frames, plain, x)
+            row["frames"] = milliseconds(frames, torch_layer, x)
         if kernel[1:] == (1, 1) and stride[1:] == (1, 1):
-            row["over time"] = milliseconds(over_time, plain, x)
+            row["over time"] = milliseconds(over_time, torch_layer, x)
         if groups == 1:
-            row["product"] = milliseconds(product, plain, x)
+            row["product"] = milliseconds(product, torch_layer, x)
         row["ours"] = milliseconds(lambda conv, x: conv(x), ours, x)
         print(f"{name:<20}" + "".join(f"{row[c]:>16.1f}" if c in row else f"{'':>16}" for c in columns), flush=True)
 

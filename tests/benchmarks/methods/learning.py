@@ -93,9 +93,9 @@ def weizmann(work: Path) -> dict:
         return {"top1": top1, "cpu_minutes": round(minutes, 2)}
 
     names = chosen(WEIZMANN)
-    found = in_pairs(names, one)
-    holds = all(run["top1"] >= 0.75 and run["cpu_minutes"] <= 8 and "error" not in run for run in found.values())
-    return {"measured": found | {"of": list(WEIZMANN)}, "holds": holds and len(names) == len(WEIZMANN)}
+    runs = in_pairs(names, one)
+    holds = all(run["top1"] >= 0.75 and run["cpu_minutes"] <= 8 and "error" not in run for run in runs.values())
+    return {"measured": runs | {"of": list(WEIZMANN)}, "holds": holds and len(names) == len(WEIZMANN)}
 
 
 def order(work: Path) -> dict:
@@ -111,12 +111,12 @@ def order(work: Path) -> dict:
         return {"top1": top1, "cpu_minutes": round(minutes, 2)}
 
     names = chosen(ORDER)
-    found = in_pairs(names, one)
+    runs = in_pairs(names, one)
     right = [
         "error" not in run and (run["top1"] <= 0.60 if name in BLIND else run["top1"] >= 0.90)
-        for name, run in found.items()
+        for name, run in runs.items()
     ]
-    return {"measured": found | {"of": list(ORDER)}, "holds": all(right) and len(names) == len(ORDER)}
+    return {"measured": runs | {"of": list(ORDER)}, "holds": all(right) and len(names) == len(ORDER)}
 
 
 def motion8(work: Path) -> Path:
@@ -172,13 +172,13 @@ def teacher(work: Path) -> dict:
         score = evaluate(exp, 0, "--checkpoint", "latest", *words)["metrics"]["top1"] / 100
         return {"top1": score, "cpu_minutes": round(spent, 2)}
 
-    found = in_pairs([f"{kind}-{seed}" for kind in kinds for seed in SEEDS], one)
+    runs = in_pairs([f"{kind}-{seed}" for kind in kinds for seed in SEEDS], one)
     table = {}
     for kind in kinds:
-        scores = [found[f"{kind}-{seed}"]["top1"] for seed in SEEDS]
+        scores = [runs[f"{kind}-{seed}"]["top1"] for seed in SEEDS]
         table[kind] = {"mean": round(statistics.mean(scores), 4), "seeds": scores}
-    errors = {name: run["error"] for name, run in found.items() if "error" in run}
-    measured = {"top1": top1 | table, "cpu_minutes": minutes | {n: r["cpu_minutes"] for n, r in found.items()}}
+    errors = {name: run["error"] for name, run in runs.items() if "error" in run}
+    measured = {"top1": top1 | table, "cpu_minutes": minutes | {n: r["cpu_minutes"] for n, r in runs.items()}}
     return {"measured": measured | ({"errors": errors} if errors else {}), "holds": not errors}
 
 
@@ -192,10 +192,10 @@ def transformer(work: Path) -> dict:
     words = [word for item in shared for word in ("--set", item)]
     finished = os.environ.get("ZOETROPE_VIDEOMAE")
     exp = Path(finished) if finished else copy_experiment("demo_exps/videomae_vit3d/motion8", work / "videomae")
-    found: dict[str, dict[str, Any]] = {"videomae": {"cpu_minutes": "not measured in this run"}}
+    runs: dict[str, dict[str, Any]] = {"videomae": {"cpu_minutes": "not measured in this run"}}
     if not finished:
-        found["videomae"]["cpu_minutes"] = round(train_cpu(exp, 2, *shared), 2)
-    found["videomae"]["top1"] = evaluate(exp, 2, "--checkpoint", "latest", *words)["metrics"]["top1"] / 100
+        runs["videomae"]["cpu_minutes"] = round(train_cpu(exp, 2, *shared), 2)
+    runs["videomae"]["top1"] = evaluate(exp, 2, "--checkpoint", "latest", *words)["metrics"]["top1"] / 100
 
     for head in ("linear", "attentive"):
         probe = copy_experiment("demo_exps/videomae_vit3d/motion8", work / f"probe-{head}")
@@ -204,9 +204,9 @@ def transformer(work: Path) -> dict:
         minutes = train_cpu(probe, 2, *sets)
         words = [word for item in sets for word in ("--set", item)]
         top1 = evaluate(probe, 2, "--checkpoint", "latest", *words)["metrics"]["top1"] / 100
-        found[f"{head} probe"] = {"top1": top1, "cpu_minutes": round(minutes, 2)}
-    holds = all(run["top1"] >= 0.90 for run in found.values())
-    return {"measured": found, "holds": holds and (bool(finished) or found["videomae"]["cpu_minutes"] <= 50)}
+        runs[f"{head} probe"] = {"top1": top1, "cpu_minutes": round(minutes, 2)}
+    holds = all(run["top1"] >= 0.90 for run in runs.values())
+    return {"measured": runs, "holds": holds and (bool(finished) or runs["videomae"]["cpu_minutes"] <= 50)}
 
 
 ROWS = {

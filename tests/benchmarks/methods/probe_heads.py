@@ -62,9 +62,9 @@ def worker(head: str, what: str, depth: str = "12") -> dict[str, Any]:
                 model.backbone(clips)
         else:
             optimizer.zero_grad(set_to_none=True)
-            with draws.using(0, step, (0,), BATCH):
-                own = what == "bare"
-                answer = torch.stack([h(ready, model.dropout) for h in model.heads]) if own else model(clips)
+            with draws.rng_scope(0, step, (0,), BATCH):
+                is_bare = what == "bare"
+                answer = torch.stack([h(ready, model.dropout) for h in model.heads]) if is_bare else model(clips)
                 loss, _ = training_loss(answer, labels)
             loss.sum().backward()
             optimizer.step()
@@ -83,8 +83,8 @@ def measured(head: str, what: str, depth: int = 12) -> dict[str, Any]:
 
 def heads() -> dict:
     """Compare the ways; the bounds are the issue's."""
-    found = {head: {what: measured(head, what) for what in WAYS[head]} for head in WAYS}
-    times = {head: {what: ways[what]["seconds"] for what in ways} for head, ways in found.items()}
+    figures = {head: {what: measured(head, what) for what in WAYS[head]} for head in WAYS}
+    times = {head: {what: ways[what]["seconds"] for what in ways} for head, ways in figures.items()}
     linear, attentive = times["linear"], times["attentive"]
     ratios = {
         "linear: 20 heads / one": linear["all"] / linear["one"],
@@ -97,7 +97,7 @@ def heads() -> dict:
     holds = all(ratio <= bound for ratio, bound in zip(ratios.values(), (1.25, 1.05, 0.4), strict=True))
     shown = {name: round(ratio, 3) for name, ratio in ratios.items()}
     shown["attentive, encoder of 24 blocks: 20 heads / 20 runs"] = round(deep["all"] / (20 * deep["one"]), 3)
-    return {"measured": {**shown, "losses": f"{worst:.1e}", "ways": found}, "holds": holds and worst <= 1e-5}
+    return {"measured": {**shown, "losses": f"{worst:.1e}", "ways": figures}, "holds": holds and worst <= 1e-5}
 
 
 def largest_difference(steps: int = 4) -> float:
@@ -113,17 +113,17 @@ def largest_difference(steps: int = 4) -> float:
         sizes = {"backbone": "vit3d_small", "num_class": CLASSES, "num_segments": 4, "encoder": "videomae"}
         model = methods.build(type="probe", head="linear", dropout=0.5, **sizes, **grid)
         optimizer = optim.build(model, lr=rate, type="adamw")
-        generator, found = torch.Generator().manual_seed(1), []
+        generator, losses_of = torch.Generator().manual_seed(1), []
         for step in range(steps):
             model.train()
             optimizer.zero_grad(set_to_none=True)
             clips = torch.randn(2, 3, 4, 32, 32, generator=generator)
-            with draws.using(0, step, (0,), 2):
+            with draws.rng_scope(0, step, (0,), 2):
                 loss, _ = training_loss(model(clips), torch.tensor([0, 1]))
             loss.sum().backward()
             optim.apply(optimizer, torch.amp.GradScaler("cpu", enabled=False), max_norm=1.0)
-            found.append(loss.detach().reshape(-1))
-        return torch.stack(found, 1)  # (heads, steps)
+            losses_of.append(loss.detach().reshape(-1))
+        return torch.stack(losses_of, 1)  # (heads, steps)
 
     together = losses(1e-3, lr_mults=RATES, decays=DECAYS)
     alone = torch.cat([losses(1e-3 * rate, decays=(decay,)) for rate, decay in itertools.product(RATES, DECAYS)])

@@ -94,9 +94,9 @@ def policy() -> dict:
     wrong, compared = [], 0
     with Worker() as theirs:
         for inc in (0, 1):
-            told = theirs.ask("arguments", text=f"rand-n1-inc{inc}", magnitudes=magnitudes)
+            their_arguments = theirs.ask("arguments", text=f"rand-n1-inc{inc}", magnitudes=magnitudes)
             for number, name in enumerate(NAMES if inc else [name.removesuffix("Increasing") for name in NAMES]):
-                for index, expected in enumerate(told[name]):
+                for index, expected in enumerate(their_arguments[name]):
                     ours = RandAugment(rand_policy(f"rand-m{magnitudes[index // 2]}-n1-inc{inc}"))
                     u = np.array([[(number + 0.5) / len(NAMES), 0.0, 0.5, (0.25, 0.75)[index % 2]]])
                     argument = ours.resolve(u, 100)[0, 0, 1] / (100 if "translate" in OPERATIONS[number] else 1)
@@ -132,9 +132,9 @@ def pixels() -> dict:
 
     def call(name: str, argument: float, side: int) -> tuple[str, list, dict] | None:
         degrees, moved = math.degrees(math.atan(argument)), {"bilinear": True, "fill": grey}
-        plain = {"autocontrast", "equalize", "invert"}
+        without_argument = {"autocontrast", "equalize", "invert"}
         adjusted = {name: f"adjust_{name}" for name in ("saturation", "contrast", "brightness", "sharpness")}
-        if name in plain:
+        if name in without_argument:
             return name, [], {}
         if name in adjusted:
             return adjusted[name], [argument], {}
@@ -165,8 +165,8 @@ def pixels() -> dict:
                 torch.save(frames, file)
                 theirs.ask("pixels", file=str(file), name=asked[0], arguments=asked[1], keywords=asked[2])
                 clips = frames.permute(0, 2, 3, 1)[None]
-                found = randaugment.apply(clips, torch.from_numpy(drawn)[None], lambda _: torch.zeros(3))[0]
-                unequal = (found.permute(0, 3, 1, 2) != torch.load(file, weights_only=True)).sum().item()
+                augmented = randaugment.apply(clips, torch.from_numpy(drawn)[None], lambda _: torch.zeros(3))[0]
+                unequal = (augmented.permute(0, 3, 1, 2) != torch.load(file, weights_only=True)).sum().item()
                 compared += 1
                 if unequal:
                     different[f"{name} {case}"] = unequal
@@ -183,16 +183,16 @@ def mixes() -> dict:
     cuts = [mixup.draw(0, step, mix_up=None, cutmix=1.0, switch=0.5, side=SIDE) for step in range(500)]
     given = [(area, int(y * SIDE), int(x * SIDE)) for _, area, y, x in (draws.cut(0, s, 1.0) for s in range(500))]
     with Worker() as theirs:
-        told = theirs.ask("mixes", seed=0, batches=DRAWS, given=given, side=SIDE)
-    different = sum([*(mix.box or ()), mix.lam] != box for mix, box in zip(cuts, told["boxes"], strict=True))
-    cut = sum(is_cut for _, is_cut in told["drawn"])
-    lams = [mix.lam for mix in ours if mix.box is None], [lam for lam, is_cut in told["drawn"] if not is_cut]
-    found = {
+        their_draws = theirs.ask("mixes", seed=0, batches=DRAWS, given=given, side=SIDE)
+    different = sum([*(mix.box or ()), mix.lam] != box for mix, box in zip(cuts, their_draws["boxes"], strict=True))
+    cut = sum(is_cut for _, is_cut in their_draws["drawn"])
+    lams = [mix.lam for mix in ours if mix.box is None], [lam for lam, is_cut in their_draws["drawn"] if not is_cut]
+    apart = {
         "switch_sigmas": share_sigmas(sum(mix.box is not None for mix in ours), cut, DRAWS, DRAWS),
         "mixup_lam_sigmas": max(sigmas(*lams), sigmas(*(np.abs(np.array(lam) - 0.5) for lam in lams))),
     }
-    measured = {"boxes_different_of_500": different} | {key: round(value, 2) for key, value in found.items()}
-    return {"measured": measured, "holds": not different and max(found.values()) <= 3}
+    measured = {"boxes_different_of_500": different} | {key: round(value, 2) for key, value in apart.items()}
+    return {"measured": measured, "holds": not different and max(apart.values()) <= 3}
 
 
 def erasing() -> dict:
@@ -205,18 +205,18 @@ def erasing() -> dict:
     op = PixelErasing((0.25, 0.02, 1 / 3, 0.3))
     rows = op.resolve(np.concatenate([uniforms(0, 0, p, op.block, op.uniforms)[None] for p in range(DRAWS)]), SIDE)
     with Worker() as theirs:
-        told = theirs.ask("erasing", seed=0, images=DRAWS, side=SIDE)
-    ours, other = rows[rows[:, 2] > 0, :4], np.array(told["boxes"])
-    found = {"odds": share_sigmas(len(ours), len(other), DRAWS, DRAWS)}
+        their_draws = theirs.ask("erasing", seed=0, images=DRAWS, side=SIDE)
+    ours, other = rows[rows[:, 2] > 0, :4], np.array(their_draws["boxes"])
+    apart = {"odds": share_sigmas(len(ours), len(other), DRAWS, DRAWS)}
     for name, value in {
         "area": lambda box: box[:, 2] * box[:, 3],
         "aspect": lambda box: np.log(box[:, 2] / box[:, 3]),
         "y": lambda box: box[:, 0] / (SIDE - box[:, 2] + 1),
         "x": lambda box: box[:, 1] / (SIDE - box[:, 3] + 1),
     }.items():
-        found[name] = sigmas(value(ours), value(other))
-    measured = {f"{name}_sigmas": round(value, 2) for name, value in found.items()}
-    return {"measured": measured, "holds": max(found.values()) <= 3}
+        apart[name] = sigmas(value(ours), value(other))
+    measured = {f"{name}_sigmas": round(value, 2) for name, value in apart.items()}
+    return {"measured": measured, "holds": max(apart.values()) <= 3}
 
 
 def kills() -> dict:

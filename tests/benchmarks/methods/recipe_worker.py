@@ -33,20 +33,20 @@ def policy(request: dict) -> dict:
     random.seed(request["seed"])
     np.random.seed(request["seed"])
     transform = auto_augment.rand_augment_transform(request["text"], {"translate_pct": 0.45})
-    found: dict[str, list[float]] = {op.name: [] for op in transform.ops}
+    drawn: dict[str, list[float]] = {op.name: [] for op in transform.ops}
     for op in transform.ops:
         op.aug_fn = lambda image, *arguments, _name=op.name, **_: (
-            found[_name].append(float(arguments[0]) if arguments else 0.0) or image
+            drawn[_name].append(float(arguments[0]) if arguments else 0.0) or image
         )
     for _ in range(request["images"]):
         transform(None)
-    return found
+    return drawn
 
 
 def arguments(request: dict) -> dict:
     """Return operation -> arguments at each magnitude, as drawn with either direction."""
     transform = auto_augment.rand_augment_transform(request["text"], {"translate_pct": 0.45})
-    found = {}
+    values = {}
     for op in transform.ops:
         rows = []
         for magnitude in request["magnitudes"]:
@@ -54,8 +54,8 @@ def arguments(request: dict) -> dict:
                 with mock.patch.object(random, "random", lambda draw=draw: draw):
                     level = op.level_fn(magnitude, op.hparams) if op.level_fn else (0.0,)
                 rows.append(float(level[0]))
-        found[op.name] = rows
-    return found
+        values[op.name] = rows
+    return values
 
 
 def pixels(request: dict) -> dict:

@@ -44,7 +44,7 @@ def sizes() -> dict:
     import methods
     from methods.macs import count_macs, count_parameters
 
-    found, wrong = {}, []
+    figures, wrong = {}, []
     for name, (given, parts, macs) in SIZES.items():
         type_, size = name.split()
         arguments = {"type": type_, "backbone": f"vit3d_{size}", "num_class": 400, "num_segments": 16} | given
@@ -52,14 +52,14 @@ def sizes() -> dict:
             model = methods.build(**arguments)
         counted = {part: count_parameters(model.get_submodule(part)) for part in parts}
         wrong += [f"{name} {part}: {counted[part]}" for part in parts if counted[part] != parts[part]]
-        found[name] = list(counted.values())
+        figures[name] = list(counted.values())
         if macs:
             side, published = macs
             network = model.backbone if type_ == "vjepa2" else model
             gmacs = count_macs(network, (1, 3, 16, side, side)) / 1e9
-            found[name].append(round(gmacs, 1))
+            figures[name].append(round(gmacs, 1))
             wrong += [] if abs(gmacs / published - 1) <= 0.01 else [f"{name}: {gmacs} GMAC"]
-    return {"measured": {"found": found, "different": wrong}, "holds": not wrong}
+    return {"measured": {"found": figures, "different": wrong}, "holds": not wrong}
 
 
 # Width, heads, layers, MLP width, patch, tubelet, frames, side, classes, and what else differs.
@@ -251,28 +251,28 @@ def logits_fp64() -> dict:
     """Compare small networks of many shapes, every parameter drawn."""
     if not has_peer():
         return MISSING
-    found: dict[str, list[float]] = {}
+    gaps: dict[str, list[float]] = {}
     with Worker("theirs") as worker:
         for family, (shapes, _) in CASES.items():
-            found[family] = [
+            gaps[family] = [
                 difference(worker, family, shape, seed=10 * i, dtype="float64") for i, shape in enumerate(shapes)
             ]
-    worst = {family: f"{max(values):.1e} over {len(values)} shapes" for family, values in found.items()}
-    return {"measured": worst, "holds": max(max(values) for values in found.values()) <= 1e-10}
+    worst = {family: f"{max(values):.1e} over {len(values)} shapes" for family, values in gaps.items()}
+    return {"measured": worst, "holds": max(max(values) for values in gaps.values()) <= 1e-10}
 
 
 def logits_fp32() -> dict:
     """Compare the published sizes."""
     if not has_peer():
         return MISSING
-    found = {}
+    gaps = {}
     with Worker("theirs") as worker:
         for family, size in (("videomae", "small"), ("videomae", "base"), ("videomae", "large"), ("vjepa2", "large")):
             width, heads, layers = PUBLISHED[size]
             side, classes = (224, 400) if family == "videomae" else (256, 174)
             shape = (width, heads, layers, 4 * width, 16, 2, 16, side, classes, {})
-            found[f"{family} {size}"] = difference(worker, family, shape, seed=1, dtype="float32")
-    return {"measured": {name: f"{value:.1e}" for name, value in found.items()}, "holds": max(found.values()) <= 1e-5}
+            gaps[f"{family} {size}"] = difference(worker, family, shape, seed=1, dtype="float32")
+    return {"measured": {name: f"{value:.1e}" for name, value in gaps.items()}, "holds": max(gaps.values()) <= 1e-5}
 
 
 STEP = {"do": "step", "batch": 2, "frames": 16, "size": 112}
@@ -299,7 +299,7 @@ EXACT = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
 
 def memory() -> dict:
     """Peak memory of two steps of ViT-S with 8 clips over that after importing torch: weights, AdamW and all."""
-    found = {}
+    peaks = {}
     for allocator, env in (("exact", EXACT), ("glibc's own", {})):
         mib = {}
         for name, more in (("without", {}), ("with", {"checkpointing": True})):
@@ -307,8 +307,8 @@ def memory() -> dict:
                 for _ in range(2):
                     answer = worker.ask(STEP | {"batch": 8} | more)
                 mib[name] = round(answer["mib"])
-        found[allocator] = {"mib": mib, "ratio": round(mib["with"] / mib["without"], 3)}
-    return {"measured": found, "holds": found["exact"]["ratio"] <= 0.5}
+        peaks[allocator] = {"mib": mib, "ratio": round(mib["with"] / mib["without"], 3)}
+    return {"measured": peaks, "holds": peaks["exact"]["ratio"] <= 0.5}
 
 
 ROWS = {

@@ -122,10 +122,10 @@ def fill_images(model, file: str) -> None:  # noqa: ANN001
     """Fill the backbone from a file with torchvision's names: both list their layers in the same order."""
     import torch
 
-    own = model.backbone.state_dict()
+    backbone_state = model.backbone.state_dict()
     state = {name: tensor for name, tensor in torch.load(file, weights_only=True).items() if "classifier" not in name}
-    assert [tensor.shape for tensor in own.values()] == [tensor.shape for tensor in state.values()]
-    model.backbone.load_state_dict(dict(zip(own, state.values(), strict=True)))
+    assert [tensor.shape for tensor in backbone_state.values()] == [tensor.shape for tensor in state.values()]
+    model.backbone.load_state_dict(dict(zip(backbone_state, state.values(), strict=True)))
 
 
 def initial(request: dict) -> dict:

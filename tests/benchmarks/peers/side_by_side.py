@@ -82,7 +82,7 @@ common:
     model: {{type: {self.method}, backbone: {self.backbone}, num_segments: {1 if self.interval else self.frames},
             num_class: {CLASSES}, dropout: {self.dropout}, pretrained: {initial}, kwargs: {kwargs}}}
     augmentation: {{input_size: {self.size}, test_resize: {self.size}, crop: random_resized, area: {list(self.area)}}}
-    data: {{reader: video, sampling: mm1, {shape}flip: True}}
+    data: {{reader: video, sampling: mmaction2_1x, {shape}flip: True}}
     workers: 0
     batch_size: {self.batch}
     shards: 1
@@ -135,9 +135,9 @@ class Training:
         """Train, unless that was done; return the answer."""
         if not self.out.exists():
             self._write_initial()
-            found, cost = self._theirs() if self.side == "theirs" else self._ours()
+            answer, cost = self._theirs() if self.side == "theirs" else self._ours()
             part = self.out.with_suffix(".part")
-            part.write_text(json.dumps(found | cost))
+            part.write_text(json.dumps(answer | cost))
             part.replace(self.out)
         return json.loads(self.out.read_text())
 
@@ -172,8 +172,8 @@ def _run(argv: list[str], folder: Path, env: dict[str, str]) -> dict[str, float]
     """Run a process to its end; return its CPU seconds and its peak memory, MB."""
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     log = folder if folder != ROOT else Path(argv[3])
-    with (log / "said.txt").open("ab") as said:
-        process = subprocess.Popen(argv, cwd=folder, env={**os.environ, **env, **threads}, stdout=said, stderr=said)
+    with (log / "said.txt").open("ab") as output:
+        process = subprocess.Popen(argv, cwd=folder, env={**os.environ, **env, **threads}, stdout=output, stderr=output)
         _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
@@ -208,9 +208,9 @@ def accuracy(work: Path) -> dict:
             of_folds: dict[str, list[np.ndarray]] = {side: [] for side in SIDES}
             for fold in FOLDS:
                 for side in SIDES:
-                    found = Training(work, name, recipe, side, fold, seed).answer()
-                    of_folds[side].append(np.array(found["scores"]).argmax(axis=1) == labels_of(fold))
-                    losses[side].append(_quarters([loss for loss, _ in found["curve"]]))
+                    answer = Training(work, name, recipe, side, fold, seed).answer()
+                    of_folds[side].append(np.array(answer["scores"]).argmax(axis=1) == labels_of(fold))
+                    losses[side].append(_quarters([loss for loss, _ in answer["curve"]]))
             for side in SIDES:
                 right[side].append(np.concatenate(of_folds[side]))
         measured[name] = _difference(right) | _curves(losses)
@@ -251,9 +251,9 @@ def costs(work: Path, rounds: int = 3, epochs: int = 3) -> dict[str, dict[str, l
     An epoch is what a training of `epochs` costs above one of a single epoch, divided by their difference: starting and
     the last validation are not in it.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    figures: dict[str, dict[str, list[float]]] = {}
     for name, recipe in chosen().items():
-        one = found[name] = {f"{side}_{what}": [] for side in SIDES for what in ("epoch_cpu", "peak_mb")}
+        one = figures[name] = {f"{side}_{what}": [] for side in SIDES for what in ("epoch_cpu", "peak_mb")}
         for turn in range(rounds):
             for side in SIDES:
                 runs = []
@@ -262,7 +262,7 @@ def costs(work: Path, rounds: int = 3, epochs: int = 3) -> dict[str, dict[str, l
                     runs.append(Training(work, f"cost{turn}-{length}-{name}", short, side, "01", 0).answer())
                 one[f"{side}_epoch_cpu"].append((runs[1]["cpu"] - runs[0]["cpu"]) / (epochs - 1))
                 one[f"{side}_peak_mb"].append(runs[1]["peak_mb"])
-    return found
+    return figures
 
 
 def cost(work: Path, what: str) -> dict:

@@ -64,7 +64,7 @@ def mutants(data: bytes, flips: int, cuts: int, rng: random.Random) -> Iterator[
 def regions_of(data: bytes) -> dict[str, list[tuple[int, int]]]:
     """Return (begin, end) of the parts of a checkpoint: pickle, storages, headers, directory."""
     archive = zipfile.ZipFile(io.BytesIO(data))
-    found: dict[str, list[tuple[int, int]]] = {"directory": [(archive.start_dir, len(data))]}
+    parts: dict[str, list[tuple[int, int]]] = {"directory": [(archive.start_dir, len(data))]}
     at = 0
     for info in archive.infolist():
         begin = (
@@ -72,12 +72,12 @@ def regions_of(data: bytes) -> dict[str, list[tuple[int, int]]]:
             + 30
             + sum(int.from_bytes(data[info.header_offset + k : info.header_offset + k + 2], "little") for k in (26, 28))
         )
-        found.setdefault("headers", []).append((at, begin))
+        parts.setdefault("headers", []).append((at, begin))
         at = begin + info.compress_size
         name = "pickle" if info.filename.endswith("data.pkl") else "storages" if "/data/" in info.filename else "notes"
-        found.setdefault(name, []).append((begin, at))
-    found["storages"] = [part for part in found["storages"] if part[1] > part[0]]
-    return found
+        parts.setdefault(name, []).append((begin, at))
+    parts["storages"] = [part for part in parts["storages"] if part[1] > part[0]]
+    return parts
 
 
 def readers(exp: Path, work: Path) -> dict[str, Callable[[Path], Any]]:
@@ -111,8 +111,8 @@ def readers(exp: Path, work: Path) -> dict[str, Callable[[Path], Any]]:
         return net.state_dict(), checkpoint.evaluated_weights(state), state
 
     def predicted(target: Path, name: str | None) -> Any:
-        made = predictor.from_experiment(target, name, [], World(), plain=True)
-        return made.net.state_dict(), made.classes, repr(made.spec)
+        loaded = predictor.from_experiment(target, name, [], World(), as_is=True)
+        return loaded.net.state_dict(), loaded.classes, repr(loaded.spec)
 
     def pretrained(file: Path) -> Any:
         return methods.build(**{**arguments, "pretrained": str(file)}).state_dict()
@@ -149,7 +149,7 @@ def same(one: Any, other: Any) -> bool:
 
 def judged(read: Callable[[Path], Any], file: Path, reference: Any) -> str:
     """Return "detected", "harmless", "silent", or the trace's last line."""
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     try:
         with contextlib.redirect_stdout(io.StringIO()):

@@ -23,7 +23,7 @@ from datasets.readers import open_reader
 from tests.datasets.media_files import DIVX_PACKED, XVID, encode, packed, placeholder, write_avi
 from tests.datasets.specs import build_index, reader_spec
 from tests.datasets.videos import frame_image
-from utils.faults import MediaError
+from utils.errors import MediaError
 
 FILES = 10
 SIDE = 96
@@ -137,14 +137,16 @@ def compare(path: Path, rng: random.Random) -> tuple[str, str]:
     records = Records.load(listed, path.parent, num_class=None)
     reader = open_reader(reader_spec("video"), records)
     try:
-        facts = reader.probe(0)
+        metadata = reader.probe(0)
         grade = build_index(str(path), path.name).grade.value
-        truth = full_decode(path, facts.height, facts.width)
-        if facts.frames != len(truth):
-            return grade, f"{facts.frames} frames, a full decode gives {len(truth)}"
-        chosen = [*range(facts.frames)] if rng.random() < 0.5 else sorted({0, facts.frames - 1, facts.frames // 2})
-        out = np.empty((len(chosen), facts.height, facts.width, 3), np.uint8)
-        reader.read(0, np.array(chosen), None, (facts.height, facts.width), out)
+        truth = full_decode(path, metadata.height, metadata.width)
+        if metadata.frames != len(truth):
+            return grade, f"{metadata.frames} frames, a full decode gives {len(truth)}"
+        chosen = (
+            [*range(metadata.frames)] if rng.random() < 0.5 else sorted({0, metadata.frames - 1, metadata.frames // 2})
+        )
+        out = np.empty((len(chosen), metadata.height, metadata.width, 3), np.uint8)
+        reader.read(0, np.array(chosen), None, (metadata.height, metadata.width), out)
         apart = np.abs(out.astype(int) - truth[chosen]).mean(axis=(1, 2, 3))
         worst = int(apart.argmax())
         return grade, "" if apart[worst] < 3 else f"frame {chosen[worst]} differs by {apart[worst]:.1f} of 255"
@@ -159,17 +161,17 @@ def row(files: int = FILES) -> dict:
     seed = int(os.environ.get("ZOETROPE_SEED") or random.SystemRandom().randrange(1 << 30))
     rng = random.Random(seed)
     oracle = "ffmpeg" if shutil.which("ffmpeg") else "opencv"
-    found: dict[str, object] = {}
+    grades_of: dict[str, object] = {}
     wrong: list[str] = []
     skipped: list[str] = []
-    with tempfile.TemporaryDirectory() as made:
+    with tempfile.TemporaryDirectory() as folder:
         for kind, (ending, make) in KINDS.items():
             if make is _mencoder and not shutil.which("mencoder"):
                 skipped.append(f"{kind}: mencoder is not installed")
                 continue
             grades = set()
             for number in range(files):
-                path = Path(made) / f"{len(found)}-{number}.{ending}"
+                path = Path(folder) / f"{len(grades_of)}-{number}.{ending}"
                 frames = 2 * rng.randint(2, 40) + 1  # no program finds a stream in a shorter transport stream
                 make(path, frames, rng)
                 grade, fault = compare(path, rng)
@@ -177,9 +179,9 @@ def row(files: int = FILES) -> dict:
                 if fault:
                     wrong.append(f"{kind}, {frames} frames: {fault}")
                 path.unlink()
-            found[kind] = "/".join(sorted(grades))
-    measured = {"seed": seed, "oracle": oracle, "files of a kind": files, "kinds": found, "wrong": wrong[:20]}
-    return {"measured": measured | {"skipped": skipped}, "holds": len(found) >= 12 and not wrong}
+            grades_of[kind] = "/".join(sorted(grades))
+    measured = {"seed": seed, "oracle": oracle, "files of a kind": files, "kinds": grades_of, "wrong": wrong[:20]}
+    return {"measured": measured | {"skipped": skipped}, "holds": len(grades_of) >= 12 and not wrong}
 
 
 if __name__ == "__main__":

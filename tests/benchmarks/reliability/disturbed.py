@@ -2,7 +2,7 @@
 
 The ranks are forked from a process that has imported everything, so a start costs a fraction of a second. They run
 `main.main(["train", ...])` as under srun: a process each, which meet through MASTER_ADDR and MASTER_PORT. Fail points
-(`utils.faults.fail_point`) set where they are disturbed.
+(`utils.errors.fail_point`) set where they are disturbed.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Event:
         point: name of a fail point.
         rank: whom it hits.
         count: at which arrival of the rank at this point, from 1, counted from the start of the process.
-        action: as `utils.faults.fail_point` names them.
+        action: as `utils.errors.fail_point` names them.
         everyone: the other ranks then get the same signal, as in a preemption.
     """
 
@@ -200,10 +200,10 @@ class _Ranks:
 
     def wait(self) -> Start:
         """Reap the ranks, thaw a frozen one, pass a preemption on, and end what is left after a death."""
-        deadline, told = time.monotonic() + START_SECONDS, False
+        deadline, is_preempted = time.monotonic() + START_SECONDS, False
         while self.pids:
-            if not told and self.event and self.event.everyone and self.marker.exists():
-                told = True
+            if not is_preempted and self.event and self.event.everyone and self.marker.exists():
+                is_preempted = True
                 self._send(signal.Signals[f"SIG{self.event.action.upper()}"], but=self.event.rank)
             for pid, rank in list(self.pids.items()):
                 if self._reap(pid, rank) not in (None, 0, STOPPED):
@@ -217,8 +217,8 @@ class _Ranks:
         return self.start
 
     def _reap(self, pid: int, rank: int) -> int | None:
-        found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
-        if not found:
+        waited, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+        if not waited:
             return None
         if os.WIFSTOPPED(status):
             time.sleep(FROZEN_SECONDS)
@@ -292,18 +292,18 @@ def _outcome(exp: Path) -> dict[str, str]:
 
     from utils import log
 
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for name in ("ckpt.pth.tar", "ckpt_best.pth.tar"):
         state = torch.load(exp / name, weights_only=True)
         parts = {key: state.get(key) for key in ("ema", "peer", "precise_bn", "scaler", "group_statistics")}
         parts |= {"momentum": state["optimizer"]["state"]}
         buffers = {key: value for key, value in state["model"].items() if _is_buffer(key)}
         parts |= {"buffers": buffers, "weights": {k: v for k, v in state["model"].items() if k not in buffers}}
-        parts |= {"numbers": {key: state[key] for key in ("step", "validated_step", "best_prec1")}}
+        parts |= {"numbers": {key: state[key] for key in ("step", "validated_step", "best_metric")}}
         parts |= {"window": {key: values for key, values in state["window"].items() if key not in ("time", "data")}}
-        found |= {f"{name}: {part}": _digest(value) for part, value in parts.items() if value is not None}
+        digests |= {f"{name}: {part}": _digest(value) for part, value in parts.items() if value is not None}
     curves = log.read_scalars(exp / "events" / log.SCALARS)
-    return found | {f"curve {tag}": _digest(curve) for tag, curve in curves.items()}
+    return digests | {f"curve {tag}": _digest(curve) for tag, curve in curves.items()}
 
 
 def _is_buffer(key: str) -> bool:

@@ -189,8 +189,8 @@ def rows_of(exp: Path) -> dict[str, bytes]:
     """The kept views of each video, by its path."""
     from anal_tools.evaluate.results import Results
 
-    found = Results.load(exp, "n")
-    return {path: np.ascontiguousarray(found.logits[i]).tobytes() for i, path in enumerate(found.ids)}
+    results = Results.load(exp, "n")
+    return {path: np.ascontiguousarray(results.logits[i]).tobytes() for i, path in enumerate(results.ids)}
 
 
 def run_case(world: World, change: Change, rng: random.Random) -> dict[str, Any]:
@@ -206,11 +206,11 @@ def run_case(world: World, change: Change, rng: random.Random) -> dict[str, Any]
     change.between(exp)
     second = world.score(exp, change.words)
     assert second.code == 0, second.err
-    old, new, found = rows_of(clean_old), rows_of(clean_new), rows_of(exp)
+    old, new, rows = rows_of(clean_old), rows_of(clean_new), rows_of(exp)
     outcome = {
         "stopped_after": after,
         "resumed": "resuming" in second.out,
-        "mixed": sum(found[path] != new[path] for path in found) + len(found.keys() ^ new.keys()),
+        "mixed": sum(rows[path] != new[path] for path in rows) + len(rows.keys() ^ new.keys()),
         "rows_that_differ_between_the_settings": sum(old.get(path) != row for path, row in new.items()),
     }
     for folder in (clean_old, clean_new, exp):
@@ -246,8 +246,8 @@ def code_case(world: World, rng: random.Random) -> dict[str, Any]:
     kernel.write_text(kernel.read_text().replace("cv2.INTER_LINEAR", "cv2.INTER_NEAREST"))
     done = [score(clean), score(exp)]
     assert [one.returncode for one in done] == [0, 0], done[-1].stderr[-2000:]
-    new, found = rows_of(clean), rows_of(exp)
-    mixed = sum(found[path] != row for path, row in new.items())
+    new, rows = rows_of(clean), rows_of(exp)
+    mixed = sum(rows[path] != row for path, row in new.items())
     named = "code (datasets/readers/resize.py)" in done[1].stdout
     resumed = "resuming" in done[1].stdout
     return {
@@ -267,17 +267,23 @@ def row(cases: Sequence[str] | None = None) -> dict[str, Any]:
     """
     seed = int(os.environ.get("ZOETROPE_SEED") or random.SystemRandom().randrange(10**6))
     rng = random.Random(seed)
-    found: dict[str, Any] = {}
+    outcomes: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="zoetrope-mixing-") as name:
         world = World(Path(name))
         for case, change in world.changes().items():
             if cases is None or case in cases:
-                found[case] = run_case(world, change, rng)
+                outcomes[case] = run_case(world, change, rng)
         if cases is None or "code" in cases:
-            found["code"] = code_case(world, rng)
-    mixed = sum(one["mixed"] for one in found.values())
-    measured = {"seed": seed, "cases": len(found), "rows": VIDEOS * len(found), "mixed_rows": mixed, "each": found}
-    return {"measured": measured, "holds": bool(found) and all(one["right"] for one in found.values())}
+            outcomes["code"] = code_case(world, rng)
+    mixed = sum(one["mixed"] for one in outcomes.values())
+    measured = {
+        "seed": seed,
+        "cases": len(outcomes),
+        "rows": VIDEOS * len(outcomes),
+        "mixed_rows": mixed,
+        "each": outcomes,
+    }
+    return {"measured": measured, "holds": bool(outcomes) and all(one["right"] for one in outcomes.values())}
 
 
 def _main() -> int:

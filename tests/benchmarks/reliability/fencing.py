@@ -77,20 +77,20 @@ def _demo_words(data: Path) -> list[str]:
 
 def contents(exp: Path) -> dict[str, str]:
     """Return what readers find: sha256 over weights and momentum of the latest and the best state, and the curve."""
-    found = {}
+    digests = {}
     for name in (checkpoint.LATEST, checkpoint.BEST):
         path = checkpoint.newest(exp, name)
         assert path is not None
         state = checkpoint.load(path)
-        digest = hashlib.sha256(json.dumps([state["step"], state["validated_step"], state["best_prec1"]]).encode())
+        digest = hashlib.sha256(json.dumps([state["step"], state["validated_step"], state["best_metric"]]).encode())
         for key, tensor in sorted(state["model"].items()):
             digest.update(key.encode() + tensor.numpy().tobytes())
         for key, values in sorted(state["optimizer"]["state"].items()):
             digest.update(str(key).encode() + values["momentum_buffer"].numpy().tobytes())
-        found[name] = digest.hexdigest()
+        digests[name] = digest.hexdigest()
     curve = log.read_scalars(exp / "events" / log.SCALARS)
-    found["curves"] = hashlib.sha256(json.dumps(curve, sort_keys=True).encode()).hexdigest()
-    return found
+    digests["curves"] = hashlib.sha256(json.dumps(curve, sort_keys=True).encode()).hexdigest()
+    return digests
 
 
 def on_another_machine(words: list[str]) -> int:

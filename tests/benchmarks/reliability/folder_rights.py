@@ -27,7 +27,7 @@ from datasets.demo import verb as demo
 from tests import users
 from tests.experiment import few_videos, make
 from tests.users import ANNE, BERT, CARL, GROUP, User
-from utils import checkpoint, faults
+from utils import checkpoint, errors
 
 Case = Callable[["Place"], list[str]]
 
@@ -69,8 +69,8 @@ class Place:
 
     def state(self) -> dict[str, tuple[int, int]]:
         """Return (mode, time of the last change) of each file of the experiment."""
-        found = {path.relative_to(self.exp): os.lstat(path) for path in self.exp.rglob("*") if not path.is_dir()}
-        return {str(path): (status.st_mode, status.st_mtime_ns) for path, status in found.items()}
+        statuses = {path.relative_to(self.exp): os.lstat(path) for path in self.exp.rglob("*") if not path.is_dir()}
+        return {str(path): (status.st_mode, status.st_mtime_ns) for path, status in statuses.items()}
 
     def works(self, user: User, *argv: str, umask: int = 0o022, **environment: str) -> list[str]:
         """Check that a verb works for a user."""
@@ -80,18 +80,18 @@ class Place:
     def refused(self, user: User, *argv: str, umask: int = 0o022, word: str) -> list[str]:
         """Check that a verb is refused with one sentence that holds `word`, and that nothing has changed."""
         before = self.state()
-        code, told = self.act(user, *argv, umask=umask), self.output.read_text()
-        errors = [line for line in told.splitlines() if line.startswith("error: ")]
+        code, output = self.act(user, *argv, umask=umask), self.output.read_text()
+        errors = [line for line in output.splitlines() if line.startswith("error: ")]
         wrong = [] if code == 2 else [f"it left with {code}"]
         wrong += [] if len(errors) == 1 and word in errors[0] else [f"not one sentence with {word!r}"]
-        wrong += ["a trace"] if "Traceback" in told else []
+        wrong += ["a trace"] if "Traceback" in output else []
         wrong += ["the folder has changed"] if self.state() != before else []
-        return [f"{argv[0]} by {user.uid}: {text} ({told[-300:]})" for text in wrong]
+        return [f"{argv[0]} by {user.uid}: {text} ({output[-300:]})" for text in wrong]
 
     def finished(self) -> list[str]:
         """Check that the run is finished and undamaged."""
-        found = checkpoint.find(self.exp)
-        return [] if found and found.state["step"] == 4 else ["the run is not finished"]
+        newest = checkpoint.find(self.exp)
+        return [] if newest and newest.state["step"] == 4 else ["the run is not finished"]
 
 
 def a_umask(umask: int) -> Case:
@@ -250,8 +250,8 @@ def row(names: list[str] | None = None) -> dict:
             warm = Place(_folder(root / "warm"), root / "data", seed)
             for verb in ("train", "eval"):
                 assert main.main([verb, str(warm.exp), *warm.words]) == 0
-        with contextlib.suppress(faults.UserError):
-            raise faults.UserError("warm")
+        with contextlib.suppress(errors.UserError):
+            raise errors.UserError("warm")
         wrong = {}
         for number, name in enumerate(names or CASES):
             began = time.monotonic()

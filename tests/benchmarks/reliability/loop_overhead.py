@@ -26,9 +26,9 @@ def row(processes: int = 4) -> dict[str, Any]:
             text=True,
             check=True,
         )
-        found = json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
-        ours += found["ours"]
-        bare += found["bare"]
+        seconds = json.loads(done.stdout.strip().splitlines()[-1])["seconds"]
+        ours += seconds["ours"]
+        bare += seconds["bare"]
     measured = compare(ours, bare)
     return {"measured": measured, "holds": measured["median"] <= 1.01 and measured["high"] <= 1.03}
 

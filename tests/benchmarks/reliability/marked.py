@@ -22,16 +22,16 @@ class Mark:
     def processes(self) -> dict[int, str]:
         """Return process id -> command line of the processes that run; zombies have no environment."""
         entry = f"{VARIABLE}={self.value}".encode()
-        found = {}
+        commands = {}
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit() and int(folder.name) != os.getpid():
                 try:
                     if entry in (folder / "environ").read_bytes().split(b"\0"):
                         words = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                        found[int(folder.name)] = words.strip()
+                        commands[int(folder.name)] = words.strip()
                 except OSError:
                     continue  # it has ended
-        return found
+        return commands
 
     def seconds_until_gone(self, limit: float, but: AbstractSet[int] = frozenset()) -> float | None:
         """Wait until no process but these is left; None if some are after `limit` seconds."""

@@ -31,9 +31,15 @@ def row() -> dict[str, Any]:
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         keyed = _forge(rng, Path(folder) / "a", {"secret": b"zoetrope word", "frame_secret": SECRET})
-        plain = _forge(rng, Path(folder) / "b", {})
+        unkeyed = _forge(rng, Path(folder) / "b", {})
         endless = {name: _endless(Path(folder) / "c", piece, first) for name, (first, piece) in ENDLESS.items()}
-    measured = {"seed": seed, "with_secret": keyed, "without_secret": plain, "endless_mib": endless, "price": _price()}
+    measured = {
+        "seed": seed,
+        "with_secret": keyed,
+        "without_secret": unkeyed,
+        "endless_mib": endless,
+        "price": _price(),
+    }
     holds = (
         keyed["frames"] >= FORGED and keyed["wrong"] == 0 and keyed["right"] > 0 and keyed["right_lost"] == 0
         and max(endless.values()) <= 4.0
@@ -63,11 +69,11 @@ def _forge(rng: random.Random, path: Path, settings: dict[str, Any]) -> dict[str
     counts = dict.fromkeys(("frames", "wrong", "right", "right_lost"), 0)
     while counts["frames"] < FORGED:
         pool = MemcachedPool(Settings((server.name,), timeout=5.0, **settings))
-        found = pool.get(ROUTE, list(payloads))
+        payloads_read = pool.get(ROUTE, list(payloads))
         counts["frames"] += KEYS - len(honest)
-        counts["wrong"] += sum(found[key] != payloads[key] for key in found)
-        counts["right"] += sum(found.get(key) == payloads[key] for key in honest)
-        counts["right_lost"] += sum(key not in found for key in honest)
+        counts["wrong"] += sum(payloads_read[key] != payloads[key] for key in payloads_read)
+        counts["right"] += sum(payloads_read.get(key) == payloads[key] for key in honest)
+        counts["right_lost"] += sum(key not in payloads_read for key in honest)
         pool.close()
     server.close()
     return counts
@@ -79,7 +85,7 @@ def _forgery(rng: random.Random, key: bytes, payload: bytes, seal: Seal, payload
     other[rng.randrange(len(other))] ^= 1 << rng.randrange(8)
     if seal.version == 1:
         return Seal().pack(key, bytes(other))
-    stolen = next(found for found in payloads if found != key)
+    stolen = next(other for other in payloads if other != key)
     header = HEADER.pack(b"FS", 2, 1, len(other))
     ways = [
         lambda: Seal().pack(key, bytes(other)),
@@ -150,13 +156,13 @@ def _price() -> dict[str, float]:
 
     picture = cv2.resize(np.random.default_rng(0).integers(0, 255, (40, 54, 3), np.uint8), (340, 256))
     jpeg = cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 90])[1].tobytes()
-    found = {"bytes": float(len(jpeg))}
+    price = {"bytes": float(len(jpeg))}
     for name, seal in (("xxh3_us", Seal()), ("blake2b_us", Seal(SECRET))):
         value = seal.pack(_NAMES[0], jpeg)
         parts = value[: seal.header_bytes], value[seal.header_bytes :]
-        found[name] = _microseconds(functools.partial(seal.check, _NAMES[0], *parts), 300)
-    found["decode_us"] = _microseconds(lambda: decode(jpeg, "a"), 50)
-    return {name: round(value, 2) for name, value in found.items()}
+        price[name] = _microseconds(functools.partial(seal.check, _NAMES[0], *parts), 300)
+    price["decode_us"] = _microseconds(lambda: decode(jpeg, "a"), 50)
+    return {name: round(value, 2) for name, value in price.items()}
 
 
 def _microseconds(function: Callable[[], object], number: int) -> float:

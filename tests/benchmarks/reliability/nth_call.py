@@ -26,13 +26,13 @@ def chosen(rng: random.Random, faults: list[Fault], count: int | None) -> list[F
     """`count` of the faults, spread evenly over the kinds of calls; None: all."""
     if count is None or count >= len(faults):
         return faults
-    waiting = [rng.sample(own, len(own)) for own in kinds_of(faults).values()]
-    found: list[Fault] = []
-    while len(found) < count:
-        for own in waiting:
-            if own and len(found) < count:
-                found.append(own.pop())
-    return found
+    waiting = [rng.sample(of_kind, len(of_kind)) for of_kind in kinds_of(faults).values()]
+    picked: list[Fault] = []
+    while len(picked) < count:
+        for of_kind in waiting:
+            if of_kind and len(picked) < count:
+                picked.append(of_kind.pop())
+    return picked
 
 
 def row(counts: dict[str, int | None] | None = None, data: Path | None = None) -> dict[str, Any]:
@@ -85,8 +85,8 @@ def _counts(commands: list[str]) -> dict[str, int | None]:
         return dict.fromkeys(commands)
     others = [name for name in commands if name != "train"]
     each, rest = divmod(max(0, _cases() - _train() - 4), len(others))
-    found: dict[str, int | None] = {"train": _train() + 4}
-    return found | {name: each + (index < rest) for index, name in enumerate(others)}
+    counts: dict[str, int | None] = {"train": _train() + 4}
+    return counts | {name: each + (index < rest) for index, name in enumerate(others)}
 
 
 def _main() -> None:

@@ -56,7 +56,7 @@ class Trial:
             launcher = subprocess.Popen(self._words(), cwd=ROOT, env=env, stdout=stream, stderr=stream)
         try:
             self._await_moment(launcher)
-            found = len(self.mark.processes())
+            processes = len(self.mark.processes())
             victim = self._victim_of(launcher.pid)
             frozen = "frozen" in self.victim
             if frozen:
@@ -71,7 +71,13 @@ class Trial:
             launcher.kill()
             launcher.wait()
         case = f"{self.verb}, {self.ranks} ranks, {self.victim}, {self.moment}"
-        return {"case": case, "hit": hit, "processes": found, "seconds": seconds and round(seconds, 1), "left": left}
+        return {
+            "case": case,
+            "hit": hit,
+            "processes": processes,
+            "seconds": seconds and round(seconds, 1),
+            "left": left,
+        }
 
     def _words(self) -> list[str | Path]:
         lists, folder = self.data / "lists", self.work

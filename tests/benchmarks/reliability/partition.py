@@ -93,13 +93,16 @@ class Job:
         self.ranks = []
         for rank, output in enumerate(self.outputs):
             side = rank * 2 // RANKS
-            own = {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank % (RANKS // 2))}
-            own |= {"MASTER_ADDR": _ADDRESSES[0], "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-            own |= {"GLOO_SOCKET_IFNAME": nodes.cables[side], "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-            own |= {"ZOETROPE_COLLECTIVE_SECONDS": str(COLLECTIVE_SECONDS), "ZOETROPE_JOIN_SECONDS": str(JOIN_SECONDS)}
+            variables = {"RANK": str(rank), "WORLD_SIZE": str(RANKS), "LOCAL_RANK": str(rank % (RANKS // 2))}
+            variables |= {"MASTER_ADDR": _ADDRESSES[0], "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+            variables |= {"GLOO_SOCKET_IFNAME": nodes.cables[side], "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+            variables |= {
+                "ZOETROPE_COLLECTIVE_SECONDS": str(COLLECTIVE_SECONDS),
+                "ZOETROPE_JOIN_SECONDS": str(JOIN_SECONDS),
+            }
             words = ["ip", "netns", "exec", nodes.names[side], sys.executable, "main.py", "train", str(exp)]
             with output.open("wb") as stream:
-                env = os.environ | own | self.mark.env
+                env = os.environ | variables | self.mark.env
                 self.ranks.append(subprocess.Popen(words, cwd=ROOT, env=env, stdout=stream, stderr=stream))
 
     def ended(self) -> bool:

@@ -33,7 +33,7 @@ WARM_UP = 3  # plain DDP arranges its buckets after the first step
 PAIRS = 24
 
 
-def plain(net: nn.Module, world: World, **more: Any) -> nn.Module:
+def as_before(net: nn.Module, world: World, **more: Any) -> nn.Module:
     """Wrap a model as this repository did before."""
     known = inspect.signature(DistributedDataParallel).parameters
     more["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"] = False
@@ -42,20 +42,20 @@ def plain(net: nn.Module, world: World, **more: Any) -> nn.Module:
 
 def unused(net: nn.Module, world: World) -> nn.Module:
     """Keep DDP from arranging its buckets again: it never does so where it looks for unused parameters."""
-    return plain(net, world, find_unused_parameters=True)
+    return as_before(net, world, find_unused_parameters=True)
 
 
 def in_rank_order(net: nn.Module, world: World) -> nn.Module:
     """Add every element in the order of the ranks, wherever it lies: all-to-all, add, all-gather."""
-    model = plain(net, world)
+    model = as_before(net, world)
     assert isinstance(model, DistributedDataParallel)
     model.register_comm_hook(world, _ordered_sum)
     return model
 
 
 def _ordered_sum(world, bucket):  # noqa: ANN001, ANN202  DDP refuses annotations that are text
-    own = bucket.buffer()
-    padded = nn.functional.pad(own, (0, -own.numel() % world.size))
+    summed = bucket.buffer()
+    padded = nn.functional.pad(summed, (0, -summed.numel() % world.size))
     parts = torch.empty_like(padded)
     torch_dist.all_to_all_single(parts, padded)
     total = parts.view(world.size, -1)[0].clone()
@@ -64,11 +64,11 @@ def _ordered_sum(world, bucket):  # noqa: ANN001, ANN202  DDP refuses annotation
     gather = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
     gather(padded, total.div_(world.size))
     future: torch.futures.Future[torch.Tensor] = torch.futures.Future()
-    future.set_result(padded[: own.numel()])
+    future.set_result(padded[: summed.numel()])
     return future
 
 
-WAYS = {"fixed": dist.data_parallel, "plain": plain, "unused": unused, "ordered": in_rank_order}
+WAYS = {"fixed": dist.data_parallel, "plain": as_before, "unused": unused, "ordered": in_rank_order}
 
 
 class Trainee:
@@ -123,11 +123,11 @@ def price(way: str, ranks: int, pairs: int) -> dict[str, Any]:
         {name: [sum(each) for each in zip(*(rank[name][kind] for rank in results), strict=True)] for name in results[0]}
         for kind in (0, 1)
     )
-    found: dict[str, Any] = {"cpu": compare(seconds[way], seconds["plain"])}
-    found["cpu"]["plain_seconds"] = round(statistics.median(seconds["plain"]), 3)
-    found["bytes"] = round(statistics.median(sent[way]) / statistics.median(sent["plain"]), 4)
-    print(json.dumps({"way": way, "ranks": ranks, **found}), file=sys.stderr, flush=True)  # it takes minutes
-    return found
+    costs: dict[str, Any] = {"cpu": compare(seconds[way], seconds["plain"])}
+    costs["cpu"]["plain_seconds"] = round(statistics.median(seconds["plain"]), 3)
+    costs["bytes"] = round(statistics.median(sent[way]) / statistics.median(sent["plain"]), 4)
+    print(json.dumps({"way": way, "ranks": ranks, **costs}), file=sys.stderr, flush=True)  # it takes minutes
+    return costs
 
 
 def row(pairs: int = PAIRS, other_pairs: int = 8) -> dict[str, Any]:

@@ -40,16 +40,16 @@ def flipped(rng: random.Random, data: bytes, first: int, last: int) -> bytes:
 
 def places(path: Path) -> dict[str, tuple[int, int]]:
     """Byte ranges of a zip file: each member's data, each member's header, the tables at the end."""
-    found, data = {}, path.read_bytes()
+    ranges, data = {}, path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
             start = info.header_offset
             name, extra = (int.from_bytes(data[start + at : start + at + 2], "little") for at in (26, 28))
             body = start + 30 + name + extra
-            found[f"header of {info.filename}"] = (start, body)
-            found[info.filename] = (body, body + info.file_size)
-        found["central directory"] = (archive.start_dir, len(data))
-    return found
+            ranges[f"header of {info.filename}"] = (start, body)
+            ranges[info.filename] = (body, body + info.file_size)
+        ranges["central directory"] = (archive.start_dir, len(data))
+    return ranges
 
 
 def part_files(rng: random.Random, folder: Path) -> Counter[str]:
@@ -58,7 +58,7 @@ def part_files(rng: random.Random, folder: Path) -> Counter[str]:
 
     owner = result_parts.owner_of({"weights": "w"})
     noise = np.random.default_rng(rng.randrange(10**6))
-    wanted = {
+    expected = {
         "samples": np.arange(9),
         "failed": np.array([""] * 8 + ["torn"]),
         "repaired": np.array(["short"] + [""] * 8),
@@ -67,20 +67,20 @@ def part_files(rng: random.Random, folder: Path) -> Counter[str]:
         "boxes": noise.integers(0, 300, (3, 4)),
     }
     path = folder / "part-0000-0000-000000.npz"
-    part_file.write(path, wanted, owner)
+    part_file.write(path, expected, owner)
     whole, counts = path.read_bytes(), Counter()
     mutants = [flipped(rng, whole, *span) for span in places(path).values() for _ in range(FLIPS)]
     mutants += [whole[: rng.randrange(len(whole))] for _ in range(FLIPS)] + [b"", whole + b"x", whole[1:]]
     for data in mutants:
         path.write_bytes(data)
         try:
-            found = part_file.read(path, owner)
+            read = part_file.read(path, owner)
         except part_file.Damaged:
             counts["detected"] += 1
         except Exception:  # noqa: BLE001  what this row counts
             counts["traces"] += 1
         else:
-            same = all(np.array_equal(found[name], array) for name, array in wanted.items())
+            same = all(np.array_equal(read[name], array) for name, array in expected.items())
             counts["harmless" if same else "silent"] += 1
     return counts
 
@@ -92,7 +92,7 @@ def resumed(rng: random.Random, folder: Path) -> Counter[str]:
     world = eval_mixing.World(folder)
     clean, counts = world.experiment("videos"), Counter()
     assert world.score(clean, ()).code == 0
-    wanted = eval_mixing.rows_of(clean)
+    expected = eval_mixing.rows_of(clean)
     members = ("samples", "failed", "repaired", "logits", "frames", "boxes", "owner", "sha256")
     for damage in (*members, "cut", "empty", "all"):
         exp = world.experiment("videos")
@@ -107,7 +107,7 @@ def resumed(rng: random.Random, folder: Path) -> Counter[str]:
         else:
             path.write_bytes(b"" if damage == "empty" else flipped(rng, data, *places(path)[f"{damage}.npy"]))
         done = world.score(exp, ())
-        equal = done.code == 0 and eval_mixing.rows_of(exp) == wanted
+        equal = done.code == 0 and eval_mixing.rows_of(exp) == expected
         counts["traces"] += done.has_trace
         counts["resumed equal" if equal else "silent"] += 1
         shutil.rmtree(exp)
@@ -117,26 +117,26 @@ def resumed(rng: random.Random, folder: Path) -> Counter[str]:
 def results(rng: random.Random, folder: Path) -> Counter[str]:
     """Damage finished results, and read them with every verb."""
     from anal_tools.evaluate.results import Results
-    from utils.faults import UserError
+    from utils.errors import UserError
 
     counts: Counter[str] = Counter()
     logits = guessed([0, 1, 2, 0, None, 2], 3)
     about = {"labels": [0, 1, 2, 1, 0, 2], "logits": logits, "names": ["a", "b", "c"]}
     good = sealed(write_results(folder / "good", **about))
-    wanted = json.loads((good / "results/best.json").read_text())
+    expected = json.loads((good / "results/best.json").read_text())
     for path in sorted((good / "results").rglob("*.*")):
         whole = path.read_bytes()
         for _ in range(FLIPS if whole else 0):
             path.write_bytes(flipped(rng, whole, 0, len(whole)))
             try:
-                found = Results.load(good)
-                _ = found.frames, found.views, found.ledger
+                results_read = Results.load(good)
+                _ = results_read.frames, results_read.views, results_read.ledger
             except UserError:
                 counts["detected"] += 1
             except Exception:  # noqa: BLE001  what this row counts
                 counts["traces"] += 1
             else:
-                same = path.name == "best.json" and found.summary == wanted
+                same = path.name == "best.json" and results_read.summary == expected
                 counts["harmless" if same else "silent"] += 1
         for verb in VERBS if whole else ():
             path.write_bytes(flipped(rng, whole, len(whole) // 2, len(whole)))
@@ -155,14 +155,14 @@ def _verb(verb: str, exp: Path, *, read_all: bool = False) -> str:
     """Run a verb on a damaged result: one sentence and exit code 2, or (`read_all`) it does not read that file."""
     import main
 
-    said = io.StringIO()
+    output = io.StringIO()
     words = [str(exp), str(exp)] if verb == "compare" else [str(exp)]
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(io.StringIO()):
             code = main.main([verb, *words])
     except Exception:  # noqa: BLE001  what this row counts
         return "traces"
-    if code == 2 and len(said.getvalue().splitlines()) == 1:
+    if code == 2 and len(output.getvalue().splitlines()) == 1:
         return "detected"
     return "not read by this verb" if read_all and code == 0 else "silent"
 

@@ -79,8 +79,8 @@ class Rough(slurm.Rough):
 
     def srun_killed(self) -> None:
         """kill -9 of the srun that has started the ranks."""
-        found = self.mark.processes().items()
-        steps = [pid for pid, words in found if words.startswith("srun ") and "_submit" in words]
+        processes = self.mark.processes().items()
+        steps = [pid for pid, words in processes if words.startswith("srun ") and "_submit" in words]
         self._kill("srun", [pid for pid in steps if _parent(pid) not in steps])  # its own child is a helper
 
     def _kill(self, name: str, victims: list[int]) -> None:
@@ -114,9 +114,9 @@ def fingerprint(exp: Path) -> dict[str, str]:
 
     latest, best = (torch.load(exp / name, weights_only=True) for name in ("ckpt.pth.tar", "ckpt_best.pth.tar"))
     momentum = {str(key): values["momentum_buffer"] for key, values in latest["optimizer"]["state"].items()}
-    curve = json.dumps([sorted(logged_losses(exp).items()), latest["best_prec1"], best["step"]])
-    found = {"weights": digest(latest["model"]), "momentum": digest(momentum), "ema": digest(latest["ema"])}
-    return found | {"best": digest(best["model"]), "curve": hashlib.sha256(curve.encode()).hexdigest()}
+    curve = json.dumps([sorted(logged_losses(exp).items()), latest["best_metric"], best["step"]])
+    digests = {"weights": digest(latest["model"]), "momentum": digest(momentum), "ema": digest(latest["ema"])}
+    return digests | {"best": digest(best["model"]), "curve": hashlib.sha256(curve.encode()).hexdigest()}
 
 
 def row(names: list[str] | None = None) -> dict:

@@ -169,8 +169,8 @@ class Soak:
         with disturbed.kept_only_if_different(exp) as different:
             hit = self._to_the_end(exp, ranks, settings, events, different)
             if not different:
-                found = disturbed.outcome(exp)
-                different += [name for name in found | expected if found.get(name) != expected.get(name)]
+                outcome = disturbed.outcome(exp)
+                different += [name for name in outcome | expected if outcome.get(name) != expected.get(name)]
                 if different:
                     self._fault(f"other bits in {', '.join(different)}", ranks, settings, hit, None)
         for event in hit:

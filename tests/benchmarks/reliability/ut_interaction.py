@@ -22,7 +22,7 @@ CONFIG = """\
 common:
     model: {{type: tsn, backbone: mobilenetv2, num_segments: 3, num_class: 6, pretrained: False}}
     augmentation: {{input_size: 64, test_resize: 72, crop: multi_scale}}
-    data: {{reader: video, sampling: tsn, bad_budget: 0.0, on_bad: error, facts: {facts}}}
+    data: {{reader: video, sampling: tsn, bad_budget: 0.0, on_bad: error, metadata: {metadata}}}
     workers: 2
     batch_size: 6
     lr_scheduler: {{type: COSINE, base_lr: 0.01, warmup_steps: 2, warmup_lr: 0.02, max_iter: {steps}}}
@@ -70,10 +70,10 @@ def pixels_equal(truth: dict[str, list[np.ndarray]], rng: random.Random) -> int:
     reader, differing = open_reader(reader_spec("video"), records), 0
     for i in range(len(records)):
         images = truth[Path(records.path(i)).stem]
-        facts = reader.probe(i)
+        metadata = reader.probe(i)
         chosen = [0, len(images) - 1, *rng.sample(range(len(images)), 4)]
-        out = np.empty((len(chosen), facts.height, facts.width, 3), np.uint8)
-        reader.read(i, np.array(chosen), None, (facts.height, facts.width), out)
+        out = np.empty((len(chosen), metadata.height, metadata.width, 3), np.uint8)
+        reader.read(i, np.array(chosen), None, (metadata.height, metadata.width), out)
         apart = [np.abs(out[k, ..., ::-1].astype(int) - images[n]).mean() for k, n in enumerate(chosen)]
         differing += int(max(apart) > 1.0)
     reader.close()
@@ -90,13 +90,13 @@ def row() -> dict:
     measured: dict[str, object] = {"seed": seed, "videos": len(counts), "frames": sum(counts.values())}
     measured["videos with other pixels"] = pixels_equal(truth, random.Random(seed))
     del truth
-    said: list[str] = []
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    lines_printed: list[str] = []
+    with tempfile.TemporaryDirectory() as work:
+        folder = Path(work)
 
         def run(name: str, *argv: str | Path) -> None:
             done = command(*argv)
-            said.extend((done.stdout + done.stderr).splitlines())
+            lines_printed.extend((done.stdout + done.stderr).splitlines())
             measured[name] = "ok" if done.returncode == 0 else f"exit {done.returncode}: {done.stderr[-300:]}"
 
         run("scan", "main.py", "scan", LISTS / "all.txt", "--root", SHARED, "--out", folder / "scan", "--decode", "all")
@@ -105,24 +105,24 @@ def row() -> dict:
             words = ["--as", form, "--root", SHARED, "--short-side", "72"]
             run(f"dump {form}", "main.py", "dump", LISTS / "all.txt", folder / form, *words)
             equal[form] = counts_in(folder / form / "all.txt") == counts
-        for name, facts in (("exp", "null"), ("with_facts", folder / "scan/facts.bin")):
+        for name, metadata in (("exp", "null"), ("with_metadata", folder / "scan/metadata.bin")):
             exp = folder / name
             exp.mkdir()
-            text = CONFIG.format(data=SHARED, lists=LISTS, steps=STEPS, facts=facts)
+            text = CONFIG.format(data=SHARED, lists=LISTS, steps=STEPS, metadata=metadata)
             (exp / "config.yaml").write_text(text)
             run(f"train {name}", "-m", "launch", "train", exp, "local", "2")
             run(f"eval {name}", "-m", "launch", "eval", exp, "local", "2")
-        curves = [read_scalars(folder / name / "events/scalars.jsonl") for name in ("exp", "with_facts")]
+        curves = [read_scalars(folder / name / "events/scalars.jsonl") for name in ("exp", "with_metadata")]
         losses = [curve.get("loss_train", []) for curve in curves]
-        equal["loss with and without facts"] = len(losses[0]) == STEPS // 2 and losses[0] == losses[1]
+        equal["loss with and without metadata"] = len(losses[0]) == STEPS // 2 and losses[0] == losses[1]
         words = ["--checkpoint", "latest", "--out", folder / "predicted"]
         run("predict", "main.py", "predict", folder / "exp", SHARED / "ut_interaction2", *words)
         answers = json.loads((folder / "predicted/infer.json").read_text())
         equal["predict"] = {Path(one["source"]).stem: one["frames"] for one in answers["videos"]} == counts
-        log = "".join((folder / name / "log.txt").read_text() for name in ("exp", "with_facts"))
-    said += log.splitlines()
+        log = "".join((folder / name / "log.txt").read_text() for name in ("exp", "with_metadata"))
+    lines_printed += log.splitlines()
     measured["counts equal to a full decode"] = equal
-    lines = [line for line in said if "bad sample" in line or "  bad: " in line or "cannot be read" in line]
+    lines = [line for line in lines_printed if "bad sample" in line or "  bad: " in line or "cannot be read" in line]
     measured["bad lines"] = lines[:3]
     ok = all(value == "ok" for name, value in measured.items() if name.split()[0] in _COMMANDS)
     holds = ok and all(equal.values()) and not lines and not measured["videos with other pixels"] and len(counts) == 60

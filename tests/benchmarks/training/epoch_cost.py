@@ -76,7 +76,7 @@ common:
     model: {{type: {method}, backbone: {backbone}, num_segments: {segments}, num_class: {classes}, dropout: 0.0,
             pretrained: False}}
     augmentation: {{input_size: {size}, test_resize: {size}, crop: random_resized, area: [{low}, {high}]}}
-    data: {{reader: video, sampling: mm1, clip_len: {length}, frame_interval: {interval}, flip: true}}
+    data: {{reader: video, sampling: mmaction2_1x, clip_len: {length}, frame_interval: {interval}, flip: true}}
     workers: 0
     batch_size: {batch}
     shards: 1
@@ -104,11 +104,11 @@ class Bare:
         torch.manual_seed(0)
         self.setting = setting
         self.random = np.random.default_rng(0)
-        made = methods.build(
+        model = methods.build(
             type=setting.method, backbone=setting.backbone, num_class=CLASSES, num_segments=setting.frames, dropout=0.0
         )
         layout = torch.channels_last_3d if setting.method == "slowonly" else torch.channels_last
-        self.net = made.to(memory_format=layout).train()
+        self.net = model.to(memory_format=layout).train()
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True)
         self.mean, self.std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
         self.seconds: dict[str, list[float]] = {name: [] for name in ("read", "forward", "backward", "optimiser")}
@@ -142,18 +142,20 @@ class Bare:
         with av.open(path) as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
-            wanted = self.ordinals(stream.frames)
+            ordinals = self.ordinals(stream.frames)
             x, y, w, h = self.box(stream.width, stream.height)
             step = 1 / (stream.average_rate * stream.time_base)
             begin = stream.start_time or 0
-            container.seek(int(begin + wanted[0] * step), stream=stream, backward=True)
+            container.seek(int(begin + ordinals[0] * step), stream=stream, backward=True)
             row = 0
             for frame in container.decode(stream):
-                while row < len(wanted) and frame.pts is not None and frame.pts >= begin + (wanted[row] - 0.5) * step:
+                while (
+                    row < len(ordinals) and frame.pts is not None and frame.pts >= begin + (ordinals[row] - 0.5) * step
+                ):
                     picture = frame.to_ndarray(format="rgb24")[y : y + h, x : x + w]
                     cv2.resize(picture, (size, size), dst=out[row], interpolation=cv2.INTER_LINEAR)
                     row += 1
-                if row == len(wanted):
+                if row == len(ordinals):
                     break
             out[row:] = out[row - 1]  # the container promised more frames than there are
         return out[:, :, ::-1].copy() if self.random.random() < 0.5 else out
@@ -179,8 +181,8 @@ class Bare:
 class InTurn:
     """The training loader; when the loop asks for the next clips its step is over, and it is the bare loop's turn."""
 
-    def __init__(self, loader: Any, bare: Bare, found: dict[str, list[float]]) -> None:
-        self.loader, self.bare, self.found = loader, bare, found
+    def __init__(self, loader: Any, bare: Bare, seconds: dict[str, list[float]]) -> None:
+        self.loader, self.bare, self.seconds = loader, bare, seconds
 
     def __enter__(self) -> InTurn:
         self.loader.__enter__()
@@ -204,9 +206,9 @@ class InTurn:
             ended = time.process_time()
             self.bare.step(paths, labels)
             if step >= WARM_UP:
-                self.found["ours"].append(ended - began)
-                self.found["ours_read"].append(read - began)
-                self.found["bare"].append(time.process_time() - ended)
+                self.seconds["ours"].append(ended - began)
+                self.seconds["ours_read"].append(read - began)
+                self.seconds["bare"].append(time.process_time() - ended)
 
 
 def measure(setting: Setting) -> dict[str, Any]:
@@ -221,9 +223,9 @@ def measure(setting: Setting) -> dict[str, Any]:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     bare = Bare(setting)
-    found: dict[str, list[float]] = {"ours": [], "ours_read": [], "bare": []}
-    plain = loader.train
-    loader.train = lambda *words, **named: InTurn(plain(*words, **named), bare, found)
+    seconds: dict[str, list[float]] = {"ours": [], "ours_read": [], "bare": []}
+    train_loader = loader.train
+    loader.train = lambda *words, **named: InTurn(train_loader(*words, **named), bare, seconds)
     run.Run.save = lambda self, name="": None
     with tempfile.TemporaryDirectory() as name:
         numbers = vars(setting) | {"classes": CLASSES, "low": AREA[0], "high": AREA[1]}
@@ -232,7 +234,7 @@ def measure(setting: Setting) -> dict[str, Any]:
         Path(name, "config.yaml").write_text(text)
         main.train(Path(name))
     parts = {part: sum(values[WARM_UP:]) for part, values in bare.seconds.items()}
-    return {"seconds": found, "bare_parts": parts}
+    return {"seconds": seconds, "bare_parts": parts}
 
 
 def over_bare() -> dict:

@@ -20,7 +20,7 @@ from tests.benchmarks.rows import ROOT, SHARED, command, environment, evaluate, 
 
 def ranks_of(exp: Path) -> list[int]:
     """Process ids of the ranks that train this folder."""
-    found = []
+    pids = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
@@ -29,8 +29,8 @@ def ranks_of(exp: Path) -> list[int]:
                 continue
             runs_main = any(word.endswith(b"main.py") for word in words) and b"torch.distributed.run" not in words
             if runs_main and b"train" in words and os.fsencode(exp) in words:
-                found.append(int(entry.name))
-    return sorted(found)
+                pids.append(int(entry.name))
+    return sorted(pids)
 
 
 def start_training(exp: Path, ranks: int, *overrides: str, env: dict[str, str] | None = None) -> subprocess.Popen:
@@ -128,7 +128,7 @@ def clip_hashes(exp: Path, ranks: int, steps: int) -> dict[int, str]:
 
     cfg = config.load(exp)
     records = Records.load(Path(cfg.train_source), cfg.train_root, num_class=cfg.model.num_class)
-    found: dict[int, str] = {}
+    digests: dict[int, str] = {}
     for rank in range(ranks):
         shards = ShardPlan(4, cfg.batch_size, ranks, rank, 4)
         world = dist.World(rank, ranks, rank, torch.device("cpu"), None)
@@ -139,11 +139,11 @@ def clip_hashes(exp: Path, ranks: int, steps: int) -> dict[int, str]:
                     digest = hashlib.sha256(batch.clips[row].numpy().tobytes())
                     for rows in (*batch.drawn.values(), batch.labels):
                         digest.update(rows[row].numpy().tobytes())
-                    found[position] = digest.hexdigest()
+                    digests[position] = digest.hexdigest()
             if step + 1 == steps:
                 break
         batches.close()
-    return found
+    return digests
 
 
 def sync_bn_differences() -> dict:
@@ -161,17 +161,17 @@ def validation_on_ranks(work: Path) -> dict:
     (data / "lists/val23.txt").write_text("".join((data / "lists/val.txt").read_text().splitlines(True)[:23]))
     exp = small_experiment(work / "validation", data, steps=8, val_freq=8)
     train(exp, 0)
-    found = {}
+    by_ranks = {}
     for ranks in (1, 2, 3):
         summary = evaluate(exp, ranks, "--list", str(data / "lists/val23.txt"), "--name", f"on-{ranks}")
         folder = exp / "results" / f"on-{ranks}"
         ids = (folder / "ids.txt").read_text().splitlines()
-        found[ranks] = (ids, np.load(folder / "logits.npy"), summary["metrics"])
-    ids, logits, metrics = found[1]
-    once = len(set(ids)) == 23 and all(found[n][0] == ids for n in found)
-    gap = max(float(np.abs(found[n][1] - logits).max()) for n in found)
+        by_ranks[ranks] = (ids, np.load(folder / "logits.npy"), summary["metrics"])
+    ids, logits, metrics = by_ranks[1]
+    once = len(set(ids)) == 23 and all(by_ranks[n][0] == ids for n in by_ranks)
+    gap = max(float(np.abs(by_ranks[n][1] - logits).max()) for n in by_ranks)
     whole = ("num_videos", "top1", "top5", "mean_class_accuracy")
-    same = all(found[n][2][key] == metrics[key] for n in found for key in whole) and metrics["num_videos"] == 23
+    same = all(by_ranks[n][2][key] == metrics[key] for n in by_ranks for key in whole) and metrics["num_videos"] == 23
     return {
         "measured": {"each_once": once, "logit_gap": gap, "metrics": metrics},
         "holds": once and same and gap <= 1e-5,

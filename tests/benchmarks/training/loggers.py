@@ -32,7 +32,7 @@ def steps(run: log.RunLog, first: int, count: int) -> float:
     began = time.perf_counter()
     for step in range(first, first + count):
         time.sleep(SLEEP)
-        run.scalars(step, {"loss_train": 1 / step, "acc1_train": 50.0, "acc5_train": 80.0, "lr": 0.1})
+        run.scalars(step, {"loss_train": 1 / step, "top1_train": 50.0, "top5_train": 80.0, "lr": 0.1})
     return time.perf_counter() - began
 
 
@@ -85,12 +85,12 @@ def cost(name: str, disturb: Callable[[loggers.Feed, int], object] = lambda feed
 def server(*, silent: bool = False) -> Iterator[mlflow_server.Server | None]:
     """Start an MLflow server, or a port that never answers, and let MLflow's clients find it."""
     with tempfile.TemporaryDirectory(prefix="zoetrope-mlflow-") as folder:
-        made = None if silent else mlflow_server.Server(Path(folder))
+        started = None if silent else mlflow_server.Server(Path(folder))
         with socket.create_server(("127.0.0.1", 0)) as port:
-            os.environ["MLFLOW_TRACKING_URI"] = made.uri if made else f"http://127.0.0.1:{port.getsockname()[1]}"
-            yield made
-        if made:
-            made.kill()
+            os.environ["MLFLOW_TRACKING_URI"] = started.uri if started else f"http://127.0.0.1:{port.getsockname()[1]}"
+            yield started
+        if started:
+            started.kill()
 
 
 def live() -> dict:
@@ -102,9 +102,9 @@ def live() -> dict:
 
 def dead() -> dict:
     """A server that is killed after a third of the steps."""
-    with server() as made:
-        assert made is not None, "not silent"
-        return cost("mlflow", lambda feed, step: made.kill() if step > STEPS / 3 and made.process else None)
+    with server() as started:
+        assert started is not None, "not silent"
+        return cost("mlflow", lambda feed, step: started.kill() if step > STEPS / 3 and started.process else None)
 
 
 def silent() -> dict:

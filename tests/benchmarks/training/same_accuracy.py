@@ -49,11 +49,11 @@ def places(work: Path, form: str) -> tuple[Path, Path, Path]:
     lists = [folder / f"lists/fold01_{split}.txt" for split in ("train", "val")]
     if form == "video":
         return folder / "videos", lists[0], lists[1]
-    made = work / f"dump-{form}"
+    dump = work / f"dump-{form}"
     for one in lists:
-        if not (made / one.name).exists():
-            command("main.py", "dump", one, made, "--root", folder / "videos", "--as", form, "--lossless")
-    return made, made / lists[0].name, made / lists[1].name
+        if not (dump / one.name).exists():
+            command("main.py", "dump", one, dump, "--root", folder / "videos", "--as", form, "--lossless")
+    return dump, dump / lists[0].name, dump / lists[1].name
 
 
 def one_run(work: Path, form: str, ranks: int) -> dict[str, object]:

@@ -30,7 +30,7 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
     from utils.signals import StopFlag
 
     gradients = torch.zeros(GRADIENTS)
-    found = {name: [] for side in SIDES for name in (side, f"cpu {side}")}
+    times = {name: [] for side in SIDES for name in (side, f"cpu {side}")}
     with StopFlag() as stop:
         for index in range(3 * steps):
             side = SIDES[(index + index // 3) % 3]  # in the order a b c b c a c a b
@@ -46,31 +46,31 @@ def measure(world, *, steps: int = STEPS, seconds: float = SLEEP) -> dict[str, l
             if side == "with":
                 numbers = dict(zip(NAMES, values, strict=True))
                 assert numbers["stop"] + numbers["save"] == 0
-            found[side].append(time.perf_counter() - began)
-            found[f"cpu {side}"].append(time.process_time() - cpu)
-    return found
+            times[side].append(time.perf_counter() - began)
+            times[f"cpu {side}"].append(time.process_time() - cpu)
+    return times
 
 
-def summary(found: dict[str, list[float]]) -> dict[str, float]:
+def summary(seconds: dict[str, list[float]]) -> dict[str, float]:
     """Overhead in per cent of 100 ms: the median difference of neighbouring steps, wall and CPU."""
 
     def more(side: str, than: str) -> float:
-        return statistics.median(a - b for a, b in zip(found[side], found[than], strict=True))
+        return statistics.median(a - b for a, b in zip(seconds[side], seconds[than], strict=True))
 
     wall, cpu = more("with", "without"), more("cpu with", "cpu without")
     return {
-        "measured_step_ms": round(1000 * statistics.median(found["without"]), 3),
+        "measured_step_ms": round(1000 * statistics.median(seconds["without"]), 3),
         "overhead_us": round(1e6 * wall, 1),
         "overhead_percent": round(100 * wall / STEP, 4),
         "cpu_percent": round(100 * cpu / STEP, 4),
         "against_no_sum_at_all_percent": round(100 * more("with", "nothing") / STEP, 4),
-        "pairs": len(found["with"]),
+        "pairs": len(seconds["with"]),
     }
 
 
 def stop_overhead() -> dict:
     """Run both ranks; the worse of them counts."""
-    both = [summary(found) for found in run_ranks(__file__, "measure", 2, timeout=280)]
+    both = [summary(seconds) for seconds in run_ranks(__file__, "measure", 2, timeout=280)]
     measured = max(both, key=lambda one: one["overhead_percent"])
     return {"measured": measured, "holds": measured["overhead_percent"] <= 0.5}
 

@@ -24,11 +24,11 @@ def test_the_first_lines_and_the_curves_of_a_run(tmp_path: Path, tiny_videos: Pa
     assert main.train(exp, overrides=[few_videos(exp, tiny_videos, 2)]) == 0
     text = (exp / "log.txt").read_text()
     threads, parameters = torch.get_num_threads(), "2.23 M"
-    wanted = (
+    expected = (
         f"device cpu, threads {threads}, videos 8 + 2, classes 8, parameters {parameters}, iterations 4, 2.0 an epoch"
     )
-    assert wanted in text
-    assert text.index(wanted) < text.index("Iter: [1/4]")
+    assert expected in text
+    assert text.index(expected) < text.index("Iter: [1/4]")
     assert [line["step"] for line in parse_log(exp / "log.txt")] == [1, 2, 4]
     assert "reading holds training up" not in text.partition("Iter: [2/4]")[0]  # iteration 1 holds the start
 
@@ -62,13 +62,13 @@ def test_loss_spikes_and_skipped_steps_are_written_down(tmp_path: Path, tiny_vid
                 parameter.grad = torch.full_like(parameter, gradient)
             learner.scaler.scale(torch.zeros(1))
             learner.grad_norm = optim.apply(learner.optimizer, learner.scaler, measure=True)
-        found = {name: float(value) for name, value in watched._figures().items()}
-        watched._look_for_skipped_steps(found)
-        assert found["loss_scale"] == 256.0
+        figures = {name: float(value) for name, value in watched._figures().items()}
+        watched._look_for_skipped_steps(figures)
+        assert figures["loss_scale"] == 256.0
         # The last step's gradients were divided by a scale of 256
         count = sum(parameter.numel() for parameter in learner.net.parameters())
-        assert found["grad_norm"] == pytest.approx(math.sqrt(count) / 256, rel=1e-3)
-        watched._look_for_skipped_steps(found)  # says nothing twice
+        assert figures["grad_norm"] == pytest.approx(math.sqrt(count) / 256, rel=1e-3)
+        watched._look_for_skipped_steps(figures)  # says nothing twice
 
     text = (exp / "log.txt").read_text()
     assert re.findall(r"loss spike at iteration (\d+): 9\.0000, the mean of the 21 before is 2\.\d+", text) == ["30"]

@@ -13,7 +13,7 @@ from tests.ranks import run_ranks
 from utils.dist import World
 from utils.engine import precise_bn
 from utils.shards import ShardPlan
-from utils.sync_bn import GroupBatchNorm, Statistics, convert
+from utils.sync_bn import BnStats, GroupBatchNorm, convert
 
 BATCHES, ROWS = 5, 6
 
@@ -83,17 +83,17 @@ def reference(net: Small, pieces: int) -> dict[str, torch.Tensor]:
                 x = batch_norm("bn1", net.conv(x)).relu()
                 batch_norm("bn2", net.frozen(x))
     return {
-        f"{name}.running_{kind}": torch.stack(found[name]).mean(0)
+        f"{name}.running_{kind}": torch.stack(parts[name]).mean(0)
         for name in ("bn1", "bn2")
-        for kind, found in (("mean", means), ("var", variances))
+        for kind, parts in (("mean", means), ("var", variances))
     }
 
 
-def assert_equal_statistics(found: dict[str, torch.Tensor] | None, expected: dict[str, torch.Tensor]) -> None:
-    assert found is not None
-    assert found.keys() == expected.keys()
+def assert_equal_statistics(statistics: dict[str, torch.Tensor] | None, expected: dict[str, torch.Tensor]) -> None:
+    assert statistics is not None
+    assert statistics.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10)
+        torch.testing.assert_close(statistics[name], value, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
@@ -109,14 +109,14 @@ def test_the_model_and_its_training_state_are_as_before() -> None:
     net = network()
     shards = ShardPlan(1, ROWS)
     convert(net, shards, sync_stats=True)
-    statistics = Statistics(net, shards, World())
+    bn_stats = BnStats(net, shards, World())
 
     def step(number: int) -> None:
         net.train()
         torch.manual_seed(number)  # dropout of this little network is torch's own
         net(clips(number))
-        statistics.after_micro_batch(0)
-        statistics.after_step()
+        bn_stats.after_micro_batch(0)
+        bn_stats.after_step()
 
     step(0)
     with_detour, modes = copy.deepcopy(net.state_dict()), {name: m.training for name, m in net.named_modules()}
@@ -135,7 +135,7 @@ def test_the_model_and_its_training_state_are_as_before() -> None:
 
     other = network()
     convert(other, shards, sync_stats=True)
-    net, statistics = other, Statistics(other, shards, World())
+    net, bn_stats = other, BnStats(other, shards, World())
     step(0)
     step(1)
     for name, tensor in net.state_dict().items():
@@ -183,5 +183,5 @@ def on_a_rank(world: World, group: int) -> dict[str, torch.Tensor]:
 def test_two_ranks_give_the_same_on_both(group: int) -> None:
     """BN groups of one shard count as batches of their own; a group of two shards is one batch."""
     expected = reference(network().eval(), 2 // group)
-    for found in run_ranks(__file__, "on_a_rank", 2, group=group):
-        assert_equal_statistics(found, expected)
+    for statistics in run_ranks(__file__, "on_a_rank", 2, group=group):
+        assert_equal_statistics(statistics, expected)

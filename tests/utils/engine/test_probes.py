@@ -10,7 +10,7 @@ from torch import nn
 
 import methods
 from utils.engine import probes
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def probe(*factors: float) -> nn.Module:

@@ -13,7 +13,7 @@ from tests.experiment import few_videos, make
 from utils import checkpoint
 from utils.checkpoint import CorruptCheckpoint
 from utils.engine import state
-from utils.faults import UserError
+from utils.errors import UserError
 
 
 def small(folder: Path, data: Path) -> tuple[Path, str]:
@@ -28,15 +28,15 @@ def test_a_new_thing_in_a_checkpoint_is_one_entry(
     toy = state.Entry(
         "high_losses",
         save=lambda now: getattr(now, "high_losses", 0),
-        load=lambda now, found: setattr(now, "high_losses", found.state["high_losses"]),
+        load=lambda now, source: setattr(now, "high_losses", source.state["high_losses"]),
         types=(int,),
     )
     monkeypatch.setattr(state, "ENTRIES", (*state.ENTRIES, toy))
     exp, few = small(tmp_path / "exp", motion_videos)
-    seen, plain, stop_at = [], main.train_step, 2
+    seen, train_step, stop_at = [], main.train_step, 2
 
     def counting(learner, step, batches, *, stop, save, meanwhile):  # noqa: ANN001, ANN202
-        return plain(learner, step, batches, stop=stop or step + 1 == stop_at, save=save, meanwhile=meanwhile)
+        return train_step(learner, step, batches, stop=stop or step + 1 == stop_at, save=save, meanwhile=meanwhile)
 
     def after_step(run, step, numbers, then=state_of_run()):  # noqa: ANN001, ANN202
         run.state.high_losses = getattr(run.state, "high_losses", 0) + 1
@@ -55,7 +55,7 @@ def test_a_new_thing_in_a_checkpoint_is_one_entry(
         state.check(exp / "ckpt.pth.tar", saved)
 
     stop_at = 0
-    monkeypatch.setattr(main, "train_step", plain)
+    monkeypatch.setattr(main, "train_step", train_step)
     assert main.train(exp, overrides=[few]) == 0
     assert seen == [1, 2, 3, 4], "the second process resumes the count of the first"
 

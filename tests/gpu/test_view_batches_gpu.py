@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils import chunks
+from utils import view_batches
 
 pytestmark = pytest.mark.gpu
 
@@ -26,23 +26,23 @@ def test_memory_decides_and_running_out_of_it_does_not_stop(device: torch.device
     def forward(clips: torch.Tensor) -> torch.Tensor:
         return net(clips.permute(0, 4, 1, 2, 3).float() / 255).mean((2, 3, 4))
 
-    said: list[str] = []
+    messages: list[str] = []
     with torch.inference_mode():
         expected = torch.cat([forward(view[None]) for view in views])
-        free = chunks.Chunks(forward, device, say=said.append)
+        free = view_batches.ViewBatcher(forward, device, say=messages.append)
         assert torch.allclose(free.run(lambda start, stop: views[start:stop], 32), expected, atol=1e-3)
         assert free.size == 32
-        assert said == []
+        assert messages == []
         torch.cuda.empty_cache()
         total = torch.cuda.get_device_properties(device).total_memory
         used = torch.cuda.memory_reserved(device)
         try:  # a view takes some 24 MiB here, 32 views 750
             torch.cuda.set_per_process_memory_fraction((used + 300 * 2**20) / total, device)
-            tight = chunks.Chunks(forward, device, size=32, say=said.append)
+            tight = view_batches.ViewBatcher(forward, device, size=32, say=messages.append)
             scores = tight.run(lambda start, stop: views[start:stop], 32)
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
     assert torch.allclose(scores, expected, atol=1e-3)
     assert tight.size < 32
-    assert said
-    assert "memory ran out with 32 views at once" in said[0]
+    assert messages
+    assert "memory ran out with 32 views at once" in messages[0]

@@ -88,7 +88,7 @@ class MediaError(Exception):
         self.reason = reason
 
 
-class LostRank(RuntimeError):
+class RankLostError(RuntimeError):
     """Another rank died or stopped answering. `main.py` prints one line and leaves with exit code 1."""
 
 
@@ -104,9 +104,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def listed(what: str, names: Iterable[str], *, most: int = 6) -> str:
     """Return `what: a, b, c, ... 12 in all`, or "" for no names."""
-    found = list(names)
-    more = f", ... {len(found)} in all" if len(found) > most else ""
-    return f"{what}: {', '.join(found[:most])}{more}" if found else ""
+    items = list(names)
+    more = f", ... {len(items)} in all" if len(items) > most else ""
+    return f"{what}: {', '.join(items[:most])}{more}" if items else ""
 
 
 def rank_from_environment() -> int:
@@ -185,7 +185,7 @@ def _another_rank_left_with_2(path: str) -> bool:
     return False
 
 
-def call(action: Callable[[], int]) -> int:
+def run_cli(action: Callable[[], int]) -> int:
     """Run `action`. Print an error that the user can fix as one message on stderr and return its exit code.
 
     Args:
@@ -198,21 +198,21 @@ def call(action: Callable[[], int]) -> int:
     try:
         return action()
     except UserError as error:
-        tell(error)
+        report_error(error)
         return 2
-    except LostRank as error:
-        tell(error)
+    except RankLostError as error:
+        report_error(error)
         end_at_once()  # threads of a process group wait for a lost rank until another timeout has passed
         return 1
     except KeyboardInterrupt:
-        tell(UserError("interrupted"))
+        report_error(UserError("interrupted"))
         return 128 + signal.SIGINT
     except ModuleNotFoundError as error:
         # If one of our own dependencies is missing, the installation is incomplete; any other missing module is a bug.
         package = (error.name or "").partition(".")[0]
         if package not in _PACKAGES:
             raise
-        tell(UserError(f"{package} is not installed for {sys.executable}: {_how_to_install()}"))
+        report_error(UserError(f"{package} is not installed for {sys.executable}: {_how_to_install()}"))
         return 2
     except BrokenPipeError:  # as in `main.py list | head`; Python flushes once more at exit, so give it a sink
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -226,7 +226,7 @@ def call(action: Callable[[], int]) -> int:
 
         file = error.filename2 or error.filename  # of a rename: the target, which is the name that the user knows
         name = f"{os.fsdecode(file)}: " if file else ""
-        tell(UserError(f"{name}{error.strerror}; {advice}"))
+        report_error(UserError(f"{name}{error.strerror}; {advice}"))
         return 2
 
 
@@ -239,7 +239,7 @@ def _how_to_install() -> str:
     return f"run `make install` in {root} once, then take {python} in place of python"
 
 
-def tell(error: Exception) -> None:
+def report_error(error: Exception) -> None:
     """Print an error once, where the user reads it.
 
     Rank 0 or a single process prints it. An error that all ranks agree on has been printed by rank 0. Another rank
@@ -290,11 +290,11 @@ def check_repository(root: Path) -> None:
         UserError: another package of that name comes first on the path.
     """
     spec = importlib.util.find_spec("datasets")
-    found = Path(spec.origin if spec and spec.origin else "/").resolve()
+    location = Path(spec.origin if spec and spec.origin else "/").resolve()
 
-    if root.resolve() not in found.parents:
+    if root.resolve() not in location.parents:
         raise UserError(
-            f"another package called datasets is found first, at {found}; set PYTHONPATH={root.resolve()} "
+            f"another package called datasets is found first, at {location}; set PYTHONPATH={root.resolve()} "
             "and run python without -P"
         )
 
@@ -330,20 +330,20 @@ def fail_point(name: str) -> None:
       precise batch norm, writing FILE, start)
     * ``progress.NAME``: a part of that phase is done: a video of a validation, a batch of precise batch norm
     """
-    wanted = os.environ.get("ZOETROPE_FAILPOINT")
-    if not wanted:
+    setting = os.environ.get("ZOETROPE_FAILPOINT")
+    if not setting:
         return
 
-    point, rank, count, *action = wanted.split(":")
+    point, rank, count, *action = setting.split(":")
     if point != name or int(rank) != rank_from_environment():
         return
 
     _arrivals[name] += 1
     if _arrivals[name] == int(count):
-        _fail(wanted, action[0] if action else "kill")
+        _fail(setting, action[0] if action else "kill")
 
 
-def _fail(wanted: str, action: str) -> None:
+def _fail(setting: str, action: str) -> None:
     target = os.getpid()
     if action == "reader":
         # Imported here: it is needed by tests only, and this module is imported everywhere.
@@ -357,5 +357,5 @@ def _fail(wanted: str, action: str) -> None:
     # The log proves to a test that the point was reached, even if the signal kills the process.
     if log := os.environ.get("ZOETROPE_FAILPOINT_LOG"):
         with open(log, "a", encoding="utf-8") as file:
-            file.write(wanted + "\n")
+            file.write(setting + "\n")
     os.kill(target, signal.SIGKILL if action == "reader" else _FAIL_ACTIONS[action])

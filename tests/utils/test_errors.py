@@ -17,8 +17,8 @@ import main
 from tests.experiment import few_videos, make
 from tests.odd import KINDS, put_something_odd
 from tests.ranks import ROOT
-from utils import faults
-from utils.faults import AgreedError, LostRank, UserError
+from utils import errors
+from utils.errors import AgreedError, RankLostError, UserError
 
 DEMO = "exps/demo_exps/tsm_resnet18/motion8"
 
@@ -31,10 +31,10 @@ def failing(error: BaseException):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "start_of_text"),
     [
         (UserError("a.mp4: fix it"), 2, "error: a.mp4: fix it"),
-        (LostRank("rank 0 lost contact"), 1, "error: rank 0 lost contact"),
+        (RankLostError("rank 0 lost contact"), 1, "error: rank 0 lost contact"),
         (KeyboardInterrupt(), 130, "error: interrupted"),
         (OSError(errno.ENOSPC, "No space left on device"), 2, "error: No space left on device; make room"),
         (OSError(errno.EIO, "Input/output error"), 2, "error: Input/output error; the disk or the file server failed"),
@@ -43,9 +43,9 @@ def failing(error: BaseException):
         (OSError(errno.EACCES, "Permission denied", b"/a\xff"), 2, "error: /a\\udcff: Permission denied"),
     ],
 )
-def test_one_sentence(error: BaseException, code: int, said: str, capsys: pytest.CaptureFixture) -> None:
-    assert faults.call(failing(error)) == code
-    assert capsys.readouterr().err.startswith(said)
+def test_one_sentence(error: BaseException, code: int, start_of_text: str, capsys: pytest.CaptureFixture) -> None:
+    assert errors.run_cli(failing(error)) == code
+    assert capsys.readouterr().err.startswith(start_of_text)
 
 
 @pytest.mark.parametrize(
@@ -53,32 +53,32 @@ def test_one_sentence(error: BaseException, code: int, said: str, capsys: pytest
 )
 def test_a_bug_shows_its_trace(error: Exception) -> None:
     with pytest.raises(type(error)):
-        faults.call(failing(error))
+        errors.run_cli(failing(error))
 
 
 @pytest.mark.parametrize("action", ["stop", "term", "int", "kill", None])
 def test_a_fail_point_sends_its_signal_at_the_count(action: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
-    monkeypatch.setattr(faults.os, "kill", lambda pid, number: sent.append(number))
-    monkeypatch.setattr(faults, "_arrivals", Counter())
+    monkeypatch.setattr(errors.os, "kill", lambda pid, number: sent.append(number))
+    monkeypatch.setattr(errors, "_arrivals", Counter())
     monkeypatch.setenv("ZOETROPE_FAILPOINT", "here:0:2" + (f":{action}" if action else ""))
-    faults.fail_point("elsewhere")
-    faults.fail_point("here")
+    errors.fail_point("elsewhere")
+    errors.fail_point("here")
     assert sent == []
-    faults.fail_point("here")
-    faults.fail_point("here")
+    errors.fail_point("here")
+    errors.fail_point("here")
     assert [signal.Signals(number).name for number in sent] == [f"SIG{(action or 'kill').upper()}"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_no_file_is_named_without_opening_it(kind: str, tmp_path: Path) -> None:
-    assert faults.kind_of_file(tmp_path / "absent") is None
+    assert errors.kind_of_file(tmp_path / "absent") is None
     (tmp_path / "file").touch()
-    assert faults.kind_of_file(tmp_path / "file") is None
-    faults.refuse_odd_file(tmp_path / "file")
+    assert errors.kind_of_file(tmp_path / "file") is None
+    errors.refuse_odd_file(tmp_path / "file")
     odd = put_something_odd(tmp_path / "odd", kind)
     with pytest.raises(UserError, match=r"odd: a (named pipe|socket|device|folder) is where a file should be"):
-        faults.refuse_odd_file(odd)
+        errors.refuse_odd_file(odd)
 
 
 def test_another_rank_speaks_for_itself_unless_all_agreed(
@@ -86,12 +86,12 @@ def test_another_rank_speaks_for_itself_unless_all_agreed(
 ) -> None:
     monkeypatch.setenv("RANK", "3")
     monkeypatch.delenv("ZOETROPE_EXIT_FILE", raising=False)
-    faults.tell(AgreedError("known to all"))
+    errors.report_error(AgreedError("known to all"))
     assert capsys.readouterr().err == ""
-    faults.tell(UserError("node without data"))
+    errors.report_error(UserError("node without data"))
     assert capsys.readouterr().err.startswith("error: rank 3 on ")
     monkeypatch.setenv("ZOETROPE_EXIT_FILE", str(tmp_path / "code"))
-    faults.tell(UserError("node without data"))
+    errors.report_error(UserError("node without data"))
     assert capsys.readouterr().err == "", "the launcher prints it, once"
     assert (tmp_path / "code.3.error").read_text() == "node without data"
 
@@ -102,8 +102,8 @@ def test_a_reader_that_has_seen_enough() -> None:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (1, b"")
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (1, b"")
 
 
 def test_training_goes_on_without_its_terminal(tmp_path: Path, motion_videos: Path) -> None:
@@ -112,8 +112,8 @@ def test_training_goes_on_without_its_terminal(tmp_path: Path, motion_videos: Pa
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.close()
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors.decode()
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr.decode()
     assert "finished: 6 iterations" in (exp / "log.txt").read_text()
 
 
@@ -134,24 +134,24 @@ def test_a_closed_terminal_saves_the_run(tmp_path: Path, motion_videos: Path) ->
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGHUP)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 75, errors.decode()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr.decode()
     assert "stopped by SIGHUP" in log.read_text()
     assert (exp / "ckpt.pth.tar").is_file()
 
 
-@pytest.mark.parametrize(("name", "said"), [("log.txt", "a folder is where a file"), ("jobs", "cannot be written")])
+@pytest.mark.parametrize(("name", "expected"), [("log.txt", "a folder is where a file"), ("jobs", "cannot be written")])
 def test_something_else_is_in_the_way(
-    name: str, said: str, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
+    name: str, expected: str, tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
 ) -> None:
     exp = make(tmp_path / "exp", motion_videos)
     (exp / name).mkdir() if name == "log.txt" else (exp / name).touch()
     assert main.main(["train", str(exp)]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: ")
-    assert name in told
-    assert said in told
-    assert len(told.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert name in message
+    assert expected in message
+    assert len(message.splitlines()) == 1
 
 
 def test_what_ended_a_run_stands_in_its_log(tmp_path: Path, motion_videos: Path) -> None:
@@ -165,7 +165,7 @@ def test_what_ended_a_run_stands_in_its_log(tmp_path: Path, motion_videos: Path)
 FAILING = """
 import subprocess, sys, time
 from pathlib import Path
-from utils import faults, watchdog
+from utils import errors, watchdog
 reader = subprocess.Popen(["sleep", "60"]) if sys.argv[1] == "reader" else None
 watch = watchdog.Watchdog(Path("."), seconds=60)
 for step in range(3):

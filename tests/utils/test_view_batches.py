@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils import chunks
-from utils.faults import UserError
+from utils import view_batches
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 VIEWS = torch.arange(30 * 6, dtype=torch.uint8).reshape(30, 1, 1, 2, 3)
 
 
-def cut(start: int, stop: int) -> torch.Tensor:
+def crop_views(start: int, stop: int) -> torch.Tensor:
     return VIEWS[start:stop]
 
 
@@ -30,10 +30,10 @@ def test_every_view_once_and_in_order(size: int | None) -> None:
         seen.append(len(clips))
         return total(clips)
 
-    scores = chunks.Chunks(forward, CPU, size=size).run(cut, 30)
+    scores = view_batches.ViewBatcher(forward, CPU, size=size).run(crop_views, 30)
     assert torch.equal(scores, total(VIEWS))
     assert sum(seen) == 30 + (size is None), "the view that is measured is run once more"
-    assert max(seen) <= (size or chunks.MOST)
+    assert max(seen) <= (size or view_batches.MOST)
 
 
 def test_several_videos_share_a_chunk() -> None:
@@ -42,10 +42,10 @@ def test_several_videos_share_a_chunk() -> None:
         (lambda a, b: VIEWS[4 + a : 4 + b], 1),
         (lambda a, b: VIEWS[5 + a : 5 + b], 9),
     ]
-    joined, views = chunks.joined(pieces)
+    joined, views = view_batches.joined(pieces)
     assert views == 14
     for size in (1, 3, 5, 14):
-        assert torch.equal(chunks.Chunks(total, CPU, size=size).run(joined, views), total(VIEWS[:14]))
+        assert torch.equal(view_batches.ViewBatcher(total, CPU, size=size).run(joined, views), total(VIEWS[:14]))
 
 
 def test_a_size_is_found_by_measuring() -> None:
@@ -62,8 +62,8 @@ def test_a_size_is_found_by_measuring() -> None:
         for threads, size in ((1, 3), (2, 6)):  # 4 and 8 would fit
             torch.set_num_threads(threads)
             seen.clear()
-            runner = chunks.Chunks(forward, CPU, net=net)
-            runner.run(cut, 30)
+            runner = view_batches.ViewBatcher(forward, CPU, net=net)
+            runner.run(crop_views, 30)
             assert runner.size == size
             assert seen == [1] + [size] * (30 // size)
     finally:
@@ -78,10 +78,10 @@ def test_the_end_of_a_list_is_filled_up() -> None:
         seen.append(len(clips))
         return total(clips)
 
-    runner = chunks.Chunks(forward, CPU, size=4)
-    assert torch.equal(runner.run(cut, 6, 8), total(VIEWS[:6]))
-    assert torch.equal(runner.run(cut, 1, 8), total(VIEWS[:1]))
-    assert torch.equal(runner.run(cut, 3, 3), total(VIEWS[:3]))
+    runner = view_batches.ViewBatcher(forward, CPU, size=4)
+    assert torch.equal(runner.run(crop_views, 6, 8), total(VIEWS[:6]))
+    assert torch.equal(runner.run(crop_views, 1, 8), total(VIEWS[:1]))
+    assert torch.equal(runner.run(crop_views, 3, 3), total(VIEWS[:3]))
     assert seen == [4, 4, 4, 3]
 
 
@@ -94,7 +94,7 @@ def test_bits_do_not_depend_on_the_neighbours() -> None:
         return net(clips.permute(0, 4, 1, 2, 3).float()).mean((2, 3, 4))
 
     with torch.inference_mode():
-        runner = chunks.Chunks(forward, CPU, size=4)
+        runner = view_batches.ViewBatcher(forward, CPU, size=4)
         whole = runner.run(lambda start, stop: views[start:stop], 8)
         for first in range(8):
             rest = runner.run(lambda start, stop, first=first: views[first + start : first + stop], 8 - first, 8)
@@ -113,16 +113,16 @@ def too_large(most: int):
 
 
 def test_memory_runs_out_and_the_run_goes_on() -> None:
-    said: list[str] = []
-    runner = chunks.Chunks(too_large(3), CPU, size=24, say=said.append)
-    assert torch.equal(runner.run(cut, 30), total(VIEWS))
+    messages: list[str] = []
+    runner = view_batches.ViewBatcher(too_large(3), CPU, size=24, say=messages.append)
+    assert torch.equal(runner.run(crop_views, 30), total(VIEWS))
     assert runner.size == 3
-    assert said == [f"memory ran out with {n} views at once; continuing with {n // 2}" for n in (24, 12, 6)]
+    assert messages == [f"memory ran out with {n} views at once; continuing with {n // 2}" for n in (24, 12, 6)]
 
 
 def test_one_view_that_does_not_fit_is_an_error_with_advice() -> None:
     with pytest.raises(UserError, match="one view alone does not fit .* --crop-size"):
-        chunks.Chunks(too_large(0), CPU, size=8, say=lambda text: None).run(cut, 30)
+        view_batches.ViewBatcher(too_large(0), CPU, size=8, say=lambda text: None).run(crop_views, 30)
 
 
 def test_other_errors_are_not_hidden() -> None:
@@ -130,13 +130,13 @@ def test_other_errors_are_not_hidden() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="mat1"):
-        chunks.Chunks(forward, CPU, size=8).run(cut, 30)
+        view_batches.ViewBatcher(forward, CPU, size=8).run(crop_views, 30)
 
 
 LIMITED = """
 import resource, torch
 torch.set_num_threads(1)
-from utils import chunks
+from utils import view_batches
 net = torch.nn.Conv3d(3, 64, 3, padding=1).eval()
 def forward(clips):
     return net(clips.permute(0, 4, 1, 2, 3).float()).mean((2, 3, 4))
@@ -145,7 +145,7 @@ with torch.inference_mode():
     expected = torch.cat([forward(view[None]) for view in views])
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + 60 * 2**20, -1))  # a view takes 8 MiB here, 16 views 128
-    runner = chunks.Chunks(forward, torch.device("cpu"), size=16)
+    runner = view_batches.ViewBatcher(forward, torch.device("cpu"), size=16)
     scores = runner.run(lambda a, b: views[a:b], 16)
 assert runner.size < 16, runner.size
 print(((scores - expected).abs().max() / expected.abs().max()).item(), runner.size)
@@ -167,10 +167,10 @@ def test_full_precision_switches_tf32_off_and_nothing_else() -> None:
     benchmark = backend.benchmark
     backend.benchmark = True
     try:
-        with chunks.full_precision():
+        with view_batches.full_precision():
             assert (backend.enabled, backend.benchmark, backend.allow_tf32) == (True, True, False)
         assert (backend.enabled, backend.benchmark, backend.allow_tf32) == (True, True, True)
-        with pytest.raises(ValueError, match="inside"), chunks.full_precision():
+        with pytest.raises(ValueError, match="inside"), view_batches.full_precision():
             raise ValueError("inside")
         assert backend.allow_tf32
     finally:
@@ -194,14 +194,14 @@ def test_full_precision_switches_tf32_off_and_nothing_else() -> None:
     ],
 )
 def test_memory_that_ran_out_is_known_by_its_texts(text: str, expected: bool) -> None:
-    assert chunks.is_out_of_memory(RuntimeError(text)) is expected
+    assert view_batches.is_out_of_memory(RuntimeError(text)) is expected
 
 
 def test_no_engine_for_one_view_is_no_matter_of_memory() -> None:
     def forward(clips: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(RuntimeError, match="unable to find an engine"):
-        chunks.Chunks(forward, CPU, size=4, say=said.append).run(cut, 4)
-    assert len(said) == 2  # 4, 2, then 1 and the error itself
+        view_batches.ViewBatcher(forward, CPU, size=4, say=messages.append).run(crop_views, 4)
+    assert len(messages) == 2  # 4, 2, then 1 and the error itself

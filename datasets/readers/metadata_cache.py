@@ -9,19 +9,19 @@ first frame. For everything else the reader is probed, so plans are the same wit
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xxhash
 
-from datasets.plan.facts import Facts
-from utils import files
-from utils.faults import UserError
+from datasets.plan.metadata import VideoMetadata
+from utils import files, renamed
+from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.lists.records import Records
@@ -29,32 +29,33 @@ if TYPE_CHECKING:
 
 #: Raise it when `probe` of a reader answers differently for the same file, so that older caches are refused.
 PROBE_VERSION = 2
+FILE = "metadata.bin"  # its name in the folder of a scan
 _MAGIC = b"ZOEFACT1"
 _ALIGN = 64  # bytes, a cache line: each column begins at a multiple
 _COLUMNS = {
-    "key": "<u8", "size": "<i8", "mtime": "<i8", "witness_size": "<i8", "witness_mtime": "<i8", "fps": "<f8",
-    "frames": "<i4", "height": "<i4", "width": "<i4", "witness": "<i4", "grade": "<i4", "turns": "<i4",
+    "key": "<u8", "size": "<i8", "mtime": "<i8", "probe_file_size": "<i8", "probe_file_mtime": "<i8", "fps": "<f8",
+    "frames": "<i4", "height": "<i4", "width": "<i4", "probe_file": "<i4", "grade": "<i4", "turns": "<i4",
     "decoder": "<i4", "missing": "<i4",
 }  # fmt: skip
 #: Reader -> kind of its records; None: the path decides.
 _FAMILY = {"video": "video", "frames": "frames", "memcached": "frames", "dali": None}
-#: Grades of a video whose frames are found by counting. Their index holds only facts.
+#: Grades of a video whose frames are found by counting. Their index holds only metadata.
 _COUNTING = ("counted", "scanned")
 _FRAME_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".fsh")
 
 
 class Entry(NamedTuple):
-    """The cached facts of one record.
+    """The cached metadata of one record.
 
     Attributes:
         stamp: of its file at the time of the scan.
-        facts: result of `probe`.
+        metadata: result of `probe`.
         grade, turns, decoder: of a video's index (video_index.Index: its value, rotation and codec); else "" and 0.
-        missing: frames at the end of a video that do not decode and are not in `facts`.
+        missing: frames at the end of a video that do not decode and are not in `metadata`.
     """
 
     stamp: Stamp
-    facts: Facts
+    metadata: VideoMetadata
     grade: str = ""
     turns: int = 0
     decoder: str = ""
@@ -67,27 +68,33 @@ class Stamp(NamedTuple):
     Attributes:
         size: bytes.
         mtime: nanoseconds.
-        witness: name of the first frame file of a folder; "" for anything else.
-        witness_size, witness_mtime: its size and time.
+        probe_file: name of the first frame file of a folder; "" for anything else.
+        probe_file_size, probe_file_mtime: its size and time.
     """
 
     size: int
     mtime: int
-    witness: str = ""
-    witness_size: int = 0
-    witness_mtime: int = 0
+    probe_file: str = ""
+    probe_file_size: int = 0
+    probe_file_mtime: int = 0
 
 
-def stamp_of(path: str, witness: str = "") -> Stamp | None:
+def stamp_of(path: str, probe_file: str = "") -> Stamp | None:
     """Return the stamp of a path now, or None if it does not exist."""
     try:
-        own = os.stat(path)
-        if not witness:
-            return Stamp(own.st_size, own.st_mtime_ns)
-        first = os.stat(os.path.join(path, witness))
+        status = os.stat(path)
+        if not probe_file:
+            return Stamp(status.st_size, status.st_mtime_ns)
+        first = os.stat(os.path.join(path, probe_file))
     except (OSError, ValueError):
         return None
-    return Stamp(own.st_size, own.st_mtime_ns, witness, first.st_size, first.st_mtime_ns)
+    return Stamp(status.st_size, status.st_mtime_ns, probe_file, first.st_size, first.st_mtime_ns)
+
+
+def path_in(folder: Path) -> Path:
+    """Return the file for the cache in the folder of a scan: by its old name if it is there, for configs name it."""
+    old = [folder / name for name, new in renamed.FILES.items() if new == FILE and (folder / name).is_file()]
+    return old[0] if old else folder / FILE
 
 
 def family_of(path: str) -> str:
@@ -106,7 +113,7 @@ def key_of(spec: ReaderSpec, family: str, path: str, start: int) -> int:
 
 
 def _versions() -> dict[str, object]:
-    return {"probe": PROBE_VERSION, "av": metadata.version("av")}
+    return {"probe": PROBE_VERSION, "av": importlib.metadata.version("av")}
 
 
 def write(path: str | os.PathLike[str], rows: Iterable[tuple[int, Entry]]) -> int:
@@ -118,15 +125,15 @@ def write(path: str | os.PathLike[str], rows: Iterable[tuple[int, Entry]]) -> in
     latest = dict(rows)
 
     # Columns hold numbers: a text is its index in the header's list of words.
-    words = sorted({word for entry in latest.values() for word in (entry.stamp.witness, entry.grade, entry.decoder)})
+    words = sorted({word for entry in latest.values() for word in (entry.stamp.probe_file, entry.grade, entry.decoder)})
     number = {word: i for i, word in enumerate(words)}
 
     columns: dict[str, list[float]] = {name: [] for name in _COLUMNS}
     for key in sorted(latest):
-        stamp, facts, grade, turns, decoder, missing = latest[key]
-        row = {"key": key, "size": stamp.size, "mtime": stamp.mtime, "witness": number[stamp.witness]}
-        row |= {"witness_size": stamp.witness_size, "witness_mtime": stamp.witness_mtime}
-        row |= {"frames": facts.frames, "height": facts.height, "width": facts.width, "fps": facts.fps}
+        stamp, metadata, grade, turns, decoder, missing = latest[key]
+        row = {"key": key, "size": stamp.size, "mtime": stamp.mtime, "probe_file": number[stamp.probe_file]}
+        row |= {"probe_file_size": stamp.probe_file_size, "probe_file_mtime": stamp.probe_file_mtime}
+        row |= {"frames": metadata.frames, "height": metadata.height, "width": metadata.width, "fps": metadata.fps}
         row |= {"grade": number[grade], "turns": turns, "decoder": number[decoder], "missing": missing}
         for name, value in row.items():
             columns[name].append(value)
@@ -140,11 +147,11 @@ def write(path: str | os.PathLike[str], rows: Iterable[tuple[int, Entry]]) -> in
     return len(latest)
 
 
-class FactsCache:
+class MetadataCache:
     """An open cache.
 
     Args:
-        path: `data.facts`.
+        path: `data.metadata`.
 
     Raises:
         UserError: no such file, not a cache, or a cache of another version of Zoetrope or PyAV.
@@ -160,22 +167,23 @@ class FactsCache:
                 if start[: len(_MAGIC)] == _MAGIC and length > os.path.getsize(self.path):
                     raise self._damaged()
                 if start[: len(_MAGIC)] != _MAGIC:
-                    raise UserError(f"data.facts: {self.path} is not the facts.bin of a scan")
+                    raise UserError(f"data.metadata: {self.path} is not the metadata.bin of a scan")
                 header = json.loads(f.read(length))
                 at, size = f.tell(), os.fstat(f.fileno()).st_size
-            made = {name: header.get(name) for name in _versions()}
+            versions = {name: header.get(name) for name in _versions()}
         except OSError as error:
             raise UserError(
-                f"data.facts: {self.path}: {error.strerror}; `python main.py scan LIST --root R` makes it"
+                f"data.metadata: {self.path}: {error.strerror}; `python main.py scan LIST --root R` makes it"
             ) from error
         except (ValueError, AttributeError) as error:
             raise self._damaged() from error
 
         # Another PyAV may bring another FFmpeg, which may find other frames.
-        if made != _versions():
+        if versions != _versions():
             raise UserError(
-                f"data.facts: {self.path} was made by probe version {made['probe']} with PyAV {made['av']}, here are "
-                f"{PROBE_VERSION} and {_versions()['av']}: run `python main.py scan LISTS --root R --out FOLDER` again"
+                f"data.metadata: {self.path} was made by probe version {versions['probe']} with PyAV {versions['av']}, "
+                f"here are {PROBE_VERSION} and {_versions()['av']}: "
+                "run `python main.py scan LISTS --root R --out FOLDER` again"
             )
 
         self._columns: dict[str, np.ndarray] = {}
@@ -192,7 +200,7 @@ class FactsCache:
             raise self._damaged()
 
     def _damaged(self) -> UserError:
-        return UserError(f"data.facts: {self.path} is cut off or damaged, not a whole facts.bin: scan again")
+        return UserError(f"data.metadata: {self.path} is cut off or damaged, not a whole metadata.bin: scan again")
 
     def __len__(self) -> int:
         return len(self._columns["key"])
@@ -205,17 +213,17 @@ class FactsCache:
             return None
 
         here = {name: column[row].item() for name, column in columns.items()}
-        witness, grade, decoder = (self._words[here[name]] for name in ("witness", "grade", "decoder"))
-        stamp = Stamp(here["size"], here["mtime"], witness, here["witness_size"], here["witness_mtime"])
-        if stamp_of(path, witness) != stamp:
+        probe_file, grade, decoder = (self._words[here[name]] for name in ("probe_file", "grade", "decoder"))
+        stamp = Stamp(here["size"], here["mtime"], probe_file, here["probe_file_size"], here["probe_file_mtime"])
+        if stamp_of(path, probe_file) != stamp:
             return None
 
-        facts = Facts(frames=here["frames"], height=here["height"], width=here["width"], fps=here["fps"])
-        return Entry(stamp, facts, grade, here["turns"], decoder, here["missing"])
+        metadata = VideoMetadata(frames=here["frames"], height=here["height"], width=here["width"], fps=here["fps"])
+        return Entry(stamp, metadata, grade, here["turns"], decoder, here["missing"])
 
 
-class KnownFacts:
-    """A reader that looks up facts in the cache first. It passes everything else to the reader inside.
+class KnownMetadata:
+    """A reader that looks up metadata in the cache first. It passes everything else to the reader inside.
 
     Args:
         reader: the reader inside.
@@ -224,7 +232,7 @@ class KnownFacts:
         cache: an open cache.
     """
 
-    def __init__(self, reader: Reader, spec: ReaderSpec, records: Records, cache: FactsCache) -> None:
+    def __init__(self, reader: Reader, spec: ReaderSpec, records: Records, cache: MetadataCache) -> None:
         self.reader, self.read, self.close = reader, reader.read, reader.close
         self.spec = spec
         self.records = records
@@ -233,7 +241,7 @@ class KnownFacts:
         self.hits = self.asked = 0
         self._missing: dict[int, int] = {}
 
-    def probe(self, i: int) -> Facts:
+    def probe(self, i: int) -> VideoMetadata:
         """See `Reader.probe`."""
         self.asked += 1
         path, declared = self.records.full_path(i), int(self.records.frames[i])
@@ -242,15 +250,15 @@ class KnownFacts:
 
         # The frames reader uses a count in the list after a check of the files. If it differs from the count of the
         # scan, the reader has to check.
-        if entry is None or (family == "frames" and 0 < declared != entry.facts.frames):
+        if entry is None or (family == "frames" and 0 < declared != entry.metadata.frames):
             return self.reader.probe(i)
 
         self.hits += 1
         self._missing[i] = entry.missing
         if entry.grade in _COUNTING and self.spec.kind == "video":
             self._spare_counting(i, entry)
-        frames = self.records.length_of(i, entry.facts.frames) if family == "video" else entry.facts.frames
-        return dataclasses.replace(entry.facts, frames=frames)
+        frames = self.records.length_of(i, entry.metadata.frames) if family == "video" else entry.metadata.frames
+        return dataclasses.replace(entry.metadata, frames=frames)
 
     def missing(self, i: int) -> int:
         """See `VideoReader.missing`. It refers to the last `probe`."""
@@ -264,12 +272,12 @@ class KnownFacts:
         from datasets.readers.video_index import Grade, Index
 
         # An index covers the whole file, an entry only the frames from the record's start on.
-        facts = dataclasses.replace(entry.facts, frames=entry.facts.frames + int(self.records.starts[i]))
+        metadata = dataclasses.replace(entry.metadata, frames=entry.metadata.frames + int(self.records.starts[i]))
 
         none = np.zeros(0, np.int64)
         packets = (none, none, none, none.astype(bool), none)
-        index = Index(facts, Grade(entry.grade), entry.turns, entry.decoder, *packets, entry.missing)
-        self.reader.assume(i, index)  # type: ignore[attr-defined]
+        index = Index(metadata, Grade(entry.grade), entry.turns, entry.decoder, *packets, entry.missing)
+        self.reader.use_index(i, index)  # type: ignore[attr-defined]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.reader, name)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from utils.faults import UserError
+from utils.errors import UserError
 
 MOST = 64  # views at once; no device that we know gains from more
 GROUP = {"cpu": 4, "cuda": 32}  # views of several videos that are collected before they run
@@ -34,10 +34,10 @@ _OUT_OF_MEMORY = (
 )
 _NOT_ONLY_MEMORY = "unable to find an engine"
 
-Cut = Callable[[int, int], Tensor]
+CropViews = Callable[[int, int], Tensor]
 
 
-class Chunks:
+class ViewBatcher:
     """Runs views through a network a chunk at a time.
 
     Args:
@@ -65,12 +65,12 @@ class Chunks:
         self.size, self.group = size or 1, size or GROUP.get(device.type, 32)
         self._unknown = size is None
 
-    def run(self, cut: Cut, views: int, full: int | None = None) -> Tensor:
+    def run(self, crop_views: CropViews, views: int, full: int | None = None) -> Tensor:
         """Return the scores of all views.
 
         Args:
-            cut: returns views start..stop-1 as (n, T, h, w, C) uint8 on the device; called once per chunk, so that not
-                all views are in memory at once.
+            crop_views: returns views start..stop-1 as (n, T, h, w, C) uint8 on the device; called once per chunk, so
+                that not all views are in memory at once.
             views: V.
             full: the usual number of views, if fewer are left at the end of the list.
 
@@ -81,7 +81,7 @@ class Chunks:
             UserError: not even one view fits into memory.
         """
         if self._unknown:
-            self.size, self._unknown = self._measured(cut, full or views), False
+            self.size, self._unknown = self._measured(crop_views, full or views), False
 
         parts: list[Tensor] = []
         start = 0
@@ -91,7 +91,7 @@ class Chunks:
             # The rest at the end of the list runs padded to the usual size, for the same bits.
             count = min(self.size, full) if full and views < full else 0
             try:
-                parts.append(self._filled(cut(start, stop), count))
+                parts.append(self._filled(crop_views(start, stop), count))
                 start = stop
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -113,10 +113,10 @@ class Chunks:
         # Repeat the last clip and drop its scores: (count, T, h, w, C) -> (count, K) -> (n, K).
         return self.forward(torch.cat([clips, clips[-1:].expand(missing, *clips.shape[1:])]))[: len(clips)]
 
-    def _measured(self, cut: Cut, full: int) -> int:
+    def _measured(self, crop_views: CropViews, full: int) -> int:
         """Run the first view to measure its memory, and divide the usual number of views into equal chunks."""
         try:
-            most = self._that_fit(cut(0, 1))
+            most = self._that_fit(crop_views(0, 1))
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -207,11 +207,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
 
 
-def joined(pieces: Sequence[tuple[Cut, int]]) -> tuple[Cut, int]:
-    """Return one `cut` over the views of several videos, and their number.
+def joined(pieces: Sequence[tuple[CropViews, int]]) -> tuple[CropViews, int]:
+    """Return one `crop_views` over the views of several videos, and their number.
 
     Args:
-        pieces: (cut, views) of each video.
+        pieces: (crop_views, views) of each video.
     """
     if len(pieces) == 1:
         return pieces[0]
@@ -220,13 +220,13 @@ def joined(pieces: Sequence[tuple[Cut, int]]) -> tuple[Cut, int]:
     for _, views in pieces:
         starts.append(starts[-1] + views)
 
-    def cut(start: int, stop: int) -> Tensor:
+    def crop_views(start: int, stop: int) -> Tensor:
         parts = []
-        for (own, views), first in zip(pieces, starts, strict=False):
+        for (cut_video, views), first in zip(pieces, starts, strict=False):
             # The part of start..stop-1 that lies in this video, counted from the video's first view.
             low, high = max(start, first), min(stop, first + views)
             if low < high:
-                parts.append(own(low - first, high - first))
+                parts.append(cut_video(low - first, high - first))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    return cut, starts[-1]
+    return crop_views, starts[-1]

@@ -1,4 +1,4 @@
-"""Find out which rank is slow, and whether reading or computing takes the time; log it when it stands out.
+"""Find out which rank is slow, and whether reading or computing takes the time; log it when it is far slower.
 
 One slow rank delays all ranks, so step time does not show which one it is. Each rank measures its own data wait and
 forward time. One small all-reduce per log line compares them.
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from utils.shards import ShardPlan
 
 SHARE_OF_DATA = 0.25  # of a step: a longer wait for clips is worth a line
-STANDS_OUT = (1.3, 0.1)  # a rank is slow above 1.3 x the median of the others and 0.1 step above it
+FAR_SLOWER = (1.3, 0.1)  # a rank is slow above 1.3 x the median of the others and 0.1 step above it
 
 
-class Pace:
+class StragglerMonitor:
     """Measures the forward pass of a rank, and compares the ranks.
 
     Args:
@@ -34,7 +34,7 @@ class Pace:
         self._seconds, self._passes = 0.0, 0
         self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._windows = 0
-        self._said: list[str] = []  # kinds of findings of the last report, so that each is logged once
+        self._reported: list[str] = []  # kinds of findings of the last report, so that each is logged once
 
     def forward(self, model: torch.nn.Module, clips: torch.Tensor) -> torch.Tensor:
         """Return `model(clips)` and time it; on a GPU by events, which need no synchronisation."""
@@ -89,15 +89,15 @@ class Pace:
             return [], read
 
         span = min(self.shards.group_size, self.shards.world)
-        found = standing_out([row[0] for row in table], [row[1] for row in table], step, span)
+        findings = find_stragglers([row[0] for row in table], [row[1] for row in table], step, span)
 
         # Report a finding when it appears, not at every line while it lasts.
-        kinds = [kind for kind, _, _ in found]
-        is_new, self._said = kinds != self._said, kinds
-        return [(rank, text) for _, rank, text in found] if is_new else [], read
+        kinds = [kind for kind, _, _ in findings]
+        is_new, self._reported = kinds != self._reported, kinds
+        return [(rank, text) for _, rank, text in findings] if is_new else [], read
 
 
-def standing_out(
+def find_stragglers(
     data: Sequence[float], forward: Sequence[float], step: float, span: int = 1
 ) -> list[tuple[str, int | None, str]]:
     """Return (kind, the rank or None for all, a sentence) for each finding that is worth a line.
@@ -108,7 +108,7 @@ def standing_out(
         step: duration of a step, seconds.
         span: neighbouring ranks that share BN groups. Their forward passes wait for each other, so they count as one.
     """
-    found: list[tuple[str, int | None, str]] = []
+    findings: list[tuple[str, int | None, str]] = []
     waiting, computing = statistics.fmean(data), statistics.fmean(forward)
 
     if waiting > SHARE_OF_DATA * step:
@@ -116,7 +116,7 @@ def standing_out(
             f"reading holds training up: {waiting:.3f} s of the {step:.3f} s of a step are waiting for clips, "
             f"{computing:.3f} s the forward pass (mean of the ranks); raise workers, or read smaller files"
         )
-        found.append(("data", None, text))
+        findings.append(("data", None, text))
 
     # One rank's readers are slow.
     slowest = _slowest(data, step)
@@ -124,8 +124,8 @@ def standing_out(
     if slowest is not None:
         rank, others = slowest
         text = f"it waits {data[rank]:.3f} s a step for clips, the others {others:.3f} s, of {step:.3f} s"
-        found.append((f"data of {rank}", rank, text))
-        return found  # in a BN group the other ranks' forward passes wait for this rank
+        findings.append((f"data of {rank}", rank, text))
+        return findings  # in a BN group the other ranks' forward passes wait for this rank
 
     # One rank's, or one BN group's, forward pass is slow.
     groups = [statistics.fmean(forward[first : first + span]) for first in range(0, len(forward), span)]
@@ -137,9 +137,9 @@ def standing_out(
             f"its forward pass takes {groups[group]:.3f} s a step{where}, "
             f"that of the others {others:.3f} s, of {step:.3f} s"
         )
-        found.append((f"forward of {group}", group * span, text))
+        findings.append((f"forward of {group}", group * span, text))
 
-    return found
+    return findings
 
 
 def _slowest(seconds: Sequence[float], step: float) -> tuple[int, float] | None:
@@ -151,6 +151,6 @@ def _slowest(seconds: Sequence[float], step: float) -> tuple[int, float] | None:
     others = statistics.median([value for index, value in enumerate(seconds) if index != largest])
 
     # Both limits: a ratio alone would report noise of short waits.
-    factor, share = STANDS_OUT
+    factor, share = FAR_SLOWER
     stands_out = seconds[largest] > factor * others and seconds[largest] - others > share * step
     return (largest, others) if stands_out else None
