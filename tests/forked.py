@@ -22,6 +22,7 @@ import importlib.abc
 import importlib.util
 import io
 import json
+import multiprocessing.process
 import os
 import runpy
 import select
@@ -314,6 +315,7 @@ def _become(request: dict[str, Any], descriptors: list[int]) -> list[str]:
         err, "utf-8", "backslashreplace", line_buffering=True
     )
     os.chdir(request["cwd"])
+    multiprocessing.process.ORIGINAL_DIR = request["cwd"]  # where a spawned child begins
     os.environ.clear()
     os.environ.update(request["env"])
     return request["args"]

@@ -14,6 +14,7 @@ import pytest
 
 import main
 from anal_tools.evaluate.results import Results
+from tests import forked
 from tests.experiment import make
 from tests.ranks import ROOT
 
@@ -65,7 +66,7 @@ def test_stopped_on_some_ranks_it_ends_on_others_with_the_same_rows(exp: Path, f
 
 def test_a_second_evaluation_of_one_name_is_refused(exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = [sys.executable, "main.py", "eval", str(exp), "--name", "one", "--chunk", "1"]
-    with subprocess.Popen(
+    with forked.Process(
         argv, cwd=ROOT, env=environment("progress.evaluation:0:2:stop"), stdout=subprocess.PIPE, text=True
     ) as first:
         try:
