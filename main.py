@@ -43,7 +43,7 @@ VERBS = {
     "fetch": ("methods.fetch", "download pretrained weights into pretrained/"),
     "lists": ("datasets.lists.verb", "official annotation files of a data set as list files; what is missing"),
     "scan": ("datasets.scan.verb", "look at every file of a list: what can be read, real frame counts, copies"),
-    "dump": ("datasets.dump.verb", "videos as JPEG folders, shards, or clips that are cheap to sample"),
+    "dump": ("datasets.dump.verb", "videos as JPEG folders, frame packs, or clips that are cheap to sample"),
     "preload": ("datasets.memcached.preload", "put the frames of an experiment into memcached servers before training"),
     "demo-data": ("datasets.demo.verb", "make the small motion data set of the demo"),
     "doctor": ("anal_tools.doctor", "look at this machine, and at an experiment: what would stop or slow a run"),

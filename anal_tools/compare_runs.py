@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RunGroup:
     """Runs whose configs differ only in `seed`, on the videos that all of them have.
 
     Attributes:
@@ -53,7 +53,7 @@ class Recipe:
         )
 
 
-def recipes(experiments: Sequence[Experiment]) -> list[Recipe]:
+def recipes(experiments: Sequence[Experiment]) -> list[RunGroup]:
     """Group evaluations by their config without the seed, in the order in which each group begins.
 
     Raises:
@@ -76,7 +76,7 @@ def recipes(experiments: Sequence[Experiment]) -> list[Recipe]:
     return [_recipe(group) for group in groups.values()]
 
 
-def _recipe(group: Sequence[Experiment]) -> Recipe:
+def _recipe(group: Sequence[Experiment]) -> RunGroup:
     first = group[0].results
     # Videos that all runs have, as rows of the first
     rows = np.arange(len(first.ids))
@@ -90,7 +90,7 @@ def _recipe(group: Sequence[Experiment]) -> Recipe:
             raise UserError(f"{one.title}: lacks videos of {group[0].title}")
         right.append(one.results.videos.right()[there])
 
-    return Recipe(group[0].title, first, rows, np.array(right))
+    return RunGroup(group[0].title, first, rows, np.array(right))
 
 
 def seeds_text(experiments: Sequence[Experiment]) -> list[str]:

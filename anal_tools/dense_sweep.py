@@ -17,7 +17,7 @@ from anal_tools import score, text
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.protocols import FAMILIES
 from anal_tools.evaluate.results import Results
-from anal_tools.score import Row
+from anal_tools.score import ScoreRow
 from utils.errors import UserError
 from utils.options import Parser
 
@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def sweep(results: Results, clips: Sequence[int] | None = None) -> list[Row]:
+def sweep(results: Results, clips: Sequence[int] | None = None) -> list[ScoreRow]:
     """Return one row for each number of clips and of crops that the kept views have.
 
     Args:
@@ -66,12 +66,12 @@ def sweep(results: Results, clips: Sequence[int] | None = None) -> list[Row]:
     return sorted(rows, key=lambda row: (row.number, -row.protocol.spec.crops_per_clip))
 
 
-def _cost(row: Row) -> float:
+def _cost(row: ScoreRow) -> float:
     """Return the GMACs of a video, or its number of views where they are unknown."""
     return row.gmacs or row.number
 
 
-def knee(rows: Sequence[Row]) -> int:
+def knee(rows: Sequence[ScoreRow]) -> int:
     """Return the cheapest row whose top-1 may be as good as the best: the difference lies within its 95 % error.
 
     Both rows saw the same videos, so the difference is taken video by video; the error is 1.96 standard errors.
@@ -87,7 +87,7 @@ def knee(rows: Sequence[Row]) -> int:
     return best
 
 
-def table(rows: Sequence[Row], best: int) -> str:
+def table(rows: Sequence[ScoreRow], best: int) -> str:
     """Return the rows as text, with marks at the knee and at views that another tool would place elsewhere."""
     lines = [["clips x crops", "views", "GMAC/video", "top-1", "interval", "top-5", ""]]
     notes = text.Notes()
@@ -102,7 +102,7 @@ def table(rows: Sequence[Row], best: int) -> str:
     return "\n".join([*text.columns(lines), *notes.lines()])
 
 
-def write(results: Results, rows: Sequence[Row], best: int) -> list[Path]:
+def write(results: Results, rows: Sequence[ScoreRow], best: int) -> list[Path]:
     """Write the table as CSV and the picture; return both files."""
     table_file, picture = results.folder / f"{FILE}.csv", results.folder / f"{FILE}.png"
 
@@ -118,7 +118,7 @@ def write(results: Results, rows: Sequence[Row], best: int) -> list[Path]:
     return [table_file, picture]
 
 
-def draw(path: Path, rows: Sequence[Row], best: int, *, title: str) -> None:
+def draw(path: Path, rows: Sequence[ScoreRow], best: int, *, title: str) -> None:
     """Draw accuracy with its interval against cost, one line per number of crops, the knee circled."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

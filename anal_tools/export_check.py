@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from anal_tools.predict.predictor import Predictor
-    from anal_tools.predict.sources import Source
+    from anal_tools.predict.sources import InputVideo
 
 CLIPS = 4  # of the validation list, where --check names none
 
@@ -27,9 +27,9 @@ def export_form(net: torch.nn.Module) -> torch.nn.Module:
     return net
 
 
-def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Source]:
+def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[InputVideo]:
     """Return what --check names, else the first videos of the validation list; none if only noise can be compared."""
-    from anal_tools.predict.sources import Source, expand
+    from anal_tools.predict.sources import InputVideo, expand
     from datasets.loading.loader import records_of
     from datasets.readers.metadata_cache import family_of
     from utils import config
@@ -43,11 +43,11 @@ def clips_to_check(args: argparse.Namespace, predictor: Predictor) -> list[Sourc
     with contextlib.suppress(UserError):
         records = records_of(cfg, "val")
         paths = [records.full_path(i) for i in range(min(CLIPS, len(records)))]
-        return [Source(path, family_of(path)) for path in paths if os.path.lexists(path)]
+        return [InputVideo(path, family_of(path)) for path in paths if os.path.lexists(path)]
     return []
 
 
-def compare(ours: Predictor, exported: Predictor, sources: Sequence[Source], *, tolerance: float) -> list[str]:
+def compare(ours: Predictor, exported: Predictor, sources: Sequence[InputVideo], *, tolerance: float) -> list[str]:
     """Compare logits of the checkpoint and of the exported file on the same clips; return lines to print.
 
     Raises:

@@ -19,7 +19,7 @@ from utils.options import Parser
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One line of the table: some views of the models, fused and scored.
 
     Attributes:
@@ -137,7 +137,7 @@ def row(
     level: float = scoring.LEVEL,
     resamples: int = scoring.RESAMPLES,
     seed: int = 0,
-) -> Row:
+) -> ScoreRow:
     """Return one line of the table: the chosen views of all models, fused and scored."""
     if average is not None and average not in protocols.AVERAGES:
         raise UserError(f"--average {average}: give one of {', '.join(protocols.AVERAGES)}")
@@ -177,7 +177,7 @@ def row(
         per_view = model.summary.get("cost", {}).get("gmacs_per_view")
         cost = None if cost is None or per_view is None else cost + per_view * len(part.views)
 
-    return Row(
+    return ScoreRow(
         protocol=chosen.protocol,
         number=number,
         gmacs=cost,
@@ -188,7 +188,7 @@ def row(
     )
 
 
-def table(rows: Sequence[Row], *, multi_label: bool = False) -> str:
+def table(rows: Sequence[ScoreRow], *, multi_label: bool = False) -> str:
     """Return the rows as text, the intervals beside top-1, the notes below."""
     shown = metrics.metrics_of("score", multi_label=multi_label)
     heads = [

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import collect, jobs, local, memcached, options, scheduler, snapshot, sweep, verbs
-from launch.job import Run
+from launch.job import RankTask
 from utils import config, errors
 from utils.cluster import minutes
 from utils.errors import UserError, did_you_mean
@@ -54,7 +54,7 @@ def launch(argv: Sequence[str]) -> int:
 
     sets = [word for override in args.set for word in ("--set", override)]
     exp = os.path.abspath(args.exp)
-    words = [args.verb, exp, *sets, *(word for word in rest if word != "--")]
+    main_argv = [args.verb, exp, *sets, *(word for word in rest if word != "--")]
     flags = {name: getattr(args, name) for name in ("time", *scheduler.FLAGS)}
 
     # On this machine: this process becomes the rank, or waits for torchrun.
@@ -67,13 +67,13 @@ def launch(argv: Sequence[str]) -> int:
 
         if megabytes:
             os.environ.update(memcached.start_here(megabytes))
-        return local.run(words, args.ranks)
+        return local.run(main_argv, args.ranks)
 
     # On a partition: everything is checked, then one job is submitted.
     request = scheduler.request(args.verb, args.exp, args.partition, args.ranks, flags, ask=not args.dry_run)
     cfg = _load(args, rest)
     request = dataclasses.replace(request, servers=scheduler.server_lines(request, memcached.server_megabytes(cfg)))
-    task = scheduler.task(request, exp, words)
+    task = scheduler.task(request, exp, main_argv)
 
     if args.dry_run:
         from utils.config.verb import as_yaml
@@ -84,10 +84,10 @@ def launch(argv: Sequence[str]) -> int:
     return _submit(request, task, force=args.force, follow=args.follow)
 
 
-def _submit(request: Request, task: Run, *, force: bool, follow: bool) -> int:
+def _submit(request: Request, task: RankTask, *, force: bool, follow: bool) -> int:
     """Submit one job and record it in the experiment's list."""
     exp = Path(task.exp)
-    is_training = task.words[0] == "train"
+    is_training = task.argv[0] == "train"
     # Evaluations write files of their own, so any number of them may run.
     for job, row in jobs.live(exp, "train").items() if is_training and not force else ():
         raise UserError(

@@ -1,4 +1,4 @@
-"""Record the history of a sweep's cells: `attempts.jsonl` has a row for each submission, start and end.
+"""Record the history of a sweep's trials: `attempts.jsonl` has a row for each submission, start and end.
 
 The job notes its start, on `local` the sweep does. A process that was killed leaves a start without an end.
 """
@@ -9,24 +9,24 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils import files
+from utils import files, renamed
 from utils.log import utc_stamp
 from utils.schedulers import Place
 
 FILE = "attempts.jsonl"
 
 
-def note(folder: Path, cell: str, event: str, **more: object) -> None:
-    """Append one row about a cell of the sweep in `folder`."""
-    files.append_row(folder / FILE, {"cell": cell, "event": event, "time": utc_stamp(), **more})
+def note(folder: Path, trial: str, event: str, **more: object) -> None:
+    """Append one row about a trial of the sweep in `folder`."""
+    files.append_row(folder / FILE, {"trial": trial, "event": event, "time": utc_stamp(), **more})
 
 
 @contextlib.contextmanager
-def noted(folder: Path, cell: str, place: Place, *, is_main: bool) -> Iterator[None]:
-    """Note the start and the end of a cell that runs in this job; rank 0 does it for all ranks."""
+def noted(folder: Path, trial: str, place: Place, *, is_main: bool) -> Iterator[None]:
+    """Note the start and the end of a trial that runs in this job; rank 0 does it for all ranks."""
     job = {"scheduler": place.scheduler, "job": place.job}
     if is_main:
-        note(folder, cell, "start", **job, restart=place.restarts)
+        note(folder, trial, "start", **job, restart=place.restarts)
 
     code = 1  # any exception but SystemExit: the process ends with this code
     try:
@@ -37,14 +37,14 @@ def noted(folder: Path, cell: str, place: Place, *, is_main: bool) -> Iterator[N
         raise
     finally:
         if is_main:
-            note(folder, cell, "end", **job, code=code)
+            note(folder, trial, "end", **job, code=code)
 
 
-def has_ended_well(folder: Path, cell: str, job: str) -> bool:
-    """Return True if this very job has already done the cell, because a user requeued it."""
-    return any((row.get("cell"), row.get("job"), row.get("code")) == (cell, job, 0) for row in read(folder))
+def has_ended_well(folder: Path, trial: str, job: str) -> bool:
+    """Return True if this very job has already done the trial, because a user requeued it."""
+    return any((row.get("trial"), row.get("job"), row.get("code")) == (trial, job, 0) for row in read(folder))
 
 
 def read(folder: Path) -> list[files.Row]:
     """Return the rows of a sweep, oldest first; none if nothing has been started."""
-    return files.read_rows(folder / FILE)
+    return [renamed.row(row) for row in files.read_rows(folder / FILE)]

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import grid, progress, sweep
-from launch.grid import Cell, Sweep
+from launch.grid import Sweep, Trial
 from utils import files, log
 from utils.errors import UserError
 from utils.options import Parser
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print and write the table; return 1 if a cell has failed, for scripts."""
+    """Print and write the table; return 1 if a trial has failed, for scripts."""
     parser = Parser(prog="launch collect", description="Make the table of a sweep.")
     parser.add_argument("name", metavar="NAME", help="of the sweep")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
@@ -24,20 +24,20 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     plan = grid.read(grid.folder_of(args.name, args.into))
-    cells = plan.cells()
-    states = sweep.states(plan, cells)
+    trials = plan.trials()
+    states = sweep.states(plan, trials)
 
-    # One row for each finished cell; the columns are all keys and numbers in the order in which they first occur.
-    rows = [_row(plan, cell) for cell in cells if states[cell.name].kind == "done"]
-    keys = list(dict.fromkeys(key for cell in cells for key, _ in cell.values))
-    header = list(dict.fromkeys(["cell", "exp", *keys, *(name for row in rows for name in row)]))
+    # One row for each finished trial; the columns are all keys and numbers in the order in which they first occur.
+    rows = [_row(plan, trial) for trial in trials if states[trial.name].kind == "done"]
+    keys = list(dict.fromkeys(key for trial in trials for key, _ in trial.values))
+    header = list(dict.fromkeys(["trial", "exp", *keys, *(name for row in rows for name in row)]))
     table = [[row.get(name, "") for name in header] for row in rows]
     text = markdown(header, table)
 
-    # The other cells follow below the table, with the reason.
-    others = [f"{states[cell.name].kind}: {cell.name}: {states[cell.name].why}".rstrip(": ") for cell in cells]
+    # The other trials follow below the table, with the reason.
+    others = [f"{states[trial.name].kind}: {trial.name}: {states[trial.name].why}".rstrip(": ") for trial in trials]
     others = [line for line in others if not line.startswith("done")]
-    heading = f"# Sweep {plan.name}\n\n{len(rows)} of {len(cells)} cells\n\n"
+    heading = f"# Sweep {plan.name}\n\n{len(rows)} of {len(trials)} trials\n\n"
     notes = "".join(f"- {line}\n" for line in others)
 
     try:
@@ -60,20 +60,20 @@ def main(argv: Sequence[str]) -> int:
     return int(any(state.kind == "failed" for state in states.values()))
 
 
-def _row(sweep: Sweep, cell: Cell) -> files.Row:
-    """Return the results of a finished cell."""
+def _row(sweep: Sweep, trial: Trial) -> files.Row:
+    """Return the results of a finished trial."""
     from utils import metrics  # numpy, which a start on a login node does not need
 
-    row: files.Row = {"cell": cell.name, "exp": "/".join(cell.source.parts[-2:]), **dict(cell.values)}
+    row: files.Row = {"trial": trial.name, "exp": "/".join(trial.source.parts[-2:]), **dict(trial.values)}
 
     if sweep.verb == "eval":
-        summary = json.loads(sweep.result_of(cell).read_text(encoding="utf-8"))
+        summary = json.loads(sweep.result_of(trial).read_text(encoding="utf-8"))
         numbers, counts = summary["metrics"], summary.get("counts", {})
         row |= {metric.name: numbers[metric.name] for metric in metrics.shown_in("collect", numbers)}
         row["num_videos"], row["failed_videos"] = int(numbers["num_videos"]), counts.get("failed", 0)
     # A training has no summary: the last points of its curves, and the best of all.
     else:
-        exp = sweep.exp_of(cell)
+        exp = sweep.exp_of(trial)
         curves = log.read_scalars(exp / "events" / log.SCALARS)
         row["step"] = progress.read(exp).step
         reached = [value for _, value in curves.get("top1_val", []) if not math.isnan(value)]
@@ -99,7 +99,7 @@ def markdown(header: Sequence[str], table: Sequence[Sequence[object]]) -> str:
 
 
 def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Row]) -> None:
-    """Plot top-1 over the first key with several numbers, a line for each choice of the others; else a bar per cell.
+    """Plot top-1 over the first key with several numbers, a line for each choice of the others; else a bar per trial.
 
     Raises:
         UserError: matplotlib is not installed.
@@ -113,7 +113,7 @@ def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Ro
 
     value = "best_top1" if "best_top1" in rows[0] else "top1"
 
-    # The axis of numbers. Without one the cells have no order, so they get bars.
+    # The axis of numbers. Without one the trials have no order, so they get bars.
     axis = next((key for key in keys if len({row[key] for row in rows}) > 1 and _are_numbers(rows, key)), None)
     figure, axes = pyplot.subplots(figsize=(7, 4 if axis else 1 + 0.35 * len(rows)), layout="constrained")
     if axis:
@@ -133,7 +133,7 @@ def picture(file: Path, title: str, keys: Sequence[str], rows: Sequence[files.Ro
         axes.set_ylabel("top-1, per cent")
         axes.legend(fontsize="small")
     else:
-        axes.barh([row["cell"] for row in rows][::-1], [row[value] for row in rows][::-1])
+        axes.barh([row["trial"] for row in rows][::-1], [row[value] for row in rows][::-1])
         axes.tick_params(axis="y", labelsize="small")
         axes.set_xlabel("top-1, per cent")
 

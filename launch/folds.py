@@ -1,7 +1,7 @@
 """Run `train.sh` and `eval.sh` of an experiment with `data.folds`: train and evaluate each fold (docs/folds.md).
 
-The folds are the cells of a sweep in `EXP/folds`, so that they start, stop, resume and are submitted like cells. A cell
-is two calls of main.py, train and then eval; it is done when its result exists.
+The folds are the trials of a sweep in `EXP/folds`, so that they start, stop, resume and are submitted like trials. A
+trial is two calls of main.py, train and then eval; it is done when its result exists.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from anal_tools import folds as pooled
 from launch import options, sweep
-from launch.grid import Cell, Sweep
+from launch.grid import Sweep, Trial
 from utils import config
 from utils.errors import UserError
 from utils.options import Parser
@@ -28,20 +28,22 @@ class FoldSweep(Sweep):
     Attributes:
         sets: `--set` texts.
         result: name of the result of each fold, and of the pooled result.
+        evaluates: the user asked for an evaluation; folds without a training are trained first.
     """
 
     sets: tuple[str, ...] = ()
     result: str = pooled.RESULT
+    evaluates: bool = False
 
-    def cells(self) -> list[Cell]:
-        """Return a cell for each fold; write the lists that do not exist yet."""
+    def trials(self) -> list[Trial]:
+        """Return a trial for each fold; write the lists that do not exist yet."""
         (exp,) = self.exps
         cfg = config.load(exp, self.sets)
-        # The keys data.fold* describe the split itself. A cell trains on one part of it, with plain lists.
+        # The keys data.fold* describe the split itself. A trial trains on one part of it, with plain lists.
         values = [tuple(text.removeprefix("common.").split("=", 1)) for text in self.sets]
         values = [(key, value) for key, value in values if not key.startswith("data.fold")]
 
-        cells = []
+        trials = []
         for fold in pooled.of(cfg, self.folder / "lists"):
             keys = {"train_source": fold.train, "val_source": fold.val}
             keys |= {"train_root": fold.root, "val_root": fold.root} if fold.root else {}
@@ -49,21 +51,29 @@ class FoldSweep(Sweep):
 
             # Quoted for YAML.
             texts = [(key, json.dumps(str(value), ensure_ascii=False)) for key, value in keys.items()]
-            cells.append(Cell(fold.name, exp, (*values, ("data.folds", "null"), *texts)))
+            trials.append(Trial(fold.name, exp, (*values, ("data.folds", "null"), *texts)))
 
-        return cells
+        return trials
 
-    def exp_of(self, cell: Cell) -> Path:
+    def exp_of(self, trial: Trial) -> Path:
         """Return the experiment folder of a fold."""
-        return self.folder / cell.name
+        return self.folder / trial.name
 
-    def result_of(self, cell: Cell) -> Path:
+    def writes(self, trial: Trial) -> bool:
+        """Return False for a trained fold that is only evaluated: it keeps the config that it was trained with."""
+        folder = self.exp_of(trial)
+        if not self.evaluates or not sweep.is_trained(folder):
+            return True
+        # A --set that contradicts it is refused where the config would be written
+        return config.to_dict(config.load(folder, trial.overrides)) != config.to_dict(config.load(folder))
+
+    def result_of(self, trial: Trial) -> Path:
         """Return the summary that an evaluated fold leaves."""
-        return self.exp_of(cell) / "results" / f"{self.result}.json"
+        return self.exp_of(trial) / "results" / f"{self.result}.json"
 
-    def commands(self, cell: Cell) -> list[list[str]]:
-        """Return the words for main.py: the training of a fold, unless it is finished, and its evaluation."""
-        exp = self.exp_of(cell)
+    def commands(self, trial: Trial) -> list[list[str]]:
+        """Return the arguments for main.py: the training of a fold, unless it is finished, and its evaluation."""
+        exp = self.exp_of(trial)
         train = [] if sweep.is_trained(exp) else [["train", str(exp)]]
         return [*train, ["eval", str(exp), "--checkpoint", "latest", *self.options, "--name", self.result]]
 
@@ -78,23 +88,23 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     Args:
         args: the parsed arguments of `launch`.
-        rest: `--parallel`, and words for main.py.
+        rest: `--parallel`, and arguments for main.py.
     """
     parser = Parser(prog=f"launch {args.verb}", allow_abbrev=False)
     parser.add_argument("--parallel", type=int)
-    given, words = parser.parse_known_args(rest)
-    words = [word for word in words if word != "--"]
-    options.check(args.verb, words, near=["set", "time", "parallel"])
+    given, argv = parser.parse_known_args(rest)
+    argv = [word for word in argv if word != "--"]
+    options.check(args.verb, argv, near=["set", "time", "parallel"])
     exp = Path(os.path.abspath(args.exp))
 
     # A fold's result is part of a pooled number: training it again silently would mix two runs.
-    if "--fresh" in words:
+    if "--fresh" in argv:
         raise UserError(f"--fresh: move {exp / pooled.FOLDER} away instead; a fold never runs twice")
     if args.ranks < 0 or (given.parallel is not None and given.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
 
-    name, eval_words = _evaluation(args.verb, words)
-    folds = FoldSweep(exp / pooled.FOLDER, "folds", (exp,), (), eval_words, tuple(args.set), name)
+    name, eval_argv = _evaluation(args.verb, argv)
+    folds = FoldSweep(exp / pooled.FOLDER, "folds", (exp,), (), eval_argv, tuple(args.set), name, args.verb == "eval")
     # Check files once here, not in each fold's job.
     cfg = config.load(exp, args.set)
     config.check_files(cfg)
@@ -103,24 +113,24 @@ def run(args: argparse.Namespace, rest: Sequence[str]) -> int:
 
     code = sweep.run(folds, argparse.Namespace(**{**vars(args), "parallel": given.parallel, "retry": False}))
     # On a partition the jobs are only submitted: a later call finds their results and pools them.
-    if code or args.dry_run or not all(folds.result_of(cell).is_file() for cell in folds.cells()):
+    if code or args.dry_run or not all(folds.result_of(trial).is_file() for trial in folds.trials()):
         return code
     return pooled.main([str(exp), "--name", name])
 
 
-def _evaluation(verb: str, words: list[str]) -> tuple[str, tuple[str, ...]]:
-    """Return the name of the result, and the words for `main.py eval`; with `train` there are no such words."""
+def _evaluation(verb: str, argv: list[str]) -> tuple[str, tuple[str, ...]]:
+    """Return the name of the result, and the arguments for `main.py eval`; with `train` there are none."""
     from anal_tools import evaluate
 
     if verb == "train":
         return pooled.RESULT, ()
 
     # Parsed here only to see which options are given; they are passed on unchanged.
-    given, others = evaluate.parser().parse_known_args(["EXP", *words])
+    given, others = evaluate.parser().parse_known_args(["EXP", *argv])
     if given.checkpoint or given.list or given.set or others:
         raise UserError(
             "eval of folds: each fold scores its own list with its last checkpoint; give views and sizes only"
         )
 
     name = given.name or evaluate.result_name(Path("ckpt.pth.tar"), given)
-    return evaluate.checked_name(name), tuple(words)
+    return evaluate.checked_name(name), tuple(argv)

@@ -1,7 +1,7 @@
-"""Define a sweep: experiments x values = cells, with the name and the folder of each.
+"""Define a sweep: experiments x values = trials, with the name and the folder of each.
 
-A cell's name follows from its experiment and its values alone. So a sweep that runs again, or is enlarged, finds the
-cells that it already has.
+A trial's name follows from its experiment and its values alone. So a sweep that runs again, or is enlarged, finds the
+trials that it already has.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from anal_tools import new
-from utils import config, files
+from utils import config, files, renamed
 from utils.config.verb import as_yaml
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEPS = ROOT / "sweeps"
 FILE = "sweep.json"
+TRIALS = "trials"  # folder of the trials that are trained
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]*(\.[A-Za-z][A-Za-z0-9_]*)*")
 _OPTION = "eval."  # a key of the grid with this prefix is an option of `main.py eval`, not of the config
@@ -31,12 +32,12 @@ _BRACKETS = {"[": 1, "{": 1, "]": -1, "}": -1}  # change of the nesting depth
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """One experiment with one choice of values.
 
     Attributes:
         name: letters, digits and - _ . = +
-        source: the experiment of which the cell is a copy with other values.
+        source: the experiment of which the trial is a copy with other values.
         values: dotted key (without `common.`) -> value as the user typed it.
     """
 
@@ -51,7 +52,7 @@ class Cell:
 
     @property
     def options(self) -> list[str]:
-        """Words for `main.py eval`, from the keys `eval.views` and the like."""
+        """Arguments for `main.py eval`, from the keys `eval.views` and the like."""
         options = [(key.removeprefix(_OPTION), value) for key, value in self.values if key.startswith(_OPTION)]
         return [word for name, value in options for word in (f"--{name.replace('_', '-')}", value)]
 
@@ -62,10 +63,10 @@ class Sweep:
 
     Attributes:
         folder: `sweeps/NAME`, or NAME in another folder that the user named.
-        verb: train: each cell is an experiment folder below `cells/`; eval: each is a result of its experiment.
+        verb: train: each trial is an experiment folder below `trials/`; eval: each is a result of its experiment.
         exps: experiment folders, absolute.
         grid: `key=a,b` texts.
-        options: other words for main.py.
+        options: other arguments for main.py.
     """
 
     folder: Path
@@ -79,8 +80,8 @@ class Sweep:
         """NAME."""
         return self.folder.name
 
-    def cells(self) -> list[Cell]:
-        """Return all cells in the order of the command line; the last key varies fastest.
+    def trials(self) -> list[Trial]:
+        """Return all trials in the order of the command line; the last key varies fastest.
 
         Raises:
             UserError: a grid text that cannot be parsed.
@@ -99,34 +100,42 @@ class Sweep:
                 )
 
         return [
-            Cell(_cell_name(exp, list(zip(keys, values, strict=True))), exp, tuple(zip(keys, values, strict=True)))
+            Trial(_trial_name(exp, list(zip(keys, values, strict=True))), exp, tuple(zip(keys, values, strict=True)))
             for exp in self.exps
             for values in itertools.product(*(values for _, values in columns))
         ]
 
-    def exp_of(self, cell: Cell) -> Path:
-        """Return the experiment folder in which a cell's job works."""
-        return self.folder / "cells" / cell.name if self.verb == "train" else cell.source
+    def exp_of(self, trial: Trial) -> Path:
+        """Return the experiment folder in which a trial's job works."""
+        if self.verb != "train":
+            return trial.source
+        # A sweep that an earlier version began has its folders under the old name.
+        old = next(name for name, new in renamed.FOLDERS.items() if new == TRIALS)
+        return self.folder / (old if (self.folder / old).is_dir() else TRIALS) / trial.name
 
-    def result_of(self, cell: Cell) -> Path:
-        """Return the file with the summary of an evaluated cell."""
-        return cell.source / "results" / f"{self.name}.{cell.name}.json"
+    def writes(self, trial: Trial) -> bool:
+        """Return True if a trial gets a folder of its own with a config."""
+        return self.verb == "train"
 
-    def words(self, cell: Cell) -> list[str]:
-        """Return the words that main.py gets for a cell."""
-        # A training cell has its values in its own config.yaml; an evaluation gets them as overrides.
+    def result_of(self, trial: Trial) -> Path:
+        """Return the file with the summary of an evaluated trial."""
+        return trial.source / "results" / f"{self.name}.{trial.name}.json"
+
+    def argv(self, trial: Trial) -> list[str]:
+        """Return the arguments that main.py gets for a trial."""
+        # A training trial has its values in its own config.yaml; an evaluation gets them as overrides.
         if self.verb == "train":
-            return ["train", str(self.exp_of(cell)), *self.options]
-        sets = [word for override in cell.overrides for word in ("--set", override)]
-        return ["eval", str(cell.source), *sets, *cell.options, "--name", self.result_of(cell).stem, *self.options]
+            return ["train", str(self.exp_of(trial)), *self.options]
+        sets = [word for override in trial.overrides for word in ("--set", override)]
+        return ["eval", str(trial.source), *sets, *trial.options, "--name", self.result_of(trial).stem, *self.options]
 
-    def commands(self, cell: Cell) -> list[list[str]]:
-        """Return the words of each call of main.py for a cell, in order."""
-        return [self.words(cell)]
+    def commands(self, trial: Trial) -> list[list[str]]:
+        """Return the arguments of each call of main.py for a trial, in order."""
+        return [self.argv(trial)]
 
     @property
     def next_step(self) -> str:
-        """The user's next command once all cells are done."""
+        """The user's next command once all trials are done."""
         return f"`launch collect {self.name}` makes the table"
 
     def write(self) -> None:
@@ -192,19 +201,19 @@ def parse(text: str) -> tuple[str, list[str]]:
     return key, values
 
 
-def make(sweep: Sweep, cell: Cell) -> Path:
-    """Write the experiment folder of a training cell; its config names the values and where they come from.
+def make(sweep: Sweep, trial: Trial) -> Path:
+    """Write the experiment folder of a training trial; its config names the values and where they come from.
 
     Raises:
-        UserError: the cell was trained already, and its experiment has changed since.
+        UserError: the trial was trained already, and its experiment has changed since.
     """
-    folder = sweep.exp_of(cell)
-    cfg = config.load(cell.source, cell.overrides)
+    folder = sweep.exp_of(trial)
+    cfg = config.load(trial.source, trial.overrides)
     body = as_yaml(cfg).replace("  # --set", f"  # sweep {sweep.name}")
 
-    origin = config.config_file(cell.source)
-    head = [f"# Cell of the sweep {sweep.name}, made from {new.printable(origin)} with"]
-    head += [f"#   common.{new.printable(text)}" for text in cell.overrides] or ["#   no changes"]
+    origin = config.config_file(trial.source)
+    head = [f"# Trial of the sweep {sweep.name}, made from {new.printable(origin)} with"]
+    head += [f"#   common.{new.printable(text)}" for text in trial.overrides] or ["#   no changes"]
     text = "\n".join(
         [*head, f"# The words behind # say where each value is from ({origin.name}: that file).", body, ""]
     )
@@ -212,7 +221,8 @@ def make(sweep: Sweep, cell: Cell) -> Path:
     file = folder / "config.yaml"
     if file.is_file() and (folder / "log.txt").exists() and config.to_dict(config.load(folder)) != config.to_dict(cfg):
         raise UserError(
-            f"{folder}: was trained before {origin} was changed; take another NAME, or move the folder away"
+            f"{folder}: was trained with another config than {origin} and --set give now; take another NAME, or move "
+            "the folder away"
         )
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -224,7 +234,7 @@ def make(sweep: Sweep, cell: Cell) -> Path:
     return folder
 
 
-def _cell_name(exp: Path, values: Sequence[tuple[str, str]]) -> str:
+def _trial_name(exp: Path, values: Sequence[tuple[str, str]]) -> str:
     """Return a readable name, made unique by six digits of a hash over experiment and values."""
     # Relative to the repository: the same sweep has the same names in another checkout.
     place = str(exp.relative_to(ROOT)) if exp.is_relative_to(ROOT) else str(exp)

@@ -1,6 +1,6 @@
 """Run one rank of a job: the steps around `main.main`, and the request to requeue the job.
 
-A `Run` (paths and words only) is created when the job is submitted. Each rank calls it, from the job's copy of the
+A `RankTask` (paths and texts only) is created when the job is submitted. Each rank calls it, from the job's copy of the
 code: unpickled by submitit, or as `python -m launch.job`. Traps:
 
 - SLURM does not requeue a job that ends by itself, and an exit code cannot request it. So after a stop with everything
@@ -36,35 +36,35 @@ ASKED_BY_SCHEDULER = tuple(number for number in signals.ASKS_TO_STOP if number n
 KILLED_WITHIN = 600.0  # seconds that a requeued job waits for its end
 
 
-class Run:
-    """One rank of a job, a `schedulers.Task`. It holds paths and words only, because it is pickled.
+class RankTask:
+    """One rank of a job, a `schedulers.Task`. It holds paths and texts only, because it is pickled.
 
     Args:
         exp: experiment folder, absolute.
-        words: the arguments of main.py: verb, experiment, options.
+        argv: the arguments of main.py: verb, experiment, options.
         max_restarts: number of restarts of this job after which it gives up.
         max_stalled: number of restarts in a row without progress after which it gives up.
         old_run: the result of `mark_of_run` when the job was submitted with --fresh.
-        sweep, cell: folder of the sweep and name of the cell; "" outside a sweep.
-        then: words of further calls of main.py, each after the previous one has succeeded.
+        sweep, trial: folder of the sweep and name of the trial; "" outside a sweep.
+        then: arguments of further calls of main.py, each after the previous one has succeeded.
     """
 
     def __init__(
         self,
         exp: str,
-        words: Sequence[str],
+        argv: Sequence[str],
         *,
         max_restarts: int,
         max_stalled: int,
         old_run: list[int] | None = None,
         sweep: str = "",
-        cell: str = "",
+        trial: str = "",
         then: Sequence[Sequence[str]] = (),
     ) -> None:
-        self.then = [list(words) for words in then]
-        self.exp, self.words, self.old_run = exp, list(words), old_run
+        self.then = [list(argv) for argv in then]
+        self.exp, self.argv, self.old_run = exp, list(argv), old_run
         self.max_restarts, self.max_stalled = max_restarts, max_stalled
-        self.sweep, self.cell = sweep, cell
+        self.sweep, self.trial = sweep, trial
 
     def __call__(self) -> None:
         """Run main in this process and leave with its exit code; after a stop wait until the scheduler ends it."""
@@ -74,8 +74,8 @@ class Run:
 
         if not self.sweep:
             self._run(place, is_main)
-        elif not attempts.has_ended_well(Path(self.sweep), self.cell, place.job):
-            with attempts.noted(Path(self.sweep), self.cell, place, is_main=is_main):
+        elif not attempts.has_ended_well(Path(self.sweep), self.trial, place.job):
+            with attempts.noted(Path(self.sweep), self.trial, place, is_main=is_main):
                 self._run(place, is_main)
 
     def _run(self, place: Place, is_main: bool) -> None:
@@ -92,9 +92,9 @@ class Run:
         # After the handlers above: the imports take seconds, in which a signal may come.
         import main
 
-        words = self.words_of_this_start(place.restarts)
-        sys.argv = ["main.py", *words]  # for the log
-        code = errors.finish(lambda: main.main(words))
+        argv = self.argv_of_this_start(place.restarts)
+        sys.argv = ["main.py", *argv]  # for the log
+        code = errors.finish(lambda: main.main(argv))
 
         for number in ASKED_BY_SCHEDULER:  # from here on only a SIGKILL ends a rank early
             signal.signal(number, signal.SIG_IGN)
@@ -111,7 +111,7 @@ class Run:
 
         Every rank does so, and none is still in the first call, which has succeeded on all of them.
         """
-        following = Run(**{**vars(self), "words": self.then[0], "then": self.then[1:]})
+        following = RankTask(**{**vars(self), "argv": self.then[0], "then": self.then[1:]})
         if "MASTER_PORT" in os.environ:
             os.environ["MASTER_PORT"] = str(schedulers.port_after(int(os.environ["MASTER_PORT"])))
 
@@ -127,11 +127,11 @@ class Run:
 
         return DelayedSubmission(self)
 
-    def words_of_this_start(self, restarts: int) -> list[str]:
-        """Return the words for main: --fresh only until the old run has been moved away."""
+    def argv_of_this_start(self, restarts: int) -> list[str]:
+        """Return the arguments for main: --fresh only until the old run has been moved away."""
         if not restarts or (self.old_run is not None and mark_of_run(Path(self.exp)) == self.old_run):
-            return self.words
-        return [word for word in self.words if word != "--fresh"]
+            return self.argv
+        return [word for word in self.argv if word != "--fresh"]
 
     def command(self) -> list[str]:
         """Return the command that runs this object."""
@@ -141,7 +141,7 @@ class Run:
         """Return the command that starts all ranks with torchrun."""
         if self.then:
             raise UserError("folds do not run on a partition with scheduler: local; take PARTITION = local")
-        verb, exp, *options = self.words
+        verb, exp, *options = self.argv
         return [sys.executable, "-m", "launch", verb, exp, "local", str(ranks), *options]
 
     def note_restart(self, place: Place) -> str | None:
@@ -251,4 +251,4 @@ def _log(file: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
-    Run(**json.loads(sys.argv[1]))()
+    RankTask(**json.loads(sys.argv[1]))()

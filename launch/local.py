@@ -36,11 +36,11 @@ _FOREIGN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK"
 _PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 
 
-def run(words: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") -> int:
+def run(argv: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") -> int:
     """Run `script` with these arguments on `ranks` processes.
 
     Args:
-        words: verb, experiment, options.
+        argv: verb, experiment, options.
         ranks: N; 0 is one process that sees no GPU.
 
     Returns:
@@ -60,13 +60,13 @@ def run(words: Sequence[str], ranks: int, *, script: Path = ROOT / "main.py") ->
 
     if ranks <= 1:
         sys.stdout.flush()  # `execve` discards what is still buffered
-        os.execve(sys.executable, [sys.executable, str(script), *words], env)
+        os.execve(sys.executable, [sys.executable, str(script), *argv], env)
 
     with tempfile.TemporaryDirectory(prefix="zoetrope-") as folder:
         env["ZOETROPE_EXIT_FILE"] = str(Path(folder) / "code")
         env |= signals.launcher_variable()
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-        agent = _Agent([*torchrun, str(script), *words], env, ranks)
+        agent = _Agent([*torchrun, str(script), *argv], env, ranks)
         return agent.wait()
 
 

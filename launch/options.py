@@ -18,12 +18,12 @@ def parser_of(verb: str) -> argparse.ArgumentParser:
     return evaluate.parser()
 
 
-def check(verb: str, words: Sequence[str], *, near: Iterable[str] = ()) -> None:
+def check(verb: str, argv: Sequence[str], *, near: Iterable[str] = ()) -> None:
     """Refuse an option that a verb does not have.
 
     Args:
         verb: train or eval.
-        words: the user's words for it, without the experiment.
+        argv: the user's arguments for it, without the experiment.
         near: options of the calling command, as further candidates for a hint.
 
     Raises:
@@ -33,7 +33,7 @@ def check(verb: str, words: Sequence[str], *, near: Iterable[str] = ()) -> None:
     parser.exit_on_error = False  # argparse would print its usage and exit
 
     try:
-        _, unknown = parser.parse_known_args(["EXP", *(word for word in words if word != "--")])
+        _, unknown = parser.parse_known_args(["EXP", *(word for word in argv if word != "--")])
     except argparse.ArgumentError as error:
         raise UserError(f"{verb}: {error}") from error
 

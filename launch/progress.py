@@ -19,7 +19,7 @@ _CRITERIA = {"map_val": "mAP", "top1_val": "top-1"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """The progress of a run; a value is None if its files do not tell it.
 
     Attributes:
@@ -39,13 +39,13 @@ class Progress:
         return f"{step}  {'-' if self.best is None else f'{self.best:.2f}'}"
 
 
-def read(exp: Path) -> Progress:
+def read(exp: Path) -> RunProgress:
     """Read the iteration from the end of log.txt, and the best accuracy from the curves, which hold all validations."""
     step, last = _iteration(exp)
     try:
         curves = log.read_scalars(exp / "events" / log.SCALARS)
     except OSError:  # no validation yet, or the curves were deleted
-        return Progress(step, last)
+        return RunProgress(step, last)
 
     if step is None:
         step = max((curve[-1][0] for curve in curves.values() if curve), default=None)
@@ -53,9 +53,9 @@ def read(exp: Path) -> Progress:
     for tag, name in _CRITERIA.items():
         values = [value for _, value in curves.get(tag, ()) if not math.isnan(value)]
         if values:
-            return Progress(step, last, max(values), name)
+            return RunProgress(step, last, max(values), name)
 
-    return Progress(step, last)
+    return RunProgress(step, last)
 
 
 def _iteration(exp: Path) -> tuple[int | None, int | None]:

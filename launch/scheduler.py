@@ -1,4 +1,4 @@
-"""Turn the user's words into a job: check the request, submit it to its scheduler, record it.
+"""Turn the user's request into a job: check the request, submit it to its scheduler, record it.
 
 The schedulers are files of `utils/schedulers/` (add a new one there); `cluster.yaml` names the scheduler of a
 partition.
@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import job, jobs, memcached
-from launch.job import Run
+from launch.job import RankTask
 from utils import cluster, files, run_dir, schedulers
 from utils.errors import UserError
 from utils.log import utc_stamp
 from utils.schedulers import Request, Scheduler
 
-# Fields of `cluster.Settings` with a flag of the same name, besides --time.
+# Fields of `cluster.PartitionSettings` with a flag of the same name, besides --time.
 FLAGS = ("exclude", "constraint", "qos", "account", "nodelist", "dependency")
 
 
@@ -31,7 +31,7 @@ def request(verb: str, folder: Path, partition: str, ranks: int, flags: cluster.
         verb: train or eval.
         folder: of the experiment or the sweep; the output goes to `jobs/` in it.
         ranks: N.
-        flags: fields of `cluster.Settings` given on the command line; None if not given.
+        flags: fields of `cluster.PartitionSettings` given on the command line; None if not given.
         ask: ask the scheduler whether it has the partition.
 
     Raises:
@@ -84,44 +84,44 @@ def split(ranks: int, per_node: int) -> tuple[int, int]:
     return ranks // per_node, per_node
 
 
-def task(asked: Request, exp: str, words: Sequence[str], *then: Sequence[str], sweep: str = "", cell: str = "") -> Run:
-    """Return the task of every rank of the job: main.py with these words, as a cell of a sweep or by itself.
+def task(
+    asked: Request, exp: str, argv: Sequence[str], *then: Sequence[str], sweep: str = "", trial: str = ""
+) -> RankTask:
+    """Return the task of every rank of the job: main.py with these arguments, as a trial of a sweep or by itself.
 
     Args:
-        then: words of further calls of main.py, each after the previous one has succeeded.
+        then: arguments of further calls of main.py, each after the previous one has succeeded.
     """
     # A requeued job must not move away the run that its own first start began.
-    old_run = job.mark_of_run(Path(exp)) if "--fresh" in words else None
+    old_run = job.mark_of_run(Path(exp)) if "--fresh" in argv else None
     limits = {"max_restarts": asked.settings.max_restarts, "max_stalled": asked.settings.max_stalled}
-    return Run(exp, words, then=then, old_run=old_run, sweep=sweep, cell=cell, **limits)
+    return RankTask(exp, argv, then=then, old_run=old_run, sweep=sweep, trial=trial, **limits)
 
 
 def submit(
-    asked: Request, tasks: Sequence[Run], code: Path, *, parallel: int | None = None, **more: str
+    asked: Request, tasks: Sequence[RankTask], code: Path, *, parallel: int | None = None, **more: str
 ) -> list[files.Row]:
     """Submit a job for each task, and record each in its experiment's list. Return the rows of the list."""
     ids = of(asked).submit(asked, tasks, code, parallel=parallel)
     about = {"scheduler": of(asked).name, "partition": asked.partition, "ranks": asked.ranks, "nodes": asked.nodes}
     about |= {"time": utc_stamp(), "revision": run_dir.revision(code), "code": str(code), **more}
 
-    rows = [
-        {"job": one, "verb": run.words[0], **about, "words": run.words} for one, run in zip(ids, tasks, strict=True)
-    ]
+    rows = [{"job": one, "verb": run.argv[0], **about, "argv": run.argv} for one, run in zip(ids, tasks, strict=True)]
 
     for run, row in zip(tasks, rows, strict=True):
         jobs.record(Path(run.exp), row)
     return rows
 
 
-def preview(asked: Request, run: Run) -> str:
-    """Return a preview of the submission: the scheduler's input, and the words of a rank."""
+def preview(asked: Request, run: RankTask) -> str:
+    """Return a preview of the submission: the scheduler's input, and the arguments of a rank."""
     code = f"{run.exp}/jobs/code/<UTC time>-<revision>"
     return "\n".join(
         [
             of(asked).preview(asked, run, code),
             "",
             f"# {asked.ranks} tasks: {asked.nodes} node(s) x {asked.tasks}; each runs, in its copy of the code:",
-            f"# {shlex.join(['main.py', *run.words])}",
+            f"# {shlex.join(['main.py', *run.argv])}",
         ]
     )
 

@@ -1,8 +1,8 @@
 """Run `python -m launch sweep NAME --exp EXP ... --grid KEY=A,B ... --verb train|eval --parallel 4 PARTITION N`.
 
-One cell = one experiment folder (train) or one result (eval). The same command again runs the missing cells: it skips
+One trial = one experiment folder (train) or one result (eval). The same command again runs the missing trials: it skips
 finished ones, leaves live ones alone, and tries failed ones again; --retry runs the failed ones only. On SLURM the
-cells of one command are one job array; on `local` they run one after the other, or --parallel at a time.
+trials of one command are one job array; on `local` they run one after the other, or --parallel at a time.
 """
 
 from __future__ import annotations
@@ -20,56 +20,58 @@ from types import FrameType
 from typing import TextIO
 
 from launch import attempts, grid, jobs, options, scheduler, snapshot, verbs
-from launch.grid import Cell, Sweep
+from launch.grid import Sweep, Trial
 from utils import cluster, config, files, processes
 from utils.errors import UserError
 from utils.options import Parser
 from utils.signals import end_with_parent
 
-STOPPED = 75  # exit code of a cell, or of a sweep, that a signal stopped; started again, it resumes
+STOPPED = 75  # exit code of a trial, or of a sweep, that a signal stopped; started again, it resumes
 _NEW, _DONE, _LIVE, _FAILED, _STOPPED = "new", "done", "live", "failed", "stopped"
 
 
 @dataclasses.dataclass(frozen=True)
-class State:
-    """The state of a cell: new, done, live, failed or stopped; and the reason in words."""
+class TrialState:
+    """The state of a trial: new, done, live, failed or stopped; and the reason in words."""
 
     kind: str
     why: str = ""
 
 
 def main(argv: Sequence[str]) -> int:
-    """Create the cells and run the missing ones. Return 0 if all are done or submitted, 1 if one failed."""
-    args, words = _parser().parse_known_args(one_word_each(argv))
-    options.check(args.verb, words)
+    """Create the trials and run the missing ones. Return 0 if all are done or submitted, 1 if one failed."""
+    args, rest = _parser().parse_known_args(one_word_each(argv))
+    options.check(args.verb, rest)
     folder = grid.folder_of(args.name, args.into)
-    return run(_sweep_of(args, tuple(word for word in words if word != "--"), folder), args)
+    return run(_sweep_of(args, tuple(word for word in rest if word != "--"), folder), args)
 
 
 def run(sweep: Sweep, args: argparse.Namespace) -> int:
-    """Check all cells, then run the missing ones; `args` holds the options of `_parser`."""
-    cells = sweep.cells()
+    """Check all trials, then run the missing ones; `args` holds the options of `_parser`."""
+    trials = sweep.trials()
 
-    for cell in cells:  # check everything before anything is created
-        cfg = config.load(cell.source, cell.overrides)
+    for trial in trials:  # check everything before anything is created
+        cfg = config.load(trial.source, trial.overrides)
         if cfg.data.folds:
-            raise UserError(f"{cell.source}: data.folds is set, and a sweep runs no folds; set data.folds to null")
+            raise UserError(f"{trial.source}: data.folds is set, and a sweep runs no folds; set data.folds to null")
         config.check_files(cfg, ("val",) if sweep.verb == "eval" else ("train", "val"))
 
-    states_of = states(sweep, cells)
+    states_of = states(sweep, trials)
     chosen = [
-        cell for cell in cells if states_of[cell.name].kind in ((_FAILED,) if args.retry else (_NEW, _FAILED, _STOPPED))
+        trial
+        for trial in trials
+        if states_of[trial.name].kind in ((_FAILED,) if args.retry else (_NEW, _FAILED, _STOPPED))
     ]
 
-    print(_summary(sweep, cells, states_of, chosen))
+    print(_summary(sweep, trials, states_of, chosen))
     if args.dry_run or not chosen:
         return 0
 
     # Only now: a dry run, or one with nothing to do, leaves no trace.
     sweep.write()
-    if sweep.verb != "eval":
-        for cell in chosen:
-            grid.make(sweep, cell)
+    for trial in chosen:
+        if sweep.writes(trial):
+            grid.make(sweep, trial)
 
     if args.partition == "local":
         return _Local(sweep, args.ranks, args.parallel or 1).run(chosen)
@@ -77,60 +79,63 @@ def run(sweep: Sweep, args: argparse.Namespace) -> int:
 
 
 def submit(
-    sweep: Sweep, cells: Sequence[Cell], partition: str, ranks: int, parallel: int, flags: cluster.Values
+    sweep: Sweep, trials: Sequence[Trial], partition: str, ranks: int, parallel: int, flags: cluster.Values
 ) -> int:
-    """Submit the cells, as one array if the scheduler has arrays; note each cell's job."""
+    """Submit the trials, as one array if the scheduler has arrays; note each trial's job."""
     request = scheduler.request(sweep.verb, sweep.folder, partition, ranks, flags)
     code = snapshot.take(sweep.folder / "jobs" / "code")
 
     runs = [
-        scheduler.task(request, str(sweep.exp_of(cell)), *sweep.commands(cell), sweep=str(sweep.folder), cell=cell.name)
-        for cell in cells
+        scheduler.task(
+            request, str(sweep.exp_of(trial)), *sweep.commands(trial), sweep=str(sweep.folder), trial=trial.name
+        )
+        for trial in trials
     ]
 
     rows = scheduler.submit(request, runs, code, parallel=parallel, sweep=sweep.name)
-    for cell, row in zip(cells, rows, strict=True):
-        attempts.note(sweep.folder, cell.name, "submit", scheduler=row["scheduler"], job=row["job"])
+    for trial, row in zip(trials, rows, strict=True):
+        attempts.note(sweep.folder, trial.name, "submit", scheduler=row["scheduler"], job=row["job"])
 
     first = rows[0]["job"].partition("_")[0]  # of an array: ARRAY_TASK
     at_once = min(parallel, len(rows))
-    print(f"submitted {len(rows)} cells to {partition} as job {first}, {at_once} at a time; their output:")
+    print(f"submitted {len(rows)} trials to {partition} as job {first}, {at_once} at a time; their output:")
     print(f"  {request.folder}; {sweep.next_step}")
     return 0
 
 
-def states(sweep: Sweep, cells: Sequence[Cell]) -> dict[str, State]:
-    """Return the state of each cell."""
+def states(sweep: Sweep, trials: Sequence[Trial]) -> dict[str, TrialState]:
+    """Return the state of each trial."""
     rows = attempts.read(sweep.folder)
-    # The last note of a cell counts; the files of a finished cell count more than any note.
-    last = {row["cell"]: row for row in rows if isinstance(row.get("cell"), str)}
+    # The last note of a trial counts; the files of a finished trial count more than any note.
+    last = {row["trial"]: row for row in rows if isinstance(row.get("trial"), str)}
     alive = jobs.states(row for row in last.values() if row.get("job"))
 
     states_of = {}
-    for cell in cells:
-        row = last.get(cell.name, {})
+    for trial in trials:
+        row = last.get(trial.name, {})
         job = row.get("job")
-        if is_finished(sweep, cell):
-            states_of[cell.name] = State(_DONE)
-        elif not row:
-            states_of[cell.name] = State(_NEW)
+        if is_finished(sweep, trial):
+            states_of[trial.name] = TrialState(_DONE)
+        # The last note may be of another command, such as the training of a fold that now lacks an evaluation.
+        elif not row or (row["event"] == "end" and row["code"] == 0):
+            states_of[trial.name] = TrialState(_NEW)
         elif row["event"] == "end":
             kind = _STOPPED if row["code"] == STOPPED else _FAILED
-            states_of[cell.name] = State(kind, reason(sweep, cell, row, row["code"]))
+            states_of[trial.name] = TrialState(kind, reason(sweep, trial, row, row["code"]))
         elif job in alive:
-            states_of[cell.name] = State(_LIVE, f"job {job} {alive[job]}")
+            states_of[trial.name] = TrialState(_LIVE, f"job {job} {alive[job]}")
         elif "pid" in row and processes.lives(row["pid"], row["ticks"]):
-            states_of[cell.name] = State(_LIVE, f"process {row['pid']}")
+            states_of[trial.name] = TrialState(_LIVE, f"process {row['pid']}")
         # A start without an end, and no job or process that is alive: it was killed.
         else:
-            states_of[cell.name] = State(_FAILED, reason(sweep, cell, row, None))
+            states_of[trial.name] = TrialState(_FAILED, reason(sweep, trial, row, None))
 
     return states_of
 
 
-def is_finished(sweep: Sweep, cell: Cell) -> bool:
-    """Return True if the cell's training has reached its last iteration, or its evaluation has written its summary."""
-    return is_trained(sweep.exp_of(cell)) if sweep.verb == "train" else sweep.result_of(cell).is_file()
+def is_finished(sweep: Sweep, trial: Trial) -> bool:
+    """Return True if the trial's training has reached its last iteration, or its evaluation has written its summary."""
+    return is_trained(sweep.exp_of(trial)) if sweep.verb == "train" else sweep.result_of(trial).is_file()
 
 
 def is_trained(exp: Path) -> bool:
@@ -145,11 +150,11 @@ def is_trained(exp: Path) -> bool:
     return end > text.rfind("] Iter: [")
 
 
-def reason(sweep: Sweep, cell: Cell, row: files.Row, code: int | None) -> str:
-    """Return why a cell ended, in one line: its last `error:` line, else its last line."""
+def reason(sweep: Sweep, trial: Trial, row: files.Row, code: int | None) -> str:
+    """Return why a trial ended, in one line: its last `error:` line, else its last line."""
     ended = "it ended without saying so (killed?)" if code is None else f"exit code {code}"
     try:
-        lines = output(sweep, cell, row).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = output(sweep, trial, row).read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ended
 
@@ -158,43 +163,43 @@ def reason(sweep: Sweep, cell: Cell, row: files.Row, code: int | None) -> str:
     return f"{ended}: {(errors or texts)[-1][:300]}" if texts else ended
 
 
-def output(sweep: Sweep, cell: Cell, row: files.Row) -> Path:
-    """Return the file with the errors of a cell's last attempt; `row` is a note of that attempt."""
+def output(sweep: Sweep, trial: Trial, row: files.Row) -> Path:
+    """Return the file with the errors of a trial's last attempt; `row` is a note of that attempt."""
     if row.get("job"):
         return verbs.output(sweep.folder, row, end="err")
-    return sweep.folder / "output" / f"{cell.name}.txt"
+    return sweep.folder / "output" / f"{trial.name}.txt"
 
 
 class _Local:
-    """Runs cells on this machine, at most `parallel` at a time."""
+    """Runs trials on this machine, at most `parallel` at a time."""
 
     def __init__(self, sweep: Sweep, ranks: int, parallel: int) -> None:
         gpus = processes.gpu_count(os.environ)
         if gpus and ranks * parallel > gpus:
             raise UserError(
-                f"--parallel {parallel} cells of {ranks} ranks need {ranks * parallel} GPUs, there are {gpus} here"
+                f"--parallel {parallel} trials of {ranks} ranks need {ranks * parallel} GPUs, there are {gpus} here"
             )
 
         self.sweep, self.ranks, self.gpus = sweep, ranks, gpus
         self.free = list(range(parallel))  # slots; a slot owns its share of the GPUs
         self.share = max(1, len(os.sched_getaffinity(0)) // (parallel * max(ranks, 1)))  # threads per rank
-        # Process -> cell, slot, its open output file, the commands that follow.
-        self.running: dict[subprocess.Popen[bytes], tuple[Cell, int, TextIO, list[list[str]]]] = {}
+        # Process -> trial, slot, its open output file, the commands that follow.
+        self.running: dict[subprocess.Popen[bytes], tuple[Trial, int, TextIO, list[list[str]]]] = {}
         self.signals: list[int] = []
 
-    def run(self, cells: Sequence[Cell]) -> int:
-        """Run the cells; return 0, 1 if a cell failed, 75 if a signal stopped the sweep."""
+    def run(self, trials: Sequence[Trial]) -> int:
+        """Run the trials; return 0, 1 if a trial failed, 75 if a signal stopped the sweep."""
         before = {number: signal.signal(number, self._notice) for number in (signal.SIGINT, signal.SIGTERM)}
-        waiting, failed = list(cells), []
+        waiting, failed = list(trials), []
 
         try:
             while self.running or (waiting and not self.signals):
                 while waiting and self.free and not self.signals:
-                    cell = waiting.pop(0)
-                    file = output(self.sweep, cell, {})
+                    trial = waiting.pop(0)
+                    file = output(self.sweep, trial, {})
                     file.parent.mkdir(parents=True, exist_ok=True)
-                    self._start(cell, self.free.pop(0), file.open("w", encoding="utf-8"), self.sweep.commands(cell))
-                    print(f"started {cell.name}", flush=True)
+                    self._start(trial, self.free.pop(0), file.open("w", encoding="utf-8"), self.sweep.commands(trial))
+                    print(f"started {trial.name}", flush=True)
 
                 failed += self._collect()
                 time.sleep(0.1)
@@ -208,13 +213,13 @@ class _Local:
             print("stopped; run the same command again to resume")
             return STOPPED
 
-        for cell, why in failed:
-            print(f"failed: {cell.name}: {why}")
-        print(f"{len(cells) - len(failed)} of {len(cells)} cells done; {self.sweep.next_step}")
+        for trial, why in failed:
+            print(f"failed: {trial.name}: {why}")
+        print(f"{len(trials) - len(failed)} of {len(trials)} trials done; {self.sweep.next_step}")
         return 1 if failed else 0
 
-    def _start(self, cell: Cell, slot: int, stream: TextIO, commands: list[list[str]]) -> None:
-        """Start the first command of a cell; `_collect` starts the next one after it has succeeded."""
+    def _start(self, trial: Trial, slot: int, stream: TextIO, commands: list[list[str]]) -> None:
+        """Start the first command of a trial; `_collect` starts the next one after it has succeeded."""
         (verb, exp, *rest), *others = commands
         argv = [sys.executable, "-m", "launch", verb, exp, "local", str(self.ranks), *rest]
 
@@ -238,30 +243,30 @@ class _Local:
             start_new_session=True, preexec_fn=tie,
         )  # fmt: skip
 
-        attempts.note(self.sweep.folder, cell.name, "start", pid=process.pid, ticks=processes.start_ticks(process.pid))
-        self.running[process] = (cell, slot, stream, others)
+        attempts.note(self.sweep.folder, trial.name, "start", pid=process.pid, ticks=processes.start_ticks(process.pid))
+        self.running[process] = (trial, slot, stream, others)
 
-    def _collect(self) -> list[tuple[Cell, str]]:
+    def _collect(self) -> list[tuple[Trial, str]]:
         failed = []
         for process in [process for process in self.running if process.poll() is not None]:
-            cell, slot, stream, others = self.running.pop(process)
+            trial, slot, stream, others = self.running.pop(process)
             # The training of a fold may end well just as a signal comes: its evaluation must not start.
             code = STOPPED if others and self.signals and not process.returncode else process.returncode
             if others and not code:
-                self._start(cell, slot, stream, others)
+                self._start(trial, slot, stream, others)
                 continue
 
             stream.close()
             self.free.append(slot)
-            attempts.note(self.sweep.folder, cell.name, "end", code=code)
+            attempts.note(self.sweep.folder, trial.name, "end", code=code)
             if code not in (0, STOPPED):
-                failed.append((cell, reason(self.sweep, cell, {}, code)))
-            print(f"ended   {cell.name}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
+                failed.append((trial, reason(self.sweep, trial, {}, code)))
+            print(f"ended   {trial.name}: {'done' if code == 0 else f'exit code {code}'}", flush=True)
 
         return failed
 
     def _notice(self, number: int, frame: FrameType | None) -> None:
-        """Stop at the first signal: the cells save and leave, no other starts. At the second one kill them."""
+        """Stop at the first signal: the trials save and leave, no other starts. At the second one kill them."""
         self.signals.append(number)
         for process in self.running:
             if process.poll() is None:
@@ -283,7 +288,7 @@ def one_word_each(argv: Sequence[str]) -> list[str]:
     return words
 
 
-def _sweep_of(args: argparse.Namespace, words: tuple[str, ...], folder: Path) -> Sweep:
+def _sweep_of(args: argparse.Namespace, rest: tuple[str, ...], folder: Path) -> Sweep:
     """Return the sweep of the command line, or without --exp the sweep that the folder holds."""
     if args.ranks < 0 or (args.parallel is not None and args.parallel < 1):
         raise UserError("N must be 0 or more, and --parallel 1 or more")
@@ -292,22 +297,22 @@ def _sweep_of(args: argparse.Namespace, words: tuple[str, ...], folder: Path) ->
         return grid.read(folder)
 
     exps = tuple(dict.fromkeys(Path(os.path.abspath(exp)) for exp in args.exp))
-    sweep = Sweep(folder, args.verb, exps, tuple(text for texts in args.grid for text in texts), words)
-    # Cells of both kinds in one folder would share names.
+    sweep = Sweep(folder, args.verb, exps, tuple(text for texts in args.grid for text in texts), rest)
+    # Trials of both kinds in one folder would share names.
     if (folder / grid.FILE).is_file() and grid.read(folder).verb != sweep.verb:
         raise UserError(f"{folder}: this sweep runs {grid.read(folder).verb}; take another NAME")
     return sweep
 
 
-def _summary(sweep: Sweep, cells: Sequence[Cell], states_of: dict[str, State], chosen: Sequence[Cell]) -> str:
+def _summary(sweep: Sweep, trials: Sequence[Trial], states_of: dict[str, TrialState], chosen: Sequence[Trial]) -> str:
 
-    kinds = [states_of[cell.name].kind for cell in cells]
+    kinds = [states_of[trial.name].kind for trial in trials]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
-    lines = [f"sweep {sweep.name}: {len(cells)} cells ({counts}), {len(chosen)} to run, in {sweep.folder}"]
-    notable = [cell for cell in cells if states_of[cell.name].kind in (_FAILED, _LIVE)]
-    lines += [f"  {states_of[cell.name].kind}: {cell.name}: {states_of[cell.name].why}" for cell in notable]
-    lines += [f"  runs: {cell.name}" for cell in chosen]
+    lines = [f"sweep {sweep.name}: {len(trials)} trials ({counts}), {len(chosen)} to run, in {sweep.folder}"]
+    notable = [trial for trial in trials if states_of[trial.name].kind in (_FAILED, _LIVE)]
+    lines += [f"  {states_of[trial.name].kind}: {trial.name}: {states_of[trial.name].why}" for trial in notable]
+    lines += [f"  runs: {trial.name}" for trial in chosen]
 
     return "\n".join(lines)
 
@@ -323,7 +328,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("name", metavar="NAME", help="of the sweep; its folder is sweeps/NAME")
     parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of cluster.yaml")
     parser.add_argument(
-        "ranks", metavar="N", type=int, help="ranks of each cell, one per GPU; local 0 = one without a GPU"
+        "ranks", metavar="N", type=int, help="ranks of each trial, one per GPU; local 0 = one without a GPU"
     )
     parser.add_argument("--exp", nargs="+", default=[], metavar="EXP", help="experiment folders")
     parser.add_argument(
@@ -331,13 +336,13 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     parser.add_argument("--verb", choices=("train", "eval"), default="train")
-    parser.add_argument("--parallel", type=int, help="cells at a time (default: 4 on SLURM, 1 on local)")
-    parser.add_argument("--retry", action="store_true", help="run the failed cells only")
+    parser.add_argument("--parallel", type=int, help="trials at a time (default: 4 on SLURM, 1 on local)")
+    parser.add_argument("--retry", action="store_true", help="run the failed trials only")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
-    parser.add_argument("--dry-run", action="store_true", help="list the cells and what has become of them")
+    parser.add_argument("--dry-run", action="store_true", help="list the trials and what has become of them")
 
     group = parser.add_argument_group("on a partition of cluster.yaml")
-    group.add_argument("--time", type=cluster.minutes, help="time limit of a cell, such as 90 (minutes) or 12:00:00")
+    group.add_argument("--time", type=cluster.minutes, help="time limit of a trial, such as 90 (minutes) or 12:00:00")
     for name in scheduler.FLAGS:
         group.add_argument(f"--{name}", help=f"sbatch's --{name}")
 

@@ -220,6 +220,6 @@ def _chosen(exp: Path, rows: Sequence[files.Row], job: str | None) -> files.Row:
     return row
 
 
-def _reached(reached: progress.Progress) -> str:
+def _reached(reached: progress.RunProgress) -> str:
     step = "no iteration yet" if reached.step is None else f"iteration {reached.step} of {reached.last or '?'}"
     return step + ("" if reached.best is None else f", best {reached.criterion} so far {reached.best:.2f}")

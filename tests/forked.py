@@ -39,6 +39,7 @@ from typing import IO, Any
 ROOT = Path(__file__).resolve().parents[1]
 _LIBRARIES = (
     *("numpy", "torch", "torch.distributed", "torch.utils.tensorboard", "torch.utils.checkpoint", "yaml", "pydantic"),
+    *("torch._dynamo", "torch.utils.flop_counter"),  # by which an evaluation counts
     *("av", "cv2", "simplejpeg", "safetensors.torch", "psutil", "xxhash", "multiprocessing.spawn", "matplotlib"),
 )
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}

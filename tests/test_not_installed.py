@@ -13,15 +13,15 @@ import pytest
 from tests.conftest import ROOT
 from utils import errors
 
-ROOMS = ("launch", "utils", "anal_tools", "datasets", "methods", "networks")
+PACKAGES = ("launch", "utils", "anal_tools", "datasets", "methods", "networks")
 
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
     """The program without `.venv`, and a python3 that has no packages, first on the path."""
     root = tmp_path / "a clone"
-    for room in ROOMS:
-        shutil.copytree(ROOT / room, root / room, ignore=shutil.ignore_patterns("__pycache__"))
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "main.py", root)
     (tmp_path / "bin").mkdir()
     bare = tmp_path / "bin/python3"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.benchmarks import scaling
-from tests.benchmarks.scaling import Links, Traffic, exposed, seconds, sent, table, traffic
+from tests.benchmarks.scaling import Links, StepTraffic, exposed, seconds, sent, table, traffic
 from tests.ranks import run_ranks
 from utils.shards import ShardPlan
 
@@ -32,9 +32,9 @@ def test_the_table_names_methods_that_exist() -> None:
 def test_payload_of_a_step() -> None:
     sizes = (1000, 3, 40)
     alone = traffic(sizes, ShardPlan(8, 4, 1, 0, 4))
-    assert alone == Traffic(0.0, 0.0, 0.0, 0.0, 0, 1)
+    assert alone == StepTraffic(0.0, 0.0, 0.0, 0.0, 0, 1)
     whole = traffic(sizes, ShardPlan(8, 4, 8, 0, 4))
-    assert whole == Traffic(4000.0, 4.0 * (2 * 83 + 80), 320.0, 56.0, 6, 4)
+    assert whole == StepTraffic(4000.0, 4.0 * (2 * 83 + 80), 320.0, 56.0, 6, 4)
     halved = traffic(sizes, ShardPlan(8, 4, 4, 0, 4))
     assert halved.gradients == whole.gradients, "gradients are summed once a step, whatever the micro-batches"
     assert (halved.groups, halved.blocking) == (2 * whole.groups, 2 * whole.blocking)
@@ -50,7 +50,7 @@ def test_times() -> None:
     assert seconds(1e9, 8, links) == pytest.approx(1.75e9 / 100e9)
     assert seconds(1e9, 16, links) == pytest.approx(1.875e9 / 10e9)
     assert seconds(1e9, 1, links) == 0.0
-    waits = exposed(Traffic(1e8, 0.0, 0.0, 56.0, 0, 1), 16, 0.3, links)
+    waits = exposed(StepTraffic(1e8, 0.0, 0.0, 56.0, 0, 1), 16, 0.3, links)
     assert waits["gradients"] == pytest.approx(sent(scaling.BUCKET, 16) / 10e9), "the rest hides behind backward"
 
 

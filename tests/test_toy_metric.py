@@ -30,7 +30,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def table_of(sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
-    """The row of a sweep with one cell."""
+    """The row of a sweep with one trial."""
     sweep.write()
     assert collect.main([sweep.name, "--into", str(sweep.folder.parent), "--no-picture"]) == 0
     assert "sure" in capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_one_entry_is_enough(
 ) -> None:
     source = make(tmp_path / "source", motion_videos, steps=3)
     trained = Sweep(tmp_path / "sweeps/trained", "train", (source,), ("seed=5",))
-    exp = grid.make(trained, trained.cells()[0])
+    exp = grid.make(trained, trained.trials()[0])
 
     # Training: the line of the validation, and the curve.
     assert main.train(exp) == 0
@@ -54,10 +54,10 @@ def test_one_entry_is_enough(
 
     # Evaluation: what it prints, its summary, and the table of a sweep.
     evaluated = Sweep(tmp_path / "sweeps/evaluated", "eval", (exp,), ("val_dense=false",), ("--checkpoint", "latest"))
-    (cell,) = evaluated.cells()
-    assert main.main(evaluated.words(cell)) == 0
+    (trial,) = evaluated.trials()
+    assert main.main(evaluated.argv(trial)) == 0
     assert f"sureness {value:.3f}" in capsys.readouterr().out
-    summary = json.loads(evaluated.result_of(cell).read_text())
+    summary = json.loads(evaluated.result_of(trial).read_text())
     assert summary["metrics"]["sure"] == pytest.approx(value)
     assert float(table_of(evaluated, capsys)["sure"]) == pytest.approx(value, abs=1e-4)
 

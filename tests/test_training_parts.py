@@ -229,7 +229,7 @@ def test_a_teacher_that_changed_is_refused_on_resume(
 
 
 @pytest.fixture(scope="module")
-def several(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> dict[str, Path]:
+def multi_label(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> dict[str, Path]:
     """The lists of the motion videos with a second label each."""
     folder = tmp_path_factory.mktemp("several")
     lists = {}
@@ -242,9 +242,9 @@ def several(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> di
 
 
 def test_several_labels_train_and_validate(
-    several: dict[str, Path], tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
+    multi_label: dict[str, Path], tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    sources = [f"common.{split}_source={file}" for split, file in several.items()]
+    sources = [f"common.{split}_source={file}" for split, file in multi_label.items()]
     layout = "common.data.list_layout=path_frames_labels"
     exp = run(tmp_path / "bce", motion_videos, *sources, layout, "common.loss=bce", "common.data.order=class_balanced")
     assert losses(exp)[1] == pytest.approx(0.69, abs=0.1), "log 2: the sigmoid of nearly nothing"

@@ -16,7 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.checkpoint_file import BEST, LATEST, PREVIOUS, CheckpointError, CorruptCheckpoint, State, load, peek, save
+from utils.checkpoint_file import (
+    BEST,
+    LATEST,
+    PREVIOUS,
+    CheckpointContent,
+    CheckpointError,
+    CorruptCheckpoint,
+    load,
+    peek,
+    save,
+)
 from utils.checkpoint_names import kept_name, publish, split_name
 from utils.checkpoint_names import present as present_names
 from utils.errors import AgreedError, UserError, listed
@@ -47,10 +57,10 @@ __all__ = [
 _LISTED = 8  # keys named in a message about a model that does not fit
 
 
-Check = Callable[[Path, State], object]
+Check = Callable[[Path, CheckpointContent], object]
 
 
-def _accept(path: Path, state: State) -> None:
+def _accept(path: Path, state: CheckpointContent) -> None:
     """Accept any checkpoint that can be read."""
 
 
@@ -58,7 +68,7 @@ class ResumePoint(NamedTuple):
     """The checkpoint that `find` chose, and the log lines that explain the choice."""
 
     path: Path
-    state: State
+    state: CheckpointContent
     messages: list[str]
 
 
@@ -86,7 +96,7 @@ def find(folder: Path, check: Check = _accept) -> ResumePoint | None:
 
     # `peek` reads no tensors, so that only the chosen file is read in full.
     orders = {path: peek(path) for path in present}
-    states: dict[Path, State] = {}
+    states: dict[Path, CheckpointContent] = {}
     reasons: dict[Path, str] = {}
 
     def is_good(path: Path) -> bool:
@@ -298,7 +308,7 @@ def load_model(model: nn.Module, state_model: Mapping[str, Tensor], path: Path |
     raise UserError(f"{path}: weights of another model; " + "; ".join(part for part in parts if part))
 
 
-def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
+def evaluated_weights(state: CheckpointContent) -> tuple[dict[str, Tensor], str]:
     """Return the tensors with which a run validated, and which evaluation therefore uses.
 
     Args:
@@ -327,7 +337,7 @@ def evaluated_weights(state: State) -> tuple[dict[str, Tensor], str]:
 
 
 def check_resume(
-    state: State,
+    state: CheckpointContent,
     differences: Iterable[tuple[str, object, object, bool]],
     lists: Mapping[str, str] | None = None,
     kernel: str | None = None,

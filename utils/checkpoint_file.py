@@ -24,7 +24,7 @@ from utils import checkpoint_names, files, renamed, weights_file
 from utils.checkpoint_names import BEST, LATEST, PREVIOUS
 from utils.errors import UserError, fail_point, kind_of_file
 
-State = dict[str, Any]  # the content of a checkpoint; utils/engine/state.py lists it
+CheckpointContent = dict[str, Any]  # the content of a checkpoint; utils/engine/state.py lists it
 _STALE_SECONDS = 3600.0  # the age at which a temporary file of another host counts as abandoned
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -50,7 +50,7 @@ class CorruptCheckpoint(UserError):  # noqa: N818 (the name of the state of the 
 def save(
     folder: Path,
     name: str,
-    state: State,
+    state: CheckpointContent,
     *,
     check: Callable[[Path], object] | None = None,
     keep_as: int | None = None,
@@ -137,7 +137,7 @@ def peek(path: Path) -> tuple[int, int] | None:
     return (token, step) if type(token) is int and type(step) is int else None
 
 
-def load(path: Path) -> State:
+def load(path: Path) -> CheckpointContent:
     """Read one checkpoint and check every byte of it; tensors on the CPU.
 
     Raises:
@@ -158,7 +158,7 @@ def load(path: Path) -> State:
     return renamed.checkpoint(state)
 
 
-def _write(tmp: Path, state: State) -> None:
+def _write(tmp: Path, state: CheckpointContent) -> None:
     with open(tmp, "wb") as file:
         torch.save(state, file)
         fail_point("checkpoint.tmp")
@@ -207,7 +207,7 @@ def _refuse_odd_files(*paths: Path) -> None:
             raise OSError(errno.EEXIST, f"{path.name} is {kind}, not a file: move it away")
 
 
-def _require_space(folder: Path, name: str, state: State) -> None:
+def _require_space(folder: Path, name: str, state: CheckpointContent) -> None:
     # Some network file systems report 0 bytes in all: then their free space means nothing.
     usage = shutil.disk_usage(folder)
     if usage.total and usage.free < _bytes_of(state, set()):
@@ -244,7 +244,7 @@ def _os_error(error: BaseException) -> OSError | None:
     return None
 
 
-def _failed_text(folder: Path, name: str, state: State, cause: OSError) -> str:
+def _failed_text(folder: Path, name: str, state: CheckpointContent, cause: OSError) -> str:
     any_saved = any(os.path.lexists(folder / known) for known in (LATEST, PREVIOUS, BEST))
     kept = "what was saved before it is as it was" if any_saved else "none was saved before it"
 

@@ -18,7 +18,7 @@ from utils import schedulers
 from utils.config import yaml_lines
 from utils.errors import UserError, did_you_mean
 
-Values = Mapping[str, Any]  # fields of `Settings`; values from a file or a flag are checked before use
+Values = Mapping[str, Any]  # fields of `PartitionSettings`; values from a file or a flag are checked before use
 
 SHIPPED = Path(__file__).resolve().parents[1] / "launch" / "cluster.yaml"
 MOST_MINUTES = 366 * 24 * 60
@@ -54,7 +54,7 @@ _TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,6})(?::(\d{1,2}))?(?::(\d{1,2}))?")
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class PartitionSettings:
     """One partition's settings: `defaults`, changed by `partitions.NAME`, changed by the flags.
 
     Attributes:
@@ -97,7 +97,7 @@ class Settings:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-FIELDS = tuple(field.name for field in dataclasses.fields(Settings))
+FIELDS = tuple(field.name for field in dataclasses.fields(PartitionSettings))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Cluster:
     defaults: Values
     partitions: Mapping[str, Values]
 
-    def settings(self, partition: str, flags: Values) -> Settings:
+    def settings(self, partition: str, flags: Values) -> PartitionSettings:
         """Return the settings of one request; flags that are None do not count.
 
         Raises:
@@ -123,7 +123,7 @@ class Cluster:
         # Flags override the partition, which overrides the defaults. Variables of both sections add up.
         merged = {**self.defaults, **self.partitions.get(partition, {})}
         environment = {**self.defaults.get("environment", {}), **merged.get("environment", {})}
-        settings = Settings(**{**merged, **given, "environment": environment})
+        settings = PartitionSettings(**{**merged, **given, "environment": environment})
         # Half of the time limit at most: a job that must save as soon as it starts makes no progress.
         if settings.time * 60 < 2 * settings.signal_seconds:
             least = -(-2 * settings.signal_seconds // 60)

@@ -94,7 +94,7 @@ class Metric:
     name: str
     compute: Callable[[Videos], float]
     title: str
-    labels: Literal["one", "several"] | None = None
+    labels: Literal["single_label", "multi_label"] | None = None
     places: tuple[Place, ...] = EVERYWHERE
     head: str = ""
     line: str = ""
@@ -119,7 +119,7 @@ class Metric:
 
 def metrics_of(place: Place | None = None, *, multi_label: bool = False) -> list[Metric]:
     """Return the metrics that this kind of list has and that `place` shows, in the order of the table."""
-    kind = "several" if multi_label else "one"
+    kind = "multi_label" if multi_label else "single_label"
     return [one for one in METRICS if one.labels in (None, kind) and (place is None or place in one.places)]
 
 
@@ -195,20 +195,22 @@ _NOT_SCORE: tuple[Place, ...] = ("line", "curve", "compare", "collect")
 
 #: Every metric, in the order in which tables show them. A new one is a row here and its test.
 METRICS: list[Metric] = [
-    Metric("top1", _top(1), "top-1", "one", line=LOG_TITLES["top1"], curve="top1_val"),
-    Metric("top5", _top(5), "top-5", "one", line=LOG_TITLES["top5"], curve="top5_val"),
+    Metric("top1", _top(1), "top-1", "single_label", line=LOG_TITLES["top1"], curve="top1_val"),
+    Metric("top5", _top(5), "top-5", "single_label", line=LOG_TITLES["top5"], curve="top5_val"),
     # With several labels these are hit@1, as in YouTube-8M, and hit@5. `score` shows hit@1 under its own name.
-    Metric("top1", _top(1), "top-1", "several", _NOT_SCORE, line=LOG_TITLES["top1"], curve="top1_val"),
-    Metric("top5", _top(5), "top-5", "several", _NOT_SCORE, line=LOG_TITLES["top5"], curve="top5_val"),
-    Metric("mean_class_accuracy", _mean_class, "mean class accuracy", "one", _SCORES, head="class mean"),
+    Metric("top1", _top(1), "top-1", "multi_label", _NOT_SCORE, line=LOG_TITLES["top1"], curve="top1_val"),
+    Metric("top5", _top(5), "top-5", "multi_label", _NOT_SCORE, line=LOG_TITLES["top5"], curve="top5_val"),
+    Metric("mean_class_accuracy", _mean_class, "mean class accuracy", "single_label", _SCORES, head="class mean"),
     Metric("loss", _loss, "loss", None, ("line", "curve", "collect"), line="Loss", digits=4, unit=""),
-    Metric("clip1", _of_views(0), "clip-1 accuracy", "one", (), needs_views=True),
-    Metric("clip", _of_views(1), "clip accuracy", "one", (), needs_views=True),
-    Metric("calibration_error", _calibration, "calibration error", "one", ("score", "report"), head="calib."),
-    Metric("mean_average_precision", _map, "mAP", "several", ("line", "curve", "score", "collect"), curve="map_val"),
-    Metric("gap", _gap, "GAP", "several", ("score",)),
-    Metric("hit1", _top(1), "hit@1", "several", ("score",)),
-    Metric("perr", _perr, "PERR", "several", ("score",)),
+    Metric("clip1", _of_views(0), "clip-1 accuracy", "single_label", (), needs_views=True),
+    Metric("clip", _of_views(1), "clip accuracy", "single_label", (), needs_views=True),
+    Metric("calibration_error", _calibration, "calibration error", "single_label", ("score", "report"), head="calib."),
+    Metric(
+        "mean_average_precision", _map, "mAP", "multi_label", ("line", "curve", "score", "collect"), curve="map_val"
+    ),
+    Metric("gap", _gap, "GAP", "multi_label", ("score",)),
+    Metric("hit1", _top(1), "hit@1", "multi_label", ("score",)),
+    Metric("perr", _perr, "PERR", "multi_label", ("score",)),
 ]
 
 

@@ -37,8 +37,8 @@ def parent(pid: int) -> int:
     return _asked(pid, lambda process: process.ppid(), 0)
 
 
-def words(pid: int) -> list[str]:
-    """Return the words of a process's command line; none if it does not exist or is not visible to us."""
+def argv_of(pid: int) -> list[str]:
+    """Return the command line of a process as a list; empty if it does not exist or is not visible to us."""
     return _asked(pid, lambda process: process.cmdline(), [])
 
 

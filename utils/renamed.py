@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 
+from utils import files
 from utils.errors import rank_from_environment
 
 #: Config keys: dotted old key -> dotted new key.
@@ -24,7 +25,7 @@ CONFIG_VALUES = {
     }
 }
 
-#: Files: old name -> new name. A scan goes on writing the old name in a folder that has it, for configs name the file.
+#: Files: old name -> new name. A folder that has the old one keeps it, because configs name the file.
 FILES = {"facts.bin": "metadata.bin"}
 
 #: Keys of checkpoints: old -> new.
@@ -46,6 +47,18 @@ PROTOCOL_VALUES = {
     "family": {"psf": "pyslowfast", "mm": "mmaction2"},
     "rounding": {"psf": "pyslowfast", "mm": "mmaction2"},
 }
+
+#: Folders of a sweep: old -> new. A sweep that has the old one keeps it.
+FOLDERS = {"cells": "trials"}
+
+#: Keys of a row in a list of attempts or jobs: old -> new.
+ROW_KEYS = {"cell": "trial", "words": "argv"}
+
+#: Forms of `dump --as`: old -> new. The folder of a dump holds the old name.
+FORMS = {"shards": "packs"}
+
+#: Kinds of a file in the journal of a scan: old -> new.
+KINDS = {"shard": "pack"}
 
 _reported: set[str] = set()
 
@@ -129,3 +142,21 @@ def summary(values: Mapping[str, object]) -> dict[str, object]:
         key: change[key](value) if key in change and isinstance(value, Mapping) else value
         for key, value in values.items()
     }
+
+
+def row(values: files.Row) -> files.Row:
+    """Return a row of JSON lines with the new names."""
+    return {ROW_KEYS.get(key, key): value for key, value in values.items()}
+
+
+def form(name: str) -> str:
+    """Return the new name of a form of `dump --as`."""
+    if name in FORMS:
+        report("dump --as", name, FORMS[name])
+    return FORMS.get(name, name)
+
+
+def scanned(entry: files.Row) -> files.Row:
+    """Return an entry in the journal of a scan with the new names."""
+    is_old = isinstance(entry, dict) and entry.get("kind") in KINDS  # the file may hold anything
+    return entry | {"kind": KINDS[entry["kind"]]} if is_old else entry

@@ -42,7 +42,7 @@ class RunDir:
             raise UserError(f"{kind!r} cannot be part of a file name; choose a name of letters, digits, - and _")
         self._lock_file = self.exp / "jobs" / ("lock.json" if kind == "train" else f"lock-{kind}.json")
         self._held: run_lock.Held | None = None
-        self._writer: writers.Writer | None = None
+        self._writer: writers.StartToken | None = None
         self._latest: Stamp | None = None  # the latest checkpoint when this process last looked or wrote
 
     @classmethod
@@ -104,7 +104,9 @@ class RunDir:
         # Tokens only grow: higher than any in a checkpoint, a kept name or an earlier start.
         kept = [checkpoint_names.split_name(path.name)[1] for path in checkpoint_names.kept(self.exp)]
         with self._writing():
-            self._writer = writers.Writer.enter(self._lock_file.parent, self._held.holder, above=max([above, *kept]))
+            self._writer = writers.StartToken.enter(
+                self._lock_file.parent, self._held.holder, above=max([above, *kept])
+            )
             self._held.on_beat = self._writer.beat
 
         try:

@@ -210,5 +210,5 @@ def _is_plain_init(parent: int) -> bool:
     """Return True if process 1 is our parent and no launcher; in a container torchrun itself may be process 1."""
     if parent != 1:
         return False
-    words = " ".join(processes.words(1))
-    return not any(launcher in words for launcher in ("python", "torch", "slurmstepd"))
+    command = " ".join(processes.argv_of(1))
+    return not any(launcher in command for launcher in ("python", "torch", "slurmstepd"))

@@ -48,7 +48,7 @@ class _Now(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """A rank's last heartbeat, as another rank reads it.
 
     Attributes:
@@ -258,10 +258,10 @@ class Watchdog:
 
     def who(self, rank: int) -> str:
         """Return a rank in words, with its host if its heartbeat names it."""
-        sign = self._sign(rank, 0.0)
-        return f"rank {rank}" if sign is None else str(sign)
+        heartbeat = self._heartbeat_of(rank, 0.0)
+        return f"rank {rank}" if heartbeat is None else str(heartbeat)
 
-    def signs(self) -> dict[int, Sign | None]:
+    def heartbeats(self) -> dict[int, Heartbeat | None]:
         """Return the last heartbeat of every other rank; None for a rank without one."""
         # Write first, to read the file server's clock: all records share it.
         with contextlib.suppress(OSError):
@@ -271,20 +271,20 @@ class Watchdog:
         except OSError:
             mine = time.time()
 
-        signs: dict[int, Sign | None] = {}
+        signs: dict[int, Heartbeat | None] = {}
         for rank in range(self.ranks):
             if rank != self.rank:
-                signs[rank] = self._sign(rank, mine)
+                signs[rank] = self._heartbeat_of(rank, mine)
         return signs
 
-    def _sign(self, rank: int, now: float) -> Sign | None:
+    def _heartbeat_of(self, rank: int, now: float) -> Heartbeat | None:
         try:
             with open(self.folder / f"heartbeat-{self.kind}-{rank}", encoding="ascii") as file:
                 # The file may be missing or half written by a file server: then there is no sign.
                 record = json.load(file)
                 silent = now - os.fstat(file.fileno()).st_mtime
             record["samples"] = tuple(record["samples"])
-            return Sign(rank=rank, silent=silent, **record)
+            return Heartbeat(rank=rank, silent=silent, **record)
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
@@ -292,15 +292,16 @@ class Watchdog:
         """Describe the ranks that the others wait for, a sentence each: silent ones, or else those behind this one."""
         silent, behind = [], []
 
-        for rank, sign in self.signs().items():
-            if sign is None:
+        for rank, heartbeat in self.heartbeats().items():
+            if heartbeat is None:
                 silent.append(f"rank {rank} has left no sign of life")
             # Three missed heartbeats.
-            elif sign.silent > 3 * self.beat_seconds + 1:
-                silent.append(f"{sign} is silent since {sign.silent:.0f} s, it was in {sign.doing}")
-            elif sign.count < now_count:
-                names = f": {', '.join(sign.samples)}" if sign.samples else ""
-                behind.append(f"{sign} is still in {sign.doing}, since {sign.seconds + sign.silent:.0f} s{names}")
+            elif heartbeat.silent > 3 * self.beat_seconds + 1:
+                silent.append(f"{heartbeat} is silent since {heartbeat.silent:.0f} s, it was in {heartbeat.doing}")
+            elif heartbeat.count < now_count:
+                names = f": {', '.join(heartbeat.samples)}" if heartbeat.samples else ""
+                since = heartbeat.seconds + heartbeat.silent
+                behind.append(f"{heartbeat} is still in {heartbeat.doing}, since {since:.0f} s{names}")
 
         return silent or behind
 

@@ -20,7 +20,7 @@ _FILE = re.compile(r"writer-(\d{1,9})\.json")
 FORGOTTEN_SECONDS = 7 * 24 * 3600.0  # a start on another machine that was silent for so long is given up
 
 
-class Writer:
+class StartToken:
     """The token of this start.
 
     Args:
@@ -33,7 +33,7 @@ class Writer:
         self.folder, self.token, self.me = folder, token, me
 
     @classmethod
-    def enter(cls, folder: Path, me: run_lock.Holder, *, above: int) -> Writer:
+    def enter(cls, folder: Path, me: run_lock.Holder, *, above: int) -> StartToken:
         """Take the next token. The caller holds the run's lock.
 
         Args:

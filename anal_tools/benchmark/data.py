@@ -21,7 +21,7 @@ from utils.options import Parser
 
 if TYPE_CHECKING:
     from anal_tools.benchmark.common import Figures
-    from anal_tools.benchmark.data_desk import Bench
+    from anal_tools.benchmark.reader_stages import Bench
     from utils.config import Config
 
 
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 def measure(args: argparse.Namespace) -> Figures:
     """Return all figures: one row per reader, and the conclusions from the rows."""
-    from anal_tools.benchmark.data_desk import Bench
+    from anal_tools.benchmark.reader_stages import Bench
     from utils import config
 
     cfg = config.load(args.exp, args.set)
@@ -125,7 +125,7 @@ def with_workers(bench: Bench, count: int, clips: int) -> dict[str, float]:
     loader = bench.loader(count)
     try:
         steps, size = max(2, -(-clips // cfg.batch_size)), cfg.batch_size
-        for _ in range(loader.reading.prefetch + 1):  # drop the batches that were read while the processes started
+        for _ in range(loader.options.prefetch + 1):  # drop the batches that were read while the processes started
             next(loader)
 
         # Only batches that are read at the steady rate count.

@@ -1,7 +1,7 @@
 """Decode frames without a reader, as the lower bound that readers are compared with.
 
 This is the shortest loop that gives the same frames, uncropped. For a video: open it, seek to the last key frame before
-the first wanted frame, decode forward to the last one and convert the wanted ones to RGB. For a folder or a shard: read
+the first wanted frame, decode forward to the last one and convert the wanted ones to RGB. For a folder or a pack: read
 and decode the files of the frames.
 """
 
@@ -12,7 +12,7 @@ import os
 import simplejpeg
 
 from datasets.lists.records import Records
-from datasets.readers.frame_shard import SUFFIX, FrameShard
+from datasets.readers.frame_pack import SUFFIX, FramePack
 from datasets.readers.frames import Layout, find_layout
 from datasets.readers.frames import decode as decode_image
 
@@ -27,11 +27,11 @@ def decode(records: Records, sample: int, frames: list[int]) -> int:
     if os.path.isdir(path):
         return _folder(path, ordinals)
     if path.endswith(SUFFIX):
-        shard = FrameShard(path)
+        pack = FramePack(path)
         try:
-            return sum(simplejpeg.decode_jpeg(data) is not None for data in shard.read(ordinals))
+            return sum(simplejpeg.decode_jpeg(data) is not None for data in pack.read(ordinals))
         finally:
-            shard.close()
+            pack.close()
     return _video(path, ordinals)
 
 

@@ -247,7 +247,7 @@ def feed(subject: Subject) -> Iterator[Finding]:
 
 def reading_rate(subject: Subject) -> tuple[float, int, int]:
     """Return (clips/s of all reader processes together, clips that could not be read, clips asked for)."""
-    from anal_tools.benchmark.data_desk import Bench
+    from anal_tools.benchmark.reader_stages import Bench
 
     assert subject.cfg is not None, "the caller has looked"
     bench = Bench(subject.cfg, subject.cfg.data.reader, "", clips=FEED_CLIPS)

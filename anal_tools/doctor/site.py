@@ -85,7 +85,7 @@ def ports(
         yield ok(f"jobs meet at {first} to {last}, connections take {low} to {high}")
 
 
-def _fits(where: str, settings: cluster.Settings, nodes: list[list[str]]) -> Iterator[Finding]:
+def _fits(where: str, settings: cluster.PartitionSettings, nodes: list[list[str]]) -> Iterator[Finding]:
     """Compare the settings of a partition with its nodes; rows are those of `slurm`."""
     if all(row[1] != "up" for row in nodes):
         yield warning(f"{where}: the partition is {nodes[0][1]}", "jobs wait until the administrator opens it")

@@ -23,7 +23,7 @@ from utils.watchdog import Watchdog
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from anal_tools.evaluate.network import State
+    from anal_tools.evaluate.network import CheckpointContent
     from anal_tools.evaluate.results import Summary
     from datasets.lists.records import Records
     from datasets.loading.eval import EvalLoader
@@ -138,7 +138,7 @@ def evaluate(exp: Path, args: argparse.Namespace, overrides: list[str]) -> int:
         # The parts that a stopped evaluation left, if everything that decides a score is the same.
         how = {"as_is": args.as_is, "number_format": args.keep, "device": world.device.type}
         find_key = functools.partial(identity.identity, cfg, records, protocol, net, weights_hash=weights_hash, **how)
-        earlier = Earlier(world, folder, len(records), find_key)
+        earlier = ResumedParts(world, folder, len(records), find_key)
 
         # Score the rest; part files keep the scores of every few seconds.
         videos = loader.val(cfg, world, records=records, spec=protocol.spec, skip=earlier.done)
@@ -226,7 +226,9 @@ def watched(exp: Path, cfg: Config, world: World, name: str, videos: EvalLoader)
     return watch
 
 
-def about(cfg: Config, protocol: protocols.Protocol, records: Records, weights: Path, state: State) -> Summary:
+def about(
+    cfg: Config, protocol: protocols.Protocol, records: Records, weights: Path, state: CheckpointContent
+) -> Summary:
     """Return the summary of what was evaluated, on which list and with which views; metrics are still empty."""
     from datasets.lists.class_names import read_class_names
     from utils import checkpoint, config
@@ -259,7 +261,9 @@ def beside_published(cfg: Config, protocol: protocols.Protocol, metrics: Mapping
     )
 
 
-def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: State, weights: Path) -> list[str]:
+def remarks(
+    cfg: Config, protocol: protocols.Protocol, records: Records, state: CheckpointContent, weights: Path
+) -> list[str]:
     """Return lines about metadata that may distort the numbers of an evaluation.
 
     Raises:
@@ -283,7 +287,7 @@ def remarks(cfg: Config, protocol: protocols.Protocol, records: Records, state: 
     return [line for line in lines if line]
 
 
-class Earlier:
+class ResumedParts:
     """Hold the scores that a stopped evaluation left. Every rank makes one; rank 0 reads for all.
 
     Args:

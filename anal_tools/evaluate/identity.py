@@ -102,7 +102,7 @@ def _reader(cfg: Config) -> dict[str, object]:
     """Return the settings that turn files into frames, without the servers of memcached, which hold the same frames."""
     from datasets.loading import loader
 
-    spec: dict[str, Any] = dataclasses.asdict(loader.reading(cfg).reader)
+    spec: dict[str, Any] = dataclasses.asdict(loader.loader_options(cfg).reader)
     memcached = spec.pop("memcached") or {}
     metadata = spec.pop("metadata")
 

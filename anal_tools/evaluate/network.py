@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from utils.config import Config
     from utils.dist import World
 
-State = dict[str, object]  # of a checkpoint
+CheckpointContent = dict[str, object]  # of a checkpoint
 
 _SAME = 1e-5  # largest difference of a class probability that counts as the same score
 _TRIES = 3  # times that the weights are read, if their file is replaced while they are read
-_PROBE_SIDE = 64  # pixels; side of the clip on which `quick` compares the two forms of a network
+_PROBE_SIDE = 64  # pixels; side of the clip on which `fold_bn` compares the two forms of a network
 
 
 def choose_weights(exp: Path, chosen: str | None) -> Path:
@@ -49,7 +49,9 @@ def choose_weights(exp: Path, chosen: str | None) -> Path:
     raise UserError(f"{first}: no such checkpoint; train first, or name one with --checkpoint best|latest|FILE")
 
 
-def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> tuple[State, str]:
+def read_steady(
+    weights: Path, read: Callable[[Path], CheckpointContent], world: World
+) -> tuple[CheckpointContent, str]:
     """Return the weights and the hash of the very file they come from, the same on all ranks.
 
     A training run may replace the file at any moment; then it is read again.
@@ -87,7 +89,7 @@ def read_steady(weights: Path, read: Callable[[Path], State], world: World) -> t
     )
 
 
-def _read_once(weights: Path, read: Callable[[Path], State]) -> tuple[State, str, bool]:
+def _read_once(weights: Path, read: Callable[[Path], CheckpointContent]) -> tuple[CheckpointContent, str, bool]:
     """Return the content of the file, its hash, and whether it was the same file all the time."""
     from methods.interop import hf
 
@@ -114,7 +116,7 @@ def _same_on_all_ranks(digest: str, world: World) -> bool:
     return torch.equal(world.broadcast_(own_digest.clone()), own_digest)  # broadcast_ overwrites its argument
 
 
-def build_for_evaluation(cfg: Config, state: State, weights: Path, world: World) -> nn.Module:
+def build_for_evaluation(cfg: Config, state: CheckpointContent, weights: Path, world: World) -> nn.Module:
     """Return the model of the config with a checkpoint's weights, in eval mode on the device."""
     import methods
     from utils import checkpoint
@@ -132,7 +134,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
         cfg: a loaded configuration.
         protocol: the views that there will be.
         build: returns the network, in evaluation mode on its device.
-        as_is: leave the network as trained, instead of bringing it into a faster form (`quick`).
+        as_is: leave the network as trained, instead of bringing it into a faster form (`fold_bn`).
 
     Returns:
         The network; {gmacs_per_view, gmacs_per_video, parameters}.
@@ -143,7 +145,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
     from methods import macs
     from methods.positions import PositionScores
 
-    # Count on the network as built: `quick` removes layers, so the figure would depend on the form.
+    # Count on the network as built: `fold_bn` removes layers, so the figure would depend on the form.
     net = build()
     spec = protocol.spec
     shape = (1, 3, spec.sampling.frames_per_clip, spec.crop_size, spec.crop_size)  # (B, C, T, H, W)
@@ -160,7 +162,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
 
     # In half precision rounding alone may exceed `_SAME`.
     if not as_is and cfg.precision in ("fp32", "fp64"):
-        net = quick(net, shape, build)
+        net = fold_bn(net, shape, build)
     if protocol.window:
         if not hasattr(net, "window_logits"):
             raise UserError(f"--per-position: {cfg.model.type} has no classifier on windows of its map")
@@ -168,7 +170,7 @@ def prepare(cfg: Config, protocol: Protocol, build: Callable[[], nn.Module], *, 
     return net, cost
 
 
-def quick(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]) -> nn.Module:
+def fold_bn(net: nn.Module, shape: tuple[int, ...], again: Callable[[], nn.Module]) -> nn.Module:
     """Return the network in its fastest form for evaluation, or as trained (`again`) if that changes its scores.
 
     Batch norm becomes part of the convolutions before it (methods/folding.py).

@@ -21,7 +21,7 @@ COLUMNS = ("samples", "failed", "repaired", "logits", "frames", "boxes")
 _HEADER_BYTES = 65536  # largest header of an array that is read
 
 
-class Damaged(Exception):  # noqa: N818 (the state of a file)
+class DamagedPart(Exception):  # noqa: N818 (the state of a file)
     """A part file that cannot be used.
 
     Args:
@@ -34,7 +34,7 @@ class Damaged(Exception):  # noqa: N818 (the state of a file)
         self.path, self.reason = path, reason
 
 
-class Stranger(Damaged):
+class Stranger(DamagedPart):
     """A whole part file of another evaluation."""
 
 
@@ -72,22 +72,22 @@ def read(path: Path, owner: bytes) -> dict[str, np.ndarray]:
     try:
         # opening a pipe could block for ever
         if not stat.S_ISREG(path.stat().st_mode):
-            raise Damaged(path, "not a regular file")
+            raise DamagedPart(path, "not a regular file")
         with path.open("rb") as stream, zipfile.ZipFile(stream) as archive:
             arrays = {name: _array(archive, name) for name in (*COLUMNS, "owner", "sha256")}
-    except Damaged:  # from the check above
+    except DamagedPart:  # from the check above
         raise
     except Exception as error:  # damaged bytes make zipfile and numpy raise almost anything
-        raise Damaged(path, str(error) or type(error).__name__) from error
+        raise DamagedPart(path, str(error) or type(error).__name__) from error
 
     claimed, digest = arrays.pop("owner").tobytes(), arrays.pop("sha256").tobytes()
     # checksum before owner: a damaged owner must not look like another evaluation
     if _digest(arrays, claimed) != digest:
-        raise Damaged(path, "wrong checksum")
+        raise DamagedPart(path, "wrong checksum")
     if claimed != owner:
         raise Stranger(path, "it belongs to an evaluation with other settings")
     if not _fits(arrays):
-        raise Damaged(path, "its arrays do not fit together")
+        raise DamagedPart(path, "its arrays do not fit together")
     return arrays
 
 

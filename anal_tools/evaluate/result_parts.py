@@ -325,7 +325,7 @@ def _usable(path: Path, owner: bytes, seen: np.ndarray) -> dict[str, np.ndarray]
 
     try:
         part = part_file.read(path, owner)
-    except part_file.Damaged:
+    except part_file.DamagedPart:
         return None
 
     samples = part["samples"]
@@ -479,7 +479,7 @@ def _joined(
             part = part_file.read(path, owner)
         except part_file.Stranger:
             continue
-        except part_file.Damaged as error:
+        except part_file.DamagedPart as error:
             raise UserError(
                 f"{error}; run the same command again, which scores the videos of this part again"
             ) from error

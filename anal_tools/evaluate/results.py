@@ -92,7 +92,7 @@ class LedgerRow(TypedDict):
     reason: str
 
 
-class Damaged(ValueError):  # noqa: N818 (the state of a file)
+class DamagedResult(ValueError):  # noqa: N818 (the state of a file)
     """A file of a result that differs from what was written."""
 
 
@@ -144,7 +144,7 @@ class Results:
             stamp = _stamp(summary_file)
             try:
                 results = cls._read(exp, name, stamp)
-            except (OSError, Damaged) as error:
+            except (OSError, DamagedResult) as error:
                 # the same summary before and after: the files are damaged, not replaced
                 if _stamp(summary_file) == stamp:
                     raise UserError(f"{folder}: cannot be read ({error}); run the evaluation again") from error
@@ -260,7 +260,7 @@ class Results:
         failure, content = None, None
         try:
             content = read(_Files(self.folder, self.summary.get("files")))
-        except (OSError, Damaged) as error:
+        except (OSError, DamagedResult) as error:
             failure = error
 
         # check first whether the result was replaced: then the failure is no damage
@@ -305,10 +305,10 @@ class _Files:
             if mapped:
                 return np.load(self._path(name), mmap_mode="r", allow_pickle=False)
             return np.load(io.BytesIO(self.content(name)), allow_pickle=False)
-        except (OSError, Damaged):
+        except (OSError, DamagedResult):
             raise
         except Exception as error:  # damaged bytes make numpy raise almost anything
-            raise Damaged(f"{name}: {error or type(error).__name__}") from error
+            raise DamagedResult(f"{name}: {error or type(error).__name__}") from error
 
     def json(self, name: str) -> object:
         """Return the value in a JSON file."""
@@ -318,26 +318,26 @@ class _Files:
         """Return the values of a file with one JSON value per line, all of one kind."""
         rows = [_parsed(line, name) for line in self.content(name).splitlines()]
         if not all(isinstance(row, kind) for row in rows):
-            raise Damaged(f"{name} has a line that is no {kind.__name__}")
+            raise DamagedResult(f"{name} has a line that is no {kind.__name__}")
         return cast("list[_T]", rows)
 
     def _path(self, name: str) -> Path:
         """Return the path of a file; refuse a pipe, device or folder in its place, since opening a pipe may block."""
         path = self.folder / name
         if path.exists() and not path.is_file():
-            raise Damaged(f"{name} is not a regular file")
+            raise DamagedResult(f"{name} is not a regular file")
         return path
 
     def _compare(self, name: str, digest: str) -> None:
         if self.hashes is not None and self.hashes.get(name) != digest:
-            raise Damaged(f"{name} has another checksum than the summary says")
+            raise DamagedResult(f"{name} has another checksum than the summary says")
 
 
 def _parsed(data: bytes, name: str) -> object:
     try:
         return json.loads(data.decode("utf-8", "surrogateescape"))
     except (ValueError, RecursionError) as error:
-        raise Damaged(f"{name}: {error}") from error
+        raise DamagedResult(f"{name}: {error}") from error
 
 
 def summary_checksum(summary: Mapping[str, object]) -> str:
@@ -350,7 +350,7 @@ def _own_checksum(summary: Mapping[str, object], name: str) -> str:
     try:
         return summary_checksum(summary)
     except RecursionError as error:
-        raise Damaged(f"{name}: {error}") from error
+        raise DamagedResult(f"{name}: {error}") from error
 
 
 def read_summary(path: Path) -> Summary:
@@ -362,30 +362,30 @@ def read_summary(path: Path) -> Summary:
     """
     summary = _Files(path.parent, None).json(path.name)
     if not isinstance(summary, dict):
-        raise Damaged(f"{path.name} holds no summary")
+        raise DamagedResult(f"{path.name} holds no summary")
     # results of earlier versions have neither key; a summary that lost one of them is damaged
     if ("files" in summary or "checksum" in summary) and summary.get("checksum") != _own_checksum(summary, path.name):
-        raise Damaged(f"{path.name} has another checksum than it says")
+        raise DamagedResult(f"{path.name} has another checksum than it says")
 
     # Every reader may rely on these kinds from here on.
     required = {"class_names": list, "metrics": dict, "protocol": dict}
     optional = {"counts": dict, "failures": dict, "cost": dict, "config": dict, "files": dict}
     for key, kind in (required | optional).items():
         if (key in summary or key in required) and not isinstance(summary.get(key), kind):
-            raise Damaged(f"{path.name} has no {key!r}, or not of the kind that belongs there")
+            raise DamagedResult(f"{path.name} has no {key!r}, or not of the kind that belongs there")
 
     if not all(isinstance(name, str) for name in summary["class_names"]):
-        raise Damaged(f"{path.name}: 'class_names' are not all text")
+        raise DamagedResult(f"{path.name}: 'class_names' are not all text")
 
     for key in ("metrics", "cost", "counts"):
         wrong = [name for name, value in summary.get(key, {}).items() if not isinstance(value, int | float | None)]
         if wrong:
-            raise Damaged(f"{path.name}: {key}.{wrong[0]} is not a number")
+            raise DamagedResult(f"{path.name}: {key}.{wrong[0]} is not a number")
 
     try:
         protocols.Protocol.from_dict(summary["protocol"])
     except Exception as error:  # values of another kind can raise almost anything
-        raise Damaged(f"{path.name}: 'protocol' is not one ({type(error).__name__}: {error})") from error
+        raise DamagedResult(f"{path.name}: 'protocol' is not one ({type(error).__name__}: {error})") from error
     return cast("Summary", renamed.summary(summary))
 
 
@@ -397,26 +397,26 @@ def check_shapes(results: Results) -> None:
     shapes |= {} if targets is None else {"targets": (targets, 2, "b")}
     for name, (array, dimensions, kinds) in shapes.items():
         if array.ndim != dimensions or array.dtype.kind not in kinds:
-            raise Damaged(f"{name}.npy has shape {array.shape} and type {array.dtype}, which {name} never have")
+            raise DamagedResult(f"{name}.npy has shape {array.shape} and type {array.dtype}, which {name} never have")
 
     counts = {"ids.txt": len(results.ids)} | {f"{name}.npy": len(array) for name, (array, _, _) in shapes.items()}
     counted = results.summary.get("counts", {})
     counts |= {"counts.videos": counted["videos"]} if "videos" in counted else {}
     if len(set(counts.values())) > 1:
         each = ", ".join(f"{name} {count}" for name, count in counts.items())
-        raise Damaged(f"different numbers of videos: {each}")
+        raise DamagedResult(f"different numbers of videos: {each}")
 
     classes = {name: array.shape[-1] for name, (array, _, _) in shapes.items() if name != "labels"}
     classes["class_names"] = len(results.class_names)
     if len(set(classes.values())) > 1:
         each = ", ".join(f"{name} {count}" for name, count in classes.items())
-        raise Damaged(f"different numbers of classes: {each}")
+        raise DamagedResult(f"different numbers of classes: {each}")
 
     if logits.shape[1] < 1:
-        raise Damaged("logits.npy has no views")
+        raise DamagedResult("logits.npy has no views")
     lowest = -1 if targets is not None else 0  # -1: a video without a label
     if len(labels) and (labels.min() < lowest or labels.max() >= scores.shape[1]):
-        raise Damaged(f"labels.npy has a label outside 0..{scores.shape[1] - 1}")
+        raise DamagedResult(f"labels.npy has a label outside 0..{scores.shape[1] - 1}")
 
 
 def _stamp(summary_file: Path) -> tuple[int, ...] | None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from anal_tools.import_config.source import Source, shown
+from anal_tools.import_config.source import ForeignDict, shown
 from utils.config import model_options
 from utils.config.schema import Config, leaves
 
@@ -17,7 +17,7 @@ KWARGS = "model.kwargs."
 
 
 @dataclass(frozen=True)
-class Row:
+class KeyRow:
     """A row of the table: how one of their keys was converted.
 
     Args:
@@ -46,45 +46,45 @@ class Draft:
 
     values: dict[str, object] = field(default_factory=dict)
     comments: dict[str, str] = field(default_factory=dict)
-    rows: list[Row] = field(default_factory=list)
+    rows: list[KeyRow] = field(default_factory=list)
     test: str = ""
 
-    def exact(self, ours: str, value: object, source: Source, *keys: str) -> None:
+    def exact(self, ours: str, value: object, source: ForeignDict, *keys: str) -> None:
         """Take over a value that has the same meaning in both projects."""
         self._put(EXACT, ours, value, source, keys, "")
 
-    def other(self, ours: str, value: object, source: Source, *keys: str, note: str, comment: str = "") -> None:
+    def other(self, ours: str, value: object, source: ForeignDict, *keys: str, note: str, comment: str = "") -> None:
         """Take over a value whose meaning here differs; `note` says how."""
         self._put(OTHER, ours, value, source, keys, note)
         if comment:
             self.comments[ours] = comment
 
-    def built_in(self, source: Source, *keys: str, note: str = "the network or rule here is made so") -> None:
+    def built_in(self, source: ForeignDict, *keys: str, note: str = "the network or rule here is made so") -> None:
         """Record values of theirs that have no key here, because the code here does the same without an option."""
         self._row(EXACT, source, [key for key in keys if key in source.values], "", note)
 
-    def left_out(self, source: Source, *keys: str, note: str) -> None:
+    def left_out(self, source: ForeignDict, *keys: str, note: str) -> None:
         """Record values of theirs that are not taken over."""
         self._row(NOT, source, [key for key in keys if key in source.values], "", note)
 
     def note(self, theirs: str, note: str, value: object = ...) -> None:
         """Record a setting of theirs that is not taken over; `value` is shown behind it, if given."""
-        self.rows.append(Row(NOT, theirs if value is ... else f"{theirs} = {shown(value)}", "", note))
+        self.rows.append(KeyRow(NOT, theirs if value is ... else f"{theirs} = {shown(value)}", "", note))
 
     def test_row(self, theirs: str) -> None:
         """Record that `eval.sh` repeats their test with the options of `test`."""
-        self.rows.append(Row(EXACT, theirs, f"eval.sh local 1 {self.test}", ""))
+        self.rows.append(KeyRow(EXACT, theirs, f"eval.sh local 1 {self.test}", ""))
 
     def ours_only(self, ours: str, value: object, comment: str) -> None:
         """Set one of our keys that their file does not mention."""
         self.values[ours] = value
         self.comments[ours] = comment
 
-    def _put(self, kind: str, ours: str, value: object, source: Source, keys: Iterable[str], note: str) -> None:
+    def _put(self, kind: str, ours: str, value: object, source: ForeignDict, keys: Iterable[str], note: str) -> None:
         self.values[ours] = value
         self._row(kind, source, keys, f"{ours} = {yaml_value(value)}", note)
 
-    def _row(self, kind: str, source: Source, keys: Iterable[str], ours: str, note: str) -> None:
+    def _row(self, kind: str, source: ForeignDict, keys: Iterable[str], ours: str, note: str) -> None:
         keys = list(keys)
         source.skip(*keys)  # they are dealt with, and not reported as unknown
         if not keys:
@@ -97,7 +97,7 @@ class Draft:
             for key in keys
         )
 
-        self.rows.append(Row(kind, theirs, ours, note))
+        self.rows.append(KeyRow(kind, theirs, ours, note))
 
     # ------------------------------------------------------------------------------------------------------------- text
 
@@ -172,7 +172,7 @@ def yaml_value(value: object) -> str:
 _WORDS = {"true", "false", "null"}  # YAML does not read them as text
 
 
-def table(rows: Iterable[Row]) -> list[str]:
+def table(rows: Iterable[KeyRow]) -> list[str]:
     """Return the lines of the table: three groups, and one or two lines for each key of theirs."""
     lines: list[str] = []
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from anal_tools.import_config.draft import Draft
-from anal_tools.import_config.source import Source, shown
+from anal_tools.import_config.source import ForeignDict, shown
 from methods.fetch import FILES
 
 NON_LOCAL = ((0, 0, 0), (1, 0, 1, 0), (1, 0, 1, 0, 1, 0), (0, 0, 0))  # every second block of res3 and res4
@@ -70,7 +70,7 @@ HEADS: Mapping[str, tuple[float, float]] = {
 }
 
 
-def take_model(model: Source, draft: Draft) -> None:
+def take_model(model: ForeignDict, draft: Draft) -> None:
     """Fill `model.*`.
 
     Raises:
@@ -95,7 +95,7 @@ def take_model(model: Source, draft: Draft) -> None:
     _loose_ends(model, backbone, draft)
 
 
-def fixed(source: Source, expected: Mapping[str, object], draft: Draft) -> None:
+def fixed(source: ForeignDict, expected: Mapping[str, object], draft: Draft) -> None:
     """Check options that have no key here; raise UserError if one differs from our network."""
     for key, value in expected.items():
         if key in source.values and _lists(source.raw(key)) != _lists(value):
@@ -113,7 +113,7 @@ def _lists(value: object) -> object:
 # ------------------------------------------------------------------------------------------------------------ backbones
 
 
-def _depth(backbone: Source, draft: Draft, known: tuple[int, ...]) -> str:
+def _depth(backbone: ForeignDict, draft: Draft, known: tuple[int, ...]) -> str:
     depth = backbone.count("depth", 50)
     if depth not in known:
         backbone.fail("depth", f"{depth} is none of {', '.join(map(str, known))}")
@@ -121,7 +121,7 @@ def _depth(backbone: Source, draft: Draft, known: tuple[int, ...]) -> str:
     return f"resnet{depth}"
 
 
-def _norms(backbone: Source, draft: Draft, *, has_options: bool) -> None:
+def _norms(backbone: ForeignDict, draft: Draft, *, has_options: bool) -> None:
     """Take over frozen statistics of batch norm, and report options of normalisation that do not exist here."""
     for key, default in (("norm_eval", False), ("partial_bn", False)):
         if backbone.flag(key, default) and not has_options:
@@ -148,7 +148,7 @@ def _norms(backbone: Source, draft: Draft, *, has_options: bool) -> None:
     draft.left_out(backbone, "with_cp", note="it saves memory and changes no number")
 
 
-def _weights(backbone: Source, draft: Draft) -> None:
+def _weights(backbone: ForeignDict, draft: Draft) -> None:
     """Decide on `model.pretrained`: True for ImageNet weights that `main.py fetch` has, else the user sets a path."""
     start, init = backbone.raw("pretrained"), backbone.parts("init_cfg")
 
@@ -178,7 +178,7 @@ def _weights(backbone: Source, draft: Draft) -> None:
     draft.built_in(backbone, "pretrained2d", "torchvision_pretrain")
 
 
-def _resnet(backbone: Source, draft: Draft) -> str:
+def _resnet(backbone: ForeignDict, draft: Draft) -> str:
     _depth(backbone, draft, (18, 34, 50, 101, 152))
     fixed(backbone, PLAIN_2D, draft)
     _norms(backbone, draft, has_options=True)
@@ -186,13 +186,13 @@ def _resnet(backbone: Source, draft: Draft) -> str:
     return "tsn"
 
 
-def _torchvision(backbone: Source, draft: Draft) -> str:
+def _torchvision(backbone: ForeignDict, draft: Draft) -> str:
     draft.exact("model.backbone", backbone.text("type").removeprefix("torchvision."), backbone, "type")
     _weights(backbone, draft)
     return "tsn"
 
 
-def _resnext(backbone: Source, draft: Draft) -> str:
+def _resnext(backbone: ForeignDict, draft: Draft) -> str:
     draft.exact("model.backbone", "resnext101_32x4d", backbone, "type")
     fixed(backbone, PLAIN_2D | {"depth": 101, "groups": 32, "width_per_group": 4}, draft)
     _norms(backbone, draft, has_options=True)
@@ -200,7 +200,7 @@ def _resnext(backbone: Source, draft: Draft) -> str:
     return "tsn"
 
 
-def _mobileone(backbone: Source, draft: Draft) -> str:
+def _mobileone(backbone: ForeignDict, draft: Draft) -> str:
     draft.exact("model.backbone", "mobileone_s4", backbone, "type")
     fixed(backbone, {"arch": "s4"}, draft)
     draft.built_in(backbone, "deploy", note="the branches are joined in a deployed network, which changes no number")
@@ -209,14 +209,14 @@ def _mobileone(backbone: Source, draft: Draft) -> str:
     return "tsn"
 
 
-def _mobileone_tsm(backbone: Source, draft: Draft) -> str:
+def _mobileone_tsm(backbone: ForeignDict, draft: Draft) -> str:
     # First the keys of the shift: `_mobileone` reports those that are left
     _shift(backbone, draft)
     _mobileone(backbone, draft)
     return "tsm"
 
 
-def _resnet_tsm(backbone: Source, draft: Draft) -> str:
+def _resnet_tsm(backbone: ForeignDict, draft: Draft) -> str:
     _shift(backbone, draft)
     # "blockres": the shift is inside the residual branch (TSM paper, figure 3b)
     fixed(backbone, {"shift_place": "blockres"}, draft)
@@ -230,7 +230,7 @@ def _resnet_tsm(backbone: Source, draft: Draft) -> str:
     return "tsm"
 
 
-def _shift(backbone: Source, draft: Draft) -> None:
+def _shift(backbone: ForeignDict, draft: Draft) -> None:
     if not backbone.flag("is_shift", True):
         backbone.fail("is_shift", "without shifts this is a TSN; set type='ResNet' and TSNHead")
     draft.exact("model.kwargs.shift_div", backbone.count("shift_div", 8), backbone, "shift_div")
@@ -238,7 +238,7 @@ def _shift(backbone: Source, draft: Draft) -> None:
     draft.built_in(backbone, "num_segments", note="the frames of train_pipeline decide")
 
 
-def _non_local(backbone: Source, draft: Draft, *, scaled: bool) -> str | None:
+def _non_local(backbone: ForeignDict, draft: Draft, *, scaled: bool) -> str | None:
     """Return the form of the non-local blocks; None without such blocks."""
     places = _lists(backbone.raw("non_local"))
     # For each stage 0 or 1, or a list of 0 and 1 for its blocks
@@ -258,7 +258,7 @@ def _non_local(backbone: Source, draft: Draft, *, scaled: bool) -> str | None:
     return form.text("mode", "embedded_gaussian")
 
 
-def _mobilenet(backbone: Source, draft: Draft) -> str:
+def _mobilenet(backbone: ForeignDict, draft: Draft) -> str:
     draft.exact("model.backbone", "mobilenetv2", backbone, "type")
     fixed(backbone, {"widen_factor": 1.0}, draft)
     _norms(backbone, draft, has_options=True)
@@ -266,13 +266,13 @@ def _mobilenet(backbone: Source, draft: Draft) -> str:
     return "tsn"
 
 
-def _mobilenet_tsm(backbone: Source, draft: Draft) -> str:
+def _mobilenet_tsm(backbone: ForeignDict, draft: Draft) -> str:
     _shift(backbone, draft)
     _mobilenet(backbone, draft)
     return "tsm"
 
 
-def _slowonly(backbone: Source, draft: Draft) -> str:
+def _slowonly(backbone: ForeignDict, draft: Draft) -> str:
     _depth(backbone, draft, (18, 34, 50, 101))
     fixed(backbone, SLOW | {"lateral": False}, draft)
     _norms(backbone, draft, has_options=False)
@@ -288,7 +288,7 @@ def _slowonly(backbone: Source, draft: Draft) -> str:
     return "slowonly"
 
 
-def _slowfast(backbone: Source, draft: Draft) -> str:
+def _slowfast(backbone: ForeignDict, draft: Draft) -> str:
     slow, fast = backbone.part("slow_pathway"), backbone.part("fast_pathway")
     alpha, rate = backbone.count("speed_ratio", 8), backbone.count("resample_rate", 8)
     if alpha != rate:
@@ -326,7 +326,7 @@ def _slowfast(backbone: Source, draft: Draft) -> str:
     return "slowfast"
 
 
-def _vit(backbone: Source, draft: Draft) -> str:
+def _vit(backbone: ForeignDict, draft: Draft) -> str:
     size = (backbone.count("embed_dims", 768), backbone.count("depth", 12), backbone.count("num_heads", 12))
     name = TRANSFORMERS.get(size)
     # The named backbones have four sizes; spell out any other one
@@ -376,7 +376,7 @@ def _vit(backbone: Source, draft: Draft) -> str:
 
 
 # Type of their backbone: function that fills the draft and returns our method
-BACKBONES: Mapping[str, Callable[[Source, Draft], str]] = {
+BACKBONES: Mapping[str, Callable[[ForeignDict, Draft], str]] = {
     "ResNet": _resnet,
     "ResNetTSM": _resnet_tsm,
     "ResNeXt": _resnext,
@@ -394,7 +394,7 @@ BACKBONES: Mapping[str, Callable[[Source, Draft], str]] = {
 # ----------------------------------------------------------------------------------------------------------------- rest
 
 
-def _tpn(neck: Source, model: Source, base: str, draft: Draft) -> str:
+def _tpn(neck: ForeignDict, model: ForeignDict, base: str, draft: Draft) -> str:
     if neck.text("type") != "TPN" or base not in ("slowonly", "tsm"):
         neck.fail(
             "type", f"{neck.text('type')!r} on {base} is no network here; TPN on ResNet3dSlowOnly or ResNetTSM is"
@@ -421,7 +421,7 @@ def _tpn(neck: Source, model: Source, base: str, draft: Draft) -> str:
     return "tpn"
 
 
-def _head(head: Source, method: str, draft: Draft) -> None:
+def _head(head: ForeignDict, method: str, draft: Draft) -> None:
     name = head.text("type")
     if name not in HEADS:
         head.fail("type", f"{name!r} is none of the heads here ({', '.join(HEADS)})")
@@ -456,7 +456,7 @@ def _head(head: Source, method: str, draft: Draft) -> None:
     _loss(head, draft)
 
 
-def _loss(head: Source, draft: Draft) -> None:
+def _loss(head: ForeignDict, draft: Draft) -> None:
     if "label_smooth_eps" in head:
         draft.exact("label_smooth", head.number("label_smooth_eps"), head, "label_smooth_eps")
 
@@ -472,7 +472,7 @@ def _loss(head: Source, draft: Draft) -> None:
     head.skip("multi_class")
 
 
-def _loose_ends(model: Source, backbone: Source, draft: Draft) -> None:
+def _loose_ends(model: ForeignDict, backbone: ForeignDict, draft: Draft) -> None:
     """Convert normalisation, mixing of clips, and options of training and test."""
     pre = model.part("data_preprocessor")
     if pre.values:
@@ -493,7 +493,7 @@ def _loose_ends(model: Source, backbone: Source, draft: Draft) -> None:
     draft.built_in(model, "train_cfg", "test_cfg") if not train.values else None
 
 
-def normalisation(source: Source, draft: Draft) -> None:
+def normalisation(source: ForeignDict, draft: Draft) -> None:
     """Convert mean and standard deviation from pixels of 0..255 to 0..1."""
     for key in ("mean", "std"):
         if key in source:
@@ -501,7 +501,7 @@ def normalisation(source: Source, draft: Draft) -> None:
             draft.exact(f"augmentation.{key}", values, source, key)
 
 
-def blending(source: Source, key: str, draft: Draft) -> None:
+def blending(source: ForeignDict, key: str, draft: Draft) -> None:
     """Convert mixup and CutMix."""
     if key not in source:
         return

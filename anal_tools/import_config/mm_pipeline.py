@@ -7,7 +7,7 @@ from pathlib import Path
 
 from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.mm_model import normalisation
-from anal_tools.import_config.source import Source
+from anal_tools.import_config.source import ForeignDict
 from utils.errors import UserError
 
 # Steps that decode, pack or change the layout: nothing here could differ.
@@ -20,7 +20,7 @@ CROPS = ("MultiScaleCrop", "RandomResizedCrop", "RandomCrop", "CenterCrop", "Thr
 ON_SOURCE = "the crop is cut from the source frame at once; shares of the frame stay the same"
 
 
-def take_training(steps: Sequence[Source], draft: Draft, era: int, file: Path) -> None:
+def take_training(steps: Sequence[ForeignDict], draft: Draft, era: int, file: Path) -> None:
     """Fill sampling, crop and augmentations from the training pipeline of a file; `era` is 0 (0.x) or 1 (1.x)."""
     for step in steps:
         name = step.text("type")
@@ -45,7 +45,7 @@ def take_training(steps: Sequence[Source], draft: Draft, era: int, file: Path) -
         draft.ours_only("data.flip", False, "their pipeline has no Flip")
 
 
-def _sampling(step: Source, draft: Draft, era: int) -> None:
+def _sampling(step: ForeignDict, draft: Draft, era: int) -> None:
     # TPN is 3D where its base is
     is_3d = (
         draft.values["model.type"] in ("slowonly", "slowfast", "videomae")
@@ -79,7 +79,7 @@ def _sampling(step: Source, draft: Draft, era: int) -> None:
             draft.left_out(step, key, note=f"clips are drawn as with {key}={usual!r}")
 
 
-def _side(step: Source, key: str) -> int:
+def _side(step: ForeignDict, key: str) -> int:
     """Return a side in pixels; a pair of sides must be a square."""
     value = step.raw(key)
     if isinstance(value, list | tuple):
@@ -90,7 +90,7 @@ def _side(step: Source, key: str) -> int:
     return step.count(key)
 
 
-def _resize(step: Source, draft: Draft) -> None:
+def _resize(step: ForeignDict, draft: Draft) -> None:
     """Convert a resize: one before the crop changes no crop box; one after it is the size of the clip."""
     scale = step.numbers("scale")
     if step.flag("keep_ratio", True):
@@ -104,7 +104,7 @@ def _resize(step: Source, draft: Draft) -> None:
         draft.exact("augmentation.input_size", _side(step, "scale"), step, "scale", "keep_ratio")
 
 
-def _multi_scale(step: Source, draft: Draft) -> None:
+def _multi_scale(step: ForeignDict, draft: Draft) -> None:
     draft.exact("augmentation.crop", "multi_scale", step, "type")
     draft.exact("augmentation.input_size", _side(step, "input_size"), step, "input_size")
     draft.exact("augmentation.scales", step.numbers("scales", (1,)), step, "scales")
@@ -116,7 +116,7 @@ def _multi_scale(step: Source, draft: Draft) -> None:
     step.skip("random_crop")
 
 
-def _random_resized(step: Source, draft: Draft) -> None:
+def _random_resized(step: ForeignDict, draft: Draft) -> None:
     draft.exact("augmentation.crop", "random_resized", step, "type")
     draft.exact("augmentation.area", step.numbers("area_range", (0.08, 1.0)), step, "area_range")
     # Rounded, so that 4/3 is short in the file
@@ -124,7 +124,7 @@ def _random_resized(step: Source, draft: Draft) -> None:
     draft.exact("augmentation.aspect", aspect, step, "aspect_ratio_range")
 
 
-def _rescale(step: Source, draft: Draft) -> None:
+def _rescale(step: ForeignDict, draft: Draft) -> None:
     low, high = (*step.numbers("scale_range"), 0, 0)[:2]
     draft.values["augmentation.crop"] = "short_side_jitter"
     note = "with RandomCrop: the short side is 256 to 320 for crops of 224, in proportion for others"
@@ -132,19 +132,19 @@ def _rescale(step: Source, draft: Draft) -> None:
     draft.built_in(step, "scale_range", note=note) if same else draft.left_out(step, "scale_range", note=note)
 
 
-def _random(step: Source, draft: Draft) -> None:
+def _random(step: ForeignDict, draft: Draft) -> None:
     draft.exact("augmentation.input_size", _side(step, "size"), step, "size")
     if draft.values.get("augmentation.crop") != "short_side_jitter":
         note = "the square is that many pixels of the source frame, not of the resized one"
         draft.other("augmentation.crop", "random", step, "type", note=note, comment=note)
 
 
-def _centre(step: Source, draft: Draft) -> None:
+def _centre(step: ForeignDict, draft: Draft) -> None:
     draft.exact("augmentation.input_size", _side(step, "crop_size"), step, "crop_size")
     draft.other("augmentation.crop", "centre", step, "type", note="the largest central square of the frame")
 
 
-def _flip(step: Source, draft: Draft) -> None:
+def _flip(step: ForeignDict, draft: Draft) -> None:
     ratio = step.number("flip_ratio", 0.5)
     if step.text("direction", "horizontal") != "horizontal":
         step.fail("direction", "clips are mirrored from left to right here")
@@ -166,7 +166,7 @@ def _flip(step: Source, draft: Draft) -> None:
         draft.exact("data.flip_labels", pairs, step, "flip_label_map")
 
 
-def _jitter(step: Source, draft: Draft) -> None:
+def _jitter(step: ForeignDict, draft: Draft) -> None:
     strengths = []
     for key, default in (("brightness", 0.5), ("contrast", 0.5), ("saturation", 0.5), ("hue", 0.1)):
         if isinstance(step.raw(key), list | tuple):
@@ -182,7 +182,7 @@ def _jitter(step: Source, draft: Draft) -> None:
     )
 
 
-def _erasing(step: Source, draft: Draft) -> None:
+def _erasing(step: ForeignDict, draft: Draft) -> None:
     aspect = step.numbers("aspect_range", (0.3, 10 / 3))
     values = [
         step.number("erase_prob", 0.5),
@@ -199,7 +199,7 @@ def _erasing(step: Source, draft: Draft) -> None:
     step.skip("mode", "fill_color", "fill_std")
 
 
-def _wrapped(step: Source, draft: Draft) -> None:
+def _wrapped(step: ForeignDict, draft: Draft) -> None:
     if step.text("op") != "RandAugment":
         step.fail("op", f"{step.text('op')!r} is no augmentation here; RandAugment is")
 
@@ -212,7 +212,7 @@ def _wrapped(step: Source, draft: Draft) -> None:
 
 
 # Type of a training step: function that converts it
-TRAINING: Mapping[str, Callable[[Source, Draft], None]] = {
+TRAINING: Mapping[str, Callable[[ForeignDict, Draft], None]] = {
     # take_training converts samplers itself: they need `era`
     **dict.fromkeys(SAMPLERS, lambda step, draft: None),
     "Resize": _resize,
@@ -235,7 +235,7 @@ TRAINING: Mapping[str, Callable[[Source, Draft], None]] = {
 class Views:
     """What a pipeline of validation or test takes from a video: clips, crops and sizes."""
 
-    def __init__(self, steps: Sequence[Source], draft: Draft) -> None:
+    def __init__(self, steps: Sequence[ForeignDict], draft: Draft) -> None:
         # Defaults of MMAction2 where a step is missing
         self.clips, self.segments, self.length, self.interval = 1, 1, 1, 1
         self.crops, self.crop, self.short = "centre", 0, 0
@@ -257,7 +257,7 @@ class Views:
 
             step.skip(*map(str, step.values))
 
-    def sampling(self, step: Source, *, dense: bool) -> None:
+    def sampling(self, step: ForeignDict, *, dense: bool) -> None:
         """Read clips, segments, frames and interval of a sampler."""
         self.length, self.interval = step.count("clip_len", 1), step.count("frame_interval", 1)
         self.segments = step.count("num_clips", 1)
@@ -269,7 +269,7 @@ class Views:
             self.clips = 2
 
 
-def take_validation(steps: Sequence[Source], draft: Draft) -> Views | None:
+def take_validation(steps: Sequence[ForeignDict], draft: Draft) -> Views | None:
     """Fill the sizes of validation; return its views, None without a pipeline."""
     if not steps:
         return None
@@ -292,7 +292,7 @@ def take_validation(steps: Sequence[Source], draft: Draft) -> Views | None:
     return views
 
 
-def take_test(steps: Sequence[Source], draft: Draft, average: str) -> None:
+def take_test(steps: Sequence[ForeignDict], draft: Draft, average: str) -> None:
     """Set the options of `eval.sh` that repeat their test."""
     if not steps:
         return

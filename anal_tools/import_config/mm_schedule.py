@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from anal_tools.import_config.draft import Draft
-from anal_tools.import_config.source import Source
+from anal_tools.import_config.source import ForeignDict
 
 LR = "lr_scheduler."
 
 
-def take_optimizer(optimizer: Source, groups: Source, draft: Draft) -> None:
+def take_optimizer(optimizer: ForeignDict, groups: ForeignDict, draft: Draft) -> None:
     """Fill the optimiser's keys, except the learning rate.
 
     Args:
@@ -35,7 +35,7 @@ def take_optimizer(optimizer: Source, groups: Source, draft: Draft) -> None:
     _groups(groups, draft, adamw=name == "AdamW")
 
 
-def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
+def _groups(groups: ForeignDict, draft: Draft, *, adamw: bool) -> None:
     """Convert learning rates and weight decays of parameter groups."""
     constructor, wise = groups.text("constructor"), groups.part("paramwise_cfg")
     # The constructor chooses a known grouping
@@ -73,7 +73,7 @@ def _groups(groups: Source, draft: Draft, *, adamw: bool) -> None:
             draft.left_out(wise, str(key), note=f"no such parameter groups here ({value!r})")
 
 
-def take_clip(holder: Source, key: str, draft: Draft) -> None:
+def take_clip(holder: ForeignDict, key: str, draft: Draft) -> None:
     """Convert gradient clipping by the norm."""
     clip = holder.part(key)
     if not clip.values:
@@ -88,7 +88,7 @@ def take_clip(holder: Source, key: str, draft: Draft) -> None:
 # ------------------------------------------------------------------------------------------------------------------ 1.x
 
 
-def take_schedulers(schedulers: Sequence[Source], optimizer: Source, epochs: float, draft: Draft) -> None:
+def take_schedulers(schedulers: Sequence[ForeignDict], optimizer: ForeignDict, epochs: float, draft: Draft) -> None:
     """Fill `lr_scheduler.*` from 1.x's `param_scheduler`.
 
     There a schedule by epoch counts from its `begin`, and each schedule acts on the rate that the others have left.
@@ -115,7 +115,7 @@ def take_schedulers(schedulers: Sequence[Source], optimizer: Source, epochs: flo
         )
 
 
-def _by_epoch(scheduler: Source) -> None:
+def _by_epoch(scheduler: ForeignDict) -> None:
     if not scheduler.flag("by_epoch", True):
         scheduler.fail(
             "by_epoch", "a schedule in iterations beside a run in epochs; give begin, end and T_max in epochs"
@@ -123,7 +123,7 @@ def _by_epoch(scheduler: Source) -> None:
     scheduler.skip("by_epoch", "type", "verbose")
 
 
-def _warm_up(warm: Source, lr: float, draft: Draft) -> float:
+def _warm_up(warm: ForeignDict, lr: float, draft: Draft) -> float:
     """Return the epoch in which the warm-up reaches its peak."""
     _by_epoch(warm)
     begin, end = warm.number("begin", 0), warm.number("end")
@@ -152,7 +152,7 @@ def _constant(lr: float, draft: Draft) -> None:
     draft.values[LR + "min_lr"] = lr
 
 
-def _cosine(main: Source, warm_up: float, epochs: float, draft: Draft) -> None:
+def _cosine(main: ForeignDict, warm_up: float, epochs: float, draft: Draft) -> None:
     _by_epoch(main)
     begin = main.number("begin", 0)
     length = main.number("T_max", epochs - begin)
@@ -178,7 +178,7 @@ def _cosine(main: Source, warm_up: float, epochs: float, draft: Draft) -> None:
     main.skip("begin", "end", "T_max")
 
 
-def _multi_step(main: Source, warm_up: float, epochs: float, draft: Draft) -> None:
+def _multi_step(main: ForeignDict, warm_up: float, epochs: float, draft: Draft) -> None:
     _by_epoch(main)
     begin, gamma = main.number("begin", 0), main.number("gamma", 0.1)
 
@@ -217,7 +217,7 @@ def _multi_step(main: Source, warm_up: float, epochs: float, draft: Draft) -> No
 # ------------------------------------------------------------------------------------------------------------------ 0.x
 
 
-def take_lr_config(config: Source, optimizer: Source, draft: Draft) -> None:
+def take_lr_config(config: ForeignDict, optimizer: ForeignDict, draft: Draft) -> None:
     """Fill `lr_scheduler.*` from 0.x's `lr_config`."""
     lr = float(optimizer.number("lr"))
     policy = config.text("policy", "fixed")

@@ -10,7 +10,7 @@ from anal_tools.import_config import mm_schedule, python_file
 from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.mm_model import take_model
 from anal_tools.import_config.mm_pipeline import take_test, take_training, take_validation
-from anal_tools.import_config.source import Source
+from anal_tools.import_config.source import ForeignDict
 from utils.errors import UserError
 
 GPUS = 8  # what their file names and rates assume where nothing else is given
@@ -53,7 +53,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
     Raises:
         UserError: the file cannot be converted; the text names file, key and reason.
     """
-    config = Source(file, python_file.read(file))
+    config = ForeignDict(file, python_file.read(file))
     if "model" not in config:
         raise UserError(f"{file}: has no `model`, so it is no config of MMAction2; name a config of a recogniser")
     # 0.x has these keys at the top, 1.x none of them
@@ -74,7 +74,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
 # ------------------------------------------------------------------------------------------------------------------ 1.x
 
 
-def _take_1x(config: Source, draft: Draft, gpus: int | None) -> None:
+def _take_1x(config: ForeignDict, draft: Draft, gpus: int | None) -> None:
     train = config.part("train_dataloader")
     average = config.part("model").part("cls_head").text("average_clips") or "logit"
     # Configs of published weights may have a test part only
@@ -112,7 +112,7 @@ def _take_1x(config: Source, draft: Draft, gpus: int | None) -> None:
     random.skip("diff_rank_seed")
 
 
-def _run_1x(config: Source, draft: Draft, repeat: int) -> None:
+def _run_1x(config: ForeignDict, draft: Draft, repeat: int) -> None:
     loop, wrapper = config.part("train_cfg"), config.part("optim_wrapper")
     if loop.text("type", "EpochBasedTrainLoop") != "EpochBasedTrainLoop" or loop.flag("by_epoch", True) is False:
         loop.fail("type", "a run in iterations; give its length, steps and validations in epochs")
@@ -144,7 +144,7 @@ def _run_1x(config: Source, draft: Draft, repeat: int) -> None:
 # ------------------------------------------------------------------------------------------------------------------ 0.x
 
 
-def _take_0x(config: Source, draft: Draft, gpus: int | None) -> None:
+def _take_0x(config: ForeignDict, draft: Draft, gpus: int | None) -> None:
     # One `data` section holds all loaders of 0.x
     data = config.part("data")
     if "train" in data:
@@ -168,7 +168,7 @@ def _take_0x(config: Source, draft: Draft, gpus: int | None) -> None:
     data.skip("videos_per_gpu", "workers_per_gpu")
 
 
-def _run_0x(config: Source, draft: Draft, repeat: int) -> None:
+def _run_0x(config: ForeignDict, draft: Draft, repeat: int) -> None:
     optimizer = config.part("optimizer")
 
     # 0.x has either name
@@ -203,12 +203,12 @@ def _average(word: str) -> str:
     return {"prob": "prob", "score": "logit"}.get(word, "logit")  # their "score" is a logit
 
 
-def _pipeline(dataset: Source) -> Sequence[Source]:
+def _pipeline(dataset: ForeignDict) -> Sequence[ForeignDict]:
     inner = dataset.parts("datasets")  # of a ConcatDataset: the first one's
     return _pipeline(inner[0]) if inner else dataset.parts("pipeline")
 
 
-def _dataset(dataset: Source, draft: Draft, role: str, era: int) -> int:
+def _dataset(dataset: ForeignDict, draft: Draft, role: str, era: int) -> int:
     """Fill lists, roots and the pipeline of a data set.
 
     Returns:
@@ -241,7 +241,7 @@ def _dataset(dataset: Source, draft: Draft, role: str, era: int) -> int:
     return 1
 
 
-def _wrapped(dataset: Source, kind: str, draft: Draft, role: str, era: int) -> int:
+def _wrapped(dataset: ForeignDict, kind: str, draft: Draft, role: str, era: int) -> int:
     if kind == "ClassBalancedDataset":
         note = "each class equally often here, there by oversample_thr"
         draft.other("data.order", "class_balanced", dataset, "type", "oversample_thr", note=note)
@@ -262,7 +262,7 @@ def _wrapped(dataset: Source, kind: str, draft: Draft, role: str, era: int) -> i
     return 1
 
 
-def _list(dataset: Source, draft: Draft, role: str, kind: str) -> None:
+def _list(dataset: ForeignDict, draft: Draft, role: str, kind: str) -> None:
     """Fill the list, its root, the reader and the layout of the list."""
     frames = kind == "RawframeDataset"
     draft.exact(f"{role}_source", dataset.text("ann_file", f"{role}.txt") or f"{role}.txt", dataset, "ann_file")
@@ -292,7 +292,7 @@ def _list(dataset: Source, draft: Draft, role: str, kind: str) -> None:
     dataset.skip("multi_class", "with_offset", "dynamic_length", "power", "sample_by_class")
 
 
-def _batch(config: Source, loader: Source, size: str, workers: str, draft: Draft, gpus: int | None) -> None:
+def _batch(config: ForeignDict, loader: ForeignDict, size: str, workers: str, draft: Draft, gpus: int | None) -> None:
     """Fill the batch of a GPU, and the number of GPUs for which their learning rates were chosen."""
     batch = loader.count(size)
 
@@ -324,7 +324,7 @@ def _batch(config: Source, loader: Source, size: str, workers: str, draft: Draft
     scale.skip("enable", "base_batch_size")
 
 
-def _no_training(config: Source, test: Source, draft: Draft, era: int) -> None:
+def _no_training(config: ForeignDict, test: ForeignDict, draft: Draft, era: int) -> None:
     """Fill the required keys with placeholders for a config that only tests."""
     draft.note("training", "the file has no training part: batch, rate, length and training list are placeholders")
     remark = "placeholder: their file has no training part"
@@ -357,7 +357,7 @@ def _no_training(config: Source, test: Source, draft: Draft, era: int) -> None:
     draft.exact("data.frame_interval", step.count("frame_interval", 1), step, "frame_interval")
 
 
-def _idle(config: Source, draft: Draft) -> None:
+def _idle(config: ForeignDict, draft: Draft) -> None:
     """List what no rule has asked for: idle keys with their reason, all others without; skip helpers of the file."""
     if config.raw("load_from"):
         draft.left_out(config, "load_from", note="download the file and give its path in model.pretrained")

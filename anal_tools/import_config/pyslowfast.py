@@ -11,7 +11,7 @@ from pathlib import Path
 
 from anal_tools.import_config.draft import Draft
 from anal_tools.import_config.python_file import Key
-from anal_tools.import_config.source import Source, shown
+from anal_tools.import_config.source import ForeignDict, shown
 from utils.config import yaml_lines
 from utils.errors import UserError
 
@@ -39,7 +39,7 @@ def convert(file: Path, gpus: int | None = None) -> Draft:
     Raises:
         UserError: the file cannot be converted; the text names file, line or key, and the reason.
     """
-    config = Source(file, _values(file))
+    config = ForeignDict(file, _values(file))
     if not any(name in config for name in ("MODEL", "TRAIN", "SOLVER")):
         raise UserError(f"{file}: has no MODEL, TRAIN or SOLVER, so it is no config of PySlowFast")
 
@@ -70,7 +70,7 @@ def _values(file: Path) -> Mapping[Key, object]:
     return document.value
 
 
-def _model(config: Source, draft: Draft) -> None:
+def _model(config: ForeignDict, draft: Draft) -> None:
     model, resnet = config.part("MODEL"), config.part("RESNET")
 
     arch = model.text("ARCH", "slowfast")
@@ -112,11 +112,11 @@ def _model(config: Source, draft: Draft) -> None:
     _weights(config.part("TRAIN"), draft)
 
 
-def _given(source: Source, *keys: str) -> list[str]:
+def _given(source: ForeignDict, *keys: str) -> list[str]:
     return [key for key in keys if key in source.values]
 
 
-def _resnet(resnet: Source, draft: Draft, is_fast: bool) -> None:
+def _resnet(resnet: ForeignDict, draft: Draft, is_fast: bool) -> None:
     depth = resnet.count("DEPTH", 50)
     if depth not in BLOCKS:
         resnet.fail("DEPTH", f"{depth} is none of {', '.join(map(str, BLOCKS))}")
@@ -140,7 +140,7 @@ def _resnet(resnet: Source, draft: Draft, is_fast: bool) -> None:
     _temporal_kernels(resnet, draft, depth, is_fast)
 
 
-def _stages(source: Source, key: str) -> list[list[object]]:
+def _stages(source: ForeignDict, key: str) -> list[list[object]]:
     """Return a list of four lists with one number for each pathway; an empty list where the key is absent."""
     value = source.raw(key)
     if value is None:
@@ -150,7 +150,7 @@ def _stages(source: Source, key: str) -> list[list[object]]:
     return [list(stage) for stage in value]
 
 
-def _temporal_kernels(resnet: Source, draft: Draft, depth: int, is_fast: bool) -> None:
+def _temporal_kernels(resnet: ForeignDict, draft: Draft, depth: int, is_fast: bool) -> None:
     """Take over how many blocks of a stage have a temporal kernel: all, except in res4 of a ResNet-101."""
     key = "NUM_BLOCK_TEMP_KERNEL"
     counts = _temporal_blocks(resnet, key, depth, 1 + is_fast)
@@ -172,7 +172,7 @@ def _temporal_kernels(resnet: Source, draft: Draft, depth: int, is_fast: bool) -
         draft.built_in(resnet, key)
 
 
-def _temporal_blocks(resnet: Source, key: str, depth: int, pathways: int) -> list[list[int]]:
+def _temporal_blocks(resnet: ForeignDict, key: str, depth: int, pathways: int) -> list[list[int]]:
     """Return the number of blocks with a temporal kernel by stage and pathway, no more than the stage has blocks."""
     stages = _stages(resnet, key) or [[number] * pathways for number in (3, 4, 6, 3)]  # their defaults
     counts = [[number for number in stage if isinstance(number, int)] for stage in stages]
@@ -183,21 +183,21 @@ def _temporal_blocks(resnet: Source, key: str, depth: int, pathways: int) -> lis
     return [[min(number, most) for number in stage] for stage, most in zip(counts, BLOCKS[depth], strict=True)]
 
 
-def _fixed(source: Source, expected: Mapping[str, object], draft: Draft) -> None:
+def _fixed(source: ForeignDict, expected: Mapping[str, object], draft: Draft) -> None:
     for key, value in expected.items():
         if key in source and source.raw(key) != value:
             source.fail(key, f"{shown(source.values[key])} makes another network; the one here has {value!r}")
     draft.built_in(source, *expected)
 
 
-def _slowfast(part: Source, draft: Draft) -> None:
+def _slowfast(part: ForeignDict, draft: Draft) -> None:
     draft.exact("model.kwargs.alpha", part.count("ALPHA", 8), part, "ALPHA")
     draft.exact("model.kwargs.beta_inv", part.count("BETA_INV", 8), part, "BETA_INV")
     draft.exact("model.kwargs.fusion_kernel", part.count("FUSION_KERNEL_SZ", 5), part, "FUSION_KERNEL_SZ")
     _fixed(part, {"FUSION_CONV_CHANNEL_RATIO": 2}, draft)
 
 
-def _non_local(part: Source, draft: Draft, is_fast: bool) -> None:
+def _non_local(part: ForeignDict, draft: Draft, is_fast: bool) -> None:
     """Take over non-local blocks: after every second block of res3 and res4, in the Slow pathway."""
     stages = _stages(part, "LOCATION")
     slow = [stage[0] if stage else () for stage in stages]
@@ -228,7 +228,7 @@ def _non_local(part: Source, draft: Draft, is_fast: bool) -> None:
         draft.values["model.kwargs.non_local_form"] = "pyslowfast"
 
 
-def _weights(train: Source, draft: Draft) -> None:
+def _weights(train: ForeignDict, draft: Draft) -> None:
     # PySlowFast starts from random weights unless it is given a checkpoint
     draft.values["model.pretrained"] = False
     if train.text("CHECKPOINT_FILE_PATH"):
@@ -237,7 +237,7 @@ def _weights(train: Source, draft: Draft) -> None:
     draft.left_out(train, "CHECKPOINT_TYPE", "CHECKPOINT_INFLATE", note="told by the names in the file")
 
 
-def _data(config: Source, draft: Draft) -> None:
+def _data(config: ForeignDict, draft: Draft) -> None:
     data, train = config.part("DATA"), config.part("TRAIN")
     draft.ours_only("model.num_segments", 1, "one clip of clip_len frames")
     draft.ours_only("data.sampling", "pyslowfast", "a random clip, at 30 frames a second")
@@ -266,7 +266,7 @@ def _data(config: Source, draft: Draft) -> None:
     _lists(data, train, draft)
 
 
-def _crop(data: Source, draft: Draft) -> None:
+def _crop(data: ForeignDict, draft: Draft) -> None:
     area, aspect = data.numbers("TRAIN_JITTER_SCALES_RELATIVE"), data.numbers("TRAIN_JITTER_ASPECT_RELATIVE")
     if area:
         draft.exact("augmentation.crop", "random_resized", data, "TRAIN_JITTER_SCALES_RELATIVE")
@@ -290,7 +290,7 @@ def _crop(data: Source, draft: Draft) -> None:
         draft.left_out(data, "INV_UNIFORM_SAMPLE", note="the short side is uniform here, not its inverse")
 
 
-def _lists(data: Source, train: Source, draft: Draft) -> None:
+def _lists(data: ForeignDict, train: ForeignDict, draft: Draft) -> None:
     """Fill lists and roots: theirs are train.csv and val.csv of one folder, with paths below PATH_PREFIX."""
     folder = data.text("PATH_TO_DATA_DIR").rstrip("/")
     root = data.text("PATH_PREFIX") or "."
@@ -313,7 +313,7 @@ def _lists(data: Source, train: Source, draft: Draft) -> None:
         draft.exact("data.reader", "video", train, "DATASET")
 
 
-def _batch(config: Source, draft: Draft, gpus: int | None) -> int:
+def _batch(config: ForeignDict, draft: Draft, gpus: int | None) -> int:
     """Fill batch and shards; return NUM_SHARDS, by which the learning rates may be multiplied."""
     train = config.part("TRAIN")
     machines, each = config.count("NUM_SHARDS", 1), config.count("NUM_GPUS", 1)
@@ -342,7 +342,7 @@ def _batch(config: Source, draft: Draft, gpus: int | None) -> int:
     return machines
 
 
-def _solver(config: Source, draft: Draft, shards: int) -> None:
+def _solver(config: ForeignDict, draft: Draft, shards: int) -> None:
     solver = config.part("SOLVER")
     kind = solver.text("OPTIMIZING_METHOD", "sgd")
     if kind == "sgd":
@@ -369,7 +369,7 @@ def _solver(config: Source, draft: Draft, shards: int) -> None:
     _rates(solver, draft, factor)
 
 
-def _rates(solver: Source, draft: Draft, factor: int) -> None:
+def _rates(solver: ForeignDict, draft: Draft, factor: int) -> None:
     """Fill schedule and warm-up; both change with every iteration in both projects."""
     epochs = solver.number("MAX_EPOCH", 300)
     draft.exact(LR + "max_epoch", epochs, solver, "MAX_EPOCH")
@@ -403,7 +403,7 @@ def _rates(solver: Source, draft: Draft, factor: int) -> None:
     solver.skip("WARMUP_FACTOR")
 
 
-def _relative_steps(solver: Source, draft: Draft, epochs: float) -> None:
+def _relative_steps(solver: ForeignDict, draft: Draft, epochs: float) -> None:
     # LRS are factors of BASE_LR, lr_mults factors of the rate before
     steps, rates = solver.numbers("STEPS"), solver.numbers("LRS")
     if len(steps) > len(rates) or not steps or steps[0] != 0 or rates[0] != 1 or min(rates) <= 0:
@@ -416,7 +416,7 @@ def _relative_steps(solver: Source, draft: Draft, epochs: float) -> None:
     draft.exact(LR + "lr_mults", factors, solver, "LRS")
 
 
-def _augmentation(config: Source, draft: Draft) -> None:
+def _augmentation(config: ForeignDict, draft: Draft) -> None:
     aug, mixup = config.part("AUG"), config.part("MIXUP")
 
     if aug.flag("ENABLE", False):
@@ -448,7 +448,7 @@ def _augmentation(config: Source, draft: Draft) -> None:
     config.skip("MIXUP")
 
 
-def _batch_norm(norm: Source, solver: Source, draft: Draft, shards: int) -> None:
+def _batch_norm(norm: ForeignDict, solver: ForeignDict, draft: Draft, shards: int) -> None:
     # Weight decay: theirs may differ for batch norm, ours is the same or none
     decay, general = norm.number("WEIGHT_DECAY", 0.0), solver.number("WEIGHT_DECAY", 1e-4)
 
@@ -487,7 +487,7 @@ def _batch_norm(norm: Source, solver: Source, draft: Draft, shards: int) -> None
     norm.skip("NORM_TYPE", "NUM_SYNC_DEVICES", "NUM_SPLITS")
 
 
-def _test(config: Source, draft: Draft) -> None:
+def _test(config: ForeignDict, draft: Draft) -> None:
     test, data = config.part("TEST"), config.part("DATA")
     clips, crops = test.count("NUM_ENSEMBLE_VIEWS", 10), test.count("NUM_SPATIAL_CROPS", 3)
     size = data.count("TEST_CROP_SIZE", 256)
@@ -505,7 +505,7 @@ def _test(config: Source, draft: Draft) -> None:
     data.skip("ENSEMBLE_METHOD", "TEST_CROP_SIZE")
 
 
-def _rest(config: Source, draft: Draft) -> None:
+def _rest(config: ForeignDict, draft: Draft) -> None:
     """List what no rule has asked for."""
     train = config.part("TRAIN")
     if train.raw("ENABLE") is False:

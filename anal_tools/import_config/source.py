@@ -12,7 +12,7 @@ from utils.errors import UserError
 Number = int | float
 
 
-class Source:
+class ForeignDict:
     """A dict of a foreign config.
 
     Args:
@@ -89,16 +89,16 @@ class Source:
             self.wrong(key, "a list of numbers")
         return list(value)
 
-    def part(self, key: str) -> Source:
+    def part(self, key: str) -> ForeignDict:
         """Return a dict within this one; an absent one is empty."""
         value = self.values.get(key)
         if value is not None and not isinstance(value, Mapping):
             self.wrong(key, "a dict")
         if not value:  # nothing in it can be lost
             self.skip(key)
-        return Source(self.file, value or {}, self.full(key), self.read)
+        return ForeignDict(self.file, value or {}, self.full(key), self.read)
 
-    def parts(self, key: str) -> list[Source]:
+    def parts(self, key: str) -> list[ForeignDict]:
         """Return the dicts of a list; a single dict counts as a list of one."""
         value = self.values.get(key) or []
         parts = [value] if isinstance(value, Mapping) else value
@@ -106,7 +106,7 @@ class Source:
             self.wrong(key, "a list of dicts")
         if not parts:
             self.skip(key)
-        return [Source(self.file, one, f"{self.full(key)}[{index}]", self.read) for index, one in enumerate(parts)]
+        return [ForeignDict(self.file, one, f"{self.full(key)}[{index}]", self.read) for index, one in enumerate(parts)]
 
     # ------------------------------------------------------------------------------------------------------------- rest
 

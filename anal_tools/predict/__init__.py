@@ -19,7 +19,7 @@ import numpy as np
 from anal_tools.evaluate.protocols import Protocol
 from anal_tools.predict import out_folder, outputs, sliding
 from anal_tools.predict.outputs import Cue, top_classes
-from anal_tools.predict.sources import Source, expand, records_of
+from anal_tools.predict.sources import InputVideo, expand, records_of
 from anal_tools.text import one_line
 from datasets.readers import Reader, ReaderSpec, open_reader
 from datasets.readers.ending import on_what_decodes
@@ -53,7 +53,7 @@ class Prediction:
         cues: what the model sees over time (`anal_tools.predict.outputs.Cue`); one cue without windows.
     """
 
-    source: Source
+    source: InputVideo
     logits: np.ndarray | None = None
     score: np.ndarray | None = None
     frames: int = 0
@@ -143,7 +143,7 @@ def load(args: argparse.Namespace, world: World) -> Predictor:
     return trained if args.model is None else predictor.from_onnx(args.model, world, like=trained)
 
 
-def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[Prediction]:
+def look(predictor: Predictor, sources: Sequence[InputVideo], world: World) -> list[Prediction]:
     """Score the sources as an evaluation does, those of each reader together, and return them in the same order."""
     from datasets.loading.eval import EvalLoader
     from utils.engine.evaluate import evaluate
@@ -154,10 +154,10 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
         if not mine:
             continue
 
-        base = predictor.reading
+        base = predictor.options
         # Always in a separate process: one that hangs on a file is ended at the deadline.
-        reading = dataclasses.replace(base, reader=_reader(base.reader, reader), workers=max(1, base.workers))
-        reading = dataclasses.replace(reading, workers=min(reading.workers, len(mine)), on_bad="skip")
+        options = dataclasses.replace(base, reader=_reader(base.reader, reader), workers=max(1, base.workers))
+        options = dataclasses.replace(options, workers=min(options.workers, len(mine)), on_bad="skip")
 
         # `mine` as a default value, because a closure would see the list of the last reader
         def keep(item: VideoItem, logits: Tensor | None, mine: list[Prediction] = mine) -> None:
@@ -174,7 +174,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
             else:
                 one.failure = NOT_FINITE
 
-        with EvalLoader(records_of(one.source for one in mine), predictor.spec, reading, device=world.device) as videos:
+        with EvalLoader(records_of(one.source for one in mine), predictor.spec, options, device=world.device) as videos:
             evaluate(
                 predictor.net,
                 videos,
@@ -190,7 +190,7 @@ def look(predictor: Predictor, sources: Sequence[Source], world: World) -> list[
 
 def finish(one: Prediction, name: str, args: argparse.Namespace, predictor: Predictor, world: World) -> None:
     """Add the metadata of a video, its cues over time, and the requested files; a failure becomes a note."""
-    spec = _reader(predictor.reading.reader, one.source.reader)
+    spec = _reader(predictor.options.reader, one.source.reader)
     with contextlib.closing(open_reader(spec, records_of([one.source]))) as reader:
         try:
             # once more with fewer frames if the last ones do not decode: all cues and files then agree

@@ -13,7 +13,7 @@ from utils import files
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from anal_tools.predict.sources import Source
+    from anal_tools.predict.sources import InputVideo
 
 INFER = "infer.json"
 WRITTEN = "written.jsonl"  # in --out: names of the subtitles and videos that we may replace, a JSON text each
@@ -49,7 +49,7 @@ def check_folder(out: Path) -> None:
         raise UserError(f"predict: --out {out}: nothing may be written in {place}; give another --out")
 
 
-def file_names(sources: Sequence[Source]) -> list[str]:
+def file_names(sources: Sequence[InputVideo]) -> list[str]:
     """Return a unique name for the files of each source: its file name without ending, numbered where two are alike."""
     # a name must be printable, so bytes that are not UTF-8 become "?"
     stems = [_stem(source.path).encode("utf-8", "replace").decode() for source in sources]

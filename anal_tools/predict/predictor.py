@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.lists.class_names import read_class_names
-from datasets.loading.base import Reading
-from datasets.loading.loader import reading
+from datasets.loading.base import LoaderOptions
+from datasets.loading.loader import loader_options
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec, eval_spec
 from datasets.readers import ReaderSpec
@@ -26,7 +26,7 @@ from utils.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from anal_tools.evaluate.network import State
+    from anal_tools.evaluate.network import CheckpointContent
     from utils.config import Config
     from utils.dist import World
 
@@ -44,7 +44,7 @@ class Predictor:
         normalise: uint8 (N, T, H, W, C) -> the input of `net`.
         autocast: returns the mixed-precision region of a forward pass.
         classes: names of the K classes.
-        reading: how media are read.
+        options: how media are read.
         clips: views that go through the network at once.
         about: describes the model in infer.json.
         cfg: the config of the model; None for an exported file.
@@ -56,7 +56,7 @@ class Predictor:
     normalise: functools.partial[torch.Tensor]
     autocast: Callable[[], contextlib.AbstractContextManager[object]]
     classes: list[str]
-    reading: Reading
+    options: LoaderOptions
     clips: int
     about: dict[str, str]
     cfg: Config | None = None
@@ -131,7 +131,7 @@ def from_experiment(
         normalise=evaluate.normaliser(cfg),
         autocast=lambda: autocast(cfg.precision, world.device),
         classes=list(classes),
-        reading=reading(cfg),
+        options=loader_options(cfg),
         clips=cfg.batch_size,
         about={
             "engine": "torch",
@@ -145,7 +145,7 @@ def from_experiment(
     )
 
 
-def _own_checkpoint(file: Path) -> State:
+def _own_checkpoint(file: Path) -> CheckpointContent:
     """Return a checkpoint of a run; refuse a file of another project with a message that names the project."""
     from methods import interop
     from utils import checkpoint, weights_file
@@ -245,7 +245,7 @@ def from_onnx(file: Path, world: World, *, like: Predictor | None = None) -> Pre
         normalise=functools.partial(transforms.normalise, **colour, dtype=torch.float32),
         autocast=contextlib.nullcontext,
         classes=list(metadata["classes"]),
-        reading=like.reading if like else Reading(video, workers=1, on_bad="substitute"),
+        options=like.options if like else LoaderOptions(video, workers=1, on_bad="substitute"),
         # 8 views at once, because the file has no batch size
         clips=like.clips if like else 8,
         about={

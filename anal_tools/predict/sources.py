@@ -24,7 +24,7 @@ LISTS = (".txt", ".csv", ".tsv", ".json")
 
 
 @dataclass(frozen=True)
-class Source:
+class InputVideo:
     """One video to score.
 
     Attributes:
@@ -41,7 +41,7 @@ class Source:
         return printable(self.path)
 
 
-def expand(named: Sequence[str | Path], root: Path | None = None) -> list[Source]:
+def expand(named: Sequence[str | Path], root: Path | None = None) -> list[InputVideo]:
     """Return the videos in the order in which they were named; those of a folder by name, from all its sub-folders.
 
     Args:
@@ -51,7 +51,7 @@ def expand(named: Sequence[str | Path], root: Path | None = None) -> list[Source
     Raises:
         UserError: a list cannot be read, or there is nothing to score.
     """
-    sources: list[Source] = []
+    sources: list[InputVideo] = []
     names = [os.fspath(name) for name in named]
 
     for name in names:
@@ -59,7 +59,7 @@ def expand(named: Sequence[str | Path], root: Path | None = None) -> list[Source
             sources += _in_folder(name)
         elif not os.path.lexists(name):
             # one missing source does not stop the others
-            sources.append(Source(name, "", "there is no such file or folder"))
+            sources.append(InputVideo(name, "", "there is no such file or folder"))
         elif name.lower().endswith(LISTS):
             sources += _in_list(Path(name), root)
         else:
@@ -70,7 +70,7 @@ def expand(named: Sequence[str | Path], root: Path | None = None) -> list[Source
     return sources
 
 
-def records_of(sources: Iterable[Source]) -> Records:
+def records_of(sources: Iterable[InputVideo]) -> Records:
     """Return the sources as records in their order, all with label 0, for the readers of an evaluation."""
     # Without a list file: a name on the command line may contain characters that no list can, such as a line feed.
     paths = [os.fsencode(os.path.abspath(source.path)) for source in sources]
@@ -88,24 +88,24 @@ def records_of(sources: Iterable[Source]) -> Records:
     return Records(columns, about | {"root": "/", "duplicates": 0, "num_class": 1})
 
 
-def _one(path: str) -> Source:
-    return Source(path, "frames" if os.path.isdir(path) or path.lower().endswith(IMAGES) else "video")
+def _one(path: str) -> InputVideo:
+    return InputVideo(path, "frames" if os.path.isdir(path) or path.lower().endswith(IMAGES) else "video")
 
 
-def _in_folder(folder: str) -> list[Source]:
+def _in_folder(folder: str) -> list[InputVideo]:
     """Return the videos anywhere below a folder; a folder of numbered images is itself a video."""
-    sources: list[Source] = []
+    sources: list[InputVideo] = []
     for place, folders, files in os.walk(folder):
         folders.sort()  # in place: os.walk descends in this order
         videos = sorted(name for name in files if name.lower().endswith(VIDEOS))
-        sources += [Source(os.path.join(place, name), "video") for name in videos]
+        sources += [InputVideo(os.path.join(place, name), "video") for name in videos]
         # images beside videos, such as thumbnails, are no video
         if not videos and find_layout(files) is not None:
-            sources.append(Source(place, "frames"))
+            sources.append(InputVideo(place, "frames"))
     return sources
 
 
-def _in_list(file: Path, root: Path | None) -> list[Source]:
+def _in_list(file: Path, root: Path | None) -> list[InputVideo]:
     """Read one path per line, or any list that training takes; labels are neither needed nor used."""
     base = root or file.parent
     paths: list[str] = []
@@ -126,7 +126,7 @@ def _in_list(file: Path, root: Path | None) -> list[Source]:
         lost = [path for path in paths if not os.path.lexists(path)]
         if not paths or len(lost) == len(paths):
             raise UserError(f"{error} (and as a list of one path per line, none of them exists)") from error
-        return [_one(p) if os.path.lexists(p) else Source(p, "", "there is no such file or folder") for p in paths]
+        return [_one(p) if os.path.lexists(p) else InputVideo(p, "", "there is no such file or folder") for p in paths]
     return [_one(_place(records.path(i), base)) for i in range(len(records))]
 
 

@@ -20,7 +20,7 @@ from anal_tools import folds
 from anal_tools.evaluate import scoring
 from anal_tools.evaluate.results import Results
 from anal_tools.report import media
-from anal_tools.report.media import Maps, Seen, Source
+from anal_tools.report.media import EvaluatedVideos, Maps, Seen
 from utils.errors import MediaError, UserError
 
 if TYPE_CHECKING:
@@ -207,7 +207,9 @@ def looker_of(results: Results, crops: np.ndarray, layer: str | None) -> Looker:
     return dataclasses.replace(looker, layer=layer)
 
 
-def _sheets(looker: Looker, source: Source, row: int, seen: Seen, crops: np.ndarray, folder: Path) -> tuple[Maps, bool]:
+def _sheets(
+    looker: Looker, source: EvaluatedVideos, row: int, seen: Seen, crops: np.ndarray, folder: Path
+) -> tuple[Maps, bool]:
     """Return the sheets of one video, and whether the network answers as it did in the evaluation."""
     results = source.results
     classes = list(dict.fromkeys((int(np.argmax(results.scores[row])), int(results.labels[row]))))

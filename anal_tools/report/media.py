@@ -104,7 +104,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Source:
+class EvaluatedVideos:
     """The videos of an evaluation, and how they were read.
 
     Attributes:
@@ -120,7 +120,7 @@ class Source:
     spec: EvalSpec
 
 
-def source_of(exp: Path, results: Results) -> Source:
+def source_of(exp: Path, results: Results) -> EvaluatedVideos:
     """Find the videos of an evaluation.
 
     Raises:
@@ -128,7 +128,7 @@ def source_of(exp: Path, results: Results) -> Source:
     """
     from anal_tools.evaluate import scoring
     from datasets.lists.records import Records
-    from datasets.loading.loader import reading
+    from datasets.loading.loader import loader_options
     from utils import config
 
     # Results of older versions hold no config
@@ -144,11 +144,16 @@ def source_of(exp: Path, results: Results) -> Source:
     records = Records.load(source, root, num_class=results.num_class, layout=cfg.data.list_layout)
     if records.list_hash != summary.get("list_hash"):
         raise UserError(f"{source}: the list has changed since the evaluation")
-    return Source(results, records, reading(cfg).reader, scoring.kept_protocol(results).spec)
+    return EvaluatedVideos(results, records, loader_options(cfg).reader, scoring.kept_protocol(results).spec)
 
 
 def make(
-    source: Source, rows: Sequence[int], folder: Path, *, clips: int, say: Callable[[str], None] = lambda text: None
+    source: EvaluatedVideos,
+    rows: Sequence[int],
+    folder: Path,
+    *,
+    clips: int,
+    say: Callable[[str], None] = lambda text: None,
 ) -> tuple[dict[int, Pictures], list[str]]:
     """Make sheets of frames for `rows`, and clips for the first `clips` of them; existing files are kept.
 
@@ -205,7 +210,7 @@ def forget_others(folder: Path, by_row: dict[int, Pictures]) -> None:
             path.unlink()
 
 
-def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_clip: bool) -> Pictures:
+def _pictures(source: EvaluatedVideos, reader: Reader, row: int, folder: Path, *, with_clip: bool) -> Pictures:
     """Make sheet and clip of one video; see `make`."""
     seen = seen_of(source, reader, row)
     picked = seen.frames[seen.picked]
@@ -239,7 +244,7 @@ def _pictures(source: Source, reader: Reader, row: int, folder: Path, *, with_cl
     return pictures
 
 
-def seen_of(source: Source, reader: Reader, row: int) -> Seen:
+def seen_of(source: EvaluatedVideos, reader: Reader, row: int) -> Seen:
     """Return the shown view of a video, with the frames that the evaluation recorded.
 
     Raises:
@@ -302,7 +307,7 @@ def clip_part(frames: int, fps: float, seen: np.ndarray) -> range:
     return range(start, start + length, step)
 
 
-def stem_of(source: Source, row: int, how: list[object]) -> str:
+def stem_of(source: EvaluatedVideos, row: int, how: list[object]) -> str:
     """Return a file name for one video's pictures; other videos, lists or views get another name."""
     path = source.records.full_path(row)
     stamp = os.stat(path)

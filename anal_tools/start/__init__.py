@@ -410,9 +410,9 @@ def _train(exp: Path, views: str, result: str) -> int:
     return _launch("eval", exp, *checkpoint, "--views", views, "--name", result)
 
 
-def _launch(verb: str, exp: Path, *words: str) -> int:
+def _launch(verb: str, exp: Path, *more: str) -> int:
     """Run `python -m launch`; Ctrl-C also reaches the launcher, and this process waits until it has saved."""
-    argv = [sys.executable, "-m", "launch", verb, str(exp), "local", str(_ranks()), *words]
+    argv = [sys.executable, "-m", "launch", verb, str(exp), "local", str(_ranks()), *more]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(new.ROOT), os.environ.get("PYTHONPATH")]))}
     sys.stdout.flush()  # before the launcher prints
     process = subprocess.Popen(argv, cwd=new.ROOT, env=env)

@@ -23,7 +23,7 @@ def estimate(exp: Path) -> str:
     videos = len(lists[0].read_text("utf-8", errors="surrogateescape").splitlines())
     steps = resolve_lengths(cfg, videos, cfg.batch_size * (cfg.shards or 1)).lr_scheduler.max_iter or 0
 
-    step = Step(cfg, dist.World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu")), plain=False)
+    step = Step(cfg, dist.World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu")), bare=False)
     step.loop(1)
     seconds = step.loop(STEPS)
 

@@ -1,6 +1,6 @@
 """Give stored bytes to a decoder on the device, in the reader processes of `dali`. Torch-free, DALI-free.
 
-A folder of frames, a shard or an image gives its JPEG files, through the frame source of the list (disk, shards,
+A folder of frames, a pack or an image gives its JPEG files, through the frame source of the list (disk, packs,
 memcached). Any other file gives a small mp4 (video_cut.py). Clips that the device cannot decode, or might decode to
 other frames, are refused with a reason. The readers `video` and `frames` then read their pixels here.
 """

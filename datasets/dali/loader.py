@@ -22,7 +22,7 @@ from datasets.dali.pipeline import Decoder, mode, require_dali
 from datasets.dali.queue import Breaker, Job, Queue, clip_of
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
-from datasets.loading.base import Loader, Reading
+from datasets.loading.base import Loader, LoaderOptions
 from datasets.loading.eval import EvalLoader
 from datasets.loading.messages import Answer, AsStored
 from datasets.loading.train import Batch, TrainLoader, _Row, _Step
@@ -42,7 +42,7 @@ VIDEOS = 4
 _LOGGED_AT = {10**power for power in (0, 2, 4, 6, 8)}
 
 
-class Decoding(Loader):
+class DaliLoader(Loader):
     """Share DALI's queues between both loaders, and count the clips that were read without DALI."""
 
     _most: int | None = None  # bytes of a clip; None: its slot grows
@@ -84,7 +84,7 @@ class Decoding(Loader):
             self._queues[form] = Queue(decoder, self._breaker, self._sessions)
         return self._queues[form]
 
-    def _look_at(self, sample: int, answer: Answer) -> None:
+    def _check(self, sample: int, answer: Answer) -> None:
         """Count a clip that arrived as pixels because DALI did not decode it."""
         reason = answer.refused or self._refused.get(sample)
         if reason and answer.ok and answer.stored is None:
@@ -131,7 +131,7 @@ class _Ahead:
     answers: set[int] = dataclasses.field(default_factory=set)
 
 
-class DaliTrainLoader(Decoding, TrainLoader):
+class DaliTrainLoader(DaliLoader, TrainLoader):
     """`TrainLoader` with clips that DALI decodes; same arguments, same batches."""
 
     _reads_views_together = False  # DALI decodes each view as a separate clip
@@ -141,7 +141,7 @@ class DaliTrainLoader(Decoding, TrainLoader):
         self,
         records: Records,
         spec: TrainSpec,
-        reading: Reading,
+        options: LoaderOptions,
         *,
         shards: ShardPlan,
         device: torch.device | str = "cpu",
@@ -152,14 +152,14 @@ class DaliTrainLoader(Decoding, TrainLoader):
         self._ahead: dict[int, _Ahead] = {}
         self._waiting: collections.deque[_Run] = collections.deque()
         self._running: collections.deque[_Run] = collections.deque()
-        super().__init__(records, spec, stored(reading, device), shards=shards, device=device, **more)
+        super().__init__(records, spec, stored(options, device), shards=shards, device=device, **more)
 
     def _room(self, clip_bytes: int) -> int:
         # A slot holds pixels or stored bytes, so its places are large enough for both.
         return max(clip_bytes, ROOM)
 
     def _take(self, answer: Answer) -> None:
-        self._look_at(self._where[answer.id][1].asked, answer)
+        self._check(self._where[answer.id][1].asked, answer)
         super()._take(answer)
 
     def _finish(self, step: _Step) -> None:
@@ -258,17 +258,23 @@ class DaliTrainLoader(Decoding, TrainLoader):
         return batches
 
 
-class DaliEvalLoader(Decoding, EvalLoader):
+class DaliEvalLoader(DaliLoader, EvalLoader):
     """`EvalLoader` with frames that DALI decodes; same arguments, same items."""
 
     def __init__(
-        self, records: Records, spec: EvalSpec, reading: Reading, *, device: torch.device | str = "cpu", **more: Any
+        self,
+        records: Records,
+        spec: EvalSpec,
+        options: LoaderOptions,
+        *,
+        device: torch.device | str = "cpu",
+        **more: Any,
     ) -> None:
         self._prepare(device, VIDEOS, spec.sampling.frames_per_clip * spec.num_clips)
         self._running: collections.deque[tuple[Queue, Job]] = collections.deque()  # clips are named by their round
         self._next_run = 0  # the first round that is neither in a run nor read as pixels
         self._decoded: dict[int, torch.Tensor] = {}  # round -> frames (F, h, w, 3)
-        super().__init__(records, spec, stored(reading, device), device=device, **more)
+        super().__init__(records, spec, stored(options, device), device=device, **more)
 
     def _finish(self, index: int) -> None:
         """Wait until the video of a round is read and decoded, and start to decode the videos after it."""
@@ -288,7 +294,7 @@ class DaliEvalLoader(Decoding, EvalLoader):
         for answer in self._answers(wait=False):
             self._ready[self._where.pop(answer.id)] = answer
         self._start()
-        self._look_at(self._mine[index], self._ready[index])
+        self._check(self._mine[index], self._ready[index])
 
     def _start(self) -> None:
         """Start to decode the videos that have arrived, in order."""
@@ -328,12 +334,12 @@ class DaliEvalLoader(Decoding, EvalLoader):
         return super()._frames(slot, plan) if decoded is None else self._hand_out(decoded)
 
 
-def stored(reading: Reading, device: torch.device | str) -> Reading:
-    """Return `reading` changed so that the reader processes give bytes for the decoder of this device."""
+def stored(options: LoaderOptions, device: torch.device | str) -> LoaderOptions:
+    """Return `options` changed so that the reader processes give bytes for the decoder of this device."""
     device = torch.device(device)
     limits = capability.limits(device) if device.type == "cuda" else None
-    spec = dataclasses.replace(reading.reader, kind="encoded", decoder=mode(device), limits=limits)
-    return dataclasses.replace(reading, reader=spec)
+    spec = dataclasses.replace(options.reader, kind="encoded", decoder=mode(device), limits=limits)
+    return dataclasses.replace(options, reader=spec)
 
 
 def within_budget(places: list[int], answers: list[Answer | None]) -> Iterator[list[int]]:

@@ -1,1 +1,1 @@
-"""`python main.py dump`: write videos as JPEG folders, shards or clips that are cheap to sample."""
+"""`python main.py dump`: write videos as JPEG folders, packs or clips that are cheap to sample."""

@@ -6,10 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Iterable
 
-from datasets.dump.settings import Settings
-from datasets.dump.state import Entry
+from datasets.dump.settings import DumpSettings
+from datasets.dump.state import DumpEntry
 from datasets.lists.records import Records
-from datasets.readers.frame_shard import SUFFIX
+from datasets.readers.frame_pack import SUFFIX
 from utils.errors import UserError
 
 #: Endings that are removed from a name; any other dot belongs to the name.
@@ -17,7 +17,7 @@ ENDINGS = {".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp
 ENDINGS |= {".ts", ".webm", ".wmv", SUFFIX}
 
 
-def target_names(records: Records, settings: Settings, files: set[str]) -> dict[str, str]:
+def target_names(records: Records, settings: DumpSettings, files: set[str]) -> dict[str, str]:
     """Return the place of each video below DST, by its path as the list writes it.
 
     A name loses its ending, unless two videos would then share a name, or one would lie inside the other.
@@ -51,7 +51,7 @@ def target_names(records: Records, settings: Settings, files: set[str]) -> dict[
     # The clashes that remain need a decision of the user.
     for path, name in names.items():
         if name in parents:
-            raise UserError(f"dump: {path} would hold other videos; give it another name, or use --as shards")
+            raise UserError(f"dump: {path} would hold other videos; give it another name, or use --as packs")
         if name.split(os.sep)[0] in files | {os.curdir, os.pardir, ".dump"}:
             raise UserError(f"dump: {path}: {name} is no place for a video; give it another name")
 
@@ -72,7 +72,7 @@ def _without_ending(path: str) -> str:
     return name if ending.lower() in ENDINGS else path
 
 
-def list_lines(records: Records, targets: dict[str, str], done: dict[str, Entry]) -> list[str]:
+def list_lines(records: Records, targets: dict[str, str], done: dict[str, DumpEntry]) -> list[str]:
     """Return a line for each record whose video is dumped, in list order: `path [start] frames label...`, real counts.
 
     Args:

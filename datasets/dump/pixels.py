@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from datasets.dump.settings import Settings
+from datasets.dump.settings import DumpSettings
 from datasets.dump.source import Picture, decoded
 from datasets.readers.video import Scaler
 from utils.errors import MediaError
@@ -33,7 +33,7 @@ class Coder:
         metadata: size of the upright video; frames of another size are scaled to it first, as the reader does.
     """
 
-    def __init__(self, settings: Settings, turns: int, metadata: VideoMetadata) -> None:
+    def __init__(self, settings: DumpSettings, turns: int, metadata: VideoMetadata) -> None:
         self.settings, self.turns = settings, turns
         self.full = (metadata.height, metadata.width)
         self.size = settings.size(*self.full)

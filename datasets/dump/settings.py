@@ -6,20 +6,21 @@ import dataclasses
 import hashlib
 import json
 
-from datasets.readers.frame_shard import SUFFIX, TEMPLATE
+from datasets.readers.frame_pack import SUFFIX, TEMPLATE
+from utils import renamed
 from utils.errors import UserError
 
-FORMS = ("frames", "shards", "clips")
+FORMS = ("frames", "packs", "clips")
 #: Increase it when the same settings give other bytes than before.
 VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class DumpSettings:
     """How videos are stored. The folder holds a copy, which later dumps into it are compared with.
 
     Attributes:
-        form: "frames", "shards" or "clips".
+        form: "frames", "packs" or "clips".
         short_side: largest length of the shorter side [pixels]; smaller videos keep their size, and 0 keeps every size.
         quality: JPEG quality, 1..100.
         template, base: file names of frames, and number of the first; clips do not use them.
@@ -65,7 +66,7 @@ class Settings:
     @property
     def ending(self) -> str:
         """The ending that is appended to the name of a video."""
-        return {"frames": "", "shards": SUFFIX, "clips": ".mp4"}[self.form]
+        return {"frames": "", "packs": SUFFIX, "clips": ".mp4"}[self.form]
 
     def digest(self) -> str:
         """Return a short hash of these settings."""
@@ -73,7 +74,9 @@ class Settings:
 
     def to_json(self) -> str:
         """Return the settings as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        # A folder and its digests hold the old name of a form, so that videos of earlier dumps are not made again.
+        form = next((old for old, new in renamed.FORMS.items() if new == self.form), self.form)
+        return json.dumps(dataclasses.asdict(self) | {"form": form}, sort_keys=True)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return (h, w) of the stored frames of an upright video: never larger, even where scaled or x264 needs it."""

@@ -1,4 +1,4 @@
-"""Read every frame of one video in order, from a video file, a folder of images or a shard."""
+"""Read every frame of one video in order, from a video file, a folder of images or a pack."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Picture:
 
 
 class FolderSource:
-    """The images of a folder or a shard.
+    """The images of a folder or a pack.
 
     Args:
-        path: the folder or shard on disk.
+        path: the folder or pack on disk.
         shown: the path as the list writes it.
     """
 
@@ -47,7 +47,7 @@ class FolderSource:
     def __init__(self, path: str, shown: str) -> None:
         self._files, self._path, self._shown = FilesSource(), path, shown
         described = self._files.describe(path)
-        # A shard describes itself; a folder is described by the names of its files.
+        # A pack describes itself; a folder is described by the names of its files.
         if described is not None:
             count = described.frames
             self._names = [described.template.format(described.base + k) for k in range(count)]
@@ -124,10 +124,10 @@ class VideoSource:
         raise MediaError(self._shown, reason)
 
 
-Source = FolderSource | VideoSource
+DumpSource = FolderSource | VideoSource
 
 
-def open_source(path: str, shown: str, missing_share: float) -> Source:
+def open_source(path: str, shown: str, missing_share: float) -> DumpSource:
     """Open the source at a path. Raise MediaError if there is nothing that can be read."""
     if FilesSource().is_folder(path):
         return FolderSource(path, shown)

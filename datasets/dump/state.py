@@ -9,16 +9,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from datasets.dump.names import FAILED, Names, read_json, write_text
-from datasets.dump.settings import Settings
+from datasets.dump.settings import DumpSettings
 from datasets.dump.video import other_source, stamp
 from utils import files
 from utils.append_file import AppendFile
 from utils.errors import MediaError, UserError
 
-Entry = files.Row
+DumpEntry = files.Row
 
 
-class State:
+class DumpFolder:
     """One open folder of dumped videos. A lock keeps other dumps from writing to it until `close`.
 
     Args:
@@ -31,7 +31,7 @@ class State:
         UserError: another dump writes there, the settings differ, or the file of the settings is damaged.
     """
 
-    def __init__(self, folder: Path, settings: Settings, names: Names, *, redo: bool) -> None:
+    def __init__(self, folder: Path, settings: DumpSettings, names: Names, *, redo: bool) -> None:
         self.folder, self.settings, self._names = folder, settings, names
         self._work_folder = folder / ".dump"
         self._work_folder.mkdir(parents=True, exist_ok=True)
@@ -50,8 +50,8 @@ class State:
         shutil.rmtree(self.tmp, ignore_errors=True)
         self.tmp.mkdir()
 
-        self._known: dict[str, Entry] = {}  # by target
-        self._older: dict[str, Entry] = {}  # by path: lines of an older version, without a target
+        self._known: dict[str, DumpEntry] = {}  # by target
+        self._older: dict[str, DumpEntry] = {}  # by path: lines of an older version, without a target
         self._read()
 
         self._manifest = AppendFile(self._work_folder / "manifest.jsonl", print)
@@ -73,7 +73,7 @@ class State:
                     "--redo to make its videos again"
                 )
 
-            # Not even --redo mixes folders, shards and clips: their names would clash.
+            # Not even --redo mixes folders, packs and clips: their names would clash.
             if before.get("form") != now["form"]:
                 raise UserError(f"{self.folder} holds {before.get('form')}; choose another folder for {now['form']}")
 
@@ -88,7 +88,7 @@ class State:
             elif isinstance(entry.get("path"), str):
                 self._older[entry["path"]] = entry
 
-    def done(self, target: str, shown: str, path: str) -> Entry | None:
+    def done(self, target: str, shown: str, path: str) -> DumpEntry | None:
         """Return the entry of a video that needs no work: same settings, same source, result still there. Else None.
 
         Args:
@@ -107,7 +107,7 @@ class State:
         except MediaError:
             return None  # the source cannot be read: dumping it will report why
 
-    def add(self, target: str, entry: Entry) -> Entry:
+    def add(self, target: str, entry: DumpEntry) -> DumpEntry:
         """Add a finished video, which is on the disk, to the manifest. Return its entry."""
         entry = self._known[target] = {**entry, "target": target}
         self._manifest.append((json.dumps(entry) + "\n").encode())

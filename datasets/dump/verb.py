@@ -1,4 +1,4 @@
-"""The verb `dump`: write the videos of a list as JPEG folders, shards or clips, cheap to sample (docs/dump.md)."""
+"""The verb `dump`: write the videos of a list as JPEG folders, packs or clips, cheap to sample (docs/dump.md)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from pathlib import Path
 
 from datasets.dump.lists import list_lines, target_names
 from datasets.dump.names import FAILED, Names, list_name, write_text
-from datasets.dump.settings import FORMS, Settings
-from datasets.dump.state import Entry, State
+from datasets.dump.settings import FORMS, DumpSettings
+from datasets.dump.state import DumpEntry, DumpFolder
 from datasets.lists.records import Records
 from datasets.loading.messages import Answer, DumpVideo
 from datasets.loading.pool import each
 from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
+from utils import renamed
 from utils.config.schema import Data
 from utils.errors import UserError
 from utils.options import Parser
@@ -34,8 +35,8 @@ def main(argv: Sequence[str]) -> int:
     template = args.template or ("img_{:05d}.png" if args.lossless else "img_{:05d}.jpg")
     # Clips have no frame files: the default keeps the template out of their settings.
     if args.template is None and args.form == "clips":
-        template = Settings.template
-    settings = Settings(
+        template = DumpSettings.template
+    settings = DumpSettings(
         form=args.form,
         short_side=args.short_side,
         quality=args.quality,
@@ -70,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     names.check(FAILED, "")
 
     # From here on no other dump can write to this folder.
-    state = State(dst, settings, names, redo=args.redo)
+    state = DumpFolder(dst, settings, names, redo=args.redo)
     try:
         # Claim the name of the new list first, so that the next dump may replace the list of a killed one.
         names.claim(name, source)
@@ -89,16 +90,23 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("list", type=Path, help="list file, any layout")
     parser.add_argument("dst", type=Path, help="folder for the result; a new list of the same name is written there")
     parser.add_argument(
-        "--as", dest="form", choices=FORMS, required=True, help="JPEG folders, shards, or short-GOP video"
+        "--as",
+        dest="form",
+        type=renamed.form,
+        choices=FORMS,
+        required=True,
+        help="JPEG folders, frame packs, or short-GOP video",
     )
     parser.add_argument("--root", type=Path, help="folder of the paths in the list (default: where the list is)")
     parser.add_argument("--layout", default="auto", choices=LAYOUTS, help="as data.list_layout (default: auto)")
     parser.add_argument("--short-side", type=int, default=256, help="pixels; never enlarged, 0 keeps the size")
-    parser.add_argument("--quality", type=int, default=Settings.quality, help="of JPEG (default: 85)")
+    parser.add_argument("--quality", type=int, default=DumpSettings.quality, help="of JPEG (default: 85)")
     parser.add_argument("--template", help="names of frames (default: img_{:05d}.jpg)")
-    parser.add_argument("--base", type=int, default=Settings.base, help="number of the first frame (default: 1)")
-    parser.add_argument("--gop", type=int, default=Settings.gop, help="clips: frames between key frames (default: 12)")
-    parser.add_argument("--crf", type=int, default=Settings.crf, help="clips: rate factor of x264 (default: 23)")
+    parser.add_argument("--base", type=int, default=DumpSettings.base, help="number of the first frame (default: 1)")
+    parser.add_argument(
+        "--gop", type=int, default=DumpSettings.gop, help="clips: frames between key frames (default: 12)"
+    )
+    parser.add_argument("--crf", type=int, default=DumpSettings.crf, help="clips: rate factor of x264 (default: 23)")
     parser.add_argument("--lossless", action="store_true", help="PNG, or video without loss: for comparisons")
     # The cores that this process may use: on a cluster often fewer than the machine has.
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
@@ -115,7 +123,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def run(
     records: Records,
-    state: State,
+    state: DumpFolder,
     targets: dict[str, str],
     new_list: Path,
     spec: ReaderSpec,
@@ -138,7 +146,7 @@ def run(
         owners.setdefault(targets[records.path(i)], i)
 
     # Leave out what an earlier dump has finished.
-    done: dict[str, Entry] = {}
+    done: dict[str, DumpEntry] = {}
     todo: list[int] = []
     for target, i in owners.items():
         entry = state.done(target, records.path(i), records.full_path(i))
@@ -150,7 +158,7 @@ def run(
         print(f"{len(done)} of {len(owners)} videos are there already", flush=True)
 
     failures: dict[str, str] = {}
-    progress = Progress(len(todo))
+    progress = DumpProgress(len(todo))
     shorter: list[str] = []
     # Only the workers read and write videos; this process keeps the manifest.
     tasks = [DumpVideo(i, state.settings, str(state.folder / targets[records.path(i)]), str(state.tmp)) for i in todo]
@@ -187,7 +195,7 @@ def run(
     return 1 if failures or not lines else 0
 
 
-class Progress:
+class DumpProgress:
     """Print a line every few seconds: videos done and failed, frames/s, MB/s, time left."""
 
     def __init__(self, total: int) -> None:

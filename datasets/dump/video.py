@@ -8,9 +8,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 from datasets.dump.pixels import Coder
-from datasets.dump.settings import Settings
-from datasets.dump.source import Source, open_source, rate
-from datasets.dump.write import ClipFile, FolderWriter, ShardFile, Writer, note_of
+from datasets.dump.settings import DumpSettings
+from datasets.dump.source import DumpSource, open_source, rate
+from datasets.dump.write import ClipFile, FolderWriter, PackFile, VideoWriter, note_of
 from datasets.lists.records import Records
 from datasets.readers.ending import EndsEarly
 from utils import files
@@ -82,7 +82,7 @@ class Dumper:
             raise MediaError(shown, f"it cannot be written ({error.strerror or error})") from error
 
     @staticmethod
-    def _note(target: str, path: str, shown: str, settings: Settings) -> files.Row:
+    def _note(target: str, path: str, shown: str, settings: DumpSettings) -> files.Row:
         """Return the note of the dumped video at `target`. Raise MediaError if this video must not replace it."""
         if os.path.exists(target) and os.path.samefile(target, path):
             raise MediaError(shown, f"{target} is the video itself; choose another folder")
@@ -114,7 +114,7 @@ def other_source(note: files.Row, shown: str, path: str) -> str:
     return "" if os.path.exists(path) and os.path.samefile(source, path) else source
 
 
-def dump_video(source: Source, settings: Settings, target: str, tmp: str, origin: files.Row) -> files.Row:
+def dump_video(source: DumpSource, settings: DumpSettings, target: str, tmp: str, origin: files.Row) -> files.Row:
     """Read a video, write it to `tmp`, and rename that to `target`.
 
     Args:
@@ -151,11 +151,11 @@ def dump_video(source: Source, settings: Settings, target: str, tmp: str, origin
     return info | {"missing": source.missing}
 
 
-def _writer(tmp: str, coder: Coder, settings: Settings, info: files.Row, source: Source) -> Writer:
+def _writer(tmp: str, coder: Coder, settings: DumpSettings, info: files.Row, source: DumpSource) -> VideoWriter:
     if settings.form == "frames":
         return FolderWriter(tmp, coder, settings, info)
-    if settings.form == "shards":
-        return ShardFile(tmp, coder, settings, info)
+    if settings.form == "packs":
+        return PackFile(tmp, coder, settings, info)
     return ClipFile(tmp, coder, settings, info, rate(source.metadata))
 
 

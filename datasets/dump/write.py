@@ -1,4 +1,4 @@
-"""Write a dumped video in one of three forms: a folder of images, a shard, a clip. Each takes pictures in order.
+"""Write a dumped video in one of three forms: a folder of images, a pack, a clip. Each takes pictures in order.
 
 Everything is written under a temporary name on the same file system. It is renamed when it is complete and on the disk.
 """
@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from datasets.dump.pixels import Coder
-from datasets.dump.settings import Settings
+from datasets.dump.settings import DumpSettings
 from datasets.dump.source import Picture, decoded
-from datasets.readers.frame_shard import FrameShard, ShardWriter
+from datasets.readers.frame_pack import FramePack, PackWriter
 from datasets.readers.video import Scaler
 from utils import files
 from utils.errors import MediaError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NOTE = ".dump.json"
 
 
-class Writer(Protocol):
+class VideoWriter(Protocol):
     """One video that is being written."""
 
     def add(self, picture: Picture) -> None:
@@ -51,13 +51,13 @@ class Writer(Protocol):
 class FolderWriter:
     """A folder of images, in the layout of TSN."""
 
-    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: files.Row) -> None:
+    def __init__(self, tmp: str, coder: Coder, settings: DumpSettings, info: files.Row) -> None:
         self._tmp, self._coder, self._settings, self._info = tmp, coder, settings, info
         self._count = self._bytes = 0
         os.makedirs(tmp)
 
     def add(self, picture: Picture) -> None:
-        """See `Writer`."""
+        """See `VideoWriter`."""
         data = self._coder.code(picture)
         name = self._settings.template.format(self._settings.base + self._count)
         _write(os.path.join(self._tmp, name), data)
@@ -65,24 +65,24 @@ class FolderWriter:
         self._bytes += len(data)
 
     def close(self) -> int:
-        """See `Writer`."""
+        """See `VideoWriter`."""
         # After all images, so that a folder with a note is complete.
         _write(os.path.join(self._tmp, NOTE), json.dumps({"frames": self._count, **self._info}).encode())
         sync_file_system(self._tmp)
         return self._bytes
 
     def abandon(self) -> None:
-        """See `Writer`."""
+        """See `VideoWriter`."""
         shutil.rmtree(self._tmp, ignore_errors=True)
 
 
-class ShardFile:
-    """One shard, which holds all frames of a video in one file."""
+class PackFile:
+    """One pack, which holds all frames of a video in one file."""
 
-    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: files.Row) -> None:
+    def __init__(self, tmp: str, coder: Coder, settings: DumpSettings, info: files.Row) -> None:
         height, width = coder.size
         self._tmp, self._coder = tmp, coder
-        self._shard = ShardWriter(
+        self._pack = PackWriter(
             tmp,
             template=settings.template,
             base=settings.base,
@@ -93,18 +93,18 @@ class ShardFile:
         )
 
     def add(self, picture: Picture) -> None:
-        """See `Writer`."""
-        self._shard.add(self._coder.code(picture))
+        """See `VideoWriter`."""
+        self._pack.add(self._coder.code(picture))
 
     def close(self) -> int:
-        """See `Writer`."""
-        self._shard.close()
+        """See `VideoWriter`."""
+        self._pack.close()
         return os.path.getsize(self._tmp)
 
     def abandon(self) -> None:
-        """See `Writer`."""
+        """See `VideoWriter`."""
         with suppress(OSError):  # report the error that led here, not this one
-            self._shard.abandon()
+            self._pack.abandon()
         _remove(self._tmp)
 
 
@@ -114,7 +114,7 @@ class ClipFile:
     Every frame keeps its ordinal. A variable frame rate becomes the average rate.
     """
 
-    def __init__(self, tmp: str, coder: Coder, settings: Settings, info: files.Row, fps: Fraction) -> None:
+    def __init__(self, tmp: str, coder: Coder, settings: DumpSettings, info: files.Row, fps: Fraction) -> None:
         import av
 
         self._tmp, self._coder, self._settings, self._scaler = tmp, coder, settings, Scaler()
@@ -136,7 +136,7 @@ class ClipFile:
         self._stream: Any = stream
 
     def add(self, picture: Picture) -> None:
-        """See `Writer`."""
+        """See `VideoWriter`."""
         from fractions import Fraction
 
         frame = self._upright(decoded(picture), picture.name)
@@ -177,14 +177,14 @@ class ClipFile:
         return result
 
     def close(self) -> int:
-        """See `Writer`."""
+        """See `VideoWriter`."""
         self._container.mux(self._stream.encode(None))  # the frames that the encoder still holds
         self._container.close()
         files.sync_file(Path(self._tmp))
         return os.path.getsize(self._tmp)
 
     def abandon(self) -> None:
-        """See `Writer`."""
+        """See `VideoWriter`."""
         from av.error import FFmpegError
 
         with suppress(FFmpegError, OSError, ValueError):  # report the error that led here, not this one
@@ -192,7 +192,7 @@ class ClipFile:
         _remove(self._tmp)
 
 
-def clip_options(settings: Settings) -> dict[str, str]:
+def clip_options(settings: DumpSettings) -> dict[str, str]:
     """Return the options of x264; docs/dump.md has the measurements behind them."""
     if settings.lossless:
         return {"qp": "0", "preset": "veryfast", "g": str(settings.gop), "bf": "0"}
@@ -214,10 +214,10 @@ def note_of(path: str, form: str) -> files.Row | None:
                 note = json.load(file)
                 return note if isinstance(note, dict) else None
 
-        if form == "shards":
-            shard = FrameShard(path)
-            shard.close()
-            return shard.info
+        if form == "packs":
+            pack = FramePack(path)
+            pack.close()
+            return pack.info
 
         from datasets.readers.video_index import open_container
 

@@ -1,4 +1,4 @@
-"""Find the videos below a folder by the name of their sample: video files, shards, and folders of frames."""
+"""Find the videos below a folder by the name of their sample: video files, packs, and folders of frames."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VIDEOS = (
     ".mp4", ".avi", ".webm", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp",
 )  # fmt: skip
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_SHARD = ".fsh"
+_PACK = ".fsh"
 
 
 class Media(NamedTuple):
@@ -21,7 +21,7 @@ class Media(NamedTuple):
 
     Attributes:
         path: relative to the root, with `/`.
-        kind: "video" for a file, "frames" for a folder of images or a shard.
+        kind: "video" for a file, "frames" for a folder of images or a pack.
     """
 
     path: str
@@ -32,7 +32,7 @@ class Media(NamedTuple):
         """The name of the sample: the last part of the path, without the suffix of a file."""
         last = self.path.rsplit("/", 1)[-1]
         stem, suffix = os.path.splitext(last)
-        return stem if suffix.lower() in (*VIDEOS, _SHARD) else last
+        return stem if suffix.lower() in (*VIDEOS, _PACK) else last
 
 
 def walk(root: str) -> Iterator[Media]:
@@ -82,7 +82,7 @@ def _folder(root: str, here: str) -> tuple[list[Media], list[str]]:
                     return [Media(here, "frames")], []
                 if suffix in VIDEOS:
                     videos.append(Media(path, "video"))
-                elif suffix == _SHARD:
+                elif suffix == _PACK:
                     videos.append(Media(path, "frames"))
                 elif entry.is_dir():
                     folders.append(path)

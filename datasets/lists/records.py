@@ -66,7 +66,7 @@ class Records:
         self.starts: NDArray[np.int32] = columns["starts"]
         self._all_labels: NDArray[np.int32] | None = columns.get("all_labels")
         self._label_ends: NDArray[np.int64] | None = columns.get("label_ends")
-        self.several = self._label_ends is not None
+        self.multi_label = self._label_ends is not None
 
     @classmethod
     def load(
@@ -214,7 +214,7 @@ def records_of(cfg: Config, split: str) -> Records:
     """
     source, root = (cfg.train_source, cfg.train_root) if split == "train" else (cfg.val_source, cfg.val_root)
     records = Records.load(source, root, num_class=cfg.model.num_class, layout=cfg.data.list_layout)
-    if records.several and cfg.loss == "ce":
+    if records.multi_label and cfg.loss == "ce":
         raise UserError(f"{source}: its videos have several labels, which needs loss: bce")
     return records
 

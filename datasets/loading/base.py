@@ -16,7 +16,7 @@ from datasets.loading.messages import Answer, AsStored
 from datasets.loading.pool import Inline, Pool, Service
 from datasets.loading.slots import Slot
 from datasets.loading.workers import Setup
-from datasets.memcached.report import Traffic
+from datasets.memcached.report import MemcachedTraffic
 from datasets.readers.spec import ReaderSpec
 from utils.config.schema import Data
 from utils.errors import UserError
@@ -29,7 +29,7 @@ _DEFAULTS = Data()
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class LoaderOptions:
     """Define how media are read, for training and for evaluation.
 
     Attributes:
@@ -60,19 +60,19 @@ class Loader(abc.ABC):
         self,
         setup: Setup,
         records: Records,
-        reading: Reading,
+        options: LoaderOptions,
         *,
         slots: int,
         slot_bytes: int,
         device: torch.device | str,
     ) -> None:
         self.records = records
-        self.reading = reading
+        self.options = options
         self.device = torch.device(device)
         #: Seconds that the consumer has waited for data.
         self.seconds_waiting = 0.0
         #: Counters of the memcached reader; other readers do not count.
-        self.traffic = Traffic(counts=reading.reader.kind == "memcached")
+        self.traffic = MemcachedTraffic(counts=options.reader.kind == "memcached")
 
         self._slots = [Slot.create("zoetrope-clips", slot_bytes) for _ in range(slots)]
         self._shorter: dict[int, int] = {}  # sample -> number of frames at its end that do not decode
@@ -83,8 +83,8 @@ class Loader(abc.ABC):
         try:
             #: `service.trouble` says why the run should stop and restart: its reader processes do not start.
             self.service: Service = (
-                Pool(setup, records, self._slots, reading.workers, reading.deadline, stand_in=True)
-                if reading.workers
+                Pool(setup, records, self._slots, options.workers, options.deadline, stand_in=True)
+                if options.workers
                 else Inline(setup, records, self._slots)
             )
         except BaseException:

@@ -11,7 +11,7 @@ import torch
 
 from datasets.lists.records import Records
 from datasets.loading.bad_media import BadEvent, Ledger, printable
-from datasets.loading.base import Loader, Reading
+from datasets.loading.base import Loader, LoaderOptions
 from datasets.loading.messages import Answer, ReadVideo
 from datasets.loading.workers import Setup
 from datasets.plan.views import EvalSpec, VideoPlan
@@ -49,7 +49,7 @@ class EvalLoader(Loader):
     Args:
         records: the list.
         spec: clips and crops of each video.
-        reading: how media are read. A video that cannot be read is yielded as an item with a failure. With `on_bad:
+        options: how media are read. A video that cannot be read is yielded as an item with a failure. With `on_bad:
             substitute`, a video that lacks a few frames shows neighbouring frames instead and is marked (`repaired`).
         rank, world: this rank and the number of ranks.
         device: target device of the frames.
@@ -60,7 +60,7 @@ class EvalLoader(Loader):
         self,
         records: Records,
         spec: EvalSpec,
-        reading: Reading,
+        options: LoaderOptions,
         *,
         rank: int = 0,
         world: int = 1,
@@ -73,7 +73,7 @@ class EvalLoader(Loader):
         # Ceil: ranks with one video fewer pad, so that all ranks take part in every collective.
         self.rounds = -(-len(samples) // world)
         # A budget of 1.0 never stops an evaluation: its caller counts unreadable videos as wrong.
-        self.ledger = Ledger(len(records), 1.0, "error" if reading.on_bad == "error" else "skip")
+        self.ledger = Ledger(len(records), 1.0, "error" if options.on_bad == "error" else "skip")
 
         self._mine = samples[rank::world]
         self._round = 0  # that is yielded next
@@ -81,11 +81,11 @@ class EvalLoader(Loader):
         self._where: dict[int, int] = {}  # request id -> round
         self._ready: dict[int, Answer] = {}  # round -> answer
         self._slot_of: dict[int, int] = {}  # round -> slot
-        self._free = list(range(max(1, reading.prefetch) + 1))  # one more: the consumer holds one slot
+        self._free = list(range(max(1, options.prefetch) + 1))  # one more: the consumer holds one slot
         self._held: int | None = None  # slot whose frames the consumer has
 
-        setup = Setup(reading.reader, eval=spec, repair=reading.on_bad == "substitute")
-        super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=0, device=device)
+        setup = Setup(options.reader, eval=spec, repair=options.on_bad == "substitute")
+        super().__init__(setup, records, options, slots=len(self._free), slot_bytes=0, device=device)
         self._begin()
 
     def __len__(self) -> int:
@@ -205,7 +205,7 @@ def none_readable(loader: EvalLoader) -> AgreedError:
 
     # If the file exists, suspect the reader first; if it does not, suspect the root folder.
     root = f"the root, {records.root} (common.val_root; eval --root)"
-    reader = f"data.reader, {loader.reading.reader.kind}"
+    reader = f"data.reader, {loader.options.reader.kind}"
     check = f"{reader}, does it fit these files" if os.path.exists(path) else f"{root}, is it the folder of this list"
     also = root if os.path.exists(path) else reader
 

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from datasets.lists.records import Records, records_of
-from datasets.loading.base import Reading
+from datasets.loading.base import LoaderOptions
 from datasets.loading.eval import EvalLoader
 from datasets.loading.train import TrainLoader
 from datasets.memcached.servers import servers_of
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
     from utils.shards import ShardPlan
 
 
-def reading(cfg: Config) -> Reading:
+def loader_options(cfg: Config) -> LoaderOptions:
     """Return how a configuration reads its media."""
     data = cfg.data
     if data.metadata is not None:
         MetadataCache(data.metadata)  # refuse a wrong file here, once, and not in every reader process
     memcached = servers_of(data.memcached) if data.reader in ("memcached", "dali") else None
 
-    return Reading(
+    return LoaderOptions(
         reader=ReaderSpec(
             kind=data.reader,
             template=None if data.template in (None, "auto") else data.template,
@@ -84,7 +84,7 @@ def train(
     return loaders(cfg.data.reader)[0](
         records_of(cfg, "train") if records is None else records,
         train_spec(cfg),
-        dataclasses.replace(reading(cfg), prefetch=-(-cfg.data.prefetch // len(shards.micro_batches))),
+        dataclasses.replace(loader_options(cfg), prefetch=-(-cfg.data.prefetch // len(shards.micro_batches))),
         seed=cfg.seed,
         shards=shards,
         start=start,
@@ -114,5 +114,5 @@ def val(
     records = records_of(cfg, "val") if records is None else records
     views = eval_spec(cfg) if spec is None else spec
     return loaders(cfg.data.reader)[1](
-        records, views, reading(cfg), rank=world.rank, world=world.size, device=world.device, skip=skip
+        records, views, loader_options(cfg), rank=world.rank, world=world.size, device=world.device, skip=skip
     )

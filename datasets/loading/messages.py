@@ -13,7 +13,7 @@ from utils.files import Row
 
 if TYPE_CHECKING:
     from datasets.dali.encoded import Stored
-    from datasets.dump.settings import Settings
+    from datasets.dump.settings import DumpSettings
     from datasets.memcached.client import Counts
     from datasets.plan.train import Plan
     from datasets.plan.views import VideoPlan
@@ -86,7 +86,7 @@ class DumpVideo:
     """Store one video: `target` is the final path, `tmp` a folder on the same file system."""
 
     sample: int
-    settings: Settings
+    settings: DumpSettings
     target: str
     tmp: str
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from datasets.loading.messages import MESSAGE_BYTES, Answer, Task, packed, unpacked
 from datasets.loading.slots import Slot
-from datasets.loading.workers import Desk, Setup
+from datasets.loading.workers import ReadHandler, Setup
 from utils.errors import UserError
 from utils.signals import on_lasting_thread
 
@@ -54,7 +54,7 @@ class Inline:
     trouble: str | None = None
 
     def __init__(self, setup: Setup, records: Records, slots: list[Slot]) -> None:
-        self._desk = Desk(setup, records, slots)
+        self._handler = ReadHandler(setup, records, slots)
         self._waiting: collections.deque[tuple[int, Task]] = collections.deque()
         self._current: int | None = None
 
@@ -67,7 +67,7 @@ class Inline:
         if not self._waiting:
             return []
         self._current, task = self._waiting.popleft()
-        answer = self._desk.answer(self._current, task)
+        answer = self._handler.answer(self._current, task)
         self._current = None
         return [answer]
 
@@ -82,7 +82,7 @@ class Inline:
     def close(self) -> None:
         """See `Pool`."""
         self._waiting.clear()
-        self._desk.close()
+        self._handler.close()
 
 
 def each(
@@ -233,10 +233,10 @@ class Pool:
                     done += self._receive(key.data)
 
             for worker in list(self._workers):
-                done += self._look_at(worker)
+                done += self._check(worker)
             # Only a round without any answer can mean that a task was lost.
             if not done:
-                done += self._rescue()
+                done += self._resubmit_lost()
         return done
 
     def ready(self) -> list[Answer]:
@@ -356,11 +356,11 @@ class Pool:
             elif self._pending.pop(answer.id, None) is not None:
                 done.append(answer)
 
-    def _look_at(self, worker: _Worker) -> list[Answer]:
+    def _check(self, worker: _Worker) -> list[Answer]:
         """Replace a worker that is late or dead, and return the answers that result."""
         code = worker.process.poll()
         if code is not None:
-            return self._bury(worker, code)
+            return self._on_exit(worker, code)
 
         current, seconds = worker.busy_with()
         if current and seconds > self.deadline:
@@ -372,10 +372,10 @@ class Pool:
         if not worker.ready and time.monotonic() - worker.born > _START_SECONDS:
             why = f"process {worker.process.pid} was not ready after {_START_SECONDS:g} s"
             self.trouble = self.trouble or f"reader processes that do not start ({why})"
-            return self._bury(worker, None)
+            return self._on_exit(worker, None)
         return []
 
-    def _bury(self, worker: _Worker, code: int | None) -> list[Answer]:
+    def _on_exit(self, worker: _Worker, code: int | None) -> list[Answer]:
         """Replace a worker that ended by itself, or (code None) that never became ready.
 
         Its task is retried once. If that ends a worker too, the file is at fault.
@@ -416,7 +416,7 @@ class Pool:
         self._inline.submit(number, self._pending.pop(number))
         return self._inline.answers()[0]
 
-    def _rescue(self) -> list[Answer]:
+    def _resubmit_lost(self) -> list[Answer]:
         """Submit lost tasks again: a worker died between taking a task and noting its id, so all workers idle.
 
         All workers are replaced before those tasks are sent again, so that none of them can still write into a slot.

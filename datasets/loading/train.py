@@ -17,7 +17,7 @@ import torch
 
 from datasets.lists.records import Records
 from datasets.loading.bad_media import MAX_SUBSTITUTES, BadEvent, Ledger, Substitutes, printable
-from datasets.loading.base import Loader, Reading
+from datasets.loading.base import Loader, LoaderOptions
 from datasets.loading.messages import Answer, ReadClip
 from datasets.loading.workers import Setup
 from datasets.plan import order as orders
@@ -88,7 +88,7 @@ class TrainLoader(Loader):
     Args:
         records: the list.
         spec: what is drawn for each clip.
-        reading: how media are read.
+        options: how media are read.
         seed: of the run.
         shards: positions of this rank.
         start: first step.
@@ -106,7 +106,7 @@ class TrainLoader(Loader):
         self,
         records: Records,
         spec: TrainSpec,
-        reading: Reading,
+        options: LoaderOptions,
         *,
         seed: int,
         shards: ShardPlan,
@@ -126,7 +126,7 @@ class TrainLoader(Loader):
         self.shards = shards
         self._micro_batches = shards.micro_batches
 
-        self.ledger = Ledger(len(records), reading.bad_budget, reading.on_bad)
+        self.ledger = Ledger(len(records), options.bad_budget, options.on_bad)
         self._replay = set(replay)
         self._num_sample = num_sample
         self._sample_at = orders.of(order, seed, records, batch_size=shards.batch_size, num_sample=num_sample)
@@ -136,16 +136,16 @@ class TrainLoader(Loader):
         self._steps: collections.deque[_Step] = collections.deque()
         self._where: dict[int, tuple[_Step, _Row]] = {}  # request id -> clip
         # One slot more than steps read ahead: the consumer holds one.
-        self._free = list(range(reading.prefetch + 1))
+        self._free = list(range(options.prefetch + 1))
         self._held: int | None = None  # slot whose clips the consumer has
 
         self._clip = (spec.sampling.frames_per_clip, spec.input_size, spec.input_size, 3)
         self._place_bytes = self._room(int(np.prod(self._clip)))
         clips = sum(len(shard_list) for shard_list in shards.micro_batches) * shards.batch_size
 
-        setup = Setup(reading.reader, train=spec, seed=seed)
+        setup = Setup(options.reader, train=spec, seed=seed)
         size = clips * self._place_bytes
-        super().__init__(setup, records, reading, slots=len(self._free), slot_bytes=size, device=device)
+        super().__init__(setup, records, options, slots=len(self._free), slot_bytes=size, device=device)
 
         # Copies and pinned pages need the slots, which the base class has made.
         self._copies = transfer.CopyStream(self.device) if self._copies_from_slots() else None
@@ -329,12 +329,12 @@ class TrainLoader(Loader):
         path = printable(answer.path or self.records.path(row.asked))
 
         following = None
-        if self.reading.on_bad == "substitute" and row.tries < MAX_SUBSTITUTES:
+        if self.options.on_bad == "substitute" and row.tries < MAX_SUBSTITUTES:
             following = self._substitutes.after(row.asked)
             following = None if following == row.sample else following  # back at the start: all of the label were tried
 
         action = "skipped (weight 0)" if following is None else f"sample {following} stands in"
-        action = "the run stops" if self.reading.on_bad == "error" else action
+        action = "the run stops" if self.options.on_bad == "error" else action
         new, reason = row.asked not in self.ledger.samples, self._reason(row.asked, answer)
         event = BadEvent(row.position, row.asked, path, reason, action, new, answer.timeout, answer.crashed)
         # Before the substitute is submitted: this raises if the budget is used up.
@@ -355,7 +355,7 @@ class TrainLoader(Loader):
             plans = [row.answer.plan if row.answer else None for row in rows]
             samples = [row.asked if row.answer else row.sample for row in rows]  # a substitute shows its own labels
 
-            if self.records.several:
+            if self.records.multi_label:
                 labels = torch.from_numpy(np.stack([self.records.multi_hot(sample) for sample in samples]))
             else:
                 labels = torch.from_numpy(self.records.labels[samples].astype(np.int64))

@@ -79,7 +79,7 @@ class Setup:
     parent: int = 0
 
 
-class Desk:
+class ReadHandler:
     """Do tasks: the work itself, the same inside a worker and inline."""
 
     def __init__(self, setup: Setup, records: Records, slots: list[Slot]) -> None:
@@ -204,7 +204,7 @@ def _read_views(reader: Reader, metadata: VideoMetadata, plans: list[Plan], outs
             place(image, plan.box, size, row)
 
 
-def _serve(desk: Desk, queue: socket.socket, out: socket.socket, control: np.ndarray) -> None:
+def _serve(handler: ReadHandler, queue: socket.socket, out: socket.socket, control: np.ndarray) -> None:
     out.send(packed(None))  # ready
     while message := queue.recv(MESSAGE_BYTES):  # empty: the parent closed the queue or is gone
         number, task = unpacked(message)
@@ -212,7 +212,7 @@ def _serve(desk: Desk, queue: socket.socket, out: socket.socket, control: np.nda
         # Time before id: the parent judges a task late only once its id is there.
         control[1] = time.monotonic_ns()
         control[0] = number
-        answer = desk.answer(number, task)
+        answer = handler.answer(number, task)
         control[0] = 0
 
         out.send(packed(answer))
@@ -236,14 +236,14 @@ def main() -> None:
     os.chdir(setup.folder)
 
     control = Slot(setup.control_fd).view(setup.row * 16, (2,), np.int64)
-    desk = Desk(setup, Records.from_fd(setup.records_fd), [Slot(fd) for fd in setup.slot_fds])
+    handler = ReadHandler(setup, Records.from_fd(setup.records_fd), [Slot(fd) for fd in setup.slot_fds])
 
     try:
-        _serve(desk, queue, out, control)
+        _serve(handler, queue, out, control)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone
     finally:
-        desk.close()
+        handler.close()
         queue.close()
         out.close()
 

@@ -46,7 +46,7 @@ Counts = tuple[dict[str, float], list[tuple[str, str]]]  # of a process since th
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ClientSettings:
     """Plain values, as in a configuration.
 
     Attributes:
@@ -66,7 +66,7 @@ class Settings:
 class Server:
     """One server in the view of one process: connections to read, to fill and to probe, and the breaker."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: ClientSettings) -> None:
         self.name = name
         # The server's own hash seed: its score for a route does not depend on the other servers.
         self.seed = xxhash.xxh3_64_intdigest(name.encode())
@@ -134,7 +134,7 @@ def _size_class(size: int) -> int:
 class _State:
     """The state of one process, never shared with a forked child."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ClientSettings) -> None:
         self.pid = os.getpid()
         self.servers = [Server(name, settings) for name in settings.servers]
         self.lock = threading.Lock()  # of the reading connections
@@ -161,17 +161,17 @@ class MemcachedPool:
         settings: servers and times; UserError if a server's name is wrong.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: ClientSettings) -> None:
         for server in settings.servers:
             parse(server)
         self.settings = settings
         self.seal = Seal(settings.frame_secret)
         self._now = _State(settings)
 
-    def __getstate__(self) -> dict[str, Settings]:
+    def __getstate__(self) -> dict[str, ClientSettings]:
         return {"settings": self.settings}
 
-    def __setstate__(self, state: dict[str, Settings]) -> None:
+    def __setstate__(self, state: dict[str, ClientSettings]) -> None:
         self.settings = state["settings"]
         self.seal = Seal(self.settings.frame_secret)
         self._now = _State(self.settings)

@@ -32,7 +32,7 @@ _NAMED = 20  # failures that are listed by name
 
 
 @dataclasses.dataclass
-class Progress:
+class PreloadProgress:
     """The work done so far. `lock` guards all changes."""
 
     videos: int
@@ -80,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
 
     splits = ("train", "val") if args.split == "both" else (args.split,)
     config.check_files(cfg, splits)
-    spec = loader.reading(cfg).reader
+    spec = loader.loader_options(cfg).reader
 
     lists = {split: loader.records_of(cfg, split) for split in splits}
     # Check everything before the first list is stored, which may take hours.
@@ -109,13 +109,13 @@ def main(argv: Sequence[str]) -> int:
 
 def preload(
     records: Records, spec: ReaderSpec, samples: Sequence[int], views: EvalSpec | None, *, workers: int
-) -> Progress:
+) -> PreloadProgress:
     """Store the frames of these records: all frames, or those that an evaluation with `views` reads.
 
     Args:
         workers: threads; each has its own connections.
     """
-    progress = Progress(len(samples))
+    progress = PreloadProgress(len(samples))
     todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     for sample in samples:
         todo.put(sample)
@@ -157,7 +157,7 @@ def _work(
     spec: ReaderSpec,
     views: EvalSpec | None,
     todo: queue.SimpleQueue[int | None],
-    progress: Progress,
+    progress: PreloadProgress,
     stop: threading.Event,
 ) -> None:
     """Take samples until there are none. Each thread runs this."""

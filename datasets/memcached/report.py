@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 NAMES: tuple[str, ...] = (*READ_COUNTS, *FILL_COUNTS)  # the order in which counters travel between ranks
 
 
-class Traffic:
+class MemcachedTraffic:
     """Counters of this rank's reader processes: since the last report, and since the start.
 
     Args:

@@ -1,7 +1,7 @@
 """Read frames through memcached: from a server if it has them, else from the source below.
 
 A key is the hash of a video's path, size and time of change, and the name of the frame. A new dump makes new keys, so a
-value is never out of date. The time is that of the folder (or of the shard). If a tool overwrites frames in place
+value is never out of date. The time is that of the folder (or of the pack). If a tool overwrites frames in place
 and keeps the folder, its time does not change. In that case set another `namespace`.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from datasets.memcached.client import Counts, MemcachedPool, Settings
+from datasets.memcached.client import ClientSettings, Counts, MemcachedPool
 from datasets.memcached.wire import Seal, frame_secret, read_secret
 from datasets.readers.frames import FramesReader
 from utils.errors import MediaError
@@ -30,7 +30,7 @@ _AT_ONCE = 64  # frames that `warm` keeps in memory
 
 
 def route_of(path: str, namespace: str = "") -> bytes | None:
-    """Return the 16-byte digest of a folder, shard or file as it is now, or None if it is missing. One `stat`."""
+    """Return the 16-byte digest of a folder, pack or file as it is now, or None if it is missing. One `stat`."""
     try:
         info = os.stat(path)
     except (OSError, ValueError):
@@ -79,7 +79,7 @@ class MemcachedSource:
         return data
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[bytes]:
-        """Return all bytes of several files of one folder or shard, in the given order: one round trip."""
+        """Return all bytes of several files of one folder or pack, in the given order: one round trip."""
         route = route_of(folder, self.namespace) if self.pool.usable() else None
         if route is None:
             self.pool.count_unserved(len(names))
@@ -114,7 +114,7 @@ class MemcachedReader(FramesReader):
     Args:
         spec: `spec.memcached` holds the servers and times, as `servers.servers_of` gives them.
         records: the list.
-        inner: source of the frames; None = folders and shards.
+        inner: source of the frames; None = folders and packs.
     """
 
     def __init__(self, spec: ReaderSpec, records: Records, inner: FrameSource | None = None) -> None:
@@ -175,7 +175,7 @@ def open_pool(settings: dict[str, Any]) -> MemcachedPool:
     """Return the pool for plain values (servers, timeout_ms, connect_timeout_ms, secret_file); may raise UserError."""
     secret = settings.get("secret_file")
     return MemcachedPool(
-        Settings(
+        ClientSettings(
             tuple(settings.get("servers", ())),
             timeout=settings.get("timeout_ms", 250) / 1000,
             connect_timeout=settings.get("connect_timeout_ms", 100) / 1000,

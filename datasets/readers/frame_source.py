@@ -8,10 +8,10 @@ import stat
 from collections.abc import Sequence
 from typing import Protocol
 
-from datasets.readers.frame_shard import SUFFIX, Description, FrameShard
+from datasets.readers.frame_pack import SUFFIX, Description, FramePack
 from utils.errors import MediaError
 
-_OPEN_SHARDS = 4  # per process; a clip reads one shard several times
+_OPEN_PACKS = 4  # per process; a clip reads one pack several times
 
 
 class FrameSource(Protocol):
@@ -38,26 +38,26 @@ class FrameSource(Protocol):
         ...
 
     def describe(self, folder: str) -> Description | None:
-        """Return the metadata in the header of a shard, or None for an ordinary folder, which has to be listed."""
+        """Return the metadata in the header of a pack, or None for an ordinary folder, which has to be listed."""
         ...
 
 
 class FilesSource:
-    """Frame files in ordinary folders, and in shards (`NAME.fsh`), which behave like folders."""
+    """Frame files in ordinary folders, and in packs (`NAME.fsh`), which behave like folders."""
 
     def __init__(self) -> None:
-        self._shards: collections.OrderedDict[str, FrameShard] = collections.OrderedDict()
+        self._packs: collections.OrderedDict[str, FramePack] = collections.OrderedDict()
 
     def read(self, path: str) -> bytes:
         """Return all bytes of one file. MediaError if it is not a regular file: a FIFO would block forever."""
         folder, name = os.path.split(path)
-        return self.read_many(folder, [name])[0] if self._is_shard(folder) else _read(path, path, None)
+        return self.read_many(folder, [name])[0] if self._is_pack(folder) else _read(path, path, None)
 
     def read_many(self, folder: str, names: Sequence[str]) -> list[bytes]:
         """Return all bytes of several files of one folder. The folder's path is resolved once."""
-        if self._is_shard(folder):
-            shard = self._shard(folder)
-            return shard.read([_known(shard, name) for name in names])
+        if self._is_pack(folder):
+            pack = self._pack(folder)
+            return pack.read([_known(pack, name) for name in names])
 
         try:
             at = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -72,43 +72,43 @@ class FilesSource:
     def exists(self, path: str) -> bool:
         """Return True if the file exists."""
         folder, name = os.path.split(path)
-        return self._shard(folder).ordinal(name) is not None if self._is_shard(folder) else os.path.isfile(path)
+        return self._pack(folder).ordinal(name) is not None if self._is_pack(folder) else os.path.isfile(path)
 
     def is_folder(self, path: str) -> bool:
-        """Return True if the path is a folder or a shard."""
+        """Return True if the path is a folder or a pack."""
         return os.path.exists(path) if path.endswith(SUFFIX) else os.path.isdir(path)
 
     def names(self, folder: str) -> list[str]:
         """Return the file names in a folder, in any order."""
-        if self._is_shard(folder):
-            return self._shard(folder).names()
+        if self._is_pack(folder):
+            return self._pack(folder).names()
         try:
             return os.listdir(folder)
         except OSError as error:
             raise MediaError(folder, error.strerror or str(error)) from error
 
     def describe(self, folder: str) -> Description | None:
-        """Return the metadata in the header of a shard, or None for an ordinary folder."""
-        return self._shard(folder).description if self._is_shard(folder) else None
+        """Return the metadata in the header of a pack, or None for an ordinary folder."""
+        return self._pack(folder).description if self._is_pack(folder) else None
 
-    def _is_shard(self, path: str) -> bool:
-        # An open shard needs no look at the disk. A folder may have any name, even one that ends in .fsh.
-        return path.endswith(SUFFIX) and (path in self._shards or not os.path.isdir(path))
+    def _is_pack(self, path: str) -> bool:
+        # An open pack needs no look at the disk. A folder may have any name, even one that ends in .fsh.
+        return path.endswith(SUFFIX) and (path in self._packs or not os.path.isdir(path))
 
-    def _shard(self, path: str) -> FrameShard:
-        """Return the shard at a path. The last few stay open."""
-        # Insert it again, so that the least recently used shard comes first.
-        shard = self._shards.pop(path, None) or FrameShard(path)
-        self._shards[path] = shard
-        if len(self._shards) > _OPEN_SHARDS:
-            self._shards.popitem(last=False)[1].close()
-        return shard
+    def _pack(self, path: str) -> FramePack:
+        """Return the pack at a path. The last few stay open."""
+        # Insert it again, so that the least recently used pack comes first.
+        pack = self._packs.pop(path, None) or FramePack(path)
+        self._packs[path] = pack
+        if len(self._packs) > _OPEN_PACKS:
+            self._packs.popitem(last=False)[1].close()
+        return pack
 
 
-def _known(shard: FrameShard, name: str) -> int:
-    ordinal = shard.ordinal(name)
+def _known(pack: FramePack, name: str) -> int:
+    ordinal = pack.ordinal(name)
     if ordinal is None:
-        raise MediaError(os.path.join(shard.path, name), f"there is no such frame in the shard of {shard.frames}")
+        raise MediaError(os.path.join(pack.path, name), f"there is no such frame in the pack of {pack.frames}")
     return ordinal
 
 

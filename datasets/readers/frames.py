@@ -1,4 +1,4 @@
-"""Read frames: a video is a folder of numbered image files, a shard (frame_shard.py), or one image file.
+"""Read frames: a video is a folder of numbered image files, a pack (frame_pack.py), or one image file.
 
 Names: "img_{:05d}.jpg", "{:06d}.jpg", "{:05d}.jpg", "image_{:05d}.jpg", "frame{:06d}.jpg" or any other pattern with one
 number; base 0 or 1. Without a `template` the folder of the first record is listed once, and both are taken from it. A
@@ -23,7 +23,7 @@ import numpy as np
 import simplejpeg
 
 from datasets.plan.metadata import VideoMetadata
-from datasets.readers.frame_shard import Description
+from datasets.readers.frame_pack import Description
 from datasets.readers.frame_source import FilesSource, FrameSource
 from datasets.readers.resize import Box, place
 from utils.errors import MediaError, UserError
@@ -191,7 +191,7 @@ class FramesReader:
                 out[row] = out[first]
 
     def first_file(self, i: int) -> str:
-        """Return the path of the first frame of record i, or of the image or shard itself."""
+        """Return the path of the first frame of record i, or of the image or pack itself."""
         return self._file(i, self._metadata(i)[1], 0)
 
     def _room(self, size: int) -> np.ndarray:
@@ -207,12 +207,12 @@ class FramesReader:
     def _probe(self, i: int) -> tuple[VideoMetadata, Layout | None]:
         path = self.records.full_path(i)
         if self.source.is_folder(path):
-            # A shard states its metadata, so no image is read.
-            shard = self.source.describe(path)
-            if shard is not None:
-                layout: Layout | None = self._part_of(i, shard)
-                fps = shard.fps or self.spec.fps
-                return VideoMetadata(frames=layout.count, height=shard.height, width=shard.width, fps=fps), layout
+            # A pack states its metadata, so no image is read.
+            pack = self.source.describe(path)
+            if pack is not None:
+                layout: Layout | None = self._part_of(i, pack)
+                fps = pack.fps or self.spec.fps
+                return VideoMetadata(frames=layout.count, height=pack.height, width=pack.width, fps=fps), layout
 
             layout = self._layout(i, path)
             frames = layout.count
@@ -241,14 +241,14 @@ class FramesReader:
         except MediaError as error:
             raise MediaError(error.path, error.reason + self._nearest(error.path)) from error
 
-    def _part_of(self, i: int, shard: Description) -> Layout:
-        """Return the frames of record i in a shard. Its header has the names; a configured template is for folders."""
+    def _part_of(self, i: int, pack: Description) -> Layout:
+        """Return the frames of record i in a pack. Its header has the names; a configured template is for folders."""
         start, declared = int(self.records.starts[i]), int(self.records.frames[i])
-        frames = declared if declared > 0 else shard.frames - start
-        if not 0 < start + frames <= shard.frames or frames < 1:
+        frames = declared if declared > 0 else pack.frames - start
+        if not 0 < start + frames <= pack.frames or frames < 1:
             asked = f"{frames} frames from {start} on" if declared > 0 else f"frames from {start} on"
-            raise MediaError(self.records.path(i), f"{asked} were asked for, the shard has {shard.frames}")
-        return Layout(shard.template, shard.base + start, frames)
+            raise MediaError(self.records.path(i), f"{asked} were asked for, the pack has {pack.frames}")
+        return Layout(pack.template, pack.base + start, frames)
 
     def _layout(self, i: int, folder: str) -> Layout:
         """Return template, base (including the record's start) and number of frames of one folder."""

@@ -44,7 +44,7 @@ _COUNTING = ("counted", "scanned")
 _FRAME_FILES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".fsh")
 
 
-class Entry(NamedTuple):
+class MetadataEntry(NamedTuple):
     """The cached metadata of one record.
 
     Attributes:
@@ -98,7 +98,7 @@ def path_in(folder: Path) -> Path:
 
 
 def family_of(path: str) -> str:
-    """Return the kind of a path: "frames" for a folder, a shard or an image, "video" for any other file."""
+    """Return the kind of a path: "frames" for a folder, a pack or an image, "video" for any other file."""
     is_frames = os.path.splitext(path)[1].lower() in _FRAME_FILES or os.path.isdir(path)
     return "frames" if is_frames else "video"
 
@@ -116,7 +116,7 @@ def _versions() -> dict[str, object]:
     return {"probe": PROBE_VERSION, "av": importlib.metadata.version("av")}
 
 
-def write(path: str | os.PathLike[str], rows: Iterable[tuple[int, Entry]]) -> int:
+def write(path: str | os.PathLike[str], rows: Iterable[tuple[int, MetadataEntry]]) -> int:
     """Write a cache under a temporary name, then rename it. Of several rows with one `key_of` the last counts.
 
     Returns:
@@ -205,7 +205,7 @@ class MetadataCache:
     def __len__(self) -> int:
         return len(self._columns["key"])
 
-    def find(self, key: int, path: str) -> Entry | None:
+    def find(self, key: int, path: str) -> MetadataEntry | None:
         """Return the entry of a path, or None if there is none or the file has changed since the scan."""
         columns = self._columns
         row = int(np.searchsorted(columns["key"], np.uint64(key))) if len(self) else 0
@@ -219,7 +219,7 @@ class MetadataCache:
             return None
 
         metadata = VideoMetadata(frames=here["frames"], height=here["height"], width=here["width"], fps=here["fps"])
-        return Entry(stamp, metadata, grade, here["turns"], decoder, here["missing"])
+        return MetadataEntry(stamp, metadata, grade, here["turns"], decoder, here["missing"])
 
 
 class KnownMetadata:
@@ -267,7 +267,7 @@ class KnownMetadata:
         missing = getattr(self.reader, "missing", None)
         return missing(i) if missing else 0
 
-    def _spare_counting(self, i: int, entry: Entry) -> None:
+    def _spare_counting(self, i: int, entry: MetadataEntry) -> None:
         """Give the video reader an index for reading by counting, which saves a decode of the whole file."""
         from datasets.readers.video_index import Grade, Index
 

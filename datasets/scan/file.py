@@ -32,7 +32,7 @@ _SMALL = (32, 32)  # frames are compared in this size, which every decoder and r
 _LOW_CONTRAST = 2.0  # pictures with less contrast (standard deviation, 0..255) look alike without being the same
 _BLOCK = 1 << 20  # bytes read at a time
 _AT_ONCE = 64  # frame files whose bytes are held at a time
-_SHARD = ".fsh"
+_PACK = ".fsh"
 #: A rate is variable if a gap between frames differs from the median by more than this share and by two ticks.
 _VFR_SHARE, _VFR_TICKS = 0.2, 2
 
@@ -120,12 +120,12 @@ class Examiner:
         A video that ends early has "probed", the frames that `probe` promises, besides the "frames" that decode.
         """
         reader = self._reader(family)
-        row, missing = on_what_decodes(reader, i, lambda reader: self._look_at(reader, i, family, whole))
+        row, missing = on_what_decodes(reader, i, lambda reader: self._examine(reader, i, family, whole))
         if row["frames"] < (probed := reader.probe(i).frames):
             row |= {"probed": probed, "shorter": missing}
         return row
 
-    def _look_at(self, reader: Reader, i: int, family: str, whole: bool) -> files.Row:
+    def _examine(self, reader: Reader, i: int, family: str, whole: bool) -> files.Row:
         metadata: VideoMetadata = reader.probe(i)
         ends = sorted({0, metadata.frames // 2, metadata.frames - 1})
 
@@ -162,7 +162,7 @@ def _why_not_there(path: str) -> str:
 def _kind(path: str, family: str) -> str:
     if family == "video":
         return "video"
-    return "folder" if os.path.isdir(path) else "shard" if path.lower().endswith(_SHARD) else "image"
+    return "folder" if os.path.isdir(path) else "pack" if path.lower().endswith(_PACK) else "image"
 
 
 def describe(path: str, shown: str, frames: int) -> files.Row:

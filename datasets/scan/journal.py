@@ -12,11 +12,11 @@ from datasets.plan.metadata import VideoMetadata
 from datasets.readers import metadata_cache
 from datasets.readers.spec import ReaderSpec
 from datasets.scan.file import LEVELS
-from utils import files
+from utils import files, renamed
 from utils.errors import UserError
 
 JOURNAL = "files.jsonl"
-Entry = files.Row
+ScanEntry = files.Row
 
 
 class Journal:
@@ -36,7 +36,7 @@ class Journal:
     def __init__(self, folder: Path, spec: ReaderSpec) -> None:
         self.file = folder / JOURNAL
         self.spec = spec
-        self.known: dict[tuple[str, int], Entry] = {}
+        self.known: dict[tuple[str, int], ScanEntry] = {}
         self._lists: dict[str, list[str]] = {}
 
         try:
@@ -72,7 +72,7 @@ class Journal:
                     break  # the last line, cut off when a scan was killed
                 whole += len(line)
                 try:
-                    entry = json.loads(line)
+                    entry = renamed.scanned(json.loads(line))
                     if "clean" in entry:
                         self._lists[str(entry["clean"])] = [str(entry["list"]), str(entry["root"])]
                     elif entry["naming"] == self._naming(entry["family"]) and _is_whole(entry):
@@ -88,11 +88,11 @@ class Journal:
             return [self.spec.template, self.spec.frame_base, self.spec.fps]
         return [metadata_cache.PROBE_VERSION, self.spec.missing_share]
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: ScanEntry) -> None:
         self._out.write(json.dumps(entry).encode("ascii") + b"\n")
         self._out.flush()
 
-    def add(self, path: str, start: int, answer: Entry) -> None:
+    def add(self, path: str, start: int, answer: ScanEntry) -> None:
         """Record the answer about a path."""
         family = "video" if answer.get("kind", "video") == "video" else "frames"
         entry = {"path": path, "start": start, "family": family, "naming": self._naming(family), **answer}
@@ -122,7 +122,7 @@ class Journal:
             return None
         return metadata_cache.Stamp(*entry["stamp"]) if entry["stamp"] else None
 
-    def metadata(self) -> Iterator[tuple[int, metadata_cache.Entry]]:
+    def metadata(self) -> Iterator[tuple[int, metadata_cache.MetadataEntry]]:
         """Yield the rows of the metadata cache: every file for which `probe` had an answer."""
         for (path, start), entry in self.known.items():
             if entry.get("stamp") and "frames" in entry:
@@ -132,7 +132,7 @@ class Journal:
                 stamp, video = metadata_cache.Stamp(*entry["stamp"]), entry.get("grade", "")
                 details = (video, entry["turns"], entry["decoder"], entry["missing"]) if video else ()
                 key = metadata_cache.key_of(self.spec, entry["family"], path, start)
-                yield key, metadata_cache.Entry(stamp, metadata, *details)
+                yield key, metadata_cache.MetadataEntry(stamp, metadata, *details)
 
     def __enter__(self) -> Journal:
         return self
@@ -145,7 +145,7 @@ def _owner(list_file: str, root: str) -> list[str]:
     return [os.path.abspath(list_file), os.path.abspath(root)]
 
 
-def _is_whole(entry: Entry) -> bool:
+def _is_whole(entry: ScanEntry) -> bool:
     """Return True if an entry holds all values that results, metadata and the comparison of files need."""
     stamp, bad, notes = entry.get("stamp"), entry.get("bad"), entry.get("notes")
     if entry.get("level") not in LEVELS or not isinstance(bad, str) or not isinstance(notes, list):

@@ -13,7 +13,7 @@ import numpy as np
 from datasets.lists.class_names import read_class_names
 from datasets.lists.records import Records
 from datasets.loading.bad_media import printable
-from datasets.scan.journal import Entry
+from datasets.scan.journal import ScanEntry
 from utils import files
 from utils.errors import UserError
 
@@ -30,8 +30,8 @@ def clean_name(list_file: str | os.PathLike[str]) -> str:
 def write(
     out: Path,
     lists: Sequence[Records],
-    entries: Sequence[list[Entry]],
-    groups: Sequence[Entry],
+    entries: Sequence[list[ScanEntry]],
+    groups: Sequence[ScanEntry],
     *,
     level: str,
     classes: Path | None,
@@ -65,7 +65,7 @@ def write(
     return summary
 
 
-def _clean(records: Records, entries: list[Entry]) -> bytes:
+def _clean(records: Records, entries: list[ScanEntry]) -> bytes:
     """Return the list without bad files, in its order, with the real number of frames."""
     good = [i for i, entry in enumerate(entries) if not entry["bad"]]
     paths = [os.fsencode(records.path(i)) for i in good]
@@ -84,7 +84,7 @@ def _clean(records: Records, entries: list[Entry]) -> bytes:
     return b"".join(lines)
 
 
-def _of_list(records: Records, entries: list[Entry], classes: Path | None, level: str) -> files.Row:
+def _of_list(records: Records, entries: list[ScanEntry], classes: Path | None, level: str) -> files.Row:
     """Return the entry of one list in scan.json."""
     # Bad files have no frames or rates, so they count only as bad.
     good = [entry for entry in entries if not entry["bad"]]
@@ -101,7 +101,7 @@ def _of_list(records: Records, entries: list[Entry], classes: Path | None, level
         "repeated": records.duplicates,
         "decode": level,
         "clean": clean_name(records.list_file),
-        "several_labels": records.several,
+        "several_labels": records.multi_label,
         "reasons": _counted(_kind_of_reason(entry["bad"]) for entry in entries if entry["bad"]),
         **_remarks(records, entries),
         "kinds": _counted(entry["kind"] for entry in good),
@@ -118,7 +118,7 @@ def _of_list(records: Records, entries: list[Entry], classes: Path | None, level
     }
 
 
-def _remarks(records: Records, entries: list[Entry]) -> dict[str, list[files.Row]]:
+def _remarks(records: Records, entries: list[ScanEntry]) -> dict[str, list[files.Row]]:
     """Return the remarks on single files: bad, shorter, with a wrong frame count, notes."""
     bad, notes, shorter, wrong_counts = [], [], [], []
     parts = bool(np.any(records.starts > 0))  # in a list with offsets, a record may end before its video does
@@ -171,7 +171,7 @@ def _spread(values: np.ndarray) -> files.Row:
     return {name: round(value, 3) for name, value in rounded.items()} | {"bins": bins}
 
 
-def _classes(records: Records, entries: list[Entry], classes: Path | None) -> list[files.Row]:
+def _classes(records: Records, entries: list[ScanEntry], classes: Path | None) -> list[files.Row]:
     """Return videos and bad videos of each label, from 0 to the highest of the list or of the class names."""
     names = class_names(records, classes)
     count = len(names)
@@ -228,7 +228,7 @@ def _names_in(file: Path, count: int) -> list[str]:
         return read_class_names(file, sum(bool(line.strip()) for line in data.splitlines()))
 
 
-def _of_group(group: Entry, lists: Sequence[Records]) -> files.Row:
+def _of_group(group: ScanEntry, lists: Sequence[Records]) -> files.Row:
     members = [
         {
             "list": str(lists[number].list_file),

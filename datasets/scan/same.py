@@ -7,13 +7,13 @@ import os
 from datasets.lists.records import Records
 from datasets.loading.messages import Look
 from datasets.readers.spec import ReaderSpec
-from datasets.scan.journal import Entry
+from datasets.scan.journal import ScanEntry
 from datasets.scan.work import ask
 
 
 def same_content(
-    lists: list[Records], entries: list[list[Entry]], spec: ReaderSpec, *, workers: int, deadline: float
-) -> list[Entry]:
+    lists: list[Records], entries: list[list[ScanEntry]], spec: ReaderSpec, *, workers: int, deadline: float
+) -> list[ScanEntry]:
     """Return groups of files that hold the same video, within a list or across lists.
 
     A group has the same file, the same bytes or, if frames were decoded, the same pictures: equal number of
@@ -56,12 +56,12 @@ def same_content(
 
 def _digests(
     lists: list[Records],
-    entries: list[list[Entry]],
+    entries: list[list[ScanEntry]],
     members: list[tuple[int, int]],
     spec: ReaderSpec,
     workers: int,
     deadline: float,
-) -> list[Entry]:
+) -> list[ScanEntry]:
     """Return groups with equal bytes among the members that their size does not distinguish."""
     # Folders have no size of their own: compare the number of frames and the size of the first file.
     sizes: dict[object, list[tuple[int, int]]] = {}
@@ -83,7 +83,7 @@ def _digests(
     return [{"how": "bytes", "members": sorted(group)} for group in digests.values() if len(group) > 1]
 
 
-def _three(entry: Entry) -> tuple[str, ...]:
+def _three(entry: ScanEntry) -> tuple[str, ...]:
     """Return the first, middle and last frame file of a folder; nothing for a file."""
     if entry["kind"] != "folder":
         return ()

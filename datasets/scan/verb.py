@@ -17,7 +17,7 @@ from pathlib import Path
 
 from datasets.lists.records import Records
 from datasets.readers import metadata_cache
-from datasets.readers.frame_shard import TEMPLATE
+from datasets.readers.frame_pack import TEMPLATE
 from datasets.readers.spec import ReaderSpec
 from datasets.scan import results as scan_results
 from datasets.scan.file import LEVELS

@@ -16,12 +16,12 @@ from datasets.loading.messages import Look
 from datasets.loading.pool import each
 from datasets.loading.workers import Setup
 from datasets.readers.spec import ReaderSpec
-from datasets.scan.journal import Entry, Journal
+from datasets.scan.journal import Journal, ScanEntry
 
 
 def examine(
     records: Records, spec: ReaderSpec, journal: Journal, *, level: str, workers: int, deadline: float
-) -> list[Entry]:
+) -> list[ScanEntry]:
     """Examine every file of a list that the journal does not know.
 
     Returns:
@@ -32,9 +32,9 @@ def examine(
     for i in range(len(records)):
         owners.setdefault((os.path.abspath(records.full_path(i)), int(records.starts[i])), []).append(i)
 
-    answers: list[Entry] = [{}] * len(records)
+    answers: list[ScanEntry] = [{}] * len(records)
     tasks = [Look(indices[0], level, journal.stamp(*key, level)) for key, indices in owners.items()]
-    progress = Progress(Path(records.list_file).name, len(tasks))
+    progress = ScanProgress(Path(records.list_file).name, len(tasks))
     keys = {indices[0]: key for key, indices in owners.items()}
 
     for sample, answer in ask(records, spec, tasks, workers, deadline):
@@ -52,7 +52,7 @@ def examine(
 
 def ask(
     records: Records, spec: ReaderSpec, tasks: list[Look], workers: int, deadline: float
-) -> Iterator[tuple[int, Entry]]:
+) -> Iterator[tuple[int, ScanEntry]]:
     """Yield (sample, answer) of each task as it is done. A process that fails counts as an answer, too."""
     listed_frames = records.frames
     records.frames = np.full(len(records), -1, np.int32)  # makes the readers count the frames themselves
@@ -67,7 +67,7 @@ def ask(
         yield task.sample, answer.result if answer.ok else {"bad": answer.why, "notes": [], "again": True}
 
 
-class Progress:
+class ScanProgress:
     """Show one line `train.txt 320/1440  22%  3 bad  ETA 9 s` on stderr, rewritten on a terminal, a few in a file."""
 
     def __init__(self, what: str, total: int, clock: Callable[[], float] = time.monotonic) -> None:

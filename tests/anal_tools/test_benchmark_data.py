@@ -29,8 +29,8 @@ def exp(tmp_path_factory: pytest.TempPathFactory, motion_videos: Path) -> Path:
 
 
 def test_figures_of_two_readers(exp: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    dumped = tmp_path / "shards"
-    words = ["dump", str(exp / "train.txt"), str(dumped), "--root", str(exp / "root"), "--as", "shards"]
+    dumped = tmp_path / "packs"
+    words = ["dump", str(exp / "train.txt"), str(dumped), "--root", str(exp / "root"), "--as", "packs"]
     assert main.main([*words, "--workers", "1"]) == 1, "the broken one is missing in the dump"
     capsys.readouterr()
     words = ["benchmark", "data", str(exp), "--readers", "video", f"frames={dumped}", "--clips", "12", "--json"]

@@ -185,12 +185,14 @@ def test_a_damaged_frame_is_replaced_by_its_neighbour(exp: Path, tmp_path: Path)
 def test_a_list_with_several_labels(exp: Path, motion_videos: Path, tmp_path: Path) -> None:
     lines = [line.split() for line in (motion_videos / "lists/val.txt").read_text().splitlines()]
     labels = [sorted({int(line[-1]), number % 8}) for number, line in enumerate(lines)]
-    several = tmp_path / "several.txt"
-    several.write_text(
+    multi_label = tmp_path / "several.txt"
+    multi_label.write_text(
         "".join(f"{line[0]} {' '.join(map(str, results))}\n" for line, results in zip(lines, labels, strict=True))
     )
     more = ["--set", "common.loss=bce", "--set", "common.data.list_layout=path_labels"]
-    assert evaluate(exp, "several", "--views", "2x1", "--list", str(several), "--root", str(motion_videos), *more) == 0
+    assert (
+        evaluate(exp, "several", "--views", "2x1", "--list", str(multi_label), "--root", str(motion_videos), *more) == 0
+    )
     results = Results.load(exp, "several")
     assert results.multi_label
     assert results.targets is not None
@@ -201,7 +203,7 @@ def test_a_list_with_several_labels(exp: Path, motion_videos: Path, tmp_path: Pa
     for key in ("mean_average_precision", "gap", "hit1", "perr"):
         assert results.summary["metrics"][key] == pytest.approx(numbers[key], abs=1e-6)
     source = media.source_of(exp, results)  # the report finds the videos of such a list again
-    assert source.records.several
+    assert source.records.multi_label
     assert source.records.list_hash == results.summary["list_hash"]
 
 

@@ -11,7 +11,7 @@ import torch
 
 import main
 from anal_tools.predict import out_folder
-from anal_tools.predict.sources import Source
+from anal_tools.predict.sources import InputVideo
 from tests import weights
 from tests.datasets.videos import write_video
 from utils import checkpoint
@@ -104,7 +104,7 @@ def test_a_folder_that_cannot_be_is_found_first(
 
 
 def test_every_source_has_a_name_of_its_own() -> None:
-    names = out_folder.file_names([Source(f"/x/{n}", "video") for n in ("a.mp4", "a-2.mp4", "a.avi", "a-2.avi")])
+    names = out_folder.file_names([InputVideo(f"/x/{n}", "video") for n in ("a.mp4", "a-2.mp4", "a.avi", "a-2.avi")])
     assert names == ["a", "a-2", "a-3", "a-2-2"]
 
 

@@ -47,7 +47,7 @@ def test_every_bit_of_a_part_file_counts(tmp_path: Path) -> None:
         path.write_bytes(data)
         try:
             read = part_file.read(path, OWNER)
-        except part_file.Damaged:
+        except part_file.DamagedPart:
             detected += 1
             continue
         for name, array in expected.items():  # a bit that says nothing, such as a date in the zip
@@ -57,7 +57,7 @@ def test_every_bit_of_a_part_file_counts(tmp_path: Path) -> None:
     with pytest.raises(part_file.Stranger):
         part_file.read(path, result_parts.owner_of({}))
     for folder in (tmp_path / "folder.npz", tmp_path / "none.npz"):
-        with pytest.raises(part_file.Damaged):
+        with pytest.raises(part_file.DamagedPart):
             part_file.read(folder, OWNER)
 
 

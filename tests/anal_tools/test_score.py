@@ -176,8 +176,8 @@ def test_dense_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 def test_the_knee_is_the_cheapest_row_that_is_as_good() -> None:
     kept = Protocol(EvalSpec(Sampling("tsn", 8), 1, "centre"))
 
-    def row(views: int, right: list[float]) -> score.Row:
-        return score.Row(kept, views, None, {"top1": 100 * float(np.mean(right))}, {1: np.array(right)}, {}, "")
+    def row(views: int, right: list[float]) -> score.ScoreRow:
+        return score.ScoreRow(kept, views, None, {"top1": 100 * float(np.mean(right))}, {1: np.array(right)}, {}, "")
 
     good = [1.0] * 90 + [0.0] * 10
     assert dense_sweep.knee([row(1, [1.0] * 50 + [0.0] * 50), row(3, good), row(30, good)]) == 1

@@ -42,7 +42,7 @@ SIZES = {
 
 
 @dataclass(frozen=True)
-class Traffic:
+class StepTraffic:
     """Payload of one optimiser step, in bytes per rank, and how many blocking collectives there are.
 
     Attributes:
@@ -82,7 +82,7 @@ class Links:
 
 def traffic(
     sizes: tuple[int, int, int], plan: shards.ShardPlan, *, sync_stats: bool = True, gpu: bool = True, width: int = 4
-) -> Traffic:
+) -> StepTraffic:
     """What one rank puts into the collectives of one step.
 
     Args:
@@ -98,7 +98,7 @@ def traffic(
     runs = len(plan.micro_batches) if span > 1 else 0
     gathered = span / 2 * (2 * channels + layers)  # an all-gather of S sends as much as a sum of span / 2 * S
     once = 4 * (gathered + 2 * channels) if gpu else 8 * (channels + layers + channels + 2 * channels)
-    return Traffic(
+    return StepTraffic(
         gradients=float(width * parameters) if plan.world > 1 else 0.0,
         groups=float(runs * once),
         bn_stats=float(2 * width * channels) if sync_stats and plan.world > 1 else 0.0,
@@ -124,7 +124,7 @@ def seconds(payload: float, ranks: int, links: Links) -> float:
     return sent(payload, ranks) / speed + 2 * hops
 
 
-def exposed(load: Traffic, ranks: int, step: float, links: Links) -> dict[str, float]:
+def exposed(load: StepTraffic, ranks: int, step: float, links: Links) -> dict[str, float]:
     """Seconds of communication that a step of `step` computing seconds cannot hide.
 
     Args:

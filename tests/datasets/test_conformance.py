@@ -30,9 +30,9 @@ REAL = [
 #: form: (reader, the format of `dump --as`; None = the original)
 FORMS: dict[str, tuple[str, str | None]] = {
     "frames": ("frames", "frames"),
-    "shards": ("frames", "shards"),
+    "packs": ("frames", "packs"),
     "clips": ("video", "clips"),
-    "memcached, shards": ("memcached", "shards"),
+    "memcached, packs": ("memcached", "packs"),
     "memcached, folders": ("memcached", "frames"),
     "dali": ("dali", None),
 }

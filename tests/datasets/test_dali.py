@@ -70,9 +70,9 @@ def test_frames_are_exact_and_colours_near(name: str, folder: Path, tmp_path: Pa
 @pytest.mark.parametrize("shard", [False, True])
 def test_jpeg_frames_differ_by_rounding_only(shard: bool, tmp_path: Path) -> None:
     if shard:
-        from datasets.readers.frame_shard import ShardWriter
+        from datasets.readers.frame_pack import PackWriter
 
-        writer = ShardWriter(tmp_path / "v.fsh", template="img_{:05d}.jpg", base=1, fps=25.0, height=SIZE, width=SIZE)
+        writer = PackWriter(tmp_path / "v.fsh", template="img_{:05d}.jpg", base=1, fps=25.0, height=SIZE, width=SIZE)
         for number in range(12):
             writer.add(simplejpeg.encode_jpeg(frame_image(number), quality=92, colorsubsampling="420"))
         writer.close()

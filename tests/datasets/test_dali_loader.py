@@ -13,7 +13,7 @@ import simplejpeg
 import torch
 
 from datasets.lists.records import Records
-from datasets.loading.base import Reading
+from datasets.loading.base import LoaderOptions
 from datasets.loading.eval import EvalLoader
 from datasets.loading.train import Batch, TrainLoader
 from datasets.plan.order import sample_at
@@ -32,7 +32,7 @@ SPEC = train_spec(
     Sampling("tsn", 4), input_size=32, colorjitter=(0.2, 0.2, 0.2, 0.1), random_erasing=(0.5, 0.02, 0.4, 0.3)
 )
 VIEWS = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
-READING = Reading(reader_spec("video"), workers=0, prefetch=2, on_bad="error")
+OPTIONS = LoaderOptions(reader_spec("video"), workers=0, prefetch=2, on_bad="error")
 VIDEOS = 6
 FIELDS = ("labels", "weights")
 
@@ -79,9 +79,15 @@ def collect(loader: TrainLoader) -> dict[int, tuple[Batch, int]]:
 
 
 def train(
-    kind: type[TrainLoader], records: Records, reading: Reading = READING, *, start: int = 0, stop: int = 4, **plan
+    kind: type[TrainLoader],
+    records: Records,
+    options: LoaderOptions = OPTIONS,
+    *,
+    start: int = 0,
+    stop: int = 4,
+    **plan,
 ):
-    return collect(kind(records, SPEC, reading, seed=5, shards=shards(**plan), start=start, stop=stop))
+    return collect(kind(records, SPEC, options, seed=5, shards=shards(**plan), start=start, stop=stop))
 
 
 def assert_same(one: dict[int, tuple[Batch, int]], other: dict[int, tuple[Batch, int]], tolerance: float = 0.0) -> None:
@@ -99,11 +105,11 @@ def assert_same(one: dict[int, tuple[Batch, int]], other: dict[int, tuple[Batch,
 
 
 def test_same_clips_as_the_video_reader_at_any_layout(records: Records) -> None:
-    loader = DaliTrainLoader(records, SPEC, READING, seed=5, shards=shards(), stop=4)
+    loader = DaliTrainLoader(records, SPEC, OPTIONS, seed=5, shards=shards(), stop=4)
     expected = collect(loader)
     assert not loader.fallbacks
     assert_same(expected, train(TrainLoader, records), tolerance=4.0)
-    assert_same(train(DaliTrainLoader, records, dataclasses.replace(READING, workers=2)), expected)
+    assert_same(train(DaliTrainLoader, records, dataclasses.replace(OPTIONS, workers=2)), expected)
     resumed = train(DaliTrainLoader, records, start=2)
     assert_same(resumed, {position: expected[position] for position in range(8, 16)})
     ranks = [train(DaliTrainLoader, records, world=2, rank=rank) for rank in range(2)]
@@ -114,7 +120,7 @@ def test_forms_and_fallbacks_share_a_batch(folder: Path, tmp_path: Path) -> None
     names = ["v1.mp4", "jpeg", "h264.mp4", "v2.mp4"]
     records = records_of(tmp_path, [f"{name} {i}" for i, name in enumerate(names)], root=folder)
     spec = train_spec(Sampling("tsn", 4), input_size=96, crop="centre", flip=False)
-    with DaliTrainLoader(records, spec, READING, seed=1, shards=shards(4, 1), stop=3) as loader:
+    with DaliTrainLoader(records, spec, OPTIONS, seed=1, shards=shards(4, 1), stop=3) as loader:
         for _, batches in loader:
             assert sorted(batches[0].samples) == [0, 1, 2, 3]
             for clip in batches[0].clips.numpy():
@@ -132,10 +138,10 @@ def test_bad_files_cost_their_sample_and_are_told_as_elsewhere(folder: Path, tmp
     names = ["damaged.mp4 0", "v1.mp4 1", "v2.mp4 0", "broken.mp4 0", "v4.mp4 1", "h264.mp4 2"]
     records = records_of(tmp_path, names, root=folder)
     for policy in ("substitute", "skip"):
-        reading = dataclasses.replace(READING, on_bad=policy, bad_budget=0.5, workers=workers)
+        options = dataclasses.replace(OPTIONS, on_bad=policy, bad_budget=0.5, workers=workers)
         reports, clips = [], []
         for kind in (DaliTrainLoader, TrainLoader):
-            loader = kind(records, SPEC, reading, seed=5, shards=shards(3, 2), stop=2)
+            loader = kind(records, SPEC, options, seed=5, shards=shards(3, 2), stop=2)
             clips.append(collect(loader))
             events = loader.ledger.take_events()
             reports.append(sorted((e.position, e.sample, e.path, e.reason, e.action) for e in events))
@@ -143,13 +149,13 @@ def test_bad_files_cost_their_sample_and_are_told_as_elsewhere(folder: Path, tmp
         assert reports[0] == reports[1]
         assert {sample for _, sample, *_ in reports[0]} == {0, 3}
     with pytest.raises(UserError, match="data.on_bad"):
-        train(DaliTrainLoader, records, dataclasses.replace(READING, workers=workers), batch_size=3)
+        train(DaliTrainLoader, records, dataclasses.replace(OPTIONS, workers=workers), batch_size=3)
 
 
 def test_a_journalled_time_out_fails_again_without_being_read(records: Records) -> None:
-    reading = dataclasses.replace(READING, on_bad="substitute", bad_budget=0.5)
+    options = dataclasses.replace(OPTIONS, on_bad="substitute", bad_budget=0.5)
     first = sample_at(0, 5, VIDEOS)
-    with DaliTrainLoader(records, SPEC, reading, seed=5, shards=shards(), stop=1, replay=[(0, first)]) as loader:
+    with DaliTrainLoader(records, SPEC, options, seed=5, shards=shards(), stop=1, replay=[(0, first)]) as loader:
         _, batches = next(loader)
         assert batches[0].samples[0] != first
         assert loader.ledger.take_events()[0].timeout
@@ -159,10 +165,10 @@ def test_evaluation_gives_each_video_once_with_its_frames(folder: Path, tmp_path
     names = ["v0.mp4", "damaged.mp4", "h264.mp4", "jpeg", "broken.mp4", "v3.mp4"]
     records = records_of(tmp_path, [f"{name} {i}" for i, name in enumerate(names)], root=folder)
     for workers in (0, 2):
-        reading = dataclasses.replace(READING, on_bad="skip", workers=workers)
+        options = dataclasses.replace(OPTIONS, on_bad="skip", workers=workers)
         with (
-            DaliEvalLoader(records, VIEWS, reading) as ours,
-            EvalLoader(records, VIEWS, dataclasses.replace(reading, reader=reader_spec("encoded"))) as theirs,
+            DaliEvalLoader(records, VIEWS, options) as ours,
+            EvalLoader(records, VIEWS, dataclasses.replace(options, reader=reader_spec("encoded"))) as theirs,
         ):
             for item, other in zip(ours, theirs, strict=True):
                 assert (item.sample, item.label, item.failure) == (other.sample, other.label, other.failure)
@@ -180,8 +186,8 @@ def test_a_damaged_video_is_repaired_in_an_evaluation_as_elsewhere(folder: Path,
     views = EvalSpec(Sampling("tsn", 8), scale=48, crop_size=32)
     items = []
     for kind in (DaliEvalLoader, EvalLoader):
-        reading = dataclasses.replace(READING, on_bad="substitute")
-        with kind(records, views, reading) as loader:
+        options = dataclasses.replace(OPTIONS, on_bad="substitute")
+        with kind(records, views, options) as loader:
             item = next(loader)
             items.append((item.failure, item.repaired, None if item.plan is None else item.plan.frames.tolist()))
     assert items[0] == items[1]
@@ -189,8 +195,8 @@ def test_a_damaged_video_is_repaired_in_an_evaluation_as_elsewhere(folder: Path,
 
 
 def test_signals_of_a_job_do_not_end_reader_processes(records: Records) -> None:
-    reading = dataclasses.replace(READING, workers=2)
-    with DaliTrainLoader(records, SPEC, reading, seed=5, shards=shards(), stop=6) as loader:
+    options = dataclasses.replace(OPTIONS, workers=2)
+    with DaliTrainLoader(records, SPEC, options, seed=5, shards=shards(), stop=6) as loader:
         next(loader)
         for pid in loader.service.pids:  # type: ignore[attr-defined]
             for number in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):

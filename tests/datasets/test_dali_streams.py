@@ -17,7 +17,7 @@ import torch
 
 from datasets.dali import bitstream
 from datasets.dali.video_cut import Refused, cut
-from datasets.loading.base import Reading
+from datasets.loading.base import LoaderOptions
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
 from datasets.readers import open_reader
@@ -310,9 +310,9 @@ class TestSessions:
         records = records_of(tmp_path, names)
         one_size = sessions.THREADS["mixed"] * sessions.session_bytes(SIZE, SIZE)
         monkeypatch.setattr(sessions, "of", lambda device: sessions.Sessions(one_size))
-        reading = Reading(reader_spec("video"), workers=0, prefetch=2)
+        options = LoaderOptions(reader_spec("video"), workers=0, prefetch=2)
         views = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
-        with DaliEvalLoader(records, views, reading) as loader:
+        with DaliEvalLoader(records, views, options) as loader:
             for item in loader:
                 assert item.frames is not None
                 assert item.plan is not None
@@ -324,7 +324,7 @@ class TestSessions:
             assert "one more frame size" in next(iter(loader.fallbacks))
         spec = train_spec(Sampling("tsn", 4), input_size=32, crop="centre", flip=False)
         plan = ShardPlan(total=1, batch_size=4, world=1, rank=0, group_size=1)
-        with DaliTrainLoader(records, spec, reading, seed=1, shards=plan, stop=3) as loader:
+        with DaliTrainLoader(records, spec, options, seed=1, shards=plan, stop=3) as loader:
             for _, batches in loader:
                 assert sorted(batches[0].samples) == [0, 1, 2, 3]
                 for clip, label in zip(batches[0].clips.float(), batches[0].labels.tolist(), strict=True):

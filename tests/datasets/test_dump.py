@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from datasets.dump import verb as dump
-from datasets.dump.settings import Settings
+from datasets.dump.settings import DumpSettings
 from datasets.lists.records import Records
 from datasets.readers import Reader, open_reader
 from datasets.readers.frames import decode
@@ -58,7 +58,7 @@ def dumped(kind: str, dst: Path) -> tuple[Reader, Records]:
     return open_reader(reader_spec(kind), records), records
 
 
-@pytest.mark.parametrize(("form", "kind"), [("frames", "frames"), ("shards", "frames"), ("clips", "video")])
+@pytest.mark.parametrize(("form", "kind"), [("frames", "frames"), ("packs", "frames"), ("clips", "video")])
 def test_each_form_has_every_frame_in_order(form: str, kind: str, videos: Path, tmp_path: Path) -> None:
     assert run_dump(videos, tmp_path, "--as", form, "--short-side", "0") == 1
     assert (tmp_path / "failed.txt").read_text().startswith("cut.mp4\t")
@@ -70,24 +70,24 @@ def test_each_form_has_every_frame_in_order(form: str, kind: str, videos: Path, 
     assert not list((tmp_path / ".dump").glob("tmp/*"))
 
 
-def test_folders_and_shards_are_the_same_bytes_and_close_to_the_video(videos: Path, tmp_path: Path) -> None:
-    for form in ("frames", "shards"):
+def test_folders_and_packs_are_the_same_bytes_and_close_to_the_video(videos: Path, tmp_path: Path) -> None:
+    for form in ("frames", "packs"):
         run_dump(videos, tmp_path / form, "--as", form, "--short-side", "64", "--quality", "95")
     folder, _ = dumped("frames", tmp_path / "frames")
-    shard, records = dumped("frames", tmp_path / "shards")
+    pack, records = dumped("frames", tmp_path / "packs")
     assert records.path(0).endswith(".fsh")
-    assert folder.probe(0).height == shard.probe(0).height == 64
-    assert (pixels(folder, 0) == pixels(shard, 0)).all()
+    assert folder.probe(0).height == pack.probe(0).height == 64
+    assert (pixels(folder, 0) == pixels(pack, 0)).all()
     original = open_reader(reader_spec("video"), Records.load(videos / "train.txt", videos, num_class=3))
     expected = np.empty((FRAMES, 64, 64, 3), np.uint8)
     original.read(0, np.arange(FRAMES), None, (64, 64), expected)
-    inner = np.abs(pixels(shard, 0).astype(int) - expected)[:, :, 1:7]  # not across the edges of the bars
+    inner = np.abs(pixels(pack, 0).astype(int) - expected)[:, :, 1:7]  # not across the edges of the bars
     assert inner.mean() < 4
 
 
 def test_lossless_dumps_show_exactly_what_the_video_shows(videos: Path, tmp_path: Path) -> None:
     original = open_reader(reader_spec("video"), Records.load(videos / "train.txt", videos, num_class=3))
-    for form, kind in (("frames", "frames"), ("shards", "frames"), ("clips", "video")):
+    for form, kind in (("frames", "frames"), ("packs", "frames"), ("clips", "video")):
         run_dump(videos, tmp_path / form, "--as", form, "--lossless")
         reader, _ = dumped(kind, tmp_path / form)
         for i in range(2):
@@ -118,7 +118,7 @@ def test_clips_do_not_depend_on_what_was_in_memory_before(motion_videos: Path, t
 def test_a_restart_does_nothing_twice_and_adopts_what_the_manifest_misses(
     videos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for form in ("frames", "shards", "clips"):
+    for form in ("frames", "packs", "clips"):
         dst = tmp_path / form
         run_dump(videos, dst, "--as", form)
         marked = [*dst.glob("two*"), *dst.glob("a b/one*")]
@@ -143,23 +143,23 @@ def test_a_changed_source_and_changed_settings(videos: Path, tmp_path: Path) -> 
     run_dump(videos, dst, "--as", "frames", "--quality", "40", "--redo")
     assert sum(file.stat().st_size for file in (dst / "two").iterdir()) < before
     with pytest.raises(UserError, match="holds frames"):
-        run_dump(videos, dst, "--as", "shards", "--redo")
+        run_dump(videos, dst, "--as", "packs", "--redo")
     inode = os.stat(dst / "two").st_ino
     os.utime(videos / "two.webm", ns=(1, time.time_ns()))
     run_dump(videos, dst, "--as", "frames", "--quality", "40")
     assert os.stat(dst / "two").st_ino != inode
 
 
-def test_shards_of_folders_keep_the_bytes_and_foreign_files_are_left_alone(videos: Path, tmp_path: Path) -> None:
+def test_packs_of_folders_keep_the_bytes_and_foreign_files_are_left_alone(videos: Path, tmp_path: Path) -> None:
     run_dump(videos, tmp_path / "jpeg", "--as", "frames", "--template", "frame{:06d}.jpg", "--base", "0")
     (tmp_path / "out" / "a b").mkdir(parents=True)
     (tmp_path / "out" / "a b" / "one.fsh").write_text("mine")
-    argv = [str(tmp_path / "jpeg" / "train.txt"), str(tmp_path / "out"), "--as", "shards", "--workers", "1"]
+    argv = [str(tmp_path / "jpeg" / "train.txt"), str(tmp_path / "out"), "--as", "packs", "--workers", "1"]
     assert dump.main(argv) == 1
     assert "no dump made" in (tmp_path / "out" / "failed.txt").read_text()
     assert (tmp_path / "out" / "a b" / "one.fsh").read_text() == "mine"
-    shard, folder = dumped("frames", tmp_path / "out")[0], dumped("frames", tmp_path / "jpeg")[0]
-    assert (pixels(shard, 0) == pixels(folder, 1)).all()
+    pack, folder = dumped("frames", tmp_path / "out")[0], dumped("frames", tmp_path / "jpeg")[0]
+    assert (pixels(pack, 0) == pixels(folder, 1)).all()
     assert (tmp_path / "jpeg" / "two" / "frame000000.jpg").exists()
     with pytest.raises(UserError, match="folder of the videos themselves"):
         run_dump(videos, videos, "--as", "clips")
@@ -203,16 +203,16 @@ def test_kill_leaves_nothing_half_and_the_next_run_finishes(tmp_path: Path) -> N
 
 
 def test_settings_and_sizes() -> None:
-    clips, frames = Settings("clips"), Settings("frames")
+    clips, frames = DumpSettings("clips"), DumpSettings("frames")
     assert frames.size(1080, 1920) == (256, 456)
     assert frames.size(1921, 1080) == (456, 256)
     assert frames.size(101, 77) == (101, 77)
     assert clips.size(101, 77) == (100, 76)
     for wrong in ({"form": "x"}, {"short_side": 3}, {"quality": 0}, {"template": "a/{:d}.jpg"}, {"base": 2}):
         with pytest.raises(UserError, match="dump: "):
-            Settings(**{"form": "frames", **wrong}).check()
+            DumpSettings(**{"form": "frames", **wrong}).check()
     with pytest.raises(UserError, match="lossless dump writes .png"):
-        Settings("frames", lossless=True).check()
+        DumpSettings("frames", lossless=True).check()
 
 
 def test_stored_jpeg_has_the_size_asked_for(videos: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from datasets.dump import verb
 from datasets.dump.lists import target_names
 from datasets.dump.pixels import Coder
-from datasets.dump.settings import Settings
+from datasets.dump.settings import DumpSettings
 from datasets.dump.source import Picture
 from datasets.dump.video import Dumper
 from datasets.dump.write import ClipFile
@@ -45,13 +45,13 @@ def records_of(folder: Path, *paths: str | Path, name: str = "list.txt") -> Reco
 
 
 def targets_of(records: Records, form: str = "frames") -> dict[str, str]:
-    return target_names(records, Settings(form), {"train.txt", "failed.txt"})
+    return target_names(records, DumpSettings(form), {"train.txt", "failed.txt"})
 
 
 def dump_one(records: Records, i: int, dst: Path, form: str = "frames", **settings: Any) -> dict[str, Any]:
     """What a worker does for record i."""
     (dst / ".dump").mkdir(parents=True, exist_ok=True)
-    dump_settings = Settings(form, **settings)
+    dump_settings = DumpSettings(form, **settings)
     target = dst / target_names(records, dump_settings, set())[records.path(i)]
     return Dumper(records, 0.05).answer(i, DumpVideo(i, dump_settings, str(target), str(dst / ".dump")))
 
@@ -103,7 +103,7 @@ def test_a_video_is_not_replaced_by_that_of_another_source(video: Path, tmp_path
     for name in ("train/x.mp4", "val/x.mp4", "val/x.avi", "gone/x.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(video.read_bytes())
-    for form in ("frames", "shards", "clips"):
+    for form in ("frames", "packs", "clips"):
         dst = tmp_path / form
         assert dump_one(records_of(tmp_path / "train", "x.mp4"), 0, dst, form)["frames"] == 4
         for root, name in (("val", "x.mp4"), ("val", "x.avi")):
@@ -203,7 +203,7 @@ def small_files() -> Any:
 def test_a_clip_that_cannot_be_closed_is_abandoned(small_files: Callable[[int], None], tmp_path: Path) -> None:
     import av
 
-    settings, tmp = Settings("clips"), tmp_path / "clip"
+    settings, tmp = DumpSettings("clips"), tmp_path / "clip"
     coder = Coder(settings, 0, VideoMetadata(3, 64, 64, 25.0))
     clip = ClipFile(str(tmp), coder, settings, {}, 25)  # type: ignore[arg-type]
     for value in range(90):  # more than the encoder keeps to itself

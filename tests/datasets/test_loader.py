@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datasets.lists.records import Records
-from datasets.loading.base import Reading
+from datasets.loading.base import LoaderOptions
 from datasets.loading.eval import EvalLoader
 from datasets.loading.train import Batch, TrainLoader
 from datasets.plan.order import sample_at
@@ -26,7 +26,7 @@ SPEC = train_spec(
     Sampling("tsn", 4), input_size=32, colorjitter=(0.2, 0.2, 0.2, 0.1), random_erasing=(0.5, 0.02, 0.4, 0.3)
 )
 VIEWS = EvalSpec(Sampling("tsn", 4), scale=48, crop_size=32)
-READING = Reading(reader_spec("video"), workers=0, prefetch=2, on_bad="error")
+OPTIONS = LoaderOptions(reader_spec("video"), workers=0, prefetch=2, on_bad="error")
 VIDEOS = 7
 
 
@@ -67,10 +67,10 @@ def digest(batch: Batch) -> dict[int, str]:
 
 
 def clips_of(
-    records: Records, reading: Reading = READING, *, start: int = 0, stop: int = 6, **plan: int
+    records: Records, options: LoaderOptions = OPTIONS, *, start: int = 0, stop: int = 6, **plan: int
 ) -> dict[int, str]:
     digests: dict[int, str] = {}
-    with TrainLoader(records, SPEC, reading, seed=5, shards=shards(**plan), start=start, stop=stop) as loader:
+    with TrainLoader(records, SPEC, options, seed=5, shards=shards(**plan), start=start, stop=stop) as loader:
         for _, batches in loader:
             for batch in batches:
                 digests |= digest(batch)
@@ -81,8 +81,8 @@ def clips_of(
 def test_clips_depend_on_seed_and_position_only(records: Records) -> None:
     expected = clips_of(records)
     assert sorted(expected) == list(range(24))
-    assert clips_of(records, dataclasses.replace(READING, workers=2)) == expected
-    assert clips_of(records, dataclasses.replace(READING, workers=1, prefetch=1)) == expected
+    assert clips_of(records, dataclasses.replace(OPTIONS, workers=2)) == expected
+    assert clips_of(records, dataclasses.replace(OPTIONS, workers=1, prefetch=1)) == expected
     resumed = clips_of(records, start=4)
     assert resumed == {position: expected[position] for position in range(16, 24)}
     ranks = [clips_of(records, world=2, rank=rank) for rank in range(2)]
@@ -92,10 +92,10 @@ def test_clips_depend_on_seed_and_position_only(records: Records) -> None:
 
 def test_batches_have_the_shapes_and_samples_of_the_order(records: Records) -> None:
     plan = shards(batch_size=2, total=4, world=2, rank=1)
-    with TrainLoader(records, SPEC, READING, seed=5, shards=plan, stop=3) as loader:
+    with TrainLoader(records, SPEC, OPTIONS, seed=5, shards=plan, stop=3) as loader:
         steps = [(step, [batch.shards for batch in batches]) for step, batches in loader]
     assert steps == [(step, list(plan.micro_batches)) for step in range(3)]
-    with TrainLoader(records, SPEC, READING, seed=5, shards=plan, start=2) as loader:
+    with TrainLoader(records, SPEC, OPTIONS, seed=5, shards=plan, start=2) as loader:
         step, batches = next(loader)
     assert step == 2
     batch = batches[0]
@@ -113,12 +113,12 @@ def test_batches_have_the_shapes_and_samples_of_the_order(records: Records) -> N
 REPEATED = dataclasses.replace(SPEC, ops=train_spec(SPEC.sampling, 32, randaugment="rand-m7-n4-mstd0.5-inc1").ops)
 
 
-def views_of(records: Records, reading: Reading = READING, **more: Any) -> dict[int, tuple[int, bytes]]:
+def views_of(records: Records, options: LoaderOptions = OPTIONS, **more: Any) -> dict[int, tuple[int, bytes]]:
     """Position -> (sample, bytes of the clip) of the first steps of two shards of 4 clips, each video twice."""
     views: dict[int, tuple[int, bytes]] = {}
     plan = shards(batch_size=4, **{name: more.pop(name) for name in ("world", "rank") if name in more})
     more = {"stop": 5, "num_sample": 2} | more
-    with TrainLoader(records, REPEATED, reading, seed=5, shards=plan, **more) as loader:
+    with TrainLoader(records, REPEATED, options, seed=5, shards=plan, **more) as loader:
         for _, batches in loader:
             for batch in batches:
                 rows = zip(batch.positions, batch.samples, batch.clips, strict=True)
@@ -133,7 +133,7 @@ def test_views_of_a_video_are_those_of_a_reader_that_reads_each_alone(records: R
 
     views = views_of(records)
     assert sorted(views) == list(range(40))
-    reader, boxes = open_reader(READING.reader, records), set()
+    reader, boxes = open_reader(OPTIONS.reader, records), set()
     for position, (sample, clip) in views.items():
         shard, row = divmod(position, 4)
         turn = 2 * shard + row % 2
@@ -160,17 +160,17 @@ def test_a_video_is_decoded_once_for_all_its_views(records: Records, monkeypatch
         original_read(self, *args)
 
     monkeypatch.setattr(VideoReader, "read", read)
-    whole = views_of(records, dataclasses.replace(READING, prefetch=1), stop=2)
+    whole = views_of(records, dataclasses.replace(OPTIONS, prefetch=1), stop=2)
     assert len(reads) == len(whole) / 2
     monkeypatch.setattr("datasets.loading.workers._WHOLE_BYTES", 1)
-    assert views_of(records, dataclasses.replace(READING, prefetch=1), stop=2) == whole, "frames that are too large"
+    assert views_of(records, dataclasses.replace(OPTIONS, prefetch=1), stop=2) == whole, "frames that are too large"
     assert len(reads) == len(whole) * 3 / 2
 
 
 @pytest.mark.system
 def test_views_depend_on_seed_and_position_only(records: Records) -> None:
     expected = views_of(records)
-    assert views_of(records, dataclasses.replace(READING, workers=2)) == expected
+    assert views_of(records, dataclasses.replace(OPTIONS, workers=2)) == expected
     assert views_of(records, start=3) == {position: expected[position] for position in range(24, 40)}
     ranks = [views_of(records, world=2, rank=rank) for rank in range(2)]
     assert ranks[0] | ranks[1] == expected
@@ -179,8 +179,8 @@ def test_views_depend_on_seed_and_position_only(records: Records) -> None:
 def test_all_views_of_a_bad_video_are_its_substitute_or_skipped(with_broken: Records) -> None:
     plan = shards(batch_size=6, total=1)
     for on_bad in ("skip", "substitute"):
-        reading = dataclasses.replace(READING, on_bad=on_bad, bad_budget=1.0)
-        with TrainLoader(with_broken, SPEC, reading, seed=5, shards=plan, stop=4, num_sample=2) as loader:
+        options = dataclasses.replace(OPTIONS, on_bad=on_bad, bad_budget=1.0)
+        with TrainLoader(with_broken, SPEC, options, seed=5, shards=plan, stop=4, num_sample=2) as loader:
             for _, (batch,) in loader:
                 one, two = batch.samples[:3], batch.samples[3:]
                 assert one == two
@@ -195,8 +195,8 @@ def test_all_views_of_a_bad_video_are_its_substitute_or_skipped(with_broken: Rec
 
 @pytest.mark.system
 def test_clips_stay_as_they_are_until_the_next_step(records: Records) -> None:
-    reading = dataclasses.replace(READING, workers=2, prefetch=1)
-    with TrainLoader(records, SPEC, reading, seed=5, shards=shards(), stop=8) as loader:
+    options = dataclasses.replace(OPTIONS, workers=2, prefetch=1)
+    with TrainLoader(records, SPEC, options, seed=5, shards=shards(), stop=8) as loader:
         for _, batches in loader:
             before = batches[0].clips.clone()
             loader.service.answers()  # type: ignore[attr-defined]  # give the workers time for the next step
@@ -212,8 +212,8 @@ def test_on_bad_error_names_the_file(with_broken: Records) -> None:
 
 
 def test_on_bad_skip_keeps_the_place_with_weight_zero(with_broken: Records) -> None:
-    reading = dataclasses.replace(READING, on_bad="skip", bad_budget=0.5)
-    with TrainLoader(with_broken, SPEC, reading, seed=5, shards=shards(3, 2), stop=2) as loader:
+    options = dataclasses.replace(OPTIONS, on_bad="skip", bad_budget=0.5)
+    with TrainLoader(with_broken, SPEC, options, seed=5, shards=shards(3, 2), stop=2) as loader:
         for _, batches in loader:
             for batch in batches:
                 bad = [sample in (0, 3) for sample in batch.samples]
@@ -231,8 +231,8 @@ def test_on_bad_skip_keeps_the_place_with_weight_zero(with_broken: Records) -> N
 @pytest.mark.system
 @pytest.mark.parametrize("workers", [0, 2])
 def test_substitute_is_the_next_of_the_label_with_the_same_draws(with_broken: Records, workers: int) -> None:
-    reading = dataclasses.replace(READING, on_bad="substitute", bad_budget=0.5, workers=workers)
-    with TrainLoader(with_broken, SPEC, reading, seed=5, shards=shards(3, 2), stop=1) as loader:
+    options = dataclasses.replace(OPTIONS, on_bad="substitute", bad_budget=0.5, workers=workers)
+    with TrainLoader(with_broken, SPEC, options, seed=5, shards=shards(3, 2), stop=1) as loader:
         _, batches = next(loader)
         shown = {
             position: (sample, int(label), float(weight))
@@ -250,8 +250,8 @@ def test_substitute_is_the_next_of_the_label_with_the_same_draws(with_broken: Re
 def test_a_label_without_a_readable_sample_is_skipped(folder: Path, tmp_path: Path) -> None:
     lines = ["broken.mp4 0", "v1.mp4 1", "broken.mp4 0", "v2.mp4 2"]
     records = records_of(tmp_path, lines, root=folder)
-    reading = dataclasses.replace(READING, on_bad="substitute", bad_budget=0.5)
-    with TrainLoader(records, SPEC, reading, seed=5, shards=shards(2, 2), stop=1) as loader:
+    options = dataclasses.replace(OPTIONS, on_bad="substitute", bad_budget=0.5)
+    with TrainLoader(records, SPEC, options, seed=5, shards=shards(2, 2), stop=1) as loader:
         _, batches = next(loader)
         assert sorted(float(w) for batch in batches for w in batch.weights) == [0, 0, 1, 1]
         assert {sample for batch in batches for sample in batch.samples} == {0, 1, 2, 3}
@@ -259,13 +259,13 @@ def test_a_label_without_a_readable_sample_is_skipped(folder: Path, tmp_path: Pa
 
 def test_above_the_budget_the_run_stops_and_names_the_worst(with_broken: Records) -> None:
     with pytest.raises(UserError, match=r"2 of 6 videos .*data.bad_budget allows 1: .*broken.mp4"):
-        clips_of(with_broken, dataclasses.replace(READING, on_bad="skip", bad_budget=0.01))
+        clips_of(with_broken, dataclasses.replace(OPTIONS, on_bad="skip", bad_budget=0.01))
 
 
 def test_a_journalled_time_out_fails_again_without_being_read(records: Records) -> None:
-    reading = dataclasses.replace(READING, on_bad="substitute", bad_budget=0.5)
+    options = dataclasses.replace(OPTIONS, on_bad="substitute", bad_budget=0.5)
     first = sample_at(0, 5, VIDEOS)
-    with TrainLoader(records, SPEC, reading, seed=5, shards=shards(), stop=1, replay=[(0, first)]) as loader:
+    with TrainLoader(records, SPEC, options, seed=5, shards=shards(), stop=1, replay=[(0, first)]) as loader:
         _, batches = next(loader)
         assert batches[0].samples[0] != first
         assert batches[0].samples[0] % 2 == first % 2
@@ -279,8 +279,8 @@ def test_evaluation_gives_each_video_once_and_equal_rounds(records: Records, fol
         seen: list[int] = []
         rounds = set()
         for rank in range(world):
-            reading = dataclasses.replace(READING, workers=rank % 2)
-            with EvalLoader(records, VIEWS, reading, rank=rank, world=world) as loader:
+            options = dataclasses.replace(OPTIONS, workers=rank % 2)
+            with EvalLoader(records, VIEWS, options, rank=rank, world=world) as loader:
                 items = 0
                 for item in loader:
                     items += 1
@@ -298,7 +298,7 @@ def test_evaluation_gives_each_video_once_and_equal_rounds(records: Records, fol
 
 
 def test_evaluation_reports_a_failure_and_goes_on(with_broken: Records) -> None:
-    with EvalLoader(with_broken, VIEWS, dataclasses.replace(READING, on_bad="skip")) as loader:
+    with EvalLoader(with_broken, VIEWS, dataclasses.replace(OPTIONS, on_bad="skip")) as loader:
         items = list(loader)
     assert [item.sample for item in items] == list(range(6))
     assert [item.failure is not None for item in items] == [True, False, False, True, False, False]
@@ -313,8 +313,8 @@ def test_images_and_frame_folders_go_through_the_same_path(tmp_path: Path) -> No
         cv2.imwrite(str(tmp_path / f"p{i}.png"), frame_image(i)[..., ::-1])
     records = records_of(tmp_path, [f"p{i}.png {i}" for i in range(3)])
     spec = train_spec(Sampling("tsn", 1), input_size=96, crop="centre", flip=False)
-    reading = dataclasses.replace(READING, reader=reader_spec("frames"))
-    with TrainLoader(records, spec, reading, seed=0, shards=shards(3, 1), stop=1) as loader:
+    options = dataclasses.replace(OPTIONS, reader=reader_spec("frames"))
+    with TrainLoader(records, spec, options, seed=0, shards=shards(3, 1), stop=1) as loader:
         _, batches = next(loader)
         assert [number_in(clip[0].numpy()) for clip in batches[0].clips] == batches[0].labels.tolist()
 
@@ -323,7 +323,7 @@ def test_images_and_frame_folders_go_through_the_same_path(tmp_path: Path) -> No
 def test_waiting_is_measured_and_nothing_stays_open(records: Records) -> None:
     records.share()
     before = set(os.listdir("/proc/self/fd"))
-    loader = TrainLoader(records, SPEC, dataclasses.replace(READING, workers=1), seed=5, shards=shards())
+    loader = TrainLoader(records, SPEC, dataclasses.replace(OPTIONS, workers=1), seed=5, shards=shards())
     next(loader)
     assert loader.seconds_waiting > 0
     loader.close()
@@ -333,7 +333,7 @@ def test_waiting_is_measured_and_nothing_stays_open(records: Records) -> None:
 
 def test_bugs_are_not_taken_for_bad_media(records: Records) -> None:
     spec = dataclasses.replace(SPEC, crop="centre")
-    loader = TrainLoader(records, spec, READING, seed=5, shards=shards(), stop=1)
+    loader = TrainLoader(records, spec, OPTIONS, seed=5, shards=shards(), stop=1)
     loader.service._desk.reader.read = None  # type: ignore[attr-defined]
     with loader, pytest.raises(RuntimeError, match="not the file's fault"):
         next(loader)
@@ -378,14 +378,14 @@ def test_build_follows_the_configuration(records: Records) -> None:
 def test_the_defaults_of_reading_are_those_of_the_config() -> None:
     from utils.config.schema import Data
 
-    reading, data = Reading(reader_spec("video")), Data()
-    given = (reading.deadline, reading.on_bad, reading.bad_budget, reading.prefetch)
+    options, data = LoaderOptions(reader_spec("video")), Data()
+    given = (options.deadline, options.on_bad, options.bad_budget, options.prefetch)
     assert given == (data.deadline_seconds, data.on_bad, data.bad_budget, data.prefetch)
 
 
 def test_a_missing_video_is_reported_with_its_full_path(folder: Path, tmp_path: Path) -> None:
     records = records_of(tmp_path, ["broken.mp4 0", "gone.mp4 1", "v1.mp4 1"], root=folder)
-    with EvalLoader(records, VIEWS, dataclasses.replace(READING, on_bad="skip")) as loader:
+    with EvalLoader(records, VIEWS, dataclasses.replace(OPTIONS, on_bad="skip")) as loader:
         failures = [item.failure for item in loader]
     assert f"(there is no {folder}/gone.mp4)" in str(failures[1])
     assert "there is no" not in str(failures[0]), "this one exists and is broken"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.memcached.client import MemcachedPool, Settings, _first_in_use, _State
+from datasets.memcached.client import ClientSettings, MemcachedPool, _first_in_use, _State
 from datasets.memcached.source import MemcachedSource, key_of, route_of
 from datasets.memcached.wire import Connection, CorruptValue, Seal, parse, read_secret, read_servers
 from datasets.readers.frame_source import FilesSource
@@ -52,7 +52,7 @@ def video(tmp_path: Path) -> Path:
 
 def source_of(*servers: Server | str, timeout: float = 0.25, **options: object) -> MemcachedSource:
     names = tuple(server if isinstance(server, str) else server.name for server in servers)
-    return MemcachedSource(FilesSource(), MemcachedPool(Settings(names, timeout=timeout, **options)))  # type: ignore[arg-type]
+    return MemcachedSource(FilesSource(), MemcachedPool(ClientSettings(names, timeout=timeout, **options)))  # type: ignore[arg-type]
 
 
 def on_disk(video: Path) -> list[bytes]:
@@ -230,7 +230,7 @@ def test_a_full_server_keeps_what_it_has_and_says_so_once(start: Start, tmp_path
 
 
 def test_what_waits_to_be_stored_is_bounded_and_counted_right(start: Start, tmp_path: Path) -> None:
-    pool = MemcachedPool(Settings((start().name,), timeout=2.0))
+    pool = MemcachedPool(ClientSettings((start().name,), timeout=2.0))
     for number in range(3000):  # far more than the queue holds: what was dropped must not block what comes later
         pool.put_later(b"r" * 16, [(b"key%d" % (number % 50), bytes(20_000))])
     assert pool.flush()
@@ -274,7 +274,7 @@ def test_a_copied_source_carries_its_settings_only(start: Start, video: Path) ->
 
 
 def test_a_lost_server_moves_its_own_videos_only() -> None:
-    servers = _State(Settings(tuple(f"10.0.0.{number}:11211" for number in range(1, 9)))).servers
+    servers = _State(ClientSettings(tuple(f"10.0.0.{number}:11211" for number in range(1, 9)))).servers
     routes = [os.urandom(16) for _ in range(4000)]
     before = [_first_in_use(servers, route) for route in routes]
     shares = [before.count(server) / len(routes) for server in servers]
@@ -310,7 +310,7 @@ def test_a_secret_is_said_on_every_connection(start: Start, video: Path, tmp_pat
 
 
 def test_present_tells_without_fetching(start: Start, video: Path) -> None:
-    pool = MemcachedPool(Settings((start().name,)))
+    pool = MemcachedPool(ClientSettings((start().name,)))
     route = b"r" * 16
     keys = [key_of(route, name) for name in NAMES]
     assert pool.put(route, [(keys[0], b"a"), (keys[5], b"b" * 50_000)]) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.memcached.client import MemcachedPool, Settings
+from datasets.memcached.client import ClientSettings, MemcachedPool
 from datasets.memcached.source import PLAIN_SEAL, key_of
 from datasets.memcached.wire import (
     HEADER,
@@ -91,14 +91,14 @@ def test_without_the_secret_no_frame_can_be_forged(serve: Callable[[Script], Hos
     server = serve(script)
     for name, value in forgeries(key, payload, b"zoetrope:word").items():
         values[:] = [value]
-        pool = MemcachedPool(Settings((server.name,), timeout=2.0, **settings))
+        pool = MemcachedPool(ClientSettings((server.name,), timeout=2.0, **settings))
         assert pool.get(ROUTE, [key]) == {}, name
         counts, _ = pool.take()
         assert counts.get("corrupt") == 1, (name, counts)
         pool.close()
     assert b"never sent" not in server.heard
     values[:] = [Seal(SECRET).pack(key, payload)]
-    pool = MemcachedPool(Settings((server.name,), timeout=2.0, **settings))
+    pool = MemcachedPool(ClientSettings((server.name,), timeout=2.0, **settings))
     assert pool.get(ROUTE, [key]) == {key: payload}
     pool.close()
 
@@ -175,7 +175,7 @@ VALUES_IN_ONE_ANSWER = 12 << 20  # 32 values of at most 8 MiB together, and what
 @pytest.mark.parametrize("answer", ANSWERS)
 def test_no_answer_costs_much_memory(serve: Callable[[Script], HostileServer], answer: str, call: str) -> None:
     server = serve(ANSWERS[answer])
-    pool = MemcachedPool(Settings((server.name,), timeout=5.0))
+    pool = MemcachedPool(ClientSettings((server.name,), timeout=5.0))
     raw = Connection(server.name, timeout=5.0, connect_timeout=5.0)
     began = time.monotonic()
     tracemalloc.start()
@@ -201,7 +201,7 @@ def test_a_port_of_thousands_of_digits() -> None:
 
 def test_a_login_answer_without_end(serve: Callable[[Script], HostileServer]) -> None:
     server = serve(endless(b"x" * 65536))
-    pool = MemcachedPool(Settings((server.name,), timeout=5.0, secret=b"user word", frame_secret=b"s"))
+    pool = MemcachedPool(ClientSettings((server.name,), timeout=5.0, secret=b"user word", frame_secret=b"s"))
     tracemalloc.start()
     try:
         assert pool.get(ROUTE, KEYS) == {}
@@ -215,7 +215,7 @@ def test_large_frames_are_taken_once_the_disk_has_shown_one(serve: Callable[[Scr
     payload = bytes(3 * VALUE_BYTES)
     value = Seal().pack(KEYS[0], payload)
     server = serve(lambda request: [b"VALUE %b 0 %d\r\n%b\r\nEND\r\n" % (KEYS[0], len(value), value)])
-    pool = MemcachedPool(Settings((server.name,), timeout=5.0))
+    pool = MemcachedPool(ClientSettings((server.name,), timeout=5.0))
     assert pool.get(ROUTE, KEYS[:1]) == {}
     counts, events = pool.take()
     assert counts["errors"] == 1

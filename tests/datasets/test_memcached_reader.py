@@ -15,10 +15,10 @@ import simplejpeg
 import torch
 
 from datasets.lists.records import Records
-from datasets.loading.base import Reading
+from datasets.loading.base import LoaderOptions
 from datasets.loading.train import TrainLoader
 from datasets.memcached import preload
-from datasets.memcached.report import NAMES, Traffic, line, total_line
+from datasets.memcached.report import NAMES, MemcachedTraffic, line, total_line
 from datasets.memcached.servers import FOLDER, NODES, servers_of, started
 from datasets.memcached_dataset import McDataset
 from datasets.memcached_dataset_tsn import McTSNDataset
@@ -59,10 +59,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
     memcached.close()
 
 
-def clips(records: Records, spec: ReaderSpec, workers: int, steps: int = 6) -> tuple[list[torch.Tensor], Traffic]:
-    reading = Reading(spec, workers=workers, on_bad="error")
+def clips(
+    records: Records, spec: ReaderSpec, workers: int, steps: int = 6
+) -> tuple[list[torch.Tensor], MemcachedTraffic]:
+    options = LoaderOptions(spec, workers=workers, on_bad="error")
     shards = ShardPlan(total=1, batch_size=2, world=1, rank=0, group_size=1)
-    with TrainLoader(records, SPEC, reading, seed=3, shards=shards, stop=steps) as loader:
+    with TrainLoader(records, SPEC, options, seed=3, shards=shards, stop=steps) as loader:
         return [batch.clips.clone() for _, batches in loader for batch in batches], loader.traffic
 
 
@@ -87,7 +89,7 @@ def test_the_same_clips_as_from_the_disk_and_every_frame_is_counted(
 
 
 def test_a_change_of_state_is_said_once(tmp_path: Path) -> None:
-    traffic = Traffic()
+    traffic = MemcachedTraffic()
     for _ in range(3):  # three reader processes find out
         traffic.add(({"frames": 8, "no_server": 8}, [("a:1", "out of use (refused)")]))
     lines, values = traffic.report()

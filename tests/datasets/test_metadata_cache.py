@@ -12,7 +12,7 @@ from datasets.lists.records import Records
 from datasets.plan.sampling import Sampling
 from datasets.plan.train import draw, resolve
 from datasets.readers import open_reader
-from datasets.readers.frame_shard import ShardWriter
+from datasets.readers.frame_pack import PackWriter
 from datasets.readers.metadata_cache import KnownMetadata, MetadataCache
 from datasets.scan import verb as scan
 from tests.datasets.specs import reader_spec, train_spec
@@ -36,7 +36,7 @@ def data(tmp_path: Path) -> Path:
         for number in range(1, count + 1):
             cv2.imwrite(str(root / name / f"img_{number:05d}.jpg"), frame_image(number))
     (root / "video.txt").write_text("a.mp4 0 30 0\nb.avi 0 30 0\nc.ts 0 30 1\npart.mp4 10 5 1\n")
-    shard = ShardWriter(str(root / "s.fsh"), template="img_{:05d}.jpg", base=1, height=96, width=96, fps=12.0)
+    shard = PackWriter(str(root / "s.fsh"), template="img_{:05d}.jpg", base=1, height=96, width=96, fps=12.0)
     for number in range(6):
         shard.add(cv2.imencode(".jpg", frame_image(number))[1].tobytes())
     shard.close()
@@ -137,17 +137,17 @@ def test_training_takes_metadata_from_the_config(motion_videos: Path, tmp_path: 
     clips = []
     for overrides in ([], ["data.metadata=scan/metadata.bin"]):
         cfg = config.load(exp, overrides)
-        reading = loader.reading(cfg)
-        assert reading.reader.metadata == (str(exp / "scan" / "metadata.bin") if overrides else None)
+        options = loader.loader_options(cfg)
+        assert options.reader.metadata == (str(exp / "scan" / "metadata.bin") if overrides else None)
         plan = ShardPlan(total=1, batch_size=4, world=1, rank=0, group_size=1)
         with TrainLoader(
-            loader.records_of(cfg, "train"), train_spec(cfg), reading, seed=3, shards=plan, stop=3
+            loader.records_of(cfg, "train"), train_spec(cfg), options, seed=3, shards=plan, stop=3
         ) as clip_loader:
             clips.append([batch.clips.clone() for _, batches in clip_loader for batch in batches])
     assert all(bool((a == b).all()) for a, b in zip(*clips, strict=True))
     (exp / "scan" / "metadata.bin").write_bytes(b"something else")
     with pytest.raises(UserError, match="is not the metadata.bin of a scan"):
-        loader.reading(config.load(exp, ["data.metadata=scan/metadata.bin"]))
+        loader.loader_options(config.load(exp, ["data.metadata=scan/metadata.bin"]))
     with pytest.raises(UserError, match=r"data\.metadata: there is no .*none\.bin"):
         config.check_files(config.load(exp, ["data.metadata=scan/none.bin"]))
 

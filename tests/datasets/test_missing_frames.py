@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from datasets.dump.verb import main as dump
-from datasets.loading.base import Reading
+from datasets.loading.base import LoaderOptions
 from datasets.loading.eval import EvalLoader
 from datasets.loading.train import TrainLoader
 from datasets.plan.sampling import Sampling
@@ -192,7 +192,7 @@ def test_scan_has_a_category_of_its_own(folder: Path, tmp_path: Path, capsys: py
 
 
 @pytest.mark.system
-@pytest.mark.parametrize("form", ["frames", "shards", "clips"])
+@pytest.mark.parametrize("form", ["frames", "packs", "clips"])
 def test_dump_writes_the_frames_that_decode(form: str, folder: Path, tmp_path: Path) -> None:
     words = [str(folder / "list.txt"), str(tmp_path), "--as", form, "--root", str(folder), "--workers", "1"]
     assert dump(words) == 0
@@ -200,12 +200,12 @@ def test_dump_writes_the_frames_that_decode(form: str, folder: Path, tmp_path: P
     assert [int(row.split()[1]) for row in rows] == [60, 58, 58]
 
 
-def clips_of(folder: Path, reading: Reading, rank: int = 0, world: int = 1) -> tuple[dict[int, str], list[str]]:
+def clips_of(folder: Path, options: LoaderOptions, rank: int = 0, world: int = 1) -> tuple[dict[int, str], list[str]]:
     """Position -> hash of the clip, and the notes."""
     records = records_of(folder, ["whole.mp4 0", "short.mp4 1", "vp9.mp4 0"], name=f"train{rank}.txt")
     spec, digests = train_spec(Sampling("tsn", 30), input_size=32), {}
     plan = ShardPlan(total=2, batch_size=2, world=world, rank=rank, group_size=1)
-    with TrainLoader(records, spec, reading, seed=4, shards=plan, stop=6) as loader:
+    with TrainLoader(records, spec, options, seed=4, shards=plan, stop=6) as loader:
         for _, batches in loader:
             for batch in batches:
                 clips = [hashlib.sha256(clip.numpy().tobytes()).hexdigest() for clip in batch.clips]
@@ -216,18 +216,18 @@ def clips_of(folder: Path, reading: Reading, rank: int = 0, world: int = 1) -> t
 
 @pytest.mark.system
 def test_clips_do_not_depend_on_workers_ranks_or_a_cache(folder: Path, tmp_path: Path) -> None:
-    reading = Reading(reader_spec("video"), on_bad="error")
-    clips, notes = clips_of(folder, reading)
+    options = LoaderOptions(reader_spec("video"), on_bad="error")
+    clips, notes = clips_of(folder, options)
     assert len(clips) == 24
     assert len(notes) == 1
     assert "2 videos are used without the last frames, which do not decode (short.mp4: the last 2)" in notes[0]
-    assert clips_of(folder, dataclasses.replace(reading, workers=2)) == (clips, notes)
-    shared = clips_of(folder, reading, 0, 2)[0] | clips_of(folder, reading, 1, 2)[0]
+    assert clips_of(folder, dataclasses.replace(options, workers=2)) == (clips, notes)
+    shared = clips_of(folder, options, 0, 2)[0] | clips_of(folder, options, 1, 2)[0]
     assert shared == clips
     for level in ("header", "all"):
         out = tmp_path / level
         scan([str(folder / "list.txt"), "--root", str(folder), "--out", str(out), "--decode", level, "--workers", "1"])
-        cached = dataclasses.replace(reading, reader=reader_spec("video", metadata=str(out / "metadata.bin")))
+        cached = dataclasses.replace(options, reader=reader_spec("video", metadata=str(out / "metadata.bin")))
         assert clips_of(folder, cached) == (clips, notes)
 
 
@@ -235,7 +235,7 @@ def test_an_evaluation_sees_the_frames_that_decode_and_repairs_none(folder: Path
     records = records_of(folder, ["whole.mp4 0", "short.mp4 1", "vp9.mp4 0"], name="val.txt")
     views = EvalSpec(Sampling("tsn", 60), scale=48, crop_size=32)
     for on_bad in ("error", "substitute"):
-        with EvalLoader(records, views, Reading(reader_spec("video"), on_bad=on_bad)) as loader:
+        with EvalLoader(records, views, LoaderOptions(reader_spec("video"), on_bad=on_bad)) as loader:
             items = [(item.failure, item.repaired, item.plan.frames.tolist()) for item in loader if item.plan]
             assert [item[:2] for item in items] == [(None, "")] * 3
             assert items[1][2] == items[2][2] != items[0][2]
@@ -305,11 +305,11 @@ def test_text_that_names_other_files_is_no_media(name: str, tmp_path: Path) -> N
 
 def test_a_loop_of_links_is_named_by_predict(tmp_path: Path) -> None:
     from anal_tools.predict.out_folder import file_names
-    from anal_tools.predict.sources import Source
+    from anal_tools.predict.sources import InputVideo
 
     (tmp_path / "a.mp4").symlink_to("b.mp4")
     (tmp_path / "b.mp4").symlink_to("a.mp4")
-    assert file_names([Source(str(tmp_path / "a.mp4"), "video"), Source("x/a.avi", "video")]) == ["a", "a-2"]
+    assert file_names([InputVideo(str(tmp_path / "a.mp4"), "video"), InputVideo("x/a.avi", "video")]) == ["a", "a-2"]
 
 
 def test_random_streams_of_pictures_are_counted_right(tmp_path: Path) -> None:

@@ -361,7 +361,7 @@ def test_class_ind_of_ucf101_and_weizmann(shared_data: Path) -> None:
 # ------------------------------------------------------------------------------------------- several labels per video
 
 
-def load_several(file: Path, layout: str, num_class: int | None = 10) -> Records:
+def load_multi_label(file: Path, layout: str, num_class: int | None = 10) -> Records:
     return Records.load(file, "/data", num_class=num_class, layout=layout)
 
 
@@ -377,10 +377,10 @@ def load_several(file: Path, layout: str, num_class: int | None = 10) -> Records
     ],
 )
 def test_several_labels(tmp_path: Path, layout: str, text: str, expected: list) -> None:
-    records = load_several(write(tmp_path, text), layout)
+    records = load_multi_label(write(tmp_path, text), layout)
     rows = [(records.path(i), int(records.frames[i]), records.labels_of(i).tolist()) for i in range(len(records))]
     assert rows == expected
-    assert records.several
+    assert records.multi_label
     assert records.labels.tolist() == [labels[0] for _, _, labels in expected]
     targets = records.targets
     assert targets is not None
@@ -404,17 +404,17 @@ def test_several_labels_of_a_json_list(tmp_path: Path) -> None:
     entries = [{"frame_dir": "a", "total_frames": 5, "label": [3, 1]}, {"frame_dir": "b", "label": 2}]
     file = write(tmp_path, json.dumps(entries), "list.json")
     for layout in ("auto", "path_labels"):
-        records = load_several(file, layout)
+        records = load_multi_label(file, layout)
         assert [records.labels_of(i).tolist() for i in range(2)] == [[3, 1], [2]]
     single = write(tmp_path, json.dumps(entries[1:]), "single.json")
     assert load(single).targets is None
-    assert load_several(single, "path_labels").several
+    assert load_multi_label(single, "path_labels").multi_label
 
 
 def test_several_labels_are_shared_with_workers(tmp_path: Path) -> None:
-    records = load_several(write(tmp_path, "a 61 0 3 9\nc 5 1\n"), "path_frames_labels")
+    records = load_multi_label(write(tmp_path, "a 61 0 3 9\nc 5 1\n"), "path_frames_labels")
     mapped = Records.from_fd(records.share())
-    assert mapped.several
+    assert mapped.multi_label
     assert mapped.labels_of(0).tolist() == [0, 3, 9]
     assert mapped.multi_hot(1).tolist() == records.multi_hot(1).tolist()
 
@@ -422,8 +422,8 @@ def test_several_labels_are_shared_with_workers(tmp_path: Path) -> None:
 def test_members_of_each_class(tmp_path: Path) -> None:
     single = load(write(tmp_path, "a 5 2\nb 5 0\nc 5 2\n"))
     assert [part.tolist() for part in single.members()] == [[1], [0, 2]]
-    several = load_several(write(tmp_path, "a 5 2 0\nb 5 0\nc 5 2 2\n"), "path_frames_labels")
-    assert [part.tolist() for part in several.members()] == [[0, 1], [0, 2]]
+    multi_label = load_multi_label(write(tmp_path, "a 5 2 0\nb 5 0\nc 5 2 2\n"), "path_frames_labels")
+    assert [part.tolist() for part in multi_label.members()] == [[0, 1], [0, 2]]
 
 
 @pytest.mark.parametrize(
@@ -441,5 +441,5 @@ def test_members_of_each_class(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_with_a_list_of_several_labels(tmp_path: Path, layout: str, text: str, expected: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_several(write(tmp_path, text), layout)
+        load_multi_label(write(tmp_path, text), layout)
     assert expected in str(caught.value)

@@ -201,7 +201,7 @@ def test_a_worker_that_dies_gets_its_request_tried_once_more(slow_records: Recor
             os.kill(stop_in_a_request(pool, 1), signal.SIGKILL)
             wait_for(lambda: pool._workers[0].process.poll() is not None)
             if crashes == 2 and pool.restarts == 0:
-                assert pool._look_at(pool._workers[0]) == []
+                assert pool._check(pool._workers[0]) == []
                 pool._send()
         answer = collect(pool, 1)[1]
         assert answer.ok == (crashes == 1)
@@ -328,7 +328,7 @@ def test_a_reader_that_gets_stuck_while_starting_is_dropped_and_the_other_goes_o
         for number in range(1, 9):
             pool.submit(*request(number, number % 4, offset=(number - 1) * BYTES))
         assert all(answer.ok for answer in collect(pool, 8).values())
-        wait_for(lambda: pool._look_at(pool._workers[0]) == [] and stuck not in pool.pids)
+        wait_for(lambda: pool._check(pool._workers[0]) == [] and stuck not in pool.pids)
         assert pool.trouble == f"reader processes that do not start (process {stuck} was not ready after 3 s)"
         pool.submit(*request(9, 0))
         assert collect(pool, 1)[9].ok

@@ -55,7 +55,7 @@ def cases_of(method: str) -> dict[str, dict[str, Any]]:
         "tsn": {
             "fp64": {"precision": "fp64"},
             "partial BN": {"precision": "bf16", "sets": ["common.model.kwargs.partial_bn=true"]},
-            "several labels": {"precision": "fp16", "sets": ["common.loss=bce"], "several": True},
+            "several labels": {"precision": "fp16", "sets": ["common.loss=bce"], "multi_label": True},
             "2 micro-batches": {"precision": "fp32", "micro": 2},
             "groups of 2 ranks": {"precision": "fp32", "ranks": 4, "group": 2},
             "own statistics": {"precision": "bf16", "sets": ["common.model.kwargs.bn_sync_stats=false"]},
@@ -131,7 +131,7 @@ def build(gpu: Gpu, folder: Path, method: str, sets: list[str], shards: Any, wor
     return learner.build(cfg, world, shards, None, lambda text: None)
 
 
-def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, several: bool) -> Any:
+def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, multi_label: bool) -> Any:
     """A micro-batch as `TrainLoader` hands it over."""
     import torch
 
@@ -152,7 +152,7 @@ def batch_of(gpu: Gpu, cfg: Any, shards: tuple[int, ...], *, several: bool) -> A
         drawn["randaugment"] = every_operation(side).repeat(count, 1, 1, 1)
     return Batch(
         clips=to(torch.zeros(count, frames, side, side, 3, dtype=torch.uint8)),
-        labels=to(torch.zeros(count, 8)) if several else to(torch.arange(count) % 8),
+        labels=to(torch.zeros(count, 8)) if multi_label else to(torch.arange(count) % 8),
         weights=to(torch.ones(count)),
         samples=list(range(count)),
         drawn=drawn,
@@ -187,7 +187,7 @@ def started(
     micro: int = 1,
     ranks: int = 1,
     group: int = 1,
-    several: bool = False,
+    multi_label: bool = False,
 ) -> Iterator[tuple[Any, Callable[[int], dict[str, Any]]]]:
     """Give a run on the fake GPU, and what does a training step of it and returns its figures."""
     import main
@@ -208,7 +208,7 @@ def started(
         run = build(gpu, Path(folder), method, words, shards, world)
 
         def one(step: int) -> dict[str, Any]:
-            batches = [batch_of(gpu, run.cfg, part, several=several) for part in shards.micro_batches]
+            batches = [batch_of(gpu, run.cfg, part, multi_label=multi_label) for part in shards.micro_batches]
             mode.forget()
             main.train_step(
                 run, step, batches, stop=False, save=False, meanwhile=lambda: mode.note("ahead", waits=False)
@@ -277,7 +277,7 @@ def validate(gpu: Gpu, method: str, *, precision: str, at_once: int | None) -> d
         items += [VideoItem(5, 0, None, None, "bad"), VideoItem(-1, -1, None, None, None)]
 
         class Videos(list):  # type: ignore[type-arg]
-            records = types.SimpleNamespace(labels=np.arange(6) % 8, several=False, targets=None)
+            records = types.SimpleNamespace(labels=np.arange(6) % 8, multi_label=False, targets=None)
             spec = types.SimpleNamespace(views=views)
 
         mode.forget()

@@ -90,7 +90,7 @@ def of(data: Path, template: Path) -> dict[str, Command]:
         ),
         *(
             Command(f"dump-{form}", listed, dump(form), out, lambda folder: dumped(folder / "out"), _read_here)
-            for form in ("frames", "shards", "clips")
+            for form in ("frames", "packs", "clips")
         ),
         Command("scan", listed, scan, out, lambda folder: scanned(folder / "out"), _read_here),
     ]

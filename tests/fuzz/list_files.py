@@ -116,7 +116,7 @@ def run(data: bytes, folder: Path) -> str:
     except UserError as error:
         _named(error, file)
         return "stage0" if _is_no_list(body, name) else "refused"
-    _look_at(records, file)
+    _examine(records, file)
     return "ok"
 
 
@@ -138,7 +138,7 @@ def _named(error: UserError, file: Path) -> None:
             raise AssertionError(f"unclear message: {line[:300]!r}")
 
 
-def _look_at(records: Records, file: Path) -> None:
+def _examine(records: Records, file: Path) -> None:
     for i in range(len(records)):
         full = os.path.normpath(records.full_path(i))
         if not (full + "/").startswith("/data/"):

@@ -9,7 +9,7 @@ import socket
 import threading
 from pathlib import Path
 
-from datasets.memcached.client import MemcachedPool, Settings
+from datasets.memcached.client import ClientSettings, MemcachedPool
 from datasets.memcached.wire import (
     Connection,
     Seal,
@@ -144,7 +144,7 @@ def run(data: bytes, folder: Path) -> str:
     server = _servers.get(path) or _servers.setdefault(path, _Server(path))
     server.answer, server.auth = answer, plan["auth"].encode() + b"\r\n"
     secret = {"secret": b"user word", "frame_secret": SECRET} if plan["secret"] else {}
-    pool = MemcachedPool(Settings((f"unix:{path}",), timeout=5.0, connect_timeout=5.0, **secret))
+    pool = MemcachedPool(ClientSettings((f"unix:{path}",), timeout=5.0, connect_timeout=5.0, **secret))
     try:
         good = _ask(plan["op"], pool, f"unix:{path}", bool(plan["secret"]))
         counts, _ = pool.take()

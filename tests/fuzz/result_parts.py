@@ -64,8 +64,8 @@ def seeds() -> list[bytes]:
         files[_SUMMARY] = (exp / "results" / _SUMMARY).read_bytes()
     inputs.append(b"R" + _framed(files))
     inputs.append(b"R" + _framed(_sealed(files)))
-    several = files | {"targets.npy": _npy(np.eye(3, dtype=bool)[[0, 1, 2, 1, 0, 2]])}
-    inputs.append(b"R" + _framed(_sealed(several)))
+    multi_label = files | {"targets.npy": _npy(np.eye(3, dtype=bool)[[0, 1, 2, 1, 0, 2]])}
+    inputs.append(b"R" + _framed(_sealed(multi_label)))
     return inputs
 
 
@@ -138,7 +138,7 @@ def _run_result(files: dict[str, bytes], folder: Path) -> str:
         (folder / "results" / name if name == _SUMMARY else parts / name).write_bytes(content)
     try:
         results.read_summary(folder / "results" / _SUMMARY)
-    except results.Damaged:
+    except results.DamagedResult:
         return "stage0" if not _is_object(files[_SUMMARY]) else _refused(folder)
     try:
         result = _read_all(folder)

@@ -30,10 +30,10 @@ from tests import git
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("main.py", "methods", "networks", "datasets", "utils", "anal_tools", "launch", "docs")
-ROOMS = ("methods", "networks", "datasets", "utils", "utils/engine", "anal_tools", "launch", "main")
+PACKAGES = ("methods", "networks", "datasets", "utils", "utils/engine", "anal_tools", "launch", "main")
 LOOP = ("train", "train_step")
 
-# Which rooms a room may import; nothing else is downward.
+# Which packages a package may import; nothing else is downward.
 ALLOWED: dict[str, set[str]] = {
     "networks": set(),
     "utils": set(),
@@ -176,14 +176,14 @@ def complexity(tree: Tree, limit: int = 12) -> dict[str, Any]:
 
 
 # ------------------------------------------------------------------------------------------------------------- imports
-def room_of(name: str) -> str | None:
+def package_of(name: str) -> str | None:
     """Return the layer that a file belongs to."""
     parts = Path(name).parts
     if name == "main.py":
         return "main"
     if parts[:2] == ("utils", "engine"):
         return "utils/engine"
-    return parts[0] if parts[0] in ROOMS else None
+    return parts[0] if parts[0] in PACKAGES else None
 
 
 def not_for_types(node: ast.AST) -> Iterator[ast.AST]:
@@ -256,10 +256,10 @@ def upward(tree: Tree) -> list[str]:
     """Return the imports against the order of the layers, as `file:line -> module`."""
     wrong = []
     for name in tree.names:
-        room = room_of(name)
-        for module, line in imports(tree, name) if room else ():
-            other = room_of(tree.modules[module])
-            if other and other != room and other not in ALLOWED[room]:
+        package = package_of(name)
+        for module, line in imports(tree, name) if package else ():
+            other = package_of(tree.modules[module])
+            if other and other != package and other not in ALLOWED[package]:
                 wrong.append(f"{name}:{line} -> {module}")
     return wrong
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,8 @@ from tests import git
 from tests.conftest import ROOT
 
 WORDS = frozenset({"said", "told", "made", "found", "own", "wanted", "plain"})
+# A line that may hold such a name before its comment: parsing only these files halves the time of the test.
+LINE = re.compile(rf"^[^#\n]*?(?<![a-z0-9])(?:{'|'.join(sorted(WORDS))})(?![a-z0-9])", re.IGNORECASE | re.MULTILINE)
 
 
 def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -27,11 +30,12 @@ def is_empty(name: str) -> bool:
 
 
 def test_no_name_is_a_word_that_says_nothing_of_its_value() -> None:
-    files = [name for name in git.files() if name.endswith(".py")]
+    texts = {name: (ROOT / name).read_text(encoding="utf-8") for name in git.files() if name.endswith(".py")}
     empty = [
         f"{file}:{line}: {name}"
-        for file in files
-        for line, name in names(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+        for file, text in texts.items()
+        if LINE.search(text)
+        for line, name in names(ast.parse(text))
         if is_empty(name)
     ]
     assert not empty, "\n".join(empty)
@@ -45,6 +49,7 @@ def test_no_name_is_a_word_that_says_nothing_of_its_value() -> None:
     ],
 )  # fmt: skip
 def test_every_kind_of_name_counts(code: str) -> None:
+    assert LINE.search(code)
     assert any(is_empty(name) for _, name in names(ast.parse(code)))
 
 

@@ -19,7 +19,8 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "circles": (0, 0),
     "c901_above_12": (0, 0),
     "any": (188, 250),
-    "code_lines": (34_700, 23_000),  # 25,611 before video transformers, folds, `start`, `import`, `doctor` and loggers
+    # 25,611 before video transformers, folds, `start`, `import`, `doctor`, loggers and the table of old names
+    "code_lines": (35_000, 23_000),
 }
 TRACED_BOUNDS = {"clip_functions": (60, 40), "validation_crossings": (0, 0)}
 UPWARD = {"launch/job.py -> main"}  # by file and module

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
 
-ROOMS = ("main.py", "datasets/", "utils/")
+PACKAGES = ("main.py", "datasets/", "utils/")
 TRAIN, STEP = "main.py:train", "main.py:train_step"
 BACKWARD, LEFT = "backward", "left"
 CONFIG = """\
@@ -74,7 +74,7 @@ class Tracer:
             file = code.co_filename.removeprefix(self.root)
             name = code.co_qualname
             is_function = bool(code.co_flags & inspect.CO_OPTIMIZED) and "<" not in code.co_name  # no class, no lambda
-            self.names[code] = f"{file}:{name}" if file.startswith(ROOMS) and is_function else None
+            self.names[code] = f"{file}:{name}" if file.startswith(PACKAGES) and is_function else None
         return self.names[code]
 
     def __call__(self, frame: FrameType, event: str, _argument: Any) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.cluster import Settings
+from utils.cluster import PartitionSettings
 from utils.errors import UserError
 from utils.run_dir import RunDir
 from utils.schedulers import Request, Scheduler
@@ -24,18 +24,18 @@ RANK = Path(__file__).with_name("scheduled_rank.py")
 class RankTask:
     """The task of the jobs: `scheduled_rank.py` with its words."""
 
-    words: tuple[str, ...]
+    argv: tuple[str, ...]
 
     def __call__(self) -> None:
         os.execv(sys.executable, self.command())
 
     def command(self) -> list[str]:
-        return [sys.executable, str(RANK), *self.words]
+        return [sys.executable, str(RANK), *self.argv]
 
     def on_this_machine(self, ranks: int) -> list[str]:
         program = "import sys; from pathlib import Path; from launch import local;"
         program += "sys.exit(local.run(sys.argv[3:], int(sys.argv[1]), script=Path(sys.argv[2])))"
-        return [sys.executable, "-c", program, str(ranks), str(RANK), *self.words]
+        return [sys.executable, "-c", program, str(ranks), str(RANK), *self.argv]
 
     def checkpoint(self, *_: object, **__: object) -> object:
         """What submitit asks for at a signal that comes before the rank's own handler."""
@@ -69,7 +69,7 @@ class Case:
             folder.mkdir(parents=True, exist_ok=True)
         tasks = [RankTask((str(folder), mode)) for folder, mode in zip(folders, modes, strict=True)]
         nodes = self.nodes if ranks > 1 else 1
-        settings = Settings(cpus_per_gpu=1, time=10, signal_seconds=30)
+        settings = PartitionSettings(cpus_per_gpu=1, time=10, signal_seconds=30)
         request = Request("conformance", self.folder / "jobs", self.partition, nodes, ranks // nodes, settings)
         self.scheduler.check(request)
         self.jobs += (ids := self.scheduler.submit(request, tasks, self.code, parallel=parallel))

@@ -1,4 +1,4 @@
-"""Folds: cells of a sweep that are trained and evaluated for real, killed and started again, and pooled."""
+"""Folds: trials of a sweep that are trained and evaluated for real, killed and started again, and pooled."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def experiment(folder: Path, data: Path, words: str = "folds: 2", **changes: object) -> Path:
+def experiment(folder: Path, data: Path, argv: str = "folds: 2", **changes: object) -> Path:
     """A tiny experiment with folds of the videos of motion8's validation list."""
     exp = make(folder, data, **({"steps": 4, "val_freq": 4, "print_freq": 1} | changes))
     file = exp / "config.yaml"
-    text = file.read_text().replace("sampling: tsn}", f"sampling: tsn, {words}}}")
+    text = file.read_text().replace("sampling: tsn}", f"sampling: tsn, {argv}}}")
     file.write_text(text.replace("lists/train.txt", "lists/val.txt"))
     return exp
 
@@ -39,7 +39,7 @@ def train(exp: Path) -> subprocess.Popen[bytes]:
 
 
 def events(exp: Path) -> list[tuple[str, str, int | None]]:
-    return [(row["cell"], row["event"], row.get("code")) for row in attempts.read(exp / "folds")]
+    return [(row["trial"], row["event"], row.get("code")) for row in attempts.read(exp / "folds")]
 
 
 @pytest.mark.system
@@ -57,15 +57,15 @@ def test_killed_and_started_again_the_numbers_are_the_same(tmp_path: Path, motio
     process = train(killed)
     log = killed / "folds/02/log.txt"
     until(lambda: log.is_file() and "Iter: [1/4]" in log.read_text(), 120)
-    cell = attempts.read(killed / "folds")[-1]["pid"]
-    for pid in (process.pid, cell):
+    trial = attempts.read(killed / "folds")[-1]["pid"]
+    for pid in (process.pid, trial):
         os.killpg(pid, signal.SIGKILL)
     process.wait()
     assert [event for event in events(killed) if event[0] == "01"] == [("01", "start", None)] * 2 + [("01", "end", 0)]
     before = {file: file.stat().st_mtime_ns for file in (killed / "folds/01").glob("ckpt*")}
 
     assert train(killed).wait() == 0
-    assert "2 cells (1 done, 1 failed), 1 to run" in capfd.readouterr().out
+    assert "2 trials (1 done, 1 failed), 1 to run" in capfd.readouterr().out
     assert {file: file.stat().st_mtime_ns for file in before} == before, "a fold that is done never runs again"
     assert fingerprint(killed / "folds/02") == fingerprint(calm / "folds/02")
 
@@ -74,7 +74,7 @@ def test_killed_and_started_again_the_numbers_are_the_same(tmp_path: Path, motio
     assert (first.scores == second.scores).all()
     assert first.summary.get("folds") == second.summary.get("folds")
     assert train(killed).wait() == 0
-    assert "2 cells (2 done), 0 to run" in capfd.readouterr().out
+    assert "2 trials (2 done), 0 to run" in capfd.readouterr().out
 
     # What reads results reads the pooled one.
     index = build.build([str(calm)], pictures=23, clips=0, cam=True)
@@ -108,11 +108,17 @@ def test_an_evaluation_of_all_folds_with_other_views(tmp_path: Path, motion_vide
     ]
     (exp / "two.txt").write_text("\n".join(keep) + "\n")
     sets = [word for key in ("train", "val") for word in ("--set", f"common.{key}_source={exp / 'two.txt'}")]
-    assert launch.main(["train", str(exp), "local", "0", *sets]) == 0
+    assert launch.main(["train", str(exp), "local", "0", *sets, "--set", "common.print_freq=2"]) == 0
+    capfd.readouterr()
+    # A fold keeps the config that it was trained with
     assert launch.main(["eval", str(exp), "local", "0", *sets, "--views", "3crop"]) == 0
+    assert "failed" not in capfd.readouterr().out
+    assert launch.main(["eval", str(exp), "local", "0", *sets, "--set", "common.seed=7", "--views", "10crop"]) == 2
+    assert "was trained with another config than" in capfd.readouterr().err
     results = Results.load(exp, "latest-3crop")
     assert results.logits.shape == (len(keep), 3, 8)
     assert sorted(results.ids) == sorted(line.split()[0] for line in keep)
+    assert folds.main([str(exp), "--name", "latest-3crop"]) == 0
     output = capfd.readouterr().out
     assert "fold  videos  top-1" in output
     assert "bootstrap over videos" in output
@@ -130,7 +136,7 @@ def test_what_is_refused(tmp_path: Path, motion_videos: Path, capfd) -> None:
         folds.main([str(exp)])
     assert launch.main(["train", str(exp), "local", "0", "--dry-run"]) == 0
     output = capfd.readouterr().out
-    assert "sweep folds: 2 cells (2 new), 2 to run" in output
+    assert "sweep folds: 2 trials (2 new), 2 to run" in output
     assert (
         launch.main(["sweep", "s", "local", "0", "--into", str(tmp_path), "--exp", str(exp), "--grid", "seed=1"]) == 2
     )

@@ -15,7 +15,7 @@ import pytest
 from datasets.memcached.wire import Connection, read_secret
 from launch import memcached, scheduler
 from tests.memcached import MISSING, wait_for
-from utils.cluster import Settings
+from utils.cluster import PartitionSettings
 from utils.schedulers import Request, slurm
 
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
@@ -128,7 +128,7 @@ def test_a_public_address_gets_no_server(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(("nodes", "unix"), [(1, True), (4, False)])
 def test_a_job_that_asks_for_servers_starts_one_per_node(tmp_path: Path, nodes: int, unix: bool) -> None:
     exp = tmp_path / "it's here"
-    job = Request("train-x", exp / "jobs/slurm", "part", nodes, 8, Settings())
+    job = Request("train-x", exp / "jobs/slurm", "part", nodes, 8, PartitionSettings())
     servers = scheduler.server_lines(job, 512)
     lines = slurm.setup_lines(dataclasses.replace(job, servers=servers), str(ROOT))
     (step,) = [line for line in lines if "launch.memcached serve" in line]

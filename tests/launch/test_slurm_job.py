@@ -51,7 +51,7 @@ printf '12|12|{state}|None|12\n12_4|12|{state}|None|13\n'
 """
 TASK = (
     "import sys; sys.path.insert(1, sys.argv[1]); from launch import job; job.KILLED_WITHIN = float(sys.argv[4])\n"
-    "job.Run(sys.argv[2], ['train', *sys.argv[5:]], max_restarts=3, max_stalled=2)()"
+    "job.RankTask(sys.argv[2], ['train', *sys.argv[5:]], max_restarts=3, max_stalled=2)()"
 )
 
 
@@ -155,8 +155,8 @@ def test_a_signal_before_the_first_step(tmp_path: Path, number: signal.Signals, 
     assert task.calls() == calls
 
 
-def run(exp: Path, words: list[str], **changes) -> job.Run:
-    return job.Run(str(exp), words, **({"max_restarts": 10, "max_stalled": 2} | changes))
+def run(exp: Path, words: list[str], **changes) -> job.RankTask:
+    return job.RankTask(str(exp), words, **({"max_restarts": 10, "max_stalled": 2} | changes))
 
 
 def test_restarts_are_counted_and_limited(tmp_path: Path) -> None:
@@ -194,35 +194,35 @@ def test_a_job_that_gives_up_leaves_with_1(tmp_path: Path) -> None:
 
 def test_fresh_is_for_the_first_start(tmp_path: Path) -> None:
     words = ["train", str(tmp_path), "--fresh"]
-    assert run(tmp_path, words).words_of_this_start(0) == words
-    assert run(tmp_path, words).words_of_this_start(1) == words[:2], "there was nothing to move"
+    assert run(tmp_path, words).argv_of_this_start(0) == words
+    assert run(tmp_path, words).argv_of_this_start(1) == words[:2], "there was nothing to move"
     (tmp_path / "ckpt.pth.tar").write_text("old")
     one = run(tmp_path, words, old_run=job.mark_of_run(tmp_path))
-    assert one.words_of_this_start(1) == words, "killed before the old run was moved away"
+    assert one.argv_of_this_start(1) == words, "killed before the old run was moved away"
     (tmp_path / "ckpt.pth.tar").rename(tmp_path / "old.tar")
-    assert one.words_of_this_start(1) == words[:2]
+    assert one.argv_of_this_start(1) == words[:2]
     (tmp_path / "ckpt.pth.tar").write_text("new")
-    assert one.words_of_this_start(2) == words[:2]
+    assert one.argv_of_this_start(2) == words[:2]
 
 
 def test_progress(tmp_path: Path) -> None:
     assert str(progress.read(tmp_path)) == "-  -"
     log = tmp_path / "log.txt"
     log.write_text("x" * 300_000 + "\n" + LOG.format(step=40))
-    assert progress.read(tmp_path) == progress.Progress(40, 100, None)
+    assert progress.read(tmp_path) == progress.RunProgress(40, 100, None)
     curves = tmp_path / "events" / "scalars.jsonl"
     curves.parent.mkdir()
     curves.write_text('{"step": 10, "top1_val": 73.4}\n{"step": 20, "top1_val": 30.0}\n{"step": 40, "torn')
     for top1 in ("61.000", "30.000"):  # the end of a long log does not have the best validation any more
         log.write_text(log.read_text() + f"[t]  * Prec@1 {top1}\tPrec@5 60.0\tLoss 2.0\ttotal_num = 23\n")
     log.write_text(log.read_text() + "[t] stopped by SIGUSR2 at iteration 47, saved; the same command continues\n")
-    assert progress.read(tmp_path) == progress.Progress(47, 100, 73.4)
+    assert progress.read(tmp_path) == progress.RunProgress(47, 100, 73.4)
     curves.write_text(
         '{"step": 10, "top1_val": 73.4, "map_val": 20.0}\n{"step": 20, "top1_val": 30.0, "map_val": "nan"}\n'
     )
-    assert progress.read(tmp_path) == progress.Progress(47, 100, 20.0, "mAP")
+    assert progress.read(tmp_path) == progress.RunProgress(47, 100, 20.0, "mAP")
     log.unlink()
-    assert progress.read(tmp_path) == progress.Progress(20, None, 20.0, "mAP")
+    assert progress.read(tmp_path) == progress.RunProgress(20, None, 20.0, "mAP")
     file = tmp_path / "rows.jsonl"
     file.write_text('{"a": 1}\n[]\n{"torn\n')
     files.append_row(file, {"a": 2})

@@ -205,11 +205,11 @@ def test_submitted_script_is_shell_that_does_no_more_than_it_says(
 def test_what_a_task_holds_and_what_is_noted(exp: Path, stub: Stub) -> None:
     assert launcher.main(["train", str(exp), "debug", "8", "--set", "seed=3", "--fresh"]) == 0
     (row,) = jobs.submitted(exp)
-    assert row["words"] == ["train", str(exp), "--set", "seed=3", "--fresh"]
+    assert row["argv"] == ["train", str(exp), "--set", "seed=3", "--fresh"]
     assert (row["job"], row["verb"], row["partition"], row["ranks"], row["nodes"]) == ("4711", "train", "debug", 8, 1)
     pickled = (exp / "jobs/slurm/4711_submitted.pkl").read_bytes()
     names = {str(argument) for opcode, argument, _ in pickletools.genops(pickled) if "UNICODE" in opcode.name}
-    assert {"launch.job", "Run", "words", str(exp)} <= names
+    assert {"launch.job", "Run", "argv", str(exp)} <= names
     assert jobs.experiments([]) == [exp]
     assert jobs.experiments([exp.parent]) == [exp]
 

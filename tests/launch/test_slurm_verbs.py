@@ -94,7 +94,7 @@ def test_list_works_without_slurm_too(exp: Path, stub: Stub, tmp_path: Path, cap
     assert capsys.readouterr().out.split()[:2] == ["3", "ended"]
 
 
-def test_array_cells_and_ended_jobs(stub: Stub) -> None:
+def test_array_trials_and_ended_jobs(stub: Stub) -> None:
     stub.answers(squeue={"out": "5_1|5|RUNNING|None\n5_[2-3]|5|PENDING|JobArrayTaskLimit\n6|6|CANCELLED|None"})
     asked = [{"job": job} for job in ("5_1", "5_3", "5_4", "6", "--help")]
     assert jobs.states(asked) == {"5_1": "RUNNING", "5_3": "PENDING (JobArrayTaskLimit)"}

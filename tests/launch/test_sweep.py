@@ -1,4 +1,4 @@
-"""Sweeps: cells and their names, what runs and what does not, on this machine and as a job array; and the table."""
+"""Sweeps: trials and their names, what runs and what does not, on this machine and as a job array; and the table."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from launch import attempts, collect, grid, job, sweep
-from launch.grid import Cell, Sweep
+from launch.grid import Sweep, Trial
 from utils import config
 from utils.errors import UserError
 from utils.schedulers import Place, slurm
@@ -63,7 +63,7 @@ def exp(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Cells run the stand-in; returns the file that lists them in the order in which they started."""
+    """Trials run the stand-in; returns the file that lists them in the order in which they started."""
     program, ran = tmp_path / "stand_in.py", tmp_path / "ran"
     program.write_text(STAND_IN)
     real = subprocess.Popen
@@ -107,27 +107,27 @@ def test_names_that_are_refused(name: str, tmp_path: Path) -> None:
         grid.folder_of(name, tmp_path)
 
 
-def test_cells_are_all_choices_with_names_of_their_own(tmp_path: Path) -> None:
+def test_trials_are_all_choices_with_names_of_their_own(tmp_path: Path) -> None:
     exps = (tmp_path / "a/b", tmp_path / "c/b", tmp_path / "x y/b")
     new_sweep = Sweep(tmp_path / "s", "train", exps, ("seed=1,2", "data.on_bad=skip,error"))
-    cells = new_sweep.cells()
-    assert len(cells) == len({cell.name for cell in cells}) == 12
-    assert cells[1].overrides == ["seed=1", "data.on_bad=error"]
-    assert cells[0].name.startswith("a-b_seed=1_on_bad=skip-")
-    assert all(set(cell.name) <= set(grid.re.sub(r"\W", "", cell.name) + "-_.=+") for cell in cells)
+    trials = new_sweep.trials()
+    assert len(trials) == len({trial.name for trial in trials}) == 12
+    assert trials[1].overrides == ["seed=1", "data.on_bad=error"]
+    assert trials[0].name.startswith("a-b_seed=1_on_bad=skip-")
+    assert all(set(trial.name) <= set(grid.re.sub(r"\W", "", trial.name) + "-_.=+") for trial in trials)
     larger = Sweep(tmp_path / "s", "train", exps[::-1], ("seed=2,1,5", "data.on_bad=skip,error"))
-    assert {cell.name for cell in cells} < {cell.name for cell in larger.cells()}
+    assert {trial.name for trial in trials} < {trial.name for trial in larger.trials()}
     with pytest.raises(UserError, match="seed is given twice"):
-        Sweep(tmp_path / "s", "train", exps, ("seed=1", "common.seed=2")).cells()
+        Sweep(tmp_path / "s", "train", exps, ("seed=1", "common.seed=2")).trials()
 
 
 def test_a_cell_is_an_experiment_with_the_values_written_in(exp: Path, tmp_path: Path) -> None:
     new_sweep = Sweep(tmp_path / "s", "train", (exp,), ("lr_scheduler.max_iter=7", "common.augmentation.area=[0.5, 1]"))
-    (cell,) = new_sweep.cells()
-    folder = grid.make(new_sweep, cell)
+    (trial,) = new_sweep.trials()
+    folder = grid.make(new_sweep, trial)
     text = (folder / "config.yaml").read_text()
     assert text.startswith(
-        f"# Cell of the sweep s, made from {exp}/config.yaml with\n#   common.lr_scheduler.max_iter=7\n"
+        f"# Trial of the sweep s, made from {exp}/config.yaml with\n#   common.lr_scheduler.max_iter=7\n"
     )
     assert "max_iter: 7" in text
     assert "# sweep s" in text
@@ -136,29 +136,29 @@ def test_a_cell_is_an_experiment_with_the_values_written_in(exp: Path, tmp_path:
     assert cfg.train_source == str(exp / "train.txt"), "relative paths still lead beside the experiment"
     assert os.access(folder / "train.sh", os.X_OK)
     (exp / "config.yaml").write_text(CONFIG.replace("batch_size: 8", "batch_size: 4"))
-    grid.make(new_sweep, cell)
-    assert config.load(folder).batch_size == 4, "a cell that has not begun follows its experiment"
+    grid.make(new_sweep, trial)
+    assert config.load(folder).batch_size == 4, "a trial that has not begun follows its experiment"
     (folder / "log.txt").touch()
     (exp / "config.yaml").write_text(CONFIG)
-    with pytest.raises(UserError, match="was trained before"):
-        grid.make(new_sweep, cell)
+    with pytest.raises(UserError, match="was trained with another config"):
+        grid.make(new_sweep, trial)
 
 
 def test_only_what_is_missing_runs(exp: Path, tmp_path: Path, stand_in: Path, monkeypatch, capsys) -> None:
     words = ("--exp", exp, "--grid", "seed=1,2,3,4", "--parallel", 2)
     assert run(tmp_path, *words) == 1
     output = capsys.readouterr().out
-    assert "4 cells (4 new), 4 to run" in output
+    assert "4 trials (4 new), 4 to run" in output
     assert "exit code 1: error: seed 3 is unlucky" in output
     assert len(stand_in.read_text().split()) == 4
     assert run(tmp_path, *words, "--dry-run") == 0
-    assert "4 cells (3 done, 1 failed), 1 to run" in capsys.readouterr().out
+    assert "4 trials (3 done, 1 failed), 1 to run" in capsys.readouterr().out
     monkeypatch.setenv("FIXED", "1")
     assert run(tmp_path, "--retry") == 0, "without --exp the sweep resumes as it was defined"
     assert "seed=3" in stand_in.read_text().split()[-1]
     assert len(stand_in.read_text().split()) == 5
     assert run(tmp_path, *words) == 0
-    assert run(tmp_path, "--exp", exp, "--grid", "seed=1,2,3,4,5") == 0, "a larger grid runs the new cell only"
+    assert run(tmp_path, "--exp", exp, "--grid", "seed=1,2,3,4,5") == 0, "a larger grid runs the new trial only"
     assert len(stand_in.read_text().split()) == 6
     assert not list(tmp_path.rglob("canary"))
 
@@ -175,7 +175,7 @@ def test_collect_writes_the_table(exp: Path, tmp_path: Path, stand_in: Path, cap
         ("1", "0", "51.0", "10"), ("1", "0.1", "51.0", "10"), ("2", "0", "52.0", "10"), ("2", "0.1", "52.0", "10"),
     ]  # fmt: skip
     text = (folder / "table.md").read_text()
-    assert text.startswith("# Sweep s1\n\n4 of 6 cells\n\n| cell ")
+    assert text.startswith("# Sweep s1\n\n4 of 6 trials\n\n| trial ")
     assert text.count("- failed: ") == output.count("failed: ") == 2
     assert "seed 3 is unlucky" in text
     assert (folder / "table.png").stat().st_size > 5000
@@ -198,15 +198,15 @@ def test_collect_without_a_number_in_some_validations(
 
 def test_an_evaluation_cell_is_a_result_of_its_experiment(exp: Path, tmp_path: Path) -> None:
     new_sweep = Sweep(tmp_path / "s", "eval", (exp,), ("val_dense=true,false",), ("--checkpoint", "latest"))
-    first, second = new_sweep.cells()
+    first, second = new_sweep.trials()
     name = f"s.{first.name}"
     expected = ["eval", str(exp), "--set", "val_dense=true", "--name", name, "--checkpoint", "latest"]
-    assert new_sweep.words(first) == expected
+    assert new_sweep.argv(first) == expected
     (exp / "results").mkdir()
     summary = {"metrics": {"top1": 50.0, "top5": 75.0, "loss": 1.0, "num_videos": 8.0}, "counts": {"failed": 1}}
     (exp / "results" / f"{name}.json").write_text(json.dumps(summary))
     states = sweep.states(new_sweep, [first, second])
-    assert [states[cell.name].kind for cell in (first, second)] == ["done", "new"]
+    assert [states[trial.name].kind for trial in (first, second)] == ["done", "new"]
     assert collect._row(new_sweep, first)["failed_videos"] == 1
 
 
@@ -214,14 +214,14 @@ def test_views_of_an_evaluation_are_swept(exp: Path, tmp_path: Path) -> None:
     new_sweep = Sweep(
         tmp_path / "s", "eval", (exp,), ("eval.views=centre,10x3", "eval.crop_size=32", "val_dense=false")
     )
-    first, second = new_sweep.cells()
+    first, second = new_sweep.trials()
     assert first.overrides == ["val_dense=false"]
     words = ["--set", "val_dense=false", "--views", "centre", "--crop-size", "32", "--name"]
-    assert new_sweep.words(first)[2:-1] == words
+    assert new_sweep.argv(first)[2:-1] == words
     assert first.name != second.name
     for verb, key in (("eval", "eval.view"), ("train", "eval.views")):
         with pytest.raises(UserError, match=rf"{key} is an option of --verb eval, which has eval.checkpoint"):
-            Sweep(tmp_path / "s", verb, (exp,), (f"{key}=centre",)).cells()
+            Sweep(tmp_path / "s", verb, (exp,), (f"{key}=centre",)).trials()
 
 
 def test_errors_before_anything_is_made(exp: Path, tmp_path: Path, stand_in: Path) -> None:
@@ -239,7 +239,7 @@ def test_errors_before_anything_is_made(exp: Path, tmp_path: Path, stand_in: Pat
     assert not stand_in.exists()
 
 
-def test_a_signal_stops_the_cells_and_starts_no_other(exp: Path, tmp_path: Path, stand_in: Path, monkeypatch) -> None:
+def test_a_signal_stops_the_trials_and_starts_no_other(exp: Path, tmp_path: Path, stand_in: Path, monkeypatch) -> None:
     monkeypatch.setenv("WAIT", "60")
     child = os.fork()
     if child == 0:
@@ -251,7 +251,7 @@ def test_a_signal_stops_the_cells_and_starts_no_other(exp: Path, tmp_path: Path,
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 75
     assert len(stand_in.read_text().split()) == 1
     stopped = grid.read(tmp_path / "sweeps" / "s1")
-    kinds = [state.kind for state in sweep.states(stopped, stopped.cells()).values()]
+    kinds = [state.kind for state in sweep.states(stopped, stopped.trials()).values()]
     assert kinds == ["failed", "new"], "the stand-in does not save: it was killed"
 
 
@@ -265,13 +265,13 @@ def test_a_task_of_an_array_notes_its_start_and_end_and_runs_once(tmp_path: Path
     monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
     codes = [2, 0]
 
-    class Cell(job.Run):
+    class Trial(job.RankTask):
         def _run(self, place: Place, is_main: bool) -> None:
             if codes.pop(0):
                 raise SystemExit(2)
 
     for code in (2, 0, 0):
-        task = Cell("exp", [], max_restarts=1, max_stalled=1, sweep=str(tmp_path), cell="cell")
+        task = Trial("exp", [], max_restarts=1, max_stalled=1, sweep=str(tmp_path), trial="trial")
         if code:
             with pytest.raises(SystemExit):
                 task()
@@ -293,9 +293,9 @@ def test_the_launcher_knows_both_verbs(tmp_path: Path) -> None:
 
 def test_cell_names_fit_in_file_names(tmp_path: Path) -> None:
     new_sweep = Sweep(tmp_path / "s", "train", (tmp_path / ("é" * 80) / ("x" * 200),), (f"a={'9' * 300}",))
-    (cell,) = new_sweep.cells()
-    assert isinstance(cell, Cell)
-    assert len(os.fsencode(cell.name)) < 100
+    (trial,) = new_sweep.trials()
+    assert isinstance(trial, Trial)
+    assert len(os.fsencode(trial.name)) < 100
 
 
 def test_values_of_a_grid_end_where_the_partition_begins() -> None:

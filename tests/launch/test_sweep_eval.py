@@ -1,4 +1,4 @@
-"""An evaluation sweep with real cells: each choice is a result of its own, and the sweep comes to its end."""
+"""An evaluation sweep with real trials: each choice is a result of its own, and the sweep comes to its end."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from utils import checkpoint
 
 
 @pytest.mark.system
-def test_cells_of_an_evaluation_sweep_are_results_of_their_own(
+def test_trials_of_an_evaluation_sweep_are_results_of_their_own(
     tmp_path: Path, motion_videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exp = make(tmp_path / "exp", motion_videos)
@@ -33,7 +33,7 @@ def test_cells_of_an_evaluation_sweep_are_results_of_their_own(
     assert sorted(Results.load(exp, name).protocol["average"] for name in names) == ["logit", "prob"]
     capsys.readouterr()
     assert sweep.main(words) == 0
-    assert "2 cells (2 done), 0 to run" in capsys.readouterr().out
+    assert "2 trials (2 done), 0 to run" in capsys.readouterr().out
     assert collect.main(["s1.0", "--into", str(tmp_path / "sweeps"), "--no-picture"]) == 0
     with (tmp_path / "sweeps/s1.0/table.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -84,12 +84,12 @@ class ReadTwice(nn.Module):
 
 
 def test_an_evaluation_keeps_a_network_that_cannot_be_folded(capsys: pytest.CaptureFixture[str]) -> None:
-    from anal_tools.evaluate.network import quick
+    from anal_tools.evaluate.network import fold_bn
 
     torch.manual_seed(1)
     net, untouched = ReadTwice().eval(), ReadTwice().eval()
-    assert quick(net, (1, 3, 4, 16, 16), lambda: untouched) is untouched
+    assert fold_bn(net, (1, 3, 4, 16, 16), lambda: untouched) is untouched
     assert "the network stays as it was trained" in capsys.readouterr().out
     good = trained("tsn", "resnet18", {}, torch.float32)
-    assert quick(good, (1, 3, 4, 32, 32), ReadTwice) is good
+    assert fold_bn(good, (1, 3, 4, 32, 32), ReadTwice) is good
     assert not any(isinstance(module, nn.BatchNorm2d) for module in good.modules())

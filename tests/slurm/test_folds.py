@@ -30,9 +30,9 @@ def test_an_array_that_is_requeued_gives_each_fold_once(slurm: LocalSlurm, tmp_p
     until(lambda: all(file.is_file() for file in summaries), 300, lambda: slurm.output(exp / "folds"))
     until(lambda: not slurm.run("squeue", "--noheader", "--jobs", array, check=False).stdout.strip(), 60)
     assert "restart 1 of job" in log.read_text()
-    ends = [row["cell"] for row in attempts.read(exp / "folds") if row["event"] == "end" and row["code"] == 0]
+    ends = [row["trial"] for row in attempts.read(exp / "folds") if row["event"] == "end" and row["code"] == 0]
     assert sorted(ends) == ["01", "02"]
     second_output = slurm.launch("train", exp, PARTITION, "2").stdout
-    assert "2 cells (2 done), 0 to run" in second_output
+    assert "2 trials (2 done), 0 to run" in second_output
     assert "held-out videos: " in second_output
     assert len(Results.load(exp, "latest").ids) == len((motion_videos / "lists/val.txt").read_text().splitlines())

@@ -117,7 +117,7 @@ def test_of_many_starts_each_gets_a_token_of_its_own(exp: Path) -> None:
         child = os.fork()
         if child == 0:
             for _ in range(5):
-                taken = writers.Writer.enter(exp / "jobs", run_lock.this_process(), above=0)
+                taken = writers.StartToken.enter(exp / "jobs", run_lock.this_process(), above=0)
                 os.write(writing, f"{taken.token}\n".encode())
             os._exit(0)
         children.append(child)
@@ -318,17 +318,17 @@ def test_a_start_that_was_frozen_before_it_had_its_token_moves_nothing_away(
     """It takes a token above its successor's, but the lock is no longer its own."""
     with start(exp) as earlier:
         save(earlier, LATEST, 10)
-    enter, seconds = writers.Writer.enter, []
+    enter, seconds = writers.StartToken.enter, []
     late = RunDir.open(exp)
 
-    def frozen(folder: Path, me: run_lock.Holder, *, above: int) -> writers.Writer:
-        monkeypatch.setattr(writers.Writer, "enter", enter)
+    def frozen(folder: Path, me: run_lock.Holder, *, above: int) -> writers.StartToken:
+        monkeypatch.setattr(writers.StartToken, "enter", enter)
         plant(exp, silent=1000)
         seconds.append(start(exp))
         save(seconds[0], LATEST, 60)
         return enter(folder, me, above=above)
 
-    monkeypatch.setattr(writers.Writer, "enter", frozen)
+    monkeypatch.setattr(writers.StartToken, "enter", frozen)
     with pytest.raises(UserError, match="another process has taken"):
         checkpoint.take_over(late, None, fresh=True)
     late.close()

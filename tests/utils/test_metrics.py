@@ -128,8 +128,8 @@ def test_every_average_of_views() -> None:
     mean = torch.from_numpy(logits).mean(1)
     np.testing.assert_allclose(metrics.merge_views(logits, "logit"), mean.numpy(), atol=1e-12)
     np.testing.assert_allclose(metrics.video_scores(logits, "logit"), mean.softmax(1).numpy(), atol=1e-12)
-    several = metrics.video_scores(logits, "prob", multi_label=True)
-    np.testing.assert_allclose(several, torch.from_numpy(logits).sigmoid().mean(1).numpy(), atol=1e-12)
+    multi_label = metrics.video_scores(logits, "prob", multi_label=True)
+    np.testing.assert_allclose(multi_label, torch.from_numpy(logits).sigmoid().mean(1).numpy(), atol=1e-12)
     assert metrics.probabilities(np.array([[-1e4, 1e4]]), multi_label=True).tolist() == [[0.0, 1.0]]
     assert np.isnan(metrics.video_scores(np.full((1, 2, 3), np.nan))).all()
     with pytest.raises(ValueError, match="none of prob, logit, sum"):

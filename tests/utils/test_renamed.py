@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from anal_tools.evaluate.protocols import Protocol
+from datasets.dump import verb as dump
+from datasets.dump.settings import DumpSettings
 from datasets.plan.sampling import Sampling
 from datasets.plan.views import EvalSpec
+from launch import attempts
+from launch.grid import Sweep
 from tests.experiment import make
 from utils import config, renamed
 from utils.errors import UserError
@@ -82,3 +87,22 @@ def test_a_checkpoint_has_the_new_names() -> None:
         "window": {"top1": [2.0], "top1_train/head03": [3.0]},
         "config": {"data": {"metadata": None}},
     }
+
+
+def test_an_old_form_of_a_dump_keeps_its_digest(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["list.txt", "out", "--as", "shards"]
+    assert dump.parse(argv).form == "packs"
+    assert capsys.readouterr().err == "dump --as: shards is called packs now\n"
+    assert json.loads(DumpSettings("packs").to_json())["form"] == "shards", (
+        "a folder of an earlier version is continued"
+    )
+
+
+def test_a_sweep_of_an_earlier_version_keeps_its_folders(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path, "train", (tmp_path / "a/b/exp",), ("seed=1",))
+    (trial,) = sweep.trials()
+    assert sweep.exp_of(trial) == tmp_path / "trials" / trial.name
+    (tmp_path / "cells").mkdir()
+    assert sweep.exp_of(trial) == tmp_path / "cells" / trial.name
+    (tmp_path / attempts.FILE).write_text('{"cell": "x", "event": "end", "code": 0}\n')
+    assert attempts.read(tmp_path) == [{"trial": "x", "event": "end", "code": 0}]

@@ -247,10 +247,10 @@ def test_mirrored_clips_have_the_mirrored_class() -> None:
     assert table.tolist() == [2, 1, 0, 3, 4]
     labels, flip = torch.tensor([0, 0, 1, 2, 3]), torch.tensor([True, False, True, True, True])
     assert transforms.mirrored_labels(labels, flip, table).tolist() == [2, 0, 1, 0, 3]
-    several = torch.nn.functional.one_hot(labels, 5).float()
-    several[0, 3] = 1
-    mirrored = transforms.mirrored_labels(several, flip, table)
-    assert mirrored.dtype == several.dtype
+    multi_label = torch.nn.functional.one_hot(labels, 5).float()
+    multi_label[0, 3] = 1
+    mirrored = transforms.mirrored_labels(multi_label, flip, table)
+    assert mirrored.dtype == multi_label.dtype
     assert [row.nonzero().flatten().tolist() for row in mirrored] == [[2, 3], [0], [1], [0], [3]]
     assert transforms.mirrored_classes(None, NAMES) is None
 

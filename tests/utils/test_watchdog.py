@@ -109,13 +109,13 @@ def test_signs_of_ranks_that_are_no_more_are_swept(tmp_path: Path) -> None:
 
 STUCK = """\
 import sys, time, main
-from datasets.loading.workers import Desk
-clip = Desk._clip
-def stuck(desk, number, task, reader):
+from datasets.loading.workers import ReadHandler
+clip = ReadHandler._clip
+def stuck(handler, number, task, reader):
     if task.position == 9:
         time.sleep(1000)
-    return clip(desk, number, task, reader)
-Desk._clip = stuck
+    return clip(handler, number, task, reader)
+ReadHandler._clip = stuck
 sys.exit(main.main(sys.argv[1:]))
 """
 

@@ -149,7 +149,7 @@ class Mutual:
 
 
 @dataclass(frozen=True)
-class Source:
+class TeacherSource:
     """The network that `distill.teacher` names.
 
     Attributes:
@@ -160,10 +160,10 @@ class Source:
 
     cfg: Config
     file: Path | None
-    state: checkpoint.State | None
+    state: checkpoint.CheckpointContent | None
 
 
-def find(teacher: Path, student: Config) -> Source:
+def find(teacher: Path, student: Config) -> TeacherSource:
     """Resolve `distill.teacher`: an experiment folder, one of our checkpoints, or another weights file.
 
     A folder's config defines the network. Its best checkpoint fills it, else its latest, else its `model.pretrained`.
@@ -176,7 +176,7 @@ def find(teacher: Path, student: Config) -> Source:
         cfg = config.load(teacher)
         paths = [path for name in (checkpoint.BEST, checkpoint.LATEST) if (path := checkpoint.newest(teacher, name))]
         other = Path(cfg.model.pretrained) if isinstance(cfg.model.pretrained, str) else None
-        source = Source(cfg, paths[0], _state_in(paths[0])) if paths else Source(cfg, other, None)
+        source = TeacherSource(cfg, paths[0], _state_in(paths[0])) if paths else TeacherSource(cfg, other, None)
     elif teacher.is_file():
         source = _of_file(teacher, student)
     else:
@@ -189,7 +189,7 @@ def find(teacher: Path, student: Config) -> Source:
     return source
 
 
-def _state_in(file: Path) -> checkpoint.State:
+def _state_in(file: Path) -> checkpoint.CheckpointContent:
     """Return the checkpoint in an experiment folder."""
     state = checkpoint.load(file)
     if not weights_file.is_checkpoint(state):
@@ -197,7 +197,7 @@ def _state_in(file: Path) -> checkpoint.State:
     return state
 
 
-def _of_file(file: Path, student: Config) -> Source:
+def _of_file(file: Path, student: Config) -> TeacherSource:
     """Return the source for a weights file; refuse a damaged one. `methods.build` reads files of other projects."""
     try:
         state = weights_file.read(file)
@@ -206,10 +206,10 @@ def _of_file(file: Path, student: Config) -> Source:
     # Not one of our checkpoints: build the student's architecture and let it load the file
     if not weights_file.is_checkpoint(state):
         model = student.model.model_copy(update={"pretrained": str(file)})
-        return Source(student.model_copy(update={"model": model}), file, None)
+        return TeacherSource(student.model_copy(update={"model": model}), file, None)
 
     try:
-        return Source(config.from_dict(state["config"]), file, state)
+        return TeacherSource(config.from_dict(state["config"]), file, state)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(
             f"common.distill.teacher: the config in {file} is of another version; name its experiment folder"

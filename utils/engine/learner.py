@@ -252,7 +252,7 @@ def _second(cfg: Config, world: World, saved: Mapping[str, Any] | None) -> disti
     )
 
 
-def _filled(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
+def _filled(arguments: dict[str, Any], source: distill.TeacherSource) -> nn.Module:
     """Return a network with the weights of its source, or with random ones if the source has none."""
     if source.state is None:
         pretrained_arguments: dict[str, Any] = {**arguments, "pretrained": source.cfg.model.pretrained}
@@ -265,7 +265,7 @@ def _filled(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
     return net
 
 
-def _trained(arguments: dict[str, Any], source: distill.Source) -> nn.Module:
+def _trained(arguments: dict[str, Any], source: distill.TeacherSource) -> nn.Module:
     """Build the teacher. Refuse one whose classifier still has its random initial weights."""
     # The same seed twice: a classifier that equals a fresh one came from no file
     torch.manual_seed(0)

@@ -24,7 +24,7 @@ from utils.sync_bn import GroupBatchNorm
 
 if TYPE_CHECKING:
     from datasets.loading.train import TrainLoader
-    from utils.engine.run import Run
+    from utils.engine.run import TrainingRun
 
 
 def averages(
@@ -115,7 +115,7 @@ def applied(net: nn.Module, values: dict[str, Tensor]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def network(run: Run) -> Iterator[nn.Module | None]:
+def network(run: TrainingRun) -> Iterator[nn.Module | None]:
     """Yield the network to validate with: the moving average if there is one, with precise batch norm where it is due.
 
     Yield None if a signal stopped the precise batch norm. Collective.
@@ -152,7 +152,7 @@ def network(run: Run) -> Iterator[nn.Module | None]:
         yield net
 
 
-def _forwards(run: Run, batches: TrainLoader) -> Iterator[Callable[[nn.Module], object] | None]:
+def _forwards(run: TrainingRun, batches: TrainLoader) -> Iterator[Callable[[nn.Module], object] | None]:
     """Yield a function for each micro-batch that runs a network on it, augmented but not mixed; None: stop."""
     for _, micro_batches in batches:
         run.monitor.note(batches, ledger.PRECISE_BN)

@@ -30,7 +30,7 @@ STOPPED = 75  # exit code after a request to stop: the state is saved, and the s
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One training run; `setup.start` builds it.
 
     Attributes:
@@ -234,7 +234,7 @@ class Run:
         self.monitor.write_notes(self.batches)
         self.save()
 
-        criterion = "mAP" if self.val_records.several else "top-1"
+        criterion = "mAP" if self.val_records.multi_label else "top-1"
         best, path = f"best {criterion} {self.state.best_metric:.3f}", self.folder.path(checkpoint.LATEST)
         self.log.line(f"finished: {self.last} iterations, {best}, {path}")
         return 0

@@ -18,7 +18,7 @@ from methods.interop import provenance
 from utils import allocator, checkpoint, config, dist, errors, ledger, log, lr_schedule, run_dir, signals, transforms
 from utils.engine import learner, state
 from utils.engine.monitor import Monitor
-from utils.engine.run import Run
+from utils.engine.run import TrainingRun
 from utils.errors import UserError
 from utils.shards import ShardPlan
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 @contextlib.contextmanager
-def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> Iterator[Run]:
+def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> Iterator[TrainingRun]:
     """Set up a run, from its checkpoint if there is one, and close everything on leaving. Collective.
 
     Args:
@@ -128,7 +128,7 @@ def start(exp: Path, *, overrides: Sequence[str] = (), fresh: bool = False) -> I
 
         # From here on a signal asks the run to stop after its step
         stop = stack.enter_context(signals.StopFlag(signals.stop_announcement()))
-        run = Run(cfg, current, folder, run_log, monitor, batches, stop, train_records, val_records)
+        run = TrainingRun(cfg, current, folder, run_log, monitor, batches, stop, train_records, val_records)
         _introduce(run, resumed=saved is not None)
         errors.fail_point("start.built")
 
@@ -165,7 +165,7 @@ def device_name(device: torch.device) -> str:
     return f"cuda ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else device.type
 
 
-def _introduce(run: Run, *, resumed: bool) -> None:
+def _introduce(run: TrainingRun, *, resumed: bool) -> None:
     """Write the metadata of a run into its log."""
     cfg, run_learner = run.cfg, run.learner
     # Counted here: methods.macs imports triton on a CUDA build

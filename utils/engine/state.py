@@ -68,7 +68,7 @@ ABSENT = object()  # the value of an entry that a run does not have
 
 
 @dataclass(frozen=True)
-class Entry:
+class CheckpointEntry:
     """One thing that a checkpoint holds.
 
     Attributes:
@@ -104,7 +104,7 @@ def check(path: Path, values: Values) -> None:
         )
 
 
-def _fits(entry: Entry, value: object, config: Values) -> bool:
+def _fits(entry: CheckpointEntry, value: object, config: Values) -> bool:
     # bool is a subclass of int, but a run writes no bool
     return isinstance(value, entry.types) and not isinstance(value, bool) and entry.is_right(value, config)
 
@@ -194,9 +194,11 @@ def _precise_bn(state: TrainState) -> Any:
     return state.precise_bn[1]
 
 
-def _counter(name: str, *types: type, is_right: Callable[[Any, Values], bool] = lambda value, config: True) -> Entry:
+def _counter(
+    name: str, *types: type, is_right: Callable[[Any, Values], bool] = lambda value, config: True
+) -> CheckpointEntry:
     """Return the entry for an attribute of TrainState that is saved as it is."""
-    return Entry(
+    return CheckpointEntry(
         name,
         save=lambda state: getattr(state, name),
         load=lambda state, source: setattr(state, name, source.state[name]),
@@ -205,21 +207,21 @@ def _counter(name: str, *types: type, is_right: Callable[[Any, Values], bool] = 
     )
 
 
-def _fact(name: str, *types: type) -> Entry:
+def _fact(name: str, *types: type) -> CheckpointEntry:
     """Return the entry for one value of `metadata`."""
-    return Entry(name, save=lambda state: state.metadata[name], types=types)
+    return CheckpointEntry(name, save=lambda state: state.metadata[name], types=types)
 
 
 # Networks, statistics and optimiser; then counters; then the metadata that describes the run
-ENTRIES: tuple[Entry, ...] = (
-    Entry(
+ENTRIES: tuple[CheckpointEntry, ...] = (
+    CheckpointEntry(
         "model",
         save=lambda state: state.learner.net.state_dict(),
         load=lambda state, source: checkpoint.load_model(state.learner.net, source.state["model"], source.path),
         types=(dict,),
         is_right=_is_weights,
     ),
-    Entry(
+    CheckpointEntry(
         "peer",
         save=_of_second("peer"),
         load=_load_peer,
@@ -227,7 +229,7 @@ ENTRIES: tuple[Entry, ...] = (
         needed=_is_mutual,
         is_right=_is_weights,
     ),
-    Entry(
+    CheckpointEntry(
         "ema",
         save=lambda state: state.learner.ema.net.state_dict() if state.learner.ema else ABSENT,
         load=_load_ema,
@@ -235,21 +237,23 @@ ENTRIES: tuple[Entry, ...] = (
         needed=lambda config: bool(config.get("ema")),
         is_right=_is_weights,
     ),
-    Entry(
+    CheckpointEntry(
         "group_statistics",
         save=lambda state: state.learner.bn_stats.group_state(),
         load=lambda state, source: state.learner.bn_stats.load_group_state(source.state["group_statistics"]),
         types=(Tensor, type(None)),
     ),
-    Entry(
+    CheckpointEntry(
         "optimizer",
         save=lambda state: state.learner.optimizer.state_dict(),
         load=_load_optimizer,
         types=(dict,),
     ),
-    Entry("scaler", save=lambda state: state.learner.scaler.state_dict(), types=(dict,)),  # loaded with the optimiser
-    Entry("precise_bn", save=_precise_bn),
-    Entry(
+    CheckpointEntry(
+        "scaler", save=lambda state: state.learner.scaler.state_dict(), types=(dict,)
+    ),  # loaded with the optimiser
+    CheckpointEntry("precise_bn", save=_precise_bn),
+    CheckpointEntry(
         "distill",
         save=_of_second("distill"),
         types=(dict,),
@@ -260,20 +264,20 @@ ENTRIES: tuple[Entry, ...] = (
     _counter("validated_step", int),
     _counter("best_metric", float, int),
     _counter("window", dict, is_right=_is_window),
-    Entry("seed", save=lambda state: state.learner.cfg.seed),
-    Entry(
+    CheckpointEntry("seed", save=lambda state: state.learner.cfg.seed),
+    CheckpointEntry(
         "shards",
         save=lambda state: state.learner.shards.total,
         types=(int,),
         is_right=lambda value, config: value >= 1,
     ),
-    Entry("global_batch", save=lambda state: state.learner.shards.global_batch),
+    CheckpointEntry("global_batch", save=lambda state: state.learner.shards.global_batch),
     _fact("config", dict),
     _fact("classes"),
     _fact("resize"),
     _fact("lists", dict),
-    Entry("initial", save=lambda state: state.metadata.get("initial") or ABSENT),
+    CheckpointEntry("initial", save=lambda state: state.metadata.get("initial") or ABSENT),
     _fact("code"),
     _fact("token"),
-    Entry("versions", save=lambda state: checkpoint.versions()),
+    CheckpointEntry("versions", save=lambda state: checkpoint.versions()),
 )

@@ -17,7 +17,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 
 
-class Run:
+class MlflowRun:
     """A run on an MLflow server."""
 
     settles = 0.0  # a request returns when the server has stored its points
@@ -55,6 +55,6 @@ class Run:
         """Leave the run open: a restart continues it."""
 
 
-def connect(folder: Path, run: str | None, metadata: Mapping[str, str | float]) -> Run:
+def connect(folder: Path, run: str | None, metadata: Mapping[str, str | float]) -> MlflowRun:
     """Open a new run, or continue one of an earlier start."""
-    return Run(folder, run, metadata)
+    return MlflowRun(folder, run, metadata)

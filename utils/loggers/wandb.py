@@ -32,7 +32,7 @@ SETTINGS: dict[str, str | bool | float] = {  # those that the installed version 
 }
 
 
-class Run:
+class WandbRun:
     """A run of W&B; we choose its id."""
 
     settles = 2 * FLUSH_SECONDS  # W&B's process flushes its file every FLUSH_SECONDS; twice that, to be sure
@@ -67,6 +67,6 @@ class Run:
         self._run.finish()
 
 
-def connect(folder: Path, run: str | None, metadata: Mapping[str, str | float]) -> Run:
+def connect(folder: Path, run: str | None, metadata: Mapping[str, str | float]) -> WandbRun:
     """Open a new run, or continue one of an earlier start."""
-    return Run(folder, run, metadata)
+    return WandbRun(folder, run, metadata)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from utils.cluster import Settings
+    from utils.cluster import PartitionSettings
 
 JOB = "ZOETROPE_JOB"  # NAME:ID of the job, for the ranks of a scheduler that sets no variables
 RESTARTS = "ZOETROPE_RESTARTS"
@@ -47,7 +47,7 @@ class Request:
     partition: str
     nodes: int
     tasks: int
-    settings: Settings
+    settings: PartitionSettings
     servers: tuple[str, ...] = ()
 
     @property

@@ -73,13 +73,13 @@ def _elastic(exp: Path, ranks: int, stop: int) -> subprocess.CompletedProcess:
 
 STUCK = """\
 import sys, time, main
-from datasets.loading.workers import Desk
-train = Desk._train
-def stuck(desk, request):
+from datasets.loading.workers import ReadHandler
+train = ReadHandler._train
+def stuck(handler, request):
     if request["position"] == 21:
         time.sleep(1000)
-    return train(desk, request)
-Desk._train = stuck
+    return train(handler, request)
+ReadHandler._train = stuck
 sys.exit(main.main(sys.argv[1:]))
 """
 
@@ -150,11 +150,11 @@ def _sample_at(position: int, data: Path) -> str:
 
 
 CLUSTER = "defaults: {gpus_per_node: 8, cpus_per_gpu: 1, time: 20, signal_seconds: 10, max_stalled: 5}\n"
-RATES = ("0.01", "0.02", "0.03", "1e30", "0.04", "0.05")  # the fourth diverges: its cell fails
+RATES = ("0.01", "0.02", "0.03", "1e30", "0.04", "0.05")  # the fourth diverges: its trial fails
 
 
 def sweep_on_slurm(work: Path, partition: str = "VI_SP_VA_1080TI") -> dict:
-    """6 cells as a job array, two at a time; one fails, the last one gets a signal to stop and requeues itself.
+    """6 trials as a job array, two at a time; one fails, the last one gets a signal to stop and requeues itself.
 
     Needs $SLURM_CONF of a running SLURM.
     """
@@ -167,12 +167,12 @@ def sweep_on_slurm(work: Path, partition: str = "VI_SP_VA_1080TI") -> dict:
     words = ["rates", partition, "1", "--exp", exp, "--grid", grid, "--parallel", "2", "--into", work / "sweeps"]
     command("-m", "launch", "sweep", *words, env=env)
     rows = _attempts(folder)
-    cells = [row["cell"] for row in rows if row["event"] == "submit"]
+    trials = [row["trial"] for row in rows if row["event"] == "submit"]
     array = rows[0]["job"].partition("_")[0]
     shown = subprocess.run(["scontrol", "show", "job", array], capture_output=True, text=True, check=True).stdout
-    last = folder / "cells" / cells[-1] / "log.txt"
-    wait_for(lambda: last.exists() and "Iter: [3/" in last.read_text(), 400, "the last cell")
-    subprocess.run(["scancel", "--signal=USR2", f"{array}_{len(cells) - 1}"], check=True)
+    last = folder / "trials" / trials[-1] / "log.txt"
+    wait_for(lambda: last.exists() and "Iter: [3/" in last.read_text(), 400, "the last trial")
+    subprocess.run(["scancel", "--signal=USR2", f"{array}_{len(trials) - 1}"], check=True)
     wait_for(lambda: not _queue(array), 400, "the end of the array")
     first = _attempts(folder)
     collected = command("-m", "launch", "collect", "rates", "--into", work / "sweeps", env=env, check=False)
@@ -183,18 +183,18 @@ def sweep_on_slurm(work: Path, partition: str = "VI_SP_VA_1080TI") -> dict:
     second = _attempts(folder)[len(first) :]
     wait_for(lambda: not _queue(second[0]["job"]), 200, "the end of the retry")
     second = _attempts(folder)[len(first) :]
-    starts = {cell: sum(row["event"] == "start" and row["cell"] == cell for row in first) for cell in cells}
+    starts = {trial: sum(row["event"] == "start" and row["trial"] == trial for row in first) for trial in trials}
     measured = {
         "rows": len(table),
         "failures": [line[:160] for line in failures],
         "parallel_two": "ArrayTaskThrottle=2" in shown,
         "starts": list(starts.values()),
         "requeued_last": "restart 1 of job" in last.read_text(),
-        "retried": sorted({cells.index(row["cell"]) for row in second}),
+        "retried": sorted({trials.index(row["trial"]) for row in second}),
         "said": again.stdout.splitlines()[0],
     }
-    once = [starts[cell] for cell in cells[:-1]] == [1] * 5 and starts[cells[-1]] == 2
-    holds = len(table) == 5 and len(failures) == 1 and cells[3] in failures[0] and once and measured["retried"] == [3]
+    once = [starts[trial] for trial in trials[:-1]] == [1] * 5 and starts[trials[-1]] == 2
+    holds = len(table) == 5 and len(failures) == 1 and trials[3] in failures[0] and once and measured["retried"] == [3]
     return {"measured": measured, "holds": holds and measured["requeued_last"] and measured["parallel_two"]}
 
 
@@ -210,7 +210,7 @@ def _queue(job: str) -> str:
 
 
 def sweep() -> dict:
-    """Six cells as a real job array; one fails, the last is requeued, the retry runs one."""
+    """Six trials as a real job array; one fails, the last is requeued, the retry runs one."""
     work = workspace()
     os.environ.update(slurm.slurm(work).env)  # the sweep runs in this SLURM
     return sweep_on_slurm(work)
@@ -228,8 +228,8 @@ ROWS = {
         lambda: hangs(workspace()),
     ),
     "sweep": (
-        "sweep of 6 cells, parallel 2, one cell fails, the last cell is requeued",
-        "5 rows, 1 named failure; the retry runs only that one; no finished cell ran twice",
+        "sweep of 6 trials, parallel 2, one trial fails, the last trial is requeued",
+        "5 rows, 1 named failure; the retry runs only that one; no finished trial ran twice",
         slurm.skipped(sweep),
     ),
 }

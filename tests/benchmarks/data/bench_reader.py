@@ -1,7 +1,7 @@
 """Our side of `peers pair --ours`: training clips per CPU-second of one process and one thread.
 
 Data and pipes are those of `peers bench-data`: 16 clips of 340x256 in DIR, TSN-8 or 32x2, a random resized crop to 224.
-The clips go through `datasets.loading.workers.Desk`, which is what every reader process of training runs; flipping and
+The clips go through `datasets.loading.workers.ReadHandler`, which is what every reader process of training runs; flipping and
 packing are left to the device.
 
     python -m tests.benchmarks.data.bench_reader --data DIR --backend video --pipe sparse8 --json
@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 from datasets.lists.records import Records  # noqa: E402
 from datasets.loading.messages import ReadClip, packed  # noqa: E402
 from datasets.loading.slots import Slot  # noqa: E402
-from datasets.loading.workers import Desk, Setup  # noqa: E402
+from datasets.loading.workers import ReadHandler, Setup  # noqa: E402
 from datasets.plan.sampling import Sampling  # noqa: E402
 from datasets.readers import ReaderSpec  # noqa: E402
 from tests.datasets.specs import reader_spec, train_spec  # noqa: E402
@@ -33,7 +33,7 @@ from tests.datasets.specs import reader_spec, train_spec  # noqa: E402
 # backend: (reader, folder of DIR, how a path of it ends, clips that are timed)
 BACKENDS = {
     "frames": ("frames", "frames", "", 320),
-    "shards": ("frames", "shards", ".fsh", 320),
+    "packs": ("frames", "packs", ".fsh", 320),
     "memcached": ("memcached", "frames", "", 320),
     "video": ("video", "videos", ".mp4", 32),
     "clips": ("video", "clips", ".mp4", 160),
@@ -42,7 +42,7 @@ PIPES = {"sparse8": Sampling("mmaction2_1x", 8), "dense32x2": Sampling("mmaction
 WARM_UP, FRAMES = 4, 300
 
 
-def desk(args: argparse.Namespace) -> Desk:
+def handler(args: argparse.Namespace) -> ReadHandler:
     """The work of a reader process, in this one."""
     reader, folder, ending, _ = BACKENDS[args.backend]
     root = args.root or args.data / folder
@@ -61,10 +61,10 @@ def desk(args: argparse.Namespace) -> Desk:
         raise SystemExit(f"ReaderSpec has no {', '.join(extra.keys() - known)}; it has {', '.join(sorted(known))}")
     clip = spec.sampling.frames_per_clip * 224 * 224 * 3
     setup = Setup(reader_spec(kind=reader, **extra), train=spec, seed=args.seed)
-    return Desk(setup, records, [Slot.create("bench-clips", clip)])
+    return ReadHandler(setup, records, [Slot.create("bench-clips", clip)])
 
 
-def ask(work: Desk, position: int) -> dict:
+def ask(work: ReadHandler, position: int) -> dict:
     """One clip: plan, read, answer, as a request of the training loader has it."""
     videos = len(work.records)
     answer = work.answer(position, ReadClip(position % videos, position // videos, position))
@@ -90,7 +90,7 @@ def main() -> int:
 
     cv2.setNumThreads(0)
     count = args.clips or BACKENDS[args.backend][3]
-    work = desk(args)
+    work = handler(args)
     for position in range(count - WARM_UP, count):  # the last videos: nothing of the first is in a cache
         ask(work, position)
     wall, cpu = time.perf_counter(), time.process_time()

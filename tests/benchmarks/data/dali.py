@@ -89,7 +89,7 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
     import numpy as np
 
     from datasets.loading.loader import loaders
-    from datasets.loading.base import Reading
+    from datasets.loading.base import LoaderOptions
     from datasets.plan.sampling import Sampling
     from datasets.plan.views import EvalSpec
     from datasets.readers import open_reader
@@ -100,7 +100,7 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
     wrong = frames = 0
     means, biases = [], []
     reference_reader = open_reader(reader_spec("video"), records)
-    with loaders("dali")[1](records, spec, Reading(reader_spec("dali"), workers=2), device=device) as items:
+    with loaders("dali")[1](records, spec, LoaderOptions(reader_spec("dali"), workers=2), device=device) as items:
         for item in items:
             assert item.frames is not None, item.failure
             assert item.plan is not None
@@ -121,16 +121,16 @@ def exactness(records: Any, device: str) -> dict[str, Any]:
 
 def training(records: Any, pipe: tuple, reader: str, device: str, stop: int) -> Any:
     """The training loader with a random resized crop to 224 and 8 reader processes (2 on a CPU)."""
-    from datasets.loading.base import Reading
+    from datasets.loading.base import LoaderOptions
     from datasets.loading.loader import loaders
     from datasets.plan.sampling import Sampling
     from tests.datasets.specs import reader_spec, train_spec
     from utils.shards import ShardPlan
 
     spec = train_spec(Sampling(*pipe), input_size=224, crop="random_resized")
-    reading = Reading(reader_spec(reader), workers=2 if device == "cpu" else 8, prefetch=4, on_bad="error")
+    options = LoaderOptions(reader_spec(reader), workers=2 if device == "cpu" else 8, prefetch=4, on_bad="error")
     shards = ShardPlan(total=1, batch_size=BATCH, world=1, rank=0, group_size=1)
-    return loaders(reader)[0](records, spec, reading, seed=1, shards=shards, stop=stop, device=device)
+    return loaders(reader)[0](records, spec, options, seed=1, shards=shards, stop=stop, device=device)
 
 
 def loader_speed(records: Any, pipe: tuple, reader: str, device: str) -> tuple[float, float]:

@@ -105,7 +105,7 @@ def dump_kill(work: Path) -> dict:
     videos = kill_videos(work)
     partial, redone, finished_videos, kills = [], 0, 0, 0
     for number in range(KILLS):
-        form = ("frames", "shards", "clips")[number % 3]
+        form = ("frames", "packs", "clips")[number % 3]
         out = work / f"killed-{form}"
         shutil.rmtree(out, ignore_errors=True)
         process = start(videos, out, form)
@@ -171,7 +171,7 @@ def start(videos: list[Path], out: Path, form: str) -> subprocess.Popen[bytes]:
 
 def visible(out: Path, form: str) -> dict[str, int]:
     """Names that a user sees as results, and their inodes."""
-    ending = {"frames": "", "shards": ".fsh", "clips": ".mp4"}[form]
+    ending = {"frames": "", "packs": ".fsh", "clips": ".mp4"}[form]
     paths = out.iterdir() if out.exists() else []
     results = [path for path in paths if path.name.startswith("v") and path.suffix == ending]
     return {path.name: path.stat().st_ino for path in results}

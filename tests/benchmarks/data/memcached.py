@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from datasets.memcached.client import MemcachedPool, Settings
+from datasets.memcached.client import MemcachedPool, ClientSettings
 from datasets.memcached.source import MemcachedSource, key_of, route_of
 from datasets.memcached.wire import Seal
 from datasets.readers.frame_source import FilesSource
@@ -50,7 +50,7 @@ def chaos(work: Path) -> dict:
 class _Chaos:
     def __init__(self, servers: list[Server], truth: Truth) -> None:
         self.servers, self.truth = servers, truth
-        self.settings = Settings(tuple(server.name for server in servers), timeout=TIMEOUT)
+        self.settings = ClientSettings(tuple(server.name for server in servers), timeout=TIMEOUT)
         self.source = MemcachedSource(FilesSource(), MemcachedPool(self.settings))
         self.seconds: list[float] = []
         self.tally: collections.Counter[str] = collections.Counter()
@@ -238,7 +238,7 @@ def epoch2(work: Path, megabytes: int = 512) -> dict:
         folder = work / f"c{ratio}"
         server = Server(_new_folder(folder), "s", megabytes=megabytes)
         try:
-            pool = MemcachedPool(Settings((server.name,), timeout=5.0))
+            pool = MemcachedPool(ClientSettings((server.name,), timeout=5.0))
             source: Any = MemcachedSource(_Noise(), pool)  # type: ignore[arg-type]
             size, videos = 0, []
             while size < megabytes * 2**20 / ratio:
@@ -270,7 +270,7 @@ def client_cpu(work: Path) -> dict:
     folders, figures = _real_frames(work / "real"), {}
     for tcp in (False, True):
         server = Server(work, "cpu", tcp=tcp, megabytes=256)
-        source = MemcachedSource(FilesSource(), MemcachedPool(Settings((server.name,), timeout=2.0)))
+        source = MemcachedSource(FilesSource(), MemcachedPool(ClientSettings((server.name,), timeout=2.0)))
         try:
             for name, ordinals in (("TSN-8", range(4, 64, 8)), ("32x2", range(0, 64, 2))):
                 clips = [(folder, [f"img_{i + 1:05d}.jpg" for i in ordinals]) for folder in folders]

@@ -19,7 +19,7 @@ VIDEOS, EVERY, WARM_UP = 64, 100, 0.2
 #: What counts as flat: growth over 10^4 clips [MiB].
 FLAT_MIB = 2.0
 RECORDS, WORKERS, LIMIT_MB = 1_000_000, 4, 150
-READERS = ("frames", "shards", "memcached", "video", "clips", "dali")
+READERS = ("frames", "packs", "memcached", "video", "clips", "dali")
 ENV = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}
 
 
@@ -65,7 +65,7 @@ def media(work: Path) -> dict[str, Path]:
         shutil.copy(first, videos / f"v{number:03d}.mp4")
     (videos / "train.txt").write_text("".join(f"v{number:03d}.mp4 0\n" for number in range(VIDEOS)))
     folders = {"video": videos, "dali": videos}
-    for form in ("frames", "shards", "clips"):
+    for form in ("frames", "packs", "clips"):
         folders[form] = work / f"small-{form}"
         command("main.py", "dump", videos / "train.txt", folders[form], "--as", form, "--workers", "2")
     return folders | {"memcached": folders["frames"]}
@@ -86,26 +86,26 @@ def read(name: str, folder: str) -> dict[str, Any]:
     from datasets.lists.records import Records
     from datasets.loading.messages import ReadClip
     from datasets.loading.slots import Slot
-    from datasets.loading.workers import Desk, Setup
+    from datasets.loading.workers import ReadHandler, Setup
     from datasets.plan.sampling import Sampling
     from tests.datasets.specs import reader_spec, train_spec
 
     spec = train_spec(Sampling("tsn", 4), input_size=32, crop="random_resized")
     records = Records.load(f"{folder}/train.txt", folder, num_class=1)
-    kind = {"shards": "frames", "clips": "video"}.get(name, name)
+    kind = {"packs": "frames", "clips": "video"}.get(name, name)
     with contextlib.ExitStack() as stack:
         cached = stack.enter_context(server()) if kind == "memcached" else None
         reader = reader_spec(kind, memcached=cached)
-        desk = Desk(Setup(reader, train=spec), records, [Slot.create("m", 1 << 20)])
+        handler = ReadHandler(Setup(reader, train=spec), records, [Slot.create("m", 1 << 20)])
         points = []
         for position in range(CLIPS):
             epoch, sample = divmod(position, len(records))
-            answer = desk.answer(1, ReadClip(sample, epoch, position))
+            answer = handler.answer(1, ReadClip(sample, epoch, position))
             if not answer.ok:
                 raise SystemExit(f"{name}: {answer}")
             if position % EVERY == EVERY - 1:
                 points.append((position, resident_mib()))
-        desk.close()
+        handler.close()
     quarter = len(points) // 4
     medians = [statistics.median(mib for _, mib in points[k * quarter : (k + 1) * quarter]) for k in range(4)]
     points = points[int(WARM_UP * len(points)) :]
@@ -155,7 +155,7 @@ def from_list(count: str, path: str) -> dict[str, float]:
 
     from datasets.lists.records import Records
     from datasets.loading import train as train_loader
-    from datasets.loading.base import Reading
+    from datasets.loading.base import LoaderOptions
     from datasets.plan.sampling import Sampling
     from tests.datasets.specs import reader_spec, train_spec
     from utils.shards import ShardPlan
@@ -164,9 +164,9 @@ def from_list(count: str, path: str) -> dict[str, float]:
     records = Records.load(path, "/nowhere", num_class=400)
     assert len(records) == int(count)
     spec = train_spec(Sampling("tsn", 4), input_size=32, crop="random_resized")
-    reading = Reading(reader_spec("video"), workers=WORKERS, on_bad="skip", bad_budget=1.0)
+    options = LoaderOptions(reader_spec("video"), workers=WORKERS, on_bad="skip", bad_budget=1.0)
     shards = ShardPlan(total=1, batch_size=8, world=1, rank=0, group_size=1)
-    with train_loader.TrainLoader(records, spec, reading, seed=0, shards=shards) as loader:
+    with train_loader.TrainLoader(records, spec, options, seed=0, shards=shards) as loader:
         next(loader)
         start = together_mb()
         for _ in range(20):

@@ -45,7 +45,7 @@ def jpeg(work: Path) -> dict:
     }
     holds = measured["sparse8"]["median"] >= 1.1 and measured["dense32x2"]["median"] >= 1.25
     measured["over_decoding_alone"] = sources(data, work)
-    bounds = {"shards": 1.08, "memcached": 1.10}
+    bounds = {"packs": 1.08, "memcached": 1.10}
     for name, bound in bounds.items():
         row = measured["over_decoding_alone"].get(name)
         holds &= row is not None and row["median"] <= bound
@@ -120,7 +120,7 @@ def sources(data: Path, work: Path) -> dict:
     from datasets.readers.frames import decode
 
     folders = sorted(path for path in (data / "frames").iterdir() if path.is_dir())
-    shards = shards_of(data, work)
+    packs = shards_of(data, work)
     random = np.random.default_rng(0)
     plans = []
     for number in range(160):
@@ -140,7 +140,7 @@ def sources(data: Path, work: Path) -> dict:
     ways: dict[str, Callable[[int, list[str]], list[bytes]]] = {
         "memory": lambda _video, _names: held[next(turn) % len(held)],
         "files": lambda video, names: files.read_many(str(folders[video]), names),
-        "shards": lambda video, names: files.read_many(str(shards[video]), names),
+        "packs": lambda video, names: files.read_many(str(packs[video]), names),
     }
     with contextlib.ExitStack() as stack:
         cached = stack.enter_context(memcached_source(work, files))
@@ -167,8 +167,8 @@ def shards_of(data: Path, work: Path) -> list[Path]:
     names = work / "shards.txt"
     folders = sorted(path.name for path in (data / "frames").iterdir() if path.is_dir())
     names.write_text("".join(f"{name} 300 {number % 4}\n" for number, name in enumerate(folders)))
-    command("main.py", "dump", names, work / "shards", "--root", data / "frames", "--as", "shards", "--workers", "2")
-    return [work / "shards" / f"{name}.fsh" for name in folders]
+    command("main.py", "dump", names, work / "packs", "--root", data / "frames", "--as", "packs", "--workers", "2")
+    return [work / "packs" / f"{name}.fsh" for name in folders]
 
 
 @contextlib.contextmanager
@@ -177,13 +177,13 @@ def memcached_source(work: Path, files: Any) -> Any:
     if parts.MISSING:
         yield None
         return
-    from datasets.memcached.client import MemcachedPool, Settings
+    from datasets.memcached.client import MemcachedPool, ClientSettings
     from datasets.memcached.source import MemcachedSource
 
     folder = work / "memcached"
     folder.mkdir(parents=True, exist_ok=True)
     server = parts.Server(folder, "s", megabytes=512)
-    pool = MemcachedPool(Settings((server.name,), timeout=5.0))
+    pool = MemcachedPool(ClientSettings((server.name,), timeout=5.0))
     try:
         yield MemcachedSource(files, pool)
     finally:

@@ -249,7 +249,7 @@ def _rates(theirs: Peer, file: Path, cfg) -> dict:  # noqa: ANN001
     from types import SimpleNamespace
 
     from utils.config import resolve_lengths
-    from utils.engine.run import Run
+    from utils.engine.run import TrainingRun
 
     batch = cfg.batch_size * (cfg.shards or 1)
     resolved = resolve_lengths(cfg, EPOCH * batch, batch)
@@ -260,7 +260,7 @@ def _rates(theirs: Peer, file: Path, cfg) -> dict:  # noqa: ANN001
         learner=SimpleNamespace(shards=SimpleNamespace(global_batch=batch)),
         last=steps,
     )
-    ours = np.array([Run.lr_at(run, step) for step in range(steps)])  # pyright: ignore[reportArgumentType]
+    ours = np.array([TrainingRun.lr_at(run, step) for step in range(steps)])  # pyright: ignore[reportArgumentType]
     built = np.array(theirs.ask("rates", file=str(file), epoch=EPOCH))
     if len(built) != steps:
         return {"steps": [steps, len(built)], "differ": float("inf")}

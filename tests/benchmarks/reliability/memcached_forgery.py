@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets.memcached.client import MemcachedPool, Settings
+from datasets.memcached.client import ClientSettings, MemcachedPool
 from datasets.memcached.source import key_of
 from datasets.memcached.wire import HEADER, Seal
 from tests.hostile import HostileServer
@@ -68,7 +68,7 @@ def _forge(rng: random.Random, path: Path, settings: dict[str, Any]) -> dict[str
     server = HostileServer(path, script)
     counts = dict.fromkeys(("frames", "wrong", "right", "right_lost"), 0)
     while counts["frames"] < FORGED:
-        pool = MemcachedPool(Settings((server.name,), timeout=5.0, **settings))
+        pool = MemcachedPool(ClientSettings((server.name,), timeout=5.0, **settings))
         payloads_read = pool.get(ROUTE, list(payloads))
         counts["frames"] += KEYS - len(honest)
         counts["wrong"] += sum(payloads_read[key] != payloads[key] for key in payloads_read)
@@ -134,7 +134,7 @@ def _endless(path: Path, piece: bytes, first: bytes) -> float:
 
 
 def _ask(server: HostileServer, call: Any) -> None:
-    pool = MemcachedPool(Settings((server.name,), timeout=0.25))
+    pool = MemcachedPool(ClientSettings((server.name,), timeout=0.25))
     began = time.monotonic()
     call(pool)
     pool.close()

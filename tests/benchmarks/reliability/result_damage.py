@@ -75,7 +75,7 @@ def part_files(rng: random.Random, folder: Path) -> Counter[str]:
         path.write_bytes(data)
         try:
             read = part_file.read(path, owner)
-        except part_file.Damaged:
+        except part_file.DamagedPart:
             counts["detected"] += 1
         except Exception:  # noqa: BLE001  what this row counts
             counts["traces"] += 1

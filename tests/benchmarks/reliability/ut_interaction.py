@@ -33,7 +33,7 @@ common:
     val_root: {data}
     val_source: {lists}/all.txt
 """
-FORMS = ("frames", "shards", "clips")
+FORMS = ("frames", "packs", "clips")
 STEPS = 12  # of 6 clips: each video is seen at least once
 
 

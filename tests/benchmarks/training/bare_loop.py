@@ -125,7 +125,7 @@ class InMemory:
     trouble = None
 
     def __init__(self, case: Case, cfg: Any, seconds: dict[str, list[float]]) -> None:
-        from datasets.memcached.report import Traffic
+        from datasets.memcached.report import MemcachedTraffic
         from datasets.plan import ops
 
         self.case = case
@@ -133,7 +133,7 @@ class InMemory:
         self.ops = ops.from_config(cfg)
         self.bare = Bare(case)
         self.seconds = seconds
-        self.traffic = Traffic(counts=False)
+        self.traffic = MemcachedTraffic(counts=False)
 
     @property
     def ledger(self) -> InMemory:
@@ -232,7 +232,7 @@ def measure(case: Case) -> dict[str, list[float]]:
         (folder / "config.yaml").write_text(text)
         seconds: dict[str, list[float]] = {"bare": [], "ours": []}
         loader.train = lambda *_, **__: contextlib.nullcontext(InMemory(case, config.load(folder), seconds))
-        run.Run.save = lambda self, name="": None  # what is measured is a step, not the end of the run
+        run.TrainingRun.save = lambda self, name="": None  # what is measured is a step, not the end of the run
         main.train(folder)
     return seconds
 

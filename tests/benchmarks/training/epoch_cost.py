@@ -226,7 +226,7 @@ def measure(setting: Setting) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"ours": [], "ours_read": [], "bare": []}
     train_loader = loader.train
     loader.train = lambda *words, **named: InTurn(train_loader(*words, **named), bare, seconds)
-    run.Run.save = lambda self, name="": None
+    run.TrainingRun.save = lambda self, name="": None
     with tempfile.TemporaryDirectory() as name:
         numbers = vars(setting) | {"classes": CLASSES, "low": AREA[0], "high": AREA[1]}
         last = WARM_UP + setting.steps + 1

@@ -25,7 +25,7 @@ def test_a_new_thing_in_a_checkpoint_is_one_entry(
     tmp_path: Path, motion_videos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A toy: the number of steps whose loss was above 2, counted by the run and kept over a stop."""
-    toy = state.Entry(
+    toy = state.CheckpointEntry(
         "high_losses",
         save=lambda now: getattr(now, "high_losses", 0),
         load=lambda now, source: setattr(now, "high_losses", source.state["high_losses"]),
@@ -43,7 +43,7 @@ def test_a_new_thing_in_a_checkpoint_is_one_entry(
         seen.append(run.state.high_losses)
         then(run, step, numbers)
 
-    monkeypatch.setattr("utils.engine.run.Run.after_step", after_step)
+    monkeypatch.setattr("utils.engine.run.TrainingRun.after_step", after_step)
     monkeypatch.setattr(main, "train_step", counting)
     assert main.train(exp, overrides=[few]) == 75
     saved = torch.load(exp / "ckpt.pth.tar", weights_only=True)
@@ -61,9 +61,9 @@ def test_a_new_thing_in_a_checkpoint_is_one_entry(
 
 
 def state_of_run():  # noqa: ANN201
-    from utils.engine.run import Run
+    from utils.engine.run import TrainingRun
 
-    return Run.after_step
+    return TrainingRun.after_step
 
 
 def test_every_entry_is_saved_checked_and_loaded(tmp_path: Path, motion_videos: Path) -> None:

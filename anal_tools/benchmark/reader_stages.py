@@ -16,7 +16,7 @@ from datasets.loading import loader as loaders
 from datasets.loading.messages import Answer, ReadClip
 from datasets.loading.slots import Slot
 from datasets.loading.train import TrainLoader
-from datasets.loading.workers import Desk, Setup
+from datasets.loading.workers import ReadHandler, Setup
 from datasets.plan.train import train_spec
 from utils.errors import UserError
 
@@ -51,14 +51,14 @@ class Bench:
         self.label = f"{name} ({folder})" if folder else name
         self.records = loaders.records_of(self.cfg, "train")
         self.spec = train_spec(cfg)
-        self.reading = loaders.reading(self.cfg)
+        self.options = loaders.loader_options(self.cfg)
 
         # (T, H, W, C) of one clip: the slot must hold it
         shape = (self.spec.sampling.frames_per_clip, self.spec.input_size, self.spec.input_size, 3)
 
         self.slot = Slot.create("zoetrope-bench", int(np.prod(shape)))
-        setup = Setup(self.reading.reader, train=self.spec, seed=cfg.seed)
-        self.desk: Desk | None = Desk(setup, self.records, [self.slot])
+        setup = Setup(self.options.reader, train=self.spec, seed=cfg.seed)
+        self.handler: ReadHandler | None = ReadHandler(setup, self.records, [self.slot])
 
         # Sums over all rounds: CPU seconds of the reader and of the bare decode, clips, stored bytes, bad videos.
         self.next, self.clips = 0, clips
@@ -69,10 +69,10 @@ class Bench:
 
     def close(self) -> None:
         """Close the reader; a second call does nothing."""
-        if self.desk is not None:
-            self.desk.close()
+        if self.handler is not None:
+            self.handler.close()
             self.slot.close()
-        self.desk = None
+        self.handler = None
 
     def round(self, clips: int) -> None:
         """Time `clips` clips, then the bare decode of the same frames, then profile some."""
@@ -107,9 +107,9 @@ class Bench:
 
     def ask(self, position: int) -> Answer:
         """Read one clip as a reader process does; count a bad video instead of raising its error."""
-        assert self.desk is not None
+        assert self.handler is not None
         videos = len(self.records)
-        answer = self.desk.answer(position + 1, ReadClip(position % videos, position // videos, position))
+        answer = self.handler.answer(position + 1, ReadClip(position % videos, position // videos, position))
         if answer.bug or answer.user:
             raise UserError(f"benchmark data: reader {self.label}: {answer.user or answer.bug}")
 

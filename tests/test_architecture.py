@@ -1,4 +1,4 @@
-"""House rules that a reader of the code relies on; they look at whatever files there are."""
+"""Architecture rules that a reader of the code relies on; they look at whatever files there are."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from tests import git
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("methods", "networks", "datasets", "utils", "anal_tools", "launch")
+PACKAGES = ("methods", "networks", "datasets", "utils", "anal_tools", "launch")
 
-# Which rooms a room may import. `main` may import all of them; none imports `main`. utils/engine is a room of its own,
-# above datasets and methods: no other file of utils may import it.
+# Which packages a package may import. `main` may import all of them; none imports `main`. utils/engine counts as a
+# package above datasets and methods: no other file of utils may import it.
 ALLOWED = {
     "networks": set(),
     "utils": set(),
@@ -25,7 +25,7 @@ ALLOWED = {
     "engine": {"utils", "datasets", "methods"},
     "anal_tools": {"utils", "datasets", "methods", "engine"},
     "launch": {"utils", "anal_tools"},
-    "main": {*ROOMS, "engine"} - {"launch"},
+    "main": {*PACKAGES, "engine"} - {"launch"},
 }
 EXCEPTIONS = {("launch/job.py", "main")}  # inside the job, lazily
 # Heavy or optional: imported inside the function that needs it.
@@ -66,11 +66,11 @@ def matching(patterns: tuple[str, ...]) -> list[str]:
     return [name for name in python_files() if any(Path(name).match(pattern) for pattern in patterns)]
 
 
-def room_of(name: str) -> str | None:
+def package_of(name: str) -> str | None:
     first = Path(name).parts[0]
     if name.startswith("utils/engine/"):
         return "engine"
-    return "main" if first == "main.py" else first if first in ROOMS else None
+    return "main" if first == "main.py" else first if first in PACKAGES else None
 
 
 def imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
@@ -79,7 +79,7 @@ def imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
         if isinstance(node, ast.Import):
             yield from ((alias.name, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"line {node.lineno}: relative import; write the room's name"
+            assert node.level == 0, f"line {node.lineno}: relative import; write the package's name"
             yield node.module or "", node.lineno
             yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
 
@@ -87,7 +87,7 @@ def imports(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
 def named_modules(nodes: Iterator[ast.AST]) -> Iterator[tuple[str, int]]:
     """Dotted names of our modules in strings, such as a table of verbs or the words after `-m`, with their lines."""
     for node in nodes:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.split(".")[0] in ROOMS:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.split(".")[0] in PACKAGES:
             place = node.value.replace(".", "/")
             if "." in node.value and {f"{place}.py", f"{place}/__init__.py"} & set(tracked()):
                 yield node.value, node.lineno
@@ -118,7 +118,7 @@ def not_for_types(node: ast.AST) -> Iterator[ast.AST]:
 
 def test_the_tree_is_seen() -> None:
     assert "main.py" in tracked()
-    assert {room_of(name) for name in python_files()} >= {"main", *ROOMS}
+    assert {package_of(name) for name in python_files()} >= {"main", *PACKAGES}
 
 
 TOP_LEVEL = {
@@ -142,14 +142,14 @@ def test_the_top_level_is_the_users() -> None:
     assert {name for name in top_level if not name.startswith(".")} - TOP_LEVEL == set()
 
 
-@pytest.mark.parametrize("room", ALLOWED)
-def test_import_direction(room: str) -> None:
+@pytest.mark.parametrize("package", ALLOWED)
+def test_import_direction(package: str) -> None:
     wrong = []
-    for name in (n for n in python_files() if room_of(n) == room):
+    for name in (n for n in python_files() if package_of(n) == package):
         nodes = list(not_for_types(tree(name)))
         for module, line in (*imports(iter(nodes)), *named_modules(iter(nodes))):
             other = "engine" if module.startswith("utils.engine") else module.split(".")[0]
-            if other in ALLOWED and other not in {room, *ALLOWED[room]} and (name, module) not in EXCEPTIONS:
+            if other in ALLOWED and other not in {package, *ALLOWED[package]} and (name, module) not in EXCEPTIONS:
                 wrong.append(f"{name}:{line} imports {module}")
     assert wrong == []
 
@@ -164,7 +164,7 @@ def test_optional_libraries_are_imported_where_they_are_used() -> None:
     wrong = [
         f"{name}:{line} imports {module}"
         for name in python_files()
-        if room_of(name)
+        if package_of(name)
         for module, line in imports(at_import(tree(name).body))
         if module.split(".")[0] in LAZY
     ]
@@ -188,7 +188,7 @@ def direct(name: str) -> tuple[frozenset[str], frozenset[str]]:
     files, libraries = set(), set()
     for module, _ in imports(at_import(tree(name).body)):
         parts = module.split(".")
-        if parts[0] not in ROOMS:
+        if parts[0] not in PACKAGES:
             libraries.add(parts[0])
             continue
         for depth in range(1, len(parts) + 1):
@@ -216,7 +216,7 @@ def test_torch_distributed_stays_in_its_files() -> None:
     names = set()
     for name in python_files():
         text = (ROOT / name).read_text(encoding="utf-8")
-        if room_of(name) and re.search(r"torch\.distributed(?!\.run\b)|from torch import .*\bdistributed\b", text):
+        if package_of(name) and re.search(r"torch\.distributed(?!\.run\b)|from torch import .*\bdistributed\b", text):
             code = ast.unparse(tree(name))  # comments are gone
             used = any(module.startswith("torch.distributed") for module, _ in imports(ast.walk(tree(name))))
             names |= {name} if used or re.search(r"(?<!['\"])torch\.distributed\.\w+\(", code) else set()
@@ -284,7 +284,7 @@ def test_devices_and_flags_of_cuda_are_complete() -> None:
 
 def test_every_package_folder_is_a_package() -> None:
     # A folder without __init__.py loses to any installed package of the same name.
-    folders = {str(Path(name).parent) for name in python_files() if room_of(name) not in (None, "main")}
+    folders = {str(Path(name).parent) for name in python_files() if package_of(name) not in (None, "main")}
     assert sorted(folder for folder in folders if f"{folder}/__init__.py" not in tracked()) == []
 
 
@@ -340,7 +340,7 @@ def test_files_that_texts_name_are_there() -> None:
     wrong = []
     for name in (n for n in tracked() if n.endswith((".md", ".py")) and not n.startswith("tests/")):
         for path in re.findall(
-            rf"\b((?:{'|'.join(ROOMS)}|tests)/[\w/]+\.py)\b", (ROOT / name).read_text(encoding="utf-8")
+            rf"\b((?:{'|'.join(PACKAGES)}|tests)/[\w/]+\.py)\b", (ROOT / name).read_text(encoding="utf-8")
         ):
             if not (ROOT / path).exists() and "NAME" not in path and name != "docs/add_a_model.md":
                 wrong.append(f"{name}: {path}")

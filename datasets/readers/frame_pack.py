@@ -42,7 +42,7 @@ _MOST_HEADER_BYTES = 1 << 20  # a damaged trailer must not make a reader allocat
 
 @dataclasses.dataclass(frozen=True)
 class Description:
-    """The metadata that the header of a shard states.
+    """The metadata that the header of a pack states.
 
     Attributes:
         template, base: names of its frames: `template.format(base + ordinal)`.
@@ -59,8 +59,8 @@ class Description:
     fps: float
 
 
-class ShardWriter:
-    """Write one shard. Its name does not exist before `close`.
+class PackWriter:
+    """Write one pack. Its name does not exist before `close`.
 
     Args:
         path: final path, ends with `SUFFIX`.
@@ -115,14 +115,14 @@ class ShardWriter:
             os.unlink(self._tmp)
 
 
-class FrameShard:
-    """An open shard. It reads by position only, so forked processes may share it.
+class FramePack:
+    """An open pack. It reads by position only, so forked processes may share it.
 
     Args:
         path: the file.
 
     Raises:
-        MediaError: it is not a whole shard.
+        MediaError: it is not a whole pack.
     """
 
     def __init__(self, path: str) -> None:
@@ -140,7 +140,7 @@ class FrameShard:
             raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             self.close()
-            raise MediaError(path, f"the header of the shard is damaged ({error})") from error
+            raise MediaError(path, f"the header of the pack is damaged ({error})") from error
 
     def _read_tail(self) -> None:
         info = os.fstat(self._file)
@@ -150,18 +150,18 @@ class FrameShard:
 
         tail = os.pread(self._file, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
         if len(tail) < _TRAILER.size or not tail.endswith(_MAGIC):
-            raise MediaError(self.path, "it is not a whole shard: its end is missing; dump this video again")
+            raise MediaError(self.path, "it is not a whole pack: its end is missing; dump this video again")
 
         length, count, digest, _ = _TRAILER.unpack_from(tail, len(tail) - _TRAILER.size)
         needed = 8 * (2 * count + 1) + length
         if length > _MOST_HEADER_BYTES or needed + _TRAILER.size + len(_MAGIC) > size:
-            raise MediaError(self.path, "the trailer of the shard is damaged; dump this video again")
+            raise MediaError(self.path, "the trailer of the pack is damaged; dump this video again")
         if needed + _TRAILER.size > len(tail):
             tail = self._at(size - needed - _TRAILER.size, needed + _TRAILER.size)
 
         table = memoryview(tail)[len(tail) - _TRAILER.size - needed : len(tail) - _TRAILER.size]
         if xxhash.xxh3_64_intdigest(table) != digest:
-            raise MediaError(self.path, "the table of the shard is damaged; dump this video again")
+            raise MediaError(self.path, "the table of the pack is damaged; dump this video again")
 
         self._offsets: list[int] = np.frombuffer(table, "<u8", count + 1).tolist()
         self._sums = np.frombuffer(table, "<u8", count, 8 * (count + 1))
@@ -169,7 +169,7 @@ class FrameShard:
         # The checksum proves that the table is as written. It does not prove that the writer was correct.
         table_at = size - needed - _TRAILER.size
         if self._offsets[0] < len(_MAGIC) or self._offsets[-1] > table_at or self._offsets != sorted(self._offsets):
-            raise MediaError(self.path, "the table of the shard names bytes that are no frames; dump this video again")
+            raise MediaError(self.path, "the table of the pack names bytes that are no frames; dump this video again")
 
         header = json.loads(bytes(table[8 * (2 * count + 1) :]))
         self.frames = count
@@ -223,7 +223,7 @@ class FrameShard:
 
     def _frame(self, ordinal: int) -> bytes:
         if not 0 <= ordinal < self.frames:
-            raise IndexError(f"frame {ordinal} of a shard of {self.frames}")
+            raise IndexError(f"frame {ordinal} of a pack of {self.frames}")
         start = self._offsets[ordinal]
         data = self._at(start, self._offsets[ordinal + 1] - start)
         if xxhash.xxh3_64_intdigest(data, ordinal) != self._sums[ordinal]:

@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 
 from datasets.readers import open_reader
-from datasets.readers.frame_shard import FrameShard, ShardWriter
+from datasets.readers.frame_pack import FramePack, PackWriter
 from datasets.readers.frame_source import FilesSource
 from tests.datasets.specs import reader_spec
 from tests.datasets.videos import frame_image, number_in, records_of
@@ -19,15 +19,15 @@ COUNT = 12
 
 def write_shard(path: Path, count: int = COUNT, template: str = "img_{:05d}.jpg", base: int = 1) -> list[bytes]:
     images = [simplejpeg.encode_jpeg(frame_image(k, 48, 64), quality=95) for k in range(count)]
-    shard = ShardWriter(str(path), template=template, base=base, height=48, width=64, fps=25.0)
+    pack = PackWriter(str(path), template=template, base=base, height=48, width=64, fps=25.0)
     for image in images:
-        shard.add(image)
+        pack.add(image)
     assert not path.exists()
-    shard.close()
+    pack.close()
     return images
 
 
-def test_a_shard_answers_like_a_folder(tmp_path: Path) -> None:
+def test_a_pack_answers_like_a_folder(tmp_path: Path) -> None:
     images = write_shard(tmp_path / "v.fsh", template="{{x}}_{:03d}.jpg", base=0)
     source, folder = FilesSource(), str(tmp_path / "v.fsh")
     names = [f"{{x}}_{k:03d}.jpg" for k in range(COUNT)]
@@ -41,7 +41,7 @@ def test_a_shard_answers_like_a_folder(tmp_path: Path) -> None:
             source.read(os.path.join(folder, wrong))
 
 
-def test_the_reader_reads_shards_and_knows_their_metadata(tmp_path: Path) -> None:
+def test_the_reader_reads_packs_and_knows_their_metadata(tmp_path: Path) -> None:
     write_shard(tmp_path / "v.fsh")
     records = records_of(tmp_path, ["v.fsh 0 12 0", "v.fsh 4 5 0", "v.fsh 8 9 0"])
     reader = open_reader(reader_spec("frames", template="other_{:d}.jpg", frame_base=0), records)
@@ -50,7 +50,7 @@ def test_the_reader_reads_shards_and_knows_their_metadata(tmp_path: Path) -> Non
     out = np.empty((3, 48, 64, 3), np.uint8)
     reader.read(1, np.array([0, 4, 0]), None, (48, 64), out)
     assert [number_in(image) for image in out] == [4, 8, 4]
-    with pytest.raises(MediaError, match="9 frames from 8 on were asked for, the shard has 12"):
+    with pytest.raises(MediaError, match="9 frames from 8 on were asked for, the pack has 12"):
         reader.probe(2)
 
 
@@ -60,36 +60,36 @@ def test_damage_is_named_wherever_it_is(tmp_path: Path) -> None:
     for size in (0, 7, 100, len(good) // 2, len(good) - 1):
         (tmp_path / "cut.fsh").write_bytes(good[:size])
         with pytest.raises(MediaError, match="end is missing"):
-            FrameShard(str(tmp_path / "cut.fsh"))
+            FramePack(str(tmp_path / "cut.fsh"))
     rng = np.random.default_rng(0)
     for position in [*rng.integers(0, len(good), 60).tolist(), *range(len(good) - 24, len(good))]:
         bad = bytearray(good)
         bad[position] ^= 1 << int(rng.integers(8))
         (tmp_path / "bad.fsh").write_bytes(bad)
         try:
-            shard = FrameShard(str(tmp_path / "bad.fsh"))
-            read = [shard.read([k]) for k in range(3)]
+            pack = FramePack(str(tmp_path / "bad.fsh"))
+            read = [pack.read([k]) for k in range(3)]
         except MediaError:
             continue
-        shard.close()
+        pack.close()
         assert position < 8  # the magic at the start is the only byte that nothing depends on
         assert read == [[image] for image in images]
     os.mkfifo(tmp_path / "fifo.fsh")
     with pytest.raises(MediaError, match="not a regular file"):
-        FrameShard(str(tmp_path / "fifo.fsh"))
+        FramePack(str(tmp_path / "fifo.fsh"))
 
 
-def test_a_long_shard_and_an_abandoned_one(tmp_path: Path) -> None:
-    writer = ShardWriter(str(tmp_path / "v.fsh"), template="{:06d}.jpg", base=1, height=1, width=1)
+def test_a_long_pack_and_an_abandoned_one(tmp_path: Path) -> None:
+    writer = PackWriter(str(tmp_path / "v.fsh"), template="{:06d}.jpg", base=1, height=1, width=1)
     for k in range(5000):
         writer.add(b"%d" % k)
     writer.close()
-    shard = FrameShard(str(tmp_path / "v.fsh"))
-    assert shard.read([0, 4999, 2500]) == [b"0", b"4999", b"2500"]
+    pack = FramePack(str(tmp_path / "v.fsh"))
+    assert pack.read([0, 4999, 2500]) == [b"0", b"4999", b"2500"]
     with pytest.raises(IndexError):
-        shard.read([5000])
-    shard.close()
-    writer = ShardWriter(str(tmp_path / "w.fsh"), template="{:06d}.jpg", base=1, height=1, width=1)
+        pack.read([5000])
+    pack.close()
+    writer = PackWriter(str(tmp_path / "w.fsh"), template="{:06d}.jpg", base=1, height=1, width=1)
     writer.add(b"x")
     writer.abandon()
     assert [file.name for file in tmp_path.iterdir()] == ["v.fsh"]
@@ -104,7 +104,7 @@ def test_a_long_shard_and_an_abandoned_one(tmp_path: Path) -> None:
         (None, {"height": 0}, "says 64x0"),
         (None, {"width": -3}, "says -3x48"),
         (None, {"fps": float("nan")}, "at nan frames/s"),
-        (None, {"height": float("inf")}, "the header of the shard is damaged"),
+        (None, {"height": float("inf")}, "the header of the pack is damaged"),
     ],
 )
 def test_tables_that_cannot_be_are_refused(
@@ -112,11 +112,11 @@ def test_tables_that_cannot_be_are_refused(
 ) -> None:
     """The sums are right: somebody wrote it so."""
     path = tmp_path / "v.fsh"
-    writer = ShardWriter(str(path), template="{:06d}.jpg", base=1, height=48, width=64, info=info)
+    writer = PackWriter(str(path), template="{:06d}.jpg", base=1, height=48, width=64, info=info)
     for _ in range(3):
         writer.add(b"0123456789")
     if offsets:
         writer._offsets = offsets
     writer.close()
     with pytest.raises(MediaError, match=reason):
-        FrameShard(str(path))
+        FramePack(str(path))
