@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
         type=Path,
         default=None,
         metavar="FILE",
-        help="rules `child -> parent`, one per line: predictions that are no mistake",
+        help="rules `child -> parent`, one per line: predictions that do not count as mistakes",
     )
 
     args = parser.parse_args(argv)
@@ -151,7 +151,7 @@ def class_names(results: Results) -> list[str]:
         where = results.folder
         raise UserError(f"{where}: these videos have several labels; their metrics are in {where}.json")
     if not results.ids:
-        raise UserError(f"{results.folder}: no videos in it; evaluate a list that has some")
+        raise UserError(f"{results.folder}: it has no videos; evaluate a list with videos")
     return [shown(name) for name in results.class_names]
 
 

@@ -23,9 +23,9 @@ SUBMITTING = 3600.0  # seconds; the code of a job that is being submitted is cop
 
 def main(argv: Sequence[str]) -> int:
     """List what can be freed, and free it unless `--dry-run` is given."""
-    parser = Parser(prog="main.py clean", description="Free what an experiment does not need any more.")
+    parser = Parser(prog="main.py clean", description="Delete what an experiment no longer needs.")
     parser.add_argument("exp", type=Path, help="experiment folder")
-    parser.add_argument("--dry-run", action="store_true", help="only show it")
+    parser.add_argument("--dry-run", action="store_true", help="only list it, delete nothing")
     args = parser.parse_args(argv)
     if not (args.exp / "config.yaml").is_file():
         raise UserError(f"{args.exp}: no config.yaml here; name an experiment folder")

@@ -29,12 +29,12 @@ SHOWN = 10  # classes that are printed; the file has all
 def main(argv: list[str]) -> int:
     """Parse the command line and compare the experiments."""
     parser = Parser(prog="main.py compare", description="Compare evaluated experiments.")
-    parser.add_argument("exp", type=Path, nargs="+", help="experiment folders; EXP:NAME takes the results NAME")
+    parser.add_argument("exp", type=Path, nargs="+", help="experiment folders; EXP:NAME selects the results NAME")
     parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the table of classes as CSV")
-    parser.add_argument("--seeds", action="store_true", help="join experiments whose configs differ in `seed` alone")
+    parser.add_argument("--seeds", action="store_true", help="pool experiments whose configs differ only in `seed`")
     args = parser.parse_args(argv)
     if len(args.exp) < 2:
-        raise UserError("compare: name at least two experiment folders (EXP:NAME for another evaluation of the same)")
+        raise UserError("compare: name at least two experiment folders (EXP:NAME selects another evaluation of one)")
 
     experiments = [load(str(exp)) for exp in args.exp]
     print("\n".join(compare_runs.seeds_text(experiments) if args.seeds else text(experiments)))

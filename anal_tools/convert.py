@@ -23,19 +23,19 @@ def main(argv: list[str]) -> int:
     """Parse the command line and convert the weights."""
     parser = Parser(
         prog="main.py convert",
-        description="Convert published weights into a checkpoint of this toolkit. Without --config only describe them.",
+        description="Convert published weights into a checkpoint. Without --config, only describe them.",
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="weights file of any kind, or a Hugging Face folder")
     parser.add_argument("--probe", type=Path, metavar="FILE", help="V-JEPA 2: the probe for the encoder in SRC")
     parser.add_argument("--config", type=Path, metavar="EXP", help="experiment folder or config of the model to fill")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the checkpoint goes; must not exist")
-    parser.add_argument("--family", default="auto", help="whose names the file has (default: told by the names)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="file of the checkpoint; must not exist yet")
+    parser.add_argument("--family", default="auto", help="project whose names the file uses (default: detected)")
     parser.add_argument(
         "--accept",
         action="append",
         default=[],
         metavar="OPTION",
-        help="keep the config's value of this option although the family's published weights have another",
+        help="keep the config's value of this option, even if the family's published weights have a different one",
     )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
 
     if args.docs and args.folder:
-        raise UserError(f"--docs writes the table of exps/ into {DOCS}; name no folder beside it")
+        raise UserError(f"--docs writes the table of exps/ into {DOCS}; give no folder with it")
 
     rows, problems = collect(args.folder)
     if args.docs:
@@ -208,5 +208,5 @@ def with_table(page: str, table: str) -> str:
     first, mark, rest = page.partition(MARKS[0])
     _, ended, last = rest.partition(MARKS[1])
     if not mark or not ended:
-        raise UserError(f"{DOCS}: the lines {MARKS[0]} and {MARKS[1]} are missing, between which the table goes")
+        raise UserError(f"{DOCS}: the lines {MARKS[0]} and {MARKS[1]}, which enclose the table, are missing")
     return f"{first}{MARKS[0]}\n\n{table}\n\n{MARKS[1]}{last}"

@@ -35,10 +35,11 @@ SUFFIXES = {"onnx": ".onnx", "torch": ".pt2"}
 def main(argv: list[str]) -> int:
     """Parse the command line and export the model."""
     parser = Parser(
-        prog="main.py export", description="Write the model as ONNX file, torch.export file or Hugging Face folder."
+        prog="main.py export",
+        description="Write the model as an ONNX file, a torch.export file or a Hugging Face folder.",
     )
     parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment folder or checkpoint")
-    parser.add_argument("folder", type=Path, nargs="?", metavar="OUT", help="where it goes, as --out")
+    parser.add_argument("folder", type=Path, nargs="?", metavar="OUT", help="output, like --out")
     parser.add_argument(
         "--to", choices=(*SUFFIXES, "hf"), required=True, help="onnx, torch.export's .pt2, or a Hugging Face folder"
     )
@@ -111,7 +112,7 @@ def check_out(out: Path, kind: str) -> None:
     if out.suffix != SUFFIXES[kind]:
         raise UserError(f"{out}: a file for --to {kind} must end in {SUFFIXES[kind]}")
     if out.is_dir():
-        raise UserError(f"{out} is a folder; give another --out, the name of a file")
+        raise UserError(f"{out} is a folder; give the name of a file as --out")
 
 
 def metadata_of(predictor: Predictor) -> ModelMetadata:

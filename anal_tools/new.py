@@ -17,21 +17,17 @@ STARTER = Path("launch/exp.sh")
 
 def main(argv: Sequence[str]) -> int:
     """Make the folder and print what to do next."""
-    parser = Parser(prog="main.py new", description="Make a new experiment folder from an existing one.")
+    parser = Parser(prog="main.py new", description="Create a new experiment folder from an existing one.")
     parser.add_argument("path", type=Path, help="the new folder, which may be anywhere")
-    parser.add_argument(
-        "--from", dest="source", type=Path, required=True, metavar="EXP", help="experiment to start from"
-    )
+    parser.add_argument("--from", dest="source", type=Path, required=True, metavar="EXP", help="experiment to copy")
     parser.add_argument(
         "--lists", type=Path, metavar="DIR", help="fill in these lists: train.txt, val.txt, classInd.txt"
     )
-    parser.add_argument("--root", type=Path, metavar="DIR", help="of the videos of --lists")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="folder of the videos of --lists")
     args = parser.parse_args(argv)
 
     if (args.lists is None) != (args.root is None):
-        raise UserError(
-            "new: give --lists and --root together: the list files, and the folder that their paths start from"
-        )
+        raise UserError("new: give --lists and --root together: the list files, and the folder of their paths")
 
     values = {}
     if args.lists:
@@ -40,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         values = new_lists.values_of(args.lists, args.root)
 
     folder = make(args.path, args.source, values)
-    print(f"made {folder}: edit config.yaml, then run {shlex.quote(str(folder / 'train.sh'))} local 2")
+    print(f"wrote {folder}: edit config.yaml, then run {shlex.quote(str(folder / 'train.sh'))} local 2")
     return 0
 
 

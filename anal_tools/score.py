@@ -62,21 +62,27 @@ def main(argv: list[str]) -> int:
     """Parse the command line and print the table."""
     parser = Parser(
         prog="main.py score",
-        description="Score the kept views of finished evaluations again. Several EXP are put together as one model.",
+        description="Score the kept views of finished evaluations again. Several EXP are combined into one model.",
     )
     parser.add_argument("exp", nargs="+", metavar="EXP[:NAME]", help="experiment folder, and the name of its results")
-    parser.add_argument("--protocol", choices=sorted(protocols.PRESETS), help="the views of a tool's published test")
-    parser.add_argument("--views", metavar="V,...", help="centre, 3crop, 10x1, ...: a row each (default: all views)")
-    parser.add_argument("--average", metavar="A,...", help=f"of {', '.join(protocols.AVERAGES)}: a row each")
-    parser.add_argument("--weights", metavar="W,...", help="of the models, one per EXP (default: equal)")
-    parser.add_argument("--level", type=float, default=scoring.LEVEL, help="of the intervals (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=scoring.RESAMPLES, help="lists drawn (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of these draws (default: 0)")
+    parser.add_argument(
+        "--protocol", choices=sorted(protocols.PRESETS), help="the views of a tool's published evaluation protocol"
+    )
+    parser.add_argument("--views", metavar="V,...", help="centre, 3crop, 10x1, ...: one row each (default: all views)")
+    parser.add_argument("--average", metavar="A,...", help=f"of {', '.join(protocols.AVERAGES)}: one row each")
+    parser.add_argument("--weights", metavar="W,...", help="weights of the models, one per EXP (default: equal)")
+    parser.add_argument(
+        "--level", type=float, default=scoring.LEVEL, help="confidence level of the intervals (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--resamples", type=int, default=scoring.RESAMPLES, help="number of bootstrap draws (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of these draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON line per row instead of the table")
 
     args = parser.parse_args(argv)
     if not 0 < args.level < 1 or args.resamples < 1:
-        raise UserError("--level lies between 0 and 1, --resamples is at least 1")
+        raise UserError("--level must be between 0 and 1, and --resamples at least 1")
 
     models = [load(where) for where in args.exp]
     weights = parse_weights(args.weights, len(models))

@@ -36,9 +36,9 @@ _ALTERNATE, _BACK, _HOME, _REST, _END = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?
 
 def main(argv: Sequence[str]) -> int:
     """Show the run until `q` or Ctrl-C; print it once where the output is not a terminal, or with --once."""
-    parser = Parser(prog="main.py watch", description="Watch a run; q ends it, the run goes its way.")
+    parser = Parser(prog="main.py watch", description="Watch a run. q quits; the run continues.")
     parser.add_argument("exp", type=Path, help="experiment folder")
-    parser.add_argument("--once", action="store_true", help="print it once and leave")
+    parser.add_argument("--once", action="store_true", help="print it once and exit")
     args = parser.parse_args(argv)
 
     if not (args.exp / "config.yaml").is_file():

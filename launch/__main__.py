@@ -117,16 +117,18 @@ def _load(args: argparse.Namespace, rest: Sequence[str]) -> config.Config:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="launch",
-        description="Start training or evaluation of an experiment folder.",
+        description="Start the training or evaluation of an experiment.",
         epilog="Other options are passed to the verb unchanged: see `python main.py train --help` and `eval --help`. "
         f"Further verbs: {', '.join(VERBS)} (each with --help).",
         allow_abbrev=False,
     )
     parser.add_argument("verb", metavar="train|eval")
 
-    parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
+    parser.add_argument("exp", type=Path, help="experiment folder with a config.yaml")
     parser.add_argument("partition", metavar="PARTITION", help="local = this machine, else a partition of cluster.yaml")
-    parser.add_argument("ranks", metavar="N", type=int, help="processes, one per GPU; local 0 = one without a GPU")
+    parser.add_argument(
+        "ranks", metavar="N", type=int, help="processes, one per GPU; local 0 = one process without a GPU"
+    )
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
 
     group = parser.add_argument_group("on a partition of cluster.yaml")

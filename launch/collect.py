@@ -17,10 +17,10 @@ from utils.options import Parser
 
 def main(argv: Sequence[str]) -> int:
     """Print and write the table; return 1 if a trial has failed, for scripts."""
-    parser = Parser(prog="launch collect", description="Make the table of a sweep.")
-    parser.add_argument("name", metavar="NAME", help="of the sweep")
+    parser = Parser(prog="launch collect", description="Write the table of a sweep.")
+    parser.add_argument("name", metavar="NAME", help="name of the sweep")
     parser.add_argument("--into", type=Path, default=grid.SWEEPS, help="folder of the sweeps (default: sweeps/)")
-    parser.add_argument("--no-picture", action="store_true", help="write the tables only")
+    parser.add_argument("--no-picture", action="store_true", help="write only the tables")
     args = parser.parse_args(argv)
 
     plan = grid.read(grid.folder_of(args.name, args.into))

@@ -242,12 +242,12 @@ def job_lines(folder: Path, job: str, step: str, *, nodes: int, megabytes: int) 
 
 def main(argv: Sequence[str]) -> int:
     """Run `python -m launch.memcached prepare|serve FOLDER` and return its exit code."""
-    parser = argparse.ArgumentParser(prog="launch.memcached", description="memcached servers of one job")
+    parser = argparse.ArgumentParser(prog="launch.memcached", description="Start the memcached servers of one job.")
     parser.add_argument("verb", choices=("prepare", "serve"))
     parser.add_argument("folder", type=Path, help="where the servers write their addresses; all nodes must share it")
     parser.add_argument("--megabytes", type=int, default=1024, help="memory for frames")
     parser.add_argument("--unix", action="store_true", help="a unix socket, for the ranks of this node only")
-    parser.add_argument("--parent", type=int, help="end when this process, which has started this one, ends")
+    parser.add_argument("--parent", type=int, help="exit when this parent process exits")
     args = parser.parse_args(argv)
 
     try:

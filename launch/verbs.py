@@ -60,9 +60,9 @@ def log(argv: Sequence[str]) -> int:
     """Print the output of the newest job."""
     parser = _parser("log", "print the end of the newest job's output")
     parser.add_argument("-n", type=int, default=40, help="lines of each file")
-    parser.add_argument("--job", help="a different job than the newest")
-    parser.add_argument("--rank", type=int, default=0, help="a different rank than 0")
-    parser.add_argument("--follow", "-f", action="store_true", help="go on until the job has ended")
+    parser.add_argument("--job", help="job id (default: the newest)")
+    parser.add_argument("--rank", type=int, default=0, help="rank whose output to show (default: 0)")
+    parser.add_argument("--follow", "-f", action="store_true", help="follow the output until the job has ended")
     args = parser.parse_args(argv)
 
     exp, rows = _jobs_of(args.exp)
@@ -98,7 +98,7 @@ def cancel(argv: Sequence[str]) -> int:
 def requeue(argv: Sequence[str]) -> int:
     """Start the newest job again, as a scheduler does after a preemption."""
     parser = _parser("requeue", "start the newest job again, with the code that it was submitted with")
-    parser.add_argument("--job", help="a different job than the newest")
+    parser.add_argument("--job", help="job id (default: the newest)")
     args = parser.parse_args(argv)
 
     exp, rows = _jobs_of(args.exp)
@@ -124,7 +124,9 @@ def requeue(argv: Sequence[str]) -> int:
 def list_(argv: Sequence[str]) -> int:
     """Print all experiments with jobs: newest job, last iteration, top-1."""
     parser = Parser(prog="launch list", description="all experiments with live or past jobs")
-    parser.add_argument("folder", nargs="*", type=Path, help="look here only (default: exps/ and what you submitted)")
+    parser.add_argument(
+        "folder", nargs="*", type=Path, help="look only here (default: exps/ and the jobs you submitted)"
+    )
     args = parser.parse_args(argv)
 
     listed = [(exp, jobs.submitted(exp)) for exp in jobs.experiments(args.folder)]

@@ -52,12 +52,8 @@ def main(argv: Sequence[str]) -> int:
     """
     parser = Parser(prog="main.py fetch", description="Download pretrained weights into pretrained/.")
     parser.add_argument("name", metavar="NAME", help=f"a backbone ({', '.join(FILES)}) or, with --url, any file name")
-    parser.add_argument(
-        "--url", help="where to take the file from, https only; default: where torchvision publishes it"
-    )
-    parser.add_argument(
-        "--to", type=Path, default=FOLDER, metavar="DIR", help="folder to put it in (default: pretrained/)"
-    )
+    parser.add_argument("--url", help="address of the file, https only; default: torchvision's")
+    parser.add_argument("--to", type=Path, default=FOLDER, metavar="DIR", help="target folder (default: pretrained/)")
 
     args = parser.parse_args(argv)
 

@@ -294,7 +294,7 @@ def test_broken_and_copied_configs(tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{tmp_path}/x\\|y" in out
     with pytest.raises(UserError, match="there is no such folder"):
         experiments.main([str(tmp_path / "none")])
-    with pytest.raises(UserError, match="name no folder beside it"):
+    with pytest.raises(UserError, match="give no folder with it"):
         experiments.main([str(tmp_path), "--docs"])
     (tmp_path / "empty").mkdir()
     assert experiments.main([str(tmp_path / "empty")]) == 0

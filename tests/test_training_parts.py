@@ -255,7 +255,7 @@ def test_several_labels_train_and_validate(
     capsys.readouterr()
     words = [word for override in [*SHORT, *sources, layout] for word in ("--set", override)]
     assert main.main(["train", str(small(tmp_path / "ce", motion_videos)), *words]) == 2
-    assert "several labels a video need loss: bce" in capsys.readouterr().err
+    assert "several labels per video need loss: bce" in capsys.readouterr().err
 
 
 def test_another_global_batch_is_remarked_on_and_nothing_changes(calm: Path, runs: Runs) -> None:
@@ -307,12 +307,12 @@ def test_what_a_compiled_model_needs_on_a_gpu(
 
 
 RULES = {
-    "common.data.list_layout=path_labels": "several labels a video need loss: bce",
+    "common.data.list_layout=path_labels": "several labels per video need loss: bce",
     "common.precise_bn.every_iters=3": "has no effect without precise_bn.batches",
     "common.distill.kind=dml": "missing: the experiment folder or weights file of the second network",
     "common.lr_scheduler.warmup_steps=0 common.lr_scheduler.warmup_by=epoch": "warmup_by: has no effect without a warm",
     "common.data.flip_labels=[[0,1],[1,2]]": "each class has one mirror image, but 1 occurs twice",
-    "common.data.flip_labels=[[0,8]]": "class 8 is none of the 8 classes",
+    "common.data.flip_labels=[[0,8]]": "class 8 is not one of the 8 classes",
     "common.data.flip_labels=[[0,1]] common.data.flip=false": "has no effect with flip: false",
     "common.no_wd=biases": "must be true, false or bn",
     "common.ema=1.5": "must be less than 1",

@@ -187,7 +187,7 @@ def check(name: str, value: object) -> str | None:
         return None if fits else f"{value!r} is not a whole number from {low} to {high}"
 
     if name in _CHOICES:
-        return None if value in _CHOICES[name] else f"{value!r} is none of {', '.join(_CHOICES[name])}"
+        return None if value in _CHOICES[name] else f"{value!r} is not one of {', '.join(_CHOICES[name])}"
     if name == "exclusive":
         return None if isinstance(value, bool) else f"{value!r} is neither true nor false"
 

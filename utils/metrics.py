@@ -237,7 +237,7 @@ class Tally:
         import torch
 
         if average not in AVERAGES:
-            raise ValueError(f"average {average!r} is none of {', '.join(AVERAGES)}")
+            raise ValueError(f"average {average!r} is not one of {', '.join(AVERAGES)}")
 
         self.labels, self.targets = np.asarray(labels, dtype=np.int64), targets
         self.average, self.device = average, torch.device(device)
@@ -401,7 +401,7 @@ def merge_views(values: np.ndarray, average: str = "prob", *, multi_label: bool 
         return scores.mean(axis=1) if average == "prob" else scores.sum(axis=1)
 
     if average not in ("logit", "max"):
-        raise ValueError(f"average {average!r} is none of prob, sum, logit, max")
+        raise ValueError(f"average {average!r} is not one of prob, sum, logit, max")
     # (N, V, K) -> (N, K)
     return values.mean(axis=1) if average == "logit" else values.max(axis=1)
 
@@ -418,7 +418,7 @@ def video_scores(values: np.ndarray, average: str = "prob", *, multi_label: bool
         (N, K) float64; rows of nan stay nan.
     """
     if average not in AVERAGES:
-        raise ValueError(f"average {average!r} is none of {', '.join(AVERAGES)}")
+        raise ValueError(f"average {average!r} is not one of {', '.join(AVERAGES)}")
     if average == "logit":
         return probabilities(merge_views(values, "logit"), multi_label=multi_label)
     return merge_views(values, "prob", multi_label=multi_label)
@@ -469,7 +469,7 @@ def confusion_matrix(
 
     axes = {"true": 1, "pred": 0, "all": (0, 1)}
     if normalize not in axes:
-        raise ValueError(f"normalize {normalize!r} is none of true, pred, all")
+        raise ValueError(f"normalize {normalize!r} is not one of true, pred, all")
     return counts / np.maximum(counts.sum(axis=axes[normalize], keepdims=True), 1)
 
 

@@ -35,8 +35,8 @@ class Parser(argparse.ArgumentParser):
 
 def train_parser() -> Parser:
     """Return the parser of the verb train."""
-    parser = Parser(prog="main.py train", description="train an experiment folder, or continue it (what train.sh runs)")
-    parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
+    parser = Parser(prog="main.py train", description="train an experiment or resume it (train.sh runs this)")
+    parser.add_argument("exp", type=Path, help="experiment folder with a config.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override for this run")
     parser.add_argument("--fresh", action="store_true", help="move an earlier run to old/ and start again")
     return parser

@@ -106,7 +106,7 @@ def mirrored_classes(
     for one, two in ([_class(name, names) for name in pair] for pair in pairs):
         twice = [number for number in (one, two) if one == two or table[number] != number]
         if twice:
-            raise UserError(f"common.data.flip_labels: class {twice[0]} ({names[twice[0]]}) stands in it twice")
+            raise UserError(f"common.data.flip_labels: class {twice[0]} ({names[twice[0]]}) occurs twice")
         table[one], table[two] = two, one
 
     return table.to(device)

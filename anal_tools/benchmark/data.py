@@ -37,10 +37,10 @@ def main(argv: list[str]) -> int:
         nargs="+",
         default=[],
         metavar="READER[=FOLDER]",
-        help="readers to compare (default: the experiment's); FOLDER: what `main.py dump` made for this reader",
+        help="readers to compare (default: the experiment's); FOLDER: the output of `main.py dump` for this reader",
     )
-    parser.add_argument("--clips", type=positive, default=64, help="clips that are timed per reader (default: 64)")
-    parser.add_argument("--rounds", type=positive, default=3, help="turns in which they are timed (default: 3)")
+    parser.add_argument("--clips", type=positive, default=64, help="clips to time per reader (default: 64)")
+    parser.add_argument("--rounds", type=positive, default=3, help="rounds of timing (default: 3)")
     parser.add_argument("--workers", default="1,2", help="numbers of reader processes, 0 = none (default: 1,2)")
     parser.add_argument("--step-time", type=seconds, default=None, metavar="SECONDS", help="length of a training step")
     parser.add_argument("--json", action="store_true", help="print one JSON line")

@@ -33,12 +33,14 @@ def main(argv: list[str]) -> int:
     from anal_tools.evaluate import positive
 
     parser = Parser(prog="main.py benchmark step", description="Time the parts of a training step.")
-    parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
+    parser.add_argument("exp", type=Path, help="experiment folder with a config.yaml")
     parser.add_argument("--compile", action="store_true", help="with torch.compile (common.compile: true)")
     parser.add_argument("--amp", choices=("fp32", "bf16", "fp16"), default=None, help="instead of common.precision")
     parser.add_argument("--batch", type=positive, default=None, help="clips; default: common.batch_size")
-    parser.add_argument("--iters", type=positive, default=5, help="steps that are timed (default 5)")
-    parser.add_argument("--warmup", type=not_negative, default=None, help="steps before them (default 1, 10 on a GPU)")
+    parser.add_argument("--iters", type=positive, default=5, help="steps to time (default 5)")
+    parser.add_argument(
+        "--warmup", type=not_negative, default=None, help="warm-up steps before them (default 1, 10 on a GPU)"
+    )
     parser.add_argument("--threads", type=positive, default=None, help="CPU threads of torch")
     parser.add_argument(
         "--plain", action="store_true", dest="bare", help="plain PyTorch: channels first, torch's own BN"

@@ -59,8 +59,8 @@ OF_THE_EXPERIMENT = ("config", "files", "classes", "packages asked for", "limits
 
 def main(argv: Sequence[str]) -> int:
     """Print a line for each finding. Return 2 if one is an error, which would stop a run or make its numbers wrong."""
-    parser = Parser(prog="main.py doctor", description="Look at this machine, and at an experiment, before a run does.")
-    parser.add_argument("exp", nargs="?", type=Path, help="experiment folder; without it only the machine is looked at")
+    parser = Parser(prog="main.py doctor", description="Check this machine and an experiment before you start a run.")
+    parser.add_argument("exp", nargs="?", type=Path, help="experiment folder; without it, only the machine is checked")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     args = parser.parse_args(argv)
@@ -125,7 +125,7 @@ def look(
         # A slow check shortens those after it, so that the doctor ends in time as a whole
         left = min(LONGEST.get(name, 5.0), end - time.monotonic())
         if left < 0.2:
-            yield name, warning(f"not looked at: {seconds:.0f} s are over", "run it again on a quieter machine")
+            yield name, warning(f"not checked: the {seconds:.0f} s are over", "run it again on a quieter machine")
             continue
 
         subject.deadline = time.monotonic() + left

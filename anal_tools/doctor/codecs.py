@@ -61,7 +61,7 @@ def codecs(subject: Subject, table: Mapping[str, tuple[str, tuple[str, ...]]] = 
     if good:
         yield ok(f"{', '.join(good)} decode on the CPU")
     if untried:
-        yield ok(f"{', '.join(untried)}: decoder present, not tried for want of an encoder")
+        yield ok(f"{', '.join(untried)}: decoder present, but not tried because no encoder is available")
 
 
 def frames() -> list[NDArray[np.uint8]]:

@@ -38,11 +38,11 @@ __all__ = ["build_for_evaluation", "choose_weights", "evaluate", "main"]
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the verb eval; the launcher uses it to check the options before it starts a job."""
-    parser = Parser(prog="main.py eval", description="Evaluate a checkpoint, write results/<name>.")
-    parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
+    parser = Parser(prog="main.py eval", description="Evaluate a checkpoint and write results/<name>.")
+    parser.add_argument("exp", type=Path, help="experiment folder with a config.yaml")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
     parser.add_argument("--list", type=Path, default=None, help="score this list instead of val_source")
-    parser.add_argument("--root", type=Path, default=None, help="where that list's paths start (default: val_root)")
+    parser.add_argument("--root", type=Path, default=None, help="folder of that list's paths (default: val_root)")
     parser.add_argument("--name", default=None, help="name of the results (default: the checkpoint's kind, the views)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     add_options(parser)
@@ -63,7 +63,9 @@ def main(argv: list[str]) -> int:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for the views of an evaluation and for how they are computed."""
     how = parser.add_argument_group("which views of a video (default: those of training's validation)")
-    how.add_argument("--protocol", choices=sorted(protocols.PRESETS), help="the published test of a tool")
+    how.add_argument(
+        "--protocol", choices=sorted(protocols.PRESETS), help="the published evaluation protocol of a tool"
+    )
     how.add_argument("--views", metavar="V", help="centre, 3crop, 10crop, or CLIPSxCROPS such as 10x3")
     how.add_argument("--scale", type=int, help="short side of the frames, pixels (default: test_resize)")
     how.add_argument("--crop-size", type=int, help="side of the crops, pixels (default: input_size)")
@@ -71,9 +73,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--per-position", action="store_true", help="PySlowFast's test: a softmax at each window")
 
     work = parser.add_argument_group("how it is computed")
-    work.add_argument("--chunk", type=positive, metavar="N", help="views at once (default: found by measuring)")
+    work.add_argument("--chunk", type=positive, metavar="N", help="views per forward pass (default: measured)")
     work.add_argument(
-        "--plain", action="store_true", dest="as_is", help="the network as trained, not in its fastest form"
+        "--plain", action="store_true", dest="as_is", help="use the network as trained, not its fastest form"
     )
 
 

@@ -107,7 +107,7 @@ class Protocol:
     def check_numbers(self) -> None:
         """Raise ValueError for values of a file that no evaluation can have."""
         if self.average not in AVERAGES:
-            raise ValueError(f"average {self.average!r} is none of {', '.join(AVERAGES)}")
+            raise ValueError(f"average {self.average!r} is not one of {', '.join(AVERAGES)}")
 
         sampling = self.spec.sampling
         numbers = [self.spec.num_clips, self.spec.scale, self.spec.crop_size]

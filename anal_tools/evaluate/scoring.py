@@ -72,7 +72,7 @@ def subset(kept: Protocol, protocol: Protocol) -> Subset:
         if getattr(have, field) != getattr(want, field):
             raise UserError(
                 f"the kept views have {field} {getattr(have, field)}, {protocol.name or 'the wanted ones'} "
-                f"{getattr(want, field)}: this needs an evaluation of its own"
+                f"{getattr(want, field)}: this needs a separate evaluation"
             )
 
     if kept.window != protocol.window:
@@ -117,7 +117,7 @@ def _crops(have: str, want: str, notes: list[str]) -> list[int]:
     if nested is not None:
         return nested
     if len(EVAL_CROPS[want]) > 1:
-        raise UserError(f"the crops {want} are not among the kept ones ({have}): this needs an evaluation of its own")
+        raise UserError(f"the crops {want} are not among the kept ones ({have}): this needs a separate evaluation")
 
     rule = EVAL_CROPS[have]
     notes.append(f"not nested: the centre crop of {have} may be one pixel off that of {want}")
@@ -178,9 +178,7 @@ def aligned(models: Sequence[Results]) -> list[np.ndarray]:
     rows = []
     for other in models:
         if other.num_class != first.num_class or other.class_names != first.class_names:
-            raise UserError(
-                f"{first.folder} and {other.folder}: different classes; these models cannot be put together"
-            )
+            raise UserError(f"{first.folder} and {other.folder}: different classes; these models cannot be combined")
 
         here, there = common_rows(first.ids, other.ids)
         # name one video that only one of the lists has

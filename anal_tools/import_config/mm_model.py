@@ -82,7 +82,7 @@ def take_model(model: ForeignDict, draft: Draft) -> None:
     # 1.x writes mmcls.ResNet or mmpretrain.ResNet for classes of other packages
     kind = BACKBONES.get(re.sub(r"^mm(cls|pretrain)\.", "", name))
     if kind is None:
-        backbone.fail("type", f"{name!r} is none of the networks here ({', '.join(BACKBONES)})")
+        backbone.fail("type", f"{name!r} is not supported here; use one of {', '.join(BACKBONES)}")
     model.skip("type")
     method = kind(backbone, draft)
 
@@ -116,7 +116,7 @@ def _lists(value: object) -> object:
 def _depth(backbone: ForeignDict, draft: Draft, known: tuple[int, ...]) -> str:
     depth = backbone.count("depth", 50)
     if depth not in known:
-        backbone.fail("depth", f"{depth} is none of {', '.join(map(str, known))}")
+        backbone.fail("depth", f"{depth} is not one of {', '.join(map(str, known))}")
     draft.exact("model.backbone", f"resnet{depth}", backbone, "type", "depth")
     return f"resnet{depth}"
 
@@ -424,7 +424,7 @@ def _tpn(neck: ForeignDict, model: ForeignDict, base: str, draft: Draft) -> str:
 def _head(head: ForeignDict, method: str, draft: Draft) -> None:
     name = head.text("type")
     if name not in HEADS:
-        head.fail("type", f"{name!r} is none of the heads here ({', '.join(HEADS)})")
+        head.fail("type", f"{name!r} is not supported here; use one of {', '.join(HEADS)}")
     dropout, std = HEADS[name]
 
     draft.built_in(head, "type", "in_channels")

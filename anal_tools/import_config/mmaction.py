@@ -283,7 +283,7 @@ def _list(dataset: ForeignDict, draft: Draft, role: str, kind: str) -> None:
         draft.values["loss"] = "bce"
     # The reader of lists recognises a column of offsets
     if dataset.flag("with_offset", False):
-        draft.built_in(dataset, "with_offset", note="found by looking")
+        draft.built_in(dataset, "with_offset", note="detected")
 
     if frames:
         draft.exact("data.template", dataset.text("filename_tmpl", "img_{:05}.jpg"), dataset, "filename_tmpl")

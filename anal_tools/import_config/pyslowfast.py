@@ -119,7 +119,7 @@ def _given(source: ForeignDict, *keys: str) -> list[str]:
 def _resnet(resnet: ForeignDict, draft: Draft, is_fast: bool) -> None:
     depth = resnet.count("DEPTH", 50)
     if depth not in BLOCKS:
-        resnet.fail("DEPTH", f"{depth} is none of {', '.join(map(str, BLOCKS))}")
+        resnet.fail("DEPTH", f"{depth} is not one of {', '.join(map(str, BLOCKS))}")
     draft.exact("model.backbone", f"resnet{depth}", resnet, "DEPTH")
 
     zero = resnet.flag("ZERO_INIT_FINAL_BN", False)

@@ -26,10 +26,11 @@ TABLE = "import.txt"
 def main(argv: Sequence[str]) -> int:
     """Parse the command line, convert the config, and print or write the result."""
     parser = Parser(
-        prog="main.py import", description="Take a config of MMAction2 or PySlowFast over; nothing in it is run."
+        prog="main.py import",
+        description="Convert a config of MMAction2 or PySlowFast, without running any code in it.",
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="a .py config of MMAction2, a .yaml of PySlowFast")
-    parser.add_argument("--out", type=Path, metavar="EXP", help="folder to make; without it nothing is written")
+    parser.add_argument("--out", type=Path, metavar="EXP", help="folder to create; without it nothing is written")
     parser.add_argument("--gpus", type=int, metavar="N", help="number of GPUs of their run, if the file lacks it")
     args = parser.parse_args(argv)
 
@@ -41,12 +42,12 @@ def main(argv: Sequence[str]) -> int:
     if args.out is None:
         print(config_text(args.file, draft))
         print("\n".join(lines))
-        print("\nnothing was written; --out EXP makes the folder")
+        print("\nnothing was written; --out EXP creates the folder")
         return 0
 
     folder = write(args.out, args.file, draft, lines)
     print("\n".join(lines))
-    print(f"\nmade {folder}: look at its paths, then run {shlex.quote(str(folder / 'train.sh'))} local {_gpus(draft)}")
+    print(f"\nwrote {folder}: check its paths, then run {shlex.quote(str(folder / 'train.sh'))} local {_gpus(draft)}")
     return 0
 
 

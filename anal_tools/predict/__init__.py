@@ -66,18 +66,22 @@ class Prediction:
 
 def main(argv: list[str]) -> int:
     """Parse the command line and predict; return the exit code."""
-    parser = Parser(prog="main.py predict", description="Say what is seen in videos.")
+    parser = Parser(prog="main.py predict", description="Classify videos.")
     parser.add_argument("target", type=Path, metavar="EXP|CKPT", help="experiment, checkpoint, or exported .onnx file")
     parser.add_argument("sources", nargs="+", metavar="SOURCE", help="videos, folders, folders of images, list files")
     parser.add_argument("--checkpoint", default=None, metavar="best|latest|FILE", help="default: best, else latest")
-    parser.add_argument("--engine", choices=("torch", "onnx"), default="torch", help="what runs the network")
+    parser.add_argument("--engine", choices=("torch", "onnx"), default="torch", help="library that runs the network")
     parser.add_argument("--model", type=Path, default=None, metavar="FILE", help="the .onnx file for --engine onnx")
-    parser.add_argument("--root", type=Path, default=None, help="where the paths of list files start")
+    parser.add_argument("--root", type=Path, default=None, help="folder of the paths in list files")
     parser.add_argument("--out", type=Path, default=Path("predictions"), metavar="DIR", help="default: predictions")
-    parser.add_argument("--window", type=float, default=None, metavar="SECONDS", help="predict over time in such parts")
-    parser.add_argument("--stride", type=float, default=None, metavar="SECONDS", help="their distance; default: half")
+    parser.add_argument(
+        "--window", type=float, default=None, metavar="SECONDS", help="length of the time windows to predict"
+    )
+    parser.add_argument(
+        "--stride", type=float, default=None, metavar="SECONDS", help="distance between windows; default: half a window"
+    )
     parser.add_argument("--srt", action="store_true", help="write subtitles (windows of 2 s unless --window is given)")
-    parser.add_argument("--video", action="store_true", help="write each video with its predictions drawn in, as mp4")
+    parser.add_argument("--video", action="store_true", help="write each video as mp4 with its predictions drawn on it")
     parser.add_argument("--logits", action="store_true", help="keep the logits of every view in infer.json")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
     return predict(parser.parse_args(argv))

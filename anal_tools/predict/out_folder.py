@@ -46,7 +46,7 @@ def check_folder(out: Path) -> None:
     if not place.is_dir():
         raise UserError(f"predict: --out {out}: {place} is not a folder; give another --out")
     if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"predict: --out {out}: nothing may be written in {place}; give another --out")
+        raise UserError(f"predict: --out {out}: {place} is not writable; give another --out")
 
 
 def file_names(sources: Sequence[InputVideo]) -> list[str]:
@@ -97,7 +97,7 @@ def check_targets(out: Path, names: Iterable[str], endings: Sequence[str], sourc
         # infer.json is ours by its name
         if target.is_dir() if file == INFER else os.path.lexists(target) and file not in known:
             raise UserError(
-                f"predict: {printable(str(target))} is there, and no earlier run wrote it; "
+                f"predict: {printable(str(target))} exists and was not written by an earlier run; "
                 "move it away or give another --out"
             )
 

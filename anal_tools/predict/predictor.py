@@ -199,7 +199,7 @@ def config_of(state: Mapping[str, object], file: Path, overrides: list[str]) -> 
         try:
             return config.load(copy, overrides)
         except UserError as error:
-            raise UserError(f"{file}: its config is not valid any more: {str(error).replace(str(copy), '')}") from error
+            raise UserError(f"{file}: its config is no longer valid: {str(error).replace(str(copy), '')}") from error
 
 
 def _load_config(target: Path, overrides: list[str]) -> Config:

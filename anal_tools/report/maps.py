@@ -187,13 +187,13 @@ def looker_of(results: Results, crops: np.ndarray, layer: str | None) -> Looker:
     if not weights.exists():
         weights = results.exp / weights.name  # the folder was moved
     if not weights.exists():
-        raise UserError(f"{weights}: the weights that were evaluated are not here; evaluate again")
+        raise UserError(f"{weights}: the evaluated weights are missing; evaluate again")
 
     world = World(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     build = functools.partial(methods.build, **model_arguments(cfg, pretrained=False))
     state, digest = read_steady(weights, functools.partial(interop.load_checkpoint, build=build), world)
     if digest != results.summary.get("weights_hash"):
-        raise UserError(f"{weights}: other weights than those that were evaluated; evaluate again")
+        raise UserError(f"{weights}: these are not the evaluated weights; evaluate again")
 
     net = build_for_evaluation(cfg, state, weights, world)
     looker = Looker(net, normaliser(cfg), "", digest)

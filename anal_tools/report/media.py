@@ -137,9 +137,9 @@ def source_of(exp: Path, results: Results) -> EvaluatedVideos:
     source, root = Path(summary.get("list") or cfg.val_source), summary.get("root") or cfg.val_root
 
     if not source.is_file():
-        raise UserError(f"{source}: the list that was evaluated is not here")
+        raise UserError(f"{source}: the evaluated list is missing")
     if not Path(root).is_dir():
-        raise UserError(f"{root}: the folder of the videos is not here")
+        raise UserError(f"{root}: the folder of the videos is missing")
     # Load the list as it was evaluated: the config may have changed, but the number of scores of a video has not.
     records = Records.load(source, root, num_class=results.num_class, layout=cfg.data.list_layout)
     if records.list_hash != summary.get("list_hash"):
@@ -257,7 +257,9 @@ def seen_of(source: EvaluatedVideos, reader: Reader, row: int) -> Seen:
     view = shown_view(source.spec.num_clips, plan.boxes, plan.flips, plan.size)
     frames = np.asarray(source.results.frames[row, view], np.int64)  # (T,)
     if (frames < 0).any() or int(frames.max()) >= metadata.frames:
-        raise MediaError(source.records.path(row), "has not the frames that the evaluation saw; it has changed since")
+        raise MediaError(
+            source.records.path(row), "does not have the frames that the evaluation saw; it has changed since"
+        )
 
     box = tuple(int(value) for value in plan.boxes[view])
     return Seen(metadata, view, frames, box, bool(plan.flips[view]), plan.size)

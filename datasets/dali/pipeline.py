@@ -63,7 +63,7 @@ def require_dali() -> ModuleType:
     except ImportError as error:
         raise UserError(
             "data.reader: dali needs NVIDIA DALI, which is not installed here: pip install '.[dali]' "
-            f"('.[dali-cuda12]' beside a torch for CUDA 12), or set data.reader to video or frames ({error})"
+            f"('.[dali-cuda12]' with a torch for CUDA 12), or set data.reader to video or frames ({error})"
         ) from error
 
 

@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         ) from error
 
     total = args.train + args.val
-    print(f"{out}: {total} videos ({written} made now, {total - written} were there), lists in {out / 'lists'}")
+    print(f"{out}: {total} videos ({written} written now, {total - written} existed), lists in {out / 'lists'}")
     return 0
 
 
@@ -71,9 +71,11 @@ def open_folder(out: Path, settings: files.Row) -> None:
         except ValueError:
             saved = None
         if saved != settings:
-            raise UserError(f"demo-data: {file} is of other settings ({saved}); delete {out} or choose another --out")
+            raise UserError(
+                f"demo-data: {file} was written with other settings ({saved}); delete {out} or choose another --out"
+            )
     elif out.is_dir() and any(out.iterdir()):
-        raise UserError(f"demo-data: {out} is not empty and was not made by demo-data; choose another --out")
+        raise UserError(f"demo-data: {out} is not empty and was not written by demo-data; choose another --out")
 
     # First of all the settings: whenever this is killed, the folder says whose it is.
     out.mkdir(parents=True, exist_ok=True)
@@ -217,7 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", default="data/motion8", metavar="DIR", help="folder to write (data/motion8)")
     add("--train", default=1200, help="training clips (1200)")
     add("--val", default=240, help="validation clips (240)")
-    add("--seed", default=0, help="another seed, another data set (0)")
+    add("--seed", default=0, help="random seed of the data set (0)")
     add("--workers", default=min(os.cpu_count() or 1, 16), help="processes (one per core)")
     return parser
 

@@ -53,7 +53,7 @@ def target_names(records: Records, settings: DumpSettings, files: set[str]) -> d
         if name in parents:
             raise UserError(f"dump: {path} would hold other videos; give it another name, or use --as packs")
         if name.split(os.sep)[0] in files | {os.curdir, os.pardir, ".dump"}:
-            raise UserError(f"dump: {path}: {name} is no place for a video; give it another name")
+            raise UserError(f"dump: {path}: {name} cannot be the name of a video; give it another name")
 
     return {shown: names[path] for shown, path in below.items()}
 

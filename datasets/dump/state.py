@@ -25,7 +25,7 @@ class DumpFolder:
         folder: DST.
         settings: settings of this dump.
         names: the files beside the videos that dumps have written.
-        redo: accept a folder with other settings, and make its videos again.
+        redo: accept a folder with other settings, and write its videos again.
 
     Raises:
         UserError: another dump writes there, the settings differ, or the file of the settings is damaged.
@@ -69,8 +69,8 @@ class DumpFolder:
             differ = [f"{key}: {before.get(key)} -> {now[key]}" for key in now if before.get(key) != now[key]]
             if differ and not redo:
                 raise UserError(
-                    f"{self.folder} was made with other settings ({'; '.join(differ)}); choose another folder, or add "
-                    "--redo to make its videos again"
+                    f"{self.folder} was written with other settings ({'; '.join(differ)}); choose another folder, "
+                    "or add --redo to write its videos again"
                 )
 
             # Not even --redo mixes folders, packs and clips: their names would clash.

@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
     settings.check()
 
     if args.workers < 1:
-        raise UserError(f"dump: --workers {args.workers}: at least 1")
+        raise UserError(f"dump: --workers {args.workers}: must be at least 1")
     if not 0 < args.deadline < math.inf:
-        raise UserError(f"dump: --deadline {args.deadline:g}: a number of seconds above 0")
+        raise UserError(f"dump: --deadline {args.deadline:g}: give a number of seconds above 0")
     if not 0 <= args.missing_share < 1:
         raise UserError(f"dump: --missing-share {args.missing_share:g}: give a share from 0 to below 1, such as 0.05")
 
@@ -97,26 +97,28 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         required=True,
         help="JPEG folders, frame packs, or short-GOP video",
     )
-    parser.add_argument("--root", type=Path, help="folder of the paths in the list (default: where the list is)")
+    parser.add_argument("--root", type=Path, help="folder of the paths in the list (default: that of the list)")
     parser.add_argument("--layout", default="auto", choices=LAYOUTS, help="as data.list_layout (default: auto)")
-    parser.add_argument("--short-side", type=int, default=256, help="pixels; never enlarged, 0 keeps the size")
-    parser.add_argument("--quality", type=int, default=DumpSettings.quality, help="of JPEG (default: 85)")
+    parser.add_argument(
+        "--short-side", type=int, default=256, help="short side in pixels, never enlarged; 0 keeps the size"
+    )
+    parser.add_argument("--quality", type=int, default=DumpSettings.quality, help="JPEG quality (default: 85)")
     parser.add_argument("--template", help="names of frames (default: img_{:05d}.jpg)")
     parser.add_argument("--base", type=int, default=DumpSettings.base, help="number of the first frame (default: 1)")
     parser.add_argument(
         "--gop", type=int, default=DumpSettings.gop, help="clips: frames between key frames (default: 12)"
     )
     parser.add_argument("--crf", type=int, default=DumpSettings.crf, help="clips: rate factor of x264 (default: 23)")
-    parser.add_argument("--lossless", action="store_true", help="PNG, or video without loss: for comparisons")
+    parser.add_argument("--lossless", action="store_true", help="PNG or lossless video, for comparisons")
     # The cores that this process may use: on a cluster often fewer than the machine has.
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes (default: cores)")
-    parser.add_argument("--deadline", type=float, default=3600.0, help="seconds that one video may take")
-    parser.add_argument("--redo", action="store_true", help="make everything again if the settings have changed")
+    parser.add_argument("--deadline", type=float, default=3600.0, help="seconds allowed per video")
+    parser.add_argument("--redo", action="store_true", help="write everything again if the settings have changed")
     parser.add_argument(
         "--missing-share",
         type=float,
         default=Data().missing_share,
-        help="as data.missing_share: share of its frames that a video may lack at its end (%(default)s)",
+        help="as data.missing_share: share of frames that may be missing at the end of a video (%(default)s)",
     )
     return parser.parse_args(argv)
 
@@ -138,7 +140,7 @@ def run(
         state: the open state of DST.
         targets: see `target_names`.
         new_list: path of the new list.
-        spec: share of its frames that a video may lack at its end.
+        spec: share of frames that may be missing at the end of a video.
         workers, deadline: number of processes, and seconds for one video.
     """
     owners: dict[str, int] = {}  # several records may share a video, which is dumped once
@@ -155,7 +157,7 @@ def run(
         else:
             done[target] = entry
     if done:
-        print(f"{len(done)} of {len(owners)} videos are there already", flush=True)
+        print(f"{len(done)} of {len(owners)} videos exist already", flush=True)
 
     failures: dict[str, str] = {}
     progress = DumpProgress(len(todo))

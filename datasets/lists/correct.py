@@ -48,12 +48,12 @@ class Correction:
 
 def main(argv: Sequence[str]) -> int:
     """Correct a list. Return 0."""
-    parser = Parser(prog="main.py lists", description="A list without the labels that were wrong.")
+    parser = Parser(prog="main.py lists", description="Write a list without its wrong labels.")
     parser.add_argument("list", type=Path, help="the list file")
-    parser.add_argument("--drop", type=Path, metavar="TABLE", help="csv whose videos are left out")
-    parser.add_argument("--relabel", type=Path, metavar="TABLE", help="csv whose videos get their suggested label")
+    parser.add_argument("--drop", type=Path, metavar="TABLE", help="csv of the videos to leave out")
+    parser.add_argument("--relabel", type=Path, metavar="TABLE", help="csv of the videos to relabel as suggested")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the new list")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there and differs")
+    parser.add_argument("--force", action="store_true", help="overwrite a different file")
     args = parser.parse_args(argv)
 
     # Read both tables; a video may not be in both.
@@ -83,7 +83,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--out: {error.filename}: {error.strerror}") from error
 
     dropped = sum(by_key[key].new is None for key in done)
-    print(f"{args.out}: {dropped} videos left out, {len(done) - dropped} with another label")
+    print(f"{args.out}: {dropped} videos left out, {len(done) - dropped} with a new label")
     if absent:
         more = ", ..." if len(absent) > 3 else ""
         print(f"{len(absent)} videos of the tables are not in {args.list}: {', '.join(map(_shown, absent[:3]))}{more}")
@@ -205,6 +205,6 @@ def _json(list_file: str, per_record: Sequence[Correction | None]) -> bytes:
 def _check(one: Correction, label: int, where: str) -> None:
     if one.label != label:
         raise UserError(
-            f"{one.where}: the label is {one.label} here and {label} in {where}; the list is another one, or was "
+            f"{one.where}: the label is {one.label} here and {label} in {where}; this is a different list, or it was "
             "corrected before"
         )

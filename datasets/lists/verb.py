@@ -74,28 +74,44 @@ def main(argv: Sequence[str]) -> int:
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="main.py lists",
-        description="list files of a data set, and what is missing",
+        description="write the list files of a data set, and report missing videos",
         epilog="main.py lists LIST --drop TABLE --relabel TABLE --out NEW corrects the labels of a list",
     )
 
     add = parser.add_argument
     add("data_set", choices=[*READ, "folder"], help="folder: CLASS/video or train/CLASS/video, without annotations")
-    add("--annotations", nargs="+", type=Path, metavar="FILE", help="the official files, or the folder that holds them")
-    add("--root", required=True, metavar="DIR", help="folder of the videos or frames; searched through")
+    add(
+        "--annotations",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="the official files, or the folder that contains them",
+    )
+    add("--root", required=True, metavar="DIR", help="folder of the videos or frames, searched recursively")
     add("--out", required=True, type=Path, metavar="DIR", help="folder for the lists")
-    add("--split", choices=("1", "2", "3", "all"), default="1", help="ucf101, hmdb51: a split, or all as folds (1)")
-    add("--store", choices=("video", "frames"), help="which to take where both are there (default: the more frequent)")
+    add(
+        "--split",
+        choices=("1", "2", "3", "all"),
+        default="1",
+        help="ucf101, hmdb51: one split, or all of them as folds (1)",
+    )
+    add("--store", choices=("video", "frames"), help="which to use if both exist (default: the more frequent)")
     add(
         "--classes",
         type=Path,
         metavar="FILE",
         help="number the classes as this file does (default: sorted, or official)",
     )
-    add("--segments", type=float, metavar="FPS", help="activitynet: one record a segment of folders with FPS frames/s")
+    add(
+        "--segments",
+        type=float,
+        metavar="FPS",
+        help="activitynet: one record per segment, in folders with FPS frames/s",
+    )
     add("--val-share", type=float, default=0.2, metavar="X", help="folder: share of the validation videos (0.2)")
-    add("--group", metavar="REGEX", help="folder: videos for which this finds the same text stay in one list")
-    add("--seed", type=int, default=0, help="folder: of the draw (0)")
-    add("--force", action="store_true", help="replace lists that are there and differ")
+    add("--group", metavar="REGEX", help="folder: videos that match with the same text stay in one list")
+    add("--seed", type=int, default=0, help="folder: random seed of the split (0)")
+    add("--force", action="store_true", help="overwrite lists that differ")
 
     args = parser.parse_args(argv)
     # Options that need another option, or only make sense with one data set.

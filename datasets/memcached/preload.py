@@ -236,17 +236,20 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="main.py preload", description="put the frames of an experiment into memcached servers")
-    parser.add_argument("exp", type=Path, help="experiment folder, holds config.yaml")
+    parser.add_argument("exp", type=Path, help="experiment folder with a config.yaml")
     parser.add_argument("--split", choices=("train", "val", "both"), default="train", help="which list (train)")
     parser.add_argument(
-        "--frames", choices=("all", "val"), default="all", help="all of each video, or those that a validation reads"
+        "--frames",
+        choices=("all", "val"),
+        default="all",
+        help="all frames of each video, or only those that a validation reads",
     )
     parser.add_argument("--servers", help="a file with servers, or [host:port, unix:/path]; default: the config's")
-    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="r/n", help="every n-th video, from r on")
-    parser.add_argument("--workers", type=int, default=4, help="threads that read and store (4)")
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="r/n", help="every n-th video, starting at r")
+    parser.add_argument("--workers", type=int, default=4, help="number of threads that read and store (4)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
 
     args = parser.parse_args(argv)
     if args.workers < 1:
-        raise UserError(f"--workers {args.workers}: at least one thread has to read")
+        raise UserError(f"--workers {args.workers}: must be at least 1")
     return args

@@ -51,9 +51,9 @@ class Sampling:
         for name in ("num_segments", "clip_len", "frame_interval"):
             value = getattr(self, name)
             if value < 1:
-                raise UserError(f"{name}: {value} frames make no clip; give a number of at least 1")
+                raise UserError(f"{name}: {value} frames; give at least 1")
             if value > 1 and name not in used.numbers:
-                raise UserError(f"{name}: {value} has no meaning with sampling preset {self.preset!r}; leave it at 1")
+                raise UserError(f"{name}: {value} has no effect with sampling preset {self.preset!r}; leave it at 1")
 
     @property
     def frames_per_clip(self) -> int:
@@ -118,7 +118,7 @@ def check_clips(s: Sampling, num_clips: int) -> None:
     if num_clips >= 1 and (most is None or num_clips <= most):
         return
     if num_clips < 1 or most is None:
-        raise UserError(f"num_clips: {num_clips} clips of a video are none; give at least 1")
+        raise UserError(f"num_clips: {num_clips} clips per video; give at least 1")
 
     # Suggest what this experiment allows, and the presets that define as many clips as requested.
     wider = [name for name, preset in _PRESETS.items() if preset.fits(s, num_clips)]

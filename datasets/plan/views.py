@@ -102,7 +102,7 @@ class EvalSpec:
         if self.crops not in EVAL_CROPS:
             raise UserError(f"crops: unknown views {self.crops!r}; choose one of {', '.join(EVAL_CROPS)}")
         if self.rounding not in ROUNDINGS:
-            raise UserError(f"rounding: {self.rounding!r} is none of {', '.join(ROUNDINGS)}")
+            raise UserError(f"rounding: {self.rounding!r} is not one of {', '.join(ROUNDINGS)}")
 
         if self.crop_size > self.scale:
             raise UserError(

@@ -169,7 +169,9 @@ class FramePack:
         # The checksum proves that the table is as written. It does not prove that the writer was correct.
         table_at = size - needed - _TRAILER.size
         if self._offsets[0] < len(_MAGIC) or self._offsets[-1] > table_at or self._offsets != sorted(self._offsets):
-            raise MediaError(self.path, "the table of the pack names bytes that are no frames; dump this video again")
+            raise MediaError(
+                self.path, "the table of the pack points to bytes that are not frames; dump this video again"
+            )
 
         header = json.loads(bytes(table[8 * (2 * count + 1) :]))
         self.frames = count

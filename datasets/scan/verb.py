@@ -108,9 +108,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (one per core)"
     )
-    parser.add_argument(
-        "--deadline", type=float, default=120.0, metavar="S", help="seconds that one file may take (120)"
-    )
+    parser.add_argument("--deadline", type=float, default=120.0, metavar="S", help="seconds allowed per file (120)")
     parser.add_argument(
         "--classes", type=Path, metavar="FILE", help="class names (default: classInd.txt beside the list)"
     )
@@ -124,7 +122,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
         "--missing-share",
         type=float,
         default=Data().missing_share,
-        help="as data.missing_share: share of its frames that a video may lack at its end (%(default)s)",
+        help="as data.missing_share: share of frames that may be missing at the end of a video (%(default)s)",
     )
 
     args = parser.parse_args(argv)

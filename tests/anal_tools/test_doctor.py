@@ -280,7 +280,7 @@ def test_18_slurm_that_refuses_and_slurm_that_hangs(tmp_path: Path, monkeypatch:
     rows = list(doctor.look(Subject(), {"slurm": site.slurm, "shared memory": machine.shared_memory}, seconds=2))
     assert time.monotonic() - began < 4
     the_fault([each for _, each in rows], "warning", "no answer within 2 s", advice="administrator")
-    the_fault([each for _, each in rows], "warning", "not looked at", advice="run it again")
+    the_fault([each for _, each in rows], "warning", "not checked", advice="run it again")
 
 
 def test_ports_of_jobs_among_those_of_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -151,7 +151,7 @@ def test_a_protocol_by_name_and_a_part_of_it(exp: Path, capsys: pytest.CaptureFi
     printed = json.loads(capsys.readouterr().out)
     assert printed["top1"] == pytest.approx(small.summary["metrics"]["top1"])
     assert main.main(["score", f"{exp}:thirty", "--protocol", "k400-10x3"]) == 2
-    assert "needs an evaluation of its own" in capsys.readouterr().err
+    assert "needs a separate evaluation" in capsys.readouterr().err
 
 
 def test_a_damaged_frame_is_replaced_by_its_neighbour(exp: Path, tmp_path: Path) -> None:

@@ -182,9 +182,9 @@ def test_bases_that_fan_out_are_limited(tmp_path: Path) -> None:
         ("'missing.py'", "missing.py is missing"),
         ("'mmaction::_base_/x.py'", "copy the file here"),
         ("'https://example.org/x.py'", "copy the file here"),
-        ("'/dev/zero'", "no path of a .py file"),
+        ("'/dev/zero'", "not the path of a .py file"),
         ("5", "must be a path"),
-        ("[['x.py']]", "no path of a .py file"),
+        ("[['x.py']]", "not the path of a .py file"),
     ],
 )
 def test_a_base_that_is_none_is_named(tmp_path: Path, base: str, words: str) -> None:

@@ -62,7 +62,7 @@ def test_only_its_own_files_are_replaced(
     command = ("predict", exp, clips / "A" / "a.mp4", "--out", tmp_path, "--srt")
     (tmp_path / "a.srt").write_text("mine")
     assert run(*command) == 2
-    assert "a.srt is there, and no earlier run wrote it" in capsys.readouterr().err
+    assert "a.srt exists and was not written by an earlier run" in capsys.readouterr().err
     assert (tmp_path / "a.srt").read_text() == "mine"
     (tmp_path / "a.srt").unlink()
     for _ in range(2):

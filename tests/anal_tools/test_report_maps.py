@@ -145,7 +145,7 @@ def test_other_weights_have_no_maps(exp: Path, tmp_path: Path, capsys) -> None:
     torch.save(state, moved / "ckpt_best.pth.tar")
     results = Results.load(moved)
     results.summary["weights"] = summary["weights"]
-    with pytest.raises(maps.UserError, match="other weights than those that were evaluated"):
+    with pytest.raises(maps.UserError, match="these are not the evaluated weights"):
         maps.make(moved, results, [0], tmp_path / "media")
 
 

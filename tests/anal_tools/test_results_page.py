@@ -59,7 +59,7 @@ def test_the_ridge_regression_gives_the_kept_answers(monkeypatch: pytest.MonkeyP
 
 
 def test_a_readme_without_the_marks_is_refused() -> None:
-    with pytest.raises(UserError, match="are missing, between which the numbers go"):
+    with pytest.raises(UserError, match="which enclose the numbers, are missing"):
         results.with_numbers("# Zoetrope\n", {})
 
 

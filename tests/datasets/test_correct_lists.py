@@ -53,7 +53,7 @@ def test_lines_change_their_label_and_nothing_else(tmp_path: Path, layout: str, 
     )
     before = old.read_bytes()
     assert run(old, "--drop", drop, "--relabel", relabel, "--out", tmp_path / "new.txt") == 0
-    assert "1 videos left out, 2 with another label" in capsys.readouterr().out
+    assert "1 videos left out, 2 with a new label" in capsys.readouterr().out
     assert old.read_bytes() == before
 
     kept = [layout.format(name, label) for name, label in zip(NAMES, [0, 1, 2, 0, 10, 0], strict=True)]

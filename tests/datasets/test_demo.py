@@ -131,7 +131,7 @@ def test_a_second_start_makes_only_what_is_missing(small: Path, tmp_path: Path, 
     (out / "videos/00003.mp4.tmp").write_bytes(b"half")
     capsys.readouterr()
     make(tmp_path)
-    assert "56 videos (1 made now, 55 were there)" in capsys.readouterr().out
+    assert "56 videos (1 written now, 55 existed)" in capsys.readouterr().out
     assert kept.stat().st_mtime_ns == before
     assert lost.read_bytes() == content
     assert not list(out.rglob("*.tmp"))
@@ -154,7 +154,7 @@ def test_wrong_use_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match=r"cannot write .*--out"):
         demo.main(["--out", str(tmp_path / "file" / "motion8")])
-    with pytest.raises(UserError, match="at least 8"):
+    with pytest.raises(UserError, match="8 or more"):
         demo.main(["--out", str(tmp_path / "a"), "--train", "3"])
     assert not (tmp_path / "a").exists()
 

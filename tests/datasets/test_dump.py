@@ -129,7 +129,7 @@ def test_a_restart_does_nothing_twice_and_adopts_what_the_manifest_misses(
         manifest.write_text(lines[0] + "\n" + lines[1][:20])  # killed while it wrote the second line
         capsys.readouterr()
         run_dump(videos, dst, "--as", form)
-        assert "1 of 3 videos are there already" in capsys.readouterr().out
+        assert "1 of 3 videos exist already" in capsys.readouterr().out
         assert [os.stat(path).st_ino for path in marked] == inodes
         assert len(Records.load(dst / "train.txt", dst, num_class=3)) == 3
 

@@ -87,7 +87,7 @@ def test_absolute_paths_stay_below_dst_and_one_file_has_one_target(tmp_path: Pat
     records = records_of(tmp_path, tmp_path / "a" / "x.mp4", "a/x.mp4", "./a/y.mp4")
     assert list(targets_of(records).values()) == ["a/x", "a/x", "a/y"]
     for path in (".dump/x.mp4", "train.txt", "failed.txt/x.mp4", "."):
-        with pytest.raises(UserError, match="no place for a video"):
+        with pytest.raises(UserError, match="cannot be the name of a video"):
             targets_of(records_of(tmp_path, path))
 
 
@@ -141,7 +141,7 @@ def test_lists_of_one_folder(video: Path, tmp_path: Path, capsys: pytest.Capture
     (root / "b.json").write_text(json.dumps([{"filename": str(root / "x.mp4"), "label": 3}]))
     assert verb.main([str(root / "a.txt"), str(out), *FORM]) == 0
     assert verb.main([str(root / "b.json"), str(out), *FORM]) == 0  # the same video: nothing to do
-    assert "1 of 1 videos are there already" in capsys.readouterr().out
+    assert "1 of 1 videos exist already" in capsys.readouterr().out
     assert (out / "b.txt").read_text() == "x 4 3\n"
     assert len(Records.load(out / "b.txt", out, num_class=4)) == 1
     assert sorted(path.name for path in root.iterdir()) == ["a.txt", "b.json", "x.mp4"]
@@ -185,7 +185,7 @@ def test_options_that_make_no_sense_are_refused(tmp_path: Path) -> None:
     records_of(tmp_path, "x.mp4", name="train.txt")
     call = [str(tmp_path / "train.txt"), str(tmp_path / "out"), *FORM]
     for wrong in ("0", "-1", "nan", "inf"):
-        with pytest.raises(UserError, match=f"--deadline {wrong}: a number of seconds above 0"):
+        with pytest.raises(UserError, match=f"--deadline {wrong}: give a number of seconds above 0"):
             verb.main([*call, "--deadline", wrong])
     with pytest.raises(UserError, match="--missing-share 1: give a share from 0 to below 1"):
         verb.main([*call, "--missing-share", "1"])

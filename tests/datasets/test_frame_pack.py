@@ -98,9 +98,9 @@ def test_a_long_pack_and_an_abandoned_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("offsets", "info", "reason"),
     [
-        ([8, 20, 18, 30], {}, "names bytes that are no frames"),
-        ([8, 18, 20, 4000], {}, "names bytes that are no frames"),
-        ([0, 18, 20, 30], {}, "names bytes that are no frames"),
+        ([8, 20, 18, 30], {}, "points to bytes that are not frames"),
+        ([8, 18, 20, 4000], {}, "points to bytes that are not frames"),
+        ([0, 18, 20, 30], {}, "points to bytes that are not frames"),
         (None, {"height": 0}, "says 64x0"),
         (None, {"width": -3}, "says -3x48"),
         (None, {"fps": float("nan")}, "at nan frames/s"),

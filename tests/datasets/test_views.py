@@ -81,7 +81,7 @@ def test_views_stay_inside(frames: int, w: int, h: int, views: str) -> None:
         (lambda: EvalSpec(TSN8, 1, "nine"), "unknown views 'nine'"),
         (lambda: EvalSpec(TSN8, 3), "at most 2"),
         (lambda: EvalSpec(TSN8, 1, "three_mmaction2", 256, 224), "224 is not 256"),
-        (lambda: EvalSpec(TSN8, rounding="up"), "'up' is none of"),
+        (lambda: EvalSpec(TSN8, rounding="up"), "'up' is not one of"),
     ],
 )
 def test_refused_views(make: Any, words: str) -> None:

@@ -66,7 +66,7 @@ def test_which_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ('defaults: {setup: ["a\\nb"]}', ":1: defaults.setup: must be a list of shell lines"),
         ("defaults: {environment: {A-B: 1}}", "'A-B' cannot be the name of a variable"),
         ('defaults: {environment: {A: "x\\ny"}}', "A: 'x\\ny' is not a text on one line"),
-        ("defaults: {gpu_request: gpus}", "'gpus' is none of gpus-per-node, gres, none"),
+        ("defaults: {gpu_request: gpus}", "'gpus' is not one of gpus-per-node, gres, none"),
         ("defaults: {gpus_per_node: true}", "True is not a whole number"),
         ("defaults: {time: 1, time: 2}", ":1: defaults.time: given twice"),
     ],

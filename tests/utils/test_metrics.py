@@ -116,7 +116,7 @@ def test_merge_views_by_probability() -> None:
     merged = metrics.merge_views(logits)
     np.testing.assert_allclose(merged, torch.from_numpy(logits).softmax(2).mean(1).numpy(), atol=1e-12)
     np.testing.assert_allclose(merged.sum(1), 1)
-    with pytest.raises(ValueError, match="none of prob, sum, logit, max"):
+    with pytest.raises(ValueError, match="not one of prob, sum, logit, max"):
         metrics.merge_views(logits, "median")
 
 

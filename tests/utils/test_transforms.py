@@ -259,8 +259,8 @@ def test_mirrored_clips_have_the_mirrored_class() -> None:
     ("pairs", "reason"),
     [
         ([["left", "rihgt"]], "no class is called 'rihgt' (did you mean right?)"),
-        ([["left", "up"], ["right", 0]], "class 0 (left) stands in it twice"),
-        ([["up", 3]], "class 3 (up) stands in it twice"),
+        ([["left", "up"], ["right", 0]], "class 0 (left) occurs twice"),
+        ([["up", 3]], "class 3 (up) occurs twice"),
     ],
 )
 def test_classes_that_cannot_be_exchanged(pairs: list, reason: str) -> None:

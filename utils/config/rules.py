@@ -131,7 +131,7 @@ def _mirrored_labels(value: LookUp) -> Iterator[Problem]:
         yield "data.flip_labels", "has no effect with flip: false; remove it, or set flip: true"
     wrong = [name for pair in pairs or () for name in pair if isinstance(name, int) and name >= classes]
     if wrong:
-        yield "data.flip_labels", f"class {wrong[0]} is none of the {classes} classes, which count from 0"
+        yield "data.flip_labels", f"class {wrong[0]} is not one of the {classes} classes, which count from 0"
 
 
 def _policy(value: LookUp) -> Iterator[Problem]:

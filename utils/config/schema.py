@@ -292,10 +292,10 @@ class Data(Strict):
     )
     memcached: Memcached = section("servers of the reader memcached", default=Memcached)
     template: Annotated[str, AfterValidator(frame_template)] = key(
-        "file name of a frame; auto = found by looking", default="auto"
+        "file name of a frame; auto = detected", default="auto"
     )
     frame_base: Annotated[int | str, BeforeValidator(auto_or_base, json_schema_input_type=Literal["auto", 0, 1])] = key(
-        "number of the first frame file, 0 or 1; auto = found by looking", default="auto"
+        "number of the first frame file, 0 or 1; auto = detected", default="auto"
     )
     metadata: PathText | None = key(
         "metadata.bin of `main.py scan`: what is known of files is not looked up again; entries of files that have "
@@ -320,7 +320,7 @@ class Data(Strict):
         "one_per_segment",
     ] = key("whose rule picks the frames of a clip: docs/sampling.md has a table", default="one_per_segment")
     list_layout: Literal["auto", "path_labels", "path_frames_labels"] = key(
-        "what stands in a line of a list; auto = found by looking, one label per line; the others take several labels, "
+        "what a line of a list contains; auto = detected, one label per line; the others allow several labels, "
         "after the path or after the number of frames",
         default="auto",
     )

@@ -37,7 +37,7 @@ def main(argv: Sequence[str], *, check: Callable[[Config], Sequence[str]] = lamb
     parser = Parser(prog="main.py config", description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("exp", nargs="?", type=Path, help="experiment folder, or a YAML file")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value")
-    parser.add_argument("--keys-only", action="store_true", help="do not look at lists, roots and other files")
+    parser.add_argument("--keys-only", action="store_true", help="do not check lists, roots and other files")
     parser.add_argument("--docs", action="store_true", help=f"write {DOCS}")
     parser.add_argument("--schema", action="store_true", help=f"write {SCHEMA}, for completion in editors")
     args = parser.parse_args(argv)
